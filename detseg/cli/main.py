@@ -1,0 +1,94 @@
+"""The `detseg` command, and what every script of tools/ and datasets/ runs.
+
+A command is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`. It is imported when
+it is used, so that `detseg --help` is fast. A module that sets `ACCEPTS_OVERRIDES` gets what the parser does not know
+(`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) as `arguments.overrides`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from detseg import __version__
+from detseg.errors import DetsegError
+
+# Name of the command -> what it does, in the order of a project's day.
+COMMANDS = {
+    "make_synthetic": "make a set of synthetic cells with exact masks",
+    "prepare_label_images": "turn folders of images and label images into COCO files",
+    "train_net": "train a model, evaluate it and draw what it sees",
+    "predict": "run a trained model over images and write a Predictions file",
+    "evaluate": "score a Predictions file against ground truth",
+    "visualize": "draw predictions and ground truth over the images",
+    "check_parity": "compare the native models with numbers computed by Detectron2",
+}
+SHORT_NAMES = {"train": "train_net"}
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `detseg COMMAND ...`; return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="detseg",
+        description="Instance segmentation for microscopy: train, predict, score.",
+        epilog="Commands:\n" + "\n".join(f"  {name:22}{text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"detseg {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands below; COMMAND --help tells more")
+    if not words:
+        parser.print_help()
+        return EXIT_BAD_INPUT
+    name = words[0]
+    command = SHORT_NAMES.get(name, name).replace("-", "_")
+    if command not in COMMANDS:
+        parser.parse_args(words[:1])
+        parser.error(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+    return run_command(command, words[1:], prog=f"detseg {name}")
+
+
+def run_tool(command: str) -> None:
+    """Run one command as the script that the user started, and leave Python with its exit status."""
+    sys.exit(run_command(command, sys.argv[1:], prog=None))
+
+
+def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
+    """Parse the words of one command and run it. DetsegError becomes one message and the exit status 2."""
+    module = importlib.import_module(f"detseg.cli.{command}")
+    arguments = _parse(module, words, prog)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return module.run(arguments) or 0
+    except DetsegError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parse(module: ModuleType, words: Sequence[str], prog: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if not getattr(module, "ACCEPTS_OVERRIDES", False):
+        return parser.parse_args(words)
+    # Overrides may hold values that look like options (`SOLVER.BASE_LR -1`), and keys may come as `--KEY=VALUE`.
+    arguments, overrides = parser.parse_known_args(words)
+    arguments.overrides = overrides
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

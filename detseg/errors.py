@@ -1,0 +1,37 @@
+"""The exceptions that detseg raises for bad input.
+
+Every message says what was read, where (file, row or annotation id, key), what was expected and what to do. The command
+line prints that one message and exits with status 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DetsegError(Exception):
+    """Something that the user gave or that surrounds the program is wrong; the message says what and how to mend it."""
+
+
+class ConfigError(DetsegError):
+    """A configuration file, key or value is wrong."""
+
+
+class DataError(DetsegError):
+    """An image, a mask, a table or a data set is wrong."""
+
+
+class WeightsError(DetsegError):
+    """A checkpoint cannot be read or does not fit the model."""
+
+
+class RunError(DetsegError):
+    """A run folder cannot be used, or a training cannot go on."""
+
+
+def list_problems(problems: Sequence[str], limit: int = 20) -> str:
+    """Join problems into an indented list, one a line; after `limit` lines only their number is told."""
+    lines = [f"  - {problem}" for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  ... and {len(problems) - limit} more")
+    return "\n".join(lines)

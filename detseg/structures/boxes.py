@@ -1,0 +1,54 @@
+"""Boxes as NumPy arrays: (N, 4) float32, XYXY, in pixels, half-open.
+
+A box `(x0, y0, x1, y1)` covers the pixels with x0 <= x < x1 and y0 <= y < y1, so a mask whose columns are 3, 4 and 5
+has x0 = 3 and x1 = 6, and its width is x1 - x0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def box_area(boxes: np.ndarray) -> np.ndarray:
+    """Return the area in square pixels, (N,) float32, of boxes (N, 4); boxes turned inside out have area 0."""
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the shared area (N, M) float32 in square pixels of every pair of boxes (N, 4) and (M, 4)."""
+    first = np.asarray(first, dtype=np.float32).reshape(-1, 4)
+    second = np.asarray(second, dtype=np.float32).reshape(-1, 4)
+    width = np.minimum(first[:, None, 2], second[None, :, 2]) - np.maximum(first[:, None, 0], second[None, :, 0])
+    height = np.minimum(first[:, None, 3], second[None, :, 3]) - np.maximum(first[:, None, 1], second[None, :, 1])
+    return np.maximum(width, 0) * np.maximum(height, 0)
+
+
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the intersection over union (N, M) float32, in [0, 1], of every pair of boxes (N, 4) and (M, 4).
+
+    Two boxes without area have IoU 0.
+    """
+    intersection = box_intersection(first, second)
+    union = box_area(first)[:, None] + box_area(second)[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return boxes (N, 4) float32 moved into an image of `height` x `width` pixels."""
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    return np.clip(boxes, 0, limits)
+
+
+def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (N, 4) as x, y, width, height, the form of COCO files."""
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (N, 4) given as x, y, width, height in XYXY form."""
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -1,0 +1,226 @@
+"""All objects of an image as a few label images, so that time and memory grow with the image and not with the objects.
+
+`layers` has the axes (L, H, W), int32: 0 is background, 1..N are objects. Objects that overlap lie in different layers;
+most microscopy needs one to three. The arrays are never changed in place once a LabelLayers holds them: what was
+computed from them (boxes, areas) is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.structures import rle as rle_codec
+
+
+class LabelLayers:
+    """N objects of one image as (L, H, W) int32 label maps.
+
+    Every id 1..N lies in one layer only; an id may have no pixel at all (an object that a crop removed) until
+    `drop_empty`. Object n of a list (0-based) has the id n + 1.
+    """
+
+    def __init__(self, layers: np.ndarray, num_instances: int) -> None:
+        layers = np.asarray(layers)
+        if layers.ndim != 3:
+            raise DataError(f"label layers have the axes (layer, height, width), but this array has the shape {layers.shape}")
+        if layers.dtype != np.int32:
+            raise DataError(f"label layers are int32, not {layers.dtype}")
+        self.layers = layers
+        self.num_instances = int(num_instances)
+
+    @classmethod
+    def empty(cls, height: int, width: int) -> LabelLayers:
+        """Return an image without objects: one layer of zeros."""
+        return cls(np.zeros((1, height, width), dtype=np.int32), 0)
+
+    @classmethod
+    def from_label_image(cls, labels: np.ndarray) -> LabelLayers:
+        """Make one layer from a label image (H, W) of integers >= 0; ids become 1..N in ascending order.
+
+        An object of several components stays one object. Raises DataError for negative or fractional labels.
+        """
+        labels = np.asarray(labels)
+        if labels.ndim != 2 or labels.dtype.kind not in "iub":
+            raise DataError(
+                f"a label image has the axes (height, width) and whole numbers, not the shape {labels.shape} of {labels.dtype}"
+            )
+        if labels.size == 0:
+            return cls(np.zeros((1, *labels.shape), dtype=np.int32), 0)
+        if labels.min() < 0:
+            raise DataError(f"a label image has no negative labels, but this one goes down to {labels.min()}")
+        compact, count = _compact(labels)
+        return cls(compact[None], count)
+
+    @classmethod
+    def from_masks(cls, masks: np.ndarray) -> LabelLayers:
+        """Make layers from masks (N, H, W) bool."""
+        masks = np.asarray(masks, dtype=bool)
+        if masks.ndim != 3:
+            raise DataError(f"masks have the axes (object, height, width), but this array has the shape {masks.shape}")
+        crops = [(mask, 0, 0) for mask in masks]
+        return cls._from_crops(crops, masks.shape[1], masks.shape[2])
+
+    @classmethod
+    def from_rles(cls, rles: Sequence[Mapping[str, Any]], height: int, width: int) -> LabelLayers:
+        """Make layers from N COCO RLEs of an image of height x width pixels; object n gets the id n + 1.
+
+        Raises DataError where an RLE is broken or was made for an image of another size.
+        """
+        for index, rle in enumerate(rles):
+            if list(rle.get("size", ())) != [height, width]:
+                raise DataError(
+                    f"mask {index} was made for an image of {rle.get('size')} (height, width), but the image has "
+                    f"{[height, width]}"
+                )
+        return cls._from_crops(rle_codec.decode_crops(rles), height, width)
+
+    @classmethod
+    def _from_crops(cls, crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> LabelLayers:
+        """Greedy colouring: every object goes to the first layer in which its pixels are free."""
+        layers = [np.zeros((height, width), dtype=np.int32)]
+        for index, (crop, x0, y0) in enumerate(crops):
+            window = (slice(y0, y0 + crop.shape[0]), slice(x0, x0 + crop.shape[1]))
+            for layer in layers:
+                if not layer[window][crop].any():
+                    break
+            else:
+                layer = np.zeros((height, width), dtype=np.int32)
+                layers.append(layer)
+            layer[window][crop] = index + 1
+        return cls(np.stack(layers), len(crops))
+
+    @property
+    def num_layers(self) -> int:
+        return self.layers.shape[0]
+
+    @property
+    def height(self) -> int:
+        return self.layers.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.layers.shape[2]
+
+    def __len__(self) -> int:
+        return self.num_instances
+
+    def __repr__(self) -> str:
+        return f"LabelLayers({self.num_instances} objects, {self.num_layers} layers of {self.height} x {self.width})"
+
+    @cached_property
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (N, 4) int64, areas (N,) int64 and layers (N,) int64 (-1 for none), from the runs along the rows."""
+        starts, ends, ids = _row_runs(self.layers)
+        row, first = np.divmod(starts, max(self.width, 1))
+        layer, row = np.divmod(row, max(self.height, 1))
+        last = first + ends - starts
+        count = self.num_instances
+        boxes = np.zeros((count, 4), dtype=np.int64)
+        boxes[:, :2] = np.iinfo(np.int64).max
+        np.minimum.at(boxes[:, 0], ids, first)
+        np.minimum.at(boxes[:, 1], ids, row)
+        np.maximum.at(boxes[:, 2], ids, last)
+        np.maximum.at(boxes[:, 3], ids, row + 1)
+        boxes[boxes[:, 2] == 0] = 0
+        areas = np.zeros(count, dtype=np.int64)
+        np.add.at(areas, ids, ends - starts)
+        layer_of = np.full(count, -1, dtype=np.int64)
+        layer_of[ids] = layer
+        return boxes, areas, layer_of
+
+    def boxes(self) -> np.ndarray:
+        """Return tight half-open boxes (N, 4) float32 XYXY; zeros for an object without pixels."""
+        return self._statistics[0].astype(np.float32)
+
+    def areas(self) -> np.ndarray:
+        """Return the number of pixels (N,) int64 of every object."""
+        return self._statistics[1].copy()
+
+    def layer_index(self) -> np.ndarray:
+        """Return the layer (N,) int64 in which every object lies; -1 for an object without pixels."""
+        return self._statistics[2].copy()
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the mask (H, W) bool of one object (0-based)."""
+        if not 0 <= index < self.num_instances:
+            raise IndexError(f"object {index} of {self.num_instances}")
+        layer = self._statistics[2][index]
+        if layer < 0:
+            return np.zeros((self.height, self.width), dtype=bool)
+        return self.layers[layer] == index + 1
+
+    def masks(self) -> np.ndarray:
+        """Return all masks (N, H, W) bool. Memory grows with objects x pixels: for small images and tests."""
+        if self.num_instances == 0:
+            return np.zeros((0, self.height, self.width), dtype=bool)
+        return np.stack([self.mask(index) for index in range(self.num_instances)])
+
+    def foreground(self) -> np.ndarray:
+        """Return where any object is, (H, W) bool."""
+        return (self.layers > 0).any(axis=0)
+
+    def select(self, keep: np.ndarray) -> LabelLayers:
+        """Return the objects of `keep`, a mask (N,) bool or indices in the wanted order; ids become 1..len."""
+        keep = np.asarray(keep)
+        indices = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
+        new_id = np.zeros(self.num_instances + 1, dtype=np.int32)
+        new_id[indices + 1] = np.arange(1, len(indices) + 1, dtype=np.int32)
+        layers = new_id[self.layers]
+        used = layers.any(axis=(1, 2))
+        used[0] |= not used.any()
+        return LabelLayers(layers[used], len(indices))
+
+    def drop_empty(self) -> tuple[LabelLayers, np.ndarray]:
+        """Return the objects that have pixels, and their indices (M,) int64 before."""
+        kept = np.flatnonzero(self._statistics[1] > 0)
+        if len(kept) == self.num_instances:
+            return self, kept
+        return self.select(kept), kept
+
+    def to_rles(self) -> list[dict[str, Any]]:
+        """Encode every object as a COCO RLE, in the order of the ids, in one pass a layer."""
+        rles: list[dict[str, Any]] = rle_codec.encode_labels(self.layers[0], self.num_instances)
+        for number in range(1, self.num_layers):
+            inside = np.flatnonzero(self._statistics[2] == number)
+            in_layer = rle_codec.encode_labels(self.layers[number], self.num_instances)
+            for index in inside:
+                rles[index] = in_layer[index]
+        return rles
+
+
+def _compact(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rename the labels of an image of integers >= 0 to 1..N, in ascending order; return them as int32, and N."""
+    highest = int(labels.max())
+    if highest <= 4 * labels.size + 65536:
+        present = np.zeros(highest + 1, dtype=bool)
+        present[labels.ravel()] = True
+        present[0] = False
+        new_id = np.cumsum(present, dtype=np.int32)
+        new_id[~present] = 0
+        return new_id[labels.astype(np.int64, copy=False)], int(present.sum())
+    values, inverse = np.unique(labels, return_inverse=True)
+    inverse = inverse.reshape(labels.shape).astype(np.int32)
+    has_background = values[0] == 0
+    return (inverse, len(values) - 1) if has_background else (inverse + 1, len(values))
+
+
+def _row_runs(layers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return start, end (flat positions) and 0-based object of every run of an id along the rows of (L, H, W)."""
+    flat = np.ascontiguousarray(layers).reshape(-1)
+    if flat.size == 0:
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing, nothing
+    changes = flat[1:] != flat[:-1]
+    # A run ends with its row, although the next row may go on with the same id.
+    changes[layers.shape[2] - 1 :: layers.shape[2]] = True
+    boundaries = np.flatnonzero(changes) + 1
+    starts = np.concatenate([[0], boundaries])
+    ends = np.concatenate([boundaries, [flat.size]])
+    ids = flat[starts].astype(np.int64)
+    inside = ids > 0
+    return starts[inside], ends[inside], ids[inside] - 1

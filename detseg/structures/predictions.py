@@ -1,0 +1,86 @@
+"""What a model, or a fusion of models, says about one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+
+
+@dataclass
+class Predictions:
+    """N detections of one image; N = 0 is legal everywhere.
+
+    height, width: the size of the original image in pixels; everything below is in its pixels.
+    boxes: (N, 4) float32 XYXY half-open. scores: (N,) float32 in [0, 1]. classes: (N,) int64, 0-based.
+    rles: N COCO RLEs of size [height, width], or None for boxes alone.
+    soft_masks: N crops (h, w) uint8, 255 x the probability of every pixel of `soft_mask_window(box)`, or None. They let
+        masks be averaged and thresholded later, from files.
+    provenance: plain values that say what made this (config and checkpoint hash, engine, fold, TTA).
+    """
+
+    image_id: int | str
+    file_name: str
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    rles: list[dict[str, Any]] | None = None
+    soft_masks: list[np.ndarray] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
+        self.scores = np.asarray(self.scores, dtype=np.float32).reshape(-1)
+        self.classes = np.asarray(self.classes, dtype=np.int64).reshape(-1)
+        lengths = {"boxes": len(self.boxes), "scores": len(self.scores), "classes": len(self.classes)}
+        if self.rles is not None:
+            lengths["rles"] = len(self.rles)
+        if self.soft_masks is not None:
+            lengths["soft_masks"] = len(self.soft_masks)
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"predictions of image {self.file_name or self.image_id} of unequal lengths: {lengths}")
+        for index, rle in enumerate(self.rles or ()):
+            if list(rle["size"]) != [self.height, self.width]:
+                raise DataError(
+                    f"predictions of image {self.file_name or self.image_id}: mask {index} has the size {rle['size']}, the "
+                    f"image {[self.height, self.width]} (height, width)"
+                )
+
+    @classmethod
+    def empty(cls, image_id: int | str, file_name: str, height: int, width: int, masks: bool = True) -> Predictions:
+        """Return an answer without detections."""
+        nothing = np.zeros(0, dtype=np.float32)
+        return cls(image_id, file_name, height, width, nothing, nothing, nothing, rles=[] if masks else None)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, keep: np.ndarray) -> Predictions:
+        """Return the detections of `keep`, a mask (N,) bool or indices in the wanted order."""
+        keep = np.asarray(keep)
+        indices = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
+        return Predictions(
+            image_id=self.image_id,
+            file_name=self.file_name,
+            height=self.height,
+            width=self.width,
+            boxes=self.boxes[indices],
+            scores=self.scores[indices],
+            classes=self.classes[indices],
+            rles=None if self.rles is None else [self.rles[index] for index in indices],
+            soft_masks=None if self.soft_masks is None else [self.soft_masks[index] for index in indices],
+            provenance=dict(self.provenance),
+        )
+
+
+def soft_mask_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return x0, y0, x1, y1: the whole pixels of an image of height x width that a box (4,) touches, half-open."""
+    x0, y0 = np.floor(box[:2]).astype(int)
+    x1, y1 = np.ceil(box[2:]).astype(int)
+    x0, y0 = min(max(x0, 0), width), min(max(y0, 0), height)
+    return int(x0), int(y0), int(min(max(x1, x0), width)), int(min(max(y1, y0), height))

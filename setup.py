@@ -1,0 +1,59 @@
+"""Installation of detseg: `pip install -e .` holds everything that training, evaluating and predicting need."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "detseg" / "__init__.py").read_text(encoding="utf-8"), re.M).group(1)
+
+# What a kernel needs that only predicts: no training data tools, no scoring, no plots.
+INFERENCE = [
+    "torch>=2.1",
+    "torchvision>=0.16",
+    "numpy>=1.26",
+    "opencv-python-headless>=4.8",
+    "pillow>=9.4",
+    "tifffile>=2023.2",
+    "pyyaml>=6.0",
+    "scipy>=1.10",
+    "pycocotools>=2.0.7",
+    "tqdm>=4.64",
+]
+BASE = [
+    *INFERENCE,
+    "albumentations>=1.4,<2.1",
+    "ensemble-boxes>=1.0.9",
+    "faster-coco-eval>=1.6",
+    "tensorboard>=2.11",
+]
+TEST = ["pytest>=7.4", "hypothesis>=6.80"]
+TRACKING = ["wandb>=0.16"]
+
+setup(
+    name="detseg",
+    version=VERSION,
+    description="Instance segmentation for microscopy: Mask R-CNN from masks to scored results, with or without Detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["detseg", "detseg.*"]),
+    package_data={"detseg": ["py.typed"]},
+    install_requires=BASE,
+    extras_require={
+        "inference": INFERENCE,
+        "tracking": TRACKING,
+        "test": TEST,
+        "dev": [*TEST, *TRACKING, "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["detseg=detseg.cli.main:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Topic :: Scientific/Engineering :: Bio-Informatics",
+    ],
+)

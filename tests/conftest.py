@@ -1,0 +1,28 @@
+"""What the tests of all rooms share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Return the path of a file of real data, or skip the test, with the reason, where it is absent.
+
+    The files lie in the folder that DETSEG_TEST_DATA names, else in `../shared/data` beside the checkout.
+    """
+    folder = Path(os.environ.get("DETSEG_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            pytest.skip(f"needs the real data {name} in {folder} (or in the folder that DETSEG_TEST_DATA names)")
+        return path
+
+    return find
