@@ -1,8 +1,8 @@
 """The `detseg` command, and what every script of tools/ and datasets/ runs.
 
-A command is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`. It is imported when
-it is used, so that `detseg --help` is fast. A module that sets `ACCEPTS_OVERRIDES` gets what the parser does not know
-(`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) as `arguments.overrides`.
+A command is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`. It is imported
+when it is used, so that `detseg --help` is fast. A module that sets `ACCEPTS_OVERRIDES` gets what the parser does not
+know (`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) as `arguments.overrides`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ class LabelLayers:
     def __init__(self, layers: np.ndarray, num_instances: int) -> None:
         layers = np.asarray(layers)
         if layers.ndim != 3:
-            raise DataError(f"label layers have the axes (layer, height, width), but this array has the shape {layers.shape}")
+            raise DataError(
+                f"label layers have the axes (layer, height, width), this array has the shape {layers.shape}"
+            )
         if layers.dtype != np.int32:
             raise DataError(f"label layers are int32, not {layers.dtype}")
         self.layers = layers
@@ -47,7 +49,8 @@ class LabelLayers:
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "iub":
             raise DataError(
-                f"a label image has the axes (height, width) and whole numbers, not the shape {labels.shape} of {labels.dtype}"
+                f"a label image has the axes (height, width) and whole numbers, this array has the shape "
+                f"{labels.shape} and {labels.dtype}"
             )
         if labels.size == 0:
             return cls(np.zeros((1, *labels.shape), dtype=np.int32), 0)

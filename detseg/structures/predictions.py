@@ -47,8 +47,8 @@ class Predictions:
         for index, rle in enumerate(self.rles or ()):
             if list(rle["size"]) != [self.height, self.width]:
                 raise DataError(
-                    f"predictions of image {self.file_name or self.image_id}: mask {index} has the size {rle['size']}, the "
-                    f"image {[self.height, self.width]} (height, width)"
+                    f"predictions of image {self.file_name or self.image_id}: mask {index} has the size {rle['size']}, "
+                    f"the image {[self.height, self.width]} (height, width)"
                 )
 
     @classmethod

@@ -43,7 +43,7 @@ def encode_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> 
     crop_height, crop_width = crop.shape
     if x0 < 0 or y0 < 0 or x0 + crop_width > width or y0 + crop_height > height:
         raise DataError(
-            f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} leaves the image of {height} x {width} pixels"
+            f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} leaves the image of {height} x {width}"
         )
     # One row of zeros below every column keeps runs of neighbouring columns apart; one zero goes before the first.
     columns = np.zeros((crop_width, crop_height + 1), dtype=bool)
@@ -148,8 +148,9 @@ def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
     if len(wrong):
         height, width = sizes[wrong[0]]
         raise DataError(
-            f"the runs of the RLE of mask {wrong[0]} add up to {sums[wrong[0]]} pixels, but its size is {height} x {width} "
-            f"= {height * width}; was it made for another image, or row by row instead of column by column?"
+            f"the runs of the RLE of mask {wrong[0]} add up to {sums[wrong[0]]} pixels, but its size is "
+            f"{height} x {width} = {height * width}; was it made for another image, or row by row "
+            "instead of column by column?"
         )
     within = np.arange(len(counts)) - offsets[owner]
     ones = (within % 2 == 1) & (counts > 0)
@@ -160,7 +161,7 @@ def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
 def _size_of(rle: Mapping[str, Any], index: int) -> tuple[int, int]:
     try:
         height, width = rle["size"]
-        valid = int(height) == height and int(width) == width and 0 <= height and 0 <= width
+        valid = int(height) == height and int(width) == width and height >= 0 and width >= 0
         valid = valid and height * width <= MAX_PIXELS and "counts" in rle
     except (KeyError, TypeError, ValueError, OverflowError):
         valid = False

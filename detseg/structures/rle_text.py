@@ -7,6 +7,7 @@ number two before is written, since runs of neighbouring columns are alike.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ def compress_many(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
         text[ends[here] - groups[here] + group] = character
     data = text.tobytes()
     ends_of_masks = np.concatenate([[0], ends])[offsets]
-    return [data[start:end] for start, end in zip(ends_of_masks[:-1], ends_of_masks[1:], strict=True)]
+    return [data[start:end] for start, end in itertools.pairwise(ends_of_masks)]
 
 
 def decompress_many(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

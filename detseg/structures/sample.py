@@ -47,7 +47,7 @@ class Sample:
             if len(self.classes) != len(self.layers):
                 raise DataError(f"{where}: {len(self.layers)} objects, but {len(self.classes)} classes")
         if self.ignore is not None and (self.ignore.shape != size or self.ignore.dtype != bool):
-            raise DataError(f"{where}: the ignored region is {self.ignore.shape} of {self.ignore.dtype}, not {size} of bool")
+            raise DataError(f"{where}: the ignored region is {self.ignore.shape} {self.ignore.dtype}, not {size} bool")
 
     @property
     def height(self) -> int:

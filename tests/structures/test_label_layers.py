@@ -1,0 +1,93 @@
+"""Label layers: the same objects as a stack of full masks, at a fraction of the memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from detseg.errors import DataError
+from detseg.structures import LabelLayers
+from detseg.structures import rle as rle_codec
+
+SHAPES = st.tuples(st.integers(0, 7), st.integers(1, 12), st.integers(1, 12))
+STACKS = SHAPES.flatmap(lambda shape: arrays(np.bool_, shape))
+
+
+def reference_boxes(masks: np.ndarray) -> list[list[int]]:
+    boxes = []
+    for mask in masks:
+        rows, columns = np.nonzero(mask)
+        empty = len(rows) == 0
+        boxes.append([0] * 4 if empty else [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    return boxes
+
+
+@given(STACKS)
+def test_masks_boxes_areas_and_rles_are_those_of_the_stack(masks):
+    layers = LabelLayers.from_masks(masks)
+    assert len(layers) == len(masks)
+    assert np.array_equal(layers.masks(), masks)
+    assert layers.areas().tolist() == masks.sum(axis=(1, 2)).tolist()
+    assert layers.boxes().tolist() == reference_boxes(masks)
+    rles = layers.to_rles()
+    assert rles == [rle_codec.encode_mask(mask) for mask in masks]
+    assert np.array_equal(LabelLayers.from_rles(rles, *masks.shape[1:]).masks(), masks)
+
+
+@given(STACKS, st.data())
+def test_selecting_keeps_order_and_renames_ids(masks, data):
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(masks), max_size=len(masks))), dtype=bool)
+    layers = LabelLayers.from_masks(masks)
+    assert np.array_equal(layers.select(keep).masks(), masks[keep])
+    shuffled = np.flatnonzero(keep)[::-1]
+    assert np.array_equal(layers.select(shuffled).masks(), masks[shuffled])
+    without_empty, kept = layers.drop_empty()
+    assert kept.tolist() == np.flatnonzero(masks.any(axis=(1, 2))).tolist()
+    assert np.array_equal(without_empty.masks(), masks[kept])
+
+
+def test_objects_that_do_not_overlap_share_one_layer():
+    masks = np.zeros((100, 20, 20), dtype=bool)
+    for index in range(100):
+        masks[index, 2 * (index // 10) : 2 * (index // 10) + 2, 2 * (index % 10) : 2 * (index % 10) + 2] = True
+    assert LabelLayers.from_masks(masks).num_layers == 1
+
+
+def test_three_mutually_overlapping_objects_need_three_layers():
+    layers = LabelLayers.from_masks(np.ones((3, 4, 4), dtype=bool))
+    assert layers.num_layers == 3
+    assert layers.layer_index().tolist() == [0, 1, 2]
+    assert layers.select(np.array([2])).num_layers == 1
+
+
+def test_a_label_image_is_compacted_in_ascending_order_and_keeps_components_together():
+    labels = np.array([[7, 0, 7], [0, 65535, 0], [2**31 - 1, 0, 0]], dtype=np.uint32)
+    layers = LabelLayers.from_label_image(labels)
+    assert layers.layers[0].tolist() == [[1, 0, 1], [0, 2, 0], [3, 0, 0]]
+    assert layers.areas().tolist() == [2, 1, 1]
+    full = LabelLayers.from_label_image(np.array([[5, 2**40], [5, 2**41]]))
+    assert full.layers[0].tolist() == [[1, 2], [1, 3]], "an image without background must not lose its first object"
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros((2, 2)), np.array([[-1, 0]]), np.zeros((2, 2, 3), dtype=int)], ids=["float", "negative", "rgb"]
+)
+def test_what_is_no_label_image_is_refused(labels):
+    with pytest.raises(DataError, match="label image"):
+        LabelLayers.from_label_image(labels)
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(DataError, match=r"mask 0 .*\[4, 5\]"):
+        LabelLayers.from_rles([rle_codec.encode_mask(np.ones((4, 5), dtype=bool))], 5, 4)
+
+
+def test_an_image_without_objects():
+    layers = LabelLayers.empty(3, 4)
+    assert (len(layers), layers.num_layers, layers.to_rles()) == (0, 1, [])
+    assert layers.boxes().shape == (0, 4)
+    assert layers.masks().shape == (0, 3, 4)
+    assert LabelLayers.from_masks(np.zeros((0, 3, 4), dtype=bool)).layers.shape == (1, 3, 4)

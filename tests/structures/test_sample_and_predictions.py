@@ -1,0 +1,63 @@
+"""The containers refuse what does not fit together, and are legal when empty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detseg.errors import DataError
+from detseg.structures import LabelLayers, Predictions, Sample
+from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import box_iou, clip_boxes, xywh_to_xyxy, xyxy_to_xywh
+from detseg.structures.predictions import soft_mask_window
+
+
+def make_predictions(count: int) -> Predictions:
+    rles = [rle_codec.encode_crop(np.ones((1, 1), dtype=bool), index, 0, 5, 6) for index in range(count)]
+    boxes = [[index, 0, index + 1, 1] for index in range(count)]
+    return Predictions(1, "a.png", 5, 6, boxes, np.linspace(1, 0.5, count), np.arange(count), rles)
+
+
+def test_selecting_predictions_keeps_every_list_in_step():
+    chosen = make_predictions(4).select(np.array([3, 1]))
+    assert chosen.classes.tolist() == [3, 1]
+    assert rle_codec.bounding_boxes(chosen.rles).tolist() == chosen.boxes.tolist()
+    assert len(make_predictions(3).select(np.zeros(3, dtype=bool))) == 0
+
+
+def test_predictions_of_unequal_lengths_or_of_another_size_are_refused():
+    with pytest.raises(DataError, match="unequal lengths"):
+        Predictions(1, "a.png", 5, 6, np.zeros((2, 4)), [0.5], [0, 0])
+    with pytest.raises(DataError, match="mask 0 has the size"):
+        Predictions(1, "a.png", 6, 5, np.zeros((1, 4)), [0.5], [0], make_predictions(1).rles)
+
+
+def test_no_predictions_are_legal():
+    nothing = Predictions.empty(1, "a.png", 5, 6)
+    assert (len(nothing), nothing.boxes.shape, nothing.rles) == (0, (0, 4), [])
+    assert Predictions.empty(1, "a.png", 5, 6, masks=False).rles is None
+
+
+def test_the_window_of_a_soft_mask_is_the_touched_pixels_inside_the_image():
+    assert soft_mask_window(np.array([1.2, -3.0, 4.0, 9.7]), 8, 10) == (1, 0, 4, 8)
+    assert soft_mask_window(np.array([20.0, 2.0, 30.0, 3.0]), 8, 10) == (10, 2, 10, 3)
+
+
+def test_a_sample_refuses_masks_or_classes_that_do_not_fit():
+    image = np.zeros((4, 5, 3), dtype=np.uint8)
+    with pytest.raises(DataError, match=r"a\.png.*masks"):
+        Sample(image, LabelLayers.empty(5, 4), file_name="a.png")
+    with pytest.raises(DataError, match="1 objects, but 0 classes"):
+        Sample(image, LabelLayers.from_masks(np.ones((1, 4, 5))))
+    with pytest.raises(DataError, match="channels"):
+        Sample(image[..., 0])
+    with pytest.raises(DataError, match="ignored region"):
+        Sample(image, ignore=np.zeros((4, 5)))
+
+
+def test_boxes_known_answers():
+    boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 5, 9]], dtype=np.float32)
+    assert box_iou(boxes, boxes).tolist() == [[1, pytest.approx(1 / 7), 0], [pytest.approx(1 / 7), 1, 0], [0, 0, 0]]
+    assert box_iou(boxes[:0], boxes).shape == (0, 3)
+    assert xywh_to_xyxy(xyxy_to_xywh(boxes)).tolist() == boxes.tolist()
+    assert clip_boxes(np.array([[-1, -1, 9, 9]]), 4, 5).tolist() == [[0, 0, 5, 4]]
