@@ -39,24 +39,38 @@ def encode_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> 
 
     Time and memory grow with the crop. The crop must lie inside the image.
     """
-    crop = np.asarray(crop)
+    return encode_crops([(crop, x0, y0)], height, width)[0]
+
+
+def encode_crops(crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> list[RLE]:
+    """`encode_crop` for many crops (crop, x0, y0) of one image; what they share is done at once."""
+    nothing = np.zeros(0, dtype=np.int64)
+    runs = [_crop_runs(np.asarray(crop), x0, y0, height, width) for crop, x0, y0 in crops]
+    starts = np.concatenate([nothing, *(start for start, _ in runs)])
+    ends = np.concatenate([nothing, *(end for _, end in runs)])
+    owners = np.repeat(np.arange(len(runs)), [len(start) for start, _ in runs])
+    return _from_runs(starts, ends, owners, len(runs), height, width)
+
+
+def _crop_runs(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and ends of the runs of one crop, in the column-major order of the whole image."""
     crop_height, crop_width = crop.shape
     if x0 < 0 or y0 < 0 or x0 + crop_width > width or y0 + crop_height > height:
         raise DataError(
             f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} leaves the image of {height} x {width}"
         )
     # One row of zeros below every column keeps runs of neighbouring columns apart; one zero goes before the first.
-    columns = np.zeros((crop_width, crop_height + 1), dtype=bool)
-    columns[:, :crop_height] = crop.T
-    flat = np.concatenate([[False], columns.ravel()])
+    flat = np.zeros(crop_width * (crop_height + 1) + 1, dtype=bool)
+    flat[1:].reshape(crop_width, crop_height + 1)[:, :crop_height] = crop.T
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     column, row = np.divmod(changes, crop_height + 1)
     positions = (column + x0) * height + row + y0
     starts, ends = positions[0::2], positions[1::2]
-    # Runs that reach the bottom row and go on at the top of the next column are one run.
-    joined = np.flatnonzero(starts[1:] == ends[:-1])
-    starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
-    return _from_runs(starts, ends, np.zeros(len(starts), dtype=np.int64), 1, height, width)[0]
+    if crop_height == height:
+        # Runs that reach the bottom row and go on at the top of the next column are one run.
+        joined = np.flatnonzero(starts[1:] == ends[:-1])
+        starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
+    return starts, ends
 
 
 def encode_labels(labels: np.ndarray, count: int) -> list[RLE]:
