@@ -1,0 +1,146 @@
+"""detseg's own configuration keys: everything that Detectron2 does not have, with default and explanation.
+
+`docs/configuration.md` is made from this list. A key whose default does not tell its type (an empty list) declares it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from detseg.config.kinds import Kind
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+        name: dotted name.
+        default: its value where no file sets it.
+        explanation: what it does, with units and legal values.
+        kind: the type of the value; None reads it off the default.
+    """
+
+    name: str
+    default: Any
+    explanation: str
+    kind: Kind | None = None
+
+
+OWN_KEYS: tuple[Key, ...] = (
+    Key(
+        "MODEL.ENGINE",
+        "auto",
+        "Which implementation trains and predicts: `auto` or `native` (detseg's own R-CNN family on torch and "
+        "torchvision). Which one ran, and why, is stored in the run.",
+    ),
+    Key(
+        "INPUT.CHANNELS",
+        [],
+        "Which channels of a multi-channel image the model sees (0-based indices, in this order); `[]` takes the image "
+        "as the file has it, a gray image repeated where MODEL.PIXEL_MEAN has three values.",
+        Kind("int", (1,)),
+    ),
+    Key(
+        "INPUT.GRAYSCALE",
+        False,
+        "Replace RGB by its luma before scaling, so that a stain's colour does not matter.",
+    ),
+    Key(
+        "INPUT.SCALING",
+        "none",
+        "How intensities are brought to 0..255: `none` (as in the file), `percentile` (the image's own "
+        "INPUT.SCALING_PERCENTILES) or `fixed` (INPUT.SCALING_RANGE).",
+    ),
+    Key(
+        "INPUT.SCALING_PERCENTILES",
+        [0.5, 99.5],
+        "Percentiles of the image's intensities that become 0 and 255 when INPUT.SCALING is `percentile`.",
+    ),
+    Key(
+        "INPUT.SCALING_RANGE",
+        [0.0, 65535.0],
+        "Intensities that become 0 and 255 when INPUT.SCALING is `fixed`.",
+    ),
+    Key(
+        "INPUT.INVERT",
+        "none",
+        "`auto` inverts an image whose background is brighter than its objects (median above mid-range), in training "
+        "and prediction alike; `none` leaves images as they are.",
+    ),
+    Key("INPUT.RANDOM_ROTATE90", False, "Turn training images by a random multiple of 90 degrees."),
+    Key("INPUT.RANDOM_INVERT", 0.0, "Probability that a training image's intensities are inverted."),
+    Key(
+        "INPUT.RANDOM_BRIGHTNESS",
+        0.0,
+        "Half range of a random change of brightness, as a fraction of the range: 0.2 adds -0.2..0.2 x 255.",
+    ),
+    Key(
+        "INPUT.RANDOM_CONTRAST",
+        0.0,
+        "Half range of a random change of contrast: 0.2 multiplies by 0.8..1.2 about the image's mean.",
+    ),
+    Key(
+        "INPUT.RANDOM_SCALE",
+        [1.0, 1.0],
+        "Smallest and largest random zoom of a training image on top of its resized size, drawn log-uniformly.",
+    ),
+    Key(
+        "DATASETS.IMAGE_ROOT",
+        "",
+        "Folder that the images' file names are relative to; empty: the JSON's `info.image_root`, else its own folder.",
+    ),
+    Key(
+        "DATASETS.CLASSES",
+        [],
+        "Names of the classes in order; `[]` takes the data's categories. Their number must be "
+        "MODEL.ROI_HEADS.NUM_CLASSES.",
+        Kind("str", (1,)),
+    ),
+    Key(
+        "DATALOADER.BALANCE_BY",
+        "",
+        "Show every value of this image-level field of the COCO file equally often (such as `group`), or, with "
+        "`category`, every class; empty: every image equally often.",
+    ),
+    Key(
+        "DATALOADER.BALANCE_POWER",
+        1.0,
+        "How far BALANCE_BY goes: 0 not at all, 1 all values equally often.",
+    ),
+    Key("SOLVER.OPTIMIZER", "SGD", "`SGD` (SOLVER.MOMENTUM, SOLVER.NESTEROV) or `AdamW` (SOLVER.BETAS)."),
+    Key("SOLVER.BETAS", [0.9, 0.999], "AdamW's two decay rates of the running averages."),
+    Key(
+        "SOLVER.ACCUMULATE",
+        1,
+        "Batches whose gradients are averaged before each step; an iteration is one step.",
+    ),
+    Key("SOLVER.EMA.ENABLED", False, "Keep an exponential moving average of the weights, and evaluate and store it."),
+    Key("SOLVER.EMA.DECAY", 0.999, "Part of the average that each step keeps."),
+    Key(
+        "SOLVER.AMP.DTYPE",
+        "auto",
+        "Number format of mixed precision when SOLVER.AMP.ENABLED: `bfloat16`, `float16` (CUDA only) or `auto` "
+        "(bfloat16 where the device computes it fast, else float16 on CUDA and full precision on a CPU).",
+    ),
+    Key(
+        "SOLVER.CHECKPOINT_KEEP",
+        1,
+        "How many of the newest periodic checkpoints are kept, beside the best one.",
+    ),
+    Key("SOLVER.LOG_PERIOD", 20, "Iterations between two lines of metrics."),
+    Key(
+        "TEST.EARLY_STOP_PATIENCE",
+        0,
+        "Stop after this many evaluations without a better TEST.BEST_METRIC; 0 never stops early.",
+    ),
+    Key("TEST.BEST_METRIC", "object_ap", "The number, of final_metrics.json, by which the best checkpoint is chosen."),
+    Key("TEST.MAX_DETECTIONS_COCO", 2000, "Detections an image that COCO AP counts, best scores first."),
+    Key(
+        "TEST.MAX_IMAGES_DURING_TRAINING",
+        0,
+        "Images that evaluations during training look at, spread evenly over the set; 0: all. The last takes all.",
+    ),
+    Key("TEST.OVERLAYS", 16, "Images drawn at the end of training, ground truth beside prediction."),
+)

@@ -1,0 +1,176 @@
+"""What type of value a configuration key takes, and how a given value is brought to it.
+
+A kind is a scalar type and the allowed depths of lists around it. Values follow yacs, as Detectron2's users know it:
+text is literal-evaluated (``"(60000, 80000)"``, ``1e-3``), tuples and lists are the same, an integer is taken where a
+float is expected; nothing else is converted.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import reprlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+_LARGEST_INTEGER = 2**63 - 1  # what a checkpoint's tensors and other programs can hold
+_LONGEST_LITERAL = 100_000  # characters; a longer text is not evaluated
+_SCALAR_NAMES = {
+    "bool": ("True or False", "booleans"),
+    "int": ("an integer", "integers"),
+    "float": ("a number", "numbers"),
+    "number": ("a number", "numbers"),
+    "str": ("a string", "strings"),
+    "any": ("anything", "anything"),
+}
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlevel = 3
+
+
+class WrongKindError(ValueError):
+    """A value does not fit its key; the message is only the part `got ..., expected ...`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of a key's value.
+
+    Attributes:
+        scalar: "bool", "int", "float", "number" (a float that stays an integer where it is one), "str" or "any".
+        depths: allowed nesting of lists around the scalar: (0,) a scalar, (1,) a list, (1, 2) a list or list of lists.
+        optional: whether None is legal.
+    """
+
+    scalar: str
+    depths: tuple[int, ...] = (0,)
+    optional: bool = False
+
+    def describe(self) -> str:
+        """Say in words what is expected, for messages and documentation."""
+        one, many = _SCALAR_NAMES[self.scalar]
+        names = {0: one, 1: f"a list of {many}", 2: f"a list of lists of {many}"}
+        words = " or ".join(names[depth] for depth in self.depths)
+        return f"{words} or None" if self.optional else words
+
+
+def kind_of_default(default: Any) -> Kind:
+    """Read the kind off a default value. Raises ValueError where it cannot be told (None, an empty list)."""
+    depth, value = 0, default
+    while isinstance(value, (list, tuple)) and value:
+        depth, value = depth + 1, value[0]
+    name = type(value).__name__
+    if name not in ("bool", "int", "float", "str"):
+        raise ValueError(f"the kind of a default {default!r} must be declared")
+    return Kind(name, (depth,))
+
+
+def shorten(value: Any) -> str:
+    """repr of a value, cut where long or deep: configurations may come from strangers."""
+    return _short.repr(value)
+
+
+def coerce(kind: Kind, value: Any, *, decode: bool) -> Any:
+    """Bring `value` to `kind`; sequences become new lists.
+
+    Args:
+        decode: literal-evaluate text, for values from YAML and the command line.
+
+    Raises:
+        WrongKindError: the value does not fit.
+    """
+    if decode and isinstance(value, str):
+        value = _decode_text(kind, value)
+    if value is None and kind.optional:
+        return None
+    return _convert(kind, value, depth=0, decode=decode)
+
+
+def literal(text: str) -> Any:
+    """The Python literal that `text` spells, or `text` itself where it spells none."""
+    if len(text) > _LONGEST_LITERAL:
+        return text
+    try:
+        with warnings.catch_warnings():  # backslashes of Windows paths are "invalid escapes"
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return text
+
+
+def _decode_text(kind: Kind, text: str) -> Any:
+    value = literal(text)
+    if kind.scalar == "str" and kind.depths == (0,):
+        is_number = isinstance(value, (int, float, complex)) and not isinstance(value, bool)
+        return text if is_number else value  # a folder may be named 2018
+    if isinstance(value, str):
+        lowered = value.strip().lower()
+        if kind.scalar == "bool" and lowered in ("true", "false"):
+            return lowered == "true"
+        if kind.optional and lowered in ("none", "null"):
+            return None
+    return value
+
+
+def _convert(kind: Kind, value: Any, *, depth: int, decode: bool) -> Any:
+    if isinstance(value, (list, tuple)):
+        if depth + 1 > max(kind.depths):
+            raise WrongKindError(_wrong(kind, value))
+        if not value and depth + 1 in kind.depths:
+            return []
+        converted = [_convert(kind, element, depth=depth + 1, decode=decode) for element in value]
+        _check_even_depth(kind, value, converted)
+        return converted
+    if depth not in kind.depths:
+        raise WrongKindError(_wrong(kind, value, wrap=depth == 0 and 1 in kind.depths))
+    if decode and depth > 0 and isinstance(value, str) and kind.scalar not in ("str", "any"):
+        value = literal(value)
+    return _convert_scalar(kind, value)
+
+
+def _check_even_depth(kind: Kind, value: Any, converted: list[Any]) -> None:
+    if kind.scalar != "any" and len({isinstance(element, list) for element in converted}) > 1:
+        raise WrongKindError(_wrong(kind, value))
+
+
+def _convert_scalar(kind: Kind, value: Any) -> Any:
+    scalar = kind.scalar
+    if isinstance(value, bool):
+        fits = scalar in ("bool", "any")
+    elif isinstance(value, int):
+        fits = scalar in ("int", "float", "number", "any") and abs(value) <= _LARGEST_INTEGER
+        value = float(value) if fits and scalar == "float" else value
+    elif isinstance(value, float):
+        fits = scalar in ("float", "number", "any") and math.isfinite(value)
+        # 32 and 32.0 are one setting: one spelling keeps the hash the same
+        value = int(value) if fits and scalar == "number" and value.is_integer() else value
+    elif isinstance(value, str):
+        fits = scalar in ("str", "any")
+    else:
+        fits = scalar == "any" and value is None
+    if not fits:
+        raise WrongKindError(_wrong(kind, value))
+    return value
+
+
+def _wrong(kind: Kind, value: Any, wrap: bool = False) -> str:
+    remedy = ""
+    if isinstance(value, float) and not math.isfinite(value):
+        remedy = " (finite)"
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST_INTEGER:
+        return "got an integer of more than 64 bits, expected a smaller one"
+    elif value is None and kind.scalar == "str":
+        remedy = ' (write "" for none)'
+    elif kind.scalar == "str" and kind.depths == (0,):
+        remedy = ' (quote it: "...")'
+    elif wrap:
+        remedy = f", such as [{shorten(value)}]"
+    return f"got {shorten(value)} ({_type_name(value)}), expected {kind.describe()}{remedy}"
+
+
+def _type_name(value: Any) -> str:
+    names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "a list", tuple: "a list"}
+    names |= {type(None): "nothing", dict: "a section"}
+    return names.get(type(value), f"a {type(value).__name__}")

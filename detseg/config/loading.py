@@ -1,0 +1,182 @@
+"""From files and command-line words to one checked, frozen Config; and back to text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detseg.config.kinds import Kind, WrongKindError, coerce
+from detseg.config.node import Config, unknown_key_message
+from detseg.config.schema import default_values, kinds
+from detseg.config.yaml_file import BASE_KEY, Setting, read_config_file
+from detseg.errors import ConfigError, list_problems
+
+_MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
+_COMMAND_LINE = "command line"
+_NOT_HASHED = ("OUTPUT_DIR",)  # where a run is written does not change what it computes
+
+
+def get_default_config() -> Config:
+    """All keys at detseg's defaults, not frozen."""
+    return Config.from_flat(default_values())
+
+
+def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = ()) -> Config:
+    """Load a YAML file over the files that its `_BASE_` names, then apply overrides.
+
+    Args:
+        path: the YAML file; None starts from the defaults.
+        overrides: words of the command line: `KEY VALUE`, `KEY=VALUE` or `--KEY=VALUE`, in any mix.
+
+    Returns:
+        The frozen configuration. Impossible combinations are refused; what only one engine or only training asks for
+        is `validate_config`'s, called by those who train and predict.
+
+    Raises:
+        ConfigError: a file that is missing or not plain YAML, a `_BASE_` cycle, unknown keys, wrong types, impossible
+            combinations; the message names file and line.
+    """
+    from detseg.config.validation import check_combinations
+
+    source = None if path is None else Path(os.path.expanduser(path))
+    settings = [] if source is None else _collect(source, chain=(), count=[0])
+    settings += parse_overrides(overrides)
+    config = _apply(settings, source)
+    check_combinations(config)
+    return config.freeze()
+
+
+def load_flat_config(mapping: Mapping[str, Any]) -> Config:
+    """A frozen Config from resolved values by dotted key, as checkpoints and run folders hold them.
+
+    Keys that are left out keep their defaults; types are checked, text is not evaluated, combinations are not judged.
+
+    Raises:
+        ConfigError: an unknown key or a wrong type.
+    """
+    config = get_default_config()
+    problems = []
+    for key, value in mapping.items():
+        try:
+            config.set(str(key), value, origin="stored configuration")
+        except ConfigError as error:
+            problems.append(str(error))
+    _raise_problems("stored configuration", problems)
+    return config.freeze()
+
+
+def parse_overrides(words: Sequence[Any]) -> list[Setting]:
+    """Read `KEY VALUE`, `KEY=VALUE` and `--KEY=VALUE` from the command line's words.
+
+    Raises:
+        ConfigError: a key without a value, or an unknown key.
+    """
+    settings = []
+    remaining = iter(words)
+    for word in remaining:
+        key, separator, value = str(word).partition("=")
+        key = key.removeprefix("--")
+        if key not in kinds():
+            raise ConfigError(f"{_COMMAND_LINE}: {unknown_key_message(key)}")
+        if not separator:
+            missing = object()
+            value = next(remaining, missing)
+            if value is missing:
+                raise ConfigError(f"{_COMMAND_LINE}: {key} has no value; write {key} VALUE or {key}=VALUE")
+        settings.append(Setting(key, value, _COMMAND_LINE))
+    return settings
+
+
+def dump_config(cfg: Config) -> str:
+    """All values as YAML text that `load_config` reads back to an equal configuration."""
+    tree = cfg.to_dict()
+    return yaml.safe_dump(_quote_text(tree), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+
+
+def config_hash(cfg: Config) -> str:
+    """16 hexadecimal digits that tell configurations apart, the same on every platform and for every order of keys.
+
+    All keys count except OUTPUT_DIR.
+    """
+    values = {key: value for key, value in cfg.flatten().items() if key not in _NOT_HASHED}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def config_name(path: str | os.PathLike[str] | None) -> str:
+    """The name of a configuration, for `runs/<config>`: configs/quickstart/mask_rcnn.yaml is quickstart_mask_rcnn.
+
+    Folders below one called `configs` belong to the name, so that equal file names of two tasks stay apart; elsewhere
+    it is the file's name alone. Without a file the name is "default".
+    """
+    if path is None:
+        return "default"
+    parts = list(Path(os.path.abspath(path)).with_suffix("").parts)
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "configs"]
+    return "_".join(parts[folders[-1] + 1 :]) if folders else parts[-1]
+
+
+def _collect(path: Path, chain: tuple[Path, ...], count: list[int]) -> list[Setting]:
+    """The settings of a file after those of the files it builds on; `chain` are the files that led here."""
+    identity = Path(os.path.realpath(path))
+    if identity in [Path(os.path.realpath(earlier)) for earlier in chain]:
+        circle = " -> ".join(str(each) for each in (*chain, path))
+        raise ConfigError(f"{BASE_KEY} cycle: {circle}; a file cannot build on itself")
+    count[0] += 1
+    if count[0] > _MOST_FILES:
+        raise ConfigError(f"{path}: more than {_MOST_FILES} files through {BASE_KEY}; is one named again and again?")
+    file = read_config_file(path, included_by=str(chain[-1]) if chain else "")
+    settings: list[Setting] = []
+    for base in file.bases:
+        settings += _collect(_base_path(base, path), (*chain, path), count)
+    return settings + file.settings
+
+
+def _base_path(base: str, path: Path) -> Path:
+    if "://" in base:
+        raise ConfigError(f"{path}: {BASE_KEY}: {base} is an address; expected a local file, relative to this one")
+    return Path(os.path.normpath(path.parent / os.path.expanduser(base)))
+
+
+def _apply(settings: Sequence[Setting], source: Path | None) -> Config:
+    values = default_values()
+    origins: dict[str, str] = {}
+    problems = []
+    for setting in settings:
+        try:
+            values[setting.key] = coerce(kinds()[setting.key], setting.value, decode=True)
+        except WrongKindError as error:
+            problems.append(f"{setting.origin}: {setting.key}: {error}")
+        origins[setting.key] = setting.origin
+    _raise_problems(str(source or _COMMAND_LINE), problems)
+    return Config.from_flat(values, origins, source)
+
+
+def _raise_problems(where: str, problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise ConfigError(problems[0] if ":" in problems[0] else f"{where}: {problems[0]}")
+    if problems:
+        raise ConfigError(f"{where}: {len(problems)} problems:\n{list_problems(problems)}")
+
+
+def _quote_text(value: Any) -> Any:
+    """Wrap text that loading would evaluate to something else into quotes of its own."""
+    if isinstance(value, dict):
+        return {key: _quote_text(element) for key, element in value.items()}
+    if isinstance(value, str) and _read_back(value) != value:
+        return repr(value)
+    return value
+
+
+def _read_back(text: str) -> str | None:
+    """What loading makes of text for a string key; None where it refuses it."""
+    try:
+        return coerce(Kind("str"), text, decode=True)
+    except WrongKindError:
+        return None

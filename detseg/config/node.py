@@ -1,0 +1,179 @@
+"""Config: the resolved configuration, read by attribute, item or dotted key."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from detseg.config.kinds import WrongKindError, coerce
+from detseg.config.schema import kinds, nearest_key, sections
+from detseg.errors import ConfigError
+
+
+class _Store:
+    """What all nodes of one configuration share.
+
+    values: dotted key -> value, for every known key; origins: dotted key -> where it was set, for messages.
+    """
+
+    def __init__(self, values: dict[str, Any], origins: dict[str, str], source: Path | None, frozen: bool) -> None:
+        self.values = values
+        self.origins = origins
+        self.source = source
+        self.frozen = frozen
+
+
+class Config:
+    """One configuration, or a section of it.
+
+    `cfg.MODEL.RPN.NMS_THRESH`, `cfg["MODEL"]["RPN"]` and `cfg["MODEL.RPN.NMS_THRESH"]` read; lists are handed out as
+    copies, so that reading never changes anything. Writing (`cfg.MODEL.DEVICE = "cpu"`, `cfg.set(...)`) checks the key
+    and the type and works until `freeze()`; a frozen configuration is changed in a `clone()`.
+    """
+
+    __slots__ = ("_prefix", "_store")
+
+    def __init__(self, store: _Store, prefix: str = "") -> None:
+        object.__setattr__(self, "_store", store)
+        object.__setattr__(self, "_prefix", prefix)
+
+    @classmethod
+    def from_flat(
+        cls,
+        values: Mapping[str, Any],
+        origins: Mapping[str, str] | None = None,
+        source: Path | None = None,
+        frozen: bool = False,
+    ) -> Config:
+        """Wrap resolved values of every known key (dotted names); they are copied. Nothing is checked."""
+        return cls(_Store(copy.deepcopy(dict(values)), dict(origins or {}), source, frozen))
+
+    @property
+    def source(self) -> Path | None:
+        """The file that this configuration was loaded from; not part of equality, dump and hash."""
+        return self._store.source
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether writing is refused."""
+        return self._store.frozen
+
+    def __getitem__(self, name: str) -> Any:
+        key = self._prefix + name
+        values = self._store.values
+        if key in values:
+            value = values[key]
+            return copy.deepcopy(value) if isinstance(value, list) else value
+        if key in sections():
+            return Config(self._store, key + ".")
+        raise ConfigError(unknown_key_message(key))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copy and pickle ask for such names
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except ConfigError as error:
+            raise AttributeError(str(error)) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.set(name, value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.set(name, value)
+
+    def __contains__(self, name: object) -> bool:
+        key = f"{self._prefix}{name}"
+        return key in self._store.values or key in sections()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.to_dict()]
+
+    def __eq__(self, other: object) -> bool:
+        return self.flatten() == other.flatten() if isinstance(other, Config) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value and changeable; use config_hash
+
+    def __repr__(self) -> str:
+        return f"Config({self.to_dict()!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (self._store.values, self._store.origins, self.source, self.is_frozen, self._prefix))
+
+    def set(self, key: str, value: Any, origin: str = "set in Python") -> None:
+        """Set one key below this node, given by its dotted name.
+
+        Args:
+            value: taken as it is, with no evaluation of text; an integer may stand for a float, a tuple for a list.
+            origin: where the value comes from, for later messages.
+
+        Raises:
+            ConfigError: the configuration is frozen, the key is unknown or the type is wrong.
+        """
+        name = self._prefix + key
+        if self.is_frozen:
+            raise ConfigError(f"{name} cannot be set: this configuration is frozen; change a clone() of it")
+        kind = kinds().get(name)
+        if kind is None:
+            raise ConfigError(unknown_key_message(name))
+        try:
+            self._store.values[name] = coerce(kind, value, decode=False)
+        except WrongKindError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        self._store.origins[name] = origin
+
+    def origin(self, key: str) -> str:
+        """Where a key was set ("file.yaml:12", "command line"), or "default"."""
+        return self._store.origins.get(self._prefix + key, "default")
+
+    def freeze(self) -> Config:
+        """Refuse all further changes, in every node of this configuration. Returns itself."""
+        self._store.frozen = True
+        return self
+
+    def clone(self) -> Config:
+        """A copy that shares nothing and is not frozen."""
+        store = self._store
+        return Config(_Store(copy.deepcopy(store.values), dict(store.origins), store.source, False), self._prefix)
+
+    def flatten(self) -> dict[str, Any]:
+        """All values below this node by dotted name (relative to it); a copy."""
+        start = len(self._prefix)
+        values = self._store.values
+        return copy.deepcopy({key[start:]: value for key, value in values.items() if key.startswith(self._prefix)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values below this node as nested dictionaries; a copy."""
+        tree: dict[str, Any] = {}
+        for key, value in self.flatten().items():
+            *parents, last = key.split(".")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+        return tree
+
+
+def unknown_key_message(key: str) -> str:
+    """Say that a key is unknown and which known one is nearest."""
+    shown = key if len(key) <= 120 else key[:120] + "..."
+    if key in sections():
+        return f"{shown} is a section, not a key: give one of the keys below it, such as {shown}.{_first_below(key)}"
+    nearest = nearest_key(key)
+    return f"unknown key {shown!r}" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def _first_below(section: str) -> str:
+    return next(name for name in kinds() if name.startswith(section + "."))[len(section) + 1 :]
+
+
+def _restore(values: dict[str, Any], origins: dict[str, str], source: Path | None, frozen: bool, prefix: str) -> Config:
+    return Config(_Store(values, origins, source, frozen), prefix)

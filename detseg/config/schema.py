@@ -1,0 +1,85 @@
+"""All known keys with their kinds and default values: Detectron2's, with our differences, and our own."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from detseg.config.detectron2_defaults import DETECTRON2_DEFAULTS
+from detseg.config.differences import DIFFERENCES
+from detseg.config.keys import OWN_KEYS
+from detseg.config.kinds import Kind, kind_of_default
+
+# Detectron2's keys whose default does not tell the type, or tells it too narrowly
+_DECLARED_KINDS = {
+    "MODEL.FPN.IN_FEATURES": Kind("str", (1,)),
+    "MODEL.ANCHOR_GENERATOR.SIZES": Kind("number", (1, 2)),  # one list is used for every level
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": Kind("float", (1, 2)),
+    "MODEL.ANCHOR_GENERATOR.ANGLES": Kind("number", (1, 2)),
+    "INPUT.CROP.SIZE": Kind("number", (1,)),  # fractions or pixels
+    "DATASETS.TRAIN": Kind("str", (1,)),
+    "DATASETS.TEST": Kind("str", (1,)),
+    "DATASETS.PROPOSAL_FILES_TRAIN": Kind("str", (1,)),
+    "DATASETS.PROPOSAL_FILES_TEST": Kind("str", (1,)),
+    "SOLVER.WEIGHT_DECAY_BIAS": Kind("float", optional=True),
+    "TEST.EXPECTED_RESULTS": Kind("any", (1, 2)),
+    "TEST.KEYPOINT_OKS_SIGMAS": Kind("float", (1,)),
+}
+
+
+@functools.cache
+def detectron2_defaults() -> Mapping[str, Any]:
+    """Detectron2's own default of each of its keys, by dotted name. Read only."""
+    return MappingProxyType(dict(_flatten(DETECTRON2_DEFAULTS, "")))
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    values = dict(detectron2_defaults())
+    values.update((difference.name, difference.default) for difference in DIFFERENCES)
+    values.update((key.name, key.default) for key in OWN_KEYS)
+    return MappingProxyType(values)
+
+
+@functools.cache
+def kinds() -> Mapping[str, Kind]:
+    """The kind of every known key, by dotted name. Read only."""
+    declared = _DECLARED_KINDS | {key.name: key.kind for key in OWN_KEYS if key.kind is not None}
+    return MappingProxyType({name: declared.get(name) or kind_of_default(value) for name, value in _defaults().items()})
+
+
+@functools.cache
+def sections() -> frozenset[str]:
+    """Dotted names of all sections, such as MODEL and MODEL.RPN."""
+    return frozenset(name.rsplit(".", count)[0] for name in _defaults() for count in range(1, name.count(".") + 1))
+
+
+def default_values() -> dict[str, Any]:
+    """detseg's default of every key, by dotted name; a copy of its own for each caller."""
+    return copy.deepcopy(dict(_defaults()))
+
+
+def nearest_key(name: str) -> str | None:
+    """The known key or section whose name is most like `name`, or None where none is."""
+    wanted = name[:120].upper()
+    known = [*_defaults(), *sections()]
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    # the right last part below a wrong section: SOLVER.NMS_THRESH_TEST
+    last = wanted.rsplit(".", 1)[-1]
+    by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(list(_defaults()))}
+    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+    return by_last[close[0]] if close else None
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,172 @@
+"""Read one configuration file into its settings, with the line of each.
+
+Only plain YAML is accepted: no Python tags, no key twice in a section, nothing executed. The node tree is walked by
+hand, because a loader's dictionaries have already lost the line numbers and the duplicates.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detseg.config.kinds import shorten
+from detseg.config.node import unknown_key_message
+from detseg.config.schema import kinds, sections
+from detseg.errors import ConfigError, list_problems
+
+BASE_KEY = "_BASE_"
+_LARGEST_FILE = 1_000_000  # bytes; a real configuration has some thousand
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key as a file sets it: dotted key, value as YAML gives it (not yet checked), and `file:line`."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass
+class ConfigFile:
+    """What one file says: the files that it builds on, as written in it, and its own settings in order."""
+
+    bases: list[str] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
+
+
+def read_config_file(path: Path, included_by: str = "") -> ConfigFile:
+    """Read one YAML file, without the files that it builds on.
+
+    Args:
+        included_by: the file that names this one in `_BASE_`, for the message when this one is missing.
+
+    Raises:
+        ConfigError: no such file, not readable as YAML, or keys that are unknown or given twice (all are listed).
+    """
+    text = _read_text(path, included_by)
+    loader = None
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        return _Walk(path, loader).run(root)
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_message(path, error)) from None
+    except (ValueError, OverflowError, RecursionError, MemoryError, TypeError, AttributeError, KeyError) as error:
+        # PyYAML lets these out of values such as 2018-99-99 and of thousandfold nesting
+        raise ConfigError(f"{path}: cannot be read as YAML ({type(error).__name__}: {shorten(str(error))})") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _read_text(path: Path, included_by: str) -> str:
+    by = f", named by {BASE_KEY} in {included_by}" if included_by else ""
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path}{by}: is a folder, expected a YAML file")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ConfigError(f"{path}{by}: has {path.stat().st_size} bytes; this is not a configuration file")
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        where = "" if path.is_absolute() else f" (looked in {os.getcwd()})"
+        raise ConfigError(f"{path}: no such configuration file{by}{where}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}{by}: is not UTF-8 text (byte {error.start}); expected a YAML file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{shorten(str(path))}{by}: cannot be read: {error}") from None
+
+
+def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark is not None else f"{path}"
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    if "could not determine a constructor for the tag" in problem:
+        return f"{where}: {problem}; only plain YAML is read, tags that make Python objects are refused"
+    return f"{where}: not valid YAML: {problem}"
+
+
+class _Walk:
+    """Collects the settings and the problems of one file."""
+
+    def __init__(self, path: Path, loader: Any) -> None:
+        self.path = path
+        self.loader = loader
+        self.file = ConfigFile()
+        self.problems: list[str] = []
+
+    def run(self, root: yaml.Node | None) -> ConfigFile:
+        if root is None:
+            return self.file
+        if not isinstance(root, yaml.MappingNode):
+            found = shorten(self.loader.construct_object(root, deep=True))
+            raise ConfigError(f"{self.path}: expected sections and keys (MODEL: ...), got {found}")
+        self._section(root, "")
+        if len(self.problems) == 1:
+            raise ConfigError(self.problems[0])
+        if self.problems:
+            raise ConfigError(f"{self.path}: {len(self.problems)} problems:\n{list_problems(self.problems)}")
+        return self.file
+
+    def _section(self, section: yaml.MappingNode, prefix: str) -> None:
+        seen: dict[str, int] = {}
+        for name_node, node in section.value:
+            line = name_node.start_mark.line + 1
+            where = f"{self.path}:{line}"
+            name = name_node.value
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != "tag:yaml.org,2002:str":
+                self._refuse_name(name_node, where)
+            elif name in seen:
+                self.problems.append(
+                    f"{where}: {prefix}{name} is given twice in this section, first in line {seen[name]}"
+                )
+            elif "." in name:
+                self.problems.append(
+                    f"{where}: {shorten(name)}: expected one section in another (MODEL:, below it RPN:)"
+                )
+            elif name == BASE_KEY and not prefix:
+                self._bases(node, where)
+            else:
+                self._entry(prefix + name, node, where)
+            if isinstance(name, str):
+                seen.setdefault(name, line)
+
+    def _refuse_name(self, name_node: yaml.Node, where: str) -> None:
+        if name_node.tag == "tag:yaml.org,2002:merge":
+            self.problems.append(f"{where}: the merge key << is not supported; inherit with {BASE_KEY}: FILE")
+        else:
+            self.problems.append(f"{where}: a key must be a name such as MODEL, got {shorten(name_node.value)}")
+
+    def _entry(self, key: str, node: yaml.Node, where: str) -> None:
+        if key in sections():
+            if isinstance(node, yaml.MappingNode):
+                self._section(node, key + ".")
+            elif self._construct(node) is not None:  # `MODEL:` with nothing below is an empty section
+                self.problems.append(f"{where}: {key} is a section, expected keys below it, got {self._shown(node)}")
+        elif key not in kinds():
+            self.problems.append(f"{where}: {unknown_key_message(key)}")
+        elif isinstance(node, yaml.MappingNode):
+            self.problems.append(f"{where}: {key}: got a section, expected {kinds()[key].describe()}")
+        else:
+            self.file.settings.append(Setting(key, self._construct(node), where))
+
+    def _bases(self, node: yaml.Node, where: str) -> None:
+        value = self._construct(node)
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            self.problems.append(
+                f"{where}: {BASE_KEY}: got {self._shown(node)}, expected a file name or a list of them"
+            )
+            return
+        self.file.bases = list(names)
+
+    def _construct(self, node: yaml.Node) -> Any:
+        return self.loader.construct_object(node, deep=True)
+
+    def _shown(self, node: yaml.Node) -> str:
+        return shorten(self._construct(node))
