@@ -1,14 +1,205 @@
-"""Combinations of values that cannot work, refused before any data is read."""
+"""What must hold between the values of a configuration, checked before any data is read."""
 
 from __future__ import annotations
 
+import itertools
+import logging
+import re
+
+from detseg.config.model_rules import check_model
+from detseg.config.native_keys import check_native
 from detseg.config.node import Config
+from detseg.config.problems import Problems
+
+_logger = logging.getLogger(__name__)
+
+# the numbers of final_metrics.json that can choose the best checkpoint; all are better when larger
+BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
+_NORMS = (
+    "MODEL.RESNETS.NORM",
+    "MODEL.FPN.NORM",
+    "MODEL.ROI_BOX_HEAD.NORM",
+    "MODEL.ROI_MASK_HEAD.NORM",
+)
 
 
 def check_combinations(cfg: Config) -> None:
-    """Refuse what no engine could build or train."""
+    """Refuse values and combinations that nothing could build, train or predict with.
+
+    Raises:
+        ConfigError: all problems in one message, each with its key and where it was set.
+    """
+    problems = Problems(cfg)
+    _check_general(problems)
+    _check_input(problems)
+    _check_crop(problems)
+    _check_data(problems)
+    _check_solver(problems)
+    _check_precision(problems)
+    _check_test(problems)
+    check_model(problems)
+    problems.raise_if_any()
 
 
 def validate_config(cfg: Config, *, training: bool = True) -> None:
-    """Everything that training (or, with `training=False`, prediction) asks of a configuration."""
+    """Check everything that can be checked without data: combinations, what the engine honours, what training needs.
+
+    Args:
+        training: False for prediction and evaluation with given weights, which ask for less.
+
+    Raises:
+        ConfigError: with all problems of the first of these three groups that has any.
+    """
     check_combinations(cfg)
+    check_native(cfg)
+    if training:
+        _check_training(cfg)
+
+
+def _check_training(cfg: Config) -> None:
+    problems = Problems(cfg)
+    if not cfg.DATASETS.TRAIN:
+        problems.add("DATASETS.TRAIN", 'expected the training data: ["catalog name or COCO file"]')
+    if not cfg.MODEL.WEIGHTS:
+        frozen = [key for key in _NORMS if cfg[key] == "FrozenBN" and (cfg.MODEL.MASK_ON or "MASK_HEAD" not in key)]
+        for key in frozen:
+            problems.add(key, "frozen statistics need pretrained MODEL.WEIGHTS; from scratch take BN or GN")
+        if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+            problems.add("MODEL.BACKBONE.FREEZE_AT", "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
+    if not cfg.DATASETS.TEST:
+        for key in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
+            if cfg[key] > 0:
+                problems.add(key, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
+    problems.raise_if_any()
+    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+    if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        _logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, cfg.SOLVER.MAX_ITER)
+
+
+def _check_general(problems: Problems) -> None:
+    cfg = problems.cfg
+    if cfg.VERSION != 2:
+        problems.add("VERSION", "expected 2; files of Detectron2's version 1 are converted with Detectron2 itself")
+    if cfg.MODEL.ENGINE == "detectron2":
+        problems.add(
+            "MODEL.ENGINE", "training through Detectron2 is not available in this version; take auto or native"
+        )
+    else:
+        problems.one_of("MODEL.ENGINE", ("auto", "native"))
+    if not _DEVICE.fullmatch(cfg.MODEL.DEVICE):
+        problems.add("MODEL.DEVICE", "expected auto, cpu, cuda, cuda:0 (any number), mps or xpu")
+    problems.within("SEED", -1, 2**32 - 1)
+    problems.one_of("FLOAT32_PRECISION", ("", "highest", "high", "medium"))
+    if not cfg.OUTPUT_DIR.strip():
+        problems.add("OUTPUT_DIR", "expected a folder")
+
+
+def _check_input(problems: Problems) -> None:
+    cfg = problems.cfg
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    if not channels:
+        problems.add("MODEL.PIXEL_MEAN", "expected one value a channel")
+    if len(cfg.MODEL.PIXEL_STD) != channels:
+        problems.add("MODEL.PIXEL_STD", f"expected as many values as MODEL.PIXEL_MEAN has ({channels})")
+    problems.within("MODEL.PIXEL_STD", above=0)
+    problems.one_of("INPUT.FORMAT", ("BGR", "RGB"))
+    problems.one_of("INPUT.MASK_FORMAT", ("bitmask", "polygon"))
+    problems.within("INPUT.CHANNELS", 0)
+    chosen = len(cfg.INPUT.CHANNELS)
+    if chosen not in (0, channels) and not (chosen == 1 and channels == 3):
+        problems.add("INPUT.CHANNELS", f"expected as many as MODEL.PIXEL_MEAN has values ({channels})")
+    if cfg.INPUT.GRAYSCALE and channels not in (1, 3):
+        problems.add("INPUT.GRAYSCALE", f"gives one channel (or three alike), MODEL.PIXEL_MEAN has {channels} values")
+    problems.one_of("INPUT.SCALING", ("none", "percentile", "fixed"))
+    problems.one_of("INPUT.INVERT", ("none", "auto"))
+    problems.pair("INPUT.SCALING_PERCENTILES", 0, 100)
+    problems.pair("INPUT.SCALING_RANGE", float("-inf"), float("inf"))
+
+
+def _check_crop(problems: Problems) -> None:
+    """Sizes and random changes of training images."""
+    cfg = problems.cfg
+    problems.one_of("INPUT.RANDOM_FLIP", ("none", "horizontal", "vertical", "both"))
+    problems.one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", ("choice", "range"))
+    if not cfg.INPUT.MIN_SIZE_TRAIN:
+        problems.add("INPUT.MIN_SIZE_TRAIN", "expected at least one size, or [0] for no resizing")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        problems.pair("INPUT.MIN_SIZE_TRAIN", 1, float("inf"), equal=True)
+    for key in ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"):
+        problems.within(key, 0)
+    for key in ("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"):
+        problems.within(key, 1)
+    for key in ("INPUT.RANDOM_INVERT", "INPUT.RANDOM_BRIGHTNESS", "INPUT.RANDOM_CONTRAST"):
+        problems.within(key, 0, 1)
+    problems.pair("INPUT.RANDOM_SCALE", 0.05, 20, equal=True)
+    problems.one_of("INPUT.CROP.TYPE", ("relative", "relative_range", "absolute", "absolute_range"))
+    problems.length("INPUT.CROP.SIZE", 2)
+    if cfg.INPUT.CROP.TYPE.startswith("relative"):
+        problems.within("INPUT.CROP.SIZE", most=1, above=0)
+    elif cfg.INPUT.CROP.ENABLED and not all(isinstance(size, int) and size >= 1 for size in cfg.INPUT.CROP.SIZE):
+        problems.add("INPUT.CROP.SIZE", f"expected [height, width] in pixels for INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE}")
+
+
+def _check_data(problems: Problems) -> None:
+    cfg = problems.cfg
+    names = cfg.DATASETS.CLASSES
+    if len(set(names)) != len(names) or not all(names):
+        problems.add("DATASETS.CLASSES", "expected names that differ")
+    if names and len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        problems.add(
+            "DATASETS.CLASSES", f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: make them agree"
+        )
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        if not all(name.strip() for name in cfg[key]):
+            problems.add(key, "expected names from the catalog or paths of COCO files, got an empty one")
+    problems.within("DATALOADER.NUM_WORKERS", 0)
+    problems.within("DATALOADER.BALANCE_POWER", 0, 1)
+    samplers = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+    problems.one_of("DATALOADER.SAMPLER_TRAIN", samplers)
+
+
+def _check_solver(problems: Problems) -> None:
+    schedules = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+    problems.one_of("SOLVER.LR_SCHEDULER_NAME", schedules)
+    problems.one_of("SOLVER.WARMUP_METHOD", ("linear", "constant"))
+    problems.one_of("SOLVER.OPTIMIZER", ("SGD", "AdamW"))
+    problems.one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm"))
+    for name in ("MAX_ITER", "IMS_PER_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "LOG_PERIOD"):
+        problems.within(f"SOLVER.{name}", 1)
+    for name in ("BASE_LR", "GAMMA", "CLIP_GRADIENTS.CLIP_VALUE", "CLIP_GRADIENTS.NORM_TYPE"):
+        problems.within(f"SOLVER.{name}", above=0)
+    for name in ("BASE_LR_END", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WARMUP_ITERS", "BIAS_LR_FACTOR", "STEPS"):
+        problems.within(f"SOLVER.{name}", 0)
+    if problems.cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
+        problems.within("SOLVER.WEIGHT_DECAY_BIAS", 0)
+    problems.within("SOLVER.WARMUP_FACTOR", 0, 1)
+    steps = problems.cfg.SOLVER.STEPS
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        problems.add("SOLVER.STEPS", "expected ascending iterations")
+    for key in ("SOLVER.MOMENTUM", "SOLVER.BETAS", "SOLVER.EMA.DECAY"):
+        values = problems.cfg[key]
+        if not all(0 <= value < 1 for value in (values if isinstance(values, list) else [values])):
+            problems.add(key, "expected at least 0 and below 1")
+    problems.length("SOLVER.BETAS", 2)
+    if problems.cfg.SOLVER.NESTEROV and problems.cfg.SOLVER.MOMENTUM == 0:
+        problems.add("SOLVER.NESTEROV", "needs SOLVER.MOMENTUM above 0")
+
+
+def _check_precision(problems: Problems) -> None:
+    cfg = problems.cfg
+    problems.one_of("SOLVER.AMP.DTYPE", ("auto", "bfloat16", "float16"))
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        problems.add("SOLVER.AMP.DTYPE", "float16 training needs CUDA; on the CPU take bfloat16 or auto")
+
+
+def _check_test(problems: Problems) -> None:
+    cfg = problems.cfg
+    if cfg.TEST.DETECTIONS_PER_IMAGE != -1:
+        problems.within("TEST.DETECTIONS_PER_IMAGE", 1)
+    problems.one_of("TEST.BEST_METRIC", BEST_METRICS)
+    problems.within("TEST.MAX_DETECTIONS_COCO", 1)
+    for name in ("EVAL_PERIOD", "EARLY_STOP_PATIENCE", "MAX_IMAGES_DURING_TRAINING", "OVERLAYS"):
+        problems.within(f"TEST.{name}", 0)
+    if cfg.TEST.EARLY_STOP_PATIENCE > 0 and cfg.TEST.EVAL_PERIOD == 0:
+        problems.add("TEST.EARLY_STOP_PATIENCE", "needs evaluations during training: set TEST.EVAL_PERIOD")

@@ -1,0 +1,185 @@
+"""Which of Detectron2's keys the native engine honours, and which values of them it implements.
+
+A key that it does not honour may stand at its default; with another value it is refused by name, never ignored. Keys of
+parts that are switched off (keypoints, RetinaNet, ...) are not judged. detseg's own keys are all honoured.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import logging
+from typing import Any
+
+from detseg.config.node import Config
+from detseg.config.problems import Problems
+from detseg.config.schema import default_values, detectron2_defaults
+
+_logger = logging.getLogger(__name__)
+
+# dotted names; * stands for any rest
+HONOURED = (
+    "VERSION",
+    "MODEL.MASK_ON",
+    "MODEL.DEVICE",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.WEIGHTS",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.BACKBONE.*",
+    "MODEL.FPN.*",
+    "MODEL.PROPOSAL_GENERATOR.*",
+    "MODEL.ANCHOR_GENERATOR.NAME",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "MODEL.ANCHOR_GENERATOR.OFFSET",
+    "MODEL.RPN.HEAD_NAME",
+    "MODEL.RPN.IN_FEATURES",
+    "MODEL.RPN.IOU_*",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "MODEL.RPN.POSITIVE_FRACTION",
+    "MODEL.RPN.BBOX_REG_*",
+    "MODEL.RPN.SMOOTH_L1_BETA",
+    "MODEL.RPN.LOSS_WEIGHT",
+    "MODEL.RPN.*_NMS_TOPK_*",
+    "MODEL.RPN.NMS_THRESH",
+    "MODEL.ROI_HEADS.*",
+    "MODEL.ROI_BOX_HEAD.NAME",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_*",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
+    "MODEL.ROI_BOX_HEAD.POOLER_*",
+    "MODEL.ROI_BOX_HEAD.NUM_FC",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM",
+    "MODEL.ROI_BOX_HEAD.NORM",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.ROI_MASK_HEAD.*",
+    "MODEL.RESNETS.DEPTH",
+    "MODEL.RESNETS.OUT_FEATURES",
+    "MODEL.RESNETS.NUM_GROUPS",
+    "MODEL.RESNETS.NORM",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "INPUT.MIN_SIZE_*",
+    "INPUT.MAX_SIZE_*",
+    "INPUT.RANDOM_FLIP",
+    "INPUT.CROP.*",
+    "INPUT.FORMAT",
+    "INPUT.MASK_FORMAT",
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "SOLVER.LR_SCHEDULER_NAME",
+    "SOLVER.MAX_ITER",
+    "SOLVER.BASE_LR",
+    "SOLVER.BASE_LR_END",
+    "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV",
+    "SOLVER.WEIGHT_DECAY*",
+    "SOLVER.GAMMA",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_*",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.CLIP_GRADIENTS.*",
+    "SOLVER.AMP.ENABLED",
+    "TEST.EVAL_PERIOD",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "OUTPUT_DIR",
+    "SEED",
+)
+
+# values of honoured keys that are implemented; every other value is refused, Detectron2's default too
+IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1", "giou"),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1", "giou"),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": ("", "BN", "FrozenBN", "GN"),
+    "MODEL.FPN.NORM": ("", "BN", "FrozenBN", "GN"),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "FrozenBN", "GN"),
+    "MODEL.ROI_MASK_HEAD.NORM": ("", "BN", "FrozenBN", "GN"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+}
+
+
+def is_honoured(key: str) -> bool:
+    """Whether the native engine acts on this key of Detectron2's; detseg's own keys are honoured always."""
+    return key not in detectron2_defaults() or any(fnmatch.fnmatchcase(key, pattern) for pattern in HONOURED)
+
+
+def inactive_patterns(cfg: Config) -> list[str]:
+    """Patterns of the keys that belong to parts which this configuration does not use."""
+    model, solver = cfg.MODEL, cfg.SOLVER
+    architecture = model.META_ARCHITECTURE
+    parts = [
+        (model.KEYPOINT_ON, ["MODEL.ROI_KEYPOINT_HEAD.*", "TEST.KEYPOINT_OKS_SIGMAS"]),
+        (model.MASK_ON, ["MODEL.ROI_MASK_HEAD.*"]),
+        (model.LOAD_PROPOSALS, ["DATASETS.PROPOSAL_FILES_*", "DATASETS.PRECOMPUTED_PROPOSAL_*"]),
+        (architecture == "RetinaNet", ["MODEL.RETINANET.*"]),
+        (architecture in ("SemanticSegmentor", "PanopticFPN"), ["MODEL.SEM_SEG_HEAD.*"]),
+        (architecture == "PanopticFPN", ["MODEL.PANOPTIC_FPN.*"]),
+        (model.ROI_HEADS.NAME == "CascadeROIHeads", ["MODEL.ROI_BOX_CASCADE_HEAD.*"]),
+        (model.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator", ["MODEL.ANCHOR_GENERATOR.ANGLES"]),
+        (any(model.RESNETS.DEFORM_ON_PER_STAGE), ["MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS"]),
+        (model.ROI_BOX_HEAD.USE_FED_LOSS, ["MODEL.ROI_BOX_HEAD.FED_LOSS_*"]),
+        (cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler", ["DATALOADER.REPEAT_*"]),
+        (solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR", ["SOLVER.NUM_DECAYS"]),
+        (cfg.TEST.AUG.ENABLED, ["TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"]),
+        (cfg.TEST.PRECISE_BN.ENABLED, ["TEST.PRECISE_BN.NUM_ITER"]),
+    ]
+    return [pattern for used, patterns in parts if not used for pattern in patterns]
+
+
+def check_native(cfg: Config) -> None:
+    """Refuse every key that the native engine would have to ignore.
+
+    A key that is not honoured and says what Detectron2's default is (a file that Detectron2 dumped holds them all) is
+    accepted with a warning, since nobody chose it.
+
+    Raises:
+        ConfigError: naming each such key, where it was set and what is implemented.
+    """
+    problems = Problems(cfg)
+    ours, theirs = _defaults(), detectron2_defaults()
+    patterns = inactive_patterns(cfg)
+    for key, value in cfg.flatten().items():
+        if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns):
+            continue
+        if key in IMPLEMENTED_VALUES:
+            if value not in IMPLEMENTED_VALUES[key]:
+                choices = " or ".join(repr(choice) for choice in IMPLEMENTED_VALUES[key])
+                problems.add(key, f"the native engine implements {choices}")
+        elif not is_honoured(key) and value != ours[key]:
+            if value == theirs[key]:
+                _logger.warning(
+                    "%s = %r (%s) is Detectron2's default, which the native engine does not follow: it does %r",
+                    key,
+                    value,
+                    cfg.origin(key),
+                    ours[key],
+                )
+            else:
+                problems.add(key, f"the native engine does not honour this key; leave it at {ours[key]!r}")
+    problems.raise_if_any()
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return default_values()

@@ -1,0 +1,70 @@
+"""Collects what is wrong with a configuration, so that one message tells all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detseg.config.kinds import shorten
+from detseg.config.node import Config
+from detseg.errors import ConfigError, list_problems
+
+
+class Problems:
+    """The problems of one configuration, each with key, value and where the value was set."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.found: list[str] = []
+
+    def add(self, key: str, expected: str) -> None:
+        """Note a problem of one key; `expected` says what it should be and what to do."""
+        self.found.append(f"{key} = {shorten(self.cfg[key])} ({self.cfg.origin(key)}): {expected}")
+
+    def one_of(self, key: str, choices: Sequence[Any]) -> None:
+        """The value must be one of `choices`."""
+        if self.cfg[key] not in choices:
+            self.add(key, f"expected one of {', '.join(repr(choice) for choice in choices)}")
+
+    def within(
+        self, key: str, least: float | None = None, most: float | None = None, *, above: float | None = None
+    ) -> None:
+        """The number, or every number of a list, must be >= `least`, > `above` and <= `most`, where these are given."""
+        value = self.cfg[key]
+        numbers = value if isinstance(value, list) else [value]
+        fits = all(
+            (least is None or number >= least)
+            and (above is None or number > above)
+            and (most is None or number <= most)
+            for number in numbers
+        )
+        if not fits:
+            bounds = [
+                f"{words} {bound}"
+                for words, bound in (("at least", least), ("more than", above), ("at most", most))
+                if bound is not None
+            ]
+            each = "every number " if isinstance(value, list) else ""
+            self.add(key, f"expected {each}{' and '.join(bounds)}")
+
+    def pair(self, key: str, least: float, most: float, *, equal: bool = False) -> None:
+        """Two numbers within [least, most], the first smaller than the second (or equal, if `equal`)."""
+        value = self.cfg[key]
+        ordered = len(value) == 2 and (value[0] <= value[1] if equal else value[0] < value[1])
+        if not ordered or value[0] < least or value[1] > most:
+            relation = "not above" if equal else "below"
+            self.add(key, f"expected two numbers from {least:g} to {most:g}, the first {relation} the second")
+
+    def length(self, key: str, length: int) -> None:
+        """The list must have `length` elements."""
+        if len(self.cfg[key]) != length:
+            self.add(key, f"expected {length} values, got {len(self.cfg[key])}")
+
+    def raise_if_any(self) -> None:
+        """Raise ConfigError with all problems, one a line."""
+        if not self.found:
+            return
+        if len(self.found) == 1:
+            raise ConfigError(self.found[0])
+        where = self.cfg.source or "the configuration"
+        raise ConfigError(f"{where}: {len(self.found)} problems:\n{list_problems(self.found)}")
