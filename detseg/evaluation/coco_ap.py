@@ -1,0 +1,133 @@
+"""COCO box and mask AP, by faster-coco-eval, at any number of detections.
+
+COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells. The numbers are
+those of pycocotools at the same limit. Boxes of the truth are the tight boxes of its masks.
+
+Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detseg.evaluation.ground_truth import ImageTruth
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+
+MAX_DETECTIONS = 2000
+# Objects of every size; COCO's own limits of small and large say nothing about cells.
+ANY_AREA = [0.0, 1e10]
+
+
+def coco_annotations(
+    truths: Sequence[ImageTruth], predictions: Sequence[Predictions], num_classes: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return truth and predictions as two COCO dictionaries whose ids are whole numbers from 1 on.
+
+    truths and predictions: the same images in the same order. COCO's tools compare ids as numbers and take 0 for none,
+    so images, classes and annotations are numbered anew. A box alone gets no segmentation.
+    """
+    images = [
+        {"id": number, "height": truth.height, "width": truth.width, "file_name": truth.file_name}
+        for number, truth in enumerate(truths, start=1)
+    ]
+    categories = [{"id": number + 1, "name": str(number)} for number in range(num_classes)]
+    true_rows: list[dict[str, Any]] = []
+    found_rows: list[dict[str, Any]] = []
+    for number, (truth, found) in enumerate(zip(truths, predictions, strict=True), start=1):
+        boxes = _xywh(rle_codec.bounding_boxes(truth.rles))
+        for rle, box, class_index, crowd in zip(truth.rles, boxes, truth.classes, truth.crowd, strict=True):
+            true_rows.append(_row(len(true_rows) + 1, number, class_index, box, rle) | {"iscrowd": int(crowd)})
+        rles = found.rles if found.rles is not None else [None] * len(found)
+        for rle, box, class_index, score in zip(
+            rles, _xywh(found.boxes), found.classes, found.scores.tolist(), strict=True
+        ):
+            found_rows.append(_row(len(found_rows) + 1, number, class_index, box, rle) | {"iscrowd": 0, "score": score})
+    shared = {"images": images, "categories": categories}
+    return {**shared, "annotations": true_rows}, {**shared, "annotations": found_rows}
+
+
+def _xywh(boxes: np.ndarray) -> list[list[float]]:
+    boxes = boxes.astype(np.float64)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+
+
+def _row(number: int, image: int, class_index: int, box: list[float], rle: dict[str, Any] | None) -> dict[str, Any]:
+    row = {
+        "id": number,
+        "image_id": image,
+        "category_id": int(class_index) + 1,
+        "bbox": box,
+        "area": box[2] * box[3],
+    }
+    if rle is not None:
+        row["segmentation"] = rle
+    return row
+
+
+def coco_precision(
+    truth: dict[str, Any], predictions: dict[str, Any], kind: str, max_detections: int = MAX_DETECTIONS
+) -> np.ndarray:
+    """Return COCO's precision (T, R, K) float64; -1 for a class without an object in the truth.
+
+    truth, predictions: from `coco_annotations`. kind: "bbox" or "segm". max_detections: of an image and class.
+    """
+    from faster_coco_eval.core.coco import COCO
+    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+
+    shape = (10, 101, len(truth["categories"]))
+    if not truth["annotations"] or not truth["images"]:
+        return np.full(shape, -1.0)
+    sides = []
+    for dataset in (truth, predictions):
+        side = COCO()
+        side.dataset = dataset
+        side.createIndex()
+        sides.append(side)
+    evaluation = COCOeval_faster(*sides, iouType=kind, print_function=_silent)
+    evaluation.params.maxDets = [int(max_detections)]
+    evaluation.params.areaRng = [ANY_AREA]
+    evaluation.params.areaRngLbl = ["all"]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(*shape[:2], -1, 1, 1)[..., 0, 0]
+
+
+def _silent(*_: Any) -> None:
+    """Take the place of faster-coco-eval's printing."""
+
+
+def average_precision(precision: np.ndarray) -> dict[str, float | None]:
+    """Return ap, ap50 and ap75 of a precision array (T, R, K); None where no class has an object in the truth."""
+    return {
+        name: float(values[values > -1].mean()) if (values > -1).any() else None
+        for name, values in (("ap", precision), ("ap50", precision[0]), ("ap75", precision[5]))
+    }
+
+
+def coco_ap(
+    truths: Sequence[ImageTruth],
+    predictions: Sequence[Predictions],
+    num_classes: int,
+    max_detections: int = MAX_DETECTIONS,
+) -> list[dict[str, float | None]]:
+    """Return COCO AP for all classes (first entry: the mean over the classes) and of every class (1 + K entries).
+
+    Keys: coco_bbox_ap, coco_bbox_ap50, coco_bbox_ap75, coco_segm_ap, coco_segm_ap50, coco_segm_ap75. The mask values
+    are None where predictions are boxes alone; a class without an object in the truth has None everywhere.
+    """
+    truth, found = coco_annotations(truths, predictions, num_classes)
+    results: list[dict[str, float | None]] = [{} for _ in range(1 + num_classes)]
+    for kind in ("bbox", "segm"):
+        has_masks = all(image.rles is not None for image in predictions)
+        if kind == "bbox" or has_masks:
+            precision = coco_precision(truth, found, kind, max_detections)
+        else:
+            precision = np.full((10, 101, num_classes), -1.0)
+        for row, result in enumerate(results):
+            values = precision if row == 0 else precision[:, :, row - 1 : row]
+            result.update({f"coco_{kind}_{name}": value for name, value in average_precision(values).items()})
+    return results

@@ -1,0 +1,192 @@
+"""The scores of a set of predictions, as training, the command line and Python callers get them.
+
+`evaluate` scores predictions as they stand. Object AP has no ranking by score, so it needs predictions above a score
+threshold and without overlaps; `detseg.evaluation.tuned` chooses the threshold first.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.evaluation.coco_ap import MAX_DETECTIONS, coco_ap
+from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth, image_names
+from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
+from detseg.structures import Predictions
+
+if TYPE_CHECKING:
+    from detseg.data.coco import CocoDataset
+
+OBJECT_SCORES = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
+
+
+def evaluate(
+    ground_truth: GroundTruth | CocoDataset,
+    predictions: Iterable[Predictions],
+    *,
+    max_detections: int = MAX_DETECTIONS,
+    group_by: str | None = None,
+    coco: bool = True,
+) -> dict[str, Any]:
+    """Score predictions against the truth of a data set.
+
+    predictions: at most one Predictions an image, in any order; images without any count as predicted empty.
+    max_detections: of an image and class, for COCO AP alone. group_by: an image-level field of the COCO file; adds
+    `per_group`, the object scores of the images of each of its values. coco: False leaves COCO AP out (its keys are
+    None).
+
+    Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
+    mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and ..._ap50, ..._ap75), per_class (by name, the same keys
+    and true_positives, false_positives, false_negatives at IoU > 0.5), images, objects, predictions. Object scores are
+    None where predictions are boxes alone.
+
+    Raises DataError for predictions of an unknown image, of another size or class count, and for doubled images.
+    """
+    truth = as_ground_truth(ground_truth)
+    aligned = align(truth, predictions)
+    counts = count_all(truth, aligned)
+    return metrics_of(truth, aligned, counts, max_detections=max_detections, group_by=group_by, coco=coco)
+
+
+def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list[Predictions]:
+    """Return one Predictions for every image of the truth, in its order; empty where there is none.
+
+    Raises DataError where the predictions do not belong to these images and classes.
+    """
+    by_id: dict[int | str, ImageTruth] = {image.image_id: image for image in ground_truth.images}
+    found: dict[int | str, Predictions] = {}
+    masks = True
+    for image in predictions:
+        truth = by_id.get(image.image_id)
+        name = f"predictions of image {image.image_id!r}"
+        if truth is None:
+            raise DataError(
+                f"{name}: the ground truth has no such image (its ids: {image_names(ground_truth.images)}); "
+                "evaluate against the COCO file that the predictions were made for"
+            )
+        if image.image_id in found:
+            raise DataError(f"{name} occur twice; join them, or fuse them, into one list an image")
+        if (image.height, image.width) != (truth.height, truth.width):
+            raise DataError(
+                f"{name}: made at {image.height} x {image.width} pixels (height x width), but the ground truth has "
+                f"{truth.height} x {truth.width}; predict at the original size"
+            )
+        if len(image) and not 0 <= image.classes.min() <= image.classes.max() < len(ground_truth.class_names):
+            raise DataError(
+                f"{name}: class {int(image.classes.max())} (counted from 0), but the ground truth has "
+                f"{len(ground_truth.class_names)} classes ({', '.join(ground_truth.class_names)})"
+            )
+        masks = masks and (image.rles is not None or len(image) == 0)
+        found[image.image_id] = image
+    aligned = []
+    for image in ground_truth.images:
+        result = found.get(image.image_id)
+        if result is None or len(result) == 0:
+            result = Predictions.empty(image.image_id, image.file_name, image.height, image.width, masks=masks)
+        aligned.append(result)
+    return aligned
+
+
+def count_all(ground_truth: GroundTruth, aligned: Sequence[Predictions]) -> list[ObjectCounts] | None:
+    """Return the hits and misses of every image, or None where some predictions are boxes alone."""
+    if any(image.rles is None for image in aligned):
+        return None
+    number = len(ground_truth.class_names)
+    return [count_objects(truth, image, number) for truth, image in zip(ground_truth.images, aligned, strict=True)]
+
+
+def metrics_of(
+    ground_truth: GroundTruth,
+    aligned: Sequence[Predictions],
+    counts: Sequence[ObjectCounts] | None,
+    *,
+    max_detections: int = MAX_DETECTIONS,
+    group_by: str | None = None,
+    coco: bool = True,
+) -> dict[str, Any]:
+    """Put together what `evaluate` returns, from predictions that `align` and counts that `count_all` returned."""
+    names = ground_truth.class_names
+    if coco:
+        coco_rows = coco_ap(ground_truth.images, aligned, len(names), max_detections)
+    else:
+        keys = [f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in ("ap", "ap50", "ap75")]
+        coco_rows = [dict.fromkeys(keys) for _ in range(1 + len(names))]
+    rows = []
+    for row in range(1 + len(names)):
+        if counts is None:
+            objects = _counts_without_masks(ground_truth, aligned, row)
+        else:
+            objects = summarize_objects(counts, row)
+        scores = {key: objects[key] for key in OBJECT_SCORES}
+        rows.append({**scores, **coco_rows[row], **{key: objects[key] for key in objects if key not in scores}})
+    metrics: dict[str, Any] = {**rows[0], "per_class": dict(zip(names, rows[1:], strict=True))}
+    metrics["coco_max_detections"] = int(max_detections)
+    if group_by:
+        metrics["per_group"] = _per_group(ground_truth, counts, group_by)
+    return metrics
+
+
+def _counts_without_masks(ground_truth: GroundTruth, aligned: Sequence[Predictions], row: int) -> dict[str, Any]:
+    """Return the keys of `summarize_objects` for predictions that are boxes alone: numbers, but no object scores."""
+    summary: dict[str, Any] = summarize_objects([], row)
+    summary.update(true_positives=None, false_positives=None, false_negatives=None)
+    objects = [image.classes[~image.crowd] for image in ground_truth.images]
+    classes = [image.classes for image in aligned]
+    if row > 0:
+        objects = [values[values == row - 1] for values in objects]
+        classes = [values[values == row - 1] for values in classes]
+    summary["images"] = sum(row == 0 or len(a) + len(b) > 0 for a, b in zip(objects, classes, strict=True))
+    summary["objects"] = sum(len(values) for values in objects)
+    summary["predictions"] = sum(len(values) for values in classes)
+    return summary
+
+
+def _per_group(ground_truth: GroundTruth, counts: Sequence[ObjectCounts] | None, field: str) -> dict[str, Any]:
+    """Return the object scores of the images of every value of an image-level field."""
+    known = sorted({key for image in ground_truth.images for key in image.metadata})
+    if field not in known:
+        raise DataError(
+            f"ground truth: no image has the field {field!r}; "
+            + (f"its fields: {', '.join(known)}" if known else "its images have no further fields")
+        )
+    groups: dict[str, list[ObjectCounts]] = {}
+    for image, image_counts in zip(ground_truth.images, counts or [], strict=bool(counts)):
+        groups.setdefault(str(image.metadata.get(field)), []).append(image_counts)
+    return {name: summarize_objects(groups[name]) for name in sorted(groups)}
+
+
+def image_table(ground_truth: GroundTruth, counts: Sequence[ObjectCounts]) -> list[dict[str, Any]]:
+    """Return one row of scores an image; counts from `count_all`."""
+    rows = []
+    for image, image_counts in zip(ground_truth.images, counts, strict=True):
+        scores = summarize_objects([image_counts])
+        del scores["images"]
+        row = {"image_id": image.image_id, "file_name": image.file_name, **scores}
+        row.update({key: value for key, value in image.metadata.items() if np.isscalar(value) and key not in row})
+        rows.append(row)
+    return rows
+
+
+def write_image_table(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of `image_table` as CSV (UTF-8, comma, a header; undefined scores are empty)."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DataError(
+            f"{target}: the table of images cannot be written: {error}; give a folder that exists"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)

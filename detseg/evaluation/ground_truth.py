@@ -1,0 +1,108 @@
+"""The truth of a data set, as the scores need it: run-lengths and classes of every image, in plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detseg.errors import DataError
+
+if TYPE_CHECKING:
+    from detseg.data.coco import CocoDataset
+
+
+@dataclass
+class ImageTruth:
+    """N annotated objects of one image; N = 0 is legal.
+
+    rles: N COCO RLEs of size [height, width]. classes: (N,) int64, 0-based. crowd: (N,) bool, True for a region that is
+    neither object nor background: detections inside it count neither for nor against. metadata: the image's further
+    fields in the COCO file.
+    """
+
+    image_id: int | str
+    file_name: str
+    height: int
+    width: int
+    rles: list[dict[str, Any]]
+    classes: np.ndarray
+    crowd: np.ndarray | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.classes = np.asarray(self.classes, dtype=np.int64).reshape(-1)
+        if self.crowd is None:
+            self.crowd = np.zeros(len(self.rles), dtype=bool)
+        self.crowd = np.asarray(self.crowd, dtype=bool).reshape(-1)
+        if not len(self.rles) == len(self.classes) == len(self.crowd):
+            raise DataError(
+                f"ground truth of image {self.file_name or self.image_id}: {len(self.rles)} masks, {len(self.classes)} "
+                f"classes and {len(self.crowd)} crowd flags; expected the same number of each"
+            )
+        for index, rle in enumerate(self.rles):
+            if list(rle["size"]) != [self.height, self.width]:
+                raise DataError(
+                    f"ground truth of image {self.file_name or self.image_id}: mask {index} has the size "
+                    f"{rle['size']}, the image {[self.height, self.width]} (height, width)"
+                )
+
+    @property
+    def num_objects(self) -> int:
+        """The number of objects; crowd regions are none."""
+        return int((~self.crowd).sum())
+
+
+@dataclass
+class GroundTruth:
+    """The truth of a data set: class names in the order of their 0-based indices, and one ImageTruth an image."""
+
+    class_names: list[str]
+    images: list[ImageTruth]
+
+    def __post_init__(self) -> None:
+        seen: set[int | str] = set()
+        for image in self.images:
+            if image.image_id in seen:
+                raise DataError(
+                    f"ground truth: the image id {image.image_id!r} occurs twice; give every image its own id"
+                )
+            seen.add(image.image_id)
+            if len(image.classes) and not 0 <= image.classes.min() <= image.classes.max() < len(self.class_names):
+                raise DataError(
+                    f"ground truth of image {image.file_name or image.image_id}: class {image.classes.max()} of "
+                    f"{len(self.class_names)} ({', '.join(self.class_names)})"
+                )
+
+    @classmethod
+    def from_coco(cls, dataset: CocoDataset) -> GroundTruth:
+        """Read all annotations of a CocoDataset."""
+        images = []
+        for index, record in enumerate(dataset.images):
+            rles, classes, crowd = dataset.annotations(index)
+            images.append(
+                ImageTruth(
+                    image_id=record.image_id,
+                    file_name=record.file_name,
+                    height=record.height,
+                    width=record.width,
+                    rles=list(rles),
+                    classes=classes,
+                    crowd=crowd,
+                    metadata=dict(record.metadata or {}),
+                )
+            )
+        return cls([category.name for category in dataset.categories], images)
+
+
+def as_ground_truth(ground_truth: GroundTruth | CocoDataset) -> GroundTruth:
+    """Return `ground_truth` itself, or what a CocoDataset holds."""
+    return ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)
+
+
+def image_names(images: Sequence[ImageTruth], limit: int = 3) -> str:
+    """Return a few image ids for a message."""
+    names = ", ".join(repr(image.image_id) for image in images[:limit])
+    return names + (", ..." if len(images) > limit else "")

@@ -1,0 +1,84 @@
+"""No pixel belongs to two objects: overlaps go to the object of the higher score."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import soft_mask_window
+
+
+def score_order(scores: np.ndarray) -> np.ndarray:
+    """Return indices (N,) int64 by descending score; of equal scores, the earlier prediction comes first."""
+    return np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+
+
+def resolve_overlaps(
+    predictions: Predictions, *, min_visible_fraction: float = 0.0, min_visible_area: int = 1
+) -> Predictions:
+    """Give every pixel to the prediction of the highest score that covers it, whatever the classes.
+
+    Predictions take their pixels one after the other by descending score. One that finds less than
+    `min_visible_fraction` of its own area, or fewer than `min_visible_area` pixels, still free is dropped and takes
+    none. So what a prediction gets depends on those of higher score alone: resolving and then cutting the list at a
+    score gives the same as cutting and then resolving.
+
+    Returns the predictions that are left, in their old order, with disjoint masks. A prediction that lost pixels gets
+    the tight box of what remains, and a soft mask cut to it. Time and memory grow with image area plus the objects'
+    boxes. Raises DataError for predictions that are boxes alone.
+    """
+    if predictions.rles is None:
+        raise DataError(
+            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: overlaps "
+            "can be resolved for masks only"
+        )
+    labels = np.zeros((predictions.height, predictions.width), dtype=np.int32)
+    crops = rle_codec.decode_crops(predictions.rles)
+    shrunk = np.zeros(len(predictions), dtype=bool)
+    kept = np.zeros(len(predictions), dtype=bool)
+    for index in score_order(predictions.scores):
+        crop, x0, y0 = crops[index]
+        window = labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
+        visible = crop & (window == 0)
+        full_area, visible_area = np.count_nonzero(crop), np.count_nonzero(visible)
+        if visible_area < max(min_visible_area, 1) or visible_area < min_visible_fraction * full_area:
+            continue
+        window[visible] = index + 1
+        kept[index] = True
+        shrunk[index] = visible_area < full_area
+    if shrunk.any():
+        encoded = rle_codec.encode_labels(labels, len(predictions))
+        predictions = replace_masks(predictions, {index: encoded[index] for index in np.flatnonzero(shrunk)})
+    return predictions.select(kept)
+
+
+def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictions:
+    """Return predictions in which some masks (index -> RLE) are others, with the tight boxes of these.
+
+    Soft masks of such predictions are cut, or padded with 0, to the new boxes.
+    """
+    indices = np.array(sorted(masks), dtype=np.int64)
+    result = predictions.select(np.arange(len(predictions)))
+    for index in indices:
+        result.rles[index] = masks[index]
+    result.boxes[indices] = rle_codec.bounding_boxes([masks[index] for index in indices])
+    if result.soft_masks is not None:
+        size = predictions.height, predictions.width
+        for index in indices:
+            old = soft_mask_window(predictions.boxes[index], *size)
+            new = soft_mask_window(result.boxes[index], *size)
+            result.soft_masks[index] = _cut(predictions.soft_masks[index], old, new)
+    return result
+
+
+def _cut(crop: np.ndarray, old: tuple[int, int, int, int], new: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the pixels of window `new` of a crop of window `old` (both x0, y0, x1, y1); 0 outside the old one."""
+    result = np.zeros((new[3] - new[1], new[2] - new[0]), dtype=crop.dtype)
+    x0, y0 = max(old[0], new[0]), max(old[1], new[1])
+    x1, y1 = min(old[2], new[2]), min(old[3], new[3])
+    if x1 > x0 and y1 > y0:
+        source = crop[y0 - old[1] : y1 - old[1], x0 - old[0] : x1 - old[0]]
+        result[y0 - new[1] : y1 - new[1], x0 - new[0] : x1 - new[0]] = source
+    return result

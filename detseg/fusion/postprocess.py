@@ -1,0 +1,218 @@
+"""What is done to the predictions of a model before they are scored or used: thresholds, sizes, holes, overlaps.
+
+A Postprocess is stored as YAML (`postprocess.yaml` of a run folder). Every setting is one value for all classes, or one
+value a class, by name:
+
+    classes: [shsy5y, astro, cort]
+    score_threshold: {shsy5y: 0.42, astro: 0.5, cort: 0.61}
+    min_area: 30
+    max_area: null
+    fill_holes: false
+    keep_largest_component: false
+    resolve_overlaps: true
+    min_visible_fraction: 0.0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import ndimage
+
+from detseg.errors import DataError
+from detseg.fusion.overlaps import replace_masks, resolve_overlaps
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+
+PerClass = float | int | bool | None | Mapping[str, Any]
+
+# Name -> whether the setting may differ from class to class.
+SETTINGS = {
+    "score_threshold": True,
+    "min_area": True,
+    "max_area": True,
+    "fill_holes": True,
+    "keep_largest_component": True,
+    "resolve_overlaps": False,
+    "min_visible_fraction": False,
+}
+SWITCHES = ("fill_holes", "keep_largest_component", "resolve_overlaps")
+FRACTIONS = ("score_threshold", "min_visible_fraction")
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """Settings; each but the last two is one value or a mapping class name -> value (all classes must be named).
+
+    classes: the class names in the order of their indices; needed only where a setting is per class.
+    score_threshold: a prediction with score >= it is kept. min_area, max_area: in pixels, both kept; None is no limit.
+    fill_holes: background enclosed by a mask becomes mask (4-connected background). keep_largest_component: of a torn
+    mask (8-connected) only the largest part stays. resolve_overlaps: no pixel belongs to two predictions, the higher
+    score wins; min_visible_fraction: a prediction of which less than this is visible is dropped.
+    """
+
+    classes: Sequence[str] = ()
+    score_threshold: PerClass = 0.0
+    min_area: PerClass = 0
+    max_area: PerClass = None
+    fill_holes: PerClass = False
+    keep_largest_component: PerClass = False
+    resolve_overlaps: bool = True
+    min_visible_fraction: float = 0.0
+    source: str = field(default="postprocess", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = self.classes
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise DataError(f"{self.source}: classes: expected a list of different names, not {names!r}")
+        object.__setattr__(self, "classes", tuple(names))
+        for key, may_differ in SETTINGS.items():
+            value = getattr(self, key)
+            if isinstance(value, Mapping) and may_differ:
+                if set(value) != set(self.classes):
+                    raise DataError(
+                        f"{self.source}: {key} names the classes {', '.join(map(str, value)) or '(none)'}, expected "
+                        f"one value for each of: {', '.join(self.classes) or '(no classes are listed under `classes`)'}"
+                    )
+                for name, entry in value.items():
+                    self._check(f"{key} of {name}", key, entry)
+            else:
+                self._check(key, key, value)
+
+    def _check(self, place: str, key: str, value: Any) -> None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        if key in SWITCHES:
+            valid, expected = isinstance(value, bool), "true or false"
+        elif key in FRACTIONS:
+            valid, expected = number and 0 <= value <= 1, "a number from 0 to 1"
+        elif key == "max_area":
+            valid, expected = value is None or (number and value >= 0), "a number of pixels, or null for no limit"
+        else:
+            valid, expected = number and value >= 0, "a number of pixels"
+        if not valid:
+            raise DataError(f"{self.source}: {place} is {value!r}, expected {expected}")
+
+    def values(self, key: str, classes: np.ndarray) -> np.ndarray:
+        """Return a setting for every prediction of classes (N,) int64, as (N,) float64; None becomes infinity."""
+        setting = getattr(self, key)
+        if not isinstance(setting, Mapping):
+            return np.full(len(classes), math.inf if setting is None else setting, dtype=np.float64)
+        if len(classes) and classes.max() >= len(self.classes):
+            raise DataError(
+                f"{self.source}: made for {len(self.classes)} classes ({', '.join(self.classes)}), but a prediction "
+                f"has the class {classes.max()} (counted from 0); use the file of the model that made the predictions"
+            )
+        table = np.array([math.inf if setting[name] is None else setting[name] for name in self.classes], dtype=float)
+        return table[classes]
+
+    def apply(self, predictions: Predictions) -> Predictions:
+        """Return the predictions of one image after all settings, in their old order.
+
+        Order: score threshold; holes and components; area limits; overlaps; components and the lower area limit again
+        for what overlaps tore or shrank. Each step looks at single predictions or at those of higher score alone.
+        Predictions that are boxes alone get the score threshold only.
+        """
+        result = predictions.select(predictions.scores >= self.values("score_threshold", predictions.classes))
+        if result.rles is None:
+            return result
+        result = self._limit_area(self._repair(result))
+        if self.resolve_overlaps:
+            before = result
+            result = resolve_overlaps(before, min_visible_fraction=self.min_visible_fraction)
+            untouched = {id(rle) for rle in before.rles}
+            changed = np.array([id(rle) not in untouched for rle in result.rles], dtype=bool)
+            if changed.any():
+                result = self._limit_area(self._repair(result, holes=False, only=changed))
+        return result
+
+    def apply_all(self, predictions: Iterable[Predictions]) -> Iterable[Predictions]:
+        """Apply to one image after the other."""
+        return (self.apply(image) for image in predictions)
+
+    def without_score_threshold(self) -> Postprocess:
+        """Return the same settings with all scores kept."""
+        return dataclasses.replace(self, score_threshold=0.0)
+
+    def _limit_area(self, predictions: Predictions) -> Predictions:
+        low, high = self.values("min_area", predictions.classes), self.values("max_area", predictions.classes)
+        if not len(predictions) or (low.max() <= 0 and np.isinf(high).all()):
+            return predictions
+        areas = rle_codec.area(predictions.rles)
+        return predictions.select((areas >= low) & (areas <= high))
+
+    def _repair(self, predictions: Predictions, holes: bool = True, only: np.ndarray | None = None) -> Predictions:
+        """Fill holes and keep the largest component where the settings say so; `only` (N,) bool limits it."""
+        fill = (self.values("fill_holes", predictions.classes) > 0) & holes
+        largest = self.values("keep_largest_component", predictions.classes) > 0
+        chosen = np.flatnonzero((fill | largest) & (True if only is None else only))
+        crops = rle_codec.decode_crops([predictions.rles[index] for index in chosen])
+        repaired = {}
+        for index, (crop, x0, y0) in zip(chosen, crops, strict=True):
+            new = keep_largest_component(crop) if largest[index] else crop
+            new = ndimage.binary_fill_holes(new) if fill[index] else new
+            if np.count_nonzero(new != crop):
+                repaired[index] = rle_codec.encode_crop(new, x0, y0, predictions.height, predictions.width)
+        return replace_masks(predictions, repaired) if repaired else predictions
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], source: str = "postprocess") -> Postprocess:
+        """Make from plain values. Raises DataError naming `source` and the key for anything unknown or ill-typed."""
+        if not isinstance(settings, Mapping):
+            raise DataError(f"{source}: expected a mapping of settings, not {type(settings).__name__}")
+        unknown = [key for key in settings if key != "classes" and key not in SETTINGS]
+        if unknown:
+            raise DataError(f"{source}: unknown setting {unknown[0]!r}; there are: classes, {', '.join(SETTINGS)}")
+        values = dict(settings)
+        classes = values.pop("classes", None) or ()
+        if not isinstance(classes, (list, tuple)):
+            raise DataError(f"{source}: classes: expected a list of names, not {classes!r}")
+        return cls(classes=classes, source=source, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads."""
+        result: dict[str, Any] = {"classes": list(self.classes)}
+        for key in SETTINGS:
+            value = getattr(self, key)
+            result[key] = dict(value) if isinstance(value, Mapping) else value
+        return result
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Postprocess:
+        """Read YAML. Raises DataError naming the file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a postprocess file: {error}") from None
+        try:
+            settings = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DataError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+        return cls.from_dict({} if settings is None else settings, source=str(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write YAML, under a temporary name first."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            os.replace(temporary, target)
+        except OSError as error:
+            raise DataError(f"{target}: the postprocess file cannot be written: {error}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def keep_largest_component(mask: np.ndarray) -> np.ndarray:
+    """Return the largest 8-connected part of a mask (h, w) bool; of equal ones, the first in reading order."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
+    if count < 2:
+        return mask
+    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
