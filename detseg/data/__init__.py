@@ -1,0 +1,1 @@
+"""From files to samples: images, COCO files, known data sets, splits, synthetic cells and the loader."""

@@ -1,0 +1,202 @@
+"""COCO files: any of them to images, classes and masks, and ours out of them.
+
+Masks stay text until their image is asked for, so that a data set of a million objects takes as much memory as its file
+and goes to worker processes as one shared block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detseg.data.coco_index import AnnotationTable, Category, ImageEntry, index_coco
+from detseg.data.coco_writer import annotations_of, write_coco
+from detseg.data.images import read_image
+from detseg.errors import DataError, list_problems
+from detseg.structures import rle as rle_codec
+from detseg.structures.label_layers import LabelLayers
+from detseg.structures.sample import Sample
+
+__all__ = ["Category", "CocoDataset", "ImageAnnotations", "ImageRecord", "annotations_of", "write_coco"]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a data set. height, width: pixels. metadata: the further fields of the image in the COCO file."""
+
+    image_id: int | str
+    file_name: str
+    path: Path
+    height: int
+    width: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class ImageAnnotations(NamedTuple):
+    """The N annotations of one image, in the file's order.
+
+    rles: compressed COCO RLEs of the image's size. classes: (N,) int64, 0-based. crowd: (N,) bool, True for a region
+    that is neither object nor background.
+    """
+
+    rles: list[dict[str, Any]]
+    classes: np.ndarray
+    crowd: np.ndarray
+
+
+class CocoDataset:
+    """Images with annotations. Class index c is `categories[c]`; categories are sorted by id unless reordered."""
+
+    def __init__(
+        self, images: list[ImageRecord], categories: list[Category], table: AnnotationTable, name: str
+    ) -> None:
+        self.images = images
+        self.categories = categories
+        self.table = table
+        self.name = name
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None) -> CocoDataset:
+        """Read a COCO file (.json or .json.gz): polygons, RLE compressed or not, crowds; area and bbox are not needed.
+
+        Args:
+            path: the file.
+            image_root: folder that file names are relative to. None: the file's `info.image_root` (relative to the
+                file's folder), else the file's folder.
+
+        Raises:
+            DataError: the file is missing or no COCO data set; or all that is wrong with its images, categories and
+                annotations, in one list. The images themselves are not looked at: see `check_images_exist`.
+        """
+        path = Path(path)
+        info, entries, categories, table = index_coco(path)
+        root = Path(image_root) if image_root else path.parent / str(info.get("image_root") or "")
+        images = [_record(entry, root) for entry in entries]
+        return cls(images, categories, table, str(path))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"CocoDataset({self.name}: {len(self)} images, {self.num_objects} objects, {self.class_names})"
+
+    @property
+    def class_names(self) -> list[str]:
+        return [category.name for category in self.categories]
+
+    @property
+    def num_objects(self) -> int:
+        """The number of annotations that are no crowd."""
+        return int((~self.table.crowd).sum())
+
+    def objects_per_image(self) -> np.ndarray:
+        """Return (images, classes) int64: how many objects of every class an image has; crowds are none."""
+        counts = np.zeros((len(self), len(self.categories)), dtype=np.int64)
+        image = np.repeat(np.arange(len(self)), np.diff(self.table.offsets))
+        objects = ~self.table.crowd
+        np.add.at(counts, (image[objects], self.table.classes[objects]), 1)
+        return counts
+
+    def annotations(self, index: int) -> ImageAnnotations:
+        """Return the annotations of image number `index`. Polygons that cover no pixel are left out."""
+        record = self.images[index]
+        rles, empty = self.table.rles(index, record.height, record.width)
+        rows = self.table.rows(index)
+        classes, crowd = self.table.classes[rows].astype(np.int64), self.table.crowd[rows].copy()
+        if not empty.any():
+            return ImageAnnotations(rles, classes, crowd)
+        kept = [rle for rle, nothing in zip(rles, empty, strict=True) if not nothing]
+        return ImageAnnotations(kept, classes[~empty], crowd[~empty])
+
+    def read_sample(self, index: int) -> Sample:
+        """Read image number `index` as the file has it, with its objects; crowds become `ignore`.
+
+        Raises DataError where the image cannot be read or has another size than the COCO file says.
+        """
+        record = self.images[index]
+        image = self.read_image(index)
+        rles, classes, crowd = self.annotations(index)
+        objects = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
+        ignore = None
+        if crowd.any():
+            ignore = np.zeros((record.height, record.width), dtype=bool)
+            for number in np.flatnonzero(crowd):
+                ignore |= rle_codec.decode(rles[number])
+        return Sample(
+            image=image,
+            layers=LabelLayers.from_rles(objects, record.height, record.width),
+            classes=classes[~crowd],
+            ignore=ignore,
+            image_id=record.image_id,
+            file_name=record.file_name,
+            metadata=dict(record.metadata),
+        )
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Read image number `index`, (H, W, C), and check its size against the COCO file."""
+        record = self.images[index]
+        image = read_image(record.path)
+        if image.shape[:2] != (record.height, record.width):
+            raise DataError(
+                f"{record.path}: the image has {image.shape[0]} x {image.shape[1]} pixels (height x width), but "
+                f"{self.name} says {record.height} x {record.width}: its masks would not lie on it; prepare the data "
+                "set again from these images, or put back those that it was made from"
+            )
+        return image
+
+    def check_images_exist(self) -> None:
+        """Raise DataError that lists all images whose file is missing."""
+        missing = [str(record.path) for record in self.images if not record.path.is_file()]
+        if missing:
+            raise DataError(
+                f"{self.name}: {len(missing)} of {len(self)} images are missing; set DATASETS.IMAGE_ROOT (or the "
+                f"file's info.image_root) to the folder that their names are relative to:\n{list_problems(missing)}"
+            )
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> CocoDataset:
+        """Return the data set of these images, in this order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        images = [self.images[index] for index in indices]
+        return CocoDataset(images, self.categories, self.table.select(indices), self.name)
+
+    def with_classes(self, names: Sequence[str]) -> CocoDataset:
+        """Return the data set with the classes in the order of `names`, which must be those of its categories."""
+        if sorted(names) != sorted(self.class_names):
+            raise DataError(
+                f"{self.name}: its classes are {', '.join(self.class_names)}; expected {', '.join(names)} "
+                "(DATASETS.CLASSES, or the first data set's); rename the categories, or list the same names"
+            )
+        by_name = {category.name: number for number, category in enumerate(self.categories)}
+        order = [by_name[name] for name in names]
+        new_index = np.argsort(order)
+        table = dataclasses.replace(self.table, classes=new_index[self.table.classes].astype(np.int32))
+        return CocoDataset(self.images, [self.categories[number] for number in order], table, self.name)
+
+    @classmethod
+    def concatenate(cls, datasets: Sequence[CocoDataset]) -> CocoDataset:
+        """Join data sets of the same classes (matched by name, in the order of the first) for training."""
+        if not datasets:
+            raise DataError("no data set is named; set DATASETS.TRAIN")
+        if len(datasets) == 1:
+            return datasets[0]
+        datasets = [dataset.with_classes(datasets[0].class_names) for dataset in datasets]
+        images = [record for dataset in datasets for record in dataset.images]
+        table = AnnotationTable.concatenate([dataset.table for dataset in datasets])
+        return cls(images, datasets[0].categories, table, " + ".join(dataset.name for dataset in datasets))
+
+
+def _record(entry: ImageEntry, root: Path) -> ImageRecord:
+    return ImageRecord(
+        image_id=entry.image_id,
+        file_name=entry.file_name,
+        path=root / entry.file_name.replace("\\", "/"),
+        height=entry.height,
+        width=entry.width,
+        metadata=entry.metadata,
+    )

@@ -1,0 +1,280 @@
+"""What a COCO file holds, checked: images, categories, and where in its text every annotation lies."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from detseg.data.json_scan import read_json_text, scan_object
+from detseg.data.masks import segmentation_problem, to_rle
+from detseg.errors import DataError, list_problems
+from detseg.structures import rle as rle_codec
+
+# RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
+_CHECKED_TOGETHER = 4096
+
+_REMEDY = "mend the file, or make it again"
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of a COCO file: its id there and its name."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image as the COCO file describes it."""
+
+    image_id: int | str
+    file_name: str
+    height: int
+    width: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """All annotations, those of one image behind each other.
+
+    text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, where each annotation's JSON lies in it.
+    classes: (A,) int32, 0-based. crowd: (A,) bool. offsets: (images + 1,) int64; image i has rows
+    offsets[i]:offsets[i + 1].
+    """
+
+    text: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    offsets: np.ndarray
+
+    def rows(self, image: int) -> slice:
+        """Return the rows of image number `image`."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def decode(self, image: int) -> list[dict[str, Any]]:
+        """Return the annotations of an image as the file has them."""
+        rows = self.rows(image)
+        parts = [self.text[start:end].tobytes() for start, end in zip(self.starts[rows], self.ends[rows], strict=True)]
+        return json.loads(b"[" + b",".join(parts) + b"]")
+
+    def rles(self, image: int, height: int, width: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Return the masks of an image as compressed RLEs, and which of them (N,) bool are polygons without a pixel."""
+        annotations = self.decode(image)
+        rles = [to_rle(annotation["segmentation"], height, width) for annotation in annotations]
+        empty = np.zeros(len(rles), dtype=bool)
+        polygons = [n for n, annotation in enumerate(annotations) if isinstance(annotation["segmentation"], list)]
+        if polygons:
+            empty[polygons] = rle_codec.area([rles[number] for number in polygons]) == 0
+        return rles, empty
+
+    def select(self, images: np.ndarray) -> AnnotationTable:
+        """Return the table of these images, in this order; the text is shared."""
+        counts = np.diff(self.offsets)[images]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[images] - offsets[:-1], counts)
+        return AnnotationTable(
+            self.text, self.starts[rows], self.ends[rows], self.classes[rows], self.crowd[rows], offsets
+        )
+
+    @staticmethod
+    def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
+        """Join tables whose classes mean the same."""
+        shifts = np.cumsum([0, *(len(table.text) for table in tables[:-1])])
+        first_rows = np.cumsum([0, *(len(table.starts) for table in tables)])
+        return AnnotationTable(
+            text=np.concatenate([table.text for table in tables]),
+            starts=np.concatenate([table.starts + shift for table, shift in zip(tables, shifts, strict=True)]),
+            ends=np.concatenate([table.ends + shift for table, shift in zip(tables, shifts, strict=True)]),
+            classes=np.concatenate([table.classes for table in tables]),
+            crowd=np.concatenate([table.crowd for table in tables]),
+            offsets=np.concatenate(
+                [table.offsets[:-1] + row for table, row in zip(tables, first_rows[:-1], strict=True)]
+                + [first_rows[-1:]],
+                dtype=np.int64,
+            ),
+        )
+
+
+def index_coco(path: Path) -> tuple[dict[str, Any], list[ImageEntry], list[Category], AnnotationTable]:
+    """Read a COCO file: its info, images, categories and annotations.
+
+    Raises DataError with all problems of the file in one list.
+    """
+    text = read_json_text(path)
+    spans: list[tuple[int, int]] = []
+    other = scan_object(text, "annotations", lambda _, start, end: spans.append((start, end)), path)
+    for key in ("images", "categories"):
+        if not isinstance(other.get(key), list):
+            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {_kind(other.get(key))}')
+    if not isinstance(other.get("annotations"), int):
+        raise DataError(f'{path}: is no COCO data set: expected a list "annotations"; for none, write an empty list')
+
+    problems: list[str] = []
+    images = _read_images(other["images"], problems)
+    categories = _read_categories(other["categories"], problems)
+    checker = _AnnotationChecker(images, categories, problems)
+    for start, end in spans:
+        checker.add(json.loads(text[start:end]))
+    checker.check_rles()
+    if problems:
+        raise DataError(f"{path}: {len(problems)} problems; {_REMEDY}:\n{list_problems(problems)}")
+
+    info = other.get("info") if isinstance(other.get("info"), dict) else {}
+    return info, images, categories, _build_table(text, spans, checker, len(images))
+
+
+def _build_table(
+    text: str, spans: list[tuple[int, int]], checker: _AnnotationChecker, num_images: int
+) -> AnnotationTable:
+    owner = np.array(checker.image_indices, dtype=np.int64)
+    order = np.argsort(owner, kind="stable")
+    limits = np.array(spans, dtype=np.int64).reshape(-1, 2)[order]
+    return AnnotationTable(
+        text=np.frombuffer(text.encode("ascii"), dtype=np.uint8),
+        starts=limits[:, 0].copy(),
+        ends=limits[:, 1].copy(),
+        classes=np.array(checker.class_indices, dtype=np.int32)[order],
+        crowd=np.array(checker.crowd, dtype=bool)[order],
+        offsets=np.searchsorted(owner[order], np.arange(num_images + 1)).astype(np.int64),
+    )
+
+
+class _AnnotationChecker:
+    """Looks at one annotation after the other and keeps the little that is needed of it."""
+
+    def __init__(self, images: list[ImageEntry], categories: list[Category], problems: list[str]) -> None:
+        self._images = images
+        self._index_of_image = {image.image_id: index for index, image in enumerate(images)}
+        self._index_of_category = {category.id: index for index, category in enumerate(categories)}
+        self._problems = problems
+        self._waiting: list[tuple[str, dict[str, Any]]] = []
+        self.image_indices: list[int] = []
+        self.class_indices: list[int] = []
+        self.crowd: list[bool] = []
+
+    def add(self, annotation: Any) -> None:
+        number = len(self.image_indices)
+        image, category, crowd = 0, 0, False
+        if not isinstance(annotation, dict):
+            self._problems.append(f"annotation number {number}: expected an object, found {_kind(annotation)}")
+        else:
+            name = f"annotation {annotation.get('id', f'number {number}')}"
+            image = self._lookup(self._index_of_image, annotation, "image_id", name, "images")
+            category = self._lookup(self._index_of_category, annotation, "category_id", name, "categories")
+            crowd = bool(annotation.get("iscrowd", 0))
+            if image >= 0:
+                self._check_mask(annotation, self._images[image], name)
+        self.image_indices.append(image)
+        self.class_indices.append(category)
+        self.crowd.append(crowd)
+
+    def _lookup(self, indices: dict[Any, int], annotation: dict[str, Any], key: str, name: str, where: str) -> int:
+        value = annotation.get(key)
+        index = indices.get(value, -1) if isinstance(value, (int, str)) else -1
+        if index < 0:
+            self._problems.append(f'{name}: its {key} {value!r} is none of the file\'s "{where}"')
+        return index
+
+    def _check_mask(self, annotation: dict[str, Any], image: ImageEntry, name: str) -> None:
+        name = f"{name} (image {image.file_name})"
+        segmentation = annotation.get("segmentation")
+        problem = segmentation_problem(segmentation, image.height, image.width)
+        if problem:
+            self._problems.append(f"{name}: {problem}")
+        elif isinstance(segmentation, dict):
+            self._waiting.append((name, segmentation))
+            if len(self._waiting) >= _CHECKED_TOGETHER:
+                self.check_rles()
+
+    def check_rles(self) -> None:
+        """Decode the RLEs that wait, all at once, and where one is broken, one by one to find all that are."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            areas = rle_codec.area([segmentation for _, segmentation in waiting])
+        except DataError:
+            areas = np.array([self._area_of(name, segmentation) for name, segmentation in waiting])
+        for (name, _), area in zip(waiting, areas, strict=True):
+            if area == 0:
+                self._problems.append(f"{name}: has no mask (its RLE has no pixel)")
+
+    def _area_of(self, name: str, segmentation: dict[str, Any]) -> int:
+        try:
+            return int(rle_codec.area([segmentation])[0])
+        except DataError as error:
+            self._problems.append(f"{name}: {error}")
+            return -1
+
+
+def _read_images(rows: list[Any], problems: list[str]) -> list[ImageEntry]:
+    images: list[ImageEntry] = []
+    seen: set[int | str] = set()
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            problems.append(f"image number {number}: expected an object, found {_kind(row)}")
+            continue
+        image_id, file_name = row.get("id"), row.get("file_name")
+        name = f"image {file_name if isinstance(file_name, str) else image_id} (number {number})"
+        if not isinstance(image_id, (int, str)):
+            problems.append(f"{name}: its id is {_kind(image_id)}; expected a number or a text")
+            continue
+        if image_id in seen:
+            problems.append(f"{name}: the id {image_id!r} occurs twice")
+        seen.add(image_id)
+        problem = _file_name_problem(file_name)
+        if problem:
+            problems.append(f"{name}: {problem}")
+        height, width = _pixels(row.get("height")), _pixels(row.get("width"))
+        if height is None or width is None:
+            problems.append(
+                f"{name}: expected height and width in pixels, found {row.get('height')!r} and {row.get('width')!r}"
+            )
+        further = {key: value for key, value in row.items() if key not in ("id", "file_name", "height", "width")}
+        images.append(ImageEntry(image_id, str(file_name), height or 1, width or 1, further))
+    return images
+
+
+def _file_name_problem(name: Any) -> str | None:
+    """Say why a file name cannot be used below the image root, on any system, or None."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return f"its file_name is {name!r}; expected a path relative to the image root"
+    slashed = name.replace("\\", "/")
+    leads_out = posixpath.normpath(slashed).split("/")[0] in ("..", ".")
+    if slashed.startswith("/") or PureWindowsPath(name).drive or leads_out:
+        return "its file_name leads out of the image root; expected a path below it (see DATASETS.IMAGE_ROOT)"
+    return None
+
+
+def _pixels(value: Any) -> int | None:
+    """Return a whole number of pixels from 1 on, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 1 <= value < 2**31:
+        return None
+    return int(value) if int(value) == value else None
+
+
+def _read_categories(rows: list[Any], problems: list[str]) -> list[Category]:
+    categories: list[Category] = []
+    for number, row in enumerate(rows):
+        valid = isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get("name"), str)
+        if not valid:
+            problems.append(f"category number {number}: expected an id (a number) and a name, found {str(row)[:60]}")
+            continue
+        categories.append(Category(row["id"], row["name"]))
+    for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
+        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
+            problems.append(f"the category {what} {value!r} occurs twice")
+    return sorted(categories, key=lambda category: category.id)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number")

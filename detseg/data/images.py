@@ -1,0 +1,179 @@
+"""Reading images and label images: one error for a file that cannot be read, never half an image.
+
+An image is (H, W, C), uint8, uint16 or float32, RGB where C = 3. The pixels come as the file stores them: an EXIF
+orientation is not applied, since masks are drawn on the stored pixels, and COCO's `height` and `width` mean them too.
+
+Pillow reads everything but TIFF (tifffile), NPY (NumPy) and colour PNG of 16 bits, which Pillow would cut to 8 (OpenCV).
+OpenCV alone will not do: up to version 4 it fills the missing part of a truncated PNG in silence.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFile
+
+from detseg.data.tiff import read_tiff
+from detseg.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
+
+# More channels than any microscope records at once: a larger last axis is a stack, or channels come first.
+MAX_CHANNELS = 32
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_REMEDY = "copy or download the file again, or take it out of the data set"
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image file of any of `SUFFIXES` (told by its content, save for NPY).
+
+    Returns:
+        (H, W, C) uint8, uint16 or float32: gray gives C = 1, colour RGB, alpha is dropped. 8 and 16 bits stay as they
+        are, bool becomes 0 and 255, all other numbers become float32.
+
+    Raises:
+        DataError: the file is missing, truncated, no image, holds several images or values that are no numbers.
+    """
+    array, has_alpha = _read_array(Path(path), keep_indices=False)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    _check_shape(array, path)
+    if has_alpha:
+        array = array[:, :, :-1]
+    return np.ascontiguousarray(_to_image_type(array, path))
+
+
+def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a label image: 0 is background, every other number is one object.
+
+    Returns:
+        (H, W) int32. The indices of a palette image are its labels.
+
+    Raises:
+        DataError: as `read_image`, or the file has colours, fractions, negative numbers or numbers beyond int32.
+    """
+    array, has_alpha = _read_array(Path(path), keep_indices=True)
+    if array.ndim == 3 and (array.shape[2] == 1 or (has_alpha and array.shape[2] == 2)):
+        array = array[:, :, 0]
+    if array.ndim != 2:
+        raise DataError(
+            f"{path}: a label image has one number a pixel, but this one has {array.shape[2]} channels; "
+            "save the object numbers as a gray PNG (16 bit), a TIFF or an NPY file"
+        )
+    _check_shape(array[:, :, None], path)
+    if array.dtype.kind == "f":
+        if not np.array_equal(array, np.round(array)):
+            raise DataError(f"{path}: a label image has whole numbers, but this one has fractions ({array.dtype})")
+    elif array.dtype.kind not in "iub":
+        raise DataError(f"{path}: a label image has whole numbers, not {array.dtype}")
+    lowest, highest = array.min(), array.max()
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
+        raise DataError(
+            f"{path}: labels lie between 0 (background) and 2147483647, these between {lowest} and {highest}"
+        )
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _read_array(path: Path, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
+    """Return (H, W) or (H, W, C) of any dtype, and whether the last channel is alpha."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; check the path and the image root") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+    if not data:
+        raise DataError(f"{path}: the file is empty (0 bytes); {_REMEDY}")
+    try:
+        if path.suffix.lower() == ".npy":
+            return _read_npy(data), False
+        if data[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
+            return read_tiff(data, keep_indices=keep_indices)
+        return _read_with_pillow(data, keep_indices=keep_indices)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    # The decoders raise nearly anything for a broken file (struct.error, SyntaxError, zlib.error, ...).
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: the image is truncated or unreadable ({reason}); {_REMEDY}") from error
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iubf":
+        raise DataError(f"expected an array of numbers, found {getattr(array, 'dtype', type(array).__name__)}")
+    if array.ndim not in (2, 3):
+        raise DataError(f"expected the axes (height, width) or (height, width, channel), found the shape {array.shape}")
+    return array
+
+
+def _read_with_pillow(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
+    # Other packages set this switch for the whole program; with it, half an image would pass for a whole one.
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise DataError(f"the file holds {image.n_frames} pictures; save every picture as a file of its own")
+            image.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    if data[:8] == _PNG_SIGNATURE and data[24] == 16 and data[25] in (2, 4, 6):
+        return _read_deep_png(data)
+    if image.mode == "P":
+        if keep_indices:
+            return np.asarray(image), False
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
+        image = image.convert("RGB")
+    elif image.mode in ("PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+    array = np.asarray(image)
+    if image.mode == "I" and image.format == "PNG":
+        array = array.astype(np.uint16)  # older Pillow widens a gray PNG of 16 bits to int32
+    return array, image.mode in ("LA", "RGBA")
+
+
+def _read_deep_png(data: bytes) -> tuple[np.ndarray, bool]:
+    """Decode a PNG with 16 bits in several channels; Pillow has already seen that it is whole."""
+    array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise DataError("OpenCV cannot decode this PNG of 16 bits")
+    if array.ndim == 2:
+        return array, False
+    has_alpha = array.shape[2] == 4
+    color = array[:, :, 2::-1]
+    if data[25] == 4:  # gray with alpha: OpenCV repeats the gray
+        color = color[:, :, :1]
+    return (np.concatenate([color, array[:, :, 3:]], axis=2), True) if has_alpha else (color, False)
+
+
+def _check_shape(array: np.ndarray, path: str | os.PathLike[str]) -> None:
+    height, width, channels = array.shape
+    if 0 in array.shape:
+        raise DataError(f"{path}: the image has no pixels ({height} x {width}, {channels} channels)")
+    if channels > MAX_CHANNELS:
+        raise DataError(
+            f"{path}: expected the axes (height, width, channel) with at most {MAX_CHANNELS} channels, found the shape "
+            f"{array.shape}; move the channels to the last axis, or save every picture of a stack as a file of its own"
+        )
+
+
+def _to_image_type(array: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array as uint8, uint16 or float32."""
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: the image has values that are not finite (NaN or infinity); replace them by numbers")
+    return array

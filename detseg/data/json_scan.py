@@ -1,0 +1,111 @@
+"""Reading a large COCO file piece by piece: its annotations are never all Python objects at once.
+
+A file of a million polygons is 1 GB of text and 10 GB of lists; here the text is kept and the lists come and go.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detseg.errors import DataError
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
+
+def read_json_text(path: Path) -> str:
+    """Read a JSON file (gzip where the name ends in .gz) as ASCII text, so that characters are bytes."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; check the path (DATASETS.TRAIN, DATASETS.TEST)") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is no JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
+    del data
+    if text.isascii():
+        return text
+    try:
+        return json.dumps(json.loads(text), separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise not_json(path, error) from None
+
+
+def not_json(path: Path, error: Exception) -> DataError:
+    """Return the error for a file that is cut off or no JSON."""
+    reason = str(error) if isinstance(error, json.JSONDecodeError) else "its brackets are nested too deeply"
+    return DataError(f"{path}: is cut off or no JSON ({reason}); write or copy it again")
+
+
+def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], path: Path) -> dict[str, Any]:
+    """Decode the object that `text` holds; the elements of its list `key` go to `visit` one by one instead.
+
+    `visit(element, start, end)` gets each element and where its text lies. Returns the other keys with their values,
+    and `key` with its number of elements. Raises DataError where the text is no JSON object.
+    """
+    try:
+        return _scan(text, key, visit)
+    except (ValueError, RecursionError) as error:
+        raise not_json(path, error) from None
+
+
+def _scan(text: str, wanted: str, visit: Callable[[Any, int, int], None]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    position = _expect(text, _skip(text, 0), "{")
+    while text[position : position + 1] != "}":
+        key, position = _DECODER.raw_decode(text, position)
+        if not isinstance(key, str):
+            raise json.JSONDecodeError("expected a key", text, position)
+        position = _expect(text, _skip(text, position), ":")
+        if key == wanted and text[position : position + 1] == "[":
+            values[key], position = _scan_list(text, position + 1, visit)
+        else:
+            values[key], position = _DECODER.raw_decode(text, position)
+        position = _next(text, position, "}")
+    if _skip(text, position + 1) != len(text):
+        raise json.JSONDecodeError("expected the end", text, position + 1)
+    return values
+
+
+def _scan_list(text: str, position: int, visit: Callable[[Any, int, int], None]) -> tuple[int, int]:
+    """Visit the elements of a list from behind its bracket; return their number and the position behind the list."""
+    count = 0
+    position = _skip(text, position)
+    while text[position : position + 1] != "]":
+        element, end = _DECODER.raw_decode(text, position)
+        visit(element, position, end)
+        count += 1
+        position = _next(text, end, "]")
+    return count, position + 1
+
+
+def _next(text: str, position: int, closing: str) -> int:
+    """Go from behind an element to the next one, or to the closing bracket."""
+    position = _skip(text, position)
+    if text[position : position + 1] == closing:
+        return position
+    position = _expect(text, position, ",")
+    if text[position : position + 1] == closing:
+        raise json.JSONDecodeError("expected a value after the comma", text, position)
+    return position
+
+
+def _expect(text: str, position: int, character: str) -> int:
+    if text[position : position + 1] != character:
+        raise json.JSONDecodeError(f"expected {character!r}", text, position)
+    return _skip(text, position + 1)
+
+
+def _skip(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]

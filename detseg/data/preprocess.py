@@ -1,0 +1,159 @@
+"""What every image goes through before a model sees it, in training and in prediction alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detseg.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+# Luma of RGB (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_SCALED_RANGE = (0.0, 255.0)
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """Channels, gray, scaling and inversion, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT).
+
+    channels: 0-based indices to take; empty: all. grayscale: RGB becomes its luma. scaling: "none", "percentile" or
+    "fixed"; the latter two give float32 in 0..255. percentiles: what becomes 0 and 255; of an RGB image one pair for
+    all three channels, so that colours stay; else a pair for each channel. scaling_range: intensities that become 0 and
+    255 when "fixed". invert: "none" or "auto": an image whose median lies above the middle between its `percentiles`
+    is turned (its background is brighter than its objects). num_channels: what the model takes; one channel is
+    repeated.
+    """
+
+    channels: tuple[int, ...] = ()
+    grayscale: bool = False
+    scaling: str = "none"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    scaling_range: tuple[float, float] = (0.0, 65535.0)
+    invert: str = "none"
+    num_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.scaling not in ("none", "percentile", "fixed"):
+            raise ConfigError(f"INPUT.SCALING is {self.scaling!r}; expected none, percentile or fixed")
+        if self.invert not in ("none", "auto"):
+            raise ConfigError(f"INPUT.INVERT is {self.invert!r}; expected none or auto")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ConfigError(f"INPUT.SCALING_PERCENTILES is {self.percentiles}; expected 0 <= low < high <= 100")
+        if not self.scaling_range[0] < self.scaling_range[1]:
+            raise ConfigError(f"INPUT.SCALING_RANGE is {self.scaling_range}; expected low < high")
+        if any(channel < 0 for channel in self.channels):
+            raise ConfigError(f"INPUT.CHANNELS is {list(self.channels)}; expected indices from 0 on")
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> ImagePreprocess:
+        """Read the INPUT keys; the number of channels is that of MODEL.PIXEL_MEAN."""
+        return cls(
+            channels=tuple(cfg.INPUT.CHANNELS),
+            grayscale=cfg.INPUT.GRAYSCALE,
+            scaling=cfg.INPUT.SCALING,
+            percentiles=tuple(cfg.INPUT.SCALING_PERCENTILES),
+            scaling_range=tuple(cfg.INPUT.SCALING_RANGE),
+            invert=cfg.INPUT.INVERT,
+            num_channels=len(cfg.MODEL.PIXEL_MEAN),
+        )
+
+    def __call__(self, image: np.ndarray, *, source: str = "image") -> np.ndarray:
+        """Return what the model takes, (H, W, num_channels), of an image (H, W, C) as it was read.
+
+        `source` names the image in errors. Raises DataError where the channels do not fit.
+        """
+        return self.expand(self.prepare(image, source=source))
+
+    def prepare(self, image: np.ndarray, *, source: str = "image") -> np.ndarray:
+        """All but the repetition of a single channel, which is cheaper after cropping and resizing: see `expand`."""
+        if image.ndim != 3:
+            raise DataError(f"{source}: expected (height, width, channel), got the shape {image.shape}")
+        if self.channels:
+            if max(self.channels) >= image.shape[2]:
+                raise DataError(
+                    f"{source}: INPUT.CHANNELS asks for channel {max(self.channels)}, but the image has "
+                    f"{image.shape[2]} (0 to {image.shape[2] - 1})"
+                )
+            image = image[:, :, list(self.channels)]
+        if self.grayscale:
+            image = _to_gray(image, source)
+        if image.shape[2] not in (1, self.num_channels):
+            raise DataError(
+                f"{source}: the image has {image.shape[2]} channels, the model takes {self.num_channels} "
+                "(the length of MODEL.PIXEL_MEAN); choose channels with INPUT.CHANNELS, set INPUT.GRAYSCALE True for "
+                "colour images, or give MODEL.PIXEL_MEAN and PIXEL_STD as many values as the images have channels"
+            )
+        turned = self.invert == "auto" and self._background_is_bright(image)
+        if self.scaling == "none":
+            return invert_image(image, self.value_range(image)) if turned else image
+        low, high = self._limits(image)
+        scale = 255.0 / np.maximum(high - low, np.float32(1e-12))
+        scaled = np.clip((image.astype(np.float32) - low) * scale, *_SCALED_RANGE, dtype=np.float32)
+        return invert_image(scaled, _SCALED_RANGE) if turned else scaled
+
+    def expand(self, image: np.ndarray) -> np.ndarray:
+        """Repeat a single channel to as many as the model takes."""
+        if image.shape[2] == 1 and self.num_channels > 1:
+            return np.repeat(image, self.num_channels, axis=2)
+        return image
+
+    def value_range(self, image: np.ndarray) -> tuple[float, float]:
+        """Return the range in which the intensities of an image that was prepared lie."""
+        return _SCALED_RANGE if self.scaling != "none" else natural_range(image)
+
+    def _limits(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the intensities that become 0 and 255, each (C,) or () float32."""
+        if self.scaling == "fixed":
+            return np.float32(self.scaling_range[0]), np.float32(self.scaling_range[1])
+        if image.shape[2] in (1, 3):
+            values = percentiles_of(image, self.percentiles)
+            return np.float32(values[0]), np.float32(values[1])
+        values = [percentiles_of(image[:, :, channel], self.percentiles) for channel in range(image.shape[2])]
+        return np.float32([low for low, _ in values]), np.float32([high for _, high in values])
+
+    def _background_is_bright(self, image: np.ndarray) -> bool:
+        low, median, high = percentiles_of(image, (self.percentiles[0], 50.0, self.percentiles[1]))
+        return median > (low + high) / 2
+
+
+def _to_gray(image: np.ndarray, source: str) -> np.ndarray:
+    """Return the luma (H, W, 1) of RGB, of the image's dtype; gray stays."""
+    if image.shape[2] == 1:
+        return image
+    if image.shape[2] != 3:
+        raise DataError(f"{source}: INPUT.GRAYSCALE takes gray or RGB images, this one has {image.shape[2]} channels")
+    luma = image.astype(np.float32) @ _LUMA
+    if image.dtype != np.float32:
+        luma = np.rint(luma)
+    return luma.astype(image.dtype)[:, :, None]
+
+
+def percentiles_of(values: np.ndarray, percentiles: tuple[float, ...]) -> list[float]:
+    """Return percentiles of all values, as np.percentile(method="inverted_cdf"): each is a value that occurs.
+
+    Integers of 8 and 16 bits are counted and not sorted, which is several times faster.
+    """
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        cumulated = np.cumsum(np.bincount(values.ravel()))
+        ranks = np.ceil(np.array(percentiles) / 100 * values.size)
+        return [float(value) for value in np.searchsorted(cumulated, np.maximum(ranks, 1))]
+    return [float(value) for value in np.percentile(values, percentiles, method="inverted_cdf")]
+
+
+def natural_range(image: np.ndarray) -> tuple[float, float]:
+    """Return the range of a dtype of whole numbers, or from the least to the greatest value of a float image."""
+    if image.dtype.kind == "u":
+        return 0.0, float(np.iinfo(image.dtype).max)
+    return float(image.min()), float(image.max())
+
+
+def invert_image(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Return low + high - image, of the image's dtype."""
+    total = value_range[0] + value_range[1]
+    return image.dtype.type(total) - image
