@@ -1,0 +1,188 @@
+"""`detseg predict`: a trained model over images, into a Predictions file and label images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detseg.inference.predictor import Predictor, SkippedImage
+    from detseg.inference.sources import ImageSource
+
+DESCRIPTION = (
+    "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit status: 0, or 1 "
+    "when some images could not be read: those are listed, all others are in the file."
+)
+ACCEPTS_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("the model: a run, or weights")
+    model.add_argument("--run", metavar="DIR", help="a run folder: its configuration, best weights and thresholds")
+    model.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="of the run: best (default), last or a file"
+    )
+    model.add_argument("--config", "--config-file", metavar="FILE", help="YAML configuration, for --weights")
+    model.add_argument("--weights", metavar="FILE", help="a checkpoint; without --config its own configuration is used")
+    parser.add_argument(
+        "--images",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="a folder, a glob, image files, or one COCO JSON file",
+    )
+    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
+    parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
+    answer.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
+    answer.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
+    answer.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda:1 ...")
+    parser.add_argument("--precision", default="float32", help="float32 (default), bfloat16 or float16")
+    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from detseg.inference.label_images import label_paths
+    from detseg.inference.sources import find_images
+
+    _check(arguments)
+    source = find_images(arguments.images, image_root=arguments.image_root)
+    targets = {}
+    if arguments.label_images:
+        targets = label_paths(arguments.label_images, [record.file_name for record in source.records])
+    _refuse_existing([*([arguments.output] if arguments.output else []), *targets.values()], arguments.overwrite)
+    predictor = _load(arguments)
+    return _predict(arguments, predictor, source, targets)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    from detseg.errors import ConfigError
+
+    threshold = arguments.score_threshold
+    problems = {
+        "give the model: --run DIR, or --weights FILE (with --config FILE)": bool(arguments.run)
+        == bool(arguments.weights),
+        "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
+        "--raw means no postprocess; give one of --raw and --postprocess": bool(
+            arguments.raw and arguments.postprocess
+        ),
+        "nothing would be written: give --output FILE, --label-images DIR or both": not (
+            arguments.output or arguments.label_images
+        ),
+        f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
+        f"--output {arguments.output}: expected a name that ends in .json or .json.gz": bool(arguments.output)
+        and not arguments.output.endswith((".json", ".json.gz")),
+        f"unknown words: {' '.join(arguments.overrides)}; KEY VALUE changes the configuration of --config only": bool(
+            arguments.overrides and not arguments.config
+        ),
+    }
+    for message, is_wrong in problems.items():
+        if is_wrong:
+            raise ConfigError(message)
+
+
+def _refuse_existing(paths: Sequence[Path | str], overwrite: bool) -> None:
+    from detseg.errors import DataError
+
+    existing = [str(path) for path in paths if Path(path).exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise DataError(f"{existing[0]}{more} exists already; pass --overwrite to replace, or choose another name")
+
+
+def _load(arguments: argparse.Namespace) -> Predictor:
+    from detseg.config import load_config
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.inference.predictor import Predictor
+
+    common = {"device": arguments.device, "precision": arguments.precision}
+    if arguments.run:
+        postprocess = arguments.postprocess or not arguments.raw
+        predictor = Predictor.from_run(
+            arguments.run, checkpoint=arguments.checkpoint, postprocess=postprocess, **common
+        )
+    else:
+        cfg = load_config(arguments.config, arguments.overrides) if arguments.config else None
+        chosen = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
+        predictor = Predictor.from_checkpoint(arguments.weights, cfg, postprocess=chosen, **common)
+    if arguments.score_threshold is not None:
+        base = predictor.postprocess or Postprocess(resolve_overlaps=False)
+        predictor.postprocess = dataclasses.replace(base, score_threshold=arguments.score_threshold)
+    return predictor
+
+
+def _predict(arguments: argparse.Namespace, predictor: Predictor, source: ImageSource, targets: dict[str, Path]) -> int:
+    """Predict all images, write what was asked for, print the summary; return the exit status."""
+    from contextlib import nullcontext
+
+    from tqdm import tqdm
+
+    from detseg.inference.label_images import write_label_image
+    from detseg.structures.predictions_file import PredictionsWriter
+
+    skipped: list[SkippedImage] = []
+    counts = [0] * len(predictor.classes)
+    number = 0
+    writer: Any = nullcontext()
+    if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        writer = PredictionsWriter(arguments.output, source.match(predictor.classes), _info(predictor))
+    started = time.perf_counter()
+    with writer, tqdm(total=len(source.records), desc="predicting", unit="image") as bar:
+        answers = predictor.predict_records(
+            source.records, batch_size=arguments.batch_size, soft_masks=arguments.soft_masks, skipped=skipped
+        )
+        for predictions in answers:
+            if arguments.output:
+                writer.write(predictions)
+            if targets:
+                write_label_image(targets[predictions.file_name], predictions)
+            for class_index in predictions.classes.tolist():
+                counts[class_index] += 1
+            number += 1
+            bar.update(number + len(skipped) - bar.n)
+        bar.update(len(source.records) - bar.n)
+    seconds = time.perf_counter() - started
+    _print_summary(arguments, predictor, number, counts, seconds, skipped)
+    return 1 if skipped else 0
+
+
+def _info(predictor: Predictor) -> dict[str, Any]:
+    """What the Predictions file says about its making."""
+    postprocess = None if predictor.postprocess is None else predictor.postprocess.to_dict()
+    return {"description": "predictions of detseg", **predictor.provenance, "postprocess": postprocess}
+
+
+def _print_summary(
+    arguments: argparse.Namespace,
+    predictor: Predictor,
+    number: int,
+    counts: Sequence[int],
+    seconds: float,
+    skipped: Sequence[SkippedImage],
+) -> None:
+    from detseg.errors import list_problems
+
+    width = max(len(name) for name in (*predictor.classes, "seconds per image"))
+    rows = [
+        ("images", f"{number}"),
+        *((name, f"{count}") for name, count in zip(predictor.classes, counts, strict=True)),
+    ]
+    rows += [("objects in all", f"{sum(counts)}"), ("seconds per image", f"{seconds / max(number, 1):.3f}")]
+    rows += [
+        (label, path) for label, path in (("written", arguments.output), ("labels", arguments.label_images)) if path
+    ]
+    for name, value in rows:
+        print(f"{name:{width}}  {value}")
+    if skipped:
+        print(f"{len(skipped)} images could not be predicted:")
+        print(list_problems([image.reason for image in skipped]))

@@ -1,0 +1,176 @@
+"""From run folders and weights files to predictors."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detseg.config import config_hash, load_config, load_flat_config, validate_config
+from detseg.engine.checkpoint import load_checkpoint
+from detseg.engine.run_folder import last_numbered
+from detseg.errors import ConfigError, RunError, WeightsError
+from detseg.fusion.postprocess import Postprocess
+from detseg.inference.predictor import Predictor
+from detseg.models.table import build_model
+from detseg.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+POSTPROCESS_FILE = "postprocess.yaml"
+CONFIG_FILE = "config.yaml"
+
+
+def load_run(
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    checkpoint: str = "best",
+    postprocess: bool | str | os.PathLike[str] = True,
+    precision: str = "float32",
+) -> Predictor:
+    """The predictor of a run folder; see `Predictor.from_run`."""
+    run = find_run_folder(Path(folder))
+    weights = find_checkpoint(run, checkpoint)
+    cfg = load_config(run / CONFIG_FILE)
+    chosen = None
+    if postprocess is True and (run / POSTPROCESS_FILE).is_file():
+        chosen = Postprocess.load(run / POSTPROCESS_FILE)
+    elif postprocess is True:
+        logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
+    elif postprocess is not False:
+        chosen = Postprocess.load(postprocess)
+    return load_checkpoint_predictor(weights, cfg, device=device, postprocess=chosen, precision=precision)
+
+
+def find_run_folder(folder: Path) -> Path:
+    """The run that a folder is, or the newest of those that it holds (runs/NAME/001, 002, ...), which is logged.
+
+    Raises:
+        RunError: neither.
+    """
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    newest = last_numbered(folder) if folder.is_dir() else None
+    if newest is not None and (newest / CONFIG_FILE).is_file():
+        logger.info("%s holds several runs: the newest is taken, %s", folder, newest)
+        return newest
+    reason = "does not exist" if not folder.exists() else f"holds no run: there is no {CONFIG_FILE} in it"
+    raise RunError(f"{folder} {reason}; name the folder that train_net.py printed at its end (runs/NAME/001)")
+
+
+def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
+    """The file of a run's "best" or "last" checkpoint, or a file by its path or its name in the run.
+
+    Raises:
+        RunError: there is none.
+    """
+    folder = run / "checkpoints"
+    best, last = folder / "best.pth", folder / "last.pth"
+    if checkpoint == "best" and not best.is_file() and last.is_file():
+        logger.warning("%s has no best checkpoint (no evaluation yet): the last one is taken", run)
+        return last
+    named = {"best": best, "last": last}.get(checkpoint)
+    for candidate in [named] if named else [Path(checkpoint), folder / checkpoint]:
+        if candidate.is_file():
+            return candidate
+    there = sorted(path.name for path in folder.glob("*.pth"))
+    raise RunError(
+        f"{run} has no checkpoint {checkpoint!r}; there is: {', '.join(there) or 'none at all, train it first'}"
+    )
+
+
+def load_checkpoint_predictor(
+    weights: str | os.PathLike[str],
+    cfg: Config | None = None,
+    *,
+    device: str = "auto",
+    postprocess: Postprocess | None = None,
+    precision: str = "float32",
+) -> Predictor:
+    """The predictor of a weights file; see `Predictor.from_checkpoint`."""
+    path = Path(weights)
+    state = _read_checkpoint(path, needed=cfg is None)
+    if cfg is None:
+        if "config" not in state:
+            raise WeightsError(
+                f"{path} holds weights without a configuration; give the one it was trained with (--config)"
+            )
+        cfg = load_flat_config(state["config"])
+    validate_config(cfg, training=False)
+    classes = _class_names(cfg, state.get("classes"), path)
+    target = choose_device(cfg.MODEL.DEVICE if device == "auto" else device)
+    model = build_model(cfg)
+    load_weights(model, path)
+    if state.get("ema"):
+        # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
+        model.load_state_dict(state["ema"]["model"])
+    provenance = {
+        "engine": "native",
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "config_hash": config_hash(cfg),
+        "checkpoint_hash": hash_file(path),
+    }
+    return Predictor.from_model(
+        model.to(target).eval(), cfg, classes, postprocess=postprocess, precision=precision, provenance=provenance
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: it does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"the device {name!r} cannot be used here ({reason}); use auto or cpu") from None
+    return device
+
+
+def hash_file(path: Path) -> str:
+    """16 hexadecimal digits (SHA-256) that tell files apart by their content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _read_checkpoint(path: Path, *, needed: bool) -> dict[str, Any]:
+    """A checkpoint of detseg; {} for another weights file where a configuration was given."""
+    try:
+        return load_checkpoint(path)
+    except WeightsError:
+        if needed or not path.is_file():
+            raise
+        return {}
+
+
+def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:
+    """The names of the checkpoint, else of the configuration, else "class 1" and so on.
+
+    Raises:
+        WeightsError: their number is not the model's.
+    """
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names = list(stored or cfg.DATASETS.CLASSES) or [f"class {index + 1}" for index in range(number)]
+    if len(names) != number:
+        raise WeightsError(
+            f"{path} was trained for the classes {', '.join(names)}, but MODEL.ROI_HEADS.NUM_CLASSES is {number}; "
+            "use the configuration that it was trained with"
+        )
+    return names

@@ -1,0 +1,270 @@
+"""A trained model together with all that its images go through before and its answers after.
+
+    image file --(read_image)--> (H, W, C) --(ImagePreprocess)--> --(shortest edge, as the test images of training)-->
+    Segmenter.predict(images, output_sizes) --(Postprocess, if any)--> Predictions at the size of the file
+
+The model is known by its `Segmenter.predict` alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import detseg
+from detseg.augment.geometric import resize_image
+from detseg.augment.policy import resize_shortest_edge_size
+from detseg.data.coco import ImageRecord
+from detseg.data.images import read_image
+from detseg.data.preprocess import ImagePreprocess
+from detseg.errors import ConfigError, DataError
+from detseg.fusion.postprocess import Postprocess
+from detseg.models.base import Segmenter
+from detseg.structures.predictions import Predictions
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that could not be predicted, and why."""
+
+    file_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image as the model takes it, (h, w, C), and the size of the original."""
+
+    record: ImageRecord
+    image: np.ndarray
+    output_size: tuple[int, int]
+
+
+class Predictor:
+    """Predicts images, one by one or many.
+
+    Args:
+        model: any Segmenter; it is predicted with where it is (its device) and never trained here.
+        preprocess: channels, scaling and inversion, as in training.
+        classes: names of the classes by index.
+        min_size_test, max_size_test: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST: images are resized so that the shorter edge
+            has the first many pixels and the longer at most the second; 0 for the first leaves images as they are.
+        postprocess: applied to every answer; None gives the model's own.
+        precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
+        provenance: plain values that every Predictions carries (hashes of config and weights, engine).
+
+    Raises:
+        ConfigError: a precision that does not exist, or a postprocess that was made for other classes.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        *,
+        preprocess: ImagePreprocess,
+        classes: Sequence[str],
+        min_size_test: int = 0,
+        max_size_test: int = 0,
+        postprocess: Postprocess | None = None,
+        precision: str = "float32",
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"the precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        if postprocess is not None and postprocess.classes and tuple(postprocess.classes) != tuple(classes):
+            raise ConfigError(
+                f"{postprocess.source} was made for the classes {', '.join(postprocess.classes)}, but the model finds "
+                f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
+            )
+        self.model = model
+        self.preprocess = preprocess
+        self.classes = tuple(classes)
+        self.min_size_test = min_size_test
+        self.max_size_test = max_size_test
+        self.postprocess = postprocess
+        self.precision = precision
+        self.provenance = {"detseg_version": detseg.__version__, **(provenance or {})}
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Segmenter,
+        cfg: Config,
+        classes: Sequence[str],
+        *,
+        postprocess: Postprocess | None = None,
+        precision: str = "float32",
+        provenance: dict[str, Any] | None = None,
+    ) -> Predictor:
+        """A predictor with the INPUT settings of a configuration, around a model that is there already."""
+        return cls(
+            model,
+            preprocess=ImagePreprocess.from_config(cfg),
+            classes=classes,
+            min_size_test=cfg.INPUT.MIN_SIZE_TEST,
+            max_size_test=cfg.INPUT.MAX_SIZE_TEST,
+            postprocess=postprocess,
+            precision=precision,
+            provenance=provenance,
+        )
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        checkpoint: str = "best",
+        postprocess: bool | str | os.PathLike[str] = True,
+        precision: str = "float32",
+    ) -> Predictor:
+        """The model of a run folder, with the thresholds that its training chose.
+
+        Args:
+            folder: a run (`runs/quickstart_mask_rcnn/003`), or the folder of its runs: then the newest one.
+            device: "auto" (CUDA where there is one), "cpu", "cuda:1" ...
+            checkpoint: "best" (the last one where the run has no evaluation yet), "last", or a file.
+            postprocess: True: the run's postprocess.yaml if it has one; False: none; or a file.
+
+        Raises:
+            RunError: no run there, or no checkpoint in it. WeightsError, ConfigError: what is there does not fit.
+        """
+        from detseg.inference.loading import load_run
+
+        return load_run(folder, device=device, checkpoint=checkpoint, postprocess=postprocess, precision=precision)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        weights: str | os.PathLike[str],
+        cfg: Config | None = None,
+        *,
+        device: str = "auto",
+        postprocess: Postprocess | None = None,
+        precision: str = "float32",
+    ) -> Predictor:
+        """The model of a weights file.
+
+        Args:
+            weights: a checkpoint of detseg; other state_dict files need `cfg`.
+            cfg: the configuration; None takes the one stored in the checkpoint.
+
+        Raises:
+            WeightsError: the file cannot be read, does not fit, or has no configuration and none was given.
+        """
+        from detseg.inference.loading import load_checkpoint_predictor
+
+        return load_checkpoint_predictor(weights, cfg, device=device, postprocess=postprocess, precision=precision)
+
+    def __call__(self, image: np.ndarray | str | os.PathLike[str], *, soft_masks: bool = False) -> Predictions:
+        """Predict one image.
+
+        Args:
+            image: (H, W) or (H, W, C) uint8, uint16 or float, RGB where C = 3; or an image file.
+            soft_masks: keep the probabilities of every box's pixels.
+
+        Returns:
+            Predictions at the image's own size; `image_id` is 1, `file_name` the file's name or "".
+
+        Raises:
+            DataError: an image that cannot be read or that the model cannot take.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            path = Path(image)
+            image, name = read_image(path), path.name
+        else:
+            image, name = _as_image(image), ""
+        height, width = image.shape[:2]
+        record = ImageRecord(1, name, Path(name), height, width, {})
+        return self._predict([self._prepare(record, image)], soft_masks)[0]
+
+    def predict_records(
+        self,
+        records: Iterable[ImageRecord],
+        *,
+        batch_size: int = 1,
+        soft_masks: bool = False,
+        skipped: list[SkippedImage] | None = None,
+    ) -> Iterator[Predictions]:
+        """Predict images of a data set one after the other, in their order; no more than a batch is in memory.
+
+        Args:
+            records: which images; height and width 0 where they are not known before the file is read.
+            batch_size: images at once; only neighbours that have one size at the model are taken together, so
+                that an answer does not depend on the other images.
+            soft_masks: keep the probabilities of every box's pixels.
+            skipped: images that cannot be read or taken are appended here and left out; None raises at the first.
+
+        Raises:
+            DataError: see `skipped`.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"the batch size is {batch_size}; expected at least 1")
+        batch: list[_Prepared] = []
+        for record in records:
+            try:
+                prepared = self._prepare(record, read_image(record.path))
+            except DataError as error:
+                if skipped is None:
+                    raise
+                skipped.append(SkippedImage(record.file_name, str(error)))
+                continue
+            if batch and (len(batch) == batch_size or batch[0].image.shape != prepared.image.shape):
+                yield from self._predict(batch, soft_masks)
+                batch = []
+            batch.append(prepared)
+        if batch:
+            yield from self._predict(batch, soft_masks)
+
+    def _prepare(self, record: ImageRecord, image: np.ndarray) -> _Prepared:
+        """Bring an image (H, W, C) as it was read to what the model takes."""
+        height, width = image.shape[:2]
+        name = record.file_name or "image"
+        if record.height and record.width and (record.height, record.width) != (height, width):
+            raise DataError(
+                f"{name}: the file has {height} x {width} pixels (height x width), but the data set says "
+                f"{record.height} x {record.width}; its masks belong to another version of the image"
+            )
+        image = self.preprocess.prepare(image, source=name)
+        if self.min_size_test:
+            size = resize_shortest_edge_size(height, width, self.min_size_test, self.max_size_test)
+            image = resize_image(image, *size)
+        return _Prepared(record, self.preprocess.expand(image), (height, width))
+
+    def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None):
+            answers = self.model.predict(
+                [prepared.image for prepared in batch],
+                output_sizes=[prepared.output_size for prepared in batch],
+                soft_masks=soft_masks,
+            )
+        for prepared, answer in zip(batch, answers, strict=True):
+            answer.image_id, answer.file_name = prepared.record.image_id, prepared.record.file_name
+            answer.provenance = {**answer.provenance, **self.provenance}
+        return answers if self.postprocess is None else [self.postprocess.apply(answer) for answer in answers]
+
+
+def _as_image(array: np.ndarray) -> np.ndarray:
+    """An array given by the caller as (H, W, C) uint8, uint16 or float32."""
+    array = np.asarray(array)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(f"expected an image (height, width) or (height, width, channels), got the shape {array.shape}")
+    if array.dtype in (np.uint8, np.uint16, np.float32):
+        return array
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    raise DataError(f"expected an image of uint8, uint16 or float, got {array.dtype}; convert it to one of them")

@@ -1,0 +1,85 @@
+"""Which images a command line names."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from detseg.errors import DataError
+from detseg.inference.sources import find_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.PNG", "c.tif", "notes.txt", "sub/d.png", "sub/a.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("no image")
+        else:
+            path.write_bytes(cv2.imencode(path.suffix.lower(), np.zeros((6, 8), np.uint8))[1].tobytes())
+    return tmp_path
+
+
+def names(source) -> list[str]:
+    return [record.file_name for record in source.records]
+
+
+def test_a_folder_gives_its_images_but_not_those_of_subfolders(folder):
+    source = find_images([str(folder)])
+    assert names(source) == ["a.PNG", "b.png", "c.tif"]
+    assert [record.image_id for record in source.records] == [1, 2, 3]
+    assert source.match(["x", "y"]) == [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]
+
+
+def test_globs_files_and_folders_together_with_duplicates_once(folder):
+    found = find_images([str(folder / "sub"), str(folder / "**" / "*.png"), str(folder / "sub" / "d.png")])
+    assert names(found) == ["sub/a.png", "sub/d.png", "b.png"]
+    assert names(find_images([str(folder / "sub" / "d.png")])) == ["d.png"]
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder):
+    path = folder / "plate[1].png"
+    (folder / "b.png").rename(path)
+    assert names(find_images([str(path)])) == ["plate[1].png"]
+
+
+def write_coco(folder, categories, images=("sub/d.png", "b.png")):
+    data = {
+        "images": [{"id": 7 - n, "file_name": name, "height": 6, "width": 8} for n, name in enumerate(images)],
+        "annotations": [],
+        "categories": categories,
+    }
+    path = folder / "set.json"
+    path.write_text(json.dumps(data))
+    return str(path)
+
+
+def test_a_coco_file_keeps_its_ids_and_category_ids(folder):
+    source = find_images([write_coco(folder, [{"id": 4, "name": "y"}, {"id": 9, "name": "x"}])])
+    assert sorted((record.image_id, record.file_name) for record in source.records) == [(6, "b.png"), (7, "sub/d.png")]
+    assert source.match(["x", "y"]) == [{"id": 9, "name": "x"}, {"id": 4, "name": "y"}]
+
+
+def test_other_class_names_than_the_coco_file_are_said(folder, caplog):
+    source = find_images([write_coco(folder, [{"id": 4, "name": "y"}])])
+    assert source.match(["z"]) == [{"id": 1, "name": "z"}]
+    assert "the model finds z" in caplog.text
+
+
+def test_sources_without_images_are_refused(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, message in (
+        (tmp_path / "empty", "holds no images"),
+        (tmp_path / "gone", "does not exist"),
+        (tmp_path / "*.bmp", "match this pattern"),
+    ):
+        with pytest.raises(DataError, match=message):
+            find_images([str(source)])
+    with pytest.raises(DataError, match="alone"):
+        find_images([write_coco(folder, []), str(folder)])
+    with pytest.raises(DataError, match="no images"):
+        find_images([write_coco(folder, [], images=())])
