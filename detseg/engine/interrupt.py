@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM end a training between two iterations instead of in the middle of one."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingInterrupted(Exception):  # noqa: N818 (nothing went wrong)
+    """A signal ended a run early; what is needed to continue it is on the disk.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class StopRequest:
+    """Context manager that notes the first SIGINT or SIGTERM; the second acts at once, as without it.
+
+    Signals can only be caught in the main thread; in others the context does nothing.
+
+    Attributes:
+        signal: the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def raise_if_requested(self, message: str) -> None:
+        """Raise TrainingInterrupted with `message` where a signal came."""
+        if self.signal is not None:
+            raise TrainingInterrupted(message, self.signal)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+        logger.warning("%s: stopping after this iteration; once more stops at once", signal.Signals(number).name)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,142 @@
+"""SGD and AdamW over parameter groups chosen as Detectron2 chooses them, and gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from detseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+Clipper = Callable[[Sequence[nn.Parameter]], None]
+
+NORM_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float | None,
+    weight_decay_bias: float | None,
+    bias_lr_factor: float,
+) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by their learning rate and weight decay.
+
+    Parameters of normalization layers decay by `weight_decay_norm`; those named "bias" learn at `base_lr *
+    bias_lr_factor` and decay by `weight_decay_bias`, which goes before `weight_decay_norm`. None means `weight_decay`.
+
+    Returns:
+        Groups for a torch optimizer with keys params, lr, initial_lr, weight_decay, in order of first occurrence;
+        a parameter that two modules share is in one of them once.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            rate, decay = base_lr, weight_decay
+            if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
+                decay = weight_decay_norm
+            if name == "bias":
+                rate = base_lr * bias_lr_factor
+                decay = decay if weight_decay_bias is None else weight_decay_bias
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that SOLVER.OPTIMIZER names.
+
+    Raises:
+        ConfigError: unknown optimizer, or a model without trainable parameters.
+    """
+    solver = cfg.SOLVER
+    groups = parameter_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+    )
+    if not groups:
+        raise ConfigError("the model has no parameter to train: lower MODEL.BACKBONE.FREEZE_AT or unfreeze some of it")
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    if solver.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))
+    raise ConfigError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; expected SGD or AdamW")
+
+
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that `optimizer` moves, in the order of its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set each group's rate to its initial rate times `factor`; the first group's rate is returned, to be logged."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return optimizer.param_groups[0]["lr"]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """L2 norm over all gradients together: a float32 scalar tensor, 0 where nothing has a gradient."""
+    norms = [torch.linalg.vector_norm(p.grad.detach().float()) for p in parameters if p.grad is not None]
+    if not norms:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def build_clipper(cfg: Config) -> Clipper | None:
+    """How SOLVER.CLIP_GRADIENTS limits gradients, None where it is off.
+
+    CLIP_TYPE "value" limits each element to +-CLIP_VALUE and "norm" each parameter's gradient to that norm, both as
+    Detectron2; "full_model" limits the norm over all gradients together.
+
+    Raises:
+        ConfigError: unknown CLIP_TYPE.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    limit, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+    if clip.CLIP_TYPE == "value":
+        return lambda parameters: nn.utils.clip_grad_value_(parameters, limit)
+    if clip.CLIP_TYPE == "norm":
+        return lambda parameters: _clip_each_norm(parameters, limit, norm_type)
+    if clip.CLIP_TYPE == "full_model":
+        return lambda parameters: _clip_norm(parameters, limit, norm_type)
+    raise ConfigError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; expected value, norm or full_model")
+
+
+def _clip_each_norm(parameters: Sequence[nn.Parameter], limit: float, norm_type: float) -> None:
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, limit, norm_type)
+
+
+def _clip_norm(parameters: Sequence[nn.Parameter], limit: float, norm_type: float) -> None:
+    nn.utils.clip_grad_norm_(parameters, limit, norm_type)

@@ -1,0 +1,114 @@
+"""Mixed precision: which number format the forward pass uses, and the loss scaling that float16 needs."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Precision:
+    """The forward pass's number format and the backward pass's loss scaling.
+
+    Args:
+        device: where the model is.
+        dtype: torch.bfloat16, torch.float16 (CUDA) or None for plain float32.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.scaler = _grad_scaler(device) if dtype == torch.float16 else None
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of the forward pass."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Bring gradients back to their true size: before they are measured or clipped."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step the optimizer. With float16, gradients that overflowed skip the step and lower the scale."""
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)
+
+
+def build_precision(cfg: Config, device: torch.device) -> Precision:
+    """The precision that SOLVER.AMP asks for on `device`; what "auto" chose is logged.
+
+    Raises:
+        ConfigError: an unknown format, or float16 where there is no CUDA.
+    """
+    amp = cfg.SOLVER.AMP
+    if not amp.ENABLED:
+        return Precision(device, None)
+    if amp.DTYPE == "auto":
+        dtype = automatic_dtype(device)
+        logger.info("mixed precision: %s", "not worth it on this device, float32" if dtype is None else dtype)
+        return Precision(device, dtype)
+    if amp.DTYPE not in DTYPES:
+        raise ConfigError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}; expected auto, bfloat16 or float16")
+    if amp.DTYPE == "float16" and device.type != "cuda":
+        raise ConfigError(f"SOLVER.AMP.DTYPE float16 needs CUDA, the model is on {device}: set it to auto or bfloat16")
+    return Precision(device, DTYPES[amp.DTYPE])
+
+
+def automatic_dtype(device: torch.device) -> torch.dtype | None:
+    """The format that is faster on this device without loss of accuracy, None for float32."""
+    if device.type == "cuda":
+        # Before compute capability 8.0 bfloat16 is emulated, which is slower than float32.
+        native_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip is not None
+        return torch.bfloat16 if native_bfloat16 else torch.float16
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return torch.bfloat16
+    return None
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 natively (AVX-512 BF16, AMX); others only emulate it, slowly."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if probe is not None:
+        return bool(probe())
+    information = Path("/proc/cpuinfo")
+    if not information.is_file():
+        return False
+    flags = information.read_text(errors="replace")
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _grad_scaler(device: torch.device) -> Any:
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type)
+    return torch.cuda.amp.GradScaler()  # torch before 2.3

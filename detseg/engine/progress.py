@@ -1,0 +1,152 @@
+"""What a training shows while it runs: a bar with ETA and running losses, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from detseg.engine.metric_log import TRAINING, MetricLog
+
+logger = logging.getLogger(__name__)
+
+
+class LossWindow:
+    """Sums of what was measured since the last logged line, so that a line is a mean over its whole period.
+
+    Its state goes into the checkpoint: a resumed run writes the same lines.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.count for name, value in self.sums.items()}
+
+    def clear(self) -> None:
+        self.sums, self.count = {}, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums, self.count = dict(state["sums"]), state["count"]
+
+
+class Stopwatch:
+    """Seconds since it was last read; time spent in evaluation and checkpoints can be left out with `skip`."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    def skip(self) -> None:
+        self._since = time.perf_counter()
+
+
+class Progress:
+    """Shows every iteration, and every `log_period` iterations writes the means since the last line.
+
+    Args:
+        metrics: where the numbers go.
+        window: the running means.
+        iteration: finished iterations at the start.
+        max_iter: iterations of the whole training.
+        log_period: iterations from one line to the next.
+        log_file: the handler of log.txt; while a bar is shown, lines go there alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: MetricLog,
+        window: LossWindow,
+        iteration: int,
+        max_iter: int,
+        log_period: int,
+        log_file: logging.Handler | None = None,
+    ) -> None:
+        self.metrics = metrics
+        self.window = window
+        self.max_iter = max_iter
+        self.log_period = max(1, log_period)
+        self._log_file = log_file
+        self._start = iteration
+        self._bar: Any = None
+        self._seconds_mean: float | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Progress:
+        if sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
+            from tqdm.contrib.logging import logging_redirect_tqdm
+
+            self._stack.enter_context(logging_redirect_tqdm())
+            self._bar = self._stack.enter_context(
+                tqdm(total=self.max_iter, initial=self._start, desc="training", unit="it", dynamic_ncols=True)
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._bar = None
+
+    def update(
+        self, iteration: int, losses: Mapping[str, float], *, seconds: float, data_seconds: float, **other: float
+    ) -> None:
+        """Note one finished iteration.
+
+        Args:
+            iteration: its number, from 1.
+            losses: by name, without their sum.
+            seconds: it took in all; data_seconds: of these, waiting for data.
+            other: further numbers, such as lr and gradient_norm.
+        """
+        total = sum(losses.values())
+        self.window.add({"total_loss": total, **losses, **other, "seconds": seconds, "data_seconds": data_seconds})
+        self._seconds_mean = seconds if self._seconds_mean is None else 0.95 * self._seconds_mean + 0.05 * seconds
+        if self._bar is not None:
+            self._bar.set_postfix_str(describe_losses(total, losses), refresh=False)
+            self._bar.update(iteration - self._bar.n)
+        if iteration % self.log_period == 0 or iteration == self.max_iter:
+            self._write(iteration)
+
+    def _write(self, iteration: int) -> None:
+        means = self.window.means()
+        self.window.clear()
+        eta = self._seconds_mean * (self.max_iter - iteration)
+        self.metrics.write(iteration, TRAINING, {**means, "eta_seconds": round(eta, 1)})
+        losses = {name: value for name, value in means.items() if name.startswith("loss")}
+        text = (
+            f"iteration {iteration}/{self.max_iter}  {describe_losses(means['total_loss'], losses)}  "
+            f"lr {means['lr']:.2e}  {means['seconds']:.3f} s/it (data {means['data_seconds']:.3f})  ETA {format_seconds(eta)}"
+        )
+        if self._bar is None:
+            logger.info("%s", text)
+        elif self._log_file is not None:
+            self._log_file.handle(logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None))
+
+
+def describe_losses(total: float, losses: Mapping[str, float]) -> str:
+    """One short text: "loss 1.234 (cls 0.400, mask 0.690)"."""
+    parts = ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+    return f"loss {total:.3f} ({parts})" if parts else f"loss {total:.3f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,97 @@
+"""Seeds, states of random generators, and what else a run must have in common with its continuation."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+import detseg
+
+logger = logging.getLogger(__name__)
+
+
+def choose_seed(seed: int) -> int:
+    """The seed itself, or for a negative one a seed drawn from the operating system, in [0, 2**31)."""
+    return seed if seed >= 0 else secrets.randbelow(2**31)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and settings that decide the last bits of the weights, as plain values."""
+    import torchvision
+
+    return {
+        "detseg": detseg.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def warn_about_differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Warn of each value that differs from what the run was trained with; return their names."""
+    different = [name for name, value in recorded.items() if current.get(name) != value]
+    for name in different:
+        logger.warning(
+            "resumed with another %s: %s, was %s; the result will be as good, but not bit-identical",
+            name,
+            current.get(name),
+            recorded[name],
+        )
+    return different
+
+
+def capture_rng() -> dict[str, Any]:
+    """States of torch's generators: (5056,) uint8 for the CPU, and one for each CUDA device in use."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "cuda": []}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put torch's generators into a captured state."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def undisturbed_rng() -> Iterator[None]:
+    """Whatever is drawn inside (by an evaluation) does not change what training draws afterwards."""
+    state = capture_rng()
+    try:
+        yield
+    finally:
+        restore_rng(state)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On the CPU, sum gradients in a fixed order also where several threads add to the same place.
+
+    CUDA is left as it is: some of its operators have no deterministic form.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a safety net for bugs that costs time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill

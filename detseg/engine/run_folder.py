@@ -1,0 +1,213 @@
+"""The folder of one training: where it is, whose it is, and what lies in it under which name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detseg.config import DEFAULT_OUTPUT_DIR, config_name
+from detseg.engine.files import remove_temporaries
+from detseg.engine.lock import FolderLock
+from detseg.errors import RunError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+# Everything that a run writes: what --overwrite removes, and nothing else.
+RUN_FILES = ("run.json", "config.yaml", "log.txt", "metrics.jsonl", "final_metrics.json", "postprocess.yaml")
+RUN_FOLDERS = ("checkpoints", "tensorboard", "predictions", "overlays", "evaluations", "non_finite")
+# Any of these says that a run lies here; log.txt alone may be somebody else's.
+RUN_SIGNS = ("run.json", "metrics.jsonl", "checkpoints")
+
+
+class RunFolder:
+    """One run's folder, locked for this process until `close` (or the end of the `with` block).
+
+    Args:
+        path: an existing folder.
+        new: nothing of a run was in it.
+    """
+
+    def __init__(self, path: Path, *, new: bool) -> None:
+        self.path = path
+        self.new = new
+        self._lock = FolderLock(path)
+        remove_temporaries(self.checkpoints)
+        remove_temporaries(self.path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lock.release()
+
+    @property
+    def record(self) -> Path:
+        """run.json: versions, command, seed, engine."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """config.yaml: every key of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The newest state of the training."""
+        return self.checkpoints / "last.pth"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best evaluation."""
+        return self.checkpoints / "best.pth"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def non_finite(self) -> Path:
+        return self.path / "non_finite"
+
+    @contextmanager
+    def logging(self) -> Iterator[logging.Handler]:
+        """Inside the context detseg's log messages also go to log.txt, with the time."""
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        library = logging.getLogger("detseg")
+        level = library.level
+        library.setLevel(min(library.getEffectiveLevel(), logging.INFO))
+        library.addHandler(handler)
+        try:
+            yield handler
+        finally:
+            library.removeHandler(handler)
+            library.setLevel(level)
+            handler.close()
+
+
+def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
+    """Find, make and lock the folder of a run.
+
+    The default OUTPUT_DIR takes the next free number under runs/<config>, or with `resume` the last one; any other is
+    used as it is named.
+
+    Args:
+        cfg: OUTPUT_DIR is read, and for the default one the name of the file that it was loaded from.
+        resume: continue what lies there; where nothing does, start.
+        overwrite: remove a run that lies there first.
+
+    Raises:
+        RunError: the folder holds another run, is in use, or is a file.
+    """
+    if resume and overwrite:
+        raise RunError("--resume continues a run and --overwrite removes it: give one of them")
+    if cfg.OUTPUT_DIR == DEFAULT_OUTPUT_DIR:
+        parent = Path(DEFAULT_OUTPUT_DIR.replace("<config>", config_name(cfg.source)))
+        path = last_numbered(parent) if resume else None
+        if path is None:
+            if resume:
+                logger.warning("there is no run in %s to resume: a new one starts", parent)
+            return RunFolder(_make_numbered(parent), new=True)
+        return RunFolder(path, new=False)
+    return _open_named(Path(cfg.OUTPUT_DIR), resume=resume, overwrite=overwrite)
+
+
+def find_run(cfg: Config) -> Path | None:
+    """The run that `open_run(cfg, resume=True)` would continue, None where there is none. Nothing is locked."""
+    if cfg.OUTPUT_DIR == DEFAULT_OUTPUT_DIR:
+        return last_numbered(Path(DEFAULT_OUTPUT_DIR.replace("<config>", config_name(cfg.source))))
+    path = Path(cfg.OUTPUT_DIR)
+    return path if holds_run(path) else None
+
+
+def holds_run(path: Path) -> bool:
+    """Whether something of a run lies in `path`."""
+    return any((path / name).exists() for name in RUN_SIGNS)
+
+
+def numbered(parent: Path) -> list[Path]:
+    """The folders 001, 002, ... in `parent`, ascending."""
+    if not parent.is_dir():
+        return []
+    return sorted(
+        (path for path in parent.iterdir() if path.name.isdigit() and path.is_dir()), key=lambda p: int(p.name)
+    )
+
+
+def last_numbered(parent: Path) -> Path | None:
+    """The numbered folder with the highest number that holds a run, or None."""
+    return next((path for path in reversed(numbered(parent)) if holds_run(path)), None)
+
+
+def next_number(parent: Path) -> Path:
+    """Make the next free numbered folder in `parent`; two processes never get the same one."""
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        taken = numbered(parent)
+        path = parent / f"{int(taken[-1].name) + 1 if taken else 1:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def _make_numbered(parent: Path) -> Path:
+    # Under a W&B sweep agent the run is found by the id that the agent gave it.
+    tracked = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    if tracked is None:
+        return next_number(parent)
+    path = parent / tracked
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _open_named(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+    if path.exists() and not path.is_dir():
+        raise RunError(f"OUTPUT_DIR {path} is a file; name a folder")
+    there = holds_run(path)
+    if there and not resume and not overwrite:
+        raise RunError(
+            f"OUTPUT_DIR {path} holds another run: --resume continues it, --overwrite removes it, "
+            "another OUTPUT_DIR leaves it"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    if resume and not there:
+        logger.warning("there is no run in %s to resume: it starts from the beginning", path)
+    run = RunFolder(path, new=not there or overwrite)
+    if there and overwrite:
+        _remove_run(path)
+    return run
+
+
+def _remove_run(path: Path) -> None:
+    for name in RUN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+
+
+def timestamp() -> str:
+    """Local time with its offset, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,140 @@
+"""Everything that changes while a model trains, and how it goes into a checkpoint and comes back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from detseg.engine.best_score import BestScore
+from detseg.engine.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
+from detseg.engine.ema import MovingAverage
+from detseg.engine.optimizer import Clipper, build_clipper, build_optimizer, trained_parameters
+from detseg.engine.precision import Precision, build_precision
+from detseg.engine.progress import LossWindow
+from detseg.engine.reproducibility import capture_rng, environment, restore_rng, undisturbed_rng, warn_about_differences
+from detseg.engine.schedule import Schedule, build_schedule
+from detseg.errors import WeightsError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+
+@dataclass
+class TrainingState:
+    """A training between two iterations.
+
+    iteration: finished ones. images_per_iteration: samples of the stream that one takes, so that the position in the
+    stream is their product. about: config, classes and so on, which every checkpoint carries unchanged.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    clipper: Clipper | None
+    average: MovingAverage | None
+    images_per_iteration: int
+    about: dict[str, Any]
+    iteration: int = 0
+    best: BestScore = field(default_factory=BestScore)
+    window: LossWindow = field(default_factory=LossWindow)
+
+    def __post_init__(self) -> None:
+        self.parameters = trained_parameters(self.optimizer)
+
+    @property
+    def position(self) -> int:
+        """Samples taken from the sampler's stream so far."""
+        return self.iteration * self.images_per_iteration
+
+    @contextmanager
+    def model_to_evaluate(self) -> Iterator[nn.Module]:
+        """The model with the weights that count (averaged ones), in evaluation mode; nothing of training changes."""
+        with undisturbed_rng():
+            self.model.eval()
+            try:
+                if self.average is None:
+                    yield self.model
+                else:
+                    with self.average.applied_to(self.model):
+                        yield self.model
+            finally:
+                self.model.train()
+
+    def save_last(self, path: Path, keep: int = 1) -> None:
+        """Write everything that continuing needs; `keep` as SOLVER.CHECKPOINT_KEEP."""
+        save_checkpoint(
+            path,
+            {
+                **self._weights(self.model.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": {"max_iter": self.schedule.max_iter, "iteration": self.iteration},
+                "ema": None if self.average is None else self.average.state_dict(),
+                "scaler": self.precision.state_dict(),
+                "position": self.position,
+                "rng": capture_rng(),
+                "progress": {"best": self.best.state_dict(), "window": self.window.state_dict()},
+            },
+        )
+        keep_numbered(path, self.iteration, keep)
+
+    def save_best(self, path: Path, metrics: dict[str, Any]) -> None:
+        """Write what prediction needs: the weights that were evaluated, and their scores."""
+        weights = self.model.state_dict() if self.average is None else self.average.average
+        save_checkpoint(path, {**self._weights(weights), "metrics": metrics})
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Continue from `last.pth`; return it. What differs in versions or threads is warned of.
+
+        Learning rates, decay and so on are those of the present configuration.
+
+        Raises:
+            WeightsError: it cannot be read or is of another model or optimizer.
+        """
+        saved = load_checkpoint(path, for_training=True)
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise WeightsError(
+                f"{path} is of another model or optimizer than the configuration; resume with the run's own "
+                f"config.yaml or start another run ({error})"
+            ) from error
+        for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(values)
+        self.precision.load_state_dict(saved["scaler"])
+        if self.average is not None and saved["ema"] is not None:
+            self.average.load_state_dict(saved["ema"])
+        elif self.average is not None:
+            self.average = MovingAverage(self.model, self.average.decay)
+        self.best.load_state_dict(saved["progress"]["best"])
+        self.window.load_state_dict(saved["progress"]["window"])
+        self.iteration = saved["iteration"]
+        restore_rng(saved["rng"])
+        warn_about_differences(saved["environment"], environment())
+        return saved
+
+    def _weights(self, model: dict[str, torch.Tensor]) -> dict[str, Any]:
+        return {"model": dict(model), "iteration": self.iteration, "environment": environment(), **self.about}
+
+
+def build_state(cfg: Config, model: nn.Module, classes: Sequence[str]) -> TrainingState:
+    """A training of `model`, on its device, that has not begun."""
+    device = next(model.parameters()).device
+    return TrainingState(
+        model=model,
+        optimizer=build_optimizer(cfg, model),
+        schedule=build_schedule(cfg),
+        precision=build_precision(cfg, device),
+        clipper=build_clipper(cfg),
+        average=MovingAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None,
+        images_per_iteration=cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE,
+        about={"config": cfg.flatten(), "classes": list(classes)},
+    )

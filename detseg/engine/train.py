@@ -1,0 +1,196 @@
+"""The native training, from a configuration to a trained and scored model.
+
+Read `run_iterations` first: it is the whole loop, in the order in which things happen.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from detseg.engine.interrupt import StopRequest
+from detseg.engine.metric_log import EVALUATION, MetricLog
+from detseg.engine.non_finite import stop_not_finite
+from detseg.engine.optimizer import gradient_norm, set_learning_rates
+from detseg.engine.progress import Progress, Stopwatch
+from detseg.engine.run_folder import RunFolder
+from detseg.engine.state import TrainingState
+from detseg.structures.sample import Sample
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+Batches = Iterator[list[Sample]]
+
+
+class Evaluate(Protocol):
+    """Scores a model on the validation images; `stop` is looked at between images."""
+
+    def __call__(self, model: torch.nn.Module, stop: StopRequest) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know. Periods are in iterations, 0 for never; `best_metric` is a key of the metrics."""
+
+    max_iter: int
+    accumulate: int
+    checkpoint_period: int
+    checkpoint_keep: int
+    evaluation_period: int
+    best_metric: str
+    patience: int
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> Plan:
+        return cls(
+            max_iter=cfg.SOLVER.MAX_ITER,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            checkpoint_keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            evaluation_period=cfg.TEST.EVAL_PERIOD,
+            best_metric=cfg.TEST.BEST_METRIC,
+            patience=cfg.TEST.EARLY_STOP_PATIENCE,
+        )
+
+    def evaluation_due(self, state: TrainingState) -> bool:
+        """Whether this state has to be evaluated, and was not yet: also right after resuming."""
+        if not self.evaluation_period or state.iteration <= state.best.last_evaluation:
+            return False
+        return state.iteration % self.evaluation_period == 0 or state.iteration == self.max_iter
+
+    def checkpoint_due(self, state: TrainingState) -> bool:
+        """Whether this state has to be on the disk: always before an evaluation, because that may fail."""
+        periodic = self.checkpoint_period > 0 and state.iteration % self.checkpoint_period == 0
+        return periodic or state.iteration == self.max_iter or self.evaluation_due(state)
+
+
+def run_iterations(
+    state: TrainingState,
+    batches: Batches,
+    *,
+    plan: Plan,
+    run: RunFolder,
+    progress: Progress,
+    evaluate: Evaluate | None,
+    stop: StopRequest,
+) -> None:
+    """Train `state` to the end, to the early stop, or to a signal.
+
+    Raises:
+        TrainingInterrupted: a signal came; the state was saved.
+        RunError: a loss or gradient is not finite; the batch was dumped.
+    """
+    state.model.train()
+    watch = Stopwatch()
+    while True:
+        if evaluate is not None and plan.evaluation_due(state):
+            score_and_keep_best(state, plan, run, progress.metrics, evaluate, stop)
+            watch.skip()
+        if state.best.exhausted(plan.patience):
+            logger.info("stopped early: %d evaluations without a better %s", plan.patience, plan.best_metric)
+            break
+        if state.iteration >= plan.max_iter:
+            break
+        learning_rate = set_learning_rates(state.optimizer, state.schedule(state.iteration))
+        losses, norm, data_seconds = train_step(state, batches, plan.accumulate, run, learning_rate)
+        state.iteration += 1
+        progress.update(
+            state.iteration,
+            losses,
+            lr=learning_rate,
+            gradient_norm=norm,
+            seconds=watch.read(),
+            data_seconds=data_seconds,
+        )
+        if stop.requested or plan.checkpoint_due(state):
+            state.save_last(run.last, plan.checkpoint_keep)
+            watch.skip()
+        stop.raise_if_requested(f"stopped after iteration {state.iteration}, which is saved in {run.last}")
+
+
+def train_step(
+    state: TrainingState, batches: Batches, accumulate: int, run: RunFolder, learning_rate: float
+) -> tuple[dict[str, float], float, float]:
+    """One step of the optimizer over `accumulate` batches.
+
+    Returns:
+        the losses by name, averaged over the batches; the L2 norm of all gradients before clipping; seconds spent
+        waiting for data.
+    """
+    means: dict[str, float] = {}
+    seen: list[Sample] = []
+    data_seconds = 0.0
+    state.optimizer.zero_grad(set_to_none=True)
+    for _ in range(accumulate):
+        asked = time.perf_counter()
+        samples = next(batches)
+        data_seconds += time.perf_counter() - asked
+        seen += samples
+        with state.precision.autocast():
+            named = state.model(samples)
+        values = dict(zip(named, torch.stack([loss.detach().float() for loss in named.values()]).tolist(), strict=True))
+        if not all(map(math.isfinite, values.values())):
+            _dump(state, "loss", samples, values, run, learning_rate)
+        state.precision.backward(sum(named.values()) / accumulate)
+        for name, value in values.items():
+            means[name] = means.get(name, 0.0) + value / accumulate
+    state.precision.unscale(state.optimizer)
+    norm = gradient_norm(state.parameters).item()
+    # With float16 the scaler meets overflowing gradients as a matter of course: it skips the step and lowers its scale.
+    if not math.isfinite(norm) and state.precision.scaler is None:
+        _dump(state, "gradient", seen, means, run, learning_rate)
+    if state.clipper is not None:
+        state.clipper(state.parameters)
+    state.precision.step(state.optimizer)
+    if state.average is not None:
+        state.average.update(state.model)
+    return means, norm, data_seconds
+
+
+def score_and_keep_best(
+    state: TrainingState, plan: Plan, run: RunFolder, metrics: MetricLog, evaluate: Evaluate, stop: StopRequest
+) -> None:
+    """Evaluate the model as it is now; keep it as the best checkpoint where it is."""
+    with state.model_to_evaluate() as model:
+        scores = evaluate(model, stop)
+    metrics.write(state.iteration, EVALUATION, scores)
+    value = scores.get(plan.best_metric)
+    improved = state.best.update(state.iteration, value)
+    if improved:
+        state.save_best(run.best, scores)
+    state.save_last(run.last, plan.checkpoint_keep)
+    logger.info(
+        "iteration %d: %s %s%s",
+        state.iteration,
+        plan.best_metric,
+        "undefined" if value is None else f"{value:.4f}",
+        ", the best so far" if improved else f" (best {state.best.value} in iteration {state.best.iteration})",
+    )
+
+
+def _dump(
+    state: TrainingState,
+    what: str,
+    samples: list[Sample],
+    losses: dict[str, float],
+    run: RunFolder,
+    learning_rate: float,
+) -> None:
+    stop_not_finite(
+        what,
+        iteration=state.iteration + 1,
+        samples=samples,
+        losses=losses,
+        model=state.model,
+        folder=run.non_finite,
+        learning_rate=learning_rate,
+    )
