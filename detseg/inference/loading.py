@@ -18,7 +18,7 @@ from detseg.errors import ConfigError, RunError, WeightsError
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.predictor import Predictor
 from detseg.models.table import build_model
-from detseg.models.weights import load_weights
+from detseg.models.weights import load_state, load_weights
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -109,10 +109,12 @@ def load_checkpoint_predictor(
     classes = _class_names(cfg, state.get("classes"), path)
     target = choose_device(cfg.MODEL.DEVICE if device == "auto" else device)
     model = build_model(cfg)
-    load_weights(model, path)
-    if state.get("ema"):
-        # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
-        model.load_state_dict(state["ema"]["model"])
+    # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
+    stored = state["ema"]["model"] if state.get("ema") else state.get("model")
+    if stored is None:
+        load_weights(model, path)
+    else:
+        load_state(model, stored, source=str(path))
     provenance = {
         "engine": "native",
         "architecture": cfg.MODEL.META_ARCHITECTURE,

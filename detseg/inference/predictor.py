@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import detseg
-from detseg.augment.geometric import resize_image
 from detseg.augment.policy import resize_shortest_edge_size
+from detseg.augment.resampling import resize_image
 from detseg.data.coco import ImageRecord
 from detseg.data.images import read_image
 from detseg.data.preprocess import ImagePreprocess

@@ -1,0 +1,120 @@
+"""`predict` from the command line: files written, exit status, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+
+from detseg.cli.main import main
+from detseg.data.synthetic import KINDS
+from detseg.inference.label_images import to_label_image
+from detseg.inference.predictor import Predictor
+from detseg.structures.predictions_file import read_predictions
+
+
+def predict(*words) -> int:
+    return main(["predict", "--device", "cpu", *map(str, words)])
+
+
+def test_a_run_over_a_folder(small_run, image_folder, tmp_path, capsys):
+    output, labels = tmp_path / "new" / "p.json.gz", tmp_path / "labels"
+    words = ("--run", small_run, "--images", image_folder, "--output", output, "--label-images", labels)
+    assert predict(*words, "--batch-size", 2) == 0
+    file = read_predictions(output)
+    assert [category["name"] for category in file.categories] == list(KINDS)
+    assert {"checkpoint_hash", "config_hash", "detseg_version", "engine", "postprocess"} <= file.info.keys()
+    predictor = Predictor.from_run(small_run, device="cpu")
+    found = list(file)
+    assert [predictions.file_name for predictions in found] == ["a.png", "b.png", "c.png"]
+    for predictions in found:
+        direct = predictor(image_folder / predictions.file_name)
+        assert len(direct) == len(predictions)
+        drawn = tifffile.imread(labels / predictions.file_name.replace("png", "tif"))
+        assert np.array_equal(drawn, to_label_image(predictions))
+    printed = capsys.readouterr().out
+    assert "seconds per image" in printed
+    assert all(kind in printed for kind in KINDS)
+    assert predict(*words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert predict(*words, "--overwrite") == 0
+
+
+def test_raw_threshold_and_plain_weights(small_run, image_folder, tmp_path):
+    numbers = {}
+    for name, words in {
+        "run": ["--run", small_run],
+        "raw": ["--run", small_run, "--raw"],
+        "weights": ["--weights", small_run / "checkpoints" / "best.pth"],
+        "config": ["--weights", small_run / "checkpoints" / "best.pth", "--config", small_run / "config.yaml"],
+        "none": ["--run", small_run, "--score-threshold", "1.0"],
+    }.items():
+        output = tmp_path / f"{name}.json"
+        assert predict(*words, "--images", image_folder / "a.png", "--output", output) == 0
+        (predictions,) = read_predictions(output)
+        numbers[name] = len(predictions)
+    assert numbers["raw"] == numbers["weights"] == numbers["config"] >= numbers["run"]
+    assert numbers["raw"] > 0
+    assert numbers["none"] == 0
+
+
+def test_overrides_change_the_given_configuration(small_run, image_folder, tmp_path):
+    weights = ["--weights", small_run / "checkpoints" / "best.pth", "--images", image_folder / "a.png"]
+    words = [*weights, "--config", small_run / "config.yaml", "--output", tmp_path / "p.json"]
+    assert predict(*words, "TEST.DETECTIONS_PER_IMAGE", "3") == 0
+    (predictions,) = read_predictions(tmp_path / "p.json")
+    assert len(predictions) <= 3
+
+
+def test_a_coco_file_gives_ids_and_category_ids(small_run, image_folder, tmp_path):
+    categories = [{"id": 10 * index, "name": kind} for index, kind in enumerate(reversed(KINDS), start=1)]
+    images = [
+        {"id": 40, "file_name": "b.png", "height": 64, "width": 96},
+        {"id": 30, "file_name": "a.png", "height": 64, "width": 64},
+    ]
+    (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    words = ["--images", tmp_path / "set.json", "--image-root", image_folder, "--output", tmp_path / "p.json"]
+    assert predict("--run", small_run, *words) == 0
+    file = read_predictions(tmp_path / "p.json")
+    assert {predictions.image_id: predictions.file_name for predictions in file} == {40: "b.png", 30: "a.png"}
+    by_name = {category["name"]: category["id"] for category in categories}
+    assert [category["id"] for category in file.categories] == [by_name[kind] for kind in KINDS]
+
+
+def test_bad_images_are_listed_and_the_others_predicted(small_run, image_folder, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:80])
+    (folder / "d.png").write_bytes(b"")
+    assert predict("--run", small_run, "--images", folder, "--output", tmp_path / "p.json") == 1
+    assert [predictions.file_name for predictions in read_predictions(tmp_path / "p.json")] == ["a.png", "c.png"]
+    printed = capsys.readouterr().out
+    assert "2 images could not be predicted" in printed
+    assert "b.png" in printed
+    assert "d.png" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--output", "p.json"], "--run"),
+        (["--run", "r", "--weights", "w", "--output", "p.json"], "--run"),
+        (["--run", "r", "--config", "c", "--output", "p.json"], "--config"),
+        (["--run", "r"], "--output"),
+        (["--run", "r", "--output", "p.txt"], "p.txt"),
+        (["--run", "r", "--output", "p.json", "--raw", "--postprocess", "x"], "--raw"),
+        (["--run", "r", "--output", "p.json", "--score-threshold", "7"], "--score-threshold"),
+        (["--run", "r", "--output", "p.json", "SEED", "3"], "SEED 3"),
+        (["--run", "gone", "--output", "p.json"], "gone"),
+    ],
+)
+def test_commands_that_cannot_be_are_refused_in_one_line(words, named, image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert predict("--images", image_folder, *words) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
