@@ -53,7 +53,7 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
         raise WeightsError(
             f"{path} holds more than tensors and plain values and is not read, because that could run code: {error}"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise WeightsError(f"{path} is no readable checkpoint; it may be cut off: copy it again ({error})") from error
     needed = {"model"} | ({"optimizer", "iteration", "position", "rng", "progress"} if for_training else set())
     missing = sorted(needed - state.keys()) if isinstance(state, dict) else sorted(needed)
