@@ -84,7 +84,7 @@ def annotations_of(
         return
     areas = rle_codec.area(rles).tolist()
     boxes = rle_codec.bounding_boxes(rles).astype(np.int64).tolist()
-    for number, (rle, area, (x0, y0, x1, y1)) in enumerate(zip(rles, areas, boxes)):
+    for number, (rle, area, (x0, y0, x1, y1)) in enumerate(zip(rles, areas, boxes, strict=True)):
         counts = rle["counts"]
         yield {
             "id": first_id + number,

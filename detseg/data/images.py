@@ -3,7 +3,7 @@
 An image is (H, W, C), uint8, uint16 or float32, RGB where C = 3. The pixels come as the file stores them: an EXIF
 orientation is not applied, since masks are drawn on the stored pixels, and COCO's `height` and `width` mean them too.
 
-Pillow reads everything but TIFF (tifffile), NPY (NumPy) and colour PNG of 16 bits, which Pillow would cut to 8 (OpenCV).
+Pillow reads everything but TIFF (tifffile), NPY (NumPy) and colour PNG of 16 bits, which Pillow cuts to 8 (OpenCV).
 OpenCV alone will not do: up to version 4 it fills the missing part of a truncated PNG in silence.
 """
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detseg.augment.photometric import invert, natural_range
 from detseg.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -91,11 +92,11 @@ class ImagePreprocess:
             )
         turned = self.invert == "auto" and self._background_is_bright(image)
         if self.scaling == "none":
-            return invert_image(image, self.value_range(image)) if turned else image
+            return invert(image, self.value_range(image)) if turned else image
         low, high = self._limits(image)
         scale = 255.0 / np.maximum(high - low, np.float32(1e-12))
         scaled = np.clip((image.astype(np.float32) - low) * scale, *_SCALED_RANGE, dtype=np.float32)
-        return invert_image(scaled, _SCALED_RANGE) if turned else scaled
+        return invert(scaled, _SCALED_RANGE) if turned else scaled
 
     def expand(self, image: np.ndarray) -> np.ndarray:
         """Repeat a single channel to as many as the model takes."""
@@ -144,16 +145,3 @@ def percentiles_of(values: np.ndarray, percentiles: tuple[float, ...]) -> list[f
         ranks = np.ceil(np.array(percentiles) / 100 * values.size)
         return [float(value) for value in np.searchsorted(cumulated, np.maximum(ranks, 1))]
     return [float(value) for value in np.percentile(values, percentiles, method="inverted_cdf")]
-
-
-def natural_range(image: np.ndarray) -> tuple[float, float]:
-    """Return the range of a dtype of whole numbers, or from the least to the greatest value of a float image."""
-    if image.dtype.kind == "u":
-        return 0.0, float(np.iinfo(image.dtype).max)
-    return float(image.min()), float(image.max())
-
-
-def invert_image(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Return low + high - image, of the image's dtype."""
-    total = value_range[0] + value_range[1]
-    return image.dtype.type(total) - image

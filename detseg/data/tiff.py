@@ -101,11 +101,11 @@ def _check_directories(data: bytes) -> None:
 def _check_complete(file: tifffile.TiffFile, size: int) -> None:
     """Refuse a file whose pixels lie behind its end: decoders would leave them black."""
     for page in file.pages:
-        ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts)]
+        ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if not ends or max(ends) > size or any(count == 0 for count in page.databytecounts):
             raise DataError(
-                f"the image is truncated: its pixels reach to byte {max(ends, default=0)}, the file has {size}; copy or "
-                "download the file again, or take it out of the data set"
+                f"the image is truncated: its pixels reach to byte {max(ends, default=0)}, the file has {size}; copy "
+                "or download the file again, or take it out of the data set"
             )
 
 
@@ -145,7 +145,7 @@ def _decode_by_library(data: bytes, *, deep_color: bool) -> tuple[np.ndarray, st
 
 def _channels_last(array: np.ndarray, axes: str) -> np.ndarray:
     """Return (H, W) or (H, W, C); axes of length 1 are dropped."""
-    kept = [(letter, length) for letter, length in zip(axes, array.shape) if letter in "YX" or length > 1]
+    kept = [(letter, length) for letter, length in zip(axes, array.shape, strict=True) if letter in "YX" or length > 1]
     array = array.reshape([length for _, length in kept])
     letters = "".join(letter for letter, _ in kept)
     for letter, name in _STACK_AXES.items():

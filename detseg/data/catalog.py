@@ -1,0 +1,184 @@
+"""Names of data sets: from the catalog or paths of COCO files, to images with annotations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from detseg import __version__
+from detseg.data.coco import CocoDataset
+from detseg.data.lock import wait_for_lock
+from detseg.errors import DataError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+CATALOG_NAME = "catalog.yaml"
+ENVIRONMENT = "DETSEG_DATASETS"
+
+_CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
+_ENTRY_KEYS = {"name", "json", "image_root", "classes", "generate", "split", "options", "prepare"}
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A known data set, or a path that was given. image_root: None for what the JSON says. classes: empty for its own.
+
+    prepare: how to get it, told where the JSON is missing.
+    """
+
+    name: str
+    json: Path
+    image_root: Path | None = None
+    classes: tuple[str, ...] = ()
+    prepare: str = ""
+
+
+def datasets_folder() -> Path:
+    """Return the folder that the catalog's paths are relative to: `$DETSEG_DATASETS`, else ./datasets."""
+    return Path(os.environ.get(ENVIRONMENT) or "datasets")
+
+
+def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
+    """Find a data set by its name in the catalog or by the path of its COCO file.
+
+    A path is relative to the working folder, else to `$DETSEG_DATASETS`. A synthetic set is made on first use.
+
+    Raises:
+        DataError: neither a name nor a file; the message lists the names.
+    """
+    given = str(name_or_path)
+    entries = read_catalog()
+    if given in entries:
+        return _from_catalog(entries[given])
+    for candidate in (Path(given), Path(os.environ.get(ENVIRONMENT, ".")) / given):
+        if candidate.is_file():
+            return DatasetEntry(name=given, json=candidate)
+    raise DataError(
+        f"there is no data set {given!r}: no such COCO file in {Path.cwd()}"
+        + (f" or in {os.environ[ENVIRONMENT]}" if os.environ.get(ENVIRONMENT) else "")
+        + f", and no such name in the catalog, which knows: {', '.join(sorted(entries)) or 'nothing'}"
+    )
+
+
+def load_dataset(name_or_path: str | os.PathLike[str], image_root: str | os.PathLike[str] = "") -> CocoDataset:
+    """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) goes before what catalog and JSON say."""
+    entry = resolve_dataset(name_or_path)
+    if not entry.json.is_file():
+        how = f"; to get it: {entry.prepare}" if entry.prepare else ""
+        raise DataError(f"the data set {entry.name} is not there: {entry.json.absolute()} does not exist{how}")
+    root = _find_folder(image_root) if image_root else entry.image_root
+    dataset = CocoDataset.load(entry.json, root)
+    return dataset.with_classes(entry.classes) if entry.classes else dataset
+
+
+def load_training_dataset(cfg: Config) -> CocoDataset:
+    """Load the sets of DATASETS.TRAIN as one, and check its classes: see `check_classes`."""
+    names = cfg.DATASETS.TRAIN
+    if not names:
+        raise DataError("DATASETS.TRAIN names no data set; give names of the catalog or paths of COCO files")
+    datasets = [_with_config_classes(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), cfg) for name in names]
+    dataset = CocoDataset.concatenate(datasets)
+    check_classes(dataset, cfg)
+    return dataset
+
+
+def load_test_datasets(cfg: Config) -> dict[str, CocoDataset]:
+    """Load the sets of DATASETS.TEST, each by its name, and check their classes."""
+    datasets = {}
+    for name in cfg.DATASETS.TEST:
+        datasets[name] = _with_config_classes(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), cfg)
+        check_classes(datasets[name], cfg)
+    return datasets
+
+
+def check_classes(dataset: CocoDataset, cfg: Config) -> None:
+    """Raise DataError where the model has another number of classes than the data."""
+    wanted = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if wanted != len(dataset.categories):
+        raise DataError(
+            f"{dataset.name}: the data have {len(dataset.categories)} classes ({', '.join(dataset.class_names)}), the "
+            f"model has {wanted}; set MODEL.ROI_HEADS.NUM_CLASSES {len(dataset.categories)}, or use other data"
+        )
+
+
+def _with_config_classes(dataset: CocoDataset, cfg: Config) -> CocoDataset:
+    return dataset.with_classes(list(cfg.DATASETS.CLASSES)) if cfg.DATASETS.CLASSES else dataset
+
+
+def _find_folder(image_root: str | os.PathLike[str]) -> Path:
+    """Find a given image root relative to the working folder, else to `$DETSEG_DATASETS`."""
+    for base in (Path(), datasets_folder()):
+        if (base / image_root).is_dir():
+            return base / image_root
+    raise DataError(f"DATASETS.IMAGE_ROOT: there is no folder {image_root} in {Path.cwd()} or {datasets_folder()}")
+
+
+def read_catalog() -> dict[str, dict[str, Any]]:
+    """Read all catalogs: that of `$DETSEG_DATASETS` or ./datasets goes before the one that comes with detseg.
+
+    Returns name -> the entry's fields. Raises DataError for a catalog that is none.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for folder in (_CHECKOUT_FOLDER, datasets_folder()):
+        path = folder / CATALOG_NAME
+        if path.is_file():
+            entries.update(_read_catalog_file(path))
+    return entries
+
+
+def _read_catalog_file(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is no YAML: {error}") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a list of data sets (- name: ..., json: ...)")
+    entries = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise DataError(f"{path}: entry number {number} has no name; expected - name: ..., json: ...")
+        unknown = set(row) - _ENTRY_KEYS
+        if unknown or ("json" not in row and "generate" not in row):
+            raise DataError(
+                f"{path}: {row['name']}: "
+                + (f"unknown keys {', '.join(sorted(map(str, unknown)))}; " if unknown else "it has no json; ")
+                + f"known are {', '.join(sorted(_ENTRY_KEYS))}"
+            )
+        entries[row["name"]] = row
+    return entries
+
+
+def _from_catalog(row: dict[str, Any]) -> DatasetEntry:
+    folder = datasets_folder()
+    path = _generate(row) if "generate" in row else folder / row["json"]
+    return DatasetEntry(
+        name=row["name"],
+        json=path,
+        image_root=folder / row["image_root"] if row.get("image_root") else None,
+        classes=tuple(row.get("classes", ())),
+        prepare=str(row.get("prepare", "")).strip(),
+    )
+
+
+def _generate(row: dict[str, Any]) -> Path:
+    """Return the COCO file of a generated set, made now where it is not there; one process at a time."""
+    if row["generate"] != "synthetic":
+        raise DataError(f"catalog: {row['name']}: generate is {row['generate']!r}; expected synthetic")
+    from detseg.data.synthetic import generate_dataset
+
+    options = dict(row.get("options", {}))
+    # Other options, or another generator, are another set: nobody meets images that were made differently before.
+    mark = hashlib.sha256(json.dumps([options, __version__], sort_keys=True).encode()).hexdigest()[:8]
+    folder = datasets_folder() / "generated" / f"synthetic_cells_{mark}"
+    path = folder / f"{row['split']}.json"
+    with wait_for_lock(folder.with_name(f".{folder.name}.lock")):
+        if not path.is_file():
+            generate_dataset(folder, **options)
+    return path

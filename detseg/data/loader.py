@@ -1,0 +1,248 @@
+"""From a data set to batches of samples, in this process or in workers, the same samples either way."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detseg.augment.policy import TrainPolicy
+from detseg.data.coco import CocoDataset
+from detseg.data.preprocess import ImagePreprocess
+from detseg.data.sampling import SAMPLE_STREAM, EpochOrder, balancing_weights, without_empty_images
+from detseg.errors import DataError, DetsegError
+from detseg.structures.sample import Sample
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+# Batches that every worker makes ahead.
+_PREFETCH = 2
+# PyTorch says so, in a RuntimeError, when the system ended a worker.
+_WORKER_DIED = "DataLoader worker"
+
+
+class TrainingStream(Dataset):
+    """An endless stream of training samples; `stream[position]` is a function of (seed, position) only.
+
+    dataset: what to draw from. preprocess, policy: what happens to an image and to a sample. weights: (N,) how often
+    images come, None for equally often.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        *,
+        preprocess: ImagePreprocess,
+        policy: TrainPolicy,
+        seed: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        if seed < 0:
+            raise DataError(f"the seed of the data is {seed}; expected 0 or more (a negative SEED is drawn before)")
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.policy = policy
+        self.seed = seed
+        self.order = EpochOrder(len(dataset), seed, weights)
+
+    @classmethod
+    def from_config(cls, cfg: Config, dataset: CocoDataset, seed: int) -> TrainingStream:
+        """Read the INPUT and DATALOADER keys; images without objects are left out where they say so."""
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            dataset = without_empty_images(dataset)
+        return cls(
+            dataset,
+            preprocess=ImagePreprocess.from_config(cfg),
+            policy=TrainPolicy.from_config(cfg),
+            seed=seed,
+            weights=balancing_weights(dataset, cfg.DATALOADER.BALANCE_BY, cfg.DATALOADER.BALANCE_POWER),
+        )
+
+    def __getitem__(self, position: int) -> Sample:
+        rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
+        sample = self.dataset.read_sample(self.order[position])
+        image = self.preprocess.prepare(sample.image, source=sample.file_name)
+        sample = self.policy(dataclasses.replace(sample, image=image), rng)
+        return dataclasses.replace(sample, image=self.preprocess.expand(sample.image))
+
+    def file_name(self, position: int) -> str:
+        """Return the file name of the image at a position."""
+        return str(self.dataset.images[self.order[position]].path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A tensor goes to a worker process as shared memory, an array would be copied into every one.
+        table = self.dataset.table
+        state = dict(self.__dict__)
+        state["dataset"] = CocoDataset(
+            self.dataset.images, self.dataset.categories, dataclasses.replace(table, text=None), self.dataset.name
+        )
+        with_copy = table.text if table.text.flags.writeable else table.text.copy()
+        return {"state": state, "text": torch.from_numpy(with_copy)}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        self.__dict__.update(pickled["state"])
+        self.dataset.table = dataclasses.replace(self.dataset.table, text=pickled["text"].numpy())
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong in a worker, to be raised where the batch is used."""
+
+    message: str
+    details: str
+
+
+class _Batches(Dataset):
+    """Map-style data set of the loader: batch number -> list of samples, or a _Failure."""
+
+    def __init__(self, stream: TrainingStream, batch_size: int, start: int, total: int) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.start = start
+        self.total = total
+
+    def __len__(self) -> int:
+        return max(-(-(self.total - self.start) // self.batch_size), 0)
+
+    def positions(self, batch: int) -> range:
+        first = self.start + batch * self.batch_size
+        return range(first, min(first + self.batch_size, self.total))
+
+    def __getitem__(self, batch: int) -> list[Sample] | _Failure:
+        samples = []
+        for position in self.positions(batch):
+            try:
+                samples.append(self.stream[position])
+            except DetsegError as error:
+                return _Failure(str(error), traceback.format_exc())
+            except Exception as error:
+                name = self.stream.file_name(position)
+                reason = f"{type(error).__name__}: {error}"
+                return _Failure(f"{name}: could not be made a training sample ({reason})", traceback.format_exc())
+        return samples
+
+
+class TrainLoader:
+    """Iterable over batches, lists of Samples, of positions start_position .. total - 1 of a stream.
+
+    workers: processes that make batches ahead; 0 makes them here. context: how they start ("spawn", "fork",
+    "forkserver"; None: the system's default). Nothing here touches the global random generators.
+
+    Raises, while iterating:
+        DataError: a sample could not be made, or a worker died; the message names the files.
+    """
+
+    def __init__(
+        self,
+        stream: TrainingStream,
+        *,
+        batch_size: int,
+        start_position: int,
+        total: int,
+        workers: int = 0,
+        context: str | None = None,
+    ) -> None:
+        self.stream = stream
+        self.workers = workers
+        self.context = context
+        self._batches = _Batches(stream, batch_size, start_position, total)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        loader = DataLoader(
+            self._batches,
+            batch_size=None,
+            shuffle=False,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=_PREFETCH if self.workers else None,
+            multiprocessing_context=self.context if self.workers else None,
+            worker_init_fn=_start_worker if self.workers else None,
+            generator=torch.Generator().manual_seed(self.stream.seed),
+        )
+        iterator = iter(loader)
+        for number in range(len(self._batches)):
+            try:
+                batch = next(iterator)
+            except RuntimeError as error:
+                if _WORKER_DIED not in str(error):
+                    raise
+                raise DataError(self._death_message(number, error)) from error
+            if isinstance(batch, _Failure):
+                logger.debug("in a loader's worker:\n%s", batch.details)
+                raise DataError(batch.message)
+            yield batch
+
+    def _death_message(self, number: int, error: RuntimeError) -> str:
+        last = min(number + _PREFETCH * max(self.workers, 1), len(self._batches))
+        names = [self.stream.file_name(p) for batch in range(number, last) for p in self._batches.positions(batch)]
+        reason = str(error).splitlines()[0]
+        return (
+            f"a worker process of the data loader died ({reason}). Most often the memory was full: lower "
+            f"DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: {', '.join(names)}"
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # Workers share the cores with each other and with training; OpenCV would start a thread for every core in each.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def build_train_loader(
+    cfg: Config, dataset: CocoDataset, start_position: int, total: int, *, seed: int | None = None
+) -> TrainLoader:
+    """Build the loader of training batches from the config.
+
+    Args:
+        cfg: SOLVER.IMS_PER_BATCH, DATALOADER, INPUT, MODEL.PIXEL_MEAN and, where `seed` is None, SEED.
+        dataset: what to train on.
+        start_position: the first position of the sample stream, a checkpoint's where training goes on.
+        total: the position behind the last.
+        seed: of the data, >= 0.
+
+    Raises:
+        DataError: images are missing, or the data do not fit the keys.
+    """
+    dataset.check_images_exist()
+    stream = TrainingStream.from_config(cfg, dataset, cfg.SEED if seed is None else seed)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if workers and multiprocessing.current_process().daemon:
+        logger.info("a daemonic process cannot start workers: samples are made in this process")
+        workers = 0
+    return TrainLoader(
+        stream,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        start_position=start_position,
+        total=total,
+        workers=workers,
+    )
+
+
+def test_samples(dataset: CocoDataset, cfg: Config) -> Iterator[Sample]:
+    """Yield every image of a data set at its own size, as the model takes it, with its objects."""
+    preprocess = ImagePreprocess.from_config(cfg)
+    for index in range(len(dataset)):
+        sample = dataset.read_sample(index)
+        yield dataclasses.replace(sample, image=preprocess(sample.image, source=sample.file_name))
+
+
+test_samples.__test__ = False  # pytest takes every name that begins with test for a test

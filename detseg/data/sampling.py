@@ -1,0 +1,88 @@
+"""Which image stands at which position of the training stream: a function of (seed, position) and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detseg.data.coco import CocoDataset
+from detseg.errors import DataError
+
+# Names for independent streams of random numbers made from one seed.
+ORDER_STREAM, SAMPLE_STREAM = 1, 2
+
+
+class EpochOrder:
+    """The order in which images come, epoch after epoch.
+
+    weights: (N,) how often images shall come, relative to each other; None for equally often. Every epoch has N
+    positions; an image of weight w comes floor or ceil of N w / sum(w) times in it, in random order.
+    """
+
+    def __init__(self, num_images: int, seed: int, weights: np.ndarray | None = None) -> None:
+        if num_images < 1:
+            raise DataError("there is no image to train with; check DATASETS.TRAIN and FILTER_EMPTY_ANNOTATIONS")
+        self.num_images = num_images
+        self.seed = seed
+        self._cumulated = None
+        if weights is not None and not np.all(weights == weights[0]):
+            self._cumulated = np.cumsum(weights / weights.sum())
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        """Return the index of the image at a position >= 0 of the stream."""
+        epoch, within = divmod(position, self.num_images)
+        if epoch != self._epoch:
+            self._order, self._epoch = self._order_of(epoch), epoch
+        return int(self._order[within])
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
+        if self._cumulated is None:
+            return rng.permutation(self.num_images)
+        # One draw and even steps from there, so that the numbers of times are as even as they can be.
+        points = (rng.random() + np.arange(self.num_images)) / self.num_images
+        drawn = np.minimum(np.searchsorted(self._cumulated, points, side="right"), self.num_images - 1)
+        return rng.permutation(drawn)
+
+
+def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np.ndarray | None:
+    """Return weights (N,) float64 that balance a data set, or None where there is nothing to balance.
+
+    balance_by: "" for none; "category": the rarer the rarest class of an image (by the number of images that show
+    it), the more often it comes, as LVIS's repeat factors do (Gupta et al. 2019); images without objects like the most
+    frequent ones. Else the name of a field of the images in the COCO file: all its values come equally often. power: 0
+    for no balancing, 1 for all of it.
+
+    Raises DataError where images lack the field.
+    """
+    if not balance_by or power == 0:
+        return None
+    if balance_by == "category":
+        present = dataset.objects_per_image() > 0
+        images_with = np.maximum(present.sum(axis=0), 1)
+        weights = np.where(present, 1.0 / images_with, 0.0).max(axis=1, initial=0.0)
+        if not weights.any():
+            return None
+        weights[weights == 0] = weights[weights > 0].min()
+        return weights**power
+    missing = [record.file_name for record in dataset.images if balance_by not in record.metadata]
+    if missing:
+        fields = sorted({key for record in dataset.images for key in record.metadata})
+        raise DataError(
+            f"{dataset.name}: DATALOADER.BALANCE_BY is {balance_by!r}, but {len(missing)} images have no such field "
+            f"(the first: {missing[0]}); fields are: {', '.join(fields) or 'none'}; or use category"
+        )
+    values = [str(record.metadata[balance_by]) for record in dataset.images]
+    counts = {value: values.count(value) for value in set(values)}
+    return np.array([1.0 / counts[value] for value in values]) ** power
+
+
+def without_empty_images(dataset: CocoDataset) -> CocoDataset:
+    """Return the data set without the images that have no object (FILTER_EMPTY_ANNOTATIONS)."""
+    objects = dataset.objects_per_image().sum(axis=1)
+    if not objects.any():
+        raise DataError(
+            f"{dataset.name}: no image has an object, so nothing is left after DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+        )
+    return dataset if objects.all() else dataset.select(np.flatnonzero(objects))
