@@ -70,11 +70,12 @@ def categories_of(results: Sequence[Any], path: Path, ground_truth: Any) -> list
     """Return the categories of a file that lists none: those of the ground truth, else one for every id in use."""
     if ground_truth is not None:
         return [{"id": category.id, "name": category.name} for category in ground_truth.categories]
-    used = {result.get("category_id") for result in results if isinstance(result, dict)}
-    wrong = [value for value in used if not _is_id(value)]
-    if wrong:
-        raise DataError(f"{path}: the category_id {wrong[0]!r} is no whole number")
-    return [{"id": value, "name": str(value)} for value in sorted(used, key=lambda value: (str(type(value)), value))]
+    used = [result.get("category_id") for result in results if isinstance(result, dict)]
+    for position, value in enumerate(used):
+        if not _is_id(value):
+            raise DataError(f"{path}: annotations[{position}]: the category_id {str(value)[:80]} is no whole number")
+    ids = sorted(set(used), key=lambda value: (isinstance(value, str), value))
+    return [{"id": value, "name": str(value)} for value in ids]
 
 
 class ResultParser:
@@ -294,7 +295,7 @@ def _box(result: Mapping[str, Any], place: str) -> list[float] | None:
     limit = 1e9
     valid = isinstance(box, list) and len(box) == 4 and all(_is_number(value) and abs(value) < limit for value in box)
     if not valid or box[2] < 0 or box[3] < 0:
-        raise DataError(f"{place}: the bbox is {str(box)[:80]}, expected [x, y, width, height] in pixels")
+        raise DataError(f"{place}: the bbox is {repr(box)[:80]}, expected [x, y, width, height] in pixels")
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 

@@ -94,7 +94,7 @@ def test_groups_of_images():
     metrics = evaluate(ground_truth, [predictions_of(objects, image_id=1)], group_by="kind")
     assert metrics["per_group"]["a"]["object_ap"] == 1
     assert metrics["per_group"]["b"]["object_ap"] == 0
-    with pytest.raises(DataError, match="'colour'.*kind"):
+    with pytest.raises(DataError, match=r"'colour'.*kind"):
         evaluate(ground_truth, [], group_by="colour")
 
 

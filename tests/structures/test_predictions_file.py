@@ -1,0 +1,393 @@
+"""Predictions files: round trips, streams, other layouts, and hostile input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from scoring_cases import predictions_of, random_case, rectangle, without_masks
+
+from detseg.errors import DataError, DetsegError
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import soft_mask_window
+from detseg.structures.predictions_file import PredictionsWriter, read_predictions, write_predictions
+
+CATEGORIES = [{"id": 3, "name": "round"}, {"id": 9, "name": "länglich"}]
+
+
+def coco_truth(*images, names=("round", "länglich"), ids=(1, 2)):
+    """What readers need of a CocoDataset."""
+    return SimpleNamespace(
+        images=[SimpleNamespace(image_id=i, file_name=f"{i}.png", height=h, width=w) for i, h, w in images],
+        categories=[SimpleNamespace(id=i, name=n) for i, n in zip(ids, names, strict=True)],
+    )
+
+
+def assert_same(first: Predictions, second: Predictions):
+    assert (first.image_id, first.file_name) == (second.image_id, second.file_name)
+    assert (first.height, first.width, first.provenance) == (second.height, second.width, second.provenance)
+    for name in ("boxes", "scores", "classes"):
+        left, right = getattr(first, name), getattr(second, name)
+        assert left.dtype == right.dtype
+        assert np.array_equal(left, right), f"{name} changed"
+    assert (first.rles is None) == (second.rles is None)
+    assert first.rles is None or [decoded(r) for r in first.rles] == [decoded(r) for r in second.rles]
+    assert (first.soft_masks is None) == (second.soft_masks is None)
+    for left, right in zip(first.soft_masks or [], second.soft_masks or [], strict=True):
+        assert np.array_equal(left, right)
+
+
+def decoded(rle):
+    counts = rle["counts"]
+    return list(rle["size"]), counts if isinstance(counts, bytes) else counts.encode()
+
+
+def with_soft_masks(predictions: Predictions, seed: int = 0) -> Predictions:
+    random = np.random.default_rng(seed)
+    predictions.boxes = predictions.boxes + random.uniform(-0.9, 0.9, predictions.boxes.shape).astype(np.float32)
+    predictions.soft_masks = []
+    for box in predictions.boxes:
+        x0, y0, x1, y1 = soft_mask_window(box, predictions.height, predictions.width)
+        predictions.soft_masks.append(random.integers(0, 256, (y1 - y0, x1 - x0), dtype=np.uint8))
+    return predictions
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.json.gz"])
+def test_round_trip(tmp_path, name):
+    _, predictions = random_case(0, images=5)
+    predictions[1].provenance = {"checkpoint": "abc", "flips": [0, 1]}
+    predictions.append(predictions_of([], image_id="a text id"))
+    random = np.random.default_rng(0)
+    for image in predictions:
+        image.boxes = image.boxes + random.uniform(-1, 1, image.boxes.shape).astype(np.float32)
+        image.scores = random.random(len(image)).astype(np.float32)
+    path = tmp_path / name
+    write_predictions(path, predictions, CATEGORIES, {"engine": "native"})
+    file = read_predictions(path)
+    assert len(file) == 6
+    assert file.info["engine"] == "native"
+    assert file.categories == CATEGORIES
+    assert file.class_names == ["round", "länglich"]
+    for _ in range(2):
+        for before, after in zip(predictions, file, strict=True):
+            assert_same(before, after)
+    assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
+    if name.endswith(".gz"):
+        assert path.read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_soft_masks_and_boxes_alone(tmp_path):
+    soft = with_soft_masks(predictions_of([rectangle(0, 0, 9, 9), rectangle(5, 5, 30, 20)]))
+    boxes = without_masks(predictions_of([rectangle(1, 1, 4, 4)], image_id=2))
+    write_predictions(tmp_path / "p.json.gz", [soft, boxes], ["cell"])
+    first, second = read_predictions(tmp_path / "p.json.gz")
+    assert_same(soft, first)
+    assert_same(boxes, second)
+
+
+def test_the_same_predictions_give_the_same_bytes(tmp_path):
+    _, predictions = random_case(0)
+    for name in ("a.json.gz", "b.json.gz"):
+        write_predictions(tmp_path / name, predictions, CATEGORIES)
+    assert (tmp_path / "a.json.gz").read_bytes() == (tmp_path / "b.json.gz").read_bytes()
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_files_without_predictions(tmp_path, images):
+    empty = [predictions_of([], image_id=number) for number in range(images)]
+    write_predictions(tmp_path / "p.json", empty, ["cell"])
+    assert [len(image) for image in read_predictions(tmp_path / "p.json")] == [0] * images
+    json.loads((tmp_path / "p.json").read_text())
+
+
+def test_it_is_a_coco_data_set_and_its_annotations_are_results(tmp_path):
+    _, predictions = random_case(2)
+    path = tmp_path / "p.json"
+    write_predictions(path, predictions, CATEGORIES)
+    data = COCO(str(path))
+    assert len(data.getImgIds()) == len(predictions)
+    assert len(data.getAnnIds()) == sum(map(len, predictions))
+    first = next(iter(data.anns.values()))
+    assert first["id"] == 1
+    assert first["category_id"] in (3, 9)
+    assert first["area"] == rle_codec.area([first["segmentation"]])[0]
+    assert data.loadRes(data.dataset["annotations"]).getAnnIds() == data.getAnnIds()
+
+
+def test_one_line_an_image(tmp_path):
+    _, predictions = random_case(2, images=4)
+    path = tmp_path / "p.json"
+    write_predictions(path, predictions, CATEGORIES)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    filled = [image for image in predictions if len(image)]
+    assert [json.loads(f"[{line.rstrip(',')}]")[0]["image_id"] for line in lines[1 : 1 + len(filled)]] == [
+        image.image_id for image in filled
+    ]
+
+
+def test_nothing_appears_when_writing_fails(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text("old")
+    good, bad = (predictions_of([rectangle(0, 0, 5, 5)], image_id=name) for name in "ab")
+    bad.rles[0]["counts"] = None
+
+    with pytest.raises(DataError):
+        write_predictions(path, [good, bad], ["cell"])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_writer_refuses(tmp_path):
+    image = predictions_of([rectangle(0, 0, 5, 5)])
+    with PredictionsWriter(tmp_path / "p.json", ["cell"]) as writer:
+        writer.write(image)
+        with pytest.raises(DataError, match="written before"):
+            writer.write(image)
+        with pytest.raises(DataError, match="class 1 of 1"):
+            writer.write(predictions_of([rectangle(0, 0, 5, 5)], classes=[1], image_id=2))
+    with pytest.raises(DataError, match="not open"):
+        PredictionsWriter(tmp_path / "q.json", ["cell"]).write(image)
+    with (
+        pytest.raises(DataError, match="not finite"),
+        PredictionsWriter(tmp_path / "r.json", ["cell"]) as writer,
+    ):
+        writer.write(predictions_of([rectangle(0, 0, 5, 5)], scores=[np.nan]))
+    with (
+        pytest.raises(DataError, match="folder"),
+        PredictionsWriter(tmp_path / "missing" / "p.json", ["cell"]),
+    ):
+        pass
+
+
+def result(**changes):
+    base = {
+        "image_id": 1,
+        "category_id": 1,
+        "score": 0.5,
+        "bbox": [0, 0, 5, 5],
+        "segmentation": {"size": [40, 50], "counts": rectangle(0, 0, 5, 5)["counts"].decode()},
+    }
+    base.update(changes)
+    return {key: value for key, value in base.items() if value is not ...}
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_a_plain_list_of_results(tmp_path):
+    path = write_json(tmp_path / "r.json", [result(image_id=7), result(image_id=4, category_id=2), result(image_id=7)])
+    file = read_predictions(path)
+    assert [(image.image_id, len(image)) for image in file] == [(7, 2), (4, 1)]
+    assert file.categories == [{"id": 1, "name": "1"}, {"id": 2, "name": "2"}]
+    truth = coco_truth((4, 40, 50), (7, 40, 50), (8, 40, 50))
+    images = list(read_predictions(path, truth))
+    assert [(image.image_id, len(image), image.file_name) for image in images] == [
+        (4, 1, "4.png"),
+        (7, 2, "7.png"),
+        (8, 0, "8.png"),
+    ]
+    assert images[0].classes.tolist() == [1]
+
+
+def test_results_that_detectron2_and_others_write(tmp_path):
+    counts = rle_codec.decompress_counts(rectangle(0, 0, 5, 5)["counts"]).tolist()
+    path = write_json(
+        tmp_path / "r.json",
+        [result(bbox=...), result(bbox=[], segmentation={"size": [40, 50], "counts": counts}), result(score=1)],
+    )
+    image = next(iter(read_predictions(path)))
+    assert image.boxes.tolist() == [[0, 0, 5, 5]] * 3
+    assert [decoded(rle)[1] for rle in image.rles] == [rectangle(0, 0, 5, 5)["counts"]] * 3
+
+
+def test_boxes_alone_need_the_size_of_their_image(tmp_path):
+    path = write_json(tmp_path / "r.json", [result(segmentation=...)])
+    with pytest.raises(DataError, match="how large image 1 is"):
+        read_predictions(path)
+    image = next(iter(read_predictions(path, coco_truth((1, 40, 50)))))
+    assert image.rles is None
+    assert (image.height, image.width) == (40, 50)
+
+
+def test_an_empty_list(tmp_path):
+    path = write_json(tmp_path / "r.json", [])
+    assert list(read_predictions(path)) == []
+    assert [len(image) for image in read_predictions(path, coco_truth((1, 40, 50)))] == [0]
+
+
+def test_indented_json_is_read_as_well(tmp_path):
+    _, predictions = random_case(2)
+    write_predictions(tmp_path / "p.json", predictions, CATEGORIES)
+    content = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    (tmp_path / "q.json").write_bytes(gzip.compress(json.dumps(content, indent=1).encode()))
+    for before, after in zip(predictions, read_predictions(tmp_path / "q.json"), strict=True):
+        assert_same(before, after)
+
+
+def test_classes_are_mapped_by_name(tmp_path):
+    predictions = predictions_of([rectangle(0, 0, 5, 5)] * 2, classes=[0, 1])
+    write_predictions(tmp_path / "p.json", [predictions], CATEGORIES)
+    file = read_predictions(tmp_path / "p.json", coco_truth((1, 40, 50), names=("länglich", "round"), ids=(5, 6)))
+    assert next(iter(file)).classes.tolist() == [1, 0]
+    assert file.categories == [{"id": 5, "name": "länglich"}, {"id": 6, "name": "round"}]
+    with pytest.raises(DataError, match=r"'länglich'.*has: round"):
+        read_predictions(tmp_path / "p.json", coco_truth((1, 40, 50), names=("round",), ids=(1,)))
+
+
+def test_predictions_of_other_images_are_refused(tmp_path):
+    write_predictions(tmp_path / "p.json", [predictions_of([rectangle(0, 0, 5, 5)])], ["round"])
+    with pytest.raises(DataError, match="image id 1 is not in the ground truth"):
+        read_predictions(tmp_path / "p.json", coco_truth((2, 40, 50)))
+    with pytest.raises(DataError, match="41 x 50"):
+        list(read_predictions(tmp_path / "p.json", coco_truth((1, 41, 50))))
+    path = write_json(tmp_path / "r.json", [result(image_id=5)])
+    with pytest.raises(DataError, match="image id 5 is unknown"):
+        read_predictions(path, coco_truth((1, 40, 50)))
+
+
+BAD_RESULTS = {
+    "score is None": result(score=...),
+    "score is 1.5": result(score=1.5),
+    "score is 'high'": result(score="high"),
+    "score is True": result(score=True),
+    "unknown category_id 4": result(category_id=4),
+    "unknown category_id [1]": result(category_id=[1]),
+    "bbox is [0, 0, 5]": result(bbox=[0, 0, 5]),
+    "bbox is [0, 0, -5, 5]": result(bbox=[0, 0, -5, 5]),
+    "bbox is [0, 0, 1000": result(bbox=[0, 0, 10**400, 5]),
+    "bbox is 'box'": result(bbox="box"),
+    "size [50, 40]": result(segmentation={"size": [50, 40], "counts": "PPYo0"}),
+    "size None": result(segmentation={"counts": "PPYo0"}),
+    "add up to": result(segmentation={"size": [40, 50], "counts": "0"}),
+    "characters": result(segmentation={"size": [40, 50], "counts": "ä"}),
+    "cut off": result(segmentation={"size": [40, 50], "counts": "P"}),
+    "whole numbers": result(segmentation={"size": [40, 50], "counts": [0.5, 1999.5]}),
+    "polygons": result(segmentation=[[0, 0, 5, 0, 5, 5]]),
+    "int, expected a COCO RLE": result(segmentation=3),
+    "has no segmentation, but others": result(segmentation=...),
+    "no packed image": result(soft_mask={"size": [5, 5], "zlib": "!"}),
+    "soft mask has the size [4, 5]": result(soft_mask={"size": [4, 5], "zlib": ""}),
+    "soft mask holds 0 bytes": result(soft_mask={"size": [5, 5], "zlib": "eJwDAAAAAAE="}),
+}
+
+
+@pytest.mark.parametrize("message", BAD_RESULTS)
+def test_bad_results_are_refused_with_their_place(tmp_path, message):
+    good = (
+        result(soft_mask={"size": [5, 5], "zlib": "eJxjYMAPAAAZAAE="})
+        if "soft_mask" in BAD_RESULTS[message]
+        else result()
+    )
+    bad = {**BAD_RESULTS[message], "id": 12}
+    first = [good] if "others" in message else []
+    path = write_json(
+        tmp_path / "r.json",
+        {
+            "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 50}],
+            "categories": [{"id": 1, "name": "cell"}],
+            "annotations": [*first, bad],
+        },
+    )
+    with pytest.raises(DataError) as caught:
+        list(read_predictions(path))
+    expected = message.replace("others", "other results")
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "image 1, annotation id 12" in str(caught.value)
+
+
+BAD_FILES = {
+    "no complete JSON": '{"annotations": [',
+    "neither": "3",
+    "neither a": '{"images": []}',
+    "`images` is dict": '{"annotations": [], "categories": [], "images": {}}',
+    "images[0]": '{"annotations": [], "categories": [], "images": [{"id": 1, "height": -3, "width": 3}]}',
+    "id 1 occurs twice": '{"annotations": [], "categories": [], "images": ['
+    '{"id": 1, "height": 3, "width": 3}, {"id": 1, "height": 3, "width": 3}]}',
+    "`categories` is str": '{"annotations": [], "categories": "cell"}',
+    "categories[0]": '{"annotations": [], "categories": ["cell"]}',
+    "category id 1 occurs twice": '{"annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+    "`info` is list": '{"annotations": [], "info": [1]}',
+    "annotations[0]": "[5]",
+    "annotations[0] is": '[{"image_id": [1], "category_id": 1}]',
+    "category_id None": '[{"image_id": 1}]',
+    "NaN is no number": '[{"image_id": 1, "category_id": 1, "score": NaN}]',
+    "no JSON text": b"\xff\xfe\x00",
+    "no complete": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("message", BAD_FILES)
+def test_bad_files_are_refused(tmp_path, message):
+    content = BAD_FILES[message]
+    path = tmp_path / "r.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as caught:
+        list(read_predictions(path))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_predictions(path)
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.json.gz"])
+def test_cut_off_files_are_never_taken_for_whole(tmp_path, name):
+    _, predictions = random_case(0)
+    path = tmp_path / name
+    write_predictions(path, predictions, CATEGORIES)
+    whole = path.read_bytes()
+    # Without its last line end, a plain file is still complete.
+    for length in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"p\.json"):
+            list(read_predictions(path))
+
+
+def test_lines_in_another_order_are_refused(tmp_path):
+    _, predictions = random_case(0)
+    path = tmp_path / "p.json"
+    write_predictions(path, predictions, CATEGORIES)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[1], lines[2] = lines[2] + ",", lines[1]
+    lines[2] += "," if not lines[2].endswith(",") else ""
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match="order of `images`"):
+        list(read_predictions(path))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**25) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = ["image_id", "category_id", "score", "bbox", "segmentation", "soft_mask", "id"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), ANYTHING, min_size=1, max_size=2), rest=ANYTHING)
+def test_any_value_anywhere_is_read_or_refused(tmp_path_factory, changes, rest):
+    path = tmp_path_factory.mktemp("hostile") / "r.json"
+    for content in (
+        [result(**changes)],
+        rest,
+        {"annotations": [result(**changes)], "categories": rest, "images": rest},
+    ):
+        write_json(path, content)
+        try:
+            images = list(read_predictions(path))
+        except DetsegError:
+            continue
+        assert all(np.isfinite(image.boxes).all() for image in images)
