@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,14 +238,13 @@ class Predictor:
                 f"{record.height} x {record.width}; its masks belong to another version of the image"
             )
         image = self.preprocess.prepare(image, source=name)
-        if self.min_size_test:
-            size = resize_shortest_edge_size(height, width, self.min_size_test, self.max_size_test)
-            image = resize_image(image, *size)
+        image = resize_image(image, *resize_shortest_edge_size(height, width, self.min_size_test, self.max_size_test))
         return _Prepared(record, self.preprocess.expand(image), (height, width))
 
     def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
         dtype = PRECISIONS[self.precision]
-        with torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None):
+        # Not every kind of device knows autocast, even one that is switched off.
+        with nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype):
             answers = self.model.predict(
                 [prepared.image for prepared in batch],
                 output_sizes=[prepared.output_size for prepared in batch],

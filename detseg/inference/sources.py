@@ -63,7 +63,10 @@ def find_images(sources: Sequence[str], *, image_root: str | None = None) -> Ima
             raise DataError(f"{sources[0]} lists no images")
         return ImageSource(list(dataset.images), {category.name: category.id for category in dataset.categories})
     paths = list(dict.fromkeys(Path(os.path.abspath(path)) for source in sources for path in _expand(source)))
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    try:
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:
+        raise DataError("--images: the images lie on several drives; predict those of one at a time") from None
     records = [
         ImageRecord(index + 1, path.relative_to(root).as_posix(), path, 0, 0, {}) for index, path in enumerate(paths)
     ]

@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from scipy import ndimage
 
+from detseg.cli.main import main
 from detseg.data.synthetic import KINDS, generate_dataset, make_image
 from detseg.data.synthetic.shapes import MEAN_AREA, cell_outline, fill_outline
 from detseg.errors import DataError
@@ -208,3 +209,25 @@ def test_a_dataset_that_cannot_be_is_refused_and_leaves_nothing(tmp_path, change
     with pytest.raises(DataError, match=named):
         generate(tmp_path / "cells", **change)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_makes_the_same_as_the_function(tmp_path, capsys):
+    sets = ["--train", "1", "--val", "0", "--test", "1", "--seed", "3"]
+    look = ["--height", "64", "--width", "70", "90", "--cells", "5", "--kinds", "round"]
+    assert main(["make_synthetic", "--output", str(tmp_path / "cells"), *sets, *look]) == 0
+    assert "test.json" in capsys.readouterr().out
+    generate_dataset(
+        tmp_path / "same",
+        seed=3,
+        counts={"train": 1},
+        height=64,
+        width=(70, 90),
+        cells=5,
+        kinds=["round"],
+        progress=False,
+    )
+    first, second = (json.loads((tmp_path / name / "train.json").read_text()) for name in ("cells", "same"))
+    assert first["annotations"] == second["annotations"]
+    assert {annotation["category_id"] for annotation in first["annotations"]} == {3}
+    assert main(["make_synthetic", "--output", str(tmp_path / "cells"), "--cells", "9", "2", "--overwrite"]) == 2
+    assert (tmp_path / "cells" / "train.json").exists(), "what was there stays when the new one fails"

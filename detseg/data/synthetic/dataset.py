@@ -52,17 +52,15 @@ def generate_dataset(
         output_folder: made here; must not exist or be empty.
         seed: of everything.
         counts: name of a set ("train", "val") -> number of pictures.
-        height, width: pixels, or (least, most) to draw from, picture by picture.
-        cells: number of cells a picture, or (least, most).
+        height, width, cells: pixels and number of cells, or (least, most) to draw from, picture by picture.
         kinds: which of `KINDS`; all three are categories (1, 2, 3) in any case.
-        one_kind_per_image: every picture shows one kind, as in the Sartorius task, in turn; else they are mixed.
+        one_kind_per_image: every picture shows one kind, in turn, as in the Sartorius task; else they are mixed.
         overwrite: replace a synthetic set that lies in `output_folder`; anything else is never deleted.
         progress: show a progress bar.
         options: `touching`, `overlapping`, `size`, `contrast`, `noise`, `debris`, `channels` of `make_image`.
 
     Returns:
-        name -> path of its COCO JSON. `info` names the seed and the options; every image has the field `group`
-        (its kind, or "mixed").
+        name -> its COCO JSON. `info` has the seed and the options, every image a field `group` (its kind, or "mixed").
 
     Raises:
         DataError: a folder that cannot be used, or an option that cannot be.
@@ -72,6 +70,15 @@ def generate_dataset(
     recorded |= {"one_kind_per_image": one_kind_per_image, **options}
     _check_arguments(seed, counts, options)
     _check_folder(folder, overwrite)
+    _write_sets(folder, counts, recorded, options, progress)
+    logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
+    return {name: folder / f"{name}.json" for name in counts}
+
+
+def _write_sets(
+    folder: Path, counts: Mapping[str, int], recorded: Mapping[str, Any], options: Mapping[str, Any], progress: bool
+) -> None:
+    """Draw all sets into a temporary folder and rename it to `folder`."""
     info = {"description": _DESCRIPTION, "synthetic": recorded, "detseg_version": detseg.__version__}
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -80,14 +87,11 @@ def generate_dataset(
         with tqdm(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
             for name, count in counts.items():
                 dataset = _draw_set(temporary, name, count, bar, recorded, options)
-                with (temporary / f"{name}.json").open("w", encoding="utf-8") as file:
-                    json.dump({"info": info, **dataset}, file)
+                (temporary / f"{name}.json").write_text(json.dumps({"info": info, **dataset}), encoding="utf-8")
         _move(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
-    return {name: folder / f"{name}.json" for name in counts}
 
 
 def _draw_set(

@@ -41,17 +41,16 @@ def make_image(
         height, width: pixels, at least 32.
         cells: how many, or (least, most), both included. The shares of the kinds vary from picture to picture.
         kinds: which of `KINDS` to draw; classes still are indices into `KINDS`.
-        touching: the share of cells that touch another one that is aimed at, 0..1. Very dense pictures have more.
-        overlapping: the share of cells that lie partly on another one and share pixels with it (part of `touching`).
-        size: factor on the cells' natural size of about 10 to 45 pixels; they are made smaller where the asked
-            number would cover more than 45 % of the picture.
+        touching: share of cells that shall touch another one, 0..1. Dense pictures have more.
+        overlapping: share of cells that shall share pixels with another one (part of `touching`).
+        size: factor on the natural size of 10 to 45 pixels; less where the cells would cover over 45 % of the picture.
         contrast, noise, debris: factors on the cells' contrast, the sensor's noise, the number of specks.
         channels: 1, or 3 equal ones.
 
     Returns:
         image: (H, W, channels) uint8.
-        layers: exact masks, one id a cell; its pixels are 4-connected. Without overlaps there is one layer.
-        classes: (N,) int64, indices into `KINDS`. N is the asked number except where even small cells found no room.
+        layers: exact masks, each one 4-connected piece. Without overlaps there is one layer.
+        classes: (N,) int64, indices into `KINDS`. N is the asked number, save where no room was found.
 
     Raises:
         DataError: an option that cannot be.
@@ -62,13 +61,10 @@ def make_image(
     number = int(rng.integers(least, most + 1))
     wanted = rng.choice(len(kinds), size=number, p=rng.dirichlet(np.full(len(kinds), 3.0)))
     wanted_area = sum(MEAN_AREA[kinds[index]] for index in wanted)
-    if wanted_area:
-        size = min(size, float(np.sqrt(_MOST_COVERED * height * width / wanted_area)))
+    size = min(size, float(np.sqrt(_MOST_COVERED * height * width / max(wanted_area, 1.0))))
     placement = Placement(height, width, rng)
     for index in wanted:
         _place_one(placement, kinds[index], size, rng, touching, overlapping)
-    if len(placement.cells) < number:
-        logger.info("only %d of %d synthetic cells found room in %d x %d", len(placement.cells), number, height, width)
     picture = render(placement.cells, height, width, rng, contrast=contrast, noise=noise, debris=debris)
     classes = np.array([KINDS.index(cell.kind) for cell in placement.cells], np.int64)
     layers = LabelLayers(np.stack(placement.layers), len(classes))
@@ -89,6 +85,7 @@ def _place_one(
         if placement.add(kind, own_size, manner=manner):
             return
         own_size *= 0.95
+    logger.info("no room was found for a synthetic cell among %d", len(placement.cells))
 
 
 def _check_options(
