@@ -132,7 +132,8 @@ class Progress:
         losses = {name: value for name, value in means.items() if name.startswith("loss")}
         text = (
             f"iteration {iteration}/{self.max_iter}  {describe_losses(means['total_loss'], losses)}  "
-            f"lr {means['lr']:.2e}  {means['seconds']:.3f} s/it (data {means['data_seconds']:.3f})  ETA {format_seconds(eta)}"
+            f"lr {means['lr']:.2e}  {means['seconds']:.3f} s/it (data {means['data_seconds']:.3f})  "
+            f"ETA {format_seconds(eta)}"
         )
         if self._bar is None:
             logger.info("%s", text)

@@ -17,7 +17,7 @@ from detseg.engine.ema import MovingAverage
 from detseg.engine.optimizer import Clipper, build_clipper, build_optimizer, trained_parameters
 from detseg.engine.precision import Precision, build_precision
 from detseg.engine.progress import LossWindow
-from detseg.engine.reproducibility import capture_rng, environment, restore_rng, undisturbed_rng, warn_about_differences
+from detseg.engine.reproducibility import capture_rng, environment, undisturbed_rng, warn_about_differences
 from detseg.engine.schedule import Schedule, build_schedule
 from detseg.errors import WeightsError
 
@@ -92,7 +92,8 @@ class TrainingState:
     def restore(self, path: Path) -> dict[str, Any]:
         """Continue from `last.pth`; return it. What differs in versions or threads is warned of.
 
-        Learning rates, decay and so on are those of the present configuration.
+        Random generators are left to the caller: the entry "rng" has to be restored last of all. Learning rates, decay
+        and so on are those of the present configuration.
 
         Raises:
             WeightsError: it cannot be read or is of another model or optimizer.
@@ -117,7 +118,6 @@ class TrainingState:
         self.best.load_state_dict(saved["progress"]["best"])
         self.window.load_state_dict(saved["progress"]["window"])
         self.iteration = saved["iteration"]
-        restore_rng(saved["rng"])
         warn_about_differences(saved["environment"], environment())
         return saved
 

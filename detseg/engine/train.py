@@ -1,6 +1,6 @@
 """The native training, from a configuration to a trained and scored model.
 
-Read `run_iterations` first: it is the whole loop, in the order in which things happen.
+`run_iterations` is the whole loop, in the order in which things happen; `train` puts around it what it needs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from detseg.engine.data_sets import load_test_sets, load_training_set
+from detseg.engine.evaluation import build_quick_evaluation
 from detseg.engine.interrupt import StopRequest
 from detseg.engine.metric_log import EVALUATION, MetricLog
 from detseg.engine.non_finite import stop_not_finite
 from detseg.engine.optimizer import gradient_norm, set_learning_rates
 from detseg.engine.progress import Progress, Stopwatch
+from detseg.engine.reproducibility import deterministic, restore_rng
 from detseg.engine.run_folder import RunFolder
+from detseg.engine.session import BuildModel, compute_settings, finish, recorded_run, start_state
 from detseg.engine.state import TrainingState
 from detseg.structures.sample import Sample
 
@@ -29,6 +33,77 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batches = Iterator[list[Sample]]
+
+
+def train(cfg: Config, run: RunFolder, *, resume: bool = False, build: BuildModel | None = None) -> dict[str, Any]:
+    """Train, evaluate and leave everything in the run folder.
+
+    Args:
+        cfg: the configuration, validated.
+        run: the opened folder.
+        resume: continue from its checkpoints/last.pth, where there is one.
+        build: makes the model; None takes MODEL.META_ARCHITECTURE.
+
+    Returns:
+        what final_metrics.json holds; {} without DATASETS.TEST.
+
+    Raises:
+        TrainingInterrupted: a signal came; `resume` continues.
+        DetsegError: data, weights or configuration are wrong, or a loss is not finite.
+    """
+    from detseg.data.loader import build_train_loader
+
+    with run.logging() as log_file, recorded_run(cfg, run) as cfg, compute_settings(cfg):
+        data = load_training_set(cfg)
+        test_sets = load_test_sets(cfg, data.class_names)
+        state = start_state(cfg, data.class_names, build)
+        saved = state.restore(run.last) if resume and run.last.is_file() else None
+        plan = Plan.from_config(cfg)
+        evaluate = None
+        if test_sets and plan.evaluation_period:
+            evaluate = build_quick_evaluation(cfg, next(iter(test_sets.values())), data.class_names)
+        loader = build_train_loader(cfg, data, state.position, plan.max_iter * state.images_per_iteration)
+        batches = iter(loader)
+        # After the loader, which may draw: a resumed model must go on with the very numbers that were next.
+        restore_rng(saved["rng"]) if saved else torch.manual_seed(cfg.SEED + 1)
+        device = next(state.model.parameters()).device
+        with deterministic(device), StopRequest() as stop:
+            iterate(state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
+            return finish(cfg, state, run, test_sets, stop)
+
+
+def iterate(
+    state: TrainingState,
+    batches: Batches,
+    plan: Plan,
+    run: RunFolder,
+    evaluate: Evaluate | None,
+    stop: StopRequest,
+    log_period: int,
+    log_file: logging.Handler,
+) -> None:
+    """`run_iterations` with its metrics and its progress opened and closed."""
+    if state.iteration:
+        logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
+    metrics = MetricLog(
+        run.metrics,
+        tensorboard=run.tensorboard,
+        iteration=state.iteration,
+        last_evaluation=state.best.last_evaluation,
+    )
+    progress = Progress(
+        metrics=metrics,
+        window=state.window,
+        iteration=state.iteration,
+        max_iter=plan.max_iter,
+        log_period=log_period,
+        log_file=log_file,
+    )
+    try:
+        with progress:
+            run_iterations(state, batches, plan=plan, run=run, progress=progress, evaluate=evaluate, stop=stop)
+    finally:
+        metrics.close()
 
 
 class Evaluate(Protocol):

@@ -1,0 +1,208 @@
+"""Scoring a model on data sets: quickly while it trains, and in full, with everything written, at the end."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from detseg.config import config_hash
+from detseg.engine.files import write_json
+from detseg.engine.interrupt import StopRequest
+from detseg.evaluation.ground_truth import GroundTruth
+from detseg.evaluation.tuned import evaluate_tuned
+from detseg.inference.predictor import Predictor
+from detseg.structures.predictions import Predictions
+from detseg.structures.predictions_file import write_predictions
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+    from detseg.data.coco import CocoDataset
+    from detseg.fusion.postprocess import Postprocess
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "final_metrics.json"
+POSTPROCESS_FILE = "postprocess.yaml"
+INTERRUPTED = "stopped during an evaluation; the training up to it is saved"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation needs of the configuration.
+
+    max_detections: of an image and class, for COCO AP. coco: whether COCO AP is computed. max_images: how many images
+    are looked at, spread evenly; 0 for all. group_by: image-level field whose values are scored apart, "" for none.
+    overlays: images drawn.
+    """
+
+    max_detections: int = 2000
+    coco: bool = True
+    max_images: int = 0
+    group_by: str = ""
+    overlays: int = 0
+
+    @classmethod
+    def during_training(cls, cfg: Config) -> EvaluationSettings:
+        """A cheap one: COCO AP only where it chooses the best checkpoint."""
+        return cls(
+            max_detections=cfg.TEST.MAX_DETECTIONS_COCO,
+            coco=cfg.TEST.BEST_METRIC.startswith("coco"),
+            max_images=cfg.TEST.MAX_IMAGES_DURING_TRAINING,
+        )
+
+    @classmethod
+    def final(cls, cfg: Config) -> EvaluationSettings:
+        balanced = cfg.DATALOADER.BALANCE_BY
+        return cls(
+            max_detections=cfg.TEST.MAX_DETECTIONS_COCO,
+            group_by="" if balanced == "category" else balanced,
+            overlays=cfg.TEST.OVERLAYS,
+        )
+
+
+def build_quick_evaluation(
+    cfg: Config, dataset: CocoDataset, classes: Sequence[str]
+) -> Callable[[nn.Module, StopRequest], dict[str, Any]]:
+    """The evaluation during training: a function of model and stop request that returns the scores."""
+    settings = EvaluationSettings.during_training(cfg)
+    chosen = spread_evenly(len(dataset), settings.max_images)
+    if len(chosen) < len(dataset):
+        dataset = dataset.select(chosen)
+    truth = GroundTruth.from_coco(dataset)
+
+    def evaluate(model: nn.Module, stop: StopRequest) -> dict[str, Any]:
+        predictor = Predictor.from_model(model, cfg, classes)
+        predictions = list(predict_all(predictor, dataset, stop))
+        metrics, _ = evaluate_tuned(truth, predictions, max_detections=settings.max_detections, coco=settings.coco)
+        return without_nones(metrics)
+
+    return evaluate
+
+
+def evaluate_in_full(
+    cfg: Config,
+    model: nn.Module,
+    datasets: Mapping[str, CocoDataset],
+    classes: Sequence[str],
+    folder: Path,
+    *,
+    stop: StopRequest,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Predict and score every test set, and write all that is known about it into `folder`.
+
+    predictions/NAME.json.gz holds everything above MODEL.ROI_HEADS.SCORE_THRESH_TEST. The score threshold is chosen on
+    the first set and used for all; postprocess.yaml has it. overlays/NAME shows truth and prediction side by side.
+
+    Args:
+        cfg: the run's configuration.
+        model: in evaluation mode.
+        datasets: test sets by name; the first is the validation set.
+        classes: names by index.
+        folder: of the run.
+        stop: looked at between images.
+        provenance: what goes into the Predictions files.
+
+    Returns:
+        what final_metrics.json holds: the first set's scores with `score_threshold`, and where there are more sets
+        `datasets`, the scores of each by name.
+    """
+    settings = EvaluationSettings.final(cfg)
+    info = {"config_hash": config_hash(cfg), **provenance}
+    predictor = Predictor.from_model(model, cfg, classes, provenance=info)
+    scores: dict[str, dict[str, Any]] = {}
+    postprocess: Postprocess | None = None
+    for name, dataset in datasets.items():
+        truth = GroundTruth.from_coco(dataset)
+        predictions = list(predict_all(predictor, dataset, stop, description=f"predicting {name}"))
+        place = folder / "predictions" / f"{name}.json.gz"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
+        write_predictions(place, predictions, categories, info)
+        metrics, chosen = evaluate_tuned(
+            truth,
+            predictions,
+            score_threshold=None if postprocess is None else postprocess.score_threshold,
+            max_detections=settings.max_detections,
+            group_by=group_field(dataset, settings.group_by),
+        )
+        postprocess = postprocess or chosen
+        scores[name] = metrics
+        draw_overlays(dataset, [chosen.apply(image) for image in predictions], folder / "overlays" / name, settings)
+    first = next(iter(scores.values()))
+    final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
+    if postprocess is not None:
+        postprocess.save(folder / POSTPROCESS_FILE)
+    write_json(folder / METRICS_FILE, final)
+    return final
+
+
+def predict_all(
+    predictor: Predictor, dataset: CocoDataset, stop: StopRequest, description: str = "evaluating"
+) -> Iterator[Predictions]:
+    """Predict the images of a data set in order, with a progress bar where there is a terminal.
+
+    Raises:
+        TrainingInterrupted: a signal came.
+    """
+    from tqdm import tqdm
+
+    hidden = sys.stderr is None or not sys.stderr.isatty()
+    with tqdm(total=len(dataset), desc=description, unit="image", leave=False, disable=hidden) as bar:
+        for prediction in predictor.predict_records(dataset.images):
+            yield prediction
+            bar.update()
+            stop.raise_if_requested(INTERRUPTED)
+
+
+def draw_overlays(
+    dataset: CocoDataset, predictions: Sequence[Predictions], folder: Path, settings: EvaluationSettings
+) -> None:
+    """Draw truth and prediction of some images, spread evenly over the set."""
+    from detseg.report.overlays import draw_side_by_side
+
+    for index in spread_evenly(len(dataset), settings.overlays) if settings.overlays > 0 else []:
+        draw_side_by_side(dataset, index, predictions[index], folder)
+
+
+def spread_evenly(count: int, wanted: int) -> list[int]:
+    """`wanted` of the indices 0..count-1, spread evenly, first and last among them; all where wanted is 0 or more."""
+    if wanted <= 0 or wanted >= count:
+        return list(range(count))
+    return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
+
+
+def group_field(dataset: CocoDataset, field: str) -> str | None:
+    """The field, where images of this data set have it."""
+    return field if field and any(field in record.metadata for record in dataset.images) else None
+
+
+def set_names(paths: Sequence[str]) -> list[str]:
+    """Short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
+    names: list[str] = []
+    for path in paths:
+        stem = re.split(r"[/\\]", path)[-1].removesuffix(".gz").removesuffix(".json")
+        name = re.sub(r"[^\w.-]+", "_", stem) or "data"
+        number, unique = 1, name
+        while unique in names:
+            number += 1
+            unique = f"{name}_{number}"
+        names.append(unique)
+    return names
+
+
+def without_nones(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what was not computed."""
+    return {
+        key: without_nones(value) if isinstance(value, Mapping) else value
+        for key, value in metrics.items()
+        if value is not None
+    }

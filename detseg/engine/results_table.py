@@ -1,0 +1,43 @@
+"""The scores of a run as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = (
+    ("object_ap", "object AP"),
+    ("object_ap50", "AP50"),
+    ("object_ap75", "AP75"),
+    ("mean_f1", "mean F1"),
+    ("coco_segm_ap", "COCO mask AP"),
+    ("coco_bbox_ap", "COCO box AP"),
+    ("objects", "objects"),
+    ("predictions", "predictions"),
+)
+
+
+def results_table(metrics: Mapping[str, Any]) -> str:
+    """A table of final_metrics.json: one row over all objects, one for each class, group and further data set."""
+    rows = [("all", metrics)]
+    if len(metrics.get("per_class", {})) > 1:
+        rows += [(f"class {name}", values) for name, values in metrics["per_class"].items()]
+    rows += [(f"group {name}", values) for name, values in metrics.get("per_group", {}).items()]
+    rows += [(f"set {name}", values) for name, values in metrics.get("datasets", {}).items()]
+    cells = [["", *(title for _, title in COLUMNS)]]
+    cells += [[name, *(format_value(values.get(key)) for key, _ in COLUMNS)] for name, values in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def format_value(value: float | int | None) -> str:
+    """Counts as they are, scores with four digits, a dash for what is not defined."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,132 @@
+"""From a configuration to everything that the loop needs, and from its end to a finished run folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detseg.config import config_hash, dump_config
+from detseg.engine.evaluation import evaluate_in_full
+from detseg.engine.files import write_text
+from detseg.engine.interrupt import StopRequest, TrainingInterrupted
+from detseg.engine.reproducibility import choose_seed, environment
+from detseg.engine.run_folder import RunFolder
+from detseg.engine.run_record import new_record, read_record, update_record
+from detseg.engine.state import TrainingState, build_state
+from detseg.inference.loading import choose_device, hash_file
+from detseg.models.table import build_model
+from detseg.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+    from detseg.data.coco import CocoDataset
+    from detseg.models.base import Segmenter
+
+logger = logging.getLogger(__name__)
+
+BuildModel = Callable[["Config"], "Segmenter"]
+
+
+@contextmanager
+def recorded_run(cfg: Config, run: RunFolder) -> Iterator[Config]:
+    """Write config.yaml and run.json; inside the context the configuration has the run's seed and folder.
+
+    run.json then says how it ended: finished, interrupted or failed; "running" where the process was killed.
+    """
+    before = None if run.new else read_record(run)
+    recorded = cfg.clone()
+    recorded.SEED = choose_seed(cfg.SEED) if before is None else before["seed"]
+    recorded.OUTPUT_DIR = str(run.path)
+    recorded.freeze()
+    record = new_record(
+        config=None if cfg.source is None else str(cfg.source),
+        config_hash=config_hash(recorded),
+        seed=recorded.SEED,
+        engine="native",
+        engine_reason=engine_reason(cfg),
+        environment=environment(),
+    )
+    if before is None:
+        update_record(run, **record)
+    else:
+        again = {key: record[key] for key in ("started", "command", "environment", "git", "host", "process")}
+        update_record(
+            run, status="running", config_hash=record["config_hash"], resumed=[*before.get("resumed", []), again]
+        )
+    write_text(run.config, dump_config(recorded))
+    logger.info("run folder %s, seed %d, engine native (%s)", run.path, recorded.SEED, record["engine_reason"])
+    try:
+        yield recorded
+    except (TrainingInterrupted, KeyboardInterrupt):
+        update_record(run, status="interrupted")
+        raise
+    except BaseException as error:
+        update_record(run, status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    update_record(run, status="finished")
+
+
+def engine_reason(cfg: Config) -> str:
+    """Why the native engine trains."""
+    if cfg.MODEL.ENGINE == "native":
+        return "MODEL.ENGINE is native"
+    return "MODEL.ENGINE is auto and this version has no other engine"
+
+
+@contextmanager
+def compute_settings(cfg: Config) -> Iterator[None]:
+    """CUDNN_BENCHMARK and FLOAT32_PRECISION, as they were afterwards."""
+    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+
+
+def start_state(cfg: Config, classes: Sequence[str], build: BuildModel | None = None) -> TrainingState:
+    """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
+    device = choose_device(cfg.MODEL.DEVICE)
+    torch.manual_seed(cfg.SEED)
+    model = (build or build_model)(cfg)
+    if cfg.MODEL.WEIGHTS:
+        load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True)
+    model.to(device)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
+    return build_state(cfg, model, classes)
+
+
+def finish(
+    cfg: Config, state: TrainingState, run: RunFolder, test_sets: Mapping[str, CocoDataset], stop: StopRequest
+) -> dict[str, Any]:
+    """Score the best weights in full; what is returned is what final_metrics.json holds, {} without DATASETS.TEST."""
+    if state.best.iteration == 0:  # never evaluated: the newest weights are the best that are known
+        state.save_best(run.best, {})
+    if not test_sets:
+        logger.warning("there is no DATASETS.TEST: the last weights are kept as %s, without a score", run.best)
+        return {}
+    return evaluate_weights(cfg, state.model, run.best, test_sets, state.about["classes"], run.path, stop)
+
+
+def evaluate_weights(
+    cfg: Config,
+    model: Segmenter,
+    weights: str | Path,
+    test_sets: Mapping[str, CocoDataset],
+    classes: Sequence[str],
+    folder: Path,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Load weights into `model` and evaluate them in full, with everything written into `folder`."""
+    load_weights(model, weights)
+    provenance = {"engine": "native", "weights": str(weights), "checkpoint_hash": hash_file(Path(weights))}
+    return evaluate_in_full(cfg, model.eval(), test_sets, classes, folder, stop=stop, provenance=provenance)
