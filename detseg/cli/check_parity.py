@@ -1,0 +1,72 @@
+"""Compare the native models with numbers computed by Detectron2, on one's own hardware."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detseg.errors import DataError
+
+if TYPE_CHECKING:
+    from detseg.models.parity_rows import Row
+
+DESCRIPTION = "Compare the native models with numbers computed by Detectron2; exits 1 when one lies beyond its bound."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE.npz", help="numbers to reproduce; FILE.json lies beside each")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--dump", metavar="OUT_DIR", help="write what was computed to this folder, under FILE's names")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from detseg.models.parity import Case, check_case, compute
+
+    device = _device(arguments.device)
+    failed = 0
+    for file in arguments.files:
+        case = Case.load(Path(file))
+        computed = compute(case, device)
+        rows = check_case(case, computed, device)
+        _print_table(case.path.name, rows)
+        failed += sum(not row.passed for row in rows)
+        if arguments.dump:
+            _dump(Path(arguments.dump) / case.path.name, computed, np)
+    print(f"{failed} differences beyond their bounds" if failed else "everything within its bounds")
+    return 1 if failed else 0
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":
+        # The bounds hold for full single precision.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def _print_table(title: str, rows: Sequence[Row]) -> None:
+    width = max(len(row.name) for row in rows)
+    print(title)
+    for row in rows:
+        mark = "" if row.passed else "   <-- beyond the bound"
+        print(f"  {row.name:{width}}  {row.difference:9.2e}  bound {row.bound:7.1e}  {row.measure}{mark}")
+
+
+def _dump(path: Path, computed: Mapping[str, Any], np: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **computed)
+    temporary.replace(path)
+    print(f"  written: {path}")

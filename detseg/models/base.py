@@ -1,0 +1,50 @@
+"""The contract that every model of detseg keeps: samples to losses in training, images to Predictions in evaluation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detseg.structures.predictions import Predictions
+from detseg.structures.sample import Sample
+
+
+class Segmenter(nn.Module):
+    """An instance segmentation model."""
+
+    @abstractmethod
+    def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Return the named losses (scalars, to be summed) of a batch. Images may differ in size."""
+
+    @abstractmethod
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+        boxes: Sequence[np.ndarray] | None = None,
+        classes: Sequence[np.ndarray] | None = None,
+        scores: Sequence[np.ndarray] | None = None,
+        soft_masks: bool = False,
+    ) -> list[Predictions]:
+        """Find the objects of images; runs in evaluation mode and without gradients.
+
+        images: B arrays (H, W, C) as in Sample, at the size at which the model shall see them.
+        output_sizes: (height, width) of the original images, in whose pixels the answer is given; None for the sizes of
+            `images`.
+        boxes: B arrays (N, 4) XYXY in pixels of the output size: only masks are predicted, for these boxes. The answer holds
+            them in their order, all of them. `classes` (N,) is needed where masks depend on the class; `scores` (N,), ones
+            where None, are passed on.
+        soft_masks: keep the probabilities of the pixels of every box too.
+
+        image_id and file_name of the answer are left to the caller.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device

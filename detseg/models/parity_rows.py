@@ -1,0 +1,121 @@
+"""How far two sets of numbers lie apart, name by name, and how far they may.
+
+Bounds: features, boxes, scores 2e-5 of the largest value; losses 1e-5, gradient norms and movements of weights 2e-4
+relative; mask probabilities 1e-3 (they are stored in half precision); pasted masks per object max(2 pixels, 3 %). On CUDA
+what is stricter is loosened to 1e-4. Detectron2 against itself with another convolution library stays two to six times
+below; looser bounds let real mistakes pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+VALUES, LOSSES, GRADIENTS, MASK_PROBABILITIES, CUDA = 2e-5, 1e-5, 2e-4, 1e-3, 1e-4
+PIXELS, PIXEL_FRACTION = 2, 0.03
+
+
+@dataclass(frozen=True)
+class Row:
+    """One name: the largest difference, its bound and in what it is measured."""
+
+    name: str
+    difference: float
+    bound: float
+    measure: str
+
+    @property
+    def passed(self) -> bool:
+        # Not "difference > bound": NaN must not pass.
+        return self.difference <= self.bound
+
+
+def compare_all(
+    expected: Mapping[str, np.ndarray],
+    computed: Mapping[str, np.ndarray],
+    unpack_masks: Callable[[Mapping[str, np.ndarray], str], np.ndarray],
+    cuda: bool,
+) -> list[Row]:
+    """Return a row for every name of `expected` but inputs and weights; what was not computed is infinitely far away."""
+    orders = _orders(expected, computed)
+    rows = []
+    for name, wanted in expected.items():
+        prefix, _, kind = name.partition("/")
+        if prefix == "state" or prefix.startswith("in") or kind == "masks_shape":
+            continue
+        if name not in computed:
+            rows.append(Row(name, np.inf, 0.0, "not computed"))
+        elif kind == "masks_packed":
+            order = orders.get((prefix, "detections"))
+            rows.append(_masks(name, unpack_masks(expected, prefix), unpack_masks(computed, prefix), order))
+        else:
+            group = "proposals" if kind in ("proposal_boxes", "objectness") else "detections"
+            rows.append(_row(name, wanted, computed[name], orders.get((prefix, group)), cuda))
+    return rows
+
+
+def _row(name: str, wanted: np.ndarray, got: np.ndarray, order: np.ndarray | None, cuda: bool) -> Row:
+    prefix, _, kind = name.partition("/")
+    if wanted.shape != got.shape:
+        return Row(name, np.inf, 0.0, f"shape {got.shape} instead of {wanted.shape}")
+    if order is not None and len(order) == len(got):
+        got = got[order]
+    difference = _largest(np.abs(wanted.astype(np.float64) - got.astype(np.float64)))
+    if kind == "classes":
+        return Row(name, difference, 0.0, "absolute")
+    if kind == "mask_probs":
+        return Row(name, difference, MASK_PROBABILITIES, "absolute")
+    bound = {"loss": LOSSES, "grad_norm": GRADIENTS, "moved": GRADIENTS}.get(prefix, VALUES)
+    if cuda:
+        bound = max(bound, CUDA)
+    largest = _largest(np.abs(wanted.astype(np.float64)))
+    if largest > 0:
+        difference /= largest
+    return Row(name, difference, bound, "relative to the largest value")
+
+
+def _masks(name: str, wanted: np.ndarray, got: np.ndarray, order: np.ndarray | None) -> Row:
+    if wanted.shape != got.shape:
+        return Row(name, np.inf, 0.0, f"shape {got.shape} instead of {wanted.shape}")
+    if order is not None:
+        got = got[order]
+    different = (wanted != got).sum(axis=(1, 2))
+    allowed = np.maximum(PIXELS, PIXEL_FRACTION * wanted.sum(axis=(1, 2)))
+    measure = f"of max({PIXELS} pixels, {PIXEL_FRACTION:.0%}); at most {int(_largest(different))} pixels differ"
+    return Row(name, _largest(different / allowed), 1.0, measure)
+
+
+def _orders(
+    expected: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray]
+) -> dict[tuple[str, str], np.ndarray]:
+    """For lists of equal length: which computed row belongs to each expected one.
+
+    Two detections whose scores agree to the last digit or two may change places; they are the same detections.
+    """
+    orders = {}
+    for name in expected:
+        prefix, _, kind = name.partition("/")
+        if kind not in ("boxes", "proposal_boxes") or not prefix.startswith("out") or name not in computed:
+            continue
+        group, ranking = ("detections", "scores") if kind == "boxes" else ("proposals", "objectness")
+        wanted, got = _with_ranking(expected, prefix, kind, ranking), _with_ranking(computed, prefix, kind, ranking)
+        if wanted.shape == got.shape and len(wanted):
+            distances = np.nan_to_num(np.abs(wanted[:, None] - got[None]).max(axis=2), nan=np.inf, posinf=1e9)
+            orders[prefix, group] = linear_sum_assignment(distances)[1]
+    return orders
+
+
+def _with_ranking(arrays: Mapping[str, np.ndarray], prefix: str, kind: str, ranking: str) -> np.ndarray:
+    """Boxes and their ranking (n, 5 or 6), each in units of its largest value; the class where there is one."""
+    columns = [arrays[f"{prefix}/{kind}"], arrays[f"{prefix}/{ranking}"][:, None]]
+    scaled = [column / max(_largest(np.abs(column)), 1e-12) for column in columns]
+    if kind == "boxes":
+        scaled.append(arrays[f"{prefix}/classes"][:, None].astype(np.float64))
+    return np.concatenate(scaled, axis=1)
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(values.max()) if values.size else 0.0

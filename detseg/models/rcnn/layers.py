@@ -1,0 +1,130 @@
+"""Convolutions with their normalisation, and the ways in which Detectron2 draws initial weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS_OF_GROUP_NORM = 32
+NORMS = ("", "BN", "FrozenBN", "GN")
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm with statistics and affine parameters that never change: four buffers (C,), no parameters."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        # As in Detectron2, so that an untouched layer is the identity.
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+        """Freeze a BatchNorm as it is now."""
+        frozen = cls(norm.num_features, norm.eps)
+        frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
+        return frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = scale_and_shift(self)
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+def scale_and_shift(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return scale (C,) and shift (C,) by which a BatchNorm with fixed statistics acts: x * scale + shift."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def make_norm(name: str, channels: int) -> nn.Module | None:
+    """Return a normalisation layer by Detectron2's name, None for ""."""
+    if name == "":
+        return None
+    if name == "BN":
+        return nn.BatchNorm2d(channels)
+    if name == "FrozenBN":
+        return FrozenBatchNorm2d(channels)
+    if name == "GN":
+        return nn.GroupNorm(GROUPS_OF_GROUP_NORM, channels)
+    raise ValueError(f"unknown normalisation {name!r}; known: {', '.join(repr(known) for known in NORMS)}")
+
+
+class ConvNorm(nn.Conv2d):
+    """Convolution, normalisation (named `norm`) and ReLU; a bias only where there is no normalisation.
+
+    A normalisation with fixed statistics is folded into the weights, which saves a pass over the features.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: str = "",
+        relu: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=norm == "",
+        )
+        self.norm = make_norm(norm, out_channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._has_fixed_statistics():
+            scale, shift = scale_and_shift(self.norm)
+            x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        else:
+            x = super().forward(x)
+            if self.norm is not None:
+                x = self.norm(x)
+        return F.relu_(x) if self.relu else x
+
+    def _has_fixed_statistics(self) -> bool:
+        if isinstance(self.norm, FrozenBatchNorm2d):
+            return True
+        return isinstance(self.norm, nn.BatchNorm2d) and not self.norm.training
+
+    def freeze(self) -> None:
+        """Stop the training of these weights; a BatchNorm becomes a FrozenBatchNorm2d."""
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.norm = FrozenBatchNorm2d.from_batch_norm(self.norm)
+
+
+def init_msra(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """He et al. 2015, normal, by fan-out; the initial weights of Caffe2's MSRAFill."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    _zero_bias(layer)
+
+
+def init_xavier(layer: nn.Conv2d | nn.Linear) -> None:
+    """Uniform by fan-in; the initial weights of Caffe2's XavierFill."""
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    _zero_bias(layer)
+
+
+def init_normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+    """Normal with the given standard deviation, biases zero."""
+    nn.init.normal_(layer.weight, std=std)
+    _zero_bias(layer)
+
+
+def _zero_bias(layer: nn.Module) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

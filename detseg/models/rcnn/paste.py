@@ -1,0 +1,84 @@
+"""Small masks back into the image, straight to run-lengths, without full-size masks.
+
+The probability of an image pixel is read at the pixel's centre, bilinearly, from the mask stretched over its box; outside
+the box's mask there are zeros: Detectron2's paste_masks_in_image. The two axes are independent, so that rows and columns
+are interpolated one after the other.
+
+Symbols: D masks of s x s, h and w the whole pixels that a box touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from detseg.structures.rle import encode_crops
+
+MASK_THRESHOLD = 0.5
+
+
+def paste_rles(
+    probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: float = MASK_THRESHOLD
+) -> list[dict[str, Any]]:
+    """Return D RLEs of size [height, width]: the pixels with at least `threshold` probability.
+
+    probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty mask.
+    """
+    crops = paste_crops(probabilities, boxes, height, width)
+    return encode_crops([(crop >= threshold, x0, y0) for crop, x0, y0 in crops], height, width)
+
+
+def paste_soft_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """Return D crops (h, w) uint8 of 255 x probability, for `structures.predictions.soft_mask_window` of each box."""
+    return [np.rint(crop * 255).astype(np.uint8) for crop, _, _ in paste_crops(probabilities, boxes, height, width)]
+
+
+def paste_crops(
+    probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield for each mask the probabilities (h, w) float32 of the pixels that its box touches, and their x0 and y0.
+
+    Beyond the box less than half of a probability is left, so that a threshold of 0.5 loses nothing.
+    """
+    size = probabilities.shape[-1]
+    # A border of zeros stands for what lies outside the mask.
+    padded = np.pad(probabilities.astype(np.float32, copy=False), ((0, 0), (1, 1), (1, 1)))
+    columns = _Axis(boxes[:, 0], boxes[:, 2], width, size)
+    rows = _Axis(boxes[:, 1], boxes[:, 3], height, size)
+    for index, mask in enumerate(padded):
+        cell, weight = rows.of(index)
+        bands = mask[cell]
+        bands = bands + (mask[cell + 1] - bands) * weight[:, None]
+        cell, weight = columns.of(index)
+        crop = bands[:, cell]
+        crop = crop + (bands[:, cell + 1] - crop) * weight
+        yield crop, int(columns.first[index]), int(rows.first[index])
+
+
+class _Axis:
+    """Where along one axis the pixels of every box read its mask, all boxes behind each other.
+
+    first: (D,) the first pixel of each box.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray, length: int, size: int) -> None:
+        low, high = low.astype(np.float32), high.astype(np.float32)
+        self.first = np.clip(np.floor(low), 0, length).astype(np.int64)
+        last = np.maximum(np.clip(np.ceil(high), 0, length).astype(np.int64), self.first)
+        counts = np.where(high > low, last - self.first, 0)
+        self._bounds = np.concatenate([[0], np.cumsum(counts)])
+        owner = np.repeat(np.arange(len(low)), counts)
+        pixel = np.arange(len(owner)) - (self._bounds[:-1] - self.first)[owner]
+        # In float32 and in this order, as grid_sample does: [low, high] -> [-1, 1] -> [-0.5, size - 0.5].
+        scaled = (pixel.astype(np.float32) + np.float32(0.5) - low[owner]) / (high - low)[owner] * 2 - 1
+        place = np.clip(((scaled + 1) * size - 1) / 2, -1, size)
+        below = np.clip(np.floor(place), -1, size - 1)
+        self._cell = below.astype(np.int64) + 1
+        self._weight = (place - below).astype(np.float32)
+
+    def of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cell of the padded mask before each pixel of box `index`, and the weight of the cell after it."""
+        inside = slice(self._bounds[index], self._bounds[index + 1])
+        return self._cell[inside], self._weight[inside]

@@ -1,0 +1,208 @@
+"""ResNet (He et al. 2016) as Detectron2 builds and names it: `stem`, then stages `res2` to `res5` of blocks.
+
+The backbone contract, kept by FPN too: called with images (B, C, H, W) it returns a dict of feature maps by name;
+`channels` and `strides` are dicts by the same names; `size_divisibility` says of what H and W must be multiples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg.models.rcnn.layers import ConvNorm, init_msra
+
+BLOCKS_OF_DEPTH = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+BASIC_BLOCK_DEPTHS = (18, 34)
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+class Stem(nn.Module):
+    """7 x 7 convolution and max pooling, each of stride 2."""
+
+    stride = 4
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
+        init_msra(self.conv1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
+        super().__init__()
+        self.shortcut = make_shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, relu=True)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
+        init_block(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(self.conv2(self.conv1(x)).add_(shortcut))
+
+
+class BottleneckBlock(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut.
+
+    stride_in_1x1: the stride lies in the first 1 x 1 (MSRA's weights) and not in the 3 x 3 (torchvision's).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int,
+        norm: str,
+        stride_in_1x1: bool,
+        groups: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.shortcut = make_shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm, relu=True)
+        self.conv2 = ConvNorm(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            stride=stride_3x3,
+            groups=groups,
+            dilation=dilation,
+            norm=norm,
+            relu=True,
+        )
+        self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm=norm)
+        init_block(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(self.conv3(self.conv2(self.conv1(x))).add_(shortcut))
+
+
+def make_shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> ConvNorm | None:
+    """Return the 1 x 1 projection where the number of channels changes, else None."""
+    if in_channels == out_channels:
+        return None
+    return ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
+
+
+def init_block(block: nn.Module) -> None:
+    """Draw the weights of every convolution of a block."""
+    for layer in block.children():
+        if isinstance(layer, nn.Conv2d):
+            init_msra(layer)
+
+
+class ResNet(nn.Module):
+    """A stem and the stages up to the last one asked for.
+
+    stages: the blocks of res2, res3, ... in this order. strides: the stride of each stage to its input.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[Sequence[nn.Module]],
+        *,
+        stage_strides: Sequence[int],
+        stage_channels: Sequence[int],
+        out_features: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stage_names = STAGES[: len(stages)]
+        self.channels: dict[str, int] = {}
+        self.strides: dict[str, int] = {}
+        stride = stem.stride
+        for name, blocks, stage_stride, channels in zip(
+            self.stage_names, stages, stage_strides, stage_channels, strict=True
+        ):
+            self.add_module(name, nn.Sequential(*blocks))
+            stride *= stage_stride
+            if name in out_features:
+                self.channels[name] = channels
+                self.strides[name] = stride
+        self.size_divisibility = 0
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return {name: (B, channels[name], H / strides[name], W / strides[name])}."""
+        features = {}
+        x = self.stem(x)
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self.channels:
+                features[name] = x
+        return features
+
+    def freeze(self, freeze_at: int) -> None:
+        """Freeze the first parts, as MODEL.BACKBONE.FREEZE_AT counts them: 1 the stem, 2 res2 too, and so on."""
+        parts = [self.stem, *(getattr(self, name) for name in self.stage_names)]
+        for part in parts[:freeze_at]:
+            for layer in part.modules():
+                if isinstance(layer, ConvNorm):
+                    layer.freeze()
+
+
+def make_resnet(
+    *,
+    depth: int,
+    in_channels: int,
+    stem_channels: int,
+    res2_channels: int,
+    norm: str,
+    width_per_group: int = 64,
+    groups: int = 1,
+    stride_in_1x1: bool = True,
+    out_features: Sequence[str] = STAGES,
+    freeze_at: int = 0,
+) -> ResNet:
+    """Build a ResNet with initial weights.
+
+    depth: one of BLOCKS_OF_DEPTH. Channels double from stage to stage, beginning with res2_channels (the blocks' output) and
+    groups x width_per_group (inside a bottleneck block; basic blocks have none).
+    """
+    count = max(STAGES.index(name) for name in out_features) + 1
+    stages, strides, stage_channels = [], [], []
+    channels, out_channels, bottleneck_channels = stem_channels, res2_channels, groups * width_per_group
+    for index in range(count):
+        stage_stride = 1 if index == 0 else 2
+        blocks: list[nn.Module] = []
+        for position in range(BLOCKS_OF_DEPTH[depth][index]):
+            stride = stage_stride if position == 0 else 1
+            if depth in BASIC_BLOCK_DEPTHS:
+                block: nn.Module = BasicBlock(channels, out_channels, stride=stride, norm=norm)
+            else:
+                block = BottleneckBlock(
+                    channels,
+                    out_channels,
+                    bottleneck_channels=bottleneck_channels,
+                    stride=stride,
+                    norm=norm,
+                    stride_in_1x1=stride_in_1x1,
+                    groups=groups,
+                )
+            blocks.append(block)
+            channels = out_channels
+        stages.append(blocks)
+        strides.append(stage_stride)
+        stage_channels.append(out_channels)
+        out_channels *= 2
+        bottleneck_channels *= 2
+    stem = Stem(in_channels, stem_channels, norm)
+    resnet = ResNet(stem, stages, stage_strides=strides, stage_channels=stage_channels, out_features=out_features)
+    resnet.freeze(freeze_at)
+    return resnet

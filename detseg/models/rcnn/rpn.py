@@ -1,0 +1,211 @@
+"""Region Proposal Network (Ren et al. 2015): objectness and box deltas for anchors, their losses, and proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg.models.rcnn.anchors import AnchorGenerator, AnchorGrid
+from detseg.models.rcnn.box_coding import BoxCoder, clip_boxes
+from detseg.models.rcnn.layers import ConvNorm, init_normal
+from detseg.models.rcnn.losses import box_regression_loss
+from detseg.models.rcnn.matching import Matcher
+from detseg.models.rcnn.sampling import sample_labels
+from detseg.models.rcnn.targets import Targets
+from detseg.models.torchvision_ops import batched_nms
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Regions of one image that may hold an object, best first: boxes (P, 4), clipped, and objectness logits (P,)."""
+
+    boxes: Tensor
+    objectness: Tensor
+
+
+@dataclass(frozen=True)
+class RPNOutput:
+    """objectness: per level (B, H * W * A) logits; deltas: per level (B, H * W * A, 4); in the order of the grid's anchors."""
+
+    objectness: list[Tensor]
+    deltas: list[Tensor]
+    grid: AnchorGrid
+
+
+class RPNHead(nn.Module):
+    """3 x 3 convolutions, then objectness and deltas by 1 x 1, shared by all levels.
+
+    conv_channels: of the 3 x 3 convolutions; -1 stands for in_channels.
+    """
+
+    def __init__(self, in_channels: int, anchors_per_position: int, conv_channels: Sequence[int] = (-1,)) -> None:
+        super().__init__()
+        widths = [in_channels if width == -1 else width for width in conv_channels]
+        convs, channels = [], in_channels
+        for width in widths:
+            convs.append(ConvNorm(channels, width, 3, relu=True))
+            channels = width
+        # Detectron2's names: `conv` for one, `conv.conv0`, `conv.conv1`, ... for several.
+        self.conv = convs[0]
+        if len(convs) > 1:
+            self.conv = nn.Sequential()
+            for index, conv in enumerate(convs):
+                self.conv.add_module(f"conv{index}", conv)
+        self.objectness_logits = ConvNorm(channels, anchors_per_position, 1)
+        self.anchor_deltas = ConvNorm(channels, anchors_per_position * 4, 1)
+        for layer in [*convs, self.objectness_logits, self.anchor_deltas]:
+            init_normal(layer, std=0.01)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness (B, H * W * A) and deltas (B, H * W * A, 4) of every level, float32."""
+        objectness, deltas = [], []
+        for feature in features:
+            hidden = self.conv(feature)
+            objectness.append(self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1).float())
+            # Four numbers of one anchor lie next to each other among the channels.
+            raw = self.anchor_deltas(hidden).permute(0, 2, 3, 1)
+            deltas.append(raw.reshape(raw.shape[0], -1, 4).float())
+        return objectness, deltas
+
+
+@dataclass(frozen=True)
+class ProposalSettings:
+    """How many proposals: per level before NMS, per image after it; NMS by IoU; sides longer than min_size pixels."""
+
+    pre_nms: int
+    post_nms: int
+    nms_threshold: float
+    min_size: float = 0.0
+
+
+@dataclass(frozen=True)
+class RPNLossSettings:
+    """batch_size anchors an image enter the loss, at most positive_fraction of them on objects."""
+
+    batch_size: int
+    positive_fraction: float
+    box_loss: str = "smooth_l1"
+    smooth_l1_beta: float = 0.0
+    weight: float = 1.0
+    box_weight: float = 1.0
+    boundary_threshold: float = -1
+
+
+class RPN(nn.Module):
+    """in_features: the feature maps it looks at, one anchor level each."""
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        head: RPNHead,
+        anchor_generator: AnchorGenerator,
+        matcher: Matcher,
+        coder: BoxCoder,
+        train_proposals: ProposalSettings,
+        test_proposals: ProposalSettings,
+        loss: RPNLossSettings,
+    ) -> None:
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.rpn_head = head
+        self.anchor_generator = anchor_generator
+        self.matcher = matcher
+        self.coder = coder
+        self.train_proposals = train_proposals
+        self.test_proposals = test_proposals
+        self.loss = loss
+
+    def forward(self, features: dict[str, Tensor]) -> RPNOutput:
+        """Look at the feature maps of a batch."""
+        chosen = [features[name] for name in self.in_features]
+        objectness, deltas = self.rpn_head(chosen)
+        grid = self.anchor_generator([(feature.shape[2], feature.shape[3]) for feature in chosen])
+        return RPNOutput(objectness, deltas, grid)
+
+    @torch.no_grad()
+    def propose(self, output: RPNOutput, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
+        """Return the proposals of every image; sizes: (height, width) without padding."""
+        settings = self.train_proposals if self.training else self.test_proposals
+        scores, indices, levels = [], [], []
+        for number, (level, objectness) in enumerate(zip(output.grid.levels, output.objectness, strict=True)):
+            best, index = objectness.topk(min(settings.pre_nms, level.count), dim=1)
+            scores.append(best)
+            indices.append(index + level.start)
+            levels.append(torch.full_like(index[0], number))
+        level_of = torch.cat(levels)
+        deltas = torch.cat(output.deltas, dim=1)
+        proposals = []
+        for image, size in enumerate(sizes):
+            index = torch.cat([level_indices[image] for level_indices in indices])
+            boxes = self.coder.decode(deltas[image, index], output.grid.boxes[index])
+            logits = torch.cat([level_scores[image] for level_scores in scores])
+            proposals.append(_select(boxes, logits, level_of, size, settings))
+        return proposals
+
+    def losses(
+        self, output: RPNOutput, sizes: Sequence[tuple[int, int]], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """Return loss_rpn_cls and loss_rpn_loc."""
+        objectness = torch.cat(output.objectness, dim=1)
+        deltas = torch.cat(output.deltas, dim=1)
+        anchors = output.grid.boxes
+        class_losses, box_losses = [], []
+        for image, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+            positive, negative, matches = self._label_anchors(output.grid, size, target)
+            logits = torch.cat((objectness[image, positive], objectness[image, negative]))
+            truth = torch.zeros_like(logits)
+            truth[: len(positive)] = 1
+            class_losses.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
+            box_losses.append(
+                box_regression_loss(
+                    coder=self.coder,
+                    sources=anchors[positive],
+                    deltas=deltas[image, positive],
+                    targets=target.boxes[matches[positive]],
+                    loss_type=self.loss.box_loss,
+                    beta=self.loss.smooth_l1_beta,
+                )
+            )
+        normalizer = self.loss.batch_size * len(targets)
+        return {
+            "loss_rpn_cls": torch.stack(class_losses).sum() * (self.loss.weight / normalizer),
+            "loss_rpn_loc": torch.stack(box_losses).sum() * (self.loss.box_weight * self.loss.weight / normalizer),
+        }
+
+    @torch.no_grad()
+    def _label_anchors(self, grid: AnchorGrid, size: tuple[int, int], target: Targets) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the indices of the sampled anchors on objects and on background, and the object (R,) of every anchor."""
+        matches, labels = self.matcher.match_anchors(target.boxes, grid)
+        if self.loss.boundary_threshold >= 0:
+            labels[~_inside(grid.boxes, size, self.loss.boundary_threshold)] = -1
+        labels = target.leave_out_ignored(labels, matches, grid.boxes, background=0)
+        positive, negative = sample_labels(labels, self.loss.batch_size, self.loss.positive_fraction, background=0)
+        return positive, negative, matches
+
+
+def _select(
+    boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int], settings: ProposalSettings
+) -> Proposals:
+    """Clip, drop the small and the non-finite ones, suppress within every level, keep the best."""
+    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
+    boxes = clip_boxes(boxes, size)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    valid = finite & (sides > settings.min_size).all(dim=1)
+    boxes, logits, levels = boxes[valid], logits[valid], levels[valid]
+    keep = batched_nms(boxes, logits, levels, settings.nms_threshold)[: settings.post_nms]
+    return Proposals(boxes[keep], logits[keep])
+
+
+def _inside(boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    height, width = size
+    return (
+        (boxes[:, 0] >= -threshold)
+        & (boxes[:, 1] >= -threshold)
+        & (boxes[:, 2] < width + threshold)
+        & (boxes[:, 3] < height + threshold)
+    )

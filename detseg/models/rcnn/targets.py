@@ -1,0 +1,98 @@
+"""What is known about the objects of an image, on the device of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detseg.errors import DataError
+from detseg.structures.sample import Sample
+
+# A box, or an object, of which more than this lies in ignored regions is neither object nor background.
+IGNORED_FRACTION = 0.5
+
+
+@dataclass(frozen=True)
+class Targets:
+    """N objects of one image.
+
+    boxes: (N, 4). classes: (N,) int64. ids: (N,) int32, and layer_of: (N,) int64: where `layers` (L, H, W) int32 holds them.
+    ignored: (N,) bool, objects that lie in an ignored region for the most part.
+    ignore: (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    ids: Tensor
+    layer_of: Tensor
+    layers: Tensor
+    ignored: Tensor
+    ignore: Tensor | None = None
+    ignore_sums: Tensor | None = None
+
+    @classmethod
+    def from_sample(cls, sample: Sample, num_classes: int, device: torch.device) -> Targets:
+        """Take the objects that have pixels. Raises DataError for a sample without annotations or a class out of range."""
+        where = f"image {sample.file_name or sample.image_id}"
+        if sample.layers is None:
+            raise DataError(f"{where} has no annotations (layers is None); a model is trained on annotated images only")
+        if len(sample.classes) and not 0 <= sample.classes.min() <= sample.classes.max() < num_classes:
+            raise DataError(
+                f"{where} has objects of classes {sample.classes.min()} to {sample.classes.max()}, but the model knows the "
+                f"classes 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of the data's categories"
+            )
+        kept = np.flatnonzero(sample.layers.areas() > 0)
+        ignored = np.zeros(len(kept), dtype=bool)
+        ignore = ignore_sums = None
+        if sample.ignore is not None and sample.ignore.any():
+            ignored = _ignored_objects(sample)[kept]
+            ignore = torch.from_numpy(np.ascontiguousarray(sample.ignore)).to(device)
+            ignore_sums = torch.from_numpy(_corner_sums(sample.ignore)).to(device)
+        return cls(
+            boxes=torch.from_numpy(sample.layers.boxes()[kept]).to(device),
+            classes=torch.from_numpy(sample.classes[kept]).to(device),
+            ids=torch.from_numpy((kept + 1).astype(np.int32)).to(device),
+            layer_of=torch.from_numpy(sample.layers.layer_index()[kept]).to(device),
+            layers=torch.from_numpy(np.ascontiguousarray(sample.layers.layers)).to(device),
+            ignored=torch.from_numpy(ignored).to(device),
+            ignore=ignore,
+            ignore_sums=ignore_sums,
+        )
+
+    def leave_out_ignored(self, labels: Tensor, matches: Tensor, boxes: Tensor, background: int) -> Tensor:
+        """Return labels (n,) with -1 for background in ignored regions and for matches of ignored objects.
+
+        labels: (n,) integers, -1 or `background` or an object. matches: (n,) int64. boxes: (n, 4), clipped or not.
+        """
+        if self.ignore_sums is None:
+            return labels
+        is_background = labels == background
+        out = is_background & (self._ignored_fraction(boxes) > IGNORED_FRACTION)
+        if len(self.ignored):
+            out |= ~is_background & self.ignored[matches]
+        return torch.where(out, torch.full_like(labels, -1), labels)
+
+    def _ignored_fraction(self, boxes: Tensor) -> Tensor:
+        """Return how much of each box's part inside the image is ignored, (n,) float32; boxes count in whole pixels."""
+        sums = self.ignore_sums
+        height, width = sums.shape[0] - 1, sums.shape[1] - 1
+        x0, x1 = boxes[:, 0].round().long().clamp(0, width), boxes[:, 2].round().long().clamp(0, width)
+        y0, y1 = boxes[:, 1].round().long().clamp(0, height), boxes[:, 3].round().long().clamp(0, height)
+        pixels = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+        return pixels / ((x1 - x0) * (y1 - y0)).clamp(min=1)
+
+
+def _ignored_objects(sample: Sample) -> np.ndarray:
+    """Return (N,) bool: most of the object's pixels are ignored."""
+    hidden = sample.layers.layers[:, sample.ignore]
+    counts = np.bincount(hidden.ravel(), minlength=len(sample.layers) + 1)[1:]
+    return counts > IGNORED_FRACTION * sample.layers.areas()
+
+
+def _corner_sums(mask: np.ndarray) -> np.ndarray:
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
+    mask.cumsum(0, dtype=np.int64).cumsum(1, out=sums[1:, 1:])
+    return sums

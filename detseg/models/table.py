@@ -1,0 +1,22 @@
+"""The models by name (MODEL.META_ARCHITECTURE), imported when they are built."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from detseg.errors import ConfigError
+from detseg.models.base import Segmenter
+
+BUILDERS = {
+    "GeneralizedRCNN": "detseg.models.rcnn.build:build_generalized_rcnn",
+}
+
+
+def build_model(cfg: Any) -> Segmenter:
+    """Build the model of a configuration, with initial weights, on the CPU and in training mode."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in BUILDERS:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE is {name!r}; known are {', '.join(sorted(BUILDERS))}")
+    module, function = BUILDERS[name].split(":")
+    return getattr(import_module(module), function)(cfg)
