@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LARGEST_INTEGER = 2**63 - 1  # what a checkpoint's tensors and other programs can hold
+_LARGEST_EXACT = 2**53  # up to here every whole number is a float of its own
 _LONGEST_LITERAL = 100_000  # characters; a longer text is not evaluated
 _SCALAR_NAMES = {
     "bool": ("True or False", "booleans"),
@@ -145,7 +146,8 @@ def _convert_scalar(kind: Kind, value: Any) -> Any:
     elif isinstance(value, float):
         fits = scalar in ("float", "number", "any") and math.isfinite(value)
         # 32 and 32.0 are one setting: one spelling keeps the hash the same
-        value = int(value) if fits and scalar == "number" and value.is_integer() else value
+        is_whole = fits and value.is_integer() and abs(value) <= _LARGEST_EXACT
+        value = int(value) if scalar == "number" and is_whole else value
     elif isinstance(value, str):
         fits = scalar in ("str", "any")
     else:

@@ -20,6 +20,7 @@ from detseg.errors import ConfigError, list_problems
 
 BASE_KEY = "_BASE_"
 _LARGEST_FILE = 1_000_000  # bytes; a real configuration has some thousand
+_DEEPEST = 40  # sections and lists in one another; the keys need 7
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
 
 
@@ -52,6 +53,7 @@ def read_config_file(path: Path, included_by: str = "") -> ConfigFile:
     text = _read_text(path, included_by)
     loader = None
     try:
+        _refuse_depth(path, text)
         loader = _Loader(text)
         root = loader.get_single_node()
         return _Walk(path, loader).run(root)
@@ -80,6 +82,18 @@ def _read_text(path: Path, included_by: str) -> str:
         raise ConfigError(f"{path}{by}: is not UTF-8 text (byte {error.start}); expected a YAML file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ConfigError(f"{shorten(str(path))}{by}: cannot be read: {error}") from None
+
+
+def _refuse_depth(path: Path, text: str) -> None:
+    """Deep nesting must not reach the C composer: it recurses and would end the process, not raise."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise ConfigError(f"{path}:{event.start_mark.line + 1}: nested more than {_DEEPEST} levels deep")
 
 
 def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
