@@ -74,7 +74,7 @@ OWN_KEYS: tuple[Key, ...] = (
     Key(
         "INPUT.RANDOM_BRIGHTNESS",
         0.0,
-        "Half range of a random change of brightness, as a fraction of the range: 0.2 adds -0.2..0.2 x 255.",
+        "Half range of a random change of brightness, as a fraction of the range of intensities.",
     ),
     Key(
         "INPUT.RANDOM_CONTRAST",

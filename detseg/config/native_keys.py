@@ -82,6 +82,8 @@ HONOURED = (
     "SOLVER.WEIGHT_DECAY*",
     "SOLVER.GAMMA",
     "SOLVER.STEPS",
+    "SOLVER.NUM_DECAYS",
+    "SOLVER.RESCALE_INTERVAL",
     "SOLVER.WARMUP_*",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.IMS_PER_BATCH",
@@ -92,6 +94,10 @@ HONOURED = (
     "TEST.DETECTIONS_PER_IMAGE",
     "OUTPUT_DIR",
     "SEED",
+    "CUDNN_BENCHMARK",
+    "FLOAT32_PRECISION",
+    "CUDNN_BENCHMARK",
+    "FLOAT32_PRECISION",
 )
 
 # values of honoured keys that are implemented; every other value is refused, Detectron2's default too
@@ -114,7 +120,7 @@ IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
     "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "FrozenBN", "GN"),
     "MODEL.ROI_MASK_HEAD.NORM": ("", "BN", "FrozenBN", "GN"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
 }
 
 

@@ -107,10 +107,9 @@ def _check_input(problems: Problems) -> None:
     problems.one_of("INPUT.MASK_FORMAT", ("bitmask", "polygon"))
     problems.within("INPUT.CHANNELS", 0)
     chosen = len(cfg.INPUT.CHANNELS)
-    if chosen not in (0, channels) and not (chosen == 1 and channels == 3):
+    gray = chosen == 1 or (chosen == 3 and cfg.INPUT.GRAYSCALE)  # one channel is repeated
+    if chosen not in (0, channels) and not gray:
         problems.add("INPUT.CHANNELS", f"expected as many as MODEL.PIXEL_MEAN has values ({channels})")
-    if cfg.INPUT.GRAYSCALE and channels not in (1, 3):
-        problems.add("INPUT.GRAYSCALE", f"gives one channel (or three alike), MODEL.PIXEL_MEAN has {channels} values")
     problems.one_of("INPUT.SCALING", ("none", "percentile", "fixed"))
     problems.one_of("INPUT.INVERT", ("none", "auto"))
     problems.pair("INPUT.SCALING_PERCENTILES", 0, 100)
@@ -164,7 +163,7 @@ def _check_solver(problems: Problems) -> None:
     problems.one_of("SOLVER.LR_SCHEDULER_NAME", schedules)
     problems.one_of("SOLVER.WARMUP_METHOD", ("linear", "constant"))
     problems.one_of("SOLVER.OPTIMIZER", ("SGD", "AdamW"))
-    problems.one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm"))
+    problems.one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm", "full_model"))
     for name in ("MAX_ITER", "IMS_PER_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "LOG_PERIOD"):
         problems.within(f"SOLVER.{name}", 1)
     for name in ("BASE_LR", "GAMMA", "CLIP_GRADIENTS.CLIP_VALUE", "CLIP_GRADIENTS.NORM_TYPE"):

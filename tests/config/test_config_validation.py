@@ -129,6 +129,8 @@ def test_all_problems_come_together():
     "words",
     [
         ["MODEL.PIXEL_MEAN=[1]", "MODEL.PIXEL_STD=[1]", "INPUT.CHANNELS=[4]"],
+        ["INPUT.CHANNELS=[2]"],
+        ["MODEL.PIXEL_MEAN=[1]", "MODEL.PIXEL_STD=[1]", "INPUT.CHANNELS=[0,1,2]", "INPUT.GRAYSCALE=True"],
         ["MODEL.PIXEL_MEAN=[1,2,3,4,5]", "MODEL.PIXEL_STD=[1,2,3,4,5]"],
         ["INPUT.MIN_SIZE_TRAIN=[0]", "INPUT.MIN_SIZE_TEST=0"],
         ["MODEL.ANCHOR_GENERATOR.SIZES=[8, 16]"],
