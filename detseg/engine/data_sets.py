@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from detseg.data.catalog import load_test_datasets, load_training_dataset
 from detseg.engine.evaluation import set_names
-from detseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -16,61 +17,39 @@ logger = logging.getLogger(__name__)
 
 
 def load_training_set(cfg: Config) -> CocoDataset:
-    """DATASETS.TRAIN, joined; classes in the order of DATASETS.CLASSES or of the first set's category ids.
+    """DATASETS.TRAIN as one set, its images present, its classes as many as the model's.
 
     Raises:
-        DataError: a set cannot be read. ConfigError: its classes do not fit the model.
+        DataError: a set cannot be read or does not fit the model.
     """
-    from detseg.data.coco import CocoDataset
-
-    loaded = [load_dataset(cfg, name) for name in cfg.DATASETS.TRAIN]
-    dataset = CocoDataset.concatenate(loaded)
-    logger.info(
-        "training data %s: %d images, %d objects, classes %s",
-        ", ".join(cfg.DATASETS.TRAIN),
-        len(dataset),
-        dataset.num_objects,
-        ", ".join(dataset.class_names),
-    )
+    dataset = load_training_dataset(cfg)
+    dataset.check_images_exist()
+    describe("training", dataset)
     point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
     return dataset
 
 
-def load_test_sets(cfg: Config, classes: list[str] | None) -> dict[str, CocoDataset]:
-    """DATASETS.TEST by short name, in order, with the classes of the training (None: the first set's)."""
-    loaded = {}
-    for short, name in zip(set_names(cfg.DATASETS.TEST), cfg.DATASETS.TEST, strict=True):
-        dataset = load_dataset(cfg, name)
-        classes = classes or dataset.class_names
-        loaded[short] = dataset.with_classes(classes)
-        point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
-    return loaded
-
-
-def load_dataset(cfg: Config, name: str) -> CocoDataset:
-    """One data set by its catalog name or path, its images present and its classes as many as the model's."""
-    from detseg.data.catalog import resolve_dataset
-    from detseg.data.coco import CocoDataset
-
-    entry = resolve_dataset(name)
-    dataset = CocoDataset.load(entry.json, cfg.DATASETS.IMAGE_ROOT or entry.image_root)
-    check_class_count(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    dataset.check_images_exist()
-    return dataset.with_classes(cfg.DATASETS.CLASSES) if cfg.DATASETS.CLASSES else dataset
-
-
-def check_class_count(dataset: CocoDataset, num_classes: int) -> None:
-    """Refuse data whose number of classes is not the model's.
+def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[str, CocoDataset]:
+    """DATASETS.TEST by short name, in order, each with its classes in the order of `classes` (None: as they are).
 
     Raises:
-        ConfigError: naming both and what to set.
+        DataError: a set cannot be read, or its classes are others.
     """
-    names = dataset.class_names
-    if len(names) != num_classes:
-        raise ConfigError(
-            f"data set {dataset.name} has {len(names)} classes ({', '.join(names)}), but MODEL.ROI_HEADS.NUM_CLASSES "
-            f"is {num_classes}: set MODEL.ROI_HEADS.NUM_CLASSES {len(names)}"
-        )
+    loaded = load_test_datasets(cfg)
+    sets = {}
+    for short, dataset in zip(set_names(list(loaded)), loaded.values(), strict=True):
+        dataset.check_images_exist()
+        sets[short] = dataset if classes is None else dataset.with_classes(classes)
+        describe("test", dataset)
+        point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
+    return sets
+
+
+def describe(role: str, dataset: CocoDataset) -> None:
+    """Log what a data set holds."""
+    counts = dataset.objects_per_image().sum(axis=0).tolist()
+    by_class = ", ".join(f"{name} {count}" for name, count in zip(dataset.class_names, counts, strict=True))
+    logger.info("%s data %s: %d images, %d objects (%s)", role, dataset.name, len(dataset), sum(counts), by_class)
 
 
 def point_out_dense_images(dataset: CocoDataset, detections_per_image: int) -> int:

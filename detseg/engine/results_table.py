@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 COLUMNS = (
@@ -15,6 +16,20 @@ COLUMNS = (
     ("objects", "objects"),
     ("predictions", "predictions"),
 )
+
+CONTENTS = {
+    "final_metrics.json": "all scores",
+    "checkpoints/best.pth": "the weights of the best evaluation",
+    "checkpoints/last.pth": "the state at the end, to resume from",
+    "overlays": "ground truth and prediction side by side",
+    "predictions": "everything that was found, before thresholds",
+    "postprocess.yaml": "the chosen score threshold, used by predict",
+    "metrics.jsonl": "losses and evaluations by iteration",
+    "tensorboard": "the same for TensorBoard",
+    "config.yaml": "every setting",
+    "run.json": "command, versions, seed",
+    "log.txt": "the log",
+}
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:
@@ -41,3 +56,12 @@ def format_value(value: float | int | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def contents(folder: Path) -> str:
+    """What lies in a run folder, one line each."""
+    lines = []
+    for name, text in CONTENTS.items():
+        if (folder / name).exists():
+            lines.append(f"  {name:22}{text}")
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from detseg.data.loader import build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
 from detseg.engine.evaluation import build_quick_evaluation
 from detseg.engine.interrupt import StopRequest
@@ -51,8 +52,6 @@ def train(cfg: Config, run: RunFolder, *, resume: bool = False, build: BuildMode
         TrainingInterrupted: a signal came; `resume` continues.
         DetsegError: data, weights or configuration are wrong, or a loss is not finite.
     """
-    from detseg.data.loader import build_train_loader
-
     with run.logging() as log_file, recorded_run(cfg, run) as cfg, compute_settings(cfg):
         data = load_training_set(cfg)
         test_sets = load_test_sets(cfg, data.class_names)

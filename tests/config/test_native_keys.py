@@ -49,8 +49,8 @@ def test_inactive_patterns_name_keys():
         (["MODEL.ROI_BOX_HEAD.USE_FED_LOSS=True"], ["USE_FED_LOSS"]),
         (["MODEL.META_ARCHITECTURE=PanopticFPN"], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]),
         (["MODEL.ROI_HEADS.NAME=PointRendROIHeads"], ["PointRendROIHeads", "StandardROIHeads"]),
-        (["SOLVER.LR_SCHEDULER_NAME=WarmupStepWithFixedGammaLR"], ["WarmupStepWithFixedGammaLR"]),
-        (["VIS_PERIOD=5", "SOLVER.RESCALE_INTERVAL=True"], ["2 problems", "VIS_PERIOD", "RESCALE_INTERVAL"]),
+        (["DATALOADER.SAMPLER_TRAIN=RepeatFactorTrainingSampler"], ["RepeatFactorTrainingSampler", "implements"]),
+        (["VIS_PERIOD=5", "TEST.PRECISE_BN.ENABLED=True"], ["2 problems", "VIS_PERIOD", "PRECISE_BN"]),
     ],
 )
 def test_keys_that_would_be_ignored_are_refused_by_name(words: list[str], parts: list[str]):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_segmenter import TinySegmenter, disk_batches, disk_sample
 
 from detseg.config import get_default_config
 from detseg.engine.checkpoint import load_checkpoint
@@ -21,7 +23,6 @@ from detseg.engine.run_folder import RunFolder
 from detseg.engine.state import TrainingState, build_state
 from detseg.engine.train import Plan, run_iterations
 from detseg.errors import RunError, WeightsError
-from tiny_segmenter import TinySegmenter, disk_batches, disk_sample
 
 
 @pytest.fixture
@@ -223,13 +224,15 @@ def test_a_signal_saves_and_stops_between_iterations(run: RunFolder) -> None:
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+    def press_twice(stop: StopRequest) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         while not stop.requested:
-            pass
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
-        while True:
-            pass
+        time.sleep(10)
+
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        press_twice(stop)
 
 
 def poisoned() -> Iterator[list]:

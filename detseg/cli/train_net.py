@@ -1,0 +1,113 @@
+"""The train_net command: train a model, or evaluate one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detseg.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+    from detseg.engine.run_folder import RunFolder
+
+DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
+its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change single keys."""
+ACCEPTS_OVERRIDES = True
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", "--config-file", metavar="FILE", help="YAML file; may be left out where OUTPUT_DIR holds the run"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the last run of this configuration (or that in OUTPUT_DIR), with its own settings",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that lies in OUTPUT_DIR first")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the best weights of the last run"
+    )
+    parser.add_argument(
+        "--num-threads", type=int, metavar="N", help="processor threads; resuming bit for bit needs as many"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train or evaluate; print the scores and where everything lies."""
+    import torch
+
+    from detseg.config import DEFAULT_OUTPUT_DIR, load_config
+    from detseg.engine.interrupt import TrainingInterrupted
+
+    if arguments.num_threads is not None:
+        if arguments.num_threads < 1:
+            raise ConfigError(f"--num-threads is {arguments.num_threads}; expected 1 or more")
+        torch.set_num_threads(arguments.num_threads)
+    cfg = load_config(arguments.config, arguments.overrides)
+    if arguments.config is None and not (
+        cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR and (arguments.resume or arguments.eval_only)
+    ):
+        raise ConfigError("no configuration is given: --config FILE, for example configs/quickstart/mask_rcnn.yaml")
+    try:
+        folder, metrics = _evaluate(cfg, arguments) if arguments.eval_only else _train(cfg, arguments)
+    except TrainingInterrupted as interrupted:
+        print(interrupted)
+        return 128 + interrupted.signal
+    _print_results(folder, metrics)
+    return 0
+
+
+def _train(cfg: Config, arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    from detseg.config import load_config, validate_config
+    from detseg.engine.interrupt import TrainingInterrupted
+    from detseg.engine.run_folder import open_run
+    from detseg.engine.train import train
+
+    if not arguments.resume:
+        validate_config(cfg)
+    with open_run(cfg, resume=arguments.resume, overwrite=arguments.overwrite) as run_folder:
+        if arguments.resume:
+            if run_folder.config.is_file():
+                cfg = load_config(run_folder.config, arguments.overrides)
+                logger.info("the settings are those of %s and of this command line", run_folder.config)
+            validate_config(cfg)
+        try:
+            return run_folder.path, train(cfg, run_folder, resume=arguments.resume)
+        except (TrainingInterrupted, KeyboardInterrupt):
+            print(f"to continue: {resume_command(run_folder, arguments)}")
+            raise
+
+
+def resume_command(run_folder: RunFolder, arguments: argparse.Namespace) -> str:
+    """The words that continue this run."""
+    import sys
+
+    config = f"--config {arguments.config} " if arguments.config else ""
+    program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else "detseg train_net"
+    return f"{program} {config}--resume OUTPUT_DIR {run_folder.path}"
+
+
+def _evaluate(cfg: Config, arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    from detseg.engine.evaluate_only import evaluate_only
+
+    if arguments.resume:
+        raise RunError("--eval-only evaluates and --resume trains on: give one of them")
+    return evaluate_only(cfg, arguments.overrides)
+
+
+def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
+    from detseg.engine.results_table import contents, results_table
+
+    if metrics:
+        threshold = metrics["score_threshold"]
+        print(
+            f"\n{results_table(metrics)}\n\nobject scores: after score threshold {threshold:.3f} (chosen on "
+            "the validation images) and with overlaps resolved by score; COCO scores: all detections"
+        )
+    print(f"\nEverything lies in {folder}:\n{contents(folder)}")
