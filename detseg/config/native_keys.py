@@ -96,8 +96,6 @@ HONOURED = (
     "SEED",
     "CUDNN_BENCHMARK",
     "FLOAT32_PRECISION",
-    "CUDNN_BENCHMARK",
-    "FLOAT32_PRECISION",
 )
 
 # values of honoured keys that are implemented; every other value is refused, Detectron2's default too
