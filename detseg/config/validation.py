@@ -164,7 +164,15 @@ def _check_solver(problems: Problems) -> None:
     problems.one_of("SOLVER.WARMUP_METHOD", ("linear", "constant"))
     problems.one_of("SOLVER.OPTIMIZER", ("SGD", "AdamW"))
     problems.one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm", "full_model"))
-    for name in ("MAX_ITER", "IMS_PER_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "CHECKPOINT_KEEP", "LOG_PERIOD"):
+    for name in (
+        "MAX_ITER",
+        "IMS_PER_BATCH",
+        "ACCUMULATE",
+        "CHECKPOINT_PERIOD",
+        "CHECKPOINT_KEEP",
+        "LOG_PERIOD",
+        "NUM_DECAYS",
+    ):
         problems.within(f"SOLVER.{name}", 1)
     for name in ("BASE_LR", "GAMMA", "CLIP_GRADIENTS.CLIP_VALUE", "CLIP_GRADIENTS.NORM_TYPE"):
         problems.within(f"SOLVER.{name}", above=0)

@@ -27,6 +27,10 @@ def test_honoured_patterns_name_keys_of_detectron2(pattern: str):
     assert fnmatch.filter(detectron2_defaults(), pattern), f"{pattern} names no key of Detectron2's"
 
 
+def test_nothing_is_listed_twice():
+    assert len(set(HONOURED)) == len(HONOURED)
+
+
 def test_implemented_values_fit_their_keys():
     cfg = get_default_config()
     for key, values in IMPLEMENTED_VALUES.items():
