@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -15,9 +15,6 @@ from detseg import __version__
 from detseg.data.coco import CocoDataset
 from detseg.data.lock import wait_for_lock
 from detseg.errors import DataError
-
-if TYPE_CHECKING:
-    from detseg.config import Config
 
 CATALOG_NAME = "catalog.yaml"
 ENVIRONMENT = "DETSEG_DATASETS"
@@ -28,16 +25,15 @@ _ENTRY_KEYS = {"name", "json", "image_root", "classes", "generate", "split", "op
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A known data set, or a path that was given. image_root: None for what the JSON says. classes: empty for its own.
+    """A known data set, or a path that was given; its JSON exists.
 
-    prepare: how to get it, told where the JSON is missing.
+    image_root: None for what the JSON says. classes: their order; empty for that of the category ids.
     """
 
     name: str
     json: Path
     image_root: Path | None = None
     classes: tuple[str, ...] = ()
-    prepare: str = ""
 
 
 def datasets_folder() -> Path:
@@ -51,7 +47,8 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
     A path is relative to the working folder, else to `$DETSEG_DATASETS`. A synthetic set is made on first use.
 
     Raises:
-        DataError: neither a name nor a file; the message lists the names.
+        DataError: neither a name nor a file, with the names that there are; or a known set that is not there yet, with
+            what to do to get it.
     """
     given = str(name_or_path)
     entries = read_catalog()
@@ -70,46 +67,9 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
 def load_dataset(name_or_path: str | os.PathLike[str], image_root: str | os.PathLike[str] = "") -> CocoDataset:
     """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) goes before what catalog and JSON say."""
     entry = resolve_dataset(name_or_path)
-    if not entry.json.is_file():
-        how = f"; to get it: {entry.prepare}" if entry.prepare else ""
-        raise DataError(f"the data set {entry.name} is not there: {entry.json.absolute()} does not exist{how}")
     root = _find_folder(image_root) if image_root else entry.image_root
     dataset = CocoDataset.load(entry.json, root)
     return dataset.with_classes(entry.classes) if entry.classes else dataset
-
-
-def load_training_dataset(cfg: Config) -> CocoDataset:
-    """Load the sets of DATASETS.TRAIN as one, and check its classes: see `check_classes`."""
-    names = cfg.DATASETS.TRAIN
-    if not names:
-        raise DataError("DATASETS.TRAIN names no data set; give names of the catalog or paths of COCO files")
-    datasets = [_with_config_classes(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), cfg) for name in names]
-    dataset = CocoDataset.concatenate(datasets)
-    check_classes(dataset, cfg)
-    return dataset
-
-
-def load_test_datasets(cfg: Config) -> dict[str, CocoDataset]:
-    """Load the sets of DATASETS.TEST, each by its name, and check their classes."""
-    datasets = {}
-    for name in cfg.DATASETS.TEST:
-        datasets[name] = _with_config_classes(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), cfg)
-        check_classes(datasets[name], cfg)
-    return datasets
-
-
-def check_classes(dataset: CocoDataset, cfg: Config) -> None:
-    """Raise DataError where the model has another number of classes than the data."""
-    wanted = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if wanted != len(dataset.categories):
-        raise DataError(
-            f"{dataset.name}: the data have {len(dataset.categories)} classes ({', '.join(dataset.class_names)}), the "
-            f"model has {wanted}; set MODEL.ROI_HEADS.NUM_CLASSES {len(dataset.categories)}, or use other data"
-        )
-
-
-def _with_config_classes(dataset: CocoDataset, cfg: Config) -> CocoDataset:
-    return dataset.with_classes(list(cfg.DATASETS.CLASSES)) if cfg.DATASETS.CLASSES else dataset
 
 
 def _find_folder(image_root: str | os.PathLike[str]) -> Path:
@@ -158,12 +118,14 @@ def _read_catalog_file(path: Path) -> dict[str, dict[str, Any]]:
 def _from_catalog(row: dict[str, Any]) -> DatasetEntry:
     folder = datasets_folder()
     path = _generate(row) if "generate" in row else folder / row["json"]
+    if not path.is_file():
+        how = f"; to get it: {str(row['prepare']).strip()}" if row.get("prepare") else ""
+        raise DataError(f"the data set {row['name']} is not there: {path.absolute()} does not exist{how}")
     return DatasetEntry(
         name=row["name"],
         json=path,
         image_root=folder / row["image_root"] if row.get("image_root") else None,
         classes=tuple(row.get("classes", ())),
-        prepare=str(row.get("prepare", "")).strip(),
     )
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import multiprocessing
+import signal
+import tempfile
 import traceback
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -29,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Batches that every worker makes ahead.
 _PREFETCH = 2
+# Annotations go to started (not forked) workers with all else up to this size in bytes, beyond it through a file.
+_PICKLED_AT_MOST = 16 * 2**20
 # PyTorch says so, in a RuntimeError, when the system ended a worker.
 _WORKER_DIED = "DataLoader worker"
 
@@ -56,6 +63,7 @@ class TrainingStream(Dataset):
         self.policy = policy
         self.seed = seed
         self.order = EpochOrder(len(dataset), seed, weights)
+        self._text_file: _TextFile | None = None
 
     @classmethod
     def from_config(cls, cfg: Config, dataset: CocoDataset, seed: int) -> TrainingStream:
@@ -82,18 +90,41 @@ class TrainingStream(Dataset):
         return str(self.dataset.images[self.order[position]].path)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A tensor goes to a worker process as shared memory, an array would be copied into every one.
-        table = self.dataset.table
         state = dict(self.__dict__)
-        state["dataset"] = CocoDataset(
-            self.dataset.images, self.dataset.categories, dataclasses.replace(table, text=None), self.dataset.name
-        )
-        with_copy = table.text if table.text.flags.writeable else table.text.copy()
-        return {"state": state, "text": torch.from_numpy(with_copy)}
+        table = self.dataset.table
+        if table.text.nbytes > _PICKLED_AT_MOST:
+            self._text_file = self._text_file or _TextFile(table.text)
+            light = dataclasses.replace(table, text=np.zeros(0, dtype=np.uint8))
+            state["dataset"] = CocoDataset(self.dataset.images, self.dataset.categories, light, self.dataset.name)
+            state["_text_file"] = str(self._text_file.path)
+        return state
 
-    def __setstate__(self, pickled: dict[str, Any]) -> None:
-        self.__dict__.update(pickled["state"])
-        self.dataset.table = dataclasses.replace(self.dataset.table, text=pickled["text"].numpy())
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        path = state.pop("_text_file")
+        self.__dict__.update(state, _text_file=None)
+        if path:
+            text = np.memmap(path, dtype=np.uint8, mode="r")
+            self.dataset.table = dataclasses.replace(self.dataset.table, text=text)
+
+
+class _TextFile:
+    """The text of a large data set in a temporary file, which all worker processes map into memory: one copy for all.
+
+    Not shared memory: containers have little of it. The file goes with this object, at the latest when Python ends.
+    """
+
+    def __init__(self, text: np.ndarray) -> None:
+        descriptor, name = tempfile.mkstemp(prefix="detseg-annotations-")
+        self.path = Path(name)
+        with open(descriptor, "wb") as file:
+            file.write(memoryview(text))
+        # Where workers still map the file, Windows keeps it; it lies in the folder for temporary files.
+        self._finalizer = weakref.finalize(self, _remove_quietly, self.path)
+
+
+def _remove_quietly(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 @dataclass(frozen=True)
@@ -202,6 +233,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
+    # Ctrl-C goes to all processes of a terminal: the training ends its workers itself, after the iteration. A forked
+    # worker would also answer SIGTERM, by which it is ended, with the training's own handler.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Workers share the cores with each other and with training; OpenCV would start a thread for every core in each.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
