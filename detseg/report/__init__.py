@@ -1,0 +1,1 @@
+"""Pictures for people: images with the contours of ground truth and predictions."""
