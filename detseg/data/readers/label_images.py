@@ -1,0 +1,125 @@
+"""Pairs of images and label images, and what is read from one pair."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detseg.data.images import SUFFIXES, read_image, read_label_image
+from detseg.errors import DataError
+from detseg.structures.label_layers import LabelLayers
+
+logger = logging.getLogger(__name__)
+
+LABEL_SUFFIXES = ("_mask", "_masks", "_label", "_labels")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label image. name: the image's path below its folder without suffix, with slashes."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """What one pair holds. rles: N compressed COCO RLEs, in ascending order of their labels."""
+
+    pair: Pair
+    height: int
+    width: int
+    rles: list[dict[str, Any]]
+
+
+def find_pairs(images: Path, labels: Path, label_suffix: str | None = None) -> tuple[list[Pair], list[str]]:
+    """Match the images of a folder with the label images of another, or of the same one, by name.
+
+    A label is named as its image, or has `label_suffix` (None: one of `LABEL_SUFFIXES`) after the name; subfolders are
+    the same on both sides.
+
+    Returns:
+        The pairs in the order of their names, and the problems: images without label, labels without image, names that
+        two files have.
+
+    Raises:
+        DataError: a folder is missing or holds no image.
+    """
+    problems: list[str] = []
+    endings = ("", *LABEL_SUFFIXES) if label_suffix is None else (label_suffix,)
+    if images.resolve() == labels.resolve():
+        endings = tuple(ending for ending in endings if ending)
+        if not endings:
+            raise DataError(f"{images}: images and labels lie in one folder; tell them apart with --label-suffix")
+        files = _list_files(images, problems, what="images")
+        label_files = {name: path for name, path in files.items() if name.endswith(endings)}
+        image_files = {name: path for name, path in files.items() if name not in label_files}
+    else:
+        image_files = _list_files(images, problems, what="images")
+        label_files = _list_files(labels, problems, what="labels")
+    pairs = []
+    unused = set(label_files)
+    for name, path in image_files.items():
+        found = [name + ending for ending in endings if name + ending in label_files]
+        unused.difference_update(found)
+        if len(found) == 1:
+            pairs.append(Pair(name, path, label_files[found[0]]))
+        elif found:
+            problems.append(
+                f"{path}: has several label images: {', '.join(str(label_files[other]) for other in found)}"
+            )
+        else:
+            problems.append(f"{path}: has no label image {name}{_either(endings)} in {labels}")
+    problems += [f"{label_files[name]}: has no image of this name in {images}" for name in sorted(unused)]
+    return pairs, problems
+
+
+def _either(endings: Iterable[str]) -> str:
+    """The endings as a pattern: (|_mask|_label).*"""
+    listed = list(endings)
+    return (listed[0] if len(listed) == 1 else f"({'|'.join(listed)})") + ".*"
+
+
+def _list_files(folder: Path, problems: list[str], *, what: str) -> dict[str, Path]:
+    """Return name (below the folder, without suffix) -> path of the image files, hidden ones left out."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of {what}")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in below.parts):
+            continue
+        name = below.with_suffix("").as_posix()
+        if name in files:
+            problems.append(f"{path}: has the same name as {files[name]}; keep one of them")
+        else:
+            files[name] = path
+    if not files:
+        raise DataError(f"{folder}: there are no {what} in this folder; expected files {', '.join(SUFFIXES)}")
+    return files
+
+
+def read_pair(pair: Pair) -> LabelledImage:
+    """Read both files of a pair.
+
+    Raises DataError where one cannot be read, or their sizes differ.
+    """
+    labels = read_label_image(pair.label)
+    image = read_image(pair.image)
+    if image.shape[:2] != labels.shape:
+        raise DataError(
+            f"{pair.label}: has {labels.shape[0]} x {labels.shape[1]} pixels (height x width), its image "
+            f"{pair.image.name} {image.shape[0]} x {image.shape[1]}; expected the same size"
+        )
+    layers = LabelLayers.from_label_image(labels)
+    if len(layers) == 1 and labels.max() == 255:
+        logger.warning(
+            "%s: has the values 0 and 255 only, as a mask of all objects together has; it is taken for one object. "
+            "Where it shows several, give every object a number of its own.",
+            pair.label,
+        )
+    return LabelledImage(pair, labels.shape[0], labels.shape[1], layers.to_rles())

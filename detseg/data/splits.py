@@ -1,0 +1,118 @@
+"""Splitting images into parts and folds: stratified, seeded, the same on every machine and in every version.
+
+The order of the images is that of a hash of (seed, name), not of a random generator, so that a split can be made again
+as long as there is SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detseg.errors import DataError, list_problems
+
+# What the parts of a split are called, by how many there are.
+PART_NAMES = {1: ("all",), 2: ("train", "val"), 3: ("train", "val", "test")}
+
+
+def split_fractions(
+    names: Sequence[str], fractions: Sequence[float], *, seed: int, groups: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """Split names into parts of the given fractions.
+
+    Args:
+        names: of the images, each once.
+        fractions: of 1 to 3 parts (see `PART_NAMES`), positive, with the sum 1.
+        seed: another seed is another split.
+        groups: name -> value of the column to stratify by: every value is split in these fractions as well as whole
+            images allow. None: no strata.
+
+    Returns:
+        part -> its names, sorted. Parts have their fraction of all names to within one image.
+
+    Raises:
+        DataError: fractions that are none, or fewer images than parts.
+    """
+    if len(fractions) not in PART_NAMES or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(f"a split takes 1 to 3 positive fractions with the sum 1, not {' '.join(map(str, fractions))}")
+    if len(names) < len(fractions):
+        raise DataError(f"{len(names)} images cannot be split into {len(fractions)} parts")
+    parts: dict[str, list[str]] = {part: [] for part in PART_NAMES[len(fractions)]}
+    # All strata stand in one line, and each image goes to the part that lacks most: so every stretch of the line, and
+    # with it every stratum, is split evenly, and rounding does not add up over many small strata.
+    line = [name for stratum in _strata(names, seed, groups) for name in stratum]
+    for number, name in enumerate(line, start=1):
+        lacking = [fraction * number - len(part) for fraction, part in zip(fractions, parts.values(), strict=True)]
+        list(parts.values())[lacking.index(max(lacking))].append(name)
+    return {part: sorted(members) for part, members in parts.items()}
+
+
+def split_folds(
+    names: Sequence[str], count: int, *, seed: int, groups: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Split names into `count` folds (sorted names) whose sizes, in every group too, differ by one at most.
+
+    Raises DataError for fewer than 2 folds or more folds than names.
+    """
+    if not 2 <= count <= len(names):
+        raise DataError(f"{len(names)} images cannot be split into {count} folds; expected 2 to the number of images")
+    folds: list[list[str]] = [[] for _ in range(count)]
+    dealt = 0
+    for stratum in _strata(names, seed, groups):
+        for name in stratum:
+            folds[dealt % count].append(name)
+            dealt += 1
+    return [sorted(fold) for fold in folds]
+
+
+def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Read given lists: the files PREFIX_PART.txt, or PART.txt in the folder PREFIX, one name a line.
+
+    Returns:
+        part -> those of its names that are in `names`, in the file's order (blank lines and what follows # are passed
+        over), and the problems: listed names that are not.
+
+    Raises:
+        DataError: there are no lists, or a name is listed twice.
+    """
+    if prefix.is_dir():
+        files = {path.stem: path for path in sorted(prefix.glob("*.txt"))}
+    else:
+        files = {
+            path.stem.removeprefix(prefix.name + "_"): path
+            for path in sorted(prefix.parent.glob(f"{prefix.name}_*.txt"))
+        }
+    if not files:
+        raise DataError(f"{prefix}: there are no lists; expected {prefix}_train.txt, ... or {prefix}/train.txt, ...")
+    order = [part for part in PART_NAMES[3] if part in files]
+    files = {part: files[part] for part in [*order, *sorted(set(files) - set(order))]}
+    known = set(names)
+    parts: dict[str, list[str]] = {}
+    list_of: dict[str, Path] = {}
+    missing: list[str] = []
+    twice: list[str] = []
+    for part, path in files.items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        listed = [name for line in lines if (name := line.split("#")[0].strip())]
+        for name in listed:
+            if name in list_of:
+                twice.append(f"{path}: {name} is in {list_of[name].name} already")
+            elif name not in known:
+                missing.append(f"{path}: there is no image {name}")
+            list_of[name] = path
+        parts[part] = [name for name in listed if name in known]
+    if twice:
+        raise DataError(f"{len(twice)} images are listed twice:\n{list_problems(twice)}")
+    return parts, missing
+
+
+def _strata(names: Sequence[str], seed: int, groups: Mapping[str, str] | None) -> list[list[str]]:
+    """Return the names by group, groups in order, the names of each shuffled."""
+    ordered = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    if groups is None:
+        return [ordered]
+    members: dict[str, list[str]] = {}
+    for name in ordered:
+        members.setdefault(groups[name], []).append(name)
+    return [members[group] for group in sorted(members)]
