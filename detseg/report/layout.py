@@ -12,12 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 BACKGROUND = (255, 255, 255)
 INK = (28, 31, 36)
 FAINT = (112, 118, 128)
-MARGIN = 16
-GAP = 12
-HEADER = 36
-LINE = 30
-TITLE_SIZE = 19
-TEXT_SIZE = 16
+# The width of a panel for which the sizes below hold; text grows with larger panels.
+USUAL_WIDTH = 760
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,31 @@ class Panel:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A coloured square and its text; colour None is text alone."""
+    """A coloured square and its text."""
 
     text: str
-    colour: tuple[int, int, int] | None = None
+    colour: tuple[int, int, int]
 
 
-@lru_cache(maxsize=8)
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths in pixels; `title` and `text` are heights of letters."""
+
+    margin: int
+    gap: int
+    header: int
+    line: int
+    title: int
+    text: int
+    square: int
+
+    @classmethod
+    def for_panels(cls, width: int) -> Sizes:
+        factor = min(max(width / USUAL_WIDTH, 0.8), 2.2)
+        return cls(*(round(length * factor) for length in (16, 12, 36, 30, 19, 16, 14)))
+
+
+@lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size=size)
@@ -45,65 +59,74 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
         return ImageFont.load_default()
 
 
-def _text_width(draw: ImageDraw.ImageDraw, text: str, size: int) -> int:
-    return int(np.ceil(draw.textlength(text, font=_font(size))))
+class _Pen:
+    """Draws and measures text on one canvas."""
+
+    def __init__(self, canvas: Image.Image) -> None:
+        self.draw = ImageDraw.Draw(canvas)
+
+    def width(self, text: str, size: int) -> int:
+        return int(np.ceil(self.draw.textlength(text, font=_font(size))))
+
+    def write(self, x: int, middle: int, text: str, size: int, colour: tuple[int, int, int]) -> None:
+        """Write text whose vertical middle lies at `middle`."""
+        top, bottom = self.draw.textbbox((0, 0), "Agpy", font=_font(size))[1::2]
+        self.draw.text((x, middle - (top + bottom) // 2), text, fill=colour, font=_font(size))
+
+    def shorten(self, text: str, size: int, room: int) -> str:
+        """Cut the middle out of a text that is too wide: names of images differ at their ends."""
+        if self.width(text, size) <= room:
+            return text
+        for kept in range(len(text) - 1, 1, -1):
+            short = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
+            if self.width(short, size) <= room:
+                return short
+        return ""
 
 
 def compose(panels: Sequence[Panel], footer: str, legend: Sequence[LegendEntry]) -> np.ndarray:
-    """Return one picture (h, w, 3) uint8: the panels in a row, below them the legend and, at the left, `footer`."""
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    width = 2 * MARGIN + sum(panel.picture.shape[1] for panel in panels) + GAP * (len(panels) - 1)
-    rows = _wrap(measure, legend, width - 2 * MARGIN)
-    footer_lines = 1 if footer else 0
-    height = MARGIN + HEADER + max(panel.picture.shape[0] for panel in panels) + GAP
-    height += LINE * (len(rows) + footer_lines) + MARGIN // 2
-    canvas = Image.new("RGB", (width, height), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    x = MARGIN
+    """Return one picture (h, w, 3) uint8: the panels in a row, below them the legend and then `footer`."""
+    sizes = Sizes.for_panels(max(panel.picture.shape[1] for panel in panels))
+    measuring = _Pen(Image.new("RGB", (1, 1)))
+    width = 2 * sizes.margin + sum(panel.picture.shape[1] for panel in panels) + sizes.gap * (len(panels) - 1)
+    room = width - 2 * sizes.margin
+    rows = _wrap(measuring, legend, room, sizes)
+    lines = len(rows) + (1 if footer else 0)
+    top = sizes.margin // 2 + sizes.header
+    below = top + max(panel.picture.shape[0] for panel in panels) + sizes.gap // 2
+    canvas = Image.new("RGB", (width, below + sizes.line * lines + sizes.gap), BACKGROUND)
+    pen = _Pen(canvas)
+    x = sizes.margin
     for panel in panels:
-        _draw_panel(canvas, draw, panel, x)
-        x += panel.picture.shape[1] + GAP
-    y = height - MARGIN // 2 - LINE * (len(rows) + footer_lines)
-    for row in rows:
-        _draw_row(draw, row, y)
-        y += LINE
+        _draw_title(pen, panel, x, top, sizes)
+        canvas.paste(Image.fromarray(panel.picture), (x, top))
+        x += panel.picture.shape[1] + sizes.gap
+    for number, row in enumerate(rows):
+        _draw_row(pen, row, below + sizes.line * number, sizes)
     if footer:
-        text = _shorten(draw, footer, TEXT_SIZE, width - 2 * MARGIN)
-        draw.text((MARGIN, y + LINE // 2), text, fill=FAINT, font=_font(TEXT_SIZE), anchor="lm")
-    return np.asarray(canvas).copy()
+        text = measuring.shorten(footer, sizes.text, room)
+        pen.write(sizes.margin, below + sizes.line * len(rows) + sizes.line // 2, text, sizes.text, FAINT)
+    return np.array(canvas)
 
 
-def _draw_panel(canvas: Image.Image, draw: ImageDraw.ImageDraw, panel: Panel, x: int) -> None:
-    width = panel.picture.shape[1]
-    middle = MARGIN + HEADER // 2 - 4
-    title = _shorten(draw, panel.title, TITLE_SIZE, width)
-    draw.text((x, middle), title, fill=INK, font=_font(TITLE_SIZE), anchor="lm")
-    start = _text_width(draw, title, TITLE_SIZE) + GAP
-    if panel.note and start + _text_width(draw, panel.note, TEXT_SIZE) <= width:
-        draw.text((x + start, middle + 1), panel.note, fill=FAINT, font=_font(TEXT_SIZE), anchor="lm")
-    canvas.paste(Image.fromarray(panel.picture), (x, MARGIN + HEADER))
+def _draw_title(pen: _Pen, panel: Panel, x: int, bottom: int, sizes: Sizes) -> None:
+    width, middle = panel.picture.shape[1], bottom - sizes.header // 2
+    title = pen.shorten(panel.title, sizes.title, width)
+    pen.write(x, middle, title, sizes.title, INK)
+    start = pen.width(title, sizes.title) + sizes.gap
+    if panel.note and start + pen.width(panel.note, sizes.text) <= width:
+        pen.write(x + start, middle + 1, panel.note, sizes.text, FAINT)
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, size: int, room: int) -> str:
-    """Cut the middle out of a text that is too wide: names of images differ at their ends."""
-    if _text_width(draw, text, size) <= room:
-        return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
-        if _text_width(draw, short, size) <= room:
-            return short
-    return ""
+def _entry_width(pen: _Pen, entry: LegendEntry, sizes: Sizes) -> int:
+    return sizes.square + sizes.gap * 3 + pen.width(entry.text, sizes.text)
 
 
-def _entry_width(draw: ImageDraw.ImageDraw, entry: LegendEntry) -> int:
-    return _text_width(draw, entry.text, TEXT_SIZE) + (24 if entry.colour else 0) + 24
-
-
-def _wrap(draw: ImageDraw.ImageDraw, legend: Sequence[LegendEntry], room: int) -> list[list[LegendEntry]]:
+def _wrap(pen: _Pen, legend: Sequence[LegendEntry], room: int, sizes: Sizes) -> list[list[LegendEntry]]:
     rows: list[list[LegendEntry]] = []
     used = room + 1
     for entry in legend:
-        needed = _entry_width(draw, entry)
+        needed = _entry_width(pen, entry, sizes)
         if used + needed > room:
             rows.append([])
             used = 0
@@ -112,13 +135,10 @@ def _wrap(draw: ImageDraw.ImageDraw, legend: Sequence[LegendEntry], room: int) -
     return rows
 
 
-def _draw_row(draw: ImageDraw.ImageDraw, row: Sequence[LegendEntry], y: int) -> None:
-    x = MARGIN
+def _draw_row(pen: _Pen, row: Sequence[LegendEntry], top: int, sizes: Sizes) -> None:
+    x, middle = sizes.margin, top + sizes.line // 2
     for entry in row:
-        start = x
-        if entry.colour is not None:
-            draw.rounded_rectangle((x, y + 8, x + 14, y + 22), radius=3, fill=entry.colour)
-            x += 24
-        colour = INK if entry.colour is not None else FAINT
-        draw.text((x, y + LINE // 2), entry.text, fill=colour, font=_font(TEXT_SIZE), anchor="lm")
-        x = start + _entry_width(draw, entry)
+        square = (x, middle - sizes.square // 2, x + sizes.square, middle + sizes.square - sizes.square // 2)
+        pen.draw.rounded_rectangle(square, radius=sizes.square // 4, fill=entry.colour)
+        pen.write(x + sizes.square + sizes.gap, middle, entry.text, sizes.text, INK)
+        x += _entry_width(pen, entry, sizes)

@@ -1,0 +1,145 @@
+"""`detseg evaluate`: score a Predictions file against ground truth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = (
+    "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
+    "COCO box and mask AP. The file is scored as it stands: object AP counts every prediction, so give --postprocess "
+    "(a run's postprocess.yaml) for predictions that keep low scores and overlaps."
+)
+
+COLUMNS = {
+    "object_ap": "object AP",
+    "object_ap50": "AP50",
+    "object_ap75": "AP75",
+    "mean_f1": "mean F1",
+    "coco_bbox_ap": "COCO box",
+    "coco_segm_ap": "COCO mask",
+    "precision": "precision",
+    "recall": "recall",
+    "images": "images",
+    "objects": "objects",
+    "predictions": "predicted",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ground-truth", required=True, metavar="FILE", help="COCO JSON")
+    parser.add_argument(
+        "--predictions", required=True, metavar="FILE", help="Predictions file or COCO results, .json or .json.gz"
+    )
+    parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply before scoring")
+    parser.add_argument("--json", metavar="FILE", help="write all scores as JSON")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write a table with one row an image (default: beside --json, as .csv)"
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="detections of an image and class that COCO AP looks at (default %(default)s; COCO's own is 100)",
+    )
+    parser.add_argument(
+        "--group-by", metavar="FIELD", help="image-level field of the COCO file: scores for each of its values"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from detseg.data.coco import CocoDataset
+    from detseg.errors import ConfigError
+    from detseg.evaluation.evaluate import align, count_all, image_table, metrics_of, write_image_table
+    from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.structures.predictions_file import read_predictions
+
+    if arguments.max_detections < 1:
+        raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more")
+    outputs = _outputs(arguments)
+    postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
+    dataset = CocoDataset.load(arguments.ground_truth)
+    truth = GroundTruth.from_coco(dataset)
+    predictions = read_predictions(arguments.predictions, dataset)
+    aligned = align(truth, postprocess.apply_all(predictions) if postprocess else predictions)
+    counts = count_all(truth, aligned)
+    metrics = metrics_of(truth, aligned, counts, max_detections=arguments.max_detections, group_by=arguments.group_by)
+    print(score_table(metrics))
+    if postprocess is None and _keeps_everything(metrics, aligned):
+        print(
+            "\nThis file keeps low scores. Object AP counts every prediction in it: give --postprocess, for example "
+            "the run's postprocess.yaml."
+        )
+    if "json" in outputs:
+        _write_json(outputs["json"], metrics)
+    if "csv" in outputs and counts is not None:
+        write_image_table(outputs["csv"], image_table(truth, counts))
+    if outputs:
+        print("\nWritten: " + ", ".join(str(path) for path in outputs.values() if path.exists()))
+
+
+def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the files to write, by kind; refuse to replace any without --overwrite."""
+    from detseg.errors import DataError
+
+    outputs = {}
+    if arguments.json:
+        outputs["json"] = Path(arguments.json)
+    if arguments.csv or arguments.json:
+        outputs["csv"] = Path(arguments.csv) if arguments.csv else Path(arguments.json).with_suffix(".csv")
+    for path in outputs.values():
+        if path.exists() and not arguments.overwrite:
+            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
+    return outputs
+
+
+def _keeps_everything(metrics: Mapping[str, Any], aligned: list[Any]) -> bool:
+    lowest = min((float(image.scores.min()) for image in aligned if len(image)), default=1.0)
+    return lowest < 0.2 and metrics["predictions"] > 1.5 * metrics["objects"]
+
+
+def _write_json(path: Path, metrics: Mapping[str, Any]) -> None:
+    import os
+
+    from detseg.errors import DataError
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(
+            json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: the scores cannot be written: {error}; give a folder that exists") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def score_table(metrics: Mapping[str, Any]) -> str:
+    """Return the scores of all objects, of every class and of every group as a text table; "-" where undefined."""
+    rows = [("all", metrics)]
+    if len(metrics["per_class"]) > 1:
+        rows += list(metrics["per_class"].items())
+    for name, scores in metrics.get("per_group", {}).items():
+        rows.append((f"[{name}]", scores))
+    columns = {key: title for key, title in COLUMNS.items() if any(scores.get(key) is not None for _, scores in rows)}
+    cells = [["", *columns.values()]]
+    cells += [[name, *(_cell(scores.get(key)) for key in columns)] for name, scores in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append(f"{row[0]:<{widths[0]}}{numbers}")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"

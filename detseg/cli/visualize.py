@@ -1,0 +1,144 @@
+"""`detseg visualize`: draw predictions and ground truth over the images."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from detseg.data.coco import CocoDataset, ImageAnnotations, ImageRecord
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.report.visualize import Overlay
+    from detseg.structures.predictions_file import PredictionsFile
+
+DESCRIPTION = (
+    "Draw predictions, ground truth or both over the images: one PNG an image, side by side, contours by class, counts."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="a folder, a glob, image files, or one COCO JSON file (default: the images of --ground-truth)",
+    )
+    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    parser.add_argument("--predictions", metavar="FILE", help="Predictions file or COCO results, .json or .json.gz")
+    parser.add_argument("--ground-truth", metavar="FILE", help="COCO JSON")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures; made where missing")
+    parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the predictions first")
+    parser.add_argument("--score-threshold", type=float, metavar="X", help="draw predictions of this score or more")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="draw N images, spread evenly (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from detseg.data.coco import CocoDataset
+    from detseg.report.visualize import draw_overlays, match_images
+    from detseg.structures.predictions_file import read_predictions
+
+    _check(arguments)
+    postprocess = _postprocess(arguments)
+    truth = None
+    if arguments.ground_truth:
+        truth = CocoDataset.load(arguments.ground_truth, image_root=arguments.image_root)
+    records = _records(arguments, truth)
+    predictions = read_predictions(arguments.predictions, truth) if arguments.predictions else None
+    chosen = _spread(list(match_images(records, truth, predictions)), arguments.limit)
+    if postprocess is not None:
+        chosen = [_with_postprocess(overlay, postprocess) for overlay in chosen]
+    _refuse_existing(chosen, arguments)
+    files = draw_overlays(
+        chosen,
+        arguments.output,
+        _class_names(truth, predictions),
+        truth=truth,
+        note=_object_ap,
+        progress=lambda overlays: iter(tqdm(overlays, desc="drawing", unit="image")),
+    )
+    print(f"{len(files)} pictures in {arguments.output}, for example {files[0].name}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not make a picture."""
+    from detseg.errors import ConfigError
+
+    threshold = arguments.score_threshold
+    problems = {
+        "give --predictions FILE, --ground-truth FILE or both": not (arguments.predictions or arguments.ground_truth),
+        "give the images: --images DIR, GLOB or COCO.json": not (arguments.images or arguments.ground_truth),
+        f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
+        f"--limit is {arguments.limit}; expected 1 or more, or 0 for all": arguments.limit < 0,
+    }
+    for message, is_wrong in problems.items():
+        if is_wrong:
+            raise ConfigError(message)
+
+
+def _postprocess(arguments: argparse.Namespace) -> Postprocess | None:
+    import dataclasses
+
+    from detseg.fusion.postprocess import Postprocess
+
+    settings = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
+    if arguments.score_threshold is not None:
+        settings = settings or Postprocess(resolve_overlaps=False)
+        settings = dataclasses.replace(settings, score_threshold=arguments.score_threshold)
+    return settings
+
+
+def _records(arguments: argparse.Namespace, truth: CocoDataset | None) -> list[ImageRecord]:
+    from detseg.inference.sources import find_images
+
+    if arguments.images:
+        return find_images(arguments.images, image_root=arguments.image_root).records
+    return truth.images
+
+
+def _class_names(truth: CocoDataset | None, predictions: PredictionsFile | None) -> Sequence[str]:
+    return truth.class_names if truth is not None else predictions.class_names
+
+
+def _spread(overlays: list[Overlay], limit: int) -> list[Overlay]:
+    """Return `limit` of the overlays, spread evenly."""
+    if not limit or limit >= len(overlays):
+        return overlays
+    return [overlays[number * len(overlays) // limit] for number in range(limit)]
+
+
+def _with_postprocess(overlay: Overlay, postprocess: Postprocess) -> Overlay:
+    import dataclasses
+
+    if overlay.predictions is None:
+        return overlay
+    return dataclasses.replace(overlay, predictions=postprocess.apply(overlay.predictions))
+
+
+def _refuse_existing(overlays: list[Overlay], arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from detseg.errors import DataError
+    from detseg.report.overlays import overlay_name
+
+    for overlay in overlays:
+        path = Path(arguments.output) / overlay_name(overlay.record.file_name, overlay.record.image_id)
+        if path.exists() and not arguments.overwrite:
+            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
+
+
+def _object_ap(overlay: Overlay, annotations: ImageAnnotations) -> str:
+    """Return the image's own score, for the line below the picture."""
+    from detseg.evaluation.ground_truth import ImageTruth
+    from detseg.evaluation.object_ap import count_objects, summarize_objects
+
+    found = overlay.predictions
+    if found.rles is None:
+        return ""
+    truth = ImageTruth(found.image_id, found.file_name, found.height, found.width, *annotations)
+    scores = summarize_objects([count_objects(truth, found, 0)])
+    return f"object AP {scores['object_ap']:.2f}, AP50 {scores['object_ap50']:.2f}"
