@@ -114,6 +114,8 @@ def _read_npy(data: bytes) -> np.ndarray:
 
 
 def _read_with_pillow(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
+    if data[:8] == _PNG_SIGNATURE and b"IEND" not in data:
+        raise DataError(f"the image is truncated: it has no end; {_REMEDY}")
     # Other packages set this switch for the whole program; with it, half an image would pass for a whole one.
     tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
