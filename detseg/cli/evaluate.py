@@ -105,20 +105,11 @@ def _keeps_everything(metrics: Mapping[str, Any], aligned: list[Any]) -> bool:
 
 
 def _write_json(path: Path, metrics: Mapping[str, Any]) -> None:
-    import os
+    from detseg.structures.atomic_write import written_whole
 
-    from detseg.errors import DataError
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(
-            json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: the scores cannot be written: {error}; give a folder that exists") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, "the file of scores") as temporary:
+        text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def score_table(metrics: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from detseg.evaluation.coco_ap import MAX_DETECTIONS, coco_ap
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth, image_names
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
 from detseg.structures import Predictions
+from detseg.structures.atomic_write import written_whole
 
 if TYPE_CHECKING:
     from detseg.data.coco import CocoDataset
@@ -176,17 +176,10 @@ def image_table(ground_truth: GroundTruth, counts: Sequence[ObjectCounts]) -> li
 def write_image_table(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows of `image_table` as CSV (UTF-8, comma, a header; undefined scores are empty)."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise DataError(
-            f"{target}: the table of images cannot be written: {error}; give a folder that exists"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        written_whole(path, "the table of images") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

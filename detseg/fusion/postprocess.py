@@ -31,6 +31,7 @@ from detseg.errors import DataError
 from detseg.fusion.overlaps import replace_masks, resolve_overlaps
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.structures.atomic_write import written_whole
 
 PerClass = float | int | bool | None | Mapping[str, Any]
 
@@ -199,15 +200,9 @@ class Postprocess:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write YAML, under a temporary name first."""
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-            os.replace(temporary, target)
-        except OSError as error:
-            raise DataError(f"{target}: the postprocess file cannot be written: {error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        with written_whole(path, "the postprocess file") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from detseg.data.coco import CocoDataset
-from detseg.errors import DataError
 from detseg.report.contours import CROWD_COLOUR, class_colour, draw_objects, fitting_line_width, typical_thickness
 from detseg.report.display import display_scale, resize_display, to_display
 from detseg.report.layout import LegendEntry, Panel, compose
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.structures.atomic_write import written_whole
 
 
 class Annotations(Protocol):
@@ -133,12 +133,6 @@ def overlay_name(file_name: str, image_id: int | str) -> str:
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
     """Write a picture (h, w, 3) uint8 RGB as PNG, under a temporary name first; its folder is made."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path, "the picture") as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: the picture cannot be written: {error}; give a folder that can be written") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -149,7 +149,8 @@ class PredictionsWriter:
         finally:
             with contextlib.suppress(OSError):
                 file.close()
-            self._temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
 
 
 def write_predictions(

@@ -1,0 +1,96 @@
+"""`detseg evaluate` from files to table, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scoring_cases import random_case
+
+from detseg.cli.evaluate import score_table
+from detseg.cli.main import run_command
+from detseg.data.coco import annotations_of, write_coco
+from detseg.evaluation.evaluate import evaluate
+from detseg.fusion.postprocess import Postprocess
+from detseg.structures.predictions_file import write_predictions
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """gt.json, p.json.gz and results.json of the same case in the working folder."""
+    ground_truth, predictions = random_case(4, images=4, classes=2)
+    images, annotations = [], []
+    for truth in ground_truth.images:
+        images.append(
+            {"id": truth.image_id, "file_name": truth.file_name, "height": 40, "width": 50, "plate": truth.image_id % 2}
+        )
+        annotations += annotations_of(
+            truth.rles, np.array([10, 20])[truth.classes], image_id=truth.image_id, first_id=len(annotations) + 1
+        )
+    categories = [{"id": 10, "name": "kind 0"}, {"id": 20, "name": "kind 1"}]
+    write_coco(tmp_path / "gt.json", images=images, annotations=annotations, categories=categories)
+    write_predictions(tmp_path / "p.json", predictions, categories)
+    results = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["annotations"]
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return ground_truth, predictions, tmp_path
+
+
+def command(*words):
+    return run_command("evaluate", ["--ground-truth", "gt.json", *words], prog="evaluate")
+
+
+@pytest.mark.parametrize("name", ["p.json", "results.json"])
+def test_scores_of_files_are_those_of_the_function(case, name, capsys):
+    ground_truth, predictions, folder = case
+    assert command("--predictions", name, "--json", "out.json") == 0
+    scores = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    assert scores == evaluate(ground_truth, predictions)
+    with open(folder / "out.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image_id"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["plate"] for row in rows] == ["1", "0", "1", "0"]
+    printed = capsys.readouterr().out
+    assert f"{scores['object_ap']:.3f}" in printed
+    assert "kind 1" in printed
+
+
+def test_postprocess_and_groups(case):
+    ground_truth, predictions, folder = case
+    settings = Postprocess(score_threshold=0.5)
+    settings.save(folder / "post.yaml")
+    options = ["--postprocess", "post.yaml", "--group-by", "plate", "--csv", "images.csv", "--json", "out.json"]
+    assert command("--predictions", "p.json", *options) == 0
+    scores = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    assert scores["object_ap"] == evaluate(ground_truth, settings.apply_all(predictions))["object_ap"]
+    assert list(scores["per_group"]) == ["0", "1"]
+    assert (folder / "images.csv").exists()
+    assert not (folder / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--predictions", "missing.json"], "missing.json"),
+        (["--predictions", "gt.json"], "has no score"),
+        (["--predictions", "p.json", "--json", "gt.json"], "--overwrite"),
+        (["--predictions", "p.json", "--group-by", "colour"], "colour"),
+        (["--predictions", "p.json", "--max-detections", "0"], "--max-detections"),
+        (["--predictions", "p.json", "--json", "no/folder.json"], "folder"),
+    ],
+)
+def test_refusals(case, capsys, words, message):
+    if message == "has no score":
+        message = "the score is None"
+    assert command(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_shows_undefined_scores():
+    scores = {"object_ap": 0.5, "coco_segm_ap": None, "images": 1200, "per_class": {"a": {}, "b": {"object_ap": None}}}
+    lines = score_table(scores).splitlines()
+    assert lines[0].split() == ["object", "AP", "images"]
+    assert lines[1].split() == ["all", "0.500", "1,200"]
+    assert lines[3].split() == ["b", "-", "-"]
