@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from detseg.engine.run_folder import RunFolder
 
 DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
-its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change single keys."""
+its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change keys."""
 ACCEPTS_OVERRIDES = True
 
 logger = logging.getLogger(__name__)

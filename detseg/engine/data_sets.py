@@ -6,24 +6,24 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detseg.data.catalog import load_test_datasets, load_training_dataset
+from detseg.data.catalog import load_dataset
+from detseg.data.coco import CocoDataset
 from detseg.engine.evaluation import set_names
+from detseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from detseg.config import Config
-    from detseg.data.coco import CocoDataset
 
 logger = logging.getLogger(__name__)
 
 
 def load_training_set(cfg: Config) -> CocoDataset:
-    """DATASETS.TRAIN as one set, its images present, its classes as many as the model's.
+    """DATASETS.TRAIN as one set; classes in the order of DATASETS.CLASSES, else of the first set.
 
     Raises:
-        DataError: a set cannot be read or does not fit the model.
+        DataError: a set cannot be read, images are missing, classes differ. ConfigError: see `check_class_count`.
     """
-    dataset = load_training_dataset(cfg)
-    dataset.check_images_exist()
+    dataset = CocoDataset.concatenate([_load(cfg, name) for name in cfg.DATASETS.TRAIN])
     describe("training", dataset)
     point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
     return dataset
@@ -33,16 +33,36 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     """DATASETS.TEST by short name, in order, each with its classes in the order of `classes` (None: as they are).
 
     Raises:
-        DataError: a set cannot be read, or its classes are others.
+        DataError, ConfigError: as `load_training_set`.
     """
-    loaded = load_test_datasets(cfg)
     sets = {}
-    for short, dataset in zip(set_names(list(loaded)), loaded.values(), strict=True):
-        dataset.check_images_exist()
+    for short, name in zip(set_names(cfg.DATASETS.TEST), cfg.DATASETS.TEST, strict=True):
+        dataset = _load(cfg, name)
         sets[short] = dataset if classes is None else dataset.with_classes(classes)
         describe("test", dataset)
         point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
     return sets
+
+
+def _load(cfg: Config, name: str) -> CocoDataset:
+    dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT)
+    check_class_count(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    dataset.check_images_exist()
+    return dataset.with_classes(cfg.DATASETS.CLASSES) if cfg.DATASETS.CLASSES else dataset
+
+
+def check_class_count(dataset: CocoDataset, num_classes: int) -> None:
+    """Refuse data whose number of classes is not the model's.
+
+    Raises:
+        ConfigError: naming both and what to set.
+    """
+    names = dataset.class_names
+    if len(names) != num_classes:
+        raise ConfigError(
+            f"data set {dataset.name} has {len(names)} classes ({', '.join(names)}), but MODEL.ROI_HEADS.NUM_CLASSES "
+            f"is {num_classes}: set MODEL.ROI_HEADS.NUM_CLASSES {len(names)}, or use other data"
+        )
 
 
 def describe(role: str, dataset: CocoDataset) -> None:

@@ -32,7 +32,7 @@ class TinySegmenter(Segmenter):
         self.last = nn.Conv2d(4, 1, 1)
 
     def logits(self, images: Sequence[np.ndarray]) -> Tensor:
-        batch = torch.stack([torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in images])
+        batch = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
         batch = batch.float().to(self.device) / 255.0
         return self.last(self.drop(torch.relu(self.norm(self.first(batch)))))[:, 0]
 
