@@ -14,7 +14,7 @@ from detseg.errors import DataError
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """tensor: (B, C, H, W) float32, channels last in memory; sizes: (height, width) of every image without the padding."""
+    """tensor: (B, C, H, W) float32; sizes: (height, width) of every image without the padding."""
 
     tensor: Tensor
     sizes: list[tuple[int, int]]
@@ -52,13 +52,13 @@ class ImageInput(nn.Module):
         width = -(-max(size[1] for size in sizes) // step) * step
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device)
         std = torch.tensor(self.std, dtype=torch.float32, device=device)
-        batch = torch.zeros((len(images), height, width, channels), dtype=torch.float32, device=device)
+        batch = torch.zeros((len(images), channels, height, width), dtype=torch.float32, device=device)
         for place, image in zip(batch, images, strict=True):
             pixels = _to_tensor(image).to(device).float()
             if self.reverse:
                 pixels = pixels.flip(-1)
-            place[: image.shape[0], : image.shape[1]] = (pixels - mean) / std
-        return ImageBatch(batch.permute(0, 3, 1, 2), sizes)
+            place[:, : image.shape[0], : image.shape[1]] = ((pixels - mean) / std).permute(2, 0, 1)
+        return ImageBatch(batch, sizes)
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

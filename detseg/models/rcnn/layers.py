@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detseg.models.rcnn.group_norm import GroupNorm
+
 GROUPS_OF_GROUP_NORM = 32
 NORMS = ("", "BN", "FrozenBN", "GN")
 
@@ -30,8 +32,11 @@ class FrozenBatchNorm2d(nn.Module):
         return frozen
 
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = scale_and_shift(self)
-        return x * scale[:, None, None] + shift[:, None, None]
+        # Detectron2's two ways, which round differently: the second is faster, the first has a gradient to x alone.
+        if x.requires_grad:
+            scale, shift = scale_and_shift(self)
+            return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
 
 
 def scale_and_shift(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -49,14 +54,15 @@ def make_norm(name: str, channels: int) -> nn.Module | None:
     if name == "FrozenBN":
         return FrozenBatchNorm2d(channels)
     if name == "GN":
-        return nn.GroupNorm(GROUPS_OF_GROUP_NORM, channels)
+        return GroupNorm(GROUPS_OF_GROUP_NORM, channels)
     raise ValueError(f"unknown normalisation {name!r}; known: {', '.join(repr(known) for known in NORMS)}")
 
 
 class ConvNorm(nn.Conv2d):
     """Convolution, normalisation (named `norm`) and ReLU; a bias only where there is no normalisation.
 
-    A normalisation with fixed statistics is folded into the weights, which saves a pass over the features.
+    fold: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the features
+    and rounds differently.
     """
 
     def __init__(
@@ -83,9 +89,10 @@ class ConvNorm(nn.Conv2d):
         )
         self.norm = make_norm(norm, out_channels)
         self.relu = relu
+        self.fold = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._has_fixed_statistics():
+        if self.fold and self._has_fixed_statistics():
             scale, shift = scale_and_shift(self.norm)
             x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
         else:
