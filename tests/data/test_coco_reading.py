@@ -215,7 +215,20 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.png", "a/../../b.png", "/etc/passwd", "C:/a.png", "C:\\a.png", "..\\a.png", "\\\\host\\a.png", "", ".", None, 5]
+    "name",
+    [
+        "../a.png",
+        "a/../../b.png",
+        "/etc/passwd",
+        "C:/a.png",
+        "C:\\a.png",
+        "..\\a.png",
+        "\\\\host\\a.png",
+        "",
+        ".",
+        None,
+        5,
+    ],
 )
 def test_file_names_that_lead_out_of_the_image_root_are_refused(tmp_path: Path, name: Any) -> None:
     content = example()
@@ -233,9 +246,14 @@ def test_file_names_below_the_image_root_are_accepted(tmp_path: Path, name: str)
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "5", "{}", '{"images": []}', '{"images": [], "categories": [], "annotations": {}}', "{" * 100_000]
-    + ['{"images": {}, "annotations": [], "categories": []}', '{"annotations": [1,]}', '{"annotations": [1 2]}', "\0"]
-    + ['{"annotations": [], "images": [5], "categories": [{"id": "1"}]} x'],
+    [
+        *("", "{", "[]", "5", "{}", "\0", '{"images": []}', "{" * 100_000, '{"annotations": [1,]}'),
+        *('{"images": [], "categories": [], "annotations": {}}', '{"annotations": [1 2]}'),
+        *(
+            '{"images": {}, "annotations": [], "categories": []}',
+            '{"annotations": [], "images": [], "categories": []} x',
+        ),
+    ],
 )
 def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "strange.json"

@@ -80,7 +80,7 @@ def test_channels_that_do_not_fit_are_refused_with_the_remedy() -> None:
         ImagePreprocess()(RGB[:, :, :2], source="plate7.tif")
     with pytest.raises(DataError, match=r"channel 3, but the image has 3"):
         ImagePreprocess(channels=(0, 3))(RGB)
-    with pytest.raises(DataError, match="INPUT.GRAYSCALE"):
+    with pytest.raises(DataError, match=r"INPUT\.GRAYSCALE"):
         ImagePreprocess(num_channels=1)(RGB)
     with pytest.raises(ConfigError, match="SCALING"):
         ImagePreprocess(scaling="percentiles")

@@ -1,0 +1,115 @@
+"""Names of data sets: found, made on first use, or refused with the names that there are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detseg.data.catalog import load_dataset, read_catalog, resolve_dataset
+from detseg.data.coco import write_coco
+from detseg.data.lock import wait_for_lock
+from detseg.errors import DataError
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of data sets of one's own."""
+    monkeypatch.setenv("DETSEG_DATASETS", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def write_empty(path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}]
+    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+    write_coco(path, images=images, annotations=[], categories=categories)
+
+
+TINY = """
+- name: tiny_train
+  generate: synthetic
+  split: train
+  options: {seed: 3, counts: {train: 2, val: 1}, height: 64, width: 80, cells: [3, 6], progress: false}
+"""
+
+
+def test_the_catalog_that_comes_with_detseg_knows_its_sets(home: Path) -> None:
+    names = {"synthetic_cells_train", "synthetic_cells_val", "dsb2018_train", "dsb2018_val", "dsb2018_test"}
+    assert names <= set(read_catalog())
+
+
+def test_paths_are_relative_to_the_working_folder_then_to_the_datasets(home: Path, tmp_path: Path) -> None:
+    write_empty(home / "mine.json")
+    assert resolve_dataset("mine.json").json == home / "mine.json"
+    write_empty(tmp_path / "mine.json")
+    assert resolve_dataset("mine.json").json.resolve() == tmp_path / "mine.json"
+    assert resolve_dataset(home / "mine.json").json == home / "mine.json"
+
+
+def test_an_unknown_name_lists_the_known_ones_and_a_missing_set_says_how_to_get_it(home: Path) -> None:
+    with pytest.raises(DataError, match=r"no data set 'dsb2018'.*dsb2018_test, dsb2018_train.*synthetic_cells_val"):
+        resolve_dataset("dsb2018")
+    with pytest.raises(DataError, match=r"dsb2018_val is not there.*val\.json.*prepare_label_images"):
+        resolve_dataset("dsb2018_val")
+
+
+def test_a_catalog_of_ones_own_adds_names_with_root_and_class_order(home: Path) -> None:
+    entry = "- {name: own, json: sets/own.json, image_root: pictures, classes: [two, one]}\n"
+    (home / "catalog.yaml").write_text(entry, encoding="utf-8")
+    write_empty(home / "sets" / "own.json")
+    dataset = load_dataset("own")
+    assert dataset.class_names == ["two", "one"]
+    assert dataset.images[0].path == home / "pictures" / "a.png"
+    (home / "other").mkdir()
+    assert load_dataset("own", "other").images[0].path == home / "other" / "a.png"
+    with pytest.raises(DataError, match=r"IMAGE_ROOT: there is no folder absent"):
+        load_dataset("own", "absent")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: b", "- name: 5", "- {name: a}", "- {name: a, json: b, jsn: c}", "- [", "- {name: a, generate: magic}"]
+)
+def test_a_broken_catalog_is_refused(home: Path, text: str) -> None:
+    (home / "catalog.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="catalog"):
+        resolve_dataset("a")
+
+
+def test_a_synthetic_set_is_made_once_and_again_for_other_options(home: Path) -> None:
+    (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
+    dataset = load_dataset("tiny_train")
+    assert len(dataset) == 2
+    dataset.check_images_exist()
+    path = resolve_dataset("tiny_train").json
+    made = path.stat().st_mtime_ns
+    assert resolve_dataset("tiny_train").json == path
+    assert path.stat().st_mtime_ns == made
+    (home / "catalog.yaml").write_text(TINY.replace("seed: 3", "seed: 4"), encoding="utf-8")
+    other = load_dataset("tiny_train")
+    assert resolve_dataset("tiny_train").json != path
+    assert not np.array_equal(other.read_image(0), dataset.read_image(0))
+
+
+def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> None:
+    (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
+    code = "from detseg.data.catalog import load_dataset; load_dataset('tiny_train').check_images_exist()"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert len([path for path in (home / "generated").iterdir() if path.is_dir()]) == 1
+
+
+def test_a_lock_is_free_again_after_its_holder_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib\nfrom detseg.data.lock import wait_for_lock\n"
+        f"with wait_for_lock(pathlib.Path({str(tmp_path / 'lock')!r})):\n    print('held', flush=True); os._exit(9)"
+    )
+    held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (held.stdout.strip(), held.returncode) == ("held", 9)
+    with wait_for_lock(tmp_path / "lock"):
+        pass
