@@ -47,14 +47,14 @@ class Intensities:
 
 @dataclass(frozen=True)
 class TrainPolicy:
-    """Crop, resize, flips, turns (in this order, as Detectron2) and intensities of a training sample.
+    """Crop, resize (in this order, as Detectron2, or the other way round), flips, turns and intensities of a sample.
 
     min_sizes, sampling: the shorter edge, pixels: one of several ("choice") or between two ("range"); 0 keeps the size.
     max_size: of the longer edge. scales: least and most further zoom, drawn log-uniformly; a crop in absolute pixels
     cuts as many pixels out of the zoomed image, so that its size stays. crop_type: "" for none, or one of `CROP_TYPES`
     with crop_size (height, width; pixels, fractions, or (least, most) pixels for "absolute_range"), as Detectron2's
-    RandomCrop; smaller images are used whole. flip: "none", "horizontal", "vertical" or "both". rotate90: turn by a
-    random multiple of 90 degrees. invert: a probability. brightness, contrast: half ranges. scaled: the images were
+    RandomCrop; smaller images are used whole. crop_after_resize: cut out of the resized and zoomed image. flip:
+    "none", "horizontal", "vertical" or "both". rotate90: turn by a random multiple of 90 degrees. invert: a probability. brightness, contrast: half ranges. scaled: the images were
     scaled to 0..255.
     """
 
@@ -64,6 +64,7 @@ class TrainPolicy:
     scales: tuple[float, float] = (1.0, 1.0)
     crop_type: str = ""
     crop_size: tuple[float, float] = (0.9, 0.9)
+    crop_after_resize: bool = False
     flip: str = "none"
     rotate90: bool = False
     invert: float = 0.0
@@ -95,6 +96,7 @@ class TrainPolicy:
             scales=tuple(cfg.INPUT.RANDOM_SCALE),
             crop_type=cfg.INPUT.CROP.TYPE if cfg.INPUT.CROP.ENABLED else "",
             crop_size=tuple(cfg.INPUT.CROP.SIZE),
+            crop_after_resize=cfg.INPUT.CROP.AFTER_RESIZE,
             flip=cfg.INPUT.RANDOM_FLIP,
             rotate90=cfg.INPUT.RANDOM_ROTATE90,
             invert=cfg.INPUT.RANDOM_INVERT,
@@ -113,21 +115,17 @@ class TrainPolicy:
 
     def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> GeometricMap:
         """Draw crop, resize, flips and turns for an image of height x width."""
-        geometry = GeometricMap.identity(height, width)
         zoom = math.exp(rng.uniform(math.log(self.scales[0]), math.log(self.scales[1])))
-        # Cutting S pixels out of the zoomed image is cutting out S / zoom and stretching them: one resampling.
-        if self.crop_type:
-            (crop_height, crop_width), seen = self._draw_crop_size(height, width, zoom, rng)
-            y0 = int(rng.integers(height - crop_height + 1))
-            x0 = int(rng.integers(width - crop_width + 1))
-            geometry = geometry.crop(y0, x0, crop_height, crop_width)
+        short = self._draw_short_edge(rng)
+        geometry = GeometricMap.identity(height, width)
+        if self.crop_type and not self.crop_after_resize:
+            geometry = self._crop_and_resize(geometry, short, zoom, rng)
         else:
-            seen = (height, width)
-        new_height, new_width = resize_shortest_edge_size(*seen, self._draw_short_edge(rng), self.max_size)
-        if not self.crop_type.startswith("absolute"):
-            new_height, new_width = max(round(new_height * zoom), 1), max(round(new_width * zoom), 1)
-        if (new_height, new_width) != (geometry.height, geometry.width):
-            geometry = geometry.resize(new_height, new_width)
+            new_height, new_width = resize_shortest_edge_size(height, width, short, self.max_size)
+            geometry = _resize(geometry, _between(new_height * zoom), _between(new_width * zoom))
+            if self.crop_type:
+                (crop_height, crop_width), _ = self._draw_crop_size(geometry.height, geometry.width, 1.0, rng)
+                geometry = _crop_anywhere(geometry, crop_height, crop_width, rng)
         if self.flip in ("horizontal", "both") and rng.random() < 0.5:
             geometry = geometry.flip_horizontal()
         if self.flip in ("vertical", "both") and rng.random() < 0.5:
@@ -135,6 +133,17 @@ class TrainPolicy:
         if self.rotate90:
             geometry = geometry.rotate90(int(rng.integers(4)))
         return geometry
+
+    def _crop_and_resize(
+        self, geometry: GeometricMap, short: int, zoom: float, rng: np.random.Generator
+    ) -> GeometricMap:
+        # Cutting S pixels out of the zoomed image is cutting out S / zoom and stretching them.
+        (crop_height, crop_width), seen = self._draw_crop_size(geometry.height, geometry.width, zoom, rng)
+        geometry = _crop_anywhere(geometry, crop_height, crop_width, rng)
+        new_height, new_width = resize_shortest_edge_size(*seen, short, self.max_size)
+        if self.crop_type.startswith("relative"):
+            new_height, new_width = _between(new_height * zoom), _between(new_width * zoom)
+        return _resize(geometry, new_height, new_width)
 
     def _draw_crop_size(
         self, height: int, width: int, zoom: float, rng: np.random.Generator
@@ -165,6 +174,17 @@ class TrainPolicy:
             brightness=rng.uniform(-self.brightness, self.brightness),
             turned=bool(rng.random() < self.invert),
         )
+
+
+def _resize(geometry: GeometricMap, height: int, width: int) -> GeometricMap:
+    same = (height, width) == (geometry.height, geometry.width)
+    return geometry if same else geometry.resize(height, width)
+
+
+def _crop_anywhere(geometry: GeometricMap, height: int, width: int, rng: np.random.Generator) -> GeometricMap:
+    y0 = int(rng.integers(geometry.height - height + 1))
+    x0 = int(rng.integers(geometry.width - width + 1))
+    return geometry.crop(y0, x0, height, width)
 
 
 def _between(length: float, most: int | None = None) -> int:

@@ -27,13 +27,16 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize_box(image: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
     """Resize the window (y0, x0, y1, x1), continuous, of an image (H, W, C) to (height, width, C).
 
-    A window of whole pixels and the wanted size is cut out, exactly; one of whole pixels is cut out and resized, so
-    that nothing outside of it is seen.
+    A window of whole pixels and the wanted size is cut out, exactly. Else the result is that part of the resized image:
+    along the window's edges, the filter sees the pixels outside.
     """
     y0, x0, y1, x1 = window
-    top, left, bottom, right = math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1)
-    image = image[top:bottom, left:right]
-    if (y1 - y0, x1 - x0) == (height, width) and image.shape[:2] == (height, width):
+    exact = (y1 - y0, x1 - x0) == (height, width) and float(y0).is_integer() and float(x0).is_integer()
+    # How far the filter reaches beyond a pixel's centre, in input pixels.
+    reach_y, reach_x = (0, 0) if exact else (math.ceil((y1 - y0) / height) + 1, math.ceil((x1 - x0) / width) + 1)
+    top, left = max(math.floor(y0) - reach_y, 0), max(math.floor(x0) - reach_x, 0)
+    image = image[top : math.ceil(y1) + reach_y, left : math.ceil(x1) + reach_x]
+    if exact:
         return image
     box = (x0 - left, y0 - top, x1 - left, y1 - top)
     if image.dtype == np.uint8 and image.shape[2] == 3:

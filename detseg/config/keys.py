@@ -69,6 +69,12 @@ OWN_KEYS: tuple[Key, ...] = (
         "`auto` inverts an image whose background is brighter than its objects (median above mid-range), in training "
         "and prediction alike; `none` leaves images as they are.",
     ),
+    Key(
+        "INPUT.CROP.AFTER_RESIZE",
+        False,
+        "Cut the crop (INPUT.CROP.*) out of the resized and zoomed image; False cuts first and resizes the crop, as "
+        "Detectron2. True keeps the scale of training that of testing where INPUT.MIN_SIZE_TRAIN is not 0.",
+    ),
     Key("INPUT.RANDOM_ROTATE90", False, "Turn training images by a random multiple of 90 degrees."),
     Key("INPUT.RANDOM_INVERT", 0.0, "Probability that a training image's intensities are inverted."),
     Key(

@@ -66,7 +66,22 @@ def test_a_resize_to_the_same_size_changes_nothing(dtype: type) -> None:
 def test_crop_resize_flip_and_turn_equal_the_steps_one_by_one() -> None:
     one = GeometricMap.identity(HEIGHT, WIDTH).crop(3, 5, 12, 16).resize(30, 24).flip_horizontal().rotate90(1)
     image = GeometricMap.identity(12, 16).resize(30, 24).apply_image(IMAGE[3:15, 5:21])
-    np.testing.assert_array_equal(one.apply_image(IMAGE), np.rot90(image[:, ::-1]))
+    expected = np.rot90(image[:, ::-1])
+    # Only along the crop's edges does the filter see what a cut image no longer has.
+    np.testing.assert_array_equal(one.apply_image(IMAGE)[3:-3, 3:-3], expected[3:-3, 3:-3])
+    labels = GeometricMap.identity(12, 16).resize(30, 24).apply_labels(LABELS[:, 3:15, 5:21])
+    np.testing.assert_array_equal(one.apply_labels(LABELS), np.rot90(labels[:, :, ::-1], axes=(1, 2)))
+
+
+@pytest.mark.parametrize("size", [(40, 62), (29, 47), (14, 20), (10, 16)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_crop_of_the_resized_image_is_that_part_of_it(size: tuple[int, int], dtype: type) -> None:
+    whole = GeometricMap.identity(HEIGHT, WIDTH).resize(*size)
+    part = whole.crop(3, 2, 6, 9)
+    image = IMAGE.astype(dtype)
+    tolerance = 1.01 if dtype == np.uint8 else 1e-3  # Pillow rounds to 8 bits between rows and columns
+    np.testing.assert_allclose(part.apply_image(image), whole.apply_image(image)[3:9, 2:11], atol=tolerance)
+    np.testing.assert_array_equal(part.apply_labels(LABELS), whole.apply_labels(LABELS)[:, 3:9, 2:11])
 
 
 def test_a_shift_of_labels_and_image_stays_the_same_when_enlarged() -> None:

@@ -94,6 +94,18 @@ def test_an_absolute_crop_has_its_size_at_any_zoom_and_shows_more_or_less_of_the
     np.testing.assert_allclose(areas, [1 / 0.36, 1, 1 / 2.89], rtol=0.03)
 
 
+def test_a_crop_after_resizing_has_its_size_and_the_scale_of_the_whole_image() -> None:
+    sample = sample_of(200, 300)
+    policy = TrainPolicy(
+        min_sizes=(100,), crop_type="absolute", crop_size=(64, 48), crop_after_resize=True, scales=(1.2, 1.2)
+    )
+    geometry = policy.draw_geometry(200, 300, np.random.default_rng(0))
+    np.testing.assert_allclose(np.diag(geometry.matrix), [300 / 180, 200 / 120, 1])
+    assert policy(sample, np.random.default_rng(0)).image.shape == (64, 48, 1)
+    before = TrainPolicy(min_sizes=(100,), crop_type="absolute", crop_size=(64, 48))
+    assert before(sample, np.random.default_rng(0)).image.shape == (133, 100, 1), "Detectron2 cuts first"
+
+
 def test_a_crop_of_everything_is_the_sample_and_areas_of_a_crop_are_counted_inside() -> None:
     sample = sample_of(60, 80)
     same = TrainPolicy(crop_type="relative", crop_size=(1.0, 1.0))(sample, np.random.default_rng(0))

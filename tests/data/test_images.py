@@ -113,7 +113,9 @@ def test_truncated_is_refused_although_another_package_told_pillow_to_tolerate_i
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-@pytest.mark.parametrize("content", [b"GIF89a", b"hello", b"\x89PNG\r\n\x1a\n", b"II*\x00\x08\x00\x00\x00\xff\xff", b"\0" * 99])
+@pytest.mark.parametrize(
+    "content", [b"GIF89a", b"hello", b"\x89PNG\r\n\x1a\n", b"II*\x00\x08\x00\x00\x00\xff\xff", b"\0" * 99]
+)
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy", ".jpg"])
 def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"strange{suffix}"
