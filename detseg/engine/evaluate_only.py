@@ -59,7 +59,7 @@ def evaluate_only(cfg: Config, overrides: Sequence[str] = ()) -> tuple[Path, dic
     test_sets = load_test_sets(cfg, classes)
     classes = classes or next(iter(test_sets.values())).class_names
     warn_about_other_input(cfg, target.weights)
-    model = build_model(cfg).to(choose_device(cfg.MODEL.DEVICE))
+    model = build_model(cfg).to(choose_device(cfg.MODEL.DEVICE)).prefer_speed()
     logger.info("evaluating %s", target.weights)
     with StopRequest() as stop:
         return target.folder, evaluate_weights(cfg, model, target.weights, test_sets, classes, target.folder, stop)

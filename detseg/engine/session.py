@@ -99,7 +99,7 @@ def start_state(cfg: Config, classes: Sequence[str], build: BuildModel | None = 
     model = (build or build_model)(cfg)
     if cfg.MODEL.WEIGHTS:
         load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True)
-    model.to(device)
+    model.to(device).prefer_speed()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
     return build_state(cfg, model, classes)

@@ -122,7 +122,12 @@ def load_checkpoint_predictor(
         "checkpoint_hash": hash_file(path),
     }
     return Predictor.from_model(
-        model.to(target).eval(), cfg, classes, postprocess=postprocess, precision=precision, provenance=provenance
+        model.to(target).prefer_speed().eval(),
+        cfg,
+        classes,
+        postprocess=postprocess,
+        precision=precision,
+        provenance=provenance,
     )
 
 
