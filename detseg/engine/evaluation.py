@@ -17,6 +17,7 @@ from detseg.config import config_hash
 from detseg.engine.files import write_json
 from detseg.engine.interrupt import StopRequest
 from detseg.evaluation.ground_truth import GroundTruth
+from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.evaluation.tuned import evaluate_tuned
 from detseg.inference.predictor import Predictor
 from detseg.structures.predictions import Predictions
@@ -136,7 +137,7 @@ def evaluate_in_full(
         )
         postprocess = postprocess or chosen
         scores[name] = metrics
-        draw_overlays(dataset, [chosen.apply(image) for image in predictions], folder / "overlays" / name, settings)
+        draw_overlays(dataset, truth, predictions, chosen, folder / "overlays" / name, settings.overlays)
     first = next(iter(scores.values()))
     final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
     if postprocess is not None:
@@ -164,13 +165,20 @@ def predict_all(
 
 
 def draw_overlays(
-    dataset: CocoDataset, predictions: Sequence[Predictions], folder: Path, settings: EvaluationSettings
+    dataset: CocoDataset,
+    truth: GroundTruth,
+    predictions: Sequence[Predictions],
+    postprocess: Postprocess,
+    folder: Path,
+    wanted: int,
 ) -> None:
-    """Draw truth and prediction of some images, spread evenly over the set."""
+    """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set, with their object AP."""
     from detseg.report.overlays import draw_side_by_side
 
-    for index in spread_evenly(len(dataset), settings.overlays) if settings.overlays > 0 else []:
-        draw_side_by_side(dataset, index, predictions[index], folder)
+    for index in spread_evenly(len(dataset), wanted) if wanted > 0 else []:
+        shown = postprocess.apply(predictions[index])
+        scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
+        draw_side_by_side(dataset, index, shown, folder, note=f"object AP {scores['object_ap']:.3f}")
 
 
 def spread_evenly(count: int, wanted: int) -> list[int]:

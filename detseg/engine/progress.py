@@ -86,7 +86,7 @@ class Progress:
         self._log_file = log_file
         self._start = iteration
         self._bar: Any = None
-        self._seconds_mean: float | None = None
+        self._seconds_mean, self._updates = 0.0, 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Progress:
@@ -117,7 +117,9 @@ class Progress:
         """
         total = sum(losses.values())
         self.window.add({"total_loss": total, **losses, **other, "seconds": seconds, "data_seconds": data_seconds})
-        self._seconds_mean = seconds if self._seconds_mean is None else 0.95 * self._seconds_mean + 0.05 * seconds
+        self._updates += 1
+        # A plain mean at first, about the last 20 iterations later.
+        self._seconds_mean += (seconds - self._seconds_mean) * max(1.0 / self._updates, 0.05)
         if self._bar is not None:
             self._bar.set_postfix_str(describe_losses(total, losses), refresh=False)
             self._bar.update(iteration - self._bar.n)
