@@ -54,8 +54,8 @@ class TrainPolicy:
     cuts as many pixels out of the zoomed image, so that its size stays. crop_type: "" for none, or one of `CROP_TYPES`
     with crop_size (height, width; pixels, fractions, or (least, most) pixels for "absolute_range"), as Detectron2's
     RandomCrop; smaller images are used whole. crop_after_resize: cut out of the resized and zoomed image. flip:
-    "none", "horizontal", "vertical" or "both". rotate90: turn by a random multiple of 90 degrees. invert: a probability. brightness, contrast: half ranges. scaled: the images were
-    scaled to 0..255.
+    "none", "horizontal", "vertical" or "both". rotate90: turn by a random multiple of 90 degrees. invert: a
+    probability. brightness, contrast: half ranges. scaled: the images were scaled to 0..255.
     """
 
     min_sizes: tuple[int, ...] = (0,)
@@ -124,8 +124,9 @@ class TrainPolicy:
             new_height, new_width = resize_shortest_edge_size(height, width, short, self.max_size)
             geometry = _resize(geometry, _between(new_height * zoom), _between(new_width * zoom))
             if self.crop_type:
-                (crop_height, crop_width), _ = self._draw_crop_size(geometry.height, geometry.width, 1.0, rng)
-                geometry = _crop_anywhere(geometry, crop_height, crop_width, rng)
+                crop = self._draw_crop_size(geometry.height, geometry.width, 1.0, rng)
+                crop = [min(crop[0], geometry.height), min(crop[1], geometry.width)]
+                geometry = _crop_anywhere(geometry, crop[0], crop[1], rng)
         if self.flip in ("horizontal", "both") and rng.random() < 0.5:
             geometry = geometry.flip_horizontal()
         if self.flip in ("vertical", "both") and rng.random() < 0.5:
@@ -137,30 +138,36 @@ class TrainPolicy:
     def _crop_and_resize(
         self, geometry: GeometricMap, short: int, zoom: float, rng: np.random.Generator
     ) -> GeometricMap:
-        # Cutting S pixels out of the zoomed image is cutting out S / zoom and stretching them.
-        (crop_height, crop_width), seen = self._draw_crop_size(geometry.height, geometry.width, zoom, rng)
-        geometry = _crop_anywhere(geometry, crop_height, crop_width, rng)
-        new_height, new_width = resize_shortest_edge_size(*seen, short, self.max_size)
+        """Detectron2's order. Cutting S pixels out of the zoomed image is cutting out S / zoom and stretching them."""
+        edges = (geometry.height, geometry.width)
+        wanted = self._draw_crop_size(*edges, zoom, rng)
         if self.crop_type.startswith("relative"):
-            new_height, new_width = _between(new_height * zoom), _between(new_width * zoom)
-        return _resize(geometry, new_height, new_width)
-
-    def _draw_crop_size(
-        self, height: int, width: int, zoom: float, rng: np.random.Generator
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return (height, width) of the crop in the image's pixels, and after the zoom where the crop is absolute."""
-        first, second = self.crop_size
-        if self.crop_type.startswith("relative"):
-            vary = self.crop_type == "relative_range"
-            fractions = (rng.uniform(first, 1.0), rng.uniform(second, 1.0)) if vary else (first, second)
-            crop = (_between(height * fractions[0], height), _between(width * fractions[1], width))
-            return crop, crop
-        zoomed = (_between(height * zoom), _between(width * zoom))
-        if self.crop_type == "absolute":
-            seen = (min(int(first), zoomed[0]), min(int(second), zoomed[1]))
+            crop = plain = wanted
+            factors = [zoom, zoom]
         else:
-            seen = tuple(int(rng.integers(min(edge, first), min(edge, second) + 1)) for edge in zoomed)
-        return (_between(seen[0] / zoom, height), _between(seen[1] / zoom, width)), (seen[0], seen[1])
+            seen = [min(size, _between(edge * zoom)) for size, edge in zip(wanted, edges, strict=True)]
+            crop = [_between(size / zoom, edge) for size, edge in zip(seen, edges, strict=True)]
+            # The crop without zoom decides the scale: an image used whole would lose its zoom to the shortest edge.
+            plain = [min(size, edge) for size, edge in zip(wanted, edges, strict=True)]
+            factors = [size / without for size, without in zip(seen, plain, strict=True)]
+        geometry = _crop_anywhere(geometry, crop[0], crop[1], rng)
+        new = resize_shortest_edge_size(plain[0], plain[1], short, self.max_size)
+        return _resize(geometry, _between(new[0] * factors[0]), _between(new[1] * factors[1]))
+
+    def _draw_crop_size(self, height: int, width: int, zoom: float, rng: np.random.Generator) -> list[int]:
+        """Return [height, width] of the crop: relative ones in the image's pixels, absolute ones as they shall be seen.
+
+        Absolute ones may be larger than the image.
+        """
+        first, second = self.crop_size
+        if self.crop_type == "absolute":
+            return [int(first), int(second)]
+        if self.crop_type == "absolute_range":
+            longest = [max(edge, _between(edge * zoom)) for edge in (height, width)]
+            return [int(rng.integers(min(edge, int(first)), min(edge, int(second)) + 1)) for edge in longest]
+        vary = self.crop_type == "relative_range"
+        fractions = (rng.uniform(first, 1.0), rng.uniform(second, 1.0)) if vary else (first, second)
+        return [_between(height * fractions[0], height), _between(width * fractions[1], width)]
 
     def _draw_short_edge(self, rng: np.random.Generator) -> int:
         if self.sampling == "range":

@@ -106,6 +106,15 @@ def test_a_crop_after_resizing_has_its_size_and_the_scale_of_the_whole_image() -
     assert before(sample, np.random.default_rng(0)).image.shape == (133, 100, 1), "Detectron2 cuts first"
 
 
+@pytest.mark.parametrize("kind", CROP_TYPES)
+def test_zoom_reaches_an_image_that_a_crop_takes_whole(kind: str) -> None:
+    size = (1.0, 1.0) if kind.startswith("relative") else (64, 64)
+    for zoom in (0.5, 1.0):
+        policy = TrainPolicy(min_sizes=(128,), crop_type=kind, crop_size=size, scales=(zoom, zoom))
+        result = policy(sample_of(64, 64), np.random.default_rng(0))
+        assert (result.height, result.width) == (128 * zoom, 128 * zoom)
+
+
 def test_a_crop_of_everything_is_the_sample_and_areas_of_a_crop_are_counted_inside() -> None:
     sample = sample_of(60, 80)
     same = TrainPolicy(crop_type="relative", crop_size=(1.0, 1.0))(sample, np.random.default_rng(0))
