@@ -38,34 +38,36 @@ def coco_annotations(
     true_rows: list[dict[str, Any]] = []
     found_rows: list[dict[str, Any]] = []
     for number, (truth, found) in enumerate(zip(truths, predictions, strict=True), start=1):
-        boxes = _xywh(rle_codec.bounding_boxes(truth.rles))
-        for rle, box, class_index, crowd in zip(truth.rles, boxes, truth.classes, truth.crowd, strict=True):
-            true_rows.append(_row(len(true_rows) + 1, number, class_index, box, rle) | {"iscrowd": int(crowd)})
-        rles = found.rles if found.rles is not None else [None] * len(found)
-        for rle, box, class_index, score in zip(
-            rles, _xywh(found.boxes), found.classes, found.scores.tolist(), strict=True
-        ):
-            found_rows.append(_row(len(found_rows) + 1, number, class_index, box, rle) | {"iscrowd": 0, "score": score})
+        crowd = truth.crowd.astype(int).tolist()
+        boxes = rle_codec.bounding_boxes(truth.rles)
+        _add_rows(true_rows, number, boxes, truth.classes, truth.rles, "iscrowd", crowd)
+        _add_rows(found_rows, number, found.boxes, found.classes, found.rles, "score", found.scores.tolist())
     shared = {"images": images, "categories": categories}
     return {**shared, "annotations": true_rows}, {**shared, "annotations": found_rows}
+
+
+def _add_rows(
+    rows: list[dict[str, Any]],
+    image: int,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    rles: Sequence[dict[str, Any]] | None,
+    key: str,
+    values: Sequence[float],
+) -> None:
+    """Append one COCO annotation an object; `key` is what truth and predictions differ in."""
+    first = len(rows) + 1
+    for index, (box, category, value) in enumerate(zip(_xywh(boxes), (classes + 1).tolist(), values, strict=True)):
+        row = {"id": first + index, "image_id": image, "category_id": category, "bbox": box, key: value}
+        row["area"] = box[2] * box[3]
+        if rles is not None:
+            row["segmentation"] = rles[index]
+        rows.append(row)
 
 
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
     boxes = boxes.astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-
-
-def _row(number: int, image: int, class_index: int, box: list[float], rle: dict[str, Any] | None) -> dict[str, Any]:
-    row = {
-        "id": number,
-        "image_id": image,
-        "category_id": int(class_index) + 1,
-        "bbox": box,
-        "area": box[2] * box[3],
-    }
-    if rle is not None:
-        row["segmentation"] = rle
-    return row
 
 
 def coco_precision(
