@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "detseg" / "__init__.py").read_text(encoding="utf-8"), re.M).group(1)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "detseg" / "__init__.py").read_text(encoding="utf-8"), re.M
+).group(1)
 
 # What a kernel needs that only predicts: no training data tools, no scoring, no plots.
 INFERENCE = [
@@ -14,7 +16,7 @@ INFERENCE = [
     "torchvision>=0.16",
     "numpy>=1.26",
     "opencv-python-headless>=4.8",
-    "pillow>=9.4",
+    "pillow>=10.1",
     "tifffile>=2023.2",
     "pyyaml>=6.0",
     "scipy>=1.10",
