@@ -1,0 +1,95 @@
+"""The command line: one table of commands, each reachable as a script and as `detseg COMMAND`, and clear exits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detseg.cli import main as command_line
+from detseg.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {path.stem: path for folder in ("tools", "datasets") for path in (ROOT / folder).glob("*.py")}
+
+
+def test_every_command_has_a_script_and_every_script_is_a_command():
+    assert set(SCRIPTS) == set(command_line.COMMANDS)
+
+
+@pytest.mark.parametrize("command", command_line.COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as leave:
+        command_line.main([command, "--help"])
+    assert leave.value.code == 0
+    assert f"usage: detseg {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_a_script_runs_its_own_command_from_any_folder(name, tmp_path):
+    # The script imports what it needs to parse only: `--help` loads no PyTorch and works without any data.
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{str(SCRIPTS[name])!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPTS[name])!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules, 'asking for help loads PyTorch'\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "usage: " in answer.stdout
+
+
+def test_help_lists_all_commands_and_no_arguments_is_no_success(capsys):
+    with pytest.raises(SystemExit) as leave:
+        command_line.main(["--help"])
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in command_line.COMMANDS)
+    assert command_line.main([]) == command_line.EXIT_BAD_INPUT
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as leave:
+        command_line.main(["trian"])
+    assert leave.value.code == command_line.EXIT_BAD_INPUT
+    assert "train_net" in capsys.readouterr().err
+
+
+def test_hyphens_and_the_short_name_reach_the_same_command(capsys):
+    for name in ("train", "train-net"):
+        with pytest.raises(SystemExit):
+            command_line.main([name, "--help"])
+        assert "--config" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_message_and_the_traceback_comes_with_debug(monkeypatch, capsys):
+    from detseg.cli import evaluate
+
+    def fail(arguments):
+        raise DataError("truth.json: expected a COCO file; got a poem")
+
+    monkeypatch.setattr(evaluate, "run", fail)
+    words = ["evaluate", "--ground-truth", "truth.json", "--predictions", "p.json"]
+    assert command_line.main(words) == command_line.EXIT_BAD_INPUT
+    assert capsys.readouterr().err == "error: truth.json: expected a COCO file; got a poem\n"
+    assert command_line.main([*words, "--debug"]) == command_line.EXIT_BAD_INPUT
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    code = "import detseg, sys; print([m for m in ('torch', 'cv2', 'albumentations') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_predictor_is_found_at_the_top():
+    import detseg
+    from detseg.inference.predictor import Predictor
+
+    assert detseg.Predictor is Predictor
+    with pytest.raises(AttributeError, match="no attribute 'Predictr'"):
+        _ = detseg.Predictr
