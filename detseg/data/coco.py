@@ -18,9 +18,9 @@ import numpy as np
 from detseg.data.coco_index import AnnotationTable, Category, ImageEntry, index_coco
 from detseg.data.coco_writer import annotations_of, write_coco
 from detseg.data.images import read_image
-from detseg.data.layering import layers_from_rles
 from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
+from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
 __all__ = ["Category", "CocoDataset", "ImageAnnotations", "ImageRecord", "annotations_of", "write_coco"]
@@ -130,7 +130,7 @@ class CocoDataset:
                 ignore |= rle_codec.decode(rles[number])
         return Sample(
             image=image,
-            layers=layers_from_rles(objects, record.height, record.width),
+            layers=LabelLayers.from_rles(objects, record.height, record.width),
             classes=classes[~crowd],
             ignore=ignore,
             image_id=record.image_id,

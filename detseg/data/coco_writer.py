@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -14,6 +15,7 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
+from detseg.structures.atomic_write import written_whole
 
 
 def write_coco(
@@ -27,33 +29,49 @@ def write_coco(
 ) -> None:
     """Write a COCO data set (gzip where the name ends in .gz) to a temporary name, then rename it.
 
-    `annotations` may be a generator; see `annotations_of`. Raises DataError where the file exists, unless `overwrite`.
+    `annotations` may be a generator; see `annotations_of`. Raises DataError where the file exists, unless
+    `overwrite`, and where it cannot be written.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folder(path.parent)
+    with (
+        written_whole(path, "the COCO file") as temporary,
+        _open_text(temporary, compress=path.suffix == ".gz") as file,
+    ):
+        file.write(f'{{"info": {json.dumps(dict(info or {}))},\n"categories": ')
+        _write_list(file, categories)
+        file.write(',\n"images": ')
+        _write_list(file, images)
+        file.write(',\n"annotations": ')
+        _write_list(file, annotations)
+        file.write("}\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises DataError where that is impossible, and where a file has its name."""
     try:
-        with _open_text(temporary, compress=path.suffix == ".gz") as file:
-            file.write(f'{{"info": {json.dumps(dict(info or {}))},\n"categories": ')
-            _write_list(file, categories)
-            file.write(',\n"images": ')
-            _write_list(file, images)
-            file.write(',\n"annotations": ')
-            _write_list(file, annotations)
-            file.write("}\n")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the output folder cannot be made ({error.strerror or error}); name another one"
+        ) from None
 
 
-def _open_text(path: Path, *, compress: bool) -> TextIO:
-    if compress:
-        # Without a time stamp the same data give the same bytes.
-        return io.TextIOWrapper(gzip.GzipFile(path, "wb", mtime=0), encoding="ascii")
-    return open(path, "w", encoding="ascii", newline="\n")
+@contextlib.contextmanager
+def _open_text(path: Path, *, compress: bool) -> Iterator[TextIO]:
+    if not compress:
+        with open(path, "w", encoding="ascii", newline="\n") as file:
+            yield file
+        return
+    # Without a name and a time in the header the same data give the same bytes.
+    with (
+        open(path, "wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", mtime=0, fileobj=raw) as packed,
+        io.TextIOWrapper(packed, encoding="ascii", newline="\n") as file,
+    ):
+        yield file
 
 
 def _write_list(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detseg.data.coco import CocoDataset, annotations_of, write_coco
-from detseg.data.layering import layers_from_rles
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
-from detseg.structures.label_layers import LabelLayers
 
 HEIGHT, WIDTH = 40, 60
 
@@ -292,23 +288,6 @@ def test_missing_images_are_told_together_and_a_wrong_size_is_refused(tmp_path: 
     Image.fromarray(np.zeros((WIDTH, HEIGHT), np.uint8)).save(tmp_path / "two.png")
     with pytest.raises(DataError, match=r"two\.png: the image has 60 x 40 pixels .* says 40 x 60"):
         dataset.read_sample(1)
-
-
-masks_strategy = st.lists(
-    st.tuples(st.integers(0, 50), st.integers(0, 35), st.integers(1, 12)).map(lambda args: square(*args)), max_size=12
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(masks_strategy)
-def test_layers_painted_together_are_those_placed_one_by_one(masks: list[np.ndarray]) -> None:
-    rles = [rle_codec.encode_mask(mask) for mask in masks]
-    expected = LabelLayers.from_rles(rles, HEIGHT, WIDTH)
-    layers = layers_from_rles(rles, HEIGHT, WIDTH)
-    np.testing.assert_array_equal(layers.layers, expected.layers)
-    assert len(layers) == len(masks)
-    for index, mask in enumerate(masks):
-        np.testing.assert_array_equal(layers.mask(index), mask)
 
 
 def test_what_we_write_pycocotools_and_we_read_back(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_masks_boxes_areas_and_rles_are_those_of_the_stack(masks):
     assert np.array_equal(LabelLayers.from_rles(rles, *masks.shape[1:]).masks(), masks)
 
 
+@given(STACKS)
+def test_layers_painted_together_are_those_placed_one_by_one(masks):
+    rles = [rle_codec.encode_mask(mask) for mask in masks]
+    painted = LabelLayers.from_rles(rles, *masks.shape[1:])
+    assert np.array_equal(painted.layers, LabelLayers.from_masks(masks).layers)
+    assert len(painted) == len(masks)
+
+
 @given(STACKS, st.data())
 def test_selecting_keeps_order_and_renames_ids(masks, data):
     keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(masks), max_size=len(masks))), dtype=bool)
@@ -83,6 +91,17 @@ def test_what_is_no_label_image_is_refused(labels):
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(DataError, match=r"mask 0 .*\[4, 5\]"):
         LabelLayers.from_rles([rle_codec.encode_mask(np.ones((4, 5), dtype=bool))], 5, 4)
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [None, 5, "text", [], {}, {"size": None, "counts": "4"}, {"size": [2], "counts": "4"}, {"size": [2, 2]}],
+    ids=str,
+)
+def test_what_is_no_rle_is_refused(rle):
+    good = rle_codec.encode_mask(np.ones((2, 2), dtype=bool))
+    with pytest.raises(DataError, match="mask 1"):
+        LabelLayers.from_rles([good, rle], 2, 2)
 
 
 def test_an_image_without_objects():
