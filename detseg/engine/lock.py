@@ -45,9 +45,11 @@ class FolderLock:
             self._file.write(f"{os.getpid()}\n")
             self._file.flush()
 
-    def release(self) -> None:
-        """Let others use the folder."""
+    def release(self, *, remove: bool = False) -> None:
+        """Let others use the folder; `remove` takes the lock's file away too."""
         if self._file is not None:
+            if remove and sys.platform != "win32":  # while it is held, so that nobody else's is removed
+                self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
             _held_here.discard(self._key)

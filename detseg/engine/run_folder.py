@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +34,13 @@ class RunFolder:
     Args:
         path: an existing folder.
         new: nothing of a run was in it.
+        created: it was made for this run.
     """
 
-    def __init__(self, path: Path, *, new: bool) -> None:
+    def __init__(self, path: Path, *, new: bool, created: bool = False) -> None:
         self.path = path
         self.new = new
+        self.created = created
         self._lock = FolderLock(path)
         remove_temporaries(self.checkpoints)
         remove_temporaries(self.path)
@@ -50,7 +52,20 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        self._lock.release()
+        """Give the folder free. One in which no training began, because something was wrong, is left as it was."""
+        unused = self.new and not holds_run(self.path)
+        if unused:
+            (self.path / "log.txt").unlink(missing_ok=True)
+        self._lock.release(remove=unused)
+        if unused and self.created:
+            with suppress(OSError):
+                self.path.rmdir()  # only where it is empty
+
+    def forget(self) -> None:
+        """Take back what was written about a run that could not begin."""
+        if self.new and not self.metrics.exists() and not self.checkpoints.exists():
+            self.record.unlink(missing_ok=True)
+            self.config.unlink(missing_ok=True)
 
     @property
     def record(self) -> Path:
@@ -127,7 +142,7 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
         if path is None:
             if resume:
                 logger.warning("there is no run in %s to resume: a new one starts", parent)
-            return RunFolder(_make_numbered(parent), new=True)
+            return RunFolder(_make_numbered(parent), new=True, created=True)
         return RunFolder(path, new=False)
     return _open_named(Path(cfg.OUTPUT_DIR), resume=resume, overwrite=overwrite)
 
@@ -191,10 +206,11 @@ def _open_named(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
             f"OUTPUT_DIR {path} holds another run: --resume continues it, --overwrite removes it, "
             "another OUTPUT_DIR leaves it"
         )
+    created = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     if resume and not there:
         logger.warning("there is no run in %s to resume: it starts from the beginning", path)
-    run = RunFolder(path, new=not there or overwrite)
+    run = RunFolder(path, new=not there or overwrite, created=created)
     if there and overwrite:
         _remove_run(path)
     return run

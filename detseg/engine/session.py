@@ -18,6 +18,7 @@ from detseg.engine.reproducibility import choose_seed, environment
 from detseg.engine.run_folder import RunFolder
 from detseg.engine.run_record import new_record, read_record, update_record
 from detseg.engine.state import TrainingState, build_state
+from detseg.errors import DetsegError
 from detseg.inference.loading import choose_device, hash_file
 from detseg.models.table import build_model
 from detseg.models.weights import load_weights
@@ -64,6 +65,10 @@ def recorded_run(cfg: Config, run: RunFolder) -> Iterator[Config]:
         yield recorded
     except (TrainingInterrupted, KeyboardInterrupt):
         update_record(run, status="interrupted")
+        raise
+    except DetsegError as error:
+        update_record(run, status="failed", error=str(error))
+        run.forget()
         raise
     except BaseException as error:
         update_record(run, status="failed", error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,180 @@
+"""The command as users run it, with a real Mask R-CNN that is small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_segmenter import write_disks
+
+from detseg import Predictor
+from detseg.cli.main import run_command
+from detseg.engine.checkpoint import load_checkpoint
+from detseg.engine.metric_log import read_metrics
+from detseg.structures.predictions_file import read_predictions
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+_BASE_: {base}
+MODEL:
+  DEVICE: cpu
+  ROI_HEADS: {{NUM_CLASSES: 1, BATCH_SIZE_PER_IMAGE: 16}}
+  RESNETS: {{RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}}
+  FPN: {{OUT_CHANNELS: 16}}
+  RPN: {{BATCH_SIZE_PER_IMAGE: 16, PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 50, POST_NMS_TOPK_TRAIN: 20,
+         POST_NMS_TOPK_TEST: 20}}
+  ROI_BOX_HEAD: {{FC_DIM: 16}}
+  ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1}}
+DATASETS: {{TRAIN: [{data}], TEST: [{data}]}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{MAX_ITER: 4, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, STEPS: [], CHECKPOINT_PERIOD: 2, CHECKPOINT_KEEP: 5,
+         LOG_PERIOD: 1}}
+TEST: {{EVAL_PERIOD: 2, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 2}}
+SEED: 5
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with data and a configuration; one thread."""
+    data = write_disks(tmp_path / "data", count=4)
+    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
+    (tmp_path / "disks.yaml").write_text(CONFIG.format(base=base.as_posix(), data=data.as_posix()))
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def train_net(*words: str) -> int:
+    return run_command("train_net", ["--num-threads", "1", *words], prog="train_net")
+
+
+def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_net("--config", "disks.yaml") == 0
+    run = Path("runs/disks/001")
+    printed = capsys.readouterr().out
+    assert "object AP" in printed
+    assert str(run) in printed
+
+    metrics = json.loads((run / "final_metrics.json").read_text())
+    assert {"object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap"} <= metrics.keys()
+    assert {"per_class", "images", "objects", "predictions", "score_threshold"} <= metrics.keys()
+    assert metrics["images"] == metrics["objects"] == 4
+    assert len(list(read_predictions(run / "predictions" / "disks.json.gz"))) == 4
+    assert len(list((run / "overlays" / "disks").glob("*.png"))) == 2
+    assert f"score_threshold: {metrics['score_threshold']}" in (run / "postprocess.yaml").read_text()
+    assert [line["iteration"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 2, 3, 4, 4]
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["engine"], record["seed"]) == ("finished", "native", 5)
+    assert "iteration 4" in (run / "log.txt").read_text()
+
+    predictor = Predictor.from_run(run)
+    assert predictor.classes == ("disk",)
+    assert predictor.postprocess.score_threshold == metrics["score_threshold"]
+    assert (predictor(here / "data" / "0.png").height, predictor(here / "data" / "0.png").width) == (24, 24)
+
+    # Resumed from iteration 2 in a copy: the same weights, bit for bit
+    copy = Path("runs/disks/002")
+    shutil.copytree(run, copy)
+    (copy / "checkpoints" / "iteration_0000002.pth").replace(copy / "checkpoints" / "last.pth")
+    assert train_net("--config", "disks.yaml", "--resume") == 0
+    states = [load_checkpoint(folder / "checkpoints" / "last.pth") for folder in (run, copy)]
+    for name, tensor in states[0]["model"].items():
+        assert torch.equal(tensor, states[1]["model"][name]), name
+    assert [line["iteration"] for line in read_metrics(copy / "metrics.jsonl")] == [1, 2, 2, 3, 4, 4]
+
+    # Evaluated again: beside, and the same
+    assert train_net("--config", "disks.yaml", "--eval-only", "OUTPUT_DIR", str(run)) == 0
+    again = json.loads((run / "evaluations" / "001" / "final_metrics.json").read_text())
+    assert again == metrics
+    weights = run / "checkpoints" / "best.pth"
+    assert train_net("--config", "disks.yaml", "--eval-only", f"--MODEL.WEIGHTS={weights}", "OUTPUT_DIR=other") == 0
+    assert json.loads(Path("other/final_metrics.json").read_text()) == metrics
+
+    data = json.dumps([str(here / "data" / "disks.json")] * 2)
+    assert train_net("--eval-only", "OUTPUT_DIR", str(run), "DATASETS.TEST", data) == 0
+    both = json.loads((run / "evaluations" / "002" / "final_metrics.json").read_text())
+    assert both["datasets"].keys() == {"disks", "disks_2"}
+    assert both["datasets"]["disks_2"] == {**both["datasets"]["disks"]} == metrics
+
+    # A named folder is not trained over
+    assert train_net("--config", "disks.yaml", "OUTPUT_DIR", str(run)) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert train_net("--config", "disks.yaml", "OUTPUT_DIR", str(run), "--overwrite", "SOLVER.MAX_ITER", "1") == 0
+    assert not (run / "evaluations").exists()
+    assert load_checkpoint(run / "checkpoints" / "last.pth")["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--config FILE"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--config", "disks.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", "3"], "has 1 classes (disk)"),
+        (["--config", "disks.yaml", "DATASETS.TRAIN", "['nowhere']"], "nowhere"),
+        (["--config", "disks.yaml", "MODEL.WEIGHTS", "gone.pth"], "gone.pth"),
+        (["--config", "disks.yaml", "--SOLVER.BASE_LRR=1"], "SOLVER.BASE_LR"),
+        (["--config", "disks.yaml", "--eval-only"], "MODEL.WEIGHTS"),
+        (["--config", "disks.yaml", "--num-threads", "0"], "--num-threads"),
+        (["--config", "disks.yaml", "--resume", "--overwrite"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_message(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert train_net(*words) == 2
+    assert said in capsys.readouterr().err
+    assert not list(here.glob("runs/*/*")), "a run that never began leaves nothing behind"
+
+
+def test_a_named_folder_stays_free_when_the_run_could_not_begin(here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "notes.txt").write_text("keep")
+    assert train_net("--config", "disks.yaml", "OUTPUT_DIR=mine", "MODEL.WEIGHTS=gone.pth") == 2
+    assert [path.name for path in (here / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_dense_images_are_pointed_out(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = json.loads((here / "data" / "disks.json").read_text())
+    data["annotations"] += [{**entry, "id": entry["id"] + 10} for entry in data["annotations"][:1]]
+    (here / "data" / "disks.json").write_text(json.dumps(data))
+    words = ["TEST.DETECTIONS_PER_IMAGE", "1", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "TEST.OVERLAYS", "0"]
+    assert train_net("--config", "disks.yaml", *words) == 0
+    assert "1 of 4 images have more than TEST.DETECTIONS_PER_IMAGE (1) objects, the fullest 2" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C to the tests too")
+def test_ctrl_c_saves_and_says_how_to_resume(here: Path) -> None:
+    words = ["--config", "disks.yaml", "--num-threads", "1", "SOLVER.MAX_ITER", "100000", "DATALOADER.NUM_WORKERS", "2"]
+    words += ["TEST.EVAL_PERIOD", "0", "OUTPUT_DIR", "run"]
+    with open(here / "out", "w") as output:
+        training = subprocess.Popen(
+            [sys.executable, str(ROOT / "tools" / "train_net.py"), *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 120
+    while not (here / "run" / "metrics.jsonl").exists() or len(read_metrics(here / "run" / "metrics.jsonl")) < 2:
+        assert training.poll() is None, (here / "out").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(training.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    assert training.wait(timeout=60) == 130, (here / "out").read_text()
+    said = (here / "out").read_text()
+    assert "Traceback" not in said
+    assert "--config disks.yaml --resume OUTPUT_DIR run" in said
+    done = load_checkpoint(here / "run" / "checkpoints" / "last.pth", for_training=True)["iteration"]
+    assert done >= 2
+    assert json.loads((here / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert train_net("--config", "disks.yaml", "--resume", "OUTPUT_DIR", "run", "SOLVER.MAX_ITER", str(done + 1)) == 0
+    assert load_checkpoint(here / "run" / "checkpoints" / "last.pth")["iteration"] == done + 1
