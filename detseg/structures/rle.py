@@ -24,6 +24,8 @@ RLE = dict[str, Any]
 
 # No image has more pixels than this; a larger claim is a broken or hostile file.
 MAX_PIXELS = 2**40
+# The largest mask or crop that is made in memory, 2 GiB: a few characters of text can claim any size.
+MAX_DECODED = 2**31
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
@@ -140,6 +142,14 @@ class Runs:
         return len(self.heights)
 
 
+def encode_runs(runs: Runs, height: int, width: int) -> list[RLE]:
+    """Encode the runs of masks that all have height x width pixels; runs of one mask that touch become one."""
+    touch = (runs.starts[1:] == runs.ends[:-1]) & (runs.owners[1:] == runs.owners[:-1])
+    count = len(runs.starts)
+    is_first, is_last = np.append(True, ~touch)[:count], np.append(~touch, True)[:count]
+    return _from_runs(runs.starts[is_first], runs.ends[is_last], runs.owners[is_last], len(runs), height, width)
+
+
 def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
     """Read and check N RLEs, compressed or with a list of counts. Raises DataError naming the first broken one."""
     sizes = np.array([_size_of(rle, index) for index, rle in enumerate(rles)], dtype=np.int64).reshape(-1, 2)
@@ -243,9 +253,13 @@ def decode_crop(rle: Mapping[str, Any]) -> tuple[np.ndarray, int, int]:
 
 def decode_crops(rles: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray, int, int]]:
     """`decode_crop` for many masks; what they share is read at once."""
-    runs = read_runs(rles)
+    return crops_of(read_runs(rles))
+
+
+def crops_of(runs: Runs) -> list[tuple[np.ndarray, int, int]]:
+    """`decode_crops` for runs that are read already."""
     boxes = _boxes_of(runs)
-    bounds = np.searchsorted(runs.owners, np.arange(len(rles) + 1))
+    bounds = np.searchsorted(runs.owners, np.arange(len(runs) + 1))
     crops = []
     for index, (x0, y0, x1, y1) in enumerate(boxes):
         if x1 <= x0:
@@ -262,6 +276,10 @@ def decode_crops(rles: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray, in
 
 def _fill(starts: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
     """Return a flat bool array of `length` that is True inside the runs."""
+    if length > MAX_DECODED:
+        raise DataError(
+            f"a mask of {length} pixels is not decoded, the limit is {MAX_DECODED}: is the size of its RLE right?"
+        )
     steps = np.zeros(length + 1, dtype=np.int8)
     steps[starts] += 1
     steps[ends] -= 1

@@ -53,6 +53,32 @@ def test_labels_areas_and_boxes_of_all_objects_at_once(labels):
     assert rle.bounding_boxes(rles).tolist() == expected.tolist()
 
 
+@given(LABELS, st.booleans())
+def test_runs_read_and_encoded_are_the_same_text_also_when_cut_in_two(labels, cut):
+    rles = rle.encode_labels(labels, 6)
+    runs = rle.read_runs(rles)
+    if cut:
+        starts, ends = runs.starts, runs.ends
+        middle = (starts + ends) // 2
+        kept = np.flatnonzero(np.stack([middle > starts, ends > middle], axis=1).ravel())
+        runs = rle.Runs(
+            np.stack([starts, middle], axis=1).ravel()[kept],
+            np.stack([middle, ends], axis=1).ravel()[kept],
+            np.repeat(runs.owners, 2)[kept],
+            runs.heights,
+            runs.widths,
+        )
+    assert rle.encode_runs(runs, *labels.shape) == rles
+
+
+def test_a_few_characters_that_claim_a_mask_of_a_terabyte_are_refused_before_memory_is_taken():
+    everything = {"size": [2**20, 2**20], "counts": [0, 2**40]}
+    assert rle.area([everything]).tolist() == [2**40]
+    for decode in (rle.decode, rle.decode_crop):
+        with pytest.raises(DataError, match="not decoded"):
+            decode(everything)
+
+
 def test_long_runs_use_several_characters():
     mask = np.zeros((3000, 4000), dtype=bool)
     mask[100:200, 50:3000] = True
