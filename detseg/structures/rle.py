@@ -23,7 +23,7 @@ from detseg.structures.rle_text import compress_many, decompress_many
 RLE = dict[str, Any]
 
 # No image has more pixels than this; a larger claim is a broken or hostile file.
-MAX_PIXELS = 2**40
+MAX_PIXELS = 2**38
 # The largest mask or crop that is made in memory, 2 GiB: a few characters of text can claim any size.
 MAX_DECODED = 2**31
 
