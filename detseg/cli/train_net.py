@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train or evaluate; print the scores and where everything lies."""
-    # Threads that wait for each other sleep instead of spinning: where cores are shared (with the loader's workers, with
+    # Threads that wait for each other sleep, not spin: where cores are shared (with the loader's workers, with
     # other programs) training was up to ten times as fast. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
