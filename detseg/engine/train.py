@@ -247,7 +247,7 @@ def score_and_keep_best(
         state.iteration,
         plan.best_metric,
         "undefined" if value is None else f"{value:.4f}",
-        ", the best so far" if improved else f" (best {state.best.value} in iteration {state.best.iteration})",
+        ", the best so far" if improved else f" (best in iteration {state.best.iteration})",
     )
 
 

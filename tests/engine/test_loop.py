@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -214,7 +213,7 @@ def test_a_signal_saves_and_stops_between_iterations(run: RunFolder) -> None:
     def batches():
         for number, samples in enumerate(disk_batches()):
             if number == 3:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             yield samples
 
     with StopRequest() as stop, pytest.raises(TrainingInterrupted) as caught:
@@ -225,10 +224,10 @@ def test_a_signal_saves_and_stops_between_iterations(run: RunFolder) -> None:
 
 def test_a_second_signal_stops_at_once() -> None:
     def press_twice(stop: StopRequest) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         while not stop.requested:
             time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         time.sleep(10)
 
     with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
