@@ -104,11 +104,8 @@ def evaluate_in_full(
     the first set and used for all; postprocess.yaml has it. overlays/NAME shows truth and prediction side by side.
 
     Args:
-        cfg: the run's configuration.
         model: in evaluation mode.
         datasets: test sets by name; the first is the validation set.
-        classes: names by index.
-        folder: of the run.
         stop: looked at between images.
         provenance: what goes into the Predictions files.
 
@@ -124,10 +121,7 @@ def evaluate_in_full(
     for name, dataset in datasets.items():
         truth = GroundTruth.from_coco(dataset)
         predictions = list(predict_all(predictor, dataset, stop, description=f"predicting {name}"))
-        place = folder / "predictions" / f"{name}.json.gz"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
-        write_predictions(place, predictions, categories, info)
+        keep_predictions(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
         metrics, chosen = evaluate_tuned(
             truth,
             predictions,
@@ -144,6 +138,15 @@ def evaluate_in_full(
         postprocess.save(folder / POSTPROCESS_FILE)
     write_json(folder / METRICS_FILE, final)
     return final
+
+
+def keep_predictions(
+    path: Path, predictions: Sequence[Predictions], dataset: CocoDataset, info: dict[str, Any]
+) -> None:
+    """Write a Predictions file with the category ids of the data set."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
+    write_predictions(path, predictions, categories, info)
 
 
 def predict_all(
