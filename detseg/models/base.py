@@ -40,9 +40,9 @@ class Segmenter(nn.Module):
         images: B arrays (H, W, C) as in Sample, at the size at which the model shall see them.
         output_sizes: (height, width) of the original images, in whose pixels the answer is given; None for the sizes of
             `images`.
-        boxes: B arrays (N, 4) XYXY in pixels of the output size: only masks are predicted, for these boxes. The answer holds
-            them in their order, all of them. `classes` (N,) is needed where masks depend on the class; `scores` (N,), ones
-            where None, are passed on.
+        boxes: B arrays (N, 4) XYXY in pixels of the output size: only masks are predicted, for these boxes. The answer
+            holds them in their order, all of them. `classes` (N,) is needed where masks depend on the class; `scores`
+            (N,), ones where None, are passed on.
         soft_masks: keep the probabilities of the pixels of every box too.
 
         image_id and file_name of the answer are left to the caller.

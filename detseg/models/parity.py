@@ -1,7 +1,7 @@
 """The native models against numbers that Detectron2 itself computed (tests/golden and files like them).
 
-A case is NAME.npz with NAME.json beside it: configuration, weights, two images with objects, and what Detectron2 answered
-(features, proposals, detections, masks, losses, gradient norms). Its keys are those that `compute` returns.
+A case is NAME.npz with NAME.json beside it: configuration, weights, two images with objects, and what Detectron2
+answered (features, proposals, detections, masks, losses, gradient norms). Its keys are those that `compute` returns.
 """
 
 from __future__ import annotations

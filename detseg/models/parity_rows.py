@@ -1,14 +1,14 @@
 """How far two sets of numbers lie apart, name by name, and how far they may.
 
 Bounds: features, boxes, scores 2e-5 of the largest value; losses 1e-5, gradient norms and movements of weights 2e-4
-relative; mask probabilities 1e-3 (they are stored in half precision); pasted masks per object max(2 pixels, 3 %). On CUDA
-what is stricter is loosened to 1e-4. Detectron2 against itself with another convolution library stays two to six times
-below; looser bounds let real mistakes pass.
+relative; mask probabilities 1e-3 (they are stored in half precision); pasted masks per object max(2 pixels, 3 %). On
+CUDA what is stricter is loosened to 1e-4. Detectron2 against itself with another convolution library stays two to six
+times below; looser bounds let real mistakes pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from scipy.optimize import linear_sum_assignment
 
 VALUES, LOSSES, GRADIENTS, MASK_PROBABILITIES, CUDA = 2e-5, 1e-5, 2e-4, 1e-3, 1e-4
 PIXELS, PIXEL_FRACTION = 2, 0.03
+# Lists of an image whose rows belong together.
+LISTS = {"proposals": ("proposal_boxes", "objectness"), "detections": ("boxes", "scores", "classes")}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def compare_all(
     unpack_masks: Callable[[Mapping[str, np.ndarray], str], np.ndarray],
     cuda: bool,
 ) -> list[Row]:
-    """Return a row for every name of `expected` but inputs and weights; what was not computed is infinitely far away."""
+    """Return a row for every name of `expected` but inputs and weights; what is missing is infinitely far away."""
     orders = _orders(expected, computed)
     rows = []
     for name, wanted in expected.items():
@@ -52,7 +54,7 @@ def compare_all(
             order = orders.get((prefix, "detections"))
             rows.append(_masks(name, unpack_masks(expected, prefix), unpack_masks(computed, prefix), order))
         else:
-            group = "proposals" if kind in ("proposal_boxes", "objectness") else "detections"
+            group = "proposals" if kind in LISTS["proposals"] else "detections"
             rows.append(_row(name, wanted, computed[name], orders.get((prefix, group)), cuda))
     return rows
 
@@ -96,25 +98,23 @@ def _orders(
     Two detections whose scores agree to the last digit or two may change places; they are the same detections.
     """
     orders = {}
-    for name in expected:
-        prefix, _, kind = name.partition("/")
-        if kind not in ("boxes", "proposal_boxes") or not prefix.startswith("out") or name not in computed:
-            continue
-        group, ranking = ("detections", "scores") if kind == "boxes" else ("proposals", "objectness")
-        wanted, got = _with_ranking(expected, prefix, kind, ranking), _with_ranking(computed, prefix, kind, ranking)
-        if wanted.shape == got.shape and len(wanted):
-            distances = np.nan_to_num(np.abs(wanted[:, None] - got[None]).max(axis=2), nan=np.inf, posinf=1e9)
+    for prefix in {name.partition("/")[0] for name in expected}:
+        for group, kinds in LISTS.items():
+            names = [f"{prefix}/{kind}" for kind in kinds]
+            if not all(name in expected and name in computed for name in names):
+                continue
+            if any(expected[name].shape != computed[name].shape or not len(expected[name]) for name in names):
+                continue
+            wanted, got = _side_by_side(expected, names), _side_by_side(computed, names)
+            distances = np.nan_to_num(np.abs(wanted[:, None] - got[None]).max(axis=2), nan=1e9, posinf=1e9)
             orders[prefix, group] = linear_sum_assignment(distances)[1]
     return orders
 
 
-def _with_ranking(arrays: Mapping[str, np.ndarray], prefix: str, kind: str, ranking: str) -> np.ndarray:
-    """Boxes and their ranking (n, 5 or 6), each in units of its largest value; the class where there is one."""
-    columns = [arrays[f"{prefix}/{kind}"], arrays[f"{prefix}/{ranking}"][:, None]]
-    scaled = [column / max(_largest(np.abs(column)), 1e-12) for column in columns]
-    if kind == "boxes":
-        scaled.append(arrays[f"{prefix}/classes"][:, None].astype(np.float64))
-    return np.concatenate(scaled, axis=1)
+def _side_by_side(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Return (n, columns): what distinguishes the rows of a list, each array in units of its largest value."""
+    columns = [arrays[name].reshape(len(arrays[name]), -1).astype(np.float64) for name in names]
+    return np.concatenate([column / max(_largest(np.abs(column)), 1e-12) for column in columns], axis=1)
 
 
 def _largest(values: np.ndarray) -> float:

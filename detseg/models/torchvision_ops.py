@@ -1,7 +1,7 @@
 """torchvision's compiled operators, imported in this one place.
 
-torchvision's operators are compiled against one build of torch; with another they are missing, and torchvision says so in
-words that help nobody. Here that becomes a message with both versions and the remedy.
+torchvision's operators are compiled against one build of torch; with another they are missing, and torchvision says so
+in words that help nobody. Here that becomes a message with both versions and the remedy.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def require_operators() -> None:
 def roi_align(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: float, sampling_ratio: int) -> Tensor:
     """Return (M, C, output_size, output_size): ROIAlign with aligned=True.
 
-    features: (B, C, H, W). boxes: (M, 5), the index of the image and XYXY. sampling_ratio: samples along one side of a bin;
-    0 takes ceil(side of the box / output_size).
+    features: (B, C, H, W). boxes: (M, 5), the index of the image and XYXY. sampling_ratio: samples along one side of a
+    bin; 0 takes ceil(side of the box / output_size).
     """
     operators = _operators()
     try:
@@ -37,8 +37,8 @@ def roi_align(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Return the indices (n,) int64 of the boxes that stay, best first; boxes of different groups never meet.
 
-    boxes: (n, 4) XYXY. scores: (n,). groups: (n,) int64. All are taken as float32: half precision cannot hold the offsets
-    by which torchvision keeps groups apart.
+    boxes: (n, 4) XYXY. scores: (n,). groups: (n,) int64. All are taken as float32: half precision cannot hold the
+    offsets by which torchvision keeps groups apart.
     """
     operators = _operators()
     try:
@@ -68,6 +68,6 @@ def _mismatch_message(error: BaseException) -> str:
     return (
         f"torchvision's compiled operators (nms, roi_align) do not load: torch {torch.__version__}, torchvision "
         f"{torchvision_version} ({reason[0]}). The two must come from the same release and the same build (CPU or CUDA "
-        "version). Reinstall both together, for example: pip uninstall -y torch torchvision && pip install torch torchvision "
-        "(add the same --index-url https://download.pytorch.org/whl/... for both, where you use one)"
+        "version). Reinstall both together, for example: pip uninstall -y torch torchvision && pip install torch "
+        "torchvision (add the same --index-url https://download.pytorch.org/whl/... for both, where you use one)"
     )

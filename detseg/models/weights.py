@@ -28,9 +28,9 @@ STEM_WEIGHT = "stem.conv1.weight"
 
 @dataclass
 class LoadReport:
-    """What was taken from a file: names of the entries that were loaded, that keep their initial weights because the file
-    has none (`missing`) or was made for other classes (`reinitialized`), that the model does not have (`unused`), and that
-    were adapted to another number of input channels (`adapted`)."""
+    """What was taken from a file: names of the entries that were loaded, that keep their initial weights because the
+    file has none (`missing`) or was made for other classes (`reinitialized`), that the model does not have (`unused`),
+    and that were adapted to another number of input channels (`adapted`)."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -42,9 +42,9 @@ class LoadReport:
 def load_weights(model: nn.Module, path: str | Path, *, fine_tune: bool = False) -> LoadReport:
     """Load a .pth file, {"model": state_dict} or a bare state_dict, into a model.
 
-    fine_tune False (prediction): every entry must be there and fit. True (the start of a training): parts that the file lacks
-    keep their initial weights, and so do the last layers of a model for another number of classes; a stem for another number
-    of channels is adapted. All of that is logged.
+    fine_tune False (prediction): every entry must be there and fit. True (the start of a training): parts that the file
+    lacks keep their initial weights, and so do the last layers of a model for another number of classes; a stem for
+    another number of channels is adapted. All of that is logged.
 
     Raises WeightsError, with names and shapes, for everything else, and for files that are no such checkpoint.
     """
@@ -64,8 +64,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(
-            f"{path}: cannot be read as a PyTorch checkpoint of tensors and plain values ({reason[0][:200]}); expected a .pth "
-            'file, {"model": state_dict}, as detseg and Detectron2 write it; is it truncated?'
+            f"{path}: cannot be read as a PyTorch checkpoint of tensors and plain values ({reason[0][:200]}); expected "
+            'a .pth file, {"model": state_dict}, as detseg and Detectron2 write it; is it truncated?'
         ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -40,8 +40,8 @@ class AnchorGrid:
 class AnchorGenerator(nn.Module):
     """Detectron2's DefaultAnchorGenerator.
 
-    sizes: per level, the square roots of the areas in pixels. aspect_ratios: per level, height / width. Either may be given
-    once for all levels. strides: of the levels. offset: of the centres, in strides. Anchors are not rounded.
+    sizes: per level, the square roots of the areas in pixels. aspect_ratios: per level, height / width. Either may be
+    given once for all levels. strides: of the levels. offset: of the centres, in strides. Anchors are not rounded.
     """
 
     def __init__(

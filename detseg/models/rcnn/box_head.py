@@ -1,4 +1,4 @@
-"""The box head: pooled regions to a vector each, and from it class scores and box deltas (Fast R-CNN, Girshick 2015)."""
+"""The box head: pooled regions to a vector each, then class scores and box deltas (Fast R-CNN, Girshick 2015)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Detections:
 class ConvFCHead(nn.Sequential):
     """Detectron2's FastRCNNConvFCHead: 3 x 3 convolutions, then fully connected layers, ReLU after each.
 
-    in_channels and size: of the pooled regions (M, in_channels, size, size). Returns (M, out_channels), where there is a
-    fully connected layer.
+    in_channels and size: of the pooled regions (M, in_channels, size, size). Returns (M, out_channels), where there is
+    a fully connected layer.
     """
 
     def __init__(

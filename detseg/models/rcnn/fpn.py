@@ -16,7 +16,8 @@ FUSE_TYPES = ("sum", "avg")
 class FPN(nn.Module):
     """A top-down pathway over the feature maps of a backbone.
 
-    Outputs p2, p3, ... (log2 of the stride) for the `in_features`, finest first, and one more by subsampling the coarsest.
+    Outputs p2, p3, ... (log2 of the stride) for the `in_features`, finest first, and one more by subsampling the
+    coarsest.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Group normalisation (Wu and He 2018) that is fast and exact for features with channels last in memory on the CPU.
 
-torch's own CPU kernel for that layout takes five to ten times as long in its backward pass and sums up in single precision
-one by one, which leaves errors of 1e-5. Elsewhere torch's kernels are used.
+torch's own CPU kernel for that layout takes five to ten times as long in its backward pass and sums up in single
+precision one by one, which leaves errors of 1e-5. Elsewhere torch's kernels are used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _ChannelsLastGroupNorm(torch.autograd.Function):
-    """Only per-channel sums are taken over the pixels, which torch adds up pairwise; the groups are formed from them."""
+    """Sums over the pixels are taken per channel, which torch adds up pairwise; groups are formed from them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:

@@ -23,8 +23,8 @@ class ImageBatch:
 class ImageInput(nn.Module):
     """Normalise images and pad them with zeros, at the right and at the bottom, to one size.
 
-    pixel_mean, pixel_std: per channel of the model, so in BGR order where `bgr`. bgr: images of three channels come as RGB
-    and are turned around.
+    pixel_mean, pixel_std: per channel of the model, so in BGR order where `bgr`. bgr: images of three channels come as
+    RGB and are turned around.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ImageInput(nn.Module):
         for image in images:
             if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
                 raise DataError(
-                    f"the model takes images (height, width, {channels}) with at least one pixel, but got {image.shape}; "
+                    f"the model takes images (height, width, {channels}) with pixels, but got {image.shape}; "
                     "MODEL.PIXEL_MEAN has one value per channel, INPUT.CHANNELS says which of a file's are taken"
                 )
         sizes = [(image.shape[0], image.shape[1]) for image in images]

@@ -36,7 +36,7 @@ class FrozenBatchNorm2d(nn.Module):
         if x.requires_grad:
             scale, shift = scale_and_shift(self)
             return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def scale_and_shift(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ def make_norm(name: str, channels: int) -> nn.Module | None:
 class ConvNorm(nn.Conv2d):
     """Convolution, normalisation (named `norm`) and ReLU; a bias only where there is no normalisation.
 
-    fold: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the features
-    and rounds differently.
+    fold: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
+    features and rounds differently.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ class ConvNorm(nn.Conv2d):
             x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
         else:
             x = super().forward(x)
-            if self.norm is not None:
+            # Without a region there are no statistics: BatchNorm would store NaN.
+            if self.norm is not None and len(x):
                 x = self.norm(x)
         return F.relu_(x) if self.relu else x
 

@@ -12,12 +12,21 @@ from detseg.models.rcnn.layers import ConvNorm, init_msra, init_normal
 
 
 class MaskHead(nn.Module):
-    """Detectron2's MaskRCNNConvUpsampleHead: 3 x 3 convolutions, a 2 x 2 deconvolution, one mask per class or one for all."""
+    """Detectron2's MaskRCNNConvUpsampleHead: 3 x 3 convolutions, a 2 x 2 deconvolution, then the masks.
+
+    class_agnostic: one mask for all classes instead of one for each.
+    """
 
     def __init__(
-        self, *, in_channels: int, num_classes: int, conv_channels: Sequence[int], deconv_channels: int, class_agnostic: bool,
+        self,
+        *,
+        in_channels: int,
+        num_classes: int,
+        conv_channels: Sequence[int],
+        deconv_channels: int,
+        class_agnostic: bool,
         norm: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.class_agnostic = class_agnostic
         self.conv_names = [f"mask_fcn{index}" for index in range(1, len(conv_channels) + 1)]
@@ -47,9 +56,10 @@ class MaskHead(nn.Module):
 
 
 def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean binary cross-entropy of logits (M, s, s) against truth (M, s, s) bool, over the pixels `counted` (None: all).
+    """Mean binary cross-entropy of logits (M, s, s) against truth (M, s, s) bool.
 
-    Zero, with gradients of zero, where there is nothing to count.
+    counted: (M, s, s) bool, the pixels that the mean is taken over; None for all. Zero, with gradients of zero, where
+    there is nothing to count.
     """
     if logits.numel() == 0:
         return logits.sum() * 0

@@ -1,8 +1,8 @@
 """What the mask head should answer: regions cut straight out of label layers, without making any full-size mask.
 
-Equal to torchvision's roi_align (aligned, adaptive number of samples) of the masks `layers == id`, thresholded at 0.5. That
-average of bilinear samples is separable, so a region is `rows (s, S) @ crop (S, S) @ columns (S, s)` with a crop of the
-label layer just large enough for the box; regions of similar size are computed together.
+Equal to torchvision's roi_align (aligned, adaptive number of samples) of the masks `layers == id`, thresholded at 0.5.
+That average of bilinear samples is separable, so a region is `rows (s, S) @ crop (S, S) @ columns (S, s)` with a crop
+of the label layer just large enough for the box; regions of similar size are computed together.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def _sample(layers: Tensor, layer_of: Tensor, ids: Tensor, boxes: Tensor, size: 
 def _axis_weights(low: Tensor, high: Tensor, length: int, size: int, crop_side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights of the pixels along one axis, not yet divided by the number of samples.
 
-    low, high: (M,) ends of the boxes. length: of the image. Returns weights (M, size, crop_side), the first pixel (M,) int64
-    of the crop and the number of samples (M,) in each of the `size` cells. Sample positions are computed as in roi_align.
+    low, high: (M,) ends of the boxes. length: of the image. Returns weights (M, size, crop_side), the first pixel (M,)
+    int64 of the crop and the number of samples (M,) in each of the `size` cells. Sample positions are computed as in
+    roi_align.
     """
     start, cell = low - 0.5, (high - low) / size
     samples = cell.ceil()

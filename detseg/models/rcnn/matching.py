@@ -1,9 +1,10 @@
 """Matching candidate boxes (proposals, anchors) to objects by IoU, without a matrix of all pairs.
 
-The results are exactly those of Detectron2's Matcher on the whole IoU matrix: each candidate gets the object of highest IoU
-(the first among equals) and a label by the interval in which that IoU lies; with `allow_low_quality_matches`, whatever
-overlaps an object best is a match too. Proposals are matched in chunks; anchors lie on grids, so only those anchors are
-looked at that can touch an object at all: for 2,000 cells on 1024 x 1024 pixels 3 million pairs instead of 500 million.
+The results are exactly those of Detectron2's Matcher on the whole IoU matrix: each candidate gets the object of highest
+IoU (the first among equals) and a label by the interval in which that IoU lies; with `allow_low_quality_matches`,
+whatever overlaps an object best is a match too. Proposals are matched in chunks; anchors lie on grids, so only those
+anchors are looked at that can touch an object at all: for 2,000 cells on 1024 x 1024 pixels 3 million pairs instead of
+500 million.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ PAIRS_PER_CHUNK = 1_000_000
 
 @dataclass(frozen=True)
 class Matcher:
-    """thresholds: ascending IoUs that split [0, 1] into intervals; labels: one per interval, 1 object, 0 background, -1 neither."""
+    """Labels by intervals of IoU.
+
+    thresholds: ascending IoUs that split [0, 1] into intervals. labels: one per interval, 1 object, 0 background, -1
+    neither.
+    """
 
     thresholds: tuple[float, ...]
     labels: tuple[int, ...]

@@ -1,8 +1,8 @@
 """Small masks back into the image, straight to run-lengths, without full-size masks.
 
-The probability of an image pixel is read at the pixel's centre, bilinearly, from the mask stretched over its box; outside
-the box's mask there are zeros: Detectron2's paste_masks_in_image. The two axes are independent, so that rows and columns
-are interpolated one after the other.
+The probability of an image pixel is read at the pixel's centre, bilinearly, from the mask stretched over its box;
+outside the box's mask there are zeros: Detectron2's paste_masks_in_image. The two axes are independent, so that rows
+and columns are interpolated one after the other.
 
 Symbols: D masks of s x s, h and w the whole pixels that a box touches.
 """
@@ -24,7 +24,8 @@ def paste_rles(
 ) -> list[dict[str, Any]]:
     """Return D RLEs of size [height, width]: the pixels with at least `threshold` probability.
 
-    probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty mask.
+    probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty
+    mask.
     """
     crops = paste_crops(probabilities, boxes, height, width)
     return encode_crops([(crop >= threshold, x0, y0) for crop, x0, y0 in crops], height, width)

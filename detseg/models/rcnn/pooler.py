@@ -18,8 +18,8 @@ CANONICAL_LEVEL = 4
 class Pooler(nn.Module):
     """ROIAlign from one or several feature maps.
 
-    output_size: side of the pooled regions. strides: of the feature maps, powers of two, finest first. sampling_ratio: as
-    in torchvision, 0 adapts to the size of the region.
+    output_size: side of the pooled regions. strides: of the feature maps, powers of two, finest first. sampling_ratio:
+    as in torchvision, 0 adapts to the size of the region.
     """
 
     def __init__(self, *, output_size: int, strides: Sequence[int], sampling_ratio: int) -> None:

@@ -172,8 +172,8 @@ def make_resnet(
 ) -> ResNet:
     """Build a ResNet with initial weights.
 
-    depth: one of BLOCKS_OF_DEPTH. Channels double from stage to stage, beginning with res2_channels (the blocks' output) and
-    groups x width_per_group (inside a bottleneck block; basic blocks have none).
+    depth: one of BLOCKS_OF_DEPTH. Channels double from stage to stage, beginning with res2_channels (the blocks'
+    output) and groups x width_per_group (inside a bottleneck block; basic blocks have none).
     """
     count = max(STAGES.index(name) for name in out_features) + 1
     stages, strides, stage_channels = [], [], []

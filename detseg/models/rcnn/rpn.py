@@ -29,7 +29,7 @@ class Proposals:
 
 @dataclass(frozen=True)
 class RPNOutput:
-    """objectness: per level (B, H * W * A) logits; deltas: per level (B, H * W * A, 4); in the order of the grid's anchors."""
+    """Per level, in the order of the grid's anchors: objectness (B, H * W * A) logits and deltas (B, H * W * A, 4)."""
 
     objectness: list[Tensor]
     deltas: list[Tensor]
@@ -179,7 +179,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def _label_anchors(self, grid: AnchorGrid, size: tuple[int, int], target: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the indices of the sampled anchors on objects and on background, and the object (R,) of every anchor."""
+        """Return the indices of sampled anchors on objects and on background, and the object (R,) of every anchor."""
         matches, labels = self.matcher.match_anchors(target.boxes, grid)
         if self.loss.boundary_threshold >= 0:
             labels[~_inside(grid.boxes, size, self.loss.boundary_threshold)] = -1

@@ -9,8 +9,8 @@ from torch import Tensor
 def sample_labels(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
     """Draw at random at most `count` candidates: up to `positive_fraction` of them objects, the others background.
 
-    labels: (n,) integers: -1 is never drawn, `background` is background, everything else an object. Returns the indices of
-    the objects and of the background, int64. Randomness comes from torch's default generator.
+    labels: (n,) integers: -1 is never drawn, `background` is background, everything else an object. Returns the indices
+    of the objects and of the background, int64. Randomness comes from torch's default generator.
     """
     objects = torch.nonzero((labels != -1) & (labels != background)).squeeze(1)
     others = torch.nonzero(labels == background).squeeze(1)

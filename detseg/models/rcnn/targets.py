@@ -19,9 +19,11 @@ IGNORED_FRACTION = 0.5
 class Targets:
     """N objects of one image.
 
-    boxes: (N, 4). classes: (N,) int64. ids: (N,) int32, and layer_of: (N,) int64: where `layers` (L, H, W) int32 holds them.
+    boxes: (N, 4). classes: (N,) int64. ids: (N,) int32, and layer_of: (N,) int64: where `layers` (L, H, W) int32 holds
+    them.
     ignored: (N,) bool, objects that lie in an ignored region for the most part.
-    ignore: (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
+    ignore: (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or
+    None.
     """
 
     boxes: Tensor
@@ -35,14 +37,17 @@ class Targets:
 
     @classmethod
     def from_sample(cls, sample: Sample, num_classes: int, device: torch.device) -> Targets:
-        """Take the objects that have pixels. Raises DataError for a sample without annotations or a class out of range."""
+        """Take the objects that have pixels.
+
+        Raises DataError for a sample without annotations or with a class out of range.
+        """
         where = f"image {sample.file_name or sample.image_id}"
         if sample.layers is None:
             raise DataError(f"{where} has no annotations (layers is None); a model is trained on annotated images only")
         if len(sample.classes) and not 0 <= sample.classes.min() <= sample.classes.max() < num_classes:
             raise DataError(
-                f"{where} has objects of classes {sample.classes.min()} to {sample.classes.max()}, but the model knows the "
-                f"classes 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of the data's categories"
+                f"{where} has objects of classes {sample.classes.min()} to {sample.classes.max()}, but the model knows "
+                f"the classes 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of categories"
             )
         kept = np.flatnonzero(sample.layers.areas() > 0)
         ignored = np.zeros(len(kept), dtype=bool)

@@ -1,0 +1,70 @@
+"""Small models and samples for the tests of this room."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from detseg.config import load_flat_config
+from detseg.models.base import Segmenter
+from detseg.models.table import build_model
+from detseg.structures.label_layers import LabelLayers
+from detseg.structures.sample import Sample
+
+SMALL_MODEL = {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.MASK_ON": True,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
+}
+
+
+def small_model(seed: int = 0, **changes: object) -> Segmenter:
+    """Return a small model with initial weights; changes: keys with __ for the dots."""
+    keys = SMALL_MODEL | {name.replace("__", "."): value for name, value in changes.items()}
+    torch.manual_seed(seed)
+    return build_model(load_flat_config(keys))
+
+
+def disks(count: int, size: tuple[int, int], radius: float = 6.0, seed: int = 0, channels: int = 3) -> Sample:
+    """Return an image with bright disks of two classes."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    labels = np.zeros(size, dtype=np.int32)
+    for index in range(count):
+        center_y, center_x = rng.uniform(0, height), rng.uniform(0, width)
+        labels[(y - center_y) ** 2 + (x - center_x) ** 2 < radius**2] = index + 1
+    layers = LabelLayers.from_label_image(labels)
+    noise = rng.normal(60, 10, (height, width, channels))
+    image = (noise + 100 * (labels > 0)[..., None]).clip(0, 255).astype(np.uint8)
+    return Sample(image, layers, rng.integers(0, 2, len(layers)), image_id=seed, file_name=f"disks_{seed}.png")
+
+
+def without_objects(size: tuple[int, int], channels: int = 3) -> Sample:
+    """Return an image of noise without objects."""
+    image = np.random.default_rng(0).integers(0, 255, (*size, channels)).astype(np.uint8)
+    return Sample(image, LabelLayers.empty(*size), file_name="nothing.png")

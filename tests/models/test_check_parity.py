@@ -1,0 +1,51 @@
+"""The command check_parity: table, exit status, dumped files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detseg.cli.main import main
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+NAME = "mask_rcnn_R_50_FPN_nothing"
+
+
+def test_success_and_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check_parity", str(GOLDEN / f"{NAME}.npz"), "--dump", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "loss/loss_mask" in text
+    assert "within" in text
+    with np.load(GOLDEN / f"{NAME}.npz") as golden, np.load(tmp_path / "out" / f"{NAME}.npz") as dumped:
+        expected = {name for name in golden.files if not name.startswith(("in", "state/"))}
+        assert set(dumped.files) == expected
+        for name in expected:
+            assert dumped[name].shape == golden[name].shape, name
+
+
+def test_a_difference_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(GOLDEN / f"{NAME}.npz") as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    arrays["loss/loss_cls"] = arrays["loss/loss_cls"] * np.float32(1.001)
+    np.savez(tmp_path / f"{NAME}.npz", **arrays)
+    shutil.copy(GOLDEN / f"{NAME}.json", tmp_path)
+    assert main(["check_parity", str(tmp_path / f"{NAME}.npz")]) == 1
+    assert "loss/loss_cls" in [line.split()[0] for line in capsys.readouterr().out.splitlines() if "beyond" in line]
+
+
+@pytest.mark.parametrize("words", [["missing.npz"], [str(GOLDEN / f"{NAME}.npz"), "--device", "nonsense"]])
+def test_bad_input_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check_parity", *words]) == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+def test_something_else_than_numbers_of_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    (tmp_path / "x.json").write_text("{}")
+    assert main(["check_parity", str(tmp_path / "x.npz")]) == 2
+    (tmp_path / "y.npz").write_bytes(b"nothing")
+    assert main(["check_parity", str(tmp_path / "y.npz")]) == 2
+    assert "y.npz" in capsys.readouterr().err
