@@ -16,6 +16,7 @@ from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.images import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.paste import paste_rles, paste_soft_masks
+from detseg.models.rcnn.pooler import Pooler
 from detseg.models.rcnn.roi_heads import ROIHeads
 from detseg.models.rcnn.rpn import RPN
 from detseg.models.rcnn.targets import Targets
@@ -39,10 +40,12 @@ class GeneralizedRCNN(Segmenter):
         self.roi_heads = roi_heads
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed; BatchNorm with fixed statistics is folded into the convolutions too."""
+        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products."""
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold = True
+            elif isinstance(module, Pooler):
+                module.fast = True
         return super().prefer_speed()
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

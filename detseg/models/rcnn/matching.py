@@ -18,7 +18,7 @@ from torch import Tensor
 from detseg.models.rcnn.anchors import AnchorGrid, AnchorLevel
 
 # Pairs held at once; some ten numbers each.
-PAIRS_PER_CHUNK = 1_000_000
+PAIRS_PER_CHUNK = 500_000
 
 
 @dataclass(frozen=True)

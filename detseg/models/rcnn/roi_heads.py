@@ -135,8 +135,8 @@ class ROIHeads(nn.Module):
         return list(logits.sigmoid().split([len(image_boxes) for image_boxes in boxes]))
 
     def _maps(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """The feature maps as the pooling operator wants them, made so once for both poolers."""
-        return [features[name].float().contiguous() for name in self.in_features]
+        """The feature maps as pooling wants them, made so once for both poolers."""
+        return [self.box_pooler.prepare(features[name]) for name in self.in_features]
 
 
 def _matched_boxes(region: Regions, target: Targets) -> Tensor:
