@@ -182,6 +182,14 @@ def test_padding_is_zero_after_normalisation() -> None:
     assert not batch.tensor[:, :, :, 40:].any()
 
 
+def test_a_box_head_of_convolutions_alone() -> None:
+    model = small_model(MODEL__ROI_BOX_HEAD__NUM_FC=0, MODEL__ROI_BOX_HEAD__NUM_CONV=1, MODEL__ROI_BOX_HEAD__CONV_DIM=8)
+    assert model.roi_heads.box_predictor.cls_score.in_features == 8 * 7 * 7
+    backward(model([disks(5, (64, 64))]))
+    with pytest.raises(ConfigError, match="NUM_FC"):
+        small_model(MODEL__ROI_BOX_HEAD__NUM_FC=0)
+
+
 def test_without_masks() -> None:
     model = small_model(MODEL__MASK_ON=False)
     assert set(model([disks(5, (64, 64))])) == LOSSES - {"loss_mask"}

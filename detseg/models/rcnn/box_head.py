@@ -27,8 +27,7 @@ class Detections:
 class ConvFCHead(nn.Sequential):
     """Detectron2's FastRCNNConvFCHead: 3 x 3 convolutions, then fully connected layers, ReLU after each.
 
-    in_channels and size: of the pooled regions (M, in_channels, size, size). Returns (M, out_channels), where there is
-    a fully connected layer.
+    in_channels and size: of the pooled regions (M, in_channels, size, size). Returns (M, out_channels).
     """
 
     def __init__(
@@ -41,10 +40,9 @@ class ConvFCHead(nn.Sequential):
             init_msra(conv)
             self.add_module(f"conv{index}", conv)
             channels = width
+        self.add_module("flatten", nn.Flatten())
+        channels *= size * size
         for index, width in enumerate(fc_channels, start=1):
-            if index == 1:
-                self.add_module("flatten", nn.Flatten())
-                channels *= size * size
             fc = nn.Linear(channels, width)
             init_xavier(fc)
             self.add_module(f"fc{index}", fc)

@@ -145,8 +145,8 @@ def build_box_head(cfg: Any, in_channels: int) -> ConvFCHead:
     """Build the box head."""
     head = cfg.MODEL.ROI_BOX_HEAD
     _known("MODEL.ROI_BOX_HEAD.NAME", head.NAME, ("FastRCNNConvFCHead",))
-    if head.NUM_FC < 1:
-        raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC must be at least 1: the box predictor takes one vector a region")
+    if head.NUM_FC + head.NUM_CONV < 1:
+        raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC and MODEL.ROI_BOX_HEAD.NUM_CONV are both 0: a head needs a layer")
     return ConvFCHead(
         in_channels=in_channels,
         size=head.POOLER_RESOLUTION,
