@@ -9,15 +9,19 @@ OpenCV alone will not do: up to version 4 it fills the missing part of a truncat
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from detseg.data.image_size import check_size
 from detseg.data.tiff import read_tiff
 from detseg.errors import DataError
 
@@ -35,18 +39,24 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Returns:
         (H, W, C) uint8, uint16 or float32: gray gives C = 1, colour RGB, alpha is dropped. 8 and 16 bits stay as they
-        are, bool becomes 0 and 255, all other numbers become float32.
+        are, bool becomes 0 and 255, all other numbers become float32. A palette is applied, CMYK becomes RGB.
 
     Raises:
-        DataError: the file is missing, truncated, no image, holds several images or values that are no numbers.
+        DataError: the file is missing, truncated, no image, larger than `image_size.max_pixels`, holds several images
+            or values that are no numbers.
     """
-    array, has_alpha = _read_array(Path(path), keep_indices=False)
+    return decode_image(_read_bytes(Path(path)), path)
+
+
+def decode_image(data: bytes, name: str | os.PathLike[str]) -> np.ndarray:
+    """`read_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
+    array, has_alpha = _decode(data, name, keep_indices=False)
     if array.ndim == 2:
         array = array[:, :, None]
-    _check_shape(array, path)
+    _check_shape(array, name)
     if has_alpha:
         array = array[:, :, :-1]
-    return np.ascontiguousarray(_to_image_type(array, path))
+    return np.ascontiguousarray(_to_image_type(array, name))
 
 
 def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -58,77 +68,108 @@ def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: as `read_image`, or the file has colours, fractions, negative numbers or numbers beyond int32.
     """
-    array, has_alpha = _read_array(Path(path), keep_indices=True)
+    return decode_label_image(_read_bytes(Path(path)), path)
+
+
+def decode_label_image(data: bytes, name: str | os.PathLike[str]) -> np.ndarray:
+    """`read_label_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
+    array, has_alpha = _decode(data, name, keep_indices=True)
     if array.ndim == 3 and (array.shape[2] == 1 or (has_alpha and array.shape[2] == 2)):
         array = array[:, :, 0]
     if array.ndim != 2:
         raise DataError(
-            f"{path}: a label image has one number a pixel, but this one has {array.shape[2]} channels; "
+            f"{name}: a label image has one number a pixel, but this one has {array.shape[2]} channels; "
             "save the object numbers as a gray PNG (16 bit), a TIFF or an NPY file"
         )
-    _check_shape(array[:, :, None], path)
+    _check_shape(array[:, :, None], name)
     if array.dtype.kind == "f":
         if not np.array_equal(array, np.round(array)):
-            raise DataError(f"{path}: a label image has whole numbers, but this one has fractions ({array.dtype})")
+            raise DataError(f"{name}: a label image has whole numbers, but this one has fractions ({array.dtype})")
     elif array.dtype.kind not in "iub":
-        raise DataError(f"{path}: a label image has whole numbers, not {array.dtype}")
+        raise DataError(f"{name}: a label image has whole numbers, not {array.dtype}")
     lowest, highest = array.min(), array.max()
     if lowest < 0 or highest > np.iinfo(np.int32).max:
         raise DataError(
-            f"{path}: labels lie between 0 (background) and 2147483647, these between {lowest} and {highest}"
+            f"{name}: labels lie between 0 (background) and 2147483647, these between {lowest} and {highest}"
         )
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _read_array(path: Path, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
-    """Return (H, W) or (H, W, C) of any dtype, and whether the last channel is alpha."""
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path and the image root") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+
+
+def _decode(data: bytes, name: str | os.PathLike[str], *, keep_indices: bool) -> tuple[np.ndarray, bool]:
+    """Return (H, W) or (H, W, C) of any dtype, and whether the last channel is alpha."""
     if not data:
-        raise DataError(f"{path}: the file is empty (0 bytes); {_REMEDY}")
+        raise DataError(f"{name}: the file is empty (0 bytes); {_REMEDY}")
     try:
-        if path.suffix.lower() == ".npy":
-            return _read_npy(data), False
+        if os.fspath(name).lower().endswith(".npy"):
+            return _decode_npy(data), False
         if data[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
             return read_tiff(data, keep_indices=keep_indices)
-        return _read_with_pillow(data, keep_indices=keep_indices)
+        return _decode_with_pillow(data, keep_indices=keep_indices)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
+    except UnidentifiedImageError:
+        kinds = ", ".join(suffix[1:].upper() for suffix in SUFFIXES if suffix not in (".jpeg", ".tiff"))
+        raise DataError(f"{name}: the file is no image (its content is of no known kind: {kinds}); {_REMEDY}") from None
     # The decoders raise nearly anything for a broken file (struct.error, SyntaxError, zlib.error, ...).
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path}: the image is truncated or unreadable ({reason}); {_REMEDY}") from error
+        raise DataError(f"{name}: the image is truncated or unreadable ({reason}); {_REMEDY}") from error
 
 
-def _read_npy(data: bytes) -> np.ndarray:
-    array = np.load(io.BytesIO(data), allow_pickle=False)
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iubf":
-        raise DataError(f"expected an array of numbers, found {getattr(array, 'dtype', type(array).__name__)}")
-    if array.ndim not in (2, 3):
-        raise DataError(f"expected the axes (height, width) or (height, width, channel), found the shape {array.shape}")
-    return array
+def _decode_npy(data: bytes) -> np.ndarray:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.kind not in "iubf":
+        raise DataError(f"expected an array of numbers, found {dtype}")
+    if len(shape) not in (2, 3):
+        raise DataError(f"expected the axes (height, width) or (height, width, channel), found the shape {shape}")
+    # NumPy takes the memory that the header asks for before it looks at what follows.
+    check_size(*shape[:2])
+    expected, found = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if found < expected:
+        raise DataError(f"the image is truncated: {found} bytes of {expected} are there; {_REMEDY}")
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def _read_with_pillow(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
-    if data[:8] == _PNG_SIGNATURE and b"IEND" not in data:
-        raise DataError(f"the image is truncated: it has no end; {_REMEDY}")
-    # Other packages set this switch for the whole program; with it, half an image would pass for a whole one.
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+@contextlib.contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Set aside Pillow's switches for the whole program, which other packages change.
+
+    With LOAD_TRUNCATED_IMAGES half an image would pass for a whole one; MAX_IMAGE_PIXELS knows no remedy, see
+    `image_size`.
+    """
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise DataError(f"the file holds {image.n_frames} pictures; save every picture as a file of its own")
-            image.load()
+            yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode_with_pillow(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
+    if data[:8] == _PNG_SIGNATURE and b"IEND" not in data:
+        raise DataError(f"the image is truncated: it has no end; {_REMEDY}")
+    with _strict_pillow():
+        image = Image.open(io.BytesIO(data))
+        check_size(image.height, image.width)
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            raise DataError(f"the file holds {image.n_frames} pictures; save every picture as a file of its own")
+        image.load()
     if data[:8] == _PNG_SIGNATURE and data[24] == 16 and data[25] in (2, 4, 6):
-        return _read_deep_png(data)
+        return _decode_deep_png(data)
     if image.mode == "P":
         if keep_indices:
             return np.asarray(image), False
@@ -143,7 +184,7 @@ def _read_with_pillow(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, b
     return array, image.mode in ("LA", "RGBA")
 
 
-def _read_deep_png(data: bytes) -> tuple[np.ndarray, bool]:
+def _decode_deep_png(data: bytes) -> tuple[np.ndarray, bool]:
     """Decode a PNG with 16 bits in several channels; Pillow has already seen that it is whole."""
     array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:

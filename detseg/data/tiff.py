@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from detseg.data.image_size import check_size
 from detseg.errors import DataError
 
 # Axes by tifffile's letters: Y, X; S samples (RGB); C channels; I and Q pages without a name, taken for channels.
@@ -38,8 +39,9 @@ def read_tiff(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             if not file.pages:
                 raise DataError("the TIFF file holds no picture")
-            _check_complete(file, len(data))
             page = file.pages[0]
+            check_size(page.imagelength, page.imagewidth)
+            _check_complete(file, len(data))
             array, axes = _decode(file, data)
             photometric = getattr(page, "photometric", None)
             colormap = page.colormap
@@ -113,6 +115,8 @@ def _decode(file: tifffile.TiffFile, data: bytes) -> tuple[np.ndarray, str]:
     series = file.series[0]
     if len(file.series) > 1 and any(other.shape == series.shape for other in file.series[1:]):
         raise DataError(f"the TIFF file holds {len(file.series)} pictures; save every picture as a file of its own")
+    if file.pages[0].photometric == tifffile.PHOTOMETRIC.SEPARATED:
+        return _decode_by_library(data, deep_color=False)
     try:
         return series.asarray(), series.axes
     except ValueError as error:
@@ -139,7 +143,7 @@ def _decode_by_library(data: bytes, *, deep_color: bool) -> tuple[np.ndarray, st
         image = Image.open(io.BytesIO(data))
         if getattr(image, "n_frames", 1) > 1:
             raise DataError(f"the TIFF file holds {image.n_frames} pictures; save every picture as a file of its own")
-        array = np.asarray(image)
+        array = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
     return array, "YX" if array.ndim == 2 else "YXS"
 
 

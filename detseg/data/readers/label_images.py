@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from detseg.data.images import SUFFIXES, read_image, read_label_image
+from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 
@@ -24,16 +24,6 @@ class Pair:
     name: str
     image: Path
     label: Path
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """What one pair holds. rles: N compressed COCO RLEs, in ascending order of their labels."""
-
-    pair: Pair
-    height: int
-    width: int
-    rles: list[dict[str, Any]]
 
 
 def find_pairs(images: Path, labels: Path, label_suffix: str | None = None) -> tuple[list[Pair], list[str]]:
@@ -103,8 +93,8 @@ def _list_files(folder: Path, problems: list[str], *, what: str) -> dict[str, Pa
     return files
 
 
-def read_pair(pair: Pair) -> LabelledImage:
-    """Read both files of a pair.
+def read_pair(pair: Pair, file_name: str) -> LabelledImage:
+    """Read both files of a pair; objects are in ascending order of their labels.
 
     Raises DataError where one cannot be read, or their sizes differ.
     """
@@ -122,4 +112,43 @@ def read_pair(pair: Pair) -> LabelledImage:
             "Where it shows several, give every object a number of its own.",
             pair.label,
         )
-    return LabelledImage(pair, labels.shape[0], labels.shape[1], layers.to_rles())
+    return LabelledImage(pair.name, file_name, labels.shape[0], labels.shape[1], layers.to_rles())
+
+
+class LabelImages:
+    """A folder of images and one of label images as a `Source` of one class; images stay where they are."""
+
+    unlabelled: Sequence[str] = ()
+    default_column = None
+
+    def __init__(
+        self, images: Path, labels: Path, *, label_suffix: str | None = None, class_name: str = "cell"
+    ) -> None:
+        """Match the files. Raises DataError where a folder is missing or holds no image."""
+        pairs, self.problems = find_pairs(images, labels, label_suffix)
+        self.description = f"label images of {labels}"
+        self.class_names = [class_name]
+        self.columns: dict[str, dict[str, str]] = {}
+        self._images = images
+        self._pairs = {pair.name: pair for pair in pairs}
+        self.names = list(self._pairs)
+
+    def aliases(self, name: str) -> list[str]:
+        image = self._pairs[name].image
+        return [name, name + image.suffix, image.stem, image.name]
+
+    def describe(self, name: str) -> str:
+        return str(self._pairs[name].image)
+
+    def read(self, name: str) -> tuple[LabelledImage, list[str]]:
+        pair = self._pairs[name]
+        return read_pair(pair, pair.image.relative_to(self._images).as_posix()), []
+
+    def image_root(self, output: Path) -> Path:
+        return self._images
+
+    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
+        """Nothing is written."""
+
+    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
+        """They are there."""

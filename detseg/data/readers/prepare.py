@@ -1,8 +1,7 @@
-"""Folders of images and label images to COCO files, split into parts or folds."""
+"""A source of labelled images to COCO files, split into parts or folds: one way for every reader."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,30 +11,29 @@ from typing import Any
 
 from tqdm import tqdm
 
-from detseg.data.coco_writer import annotations_of, write_coco
-from detseg.data.readers.label_images import LabelledImage, Pair, find_pairs, read_pair
+from detseg.data.coco_writer import annotations_of, make_folder, write_coco
+from detseg.data.readers.source import LabelledImage, Source
 from detseg.data.readers.summary import summary_table
+from detseg.data.readers.table import read_table
 from detseg.data.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, list_problems
+from detseg.structures.atomic_write import written_whole
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_NAME = "skipped.txt"
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What the command line asks for; see `detseg prepare_label_images --help`.
+    """What every `detseg prepare_...` command takes; see its --help.
 
-    folds and split_lists go before fractions. table, key, stratify_by: a CSV, its column of image names and the one
-    that is stored as `group` and, but for given lists, stratified by.
+    folds and split_lists go before fractions. stratify_by: a column of `table` (a CSV; key: its column of image names)
+    or, without a table, one of the source's own; it is stored as `group` and, but for given lists, stratified by.
     """
 
-    images: Path
-    labels: Path
     output: Path
-    label_suffix: str | None = None
-    class_name: str = "cell"
     fractions: tuple[float, ...] = (0.7, 0.15, 0.15)
     folds: int | None = None
     split_lists: Path | None = None
@@ -48,100 +46,101 @@ class PrepareOptions:
     overwrite: bool = False
 
 
-def prepare_label_images(options: PrepareOptions) -> str:
+def prepare(source: Source, options: PrepareOptions) -> str:
     """Write the COCO files and return a table of what is in them.
 
     All is read and checked before the first file is written. Images without objects are kept.
 
     Raises:
         DataError: all that is wrong with the images, together, unless `skip_bad`; a split that cannot be made; a file
-            that exists, unless `overwrite`.
+            that exists, unless `overwrite`, or cannot be written.
     """
-    if (options.table is None) != (options.stratify_by is None):
-        raise DataError("--stratify-by COLUMN and --table CSV go together: the column is one of the table's")
-    pairs, problems = find_pairs(options.images, options.labels, options.label_suffix)
+    problems = list(source.problems)
     _stop_at(problems, options)
-    groups = None
-    if options.table is not None:
-        table = read_column(options.table, options.key, str(options.stratify_by))
-        groups = _groups_of(pairs, table, problems, options)
-        pairs = [pair for pair in pairs if pair.name in groups]
-    parts = _make_parts([pair.name for pair in pairs], options, groups, problems)
+    groups = _groups(source, options, problems)
+    names = [name for name in source.names if groups is None or name in groups]
+    parts = _make_parts(names, options, groups, problems)
+    if source.unlabelled:
+        parts = {**parts, UNLABELLED: list(source.unlabelled)}
     _check_outputs(parts, options)
-    chosen = {name for names in parts.values() for name in names}
-    images = _read_all([pair for pair in pairs if pair.name in chosen], problems)
+    images = _read_all(source, sorted({name for members in parts.values() for name in members}), problems)
     _stop_at(problems, options)
     if not images:
         raise DataError(f"no image is left:\n{list_problems(problems)}")
     # Bad images leave gaps and move no other image to another part.
-    parts = {part: [name for name in names if name in images] for part, names in parts.items()}
-    for part, names in parts.items():
-        _write_part(part, [images[name] for name in names], groups, options)
-    if problems:
-        (options.output / SKIPPED_NAME).write_text("\n".join(problems) + "\n", encoding="utf-8")
+    parts = {part: [name for name in members if name in images] for part, members in parts.items()}
+    source.check_target(list(images.values()), options.output, overwrite=options.overwrite)
+    _write_skipped(problems, options)
+    # Images before the files that name them: a COCO file that is there is whole.
+    source.provide(list(images.values()), options.output)
+    for part, members in parts.items():
+        _write_part(part, [images[name] for name in members], groups, source, options)
     return summary_table(parts, images, groups, len(problems), options.output)
 
 
-def read_column(path: Path, key: str | None, column: str) -> dict[str, str]:
+def _groups(source: Source, options: PrepareOptions, problems: list[str]) -> dict[str, str] | None:
+    """Return image name -> value of the column to stratify by, or None where there is none."""
+    column = options.stratify_by
+    if options.table is not None:
+        if column is None:
+            raise DataError("--table CSV takes --stratify-by COLUMN too: the column is one of the table's")
+        groups = _column_of_table(source, options.table, options.key, column, problems)
+        _stop_at(problems, options)
+        return groups
+    if options.key is not None:
+        raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
+    column = column or source.default_column
+    if column is None:
+        return None
+    if column not in source.columns:
+        own = f"; without a table there are {', '.join(source.columns)}" if source.columns else ""
+        raise DataError(f"--stratify-by {column} takes --table CSV too: the column is one of the table's{own}")
+    return dict(source.columns[column])
+
+
+def _column_of_table(source: Source, path: Path, key: str | None, column: str, problems: list[str]) -> dict[str, str]:
+    """Return image name -> value of a column; a table may name images with suffix or without their folder."""
+    table = read_column(path, key, column, problems)
+    groups = {}
+    for name in source.names:
+        value = next((table[alias] for alias in source.aliases(name) if table.get(alias)), None)
+        if value is None:
+            problems.append(f"{source.describe(name)}: {path} has no {column} for it")
+        else:
+            groups[name] = value
+    return groups
+
+
+def read_column(path: Path, key: str | None, column: str, problems: list[str]) -> dict[str, str]:
     """Read image name (suffix and folders as in the table) -> value of a column of a CSV file.
 
-    Raises DataError where the file or a column is missing, or a name has two values.
+    Broken rows, and a second value of a name, go to `problems`. Raises DataError where the file or a column is missing.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            key = key or (columns[0] if columns else "")
-            for wanted in (key, column):
-                if wanted not in columns:
-                    raise DataError(
-                        f"{path}: there is no column {wanted!r}; columns are: {', '.join(columns) or 'none'}"
-                    )
-            values: dict[str, str] = {}
-            for row in reader:
-                name, value = str(row[key] or "").strip(), str(row[column] or "").strip()
-                if values.setdefault(name, value) != value:
-                    raise DataError(
-                        f"{path}: line {reader.line_num}: {name} has two values, {values[name]} and {value}"
-                    )
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such table") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
+    table = read_table(path, [column] if key is None else [key, column])
+    key = key or table.columns[0]
+    problems += table.problems
+    values: dict[str, str] = {}
+    for row in table.rows:
+        name, value = row.values[key], row.values[column]
+        if values.setdefault(name, value) != value:
+            problems.append(f"{path}: line {row.line}: {name} has two values, {values[name]} and {value}")
     return values
-
-
-def _groups_of(
-    pairs: Sequence[Pair], table: Mapping[str, str], problems: list[str], options: PrepareOptions
-) -> dict[str, str]:
-    """Return name -> value of the column; a table may name images with suffix or without their folder."""
-    groups = {}
-    missing = []
-    for pair in pairs:
-        names = (pair.name, pair.name + pair.image.suffix, pair.image.stem, pair.image.name)
-        value = next((table[name] for name in names if table.get(name)), None)
-        if value is None:
-            missing.append(f"{pair.image}: {options.table} has no {options.stratify_by} for it")
-        else:
-            groups[pair.name] = value
-    problems += missing
-    _stop_at(problems, options)
-    return groups
 
 
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:
     if problems and not options.skip_bad:
         raise DataError(
-            f"{len(problems)} problems; mend them, or leave these images out with --skip-bad:\n"
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}; mend, or leave out with --skip-bad:\n"
             f"{list_problems(problems)}"
         )
 
 
-def _read_all(pairs: Sequence[Pair], problems: list[str]) -> dict[str, LabelledImage]:
+def _read_all(source: Source, names: Sequence[str], problems: list[str]) -> dict[str, LabelledImage]:
     images = {}
-    for pair in tqdm(pairs, desc="reading images and labels", unit="image"):
+    for name in tqdm(names, desc="reading images and masks", unit="image"):
         try:
-            images[pair.name] = read_pair(pair)
+            images[name], bad_masks = source.read(name)
+            problems += bad_masks
         except DataError as error:
             problems.append(str(error))
     return images
@@ -170,46 +169,70 @@ def _make_parts(
 
 
 def _check_outputs(parts: Mapping[str, Sequence[str]], options: PrepareOptions) -> None:
-    present = [f"{part}.json" for part in parts if (options.output / f"{part}.json").exists()]
+    suffixes = (".json", ".txt") if options.write_lists else (".json",)
+    present = [part + suffix for part in parts for suffix in suffixes if (options.output / (part + suffix)).exists()]
     if present and not options.overwrite:
         raise DataError(
             f"{options.output} holds {', '.join(present)} already; pass --overwrite, or name another output"
         )
 
 
+def _write_skipped(problems: Sequence[str], options: PrepareOptions) -> None:
+    """Write what was left out, or remove the list of a run before this one."""
+    path = options.output / SKIPPED_NAME
+    if path.exists() and not options.overwrite:
+        if problems:
+            raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
+    elif problems:
+        _write_lines(path, problems)
+    elif path.exists():
+        path.unlink()
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    make_folder(path.parent)
+    with written_whole(path, "the list") as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
 def _write_part(
-    part: str, images: Sequence[LabelledImage], groups: Mapping[str, str] | None, options: PrepareOptions
+    part: str,
+    images: Sequence[LabelledImage],
+    groups: Mapping[str, str] | None,
+    source: Source,
+    options: PrepareOptions,
 ) -> None:
     rows: list[dict[str, Any]] = []
     for image_id, image in enumerate(images, start=1):
-        file_name = image.pair.image.relative_to(options.images).as_posix()
-        row = {"id": image_id, "file_name": file_name, "height": image.height, "width": image.width}
-        if groups is not None:
-            row["group"] = groups[image.pair.name]
+        row = {"id": image_id, "file_name": image.file_name, "height": image.height, "width": image.width}
+        row.update(image.fields)
+        if groups is not None and image.name in groups:
+            row["group"] = groups[image.name]
         rows.append(row)
+    root = _relative(source.image_root(options.output), options.output)
     write_coco(
         options.output / f"{part}.json",
         images=rows,
         annotations=_annotations(images),
-        categories=[{"id": 1, "name": options.class_name}],
-        info={"description": f"label images of {options.labels}", "image_root": _image_root(options)},
+        categories=[{"id": number, "name": name} for number, name in enumerate(source.class_names, start=1)],
+        info={"description": source.description, "image_root": root},
         overwrite=options.overwrite,
     )
     if options.write_lists:
-        names = "".join(f"{image.pair.name}\n" for image in images)
-        (options.output / f"{part}.txt").write_text(names, encoding="utf-8", newline="\n")
+        _write_lines(options.output / f"{part}.txt", [image.name for image in images])
 
 
 def _annotations(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
     first_id = 1
     for image_id, image in enumerate(images, start=1):
-        yield from annotations_of(image.rles, [1] * len(image.rles), image_id=image_id, first_id=first_id)
+        categories = [index + 1 for index in image.class_of_each]
+        yield from annotations_of(image.rles, categories, image_id=image_id, first_id=first_id)
         first_id += len(image.rles)
 
 
-def _image_root(options: PrepareOptions) -> str:
+def _relative(images: Path, output: Path) -> str:
     """Return the folder of the images: relative where it lies beside or below the output, so that both can move."""
-    images, output = options.images.resolve(), options.output.resolve()
+    images, output = images.resolve(), output.resolve()
     try:
         relative = Path(os.path.relpath(images, output))
     except ValueError:  # another drive on Windows

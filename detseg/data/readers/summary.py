@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detseg.data.readers.label_images import LabelledImage
+from detseg.data.readers.source import LabelledImage
 
 
 def summary_table(
@@ -22,8 +22,8 @@ def summary_table(
     for part, names in parts.items():
         rows.append((part, "", *_numbers([images[name] for name in names]), f"{output / part}.json"))
         if groups is not None:
-            for group in sorted({groups[name] for name in names}):
-                rows.append(("", group, *_numbers([images[name] for name in names if groups[name] == group]), ""))
+            for group in sorted({groups[name] for name in names if name in groups}):
+                rows.append(("", group, *_numbers([images[name] for name in names if groups.get(name) == group]), ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,0 +1,60 @@
+"""The options that all `detseg prepare_...` commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detseg.data.readers.prepare import PrepareOptions
+
+
+def add_prepare_options(parser: argparse.ArgumentParser, *, stratify_default: str | None = None) -> None:
+    """Add --output and everything about splits and bad input. stratify_default: what --help says of it."""
+    parser.add_argument("--output", type=Path, required=True, help="folder for the COCO files")
+    split = parser.add_argument_group("the split")
+    parts = split.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--split", type=float, nargs="+", metavar="FRACTION", help="train, val and test (default: 0.7 0.15 0.15)"
+    )
+    parts.add_argument("--folds", type=int, metavar="K", help="K folds: fold0_train.json, fold0_val.json, ...")
+    parts.add_argument(
+        "--split-lists",
+        type=Path,
+        metavar="PREFIX",
+        help="given lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder of train.txt, ...; one image name a line",
+    )
+    split.add_argument("--table", type=Path, metavar="CSV", help="table of the images, joined by name (see --key)")
+    split.add_argument("--key", help="its column of image names, with or without suffix (default: the first)")
+    default = f" (default: {stratify_default})" if stratify_default else ""
+    split.add_argument(
+        "--stratify-by",
+        metavar="COLUMN",
+        help=f"split every value of this column alike; it is stored as `group`{default}",
+    )
+    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
+    """Return what these options say."""
+    from detseg.data.readers.prepare import PrepareOptions
+
+    return PrepareOptions(
+        output=arguments.output,
+        fractions=tuple(arguments.split or (0.7, 0.15, 0.15)),
+        folds=arguments.folds,
+        split_lists=arguments.split_lists,
+        table=arguments.table,
+        key=arguments.key,
+        stratify_by=arguments.stratify_by,
+        seed=arguments.seed,
+        write_lists=arguments.write_lists,
+        skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
+    )

@@ -1,0 +1,31 @@
+"""`detseg prepare_sartorius`: the Sartorius competition as it ships to COCO files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detseg.cli.prepare_options import add_prepare_options, prepare_options
+
+DESCRIPTION = (
+    "Turn train.csv and train/*.png of the Sartorius competition, a folder or the zip archive itself, into COCO files "
+    "of the classes shsy5y, astro and cort: train.json, val.json and test.json, or two a fold; and the images of "
+    "train_semi_supervised, where they are there, into unlabelled.json. Images of a folder stay where they are; those "
+    "of an archive are unpacked to OUTPUT/images."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument(
+        "--source", type=Path, required=True, metavar="PATH", help="folder or zip with train.csv and train/*.png"
+    )
+    add_prepare_options(parser, stratify_default="cell_type; every other column of train.csv without --table")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepare the data set and print a table of its parts."""
+    from detseg.data.readers.prepare import prepare
+    from detseg.data.readers.sartorius import Sartorius
+
+    print(prepare(Sartorius(arguments.source), prepare_options(arguments)))

@@ -1,0 +1,136 @@
+"""CSV tables: with their line numbers, any of the usual separators, and everything that is wrong told by line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from detseg.errors import DataError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "or tabs"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the number of its (last) line in the file, counted from 1, and column -> text without outer spaces."""
+
+    line: int
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file. problems: its rows that have not as many fields as there are columns; these are not in `rows`."""
+
+    name: str
+    columns: list[str]
+    rows: list[Row]
+    problems: list[str]
+
+
+def read_table(path: Path, wanted: Sequence[str]) -> Table:
+    """Read a CSV file, or a zip archive of one, that has the columns `wanted`.
+
+    Raises DataError where it is missing, no table, or lacks a column.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such table") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return parse_table(_unpack(data, path), str(path), wanted)
+
+
+def _unpack(data: bytes, path: Path) -> bytes:
+    """Return the one member of a zip archive, or the data as they are."""
+    if not data.startswith(b"PK\x03\x04"):
+        return data
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [name for name in archive.namelist() if name.lower().endswith(".csv") and "__MACOSX" not in name]
+            if len(members) != 1:
+                raise DataError(f"{path}: expected one CSV file in the archive, found {len(members)}; unpack it")
+            return archive.read(members[0])
+    except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise DataError(f"{path}: the zip archive cannot be read ({error}); download it again") from None
+
+
+def parse_table(data: bytes, name: str, wanted: Sequence[str]) -> Table:
+    """`read_table` from the bytes of a CSV file. The separator is the one that yields the wanted columns."""
+    text = _decode(data, name)
+    if not text.strip():
+        raise DataError(f"{name}: the table is empty; expected a first line with the columns {', '.join(wanted)}")
+    with _long_fields():
+        headers = {separator: _header(text, separator) for separator in SEPARATORS}
+        fitting = [separator for separator, columns in headers.items() if set(wanted) <= set(columns)]
+        if fitting:
+            # A table of one column has no separator to find; else the wrong ones find one column.
+            separator = max(fitting, key=lambda separator: len(headers[separator]))
+            return _read_rows(text, separator, name, wanted)
+    columns = max(headers.values(), key=len)
+    missing = [column for column in wanted if column not in columns]
+    raise DataError(
+        f"{name}: line 1: there is no column {', '.join(map(repr, missing))}; columns are: {', '.join(columns)} "
+        f"(expected {', '.join(SEPARATORS.values())} between them)"
+    )
+
+
+def _header(text: str, separator: str) -> list[str]:
+    """Return the columns that the first line that is not blank has by this separator."""
+    first = next(line for line in text.splitlines() if line.strip())
+    return [column.strip() for column in next(csv.reader([first], delimiter=separator))]
+
+
+def _decode(data: bytes, name: str) -> str:
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{name}: line {line}: cannot be read as CSV in UTF-8 ({error.reason}); save it as that"
+        ) from None
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Set aside the csv module's limit of 131,072 characters a field: the run-lengths of one cell may be longer."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _lines(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and fields of every row that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise DataError(
+            f"{name}: line {reader.line_num}: is no CSV ({error}); look for a stray quotation mark"
+        ) from None
+
+
+def _read_rows(text: str, separator: str, name: str, wanted: Sequence[str]) -> Table:
+    lines = _lines(text, separator, name)
+    columns = [column.strip() for column in next(lines)[1]]
+    twice = [column for column in wanted if columns.count(column) > 1]
+    if twice:
+        raise DataError(f"{name}: line 1: the column {twice[0]!r} occurs twice; rename or remove one of them")
+    rows, problems = [], []
+    for line, fields in lines:
+        if len(fields) != len(columns):
+            problems.append(f"{name}: line {line}: has {len(fields)} fields; expected {len(columns)}, as columns")
+            continue
+        rows.append(Row(line, {column: field.strip() for column, field in zip(columns, fields, strict=True)}))
+    return Table(name, columns, rows, problems)
