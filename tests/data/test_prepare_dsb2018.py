@@ -1,4 +1,4 @@
-"""The Data Science Bowl as it ships, in every form: masks equal to the files', bad rows named and left out on demand."""
+"""The Data Science Bowl as it ships, in every form: masks equal to the files', bad rows named and left out."""
 
 from __future__ import annotations
 

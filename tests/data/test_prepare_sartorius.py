@@ -1,0 +1,217 @@
+"""The Sartorius competition as it ships: masks equal to a direct decoding, classes, cell types in every part."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from detseg.cli.main import main
+from detseg.data.coco import CocoDataset
+from detseg.structures import rle as rle_codec
+
+HEIGHT, WIDTH = 20, 30
+COLUMNS = ["id", "annotation", "width", "height", "cell_type"]  # in the competition's order
+COLUMNS += ["plate_time", "sample_date", "sample_id", "elapsed_timedelta"]
+KINDS = ("cort", "shsy5y", "astro")
+
+
+def decode_by_rows(text: str, height: int, width: int) -> np.ndarray:
+    mask = np.zeros(height * width, dtype=bool)
+    numbers = [int(word) for word in text.split()]
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        mask[start - 1 : start - 1 + length] = True
+    return mask.reshape(height, width)
+
+
+def rows_of(index: int) -> list[dict[str, str]]:
+    """A cell, one that overlaps it, and one whose run goes on in the next row."""
+    kind = KINDS[index % 3]
+    first = 40 + index
+    runs = [f"{first} 5 {first + WIDTH} 5", f"{first + 2} 6 {first + 2 + WIDTH} 2", "1 1 300 70 600 1"]
+    fixed = {"width": str(WIDTH), "height": str(HEIGHT), "cell_type": kind, "plate_time": f"{index}h"}
+    fixed |= {"sample_date": "2019-06-16", "sample_id": f"{kind}[x]_{index}", "elapsed_timedelta": "0 days"}
+    return [{"id": f"{index:04d}", "annotation": text, **fixed} for text in runs]
+
+
+def write_csv(root: Path, rows: list[dict[str, str]], separator: str = ",", encoding: str = "utf-8") -> None:
+    with open(root / "train.csv", "w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    """Twelve labelled images, two without labels, and what else the competition brings along."""
+    root = tmp_path / "sartorius"
+    for folder in ("train", "train_semi_supervised", "test", "LIVECell_dataset_2021/train"):
+        (root / folder).mkdir(parents=True)
+    for index in range(12):
+        Image.fromarray(np.full((HEIGHT, WIDTH), index, np.uint8)).save(root / "train" / f"{index:04d}.png")
+    for name in ("astro[hippo]_D1_Ph_4", "mouse_1"):
+        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "train_semi_supervised" / f"{name}.png")
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "test" / "t.png")
+    (root / "LIVECell_dataset_2021" / "train" / "train.csv").write_text("another table")
+    write_csv(root, [row for index in range(12) for row in rows_of(index)])
+    return root
+
+
+def prepare(source: Path, output: Path, *options: str | Path) -> int:
+    return main(["prepare_sartorius", *map(str, ("--source", source, "--output", output, *options))])
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_masks_classes_groups_and_unlabelled_images(shipped: Path, tmp_path: Path, as_zip: bool) -> None:
+    source = shipped
+    if as_zip:
+        source = tmp_path / "s.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for file in shipped.rglob("*"):
+                archive.write(file, f"sartorius/{file.relative_to(shipped).as_posix()}")
+    assert prepare(source, tmp_path / "out", "--split", "0.5", "0.5") == 0
+    seen = []
+    for part in ("train", "val"):
+        dataset = CocoDataset.load(tmp_path / "out" / f"{part}.json")
+        assert [(category.id, category.name) for category in dataset.categories] == [
+            (1, "shsy5y"),
+            (2, "astro"),
+            (3, "cort"),
+        ]
+        assert sorted(record.metadata["group"] for record in dataset.images) == sorted(KINDS * 2)
+        for index, record in enumerate(dataset.images):
+            number = int(Path(record.file_name).stem)
+            seen.append(number)
+            rles, classes, _ = dataset.annotations(index)
+            expected = [decode_by_rows(row["annotation"], HEIGHT, WIDTH) for row in rows_of(number)]
+            np.testing.assert_array_equal([rle_codec.decode(rle) for rle in rles], expected)
+            assert {dataset.class_names[index] for index in classes} == {KINDS[number % 3]}
+            assert record.metadata["plate_time"] == f"{number}h"
+            assert (dataset.read_image(index) == number).all()
+    assert sorted(seen) == list(range(12))
+    unlabelled = CocoDataset.load(tmp_path / "out" / "unlabelled.json")
+    assert unlabelled.num_objects == 0
+    assert [record.metadata.get("group") for record in unlabelled.images] == ["astro", None]
+    unlabelled.check_images_exist()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_separators_and_byte_order_marks_are_told_apart(
+    shipped: Path, tmp_path: Path, separator: str, encoding: str
+) -> None:
+    write_csv(shipped, [row for index in range(12) for row in rows_of(index)], separator, encoding)
+    assert prepare(shipped, tmp_path / "out", "--folds", "2") == 0
+    assert CocoDataset.load(tmp_path / "out" / "fold0_train.json").num_objects == 18
+
+
+def test_columns_of_the_csv_itself_can_stratify(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(shipped, tmp_path / "out", "--stratify-by", "sample_date") == 0
+    dataset = CocoDataset.load(tmp_path / "out" / "val.json")
+    assert {record.metadata["group"] for record in dataset.images} == {"2019-06-16"}
+    assert prepare(shipped, tmp_path / "other", "--stratify-by", "colour") == 2
+    assert "without a table there are cell_type, plate_time" in capsys.readouterr().err
+
+
+def broken(rows: list[dict[str, str]], index: int, **values: str) -> list[dict[str, str]]:
+    return [{**row, **values} if number == index else row for number, row in enumerate(rows)]
+
+
+BAD_ROWS = {
+    "another image": ({"id": "9999"}, "line 6 (image 9999): there is no image of this name in train"),
+    "unknown class": ({"cell_type": "neuron"}, "its cell_type is 'neuron'; expected one of shsy5y, astro, cort"),
+    "another size": ({"width": "31"}, "was made for '20' x '31' pixels"),
+    "no number of pixels": ({"height": "tall"}, "was made for 'tall' x '30' pixels"),
+    "beyond the image": ({"annotation": "600 2"}, "the run 600 2 leaves the image"),
+    "empty": ({"annotation": ""}, "the mask is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named_and_left_out_on_demand(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    values, text = BAD_ROWS[case]
+    rows = [row for index in range(12) for row in rows_of(index)]
+    write_csv(shipped, broken(rows, 4, **values))
+    assert prepare(shipped, tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    for part in ("1 problem;", "train.csv: line 6", text, "--skip-bad"):
+        assert part in message
+    assert prepare(shipped, tmp_path / "out", "--split", "1", "--skip-bad") == 0
+    assert CocoDataset.load(tmp_path / "out" / "all.json").num_objects == 35
+    assert text in (tmp_path / "out" / "skipped.txt").read_text()
+
+
+def test_an_image_without_rows_is_not_taken_for_empty(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for index in range(11) for row in rows_of(index)]
+    write_csv(shipped, rows)
+    assert prepare(shipped, tmp_path / "out") == 2
+    assert "image 0011" in (message := capsys.readouterr().err)
+    assert "has no row for it" in message
+    write_csv(shipped, [*rows, {**rows_of(11)[0], "annotation": ""}])
+    assert prepare(shipped, tmp_path / "out", "--split", "1") == 0
+    dataset = CocoDataset.load(tmp_path / "out" / "all.json")
+    assert dataset.objects_per_image().sum(axis=1).tolist() == [3] * 11 + [0]
+
+
+def test_what_is_no_sartorius_is_refused(shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (shipped / "train.csv").read_text()
+    for content, expected in {
+        text.replace("annotation", "mask", 1): "there is no column 'annotation'; columns are: id, mask, width",
+        "": "the table is empty",
+        text.replace("\n0001,", "\n0001,extra,", 1): "has 10 fields; expected 9",
+        text.replace("\n0001,", '\n"0001,', 1): "look for a stray quotation mark",
+        "id,annotation,cell_type,id\n": "'id' occurs twice",
+    }.items():
+        (shipped / "train.csv").write_text(content)
+        assert prepare(shipped, tmp_path / "out") == 2
+        message = capsys.readouterr().err
+        assert expected in message
+        assert "line" in message or not content
+    (shipped / "train.csv").write_bytes(text.encode().replace(b"0004", b"00\xff4", 1))
+    assert prepare(shipped, tmp_path / "out") == 2
+    assert "line 14: cannot be read as CSV in UTF-8" in capsys.readouterr().err
+    (shipped / "train.csv").unlink()
+    (shipped / "LIVECell_dataset_2021" / "train" / "train.csv").unlink()
+    assert prepare(shipped, tmp_path / "out") == 2
+    assert "there is no train.csv" in capsys.readouterr().err
+
+
+def test_real_competition_layout_from_the_zip_itself(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    archive = shared_data("sartorius_sim.zip")
+    assert prepare(archive, tmp_path / "out") == 0
+    with zipfile.ZipFile(archive) as file:
+        rows = list(csv.DictReader(io.TextIOWrapper(file.open("train.csv"), encoding="utf-8")))
+    by_image: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_image.setdefault(row["id"], []).append(row)
+    total = 0
+    for part in ("train", "val", "test"):
+        dataset = CocoDataset.load(tmp_path / "out" / f"{part}.json")
+        dataset.check_images_exist()
+        total += dataset.num_objects
+        for index, record in enumerate(dataset.images):
+            expected = by_image.pop(Path(record.file_name).stem)
+            rles, classes, _ = dataset.annotations(index)
+            assert [dataset.class_names[index] for index in classes] == [row["cell_type"] for row in expected]
+            for rle, row in zip(rles, expected, strict=True):
+                mask = decode_by_rows(row["annotation"], 520, 704)
+                assert rle["counts"] == coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"]
+    assert total == len(rows) == 11_422
+    assert not by_image
+    unlabelled = json.loads((tmp_path / "out" / "unlabelled.json").read_text())
+    assert len(unlabelled["images"]) == 30
+    assert unlabelled["annotations"] == []
