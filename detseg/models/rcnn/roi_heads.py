@@ -17,6 +17,9 @@ from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.sampling import sample_labels
 from detseg.models.rcnn.targets import Targets
 
+# The mask head's layers hold 28 x 28 x channels numbers a region: thousands of regions are predicted in portions.
+MASKS_AT_ONCE = 512
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -131,8 +134,10 @@ class ROIHeads(nn.Module):
 
     def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
         """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
-        logits = self.mask_head.logits_of(self.mask_pooler(self._maps(features), boxes), torch.cat(list(classes)))
-        return list(logits.sigmoid().split([len(image_boxes) for image_boxes in boxes]))
+        pooled = self.mask_pooler(self._maps(features), boxes)
+        parts = zip(pooled.split(MASKS_AT_ONCE), torch.cat(list(classes)).split(MASKS_AT_ONCE), strict=True)
+        probabilities = torch.cat([self.mask_head.logits_of(*part).sigmoid() for part in parts])
+        return list(probabilities.split([len(image_boxes) for image_boxes in boxes]))
 
     def _maps(self, features: dict[str, Tensor]) -> list[Tensor]:
         """The feature maps as pooling wants them, made so once for both poolers."""
