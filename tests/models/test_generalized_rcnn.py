@@ -46,7 +46,7 @@ def test_losses_fall_in_training() -> None:
     ],
     ids=["no objects", "one image without", "one pixel", "narrow"],
 )
-@pytest.mark.parametrize("norm", ["BN", "GN", ""])
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN", ""])
 def test_training_on_little(samples: list[Sample], norm: str) -> None:
     # The maps of one pixel have no variance: BatchNorm refuses those by itself in the backbone.
     changes = {

@@ -13,6 +13,7 @@ from detseg.models.rcnn.box_head import BoxPredictor, ConvFCHead
 from detseg.models.rcnn.fpn import FPN
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.images import ImageInput
+from detseg.models.rcnn.layers import NORMS
 from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.pooler import Pooler
@@ -223,7 +224,7 @@ def _lists(values: Any) -> Any:
 
 
 def _known_norm(key: str, name: str) -> str:
-    return _known(key, name, ("", "BN", "FrozenBN", "GN"))
+    return _known(key, name, NORMS)
 
 
 def _known(key: str, value: Any, known: Any) -> Any:

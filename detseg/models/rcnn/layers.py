@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.models.rcnn.group_norm import GroupNorm
+from detseg.models.rcnn.sync_batch_norm import SyncBatchNorm2d
 
 GROUPS_OF_GROUP_NORM = 32
-NORMS = ("", "BN", "FrozenBN", "GN")
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -51,6 +52,8 @@ def make_norm(name: str, channels: int) -> nn.Module | None:
         return None
     if name == "BN":
         return nn.BatchNorm2d(channels)
+    if name == "SyncBN":
+        return SyncBatchNorm2d(channels)
     if name == "FrozenBN":
         return FrozenBatchNorm2d(channels)
     if name == "GN":
@@ -97,8 +100,8 @@ class ConvNorm(nn.Conv2d):
             x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
         else:
             x = super().forward(x)
-            # Without a region there are no statistics: BatchNorm would store NaN.
-            if self.norm is not None and len(x):
+            # Without a region there are no statistics: BatchNorm would store NaN. Other processes may have some.
+            if self.norm is not None and (len(x) or isinstance(self.norm, SyncBatchNorm2d)):
                 x = self.norm(x)
         return F.relu_(x) if self.relu else x
 
