@@ -22,6 +22,7 @@ from detseg.errors import DetsegError
 COMMANDS = {
     "make_synthetic": "make a set of synthetic cells with exact masks",
     "prepare_label_images": "turn folders of images and label images into COCO files",
+    "prepare_coco": "check a COCO file and split it, or leave out what is wrong in it",
     "prepare_dsb2018": "turn the Data Science Bowl 2018, as downloaded, into COCO files",
     "prepare_sartorius": "turn the Sartorius competition, as downloaded, into COCO files",
     "train_net": "train a model, evaluate it and draw what it sees",

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detseg.data.coco_index import AnnotationTable, Category, ImageEntry, index_coco
+from detseg.data.coco_images import ImageEntry, is_text, shown
+from detseg.data.coco_index import AnnotationTable, Category, index_coco
 from detseg.data.coco_writer import annotations_of, write_coco
 from detseg.data.images import read_image
 from detseg.errors import DataError, list_problems
@@ -62,21 +63,31 @@ class CocoDataset:
         self.name = name
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None) -> CocoDataset:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
+        *,
+        skipped: list[str] | None = None,
+    ) -> CocoDataset:
         """Read a COCO file (.json or .json.gz): polygons, RLE compressed or not, crowds; area and bbox are not needed.
 
         Args:
             path: the file.
             image_root: folder that file names are relative to. None: the file's `info.image_root` (relative to the
                 file's folder), else the file's folder.
+            skipped: where given, bad images and annotations are left out, and what is wrong with them is added to it.
 
         Raises:
             DataError: the file is missing or no COCO data set; or all that is wrong with its images, categories and
                 annotations, in one list. The images themselves are not looked at: see `check_images_exist`.
         """
         path = Path(path)
-        info, entries, categories, table = index_coco(path)
-        root = Path(image_root) if image_root else path.parent / str(info.get("image_root") or "")
+        info, entries, categories, table = index_coco(path, skipped)
+        said = info.get("image_root") or ""
+        if not is_text(said) or "\0" in said:
+            raise DataError(f"{path}: its info.image_root is {shown(said)}; expected the path of a folder")
+        root = Path(image_root) if image_root else path.parent / said
         images = [_record(entry, root) for entry in entries]
         return cls(images, categories, table, str(path))
 
@@ -152,7 +163,7 @@ class CocoDataset:
 
     def check_images_exist(self) -> None:
         """Raise DataError that lists all images whose file is missing."""
-        missing = [str(record.path) for record in self.images if not record.path.is_file()]
+        missing = [str(record.path) for record in self.images if not os.path.isfile(record.path)]
         if missing:
             raise DataError(
                 f"{self.name}: {len(missing)} of {len(self)} images are missing; set DATASETS.IMAGE_ROOT (or the "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import posixpath
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detseg.data.coco_images import ImageEntry, is_text, kind_of, read_images, shown
 from detseg.data.json_scan import read_json_text, scan_object
 from detseg.data.masks import segmentation_problem, to_rle
 from detseg.errors import DataError, list_problems
@@ -19,7 +20,7 @@ from detseg.structures import rle as rle_codec
 # RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
 _CHECKED_TOGETHER = 4096
 
-_REMEDY = "mend the file, or make it again"
+_REMEDY = "mend the file, or leave them out by `detseg prepare_coco --skip-bad`"
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,6 @@ class Category:
 
     id: int
     name: str
-
-
-@dataclass(frozen=True)
-class ImageEntry:
-    """One image as the COCO file describes it."""
-
-    image_id: int | str
-    file_name: str
-    height: int
-    width: int
-    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,8 +95,13 @@ class AnnotationTable:
         )
 
 
-def index_coco(path: Path) -> tuple[dict[str, Any], list[ImageEntry], list[Category], AnnotationTable]:
+def index_coco(
+    path: Path, skipped: list[str] | None = None
+) -> tuple[dict[str, Any], list[ImageEntry], list[Category], AnnotationTable]:
     """Read a COCO file: its info, images, categories and annotations.
+
+    skipped: where given, bad images and annotations are left out and what is wrong with them is added to this list. Of
+    images with the same id or file name none is kept, since nobody knows whose the annotations are.
 
     Raises DataError with all problems of the file in one list.
     """
@@ -115,28 +110,40 @@ def index_coco(path: Path) -> tuple[dict[str, Any], list[ImageEntry], list[Categ
     other = scan_object(text, "annotations", lambda _, start, end: spans.append((start, end)), path)
     for key in ("images", "categories"):
         if not isinstance(other.get(key), list):
-            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {_kind(other.get(key))}')
+            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {kind_of(other.get(key))}')
     if not isinstance(other.get("annotations"), int):
         raise DataError(f'{path}: is no COCO data set: expected a list "annotations"; for none, write an empty list')
 
     problems: list[str] = []
-    images = _read_images(other["images"], problems)
     categories = _read_categories(other["categories"], problems)
+    is_fatal = bool(problems) or skipped is None
+    images, bad_images = read_images(other["images"], problems)
     checker = _AnnotationChecker(images, categories, problems)
     for start, end in spans:
         checker.add(json.loads(text[start:end]))
     checker.check_rles()
-    if problems:
-        raise DataError(f"{path}: {len(problems)} problems; {_REMEDY}:\n{list_problems(problems)}")
+    # Ids are used in messages alone, and written anew where bad annotations are left out.
+    if skipped is None:
+        checker.check_ids()
+    if problems and is_fatal:
+        raise DataError(
+            f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; {_REMEDY}:\n{list_problems(problems)}"
+        )
 
     info = other.get("info") if isinstance(other.get("info"), dict) else {}
-    return info, images, categories, _build_table(text, spans, checker, len(images))
+    table = _build_table(text, spans, checker, len(images))
+    if skipped is not None and problems:
+        skipped += problems
+        good = np.flatnonzero(~np.array(bad_images, dtype=bool))
+        images, table = [images[index] for index in good], table.select(good)
+    return info, images, categories, table
 
 
 def _build_table(
     text: str, spans: list[tuple[int, int]], checker: _AnnotationChecker, num_images: int
 ) -> AnnotationTable:
-    owner = np.array(checker.image_indices, dtype=np.int64)
+    # Bad annotations go behind those of the last image, where no image has its rows.
+    owner = np.where(checker.bad, num_images, np.array(checker.image_indices, dtype=np.int64)).astype(np.int64)
     order = np.argsort(owner, kind="stable")
     limits = np.array(spans, dtype=np.int64).reshape(-1, 2)[order]
     return AnnotationTable(
@@ -157,32 +164,42 @@ class _AnnotationChecker:
         self._index_of_image = {image.image_id: index for index, image in enumerate(images)}
         self._index_of_category = {category.id: index for index, category in enumerate(categories)}
         self._problems = problems
-        self._waiting: list[tuple[str, dict[str, Any]]] = []
+        self._waiting: list[tuple[int, str, dict[str, Any]]] = []
+        self._ids: list[Any] = []
         self.image_indices: list[int] = []
         self.class_indices: list[int] = []
         self.crowd: list[bool] = []
+        self.bad: list[bool] = []
 
     def add(self, annotation: Any) -> None:
         number = len(self.image_indices)
-        image, category, crowd = 0, 0, False
+        image, category, crowd, name = 0, 0, False, f"annotation number {number}"
+        self.bad.append(False)
         if not isinstance(annotation, dict):
-            self._problems.append(f"annotation number {number}: expected an object, found {_kind(annotation)}")
+            self._report(number, f"{name}: expected an object, found {kind_of(annotation)}")
         else:
-            name = f"annotation {annotation.get('id', f'number {number}')}"
+            annotation_id = annotation.get("id")
+            if isinstance(annotation_id, (int, str)):
+                self._ids.append(annotation_id)
+                name = f"annotation {annotation_id}"
             image = self._lookup(self._index_of_image, annotation, "image_id", name, "images")
             category = self._lookup(self._index_of_category, annotation, "category_id", name, "categories")
             crowd = bool(annotation.get("iscrowd", 0))
-            if image >= 0:
+            if image >= 0 and self._images[image].height:  # else its size is not known
                 self._check_mask(annotation, self._images[image], name)
         self.image_indices.append(image)
         self.class_indices.append(category)
         self.crowd.append(crowd)
 
+    def _report(self, number: int, problem: str) -> None:
+        self._problems.append(problem)
+        self.bad[number] = True
+
     def _lookup(self, indices: dict[Any, int], annotation: dict[str, Any], key: str, name: str, where: str) -> int:
         value = annotation.get(key)
         index = indices.get(value, -1) if isinstance(value, (int, str)) else -1
         if index < 0:
-            self._problems.append(f'{name}: its {key} {value!r} is none of the file\'s "{where}"')
+            self._report(len(self.bad) - 1, f'{name}: its {key} {shown(value)} is none of the file\'s "{where}"')
         return index
 
     def _check_mask(self, annotation: dict[str, Any], image: ImageEntry, name: str) -> None:
@@ -190,9 +207,9 @@ class _AnnotationChecker:
         segmentation = annotation.get("segmentation")
         problem = segmentation_problem(segmentation, image.height, image.width)
         if problem:
-            self._problems.append(f"{name}: {problem}")
+            self._report(len(self.bad) - 1, f"{name}: {problem}")
         elif isinstance(segmentation, dict):
-            self._waiting.append((name, segmentation))
+            self._waiting.append((len(self.bad) - 1, name, segmentation))
             if len(self._waiting) >= _CHECKED_TOGETHER:
                 self.check_rles()
 
@@ -200,81 +217,41 @@ class _AnnotationChecker:
         """Decode the RLEs that wait, all at once, and where one is broken, one by one to find all that are."""
         waiting, self._waiting = self._waiting, []
         try:
-            areas = rle_codec.area([segmentation for _, segmentation in waiting])
+            areas = rle_codec.area([segmentation for _, _, segmentation in waiting])
         except DataError:
-            areas = np.array([self._area_of(name, segmentation) for name, segmentation in waiting])
-        for (name, _), area in zip(waiting, areas, strict=True):
+            areas = np.array([self._area_of(*one) for one in waiting])
+        for (number, name, _), area in zip(waiting, areas, strict=True):
             if area == 0:
-                self._problems.append(f"{name}: has no mask (its RLE has no pixel)")
+                self._report(number, f"{name}: has no mask (its RLE has no pixel)")
 
-    def _area_of(self, name: str, segmentation: dict[str, Any]) -> int:
+    def _area_of(self, number: int, name: str, segmentation: dict[str, Any]) -> int:
         try:
             return int(rle_codec.area([segmentation])[0])
         except DataError as error:
-            self._problems.append(f"{name}: {error}")
+            self._report(number, f"{name}: {error}")
             return -1
 
-
-def _read_images(rows: list[Any], problems: list[str]) -> list[ImageEntry]:
-    images: list[ImageEntry] = []
-    seen: set[int | str] = set()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            problems.append(f"image number {number}: expected an object, found {_kind(row)}")
-            continue
-        image_id, file_name = row.get("id"), row.get("file_name")
-        name = f"image {file_name if isinstance(file_name, str) else image_id} (number {number})"
-        if not isinstance(image_id, (int, str)):
-            problems.append(f"{name}: its id is {_kind(image_id)}; expected a number or a text")
-            continue
-        if image_id in seen:
-            problems.append(f"{name}: the id {image_id!r} occurs twice")
-        seen.add(image_id)
-        problem = _file_name_problem(file_name)
-        if problem:
-            problems.append(f"{name}: {problem}")
-        height, width = _pixels(row.get("height")), _pixels(row.get("width"))
-        if height is None or width is None:
-            problems.append(
-                f"{name}: expected height and width in pixels, found {row.get('height')!r} and {row.get('width')!r}"
-            )
-        further = {key: value for key, value in row.items() if key not in ("id", "file_name", "height", "width")}
-        images.append(ImageEntry(image_id, str(file_name), height or 1, width or 1, further))
-    return images
-
-
-def _file_name_problem(name: Any) -> str | None:
-    """Say why a file name cannot be used below the image root, on any system, or None."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return f"its file_name is {name!r}; expected a path relative to the image root"
-    slashed = name.replace("\\", "/")
-    leads_out = posixpath.normpath(slashed).split("/")[0] in ("..", ".")
-    if slashed.startswith("/") or PureWindowsPath(name).drive or leads_out:
-        return "its file_name leads out of the image root; expected a path below it (see DATASETS.IMAGE_ROOT)"
-    return None
-
-
-def _pixels(value: Any) -> int | None:
-    """Return a whole number of pixels from 1 on, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 1 <= value < 2**31:
-        return None
-    return int(value) if int(value) == value else None
+    def check_ids(self) -> None:
+        """Find ids of annotations that occur twice: parts of other files were joined without new ids."""
+        if len(set(self._ids)) == len(self._ids):
+            return
+        counts = Counter(self._ids)
+        self._problems += [
+            f"annotation {annotation_id}: the id occurs {count} times"
+            for annotation_id, count in counts.items()
+            if count > 1
+        ]
 
 
 def _read_categories(rows: list[Any], problems: list[str]) -> list[Category]:
     categories: list[Category] = []
     for number, row in enumerate(rows):
-        valid = isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get("name"), str)
+        valid = isinstance(row, dict) and type(row.get("id")) is int and is_text(row.get("name"))
         if not valid:
-            problems.append(f"category number {number}: expected an id (a number) and a name, found {str(row)[:60]}")
+            problems.append(f"category number {number}: expected an id (a number) and a name, found {shown(row)}")
             continue
         categories.append(Category(row["id"], row["name"]))
     for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
         for value in sorted({value for value in values if values.count(value) > 1}, key=str):
             problems.append(f"the category {what} {value!r} occurs twice")
     return sorted(categories, key=lambda category: category.id)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
-    return names.get(type(value), "a number")

@@ -44,7 +44,7 @@ def read_json_text(path: Path) -> str:
 
 def not_json(path: Path, error: Exception) -> DataError:
     """Return the error for a file that is cut off or no JSON."""
-    reason = str(error) if isinstance(error, json.JSONDecodeError) else "its brackets are nested too deeply"
+    reason = "its brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
     return DataError(f"{path}: is cut off or no JSON ({reason}); write or copy it again")
 
 

@@ -193,7 +193,7 @@ PROBLEMS = [
 def test_a_broken_annotation_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     content = example()
     content["annotations"][0].update(change)
-    with pytest.raises(DataError, match=rf"(?s)set\.json: 1 problems.*({message})"):
+    with pytest.raises(DataError, match=rf"(?s)set\.json: 1 problem.*({message})"):
         CocoDataset.load(write(tmp_path, content))
 
 

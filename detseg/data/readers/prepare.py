@@ -226,7 +226,8 @@ def _annotations(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
     first_id = 1
     for image_id, image in enumerate(images, start=1):
         categories = [index + 1 for index in image.class_of_each]
-        yield from annotations_of(image.rles, categories, image_id=image_id, first_id=first_id)
+        crowd = image.crowd if len(image.crowd) else None
+        yield from annotations_of(image.rles, categories, image_id=image_id, first_id=first_id, crowd=crowd)
         first_id += len(image.rles)
 
 

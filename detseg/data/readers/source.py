@@ -14,7 +14,7 @@ class LabelledImage:
 
     name: of the image in lists and tables. file_name: its path below the source's image root, with slashes. height,
     width: pixels. rles: N compressed COCO RLEs. classes: N class indices, 0-based; empty: all of class 0. fields:
-    further fields of the image in the COCO file.
+    further fields of the image in the COCO file. crowd: N flags, True for a region to be ignored; empty: none.
     """
 
     name: str
@@ -24,6 +24,7 @@ class LabelledImage:
     rles: list[dict[str, Any]]
     classes: Sequence[int] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    crowd: Sequence[bool] = ()
 
     @property
     def class_of_each(self) -> Sequence[int]:
