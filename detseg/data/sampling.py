@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from detseg.data.coco import CocoDataset
@@ -74,7 +76,7 @@ def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np
             f"(the first: {missing[0]}); fields are: {', '.join(fields) or 'none'}; or use category"
         )
     values = [str(record.metadata[balance_by]) for record in dataset.images]
-    counts = {value: values.count(value) for value in set(values)}
+    counts = Counter(values)
     return np.array([1.0 / counts[value] for value in values]) ** power
 
 

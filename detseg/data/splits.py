@@ -34,7 +34,8 @@ def split_fractions(
     Raises:
         DataError: fractions that are none, or fewer images than parts.
     """
-    if len(fractions) not in PART_NAMES or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    # Written so that NaN is refused too.
+    if len(fractions) not in PART_NAMES or not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):
         raise DataError(f"a split takes 1 to 3 positive fractions with the sum 1, not {' '.join(map(str, fractions))}")
     if len(names) < len(fractions):
         raise DataError(f"{len(names)} images cannot be split into {len(fractions)} parts")
@@ -74,7 +75,7 @@ def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list
         over), and the problems: listed names that are not.
 
     Raises:
-        DataError: there are no lists, or a name is listed twice.
+        DataError: there are no lists, one cannot be read, or a name is listed twice.
     """
     if prefix.is_dir():
         files = {path.stem: path for path in sorted(prefix.glob("*.txt"))}
@@ -93,7 +94,10 @@ def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list
     missing: list[str] = []
     twice: list[str] = []
     for part, path in files.items():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a list of names in UTF-8 ({error}); save it as that") from None
         listed = [name for line in lines if (name := line.split("#")[0].strip())]
         for name in listed:
             if name in list_of:
