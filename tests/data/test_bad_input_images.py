@@ -5,6 +5,7 @@ What can be read rightly (palettes, 1 bit, CMYK, names of any kind) is read.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -15,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.cli.main import main
 from detseg.data.coco import CocoDataset
-from detseg.data.images import read_image
+from detseg.data.images import decode_image, decode_label_image, read_image
+from detseg.errors import DataError
 
 HEIGHT, WIDTH = 12, 16
 GRAY = (np.arange(HEIGHT * WIDTH, dtype=np.uint8) % 199).reshape(HEIGHT, WIDTH)
@@ -252,3 +256,29 @@ def test_an_output_that_is_a_file_or_cannot_be_written(
     assert prepare(folders) == 2
     assert "the output folder cannot be made" in capsys.readouterr().err
     assert folders[2].read_text() == "mine"
+
+
+DAMAGED = {
+    "a.png": packed(Image.fromarray(GRAY), "PNG"),
+    "deep.png": packed(Image.fromarray(GRAY.astype(np.uint16) * 250), "PNG"),
+    "palette.png": palette(),
+    "a.jpg": packed(Image.fromarray(GRAY), "JPEG"),
+    "a.bmp": packed(Image.fromarray(GRAY), "BMP"),
+    "a.tif": tiff(GRAY.astype(np.uint16)),
+    "zlib.tif": tiff(np.dstack([GRAY] * 3), compression="zlib", photometric="rgb"),
+    "a.npy": npy(GRAY),
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(DAMAGED)), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4))
+def test_damaged_bytes_are_an_image_or_a_data_error(name: str, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(DAMAGED[name])
+    for position, value in changes:
+        # The header is where damage does most: every second change goes there.
+        data[position % (min(len(data), 200) if position % 2 else len(data))] = value
+    for decode in (decode_image, decode_label_image):
+        with contextlib.suppress(DataError):
+            array = decode(bytes(data), name)
+            assert 0 not in array.shape
+            assert array.dtype in (np.uint8, np.uint16, np.int32, np.float32)

@@ -104,6 +104,43 @@ def test_what_is_no_rle_is_refused(rle):
         LabelLayers.from_rles([good, rle], 2, 2)
 
 
+JUNK = st.one_of(
+    st.none(),
+    st.integers(-3, 40),
+    st.sampled_from([2**31, 2**63, -(2**70)]),
+    st.floats(),
+    st.text(max_size=4),
+    st.binary(max_size=6),
+    st.lists(st.integers(-2, 30) | st.floats() | st.text(max_size=2), max_size=5),
+)
+GOOD_RLES = arrays(np.bool_, (4, 5)).map(rle_codec.encode_mask)
+BAD_RLES = JUNK | st.fixed_dictionaries({}, optional={"size": st.just([4, 5]) | JUNK, "counts": JUNK})
+
+
+@given(st.lists(GOOD_RLES | GOOD_RLES | BAD_RLES, max_size=4))
+def test_any_rles_give_layers_with_their_masks_or_a_data_error(rles):
+    try:
+        layers = LabelLayers.from_rles(rles, 4, 5)
+    except DataError:
+        return
+    assert np.array_equal(layers.masks(), np.array([rle_codec.decode(rle) for rle in rles]).reshape(-1, 4, 5))
+
+
+@given(
+    arrays(
+        st.sampled_from([np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float32, np.bool_, np.complex64]),
+        st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple),
+    )
+)
+def test_any_array_gives_layers_or_a_data_error(labels):
+    try:
+        layers = LabelLayers.from_label_image(labels)
+    except DataError:
+        return
+    present = np.unique(labels[labels > 0])
+    assert layers.areas().tolist() == [np.count_nonzero(labels == value) for value in present]
+
+
 def test_an_image_without_objects():
     layers = LabelLayers.empty(3, 4)
     assert (len(layers), layers.num_layers, layers.to_rles()) == (0, 1, [])

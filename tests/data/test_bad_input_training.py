@@ -1,0 +1,106 @@
+"""Data that a training cannot use: told with the place and the remedy before or when it is met, status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detseg.cli.main import main
+
+SIDE = 64
+BASE = Path(__file__).parents[2] / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
+CONFIG = f"""
+_BASE_: {BASE.as_posix()}
+MODEL:
+  DEVICE: cpu
+  ROI_HEADS: {{NUM_CLASSES: 1, BATCH_SIZE_PER_IMAGE: 8}}
+  RESNETS: {{RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}}
+  FPN: {{OUT_CHANNELS: 8}}
+  RPN: {{BATCH_SIZE_PER_IMAGE: 8, PRE_NMS_TOPK_TRAIN: 20, PRE_NMS_TOPK_TEST: 20, POST_NMS_TOPK_TRAIN: 8,
+         POST_NMS_TOPK_TEST: 8}}
+  ROI_BOX_HEAD: {{FC_DIM: 8}}
+  ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{MAX_ITER: 2, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, STEPS: [], LOG_PERIOD: 1}}
+TEST: {{EVAL_PERIOD: 0, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 1}}
+"""
+
+
+def content_of(num_images: int, objects: int) -> dict[str, Any]:
+    square = [[8, 8, 30, 8, 30, 30, 8, 30]]
+    numbers = range(1, num_images + 1)
+    return {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": SIDE, "width": SIDE} for n in numbers],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {"id": n * 100 + k, "image_id": n, "category_id": 1, "segmentation": square}
+            for n in numbers
+            for k in range(objects)
+        ],
+    }
+
+
+def train(folder: Path, content: dict[str, Any], *words: str) -> int:
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "set.json").write_text(json.dumps(content), encoding="utf-8")
+    for row in content["images"]:
+        if not (folder / row["file_name"]).exists():
+            Image.fromarray(np.full((SIDE, SIDE), 90, np.uint8)).save(folder / row["file_name"])
+    data = f"['{(folder / 'set.json').as_posix()}']"
+    fixed = ["DATASETS.TRAIN", data, "DATASETS.TEST", data, "OUTPUT_DIR", str(folder / "run")]
+    return main(["train_net", "--num-threads", "1", "--config", str(folder / "config.yaml"), *fixed, *words])
+
+
+def test_data_without_any_object_trains_and_is_scored(tmp_path: Path) -> None:
+    assert train(tmp_path, content_of(3, 0)) == 0
+    assert (tmp_path / "run" / "final_metrics.json").is_file()
+
+
+def test_data_without_objects_and_a_filter_for_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, content_of(3, 0), "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True") == 2
+    assert "no image has an object" in (message := capsys.readouterr().err)
+    assert "FILTER_EMPTY_ANNOTATIONS" in message
+
+
+def test_data_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, content_of(0, 0)) == 2
+    message = capsys.readouterr().err
+    assert "there is no image" in message
+    assert "DATASETS.TRAIN" in message
+
+
+def test_a_config_for_other_classes_than_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, content_of(2, 1), "MODEL.ROI_HEADS.NUM_CLASSES", "3") == 2
+    message = capsys.readouterr().err
+    for part in (
+        "set.json has 1 classes (cell)",
+        "MODEL.ROI_HEADS.NUM_CLASSES is 3",
+        "set MODEL.ROI_HEADS.NUM_CLASSES 1",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_when_it_is_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    (tmp_path / "2.png").write_bytes(b"")
+    assert train(tmp_path, content_of(3, 1), "DATALOADER.NUM_WORKERS", str(workers)) == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path / '2.png'}: the file is empty (0 bytes)" in message
+    assert "Traceback" not in message
+
+
+def test_images_that_are_missing_are_told_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = content_of(2, 1)
+    assert train(tmp_path, content, "DATASETS.IMAGE_ROOT", str(tmp_path / "run_nowhere")) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    assert train(tmp_path, content, "DATASETS.IMAGE_ROOT", str(tmp_path / "elsewhere")) == 2
+    message = capsys.readouterr().err
+    assert "2 of 2 images are missing; set DATASETS.IMAGE_ROOT" in message
