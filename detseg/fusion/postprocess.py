@@ -57,7 +57,8 @@ class Postprocess:
     score_threshold: a prediction with score >= it is kept. min_area, max_area: in pixels, both kept; None is no limit.
     fill_holes: background enclosed by a mask becomes mask (4-connected background). keep_largest_component: of a torn
     mask (8-connected) only the largest part stays. resolve_overlaps: no pixel belongs to two predictions, the higher
-    score wins; min_visible_fraction: a prediction of which less than this is visible is dropped.
+    score wins; min_visible_fraction: a prediction of which less than this is visible is dropped: it mostly repeats a
+    better one.
     """
 
     classes: Sequence[str] = ()
@@ -67,7 +68,7 @@ class Postprocess:
     fill_holes: PerClass = False
     keep_largest_component: PerClass = False
     resolve_overlaps: bool = True
-    min_visible_fraction: float = 0.0
+    min_visible_fraction: float = 0.5
     source: str = field(default="postprocess", compare=False, repr=False)
 
     def __post_init__(self) -> None:
