@@ -141,6 +141,16 @@ def test_bad_split_lists(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "val.txt" in capsys.readouterr().err
 
 
+def test_only_images_of_the_lists_need_a_row_of_the_table(data: Path) -> None:
+    (data / "l_train.txt").write_text("a\nc\n")
+    table = GOOD.replace("b,y,2\n", "")
+    assert with_table(data, table) == 2
+    (data / "kinds.csv").write_text(table)
+    options = ["--table", data / "kinds.csv", "--stratify-by", "kind", "--split-lists", data / "l"]
+    assert prepare(data, *options) == 0
+    assert [record.metadata["group"] for record in CocoDataset.load(data / "out" / "train.json").images] == ["x", "x"]
+
+
 def test_impossible_splits(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, text in {
         ("--split", "0.5", "0.6"): "with the sum 1",

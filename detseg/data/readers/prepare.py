@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,12 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     """
     problems = list(source.problems)
     _stop_at(problems, options)
-    groups = _groups(source, options, problems)
-    names = [name for name in source.names if groups is None or name in groups]
-    parts = _make_parts(names, options, groups, problems)
+    # Only images of given lists need a value in the table; only split ones need it before they are split.
+    listed = _listed_parts(source.names, options, problems)
+    names = source.names if listed is None else [name for members in listed.values() for name in members]
+    groups = _groups(source, names, options, problems)
+    names = [name for name in names if groups is None or name in groups]
+    parts = _split(names, options, groups) if listed is None else _restricted(listed, set(names))
     if source.unlabelled:
         parts = {**parts, UNLABELLED: list(source.unlabelled)}
     _check_outputs(parts, options)
@@ -68,7 +71,7 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     if not images:
         raise DataError(f"no image is left:\n{list_problems(problems)}")
     # Bad images leave gaps and move no other image to another part.
-    parts = {part: [name for name in members if name in images] for part, members in parts.items()}
+    parts = _restricted(parts, images)
     source.check_target(list(images.values()), options.output, overwrite=options.overwrite)
     _write_skipped(problems, options)
     # Images before the files that name them: a COCO file that is there is whole.
@@ -78,13 +81,20 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     return summary_table(parts, images, groups, len(problems), options.output)
 
 
-def _groups(source: Source, options: PrepareOptions, problems: list[str]) -> dict[str, str] | None:
+def _restricted(parts: Mapping[str, Sequence[str]], names: Container[str]) -> dict[str, list[str]]:
+    """Return the parts without the images that are not in `names`."""
+    return {part: [name for name in members if name in names] for part, members in parts.items()}
+
+
+def _groups(
+    source: Source, names: Sequence[str], options: PrepareOptions, problems: list[str]
+) -> dict[str, str] | None:
     """Return image name -> value of the column to stratify by, or None where there is none."""
     column = options.stratify_by
     if options.table is not None:
         if column is None:
             raise DataError("--table CSV takes --stratify-by COLUMN too: the column is one of the table's")
-        groups = _column_of_table(source, options.table, options.key, column, problems)
+        groups = _column_of_table(source, names, options, column, problems)
         _stop_at(problems, options)
         return groups
     if options.key is not None:
@@ -98,11 +108,14 @@ def _groups(source: Source, options: PrepareOptions, problems: list[str]) -> dic
     return dict(source.columns[column])
 
 
-def _column_of_table(source: Source, path: Path, key: str | None, column: str, problems: list[str]) -> dict[str, str]:
+def _column_of_table(
+    source: Source, names: Sequence[str], options: PrepareOptions, column: str, problems: list[str]
+) -> dict[str, str]:
     """Return image name -> value of a column; a table may name images with suffix or without their folder."""
-    table = read_column(path, key, column, problems)
+    path = Path(str(options.table))
+    table = read_column(path, options.key, column, problems)
     groups = {}
-    for name in source.names:
+    for name in names:
         value = next((table[alias] for alias in source.aliases(name) if table.get(alias)), None)
         if value is None:
             problems.append(f"{source.describe(name)}: {path} has no {column} for it")
@@ -146,18 +159,21 @@ def _read_all(source: Source, names: Sequence[str], problems: list[str]) -> dict
     return images
 
 
-def _make_parts(
-    names: Sequence[str], options: PrepareOptions, groups: Mapping[str, str] | None, problems: list[str]
-) -> dict[str, list[str]]:
-    """Return part (the name of its file) -> image names."""
-    if options.split_lists is not None:
-        parts, missing = read_split_lists(options.split_lists, names)
-        problems += missing
-        _stop_at(problems, options)
-        left_out = len(names) - sum(len(members) for members in parts.values())
-        if left_out:
-            logger.warning("%d images are in none of the lists %s and left out", left_out, options.split_lists)
-        return parts
+def _listed_parts(names: Sequence[str], options: PrepareOptions, problems: list[str]) -> dict[str, list[str]] | None:
+    """Return part (the name of its file) -> image names by given lists, or None where there are none."""
+    if options.split_lists is None:
+        return None
+    parts, missing = read_split_lists(options.split_lists, names)
+    problems += missing
+    _stop_at(problems, options)
+    left_out = len(names) - sum(len(members) for members in parts.values())
+    if left_out:
+        logger.warning("%d images are in none of the lists %s and left out", left_out, options.split_lists)
+    return parts
+
+
+def _split(names: Sequence[str], options: PrepareOptions, groups: Mapping[str, str] | None) -> dict[str, list[str]]:
+    """Return part -> image names by fractions or folds."""
     if options.folds is None:
         return split_fractions(names, options.fractions, seed=options.seed, groups=groups)
     folds = split_folds(names, options.folds, seed=options.seed, groups=groups)
