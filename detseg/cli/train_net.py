@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.errors import ConfigError, RunError
+from detseg.errors import ConfigError, DetsegError, RunError
 
 if TYPE_CHECKING:
     from detseg.config import Config
+    from detseg.engine.distributed import Processes
     from detseg.engine.run_folder import RunFolder
 
 DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
 its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change keys."""
 ACCEPTS_OVERRIDES = True
+EXIT_BAD_INPUT = 2
 
 logger = logging.getLogger(__name__)
 
@@ -45,61 +47,97 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from detseg.config import DEFAULT_OUTPUT_DIR, load_config
-    from detseg.engine.interrupt import TrainingInterrupted
+    from detseg.engine.distributed import join_processes
 
     if arguments.num_threads is not None:
         if arguments.num_threads < 1:
             raise ConfigError(f"--num-threads is {arguments.num_threads}; expected 1 or more")
         torch.set_num_threads(arguments.num_threads)
+    with join_processes() as processes:
+        if not processes.is_main:
+            logging.getLogger("detseg").setLevel(logging.WARNING)
+        try:
+            return _run(arguments, processes)
+        except DetsegError as error:
+            if processes.is_main or not processes.agreed_on(error):
+                raise
+            return EXIT_BAD_INPUT
+
+
+def _run(arguments: argparse.Namespace, processes: Processes) -> int:
+    from detseg.engine.interrupt import TrainingInterrupted
+
+    cfg = processes.from_main(lambda: _given_config(arguments))
+    work = _evaluate if arguments.eval_only else _train
+    try:
+        folder, metrics = work(cfg, arguments, processes)
+    except TrainingInterrupted as interrupted:
+        if processes.is_main:
+            print(interrupted)
+        return 128 + interrupted.signal
+    if processes.is_main:
+        _print_results(folder, metrics)
+    return 0
+
+
+def _given_config(arguments: argparse.Namespace) -> Config:
+    from detseg.config import DEFAULT_OUTPUT_DIR, load_config
+
     cfg = load_config(arguments.config, arguments.overrides)
     if arguments.config is None and not (
         cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR and (arguments.resume or arguments.eval_only)
     ):
         raise ConfigError("no configuration is given: --config FILE, for example configs/quickstart/mask_rcnn.yaml")
-    try:
-        folder, metrics = _evaluate(cfg, arguments) if arguments.eval_only else _train(cfg, arguments)
-    except TrainingInterrupted as interrupted:
-        print(interrupted)
-        return 128 + interrupted.signal
-    _print_results(folder, metrics)
-    return 0
+    return cfg
 
 
-def _train(cfg: Config, arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    from detseg.config import load_config, validate_config
+def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
+    from detseg.config import validate_config
     from detseg.engine.interrupt import TrainingInterrupted
-    from detseg.engine.run_folder import open_run
+    from detseg.engine.run_folder import open_run_together
     from detseg.engine.train import train
 
     if not arguments.resume:
-        validate_config(cfg)
-    with open_run(cfg, resume=arguments.resume, overwrite=arguments.overwrite) as run_folder:
+        processes.from_main(lambda: validate_config(cfg))
+    with open_run_together(cfg, processes, resume=arguments.resume, overwrite=arguments.overwrite) as run_folder:
         if arguments.resume:
-            if run_folder.config.is_file():
-                cfg = load_config(run_folder.config, arguments.overrides)
-                logger.info("the settings are those of %s and of this command line", run_folder.config)
-            validate_config(cfg)
+            cfg = processes.from_main(lambda: _resumed_config(cfg, run_folder, arguments))
         try:
-            return run_folder.path, train(cfg, run_folder, resume=arguments.resume)
+            return run_folder.path, train(cfg, run_folder, resume=arguments.resume, processes=processes)
         except (TrainingInterrupted, KeyboardInterrupt):
-            print(f"to continue: {resume_command(run_folder, arguments)}")
+            if processes.is_main:
+                print(f"to continue: {resume_command(run_folder, arguments, processes)}")
             raise
 
 
-def resume_command(run_folder: RunFolder, arguments: argparse.Namespace) -> str:
+def _resumed_config(cfg: Config, run_folder: RunFolder, arguments: argparse.Namespace) -> Config:
+    from detseg.config import load_config, validate_config
+
+    if run_folder.config.is_file():
+        cfg = load_config(run_folder.config, arguments.overrides)
+        logger.info("the settings are those of %s and of this command line", run_folder.config)
+    validate_config(cfg)
+    return cfg
+
+
+def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, processes: Processes) -> str:
     """The words that continue this run."""
     config = f"--config {arguments.config} " if arguments.config else ""
     program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else "detseg train_net"
+    if processes.count > 1:
+        several = f"--nproc_per_node {processes.local_count}"
+        if processes.count > processes.local_count:
+            several = "OPTIONS-AS-BEFORE"
+        program = f"torchrun {several} {sys.argv[0]}"
     return f"{program} {config}--resume OUTPUT_DIR {run_folder.path}"
 
 
-def _evaluate(cfg: Config, arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+def _evaluate(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
     from detseg.engine.evaluate_only import evaluate_only
 
     if arguments.resume:
         raise RunError("--eval-only evaluates and --resume trains on: give one of them")
-    return evaluate_only(cfg, arguments.overrides)
+    return evaluate_only(cfg, arguments.overrides, processes)
 
 
 def _print_results(folder: Path, metrics: dict[str, Any]) -> None:

@@ -128,6 +128,21 @@ def _remove_quietly(path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one of `count` processes takes of every batch: consecutive positions, the same number in each process.
+
+    Together they take the images that one process would: which these are does not depend on the number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def of(self, positions: range) -> range:
+        size = -(-len(positions) // self.count)
+        return positions[self.rank * size : (self.rank + 1) * size]
+
+
+@dataclass(frozen=True)
 class _Failure:
     """What went wrong in a worker, to be raised where the batch is used."""
 
@@ -138,18 +153,19 @@ class _Failure:
 class _Batches(Dataset):
     """Map-style data set of the loader: batch number -> list of samples, or a _Failure."""
 
-    def __init__(self, stream: TrainingStream, batch_size: int, start: int, total: int) -> None:
+    def __init__(self, stream: TrainingStream, batch_size: int, start: int, total: int, share: Share) -> None:
         self.stream = stream
         self.batch_size = batch_size
         self.start = start
         self.total = total
+        self.share = share
 
     def __len__(self) -> int:
         return max(-(-(self.total - self.start) // self.batch_size), 0)
 
     def positions(self, batch: int) -> range:
         first = self.start + batch * self.batch_size
-        return range(first, min(first + self.batch_size, self.total))
+        return self.share.of(range(first, min(first + self.batch_size, self.total)))
 
     def __getitem__(self, batch: int) -> list[Sample] | _Failure:
         samples = []
@@ -169,7 +185,8 @@ class TrainLoader:
     """Iterable over batches, lists of Samples, of positions start_position .. total - 1 of a stream.
 
     workers: processes that make batches ahead; 0 makes them here. context: how they start ("spawn", "fork",
-    "forkserver"; None: the system's default). Nothing here touches the global random generators.
+    "forkserver"; None: the system's default). share: the part of each batch that is made here. Nothing here touches the
+    global random generators.
 
     Raises, while iterating:
         DataError: a sample could not be made, or a worker died; the message names the files.
@@ -184,11 +201,12 @@ class TrainLoader:
         total: int,
         workers: int = 0,
         context: str | None = None,
+        share: Share = Share(),
     ) -> None:
         self.stream = stream
         self.workers = workers
         self.context = context
-        self._batches = _Batches(stream, batch_size, start_position, total)
+        self._batches = _Batches(stream, batch_size, start_position, total, share)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -243,7 +261,13 @@ def _start_worker(worker: int) -> None:
 
 
 def build_train_loader(
-    cfg: Config, dataset: CocoDataset, start_position: int, total: int, *, seed: int | None = None
+    cfg: Config,
+    dataset: CocoDataset,
+    start_position: int,
+    total: int,
+    *,
+    seed: int | None = None,
+    share: Share = Share(),
 ) -> TrainLoader:
     """Build the loader of training batches from the config.
 
@@ -253,6 +277,7 @@ def build_train_loader(
         start_position: the first position of the sample stream, a checkpoint's where training goes on.
         total: the position behind the last.
         seed: of the data, >= 0.
+        share: the part of each batch that this process trains with, where there are several.
 
     Raises:
         DataError: images are missing, or the data do not fit the keys.
@@ -269,6 +294,7 @@ def build_train_loader(
         start_position=start_position,
         total=total,
         workers=workers,
+        share=share,
     )
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from detseg.config import load_config, validate_config
 from detseg.engine.checkpoint import load_checkpoint
 from detseg.engine.data_sets import load_test_sets
+from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.evaluation import METRICS_FILE
 from detseg.engine.interrupt import StopRequest
 from detseg.engine.run_folder import find_run, next_number, open_run
 from detseg.engine.session import evaluate_weights
 from detseg.errors import ConfigError, WeightsError
-from detseg.inference.loading import choose_device
 from detseg.models.table import build_model
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class EvaluationTarget:
     folder: Path
 
 
-def evaluate_only(cfg: Config, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+def evaluate_only(
+    cfg: Config, overrides: Sequence[str] = (), processes: Processes = ALONE
+) -> tuple[Path, dict[str, Any]]:
     """Evaluate MODEL.WEIGHTS of the command line, or where there is no run; else the run's best weights.
 
     Results of a run's weights go into its folder where it has none yet, else into its evaluations/001 and so on; those
@@ -43,6 +45,7 @@ def evaluate_only(cfg: Config, overrides: Sequence[str] = ()) -> tuple[Path, dic
     Args:
         cfg: the configuration as it was asked for.
         overrides: the words of the command line, which go before the run's own settings.
+        processes: those that predict together.
 
     Returns:
         the folder, and what its final_metrics.json holds.
@@ -50,19 +53,25 @@ def evaluate_only(cfg: Config, overrides: Sequence[str] = ()) -> tuple[Path, dic
     Raises:
         ConfigError: nothing to evaluate with, or on. WeightsError: the weights do not fit.
     """
+    target = processes.from_main(lambda: _checked_target(cfg, overrides))
+    cfg, weights, folder = target.cfg, target.weights, target.folder
+    classes = processes.from_main(lambda: stored_classes(weights))
+    with processes.together():
+        test_sets = load_test_sets(cfg, classes)
+        classes = classes or next(iter(test_sets.values())).class_names
+        model = build_model(cfg).to(processes.device(cfg.MODEL.DEVICE)).prefer_speed()
+    processes.from_main(lambda: warn_about_other_input(cfg, weights))
+    logger.info("evaluating %s", weights)
+    with StopRequest(patient=processes.count > 1) as stop:
+        return folder, evaluate_weights(cfg, model, weights, test_sets, classes, folder, stop, processes)
+
+
+def _checked_target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
     target = _target(cfg, overrides)
-    cfg = target.cfg
-    validate_config(cfg, training=False)
-    if not cfg.DATASETS.TEST:
+    validate_config(target.cfg, training=False)
+    if not target.cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs images: set DATASETS.TEST")
-    classes = stored_classes(target.weights)
-    test_sets = load_test_sets(cfg, classes)
-    classes = classes or next(iter(test_sets.values())).class_names
-    warn_about_other_input(cfg, target.weights)
-    model = build_model(cfg).to(choose_device(cfg.MODEL.DEVICE)).prefer_speed()
-    logger.info("evaluating %s", target.weights)
-    with StopRequest() as stop:
-        return target.folder, evaluate_weights(cfg, model, target.weights, test_sets, classes, target.folder, stop)
+    return target
 
 
 def stored_classes(weights: Path) -> list[str] | None:

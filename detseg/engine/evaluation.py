@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from detseg.config import config_hash
+from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.files import write_json
 from detseg.engine.interrupt import StopRequest
 from detseg.evaluation.ground_truth import GroundTruth
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from detseg.fusion.postprocess import Postprocess
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 METRICS_FILE = "final_metrics.json"
 POSTPROCESS_FILE = "postprocess.yaml"
@@ -70,9 +74,12 @@ class EvaluationSettings:
 
 
 def build_quick_evaluation(
-    cfg: Config, dataset: CocoDataset, classes: Sequence[str]
+    cfg: Config, dataset: CocoDataset, classes: Sequence[str], processes: Processes = ALONE
 ) -> Callable[[nn.Module, StopRequest], dict[str, Any]]:
-    """The evaluation during training: a function of model and stop request that returns the scores."""
+    """The evaluation during training: a function of model and stop request that returns the scores.
+
+    Several processes predict their part of the images each; the main one scores.
+    """
     settings = EvaluationSettings.during_training(cfg)
     chosen = spread_evenly(len(dataset), settings.max_images)
     if len(chosen) < len(dataset):
@@ -81,9 +88,13 @@ def build_quick_evaluation(
 
     def evaluate(model: nn.Module, stop: StopRequest) -> dict[str, Any]:
         predictor = Predictor.from_model(model, cfg, classes)
-        predictions = list(predict_all(predictor, dataset, stop))
-        metrics, _ = evaluate_tuned(truth, predictions, max_detections=settings.max_detections, coco=settings.coco)
-        return without_nones(metrics)
+        predictions = predict_all(predictor, dataset, stop, processes)
+
+        def score() -> dict[str, Any]:
+            metrics, _ = evaluate_tuned(truth, predictions, max_detections=settings.max_detections, coco=settings.coco)
+            return without_nones(metrics)
+
+        return processes.from_main(score)
 
     return evaluate
 
@@ -97,6 +108,7 @@ def evaluate_in_full(
     *,
     stop: StopRequest,
     provenance: Mapping[str, Any],
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Predict and score every test set, and write all that is known about it into `folder`.
 
@@ -108,6 +120,7 @@ def evaluate_in_full(
         datasets: test sets by name; the first is the validation set.
         stop: looked at between images.
         provenance: what goes into the Predictions files.
+        processes: those that predict together; the main one scores and writes.
 
     Returns:
         what final_metrics.json holds: the first set's scores with `score_threshold`, and where there are more sets
@@ -119,23 +132,45 @@ def evaluate_in_full(
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
     for name, dataset in datasets.items():
-        truth = GroundTruth.from_coco(dataset)
-        predictions = list(predict_all(predictor, dataset, stop, description=f"predicting {name}"))
-        keep_predictions(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
-        metrics, chosen = evaluate_tuned(
-            truth,
-            predictions,
-            score_threshold=None if postprocess is None else postprocess.score_threshold,
-            max_detections=settings.max_detections,
-            group_by=group_field(dataset, settings.group_by),
-        )
+        predictions = predict_all(predictor, dataset, stop, processes, description=f"predicting {name}")
+        score = functools.partial(score_set, name, dataset, predictions, folder, settings, info, postprocess)
+        scores[name], chosen = processes.from_main(score)
         postprocess = postprocess or chosen
-        scores[name] = metrics
-        draw_overlays(dataset, truth, predictions, chosen, folder / "overlays" / name, settings.overlays)
+    return processes.from_main(lambda: keep_scores(folder, scores, postprocess))
+
+
+def score_set(
+    name: str,
+    dataset: CocoDataset,
+    predictions: Sequence[Predictions],
+    folder: Path,
+    settings: EvaluationSettings,
+    info: dict[str, Any],
+    postprocess: Postprocess | None,
+) -> tuple[dict[str, Any], Postprocess]:
+    """Score one test set and keep its predictions and overlays; `postprocess` None chooses the score threshold.
+
+    Returns:
+        the scores, and the postprocess that was applied.
+    """
+    truth = GroundTruth.from_coco(dataset)
+    keep_predictions(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
+    metrics, chosen = evaluate_tuned(
+        truth,
+        predictions,
+        score_threshold=None if postprocess is None else postprocess.score_threshold,
+        max_detections=settings.max_detections,
+        group_by=group_field(dataset, settings.group_by),
+    )
+    draw_overlays(dataset, truth, predictions, chosen, folder / "overlays" / name, settings.overlays)
+    return metrics, chosen
+
+
+def keep_scores(folder: Path, scores: dict[str, dict[str, Any]], postprocess: Postprocess) -> dict[str, Any]:
+    """Write final_metrics.json, which is returned, and postprocess.yaml."""
     first = next(iter(scores.values()))
     final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
-    if postprocess is not None:
-        postprocess.save(folder / POSTPROCESS_FILE)
+    postprocess.save(folder / POSTPROCESS_FILE)
     write_json(folder / METRICS_FILE, final)
     return final
 
@@ -150,21 +185,46 @@ def keep_predictions(
 
 
 def predict_all(
-    predictor: Predictor, dataset: CocoDataset, stop: StopRequest, description: str = "evaluating"
-) -> Iterator[Predictions]:
-    """Predict the images of a data set in order, with a progress bar where there is a terminal.
+    predictor: Predictor,
+    dataset: CocoDataset,
+    stop: StopRequest,
+    processes: Processes = ALONE,
+    description: str = "evaluating",
+) -> list[Predictions]:
+    """Predict the images of a data set, with a progress bar where there is a terminal.
+
+    Of several processes each predicts every `processes.count`-th image.
+
+    Returns:
+        the predictions of all images in order, once each; of several processes, in the main one.
 
     Raises:
         TrainingInterrupted: a signal came.
     """
-    from tqdm import tqdm
-
-    hidden = sys.stderr is None or not sys.stderr.isatty()
-    with tqdm(total=len(dataset), desc=description, unit="image", leave=False, disable=hidden) as bar:
-        for prediction in predictor.predict_records(dataset.images):
-            yield prediction
+    own = dataset.images[processes.rank :: processes.count]
+    predictions: list[Predictions] = []
+    with processes.together(), _bar(len(own), description, shown=processes.is_main) as bar:
+        for prediction in predictor.predict_records(own):
+            predictions.append(prediction)
             bar.update()
             stop.raise_if_requested(INTERRUPTED)
+    parts = processes.gather(predictions)
+    return interleave(parts, len(dataset)) if processes.is_main else []
+
+
+def _bar(total: int, description: str, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    hidden = not shown or sys.stderr is None or not sys.stderr.isatty()
+    return tqdm(total=total, desc=description, unit="image", leave=False, disable=hidden)
+
+
+def interleave(parts: Sequence[Sequence[T]], total: int) -> list[T]:
+    """One list from its every n-th elements: [[a, c], [b]] is [a, b, c]."""
+    whole: list[T | None] = [None] * total
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole
 
 
 def draw_overlays(

@@ -30,11 +30,16 @@ class StopRequest:
 
     Signals can only be caught in the main thread; in others the context does nothing.
 
+    Args:
+        patient: later signals do nothing. For the processes of torchrun: it passes on what the terminal sends them too,
+            and ends them itself where they take too long.
+
     Attributes:
         signal: the number of the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.patient = patient
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -56,6 +61,11 @@ class StopRequest:
             raise TrainingInterrupted(message, self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.patient:
+            if self.signal is None:
+                self.signal = number
+                logger.info("%s: stopping after this iteration", signal.Signals(number).name)
+            return
         self.signal = number
         self._restore()
         logger.warning("%s: stopping after this iteration; once more stops at once", signal.Signals(number).name)

@@ -26,6 +26,7 @@ def stop_not_finite(
     model: torch.nn.Module,
     folder: Path,
     learning_rate: float,
+    rank: int = 0,
 ) -> None:
     """Dump the batch and the model, and end the training.
 
@@ -40,11 +41,12 @@ def stop_not_finite(
         model: with the weights that gave them.
         folder: where dumps go; each gets a folder of its own.
         learning_rate: of that iteration.
+        rank: of this process among several: each dumps its own images.
 
     Raises:
         RunError: always; it names the images.
     """
-    place = folder / f"iteration_{iteration:07d}"
+    place = folder / (f"iteration_{iteration:07d}" + (f"_process_{rank}" if rank else ""))
     for index, sample in enumerate(samples):
         write_atomically(place / f"sample_{index}.npz", lambda file, sample=sample: _write_sample(file, sample))
     report = {

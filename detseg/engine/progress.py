@@ -143,6 +143,20 @@ class Progress:
             self._log_file.handle(logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None))
 
 
+class Silence:
+    """The progress, and its metrics, of a process that is not the main one: nothing is shown or written."""
+
+    @property
+    def metrics(self) -> Silence:
+        return self
+
+    def write(self, *_: Any) -> None:
+        pass
+
+    def update(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 def describe_losses(total: float, losses: Mapping[str, float]) -> str:
     """One short text: "loss 1.234 (cls 0.400, mask 0.690)"."""
     parts = ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())

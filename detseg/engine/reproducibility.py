@@ -54,18 +54,43 @@ def warn_about_differences(recorded: dict[str, Any], current: dict[str, Any]) ->
 
 
 def capture_rng() -> dict[str, Any]:
-    """States of torch's generators: (5056,) uint8 for the CPU, and one for each CUDA device in use."""
+    """States of torch's generators: (5056,) uint8 for the CPU, and one for each CUDA device of this process."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "cuda": []}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = [torch.cuda.get_rng_state(device) for device in _cuda_devices()]
     return state
 
 
 def restore_rng(state: dict[str, Any]) -> None:
     """Put torch's generators into a captured state."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == len(_cuda_devices()):
+        for device, generator in zip(_cuda_devices(), state["cuda"], strict=True):
+            torch.cuda.set_rng_state(generator, device)
+
+
+def begin_rng(seed: int, rank: int, saved: dict[str, Any] | None) -> None:
+    """Bring torch's generators to where the training of process `rank` begins, or goes on.
+
+    Args:
+        seed: the run's.
+        rank: of this process; each draws numbers of its own.
+        saved: the checkpoint that is continued. A process that was not there when it was written begins anew.
+    """
+    states = [saved["rng"], *saved.get("rng_of_others", [])] if saved else []
+    if rank < len(states):
+        restore_rng(states[rank])
+    elif rank == 0:
+        torch.manual_seed(seed + 1)
+    else:
+        drawn = np.random.SeedSequence((seed, rank, saved["iteration"] if saved else 0)).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0] >> np.uint64(1)))
+
+
+def _cuda_devices() -> list[int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return [torch.cuda.current_device()]  # looking at the others' would take memory there
+    return list(range(torch.cuda.device_count()))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from detseg.errors import RunError
 
 if TYPE_CHECKING:
     from detseg.config import Config
+    from detseg.engine.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,29 @@ class RunFolder:
             library.removeHandler(handler)
             library.setLevel(level)
             handler.close()
+
+
+class FollowedRun(RunFolder):
+    """The run folder in a process that is not the main one: it knows the names and writes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.new = self.created = False
+
+    def close(self) -> None:
+        pass
+
+    @contextmanager
+    def logging(self) -> Iterator[logging.Handler]:
+        yield logging.NullHandler()
+
+
+def open_run_together(cfg: Config, processes: Processes, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
+    """`open_run` in the main process; the others follow."""
+    with processes.together():
+        run = open_run(cfg, resume=resume, overwrite=overwrite) if processes.is_main else None
+    path = processes.from_main(lambda: run.path)
+    return run or FollowedRun(path)
 
 
 def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> RunFolder:

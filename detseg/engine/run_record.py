@@ -16,7 +16,14 @@ from detseg.errors import RunError
 
 
 def new_record(
-    *, config: str | None, config_hash: str, seed: int, engine: str, engine_reason: str, environment: dict[str, Any]
+    *,
+    config: str | None,
+    config_hash: str,
+    seed: int,
+    engine: str,
+    engine_reason: str,
+    environment: dict[str, Any],
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The record of a run that starts now."""
     return {
@@ -33,6 +40,7 @@ def new_record(
         "git": git_state(),
         "host": platform.node(),
         "process": os.getpid(),
+        "processes": processes,
         "resumed": [],
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from detseg.config import config_hash, dump_config
+from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.evaluation import evaluate_in_full
 from detseg.engine.files import write_text
 from detseg.engine.interrupt import StopRequest, TrainingInterrupted
@@ -18,8 +19,8 @@ from detseg.engine.reproducibility import choose_seed, environment
 from detseg.engine.run_folder import RunFolder
 from detseg.engine.run_record import new_record, read_record, update_record
 from detseg.engine.state import TrainingState, build_state
-from detseg.errors import DetsegError
-from detseg.inference.loading import choose_device, hash_file
+from detseg.errors import ConfigError, DetsegError
+from detseg.inference.loading import hash_file
 from detseg.models.table import build_model
 from detseg.models.weights import load_weights
 
@@ -34,33 +35,15 @@ BuildModel = Callable[["Config"], "Segmenter"]
 
 
 @contextmanager
-def recorded_run(cfg: Config, run: RunFolder) -> Iterator[Config]:
+def recorded_run(cfg: Config, run: RunFolder, processes: Processes = ALONE) -> Iterator[Config]:
     """Write config.yaml and run.json; inside the context the configuration has the run's seed and folder.
 
     run.json then says how it ended: finished, interrupted or failed; "running" where the process was killed.
     """
-    before = None if run.new else read_record(run)
-    recorded = cfg.clone()
-    recorded.SEED = choose_seed(cfg.SEED) if before is None else before["seed"]
-    recorded.OUTPUT_DIR = str(run.path)
-    recorded.freeze()
-    record = new_record(
-        config=None if cfg.source is None else str(cfg.source),
-        config_hash=config_hash(recorded),
-        seed=recorded.SEED,
-        engine="native",
-        engine_reason=engine_reason(cfg),
-        environment=environment(),
-    )
-    if before is None:
-        update_record(run, **record)
-    else:
-        again = {key: record[key] for key in ("started", "command", "environment", "git", "host", "process")}
-        update_record(
-            run, status="running", config_hash=record["config_hash"], resumed=[*before.get("resumed", []), again]
-        )
-    write_text(run.config, dump_config(recorded))
-    logger.info("run folder %s, seed %d, engine native (%s)", run.path, recorded.SEED, record["engine_reason"])
+    recorded = processes.from_main(lambda: _begin_record(cfg, run, processes.count))
+    if not processes.is_main:
+        yield recorded
+        return
     try:
         yield recorded
     except (TrainingInterrupted, KeyboardInterrupt):
@@ -74,6 +57,37 @@ def recorded_run(cfg: Config, run: RunFolder) -> Iterator[Config]:
         update_record(run, status="failed", error=f"{type(error).__name__}: {error}")
         raise
     update_record(run, status="finished")
+
+
+def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:
+    before = None if run.new else read_record(run)
+    recorded = cfg.clone()
+    recorded.SEED = choose_seed(cfg.SEED) if before is None else before["seed"]
+    recorded.OUTPUT_DIR = str(run.path)
+    recorded.freeze()
+    record = new_record(
+        config=None if cfg.source is None else str(cfg.source),
+        config_hash=config_hash(recorded),
+        seed=recorded.SEED,
+        engine="native",
+        engine_reason=engine_reason(cfg),
+        environment=environment(),
+        processes=processes,
+    )
+    if before is None:
+        update_record(run, **record)
+    else:
+        news = ("started", "command", "environment", "git", "host", "process", "processes")
+        again = {key: record[key] for key in news}
+        update_record(
+            run, status="running", config_hash=record["config_hash"], resumed=[*before.get("resumed", []), again]
+        )
+    write_text(run.config, dump_config(recorded))
+    logger.info("run folder %s, seed %d, engine native (%s)", run.path, recorded.SEED, record["engine_reason"])
+    if processes > 1:
+        images = cfg.SOLVER.IMS_PER_BATCH
+        logger.info("%d processes, %d of the %d images of a batch in each", processes, images // processes, images)
+    return recorded
 
 
 def engine_reason(cfg: Config) -> str:
@@ -97,9 +111,25 @@ def compute_settings(cfg: Config) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def start_state(cfg: Config, classes: Sequence[str], build: BuildModel | None = None) -> TrainingState:
+def check_shares(cfg: Config, processes: Processes) -> None:
+    """Refuse a batch that cannot be shared out evenly.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    images = cfg.SOLVER.IMS_PER_BATCH
+    if images % processes.count:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {images}, the images of all processes together, which {processes.count} "
+            f"processes cannot share evenly: set it to a multiple of {processes.count}, or start another number of them"
+        )
+
+
+def start_state(
+    cfg: Config, classes: Sequence[str], build: BuildModel | None = None, processes: Processes = ALONE
+) -> TrainingState:
     """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
-    device = choose_device(cfg.MODEL.DEVICE)
+    device = processes.device(cfg.MODEL.DEVICE)
     torch.manual_seed(cfg.SEED)
     model = (build or build_model)(cfg)
     if cfg.MODEL.WEIGHTS:
@@ -107,7 +137,7 @@ def start_state(cfg: Config, classes: Sequence[str], build: BuildModel | None = 
     model.to(device).prefer_speed()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    return build_state(cfg, model, classes)
+    return build_state(cfg, model, classes, processes)
 
 
 def finish(
@@ -119,7 +149,8 @@ def finish(
     if not test_sets:
         logger.warning("there is no DATASETS.TEST: the last weights are kept as %s, without a score", run.best)
         return {}
-    return evaluate_weights(cfg, state.model, run.best, test_sets, state.about["classes"], run.path, stop)
+    classes = state.about["classes"]
+    return evaluate_weights(cfg, state.model, run.best, test_sets, classes, run.path, stop, state.processes)
 
 
 def evaluate_weights(
@@ -130,8 +161,16 @@ def evaluate_weights(
     classes: Sequence[str],
     folder: Path,
     stop: StopRequest,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Load weights into `model` and evaluate them in full, with everything written into `folder`."""
-    load_weights(model, weights)
-    provenance = {"engine": "native", "weights": str(weights), "checkpoint_hash": hash_file(Path(weights))}
-    return evaluate_in_full(cfg, model.eval(), test_sets, classes, folder, stop=stop, provenance=provenance)
+
+    def load() -> dict[str, Any]:
+        load_weights(model, weights)
+        return {"engine": "native", "weights": str(weights), "checkpoint_hash": hash_file(Path(weights))}
+
+    provenance = processes.from_main(load)
+    processes.share_state(model)
+    return evaluate_in_full(
+        cfg, model.eval(), test_sets, classes, folder, stop=stop, provenance=provenance, processes=processes
+    )

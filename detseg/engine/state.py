@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from detseg.engine.best_score import BestScore
 from detseg.engine.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
+from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.ema import MovingAverage
 from detseg.engine.optimizer import Clipper, build_clipper, build_optimizer, trained_parameters
 from detseg.engine.precision import Precision, build_precision
@@ -24,6 +26,8 @@ from detseg.errors import WeightsError
 if TYPE_CHECKING:
     from detseg.config import Config
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class TrainingState:
@@ -31,6 +35,9 @@ class TrainingState:
 
     iteration: finished ones. images_per_iteration: samples of the stream that one takes, so that the position in the
     stream is their product. about: config, classes and so on, which every checkpoint carries unchanged.
+
+    processes: those that train together. Each has a state; all of them call `save_last`, `save_best`, `restore` and
+    `model_to_evaluate`, and the main process's is what is saved and evaluated.
     """
 
     model: nn.Module
@@ -41,12 +48,18 @@ class TrainingState:
     average: MovingAverage | None
     images_per_iteration: int
     about: dict[str, Any]
+    processes: Processes = ALONE
     iteration: int = 0
     best: BestScore = field(default_factory=BestScore)
     window: LossWindow = field(default_factory=LossWindow)
 
     def __post_init__(self) -> None:
         self.parameters = trained_parameters(self.optimizer)
+        self.trained = self.model
+
+    def exchange_gradients(self) -> None:
+        """From here on training passes go through `trained`, which all processes train together."""
+        self.trained = self.processes.exchange_gradients(self.model)
 
     @property
     def position(self) -> int:
@@ -59,35 +72,26 @@ class TrainingState:
         with undisturbed_rng():
             self.model.eval()
             try:
-                if self.average is None:
+                with nullcontext() if self.average is None else self.average.applied_to(self.model):
+                    self.processes.share_state(self.model)
                     yield self.model
-                else:
-                    with self.average.applied_to(self.model):
-                        yield self.model
             finally:
                 self.model.train()
 
     def save_last(self, path: Path, keep: int = 1) -> None:
         """Write everything that continuing needs; `keep` as SOLVER.CHECKPOINT_KEEP."""
-        save_checkpoint(
-            path,
-            {
-                **self._weights(self.model.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": {"max_iter": self.schedule.max_iter, "iteration": self.iteration},
-                "ema": None if self.average is None else self.average.state_dict(),
-                "scaler": self.precision.state_dict(),
-                "position": self.position,
-                "rng": capture_rng(),
-                "progress": {"best": self.best.state_dict(), "window": self.window.state_dict()},
-            },
-        )
-        keep_numbered(path, self.iteration, keep)
+        generators = self.processes.gather(capture_rng())
+
+        def write() -> None:
+            save_checkpoint(path, self._everything(generators))
+            keep_numbered(path, self.iteration, keep)
+
+        self.processes.from_main(write)
 
     def save_best(self, path: Path, metrics: dict[str, Any]) -> None:
         """Write what prediction needs: the weights that were evaluated, and their scores."""
         weights = self.model.state_dict() if self.average is None else self.average.average
-        save_checkpoint(path, {**self._weights(weights), "metrics": metrics})
+        self.processes.from_main(lambda: save_checkpoint(path, {**self._weights(weights), "metrics": metrics}))
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Continue from `last.pth`; return it. What differs in versions or threads is warned of.
@@ -98,7 +102,12 @@ class TrainingState:
         Raises:
             WeightsError: it cannot be read or is of another model or optimizer.
         """
-        saved = load_checkpoint(path, for_training=True)
+        saved = self.processes.from_main(lambda: load_checkpoint(path, for_training=True))
+        with self.processes.together():
+            self._take(saved, path)
+        return saved
+
+    def _take(self, saved: dict[str, Any], path: Path) -> None:
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(saved["model"])
@@ -118,14 +127,46 @@ class TrainingState:
         self.best.load_state_dict(saved["progress"]["best"])
         self.window.load_state_dict(saved["progress"]["window"])
         self.iteration = saved["iteration"]
-        warn_about_differences(saved["environment"], environment())
-        return saved
+        if self.processes.is_main:
+            warn_about_differences(saved["environment"], environment())
+            self._warn_about_processes(1 + len(saved.get("rng_of_others", [])))
+
+    def _warn_about_processes(self, before: int) -> None:
+        """Say what is different when a run goes on in another number of processes."""
+        count = self.processes.count
+        if before == count:
+            return
+        images = self.about["config"]["SOLVER.IMS_PER_BATCH"]
+        logger.warning(
+            "resumed with %d process%s, was %d. The same: which images come next, %d at a time, and the learning rate. "
+            "Different: each process now takes %d of them, over which BatchNorm (not SyncBN) and the means of the "
+            "region losses are computed, and random choices in the model. The result will be as good, but not "
+            "bit-identical",
+            count,
+            "" if count == 1 else "es",
+            before,
+            images,
+            images // count,
+        )
+
+    def _everything(self, generators: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            **self._weights(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"max_iter": self.schedule.max_iter, "iteration": self.iteration},
+            "ema": None if self.average is None else self.average.state_dict(),
+            "scaler": self.precision.state_dict(),
+            "position": self.position,
+            "rng": generators[0],
+            "rng_of_others": generators[1:],
+            "progress": {"best": self.best.state_dict(), "window": self.window.state_dict()},
+        }
 
     def _weights(self, model: dict[str, torch.Tensor]) -> dict[str, Any]:
         return {"model": dict(model), "iteration": self.iteration, "environment": environment(), **self.about}
 
 
-def build_state(cfg: Config, model: nn.Module, classes: Sequence[str]) -> TrainingState:
+def build_state(cfg: Config, model: nn.Module, classes: Sequence[str], processes: Processes = ALONE) -> TrainingState:
     """A training of `model`, on its device, that has not begun."""
     device = next(model.parameters()).device
     return TrainingState(
@@ -137,4 +178,5 @@ def build_state(cfg: Config, model: nn.Module, classes: Sequence[str]) -> Traini
         average=MovingAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None,
         images_per_iteration=cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE,
         about={"config": cfg.flatten(), "classes": list(classes)},
+        processes=processes,
     )

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from detseg.data.loader import build_train_loader
+from detseg.data.loader import Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
+from detseg.engine.distributed import ALONE, Processes, held_back
 from detseg.engine.evaluation import build_quick_evaluation
-from detseg.engine.interrupt import StopRequest
+from detseg.engine.interrupt import StopRequest, TrainingInterrupted
 from detseg.engine.metric_log import EVALUATION, MetricLog
 from detseg.engine.non_finite import stop_not_finite
 from detseg.engine.optimizer import gradient_norm, set_learning_rates
-from detseg.engine.progress import Progress, Stopwatch
-from detseg.engine.reproducibility import deterministic, restore_rng
+from detseg.engine.progress import Progress, Silence, Stopwatch
+from detseg.engine.reproducibility import begin_rng, deterministic
 from detseg.engine.run_folder import RunFolder
-from detseg.engine.session import BuildModel, compute_settings, finish, recorded_run, start_state
+from detseg.engine.session import BuildModel, check_shares, compute_settings, finish, recorded_run, start_state
 from detseg.engine.state import TrainingState
 from detseg.structures.sample import Sample
 
@@ -36,7 +37,14 @@ logger = logging.getLogger(__name__)
 Batches = Iterator[list[Sample]]
 
 
-def train(cfg: Config, run: RunFolder, *, resume: bool = False, build: BuildModel | None = None) -> dict[str, Any]:
+def train(
+    cfg: Config,
+    run: RunFolder,
+    *,
+    resume: bool = False,
+    build: BuildModel | None = None,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
     """Train, evaluate and leave everything in the run folder.
 
     Args:
@@ -44,6 +52,7 @@ def train(cfg: Config, run: RunFolder, *, resume: bool = False, build: BuildMode
         run: the opened folder.
         resume: continue from its checkpoints/last.pth, where there is one.
         build: makes the model; None takes MODEL.META_ARCHITECTURE.
+        processes: those that train together, each of which calls this.
 
     Returns:
         what final_metrics.json holds; {} without DATASETS.TEST.
@@ -52,21 +61,26 @@ def train(cfg: Config, run: RunFolder, *, resume: bool = False, build: BuildMode
         TrainingInterrupted: a signal came; `resume` continues.
         DetsegError: data, weights or configuration are wrong, or a loss is not finite.
     """
-    with run.logging() as log_file, recorded_run(cfg, run) as cfg, compute_settings(cfg):
-        data = load_training_set(cfg)
-        test_sets = load_test_sets(cfg, data.class_names)
-        state = start_state(cfg, data.class_names, build)
-        saved = state.restore(run.last) if resume and run.last.is_file() else None
+    with run.logging() as log_file, recorded_run(cfg, run, processes) as cfg, compute_settings(cfg):
+        with processes.together():
+            check_shares(cfg, processes)
+            data = load_training_set(cfg)
+            test_sets = load_test_sets(cfg, data.class_names)
+            state = start_state(cfg, data.class_names, build, processes)
+        saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
+        state.exchange_gradients()
         plan = Plan.from_config(cfg)
-        evaluate = None
-        if test_sets and plan.evaluation_period:
-            evaluate = build_quick_evaluation(cfg, next(iter(test_sets.values())), data.class_names)
-        loader = build_train_loader(cfg, data, state.position, plan.max_iter * state.images_per_iteration)
-        batches = iter(loader)
+        with processes.together():
+            evaluate = None
+            if test_sets and plan.evaluation_period:
+                evaluate = build_quick_evaluation(cfg, next(iter(test_sets.values())), data.class_names, processes)
+            share = Share(processes.rank, processes.count)
+            total = plan.max_iter * state.images_per_iteration
+            batches = iter(build_train_loader(cfg, data, state.position, total, share=share))
         # After the loader, which may draw: a resumed model must go on with the very numbers that were next.
-        restore_rng(saved["rng"]) if saved else torch.manual_seed(cfg.SEED + 1)
+        begin_rng(cfg.SEED, processes.rank, saved)
         device = next(state.model.parameters()).device
-        with deterministic(device), StopRequest() as stop:
+        with deterministic(device), StopRequest(patient=processes.count > 1) as stop:
             iterate(state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
             return finish(cfg, state, run, test_sets, stop)
 
@@ -82,6 +96,9 @@ def iterate(
     log_file: logging.Handler,
 ) -> None:
     """`run_iterations` with its metrics and its progress opened and closed."""
+    if not state.processes.is_main:
+        run_iterations(state, batches, plan=plan, run=run, progress=Silence(), evaluate=evaluate, stop=stop)
+        return
     if state.iteration:
         logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
     metrics = MetricLog(
@@ -153,7 +170,7 @@ def run_iterations(
     *,
     plan: Plan,
     run: RunFolder,
-    progress: Progress,
+    progress: Progress | Silence,
     evaluate: Evaluate | None,
     stop: StopRequest,
 ) -> None:
@@ -185,10 +202,13 @@ def run_iterations(
             seconds=watch.read(),
             data_seconds=data_seconds,
         )
-        if stop.requested or plan.checkpoint_due(state):
+        signal = state.processes.stop_signal(stop)
+        if signal or plan.checkpoint_due(state):
             state.save_last(run.last, plan.checkpoint_keep)
             watch.skip()
-        stop.raise_if_requested(f"stopped after iteration {state.iteration}, which is saved in {run.last}")
+        if signal:
+            said = f"stopped after iteration {state.iteration}, which is saved in {run.last}"
+            raise TrainingInterrupted(said, signal)
 
 
 def train_step(
@@ -197,25 +217,28 @@ def train_step(
     """One step of the optimizer over `accumulate` batches.
 
     Returns:
-        the losses by name, averaged over the batches; the L2 norm of all gradients before clipping; seconds spent
-        waiting for data.
+        the losses by name, averaged over the batches and processes; the L2 norm of all gradients before clipping;
+        seconds spent waiting for data.
     """
     means: dict[str, float] = {}
     seen: list[Sample] = []
     data_seconds = 0.0
     state.optimizer.zero_grad(set_to_none=True)
-    for _ in range(accumulate):
+    for number in range(1, accumulate + 1):
         asked = time.perf_counter()
-        samples = next(batches)
+        with state.processes.together():
+            samples = next(batches)
         data_seconds += time.perf_counter() - asked
         seen += samples
-        with state.precision.autocast():
-            named = state.model(samples)
-        values = dict(zip(named, torch.stack([loss.detach().float() for loss in named.values()]).tolist(), strict=True))
-        if not all(map(math.isfinite, values.values())):
-            _dump(state, "loss", samples, values, run, learning_rate)
-        state.precision.backward(sum(named.values()) / accumulate)
-        for name, value in values.items():
+        with held_back(state.trained, number < accumulate):
+            with state.precision.autocast():
+                named = state.trained(samples)
+            own = torch.stack([loss.detach().float() for loss in named.values()])
+            values = state.processes.mean(own).tolist()
+            if not all(map(math.isfinite, values)):
+                _dump(state, "loss", samples, dict(zip(named, own.tolist(), strict=True)), run, learning_rate)
+            state.precision.backward(sum(named.values()) / accumulate)
+        for name, value in zip(named, values, strict=True):
             means[name] = means.get(name, 0.0) + value / accumulate
     state.precision.unscale(state.optimizer)
     norm = gradient_norm(state.parameters).item()
@@ -259,12 +282,16 @@ def _dump(
     run: RunFolder,
     learning_rate: float,
 ) -> None:
-    stop_not_finite(
-        what,
-        iteration=state.iteration + 1,
-        samples=samples,
-        losses=losses,
-        model=state.model,
-        folder=run.non_finite,
-        learning_rate=learning_rate,
-    )
+    """End the training in all processes; those whose own numbers are not finite dump their images."""
+    with state.processes.together():
+        if what == "gradient" or not all(map(math.isfinite, losses.values())):
+            stop_not_finite(
+                what,
+                iteration=state.iteration + 1,
+                samples=samples,
+                losses=losses,
+                model=state.model,
+                folder=run.non_finite,
+                learning_rate=learning_rate,
+                rank=state.processes.rank,
+            )

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 
 class Segmenter(nn.Module):
-    """An instance segmentation model."""
+    """An instance segmentation model.
+
+    Attributes:
+        trains_everything: whether every parameter to train is part of every training pass, also of images without
+            objects (with a gradient of zero). Several processes then need not look for those that are not.
+    """
+
+    trains_everything = False
 
     @abstractmethod
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class GeneralizedRCNN(Segmenter):
     """image_input makes the batch; the other parts bear the names that they have in Detectron2's state_dict."""
 
+    trains_everything = True
+
     def __init__(
         self, *, image_input: ImageInput, backbone: nn.Module, proposal_generator: RPN, roi_heads: ROIHeads
     ) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.models.rcnn.group_norm import GroupNorm
 from detseg.models.rcnn.sync_batch_norm import SyncBatchNorm2d
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GROUPS_OF_GROUP_NORM = 32
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
@@ -65,7 +70,7 @@ class ConvNorm(nn.Conv2d):
     """Convolution, normalisation (named `norm`) and ReLU; a bias only where there is no normalisation.
 
     fold: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
-    features and rounds differently.
+    features and rounds differently. Where no gradients are asked for the product is kept until a tensor of it changes.
     """
 
     def __init__(
@@ -93,17 +98,36 @@ class ConvNorm(nn.Conv2d):
         self.norm = make_norm(norm, out_channels)
         self.relu = relu
         self.fold = False
+        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fold and self._has_fixed_statistics():
-            scale, shift = scale_and_shift(self.norm)
-            x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+            x = self._conv_forward(x, *self._folded())
         else:
             x = super().forward(x)
-            # Without a region there are no statistics: BatchNorm would store NaN. Other processes may have some.
-            if self.norm is not None and (len(x) or isinstance(self.norm, SyncBatchNorm2d)):
-                x = self.norm(x)
+            if self.norm is not None:
+                x = self.norm(x) if len(x) or isinstance(self.norm, SyncBatchNorm2d) else _affine(x, self.norm)
         return F.relu_(x) if self.relu else x
+
+    def train(self, mode: bool = True) -> Self:
+        """See nn.Module.train."""
+        self._kept = None
+        return super().train(mode)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias with the normalisation in them."""
+        sources = (self.weight, self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var)
+        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
+            return self._fold_now()
+        # Every change in place raises a tensor's version; other tensors lie elsewhere.
+        state = [(source.data_ptr(), source._version) for source in sources]
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, self._fold_now())
+        return self._kept[1]
+
+    def _fold_now(self) -> tuple[Tensor, Tensor]:
+        scale, shift = scale_and_shift(self.norm)
+        return self.weight * scale[:, None, None, None], shift
 
     def _has_fixed_statistics(self) -> bool:
         if isinstance(self.norm, FrozenBatchNorm2d):
@@ -116,6 +140,11 @@ class ConvNorm(nn.Conv2d):
             parameter.requires_grad = False
         if isinstance(self.norm, nn.BatchNorm2d):
             self.norm = FrozenBatchNorm2d.from_batch_norm(self.norm)
+
+
+def _affine(x: Tensor, norm: nn.Module) -> Tensor:
+    """Normalise nothing, (0, C, H, W): there are no statistics, BatchNorm would store NaN; gradients are zero."""
+    return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
 def init_msra(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
