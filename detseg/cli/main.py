@@ -67,6 +67,10 @@ def run_tool(command: str) -> None:
 def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
     """Parse the words of one command and run it. DetsegError becomes one message and the exit status 2."""
     module = importlib.import_module(f"detseg.cli.{command}")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or file that cannot show a file's name shows its code instead of ending the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parse(module, words, prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

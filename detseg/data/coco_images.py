@@ -89,7 +89,10 @@ def _pixels(value: Any) -> int | None:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be a name; JSON can hold halves of characters, which no file system takes."""
+    """Whether a value is a text that UTF-8 can hold.
+
+    JSON can hold halves of characters, and Python stands them for the bytes of a file name in another encoding.
+    """
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -247,6 +248,28 @@ def test_label_images_without_objects_are_images_without_objects(folders: tuple[
 def test_two_images_of_one_name(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     (folders[0] / "a.bmp").write_bytes(packed(Image.fromarray(GRAY), "BMP"))
     check_refused_then_skipped(folders, capsys, "a.png: has the same name as", "keep one of them")
+
+
+def test_a_name_that_is_no_text(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsencode(folders[0]) + b"/caf\xe9.png"
+    try:
+        with open(name, "wb") as file:
+            file.write(packed(Image.fromarray(GRAY), "PNG"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    check_refused_then_skipped(folders, capsys, "caf\\udce9.png", "rename the file")
+
+
+def test_a_terminal_that_cannot_show_a_name(folders: tuple[Path, Path, Path]) -> None:
+    add_pair(*folders[:2], "µ.png", b"")
+    images, labels, output = map(str, folders)
+    words = ["prepare_label_images", "--images", images, "--labels", labels, "--output", output, "--classes", "µ"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "detseg", *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert "\\xb5.png: the file is empty" in done.stderr
 
 
 def test_an_output_that_is_a_file_or_cannot_be_written(

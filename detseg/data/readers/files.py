@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from detseg.data.coco_images import is_text
 from detseg.data.coco_writer import make_folder
 from detseg.errors import DataError, list_problems
 from detseg.structures.atomic_write import written_whole
@@ -68,6 +69,9 @@ class FolderFiles:
         self.root = root
         paths = (path for path in root.rglob("*") if path.is_file())
         self.names = sorted(name for path in paths if _is_shown(name := path.relative_to(root).as_posix()))
+        bad = [ascii(name) for name in self.names if not is_text(name)]
+        if bad:
+            raise DataError(f"{root}: {len(bad)} names are no UTF-8; rename the files:\n{list_problems(bad)}")
 
     def describe(self, name: str) -> str:
         return str(self.root / name)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detseg.data.coco_images import is_text
 from detseg.data.images import SUFFIXES, read_image, read_label_image
 from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
@@ -84,7 +85,9 @@ def _list_files(folder: Path, problems: list[str], *, what: str) -> dict[str, Pa
         if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in below.parts):
             continue
         name = below.with_suffix("").as_posix()
-        if name in files:
+        if not is_text(name):
+            problems.append(f"{ascii(str(path))}: its name is no UTF-8; rename the file")
+        elif name in files:
             problems.append(f"{path}: has the same name as {files[name]}; keep one of them")
         else:
             files[name] = path
