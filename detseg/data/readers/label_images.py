@@ -86,7 +86,7 @@ def _list_files(folder: Path, problems: list[str], *, what: str) -> dict[str, Pa
             continue
         name = below.with_suffix("").as_posix()
         if not is_text(name):
-            problems.append(f"{ascii(str(path))}: its name is no UTF-8; rename the file")
+            problems.append(f"{str(path)!a}: its name is no UTF-8; rename the file")
         elif name in files:
             problems.append(f"{path}: has the same name as {files[name]}; keep one of them")
         else:
