@@ -32,6 +32,9 @@ BASE = [
 ]
 TEST = ["pytest>=7.4", "hypothesis>=6.80"]
 TRACKING = ["wandb>=0.16"]
+DEMO = ["gradio>=4.0"]
+SAM = ["segment-anything>=1.0"]
+RAY = ["ray[tune]>=2.9"]
 
 setup(
     name="detseg",
@@ -47,6 +50,9 @@ setup(
     extras_require={
         "inference": INFERENCE,
         "tracking": TRACKING,
+        "demo": DEMO,
+        "sam": SAM,
+        "ray": RAY,
         "test": TEST,
         "dev": [*TEST, *TRACKING, "ruff>=0.6"],
     },
