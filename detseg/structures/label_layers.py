@@ -54,6 +54,8 @@ class LabelLayers:
             )
         if labels.size == 0:
             return cls(np.zeros((1, *labels.shape), dtype=np.int32), 0)
+        if labels.dtype == bool:
+            labels = labels.astype(np.uint8)  # below, labels are indices, which bools would not be
         if labels.min() < 0:
             raise DataError(f"a label image has no negative labels, but this one goes down to {labels.min()}")
         compact, count = _compact(labels)
