@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from models_for_tests import small_model
@@ -44,6 +46,39 @@ def test_folding_changes_nothing(norm: str) -> None:
     expected = conv(x)
     conv.fold = True
     torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_folded_weights_follow_every_change() -> None:
+    conv = ConvNorm(5, 6, 3, norm="BN", relu=True)
+    conv.norm = used_batch_norm(6)
+    conv.eval()
+    x = torch.randn(2, 5, 7, 7)
+
+    def check() -> None:
+        """Folded (twice: made and kept) as not folded."""
+        conv.fold = False
+        with torch.inference_mode():
+            expected = conv(x)
+            conv.fold = True
+            for _ in range(2):
+                torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=1e-5)
+
+    check()
+    with torch.no_grad():
+        conv.weight.mul_(2)
+        conv.norm.bias.add_(1)
+    check()
+    conv.load_state_dict({name: tensor + 1 for name, tensor in conv.state_dict().items()})
+    check()
+    conv.weight = nn.Parameter(torch.randn_like(conv.weight))
+    check()
+    conv = copy.deepcopy(conv)
+    conv.train().norm(torch.randn(4, 6, 3, 3))
+    conv.eval()
+    check()
+    # A product that was kept without gradients is not used with them.
+    conv(x).sum().backward()
+    assert conv.weight.grad is not None
 
 
 def test_group_norm_with_channels_last_and_its_gradients() -> None:
