@@ -12,8 +12,8 @@ VERSION = re.search(
 
 # What a kernel needs that only predicts: no training data tools, no scoring, no plots.
 INFERENCE = [
-    "torch>=2.1",
-    "torchvision>=0.16",
+    "torch>=2.3",
+    "torchvision>=0.18",
     "numpy>=1.26",
     "opencv-python-headless>=4.8",
     "pillow>=10.1",
