@@ -47,6 +47,34 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
         raise DetsegError(_mismatch_message(error)) from error
 
 
+def deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    mask: Tensor | None,
+) -> Tensor:
+    """Return the deformable convolution (Dai et al. 2017) of x (B, C, H, W), float32; all arguments are taken as such.
+
+    offset: (B, 2 * G * kernel area, H', W') pixels, y before x, for G groups of channels. mask: (B, G * kernel area,
+    H', W') factors of the samples (Zhu et al. 2019), or None for ones.
+    """
+    operators = _operators()
+    with torch.autocast(x.device.type, enabled=False):
+        tensors = [None if tensor is None else tensor.float() for tensor in (x, offset, weight, bias, mask)]
+        x, offset, weight, bias, mask = tensors
+        try:
+            return operators.deform_conv2d(
+                x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask
+            )
+        except NotImplementedError as error:
+            raise DetsegError(_mismatch_message(error)) from error
+
+
 @cache
 def _operators() -> Any:
     """Import torchvision.ops and try one operator, once."""

@@ -249,9 +249,9 @@ def test_an_unknown_architecture_names_the_known() -> None:
     ("key", "value"),
     [
         ("MODEL__RPN__HEAD_NAME", "MyHead"),
-        ("MODEL__ROI_HEADS__NAME", "CascadeROIHeads"),
+        ("MODEL__ROI_HEADS__NAME", "PointRendROIHeads"),
         ("MODEL__ROI_BOX_HEAD__POOLER_TYPE", "ROIPool"),
-        ("MODEL__BACKBONE__NAME", "build_resnet_backbone"),
+        ("MODEL__BACKBONE__NAME", "build_swint_fpn_backbone"),
         ("MODEL__RESNETS__NORM", "LN"),
         ("MODEL__ROI_HEADS__IN_FEATURES", ["p9"]),
     ],

@@ -12,13 +12,18 @@ from detseg.models.parity import Case, check_case, compute
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+# How many numbers a case has; fewer of those with one feature map or without gradients.
+LEAST_ROWS = {"cascade_mask_rcnn_X_50_4x4d_FPN_gn_deform": 28, "mask_rcnn_R_50_C4": 26, "mask_rcnn_R_50_DC5": 27}
 CPU = torch.device("cpu")
 
 
 def test_all_cases_are_there() -> None:
     assert CASES == [
+        "cascade_mask_rcnn_X_50_4x4d_FPN_gn_deform",
         "mask_rcnn_R_101_FPN_agnostic",
         "mask_rcnn_R_18_FPN_bn_sgd",
+        "mask_rcnn_R_50_C4",
+        "mask_rcnn_R_50_DC5",
         "mask_rcnn_R_50_FPN",
         "mask_rcnn_R_50_FPN_gn_giou_empty",
         "mask_rcnn_R_50_FPN_nothing",
@@ -30,7 +35,7 @@ def test_all_cases_are_there() -> None:
 def test_numbers_agree_with_detectron2(name: str) -> None:
     case = Case.load(GOLDEN / f"{name}.npz")
     rows = check_case(case, compute(case, CPU), CPU)
-    assert len(rows) >= 37, "features, proposals, detections, masks, losses and gradients must all be compared"
+    assert len(rows) >= LEAST_ROWS.get(name, 37), "features, proposals, detections, masks, losses and gradients must all be compared"
     assert not [row for row in rows if not row.passed]
 
 

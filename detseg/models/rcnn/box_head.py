@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from detseg.models.rcnn.box_coding import BoxCoder, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, init_msra, init_normal, init_xavier
 from detseg.models.rcnn.losses import box_regression_loss
+from detseg.models.rcnn.regions import Regions
+from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms
 
 
@@ -112,9 +114,24 @@ class BoxPredictor(nn.Module):
             "loss_box_reg": box_loss * (self.box_weight / len(classes)),
         }
 
-    def detect(self, scores: Tensor, deltas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
-        """Turn the scores (P, K + 1) and deltas of the proposals (P, 4) of one image into detections."""
-        probabilities = scores.softmax(dim=1)
+    def region_losses(
+        self, scores: Tensor, deltas: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """`losses` of the regions of all images, in their order."""
+        matched = [region.matched_boxes(target) for region, target in zip(regions, targets, strict=True)]
+        boxes = torch.cat([region.boxes for region in regions])
+        return self.losses(scores, deltas, boxes, torch.cat([region.classes for region in regions]), torch.cat(matched))
+
+    def detect_all(
+        self, probabilities: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """`detect` for the proposals of every image; probabilities and deltas are those of all images."""
+        counts = [len(image_boxes) for image_boxes in boxes]
+        parts = zip(probabilities.split(counts), deltas.split(counts), boxes, sizes, strict=True)
+        return [self.detect(*part) for part in parts]
+
+    def detect(self, probabilities: Tensor, deltas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
+        """Turn the probabilities (P, K + 1) and deltas of the proposals (P, 4) of one image into detections."""
         decoded = self.coder.decode(deltas, boxes)
         finite = torch.isfinite(decoded).all(dim=1) & torch.isfinite(probabilities).all(dim=1)
         probabilities = probabilities[:, :-1].where(finite[:, None], probabilities.new_zeros(()))

@@ -17,7 +17,6 @@ from detseg.models.rcnn.images import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.paste import paste_rles, paste_soft_masks
 from detseg.models.rcnn.pooler import Pooler
-from detseg.models.rcnn.roi_heads import ROIHeads
 from detseg.models.rcnn.rpn import RPN
 from detseg.models.rcnn.targets import Targets
 from detseg.structures.predictions import Predictions
@@ -33,7 +32,7 @@ class GeneralizedRCNN(Segmenter):
     trains_everything = True
 
     def __init__(
-        self, *, image_input: ImageInput, backbone: nn.Module, proposal_generator: RPN, roi_heads: ROIHeads
+        self, *, image_input: ImageInput, backbone: nn.Module, proposal_generator: RPN, roi_heads: nn.Module
     ) -> None:
         super().__init__()
         self.image_input = image_input

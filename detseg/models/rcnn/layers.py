@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -101,10 +102,14 @@ class ConvNorm(nn.Conv2d):
         self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self._conv_forward)
+
+    def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Convolve by `convolve(x, weight, bias)`, normalise and cut."""
         if self.fold and self._has_fixed_statistics():
-            x = self._conv_forward(x, *self._folded())
+            x = convolve(x, *self._folded())
         else:
-            x = super().forward(x)
+            x = convolve(x, self.weight, self.bias)
             if self.norm is not None:
                 x = self.norm(x) if len(x) or isinstance(self.norm, SyncBatchNorm2d) else _affine(x, self.norm)
         return F.relu_(x) if self.relu else x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class Pooler(nn.Module):
             order.append(index)
             pooled.append(self._pool(feature, regions[index], stride))
         return torch.cat(pooled)[torch.cat(order).argsort()]
+
+    def prepare_all(self, features: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+        """`prepare` the named feature maps."""
+        return [self.prepare(features[name]) for name in names]
 
     def prepare(self, feature: Tensor) -> Tensor:
         """Bring a feature map (B, C, H, W) to the type and memory layout that pooling wants, once for several

@@ -6,11 +6,13 @@ The backbone contract, kept by FPN too: called with images (B, C, H, W) it retur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
 from detseg.models.rcnn.layers import ConvNorm, init_msra
 
 BLOCKS_OF_DEPTH = {
@@ -57,6 +59,7 @@ class BottleneckBlock(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut.
 
     stride_in_1x1: the stride lies in the first 1 x 1 (MSRA's weights) and not in the 3 x 3 (torchvision's).
+    deformable: how the 3 x 3 deforms, None for not at all.
     """
 
     def __init__(
@@ -70,27 +73,27 @@ class BottleneckBlock(nn.Module):
         stride_in_1x1: bool,
         groups: int = 1,
         dilation: int = 1,
+        deformable: Deformable | None = None,
     ) -> None:
         super().__init__()
+        width = bottleneck_channels
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = make_shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = ConvNorm(in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm, relu=True)
-        self.conv2 = ConvNorm(
-            bottleneck_channels,
-            bottleneck_channels,
-            3,
-            stride=stride_3x3,
-            groups=groups,
-            dilation=dilation,
-            norm=norm,
-            relu=True,
-        )
-        self.conv3 = ConvNorm(bottleneck_channels, out_channels, 1, norm=norm)
+        self.conv1 = ConvNorm(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True)
+        where = {"stride": stride_3x3, "dilation": dilation}
+        if deformable is None:
+            self.conv2: nn.Module = ConvNorm(width, width, 3, groups=groups, norm=norm, relu=True, **where)
+        else:
+            self.conv2 = DeformableConvNorm(width, width, deformable, groups=groups, norm=norm, relu=True, **where)
+        self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
         init_block(self)
+        self.conv2_offset = None if deformable is None else make_offset_conv(width, deformable, **where)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(self.conv3(self.conv2(self.conv1(x))).add_(shortcut))
+        x = self.conv1(x)
+        x = self.conv2(x) if self.conv2_offset is None else self.conv2(x, self.conv2_offset(x))
+        return F.relu_(self.conv3(x).add_(shortcut))
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> ConvNorm | None:
@@ -167,42 +170,48 @@ def make_resnet(
     width_per_group: int = 64,
     groups: int = 1,
     stride_in_1x1: bool = True,
+    res5_dilation: int = 1,
+    deformable: Deformable | None = None,
+    deformable_stages: Sequence[str] = (),
     out_features: Sequence[str] = STAGES,
     freeze_at: int = 0,
 ) -> ResNet:
-    """Build a ResNet with initial weights.
+    """Build a ResNet, or with groups > 1 a ResNeXt (Xie et al. 2017), with initial weights.
 
     depth: one of BLOCKS_OF_DEPTH. Channels double from stage to stage, beginning with res2_channels (the blocks'
-    output) and groups x width_per_group (inside a bottleneck block; basic blocks have none).
+    output) and groups x width_per_group (inside a bottleneck block; basic blocks have none). res5_dilation: 2 keeps
+    res5 at the stride of res4 and dilates its 3 x 3 convolutions. deformable_stages: whose 3 x 3 deform.
     """
-    count = max(STAGES.index(name) for name in out_features) + 1
     stages, strides, stage_channels = [], [], []
-    channels, out_channels, bottleneck_channels = stem_channels, res2_channels, groups * width_per_group
-    for index in range(count):
-        stage_stride = 1 if index == 0 else 2
-        blocks: list[nn.Module] = []
-        for position in range(BLOCKS_OF_DEPTH[depth][index]):
-            stride = stage_stride if position == 0 else 1
-            if depth in BASIC_BLOCK_DEPTHS:
-                block: nn.Module = BasicBlock(channels, out_channels, stride=stride, norm=norm)
-            else:
-                block = BottleneckBlock(
-                    channels,
-                    out_channels,
-                    bottleneck_channels=bottleneck_channels,
-                    stride=stride,
-                    norm=norm,
-                    stride_in_1x1=stride_in_1x1,
-                    groups=groups,
-                )
-            blocks.append(block)
-            channels = out_channels
-        stages.append(blocks)
-        strides.append(stage_stride)
+    channels = stem_channels
+    for index, name in enumerate(STAGES[: max(STAGES.index(name) for name in out_features) + 1]):
+        dilation = res5_dilation if name == "res5" else 1
+        stride = 1 if index == 0 or dilation > 1 else 2
+        block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
+        if depth not in BASIC_BLOCK_DEPTHS:
+            block = partial(
+                BottleneckBlock,
+                bottleneck_channels=groups * width_per_group * 2**index,
+                norm=norm,
+                stride_in_1x1=stride_in_1x1,
+                groups=groups,
+                dilation=dilation,
+                deformable=deformable if name in deformable_stages else None,
+            )
+        count, out_channels = BLOCKS_OF_DEPTH[depth][index], res2_channels * 2**index
+        stages.append(make_stage(block, count, in_channels=channels, out_channels=out_channels, stride=stride))
+        strides.append(stride)
         stage_channels.append(out_channels)
-        out_channels *= 2
-        bottleneck_channels *= 2
+        channels = out_channels
     stem = Stem(in_channels, stem_channels, norm)
     resnet = ResNet(stem, stages, stage_strides=strides, stage_channels=stage_channels, out_features=out_features)
     resnet.freeze(freeze_at)
     return resnet
+
+
+def make_stage(
+    block: Callable[..., nn.Module], count: int, *, in_channels: int, out_channels: int, stride: int
+) -> list[nn.Module]:
+    """Return `count` blocks, block(in_channels, out_channels, stride=...) each; the first one has the stride."""
+    first = block(in_channels, out_channels, stride=stride)
+    return [first, *(block(out_channels, out_channels, stride=1) for _ in range(count - 1))]

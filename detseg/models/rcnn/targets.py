@@ -67,6 +67,11 @@ class Targets:
             ignore_sums=ignore_sums,
         )
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image."""
+        return self.layers.shape[-2], self.layers.shape[-1]
+
     def leave_out_ignored(self, labels: Tensor, matches: Tensor, boxes: Tensor, background: int) -> Tensor:
         """Return labels (n,) with -1 for background in ignored regions and for matches of ignored objects.
 

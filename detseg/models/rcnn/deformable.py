@@ -1,0 +1,89 @@
+"""Deformable convolution: each sample of the kernel is taken where a second convolution says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from detseg.models.rcnn.layers import ConvNorm
+from detseg.models.torchvision_ops import deform_conv2d
+
+KERNEL_SIZE = 3
+
+
+@dataclass(frozen=True)
+class Deformable:
+    """How a convolution deforms.
+
+    modulated: the samples are weighted too (version 2, Zhu et al. 2019). groups: of channels that share their offsets.
+    """
+
+    modulated: bool = False
+    groups: int = 1
+
+
+class DeformableConvNorm(ConvNorm):
+    """A 3 x 3 ConvNorm whose samples are moved by given offsets."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        deformable: Deformable,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: str = "",
+        relu: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            KERNEL_SIZE,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+            norm=norm,
+            relu=relu,
+        )
+        self.deformable = deformable
+
+    def forward(self, x: Tensor, raw: Tensor) -> Tensor:
+        """Convolve x (B, C, H, W); raw: what `make_offset_conv` of the same settings gives for it."""
+        samples = self.deformable.groups * KERNEL_SIZE**2
+        mask = raw[:, 2 * samples :].sigmoid() if self.deformable.modulated else None
+        return self._convolve(x, partial(self._deform, offset=raw[:, : 2 * samples], mask=mask))
+
+    def _deform(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, offset: Tensor, mask: Tensor | None) -> Tensor:
+        if len(x) == 0:  # the operator asks for images
+            return self._conv_forward(x, weight, bias)
+        return deform_conv2d(
+            x,
+            offset,
+            weight,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            mask=mask,
+        ).to(x.dtype)
+
+
+def make_offset_conv(in_channels: int, deformable: Deformable, *, stride: int = 1, dilation: int = 1) -> ConvNorm:
+    """Return the convolution that says where to sample, zero at first: an undeformed 3 x 3.
+
+    Its output (B, G * 9 * 2, H', W'), modulated (B, G * 9 * 3, H', W'), holds y and x of each sample by turns, then the
+    logits of the factors; modulated convolutions begin with factors of one half.
+    """
+    per_sample = 3 if deformable.modulated else 2
+    conv = ConvNorm(
+        in_channels, per_sample * deformable.groups * KERNEL_SIZE**2, KERNEL_SIZE, stride=stride, dilation=dilation
+    )
+    with torch.no_grad():
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    return conv
