@@ -24,6 +24,8 @@ def check_model(problems: Problems) -> None:
     _check_anchors(problems)
     _check_rpn(problems)
     _check_roi_heads(problems)
+    _check_cascade(problems)
+    _check_res5_heads(problems)
     _check_box_head(problems)
     _check_mask_head(problems)
     _check_group_norm(problems)
@@ -51,9 +53,16 @@ def _check_backbone(problems: Problems) -> None:
     if not features or not set(features) <= set(_STAGES):
         problems.add("MODEL.RESNETS.OUT_FEATURES", f"expected some of {', '.join(_STAGES)}")
     resnets = problems.cfg.MODEL.RESNETS
-    if resnets.DEPTH in (18, 34) and (resnets.NUM_GROUPS != 1 or resnets.RES5_DILATION != 1):
+    deforms = any(resnets.DEFORM_ON_PER_STAGE)
+    if resnets.DEPTH in (18, 34) and (resnets.NUM_GROUPS != 1 or resnets.RES5_DILATION != 1 or deforms):
         problems.add(
-            "MODEL.RESNETS.DEPTH", "depths 18 and 34 have no groups and no dilation; take 50 or more for these"
+            "MODEL.RESNETS.DEPTH",
+            "depths 18 and 34 have no groups, no dilation and no deformable convolution; take 50 or more for these",
+        )
+    if deforms and resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP % max(resnets.DEFORM_NUM_GROUPS, 1):
+        problems.add(
+            "MODEL.RESNETS.DEFORM_NUM_GROUPS",
+            "expected a divisor of MODEL.RESNETS.NUM_GROUPS x MODEL.RESNETS.WIDTH_PER_GROUP",
         )
 
 
@@ -159,6 +168,38 @@ def _check_roi_heads(problems: Problems) -> None:
     problems.within("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0, 1)
     problems.within("MODEL.ROI_HEADS.NMS_THRESH_TEST", most=1, above=0)
     _check_matching(problems, "MODEL.ROI_HEADS", (-1, 0, 1))
+
+
+def _check_cascade(problems: Problems) -> None:
+    cfg, section = problems.cfg, "MODEL.ROI_BOX_CASCADE_HEAD"
+    if cfg.MODEL.ROI_HEADS.NAME != "CascadeROIHeads":
+        return
+    ious, weights = cfg[f"{section}.IOUS"], cfg[f"{section}.BBOX_REG_WEIGHTS"]
+    problems.within(f"{section}.IOUS", most=1, above=0)
+    if not ious:
+        problems.add(f"{section}.IOUS", "expected the IoU at which each stage calls a box an object")
+    elif [ious[0]] != cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS:
+        problems.add(f"{section}.IOUS", "the first must be the one of MODEL.ROI_HEADS.IOU_THRESHOLDS")
+    if len(weights) != len(ious):
+        problems.add(f"{section}.BBOX_REG_WEIGHTS", f"expected one list for each of the {len(ious)} IOUS")
+    if not all(len(row) == 4 and min(row) > 0 for row in weights):
+        problems.add(f"{section}.BBOX_REG_WEIGHTS", "expected four numbers above 0 for each stage")
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        problems.add("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "a cascade goes on with one box a region: set True")
+
+
+def _check_res5_heads(problems: Problems) -> None:
+    cfg = problems.cfg
+    if cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads":
+        return
+    if _has_fpn(problems) or cfg.MODEL.ROI_HEADS.IN_FEATURES != ["res4"]:
+        problems.add(
+            "MODEL.ROI_HEADS.IN_FEATURES",
+            'Res5ROIHeads continue ["res4"] of MODEL.BACKBONE.NAME build_resnet_backbone; over an FPN or res5 take '
+            "MODEL.ROI_HEADS.NAME StandardROIHeads",
+        )
+    if cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE[-1:] == [True]:
+        problems.add("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "the res5 of Res5ROIHeads does not deform: set it to False")
 
 
 def _check_pooler(problems: Problems, section: str) -> None:

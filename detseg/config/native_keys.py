@@ -17,6 +17,8 @@ from detseg.config.schema import default_values, detectron2_defaults
 
 _logger = logging.getLogger(__name__)
 
+_ADVICE = "for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
+
 # dotted names; * stands for any rest
 HONOURED = (
     "VERSION",
@@ -57,14 +59,8 @@ HONOURED = (
     "MODEL.ROI_BOX_HEAD.NORM",
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
     "MODEL.ROI_MASK_HEAD.*",
-    "MODEL.RESNETS.DEPTH",
-    "MODEL.RESNETS.OUT_FEATURES",
-    "MODEL.RESNETS.NUM_GROUPS",
-    "MODEL.RESNETS.NORM",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "MODEL.ROI_BOX_CASCADE_HEAD.*",
+    "MODEL.RESNETS.*",
     "INPUT.MIN_SIZE_*",
     "INPUT.MAX_SIZE_*",
     "INPUT.RANDOM_FLIP",
@@ -103,18 +99,19 @@ HONOURED = (
 # values of honoured keys that are implemented; every other value is refused, Detectron2's default too
 IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone", "build_resnet_backbone"),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1", "giou"),
-    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads"),
     "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1", "giou"),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
     "MODEL.RESNETS.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.FPN.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
@@ -122,6 +119,35 @@ IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
 }
+
+
+# what only training acts on, so that a trained model can predict whatever it was trained with
+TRAINING_ONLY = (
+    "SOLVER.*",
+    "DATASETS.TRAIN",
+    "DATASETS.*_TRAIN",
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATALOADER.REPEAT_*",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "DATALOADER.ASPECT_RATIO_GROUPING",
+    "INPUT.*_TRAIN*",
+    "INPUT.CROP.*",
+    "INPUT.RANDOM_*",
+    "INPUT.MASK_FORMAT",
+    "TEST.PRECISE_BN.*",
+    "TEST.EVAL_PERIOD",
+    "VIS_PERIOD",
+)
+
+# the parts of a box head of its own, which Res5ROIHeads do not have
+_BOX_HEAD_LAYERS = [
+    "MODEL.ROI_BOX_HEAD.NAME",
+    "MODEL.ROI_BOX_HEAD.NUM_FC",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM",
+    "MODEL.ROI_BOX_HEAD.NORM",
+]
 
 
 def is_honoured(key: str) -> bool:
@@ -140,6 +166,8 @@ def inactive_patterns(cfg: Config) -> list[str]:
         (architecture == "RetinaNet", ["MODEL.RETINANET.*"]),
         (architecture in ("SemanticSegmentor", "PanopticFPN"), ["MODEL.SEM_SEG_HEAD.*"]),
         (architecture == "PanopticFPN", ["MODEL.PANOPTIC_FPN.*"]),
+        (model.BACKBONE.NAME.endswith("_fpn_backbone"), ["MODEL.FPN.*"]),
+        (model.ROI_HEADS.NAME != "Res5ROIHeads", [*_BOX_HEAD_LAYERS, "MODEL.ROI_MASK_HEAD.POOLER_*"]),
         (model.ROI_HEADS.NAME == "CascadeROIHeads", ["MODEL.ROI_BOX_CASCADE_HEAD.*"]),
         (model.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator", ["MODEL.ANCHOR_GENERATOR.ANGLES"]),
         (any(model.RESNETS.DEFORM_ON_PER_STAGE), ["MODEL.RESNETS.DEFORM_MODULATED", "MODEL.RESNETS.DEFORM_NUM_GROUPS"]),
@@ -152,8 +180,10 @@ def inactive_patterns(cfg: Config) -> list[str]:
     return [pattern for used, patterns in parts if not used for pattern in patterns]
 
 
-def check_native(cfg: Config) -> None:
+def check_native(cfg: Config, *, training: bool = True) -> None:
     """Refuse every key that the native engine would have to ignore.
+
+    training: False leaves out what only training acts on.
 
     A key that is not honoured and says what Detectron2's default is (a file that Detectron2 dumped holds them all) is
     accepted with a warning, since nobody chose it.
@@ -163,14 +193,14 @@ def check_native(cfg: Config) -> None:
     """
     problems = Problems(cfg)
     ours, theirs = _defaults(), detectron2_defaults()
-    patterns = inactive_patterns(cfg)
+    patterns = [*inactive_patterns(cfg), *(() if training else TRAINING_ONLY)]
     for key, value in cfg.flatten().items():
         if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns):
             continue
         if key in IMPLEMENTED_VALUES:
             if value not in IMPLEMENTED_VALUES[key]:
                 choices = " or ".join(repr(choice) for choice in IMPLEMENTED_VALUES[key])
-                problems.add(key, f"the native engine implements {choices}")
+                problems.add(key, f"the native engine implements {choices}; {_ADVICE}")
         elif not is_honoured(key) and value != ours[key]:
             if value == theirs[key]:
                 _logger.warning(
@@ -181,7 +211,8 @@ def check_native(cfg: Config) -> None:
                     ours[key],
                 )
             else:
-                problems.add(key, f"the native engine does not honour this key; leave it at {ours[key]!r}")
+                expected = f"the native engine does not honour this key; leave it at {ours[key]!r}; {_ADVICE}"
+                problems.add(key, expected)
     problems.raise_if_any()
 
 

@@ -52,7 +52,7 @@ def validate_config(cfg: Config, *, training: bool = True) -> None:
         ConfigError: with all problems of the first of these three groups that has any.
     """
     check_combinations(cfg)
-    check_native(cfg)
+    check_native(cfg, training=training)
     if training:
         _check_training(cfg)
 

@@ -81,7 +81,9 @@ def _operators() -> Any:
     try:
         from torchvision import ops
 
-        ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+        # On the CPU, whatever the default device is: models are also built on "meta", where nms cannot run.
+        cpu = torch.device("cpu")
+        ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=cpu), torch.tensor([1.0], device=cpu), 0.5)
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise DetsegError(_mismatch_message(error)) from error
     return ops

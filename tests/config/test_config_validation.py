@@ -178,3 +178,49 @@ def test_steps_past_the_end_only_warn(caplog: pytest.LogCaptureFixture):
 
 def test_stored_configurations_are_not_judged():
     load_flat_config({"SOLVER.IMS_PER_BATCH": 0})
+
+
+CASCADE = [*FPN, "MODEL.ROI_HEADS.NAME=CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG=True"]
+C4 = ["MODEL.MASK_ON=True"]  # Detectron2's defaults are the C4 model
+
+
+@pytest.mark.parametrize(
+    ("base", "words", "named"),
+    [
+        (CASCADE, ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG=False"], ["CLS_AGNOSTIC_BBOX_REG", "True"]),
+        (CASCADE, ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS=[0.5, 0.6]"], ["BBOX_REG_WEIGHTS", "2 IOUS"]),
+        (CASCADE, ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS=[0.4, 0.6, 0.7]"], ["IOUS", "MODEL.ROI_HEADS.IOU_THRESHOLDS"]),
+        (CASCADE, ["MODEL.ROI_BOX_CASCADE_HEAD.IOUS=[0.5, 0.6, 7]"], ["IOUS", "at most 1"]),
+        (
+            CASCADE,
+            ["MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS=[[10,10,5],[20,20,10,10],[30,30,15,15]]"],
+            ["BBOX_REG_WEIGHTS", "four numbers"],
+        ),
+        (
+            C4,
+            ["MODEL.ROI_HEADS.IN_FEATURES=['res5']", "MODEL.RESNETS.OUT_FEATURES=['res4','res5']"],
+            ["StandardROIHeads"],
+        ),
+        (C4, ["MODEL.RESNETS.DEFORM_ON_PER_STAGE=[False,False,True,True]"], ["DEFORM_ON_PER_STAGE", "Res5ROIHeads"]),
+        (FPN, ["MODEL.ROI_HEADS.NAME=Res5ROIHeads"], ["MODEL.ROI_HEADS.IN_FEATURES", "build_resnet_backbone"]),
+        (
+            FPN,
+            ["MODEL.RESNETS.DEPTH=18", "MODEL.RESNETS.DEFORM_ON_PER_STAGE=[False,False,False,True]"],
+            ["MODEL.RESNETS.DEPTH", "deformable"],
+        ),
+        (
+            FPN,
+            ["MODEL.RESNETS.DEFORM_NUM_GROUPS=3", "MODEL.RESNETS.DEFORM_ON_PER_STAGE=[False,False,False,True]"],
+            ["DEFORM_NUM_GROUPS", "divisor"],
+        ),
+    ],
+)
+def test_heads_and_backbones_that_do_not_fit(base: list[str], words: list[str], named: list[str]):
+    message = refused(words, base)
+    for part in named:
+        assert part in message
+
+
+@pytest.mark.parametrize("words", [CASCADE, C4])
+def test_the_relatives_of_mask_rcnn_are_native(words: list[str]):
+    validate_config(load_config(None, words), training=False)

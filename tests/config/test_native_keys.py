@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from detseg.config import get_default_config, load_config, validate_config
-from detseg.config.native_keys import HONOURED, IMPLEMENTED_VALUES, check_native, inactive_patterns, is_honoured
+from detseg.config.native_keys import (
+    HONOURED,
+    IMPLEMENTED_VALUES,
+    TRAINING_ONLY,
+    check_native,
+    inactive_patterns,
+    is_honoured,
+)
 from detseg.config.schema import default_values, detectron2_defaults, kinds
 from detseg.errors import ConfigError
 
@@ -47,12 +54,15 @@ def test_inactive_patterns_name_keys():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["VIS_PERIOD=5"], ["VIS_PERIOD = 5 (command line)", "does not honour"]),
+        (["VIS_PERIOD=5"], ["VIS_PERIOD = 5 (command line)", "does not honour", "MODEL.ENGINE detectron2"]),
         (["TEST.AUG.ENABLED=True"], ["TEST.AUG.ENABLED"]),
         (["MODEL.KEYPOINT_ON=True"], ["MODEL.KEYPOINT_ON"]),
         (["MODEL.ROI_BOX_HEAD.USE_FED_LOSS=True"], ["USE_FED_LOSS"]),
         (["MODEL.META_ARCHITECTURE=PanopticFPN"], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]),
-        (["MODEL.ROI_HEADS.NAME=PointRendROIHeads"], ["PointRendROIHeads", "StandardROIHeads"]),
+        (
+            ["MODEL.ROI_HEADS.NAME=PointRendROIHeads"],
+            ["PointRendROIHeads", "StandardROIHeads", "MODEL.ENGINE detectron2"],
+        ),
         (["DATALOADER.SAMPLER_TRAIN=RepeatFactorTrainingSampler"], ["RepeatFactorTrainingSampler", "implements"]),
         (["VIS_PERIOD=5", "TEST.PRECISE_BN.ENABLED=True"], ["2 problems", "VIS_PERIOD", "PRECISE_BN"]),
     ],
@@ -104,3 +114,22 @@ def test_honoured_keys_are_read_somewhere():
     honoured = [key for key in kinds() if is_honoured(key) and key not in single | {"VERSION", "MODEL.ENGINE"}]
     ignored = [key for key in honoured if key.rsplit(".", 1)[-1] not in words]
     assert not ignored, f"said to be honoured, but no module reads them: {ignored}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["DATALOADER.SAMPLER_TRAIN=RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD=0.001"],
+        ["TEST.PRECISE_BN.ENABLED=True", "VIS_PERIOD=5"],
+    ],
+)
+def test_a_model_predicts_however_it_was_trained(words: list[str]):
+    cfg = load_config(QUICKSTART, words)
+    validate_config(cfg, training=False)
+    with pytest.raises(ConfigError):
+        validate_config(cfg)
+
+
+def test_training_patterns_name_keys():
+    for pattern in TRAINING_ONLY:
+        assert fnmatch.filter(kinds(), pattern), f"{pattern} names no key"
