@@ -22,6 +22,7 @@ INFERENCE = [
     "scipy>=1.10",
     "pycocotools>=2.0.7",
     "tqdm>=4.64",
+    "safetensors>=0.4",
 ]
 BASE = [
     *INFERENCE,

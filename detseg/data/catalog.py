@@ -13,8 +13,8 @@ import yaml
 
 from detseg import __version__
 from detseg.data.coco import CocoDataset
-from detseg.data.lock import wait_for_lock
 from detseg.errors import DataError
+from detseg.structures.file_lock import wait_for_lock
 
 CATALOG_NAME = "catalog.yaml"
 ENVIRONMENT = "DETSEG_DATASETS"

@@ -11,8 +11,8 @@ import pytest
 
 from detseg.data.catalog import load_dataset, read_catalog, resolve_dataset
 from detseg.data.coco import write_coco
-from detseg.data.lock import wait_for_lock
 from detseg.errors import DataError
+from detseg.structures.file_lock import wait_for_lock
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> Non
 
 def test_a_lock_is_free_again_after_its_holder_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib\nfrom detseg.data.lock import wait_for_lock\n"
+        "import os, sys, pathlib\nfrom detseg.structures.file_lock import wait_for_lock\n"
         f"with wait_for_lock(pathlib.Path({str(tmp_path / 'lock')!r})):\n    print('held', flush=True); os._exit(9)"
     )
     held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

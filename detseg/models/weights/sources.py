@@ -1,0 +1,109 @@
+"""Addresses of weights: files, model zoos, the web, Weights & Biases. Each becomes a file on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from detseg.errors import WeightsError
+from detseg.models.weights import addresses
+from detseg.models.weights.download import cache_folder, download
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.IGNORECASE)
+_SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth")  # torch's files end in the first digits of their SHA-256
+_TORCHVISION_MODELS = re.compile(r"(wide_resnet|resnet|resnext)\d+\w*|maskrcnn_resnet50_fpn(_v2)?")
+_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pkl")
+KNOWN = (
+    "a .pth, .pkl or .safetensors file, detectron2://..., catalog://ImageNetPretrained/..., torchvision://resnet50, "
+    "https://..., wandb://entity/project/artifact:version"
+)
+
+
+def resolve_weights(source: str | Path) -> Path:
+    """Return the file of an address, downloaded into the cache where it is not there yet.
+
+    source: a path; `detectron2://PATH` and `catalog://ImageNetPretrained/...` of Detectron2's zoo;
+        `torchvision://NAME` or `torchvision://NAME/WEIGHTS` (resnet50/IMAGENET1K_V1); `https://...`;
+        `wandb://ENTITY/PROJECT/ARTIFACT:VERSION`. `#sha256=DIGITS` behind a web address is checked.
+
+    Raises:
+        WeightsError: an unknown address, or what it stands for cannot be had; with the address and the remedy.
+    """
+    match = _SCHEME.fullmatch(str(source)) if isinstance(source, str) else None
+    if match is None:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"{source}: there is no such file of weights; known are {KNOWN}")
+        return path
+    scheme, rest = match[1].lower(), match[2]
+    if scheme in ("https", "http"):
+        return _from_web(source)
+    if scheme == "detectron2":
+        return _from_web(addresses.DETECTRON2 + rest)
+    if scheme == "catalog":
+        if rest not in addresses.CATALOG:
+            known = ", ".join(f"catalog://{name}" for name in addresses.CATALOG)
+            raise WeightsError(f"{source}: not in the catalog, which has {known}")
+        return _from_web(addresses.CATALOG[rest])
+    if scheme == "torchvision":
+        return _from_web(torchvision_url(rest))
+    if scheme in ("wandb", "wandb-artifact"):
+        return _from_wandb(rest)
+    raise WeightsError(f"{source}: {scheme}:// is unknown; known are {KNOWN}")
+
+
+def torchvision_url(name: str) -> str:
+    """Return the web address of `NAME` (torchvision's default weights) or `NAME/WEIGHTS`.
+
+    Raises:
+        WeightsError: torchvision has no such model or weights, or it is no model that detseg can use.
+    """
+    from torchvision.models import get_model_weights, list_models
+
+    model, _, version = name.partition("/")
+    known = [known for known in list_models() if _TORCHVISION_MODELS.fullmatch(known)]
+    if model not in known:
+        raise WeightsError(f"torchvision://{name}: not known; known are {', '.join(known)}")
+    versions = get_model_weights(model)
+    if version and version not in versions.__members__:
+        raise WeightsError(f"torchvision://{name}: {model} has the weights {', '.join(versions.__members__)}")
+    return (versions[version] if version else versions.DEFAULT).url
+
+
+def _from_web(url: str) -> Path:
+    parts = urlsplit(url)
+    sha256 = None
+    if parts.fragment:
+        match = _SHA256.fullmatch(parts.fragment)
+        if match is None:
+            raise WeightsError(f"{url}: behind # expected sha256= and 64 hexadecimal digits")
+        sha256 = match[1].lower()
+    elif match := _HASH_IN_NAME.search(parts.path):
+        sha256 = match[1] if parts.hostname == "download.pytorch.org" else None
+    return download(urlunsplit(parts._replace(fragment="")), sha256=sha256)
+
+
+def _from_wandb(name: str) -> Path:
+    """The one file of weights in an artifact; with `#FILE` behind the name that file."""
+    name, _, wanted = name.partition("#")
+    try:
+        import wandb
+    except ImportError as error:
+        raise WeightsError(f"wandb://{name}: needs the package wandb: pip install wandb") from error
+    folder = cache_folder() / "wandb" / re.sub(r"[^A-Za-z0-9._=+-]+", "_", name)
+    try:
+        artifact = wandb.Api().artifact(name)
+        folder = Path(artifact.download(root=str(folder)))
+    except Exception as error:  # wandb's own errors, of many kinds
+        raise WeightsError(
+            f"wandb://{name}: cannot be had ({error}); expected ENTITY/PROJECT/ARTIFACT:VERSION, and `wandb login` "
+            "done before. Without a network give the file that another machine downloaded as MODEL.WEIGHTS"
+        ) from error
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS_SUFFIXES)
+    chosen = [path for path in files if not wanted or path.relative_to(folder).as_posix() == wanted]
+    if len(chosen) != 1:
+        there = ", ".join(path.relative_to(folder).as_posix() for path in files) or "no file of weights"
+        raise WeightsError(f"wandb://{name}: expected one file of weights, or its name behind #; it holds {there}")
+    return chosen[0]
