@@ -7,6 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and no verdict on speed: the tests must pass on a busy machine, too.
+settings.register_profile(
+    "detseg", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("detseg")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
