@@ -13,7 +13,9 @@ from detseg.config.kinds import Kind, WrongKindError, coerce, literal
 from detseg.config.schema import kinds
 from detseg.errors import ConfigError
 
-QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 KEYS = st.sampled_from(sorted(kinds()))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
 VALUES = st.recursive(
