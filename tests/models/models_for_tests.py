@@ -41,6 +41,60 @@ SMALL_MODEL = {
     "TEST.DETECTIONS_PER_IMAGE": 20,
 }
 
+# What turns SMALL_MODEL into its relatives.
+NARROW_50 = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+}
+CASCADE = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
+WITHOUT_FPN = NARROW_50 | {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64, 128]],
+}
+RELATIVES = {
+    "cascade": CASCADE,
+    "C4": WITHOUT_FPN
+    | {
+        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+        "MODEL.RPN.IN_FEATURES": ["res4"],
+        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
+    },
+    "DC5": WITHOUT_FPN
+    | {
+        "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+        "MODEL.RESNETS.RES5_DILATION": 2,
+        "MODEL.RPN.IN_FEATURES": ["res5"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
+    },
+    "deformable": NARROW_50 | {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True]},
+    "modulated, grouped": NARROW_50
+    | {
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, False, True],
+        "MODEL.RESNETS.DEFORM_MODULATED": True,
+        "MODEL.RESNETS.DEFORM_NUM_GROUPS": 2,
+        "MODEL.RESNETS.NUM_GROUPS": 4,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    },
+    "cascade, GN, convolutions": CASCADE
+    | {
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.FPN.NORM": "GN",
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+        "MODEL.ROI_BOX_HEAD.NORM": "GN",
+    },
+}
+
+
+def relative(name: str, **changes: object) -> Segmenter:
+    """Return one of RELATIVES as a small model."""
+    return small_model(**(RELATIVES[name] | changes))
+
 
 def small_model(seed: int = 0, **changes: object) -> Segmenter:
     """Return a small model with initial weights; changes: keys with __ for the dots."""
