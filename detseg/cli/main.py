@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": "run a trained model over images and write a Predictions file",
     "evaluate": "score a Predictions file against ground truth",
     "visualize": "draw predictions and ground truth over the images",
+    "convert_weights": "turn weights of any kind into a safetensors file, or into one for Detectron2",
     "check_parity": "compare the native models with numbers computed by Detectron2",
 }
 SHORT_NAMES = {"train": "train_net"}

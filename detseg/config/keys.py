@@ -36,6 +36,19 @@ OWN_KEYS: tuple[Key, ...] = (
         "torchvision). Which one ran, and why, is stored in the run.",
     ),
     Key(
+        "MODEL.FREEZE",
+        [],
+        "Patterns of names of parameters that are not trained, such as `backbone.*` (`*` any text); a frozen BatchNorm "
+        "keeps its statistics too. Beside MODEL.BACKBONE.FREEZE_AT.",
+        Kind("str", (1,)),
+    ),
+    Key(
+        "MODEL.TORCHVISION.NAME",
+        "maskrcnn_resnet50_fpn",
+        "Which of torchvision's models MODEL.META_ARCHITECTURE `TorchvisionMaskRCNN` is: `maskrcnn_resnet50_fpn` or "
+        "`maskrcnn_resnet50_fpn_v2`.",
+    ),
+    Key(
         "INPUT.CHANNELS",
         [],
         "Which channels of a multi-channel image the model sees (0-based indices, in this order); `[]` takes the image "
@@ -116,6 +129,17 @@ OWN_KEYS: tuple[Key, ...] = (
         "How far BALANCE_BY goes: 0 not at all, 1 all values equally often.",
     ),
     Key("SOLVER.OPTIMIZER", "SGD", "`SGD` (SOLVER.MOMENTUM, SOLVER.NESTEROV) or `AdamW` (SOLVER.BETAS)."),
+    Key(
+        "SOLVER.BACKBONE_MULTIPLIER",
+        1.0,
+        "Factor on the learning rate of the backbone's ResNet, pretrained while the heads are new; 0.1 is usual.",
+    ),
+    Key(
+        "SOLVER.HEAD_WARMUP_ITERS",
+        0,
+        "Iterations at the start in which only those parameters learn that MODEL.WEIGHTS did not give, so that new "
+        "heads do not spoil what was pretrained.",
+    ),
     Key("SOLVER.BETAS", [0.9, 0.999], "AdamW's two decay rates of the running averages."),
     Key(
         "SOLVER.ACCUMULATE",

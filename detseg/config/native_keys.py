@@ -14,6 +14,7 @@ from typing import Any
 from detseg.config.node import Config
 from detseg.config.problems import Problems
 from detseg.config.schema import default_values, detectron2_defaults
+from detseg.config.torchvision_keys import ARCHITECTURE, TORCHVISION_HONOURED, TORCHVISION_VALUES
 
 _logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ HONOURED = (
 
 # values of honoured keys that are implemented; every other value is refused, Detectron2's default too
 IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ARCHITECTURE),
     "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone", "build_resnet_backbone"),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
@@ -150,9 +151,18 @@ _BOX_HEAD_LAYERS = [
 ]
 
 
-def is_honoured(key: str) -> bool:
+def is_honoured(key: str, architecture: str = "GeneralizedRCNN") -> bool:
     """Whether the native engine acts on this key of Detectron2's; detseg's own keys are honoured always."""
-    return key not in detectron2_defaults() or any(fnmatch.fnmatchcase(key, pattern) for pattern in HONOURED)
+    patterns = TORCHVISION_HONOURED if architecture == ARCHITECTURE and key.startswith("MODEL.") else HONOURED
+    return key not in detectron2_defaults() or any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def implemented_values(architecture: str) -> dict[str, tuple[Any, ...]]:
+    """IMPLEMENTED_VALUES as they are for one MODEL.META_ARCHITECTURE."""
+    if architecture != ARCHITECTURE:
+        return IMPLEMENTED_VALUES
+    others = {key: values for key, values in IMPLEMENTED_VALUES.items() if is_honoured(key, architecture)}
+    return others | TORCHVISION_VALUES
 
 
 def inactive_patterns(cfg: Config) -> list[str]:
@@ -193,15 +203,17 @@ def check_native(cfg: Config, *, training: bool = True) -> None:
     """
     problems = Problems(cfg)
     ours, theirs = _defaults(), detectron2_defaults()
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    implemented = implemented_values(architecture)
     patterns = [*inactive_patterns(cfg), *(() if training else TRAINING_ONLY)]
     for key, value in cfg.flatten().items():
         if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns):
             continue
-        if key in IMPLEMENTED_VALUES:
-            if value not in IMPLEMENTED_VALUES[key]:
-                choices = " or ".join(repr(choice) for choice in IMPLEMENTED_VALUES[key])
+        if key in implemented:
+            if value not in implemented[key]:
+                choices = " or ".join(repr(choice) for choice in implemented[key])
                 problems.add(key, f"the native engine implements {choices}; {_ADVICE}")
-        elif not is_honoured(key) and value != ours[key]:
+        elif not is_honoured(key, architecture) and value != ours[key]:
             if value == theirs[key]:
                 _logger.warning(
                     "%s = %r (%s) is Detectron2's default, which the native engine does not follow: it does %r",

@@ -9,6 +9,7 @@ import re
 from detseg.config.model_rules import check_model
 from detseg.config.native_keys import check_native
 from detseg.config.node import Config
+from detseg.config.pretrained_rules import is_torchvision_address, note_pretrained_input
 from detseg.config.problems import Problems
 
 _logger = logging.getLogger(__name__)
@@ -65,8 +66,14 @@ def _check_training(cfg: Config) -> None:
         frozen = [key for key in _NORMS if cfg[key] == "FrozenBN" and (cfg.MODEL.MASK_ON or "MASK_HEAD" not in key)]
         for key in frozen:
             problems.add(key, "frozen statistics need pretrained MODEL.WEIGHTS; from scratch take BN or GN")
+        if cfg.MODEL.FREEZE:
+            problems.add("MODEL.FREEZE", "what is frozen needs pretrained MODEL.WEIGHTS; from scratch set []")
+        if cfg.SOLVER.HEAD_WARMUP_ITERS:
+            problems.add("SOLVER.HEAD_WARMUP_ITERS", "without MODEL.WEIGHTS everything is new: set 0")
         if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
             problems.add("MODEL.BACKBONE.FREEZE_AT", "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
+    elif is_torchvision_address(cfg.MODEL.WEIGHTS):
+        note_pretrained_input(problems, cfg.MODEL.WEIGHTS)
     if not cfg.DATASETS.TEST:
         for key in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
             if cfg[key] > 0:
@@ -177,6 +184,8 @@ def _check_solver(problems: Problems) -> None:
     for name in ("BASE_LR", "GAMMA", "CLIP_GRADIENTS.CLIP_VALUE", "CLIP_GRADIENTS.NORM_TYPE"):
         problems.within(f"SOLVER.{name}", above=0)
     for name in ("BASE_LR_END", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WARMUP_ITERS", "BIAS_LR_FACTOR", "STEPS"):
+        problems.within(f"SOLVER.{name}", 0)
+    for name in ("BACKBONE_MULTIPLIER", "HEAD_WARMUP_ITERS"):
         problems.within(f"SOLVER.{name}", 0)
     if problems.cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
         problems.within("SOLVER.WEIGHT_DECAY_BIAS", 0)

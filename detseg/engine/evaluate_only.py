@@ -18,6 +18,7 @@ from detseg.engine.run_folder import find_run, next_number, open_run
 from detseg.engine.session import evaluate_weights
 from detseg.errors import ConfigError, WeightsError
 from detseg.models.table import build_model
+from detseg.models.weights import resolve_weights
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -111,7 +112,7 @@ def _target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
         raise ConfigError(
             "--eval-only has nothing to evaluate: set MODEL.WEIGHTS, or OUTPUT_DIR to a run with checkpoints/best.pth"
         )
-    weights = Path(cfg.MODEL.WEIGHTS)
+    weights = resolve_weights(cfg.MODEL.WEIGHTS)
     if run is not None and cfg.origin("OUTPUT_DIR") != "default":
         return EvaluationTarget(cfg, weights, next_number(run / "evaluations"))
     with open_run(cfg) as new:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,38 +37,59 @@ def parameter_groups(
     weight_decay_norm: float | None,
     weight_decay_bias: float | None,
     bias_lr_factor: float,
+    backbone_multiplier: float = 1.0,
+    new_entries: Collection[str] | None = None,
+    head_warmup_iters: int = 0,
 ) -> list[dict[str, Any]]:
     """Trainable parameters grouped by their learning rate and weight decay.
 
     Parameters of normalization layers decay by `weight_decay_norm`; those named "bias" learn at `base_lr *
     bias_lr_factor` and decay by `weight_decay_bias`, which goes before `weight_decay_norm`. None means `weight_decay`.
+    The rates of the backbone's network are multiplied by `backbone_multiplier`. Parameters that are not among
+    `new_entries`, where these are given, wait for `head_warmup_iters` iterations.
 
     Returns:
-        Groups for a torch optimizer with keys params, lr, initial_lr, weight_decay, in order of first occurrence;
-        a parameter that two modules share is in one of them once.
+        Groups for a torch optimizer with keys params, lr, initial_lr, weight_decay, waits_until, in order of first
+        occurrence; a parameter that two modules share is in one of them once.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
+    backbone = backbone_prefix(model)
+    for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
+            full_name = f"{prefix}.{name}"
             rate, decay = base_lr, weight_decay
+            if full_name.startswith(backbone):
+                rate *= backbone_multiplier
             if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
                 decay = weight_decay_norm
             if name == "bias":
-                rate = base_lr * bias_lr_factor
+                rate *= bias_lr_factor
                 decay = decay if weight_decay_bias is None else weight_decay_bias
-            groups.setdefault((rate, decay), []).append(parameter)
+            waits = 0 if new_entries is None or full_name in new_entries else head_warmup_iters
+            groups.setdefault((rate, decay, waits), []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay, "waits_until": waits}
+        for (rate, decay, waits), parameters in groups.items()
     ]
 
 
-def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+def backbone_prefix(model: nn.Module) -> str:
+    """How the names of the network begin that was pretrained for classification; a feature pyramid is no part of it."""
+    for prefix in ("backbone.bottom_up.", "backbone.body."):
+        if any(name.startswith(prefix) for name, _ in model.named_parameters()):
+            return prefix
+    return "backbone."
+
+
+def build_optimizer(cfg: Config, model: nn.Module, new_entries: Collection[str] | None = None) -> torch.optim.Optimizer:
     """The optimizer that SOLVER.OPTIMIZER names.
+
+    Args:
+        new_entries: names of the parameters that no pretrained weights were given for; None: does not matter.
 
     Raises:
         ConfigError: unknown optimizer, or a model without trainable parameters.
@@ -81,9 +102,14 @@ def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        new_entries=new_entries,
+        head_warmup_iters=solver.HEAD_WARMUP_ITERS,
     )
     if not groups:
-        raise ConfigError("the model has no parameter to train: lower MODEL.BACKBONE.FREEZE_AT or unfreeze some of it")
+        raise ConfigError("the model has no parameter to train: lower MODEL.BACKBONE.FREEZE_AT or look at MODEL.FREEZE")
+    if solver.HEAD_WARMUP_ITERS and all(group["waits_until"] for group in groups):
+        raise ConfigError("MODEL.WEIGHTS gives all that is trained, nothing is new: set SOLVER.HEAD_WARMUP_ITERS to 0")
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER == "AdamW":
@@ -96,11 +122,16 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set each group's rate to its initial rate times `factor`; the first group's rate is returned, to be logged."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, iteration: int | None = None) -> float:
+    """Set each group's rate to its initial rate times `factor`, and to 0 where it waits in this iteration (0-based).
+
+    Returns:
+        the base rate times `factor`, to be logged.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
+        waits = iteration is not None and iteration < group.get("waits_until", 0)
+        group["lr"] = 0.0 if waits else group["initial_lr"] * factor
+    return optimizer.defaults["lr"] * factor
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:

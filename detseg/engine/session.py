@@ -132,12 +132,13 @@ def start_state(
     device = processes.device(cfg.MODEL.DEVICE)
     torch.manual_seed(cfg.SEED)
     model = (build or build_model)(cfg)
+    new_entries = None
     if cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True)
+        new_entries = set(load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True, cfg=cfg).new)
     model.to(device).prefer_speed()
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    return build_state(cfg, model, classes, processes)
+    return build_state(cfg, model, classes, processes, new_entries)
 
 
 def finish(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,12 +166,18 @@ class TrainingState:
         return {"model": dict(model), "iteration": self.iteration, "environment": environment(), **self.about}
 
 
-def build_state(cfg: Config, model: nn.Module, classes: Sequence[str], processes: Processes = ALONE) -> TrainingState:
-    """A training of `model`, on its device, that has not begun."""
+def build_state(
+    cfg: Config,
+    model: nn.Module,
+    classes: Sequence[str],
+    processes: Processes = ALONE,
+    new_entries: Collection[str] | None = None,
+) -> TrainingState:
+    """A training of `model`, on its device, that has not begun; `new_entries`: see build_optimizer."""
     device = next(model.parameters()).device
     return TrainingState(
         model=model,
-        optimizer=build_optimizer(cfg, model),
+        optimizer=build_optimizer(cfg, model, new_entries),
         schedule=build_schedule(cfg),
         precision=build_precision(cfg, device),
         clipper=build_clipper(cfg),

@@ -191,7 +191,7 @@ def run_iterations(
             break
         if state.iteration >= plan.max_iter:
             break
-        learning_rate = set_learning_rates(state.optimizer, state.schedule(state.iteration))
+        learning_rate = set_learning_rates(state.optimizer, state.schedule(state.iteration), state.iteration)
         losses, norm, data_seconds = train_step(state, batches, plan.accumulate, run, learning_rate)
         state.iteration += 1
         progress.update(

@@ -18,7 +18,7 @@ from detseg.errors import ConfigError, RunError, WeightsError
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.predictor import Predictor
 from detseg.models.table import build_model
-from detseg.models.weights import load_state, load_weights
+from detseg.models.weights import load_state, load_weights, resolve_weights
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -97,7 +97,7 @@ def load_checkpoint_predictor(
     precision: str = "float32",
 ) -> Predictor:
     """The predictor of a weights file; see `Predictor.from_checkpoint`."""
-    path = Path(weights)
+    path = resolve_weights(weights)
     state = _read_checkpoint(path, needed=cfg is None)
     if cfg is None:
         if "config" not in state:
@@ -112,7 +112,7 @@ def load_checkpoint_predictor(
     # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
     stored = state["ema"]["model"] if state.get("ema") else state.get("model")
     if stored is None:
-        load_weights(model, path)
+        load_weights(model, path, cfg=cfg)
     else:
         load_state(model, stored, source=str(path))
     provenance = {

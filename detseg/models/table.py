@@ -7,16 +7,23 @@ from typing import Any
 
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
+from detseg.models.freezing import freeze_by_name
 
 BUILDERS = {
     "GeneralizedRCNN": "detseg.models.rcnn.build:build_generalized_rcnn",
+    "TorchvisionMaskRCNN": "detseg.models.torchvision:build_torchvision_mask_rcnn",
 }
 
 
 def build_model(cfg: Any) -> Segmenter:
-    """Build the model of a configuration, with initial weights, on the CPU and in training mode."""
+    """Build the model of a configuration, with initial weights, on the CPU and in training mode.
+
+    Raises ConfigError for what is not known, and for patterns of MODEL.FREEZE that match nothing.
+    """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in BUILDERS:
         raise ConfigError(f"MODEL.META_ARCHITECTURE is {name!r}; known are {', '.join(sorted(BUILDERS))}")
     module, function = BUILDERS[name].split(":")
-    return getattr(import_module(module), function)(cfg)
+    model = getattr(import_module(module), function)(cfg)
+    freeze_by_name(model, cfg.MODEL.FREEZE)
+    return model

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from detseg.errors import DataError
+from detseg.models.answers import given_detections, to_predictions
 from detseg.models.base import Segmenter
-from detseg.models.rcnn.box_coding import clip_boxes
-from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.images import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
-from detseg.models.rcnn.paste import paste_rles, paste_soft_masks
 from detseg.models.rcnn.pooler import Pooler
 from detseg.models.rcnn.rpn import RPN
 from detseg.models.rcnn.targets import Targets
@@ -85,87 +83,23 @@ class GeneralizedRCNN(Segmenter):
             proposals = self.proposal_generator.propose(self.proposal_generator(features), batch.sizes)
             found = self.roi_heads.detect(features, proposals, batch.sizes)
         else:
-            found = self._given(boxes, classes, scores, batch.sizes, output_sizes)
+            self._check_given(classes)
+            found = given_detections(
+                boxes, classes, scores, sizes=batch.sizes, output_sizes=output_sizes, device=self.device
+            )
         masks: list[Tensor] | list[None] = [None] * len(found)
         if self.roi_heads.mask_head is not None:
             masks = self.roi_heads.masks(features, [one.boxes for one in found], [one.classes for one in found])
         answers = []
         for one, mask, size, output_size in zip(found, masks, batch.sizes, output_sizes, strict=True):
-            answers.append(_to_predictions(one, mask, size, output_size, soft_masks, drop_empty=boxes is None))
+            answers.append(
+                to_predictions(one, mask, size, output_size, soft_masks=soft_masks, drop_empty=boxes is None)
+            )
         return answers
 
-    def _given(
-        self,
-        boxes: Sequence[np.ndarray],
-        classes: Sequence[np.ndarray] | None,
-        scores: Sequence[np.ndarray] | None,
-        sizes: Sequence[tuple[int, int]],
-        output_sizes: Sequence[tuple[int, int]],
-    ) -> list[Detections]:
-        """Bring boxes in pixels of the output to the model's pixels."""
+    def _check_given(self, classes: Sequence[np.ndarray] | None) -> None:
         head = self.roi_heads.mask_head
         if head is None:
             raise DataError("masks for given boxes need a model with a mask head (MODEL.MASK_ON)")
         if classes is None and not head.class_agnostic and self.roi_heads.num_classes > 1:
             raise DataError("this model has a mask for each class: masks for given boxes need their `classes`")
-        given = []
-        for index, (image_boxes, size, output_size) in enumerate(zip(boxes, sizes, output_sizes, strict=True)):
-            count = len(image_boxes)
-            image_classes = (
-                np.zeros(count, dtype=np.int64) if classes is None else np.asarray(classes[index], dtype=np.int64)
-            )
-            image_scores = (
-                np.ones(count, dtype=np.float32) if scores is None else np.asarray(scores[index], dtype=np.float32)
-            )
-            if not len(image_classes) == len(image_scores) == count:
-                raise DataError(
-                    f"{count} boxes, {len(image_classes)} classes and {len(image_scores)} scores for one image"
-                )
-            tensor = torch.from_numpy(np.array(image_boxes, dtype=np.float32).reshape(-1, 4)).to(self.device)
-            given.append(
-                Detections(
-                    _scale_boxes(tensor, output_size, size),
-                    torch.from_numpy(np.array(image_scores)).to(self.device),
-                    torch.from_numpy(np.array(image_classes)).to(self.device),
-                )
-            )
-        return given
-
-
-def _scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Bring boxes (N, 4) from an image of one (height, width) to another and cut them off at its border."""
-    x, y = to_size[1] / from_size[1], to_size[0] / from_size[0]
-    return clip_boxes(boxes * boxes.new_tensor([x, y, x, y]), to_size)
-
-
-def _to_predictions(
-    found: Detections,
-    masks: Tensor | None,
-    size: tuple[int, int],
-    output_size: tuple[int, int],
-    soft_masks: bool,
-    drop_empty: bool,
-) -> Predictions:
-    """Answer in pixels of the output; what clipping leaves without area is dropped where `drop_empty`."""
-    height, width = output_size
-    boxes = _scale_boxes(found.boxes, size, output_size).cpu().numpy()
-    keep = slice(None)
-    if drop_empty:
-        keep = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    boxes = boxes[keep]
-    rles = soft = None
-    if masks is not None:
-        probabilities = masks.float().cpu().numpy()[keep]
-        rles = paste_rles(probabilities, boxes, height, width)
-        soft = paste_soft_masks(probabilities, boxes, height, width) if soft_masks else None
-    return Predictions(
-        image_id=0,
-        file_name="",
-        height=height,
-        width=width,
-        boxes=boxes,
-        scores=found.scores.float().cpu().numpy()[keep],
-        classes=found.classes.cpu().numpy()[keep],
-        rles=rles,
-        soft_masks=soft,
-    )

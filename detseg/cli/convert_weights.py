@@ -1,0 +1,45 @@
+"""Turn weights of any kind into a safetensors file, or into a .pth file for Detectron2."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detseg.errors import WeightsError
+
+DESCRIPTION = (
+    "Turn weights (a .pth, .pkl or .safetensors file, detectron2://, catalog://, torchvision://, https://, wandb://) "
+    "into a .safetensors file, or into a .pth file that Detectron2 loads; the names become Detectron2's."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the weights: a file or an address")
+    parser.add_argument("output", metavar="OUTPUT", help="NAME.safetensors or NAME.pth")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--names", action="store_true", help="also list names and shapes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from detseg.models.weights import resolve_weights
+    from detseg.models.weights.reading import read_weights
+    from detseg.models.weights.renaming import detectron2_names, is_backbone_alone
+    from detseg.models.weights.writing import SUFFIXES, write_weights
+
+    output = Path(arguments.output)
+    if output.suffix.lower() not in SUFFIXES:
+        raise WeightsError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if output.exists() and not arguments.overwrite:
+        raise WeightsError(f"{output} is there already: give another name, or --overwrite")
+    path = resolve_weights(arguments.source)
+    named = detectron2_names(read_weights(path), path.name)
+    write_weights(output, named)
+    numbers = sum(value.numel() for value in named.state.values())
+    kind = "a backbone" if is_backbone_alone(named.state) else "a model"
+    print(f"{output}: {kind}, {len(named.state)} entries, {numbers / 1e6:.2f} million numbers")
+    if named.origin:
+        print(f"  trained by {named.origin}; docs/weights.md says what input it needs")
+    if arguments.names:
+        for name, value in sorted(named.state.items()):
+            print(f"  {name}  {tuple(value.shape)}")
+    return 0
