@@ -207,6 +207,7 @@ class TrainLoader:
         self.workers = workers
         self.context = context
         self._batches = _Batches(stream, batch_size, start_position, total, share)
+        self._asked = 0
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -225,16 +226,26 @@ class TrainLoader:
         )
         iterator = iter(loader)
         for number in range(len(self._batches)):
-            try:
+            self._asked = number
+            with self.watched():
                 batch = next(iterator)
-            except RuntimeError as error:
-                if _WORKER_DIED not in str(error):
-                    raise
-                raise DataError(self._death_message(number, error)) from error
             if isinstance(batch, _Failure):
                 logger.debug("in a loader's worker:\n%s", batch.details)
                 raise DataError(batch.message)
             yield batch
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """The death of a worker becomes a DataError also while no batch is asked for.
+
+        PyTorch raises an error of it wherever the program happens to be: iterate inside this context.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if _WORKER_DIED not in str(error):
+                raise
+            raise DataError(self._death_message(self._asked, error)) from error
 
     def _death_message(self, number: int, error: RuntimeError) -> str:
         last = min(number + _PREFETCH * max(self.workers, 1), len(self._batches))

@@ -125,11 +125,15 @@ class Processes:
         """Give all processes the weights and buffers of the main process."""
         if self.count == 1:
             return
-        for tensor in model.state_dict().values():
-            whole = tensor.detach().clone(memory_format=torch.contiguous_format)
-            dist.broadcast(whole, src=0)
-            if not self.is_main:
-                tensor.copy_(whole)
+        state = [tensor.detach() for tensor in model.state_dict().values()]
+        for dtype in {tensor.dtype: None for tensor in state}:  # one exchange for all of a kind
+            tensors = [tensor for tensor in state if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.broadcast(flat, src=0)
+            if self.is_main:
+                continue
+            for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(values.view(tensor.shape))
 
     def exchange_gradients(self, model: nn.Module) -> nn.Module:
         """The module to train: backward passes through it leave the mean of all processes' gradients in `model`.

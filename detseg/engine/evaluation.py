@@ -16,7 +16,7 @@ from torch import nn
 
 from detseg.config import config_hash
 from detseg.engine.distributed import ALONE, Processes
-from detseg.engine.files import write_json
+from detseg.engine.files import write_json, writing
 from detseg.engine.interrupt import StopRequest
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
@@ -154,7 +154,8 @@ def score_set(
         the scores, and the postprocess that was applied.
     """
     truth = GroundTruth.from_coco(dataset)
-    keep_predictions(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
+    with writing(folder / "predictions"):
+        keep_predictions(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
     metrics, chosen = evaluate_tuned(
         truth,
         predictions,
@@ -162,7 +163,8 @@ def score_set(
         max_detections=settings.max_detections,
         group_by=group_field(dataset, settings.group_by),
     )
-    draw_overlays(dataset, truth, predictions, chosen, folder / "overlays" / name, settings.overlays)
+    with writing(folder / "overlays"):
+        draw_overlays(dataset, truth, predictions, chosen, folder / "overlays" / name, settings.overlays)
     return metrics, chosen
 
 
@@ -170,7 +172,8 @@ def keep_scores(folder: Path, scores: dict[str, dict[str, Any]], postprocess: Po
     """Write final_metrics.json, which is returned, and postprocess.yaml."""
     first = next(iter(scores.values()))
     final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
-    postprocess.save(folder / POSTPROCESS_FILE)
+    with writing(folder / POSTPROCESS_FILE):
+        postprocess.save(folder / POSTPROCESS_FILE)
     write_json(folder / METRICS_FILE, final)
     return final
 

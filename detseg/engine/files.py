@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from detseg.errors import RunError
+
 TEMPORARY_MARK = ".tmp-"
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses inside the block becomes a message.
+
+    Raises:
+        RunError: naming `path`, the reason and the remedy.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        refused = _system_error(error)
+        if refused is None:
+            raise
+        remedy = "set OUTPUT_DIR to a folder that can be written"
+        if refused.errno in _NO_ROOM:
+            remedy = "make room there (checkpoints that were written before are whole), then continue with --resume"
+        raise RunError(f"{path} cannot be written: {refused.strerror or refused}; {remedy}") from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The OSError itself, or the one that led to another error: torch raises a RuntimeError of its own after it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -16,19 +47,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
     A process that is killed at any moment leaves the old file, or none, under that name. The data are forced to the
     disk before the name changes, so that this holds for a power failure too.
+
+    Raises:
+        RunError: the disk is full, or does not let us write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

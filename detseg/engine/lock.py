@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from detseg.engine.files import writing
 from detseg.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class FolderLock:
         folder: must exist; the file `.lock` in it is made and stays.
 
     Raises:
-        RunError: another process uses the folder.
+        RunError: another process uses the folder, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +35,8 @@ class FolderLock:
         self._key = str(folder.resolve())
         if self._key in _held_here:
             raise RunError(f"{folder} is in use by this process already")
-        self._file: IO[str] | None = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
+        with writing(self.path):
+            self._file: IO[str] | None = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
         if not _try_lock(self._file):
             holder = self._holder()
             self._file.close()

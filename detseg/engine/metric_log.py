@@ -6,10 +6,11 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from detseg.engine.files import write_text
+from detseg.engine.files import write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +35,29 @@ class MetricLog:
         self, path: Path, *, tensorboard: Path | None = None, iteration: int = 0, last_evaluation: int = 0
     ) -> None:
         cut_lines(path, {TRAINING: iteration, EVALUATION: last_evaluation})
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
+        self._path = path
+        with writing(path):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
         self._writer = _tensorboard_writer(tensorboard, iteration) if tensorboard is not None else None
 
     def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
         """Add one line; nested mappings are allowed."""
         line = {"iteration": iteration, "kind": kind, **finite(dict(values))}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in flatten(values).items():
-                self._writer.add_scalar(f"{kind}/{name}", value, iteration)
-            self._writer.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
+            if self._writer is not None:
+                for name, value in flatten(values).items():
+                    self._writer.add_scalar(f"{kind}/{name}", value, iteration)
+                self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
+        # All was flushed; what could not be is known by now.
+        with suppress(OSError):
+            self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

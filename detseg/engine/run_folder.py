@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detseg.config import DEFAULT_OUTPUT_DIR, config_name
-from detseg.engine.files import remove_temporaries
+from detseg.engine.files import remove_temporaries, writing
 from detseg.engine.lock import FolderLock
 from detseg.errors import RunError
 
@@ -27,6 +27,13 @@ RUN_FILES = ("run.json", "config.yaml", "log.txt", "metrics.jsonl", "final_metri
 RUN_FOLDERS = ("checkpoints", "tensorboard", "predictions", "overlays", "evaluations", "non_finite")
 # Any of these says that a run lies here; log.txt alone may be somebody else's.
 RUN_SIGNS = ("run.json", "metrics.jsonl", "checkpoints")
+
+
+class _LogFile(logging.FileHandler):
+    """Says nothing of a full disk: what has to be written there, the metrics and checkpoints, say it once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        pass
 
 
 class RunFolder:
@@ -107,7 +114,7 @@ class RunFolder:
     @contextmanager
     def logging(self) -> Iterator[logging.Handler]:
         """Inside the context detseg's log messages also go to log.txt, with the time."""
-        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", delay=True)
+        handler = _LogFile(self.path / "log.txt", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         library = logging.getLogger("detseg")
         level = library.level
@@ -118,7 +125,8 @@ class RunFolder:
         finally:
             library.removeHandler(handler)
             library.setLevel(level)
-            handler.close()
+            with suppress(OSError):
+                handler.close()
 
 
 class FollowedRun(RunFolder):
@@ -156,7 +164,7 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
         overwrite: remove a run that lies there first.
 
     Raises:
-        RunError: the folder holds another run, is in use, or is a file.
+        RunError: the folder holds another run, is in use, cannot be written, or is a file.
     """
     if resume and overwrite:
         raise RunError("--resume continues a run and --overwrite removes it: give one of them")
@@ -200,15 +208,16 @@ def last_numbered(parent: Path) -> Path | None:
 
 def next_number(parent: Path) -> Path:
     """Make the next free numbered folder in `parent`; two processes never get the same one."""
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        taken = numbered(parent)
-        path = parent / f"{int(taken[-1].name) + 1 if taken else 1:03d}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = numbered(parent)
+            path = parent / f"{int(taken[-1].name) + 1 if taken else 1:03d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
 
 
 def _make_numbered(parent: Path) -> Path:
@@ -231,7 +240,8 @@ def _open_named(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
             "another OUTPUT_DIR leaves it"
         )
     created = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     if resume and not there:
         logger.warning("there is no run in %s to resume: it starts from the beginning", path)
     run = RunFolder(path, new=not there or overwrite, created=created)

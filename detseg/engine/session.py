@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from detseg.engine.reproducibility import choose_seed, environment
 from detseg.engine.run_folder import RunFolder
 from detseg.engine.run_record import new_record, read_record, update_record
 from detseg.engine.state import TrainingState, build_state
-from detseg.errors import ConfigError, DetsegError
+from detseg.errors import ConfigError, DetsegError, RunError
 from detseg.inference.loading import hash_file
 from detseg.models.table import build_model
 from detseg.models.weights import load_weights
@@ -47,16 +47,21 @@ def recorded_run(cfg: Config, run: RunFolder, processes: Processes = ALONE) -> I
     try:
         yield recorded
     except (TrainingInterrupted, KeyboardInterrupt):
-        update_record(run, status="interrupted")
+        _record_end(run, status="interrupted")
         raise
     except DetsegError as error:
-        update_record(run, status="failed", error=str(error))
+        _record_end(run, status="failed", error=str(error))
         run.forget()
         raise
     except BaseException as error:
-        update_record(run, status="failed", error=f"{type(error).__name__}: {error}")
+        _record_end(run, status="failed", error=f"{type(error).__name__}: {error}")
         raise
     update_record(run, status="finished")
+
+
+def _record_end(run: RunFolder, **values: str) -> None:
+    with suppress(RunError):  # a full disk must not hide what happened
+        update_record(run, **values)
 
 
 def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:

@@ -76,12 +76,14 @@ def train(
                 evaluate = build_quick_evaluation(cfg, next(iter(test_sets.values())), data.class_names, processes)
             share = Share(processes.rank, processes.count)
             total = plan.max_iter * state.images_per_iteration
-            batches = iter(build_train_loader(cfg, data, state.position, total, share=share))
+            loader = build_train_loader(cfg, data, state.position, total, share=share)
+            batches = iter(loader)
         # After the loader, which may draw: a resumed model must go on with the very numbers that were next.
         begin_rng(cfg.SEED, processes.rank, saved)
         device = next(state.model.parameters()).device
         with deterministic(device), StopRequest(patient=processes.count > 1) as stop:
-            iterate(state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
+            with loader.watched():
+                iterate(state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
             return finish(cfg, state, run, test_sets, stop)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from detseg.engine.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
 from detseg.engine.files import remove_temporaries, write_atomically
-from detseg.errors import WeightsError
+from detseg.errors import RunError, WeightsError
 
 
 def test_round_trip_of_tensors_and_plain_values(tmp_path: Path) -> None:
@@ -35,9 +36,9 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
 
     def fail(file) -> None:
         file.write(b"new, but not all of it")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="a cannot be written: disk full; make room"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1

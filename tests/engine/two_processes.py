@@ -94,6 +94,12 @@ def resumed(processes: Processes, folder: Path) -> dict:
     return tiny_run(processes, folder, "interrupted", TinySegmenter, resume=True)
 
 
+def grown(processes: Processes, folder: Path) -> dict:
+    """What one process began, two continue."""
+    processes.from_main(lambda: tiny_run(ALONE, folder, "grown", TinySegmenter, SOLVER__MAX_ITER=2))
+    return tiny_run(processes, folder, "grown", TinySegmenter, resume=True)
+
+
 def not_finite(processes: Processes, folder: Path) -> dict:
     return tiny_run(processes, folder, "not_finite", lambda: Troubled(processes.rank, 2, lambda: float("nan")))
 
