@@ -74,6 +74,8 @@ def _check_training(cfg: Config) -> None:
             problems.add("MODEL.BACKBONE.FREEZE_AT", "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
     elif is_torchvision_address(cfg.MODEL.WEIGHTS):
         note_pretrained_input(problems, cfg.MODEL.WEIGHTS)
+    if cfg.DATASETS.TEST and not cfg.MODEL.MASK_ON and cfg.TEST.BEST_METRIC != "coco_bbox_ap":
+        problems.add("TEST.BEST_METRIC", "MODEL.MASK_ON is False, and boxes alone are scored by coco_bbox_ap: set it")
     if not cfg.DATASETS.TEST:
         for key in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
             if cfg[key] > 0:

@@ -238,13 +238,16 @@ def draw_overlays(
     folder: Path,
     wanted: int,
 ) -> None:
-    """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set, with their object AP."""
+    """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set."""
     from detseg.report.overlays import draw_side_by_side
 
     for index in spread_evenly(len(dataset), wanted) if wanted > 0 else []:
         shown = postprocess.apply(predictions[index])
-        scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
-        draw_side_by_side(dataset, index, shown, folder, note=f"object AP {scores['object_ap']:.3f}")
+        note = ""
+        if shown.rles is not None:  # object AP needs masks
+            scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
+            note = f"object AP {scores['object_ap']:.3f}"
+        draw_side_by_side(dataset, index, shown, folder, note=note)
 
 
 def spread_evenly(count: int, wanted: int) -> list[int]:

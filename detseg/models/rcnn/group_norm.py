@@ -19,7 +19,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         if x.device.type != "cpu" or not channels_last:
-            return super().forward(x)
+            # Not F.group_norm, which refuses a map of one pixel: that is normalised over the channels of its group.
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return _ChannelsLastGroupNorm.apply(x.float(), self.weight, self.bias, self.num_groups, self.eps).to(x.dtype)
 
 
