@@ -259,3 +259,19 @@ def test_an_unknown_architecture_names_the_known() -> None:
 def test_what_native_does_not_have_is_refused_by_name(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key.replace("__", ".")):
         small_model(**{key: value})
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN", ""])
+def test_every_parameter_has_a_gradient_also_without_objects(norm: str) -> None:
+    width = 32 if norm == "GN" else 16
+    model = small_model(MODEL__ROI_MASK_HEAD__NORM=norm, MODEL__ROI_MASK_HEAD__CONV_DIM=width)
+    assert model.trains_everything
+    sum(model([without_objects((64, 64))] * 2).values()).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_a_feature_map_that_only_region_heads_look_at_may_be_left_out_of_training() -> None:
+    sizes = [[16], [32], [64], [128]]
+    model = small_model(MODEL__RPN__IN_FEATURES=["p3", "p4", "p5", "p6"], MODEL__ANCHOR_GENERATOR__SIZES=sizes)
+    assert not model.trains_everything

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 class GeneralizedRCNN(Segmenter):
     """image_input makes the batch; the other parts bear the names that they have in Detectron2's state_dict."""
 
-    trains_everything = True
-
     def __init__(
         self, *, image_input: ImageInput, backbone: nn.Module, proposal_generator: RPN, roi_heads: nn.Module
     ) -> None:
@@ -37,6 +35,11 @@ class GeneralizedRCNN(Segmenter):
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
+
+    @property
+    def trains_everything(self) -> bool:
+        """See Segmenter: the RPN looks at whole feature maps, the region heads only where there are regions."""
+        return set(self.backbone.channels) <= set(self.proposal_generator.in_features)
 
     def prefer_speed(self) -> Self:
         """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products."""

@@ -18,7 +18,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().forward(x) if len(x) else x
+            return super().forward(x) if len(x) else x * self.weight[:, None, None] + self.bias[:, None, None]
         values = x.float()
         local = x.numel() // x.shape[1]
         counted = _SumOverProcesses.apply(torch.cat((values.sum(dim=(0, 2, 3)), values.new_tensor([float(local)]))))
