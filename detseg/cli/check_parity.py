@@ -18,6 +18,9 @@ DESCRIPTION = "Compare the native models with numbers computed by Detectron2; ex
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE.npz", help="numbers to reproduce; FILE.json lies beside each")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument(
+        "--summary", action="store_true", help="print a Markdown table of the largest differences of every file instead"
+    )
     parser.add_argument("--dump", metavar="OUT_DIR", help="write what was computed to this folder, under FILE's names")
 
 
@@ -28,11 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = _device(arguments.device)
     failed = 0
+    if arguments.summary:
+        _print_summary_head()
     for file in arguments.files:
         case = Case.load(Path(file))
         computed = compute(case, device)
         rows = check_case(case, computed, device)
-        _print_table(case.path.name, rows)
+        _print_summary(case.path.stem, rows) if arguments.summary else _print_table(case.path.name, rows)
         failed += sum(not row.passed for row in rows)
         if arguments.dump:
             _dump(Path(arguments.dump) / case.path.name, computed, np)
@@ -61,6 +66,26 @@ def _print_table(title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         mark = "" if row.passed else "   <-- beyond the bound"
         print(f"  {row.name:{width}}  {row.difference:9.2e}  bound {row.bound:7.1e}  {row.measure}{mark}")
+
+
+def _print_summary_head() -> None:
+    from detseg.models.parity_rows import KINDS
+
+    print("| case | " + " | ".join(KINDS) + " |")
+    print("|---" * (len(KINDS) + 1) + "|")
+
+
+def _print_summary(name: str, rows: Sequence[Row]) -> None:
+    """One line: the largest difference of each kind, of masks the share of what is allowed."""
+    from detseg.models.parity_rows import KINDS, worst_of_kinds
+
+    worst = worst_of_kinds(rows)
+    cells = []
+    for kind in KINDS:
+        row = worst.get(kind)
+        cell = "" if row is None else f"{row.difference:.0e}" if row.difference else "0"
+        cells.append(cell if row is None or row.passed else f"**{cell}**")
+    print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _dump(path: Path, computed: Mapping[str, Any], np: Any) -> None:

@@ -59,6 +59,36 @@ def compare_all(
     return rows
 
 
+# What the names of a case are about: kind, and how names of this kind begin or end.
+KINDS = {
+    "features": ("features/",),
+    "proposals": ("/proposal_boxes", "/objectness"),
+    "detections": ("/boxes", "/scores", "/classes"),
+    "mask probabilities": ("/mask_probs",),
+    "masks": ("/masks_packed",),
+    "losses": ("loss/",),
+    "gradients": ("grad_norm/",),
+    "one step": ("moved/",),
+}
+
+
+def worst_of_kinds(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return, for each of KINDS that occurs, the row that comes closest to its bound or passes it the most."""
+    worst: dict[str, Row] = {}
+    for row in rows:
+        kind = next((kind for kind, ends in KINDS.items() if row.name.startswith(ends) or row.name.endswith(ends)), "")
+        if kind and (kind not in worst or _share(row) > _share(worst[kind])):
+            worst[kind] = row
+    return worst
+
+
+def _share(row: Row) -> float:
+    """How much of its bound a row takes; bounds of zero allow nothing, and nothing allows NaN."""
+    if np.isnan(row.difference):
+        return np.inf
+    return row.difference / row.bound if row.bound else (np.inf if row.difference else 0.0)
+
+
 def _row(name: str, wanted: np.ndarray, got: np.ndarray, order: np.ndarray | None, cuda: bool) -> Row:
     prefix, _, kind = name.partition("/")
     if wanted.shape != got.shape:

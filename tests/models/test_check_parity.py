@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from detseg.cli.main import main
+from detseg.models.parity_rows import Row, worst_of_kinds
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 NAME = "mask_rcnn_R_50_FPN_nothing"
@@ -24,6 +25,31 @@ def test_success_and_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert set(dumped.files) == expected
         for name in expected:
             assert dumped[name].shape == golden[name].shape, name
+
+
+def test_the_summary_is_a_table_of_the_largest_differences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check_parity", str(GOLDEN / f"{NAME}.npz"), "--summary"]) == 0
+    head, line, row, end = capsys.readouterr().out.splitlines()
+    assert head.split("|")[2].strip() == "features"
+    assert row.startswith(f"| {NAME} | ")
+    assert len(row.split("|")) == len(head.split("|")) == len(line.split("|"))
+    assert "within" in end
+
+
+def test_the_worst_of_a_kind() -> None:
+    rows = [
+        Row("features/p2", 1e-6, 2e-5, ""),
+        Row("features/p3", 3e-6, 2e-5, ""),
+        Row("out0/classes", 1.0, 0.0, ""),
+        Row("out0/boxes", 1e-4, 2e-5, ""),
+        Row("loss/loss_cls", float("nan"), 1e-5, ""),
+        Row("loss/loss_mask", 1e-7, 1e-5, ""),
+    ]
+    assert {kind: row.name for kind, row in worst_of_kinds(rows).items()} == {
+        "features": "features/p3",
+        "detections": "out0/classes",
+        "losses": "loss/loss_cls",
+    }
 
 
 def test_a_difference_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
