@@ -7,8 +7,9 @@ from typing import Any
 
 from detseg.config.problems import Problems
 
-_STAGES = ("stem", "res2", "res3", "res4", "res5")
-_STRIDE_EXPONENT = {"stem": 2, "res2": 2, "res3": 3, "res4": 4, "res5": 5}
+# res1, the stem before its pooling, is the native engine's own
+_STAGES = ("stem", "res1", "res2", "res3", "res4", "res5")
+_STRIDE_EXPONENT = {"stem": 2, "res1": 1, "res2": 2, "res3": 3, "res4": 4, "res5": 5}
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "LN")
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _GROUPS_OF_GN = 32  # Detectron2's fixed number of groups

@@ -70,6 +70,13 @@ RELATIVES = {
         "MODEL.RPN.IN_FEATURES": ["res5"],
         "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
     },
+    "stride 2": {
+        "MODEL.RESNETS.OUT_FEATURES": ["res1", "res2", "res3", "res4", "res5"],
+        "MODEL.FPN.IN_FEATURES": ["res1", "res2", "res3", "res4", "res5"],
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[4], [8], [16], [32], [64], [128]],
+        "MODEL.RPN.IN_FEATURES": ["p1", "p2", "p3", "p4", "p5", "p6"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["p1", "p2", "p3", "p4", "p5"],
+    },
     "deformable": NARROW_50 | {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True]},
     "modulated, grouped": NARROW_50
     | {

@@ -35,7 +35,9 @@ def test_all_cases_are_there() -> None:
 def test_numbers_agree_with_detectron2(name: str) -> None:
     case = Case.load(GOLDEN / f"{name}.npz")
     rows = check_case(case, compute(case, CPU), CPU)
-    assert len(rows) >= LEAST_ROWS.get(name, 37), "features, proposals, detections, masks, losses and gradients must all be compared"
+    assert len(rows) >= LEAST_ROWS.get(name, 37), (
+        "features, proposals, detections, masks, losses and gradients must all be compared"
+    )
     assert not [row for row in rows if not row.passed]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from models_for_tests import RELATIVES, disks, relative, without_objects
 
+from detseg.config import load_config
 from detseg.errors import DataError
+from detseg.models.table import build_model
 from detseg.structures.rle import decode
 from detseg.structures.sample import Sample
 
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 # BatchNorm has no variance where a map has one pixel.
 FROZEN = {"MODEL.RESNETS.NORM": "FrozenBN"}
 every_relative = pytest.mark.parametrize("name", sorted(RELATIVES))
@@ -94,3 +99,16 @@ def test_boxes_alone(name: str) -> None:
     assert len(answer) > 0
     with pytest.raises(DataError, match="mask head"):
         model.predict([disks(5, (64, 64)).image], boxes=[answer.boxes])
+
+
+def test_a_pyramid_from_stride_2_keeps_the_names_of_the_usual_one() -> None:
+    cfg = load_config(CONFIGS / "_base_" / "tiny_cells.yaml")
+    usual = load_config(CONFIGS / "_base_" / "mask_rcnn_fpn.yaml")
+    with torch.device("meta"):
+        shapes, usual_shapes = (
+            {name: value.shape for name, value in build_model(one).state_dict().items()} for one in (cfg, usual)
+        )
+    assert {name for name in shapes if name not in usual_shapes} == {
+        f"backbone.fpn_{kind}1.{end}" for kind in ("lateral", "output") for end in ("weight", "bias")
+    }
+    assert all(shapes[name] == shape for name, shape in usual_shapes.items())

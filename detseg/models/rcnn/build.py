@@ -15,7 +15,7 @@ from detseg.models.rcnn.deformable import Deformable
 from detseg.models.rcnn.fpn import FPN
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.images import ImageInput
-from detseg.models.rcnn.resnet import BLOCKS_OF_DEPTH, STAGES, make_resnet
+from detseg.models.rcnn.resnet import BLOCKS_OF_DEPTH, FEATURES, STAGES, make_resnet
 from detseg.models.rcnn.rpn import RPN, ProposalSettings, RPNHead, RPNLossSettings
 from detseg.models.torchvision_ops import require_operators
 
@@ -59,7 +59,7 @@ def build_resnet(cfg: Any) -> nn.Module:
     """Build the ResNet or ResNeXt, its first parts frozen as MODEL.BACKBONE.FREEZE_AT says."""
     resnets = cfg.MODEL.RESNETS
     for name in resnets.OUT_FEATURES:
-        known("MODEL.RESNETS.OUT_FEATURES", name, STAGES)
+        known("MODEL.RESNETS.OUT_FEATURES", name, FEATURES)
     return make_resnet(
         depth=known("MODEL.RESNETS.DEPTH", resnets.DEPTH, tuple(BLOCKS_OF_DEPTH)),
         in_channels=len(cfg.MODEL.PIXEL_MEAN),

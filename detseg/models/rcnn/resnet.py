@@ -24,20 +24,27 @@ BLOCKS_OF_DEPTH = {
 }
 BASIC_BLOCK_DEPTHS = (18, 34)
 STAGES = ("res2", "res3", "res4", "res5")
+# The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 has not.
+STEM_FEATURE = "res1"
+FEATURES = (STEM_FEATURE, *STAGES)
 
 
 class Stem(nn.Module):
     """7 x 7 convolution and max pooling, each of stride 2."""
 
+    conv_stride = 2
     stride = 4
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
+        self.channels = out_channels
         self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
         init_msra(self.conv1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the convolution gives, and what the pooling makes of it."""
+        x = self.conv1(x)
+        return x, F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 class BasicBlock(nn.Module):
@@ -111,7 +118,7 @@ def init_block(block: nn.Module) -> None:
 
 
 class ResNet(nn.Module):
-    """A stem and the stages up to the last one asked for.
+    """A stem and the stages up to the last one asked for; `out_features` among FEATURES.
 
     stages: the blocks of res2, res3, ... in this order. strides: the stride of each stage to its input.
     """
@@ -130,6 +137,8 @@ class ResNet(nn.Module):
         self.stage_names = STAGES[: len(stages)]
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
+        if STEM_FEATURE in out_features:
+            self.channels[STEM_FEATURE], self.strides[STEM_FEATURE] = stem.channels, stem.conv_stride
         stride = stem.stride
         for name, blocks, stage_stride, channels in zip(
             self.stage_names, stages, stage_strides, stage_channels, strict=True
@@ -144,7 +153,9 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return {name: (B, channels[name], H / strides[name], W / strides[name])}."""
         features = {}
-        x = self.stem(x)
+        fine, x = self.stem(x)
+        if STEM_FEATURE in self.channels:
+            features[STEM_FEATURE] = fine
         for name in self.stage_names:
             x = getattr(self, name)(x)
             if name in self.channels:
@@ -184,7 +195,7 @@ def make_resnet(
     """
     stages, strides, stage_channels = [], [], []
     channels = stem_channels
-    for index, name in enumerate(STAGES[: max(STAGES.index(name) for name in out_features) + 1]):
+    for index, name in enumerate(STAGES[: max(FEATURES.index(name) for name in out_features)]):
         dilation = res5_dilation if name == "res5" else 1
         stride = 1 if index == 0 or dilation > 1 else 2
         block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
