@@ -68,8 +68,10 @@ def cells(cfg: Config) -> Sample:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
-def test_is_valid_for_training(path: Path) -> None:
-    validate_config(load_config(path))
+def test_is_valid_for_training(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = load_config(path)
+    validate_config(cfg)
+    assert "was trained with" not in caplog.text
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in FULL_SIZE], ids=name_of)

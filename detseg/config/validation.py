@@ -9,7 +9,11 @@ import re
 from detseg.config.model_rules import check_model
 from detseg.config.native_keys import check_native
 from detseg.config.node import Config
-from detseg.config.pretrained_rules import is_torchvision_address, note_pretrained_input
+from detseg.config.pretrained_rules import (
+    is_torchvision_address,
+    note_pretrained_input,
+    warn_of_other_zoo_input,
+)
 from detseg.config.problems import Problems
 
 _logger = logging.getLogger(__name__)
@@ -81,6 +85,7 @@ def _check_training(cfg: Config) -> None:
             if cfg[key] > 0:
                 problems.add(key, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
     problems.raise_if_any()
+    warn_of_other_zoo_input(cfg, cfg.MODEL.WEIGHTS)
     late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
     if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         _logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, cfg.SOLVER.MAX_ITER)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +164,25 @@ def test_torchvision_addresses_follow_its_defaults() -> None:
 def test_unknown_addresses_name_the_known(address: str, said: str) -> None:
     with pytest.raises(WeightsError, match=said):
         resolve_weights(address)
+
+
+def test_artifacts_of_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETSEG_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(WeightsError, match="pip install wandb"):
+        resolve_weights("wandb://me/cells/model:v3")
+
+    class Artifact:
+        def download(self, root: str) -> str:
+            for name in ("best.pth", "last.pth", "notes.txt"):
+                Path(root).mkdir(parents=True, exist_ok=True)
+                (Path(root) / name).write_bytes(b"")
+            return root
+
+    asked: list[str] = []
+    api = types.SimpleNamespace(artifact=lambda name: asked.append(name) or Artifact())
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(Api=lambda: api))
+    assert resolve_weights("wandb://me/cells/model:v3#best.pth").name == "best.pth"
+    assert asked == ["me/cells/model:v3"]
+    with pytest.raises(WeightsError, match=r"best\.pth, last\.pth"):
+        resolve_weights("wandb://me/cells/model:v3")
