@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
+import numpy as np
 import pytest
 import torch
 from models_for_tests import disks, relative
 
-from detseg.models.rcnn import res5_heads
+from detseg.models.rcnn import cascade_heads, res5_heads, roi_heads
 from detseg.models.rcnn.cascade_heads import CascadeROIHeads, _relabel
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.regions import in_portions
@@ -113,14 +116,24 @@ def test_nothing_is_one_empty_portion() -> None:
     assert [[len(part) for part in portion] for portion in in_portions([torch.zeros(0, 4)] * 2, 5)] == [[0, 0]]
 
 
-def test_portions_of_regions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = relative("C4").eval()
+@pytest.mark.parametrize(
+    ("name", "module", "limit"),
+    [
+        ("C4", res5_heads, "REGIONS_AT_ONCE"),
+        ("cascade", cascade_heads, "BOXES_AT_ONCE"),
+        ("stride 2", roi_heads, "BOXES_AT_ONCE"),
+    ],
+)
+def test_portions_of_regions_do_not_matter(
+    name: str, module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = relative(name).eval()
     image = disks(8, (64, 96)).image
     whole = model.predict([image, image[:48]])
-    monkeypatch.setattr(res5_heads, "REGIONS_AT_ONCE", 7)
+    monkeypatch.setattr(module, limit, 7)
     for one, other in zip(model.predict([image, image[:48]]), whole, strict=True):
-        torch.testing.assert_close(torch.from_numpy(one.boxes), torch.from_numpy(other.boxes), atol=1e-3, rtol=0)
-        torch.testing.assert_close(torch.from_numpy(one.scores), torch.from_numpy(other.scores), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
 
 
 def test_res5_has_three_blocks_whatever_the_depth() -> None:

@@ -14,7 +14,7 @@ from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.pooler import Pooler
 from detseg.models.rcnn.region_masks import foreground_boxes, foreground_mask_loss, mask_probabilities
-from detseg.models.rcnn.regions import Regions, RegionSampling, label_boxes
+from detseg.models.rcnn.regions import BOXES_AT_ONCE, Regions, RegionSampling, by_portions, label_boxes
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
 
@@ -94,7 +94,7 @@ class CascadeROIHeads(nn.Module):
         boxes = [image_proposals.boxes for image_proposals in proposals]
         total: Tensor | float = 0.0
         for stage in range(len(self.box_predictor)):
-            scores, deltas = self._run(stage, maps, boxes)
+            scores, deltas = by_portions(partial(self._run, stage, maps), boxes, BOXES_AT_ONCE)
             total = total + scores.softmax(dim=1)
             if stage < len(self.matchers):
                 boxes = self._move(stage, deltas, boxes, sizes)

@@ -51,7 +51,7 @@ class GeneralizedRCNN(Segmenter):
         return super().prefer_speed()
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg and loss_mask of a batch."""
+        """Return loss_rpn_cls and loss_rpn_loc of a batch, and the losses of the region heads."""
         device = self.device
         targets = [Targets.from_sample(sample, self.roi_heads.num_classes, device) for sample in samples]
         batch = self.image_input([sample.image for sample in samples], device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.sampling import sample_labels
 from detseg.models.rcnn.targets import Targets
+
+# Convolutional box heads hold 7 x 7 x channels numbers a region several times: thousands are predicted in portions.
+BOXES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ def label_boxes(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: i
         classes = torch.where(labels == 1, target.classes[matches], classes)
     classes[labels == -1] = -1
     return target.leave_out_ignored(classes, matches, boxes, background=num_classes), matches
+
+
+def by_portions(
+    function: Callable[[list[Tensor]], tuple[Tensor, ...]], boxes: Sequence[Tensor], size: int
+) -> tuple[Tensor, ...]:
+    """Apply function(boxes of every image), which returns tensors of a row a box, to portions and join its answers."""
+    parts = [function(portion) for portion in in_portions(boxes, size)]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def in_portions(boxes: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:

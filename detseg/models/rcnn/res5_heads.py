@@ -12,7 +12,7 @@ from detseg.models.rcnn.box_head import BoxPredictor, Detections
 from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.pooler import Pooler
 from detseg.models.rcnn.region_masks import foreground_mask_loss, mask_probabilities
-from detseg.models.rcnn.regions import RegionSampling, in_portions
+from detseg.models.rcnn.regions import RegionSampling, by_portions
 from detseg.models.rcnn.resnet import BottleneckBlock, make_stage
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
@@ -71,14 +71,16 @@ class Res5ROIHeads(nn.Module):
         """Return the detections of every image; sizes: (height, width) without padding."""
         boxes = [image_proposals.boxes for image_proposals in proposals]
         maps = self.pooler.prepare_all(features, [self.in_feature])
-        vectors = [_mean(self._pool(maps, portion)) for portion in in_portions(boxes, REGIONS_AT_ONCE)]
-        scores, deltas = self.box_predictor(torch.cat(vectors))
+        scores, deltas = by_portions(partial(self._score, maps), boxes, REGIONS_AT_ONCE)
         return self.box_predictor.detect_all(scores.softmax(dim=1), deltas, boxes, sizes)
 
     def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
         """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
         maps = self.pooler.prepare_all(features, [self.in_feature])
         return mask_probabilities(self.mask_head, partial(self._pool, maps), boxes, classes, REGIONS_AT_ONCE)
+
+    def _score(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.box_predictor(_mean(self._pool(maps, boxes)))
 
     def _pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         return self.res5(self.pooler(maps, boxes))

@@ -15,7 +15,7 @@ from detseg.models.rcnn.box_head import BoxPredictor, Detections
 from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.pooler import Pooler
 from detseg.models.rcnn.region_masks import foreground_boxes, foreground_mask_loss, mask_probabilities
-from detseg.models.rcnn.regions import RegionSampling
+from detseg.models.rcnn.regions import BOXES_AT_ONCE, RegionSampling, by_portions
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
 
@@ -53,7 +53,7 @@ class ROIHeads(nn.Module):
             self.sampling(image_proposals, target, self.num_classes)
             for image_proposals, target in zip(proposals, targets, strict=True)
         ]
-        outputs = self.box_predictor(self.box_head(self.box_pooler(maps, [region.boxes for region in regions])))
+        outputs = self._score(maps, [region.boxes for region in regions])
         losses = self.box_predictor.region_losses(*outputs, regions, targets)
         if self.mask_head is not None:
             pooled = self.mask_pooler(maps, foreground_boxes(regions))
@@ -66,10 +66,14 @@ class ROIHeads(nn.Module):
         """Return the detections of every image; sizes: (height, width) without padding."""
         boxes = [image_proposals.boxes for image_proposals in proposals]
         maps = self.box_pooler.prepare_all(features, self.in_features)
-        scores, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, boxes)))
+        scores, deltas = by_portions(partial(self._score, maps), boxes, BOXES_AT_ONCE)
         return self.box_predictor.detect_all(scores.softmax(dim=1), deltas, boxes, sizes)
 
     def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
         """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
         maps = self.mask_pooler.prepare_all(features, self.in_features)
         return mask_probabilities(self.mask_head, partial(self.mask_pooler, maps), boxes, classes)
+
+    def _score(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return scores (M, K + 1) and deltas (M, 4 or 4 * K) for the boxes of all images."""
+        return self.box_predictor(self.box_head(self.box_pooler(maps, boxes)))
