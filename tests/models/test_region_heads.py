@@ -10,6 +10,8 @@ import torch
 from models_for_tests import disks, relative
 
 from detseg.models.rcnn import cascade_heads, res5_heads, roi_heads
+from detseg.models.rcnn.box_coding import BoxCoder
+from detseg.models.rcnn.box_head import BoxPredictor
 from detseg.models.rcnn.cascade_heads import CascadeROIHeads, _relabel
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.regions import in_portions
@@ -141,3 +143,11 @@ def test_res5_has_three_blocks_whatever_the_depth() -> None:
         model = relative("C4", **{"MODEL.RESNETS.DEPTH": 101})
     assert len(model.roi_heads.res5) == 3
     assert not hasattr(model.backbone, "res5")
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_no_proposal_is_no_detection(class_agnostic: bool) -> None:
+    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+    predictor = BoxPredictor(in_channels=4, num_classes=3, class_agnostic=class_agnostic, coder=coder)
+    scores, deltas = predictor(torch.zeros(0, 4))
+    assert len(predictor.detect(scores, deltas, torch.zeros(0, 4), (5, 5)).boxes) == 0

@@ -104,7 +104,7 @@ class BoxPredictor(nn.Module):
         box_loss = box_regression_loss(
             coder=self.coder,
             sources=boxes[index],
-            deltas=deltas.view(len(deltas), -1, 4)[index, of_class],
+            deltas=deltas.unflatten(1, (-1, 4))[index, of_class],
             targets=targets[index],
             loss_type=self.box_loss,
             beta=self.smooth_l1_beta,
@@ -138,6 +138,6 @@ class BoxPredictor(nn.Module):
         row, of_class = torch.nonzero(probabilities > self.score_threshold, as_tuple=True)
         scores = probabilities[row, of_class]
         place = torch.zeros_like(of_class) if self.class_agnostic else of_class
-        decoded = clip_boxes(decoded.view(len(decoded), -1, 4)[row, place], size)
+        decoded = clip_boxes(decoded.unflatten(1, (-1, 4))[row, place], size)
         keep = batched_nms(decoded, scores, of_class, self.nms_threshold)[: self.detections_per_image]
         return Detections(decoded[keep], scores[keep], of_class[keep])
