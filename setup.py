@@ -40,7 +40,7 @@ RAY = ["ray[tune]>=2.9"]
 setup(
     name="detseg",
     version=VERSION,
-    description="Instance segmentation for microscopy: Mask R-CNN from masks to scored results, with or without Detectron2",
+    description="Instance segmentation for microscopy: Mask R-CNN, from masks to scored results",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
