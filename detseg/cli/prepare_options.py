@@ -35,6 +35,7 @@ def add_prepare_options(parser: argparse.ArgumentParser, *, stratify_default: st
     )
     split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
     split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+    parser.add_argument("--fill-holes", action="store_true", help="fill background that a mask encloses")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
     )
@@ -55,6 +56,7 @@ def prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         stratify_by=arguments.stratify_by,
         seed=arguments.seed,
         write_lists=arguments.write_lists,
+        fill_holes=arguments.fill_holes,
         skip_bad=arguments.skip_bad,
         overwrite=arguments.overwrite,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from detseg.data.coco_writer import annotations_of, make_folder, write_coco
 from detseg.data.readers.source import LabelledImage, Source
 from detseg.data.readers.summary import summary_table
 from detseg.data.readers.table import read_table
+from detseg.data.repair import fill_holes
 from detseg.data.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, list_problems
 from detseg.structures.atomic_write import written_whole
@@ -31,6 +34,7 @@ class PrepareOptions:
 
     folds and split_lists go before fractions. stratify_by: a column of `table` (a CSV; key: its column of image names)
     or, without a table, one of the source's own; it is stored as `group` and, but for given lists, stratified by.
+    fill_holes: masks lose their holes.
     """
 
     output: Path
@@ -42,6 +46,7 @@ class PrepareOptions:
     stratify_by: str | None = None
     seed: int = 0
     write_lists: bool = False
+    fill_holes: bool = False
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -70,6 +75,8 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     _stop_at(problems, options)
     if not images:
         raise DataError(f"no image is left:\n{list_problems(problems)}")
+    if options.fill_holes:
+        images = _filled(images)
     # Bad images leave gaps and move no other image to another part.
     parts = _restricted(parts, images)
     source.check_target(list(images.values()), options.output, overwrite=options.overwrite)
@@ -157,6 +164,19 @@ def _read_all(source: Source, names: Sequence[str], problems: list[str]) -> dict
         except DataError as error:
             problems.append(str(error))
     return images
+
+
+def _filled(images: Mapping[str, LabelledImage]) -> dict[str, LabelledImage]:
+    """Return the images with the holes of their masks filled; crowd regions stay as they are."""
+    filled, masks, pixels = {}, 0, 0
+    for name, image in images.items():
+        rles, gained = fill_holes(image.rles)
+        for index in np.flatnonzero(image.crowd):
+            rles[index], gained[index] = image.rles[index], 0
+        filled[name] = dataclasses.replace(image, rles=rles)
+        masks, pixels = masks + int((gained > 0).sum()), pixels + int(gained.sum())
+    logger.info("filled the holes of %d masks, %d pixels in all", masks, pixels)
+    return filled
 
 
 def _listed_parts(names: Sequence[str], options: PrepareOptions, problems: list[str]) -> dict[str, list[str]] | None:
