@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import IO
 
 from detseg.engine.files import writing
 from detseg.errors import RunError
-
-logger = logging.getLogger(__name__)
+from detseg.structures.file_lock import try_lock
 
 # Record locks do not exclude the process that holds them, so folders locked by this one are remembered.
 _held_here: set[str] = set()
@@ -19,9 +17,6 @@ _held_here: set[str] = set()
 
 class FolderLock:
     """Exclusive use of a folder by one process.
-
-    Linux, macOS: a POSIX record lock, which worker processes do not inherit (flock they would, and hold it after the
-    training was killed). Windows: a byte-range lock.
 
     Args:
         folder: must exist; the file `.lock` in it is made and stays.
@@ -37,7 +32,7 @@ class FolderLock:
             raise RunError(f"{folder} is in use by this process already")
         with writing(self.path):
             self._file: IO[str] | None = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
-        if not _try_lock(self._file):
+        if not try_lock(self._file):
             holder = self._holder()
             self._file.close()
             raise RunError(f"{folder} is in use by another process{holder}: wait for it, or name another OUTPUT_DIR")
@@ -61,22 +56,3 @@ class FolderLock:
             return ""
         text = self.path.read_text(encoding="utf-8", errors="replace").strip()
         return f" (process {text})" if text.isdigit() else ""
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        # Some network file systems have no locks; training there is still possible.
-        logger.warning("%s cannot be locked (%s): do not start a second training in this folder", file.name, error)
-    return True

@@ -1,4 +1,4 @@
-"""One process at a time makes what several want: a lock that waits, and that the system frees when its holder dies."""
+"""Locks between processes, by a file, that the operating system frees when their holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         told = False
-        while not _try_lock(file):
+        while not try_lock(file):
             if not told:
                 logger.info("waiting for another process that holds %s", path)
                 told = True
@@ -34,7 +34,13 @@ def wait_for_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process alone until it is closed; False where another process has it.
+
+    Linux, macOS: a POSIX record lock, which child processes do not inherit (flock they would, and hold it after their
+    parent was killed). Windows: a byte-range lock. Where the file system has no locks, as some on a network, a warning is
+    logged and the answer is True.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
