@@ -38,8 +38,8 @@ def try_lock(file: IO[Any]) -> bool:
     """Lock an open file for this process alone until it is closed; False where another process has it.
 
     Linux, macOS: a POSIX record lock, which child processes do not inherit (flock they would, and hold it after their
-    parent was killed). Windows: a byte-range lock. Where the file system has no locks, as some on a network, a warning is
-    logged and the answer is True.
+    parent was killed). Windows: a byte-range lock. Where the file system has no locks, as some on a network, a warning
+    is logged and the answer is True.
     """
     try:
         if sys.platform == "win32":
