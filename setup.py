@@ -57,7 +57,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, *TRACKING, "ruff>=0.6"],
     },
-    entry_points={"console_scripts": ["detseg=detseg.cli.main:main"]},
+    entry_points={"console_scripts": ["detseg=detseg.cli.main:console"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

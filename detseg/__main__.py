@@ -1,7 +1,5 @@
 """`python -m detseg COMMAND ...`, where the `detseg` script is not on the path."""
 
-import sys
+from detseg.cli.main import console
 
-from detseg.cli.main import main
-
-sys.exit(main())
+console()

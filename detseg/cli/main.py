@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from detseg import __version__
 from detseg.errors import DetsegError
@@ -62,7 +64,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_tool(command: str) -> None:
     """Run one command as the script that the user started, and leave Python with its exit status."""
-    sys.exit(run_command(command, sys.argv[1:], prog=None))
+    leave(run_command(command, sys.argv[1:], prog=None))
+
+
+def console() -> NoReturn:
+    """Run the words behind `detseg`, and leave Python with the exit status."""
+    leave(main())
+
+
+def leave(status: int) -> NoReturn:
+    """End this process.
+
+    Among the processes of torchrun at once, with everything written: threads of PyTorch's gloo may hold the process
+    group until Python has been taken apart, and then abort the process, which torchrun takes for a failed training.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
@@ -99,4 +120,4 @@ def _parse(module: ModuleType, words: Sequence[str], prog: str | None) -> argpar
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()
