@@ -90,12 +90,18 @@ def _header(text: str, separator: str) -> list[str]:
 def _decode(data: bytes, name: str) -> str:
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(
             f"{name}: line {line}: cannot be read as CSV in UTF-8 ({error.reason}); save it as that"
         ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(
+            f"{name}: line {line}: holds a NUL character, so that it is no text; save the table as CSV in UTF-8"
+        )
+    return text
 
 
 @contextmanager
