@@ -98,9 +98,7 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(
-            f"{name}: line {line}: holds a NUL character, so that it is no text; save the table as CSV in UTF-8"
-        )
+        raise DataError(f"{name}: line {line}: holds a NUL character: no text; save it as CSV in UTF-8")
     return text
 
 
