@@ -107,11 +107,27 @@ class TrainPolicy:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return a changed copy of the sample; objects that the crop removes are dropped."""
-        geometry = self.draw_geometry(sample.height, sample.width, rng)
+        value_range = self.value_range(sample.image)
+        return self.photometry(self.geometry(sample, rng), rng, value_range)
+
+    def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return a copy with geometry drawn and applied; objects that the crop removes are dropped."""
+        return map_sample(sample, self.draw_geometry(sample.height, sample.width, rng))
+
+    def photometry(
+        self, sample: Sample, rng: np.random.Generator, value_range: tuple[float, float] | None = None
+    ) -> Sample:
+        """Return a copy with changes of intensities drawn and applied.
+
+        value_range: of the whole image, where the sample shows a part of it; None reads it off the sample.
+        """
         intensities = self.draw_intensities(rng)
-        value_range = (0.0, 255.0) if self.scaled else natural_range(sample.image)
-        sample = map_sample(sample, geometry)
+        value_range = self.value_range(sample.image) if value_range is None else value_range
         return dataclasses.replace(sample, image=_apply(intensities, sample.image, value_range))
+
+    def value_range(self, image: np.ndarray) -> tuple[float, float]:
+        """Return the range in which an image's intensities are changed."""
+        return (0.0, 255.0) if self.scaled else natural_range(image)
 
     def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> GeometricMap:
         """Draw crop, resize, flips and turns for an image of height x width."""
