@@ -7,7 +7,7 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.predictions import soft_mask_window
+from detseg.structures.predictions import move_window, soft_mask_window
 
 
 def score_order(scores: np.ndarray) -> np.ndarray:
@@ -69,16 +69,5 @@ def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictio
         for index in indices:
             old = soft_mask_window(predictions.boxes[index], *size)
             new = soft_mask_window(result.boxes[index], *size)
-            result.soft_masks[index] = _cut(predictions.soft_masks[index], old, new)
-    return result
-
-
-def _cut(crop: np.ndarray, old: tuple[int, int, int, int], new: tuple[int, int, int, int]) -> np.ndarray:
-    """Return the pixels of window `new` of a crop of window `old` (both x0, y0, x1, y1); 0 outside the old one."""
-    result = np.zeros((new[3] - new[1], new[2] - new[0]), dtype=crop.dtype)
-    x0, y0 = max(old[0], new[0]), max(old[1], new[1])
-    x1, y1 = min(old[2], new[2]), min(old[3], new[3])
-    if x1 > x0 and y1 > y0:
-        source = crop[y0 - old[1] : y1 - old[1], x0 - old[0] : x1 - old[0]]
-        result[y0 - new[1] : y1 - new[1], x0 - new[0] : x1 - new[0]] = source
+            result.soft_masks[index] = move_window(predictions.soft_masks[index], old, new)
     return result

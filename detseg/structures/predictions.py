@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,3 +85,23 @@ def soft_mask_window(box: np.ndarray, height: int, width: int) -> tuple[int, int
     x1, y1 = np.ceil(box[2:]).astype(int)
     x0, y0 = min(max(x0, 0), width), min(max(y0, 0), height)
     return int(x0), int(y0), int(min(max(x1, x0), width)), int(min(max(y1, y0), height))
+
+
+def soft_mask_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`soft_mask_window` of many boxes (N, 4): (N, 4) int64."""
+    boxes = np.asarray(boxes).reshape(-1, 4)
+    limit = np.array([width, height], dtype=np.int64)
+    low = np.clip(np.floor(boxes[:, :2]).astype(np.int64), 0, limit)
+    high = np.minimum(np.maximum(np.ceil(boxes[:, 2:]).astype(np.int64), low), limit)
+    return np.concatenate([low, high], axis=1)
+
+
+def move_window(crop: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray:
+    """Return the pixels of window `new` of a crop of window `old` (both x0, y0, x1, y1); 0 outside the old one."""
+    result = np.zeros((new[3] - new[1], new[2] - new[0]), dtype=crop.dtype)
+    x0, y0 = max(old[0], new[0]), max(old[1], new[1])
+    x1, y1 = min(old[2], new[2]), min(old[3], new[3])
+    if x1 > x0 and y1 > y0:
+        source = crop[y0 - old[1] : y1 - old[1], x0 - old[0] : x1 - old[0]]
+        result[y0 - new[1] : y1 - new[1], x0 - new[0] : x1 - new[0]] = source
+    return result
