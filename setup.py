@@ -12,7 +12,8 @@ VERSION = re.search(
 
 # What a kernel needs that only predicts: no training data tools, no scoring, no plots.
 INFERENCE = [
-    "torch>=2.3",
+    # 2.3 corrupts the heap in bfloat16 on a CPU
+    "torch>=2.4",
     "torchvision>=0.18",
     "numpy>=1.26",
     "opencv-python-headless>=4.8",

@@ -31,7 +31,7 @@ class Precision:
     def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
         self.device = device
         self.dtype = dtype
-        self.scaler = _grad_scaler(device) if dtype == torch.float16 else None
+        self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
     def autocast(self) -> AbstractContextManager:
         """The context of the forward pass."""
@@ -106,9 +106,3 @@ def cpu_has_bfloat16() -> bool:
         return False
     flags = information.read_text(errors="replace")
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _grad_scaler(device: torch.device) -> Any:
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device.type)
-    return torch.cuda.amp.GradScaler()  # torch before 2.3
