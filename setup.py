@@ -14,7 +14,7 @@ VERSION = re.search(
 INFERENCE = [
     # 2.3 corrupts the heap in bfloat16 on a CPU
     "torch>=2.4",
-    "torchvision>=0.18",
+    "torchvision>=0.19",
     "numpy>=1.26",
     "opencv-python-headless>=4.8",
     "pillow>=10.1",
