@@ -1,0 +1,212 @@
+"""How the predictions of several members (models, flips, tiles, other programs) become one list an image.
+
+Stored as YAML (configs/fusion/*.yaml). A setting that may differ between classes is one value, or one value a class by
+name, with the names listed under `classes`:
+
+    method: wbf
+    overlap: box_iou
+    classes: [shsy5y, astro, cort]
+    threshold: {shsy5y: 0.5, astro: 0.6, cort: 0.5}
+    masks: mean
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.fusion.settings import (
+    PerClass,
+    checked_names,
+    from_mapping,
+    is_number,
+    per_class_values,
+    read_settings,
+    to_mapping,
+    write_settings,
+)
+
+METHODS = ("nms", "soft_nms", "wbf")
+OVERLAPS = ("box_iou", "mask_iou", "intersection_over_smaller")
+SCORES = ("max", "mean", "avg", "box_and_model_avg", "absent_model_aware_avg")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "overlap": OVERLAPS,
+    "decay": ("gaussian", "linear"),
+    "scores": ("default", *SCORES),
+    "masks": ("best", "vote", "mean"),
+    "cluster_class": ("best", "vote"),
+    "without_mask": ("drop", "rectangle"),
+    "image_class": ("keep", "drop", "relabel"),
+    "image_class_by": ("score", "area", "count"),
+    "backend": ("detseg", "ensemble_boxes"),
+}
+# Settings that may differ from class to class.
+PER_CLASS = ("min_score", "threshold", "min_members", "mask_threshold")
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """Settings of `fuse`; those of `PER_CLASS` are one value, or a mapping class name -> value (all classes named).
+
+    method: what is done with detections of one object. "nms": the best stays (greedy non-maximum suppression).
+        "soft_nms": all stay, and the scores of those that overlap a better one decay (Bodla et al., ICCV 2017). "wbf":
+        they become one, with the mean box (weighted boxes fusion, Solovyev et al., Image and Vision Computing 2021).
+    overlap: what decides that two detections are one object: "box_iou"; "mask_iou"; "intersection_over_smaller", of
+        the masks where both have one, else of the boxes.
+    threshold: an overlap greater than this is one object (of a pair, that of the better one's class counts).
+    across_classes: compare detections of different classes too.
+    min_score: detections of a lower score are left out before anything else.
+    decay, sigma, min_decayed_score: of soft_nms. "linear": a score is multiplied by 1 - overlap where the overlap is
+        greater than `threshold`. "gaussian": by exp(-overlap^2 / sigma), whatever the overlap. What falls below
+        `min_decayed_score` is dropped.
+    scores: of a fused object, from the scores of its detections times the weights of their members; names and formulas
+        are those of the package ensemble-boxes. "max" (the default of nms) divides by the largest weight; "mean" is the
+        weighted mean; "avg" (the default of wbf) the mean, times min(detections, members) / sum of weights;
+        "box_and_model_avg", "absent_model_aware_avg".
+    agreement: power; scores are multiplied by (weight of the members that found the object / sum of weights)^power. 0
+        changes nothing.
+    min_members: objects found by fewer members than this are dropped.
+    masks: of a fused object. "best": of its best detection. "vote": the pixels in masks of more than `mask_threshold`
+        of its detections, by weight of the members; half is enough at 0.5. "mean": the mean of the soft masks, by
+        weight x score, is at least `mask_threshold`; hard masks count where there are no soft ones.
+    without_mask: what becomes of an object that only members without masks have found, where others have masks:
+        "drop", or "rectangle", its box as mask.
+    cluster_class: of a fused object when classes are compared across: of its "best" detection, or by "vote" (sum of
+        weighted scores).
+    image_class: where images hold one kind of cell. "drop" the detections of all classes but one, or "relabel" them;
+        the class is that with the largest sum of scores, areas or numbers (`image_class_by`).
+    weights: one a member, in the order of the members; empty for 1 each.
+    backend: "detseg", or "ensemble_boxes": the box methods by that package, for members that are boxes alone.
+    """
+
+    method: str = "nms"
+    overlap: str = "box_iou"
+    threshold: PerClass = 0.5
+    across_classes: bool = False
+    min_score: PerClass = 0.0
+    decay: str = "gaussian"
+    sigma: float = 0.5
+    min_decayed_score: float = 0.001
+    scores: str = "default"
+    agreement: float = 0.0
+    min_members: PerClass = 1
+    masks: str = "best"
+    mask_threshold: PerClass = 0.5
+    without_mask: str = "drop"
+    cluster_class: str = "best"
+    image_class: str = "keep"
+    image_class_by: str = "score"
+    weights: Sequence[float] = ()
+    backend: str = "detseg"
+    classes: Sequence[str] = ()
+    source: str = field(default="fusion options", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", checked_names(self.classes, self.source))
+        for key, choices in CHOICES.items():
+            value = getattr(self, key)
+            if value not in choices:
+                raise DataError(f"{self.source}: {key} is {value!r}, expected one of: {', '.join(choices)}")
+        if not isinstance(self.across_classes, bool):
+            raise DataError(f"{self.source}: across_classes is {self.across_classes!r}, expected true or false")
+        self._check_numbers()
+        self._check_weights()
+        self._check_together()
+
+    def _check_numbers(self) -> None:
+        fraction, positive = "a number from 0 to 1", "a number greater than 0"
+        checks = {
+            "threshold": (lambda value: 0 <= value <= 1, fraction),
+            "min_score": (lambda value: 0 <= value <= 1, fraction),
+            "mask_threshold": (lambda value: 0 < value <= 1, "a number greater than 0, up to 1"),
+            "min_decayed_score": (lambda value: 0 <= value <= 1, fraction),
+            "sigma": (lambda value: 0 < value < math.inf, positive),
+            "agreement": (lambda value: 0 <= value < math.inf, "a power of 0 or more"),
+            "min_members": (lambda value: value >= 1 and value == int(value), "a whole number from 1"),
+        }
+        for key, (is_valid, expected) in checks.items():
+            value = getattr(self, key)
+            entries = {key: value}
+            if isinstance(value, Mapping) and key in PER_CLASS:
+                if set(value) != set(self.classes):
+                    raise DataError(
+                        f"{self.source}: {key} names the classes {', '.join(map(str, value)) or '(none)'}, expected "
+                        f"one value for each of: {', '.join(self.classes) or '(no classes are listed under `classes`)'}"
+                    )
+                entries = {f"{key} of {name}": entry for name, entry in value.items()}
+            for place, entry in entries.items():
+                if not is_number(entry) or math.isinf(entry) or not is_valid(entry):
+                    raise DataError(f"{self.source}: {place} is {entry!r}, expected {expected}")
+
+    def _check_weights(self) -> None:
+        object.__setattr__(self, "weights", check_weights(self.weights, self.source))
+
+    def _check_together(self) -> None:
+        if self.method == "soft_nms" and self.masks != "best":
+            raise DataError(
+                f"{self.source}: soft_nms keeps every detection with its own mask: masks must be best, not {self.masks}"
+            )
+        if self.method == "soft_nms" and (self.scores != "default" or self.agreement or self.min_members != 1):
+            raise DataError(
+                f"{self.source}: soft_nms has no groups of detections, so that scores, agreement and min_members "
+                "cannot be set; use nms or wbf"
+            )
+        if self.backend == "ensemble_boxes":
+            own = {"overlap": "box_iou", "across_classes": False, "agreement": 0.0, "min_members": 1}
+            other = [key for key, value in own.items() if getattr(self, key) != value]
+            if other or isinstance(self.threshold, Mapping):
+                raise DataError(
+                    f"{self.source}: the package ensemble-boxes has no {other[0] if other else 'threshold per class'}; "
+                    "use backend: detseg"
+                )
+
+    @property
+    def score_rule(self) -> str:
+        """How scores are put together, one of `SCORES`."""
+        if self.scores != "default":
+            return self.scores
+        return "avg" if self.method == "wbf" else "max"
+
+    def values(self, key: str, classes: np.ndarray) -> np.ndarray:
+        """Return a setting for every detection of classes (N,) int64, as (N,) float64."""
+        return per_class_values(getattr(self, key), classes, self.classes, self.source)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], source: str = "fusion options") -> FusionOptions:
+        """Make from plain values. Raises DataError naming `source` and the key for anything unknown or ill-typed."""
+        return from_mapping(cls, settings, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads."""
+        return to_mapping(self, [item.name for item in fields(self) if item.name != "source"])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FusionOptions:
+        """Read YAML. Raises DataError naming the file."""
+        return cls.from_dict(read_settings(path, "fusion options"), source=str(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write YAML, under a temporary name first."""
+        write_settings(path, self.to_dict(), "the fusion options")
+
+
+def check_weights(weights: Sequence[float], source: str) -> tuple[float, ...]:
+    """Return the weights of members as floats. Raises DataError for what is not positive and finite."""
+    try:
+        values = tuple(weights)
+    except TypeError:
+        raise DataError(f"{source}: weights: expected one number a member, not {weights!r}") from None
+    wrong = [value for value in values if not is_number(value) or not 0 < value < math.inf]
+    if wrong:
+        raise DataError(
+            f"{source}: the weight of a member is {wrong[0]!r}, expected a number greater than 0; leave a member out "
+            "instead of giving it no weight"
+        )
+    return tuple(float(value) for value in values)
