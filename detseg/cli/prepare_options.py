@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from detseg.data.readers.prepare import PrepareOptions
 
 
-def add_prepare_options(parser: argparse.ArgumentParser, *, stratify_default: str | None = None) -> None:
-    """Add --output and everything about splits and bad input. stratify_default: what --help says of it."""
+def add_prepare_options(
+    parser: argparse.ArgumentParser, *, stratify_default: str | None = None, split_default: str = "0.7 0.15 0.15"
+) -> None:
+    """Add --output and everything about classes, splits and bad input. ..._default: what --help says of them."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the COCO files")
     split = parser.add_argument_group("the split")
     parts = split.add_mutually_exclusive_group()
     parts.add_argument(
-        "--split", type=float, nargs="+", metavar="FRACTION", help="train, val and test (default: 0.7 0.15 0.15)"
+        "--split", type=float, nargs="+", metavar="FRACTION", help=f"train, val and test (default: {split_default})"
     )
     parts.add_argument("--folds", type=int, metavar="K", help="K folds: fold0_train.json, fold0_val.json, ...")
     parts.add_argument(
@@ -35,6 +37,15 @@ def add_prepare_options(parser: argparse.ArgumentParser, *, stratify_default: st
     )
     split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
     split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+    parser.add_argument(
+        "--classes-from",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help="classes of the objects: `folder` (the one that the image lies in), column:NAME (a field of the images), "
+        "csv:FILE:COLUMN (a table of images, or, with a column `label`, of objects); `map:FILE` (YAML, JSON or CSV of "
+        "name and class) alone or behind one of them renames, joins and leaves out",
+    )
     parser.add_argument("--fill-holes", action="store_true", help="fill background that a mask encloses")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
@@ -48,12 +59,13 @@ def prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
 
     return PrepareOptions(
         output=arguments.output,
-        fractions=tuple(arguments.split or (0.7, 0.15, 0.15)),
+        fractions=tuple(arguments.split) if arguments.split else None,
         folds=arguments.folds,
         split_lists=arguments.split_lists,
         table=arguments.table,
         key=arguments.key,
         stratify_by=arguments.stratify_by,
+        classes_from=tuple(arguments.classes_from),
         seed=arguments.seed,
         write_lists=arguments.write_lists,
         fill_holes=arguments.fill_holes,

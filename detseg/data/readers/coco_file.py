@@ -17,6 +17,7 @@ class CocoFile:
     Masks of all forms become compressed run-lengths, ids are written anew, further fields of images are kept.
     """
 
+    parts = None
     unlabelled: Sequence[str] = ()
     default_column = None
 

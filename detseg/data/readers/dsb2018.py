@@ -30,6 +30,7 @@ class Dsb2018:
     are read from there, and images may also lie as ID.png in one folder.
     """
 
+    parts = None
     unlabelled: Sequence[str] = ()
     default_column = None
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from detseg.data.coco_images import is_text
 from detseg.data.images import SUFFIXES, read_image, read_label_image
 from detseg.data.readers.source import LabelledImage
@@ -115,12 +117,15 @@ def read_pair(pair: Pair, file_name: str) -> LabelledImage:
             "Where it shows several, give every object a number of its own.",
             pair.label,
         )
-    return LabelledImage(pair.name, file_name, labels.shape[0], labels.shape[1], layers.to_rles())
+    numbers = np.unique(labels)
+    names = [str(number) for number in numbers[numbers > 0]]
+    return LabelledImage(pair.name, file_name, *labels.shape, layers.to_rles(), labels=names)
 
 
 class LabelImages:
     """A folder of images and one of label images as a `Source` of one class; images stay where they are."""
 
+    parts = None
     unlabelled: Sequence[str] = ()
     default_column = None
 

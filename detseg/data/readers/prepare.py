@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detseg.data.coco_writer import annotations_of, make_folder, write_coco
+from detseg.data.readers.classes import assign_classes, parse_class_rule
 from detseg.data.readers.source import LabelledImage, Source
 from detseg.data.readers.summary import summary_table
 from detseg.data.readers.table import read_table
@@ -26,24 +27,28 @@ logger = logging.getLogger(__name__)
 
 SKIPPED_NAME = "skipped.txt"
 UNLABELLED = "unlabelled"
+DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
     """What every `detseg prepare_...` command takes; see its --help.
 
-    folds and split_lists go before fractions. stratify_by: a column of `table` (a CSV; key: its column of image names)
-    or, without a table, one of the source's own; it is stored as `group` and, but for given lists, stratified by.
+    folds and split_lists go before fractions, fractions before the split that the source comes with; where there is
+    neither, `DEFAULT_FRACTIONS`. classes_from: words as `classes.parse_class_rule` reads them. stratify_by: a column of
+    `table` (a CSV; key: its column of image names) or, without a table, one of the source's own; it is stored as
+    `group` and, but for given lists, stratified by.
     fill_holes: masks lose their holes.
     """
 
     output: Path
-    fractions: tuple[float, ...] = (0.7, 0.15, 0.15)
+    fractions: tuple[float, ...] | None = None
     folds: int | None = None
     split_lists: Path | None = None
     table: Path | None = None
     key: str | None = None
     stratify_by: str | None = None
+    classes_from: tuple[str, ...] = ()
     seed: int = 0
     write_lists: bool = False
     fill_holes: bool = False
@@ -61,17 +66,19 @@ def prepare(source: Source, options: PrepareOptions) -> str:
             that exists, unless `overwrite`, or cannot be written.
     """
     problems = list(source.problems)
+    rule = parse_class_rule(options.classes_from, options.key)
     _stop_at(problems, options)
     # Only images of given lists need a value in the table; only split ones need it before they are split.
     listed = _listed_parts(source.names, options, problems)
     names = source.names if listed is None else [name for members in listed.values() for name in members]
     groups = _groups(source, names, options, problems)
     names = [name for name in names if groups is None or name in groups]
-    parts = _split(names, options, groups) if listed is None else _restricted(listed, set(names))
+    parts = _split(names, options, groups, source.parts) if listed is None else _restricted(listed, set(names))
     if source.unlabelled:
         parts = {**parts, UNLABELLED: list(source.unlabelled)}
     _check_outputs(parts, options)
     images = _read_all(source, sorted({name for members in parts.values() for name in members}), problems)
+    images, class_names = assign_classes(images, source, rule, problems)
     _stop_at(problems, options)
     if not images:
         raise DataError(f"no image is left:\n{list_problems(problems)}")
@@ -84,7 +91,7 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     # Images before the files that name them: a COCO file that is there is whole.
     source.provide(list(images.values()), options.output)
     for part, members in parts.items():
-        _write_part(part, [images[name] for name in members], groups, source, options)
+        _write_part(part, [images[name] for name in members], groups, class_names, source, options)
     return summary_table(parts, images, groups, len(problems), options.output)
 
 
@@ -104,7 +111,7 @@ def _groups(
         groups = _column_of_table(source, names, options, column, problems)
         _stop_at(problems, options)
         return groups
-    if options.key is not None:
+    if options.key is not None and not any(word.startswith("csv:") for word in options.classes_from):
         raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
     column = column or source.default_column
     if column is None:
@@ -192,10 +199,17 @@ def _listed_parts(names: Sequence[str], options: PrepareOptions, problems: list[
     return parts
 
 
-def _split(names: Sequence[str], options: PrepareOptions, groups: Mapping[str, str] | None) -> dict[str, list[str]]:
-    """Return part -> image names by fractions or folds."""
+def _split(
+    names: Sequence[str],
+    options: PrepareOptions,
+    groups: Mapping[str, str] | None,
+    own_parts: Mapping[str, Sequence[str]] | None,
+) -> dict[str, list[str]]:
+    """Return part -> image names by folds, fractions or the source's own split."""
+    if options.folds is None and options.fractions is None and own_parts is not None:
+        return _restricted(own_parts, set(names))
     if options.folds is None:
-        return split_fractions(names, options.fractions, seed=options.seed, groups=groups)
+        return split_fractions(names, options.fractions or DEFAULT_FRACTIONS, seed=options.seed, groups=groups)
     folds = split_folds(names, options.folds, seed=options.seed, groups=groups)
     parts = {}
     for number, fold in enumerate(folds):
@@ -235,6 +249,7 @@ def _write_part(
     part: str,
     images: Sequence[LabelledImage],
     groups: Mapping[str, str] | None,
+    class_names: Sequence[str],
     source: Source,
     options: PrepareOptions,
 ) -> None:
@@ -250,7 +265,7 @@ def _write_part(
         options.output / f"{part}.json",
         images=rows,
         annotations=_annotations(images),
-        categories=[{"id": number, "name": name} for number, name in enumerate(source.class_names, start=1)],
+        categories=[{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
         info={"description": source.description, "image_root": root},
         overwrite=options.overwrite,
     )

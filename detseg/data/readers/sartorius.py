@@ -29,6 +29,7 @@ class Sartorius:
     Masks may overlap; every row is one object. Splits are stratified by cell type.
     """
 
+    parts = None
     default_column = KIND
     class_names = CELL_TYPES
 

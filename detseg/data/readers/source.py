@@ -14,7 +14,8 @@ class LabelledImage:
 
     name: of the image in lists and tables. file_name: its path below the source's image root, with slashes. height,
     width: pixels. rles: N compressed COCO RLEs. classes: N class indices, 0-based; empty: all of class 0. fields:
-    further fields of the image in the COCO file. crowd: N flags, True for a region to be ignored; empty: none.
+    further fields of the image in the COCO file. crowd: N flags, True for a region to be ignored; empty: none. labels:
+    what the source calls each object (its number in a label image, the name of its class); empty: as its class.
     """
 
     name: str
@@ -25,6 +26,7 @@ class LabelledImage:
     classes: Sequence[int] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     crowd: Sequence[bool] = ()
+    labels: Sequence[str] = ()
 
     @property
     def class_of_each(self) -> Sequence[int]:
@@ -35,7 +37,9 @@ class LabelledImage:
 class Source(Protocol):
     """A data set as it was downloaded.
 
-    description: for the COCO file's info. class_names: of class 0, 1, ... names: of the images, each once, sorted.
+    description: for the COCO file's info. class_names: of class 0, 1, ...; empty where the `labels` of objects are the
+    names of their classes. names: of the images, each once, sorted. parts: the split that the data come with, part ->
+    names, used where no other is asked for; None: they have none.
     unlabelled: names of images that nobody has labelled; they go to a file of their own. problems: found while listing.
     columns: column -> image name -> value, what the source itself says of its images. default_column: the one of them
     that splits are stratified by unless another is named, or None.
@@ -44,6 +48,7 @@ class Source(Protocol):
     description: str
     class_names: Sequence[str]
     names: Sequence[str]
+    parts: Mapping[str, Sequence[str]] | None
     unlabelled: Sequence[str]
     problems: Sequence[str]
     columns: Mapping[str, Mapping[str, str]]
