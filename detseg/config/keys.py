@@ -32,8 +32,17 @@ OWN_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.ENGINE",
         "auto",
-        "Which implementation trains and predicts: `auto` or `native` (detseg's own R-CNN family on torch and "
-        "torchvision). Which one ran, and why, is stored in the run.",
+        "Which implementation trains and predicts: `detectron2` (Detectron2 itself), `native` (detseg's own R-CNN family "
+        "on torch and torchvision) or `auto`: Detectron2 where it imports, knows the architecture and implements every "
+        "key that is set, else native. Which one ran, and why, is stored in the run.",
+    ),
+    Key(
+        "MODEL.IMPORTS",
+        [],
+        "Code of yours that adds architectures to Detectron2, as `module:function`: the module is imported, and "
+        "`function(cfg)` adds its keys to Detectron2's configuration. Taken from configuration files only, and only from "
+        "those named on the command line.",
+        Kind("str", (1,)),
     ),
     Key(
         "MODEL.FREEZE",
@@ -106,6 +115,73 @@ OWN_KEYS: tuple[Key, ...] = (
         "Smallest and largest random zoom of a training image on top of its resized size, drawn log-uniformly.",
     ),
     Key(
+        "INPUT.COPY_PASTE.PROBABILITY",
+        0.0,
+        "Probability that objects of another sample are pasted upon a training sample; 0 is off. docs/augmentation.md.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.LAST_ITER",
+        0,
+        "Nothing is pasted after so many iterations: first with copy-paste, then training as usual. 0: to the end.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.SOURCES",
+        ["train"],
+        "Where objects come from: `train` (other images of the training data), `image` (the image itself) and further "
+        "data sets (catalog names or COCO files; classes matched by name, others left out).",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.SOURCE_WEIGHTS",
+        [],
+        "How often each of the SOURCES is drawn, relative to each other; `[]` equally often.",
+        Kind("float", (1,)),
+    ),
+    Key(
+        "INPUT.COPY_PASTE.GROUP_BY",
+        "",
+        "Objects come only from images with the same value of this image-level field of the COCO file (such as "
+        "`group`); empty: from all.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.BALANCE_POWER",
+        0.0,
+        "How far rare classes are preferred, in the choice of images and of objects: 0 not at all, 1 all classes "
+        "equally likely.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.MAX_OBJECTS",
+        50,
+        "Most objects that are pasted upon a sample; how many is drawn evenly from 1 on. 0: as many as there are.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.PLACE",
+        "kept",
+        "`kept`: objects lie where they are in their own sample, after its own random crop, zoom and flips (Ghiasi et "
+        "al. 2020); `free`: each lies anywhere inside the sample.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.MAX_OVERLAP",
+        0.3,
+        "Greatest share of an object, pasted or there before, by which it and the others may overlap: what would cover "
+        "more is not pasted. 1: no limit.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.MIN_VISIBLE",
+        0.3,
+        "Objects of which a smaller share is left after pasting are dropped, and what is left of them is ignored.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.SOFT_EDGE",
+        0.0,
+        "Standard deviation, in pixels of the sample, of the Gaussian that blends pasted objects in; 0: hard edges.",
+    ),
+    Key(
+        "INPUT.COPY_PASTE.MATCH_GRAY",
+        False,
+        "Shift the intensities of every pasted object so that the background around it agrees with that of its new "
+        "place.",
+    ),
+    Key(
         "DATASETS.IMAGE_ROOT",
         "",
         "Folder that the images' file names are relative to; empty: the JSON's `info.image_root`, else its own folder.",
@@ -118,6 +194,13 @@ OWN_KEYS: tuple[Key, ...] = (
         Kind("str", (1,)),
     ),
     Key(
+        "DATASETS.TRAIN_WEIGHTS",
+        [],
+        "How often the images of each set of DATASETS.TRAIN come, relative to each other, whatever the sets' sizes; "
+        "`[]` every image of every set equally often.",
+        Kind("float", (1,)),
+    ),
+    Key(
         "DATALOADER.BALANCE_BY",
         "",
         "Show every value of this image-level field of the COCO file equally often (such as `group`), or, with "
@@ -127,6 +210,22 @@ OWN_KEYS: tuple[Key, ...] = (
         "DATALOADER.BALANCE_POWER",
         1.0,
         "How far BALANCE_BY goes: 0 not at all, 1 all values equally often.",
+    ),
+    Key(
+        "DATALOADER.CACHE",
+        "none",
+        "Keep training images, decoded and scaled, with their masks: `memory` (shared by all loader processes, gone "
+        "with the training) or `disk` (kept, and shared by all trainings).",
+    ),
+    Key(
+        "DATALOADER.CACHE_SIZE",
+        8.0,
+        "Most that DATALOADER.CACHE holds, in GB; images beyond are read from their files.",
+    ),
+    Key(
+        "DATALOADER.CACHE_FOLDER",
+        "",
+        "Folder of the `disk` cache; empty: `samples` in `$DETSEG_CACHE`, else in `~/.cache/detseg`.",
     ),
     Key("SOLVER.OPTIMIZER", "SGD", "`SGD` (SOLVER.MOMENTUM, SOLVER.NESTEROV) or `AdamW` (SOLVER.BETAS)."),
     Key(

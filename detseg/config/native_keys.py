@@ -71,6 +71,7 @@ HONOURED = (
     "DATASETS.TEST",
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.SAMPLER_TRAIN",
+    "DATALOADER.REPEAT_*",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "SOLVER.LR_SCHEDULER_NAME",
     "SOLVER.MAX_ITER",
@@ -117,7 +118,7 @@ IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
     "MODEL.FPN.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.ROI_MASK_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
 }
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 
+from detseg.config.data_rules import check_training_data
 from detseg.config.model_rules import check_model
 from detseg.config.native_keys import check_native
 from detseg.config.node import Config
@@ -40,6 +41,7 @@ def check_combinations(cfg: Config) -> None:
     _check_input(problems)
     _check_crop(problems)
     _check_data(problems)
+    check_training_data(problems)
     _check_solver(problems)
     _check_precision(problems)
     _check_test(problems)
