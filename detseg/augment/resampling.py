@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 # Shrinking further than this, the label at the centre is a poor witness: the area decides.
-_MAJORITY_BELOW = 0.7
+MAJORITY_BELOW = 0.7
 # Points looked at along each axis of an output pixel when the area decides.
 _LEAST_POINTS, _MOST_POINTS = 3, 16
 
@@ -67,9 +68,9 @@ def resize_labels(labels: np.ndarray, window: Window, height: int, width: int) -
     step_y, step_x = (y1 - y0) / height, (x1 - x0) / width
     if step_y == step_x == 1 and float(y0).is_integer() and float(x0).is_integer():
         return labels[:, int(y0) : int(y0) + height, int(x0) : int(x0) + width]
-    if max(step_y, step_x) <= 1 / _MAJORITY_BELOW:
+    if max(step_y, step_x) <= 1 / MAJORITY_BELOW:
         return _sample(labels, window, height, width, 1, 1)
-    return _majority(labels, window, height, width)
+    return _area_majority(labels, window, height, width)
 
 
 def _sample(labels: np.ndarray, window: Window, height: int, width: int, points_y: int, points_x: int) -> np.ndarray:
@@ -87,16 +88,23 @@ def _positions(start: float, end: float, count: int, length: int) -> np.ndarray:
     return np.clip(np.floor(positions).astype(np.int64), 0, length - 1)
 
 
-def _majority(labels: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
+def _area_majority(labels: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
     """The label that most of a fine grid of points in every output pixel has.
 
-    The grid has twice as many points as input pixels along each axis. Nearly all output pixels see one label, nearly
-    all others two; the few with more are counted by sorting.
+    The grid has twice as many points as input pixels along each axis.
     """
     y0, x0, y1, x1 = window
     points_y, points_x = _points((y1 - y0) / height), _points((x1 - x0) / width)
     fine = _sample(labels, window, height, width, points_y, points_x)
-    planes = [fine[:, row::points_y, column::points_x] for row in range(points_y) for column in range(points_x)]
+    return majority([fine[:, row::points_y, column::points_x] for row in range(points_y) for column in range(points_x)])
+
+
+def majority(planes: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for every pixel the label that most planes, arrays of one shape, have there.
+
+    The highest label where several are as frequent.
+    """
+    # Nearly all pixels see one label, nearly all others two; the few with more are counted by sorting.
     lowest, highest = planes[0].copy(), planes[0].copy()
     for plane in planes[1:]:
         np.minimum(lowest, plane, out=lowest)
