@@ -2,6 +2,7 @@
 
 An image is (H, W, C), uint8, uint16 or float32, RGB where C = 3. The pixels come as the file stores them: an EXIF
 orientation is not applied, since masks are drawn on the stored pixels, and COCO's `height` and `width` mean them too.
+Of a file with slices or points in time, the field `plane` of the COCO image says which picture is meant.
 
 Pillow reads everything but TIFF (tifffile), NPY (NumPy) and colour PNG of 16 bits, which Pillow cuts to 8 (OpenCV).
 OpenCV alone will not do: up to version 4 it fills the missing part of a truncated PNG in silence.
@@ -12,16 +13,19 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import mmap
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from detseg.data.image_size import check_size
+from detseg.data.planes import PlaneChoice, choose_plane
 from detseg.data.tiff import read_tiff
 from detseg.errors import DataError
 
@@ -34,8 +38,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _REMEDY = "copy or download the file again, or take it out of the data set"
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> np.ndarray:
     """Read an image file of any of `SUFFIXES` (told by its content, save for NPY).
+
+    fields: those of the image in a COCO file; `plane` chooses a picture of a file that holds several.
 
     Returns:
         (H, W, C) uint8, uint16 or float32: gray gives C = 1, colour RGB, alpha is dropped. 8 and 16 bits stay as they
@@ -43,20 +49,49 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         DataError: the file is missing, truncated, no image, larger than `image_size.max_pixels`, holds several images
-            or values that are no numbers.
+            of which none is chosen, or values that are no numbers.
     """
-    return decode_image(_read_bytes(Path(path)), path)
+    return read_picture(path, fields)[0]
 
 
-def decode_image(data: bytes, name: str | os.PathLike[str]) -> np.ndarray:
+def read_picture(
+    path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read an image file as `read_image`, and what is known of the image.
+
+    Returns:
+        The image, and its facts: `pixel_size` (micrometres: a number, or [y, x]), `channel_names` and `unnamed_pages`
+        (pages without a name that were taken for channels), where the file says so; `fields` go before.
+    """
+    fields = fields or {}
+    with _opened(Path(path)) as (data, stream):
+        image, facts = _decode_image(data, path, fields, stream)
+    return image, {**facts, **fields}
+
+
+def decode_image(data: bytes, name: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> np.ndarray:
     """`read_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
-    array, has_alpha = _decode(data, name, keep_indices=False)
+    return decode_picture(data, name, fields)[0]
+
+
+def decode_picture(
+    data: bytes, name: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """`read_picture` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
+    image, facts = _decode_image(data, name, fields or {}, None)
+    return image, {**facts, **(fields or {})}
+
+
+def _decode_image(
+    data: Any, name: str | os.PathLike[str], fields: Mapping[str, Any], stream: BinaryIO | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    array, has_alpha, facts = _decode(data, name, fields, keep_indices=False, stream=stream)
     if array.ndim == 2:
         array = array[:, :, None]
     _check_shape(array, name)
     if has_alpha:
         array = array[:, :, :-1]
-    return np.ascontiguousarray(_to_image_type(array, name))
+    return np.ascontiguousarray(_to_image_type(array, name)), facts
 
 
 def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -68,12 +103,13 @@ def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: as `read_image`, or the file has colours, fractions, negative numbers or numbers beyond int32.
     """
-    return decode_label_image(_read_bytes(Path(path)), path)
+    with _opened(Path(path)) as (data, _):
+        return decode_label_image(data, path)
 
 
 def decode_label_image(data: bytes, name: str | os.PathLike[str]) -> np.ndarray:
     """`read_label_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
-    array, has_alpha = _decode(data, name, keep_indices=True)
+    array, has_alpha, _ = _decode(data, name, {}, keep_indices=True)
     if array.ndim == 3 and (array.shape[2] == 1 or (has_alpha and array.shape[2] == 2)):
         array = array[:, :, 0]
     if array.ndim != 2:
@@ -95,25 +131,51 @@ def decode_label_image(data: bytes, name: str | os.PathLike[str]) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; check the path and the image root") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+_TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
-def _decode(data: bytes, name: str | os.PathLike[str], *, keep_indices: bool) -> tuple[np.ndarray, bool]:
-    """Return (H, W) or (H, W, C) of any dtype, and whether the last channel is alpha."""
-    if not data:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, BinaryIO | None]]:
+    """Give the bytes of a file; a TIFF, which may be a large stack, is mapped into memory and comes with its stream."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+            is_tiff = file.read(4) in _TIFF_SIGNATURES
+            file.seek(0)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_tiff else file.read()
+        except FileNotFoundError:
+            raise DataError(f"{path}: there is no such file; check the path and the image root") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{path}: cannot be read ({reason}); check its permissions") from None
+        try:
+            yield data, file if is_tiff else None
+        finally:
+            # An error on its way holds arrays on the map, which goes with them.
+            with contextlib.suppress(BufferError, AttributeError):
+                data.close()
+
+
+def _decode(
+    data: Any,
+    name: str | os.PathLike[str],
+    fields: Mapping[str, Any],
+    *,
+    keep_indices: bool,
+    stream: BinaryIO | None = None,
+) -> tuple[np.ndarray, bool, dict[str, Any]]:
+    """Return (H, W) or (H, W, C) of any dtype, whether the last channel is alpha, and what the file says of itself."""
+    if not len(data):
         raise DataError(f"{name}: the file is empty (0 bytes); {_REMEDY}")
     try:
+        choice = PlaneChoice.from_fields(fields)
         if os.fspath(name).lower().endswith(".npy"):
-            return _decode_npy(data), False
-        if data[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
-            return read_tiff(data, keep_indices=keep_indices)
-        return _decode_with_pillow(data, keep_indices=keep_indices)
+            return _decode_npy(data, choice), False, {}
+        if data[:4] in _TIFF_SIGNATURES:
+            return read_tiff(data, keep_indices=keep_indices, choice=choice, stream=stream)
+        array, has_alpha = _decode_with_pillow(data, keep_indices=keep_indices)
+        array, _ = choose_plane(array.__getitem__, array.shape, "YXS"[: array.ndim], choice)
+        return array, has_alpha, {}
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except UnidentifiedImageError:
@@ -125,21 +187,26 @@ def _decode(data: bytes, name: str | os.PathLike[str], *, keep_indices: bool) ->
         raise DataError(f"{name}: the image is truncated or unreadable ({reason}); {_REMEDY}") from error
 
 
-def _decode_npy(data: bytes) -> np.ndarray:
+def _decode_npy(data: bytes, choice: PlaneChoice) -> np.ndarray:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
     if dtype.kind not in "iubf":
         raise DataError(f"expected an array of numbers, found {dtype}")
-    if len(shape) not in (2, 3):
-        raise DataError(f"expected the axes (height, width) or (height, width, channel), found the shape {shape}")
+    axes = choice.axes or "YXC"[: len(shape)]
+    if len(shape) != len(axes) or len(shape) < 2:
+        raise DataError(
+            f"expected the axes (height, width) or (height, width, channel), found the shape {shape}; name other axes "
+            'with --axes (in a COCO file the image\'s field "plane": {"axes": "CYX"})'
+        )
     # NumPy takes the memory that the header asks for before it looks at what follows.
-    check_size(*shape[:2])
+    check_size(shape[axes.index("Y")], shape[axes.index("X")])
     expected, found = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
     if found < expected:
         raise DataError(f"the image is truncated: {found} bytes of {expected} are there; {_REMEDY}")
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    return choose_plane(array.__getitem__, array.shape, axes, choice)[0]
 
 
 @contextlib.contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
+import math
 import struct
 import warnings
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -13,47 +16,58 @@ import tifffile
 from PIL import Image
 
 from detseg.data.image_size import check_size
+from detseg.data.planes import UNNAMED_AXES, Getter, PlaneChoice, choose_plane
+from detseg.data.tiff_metadata import describe_tiff
 from detseg.errors import DataError
 
-# Axes by tifffile's letters: Y, X; S samples (RGB); C channels; I and Q pages without a name, taken for channels.
-_CHANNEL_AXES = "SCIQ"
 # Bytes of a value of every type of tag.
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_STACK_AXES = {"Z": "slices", "T": "points in time"}
 
 
-def read_tiff(data: bytes, *, keep_indices: bool) -> tuple[np.ndarray, bool]:
-    """Decode a TIFF file.
+def read_tiff(
+    data: Any, *, keep_indices: bool, choice: PlaneChoice, stream: BinaryIO | None = None
+) -> tuple[np.ndarray, bool, dict[str, Any]]:
+    """Decode one picture of a TIFF file, BigTIFF, tiles, pyramids (their full size), OME-TIFF and ImageJ included.
+
+    Args:
+        data: the file's bytes, or the file mapped into memory.
+        keep_indices: do not apply a palette, nor turn an image in which white is 0.
+        choice: which slice and point in time.
+        stream: the open file, where `data` is a map of it.
 
     Returns:
-        (H, W) or (H, W, C), of the file's own dtype, and whether the last channel is alpha. A palette is applied
-        unless `keep_indices`; an image in which white is 0 is turned.
+        (H, W) or (H, W, C), of the file's own dtype; whether the last channel is alpha; and what the file says of the
+        picture: `pixel_size`, `channel_names`, and `unnamed_pages`, how many pages without a name became channels.
 
     Raises:
-        DataError: the file is cut off, or holds a stack or a movie. Other exceptions of the decoders pass through.
+        DataError: the file is cut off, or holds slices or points in time of which none is chosen. Other exceptions of
+            the decoders pass through.
     """
     _check_directories(data)
     # tifffile logs what it finds strange; here that either matters and is raised, or does not.
     logging.getLogger("tifffile").addFilter(_silence)
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        # Files that a multi-file OME-TIFF names are not looked for: what is missing would be black.
+        with tifffile.TiffFile(stream or io.BytesIO(data), _multifile=False) as file:
             if not file.pages:
                 raise DataError("the TIFF file holds no picture")
             page = file.pages[0]
             check_size(page.imagelength, page.imagewidth)
             _check_complete(file, len(data))
-            array, axes = _decode(file, data)
+            array, channel = _decode(file, data, choice)
             photometric = getattr(page, "photometric", None)
             colormap = page.colormap
             has_alpha = _has_alpha(page)
+            facts = describe_tiff(file, array.shape[2] if channel else None)
     finally:
         logging.getLogger("tifffile").removeFilter(_silence)
-    array = _channels_last(array, axes)
+    if channel and channel in UNNAMED_AXES:
+        facts["unnamed_pages"] = array.shape[2]
     if photometric == tifffile.PHOTOMETRIC.PALETTE and colormap is not None and not keep_indices and array.ndim == 2:
-        return (colormap[:, array] >> 8).astype(np.uint8).transpose(1, 2, 0), False
+        return (colormap[:, array] >> 8).astype(np.uint8).transpose(1, 2, 0), False, facts
     if photometric == tifffile.PHOTOMETRIC.MINISWHITE and not keep_indices and array.dtype.kind in "ub":
         array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
-    return array, has_alpha and array.ndim == 3 and array.shape[2] in (2, 4)
+    return array, has_alpha and array.ndim == 3 and array.shape[2] in (2, 4), facts
 
 
 def _silence(record: logging.LogRecord) -> bool:
@@ -111,19 +125,67 @@ def _check_complete(file: tifffile.TiffFile, size: int) -> None:
             )
 
 
-def _decode(file: tifffile.TiffFile, data: bytes) -> tuple[np.ndarray, str]:
+def _decode(file: tifffile.TiffFile, data: Any, choice: PlaneChoice) -> tuple[np.ndarray, str]:
+    """Return (H, W) or (H, W, C), and the letter of the axis of channels."""
     series = file.series[0]
     if len(file.series) > 1 and any(other.shape == series.shape for other in file.series[1:]):
         raise DataError(f"the TIFF file holds {len(file.series)} pictures; save every picture as a file of its own")
     if file.pages[0].photometric == tifffile.PHOTOMETRIC.SEPARATED:
-        return _decode_by_library(data, deep_color=False)
+        array, axes = _decode_by_library(data, 0, deep_color=False)
+        return choose_plane(array.__getitem__, array.shape, axes, PlaneChoice())
     try:
-        return series.asarray(), series.axes
+        return choose_plane(_getter(series, data), series.shape, series.axes, choice)
     except ValueError as error:
         # LZW, JPEG and other compressions need a package that tifffile does not bring along.
         if "imagecodecs" not in str(error):
             raise
-    return _decode_by_library(data, deep_color=file.pages[0].samplesperpixel > 1 and _bits(file.pages[0]) > 8)
+    deep_color = file.pages[0].samplesperpixel > 1 and _bits(file.pages[0]) > 8
+    if len(series.pages) > 1:
+        return choose_plane(_library_getter(series, data, deep_color), series.shape, series.axes, choice)
+    array, axes = _decode_by_library(data, 0, deep_color=deep_color)
+    return choose_plane(array.__getitem__, array.shape, axes, choice)
+
+
+def _getter(series: tifffile.TiffPageSeries, data: Any) -> Getter:
+    """Return what reads the pages that an index needs and no others."""
+    if series.dataoffset is not None:
+        dtype = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
+        flat = np.frombuffer(data, dtype, count=math.prod(series.shape), offset=series.dataoffset)
+        array = flat.reshape(series.shape)
+        # A copy, so that nothing holds on to the mapped file.
+        return lambda index: array[index].astype(dtype.newbyteorder("="))
+    if _front_axes(series) is None:
+        return series.asarray().__getitem__
+    return lambda index: _read_pages(series, index, lambda number: series.pages[number].asarray())
+
+
+def _library_getter(series: tifffile.TiffPageSeries, data: Any, deep_color: bool) -> Getter:
+    if _front_axes(series) is None:
+        raise DataError("this compression of TIFF is not known here for stacks; save the file without compression")
+    pages = {id(page): number for number, page in enumerate(series.keyframe.parent.pages)}
+    numbers = [pages.get(id(page), page.index) for page in series.pages]
+    return lambda index: _read_pages(
+        series, index, lambda number: _decode_by_library(data, numbers[number], deep_color=deep_color)[0]
+    )
+
+
+def _front_axes(series: tifffile.TiffPageSeries) -> tuple[int, ...] | None:
+    """Return the lengths of the axes that count pages, or None where pages do not make up the series simply."""
+    inner = series.keyframe.shape
+    front = series.shape[: len(series.shape) - len(inner)]
+    is_simple = series.shape[len(front) :] == inner and len(series.pages) == math.prod(front)
+    return front if is_simple and not any(page is None for page in series.pages) else None
+
+
+def _read_pages(series: tifffile.TiffPageSeries, index: tuple[Any, ...], read: Any) -> np.ndarray:
+    """Return what `series.asarray()[index]` is, from the pages that it needs. read: page number -> array."""
+    front = _front_axes(series) or ()
+    outer, inner = index[: len(front)], index[len(front) :]
+    ranges = [range(count)[one] if isinstance(one, slice) else [one] for count, one in zip(front, outer, strict=True)]
+    numbers = [int(np.ravel_multi_index(place, front)) if front else 0 for place in itertools.product(*ranges)]
+    pages = [read(number)[inner] for number in numbers]
+    lengths = [count for count, one in zip(front, outer, strict=True) if isinstance(one, slice)]
+    return np.stack(pages).reshape(*lengths, *pages[0].shape)
 
 
 def _bits(page: tifffile.TiffPage) -> int:
@@ -131,35 +193,16 @@ def _bits(page: tifffile.TiffPage) -> int:
     return max(bits) if isinstance(bits, tuple) else int(bits)
 
 
-def _decode_by_library(data: bytes, *, deep_color: bool) -> tuple[np.ndarray, str]:
-    """Decode the picture of a compressed file through libtiff: in OpenCV colour of 16 bits, else in Pillow."""
+def _decode_by_library(data: Any, number: int, *, deep_color: bool) -> tuple[np.ndarray, str]:
+    """Decode page `number` of a compressed file through libtiff: in OpenCV colour of 16 bits, else in Pillow."""
     if deep_color:
-        array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if number == 0 else None
         if array is None or array.ndim != 3:
             raise DataError("this compression of TIFF is not known here; save the file without compression")
         return array[:, :, [2, 1, 0, 3][: array.shape[2]]], "YXS"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
-        if getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"the TIFF file holds {image.n_frames} pictures; save every picture as a file of its own")
+        image.seek(number)
         array = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
     return array, "YX" if array.ndim == 2 else "YXS"
-
-
-def _channels_last(array: np.ndarray, axes: str) -> np.ndarray:
-    """Return (H, W) or (H, W, C); axes of length 1 are dropped."""
-    kept = [(letter, length) for letter, length in zip(axes, array.shape, strict=True) if letter in "YX" or length > 1]
-    array = array.reshape([length for _, length in kept])
-    letters = "".join(letter for letter, _ in kept)
-    for letter, name in _STACK_AXES.items():
-        if letter in letters:
-            count = array.shape[letters.index(letter)]
-            raise DataError(f"the TIFF file holds {count} {name}; save every picture as a file of its own")
-    others = letters.replace("Y", "").replace("X", "")
-    if "Y" not in letters or "X" not in letters or len(others) > 1 or (others and others not in _CHANNEL_AXES):
-        raise DataError(f"the TIFF file has the axes {axes} of shape {array.shape}; expected one picture (YX or YXC)")
-    if not others:
-        return array if letters == "YX" else array.T
-    order = (letters.index("Y"), letters.index("X"), letters.index(others))
-    return array.transpose(order)

@@ -1,0 +1,161 @@
+"""Which picture of a file with further axes: one slice or the brightest of all, one point in time, never a guess.
+
+Axes have tifffile's letters: Y, X; C channels; S samples of a pixel (RGB); Z slices; T points in time; Q and I pages
+that the file does not name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+
+FIELD = "plane"
+PROJECTION = "max"
+
+_CHANNEL_AXES = "CS"
+UNNAMED_AXES = "QI"
+_STACK_NAMES = {"Z": ("slices", "z"), "T": ("points in time", "t")}
+_GIVEN_AXES = re.compile(r"[ZTCYXS]{2,5}")
+
+# Returns what an index of one entry an axis, a number or slice(None), selects.
+Getter = Callable[[tuple[Any, ...]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PlaneChoice:
+    """What an image is of its file; in a COCO file the image's field `plane`: {"z": 3, "t": 0, "axes": "TZYX"}.
+
+    z: the slice, from 0 on, or "max" for the maximum over all of them; None where there is one. t: the point in time,
+    from 0 on; None where there is one. axes: the letters of the file's axes (Z, T, C, Y, X, S), those of length 1 left
+    out, for a file that does not name them or names them wrongly; "": as the file says.
+    """
+
+    z: int | str | None = None
+    t: int | None = None
+    axes: str = ""
+
+    def __post_init__(self) -> None:
+        if self.z not in (None, PROJECTION) and not _is_index(self.z):
+            raise DataError(f"the slice z is {self.z!r}; expected a whole number from 0 on, or {PROJECTION}")
+        if self.t is not None and not _is_index(self.t):
+            raise DataError(f"the point in time t is {self.t!r}; expected a whole number from 0 on")
+        letters = self.axes
+        is_axes = isinstance(letters, str) and _GIVEN_AXES.fullmatch(letters) and len(set(letters)) == len(letters)
+        if letters != "" and not (is_axes and {"Y", "X"} <= set(letters)):
+            raise DataError(f"the axes are {letters!r}; expected letters of ZTCYXS, each once, as CYX or TZYX")
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> PlaneChoice:
+        """Read the field `plane` of a COCO image. Raises DataError where it makes no sense."""
+        plane = fields.get(FIELD) or {}
+        if not isinstance(plane, Mapping) or not set(plane) <= {"z", "t", "axes"}:
+            raise DataError(
+                f'the image\'s field {FIELD} is {str(plane)[:80]!r}; expected {{"z": 3, "t": 0, "axes": "TZYX"}}'
+            )
+        return cls(**plane)
+
+    @classmethod
+    def from_texts(cls, z: str | None, t: str | None, axes: str | None) -> PlaneChoice:
+        """Read what a user typed. Raises DataError where it makes no sense."""
+        return cls(_number(z), _number(t), (axes or "").upper())
+
+    def fields(self) -> dict[str, Any]:
+        """Return the field of a COCO image, what is not chosen left out; {} for no choice at all."""
+        chosen = {"z": self.z, "t": self.t, "axes": self.axes or None}
+        plane = {name: value for name, value in chosen.items() if value is not None}
+        return {FIELD: plane} if plane else {}
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else text
+
+
+def choose_plane(get: Getter, shape: Sequence[int], axes: str, choice: PlaneChoice) -> tuple[np.ndarray, str]:
+    """Take one picture out of an array of any axes.
+
+    Args:
+        get: the array's `__getitem__`, or what does the same without reading all of it.
+        shape, axes: of the array; one letter an axis.
+
+    Returns:
+        (H, W) or (H, W, C), and the letter of the channel axis, "" without one.
+
+    Raises:
+        DataError: slices or points in time without a choice, or fewer than chosen; axes that are no picture's.
+    """
+    letters = _letters(shape, axes, choice)
+    index: list[Any] = [
+        slice(None) if length > 1 or letter in "YX" else 0 for length, letter in zip(shape, letters, strict=True)
+    ]
+    for letter, chosen in (("Z", choice.z), ("T", choice.t)):
+        position = letters.find(letter)
+        count = shape[position] if position >= 0 else 1
+        _check_stack(letter, count, chosen)
+        if position >= 0 and count > 1 and chosen != PROJECTION:
+            index[position] = chosen
+    kept = "".join(letter for letter, one in zip(letters, index, strict=True) if one == slice(None) and letter != "Z")
+    _check_picture(kept, letters, shape)
+    if choice.z == PROJECTION and "Z" in letters and isinstance(index[letters.index("Z")], slice):
+        array = _project(get, index, letters.index("Z"), shape[letters.index("Z")])
+    else:
+        array = np.asarray(get(tuple(index)))
+    channel = kept.replace("Y", "").replace("X", "")
+    order = [kept.index(letter) for letter in "YX" + channel]
+    return array.transpose(order), channel
+
+
+def _letters(shape: Sequence[int], axes: str, choice: PlaneChoice) -> str:
+    """Return a letter for every axis: the file's own, or those that were given for the axes longer than 1."""
+    if not choice.axes:
+        return axes
+    long_ones = [length for length in shape if length > 1]
+    if len(choice.axes) == len(shape):
+        return choice.axes
+    if len(choice.axes) != len(long_ones):
+        raise DataError(
+            f"the axes are given as {choice.axes}, but the file has {len(long_ones)} (of shape {tuple(shape)}); give "
+            "one letter for each"
+        )
+    given = iter(choice.axes)
+    return "".join(next(given) if length > 1 else "?" for length in shape)
+
+
+def _check_stack(letter: str, count: int, chosen: int | str | None) -> None:
+    name, option = _STACK_NAMES[letter]
+    if count > 1 and chosen is None:
+        projection = f", or --{option} {PROJECTION} for the maximum of all" if letter == "Z" else ""
+        raise DataError(
+            f"the file holds {count} {name}; choose one with --{option} 0 to {count - 1}{projection} (in a COCO file "
+            f'the image\'s field "{FIELD}": {{"{option}": 0}})'
+        )
+    if isinstance(chosen, int) and chosen >= count:
+        raise DataError(f"{option} {chosen} is chosen, but the file holds {count} {name} (0 to {count - 1})")
+
+
+def _check_picture(kept: str, letters: str, shape: Sequence[int]) -> None:
+    others = kept.replace("Y", "").replace("X", "")
+    if "Y" not in kept or "X" not in kept or len(others) > 1 or (others and others not in _CHANNEL_AXES + UNNAMED_AXES):
+        raise DataError(
+            f"the file has the axes {letters} of shape {tuple(shape)}; expected one picture (YX, or with channels CYX "
+            "or YXS) of any number of slices (Z) and points in time (T); name the axes with --axes (in a COCO file the "
+            f'image\'s field "{FIELD}": {{"axes": "ZCYX"}}), or save every picture as a file of its own'
+        )
+
+
+def _project(get: Getter, index: list[Any], position: int, count: int) -> np.ndarray:
+    """Return the maximum over an axis, one slice in memory at a time."""
+    result: np.ndarray | None = None
+    for number in range(count):
+        plane = np.asarray(get((*index[:position], number, *index[position + 1 :])))
+        result = plane.copy() if result is None else np.maximum(result, plane, out=result)
+    return result
