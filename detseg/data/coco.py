@@ -52,15 +52,24 @@ class ImageAnnotations(NamedTuple):
 
 
 class CocoDataset:
-    """Images with annotations. Class index c is `categories[c]`; categories are sorted by id unless reordered."""
+    """Images with annotations. Class index c is `categories[c]`; categories are sorted by id unless reordered.
+
+    origins: (images,) int64, of which of several data sets that were joined every image comes.
+    """
 
     def __init__(
-        self, images: list[ImageRecord], categories: list[Category], table: AnnotationTable, name: str
+        self,
+        images: list[ImageRecord],
+        categories: list[Category],
+        table: AnnotationTable,
+        name: str,
+        origins: np.ndarray | None = None,
     ) -> None:
         self.images = images
         self.categories = categories
         self.table = table
         self.name = name
+        self.origins = np.zeros(len(images), dtype=np.int64) if origins is None else origins
 
     @classmethod
     def load(
@@ -174,7 +183,7 @@ class CocoDataset:
         """Return the data set of these images, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         images = [self.images[index] for index in indices]
-        return CocoDataset(images, self.categories, self.table.select(indices), self.name)
+        return CocoDataset(images, self.categories, self.table.select(indices), self.name, self.origins[indices])
 
     def with_classes(self, names: Sequence[str]) -> CocoDataset:
         """Return the data set with the classes in the order of `names`, which must be those of its categories."""
@@ -187,7 +196,26 @@ class CocoDataset:
         order = [by_name[name] for name in names]
         new_index = np.argsort(order)
         table = dataclasses.replace(self.table, classes=new_index[self.table.classes].astype(np.int32))
-        return CocoDataset(self.images, [self.categories[number] for number in order], table, self.name)
+        categories = [self.categories[number] for number in order]
+        return CocoDataset(self.images, categories, table, self.name, self.origins)
+
+    def with_objects_of(self, names: Sequence[str]) -> CocoDataset:
+        """Return the data set with the classes `names`, in this order; objects of its other classes are left out.
+
+        Raises DataError where it has none of these classes.
+        """
+        ids = {category.name: category.id for category in self.categories}
+        if not any(name in ids for name in names):
+            raise DataError(
+                f"{self.name}: its classes are {', '.join(self.class_names)}; none of {', '.join(names)} is among "
+                "them: rename its categories"
+            )
+        categories = [Category(ids.get(name, -1), name) for name in names]
+        index = {name: number for number, name in enumerate(names)}
+        new_index = np.array([index.get(name, -1) for name in self.class_names], dtype=np.int32)
+        classes = new_index[self.table.classes]
+        table = dataclasses.replace(self.table, classes=np.maximum(classes, 0))
+        return CocoDataset(self.images, categories, table.keep((classes >= 0) | table.crowd), self.name, self.origins)
 
     @classmethod
     def concatenate(cls, datasets: Sequence[CocoDataset]) -> CocoDataset:
@@ -199,7 +227,8 @@ class CocoDataset:
         datasets = [dataset.with_classes(datasets[0].class_names) for dataset in datasets]
         images = [record for dataset in datasets for record in dataset.images]
         table = AnnotationTable.concatenate([dataset.table for dataset in datasets])
-        return cls(images, datasets[0].categories, table, " + ".join(dataset.name for dataset in datasets))
+        origins = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
+        return cls(images, datasets[0].categories, table, " + ".join(dataset.name for dataset in datasets), origins)
 
 
 def _record(entry: ImageEntry, root: Path) -> ImageRecord:

@@ -76,6 +76,13 @@ class AnnotationTable:
             self.text, self.starts[rows], self.ends[rows], self.classes[rows], self.crowd[rows], offsets
         )
 
+    def keep(self, rows: np.ndarray) -> AnnotationTable:
+        """Return the table with the annotations `rows`, (A,) bool, alone; the text is shared."""
+        offsets = np.concatenate([[0], np.cumsum(rows)])[self.offsets].astype(np.int64)
+        return AnnotationTable(
+            self.text, self.starts[rows], self.ends[rows], self.classes[rows], self.crowd[rows], offsets
+        )
+
     @staticmethod
     def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
         """Join tables whose classes mean the same."""

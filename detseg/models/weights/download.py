@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from detseg.errors import WeightsError
+from detseg.structures.cache_folder import CACHE_VARIABLE, cache_folder
 from detseg.structures.file_lock import wait_for_lock
 
 _logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "DETSEG_CACHE"
 ATTEMPTS = 3
 _TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 20  # bytes
@@ -30,12 +30,6 @@ _BLOCK = 1 << 20  # bytes
 
 class _BrokenError(Exception):
     """The transfer ended early; what came is kept."""
-
-
-def cache_folder() -> Path:
-    """$DETSEG_CACHE, else .cache/detseg in the home folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "detseg"
 
 
 def cached_path(url: str) -> Path:

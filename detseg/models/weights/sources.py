@@ -8,7 +8,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from detseg.errors import WeightsError
 from detseg.models.weights import addresses
-from detseg.models.weights.download import cache_folder, download
+from detseg.models.weights.download import download
+from detseg.structures.cache_folder import cache_folder
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.IGNORECASE)
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
