@@ -32,16 +32,16 @@ OWN_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.ENGINE",
         "auto",
-        "Which implementation trains and predicts: `detectron2` (Detectron2 itself), `native` (detseg's own R-CNN family "
-        "on torch and torchvision) or `auto`: Detectron2 where it imports, knows the architecture and implements every "
-        "key that is set, else native. Which one ran, and why, is stored in the run.",
+        "Which implementation trains and predicts: `detectron2` (Detectron2 itself), `native` (detseg's own R-CNN "
+        "family on torch and torchvision) or `auto`: Detectron2 where it imports, knows the architecture and "
+        "implements every key that is set, else native. Which one ran, and why, is stored in the run.",
     ),
     Key(
         "MODEL.IMPORTS",
         [],
         "Code of yours that adds architectures to Detectron2, as `module:function`: the module is imported, and "
-        "`function(cfg)` adds its keys to Detectron2's configuration. Taken from configuration files only, and only from "
-        "those named on the command line.",
+        "`function(cfg)` adds its keys to Detectron2's configuration. Taken from configuration files only, and only "
+        "from those named on the command line.",
         Kind("str", (1,)),
     ),
     Key(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,33 @@ import yaml
 
 from detseg.config.kinds import Kind, WrongKindError, coerce
 from detseg.config.node import Config, unknown_key_message
-from detseg.config.schema import default_values, kinds
-from detseg.config.yaml_file import BASE_KEY, Setting, read_config_file
+from detseg.config.schema import Schema, schema
+from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, Setting, read_config_file
 from detseg.errors import ConfigError, list_problems
 
 _MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
 _COMMAND_LINE = "command line"
+Imports = Callable[[Sequence[str]], Mapping[str, Any]]
+"""From the names in MODEL.IMPORTS to the keys that they add, with their defaults, by dotted name."""
+
 _NOT_HASHED = ("OUTPUT_DIR",)  # where a run is written does not change what it computes
 
 
 def get_default_config() -> Config:
     """All keys at detseg's defaults, not frozen."""
-    return Config.from_flat(default_values())
+    return Config.from_flat(schema().default_values())
 
 
-def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = ()) -> Config:
+def load_config(
+    path: str | os.PathLike[str] | None = None, overrides: Sequence[Any] = (), *, imports: Imports | None = None
+) -> Config:
     """Load a YAML file over the files that its `_BASE_` names, then apply overrides.
 
     Args:
         path: the YAML file; None starts from the defaults.
         overrides: words of the command line: `KEY VALUE`, `KEY=VALUE` or `--KEY=VALUE`, in any mix.
+        imports: how MODEL.IMPORTS is honoured: `detseg.config.imports.run_imports`, which runs the code that it names,
+            for a file that the user named on the command line; None, for all other files, refuses it.
 
     Returns:
         The frozen configuration. Impossible combinations are refused; what only one engine or only training asks for
@@ -45,22 +52,28 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
     from detseg.config.validation import check_combinations
 
     source = None if path is None else Path(os.path.expanduser(path))
-    settings = [] if source is None else _collect(source, chain=(), count=[0])
-    settings += parse_overrides(overrides)
-    config = _apply(settings, source)
+    named = [] if source is None else _collect(source, known=None, chain=(), count=[0])
+    known = _known_keys(named[-1].value, named[-1].origin, imports) if named else schema()
+    settings = [] if source is None else _collect(source, known=known, chain=(), count=[0])
+    settings += parse_overrides(overrides, known)
+    config = _apply(settings, source, known)
     check_combinations(config)
     return config.freeze()
 
 
-def load_flat_config(mapping: Mapping[str, Any]) -> Config:
+def load_flat_config(mapping: Mapping[str, Any], *, imports: Imports | None = None) -> Config:
     """A frozen Config from resolved values by dotted key, as checkpoints and run folders hold them.
 
     Keys that are left out keep their defaults; types are checked, text is not evaluated, combinations are not judged.
 
+    Args:
+        imports: as for `load_config`; a checkpoint must not name code to run.
+
     Raises:
         ConfigError: an unknown key or a wrong type.
     """
-    config = get_default_config()
+    known = _known_keys(mapping.get(IMPORTS_KEY) or [], "stored configuration", imports)
+    config = Config.from_flat(known.default_values(), known=known)
     problems = []
     for key, value in mapping.items():
         try:
@@ -71,19 +84,42 @@ def load_flat_config(mapping: Mapping[str, Any]) -> Config:
     return config.freeze()
 
 
-def parse_overrides(words: Sequence[Any]) -> list[Setting]:
+def _known_keys(names: Any, origin: str, imports: Imports | None) -> Schema:
+    """The keys that there are with MODEL.IMPORTS as it stands.
+
+    Raises:
+        ConfigError: it names code that must not run.
+    """
+    try:
+        chosen = coerce(schema().kinds[IMPORTS_KEY], names, decode=True)
+    except WrongKindError as error:
+        raise ConfigError(f"{origin}: {IMPORTS_KEY}: {error}") from None
+    if not chosen:
+        return schema()
+    if imports is None:
+        raise ConfigError(
+            f"{origin}: {IMPORTS_KEY} names code ({', '.join(chosen)}), which runs only where a configuration file "
+            "given on the command line names it, never from a run folder or a checkpoint: give --config FILE"
+        )
+    return schema().extended(imports(chosen))
+
+
+def parse_overrides(words: Sequence[Any], known: Schema | None = None) -> list[Setting]:
     """Read `KEY VALUE`, `KEY=VALUE` and `--KEY=VALUE` from the command line's words.
 
     Raises:
         ConfigError: a key without a value, or an unknown key.
     """
+    known = known or schema()
     settings = []
     remaining = iter(words)
     for word in remaining:
         key, separator, value = str(word).partition("=")
         key = key.removeprefix("--")
-        if key not in kinds():
-            raise ConfigError(f"{_COMMAND_LINE}: {unknown_key_message(key)}")
+        if key not in known.kinds:
+            raise ConfigError(f"{_COMMAND_LINE}: {unknown_key_message(key, known)}")
+        if key == IMPORTS_KEY:
+            raise ConfigError(f"{_COMMAND_LINE}: {key} is taken from configuration files only: write it into yours")
         if not separator:
             missing = object()
             value = next(remaining, missing)
@@ -122,7 +158,7 @@ def config_name(path: str | os.PathLike[str] | None) -> str:
     return "_".join(parts[folders[-1] + 1 :]) if folders else parts[-1]
 
 
-def _collect(path: Path, chain: tuple[Path, ...], count: list[int]) -> list[Setting]:
+def _collect(path: Path, known: Schema | None, chain: tuple[Path, ...], count: list[int]) -> list[Setting]:
     """The settings of a file after those of the files it builds on; `chain` are the files that led here."""
     identity = Path(os.path.realpath(path))
     if identity in [Path(os.path.realpath(earlier)) for earlier in chain]:
@@ -131,10 +167,10 @@ def _collect(path: Path, chain: tuple[Path, ...], count: list[int]) -> list[Sett
     count[0] += 1
     if count[0] > _MOST_FILES:
         raise ConfigError(f"{path}: more than {_MOST_FILES} files through {BASE_KEY}; is one named again and again?")
-    file = read_config_file(path, included_by=str(chain[-1]) if chain else "")
+    file = read_config_file(path, known, included_by=str(chain[-1]) if chain else "")
     settings: list[Setting] = []
     for base in file.bases:
-        settings += _collect(_base_path(base, path), (*chain, path), count)
+        settings += _collect(_base_path(base, path), known, (*chain, path), count)
     return settings + file.settings
 
 
@@ -144,18 +180,18 @@ def _base_path(base: str, path: Path) -> Path:
     return Path(os.path.normpath(path.parent / os.path.expanduser(base)))
 
 
-def _apply(settings: Sequence[Setting], source: Path | None) -> Config:
-    values = default_values()
+def _apply(settings: Sequence[Setting], source: Path | None, known: Schema) -> Config:
+    values = known.default_values()
     origins: dict[str, str] = {}
     problems = []
     for setting in settings:
         try:
-            values[setting.key] = coerce(kinds()[setting.key], setting.value, decode=True)
+            values[setting.key] = coerce(known.kinds[setting.key], setting.value, decode=True)
         except WrongKindError as error:
             problems.append(f"{setting.origin}: {setting.key}: {error}")
         origins[setting.key] = setting.origin
     _raise_problems(str(source or _COMMAND_LINE), problems)
-    return Config.from_flat(values, origins, source)
+    return Config.from_flat(values, origins, source, known=known)
 
 
 def _raise_problems(where: str, problems: Sequence[str]) -> None:

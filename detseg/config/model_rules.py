@@ -214,6 +214,8 @@ def _check_pooler(problems: Problems, section: str) -> None:
 
 def _check_box_head(problems: Problems) -> None:
     head = problems.cfg.MODEL.ROI_BOX_HEAD
+    if head.NAME not in ("", "FastRCNNConvFCHead"):  # code of the user's, which knows what it takes
+        return
     _check_pooler(problems, "MODEL.ROI_BOX_HEAD")
     _check_box_regression(problems, "MODEL.ROI_BOX_HEAD")
     problems.within("MODEL.ROI_BOX_HEAD.NUM_FC", 0)
@@ -223,7 +225,7 @@ def _check_box_head(problems: Problems) -> None:
 
 
 def _check_mask_head(problems: Problems) -> None:
-    if problems.cfg.MODEL.MASK_ON:
+    if problems.cfg.MODEL.MASK_ON and problems.cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead":
         _check_pooler(problems, "MODEL.ROI_MASK_HEAD")
 
 

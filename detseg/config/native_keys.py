@@ -100,6 +100,7 @@ HONOURED = (
 
 # values of honoured keys that are implemented; every other value is refused, Detectron2's default too
 IMPLEMENTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "MODEL.IMPORTS": ([],),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ARCHITECTURE),
     "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone", "build_resnet_backbone"),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),

@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from detseg.config.kinds import WrongKindError, coerce
-from detseg.config.schema import kinds, nearest_key, sections
+from detseg.config.schema import Schema, schema
 from detseg.errors import ConfigError
 
 
 class _Store:
     """What all nodes of one configuration share.
 
-    values: dotted key -> value, for every known key; origins: dotted key -> where it was set, for messages.
+    values: dotted key -> value, for every known key; origins: dotted key -> where it was set, for messages. known: the
+    keys that there are.
     """
 
-    def __init__(self, values: dict[str, Any], origins: dict[str, str], source: Path | None, frozen: bool) -> None:
+    def __init__(
+        self,
+        values: dict[str, Any],
+        origins: dict[str, str],
+        source: Path | None,
+        frozen: bool,
+        known: Schema,
+    ) -> None:
+        self.known = known
         self.values = values
         self.origins = origins
         self.source = source
@@ -46,14 +55,20 @@ class Config:
         origins: Mapping[str, str] | None = None,
         source: Path | None = None,
         frozen: bool = False,
+        known: Schema | None = None,
     ) -> Config:
         """Wrap resolved values of every known key (dotted names); they are copied. Nothing is checked."""
-        return cls(_Store(copy.deepcopy(dict(values)), dict(origins or {}), source, frozen))
+        return cls(_Store(copy.deepcopy(dict(values)), dict(origins or {}), source, frozen, known or schema()))
 
     @property
     def source(self) -> Path | None:
         """The file that this configuration was loaded from; not part of equality, dump and hash."""
         return self._store.source
+
+    @property
+    def extra_keys(self) -> dict[str, Any]:
+        """The keys that MODEL.IMPORTS added, with their defaults, by dotted name."""
+        return copy.deepcopy(dict(self._store.known.extra))
 
     @property
     def is_frozen(self) -> bool:
@@ -66,9 +81,9 @@ class Config:
         if key in values:
             value = values[key]
             return copy.deepcopy(value) if isinstance(value, list) else value
-        if key in sections():
+        if key in self._store.known.sections:
             return Config(self._store, key + ".")
-        raise ConfigError(unknown_key_message(key))
+        raise ConfigError(unknown_key_message(key, self._store.known))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # copy and pickle ask for such names
@@ -86,7 +101,7 @@ class Config:
 
     def __contains__(self, name: object) -> bool:
         key = f"{self._prefix}{name}"
-        return key in self._store.values or key in sections()
+        return key in self._store.values or key in self._store.known.sections
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.to_dict())
@@ -106,7 +121,9 @@ class Config:
         return f"Config({self.to_dict()!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (self._store.values, self._store.origins, self.source, self.is_frozen, self._prefix))
+        store = self._store
+        extra = dict(store.known.extra)
+        return (_restore, (store.values, store.origins, store.source, store.frozen, self._prefix, extra))
 
     def set(self, key: str, value: Any, origin: str = "set in Python") -> None:
         """Set one key below this node, given by its dotted name.
@@ -121,9 +138,9 @@ class Config:
         name = self._prefix + key
         if self.is_frozen:
             raise ConfigError(f"{name} cannot be set: this configuration is frozen; change a clone() of it")
-        kind = kinds().get(name)
+        kind = self._store.known.kinds.get(name)
         if kind is None:
-            raise ConfigError(unknown_key_message(name))
+            raise ConfigError(unknown_key_message(name, self._store.known))
         try:
             self._store.values[name] = coerce(kind, value, decode=False)
         except WrongKindError as error:
@@ -142,7 +159,8 @@ class Config:
     def clone(self) -> Config:
         """A copy that shares nothing and is not frozen."""
         store = self._store
-        return Config(_Store(copy.deepcopy(store.values), dict(store.origins), store.source, False), self._prefix)
+        own = _Store(copy.deepcopy(store.values), dict(store.origins), store.source, False, store.known)
+        return Config(own, self._prefix)
 
     def flatten(self) -> dict[str, Any]:
         """All values below this node by dotted name (relative to it); a copy."""
@@ -162,18 +180,23 @@ class Config:
         return tree
 
 
-def unknown_key_message(key: str) -> str:
+def unknown_key_message(key: str, known: Schema | None = None) -> str:
     """Say that a key is unknown and which known one is nearest."""
+    known = known or schema()
     shown = key if len(key) <= 120 else key[:120] + "..."
-    if key in sections():
-        return f"{shown} is a section, not a key: give one of the keys below it, such as {shown}.{_first_below(key)}"
-    nearest = nearest_key(key)
+    if key in known.sections:
+        example = next(name for name in known.kinds if name.startswith(key + "."))
+        return f"{shown} is a section, not a key: give one of the keys below it, such as {example}"
+    nearest = known.nearest_key(key)
     return f"unknown key {shown!r}" + (f"; did you mean {nearest}?" if nearest else "")
 
 
-def _first_below(section: str) -> str:
-    return next(name for name in kinds() if name.startswith(section + "."))[len(section) + 1 :]
-
-
-def _restore(values: dict[str, Any], origins: dict[str, str], source: Path | None, frozen: bool, prefix: str) -> Config:
-    return Config(_Store(values, origins, source, frozen), prefix)
+def _restore(
+    values: dict[str, Any],
+    origins: dict[str, str],
+    source: Path | None,
+    frozen: bool,
+    prefix: str,
+    extra: dict[str, Any],
+) -> Config:
+    return Config(_Store(values, origins, source, frozen, schema().extended(extra)), prefix)

@@ -1,4 +1,7 @@
-"""All known keys with their kinds and default values: Detectron2's, with our differences, and our own."""
+"""All known keys with their kinds and default values: Detectron2's, with our differences, and our own.
+
+A configuration may know more: those that MODEL.IMPORTS adds (`Schema.extended`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import copy
 import difflib
 import functools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -37,44 +41,79 @@ def detectron2_defaults() -> Mapping[str, Any]:
     return MappingProxyType(dict(_flatten(DETECTRON2_DEFAULTS, "")))
 
 
+@dataclass(frozen=True)
+class Schema:
+    """What one configuration knows: defaults and kinds by dotted name, the names of its sections.
+
+    extra: what MODEL.IMPORTS added to the keys that everybody knows, or changed of their defaults.
+    """
+
+    defaults: Mapping[str, Any]
+    kinds: Mapping[str, Kind]
+    sections: frozenset[str]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def default_values(self) -> dict[str, Any]:
+        """The default of every key, by dotted name; a copy of its own for each caller."""
+        return copy.deepcopy(dict(self.defaults))
+
+    def extended(self, extra: Mapping[str, Any]) -> Schema:
+        """This schema with further keys, or other defaults, by dotted name."""
+        if not extra:
+            return self
+        kinds = {name: _kind_of_import(value) for name, value in extra.items() if name not in self.kinds}
+        return Schema(
+            MappingProxyType({**self.defaults, **copy.deepcopy(dict(extra))}),
+            MappingProxyType({**self.kinds, **kinds}),
+            self.sections | _sections_of(extra),
+            MappingProxyType(copy.deepcopy(dict(extra))),
+        )
+
+    def nearest_key(self, name: str) -> str | None:
+        """The known key or section whose name is most like `name`, or None where none is."""
+        wanted = name[:120].upper()
+        known = [*self.defaults, *self.sections]
+        close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+        if close:
+            return close[0]
+        # the right last part below a wrong section: SOLVER.NMS_THRESH_TEST
+        last = wanted.rsplit(".", 1)[-1]
+        by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(list(self.defaults))}
+        close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+        return by_last[close[0]] if close else None
+
+
 @functools.cache
-def _defaults() -> Mapping[str, Any]:
+def schema() -> Schema:
+    """The keys that every configuration knows."""
     values = dict(detectron2_defaults())
     values.update((difference.name, difference.default) for difference in DIFFERENCES)
     values.update((key.name, key.default) for key in OWN_KEYS)
-    return MappingProxyType(values)
-
-
-@functools.cache
-def kinds() -> Mapping[str, Kind]:
-    """The kind of every known key, by dotted name. Read only."""
     declared = _DECLARED_KINDS | {key.name: key.kind for key in OWN_KEYS if key.kind is not None}
-    return MappingProxyType({name: declared.get(name) or kind_of_default(value) for name, value in _defaults().items()})
+    kinds = {name: declared.get(name) or kind_of_default(value) for name, value in values.items()}
+    return Schema(MappingProxyType(values), MappingProxyType(kinds), _sections_of(values))
 
 
-@functools.cache
-def sections() -> frozenset[str]:
-    """Dotted names of all sections, such as MODEL and MODEL.RPN."""
-    return frozenset(name.rsplit(".", count)[0] for name in _defaults() for count in range(1, name.count(".") + 1))
+def kinds() -> Mapping[str, Kind]:
+    """The kind of every key of `schema()`, by dotted name. Read only."""
+    return schema().kinds
 
 
 def default_values() -> dict[str, Any]:
-    """detseg's default of every key, by dotted name; a copy of its own for each caller."""
-    return copy.deepcopy(dict(_defaults()))
+    """detseg's default of every key of `schema()`, by dotted name; a copy of its own for each caller."""
+    return schema().default_values()
 
 
-def nearest_key(name: str) -> str | None:
-    """The known key or section whose name is most like `name`, or None where none is."""
-    wanted = name[:120].upper()
-    known = [*_defaults(), *sections()]
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    # the right last part below a wrong section: SOLVER.NMS_THRESH_TEST
-    last = wanted.rsplit(".", 1)[-1]
-    by_last = {key.rsplit(".", 1)[-1]: key for key in reversed(list(_defaults()))}
-    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
-    return by_last[close[0]] if close else None
+def _sections_of(values: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name.rsplit(".", count)[0] for name in values for count in range(1, name.count(".") + 1))
+
+
+def _kind_of_import(default: Any) -> Kind:
+    """A default of MODEL.IMPORTS that does not tell its kind (None, an empty list) takes anything."""
+    try:
+        return kind_of_default(default)
+    except ValueError:
+        return Kind("any", (0, 1, 2), optional=True)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -7,8 +7,8 @@ import logging
 import re
 
 from detseg.config.data_rules import check_training_data
+from detseg.config.engines import ENGINES, check_engine
 from detseg.config.model_rules import check_model
-from detseg.config.native_keys import check_native
 from detseg.config.node import Config
 from detseg.config.pretrained_rules import (
     is_torchvision_address,
@@ -59,7 +59,7 @@ def validate_config(cfg: Config, *, training: bool = True) -> None:
         ConfigError: with all problems of the first of these three groups that has any.
     """
     check_combinations(cfg)
-    check_native(cfg, training=training)
+    check_engine(cfg, training=training)
     if training:
         _check_training(cfg)
 
@@ -97,12 +97,7 @@ def _check_general(problems: Problems) -> None:
     cfg = problems.cfg
     if cfg.VERSION != 2:
         problems.add("VERSION", "expected 2; files of Detectron2's version 1 are converted with Detectron2 itself")
-    if cfg.MODEL.ENGINE == "detectron2":
-        problems.add(
-            "MODEL.ENGINE", "training through Detectron2 is not available in this version; take auto or native"
-        )
-    else:
-        problems.one_of("MODEL.ENGINE", ("auto", "native"))
+    problems.one_of("MODEL.ENGINE", ("auto", *ENGINES))
     if not _DEVICE.fullmatch(cfg.MODEL.DEVICE):
         problems.add("MODEL.DEVICE", "expected auto, cpu, cuda, cuda:0 (any number), mps or xpu")
     problems.within("SEED", -1, 2**32 - 1)

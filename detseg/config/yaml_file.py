@@ -15,10 +15,11 @@ import yaml
 
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
-from detseg.config.schema import kinds, sections
+from detseg.config.schema import Schema
 from detseg.errors import ConfigError, list_problems
 
 BASE_KEY = "_BASE_"
+IMPORTS_KEY = "MODEL.IMPORTS"
 _LARGEST_FILE = 1_000_000  # bytes; a real configuration has some thousand
 _DEEPEST = 40  # sections and lists in one another; the keys need 7
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
@@ -41,10 +42,11 @@ class ConfigFile:
     settings: list[Setting] = field(default_factory=list)
 
 
-def read_config_file(path: Path, included_by: str = "") -> ConfigFile:
+def read_config_file(path: Path, known: Schema | None, included_by: str = "") -> ConfigFile:
     """Read one YAML file, without the files that it builds on.
 
     Args:
+        known: the keys that there are. None looks for MODEL.IMPORTS alone, which adds some, and judges nothing else.
         included_by: the file that names this one in `_BASE_`, for the message when this one is missing.
 
     Raises:
@@ -56,7 +58,7 @@ def read_config_file(path: Path, included_by: str = "") -> ConfigFile:
         _refuse_depth(path, text)
         loader = _Loader(text)
         root = loader.get_single_node()
-        return _Walk(path, loader).run(root)
+        return _Walk(path, loader, known).run(root)
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(path, error)) from None
     except (ValueError, OverflowError, RecursionError, MemoryError, TypeError, AttributeError, KeyError) as error:
@@ -108,8 +110,9 @@ def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
 class _Walk:
     """Collects the settings and the problems of one file."""
 
-    def __init__(self, path: Path, loader: Any) -> None:
+    def __init__(self, path: Path, loader: Any, known: Schema | None) -> None:
         self.path = path
+        self.known = known
         self.loader = loader
         self.file = ConfigFile()
         self.problems: list[str] = []
@@ -121,6 +124,8 @@ class _Walk:
             found = shorten(self.loader.construct_object(root, deep=True))
             raise ConfigError(f"{self.path}: expected sections and keys (MODEL: ...), got {found}")
         self._section(root, "")
+        if self.known is None:
+            return self.file
         if len(self.problems) == 1:
             raise ConfigError(self.problems[0])
         if self.problems:
@@ -157,17 +162,25 @@ class _Walk:
             self.problems.append(f"{where}: a key must be a name such as MODEL, got {shorten(name_node.value)}")
 
     def _entry(self, key: str, node: yaml.Node, where: str) -> None:
-        if key in sections():
+        if self.known is None:
+            self._only_imports(key, node, where)
+        elif key in self.known.sections:
             if isinstance(node, yaml.MappingNode):
                 self._section(node, key + ".")
             elif self._construct(node) is not None:  # `MODEL:` with nothing below is an empty section
                 self.problems.append(f"{where}: {key} is a section, expected keys below it, got {self._shown(node)}")
-        elif key not in kinds():
-            self.problems.append(f"{where}: {unknown_key_message(key)}")
+        elif key not in self.known.kinds:
+            self.problems.append(f"{where}: {unknown_key_message(key, self.known)}")
         elif isinstance(node, yaml.MappingNode):
-            self.problems.append(f"{where}: {key}: got a section, expected {kinds()[key].describe()}")
+            self.problems.append(f"{where}: {key}: got a section, expected {self.known.kinds[key].describe()}")
         else:
             self.file.settings.append(Setting(key, self._construct(node), where))
+
+    def _only_imports(self, key: str, node: yaml.Node, where: str) -> None:
+        if key == IMPORTS_KEY:
+            self.file.settings.append(Setting(key, self._construct(node), where))
+        elif isinstance(node, yaml.MappingNode) and IMPORTS_KEY.startswith(key + "."):
+            self._section(node, key + ".")
 
     def _bases(self, node: yaml.Node, where: str) -> None:
         value = self._construct(node)

@@ -37,7 +37,6 @@ def test_every_config_of_the_repository_loads(path: Path):
     ("words", "named"),
     [
         (["VERSION=1"], ["VERSION", "2"]),
-        (["MODEL.ENGINE=detectron2"], ["MODEL.ENGINE", "not available"]),
         (["MODEL.ENGINE=keras"], ["MODEL.ENGINE", "native"]),
         (["MODEL.DEVICE=gpu"], ["MODEL.DEVICE", "'gpu'", "cuda:0"]),
         (["MODEL.DEVICE=cuda:"], ["MODEL.DEVICE"]),
