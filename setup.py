@@ -27,7 +27,7 @@ INFERENCE = [
 ]
 BASE = [
     *INFERENCE,
-    "albumentations>=1.4,<2.1",
+    "albumentations>=2.0,<2.1",
     "ensemble-boxes>=1.0.9",
     "faster-coco-eval>=1.6",
     "tensorboard>=2.11",

@@ -85,6 +85,16 @@ class GeometricMap:
         """Then see through any affine step (3, 3), which takes output to where it comes from; the size stays."""
         return self._then(step, self.height, self.width)
 
+    def moved_inside(self) -> GeometricMap:
+        """Shift what is seen so that as little of it as possible lies beyond the image.
+
+        Along an axis on which more is seen than the image has, the image is seen from end to end.
+        """
+        x, y = _through(self.matrix, *np.array([[0, self.width] * 2, [0, 0, self.height, self.height]], dtype=float))
+        shift = np.eye(3)
+        shift[:2, 2] = _shift_into(x.min(), x.max(), self.input_width), _shift_into(y.min(), y.max(), self.input_height)
+        return dataclasses.replace(self, matrix=shift @ self.matrix)
+
     def elastic(self, displacement: Displacement) -> GeometricMap:
         """Then bend; the displacement was made for this map's height and width."""
         if (displacement.height, displacement.width) != (self.height, self.width):
@@ -209,6 +219,12 @@ def _through(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     """Return the points that a matrix (3, 3) makes of points x, y of any shapes that fit."""
     (xx, xy, x0), (yx, yy, y0), _ = matrix
     return (xx * x + x0) + xy * y, yx * x + (yy * y + y0)
+
+
+def _shift_into(start: float, end: float, length: float) -> float:
+    """Return the shortest shift that brings start..end into 0..length, or over all of it where that is shorter."""
+    least, most = sorted((0.0, length - (end - start)))
+    return min(max(start, least), most) - start
 
 
 def map_sample(sample: Sample, geometry: GeometricMap, *, border: str = "constant", min_visible: float = 0.0) -> Sample:

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detseg.augment.border import BORDERS
+from detseg.augment.crops import Focus, RandomCrop, between, class_weights, focus_in
+from detseg.augment.free_transforms import RandomAffine, RandomElastic
 from detseg.augment.geometric import GeometricMap, map_sample
+from detseg.augment.intensity_pipeline import IntensityPipeline
+from detseg.augment.network_size import resize_shortest_edge_size, size_at_pixel_size
 from detseg.augment.photometric import change_intensities, invert, natural_range
 from detseg.errors import ConfigError
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
     from detseg.config import Config
-
-CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
-
-
-def resize_shortest_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Return (height, width) with the shorter edge `short`, or less where the longer one would pass `longest`.
-
-    Rounded as Detectron2's ResizeShortestEdge does. short = 0: the size as it is.
-    """
-    if short == 0:
-        return height, width
-    scale = short / min(height, width)
-    new_height, new_width = (short, scale * width) if height < width else (scale * height, short)
-    if max(new_height, new_width) > longest:
-        scale = longest / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    # An edge of less than half a pixel would vanish; one pixel is the least an image has.
-    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
 @dataclass(frozen=True)
@@ -47,36 +35,42 @@ class Intensities:
 
 @dataclass(frozen=True)
 class TrainPolicy:
-    """Crop, resize (in this order, as Detectron2, or the other way round), flips, turns and intensities of a sample.
+    """Crop, resize (in this order, as Detectron2, or the other way round), turns, bends and intensities of a sample.
 
+    pixel_size: micrometres to which images are brought before all else; what follows is in pixels of this size; 0
+    leaves them as they are.
     min_sizes, sampling: the shorter edge, pixels: one of several ("choice") or between two ("range"); 0 keeps the size.
-    max_size: of the longer edge. scales: least and most further zoom, drawn log-uniformly; a crop in absolute pixels
-    cuts as many pixels out of the zoomed image, so that its size stays. crop_type: "" for none, or one of `CROP_TYPES`
-    with crop_size (height, width; pixels, fractions, or (least, most) pixels for "absolute_range"), as Detectron2's
-    RandomCrop; smaller images are used whole. crop_after_resize: cut out of the resized and zoomed image. flip:
-    "none", "horizontal", "vertical" or "both". rotate90: turn by a random multiple of 90 degrees. invert: a
-    probability. brightness, contrast: half ranges. scaled: the images were scaled to 0..255.
+    max_size: of the longer edge. scales: least and most further zoom, drawn evenly ("uniform") or evenly in its
+    logarithm ("log_uniform"), by scale_sampling; a crop in absolute pixels cuts as many pixels out of the zoomed image,
+    so that its size stays. crop: None for none. affine, elastic: of what the crop shows. flip: "none", "horizontal",
+    "vertical" or "both". rotate90: turn by a random multiple of 90 degrees. border, min_visible: see `map_sample`.
+    invert: a probability. brightness, contrast: half ranges. pipeline: further changes of intensities, after these.
+    scaled: the images were scaled to 0..255.
     """
 
+    pixel_size: float = 0.0
     min_sizes: tuple[int, ...] = (0,)
     sampling: str = "choice"
     max_size: int = 1333
     scales: tuple[float, float] = (1.0, 1.0)
-    crop_type: str = ""
-    crop_size: tuple[float, float] = (0.9, 0.9)
-    crop_after_resize: bool = False
+    scale_sampling: str = "log_uniform"
+    crop: RandomCrop | None = None
+    affine: RandomAffine = field(default_factory=RandomAffine)
+    elastic: RandomElastic = field(default_factory=RandomElastic)
     flip: str = "none"
     rotate90: bool = False
+    border: str = "constant"
+    min_visible: float = 0.0
     invert: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
+    pipeline: IntensityPipeline | None = None
     scaled: bool = False
 
     def __post_init__(self) -> None:
-        if self.crop_type and self.crop_type not in CROP_TYPES:
-            raise ConfigError(f"INPUT.CROP.TYPE is {self.crop_type!r}; expected one of {', '.join(CROP_TYPES)}")
-        if self.flip not in ("none", "horizontal", "vertical", "both"):
-            raise ConfigError(f"INPUT.RANDOM_FLIP is {self.flip!r}; expected none, horizontal, vertical or both")
+        _expect("INPUT.RANDOM_FLIP", self.flip, ("none", "horizontal", "vertical", "both"))
+        _expect("INPUT.RANDOM_SCALE_SAMPLING", self.scale_sampling, ("uniform", "log_uniform"))
+        _expect("INPUT.BORDER", self.border, BORDERS)
         if self.sampling not in ("choice", "range") or (self.sampling == "range" and len(self.min_sizes) != 2):
             raise ConfigError(
                 f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {self.sampling!r} with sizes {self.min_sizes}; expected choice, or "
@@ -86,22 +80,28 @@ class TrainPolicy:
             raise ConfigError(f"INPUT.RANDOM_SCALE is {self.scales}; expected 0 < least <= most")
 
     @classmethod
-    def from_config(cls, cfg: Config) -> TrainPolicy:
-        """Read the INPUT keys."""
+    def from_config(cls, cfg: Config, class_counts: Sequence[int] | np.ndarray = ()) -> TrainPolicy:
+        """Read the INPUT keys. class_counts: how many objects of each class the data has, for crops on rare ones."""
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        crop = cfg.INPUT.CROP
         return cls(
+            pixel_size=cfg.INPUT.PIXEL_SIZE,
             min_sizes=(sizes,) if isinstance(sizes, int) else tuple(sizes),
             sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
             scales=tuple(cfg.INPUT.RANDOM_SCALE),
-            crop_type=cfg.INPUT.CROP.TYPE if cfg.INPUT.CROP.ENABLED else "",
-            crop_size=tuple(cfg.INPUT.CROP.SIZE),
-            crop_after_resize=cfg.INPUT.CROP.AFTER_RESIZE,
+            scale_sampling=cfg.INPUT.RANDOM_SCALE_SAMPLING,
+            crop=RandomCrop.from_config(cfg, class_weights(class_counts, crop.BALANCE_POWER)) if crop.ENABLED else None,
+            affine=RandomAffine.from_config(cfg),
+            elastic=RandomElastic.from_config(cfg),
             flip=cfg.INPUT.RANDOM_FLIP,
             rotate90=cfg.INPUT.RANDOM_ROTATE90,
+            border=cfg.INPUT.BORDER,
+            min_visible=cfg.INPUT.MIN_VISIBLE,
             invert=cfg.INPUT.RANDOM_INVERT,
             brightness=cfg.INPUT.RANDOM_BRIGHTNESS,
             contrast=cfg.INPUT.RANDOM_CONTRAST,
+            pipeline=IntensityPipeline.from_config(cfg) if cfg.INPUT.ALBUMENTATIONS else None,
             scaled=cfg.INPUT.SCALING != "none",
         )
 
@@ -112,7 +112,12 @@ class TrainPolicy:
 
     def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return a copy with geometry drawn and applied; objects that the crop removes are dropped."""
-        return map_sample(sample, self.draw_geometry(sample.height, sample.width, rng))
+        focus = self.crop.draw_focus(sample, rng) if self.crop is not None else None
+        seen = size_at_pixel_size(
+            sample.height, sample.width, sample.metadata, self.pixel_size, source=sample.file_name
+        )
+        geometry = self.draw_geometry(sample.height, sample.width, rng, focus, seen=seen)
+        return map_sample(sample, geometry, border=self.border, min_visible=self.min_visible)
 
     def photometry(
         self, sample: Sample, rng: np.random.Generator, value_range: tuple[float, float] | None = None
@@ -123,26 +128,53 @@ class TrainPolicy:
         """
         intensities = self.draw_intensities(rng)
         value_range = self.value_range(sample.image) if value_range is None else value_range
-        return dataclasses.replace(sample, image=_apply(intensities, sample.image, value_range))
+        image = _apply(intensities, sample.image, value_range)
+        if self.pipeline is not None:
+            image = self.pipeline(image, rng, value_range)
+        return dataclasses.replace(sample, image=image)
 
     def value_range(self, image: np.ndarray) -> tuple[float, float]:
         """Return the range in which an image's intensities are changed."""
         return (0.0, 255.0) if self.scaled else natural_range(image)
 
-    def draw_geometry(self, height: int, width: int, rng: np.random.Generator) -> GeometricMap:
-        """Draw crop, resize, flips and turns for an image of height x width."""
-        zoom = math.exp(rng.uniform(math.log(self.scales[0]), math.log(self.scales[1])))
+    def draw_geometry(
+        self,
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        focus: Focus | None = None,
+        *,
+        seen: tuple[int, int] | None = None,
+    ) -> GeometricMap:
+        """Draw all geometry for an image of height x width.
+
+        focus: a box that the crop shall show. seen: (height, width) with pixels of `pixel_size`; None: as they are.
+        """
+        zoom = self._draw_zoom(rng)
         short = self._draw_short_edge(rng)
         geometry = GeometricMap.identity(height, width)
-        if self.crop_type and not self.crop_after_resize:
-            geometry = self._crop_and_resize(geometry, short, zoom, rng)
+        height, width = seen or (height, width)
+        geometry = _resize(geometry, height, width)
+        if self.crop is not None and not self.crop.after_resize:
+            geometry = self._crop_and_resize(geometry, short, zoom, focus, rng)
         else:
             new_height, new_width = resize_shortest_edge_size(height, width, short, self.max_size)
-            geometry = _resize(geometry, _between(new_height * zoom), _between(new_width * zoom))
-            if self.crop_type:
-                crop = self._draw_crop_size(geometry.height, geometry.width, 1.0, rng)
-                crop = [min(crop[0], geometry.height), min(crop[1], geometry.width)]
-                geometry = _crop_anywhere(geometry, crop[0], crop[1], rng)
+            geometry = _resize(geometry, between(new_height * zoom), between(new_width * zoom))
+            if self.crop is not None:
+                size = self.crop.draw_size(geometry.height, geometry.width, 1.0, rng)
+                geometry = self.crop.cut(geometry, size, focus, rng)
+        # An object that the crop was laid about keeps its place when all else turns.
+        left, top, right, bottom = focus_in(geometry, focus) if focus else (0, 0, geometry.width, geometry.height)
+        geometry = self.affine.apply(geometry, rng, ((left + right) / 2, (top + bottom) / 2))
+        geometry = self.elastic.apply(geometry, rng)
+        return self._flip_and_turn(geometry, rng)
+
+    def _draw_zoom(self, rng: np.random.Generator) -> float:
+        if self.scale_sampling == "uniform":
+            return rng.uniform(*self.scales)
+        return math.exp(rng.uniform(math.log(self.scales[0]), math.log(self.scales[1])))
+
+    def _flip_and_turn(self, geometry: GeometricMap, rng: np.random.Generator) -> GeometricMap:
         if self.flip in ("horizontal", "both") and rng.random() < 0.5:
             geometry = geometry.flip_horizontal()
         if self.flip in ("vertical", "both") and rng.random() < 0.5:
@@ -152,38 +184,23 @@ class TrainPolicy:
         return geometry
 
     def _crop_and_resize(
-        self, geometry: GeometricMap, short: int, zoom: float, rng: np.random.Generator
+        self, geometry: GeometricMap, short: int, zoom: float, focus: Focus | None, rng: np.random.Generator
     ) -> GeometricMap:
         """Detectron2's order. Cutting S pixels out of the zoomed image is cutting out S / zoom and stretching them."""
         edges = (geometry.height, geometry.width)
-        wanted = self._draw_crop_size(*edges, zoom, rng)
-        if self.crop_type.startswith("relative"):
+        wanted = self.crop.draw_size(*edges, zoom, rng)
+        if self.crop.kind.startswith("relative"):
             crop = plain = wanted
             factors = [zoom, zoom]
         else:
-            seen = [min(size, _between(edge * zoom)) for size, edge in zip(wanted, edges, strict=True)]
-            crop = [_between(size / zoom, edge) for size, edge in zip(seen, edges, strict=True)]
+            seen = [min(size, between(edge * zoom)) for size, edge in zip(wanted, edges, strict=True)]
+            crop = [between(size / zoom, edge) for size, edge in zip(seen, edges, strict=True)]
             # The crop without zoom decides the scale: an image used whole would lose its zoom to the shortest edge.
             plain = [min(size, edge) for size, edge in zip(wanted, edges, strict=True)]
             factors = [size / without for size, without in zip(seen, plain, strict=True)]
-        geometry = _crop_anywhere(geometry, crop[0], crop[1], rng)
+        geometry = self.crop.cut(geometry, crop, focus, rng)
         new = resize_shortest_edge_size(plain[0], plain[1], short, self.max_size)
-        return _resize(geometry, _between(new[0] * factors[0]), _between(new[1] * factors[1]))
-
-    def _draw_crop_size(self, height: int, width: int, zoom: float, rng: np.random.Generator) -> list[int]:
-        """Return [height, width] of the crop: relative ones in the image's pixels, absolute ones as they shall be seen.
-
-        Absolute ones may be larger than the image.
-        """
-        first, second = self.crop_size
-        if self.crop_type == "absolute":
-            return [int(first), int(second)]
-        if self.crop_type == "absolute_range":
-            longest = [max(edge, _between(edge * zoom)) for edge in (height, width)]
-            return [int(rng.integers(min(edge, int(first)), min(edge, int(second)) + 1)) for edge in longest]
-        vary = self.crop_type == "relative_range"
-        fractions = (rng.uniform(first, 1.0), rng.uniform(second, 1.0)) if vary else (first, second)
-        return [_between(height * fractions[0], height), _between(width * fractions[1], width)]
+        return _resize(geometry, between(new[0] * factors[0]), between(new[1] * factors[1]))
 
     def _draw_short_edge(self, rng: np.random.Generator) -> int:
         if self.sampling == "range":
@@ -199,21 +216,14 @@ class TrainPolicy:
         )
 
 
+def _expect(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} is {value!r}; expected one of {', '.join(choices)}")
+
+
 def _resize(geometry: GeometricMap, height: int, width: int) -> GeometricMap:
     same = (height, width) == (geometry.height, geometry.width)
     return geometry if same else geometry.resize(height, width)
-
-
-def _crop_anywhere(geometry: GeometricMap, height: int, width: int, rng: np.random.Generator) -> GeometricMap:
-    y0 = int(rng.integers(geometry.height - height + 1))
-    x0 = int(rng.integers(geometry.width - width + 1))
-    return geometry.crop(y0, x0, height, width)
-
-
-def _between(length: float, most: int | None = None) -> int:
-    """Round an edge's length to whole pixels, at least 1 and at most `most`."""
-    rounded = max(int(length + 0.5), 1)
-    return rounded if most is None else min(rounded, most)
 
 
 def _apply(intensities: Intensities, image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:

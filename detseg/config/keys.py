@@ -60,9 +60,16 @@ OWN_KEYS: tuple[Key, ...] = (
     Key(
         "INPUT.CHANNELS",
         [],
-        "Which channels of a multi-channel image the model sees (0-based indices, in this order); `[]` takes the image "
-        "as the file has it, a gray image repeated where MODEL.PIXEL_MEAN has three values.",
-        Kind("int", (1,)),
+        "Which channels of a multi-channel image the model sees, in this order: 0-based indices, or names of an "
+        "OME-TIFF's channels; `[]` takes the image as the file has it, a gray image repeated where MODEL.PIXEL_MEAN has "
+        "three values.",
+        Kind("any", (1,)),
+    ),
+    Key(
+        "INPUT.PIXEL_SIZE",
+        0.0,
+        "Micrometres: images are brought to pixels of this size before INPUT.MIN_SIZE_* and crops, in training and "
+        "prediction alike, each by its own pixel size, which must be known; 0 leaves them as they are.",
     ),
     Key(
         "INPUT.GRAYSCALE",
@@ -97,6 +104,33 @@ OWN_KEYS: tuple[Key, ...] = (
         "Cut the crop (INPUT.CROP.*) out of the resized and zoomed image; False cuts first and resizes the crop, as "
         "Detectron2. True keeps the scale of training that of testing where INPUT.MIN_SIZE_TRAIN is not 0.",
     ),
+    Key(
+        "INPUT.CROP.PAD",
+        False,
+        "Pad images that are smaller than INPUT.CROP.SIZE to it, each at a random place, as large-scale jitter does; "
+        "False uses them whole. Needs INPUT.CROP.TYPE `absolute` and AFTER_RESIZE.",
+    ),
+    Key(
+        "INPUT.CROP.ON_OBJECTS",
+        0.0,
+        "Probability that the crop is laid about a random object of the image; else it may lie anywhere.",
+    ),
+    Key(
+        "INPUT.CROP.BALANCE_POWER",
+        0.0,
+        "How far ON_OBJECTS prefers rare classes: 0 not at all, 1 all classes of the training data equally often.",
+    ),
+    Key(
+        "INPUT.MIN_VISIBLE",
+        0.0,
+        "Objects of which crop and turn leave a smaller share of the area are dropped, and what is left is ignored.",
+    ),
+    Key(
+        "INPUT.BORDER",
+        "constant",
+        "What is seen where turns, shifts and padding leave the image: `constant` (the image's median, background) or "
+        "`reflect` (the image mirrored; the losses ignore it, for its objects have no masks).",
+    ),
     Key("INPUT.RANDOM_ROTATE90", False, "Turn training images by a random multiple of 90 degrees."),
     Key("INPUT.RANDOM_INVERT", 0.0, "Probability that a training image's intensities are inverted."),
     Key(
@@ -112,7 +146,39 @@ OWN_KEYS: tuple[Key, ...] = (
     Key(
         "INPUT.RANDOM_SCALE",
         [1.0, 1.0],
-        "Smallest and largest random zoom of a training image on top of its resized size, drawn log-uniformly.",
+        "Smallest and largest random zoom of a training image on top of its resized size.",
+    ),
+    Key(
+        "INPUT.RANDOM_SCALE_SAMPLING",
+        "log_uniform",
+        "How the zoom is drawn: `log_uniform` (half and double equally likely) or `uniform` (as large-scale jitter).",
+    ),
+    Key("INPUT.RANDOM_AFFINE.PROBABILITY", 1.0, "Probability of the affine change of the keys beside it."),
+    Key("INPUT.RANDOM_AFFINE.ROTATION", 0.0, "Half range of a turn by any angle, degrees; 180 for all directions."),
+    Key("INPUT.RANDOM_AFFINE.SHEAR", 0.0, "Half range of a shear, degrees."),
+    Key(
+        "INPUT.RANDOM_AFFINE.STRETCH",
+        1.0,
+        "Largest ratio of stretching one direction to squeezing the other one, areas kept; 1 for none.",
+    ),
+    Key("INPUT.RANDOM_AFFINE.TRANSLATE", 0.0, "Half range of a shift, as a fraction of height and width."),
+    Key("INPUT.RANDOM_ELASTIC.PROBABILITY", 1.0, "Probability of the elastic bend of the keys beside it."),
+    Key(
+        "INPUT.RANDOM_ELASTIC.MAGNITUDE",
+        0.0,
+        "Standard deviation of elastic displacements along each axis, in pixels of the training sample; 0 for none.",
+    ),
+    Key(
+        "INPUT.RANDOM_ELASTIC.SPACING",
+        64.0,
+        "Distance of the elastic bend's control points, in pixels of the training sample; smaller bends more locally.",
+    ),
+    Key(
+        "INPUT.ALBUMENTATIONS",
+        [],
+        "Changes of intensities by Albumentations: a list of `{name, p, params}`, and `{name, p, transforms}` for "
+        "OneOf and the like. docs/augmentation.md.",
+        Kind("plain", (1,)),
     ),
     Key(
         "INPUT.COPY_PASTE.PROBABILITY",

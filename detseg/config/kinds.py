@@ -24,7 +24,9 @@ _SCALAR_NAMES = {
     "number": ("a number", "numbers"),
     "str": ("a string", "strings"),
     "any": ("anything", "anything"),
+    "plain": ("plain values", "entries"),
 }
+_DEEPEST_PLAIN = 40  # lists and sections in one another
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -40,7 +42,8 @@ class Kind:
     """The type of a key's value.
 
     Attributes:
-        scalar: "bool", "int", "float", "number" (a float that stays an integer where it is one), "str" or "any".
+        scalar: "bool", "int", "float", "number" (a float that stays an integer where it is one), "str", "any", or
+            "plain" for what YAML has, sections and lists of any depth included; text in it is not evaluated.
         depths: allowed nesting of lists around the scalar: (0,) a scalar, (1,) a list, (1, 2) a list or list of lists.
         optional: whether None is legal.
     """
@@ -116,6 +119,8 @@ def _decode_text(kind: Kind, text: str) -> Any:
 
 
 def _convert(kind: Kind, value: Any, *, depth: int, decode: bool) -> Any:
+    if kind.scalar == "plain" and depth == max(kind.depths):
+        return _plain(kind, value)
     if isinstance(value, (list, tuple)):
         if depth + 1 > max(kind.depths):
             raise WrongKindError(_wrong(kind, value))
@@ -131,8 +136,23 @@ def _convert(kind: Kind, value: Any, *, depth: int, decode: bool) -> Any:
     return _convert_scalar(kind, value)
 
 
+def _plain(kind: Kind, value: Any, depth: int = 0) -> Any:
+    """A copy of nested plain values, tuples as lists, with text as names of sections."""
+    if depth > _DEEPEST_PLAIN:
+        raise WrongKindError(f"nested more than {_DEEPEST_PLAIN} levels deep")
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise WrongKindError(_wrong(kind, value))
+        return {name: _plain(kind, element, depth + 1) for name, element in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(kind, element, depth + 1) for element in value]
+    if value is None:
+        return None
+    return _convert_scalar(Kind("any"), value)
+
+
 def _check_even_depth(kind: Kind, value: Any, converted: list[Any]) -> None:
-    if kind.scalar != "any" and len({isinstance(element, list) for element in converted}) > 1:
+    if kind.scalar not in ("any", "plain") and len({isinstance(element, list) for element in converted}) > 1:
         raise WrongKindError(_wrong(kind, value))
 
 

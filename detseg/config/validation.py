@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+from typing import Any
 
+from detseg.config.augmentation_rules import check_augmentation
 from detseg.config.data_rules import check_training_data
 from detseg.config.engines import ENGINES, check_engine
 from detseg.config.model_rules import check_model
@@ -39,7 +41,7 @@ def check_combinations(cfg: Config) -> None:
     problems = Problems(cfg)
     _check_general(problems)
     _check_input(problems)
-    _check_crop(problems)
+    check_augmentation(problems)
     _check_data(problems)
     check_training_data(problems)
     _check_solver(problems)
@@ -116,7 +118,9 @@ def _check_input(problems: Problems) -> None:
     problems.within("MODEL.PIXEL_STD", above=0)
     problems.one_of("INPUT.FORMAT", ("BGR", "RGB"))
     problems.one_of("INPUT.MASK_FORMAT", ("bitmask", "polygon"))
-    problems.within("INPUT.CHANNELS", 0)
+    if not all(_is_channel(channel) for channel in cfg.INPUT.CHANNELS):
+        problems.add("INPUT.CHANNELS", "expected indices from 0 on, or names of channels")
+    problems.within("INPUT.PIXEL_SIZE", 0)
     chosen = len(cfg.INPUT.CHANNELS)
     gray = chosen == 1 or (chosen == 3 and cfg.INPUT.GRAYSCALE)  # one channel is repeated
     if chosen not in (0, channels) and not gray:
@@ -127,28 +131,8 @@ def _check_input(problems: Problems) -> None:
     problems.pair("INPUT.SCALING_RANGE", float("-inf"), float("inf"))
 
 
-def _check_crop(problems: Problems) -> None:
-    """Sizes and random changes of training images."""
-    cfg = problems.cfg
-    problems.one_of("INPUT.RANDOM_FLIP", ("none", "horizontal", "vertical", "both"))
-    problems.one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", ("choice", "range"))
-    if not cfg.INPUT.MIN_SIZE_TRAIN:
-        problems.add("INPUT.MIN_SIZE_TRAIN", "expected at least one size, or [0] for no resizing")
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
-        problems.pair("INPUT.MIN_SIZE_TRAIN", 1, float("inf"), equal=True)
-    for key in ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"):
-        problems.within(key, 0)
-    for key in ("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"):
-        problems.within(key, 1)
-    for key in ("INPUT.RANDOM_INVERT", "INPUT.RANDOM_BRIGHTNESS", "INPUT.RANDOM_CONTRAST"):
-        problems.within(key, 0, 1)
-    problems.pair("INPUT.RANDOM_SCALE", 0.05, 20, equal=True)
-    problems.one_of("INPUT.CROP.TYPE", ("relative", "relative_range", "absolute", "absolute_range"))
-    problems.length("INPUT.CROP.SIZE", 2)
-    if cfg.INPUT.CROP.TYPE.startswith("relative"):
-        problems.within("INPUT.CROP.SIZE", most=1, above=0)
-    elif cfg.INPUT.CROP.ENABLED and not all(isinstance(size, int) and size >= 1 for size in cfg.INPUT.CROP.SIZE):
-        problems.add("INPUT.CROP.SIZE", f"expected [height, width] in pixels for INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE}")
+def _is_channel(channel: Any) -> bool:
+    return channel >= 0 if type(channel) is int else isinstance(channel, str) and channel != ""
 
 
 def _check_data(problems: Problems) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detseg.augment.photometric import change_intensities, invert
-from detseg.augment.policy import CROP_TYPES, TrainPolicy, resize_shortest_edge_size
+from detseg.augment.crops import CROP_TYPES, RandomCrop
+from detseg.augment.policy import TrainPolicy, resize_shortest_edge_size
 from detseg.config import load_config
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
@@ -48,7 +49,7 @@ def test_sizes_are_those_of_resize_shortest_edge(
 
 def test_the_same_generator_gives_the_same_sample_and_the_input_stays() -> None:
     policy = TrainPolicy(
-        min_sizes=(40, 60), sampling="range", scales=(0.7, 1.4), crop_type="relative_range", crop_size=(0.5, 0.5),
+        min_sizes=(40, 60), sampling="range", scales=(0.7, 1.4), crop=RandomCrop("relative_range", (0.5, 0.5)),
         flip="both", rotate90=True, invert=0.5, brightness=0.3, contrast=0.3,
     )  # fmt: skip
     sample = sample_of(90, 70)
@@ -72,7 +73,7 @@ def test_the_same_generator_gives_the_same_sample_and_the_input_stays() -> None:
 )
 def test_crops_of_any_kind_fit_any_image(height: int, width: int, kind: str, zoom: float, seed: int) -> None:
     sizes = {"relative": (0.3, 0.9), "relative_range": (0.2, 0.6), "absolute": (40, 32), "absolute_range": (16, 48)}
-    policy = TrainPolicy(crop_type=kind, crop_size=sizes[kind], scales=(zoom, zoom), flip="both", rotate90=True)
+    policy = TrainPolicy(crop=RandomCrop(kind, sizes[kind]), scales=(zoom, zoom), flip="both", rotate90=True)
     sample = Sample(np.zeros((height, width, 1), np.uint8), LabelLayers.empty(height, width))
     result = policy(sample, np.random.default_rng(seed))
     assert min(result.height, result.width) >= 1
@@ -86,7 +87,7 @@ def test_an_absolute_crop_has_its_size_at_any_zoom_and_shows_more_or_less_of_the
     sample = sample_of(200, 200)
     areas = []
     for zoom in (0.6, 1.0, 1.7):
-        policy = TrainPolicy(crop_type="absolute", crop_size=(100, 80), scales=(zoom, zoom))
+        policy = TrainPolicy(crop=RandomCrop("absolute", (100, 80)), scales=(zoom, zoom))
         geometry = policy.draw_geometry(200, 200, np.random.default_rng(0))
         result = policy(sample, np.random.default_rng(0))
         assert (result.height, result.width) == (100, 80)
@@ -97,12 +98,12 @@ def test_an_absolute_crop_has_its_size_at_any_zoom_and_shows_more_or_less_of_the
 def test_a_crop_after_resizing_has_its_size_and_the_scale_of_the_whole_image() -> None:
     sample = sample_of(200, 300)
     policy = TrainPolicy(
-        min_sizes=(100,), crop_type="absolute", crop_size=(64, 48), crop_after_resize=True, scales=(1.2, 1.2)
+        min_sizes=(100,), crop=RandomCrop("absolute", (64, 48), after_resize=True), scales=(1.2, 1.2)
     )
     geometry = policy.draw_geometry(200, 300, np.random.default_rng(0))
     np.testing.assert_allclose(np.diag(geometry.matrix), [300 / 180, 200 / 120, 1])
     assert policy(sample, np.random.default_rng(0)).image.shape == (64, 48, 1)
-    before = TrainPolicy(min_sizes=(100,), crop_type="absolute", crop_size=(64, 48))
+    before = TrainPolicy(min_sizes=(100,), crop=RandomCrop("absolute", (64, 48)))
     assert before(sample, np.random.default_rng(0)).image.shape == (133, 100, 1), "Detectron2 cuts first"
 
 
@@ -110,17 +111,17 @@ def test_a_crop_after_resizing_has_its_size_and_the_scale_of_the_whole_image() -
 def test_zoom_reaches_an_image_that_a_crop_takes_whole(kind: str) -> None:
     size = (1.0, 1.0) if kind.startswith("relative") else (64, 64)
     for zoom in (0.5, 1.0):
-        policy = TrainPolicy(min_sizes=(128,), crop_type=kind, crop_size=size, scales=(zoom, zoom))
+        policy = TrainPolicy(min_sizes=(128,), crop=RandomCrop(kind, size), scales=(zoom, zoom))
         result = policy(sample_of(64, 64), np.random.default_rng(0))
         assert (result.height, result.width) == (128 * zoom, 128 * zoom)
 
 
 def test_a_crop_of_everything_is_the_sample_and_areas_of_a_crop_are_counted_inside() -> None:
     sample = sample_of(60, 80)
-    same = TrainPolicy(crop_type="relative", crop_size=(1.0, 1.0))(sample, np.random.default_rng(0))
+    same = TrainPolicy(crop=RandomCrop("relative", (1.0, 1.0)))(sample, np.random.default_rng(0))
     np.testing.assert_array_equal(same.image, sample.image)
     np.testing.assert_array_equal(same.layers.layers, sample.layers.layers)
-    policy = TrainPolicy(crop_type="absolute", crop_size=(30, 30))
+    policy = TrainPolicy(crop=RandomCrop("absolute", (30, 30)))
     geometry = policy.draw_geometry(60, 80, np.random.default_rng(3))
     x0, y0 = int(geometry.matrix[0, 2]), int(geometry.matrix[1, 2])
     areas = sample.layers.masks()[:, y0 : y0 + 30, x0 : x0 + 30].sum(axis=(1, 2))
@@ -175,13 +176,13 @@ def test_from_config_reads_the_keys_and_a_disabled_crop_is_none() -> None:
     overrides = ["INPUT.MIN_SIZE_TRAIN", "(64, 96)", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[32, 48]"]
     overrides += ["INPUT.RANDOM_FLIP", "both", "INPUT.RANDOM_SCALE", "[0.5, 2.0]", "INPUT.SCALING", "percentile"]
     policy = TrainPolicy.from_config(load_config(None, overrides))
-    assert policy == TrainPolicy(min_sizes=(64, 96), scales=(0.5, 2.0), crop_size=(32, 48), flip="both", scaled=True)
+    assert policy == TrainPolicy(min_sizes=(64, 96), scales=(0.5, 2.0), flip="both", scaled=True)
     policy = TrainPolicy.from_config(load_config(None, [*overrides, "INPUT.CROP.ENABLED", "True"]))
-    assert policy.crop_type == "absolute"
+    assert policy.crop == RandomCrop("absolute", (32, 48))
 
 
 @pytest.mark.parametrize(
-    "options", [{"crop_type": "square"}, {"flip": "left"}, {"sampling": "range"}, {"scales": (0.0, 1.0)}]
+    "options", [{"border": "wrap"}, {"scale_sampling": "normal"}, {"flip": "left"}, {"sampling": "range"}, {"scales": (0.0, 1.0)}]
 )
 def test_choices_that_are_none_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="INPUT"):

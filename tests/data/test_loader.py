@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from detseg.augment.crops import RandomCrop
 from detseg.augment.policy import TrainPolicy
 from detseg.config import load_config
-from detseg.data import loader as loader_module
+from detseg.data import shared_dataset
 from detseg.data.coco import CocoDataset, annotations_of, write_coco
-from detseg.data.loader import TrainingStream, TrainLoader, build_train_loader, test_samples
+from detseg.data.loader import TrainLoader, build_train_loader, test_samples
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sampling import EpochOrder, balancing_weights, without_empty_images
+from detseg.data.stream import TrainingStream
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -48,7 +50,7 @@ def dataset(tmp_path: Path) -> CocoDataset:
 
 
 def stream_of(dataset: CocoDataset, seed: int = 3) -> TrainingStream:
-    policy = TrainPolicy(crop_type="absolute", crop_size=(32, 32), flip="both", rotate90=True, scales=(0.7, 1.5))
+    policy = TrainPolicy(crop=RandomCrop("absolute", (32, 32)), flip="both", rotate90=True, scales=(0.7, 1.5))
     return TrainingStream(dataset, preprocess=ImagePreprocess(scaling="percentile"), policy=policy, seed=seed)
 
 
@@ -75,7 +77,7 @@ def test_workers_give_the_samples_that_this_process_gives(
     dataset: CocoDataset, context: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As for a large data set: the annotations go to the workers through a file.
-    monkeypatch.setattr(loader_module, "_PICKLED_AT_MOST", 0)
+    monkeypatch.setattr(shared_dataset, "PICKLED_AT_MOST", 0)
     stream = stream_of(dataset)
     expected = list(TrainLoader(stream, batch_size=4, start_position=0, total=22))
     assert [len(batch) for batch in expected] == [4, 4, 4, 4, 4, 2]
