@@ -61,7 +61,7 @@ OWN_KEYS: tuple[Key, ...] = (
         "INPUT.CHANNELS",
         [],
         "Which channels of a multi-channel image the model sees, in this order: 0-based indices, or names of an "
-        "OME-TIFF's channels; `[]` takes the image as the file has it, a gray image repeated where MODEL.PIXEL_MEAN has "
+        "OME-TIFF's channels; `[]` takes the image as it is, a gray image repeated where MODEL.PIXEL_MEAN has "
         "three values.",
         Kind("any", (1,)),
     ),

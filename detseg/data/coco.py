@@ -18,7 +18,7 @@ import numpy as np
 from detseg.data.coco_images import ImageEntry, is_text, shown
 from detseg.data.coco_index import AnnotationTable, Category, index_coco
 from detseg.data.coco_writer import annotations_of, write_coco
-from detseg.data.images import read_image
+from detseg.data.images import read_picture
 from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
@@ -140,7 +140,7 @@ class CocoDataset:
         Raises DataError where the image cannot be read or has another size than the COCO file says.
         """
         record = self.images[index]
-        image = self.read_image(index)
+        image, facts = self.read_picture(index)
         rles, classes, crowd = self.annotations(index)
         objects = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
         ignore = None
@@ -155,20 +155,24 @@ class CocoDataset:
             ignore=ignore,
             image_id=record.image_id,
             file_name=record.file_name,
-            metadata=dict(record.metadata),
+            metadata=facts,
         )
 
     def read_image(self, index: int) -> np.ndarray:
         """Read image number `index`, (H, W, C), and check its size against the COCO file."""
+        return self.read_picture(index)[0]
+
+    def read_picture(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Read image number `index` as `read_image`, with its metadata and what its file says of itself."""
         record = self.images[index]
-        image = read_image(record.path)
+        image, facts = read_picture(record.path, record.metadata)
         if image.shape[:2] != (record.height, record.width):
             raise DataError(
                 f"{record.path}: the image has {image.shape[0]} x {image.shape[1]} pixels (height x width), but "
                 f"{self.name} says {record.height} x {record.width}: its masks would not lie on it; prepare the data "
                 "set again from these images, or put back those that it was made from"
             )
-        return image
+        return image, facts
 
     def check_images_exist(self) -> None:
         """Raise DataError that lists all images whose file is missing."""

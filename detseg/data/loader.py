@@ -7,23 +7,18 @@ import dataclasses
 import logging
 import multiprocessing
 import signal
-import tempfile
 import traceback
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detseg.augment.policy import TrainPolicy
 from detseg.data.coco import CocoDataset
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sampling import SAMPLE_STREAM, EpochOrder, balancing_weights, without_empty_images
+from detseg.data.stream import TrainingStream
 from detseg.errors import DataError, DetsegError
 from detseg.structures.sample import Sample
 
@@ -34,97 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Batches that every worker makes ahead.
 _PREFETCH = 2
-# Annotations go to started (not forked) workers with all else up to this size in bytes, beyond it through a file.
-_PICKLED_AT_MOST = 16 * 2**20
 # PyTorch says so, in a RuntimeError, when the system ended a worker.
 _WORKER_DIED = "DataLoader worker"
-
-
-class TrainingStream(Dataset):
-    """An endless stream of training samples; `stream[position]` is a function of (seed, position) only.
-
-    dataset: what to draw from. preprocess, policy: what happens to an image and to a sample. weights: (N,) how often
-    images come, None for equally often.
-    """
-
-    def __init__(
-        self,
-        dataset: CocoDataset,
-        *,
-        preprocess: ImagePreprocess,
-        policy: TrainPolicy,
-        seed: int,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        if seed < 0:
-            raise DataError(f"the seed of the data is {seed}; expected 0 or more (a negative SEED is drawn before)")
-        self.dataset = dataset
-        self.preprocess = preprocess
-        self.policy = policy
-        self.seed = seed
-        self.order = EpochOrder(len(dataset), seed, weights)
-        self._text_file: _TextFile | None = None
-
-    @classmethod
-    def from_config(cls, cfg: Config, dataset: CocoDataset, seed: int) -> TrainingStream:
-        """Read the INPUT and DATALOADER keys; images without objects are left out where they say so."""
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            dataset = without_empty_images(dataset)
-        return cls(
-            dataset,
-            preprocess=ImagePreprocess.from_config(cfg),
-            policy=TrainPolicy.from_config(cfg),
-            seed=seed,
-            weights=balancing_weights(dataset, cfg.DATALOADER.BALANCE_BY, cfg.DATALOADER.BALANCE_POWER),
-        )
-
-    def __getitem__(self, position: int) -> Sample:
-        rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
-        sample = self.dataset.read_sample(self.order[position])
-        image = self.preprocess.prepare(sample.image, source=sample.file_name)
-        sample = self.policy(dataclasses.replace(sample, image=image), rng)
-        return dataclasses.replace(sample, image=self.preprocess.expand(sample.image))
-
-    def file_name(self, position: int) -> str:
-        """Return the file name of the image at a position."""
-        return str(self.dataset.images[self.order[position]].path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        table = self.dataset.table
-        if table.text.nbytes > _PICKLED_AT_MOST:
-            self._text_file = self._text_file or _TextFile(table.text)
-            light = dataclasses.replace(table, text=np.zeros(0, dtype=np.uint8))
-            state["dataset"] = CocoDataset(self.dataset.images, self.dataset.categories, light, self.dataset.name)
-            state["_text_file"] = str(self._text_file.path)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        path = state.pop("_text_file")
-        self.__dict__.update(state, _text_file=None)
-        if path:
-            text = np.memmap(path, dtype=np.uint8, mode="r")
-            self.dataset.table = dataclasses.replace(self.dataset.table, text=text)
-
-
-class _TextFile:
-    """The text of a large data set in a temporary file, which all worker processes map into memory: one copy for all.
-
-    Not shared memory: containers have little of it. The file goes with this object, at the latest when Python ends.
-    """
-
-    def __init__(self, text: np.ndarray) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="detseg-annotations-")
-        self.path = Path(name)
-        with open(descriptor, "wb") as file:
-            file.write(memoryview(text))
-        # Where workers still map the file, Windows keeps it; it lies in the folder for temporary files.
-        self._finalizer = weakref.finalize(self, _remove_quietly, self.path)
-
-
-def _remove_quietly(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 @dataclass(frozen=True)
@@ -314,7 +220,8 @@ def test_samples(dataset: CocoDataset, cfg: Config) -> Iterator[Sample]:
     preprocess = ImagePreprocess.from_config(cfg)
     for index in range(len(dataset)):
         sample = dataset.read_sample(index)
-        yield dataclasses.replace(sample, image=preprocess(sample.image, source=sample.file_name))
+        image = preprocess(sample.image, source=sample.file_name, facts=sample.metadata)
+        yield dataclasses.replace(sample, image=image)
 
 
 test_samples.__test__ = False  # pytest takes every name that begins with test for a test

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,15 +23,15 @@ _SCALED_RANGE = (0.0, 255.0)
 class ImagePreprocess:
     """Channels, gray, scaling and inversion, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT).
 
-    channels: 0-based indices to take; empty: all. grayscale: RGB becomes its luma. scaling: "none", "percentile" or
-    "fixed"; the latter two give float32 in 0..255. percentiles: what becomes 0 and 255; of an RGB image one pair for
-    all three channels, so that colours stay; else a pair for each channel. scaling_range: intensities that become 0 and
-    255 when "fixed". invert: "none" or "auto": an image whose median lies above the middle between its `percentiles`
-    is turned (its background is brighter than its objects). num_channels: what the model takes; one channel is
-    repeated.
+    channels: what to take, 0-based indices or names of an OME-TIFF's channels; empty: all. grayscale: RGB becomes its
+    luma. scaling: "none", "percentile" or "fixed"; the latter two give float32 in 0..255. percentiles: what becomes 0
+    and 255; of an RGB image one pair for all three channels, so that colours stay; else a pair for each channel.
+    scaling_range: intensities that become 0 and 255 when "fixed". invert: "none" or "auto": an image whose median lies
+    above the middle between its `percentiles` is turned (its background is brighter than its objects). num_channels:
+    what the model takes; one channel is repeated.
     """
 
-    channels: tuple[int, ...] = ()
+    channels: tuple[int | str, ...] = ()
     grayscale: bool = False
     scaling: str = "none"
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -48,8 +49,8 @@ class ImagePreprocess:
             raise ConfigError(f"INPUT.SCALING_PERCENTILES is {self.percentiles}; expected 0 <= low < high <= 100")
         if not self.scaling_range[0] < self.scaling_range[1]:
             raise ConfigError(f"INPUT.SCALING_RANGE is {self.scaling_range}; expected low < high")
-        if any(channel < 0 for channel in self.channels):
-            raise ConfigError(f"INPUT.CHANNELS is {list(self.channels)}; expected indices from 0 on")
+        if any(channel == "" if isinstance(channel, str) else channel < 0 for channel in self.channels):
+            raise ConfigError(f"INPUT.CHANNELS is {list(self.channels)}; expected indices from 0 on, or names")
 
     @classmethod
     def from_config(cls, cfg: Config) -> ImagePreprocess:
@@ -64,24 +65,32 @@ class ImagePreprocess:
             num_channels=len(cfg.MODEL.PIXEL_MEAN),
         )
 
-    def __call__(self, image: np.ndarray, *, source: str = "image") -> np.ndarray:
+    def __call__(
+        self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None
+    ) -> np.ndarray:
         """Return what the model takes, (H, W, num_channels), of an image (H, W, C) as it was read.
 
-        `source` names the image in errors. Raises DataError where the channels do not fit.
+        source: the image's name, for errors. facts: what is known of it, see `images.read_picture`. Raises DataError
+        where the channels do not fit.
         """
-        return self.expand(self.prepare(image, source=source))
+        return self.expand(self.prepare(image, source=source, facts=facts))
 
-    def prepare(self, image: np.ndarray, *, source: str = "image") -> np.ndarray:
+    def prepare(
+        self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None
+    ) -> np.ndarray:
         """All but the repetition of a single channel, which is cheaper after cropping and resizing: see `expand`."""
         if image.ndim != 3:
             raise DataError(f"{source}: expected (height, width, channel), got the shape {image.shape}")
+        facts = facts or {}
         if self.channels:
-            if max(self.channels) >= image.shape[2]:
-                raise DataError(
-                    f"{source}: INPUT.CHANNELS asks for channel {max(self.channels)}, but the image has "
-                    f"{image.shape[2]} (0 to {image.shape[2] - 1})"
-                )
-            image = image[:, :, list(self.channels)]
+            names = list(facts.get("channel_names") or ())
+            image = image[:, :, [_channel_index(one, image.shape[2], names, source) for one in self.channels]]
+        elif facts.get("unnamed_pages"):
+            raise DataError(
+                f"{source}: nothing in the file says what its {facts['unnamed_pages']} pages are; if they are "
+                "channels, choose with INPUT.CHANNELS which the model sees; if they are slices or points in time, name "
+                "the axes (--axes ZYX) and choose one (--z)"
+            )
         if self.grayscale:
             image = _to_gray(image, source)
         if image.shape[2] not in (1, self.num_channels):
@@ -121,6 +130,23 @@ class ImagePreprocess:
     def _background_is_bright(self, image: np.ndarray) -> bool:
         low, median, high = percentiles_of(image, (self.percentiles[0], 50.0, self.percentiles[1]))
         return median > (low + high) / 2
+
+
+def _channel_index(channel: int | str, count: int, names: Sequence[str], source: str) -> int:
+    """Return the index of a channel given by index or by name (capitals matter only where names differ by them)."""
+    if isinstance(channel, int):
+        if channel < count:
+            return channel
+        raise DataError(
+            f"{source}: INPUT.CHANNELS asks for channel {channel}, but the image has {count} (0 to {count - 1})"
+        )
+    for wanted, there in ((channel, names), (channel.casefold(), [name.casefold() for name in names])):
+        if there.count(wanted) == 1:
+            return there.index(wanted)
+    own = f"its channels are {', '.join(names)}" if names else f"the file names none of its {count} channels"
+    raise DataError(
+        f"{source}: INPUT.CHANNELS asks for channel {channel!r}, but {own}; give names or indices that exist"
+    )
 
 
 def _to_gray(image: np.ndarray, source: str) -> np.ndarray:

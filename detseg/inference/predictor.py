@@ -9,7 +9,7 @@ The model is known by its `Segmenter.predict` alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 import detseg
-from detseg.augment.policy import resize_shortest_edge_size
+from detseg.augment.network_size import network_size
 from detseg.augment.resampling import resize_image
 from detseg.data.coco import ImageRecord
-from detseg.data.images import read_image
+from detseg.data.images import read_picture
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.models.base import Segmenter
+from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ class SkippedImage:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image as the model takes it, (h, w, C), and the size of the original."""
+    """An image as the model takes it, (h, w, C), the size of the original and of its pixels, where that is known."""
 
     record: ImageRecord
     image: np.ndarray
     output_size: tuple[int, int]
+    pixel_size: PixelSize | None
 
 
 class Predictor:
@@ -61,6 +63,7 @@ class Predictor:
         classes: names of the classes by index.
         min_size_test, max_size_test: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST: images are resized so that the shorter edge
             has the first many pixels and the longer at most the second; 0 for the first leaves images as they are.
+        pixel_size: INPUT.PIXEL_SIZE: micrometres to which images are brought before that; 0 leaves them.
         postprocess: applied to every answer; None gives the model's own.
         precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
@@ -77,6 +80,7 @@ class Predictor:
         classes: Sequence[str],
         min_size_test: int = 0,
         max_size_test: int = 0,
+        pixel_size: float = 0.0,
         postprocess: Postprocess | None = None,
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
@@ -93,6 +97,7 @@ class Predictor:
         self.classes = tuple(classes)
         self.min_size_test = min_size_test
         self.max_size_test = max_size_test
+        self.pixel_size = pixel_size
         self.postprocess = postprocess
         self.precision = precision
         self.provenance = {"detseg_version": detseg.__version__, **(provenance or {})}
@@ -115,6 +120,7 @@ class Predictor:
             classes=classes,
             min_size_test=cfg.INPUT.MIN_SIZE_TEST,
             max_size_test=cfg.INPUT.MAX_SIZE_TEST,
+            pixel_size=cfg.INPUT.PIXEL_SIZE,
             postprocess=postprocess,
             precision=precision,
             provenance=provenance,
@@ -168,11 +174,19 @@ class Predictor:
 
         return load_checkpoint_predictor(weights, cfg, device=device, postprocess=postprocess, precision=precision)
 
-    def __call__(self, image: np.ndarray | str | os.PathLike[str], *, soft_masks: bool = False) -> Predictions:
+    def __call__(
+        self,
+        image: np.ndarray | str | os.PathLike[str],
+        *,
+        soft_masks: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Predictions:
         """Predict one image.
 
         Args:
             image: (H, W) or (H, W, C) uint8, uint16 or float, RGB where C = 3; or an image file.
+            facts: what is known of the image and its file does not say, as the fields of a COCO image: `pixel_size`
+                (micrometres), `channel_names`, `plane` ({"z": 3} of a stack).
             soft_masks: keep the probabilities of every box's pixels.
 
         Returns:
@@ -183,12 +197,12 @@ class Predictor:
         """
         if isinstance(image, (str, os.PathLike)):
             path = Path(image)
-            image, name = read_image(path), path.name
+            (image, facts), name = read_picture(path, facts), path.name
         else:
             image, name = _as_image(image), ""
         height, width = image.shape[:2]
         record = ImageRecord(1, name, Path(name), height, width, {})
-        return self._predict([self._prepare(record, image)], soft_masks)[0]
+        return self._predict([self._prepare(record, image, facts or {})], soft_masks)[0]
 
     def predict_records(
         self,
@@ -215,7 +229,7 @@ class Predictor:
         batch: list[_Prepared] = []
         for record in records:
             try:
-                prepared = self._prepare(record, read_image(record.path))
+                prepared = self._prepare(record, *read_picture(record.path, record.metadata))
             except DataError as error:
                 if skipped is None:
                     raise
@@ -228,8 +242,8 @@ class Predictor:
         if batch:
             yield from self._predict(batch, soft_masks)
 
-    def _prepare(self, record: ImageRecord, image: np.ndarray) -> _Prepared:
-        """Bring an image (H, W, C) as it was read to what the model takes."""
+    def _prepare(self, record: ImageRecord, image: np.ndarray, facts: Mapping[str, Any]) -> _Prepared:
+        """Bring an image (H, W, C) as it was read, and what is known of it, to what the model takes."""
         height, width = image.shape[:2]
         name = record.file_name or "image"
         if record.height and record.width and (record.height, record.width) != (height, width):
@@ -237,9 +251,18 @@ class Predictor:
                 f"{name}: the file has {height} x {width} pixels (height x width), but the data set says "
                 f"{record.height} x {record.width}; its masks belong to another version of the image"
             )
-        image = self.preprocess.prepare(image, source=name)
-        image = resize_image(image, *resize_shortest_edge_size(height, width, self.min_size_test, self.max_size_test))
-        return _Prepared(record, self.preprocess.expand(image), (height, width))
+        image = self.preprocess.prepare(image, source=name, facts=facts)
+        size = network_size(
+            height,
+            width,
+            facts,
+            pixel_size=self.pixel_size,
+            short=self.min_size_test,
+            longest=self.max_size_test,
+            source=name,
+        )
+        own = parse_pixel_size(facts[FIELD], name) if facts.get(FIELD) is not None else None
+        return _Prepared(record, self.preprocess.expand(resize_image(image, *size)), (height, width), own)
 
     def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
         dtype = PRECISIONS[self.precision]
@@ -252,6 +275,7 @@ class Predictor:
             )
         for prepared, answer in zip(batch, answers, strict=True):
             answer.image_id, answer.file_name = prepared.record.image_id, prepared.record.file_name
+            answer.pixel_size = prepared.pixel_size
             answer.provenance = {**answer.provenance, **self.provenance}
         return answers if self.postprocess is None else [self.postprocess.apply(answer) for answer in answers]
 

@@ -113,7 +113,7 @@ def draw_overlays(
     """
     written = []
     for overlay in progress(overlays):
-        image = read_image(overlay.record.path)
+        image = read_image(overlay.record.path, overlay.record.metadata)
         annotations = truth.annotations(overlay.truth) if truth is not None and overlay.truth is not None else None
         _check_size(overlay, image.shape[:2], truth)
         caption = overlay.record.file_name

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.structures.pixel_size import PixelSize
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Predictions:
     soft_masks: N crops (h, w) uint8, 255 x the probability of every pixel of `soft_mask_window(box)`, or None. They let
         masks be averaged and thresholded later, from files.
     provenance: plain values that say what made this (config and checkpoint hash, engine, fold, TTA).
+    pixel_size: (y, x) micrometres, where the image's is known.
     """
 
     image_id: int | str
@@ -33,6 +35,7 @@ class Predictions:
     rles: list[dict[str, Any]] | None = None
     soft_masks: list[np.ndarray] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    pixel_size: PixelSize | None = None
 
     def __post_init__(self) -> None:
         self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
@@ -76,6 +79,7 @@ class Predictions:
             rles=None if self.rles is None else [self.rles[index] for index in indices],
             soft_masks=None if self.soft_masks is None else [self.soft_masks[index] for index in indices],
             provenance=dict(self.provenance),
+            pixel_size=self.pixel_size,
         )
 
 
@@ -105,3 +109,14 @@ def move_window(crop: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.
         source = crop[y0 - old[1] : y1 - old[1], x0 - old[0] : x1 - old[0]]
         result[y0 - new[1] : y1 - new[1], x0 - new[0] : x1 - new[0]] = source
     return result
+
+
+def fit_windows(crops: Sequence[np.ndarray], old: np.ndarray, new: np.ndarray) -> list[np.ndarray]:
+    """Bring crops of the windows `old` (N, 4) int64 XYXY to the windows `new`, cut off or padded with 0.
+
+    Windows differ where a side of a box, mirrored or scaled there and back, was rounded over the border of a pixel.
+    """
+    crops = list(crops)
+    for index in np.flatnonzero((old != new).any(axis=1)):
+        crops[index] = move_window(crops[index], old[index], new[index])
+    return crops

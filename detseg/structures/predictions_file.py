@@ -37,6 +37,8 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
+from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
+from detseg.structures.pixel_size import pixel_size_field
 from detseg.structures.predictions import Predictions
 from detseg.structures.predictions_parsing import ImageEntry, ResultParser, categories_of, image_entries
 
@@ -97,6 +99,8 @@ class PredictionsWriter:
             "height": int(predictions.height),
             "width": int(predictions.width),
         }
+        if predictions.pixel_size is not None:
+            image[PIXEL_SIZE] = pixel_size_field(predictions.pixel_size)
         if predictions.provenance:
             image["provenance"] = predictions.provenance
         self._images.append(image)

@@ -14,18 +14,21 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
+from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
+from detseg.structures.pixel_size import PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions, soft_mask_window
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """What a file says about one image; height and width in pixels."""
+    """What a file says about one image; height and width in pixels, pixel_size (y, x) in micrometres."""
 
     image_id: int | str
     file_name: str
     height: int
     width: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    pixel_size: PixelSize | None = None
 
 
 def _is_id(value: Any) -> bool:
@@ -53,7 +56,7 @@ def image_entries(images: Any, path: Path) -> list[ImageEntry]:
         if image["id"] in seen:
             raise DataError(f"{path}: the image id {image['id']!r} occurs twice under `images`")
         seen.add(image["id"])
-        provenance = image.get("provenance")
+        provenance, pixel_size = image.get("provenance"), image.get(PIXEL_SIZE)
         entries.append(
             ImageEntry(
                 image_id=image["id"],
@@ -61,6 +64,7 @@ def image_entries(images: Any, path: Path) -> list[ImageEntry]:
                 height=image["height"],
                 width=image["width"],
                 provenance=provenance if isinstance(provenance, dict) else {},
+                pixel_size=None if pixel_size is None else parse_pixel_size(pixel_size, f"{path}: images[{position}]"),
             )
         )
     return entries
@@ -223,6 +227,7 @@ class ResultParser:
                 )
             predictions.file_name = predictions.file_name or known.file_name
         predictions.provenance = dict(image.provenance)
+        predictions.pixel_size = image.pixel_size
         return predictions
 
     def _name(self, result: Any, index: int) -> str:
