@@ -1,18 +1,26 @@
-"""How fast Mask R-CNN R50-FPN is beside torchvision's maskrcnn_resnet50_fpn in the same run.
+"""How fast Mask R-CNN R50-FPN is beside another library's in the same run: torchvision's or Detectron2's.
 
-    python benchmarks/rcnn_speed.py [--sizes 256x320 520x704] [--profile] [--run RUN_FOLDER --data val.json]
+    python benchmarks/rcnn_speed.py [--against detectron2] [--sizes 256x320 520x704] [--profile]
+    python benchmarks/rcnn_speed.py --against detectron2 --dense
+    python benchmarks/rcnn_speed.py --only precisions --run RUN_FOLDER --data val.json
 
 Both models have the same weights (random), get the same images, and are held to the same number of proposals and of
 detections (nothing is cut by its score). An inference begins with the image as an array and ends with masks of the
-image's size: run-lengths here, full-size probabilities there. A training step is loss, backward pass and SGD.
-Variants are timed in turns; medians and ratios, and in brackets the smallest and largest ratio of a single round.
+image's size: run-lengths here, full-size masks or probabilities there. A training step is loss, backward pass and SGD.
+Variants are timed in turns; medians and ratios, and in brackets the smallest and largest ratio of a single round. The
+peak of memory is that of a process of its own for each model.
 
+--dense: one image of 1024 x 1024 with 2,000 cells, as many detections, the limits of configs/_base_/microscopy.yaml.
 With --run, a trained model predicts the images of --data in float32 and bfloat16, and both are scored.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,72 +28,71 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Timing, machine, take_turns, verdict
-from torch import nn
-from torchvision_twin import Settings, native_model, torchvision_images, torchvision_model, torchvision_targets
+from measuring import MIB, Timing, machine, peak_memory, take_turns, verdict
+from native_rcnn import Answer, NativeTwin, Settings
 
 from detseg.data.synthetic import make_image
-from detseg.models.base import Segmenter
 from detseg.structures import Sample
+from detseg.structures.boxes import box_iou
 
-FLOAT32_GOAL, TRAINING_GOAL, BFLOAT16_GOAL = 1.2, 1.0, 1.8
+# Times the other library's float32.
+GOALS = {
+    "torchvision": {"inference": 1.2, "training step": 1.0, "bfloat16": 1.8},
+    "detectron2": {"inference": 1.3, "training step": 1.15, "bfloat16": 1.8},
+    "dense": {"inference": 3.0, "training step": 3.0, "bfloat16": 3.0},
+}
+RIVALS = {"torchvision": "TorchvisionTwin", "detectron2": "Detectron2Twin"}
 OBJECT_AP_GOAL = 0.005
+WORKS = ("inference", "training step")
+
+
+def rival(name: str) -> Any:
+    """The class that makes the other library's model; the library is imported now."""
+    return getattr(importlib.import_module(f"{name}_twin"), RIVALS[name])
 
 
 class Pair:
-    """Both models on one device with one batch of samples, as functions without arguments to be timed."""
+    """The native model and another library's on one device with one batch of samples."""
 
-    def __init__(self, settings: Settings, samples: Sequence[Sample], device: torch.device) -> None:
+    def __init__(self, against: str, settings: Settings, samples: Sequence[Sample], device: torch.device) -> None:
         torch.manual_seed(0)
-        self.samples, self.device = samples, device
-        self.images = [sample.image for sample in samples]
-        self.native: Segmenter = native_model(settings)
-        self.torchvision: nn.Module = torchvision_model(settings, self.native, self.images[0].shape[:2]).to(device)
-        self.native.to(device).prefer_speed()
-        self.targets = torchvision_targets(samples, device)
+        self.device, self.against = device, against
+        native = NativeTwin(settings, samples, device)
+        self.twins: dict[str, Any] = {"native": native, against: rival(against)(settings, native, device)}
+        native.model.prefer_speed()
         self.optimizers = {
-            model: torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
-            for model in (self.native, self.torchvision)
+            name: torch.optim.SGD([p for p in twin.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
+            for name, twin in self.twins.items()
         }
 
     def inference(self, which: str, dtype: torch.dtype | None) -> Any:
         """Predict the batch; the answers."""
         with self._autocast(dtype):
-            if which == "native":
-                return self.native.predict(self.images)
-            with torch.inference_mode():
-                answers = self.torchvision(torchvision_images(self.images, self.device))
-                return [{name: tensor.cpu() for name, tensor in answer.items()} for answer in answers]
+            return self.twins[which].infer()
 
     def step(self, which: str, dtype: torch.dtype | None) -> float:
         """One training step; the loss."""
-        model = self.native if which == "native" else self.torchvision
         with self._autocast(dtype):
-            if which == "native":
-                losses = model(self.samples)
-            else:
-                losses = model(torchvision_images(self.images, self.device), self.targets)
+            losses = self.twins[which].losses()
         loss = sum(losses.values())
-        self.optimizers[model].zero_grad(set_to_none=True)
+        self.optimizers[which].zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizers[model].step()
+        self.optimizers[which].step()
         return float(loss.detach())
 
     def train(self, training: bool) -> None:
-        self.native.train(training)
-        self.torchvision.train(training)
+        for twin in self.twins.values():
+            twin.model.train(training)
 
     def sizes(self, work: Callable[[str, torch.dtype | None], Any]) -> dict[str, tuple[Any, ...]]:
         """What each model computes in one call of `work`: the shape of its input, regions of its box and mask heads."""
         found = {}
-        for which, model, names in (
-            ("native", self.native, ("box_pooler", "mask_pooler")),
-            ("torchvision", self.torchvision, ("box_roi_pool", "mask_roi_pool")),
-        ):
+        for which, twin in self.twins.items():
             seen: list[Any] = []
+            model = twin.model
             hooks = [model.backbone.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(tuple(x[0].shape)))]
-            for name in names:
-                pooler = getattr(model.roi_heads, name)
+            for name in twin.poolers:
+                pooler = model.get_submodule(name)
                 hooks.append(pooler.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(sum(map(len, x[1])))))
             work(which, None)
             found[which] = tuple(seen)
@@ -108,36 +115,58 @@ def make_samples(height: int, width: int, batch: int, cells: int) -> list[Sample
 
 def compare(pair: Pair, title: str, arguments: argparse.Namespace) -> None:
     """Time inference and the training step of one pair and print them."""
-    works = {"inference": pair.inference, "training step": pair.step}
-    for what in arguments.only or works:
-        work = works[what]
+    for what in [name for name in WORKS if name in arguments.only]:
+        work = pair.inference if what == "inference" else pair.step
         pair.train(what != "inference")
         print(f"\n{title}, {what}; input, regions of the box head, of the mask head:")
         sizes = pair.sizes(work)
         for which, numbers in sizes.items():
             print(f"  {which:12} {numbers}")
-        if what == "inference" and sizes["native"] != sizes["torchvision"]:
-            sys.exit("the models do not do the same work: choose fewer --proposals or --detections")
-        variants = _variants(work, arguments.bfloat16, pair.device)
+        if what == "inference":
+            if sizes["native"] != sizes[pair.against]:
+                sys.exit("the models do not do the same work: choose fewer --proposals or --detections")
+            print(f"  {agreement(*(twin.answers() for twin in pair.twins.values()))}")
+        variants = _variants(work, pair, arguments.bfloat16)
         timing = take_turns(variants, arguments.rounds)
         for name in variants:
             print(f"  {name:22} {timing.median(name) * 1000:9.1f} ms")
-        _print_ratios(timing, what)
+        _print_ratios(timing, what, pair.against, GOALS["dense" if arguments.dense else pair.against])
         if arguments.profile:
-            for which in ("native", "torchvision"):
+            for which in pair.twins:
                 print(f"\n{title}, {what}, {which} float32: where the time goes\n{profile(work, which)}")
 
 
-def _variants(work: Callable[..., Any], bfloat16: bool, device: torch.device) -> dict[str, Callable[[], Any]]:
+def agreement(ours: Sequence[Answer], theirs: Sequence[Answer]) -> str:
+    """How many detections of the other library native has too: same class, box IoU of 0.99, score within 0.001.
+
+    Random weights give nearly equal scores, so that rounding decides which detections are the best ones.
+    """
+    found, total, mask_difference = 0, 0, 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        total += len(b.scores)
+        if not len(a.scores) or not len(b.scores):
+            continue
+        same = (box_iou(b.boxes, a.boxes) >= 0.99) & (b.classes[:, None] == a.classes)
+        same &= np.abs(b.scores[:, None] - a.scores) <= 0.001
+        rows, partners = np.flatnonzero(same.any(axis=1)), same.argmax(axis=1)
+        found += len(rows)
+        difference = np.abs(b.areas[rows] - a.areas[partners[rows]]) / np.maximum(b.areas[rows], 1)
+        mask_difference = max(mask_difference, float(np.median(difference, keepdims=True)[0]) if len(rows) else 0.0)
+    return f"detections in both: {found} of {total}; the median area of their masks differs by {mask_difference:.2%}"
+
+
+def _variants(
+    work: Callable[[str, torch.dtype | None], Any], pair: Pair, bfloat16: bool
+) -> dict[str, Callable[[], Any]]:
     def timed(which: str, dtype: torch.dtype | None) -> None:
         work(which, dtype)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if pair.device.type == "cuda":
+            torch.cuda.synchronize(pair.device)
 
     dtypes = {"float32": None} | ({"bfloat16": torch.bfloat16} if bfloat16 else {})
     variants: dict[str, Callable[[], Any]] = {}
     for name, dtype in dtypes.items():
-        for which in ("native", "torchvision"):
+        for which in pair.twins:
             try:
                 timed(which, dtype)
             except (RuntimeError, NotImplementedError) as error:
@@ -147,20 +176,66 @@ def _variants(work: Callable[..., Any], bfloat16: bool, device: torch.device) ->
     return variants
 
 
-def _print_ratios(timing: Timing, what: str) -> None:
-    goals = {"native float32": FLOAT32_GOAL if what == "inference" else TRAINING_GOAL, "native bfloat16": BFLOAT16_GOAL}
-    for fast, slow in (
-        ("native float32", "torchvision float32"),
-        ("native bfloat16", "torchvision float32"),
-        ("native bfloat16", "torchvision bfloat16"),
+def _print_ratios(timing: Timing, what: str, against: str, goals: dict[str, float]) -> None:
+    for fast, slow, goal in (
+        ("native float32", f"{against} float32", goals[what]),
+        ("native bfloat16", f"{against} float32", goals["bfloat16"]),
+        ("native bfloat16", f"{against} bfloat16", None),
     ):
         if fast not in timing.seconds or slow not in timing.seconds:
             continue
         ratio, least, most = timing.ratio(slow, fast)
         text = f"  {fast} is {ratio:.2f} x {slow}  [{least:.2f} .. {most:.2f}]"
-        if slow == "torchvision float32":
-            text += f"   goal {goals[fast]} x: {verdict(ratio >= goals[fast])}"
-        print(text)
+        print(text if goal is None else f"{text}   goal {goal} x: {verdict(ratio >= goal)}")
+
+
+def compare_memory(arguments: argparse.Namespace, size: tuple[int, int]) -> None:
+    """The peak of memory of every model and work, each in a process of its own."""
+    print(
+        f"\ncpu, {arguments.batch} x {size[0]} x {size[1]}, float32: peak of memory of a process that does this alone"
+    )
+    for what in [name for name in WORKS if name in arguments.only]:
+        peaks = {}
+        for which in ("native", arguments.against):
+            command = [
+                sys.executable,
+                __file__,
+                *sys.argv[1:],
+                "--sizes",
+                f"{size[0]}x{size[1]}",
+                "--alone",
+                which,
+                what,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"  {what:14} {which:12} did not come to an end: {(done.stderr.splitlines() or ['killed'])[-1]}")
+                continue
+            peaks[which] = json.loads(done.stdout.splitlines()[-1])
+            print(f"  {what:14} {which:12} {peaks[which] / MIB:8.0f} MiB")
+        if len(peaks) == 2:
+            print(f"  {what:14} goal no more: {verdict(peaks['native'] <= peaks[arguments.against])}")
+
+
+def run_alone(which: str, what: str, settings: Settings, samples: Sequence[Sample]) -> int:
+    """Do one work twice with one model; the peak of memory in bytes."""
+    device = torch.device("cpu")
+    twin = NativeTwin(settings, samples, device)
+    if which == "native":
+        twin.model.prefer_speed()
+    else:
+        twin = rival(which)(settings, twin, device)
+    twin.model.train(what != "inference")
+    parameters = [p for p in twin.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9)
+    for _ in range(2):
+        if what == "inference":
+            twin.infer()
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            sum(twin.losses().values()).backward()
+            optimizer.step()
+    return peak_memory()
 
 
 def profile(work: Callable[[str, torch.dtype | None], Any], which: str, rows: int = 14) -> str:
@@ -219,35 +294,59 @@ def _size(text: str) -> tuple[int, int]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--against", choices=list(RIVALS), default="torchvision", help="whose model native is held against"
+    )
     parser.add_argument("--sizes", type=_size, nargs="+", default=[(256, 320), (520, 704)], help="HEIGHTxWIDTH")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--cells", type=int, default=60, help="objects an image")
     parser.add_argument("--before-nms", type=int, default=1000, help="proposals a level before NMS")
     parser.add_argument("--proposals", type=int, default=300, help="proposals an image")
     parser.add_argument("--detections", type=int, default=100, help="detections an image")
+    parser.add_argument("--dense", action="store_true", help="2,000 cells on 1024 x 1024 instead of all these sizes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", action="append", choices=["inference", "training step"])
+    parser.add_argument("--only", nargs="+", choices=[*WORKS, "memory", "precisions"], default=[*WORKS, "memory"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
     parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false", help="float32 alone")
     parser.add_argument("--profile", action="store_true", help="say which operators the time goes into")
     parser.add_argument("--run", help="a run folder: compare object AP in float32 and bfloat16 (needs --data)")
     parser.add_argument("--data", help="COCO file for --run")
-    parser.add_argument("--no-torchvision", action="store_true", help="only the part of --run")
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if bool(arguments.run) != bool(arguments.data):
         parser.error("--run and --data belong together")
     return arguments
 
 
+def settings_of(arguments: argparse.Namespace) -> tuple[Settings, list[tuple[int, int]], int]:
+    """The settings of the models, the sizes of images, and the objects on each."""
+    if not arguments.dense:
+        settings = Settings(arguments.before_nms, arguments.proposals, arguments.detections)
+        return settings, arguments.sizes, arguments.cells
+    # A thousandth of the image's area each: cells of 20 pixels.
+    settings = Settings(before_nms=6000, proposals=4000, detections=2000, anchor_sides=(12, 16, 20, 24, 28))
+    return settings, [(1024, 1024)], 2000
+
+
 def main() -> None:
     arguments = parse()
-    print(f"{machine('torch', 'torchvision', 'numpy')}; {torch.get_num_threads()} threads")
-    settings = Settings(arguments.before_nms, arguments.proposals, arguments.detections)
-    for device in [] if arguments.no_torchvision else arguments.devices:
-        for height, width in arguments.sizes:
-            samples = make_samples(height, width, arguments.batch, arguments.cells)
-            pair = Pair(settings, samples, torch.device(device))
-            compare(pair, f"{device}, {arguments.batch} x {height} x {width}", arguments)
+    settings, sizes, cells = settings_of(arguments)
+    if arguments.alone:
+        samples = make_samples(*sizes[0], arguments.batch, cells)
+        only = arguments.alone[1]
+        training = dataclasses.replace(settings, proposals=min(settings.proposals, 2000))
+        print(run_alone(arguments.alone[0], only, settings if only == "inference" else training, samples))
+        return
+    packages = dict.fromkeys(("torch", "torchvision", arguments.against, "numpy"))
+    print(f"{machine(*packages)}; {torch.get_num_threads()} threads")
+    timed = set(arguments.only) & set(WORKS)
+    for height, width in sizes if timed else []:
+        for device in arguments.devices:
+            samples = make_samples(height, width, arguments.batch, cells)
+            pair = Pair(arguments.against, settings, samples, torch.device(device))
+            compare(pair, f"{device}, {arguments.batch} x {height} x {width}, {cells} cells", arguments)
+        if "memory" in arguments.only and "cpu" in arguments.devices:
+            compare_memory(arguments, (height, width))
     if arguments.run:
         compare_precisions(arguments.run, arguments.data, arguments.rounds)
 

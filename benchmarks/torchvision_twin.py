@@ -1,81 +1,58 @@
-"""The native Mask R-CNN R50-FPN and torchvision's, of the same size, settings and weights.
-
-torchvision's maskrcnn_resnet50_fpn freezes all norms, the stem and the first stage when it starts from pretrained
-weights; both models are laid out so, though the weights are random.
-"""
+"""torchvision's maskrcnn_resnet50_fpn with the settings and the weights of the native model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from native_rcnn import PYRAMID, Answer, NativeTwin, Settings
 from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FrozenBatchNorm2d
 
-from detseg.config import load_flat_config
-from detseg.models.base import Segmenter
-from detseg.models.table import build_model
 from detseg.structures import Sample
 
-LEVELS = ("res2", "res3", "res4", "res5")
-PYRAMID = ("p2", "p3", "p4", "p5", "p6")
+
+class TorchvisionTwin:
+    """torchvision's model; it ends in full-size probabilities of the masks, on the processor."""
+
+    name = "torchvision"
+    poolers = ("roi_heads.box_roi_pool", "roi_heads.mask_roi_pool")
+
+    def __init__(self, settings: Settings, native: NativeTwin, device: torch.device) -> None:
+        self.device, self.images = device, native.images
+        weights = {name: tensor.cpu() for name, tensor in native.model.state_dict().items()}
+        self.model = torchvision_model(settings, weights, self.images[0].shape[:2]).to(device)
+        self.targets = torchvision_targets(native.samples, device)
+
+    def infer(self) -> list[dict[str, Tensor]]:
+        """Images to probabilities."""
+        with torch.inference_mode():
+            answers = self.model(torchvision_images(self.images, self.device))
+            return [{name: tensor.cpu() for name, tensor in answer.items()} for answer in answers]
+
+    def answers(self) -> list[Answer]:
+        """What `infer` finds."""
+        return [
+            Answer(
+                answer["boxes"].numpy(),
+                answer["scores"].numpy(),
+                answer["labels"].numpy() - 1,
+                (answer["masks"] >= 0.5).sum((1, 2, 3)).numpy(),
+            )
+            for answer in self.infer()
+        ]
+
+    def losses(self) -> dict[str, Tensor]:
+        """Losses of the batch."""
+        return self.model(torchvision_images(self.images, self.device), self.targets)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What both models are built with; before_nms of every level, proposals and detections of an image."""
-
-    before_nms: int
-    proposals: int
-    detections: int
-    num_classes: int = 3
-
-
-def native_model(settings: Settings) -> Segmenter:
-    """The native model with random weights."""
-    flat = {
-        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-        "MODEL.BACKBONE.FREEZE_AT": 2,
-        "MODEL.RESNETS.OUT_FEATURES": list(LEVELS),
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.FPN.IN_FEATURES": list(LEVELS),
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
-        "MODEL.RPN.IN_FEATURES": list(PYRAMID),
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": settings.before_nms,
-        "MODEL.RPN.PRE_NMS_TOPK_TEST": settings.before_nms,
-        "MODEL.RPN.POST_NMS_TOPK_TRAIN": settings.proposals,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": settings.proposals,
-        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256,
-        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-        "MODEL.ROI_HEADS.IN_FEATURES": list(PYRAMID[:4]),
-        "MODEL.ROI_HEADS.NUM_CLASSES": settings.num_classes,
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-        "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
-        "MODEL.MASK_ON": True,
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-        "INPUT.FORMAT": "RGB",
-        "TEST.DETECTIONS_PER_IMAGE": settings.detections,
-    }
-    model = build_model(load_flat_config(flat))
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            # Random weights without statistics: keep the sums of the blocks from growing.
-            if name.endswith("conv3.norm"):
-                module.weight.fill_(0.2)
-    return model
-
-
-def torchvision_model(settings: Settings, native: Segmenter, size: tuple[int, int]) -> nn.Module:
-    """torchvision's model with the weights of the native one; images of `size` keep their size."""
+def torchvision_model(settings: Settings, native: dict[str, Tensor], size: tuple[int, int]) -> nn.Module:
+    """torchvision's model with the weights of the native one, by name; images of `size` keep their size."""
     model = maskrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
@@ -85,6 +62,7 @@ def torchvision_model(settings: Settings, native: Segmenter, size: tuple[int, in
         rpn_post_nms_top_n_train=settings.proposals,
         rpn_post_nms_top_n_test=settings.proposals,
         box_score_thresh=0.0,
+        rpn_anchor_generator=_anchors(settings),
         box_detections_per_img=settings.detections,
         min_size=min(size),
         max_size=max(size),
@@ -93,9 +71,13 @@ def torchvision_model(settings: Settings, native: Segmenter, size: tuple[int, in
     for name, parameter in model.backbone.body.named_parameters():
         if name.startswith(("conv1", "layer1")):
             parameter.requires_grad = False
-    weights = {name: _rearranged(name, tensor) for name, tensor in native.state_dict().items()}
+    weights = {name: _rearranged(name, tensor) for name, tensor in native.items()}
     model.load_state_dict({_torchvision_name(name): tensor for name, tensor in weights.items()})
     return model
+
+
+def _anchors(settings: Settings) -> AnchorGenerator:
+    return AnchorGenerator(tuple((side,) for side in settings.anchor_sides), ((0.5, 1.0, 2.0),) * len(PYRAMID))
 
 
 def _freeze_norms(module: nn.Module) -> None:
