@@ -17,6 +17,8 @@ from detseg.errors import DataError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+_CLOSING = {"[": "]", "{": "}"}
+_EMPTY = re.compile(r"\{[ \t\n\r]*\}")
 
 
 def read_json_text(path: Path) -> str:
@@ -51,6 +53,7 @@ def not_json(path: Path, error: Exception) -> DataError:
 def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], path: Path) -> dict[str, Any]:
     """Decode the object that `text` holds; the elements of its list `key` go to `visit` one by one instead.
 
+    An object in the place of the list stands for its values, as in LIVECell's files of one cell type.
     `visit(element, start, end)` gets each element and where its text lies. Returns the other keys with their values,
     and `key` with its number of elements. Raises DataError where the text is no JSON object.
     """
@@ -68,8 +71,9 @@ def _scan(text: str, wanted: str, visit: Callable[[Any, int, int], None]) -> dic
         if not isinstance(key, str):
             raise json.JSONDecodeError("expected a key", text, position)
         position = _expect(text, _skip(text, position), ":")
-        if key == wanted and text[position : position + 1] == "[":
-            values[key], position = _scan_list(text, position + 1, visit)
+        opening = text[position : position + 1]
+        if key == wanted and opening in _CLOSING and not _EMPTY.match(text, position):
+            values[key], position = _scan_elements(text, position + 1, _CLOSING[opening], visit)
         else:
             values[key], position = _DECODER.raw_decode(text, position)
         position = _next(text, position, "}")
@@ -78,15 +82,21 @@ def _scan(text: str, wanted: str, visit: Callable[[Any, int, int], None]) -> dic
     return values
 
 
-def _scan_list(text: str, position: int, visit: Callable[[Any, int, int], None]) -> tuple[int, int]:
-    """Visit the elements of a list from behind its bracket; return their number and the position behind the list."""
+def _scan_elements(text: str, position: int, closing: str, visit: Callable[[Any, int, int], None]) -> tuple[int, int]:
+    """Visit the elements of a list, or the values of an object, from behind its bracket.
+
+    Returns their number and the position behind the closing bracket.
+    """
     count = 0
     position = _skip(text, position)
-    while text[position : position + 1] != "]":
+    while text[position : position + 1] != closing:
+        if closing == "}":
+            _, position = _DECODER.raw_decode(text, position)
+            position = _expect(text, _skip(text, position), ":")
         element, end = _DECODER.raw_decode(text, position)
         visit(element, position, end)
         count += 1
-        position = _next(text, end, "]")
+        position = _next(text, end, closing)
     return count, position + 1
 
 

@@ -1,8 +1,8 @@
 """Filling polygons with holes as ImageJ and QuPath do: a pixel belongs to what its centre lies in.
 
-Coordinates are x, y in pixels from the outer corner of the first pixel, whose centre lies at (0.5, 0.5). An outline that
-follows the edges of pixels thus gives exactly these pixels back. pycocotools, which fills the polygons of COCO files,
-draws them larger: see `masks`.
+Coordinates are x, y in pixels from the outer corner of the first pixel, whose centre lies at (0.5, 0.5). An outline
+that follows the edges of pixels thus gives exactly these pixels back. pycocotools, which fills the polygons of COCO
+files, draws them larger: see `masks`.
 """
 
 from __future__ import annotations

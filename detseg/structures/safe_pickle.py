@@ -1,8 +1,8 @@
 """Pickles of plain values and NumPy arrays, read without running anything that they hold.
 
-Model zoos ship {"model": {name: array}, ...}, Cellpose {"masks": array, ...}. A pickle is a program for a small machine.
-Here that machine knows the instructions for plain values and containers, and seven names, all of NumPy arrays. None of
-these names is NumPy's own function: each stands for a small class or function of this module that checks every
+Model zoos ship {"model": {name: array}, ...}, Cellpose {"masks": array, ...}. A pickle is a program for a small
+machine. Here that machine knows the instructions for plain values and containers, and seven names, all of NumPy arrays.
+None of these names is NumPy's own function: each stands for a small class or function of this module that checks every
 argument, so that a pickle cannot even call NumPy with arguments of its own.
 """
 
