@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detseg.cli.repair_options import RULES_HELP
+
 if TYPE_CHECKING:
     from detseg.data.readers.prepare import PrepareOptions
+    from detseg.data.repair.options import RepairRules
 
 
 def add_prepare_options(
@@ -46,15 +49,23 @@ def add_prepare_options(
         "csv:FILE:COLUMN (a table of images, or, with a column `label`, of objects); `map:FILE` (YAML, JSON or CSV of "
         "name and class) alone or behind one of them renames, joins and leaves out",
     )
-    parser.add_argument("--fill-holes", action="store_true", help="fill background that a mask encloses")
+    parser.add_argument(
+        "--repair",
+        nargs="*",
+        metavar="RULE=VALUE",
+        help=f"mend the masks, and list what was changed in repairs.csv; {RULES_HELP}",
+    )
+    parser.add_argument(
+        "--fill-holes", action="store_true", help="fill all background that a mask encloses: --repair none holes=all"
+    )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
-def prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
-    """Return what these options say."""
+def prepare_options(arguments: argparse.Namespace, *, defaults: RepairRules | None = None) -> PrepareOptions:
+    """Return what these options say. defaults: of the rules of repair, where a source knows better."""
     from detseg.data.readers.prepare import PrepareOptions
 
     return PrepareOptions(
@@ -68,7 +79,16 @@ def prepare_options(arguments: argparse.Namespace) -> PrepareOptions:
         classes_from=tuple(arguments.classes_from),
         seed=arguments.seed,
         write_lists=arguments.write_lists,
-        fill_holes=arguments.fill_holes,
+        repair=_repair_rules(arguments, defaults),
         skip_bad=arguments.skip_bad,
         overwrite=arguments.overwrite,
     )
+
+
+def _repair_rules(arguments: argparse.Namespace, defaults: RepairRules | None) -> RepairRules | None:
+    from detseg.data.repair.options import RepairRules
+
+    holes = ["holes=all"] if arguments.fill_holes else []
+    if arguments.repair is not None:
+        return RepairRules.parse([*holes, *arguments.repair], defaults)
+    return RepairRules.parse(["none", *holes]) if holes else None

@@ -27,5 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
     from detseg.data.readers.prepare import prepare
     from detseg.data.readers.sartorius import Sartorius
+    from detseg.data.repair.options import RepairRules
 
-    print(prepare(Sartorius(arguments.source), prepare_options(arguments)))
+    # Every image of the competition shows cells of one type.
+    options = prepare_options(arguments, defaults=RepairRules(one_class_per_image=True))
+    print(prepare(Sartorius(arguments.source), options))

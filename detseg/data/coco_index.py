@@ -13,7 +13,7 @@ import numpy as np
 
 from detseg.data.coco_images import ImageEntry, is_text, kind_of, read_images, shown
 from detseg.data.json_scan import read_json_text, scan_object
-from detseg.data.masks import segmentation_problem, to_rle
+from detseg.data.masks import is_empty, segmentation_problem, to_rle
 from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
 
@@ -103,12 +103,13 @@ class AnnotationTable:
 
 
 def index_coco(
-    path: Path, skipped: list[str] | None = None
+    path: Path, skipped: list[str] | None = None, *, keep_empty: bool = False
 ) -> tuple[dict[str, Any], list[ImageEntry], list[Category], AnnotationTable]:
     """Read a COCO file: its info, images, categories and annotations.
 
     skipped: where given, bad images and annotations are left out and what is wrong with them is added to this list. Of
     images with the same id or file name none is kept, since nobody knows whose the annotations are.
+    keep_empty: annotations without a pixel stay, for who mends them.
 
     Raises DataError with all problems of the file in one list.
     """
@@ -125,7 +126,7 @@ def index_coco(
     categories = _read_categories(other["categories"], problems)
     is_fatal = bool(problems) or skipped is None
     images, bad_images = read_images(other["images"], problems)
-    checker = _AnnotationChecker(images, categories, problems)
+    checker = _AnnotationChecker(images, categories, problems, keep_empty)
     for start, end in spans:
         checker.add(json.loads(text[start:end]))
     checker.check_rles()
@@ -166,8 +167,11 @@ def _build_table(
 class _AnnotationChecker:
     """Looks at one annotation after the other and keeps the little that is needed of it."""
 
-    def __init__(self, images: list[ImageEntry], categories: list[Category], problems: list[str]) -> None:
+    def __init__(
+        self, images: list[ImageEntry], categories: list[Category], problems: list[str], keep_empty: bool
+    ) -> None:
         self._images = images
+        self._keep_empty = keep_empty
         self._index_of_image = {image.image_id: index for index, image in enumerate(images)}
         self._index_of_category = {category.id: index for index, category in enumerate(categories)}
         self._problems = problems
@@ -213,6 +217,8 @@ class _AnnotationChecker:
         name = f"{name} (image {image.file_name})"
         segmentation = annotation.get("segmentation")
         problem = segmentation_problem(segmentation, image.height, image.width)
+        if problem and self._keep_empty and is_empty(segmentation):
+            return
         if problem:
             self._report(len(self.bad) - 1, f"{name}: {problem}")
         elif isinstance(segmentation, dict):
@@ -228,7 +234,7 @@ class _AnnotationChecker:
         except DataError:
             areas = np.array([self._area_of(*one) for one in waiting])
         for (number, name, _), area in zip(waiting, areas, strict=True):
-            if area == 0:
+            if area == 0 and not self._keep_empty:
                 self._report(number, f"{name}: has no mask (its RLE has no pixel)")
 
     def _area_of(self, number: int, name: str, segmentation: dict[str, Any]) -> int:

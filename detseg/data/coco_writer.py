@@ -25,12 +25,13 @@ def write_coco(
     annotations: Iterable[Mapping[str, Any]],
     categories: Sequence[Mapping[str, Any]],
     info: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a COCO data set (gzip where the name ends in .gz) to a temporary name, then rename it.
 
-    `annotations` may be a generator; see `annotations_of`. Raises DataError where the file exists, unless
-    `overwrite`, and where it cannot be written.
+    `annotations` may be a generator; see `annotations_of`. further: other keys of the file (licenses, ...).
+    Raises DataError where the file exists, unless `overwrite`, and where it cannot be written.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -46,7 +47,22 @@ def write_coco(
         _write_list(file, images)
         file.write(',\n"annotations": ')
         _write_list(file, annotations)
+        for key, value in (further or {}).items():
+            file.write(f",\n{json.dumps(key)}: {json.dumps(value)}")
         file.write("}\n")
+
+
+def image_root_for(images: Path, output: Path) -> str:
+    """Return the folder of the images as a COCO file in the folder `output` names it.
+
+    Relative where it lies beside or below the output, so that both can move.
+    """
+    images, output = images.resolve(), output.resolve()
+    try:
+        relative = Path(os.path.relpath(images, output))
+    except ValueError:  # another drive on Windows
+        return images.as_posix()
+    return relative.as_posix() if relative.parts.count("..") <= 1 else images.as_posix()
 
 
 def make_folder(folder: Path) -> None:

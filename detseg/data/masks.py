@@ -41,16 +41,28 @@ def _polygon_problem(polygons: list[Any]) -> str | None:
             return f"its polygon has {len(polygon)} numbers; expected pairs x, y"
         if not all(map(math.isfinite, polygon)):
             return "its polygon has a coordinate that is not finite"
-    if all(len(polygon) < _LEAST_NUMBERS for polygon in polygons):
+    if is_empty(polygons):
         return "has no mask (no polygon of three points or more)"
     return None
 
 
-def to_rle(segmentation: dict[str, Any] | list[list[float]], height: int, width: int) -> dict[str, Any]:
+def is_empty(segmentation: Any) -> bool:
+    """Whether a COCO segmentation is missing, or polygons none of which has three points. RLEs are not decoded."""
+    if segmentation is None or segmentation in ([], {}):
+        return True
+    return isinstance(segmentation, list) and all(
+        isinstance(polygon, list) and len(polygon) < _LEAST_NUMBERS for polygon in segmentation
+    )
+
+
+def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int, width: int) -> dict[str, Any]:
     """Return a segmentation without problems as a compressed RLE; parts outside of the image are cut off.
 
-    Polygons are filled by pycocotools, so that masks are those that everybody scores with.
+    Polygons are filled by pycocotools, so that masks are those that everybody scores with. Where there is none, the RLE
+    has no pixel.
     """
+    if is_empty(segmentation):
+        return {"size": [height, width], "counts": rle_codec.compress_counts([height * width])}
     if isinstance(segmentation, list):
         return _fill_polygons(segmentation, height, width)
     if isinstance(segmentation["counts"], list):

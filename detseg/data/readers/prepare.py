@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from detseg.data.coco_writer import annotations_of, make_folder, write_coco
+from detseg.data.coco_writer import annotations_of, image_root_for, make_folder, write_coco
 from detseg.data.readers.classes import assign_classes, parse_class_rule
+from detseg.data.readers.repairing import CHANGES_NAME, repair_images
 from detseg.data.readers.source import LabelledImage, Source
 from detseg.data.readers.summary import summary_table
 from detseg.data.readers.table import read_table
-from detseg.data.repair import fill_holes
+from detseg.data.repair.changes import changes_table, write_changes
+from detseg.data.repair.options import RepairRules
 from detseg.data.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, list_problems
 from detseg.structures.atomic_write import written_whole
@@ -38,7 +37,7 @@ class PrepareOptions:
     neither, `DEFAULT_FRACTIONS`. classes_from: words as `classes.parse_class_rule` reads them. stratify_by: a column of
     `table` (a CSV; key: its column of image names) or, without a table, one of the source's own; it is stored as
     `group` and, but for given lists, stratified by.
-    fill_holes: masks lose their holes.
+    repair: the rules by which masks are mended, None for none.
     """
 
     output: Path
@@ -51,7 +50,7 @@ class PrepareOptions:
     classes_from: tuple[str, ...] = ()
     seed: int = 0
     write_lists: bool = False
-    fill_holes: bool = False
+    repair: RepairRules | None = None
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -82,8 +81,9 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     _stop_at(problems, options)
     if not images:
         raise DataError(f"no image is left:\n{list_problems(problems)}")
-    if options.fill_holes:
-        images = _filled(images)
+    changes = []
+    if options.repair is not None:
+        images, changes = repair_images(images, groups or {}, class_names, options.repair)
     # Bad images leave gaps and move no other image to another part.
     parts = _restricted(parts, images)
     source.check_target(list(images.values()), options.output, overwrite=options.overwrite)
@@ -92,7 +92,12 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     source.provide(list(images.values()), options.output)
     for part, members in parts.items():
         _write_part(part, [images[name] for name in members], groups, class_names, source, options)
-    return summary_table(parts, images, groups, len(problems), options.output)
+    table = summary_table(parts, images, groups, len(problems), options.output)
+    if options.repair is None:
+        return table
+    path = options.output / CHANGES_NAME
+    write_changes(path, changes, overwrite=options.overwrite)
+    return f"{table}\n\n{changes_table(changes)}\nlisted in {path}"
 
 
 def _restricted(parts: Mapping[str, Sequence[str]], names: Container[str]) -> dict[str, list[str]]:
@@ -173,19 +178,6 @@ def _read_all(source: Source, names: Sequence[str], problems: list[str]) -> dict
     return images
 
 
-def _filled(images: Mapping[str, LabelledImage]) -> dict[str, LabelledImage]:
-    """Return the images with the holes of their masks filled; crowd regions stay as they are."""
-    filled, masks, pixels = {}, 0, 0
-    for name, image in images.items():
-        rles, gained = fill_holes(image.rles)
-        for index in np.flatnonzero(image.crowd):
-            rles[index], gained[index] = image.rles[index], 0
-        filled[name] = dataclasses.replace(image, rles=rles)
-        masks, pixels = masks + int((gained > 0).sum()), pixels + int(gained.sum())
-    logger.info("filled the holes of %d masks, %d pixels in all", masks, pixels)
-    return filled
-
-
 def _listed_parts(names: Sequence[str], options: PrepareOptions, problems: list[str]) -> dict[str, list[str]] | None:
     """Return part (the name of its file) -> image names by given lists, or None where there are none."""
     if options.split_lists is None:
@@ -220,7 +212,9 @@ def _split(
 
 def _check_outputs(parts: Mapping[str, Sequence[str]], options: PrepareOptions) -> None:
     suffixes = (".json", ".txt") if options.write_lists else (".json",)
-    present = [part + suffix for part in parts for suffix in suffixes if (options.output / (part + suffix)).exists()]
+    names = [part + suffix for part in parts for suffix in suffixes]
+    names += [CHANGES_NAME] if options.repair is not None else []
+    present = [name for name in names if (options.output / name).exists()]
     if present and not options.overwrite:
         raise DataError(
             f"{options.output} holds {', '.join(present)} already; pass --overwrite, or name another output"
@@ -260,7 +254,7 @@ def _write_part(
         if groups is not None and image.name in groups:
             row["group"] = groups[image.name]
         rows.append(row)
-    root = _relative(source.image_root(options.output), options.output)
+    root = image_root_for(source.image_root(options.output), options.output)
     write_coco(
         options.output / f"{part}.json",
         images=rows,
@@ -280,13 +274,3 @@ def _annotations(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:
         crowd = image.crowd if len(image.crowd) else None
         yield from annotations_of(image.rles, categories, image_id=image_id, first_id=first_id, crowd=crowd)
         first_id += len(image.rles)
-
-
-def _relative(images: Path, output: Path) -> str:
-    """Return the folder of the images: relative where it lies beside or below the output, so that both can move."""
-    images, output = images.resolve(), output.resolve()
-    try:
-        relative = Path(os.path.relpath(images, output))
-    except ValueError:  # another drive on Windows
-        return images.as_posix()
-    return relative.as_posix() if relative.parts.count("..") <= 1 else images.as_posix()
