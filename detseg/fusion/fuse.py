@@ -1,72 +1,120 @@
-"""Fuse the predictions of several members about one image into one list."""
+"""Fuse the predictions of several members about one image into one list. No model, no PyTorch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.fusion.attach_masks import attach_masks
+from detseg.fusion.bit_masks import BitMasks
+from detseg.fusion.groups import Groups, found_by, group_classes, group_scores
+from detseg.fusion.image_class import apply_image_class
 from detseg.fusion.options import FusionOptions, check_weights
+from detseg.fusion.overlap_measure import OverlapMeasure, Pairs
+from detseg.fusion.pool import Pool, check_members, gather
+from detseg.fusion.suppression import decay_scores, join_best, keep_best
+from detseg.fusion.weighted_boxes import group_boxes, mean_boxes
 from detseg.structures import Predictions
-from detseg.structures.boxes import box_iou
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:
-    """Fuse what the members say about one image; at least one member.
+    """Fuse what the members say about one image; at least one member, all of one image id and size.
 
-    weights: one a member; None takes `options.weights`, and 1 each where these are empty.
+    weights: one a member; None takes `options.weights`, and 1 each where these are empty too.
 
-    Returns predictions by descending score. Raises DataError where members are of different images or sizes, or scores
-    are not finite.
+    Returns predictions by descending score, with masks where any member has them. nms and soft_nms keep the box of the
+    best detection, wbf takes the mean box; a box is widened where a mask put together from several reaches out of it.
+    Time and memory grow with the objects' pixels and the pairs of detections that meet. The order of the members does
+    not matter, unless detections of one box have equal scores and different masks.
+
+    Raises DataError where members are of different images or sizes, or have impossible scores or boxes.
     """
-    weights = _weights(members, options, weights)
-    boxes = np.concatenate([member.boxes for member in members])
-    scores = np.concatenate(
-        [member.scores * np.float32(weight) for member, weight in zip(members, weights, strict=True)]
-    )
-    classes = np.concatenate([member.classes for member in members])
-    order = np.argsort(-scores, kind="stable")
-    boxes, scores, classes = boxes[order], scores[order], classes[order]
-    overlaps = box_iou(boxes, boxes)
-    if not options.across_classes:
-        overlaps *= classes[:, None] == classes[None]
-    leader = np.full(len(scores), -1)
-    for index in range(len(scores)):
-        if leader[index] < 0:
-            free = (leader < 0) & (overlaps[index] > options.values("threshold", classes[index : index + 1]))
-            leader[free] = index
-            leader[index] = index
-    kept = np.flatnonzero(leader == np.arange(len(scores)))
-    if options.method == "wbf":
-        for index in kept:
-            group = leader == index
-            boxes[index] = np.average(boxes[group], axis=0, weights=np.maximum(scores[group], 1e-12))
-    merged = _joined(members)
-    result = merged.select(order[kept])
-    result.boxes, result.scores = boxes[kept], np.clip(scores[kept] / max(weights), 0, 1)
-    return result
+    check_members(members)
+    given = np.array(_weights(members, options, weights))
+    if options.backend == "ensemble_boxes":
+        from detseg.fusion.ensemble_boxes_backend import fuse_boxes
+
+        fused = fuse_boxes(members, options, given)
+    else:
+        fused = _fuse(members, options, given)
+    fused = apply_image_class(fused.select(np.argsort(-fused.scores, kind="stable")), options)
+    return dataclasses.replace(fused, provenance=_provenance(members, options))
 
 
-def _joined(members: Sequence[Predictions]) -> Predictions:
+def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.ndarray) -> Predictions:
+    pool = gather(members, weights, options)
+    masks = BitMasks(pool.runs) if options.overlap != "box_iou" else None
+    measure = OverlapMeasure(options.overlap, pool.boxes, masks, pool.mask_of)
+    boxes = pool.boxes
+    if options.method == "soft_nms":
+        scores = _decayed(pool, measure, options) / weights.max()
+        groups = Groups.from_leaders(np.arange(len(pool)))
+        keep = scores >= options.min_decayed_score
+    else:
+        groups = Groups.from_leaders(_leaders(pool, measure, options))
+        scores = group_scores(pool, groups, weights, options.score_rule, options.agreement)
+        members_each = found_by(pool, groups, weights)[0]
+        keep = members_each >= options.values("min_members", pool.classes[groups.leaders])
+        if options.method == "wbf":
+            boxes = mean_boxes(pool.boxes, pool.weighted_scores, groups.number, len(groups))
+        else:
+            boxes = pool.boxes[groups.leaders]
     first = members[0]
-    has_masks = all(member.rles is not None or not len(member) for member in members)
-    return dataclasses.replace(
-        first,
-        boxes=np.concatenate([member.boxes for member in members]),
-        scores=np.concatenate([member.scores for member in members]),
-        classes=np.concatenate([member.classes for member in members]),
-        rles=[rle for member in members for rle in member.rles or ()] if has_masks else None,
-        soft_masks=None,
-    )
+    classes = group_classes(pool, groups, options.cluster_class)
+    fused = Predictions(first.image_id, first.file_name, first.height, first.width, boxes, scores, classes)
+    if all(member.rles is None for member in members):
+        return fused.select(keep)
+    return attach_masks(fused, pool, groups, keep, options)
+
+
+def _leaders(pool: Pool, measure: OverlapMeasure, options: FusionOptions) -> np.ndarray:
+    """Return for every detection (N,) int64 the best one of its group, for nms and wbf.
+
+    wbf on boxes compares with the mean box of the group, as its authors do. A mean mask would have to be made anew for
+    every detection, and hardly moves: on masks, a detection joins the best one of a group, as in nms.
+    """
+    kinds = np.zeros(len(pool), dtype=np.int64) if options.across_classes else pool.classes
+    thresholds = options.values("threshold", pool.classes)
+    if options.method == "wbf" and not measure.by_masks:
+        return group_boxes(pool.boxes, pool.weighted_scores, kinds, thresholds, over_smaller=measure.over_smaller)
+    pairs = measure.near(kinds, thresholds)
+    return join_best(pairs, measure, thresholds, keep_best(pairs, measure, thresholds))
+
+
+def _decayed(pool: Pool, measure: OverlapMeasure, options: FusionOptions) -> np.ndarray:
+    """Return the weighted scores (N,) float64 after soft-NMS."""
+    kinds = np.zeros(len(pool), dtype=np.int64) if options.across_classes else pool.classes
+    thresholds = options.values("threshold", pool.classes)
+
+    def factor(pairs: Pairs, overlap: np.ndarray) -> np.ndarray:
+        if options.decay == "gaussian":
+            return np.exp(-(overlap**2) / options.sigma)
+        return np.where(overlap > thresholds[pairs.first], 1 - overlap, 1.0)
+
+    pairs = measure.near(kinds, np.zeros(len(pool)))
+    overlap = measure(pairs)
+    low = options.min_decayed_score * max(pool.weights.max(initial=0.0), 0.0)
+    return decay_scores(pairs, overlap, pool.weighted_scores, factor, low)
+
+
+def _provenance(members: Sequence[Predictions], options: FusionOptions) -> dict[str, Any]:
+    """Return what all members have in common (their fold, for example), and how they were fused."""
+    first = members[0].provenance
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(key in member.provenance and member.provenance[key] == value for member in members)
+    }
+    return {**shared, "fused": {"members": len(members), "method": options.method, "overlap": options.overlap}}
 
 
 def _weights(
     members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None
 ) -> tuple[float, ...]:
-    if not members:
-        raise DataError("there is nothing to fuse: give the predictions of at least one member")
     chosen = check_weights(options.weights if weights is None else weights, options.source) or (1.0,) * len(members)
     if len(chosen) != len(members):
         raise DataError(f"{options.source}: {len(chosen)} weights for {len(members)} members; give one a member")

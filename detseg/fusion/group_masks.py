@@ -1,0 +1,177 @@
+"""One mask for every group of detections: the best one, a vote of the pixels, or the mean of the soft masks.
+
+The pixels of all groups lie in one flat buffer, every group's window column by column with one zero behind each column. A
+mask adds its weight where one of its vertical runs begins and takes it away where it ends, so that a sum along the buffer
+gives every pixel its votes, without decoding a mask. Weights are whole numbers, so that sums are exact and half of the
+votes is half of them.
+
+Symbols: K groups, M masks, R runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.fusion.bit_masks import ColumnRuns, chunks_of
+from detseg.fusion.pool import Pool
+from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import soft_mask_windows
+
+# The largest weight; the smallest that counts is this many times smaller.
+FULL_WEIGHT = 2**16
+# Pixels of groups that are summed at once; bounds memory to some 100 MB.
+PIXELS_AT_ONCE = 2**21
+
+
+@dataclass(frozen=True)
+class GroupMasks:
+    """rles: K masks. soft_masks: K crops (h, w) uint8 of 255 x probability, at windows (K, 4) int64 XYXY; or None."""
+
+    rles: list[dict[str, Any]]
+    soft_masks: list[np.ndarray] | None
+    windows: np.ndarray
+
+
+def best_masks(mask_group: np.ndarray, count: int) -> np.ndarray:
+    """Return the first mask (K,) int64 of every group.
+
+    mask_group: (M,) int64, the group of every mask, -1 for none, best masks first; every group has a mask.
+    """
+    best = np.zeros(count, dtype=np.int64)
+    group, first = np.unique(mask_group, return_index=True)
+    best[group[group >= 0]] = first[group >= 0]
+    return best
+
+
+def mean_masks(
+    pool: Pool, mask_group: np.ndarray, count: int, weights: np.ndarray, thresholds: np.ndarray, *, soft: bool
+) -> GroupMasks:
+    """Return the weighted mean of the masks of every group, and where it is at least thresholds (K,), in (0, 1].
+
+    mask_group: (M,) int64, the group 0..count-1 of every mask of the pool, -1 for none; every group has a mask.
+    weights: (M,) float64 > 0. soft: take soft masks where there are any; else every mask is 0 or 1.
+    A group no pixel of which reaches its threshold gets its first mask.
+    """
+    weights = np.maximum(np.rint(weights / max(weights.max(initial=0.0), 1e-300) * FULL_WEIGHT), 1).astype(np.int64)
+    use_soft = np.array([soft and crop is not None for crop in pool.soft_masks], dtype=bool)
+    reach = pool.runs.boxes()
+    reach[use_soft] = soft_mask_windows(pool.mask_boxes[use_soft], pool.height, pool.width)
+    member = mask_group >= 0
+    windows = _hulls(reach[member], mask_group[member], count)
+    order = np.argsort(mask_group, kind="stable")
+    bounds = np.searchsorted(mask_group[order], np.arange(count + 1))
+    runs_of = _RunsOfMasks(pool.runs)
+    result = GroupMasks([], [], windows)
+    for part in chunks_of(_pixels(windows), PIXELS_AT_ONCE):
+        masks = order[bounds[part.start] : bounds[part.stop]]
+        buffer = _Buffer(windows[part])
+        local = mask_group[masks] - part.start
+        hard = ~use_soft[masks]
+        buffer.add_runs(runs_of.select(masks[hard]), local[hard], weights[masks[hard]])
+        buffer.add_crops(
+            [pool.soft_masks[index] for index in masks[~hard]], reach[masks[~hard]], local[~hard], weights[masks[~hard]]
+        )
+        totals = np.bincount(local, weights[masks], len(windows[part]))
+        result.rles.extend(buffer.masks(thresholds[part] * totals * 255, pool.height, pool.width))
+        result.soft_masks.extend(buffer.soft_masks(totals))
+    areas = rle_codec.area(result.rles)
+    best = best_masks(mask_group, count)
+    for index in np.flatnonzero(areas == 0):
+        result.rles[index] = pool.rles[best[index]]
+    return result
+
+
+def _hulls(boxes: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
+    """Return the boxes (K, 4) int64 around all boxes (M, 4) of every group."""
+    hulls = np.zeros((count, 4), dtype=np.int64)
+    hulls[:, :2] = np.iinfo(np.int64).max
+    for side, choose in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
+        choose.at(hulls[:, side], number, boxes[:, side])
+    return hulls
+
+
+def _pixels(windows: np.ndarray) -> np.ndarray:
+    """Return the pixels (K,) int64 of a buffer that the windows take, the zeros behind the columns included."""
+    return (windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1] + 1)
+
+
+class _RunsOfMasks:
+    """Finds the runs of chosen masks."""
+
+    def __init__(self, runs: ColumnRuns) -> None:
+        self._runs = runs
+        self._bounds = np.searchsorted(runs.owner, np.arange(len(runs) + 1))
+
+    def select(self, masks: np.ndarray) -> ColumnRuns:
+        """Return the runs of masks (M,); the owner of a run is the place of its mask in this list."""
+        if not len(masks):
+            nothing = np.zeros(0, dtype=np.int64)
+            return ColumnRuns(nothing, nothing, nothing, nothing, 0)
+        counts = np.diff(self._bounds)[masks]
+        owner = np.repeat(np.arange(len(masks)), counts)
+        index = np.arange(len(owner)) + (self._bounds[masks] - np.cumsum(counts) + counts)[owner]
+        runs = self._runs
+        return ColumnRuns(runs.column[index], runs.top[index], runs.bottom[index], owner, len(masks))
+
+
+class _Buffer:
+    """The windows (K, 4) of groups as one flat array of sums of weight x value, int64; values go from 0 to 255."""
+
+    def __init__(self, windows: np.ndarray) -> None:
+        self._windows = windows
+        self._stride = windows[:, 3] - windows[:, 1] + 1
+        self._ends = np.cumsum(_pixels(windows))
+        self._begins = self._ends - _pixels(windows)
+        self._sums = np.zeros(int(self._ends[-1]), dtype=np.int64)
+
+    def add_runs(self, runs: ColumnRuns, groups: np.ndarray, weights: np.ndarray) -> None:
+        """Add weight x 255 at the runs of M masks, to be called first. groups, weights: (M,)."""
+        if not len(runs.owner):
+            return
+        group, value = groups[runs.owner], weights[runs.owner] * 255
+        top_of_column = (runs.column - self._windows[group, 0]) * self._stride[group] - self._windows[group, 1]
+        begin = self._begins[group] + top_of_column + runs.top
+        np.add.at(self._sums, begin, value)
+        np.subtract.at(self._sums, begin + runs.bottom - runs.top, value)
+        np.cumsum(self._sums, out=self._sums)
+
+    def add_crops(
+        self, crops: list[np.ndarray | None], places: np.ndarray, groups: np.ndarray, weights: np.ndarray
+    ) -> None:
+        """Add weight x crop. crops: M arrays (h, w) uint8. places: (M, 4) int64 XYXY. groups, weights: (M,)."""
+        places = places - np.tile(self._windows[groups, :2], 2)
+        views: dict[int, np.ndarray] = {}
+        for crop, (x0, y0, x1, y1), group, weight in zip(
+            crops, places.tolist(), groups.tolist(), weights.tolist(), strict=True
+        ):
+            view = views.get(group)
+            if view is None:
+                view = views[group] = self._view(self._sums, group)
+            view[x0:x1, y0:y1] += np.multiply(crop, weight, dtype=np.int32).T
+
+    def masks(self, levels: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
+        """Return as RLEs where the sum is at least the group's level (K,) float64 > 0."""
+        # Levels such as 0.3 x 10 are not exact: what misses one by rounding alone reaches it.
+        whole_levels = np.maximum(np.ceil(levels - 1e-6), 1).astype(np.int64)
+        inside = self._sums >= np.repeat(whole_levels, self._ends - self._begins)
+        changes = np.flatnonzero(np.diff(inside, prepend=False))
+        begin, end = changes[0::2], changes[1::2]
+        group = np.searchsorted(self._ends, begin, side="right")
+        column, row = np.divmod(begin - self._begins[group], self._stride[group])
+        position = (column + self._windows[group, 0]) * height + row + self._windows[group, 1]
+        count = len(levels)
+        runs = rle_codec.Runs(position, position + end - begin, group, np.full(count, height), np.full(count, width))
+        return rle_codec.encode_runs(runs, height, width)
+
+    def soft_masks(self, totals: np.ndarray) -> list[np.ndarray]:
+        """Return the means (h, w) uint8 of all groups. totals: (K,) the sum of weights of each."""
+        means = np.rint(self._sums / np.repeat(totals, self._ends - self._begins)).astype(np.uint8)
+        return [np.ascontiguousarray(self._view(means, group).T) for group in range(len(totals))]
+
+    def _view(self, flat: np.ndarray, group: int) -> np.ndarray:
+        """Return the pixels (w, h) of a group."""
+        stride = int(self._stride[group])
+        return flat[self._begins[group] : self._ends[group]].reshape(-1, stride)[:, : stride - 1]

@@ -1,0 +1,123 @@
+"""All detections of all members about one image, in one list, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.fusion.bit_masks import ColumnRuns, read_column_runs
+from detseg.fusion.options import FusionOptions
+from detseg.structures import Predictions
+from detseg.structures.boxes import clip_boxes
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N detections by descending score x weight of their member, equal ones by box: the members' order does not matter.
+
+    boxes: (N, 4) float64 XYXY inside the image. scores: (N,) float64, as the members gave them. weights: (N,) float64,
+    of their members. classes, members: (N,) int64. mask_of: (N,) int64, the number of the mask, -1 for none; masks are
+    numbered in the order of the detections. rles, soft_masks: of the M masks; a soft mask may be None.
+    mask_boxes: (M, 4) float64, as the members gave them; they say where the soft masks lie. runs: the masks' pixels.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    weights: np.ndarray
+    classes: np.ndarray
+    members: np.ndarray
+    mask_of: np.ndarray
+    rles: list[dict[str, Any]]
+    soft_masks: list[np.ndarray | None]
+    mask_boxes: np.ndarray
+    runs: ColumnRuns
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def weighted_scores(self) -> np.ndarray:
+        return self.scores * self.weights
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        return self.mask_of >= 0
+
+
+def gather(members: Sequence[Predictions], weights: Sequence[float], options: FusionOptions) -> Pool:
+    """Put the detections of checked members together.
+
+    Left out are scores below `options.min_score`, boxes without area and masks without pixels.
+    """
+    first = members[0]
+    boxes = np.concatenate([member.boxes for member in members])
+    scores = np.concatenate([member.scores for member in members]).astype(np.float64)
+    classes = np.concatenate([member.classes for member in members])
+    lengths = [len(member) for member in members]
+    number = np.repeat(np.arange(len(members)), lengths)
+    weight = np.repeat(np.asarray(weights, dtype=np.float64), lengths)
+    inside = clip_boxes(boxes, first.height, first.width).astype(np.float64)
+    rles = [rle for member in members for rle in (member.rles or [None] * len(member))]
+    soft_masks = [soft for member in members for soft in (member.soft_masks or [None] * len(member))]
+    has_mask = np.array([rle is not None for rle in rles], dtype=bool)
+
+    keep = scores >= options.values("min_score", classes)
+    # A mask speaks for itself; a box alone must have area.
+    keep &= has_mask | ((inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1]))
+    order = np.lexsort((classes, *inside.T[::-1], -scores * weight))
+    order = order[keep[order]]
+    masked = order[has_mask[order]]
+    runs = read_column_runs([rles[index] for index in masked])
+    empty = masked[runs.areas() == 0]
+    if len(empty):
+        order, masked = order[~np.isin(order, empty)], masked[~np.isin(masked, empty)]
+        runs = read_column_runs([rles[index] for index in masked])
+    return Pool(
+        height=first.height,
+        width=first.width,
+        boxes=inside[order],
+        scores=scores[order],
+        weights=weight[order],
+        classes=classes[order],
+        members=number[order],
+        mask_of=np.where(has_mask[order], np.cumsum(has_mask[order]) - 1, -1),
+        rles=[rles[index] for index in masked],
+        soft_masks=[soft_masks[index] for index in masked],
+        mask_boxes=boxes[masked].astype(np.float64),
+        runs=runs,
+    )
+
+
+def check_members(members: Sequence[Predictions]) -> None:
+    """Raise DataError where members are none, of different images or sizes, or have impossible scores or boxes."""
+    if not members:
+        raise DataError("there is nothing to fuse: give the predictions of at least one member")
+    first = members[0]
+    for position, member in enumerate(members):
+        place = f"member {position} of the image {member.file_name or member.image_id}"
+        if member.image_id != first.image_id:
+            raise DataError(
+                f"{place}: has the image id {member.image_id!r}, member 0 {first.image_id!r}; fuse predictions of one "
+                "image at a time"
+            )
+        if (member.height, member.width) != (first.height, first.width):
+            raise DataError(
+                f"{place}: made at {member.height} x {member.width} pixels (height x width), member 0 at "
+                f"{first.height} x {first.width}; predict at the original size"
+            )
+        wrong = np.flatnonzero(~((member.scores >= 0) & (member.scores <= 1)))
+        if len(wrong):
+            raise DataError(
+                f"{place}: detection {wrong[0]} has the score {member.scores[wrong[0]]}, expected a number from 0 to 1"
+            )
+        wrong = np.flatnonzero(~np.isfinite(member.boxes).all(axis=1))
+        if len(wrong):
+            raise DataError(
+                f"{place}: detection {wrong[0]} has the box {member.boxes[wrong[0]].tolist()}, expected finite numbers"
+            )

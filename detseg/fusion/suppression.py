@@ -1,0 +1,88 @@
+"""Greedy suppression over a sparse list of pairs: NMS, groups around the best detections, soft-NMS.
+
+Taken literally, these methods go through the detections one after the other, best first. A detection none of whose
+neighbours is better can be decided at once, wherever it lies: nothing that comes before it touches it. So every round
+here decides all such detections of the image together, and the result is that of the loop, in some ten rounds.
+
+Detections are numbered by rank, 0 the best. Symbols: N detections, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from detseg.fusion.overlap_measure import Pairs
+
+Overlaps = Callable[[Pairs], np.ndarray]
+
+
+def keep_best(pairs: Pairs, overlaps: Overlaps, thresholds: np.ndarray) -> np.ndarray:
+    """Return which detections (N,) bool greedy non-maximum suppression keeps.
+
+    A detection is kept unless a better one, kept before, overlaps it by more than thresholds[better], (N,) float64.
+    pairs must hold at least all pairs of such an overlap; `overlaps` is asked for a small part of them.
+    """
+    open_ = np.ones(len(thresholds), dtype=bool)
+    kept = np.zeros(len(thresholds), dtype=bool)
+    while len(pairs):
+        beaten = np.zeros(len(thresholds), dtype=bool)
+        beaten[pairs.second] = True
+        best = open_ & ~beaten
+        kept |= best
+        of_best = pairs.select(best[pairs.first])
+        too_close = overlaps(of_best) > thresholds[of_best.first]
+        open_ &= ~best
+        open_[of_best.second[too_close]] = False
+        pairs = pairs.select(open_[pairs.first] & open_[pairs.second])
+    return kept | open_
+
+
+def join_best(pairs: Pairs, overlaps: Overlaps, thresholds: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return for every detection (N,) int64 the kept one that it belongs to; a kept one belongs to itself.
+
+    That is, of the better ones that overlap it by more than their threshold, the one that overlaps it most, and of
+    those equal, the best.
+    """
+    leader = np.arange(len(thresholds))
+    pairs = pairs.select(kept[pairs.first] & ~kept[pairs.second])
+    overlap = overlaps(pairs)
+    close = overlap > thresholds[pairs.first]
+    pairs, overlap = pairs.select(close), overlap[close]
+    order = np.lexsort((pairs.first, -overlap, pairs.second))
+    member, first_of_member = np.unique(pairs.second[order], return_index=True)
+    leader[member] = pairs.first[order][first_of_member]
+    return leader
+
+
+def decay_scores(
+    pairs: Pairs, overlap: np.ndarray, scores: np.ndarray, factor: Callable[[Pairs, np.ndarray], np.ndarray], low: float
+) -> np.ndarray:
+    """Return the scores (N,) float64 after soft-NMS (Bodla et al., ICCV 2017).
+
+    The detection of the highest score is taken, and the scores of those left that overlap it are multiplied by
+    factor(pairs, overlap) (P,) in [0, 1]; then again among those left. One that falls below `low` only decays others
+    below it, and is therefore not followed further.
+
+    pairs, overlap: all pairs that overlap; factor gets them with `first` the one that was taken.
+    """
+    scores = np.asarray(scores, dtype=np.float64).copy()
+    open_ = scores >= low
+    inside = open_[pairs.first] & open_[pairs.second]
+    pairs, overlap = pairs.select(inside), overlap[inside]
+    while len(pairs):
+        # Of two equal scores, the better rank is taken first.
+        first_wins = scores[pairs.first] >= scores[pairs.second]
+        beaten = np.zeros(len(scores), dtype=bool)
+        beaten[np.where(first_wins, pairs.second, pairs.first)] = True
+        best = open_ & ~beaten
+        from_first, from_second = best[pairs.first], best[pairs.second]
+        taken = np.concatenate([pairs.first[from_first], pairs.second[from_second]])
+        other = np.concatenate([pairs.second[from_first], pairs.first[from_second]])
+        factors = factor(Pairs(taken, other), np.concatenate([overlap[from_first], overlap[from_second]]))
+        np.multiply.at(scores, other, factors)
+        open_ &= ~best & (scores >= low)
+        inside = open_[pairs.first] & open_[pairs.second]
+        pairs, overlap = pairs.select(inside), overlap[inside]
+    return scores
