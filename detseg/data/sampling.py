@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detseg.data.coco import CocoDataset
 from detseg.errors import DataError
 
+if TYPE_CHECKING:
+    from detseg.config import Config
+
 # Names for independent streams of random numbers made from one seed.
-ORDER_STREAM, SAMPLE_STREAM = 1, 2
+ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM = 1, 2, 3
 
 
 class EpochOrder:
     """The order in which images come, epoch after epoch.
 
-    weights: (N,) how often images shall come, relative to each other; None for equally often. Every epoch has N
-    positions; an image of weight w comes floor or ceil of N w / sum(w) times in it, in random order.
+    weights: (N,) how often images shall come, relative to each other; None for equally often. Every epoch has `length`
+    positions (None: N); an image of weight w comes floor or ceil of length w / sum(w) times in it, in random order.
     """
 
-    def __init__(self, num_images: int, seed: int, weights: np.ndarray | None = None) -> None:
+    def __init__(
+        self, num_images: int, seed: int, weights: np.ndarray | None = None, length: int | None = None
+    ) -> None:
         if num_images < 1:
             raise DataError("there is no image to train with; check DATASETS.TRAIN and FILTER_EMPTY_ANNOTATIONS")
         self.num_images = num_images
         self.seed = seed
+        self.length = length or num_images
         self._cumulated = None
-        if weights is not None and not np.all(weights == weights[0]):
+        if self.length != num_images or (weights is not None and not np.all(weights == weights[0])):
+            weights = np.ones(num_images) if weights is None else weights
             self._cumulated = np.cumsum(weights / weights.sum())
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
         """Return the index of the image at a position >= 0 of the stream."""
-        epoch, within = divmod(position, self.num_images)
+        epoch, within = divmod(position, self.length)
         if epoch != self._epoch:
             self._order, self._epoch = self._order_of(epoch), epoch
         return int(self._order[within])
@@ -43,7 +52,7 @@ class EpochOrder:
         if self._cumulated is None:
             return rng.permutation(self.num_images)
         # One draw and even steps from there, so that the numbers of times are as even as they can be.
-        points = (rng.random() + np.arange(self.num_images)) / self.num_images
+        points = (rng.random() + np.arange(self.length)) / self.length
         drawn = np.minimum(np.searchsorted(self._cumulated, points, side="right"), self.num_images - 1)
         return rng.permutation(drawn)
 
@@ -78,6 +87,48 @@ def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np
     values = [str(record.metadata[balance_by]) for record in dataset.images]
     counts = Counter(values)
     return np.array([1.0 / counts[value] for value in values]) ** power
+
+
+def repeat_factors(dataset: CocoDataset, threshold: float, square_root: bool = True) -> np.ndarray:
+    """Return how many times (N,) float64, 1 or more, every image comes in an epoch (Gupta et al. 2019, LVIS, 3.2).
+
+    A class in a share f of the images has the factor max(1, sqrt(threshold / f)), without the root where square_root is
+    False; an image has the largest factor of its classes, an image without objects 1. As Detectron2's
+    RepeatFactorTrainingSampler.
+    """
+    present = dataset.objects_per_image() > 0
+    share = np.maximum(present.sum(axis=0), 1) / len(dataset)
+    factors = threshold / share
+    if square_root:
+        factors = np.sqrt(factors)
+    return np.where(present, np.maximum(factors, 1.0), 1.0).max(axis=1, initial=1.0)
+
+
+def mix(weights: np.ndarray | None, origins: np.ndarray, set_weights: Sequence[float]) -> np.ndarray:
+    """Return weights (N,) float64 with which every data set comes as often as `set_weights` (S,) say, in sum.
+
+    weights: of the images within their sets, None for equal ones. origins: (N,) the set of every image; one that has
+    no image (all were left out) takes no part.
+    """
+    weights = np.ones(len(origins)) if weights is None else weights
+    sums = np.bincount(origins, weights=weights, minlength=len(set_weights))
+    return weights / sums[origins] * np.asarray(set_weights, dtype=np.float64)[origins]
+
+
+def order_from_config(cfg: Config, dataset: CocoDataset, seed: int) -> EpochOrder:
+    """Build the order of DATALOADER.SAMPLER_TRAIN, BALANCE_BY and DATASETS.TRAIN_WEIGHTS.
+
+    Raises DataError where images lack the field of BALANCE_BY.
+    """
+    loader, length = cfg.DATALOADER, None
+    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        weights = repeat_factors(dataset, loader.REPEAT_THRESHOLD, loader.REPEAT_SQRT)
+        length = round(float(weights.sum()))
+    else:
+        weights = balancing_weights(dataset, loader.BALANCE_BY, loader.BALANCE_POWER)
+    if cfg.DATASETS.TRAIN_WEIGHTS:
+        weights = mix(weights, dataset.origins, cfg.DATASETS.TRAIN_WEIGHTS)
+    return EpochOrder(len(dataset), seed, weights, length)
 
 
 def without_empty_images(dataset: CocoDataset) -> CocoDataset:

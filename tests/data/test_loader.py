@@ -152,7 +152,7 @@ def test_an_unreadable_image_is_named(dataset: CocoDataset, workers: int) -> Non
 class FailingPolicy(TrainPolicy):
     """Raises what is no error of ours, or ends its process, at an image."""
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+    def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if sample.file_name == "5.png":
             if os.environ.get("DETSEG_TEST_KILL"):
                 os.kill(os.getpid(), signal.SIGKILL)
