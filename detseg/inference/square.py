@@ -9,12 +9,11 @@ width W becomes W - x, so pixel i (from i to i + 1) becomes pixel W - 1 - i.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from detseg.structures.predictions import Predictions, move_window, soft_mask_windows
+from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
 from detseg.structures.rle_symmetry import mirror_rles, transpose_rles
 
 Size = tuple[int, int]
@@ -105,14 +104,3 @@ SYMMETRIES = {
     "rot270": Symmetry(True, flip_x=True),
     "antitranspose": Symmetry(True, flip_x=True, flip_y=True),
 }
-
-
-def fit_windows(crops: Sequence[np.ndarray], old: np.ndarray, new: np.ndarray) -> list[np.ndarray]:
-    """Bring crops of the windows `old` (N, 4) int64 XYXY to the windows `new`, cut off or padded with 0.
-
-    Windows differ where a side of a box, mirrored, was rounded onto the border of a pixel.
-    """
-    crops = list(crops)
-    for index in np.flatnonzero((old != new).any(axis=1)):
-        crops[index] = move_window(crops[index], old[index], new[index])
-    return crops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detseg.structures.predictions import Predictions
+from detseg.errors import DataError
+from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
@@ -55,6 +57,13 @@ class Segmenter(nn.Module):
         image_id and file_name of the answer are left to the caller.
         """
 
+    def look(self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None) -> Look:
+        """Look at images, as `predict`, to ask for boxes first and for the masks of any boxes later.
+
+        A model that can keep its features between the two overrides this.
+        """
+        return Look(self, images, output_sizes)
+
     def prefer_speed(self) -> Self:
         """Lay out and compute for speed, at the price of other rounding than the reference's; return self.
 
@@ -67,3 +76,39 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
+
+
+class Look:
+    """A batch of images that a model looks at, by asking `Segmenter.predict` again for every question."""
+
+    def __init__(
+        self, model: Segmenter, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None
+    ) -> None:
+        self.output_sizes = output_sizes or [image.shape[:2] for image in images]
+        self._model = model
+        self._images = images
+
+    def boxes(self) -> list[Predictions]:
+        """Return the detections without masks (`rles` None)."""
+        found = self._model.predict(self._images, output_sizes=self.output_sizes)
+        return [dataclasses.replace(answer, rles=None, soft_masks=None) for answer in found]
+
+    def soft_masks(self, boxes: Sequence[np.ndarray], classes: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Return N crops of probability for the boxes (N, 4) of every image, in pixels of the output, and classes (N,).
+
+        Crops are uint8 as `Predictions.soft_masks`, of the windows of the boxes cut off at the image's border.
+
+        Raises:
+            DataError: the model gives no probabilities.
+        """
+        answers = self._model.predict(
+            self._images, output_sizes=self.output_sizes, boxes=boxes, classes=classes, soft_masks=True
+        )
+        crops = []
+        for given, answer in zip(boxes, answers, strict=True):
+            if answer.soft_masks is None:
+                raise DataError(f"{type(self._model).__name__} gives no mask probabilities for given boxes")
+            size = answer.height, answer.width
+            old, new = soft_mask_windows(answer.boxes, *size), soft_mask_windows(given, *size)
+            crops.append(fit_windows(answer.soft_masks, old, new))
+        return crops

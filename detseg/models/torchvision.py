@@ -7,6 +7,7 @@ run-lengths, and ignored regions are neither object nor background. The state_di
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.errors import ConfigError, DataError
-from detseg.models.answers import given_detections, to_predictions
+from detseg.errors import ConfigError
+from detseg.models.answers import RegionLook
 from detseg.models.base import Segmenter
 from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.images import ImageBatch, ImageInput
@@ -94,7 +95,6 @@ class TorchvisionMaskRCNN(Segmenter):
         pooled = self.roi_heads.mask_roi_pool(features, boxes, list(sizes))
         return self.roi_heads.mask_predictor(self.roi_heads.mask_head(pooled))
 
-    @torch.inference_mode()
     def predict(
         self,
         images: Sequence[np.ndarray],
@@ -106,29 +106,37 @@ class TorchvisionMaskRCNN(Segmenter):
         soft_masks: bool = False,
     ) -> list[Predictions]:
         """See Segmenter.predict."""
-        if self.training:
-            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
         if len(images) == 0:
             return []
-        batch = self.image_input(images, self.device)
-        output_sizes = batch.sizes if output_sizes is None else output_sizes
-        features = self.backbone(batch.tensor)
+        look = self.look(images, output_sizes=output_sizes)
         if boxes is None:
-            found = self._detect(features, batch)
-        elif classes is None and self.num_classes > 1:
-            raise DataError("this model has a mask for each class: masks for given boxes need their `classes`")
-        else:
-            found = given_detections(
-                boxes, classes, scores, sizes=batch.sizes, output_sizes=output_sizes, device=self.device
-            )
-        logits = self._mask_logits(features, [one.boxes for one in found], batch.sizes)
-        of_class = torch.cat([one.classes for one in found]) + 1
-        masks = logits[torch.arange(len(logits), device=logits.device), of_class].sigmoid()
-        parts = masks.split([len(one.boxes) for one in found])
-        return [
-            to_predictions(one, mask, size, output_size, soft_masks=soft_masks, drop_empty=boxes is None)
-            for one, mask, size, output_size in zip(found, parts, batch.sizes, output_sizes, strict=True)
-        ]
+            return look.detections(soft_masks=soft_masks)
+        return look.given(boxes, classes, scores, soft_masks=soft_masks)
+
+    @torch.inference_mode()
+    def look(
+        self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> RegionLook:
+        """See Segmenter.look; the feature maps are kept."""
+        if self.training:
+            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
+        batch = self.image_input(images, self.device)
+        features = self.backbone(batch.tensor)
+
+        def masks(boxes: list[Tensor], classes: list[Tensor]) -> list[Tensor]:
+            logits = self._mask_logits(features, boxes, batch.sizes)
+            of_class = torch.cat(classes) + 1
+            own = logits[torch.arange(len(logits), device=logits.device), of_class].sigmoid()
+            return list(own.split([len(image_boxes) for image_boxes in boxes]))
+
+        return RegionLook(
+            sizes=batch.sizes,
+            output_sizes=output_sizes,
+            detect=functools.partial(self._detect, features, batch),
+            masks=masks,
+            needs_classes=self.num_classes > 1,
+            device=self.device,
+        )
 
     def _detect(self, features: dict[str, Tensor], batch: ImageBatch) -> list[Detections]:
         proposals, _ = self.rpn(_image_list(batch), features)

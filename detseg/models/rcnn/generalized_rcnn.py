@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detseg.errors import DataError
-from detseg.models.answers import given_detections, to_predictions
+from detseg.models.answers import RegionLook
 from detseg.models.base import Segmenter
+from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.images import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.pooler import Pooler
@@ -62,7 +63,6 @@ class GeneralizedRCNN(Segmenter):
         losses.update(self.roi_heads.losses(features, proposals, targets))
         return losses
 
-    @torch.inference_mode()
     def predict(
         self,
         images: Sequence[np.ndarray],
@@ -74,35 +74,33 @@ class GeneralizedRCNN(Segmenter):
         soft_masks: bool = False,
     ) -> list[Predictions]:
         """See Segmenter.predict."""
-        if self.training:
-            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
         if len(images) == 0:
             return []
-        batch = self.image_input(images, self.device)
-        if output_sizes is None:
-            output_sizes = batch.sizes
-        features = self.backbone(batch.tensor)
+        look = self.look(images, output_sizes=output_sizes)
         if boxes is None:
-            proposals = self.proposal_generator.propose(self.proposal_generator(features), batch.sizes)
-            found = self.roi_heads.detect(features, proposals, batch.sizes)
-        else:
-            self._check_given(classes)
-            found = given_detections(
-                boxes, classes, scores, sizes=batch.sizes, output_sizes=output_sizes, device=self.device
-            )
-        masks: list[Tensor] | list[None] = [None] * len(found)
-        if self.roi_heads.mask_head is not None:
-            masks = self.roi_heads.masks(features, [one.boxes for one in found], [one.classes for one in found])
-        answers = []
-        for one, mask, size, output_size in zip(found, masks, batch.sizes, output_sizes, strict=True):
-            answers.append(
-                to_predictions(one, mask, size, output_size, soft_masks=soft_masks, drop_empty=boxes is None)
-            )
-        return answers
+            return look.detections(soft_masks=soft_masks)
+        return look.given(boxes, classes, scores, soft_masks=soft_masks)
 
-    def _check_given(self, classes: Sequence[np.ndarray] | None) -> None:
+    @torch.inference_mode()
+    def look(
+        self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> RegionLook:
+        """See Segmenter.look; the feature maps are kept."""
+        if self.training:
+            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
+        batch = self.image_input(images, self.device)
+        features = self.backbone(batch.tensor)
+
+        def detect() -> list[Detections]:
+            proposals = self.proposal_generator.propose(self.proposal_generator(features), batch.sizes)
+            return self.roi_heads.detect(features, proposals, batch.sizes)
+
         head = self.roi_heads.mask_head
-        if head is None:
-            raise DataError("masks for given boxes need a model with a mask head (MODEL.MASK_ON)")
-        if classes is None and not head.class_agnostic and self.roi_heads.num_classes > 1:
-            raise DataError("this model has a mask for each class: masks for given boxes need their `classes`")
+        return RegionLook(
+            sizes=batch.sizes,
+            output_sizes=output_sizes,
+            detect=detect,
+            masks=None if head is None else functools.partial(self.roi_heads.masks, features),
+            needs_classes=head is not None and not head.class_agnostic and self.roi_heads.num_classes > 1,
+            device=self.device,
+        )

@@ -31,9 +31,24 @@ def paste_rles(
     return encode_crops([(crop >= threshold, x0, y0) for crop, x0, y0 in crops], height, width)
 
 
+def paste_masks(
+    probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int, *, soft_masks: bool = False
+) -> tuple[list[dict[str, Any]], list[np.ndarray] | None]:
+    """Return what `paste_rles` does and, where asked for, `paste_soft_masks`; masks are interpolated once."""
+    if not soft_masks:
+        return paste_rles(probabilities, boxes, height, width), None
+    crops = list(paste_crops(probabilities, boxes, height, width))
+    rles = encode_crops([(crop >= MASK_THRESHOLD, x0, y0) for crop, x0, y0 in crops], height, width)
+    return rles, [_quantise(crop) for crop, _, _ in crops]
+
+
 def paste_soft_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
     """Return D crops (h, w) uint8 of 255 x probability, for `structures.predictions.soft_mask_window` of each box."""
-    return [np.rint(crop * 255).astype(np.uint8) for crop, _, _ in paste_crops(probabilities, boxes, height, width)]
+    return [_quantise(crop) for crop, _, _ in paste_crops(probabilities, boxes, height, width)]
+
+
+def _quantise(crop: np.ndarray) -> np.ndarray:
+    return np.rint(crop * 255).astype(np.uint8)
 
 
 def paste_crops(
