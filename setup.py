@@ -30,6 +30,7 @@ BASE = [
     "albumentations>=2.0,<2.1",
     "ensemble-boxes>=1.0.9",
     "faster-coco-eval>=1.6",
+    "roifile>=2023.2",
     "tensorboard>=2.11",
 ]
 TEST = ["pytest>=7.4", "hypothesis>=6.80"]

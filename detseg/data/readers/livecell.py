@@ -156,8 +156,8 @@ def _open_images(path: Path, images: Path | None) -> SourceFiles:
         if candidate.exists():
             return open_source(candidate)
     raise DataError(
-        f"{' and '.join(map(str, candidates))}: not there; expected the images of LIVECell, a folder or the zip archive "
-        "(--images)"
+        f"{' and '.join(map(str, candidates))}: not there; expected the images of LIVECell, a folder or the zip "
+        "archive (--images)"
     )
 
 
