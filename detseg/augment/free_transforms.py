@@ -44,8 +44,8 @@ class RandomAffine:
     ) -> GeometricMap:
         """Draw a change and return the map with it.
 
-        pivot: the point (x, y) of the output that keeps its place, None for its middle. Where the image is larger than
-        what is seen of it, what is seen is then moved into the image, so that as little as possible lies beyond.
+        pivot: the point (x, y) of the output that keeps its place. None: the middle turns, and then what is seen is
+        moved into the image, so that as little as possible lies beyond.
         """
         if not self.is_on or rng.random() >= self.probability:
             return geometry
@@ -55,7 +55,9 @@ class RandomAffine:
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         linear = turn @ [[1, math.tan(shear)], [0, 1]] @ [[factor, 0], [0, 1 / factor]]
         x, y = pivot or (geometry.width / 2, geometry.height / 2)
-        geometry = geometry.affine(_about(linear, x, y)).moved_inside()
+        geometry = geometry.affine(_about(linear, x, y))
+        if pivot is None:
+            geometry = geometry.moved_inside()
         if self.translate:
             shift_y, shift_x = rng.uniform(-self.translate, self.translate, 2) * (geometry.height, geometry.width)
             geometry = geometry.affine(np.array([[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]]))

@@ -164,8 +164,9 @@ class TrainPolicy:
                 size = self.crop.draw_size(geometry.height, geometry.width, 1.0, rng)
                 geometry = self.crop.cut(geometry, size, focus, rng)
         # An object that the crop was laid about keeps its place when all else turns.
-        left, top, right, bottom = focus_in(geometry, focus) if focus else (0, 0, geometry.width, geometry.height)
-        geometry = self.affine.apply(geometry, rng, ((left + right) / 2, (top + bottom) / 2))
+        box = focus_in(geometry, focus) if focus else None
+        pivot = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) if box else None
+        geometry = self.affine.apply(geometry, rng, pivot)
         geometry = self.elastic.apply(geometry, rng)
         return self._flip_and_turn(geometry, rng)
 

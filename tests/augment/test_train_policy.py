@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.augment.photometric import change_intensities, invert
 from detseg.augment.crops import CROP_TYPES, RandomCrop
+from detseg.augment.photometric import change_intensities, invert
 from detseg.augment.policy import TrainPolicy, resize_shortest_edge_size
 from detseg.config import load_config
 from detseg.errors import ConfigError
@@ -97,9 +97,7 @@ def test_an_absolute_crop_has_its_size_at_any_zoom_and_shows_more_or_less_of_the
 
 def test_a_crop_after_resizing_has_its_size_and_the_scale_of_the_whole_image() -> None:
     sample = sample_of(200, 300)
-    policy = TrainPolicy(
-        min_sizes=(100,), crop=RandomCrop("absolute", (64, 48), after_resize=True), scales=(1.2, 1.2)
-    )
+    policy = TrainPolicy(min_sizes=(100,), crop=RandomCrop("absolute", (64, 48), after_resize=True), scales=(1.2, 1.2))
     geometry = policy.draw_geometry(200, 300, np.random.default_rng(0))
     np.testing.assert_allclose(np.diag(geometry.matrix), [300 / 180, 200 / 120, 1])
     assert policy(sample, np.random.default_rng(0)).image.shape == (64, 48, 1)
@@ -182,7 +180,8 @@ def test_from_config_reads_the_keys_and_a_disabled_crop_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"border": "wrap"}, {"scale_sampling": "normal"}, {"flip": "left"}, {"sampling": "range"}, {"scales": (0.0, 1.0)}]
+    "options",
+    [{"border": "wrap"}, {"scale_sampling": "normal"}, {"flip": "left"}, {"sampling": "range"}, {"scales": (0.0, 1.0)}],
 )
 def test_choices_that_are_none_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="INPUT"):
