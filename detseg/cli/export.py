@@ -1,0 +1,106 @@
+"""`detseg export`: annotations or predictions in the forms that other programs read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detseg.data.coco import ImageRecord
+
+DESCRIPTION = (
+    "Write the objects of a COCO or Predictions file as label images, for Cellpose, ImageJ or QuPath, as a table of "
+    "measurements, or as the training table of a competition."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("--input", required=True, metavar="FILE", help="COCO or Predictions file, .json or .json.gz")
+    parser.add_argument(
+        "--format",
+        required=True,
+        metavar="NAME",
+        help="labels (TIFF), npy, cellpose (_seg.npy), cellpose_masks (_masks.tif), imagej (zip of regions), geojson "
+        "(QuPath), csv (measurements), sartorius (train.csv) or dsb2018 (stage1_train_labels.csv)",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="csv: measure intensities in these images: a folder, a glob, files, or a COCO file; their files also say "
+        "their pixel size",
+    )
+    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    parser.add_argument(
+        "--pixel-size", metavar="UM", help='micrometres a pixel, 0.5 or "0.5 0.4" (y, x), instead of what is known'
+    )
+    parser.add_argument("--score-threshold", type=float, default=0.0, metavar="X", help="export predictions from X on")
+    parser.add_argument(
+        "--overlaps",
+        default="refuse",
+        metavar="WHAT",
+        help="objects that share pixels, in label images: refuse (default), top (the highest score, else the smallest, "
+        "is seen) or layers (several label images in one file)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, and print what was written."""
+    from tqdm import tqdm
+
+    from detseg.data.writers.export import ExportOptions, export
+    from detseg.data.writers.objects import open_objects
+    from detseg.structures.pixel_size import parse_pixel_size_text
+
+    _check(arguments)
+    source = open_objects(arguments.input)
+    options = ExportOptions(
+        overlaps=arguments.overlaps,
+        score_threshold=arguments.score_threshold,
+        pixel_size=parse_pixel_size_text(arguments.pixel_size, "--pixel-size") if arguments.pixel_size else None,
+        pictures=_pictures(arguments, source.names),
+        overwrite=arguments.overwrite,
+    )
+    count = export(
+        source,
+        arguments.format,
+        arguments.output,
+        options,
+        progress=lambda images: tqdm(images, desc="exporting", unit="image", total=len(source)),
+    )
+    where = count.files[0] if len(count.files) == 1 else f"{len(count.files)} files in {arguments.output}"
+    print(f"{count.objects} objects of {count.images} images: {where}")
+    if count.ignored:
+        print(f"{count.ignored} regions to be ignored are left out")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from detseg.errors import ConfigError
+
+    if not 0 <= arguments.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold is {arguments.score_threshold}; expected 0 to 1")
+    if arguments.images and arguments.format != "csv":
+        raise ConfigError(f"--images: only --format csv measures in images, {arguments.format} does not")
+    if arguments.image_root and not arguments.images:
+        raise ConfigError("--image-root DIR takes --images COCO.json too")
+
+
+def _pictures(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, ImageRecord]:
+    """Return file name -> image; a single image may be called otherwise than in the file."""
+    from detseg.inference.sources import find_images
+
+    if not arguments.images:
+        return {}
+    records = find_images(arguments.images, image_root=arguments.image_root).records
+    by_name = {record.file_name: record for record in records}
+    if not set(names) <= set(by_name):
+        # Names of plain files are relative to the folder that all of them share, which may be another one here.
+        last_parts = {record.path.name: record for record in records}
+        if len(last_parts) == len(records):
+            by_name.update({name: last_parts[Path(name).name] for name in names if Path(name).name in last_parts})
+    return by_name

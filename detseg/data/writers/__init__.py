@@ -1,0 +1,1 @@
+"""Annotations and predictions in the forms that other programs read; see docs/data.md."""

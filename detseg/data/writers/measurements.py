@@ -1,0 +1,129 @@
+"""The table of measurements: a row an object, its place and shape in pixels and micrometres, and its intensities."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detseg.data.images import read_picture
+from detseg.data.writers.objects import ImageObjects
+from detseg.data.writers.outlines import trace_polygons
+from detseg.data.writers.shapes import Shape, measure_shape
+from detseg.errors import DataError
+from detseg.structures import rle as rle_codec
+from detseg.structures.atomic_write import written_whole
+from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
+
+# What of a shape has a unit; all else is the same in all units.
+_WITH_UNIT = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")
+_BOX = ("box_x", "box_y", "box_width", "box_height")
+_WITHOUT_UNIT = ("eccentricity", "orientation", "solidity", "circularity")
+
+
+def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
+    """Write a CSV of all objects; images without objects have no row. An existing file is replaced.
+
+    Columns: image, id (the label of the object in label images), class, score of predictions, what `Shape` lists and
+    the bounding box in pixels (`_px`), the same in micrometres (`_um`, where the pixel size is known), and for every
+    channel of the images that are given: mean, std, min, max and sum of the intensities in the mask.
+
+    Raises DataError where an image that is given cannot be read, or has another size than its masks.
+    """
+    tables = [measure_image(objects, class_names) for objects in images if len(objects)]
+    columns = list(dict.fromkeys(name for table in tables for name in table))
+    with written_whole(path, "the table") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_ordered(columns) if columns else ("image", "id", "class"))
+        for table in tables:
+            length = len(table["id"])
+            writer.writerows(zip(*(table.get(name, [""] * length) for name in _ordered(columns)), strict=True))
+
+
+def _ordered(columns: Sequence[str]) -> list[str]:
+    """Return the columns with those of intensities, which may differ from image to image, at the end."""
+    return sorted(columns, key=lambda name: name.startswith("intensity_"))
+
+
+def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return column -> N values of one image's objects; see `write_measurements`."""
+    count = len(objects)
+    picture, size = _picture(objects)
+    table: dict[str, list[Any]] = {
+        "image": [objects.file_name] * count,
+        "id": list(range(1, count + 1)),
+        "class": [class_names[index] for index in objects.classes],
+    }
+    if objects.scores is not None:
+        table["score"] = [f"{score:.6g}" for score in objects.scores]
+    crops = rle_codec.decode_crops(objects.rles)
+    empty = [number + 1 for number, (crop, _, _) in enumerate(crops) if not crop.any()]
+    if empty:
+        raise DataError(f"{objects.file_name}: object {empty[0]} has no pixel; nothing can be measured in it")
+    rows = [_measure(*crop, size) for crop in crops]
+    for name in rows[0] if rows else ():
+        table[name] = [f"{row[name]:.7g}" for row in rows]
+    if picture is not None:
+        table.update(_intensities(*picture, crops))
+    return table
+
+
+def _measure(crop: np.ndarray, x0: int, y0: int, size: PixelSize | None) -> dict[str, float]:
+    polygons = trace_polygons(crop, x0, y0)
+    box = (x0, y0, crop.shape[1], crop.shape[0])
+    in_pixels = measure_shape(crop, x0, y0, polygons)
+    row = _with_unit(in_pixels, box, (1.0, 1.0), "px", "px")
+    best = in_pixels
+    if size is not None:
+        best = measure_shape(crop, x0, y0, polygons, size)
+        row.update(_with_unit(best, box, size, "um", "um2"))
+    row.update({name: getattr(best, name) for name in _WITHOUT_UNIT})
+    return row
+
+
+def _with_unit(
+    shape: Shape, box: tuple[int, int, int, int], size: PixelSize, unit: str, area_unit: str
+) -> dict[str, float]:
+    values = dataclasses.asdict(shape)
+    row = {f"area_{area_unit}": values["area"]}
+    row.update({f"{name}_{unit}": values[name] for name in _WITH_UNIT})
+    factors = (size[1], size[0], size[1], size[0])
+    row.update({f"{name}_{unit}": edge * factor for name, edge, factor in zip(_BOX, box, factors, strict=True)})
+    return row
+
+
+def _picture(objects: ImageObjects) -> tuple[tuple[np.ndarray, Sequence[str]] | None, PixelSize | None]:
+    """Return the image with the names of its channels, where it is given, and the size of its pixels, where known."""
+    if objects.picture is None:
+        return None, objects.pixel_size
+    image, facts = read_picture(objects.picture, objects.fields)
+    if image.shape[:2] != (objects.height, objects.width):
+        raise DataError(
+            f"{objects.picture}: has {image.shape[0]} x {image.shape[1]} pixels (height x width), but its masks "
+            f"{objects.height} x {objects.width}; give the images that the masks were made of"
+        )
+    names = facts.get("channel_names") or [str(number) for number in range(image.shape[2])]
+    size = objects.pixel_size
+    if size is None and facts.get(FIELD) is not None:
+        size = parse_pixel_size(facts[FIELD], str(objects.picture))
+    return (image, names), size
+
+
+def _intensities(
+    image: np.ndarray, names: Sequence[str], crops: Sequence[tuple[np.ndarray, int, int]]
+) -> dict[str, list[str]]:
+    """Return mean, std, min, max and sum of every channel within every mask, in the numbers of the file."""
+    table: dict[str, list[str]] = {}
+    values = [
+        image[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop].astype(np.float64) for crop, x0, y0 in crops
+    ]
+    for channel, name in enumerate(names):
+        suffix = f"_{name}" if image.shape[2] > 1 else ""
+        for measure in ("mean", "std", "min", "max", "sum"):
+            numbers = [getattr(one[:, channel], measure)() for one in values]
+            table[f"intensity_{measure}{suffix}"] = [f"{number:.7g}" for number in numbers]
+    return table
