@@ -24,8 +24,8 @@ class RepairRules:
 
     holes: `free` fills the holes in which no other object lies, `all` fills all, `off` none.
     crumbs: pixels of the largest crumb that is smoothed away; 0: none is. See `crumbs.crumbs_of`.
-    fragments: further pieces of a mask, but for specks, become objects of their own (`split`), stay (`keep`) or go
-        (`largest`); `off` leaves specks, too.
+    fragments: further pieces of a mask, but for specks, stay (`keep`: a cell that another one crosses), become objects
+        of their own (`split`) or go (`largest`); `off` leaves specks, too.
     speck_area, speck_fraction: a piece of fewer pixels, or of a smaller part of the largest piece, is a speck and goes.
     min_area: objects of fewer pixels go.
     duplicates: IoU from which on two masks are one object; the larger stays. 0: off.
@@ -41,7 +41,7 @@ class RepairRules:
 
     holes: str = "free"
     crumbs: int = 8
-    fragments: str = "split"
+    fragments: str = "keep"
     speck_area: int = 10
     speck_fraction: float = 0.1
     min_area: int = 10
@@ -92,17 +92,6 @@ class RepairRules:
 
 
 RULE_NAMES = tuple(f.name for f in dataclasses.fields(RepairRules) if f.init)
-NOTHING = RepairRules(
-    holes="off",
-    crumbs=0,
-    fragments="off",
-    speck_area=0,
-    speck_fraction=0.0,
-    min_area=0,
-    duplicates=0.0,
-    nested=0.0,
-    wrong_class="off",
-)
 
 
 def _read_value(name: str, text: str, default: Any) -> Any:
@@ -133,3 +122,17 @@ def _parse_kinds(text: str) -> dict[str, tuple[str, ...]]:
             raise DataError(f"repair rule kind_classes: {entry!r} is none of VALUE:CLASS or VALUE:CLASS|CLASS")
         kinds[value.strip()] = names
     return kinds
+
+
+# All rules off.
+NOTHING = RepairRules(
+    holes="off",
+    crumbs=0,
+    fragments="off",
+    speck_area=0,
+    speck_fraction=0.0,
+    min_area=0,
+    duplicates=0.0,
+    nested=0.0,
+    wrong_class="off",
+)

@@ -117,7 +117,7 @@ def nested(overlaps: Overlaps, classes: np.ndarray, least: float) -> dict[int, l
 
 
 def outlines_of_clusters(crops: Sequence[MaskCrop], inside: dict[int, list[int]], least: float = 0.5) -> set[int]:
-    """Return the outer masks of which two or more inner ones cover at least `least`: drawn around a group of objects."""
+    """Return the outer masks of which two or more inner ones cover at least `least`: they go around a group."""
     return {
         outer
         for outer, inner in inside.items()

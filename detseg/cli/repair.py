@@ -1,0 +1,56 @@
+"""`detseg repair`: mend the masks of a COCO file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detseg.cli.repair_options import RULES_HELP
+
+DESCRIPTION = (
+    "Mend the masks of a COCO file: holes, crumbs, specks and fragments, doubles, nested and empty masks, wrong "
+    "classes. What no rule touches is written as it was, further fields too; a CSV lists what was changed. Repairing "
+    "the result again changes nothing."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("source", type=Path, metavar="IN.json", help="COCO file, .json or .json.gz")
+    parser.add_argument("target", type=Path, metavar="OUT.json", help="the repaired file")
+    parser.add_argument("--rules", nargs="+", default=[], metavar="RULE=VALUE", help=RULES_HELP)
+    parser.add_argument(
+        "--changes", type=Path, metavar="CSV", help="list of changes (default: beside OUT.json, OUT_repairs.csv)"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, metavar="PNG", help="draw the annotations that changed most, before and after"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out what no rule of repair can mend"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Repair the file and print a table of what was found."""
+    from detseg.data.repair.changes import changes_table, check_free
+    from detseg.data.repair.coco_file import default_changes_csv, repair_coco
+    from detseg.data.repair.options import RepairRules
+    from detseg.errors import list_problems
+
+    rules = RepairRules.parse(arguments.rules)
+    if arguments.pictures:
+        check_free(arguments.pictures, arguments.overwrite)
+    skipped: list[str] | None = [] if arguments.skip_bad else None
+    csv = arguments.changes or default_changes_csv(arguments.target)
+    changes = repair_coco(
+        arguments.source, arguments.target, rules, changes_csv=csv, skipped=skipped, overwrite=arguments.overwrite
+    )
+    if skipped:
+        print(f"{len(skipped)} problems; left out:\n{list_problems(skipped)}")
+    print(f"{changes_table(changes)}\n\n{arguments.target} is repaired; {csv} lists every change")
+    if arguments.pictures and changes:
+        from detseg.report.repairs import draw_repairs
+
+        drawn = draw_repairs(arguments.source, arguments.target, changes, arguments.pictures)
+        print(f"{arguments.pictures} shows the {drawn} annotations that changed most")
