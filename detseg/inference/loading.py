@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from detseg.config import config_hash, load_config, load_flat_config, validate_config
+from detseg.config.engines import choose_engine, for_prediction
 from detseg.engine.checkpoint import load_checkpoint
 from detseg.engine.run_folder import last_numbered
 from detseg.errors import ConfigError, RunError, WeightsError
@@ -48,7 +49,7 @@ def load_run(
         logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
     elif postprocess is not False:
         chosen = Postprocess.load(postprocess)
-    return load_checkpoint_predictor(weights, cfg, device=device, postprocess=chosen, precision=precision)
+    return load_checkpoint_predictor(weights, cfg, device=device, postprocess=chosen, precision=precision, of_run=True)
 
 
 def find_run_folder(folder: Path) -> Path:
@@ -95,8 +96,12 @@ def load_checkpoint_predictor(
     device: str = "auto",
     postprocess: Postprocess | None = None,
     precision: str = "float32",
+    of_run: bool = False,
 ) -> Predictor:
-    """The predictor of a weights file; see `Predictor.from_checkpoint`."""
+    """The predictor of a weights file; see `Predictor.from_checkpoint`.
+
+    of_run: `cfg` is that of the training, not one that was asked for.
+    """
     path = resolve_weights(weights)
     state = _read_checkpoint(path, needed=cfg is None)
     if cfg is None:
@@ -104,7 +109,10 @@ def load_checkpoint_predictor(
             raise WeightsError(
                 f"{path} holds weights without a configuration; give the one it was trained with (--config)"
             )
-        cfg = load_flat_config(state["config"])
+        cfg, of_run = load_flat_config(state["config"]), True
+    engine = choose_engine(cfg, training=False)
+    if of_run:
+        cfg, engine = for_prediction(cfg, state.get("engine", "native" if state else None))
     validate_config(cfg, training=False)
     classes = _class_names(cfg, state.get("classes"), path)
     target = choose_device(cfg.MODEL.DEVICE if device == "auto" else device)
@@ -116,7 +124,8 @@ def load_checkpoint_predictor(
     else:
         load_state(model, stored, source=str(path))
     provenance = {
-        "engine": "native",
+        "engine": engine.name,
+        "engine_reason": engine.reason,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
         "config_hash": config_hash(cfg),
         "checkpoint_hash": hash_file(path),

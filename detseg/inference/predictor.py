@@ -1,31 +1,34 @@
 """A trained model together with all that its images go through before and its answers after.
 
-    image file --(read_image)--> (H, W, C) --(ImagePreprocess)--> --(shortest edge, as the test images of training)-->
-    Segmenter.predict(images, output_sizes) --(Postprocess, if any)--> Predictions at the size of the file
+    image file --(read_picture)--> (H, W, C) --(Detector: channels, size, model)--> Predictions at the size of the file
+    --(Postprocess, if any)--> Predictions
 
-The model is known by its `Segmenter.predict` alone.
+The Detector is one model (ImageModel), or views of the image and several models put together (CombinedDetector). The
+model is known by its `Segmenter.predict` and `Segmenter.look` alone.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 import detseg
-from detseg.augment.network_size import network_size
-from detseg.augment.resampling import resize_image
 from detseg.data.coco import ImageRecord
 from detseg.data.images import read_picture
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
+from detseg.inference.combined import CombinedDetector, Member
+from detseg.inference.detector import Detector, InputImage, Prepared
+from detseg.inference.image_model import ImageModel
+from detseg.inference.tta import TestTimeAugmentation
 from detseg.models.base import Segmenter
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
@@ -33,7 +36,8 @@ from detseg.structures.predictions import Predictions
 if TYPE_CHECKING:
     from detseg.config import Config
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Boxes of somebody else's for an image of (height, width): in its pixels, with classes and scores.
+BoxSource = Callable[[ImageRecord, int, int], Predictions]
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ class SkippedImage:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image as the model takes it, (h, w, C), the size of the original and of its pixels, where that is known."""
+    """An image ready for the detector, the size of its pixels where that is known, and boxes given for it."""
 
     record: ImageRecord
-    image: np.ndarray
-    output_size: tuple[int, int]
+    image: Prepared
     pixel_size: PixelSize | None
+    boxes: Predictions | None
 
 
 class Predictor:
@@ -67,6 +71,10 @@ class Predictor:
         postprocess: applied to every answer; None gives the model's own.
         precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
+        tta: augmentation at test time; None predicts every image once, as it is.
+
+    Attributes:
+        detector: what finds the objects of one array; it may be replaced by one that goes around it (a sliding window).
 
     Raises:
         ConfigError: a precision that does not exist, or a postprocess that was made for other classes.
@@ -84,23 +92,40 @@ class Predictor:
         postprocess: Postprocess | None = None,
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
+        tta: TestTimeAugmentation | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"the precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
         if postprocess is not None and postprocess.classes and tuple(postprocess.classes) != tuple(classes):
             raise ConfigError(
                 f"{postprocess.source} was made for the classes {', '.join(postprocess.classes)}, but the model finds "
                 f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
             )
-        self.model = model
-        self.preprocess = preprocess
+        self.image_model = ImageModel(
+            model,
+            preprocess=preprocess,
+            min_size_test=min_size_test,
+            max_size_test=max_size_test,
+            pixel_size=pixel_size,
+            precision=precision,
+        )
+        self.detector: Detector = self.image_model
+        if tta is not None:
+            self.detector = CombinedDetector([Member(self.image_model)], tta)
+        self.tta = tta
         self.classes = tuple(classes)
-        self.min_size_test = min_size_test
-        self.max_size_test = max_size_test
-        self.pixel_size = pixel_size
         self.postprocess = postprocess
-        self.precision = precision
         self.provenance = {"detseg_version": detseg.__version__, **(provenance or {})}
+
+    @property
+    def model(self) -> Segmenter:
+        """The model; of several that are combined, the first."""
+        return self.image_model.model
+
+    def with_detector(self, detector: Detector, provenance: Mapping[str, Any] | None = None) -> Predictor:
+        """Return this predictor with another detector and more provenance."""
+        changed = copy.copy(self)
+        changed.detector = detector
+        changed.provenance = {**self.provenance, **(provenance or {})}
+        return changed
 
     @classmethod
     def from_model(
@@ -112,8 +137,12 @@ class Predictor:
         postprocess: Postprocess | None = None,
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
+        tta: TestTimeAugmentation | None = None,
     ) -> Predictor:
-        """A predictor with the INPUT settings of a configuration, around a model that is there already."""
+        """A predictor with the INPUT settings of a configuration, around a model that is there already.
+
+        TEST.AUG is not read here: give `TestTimeAugmentation.from_config(cfg)`.
+        """
         return cls(
             model,
             preprocess=ImagePreprocess.from_config(cfg),
@@ -124,6 +153,7 @@ class Predictor:
             postprocess=postprocess,
             precision=precision,
             provenance=provenance,
+            tta=tta,
         )
 
     @classmethod
@@ -180,6 +210,7 @@ class Predictor:
         *,
         soft_masks: bool = False,
         facts: Mapping[str, Any] | None = None,
+        boxes: Predictions | None = None,
     ) -> Predictions:
         """Predict one image.
 
@@ -188,6 +219,7 @@ class Predictor:
             facts: what is known of the image and its file does not say, as the fields of a COCO image: `pixel_size`
                 (micrometres), `channel_names`, `plane` ({"z": 3} of a stack).
             soft_masks: keep the probabilities of every box's pixels.
+            boxes: found by somebody else, in pixels of the image: their masks are predicted.
 
         Returns:
             Predictions at the image's own size; `image_id` is 1, `file_name` the file's name or "".
@@ -202,7 +234,7 @@ class Predictor:
             image, name = _as_image(image), ""
         height, width = image.shape[:2]
         record = ImageRecord(1, name, Path(name), height, width, {})
-        return self._predict([self._prepare(record, image, facts or {})], soft_masks)[0]
+        return self._predict([self._prepare(record, image, facts or {}, boxes)], soft_masks)[0]
 
     def predict_records(
         self,
@@ -211,6 +243,7 @@ class Predictor:
         batch_size: int = 1,
         soft_masks: bool = False,
         skipped: list[SkippedImage] | None = None,
+        boxes: BoxSource | None = None,
     ) -> Iterator[Predictions]:
         """Predict images of a data set one after the other, in their order; no more than a batch is in memory.
 
@@ -220,6 +253,7 @@ class Predictor:
                 that an answer does not depend on the other images.
             soft_masks: keep the probabilities of every box's pixels.
             skipped: images that cannot be read or taken are appended here and left out; None raises at the first.
+            boxes: gives the boxes whose masks are predicted, in place of the model's own.
 
         Raises:
             DataError: see `skipped`.
@@ -229,21 +263,25 @@ class Predictor:
         batch: list[_Prepared] = []
         for record in records:
             try:
-                prepared = self._prepare(record, *read_picture(record.path, record.metadata))
+                image, facts = read_picture(record.path, record.metadata)
+                given = None if boxes is None else boxes(record, *image.shape[:2])
+                prepared = self._prepare(record, image, facts, given)
             except DataError as error:
                 if skipped is None:
                     raise
                 skipped.append(SkippedImage(record.file_name, str(error)))
                 continue
-            if batch and (len(batch) == batch_size or batch[0].image.shape != prepared.image.shape):
+            if batch and (len(batch) == batch_size or batch[0].image.key != prepared.image.key):
                 yield from self._predict(batch, soft_masks)
                 batch = []
             batch.append(prepared)
         if batch:
             yield from self._predict(batch, soft_masks)
 
-    def _prepare(self, record: ImageRecord, image: np.ndarray, facts: Mapping[str, Any]) -> _Prepared:
-        """Bring an image (H, W, C) as it was read, and what is known of it, to what the model takes."""
+    def _prepare(
+        self, record: ImageRecord, image: np.ndarray, facts: Mapping[str, Any], boxes: Predictions | None
+    ) -> _Prepared:
+        """Bring an image (H, W, C) as it was read, and what is known of it, to what the detector takes."""
         height, width = image.shape[:2]
         name = record.file_name or "image"
         if record.height and record.width and (record.height, record.width) != (height, width):
@@ -251,33 +289,23 @@ class Predictor:
                 f"{name}: the file has {height} x {width} pixels (height x width), but the data set says "
                 f"{record.height} x {record.width}; its masks belong to another version of the image"
             )
-        image = self.preprocess.prepare(image, source=name, facts=facts)
-        size = network_size(
-            height,
-            width,
-            facts,
-            pixel_size=self.pixel_size,
-            short=self.min_size_test,
-            longest=self.max_size_test,
-            source=name,
-        )
         own = parse_pixel_size(facts[FIELD], name) if facts.get(FIELD) is not None else None
-        return _Prepared(record, self.preprocess.expand(resize_image(image, *size)), (height, width), own)
+        return _Prepared(record, self.detector.prepare(InputImage(image, facts, name)), own, boxes)
 
     def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
-        dtype = PRECISIONS[self.precision]
-        # Not every kind of device knows autocast, even one that is switched off.
-        with nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype):
-            answers = self.model.predict(
-                [prepared.image for prepared in batch],
-                output_sizes=[prepared.output_size for prepared in batch],
-                soft_masks=soft_masks,
+        boxes = None if batch[0].boxes is None else [prepared.boxes for prepared in batch]
+        answers = self.detector.predict([prepared.image for prepared in batch], soft_masks=soft_masks, boxes=boxes)
+        named = [
+            dataclasses.replace(
+                answer,
+                image_id=prepared.record.image_id,
+                file_name=prepared.record.file_name,
+                pixel_size=prepared.pixel_size,
+                provenance={**answer.provenance, **self.provenance, **self.detector.describe()},
             )
-        for prepared, answer in zip(batch, answers, strict=True):
-            answer.image_id, answer.file_name = prepared.record.image_id, prepared.record.file_name
-            answer.pixel_size = prepared.pixel_size
-            answer.provenance = {**answer.provenance, **self.provenance}
-        return answers if self.postprocess is None else [self.postprocess.apply(answer) for answer in answers]
+            for prepared, answer in zip(batch, answers, strict=True)
+        ]
+        return named if self.postprocess is None else [self.postprocess.apply(answer) for answer in named]
 
 
 def _as_image(array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,74 @@
+"""The seam of prediction: what finds the objects of one array of pixels.
+
+A Detector is a model with its preprocessing (image_model.ImageModel), or several views of an image and several models
+put together (combined.CombinedDetector). Whatever goes around it (Predictor: files, thresholds, provenance; a sliding
+window: pieces of an image too large for memory) needs no more than these two steps:
+
+    prepared = detector.prepare(InputImage(pixels, facts, name))        # raises DataError for this image alone
+    answers = detector.predict([prepared, ...])                         # Predictions in the pixels of the input
+
+so that a sliding window, with or without augmentation at test time, is a Detector around a Detector.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from detseg.structures.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as `data.images.read_picture` gives them
+    (`pixel_size`, `channel_names`). name: what messages call it.
+    """
+
+    pixels: np.ndarray
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "image"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.pixels.shape[:2]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready for its detector. size: (height, width) of the input, in whose pixels the answer is given. key:
+    images of one key may share a batch. content: known to the detector that made it.
+    """
+
+    size: tuple[int, int]
+    key: Hashable
+    content: Any
+
+
+class Detector(ABC):
+    """Finds objects in arrays of pixels; see the module."""
+
+    @abstractmethod
+    def prepare(self, image: InputImage) -> Prepared:
+        """Bring an image to what `predict` takes. Raises DataError where the model cannot take it."""
+
+    @abstractmethod
+    def predict(
+        self,
+        prepared: Sequence[Prepared],
+        *,
+        soft_masks: bool = False,
+        boxes: Sequence[Predictions] | None = None,
+    ) -> list[Predictions]:
+        """Find the objects of images of one key, in their own pixels; image_id and file_name are left to the caller.
+
+        boxes: given by somebody else, one Predictions an image: only their masks are predicted, all are in the answer.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what provenance says beyond the model: views, models put together; empty for one model."""
+        return {}

@@ -1,0 +1,122 @@
+"""One model together with what its images go through before: channels, scaling, inversion, size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from detseg.augment.network_size import network_size
+from detseg.augment.resampling import resize_image
+from detseg.data.preprocess import ImagePreprocess
+from detseg.errors import ConfigError
+from detseg.inference.detector import Detector, InputImage, Prepared
+from detseg.inference.views import PLAIN, View
+from detseg.models.base import Segmenter
+from detseg.structures.predictions import Predictions
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ImageModel(Detector):
+    """Detects with one model, every image as it is.
+
+    Args:
+        model: any Segmenter; it is predicted with where it is (its device) and never trained here.
+        preprocess: channels, scaling and inversion, as in training.
+        min_size_test, max_size_test: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST: images are resized so that the shorter edge
+            has the first many pixels and the longer at most the second; 0 for the first leaves images as they are.
+        pixel_size: INPUT.PIXEL_SIZE: micrometres to which images are brought before that; 0 leaves them.
+        precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
+
+    Raises:
+        ConfigError: a precision that does not exist.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        *,
+        preprocess: ImagePreprocess,
+        min_size_test: int = 0,
+        max_size_test: int = 0,
+        pixel_size: float = 0.0,
+        precision: str = "float32",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"the precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        self.model = model
+        self.preprocess = preprocess
+        self.min_size_test = min_size_test
+        self.max_size_test = max_size_test
+        self.pixel_size = pixel_size
+        self.precision = precision
+
+    @classmethod
+    def from_config(cls, model: Segmenter, cfg: Config, *, precision: str = "float32") -> ImageModel:
+        """Take the INPUT settings of a configuration."""
+        return cls(
+            model,
+            preprocess=ImagePreprocess.from_config(cfg),
+            min_size_test=cfg.INPUT.MIN_SIZE_TEST,
+            max_size_test=cfg.INPUT.MAX_SIZE_TEST,
+            pixel_size=cfg.INPUT.PIXEL_SIZE,
+            precision=precision,
+        )
+
+    def network_size(
+        self, height: int, width: int, facts: Mapping[str, Any], view: View = PLAIN, *, name: str = "image"
+    ) -> tuple[int, int]:
+        """Return (height, width) at which the model sees an image height x width, before the view turns it."""
+        short, longest = (view.short, view.longest) if view.short else (self.min_size_test, self.max_size_test)
+        size = network_size(height, width, facts, pixel_size=self.pixel_size, short=short, longest=longest, source=name)
+        return max(round(size[0] * view.scale), 1), max(round(size[1] * view.scale), 1)
+
+    def channels(self, image: InputImage) -> np.ndarray:
+        """Return the image (H, W, C) at its own size, channels chosen and scaled; a single channel is not repeated."""
+        return self.preprocess.prepare(image.pixels, source=image.name, facts=image.facts)
+
+    def array(self, channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return what the model takes (height, width, num_channels), of what `channels` gave."""
+        return self.preprocess.expand(resize_image(channels, *size))
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The context in which the model is to be asked, for its precision."""
+        dtype = PRECISIONS[self.precision]
+        # Not every kind of device knows autocast, even one that is switched off.
+        return nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype)
+
+    def prepare(self, image: InputImage) -> Prepared:
+        """See Detector.prepare."""
+        channels = self.channels(image)
+        array = self.array(channels, self.network_size(*image.size, image.facts, name=image.name))
+        return Prepared(image.size, array.shape, array)
+
+    def predict(
+        self,
+        prepared: Sequence[Prepared],
+        *,
+        soft_masks: bool = False,
+        boxes: Sequence[Predictions] | None = None,
+    ) -> list[Predictions]:
+        """See Detector.predict."""
+        given = {}
+        if boxes is not None:
+            given = {
+                "boxes": [one.boxes for one in boxes],
+                "classes": [one.classes for one in boxes],
+                "scores": [one.scores for one in boxes],
+            }
+        with self.computing():
+            return self.model.predict(
+                [one.content for one in prepared],
+                output_sizes=[one.size for one in prepared],
+                soft_masks=soft_masks,
+                **given,
+            )
