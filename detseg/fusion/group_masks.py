@@ -1,9 +1,9 @@
 """One mask for every group of detections: the best one, a vote of the pixels, or the mean of the soft masks.
 
-The pixels of all groups lie in one flat buffer, every group's window column by column with one zero behind each column. A
-mask adds its weight where one of its vertical runs begins and takes it away where it ends, so that a sum along the buffer
-gives every pixel its votes, without decoding a mask. Weights are whole numbers, so that sums are exact and half of the
-votes is half of them.
+The pixels of all groups lie in one flat buffer, every group's window column by column with one zero behind each column.
+A mask adds its weight where one of its vertical runs begins and takes it away where it ends, so that a sum along the
+buffer gives every pixel its votes, without decoding a mask. Weights are whole numbers, so that sums are exact and half
+of the votes is half of them.
 
 Symbols: K groups, M masks, R runs.
 """

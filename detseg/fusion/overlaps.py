@@ -1,10 +1,11 @@
-"""No pixel belongs to two objects: overlaps go to the object of the higher score."""
+"""No pixel belongs to two objects: overlaps go to the object of the higher score, or as the probabilities say."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.fusion.contested import share_contested
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import move_window, soft_mask_window
@@ -16,14 +17,22 @@ def score_order(scores: np.ndarray) -> np.ndarray:
 
 
 def resolve_overlaps(
-    predictions: Predictions, *, min_visible_fraction: float = 0.0, min_visible_area: int = 1
+    predictions: Predictions,
+    *,
+    min_visible_fraction: float = 0.0,
+    min_visible_area: int = 1,
+    policy: str = "score",
 ) -> Predictions:
-    """Give every pixel to the prediction of the highest score that covers it, whatever the classes.
+    """Give every pixel to one of the predictions that cover it, whatever the classes.
 
-    Predictions take their pixels one after the other by descending score. One that finds less than
+    "score": predictions take their pixels one after the other by descending score. One that finds less than
     `min_visible_fraction` of its own area, or fewer than `min_visible_area` pixels, still free is dropped and takes
     none. So what a prediction gets depends on those of higher score alone: resolving and then cutting the list at a
     score gives the same as cutting and then resolving.
+
+    "probability", "watershed": the same are dropped; of those left, pixels in several masks are shared out by
+    probability (`detseg.fusion.contested`), and whoever has less than the same limits then is dropped as well, until
+    all have enough.
 
     Returns the predictions that are left, in their old order, with disjoint masks. A prediction that lost pixels gets
     the tight box of what remains, and a soft mask cut to it. Time and memory grow with image area plus the objects'
@@ -48,10 +57,28 @@ def resolve_overlaps(
         window[visible] = index + 1
         kept[index] = True
         shrunk[index] = visible_area < full_area
+    if policy != "score":
+        return _share(predictions.select(kept), min_visible_fraction, max(min_visible_area, 1), policy)
     if shrunk.any():
         encoded = rle_codec.encode_labels(labels, len(predictions))
         predictions = replace_masks(predictions, {index: encoded[index] for index in np.flatnonzero(shrunk)})
     return predictions.select(kept)
+
+
+def _share(predictions: Predictions, min_fraction: float, min_area: int, policy: str) -> Predictions:
+    """Share out contested pixels by probability; drop whoever keeps too little, and share again."""
+    while True:
+        areas = rle_codec.area(predictions.rles)
+        rank = np.empty(len(predictions), dtype=np.int64)
+        rank[score_order(predictions.scores)] = np.arange(len(predictions))
+        labels = share_contested(predictions, rank, policy)
+        visible = np.bincount(labels.reshape(-1), minlength=len(predictions) + 1)[1:]
+        enough = (visible >= min_area) & (visible >= min_fraction * areas)
+        if enough.all():
+            break
+        predictions = predictions.select(enough)
+    encoded = rle_codec.encode_labels(labels, len(predictions))
+    return replace_masks(predictions, {index: encoded[index] for index in np.flatnonzero(visible < areas)})
 
 
 def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictions:

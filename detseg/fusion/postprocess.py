@@ -10,30 +10,36 @@ value a class, by name:
     fill_holes: false
     keep_largest_component: false
     resolve_overlaps: true
+    overlap_policy: score
     min_visible_fraction: 0.0
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy import ndimage
 
 from detseg.errors import DataError
+from detseg.fusion import contested
 from detseg.fusion.overlaps import replace_masks, resolve_overlaps
+from detseg.fusion.settings import (
+    PerClass,
+    checked_names,
+    from_mapping,
+    is_number,
+    per_class_values,
+    read_settings,
+    to_mapping,
+    write_settings,
+)
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.atomic_write import written_whole
-
-PerClass = float | int | bool | None | Mapping[str, Any]
 
 # Name -> whether the setting may differ from class to class.
 SETTINGS = {
@@ -43,22 +49,25 @@ SETTINGS = {
     "fill_holes": True,
     "keep_largest_component": True,
     "resolve_overlaps": False,
+    "overlap_policy": False,
     "min_visible_fraction": False,
 }
 SWITCHES = ("fill_holes", "keep_largest_component", "resolve_overlaps")
 FRACTIONS = ("score_threshold", "min_visible_fraction")
+OVERLAP_POLICIES = ("score", *contested.POLICIES)
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Settings; each but the last two is one value or a mapping class name -> value (all classes must be named).
+    """Settings; each but the last three is one value or a mapping class name -> value (all classes must be named).
 
     classes: the class names in the order of their indices; needed only where a setting is per class.
     score_threshold: a prediction with score >= it is kept. min_area, max_area: in pixels, both kept; None is no limit.
     fill_holes: background enclosed by a mask becomes mask (4-connected background). keep_largest_component: of a torn
-    mask (8-connected) only the largest part stays. resolve_overlaps: no pixel belongs to two predictions, the higher
-    score wins; min_visible_fraction: a prediction of which less than this is visible is dropped: it mostly repeats a
-    better one.
+    mask (8-connected) only the largest part stays. resolve_overlaps: no pixel belongs to two predictions.
+    overlap_policy: the higher "score" gets it, or the higher "probability" in this pixel, or a "watershed" on the
+    probabilities decides. min_visible_fraction: a prediction of which less than this is visible is dropped: it mostly
+    repeats a better one.
     """
 
     classes: Sequence[str] = ()
@@ -68,14 +77,12 @@ class Postprocess:
     fill_holes: PerClass = False
     keep_largest_component: PerClass = False
     resolve_overlaps: bool = True
+    overlap_policy: str = "score"
     min_visible_fraction: float = 0.5
     source: str = field(default="postprocess", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        names = self.classes
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise DataError(f"{self.source}: classes: expected a list of different names, not {names!r}")
-        object.__setattr__(self, "classes", tuple(names))
+        object.__setattr__(self, "classes", checked_names(self.classes, self.source))
         for key, may_differ in SETTINGS.items():
             value = getattr(self, key)
             if isinstance(value, Mapping) and may_differ:
@@ -90,11 +97,13 @@ class Postprocess:
                 self._check(key, key, value)
 
     def _check(self, place: str, key: str, value: Any) -> None:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        number = is_number(value)
         if key in SWITCHES:
             valid, expected = isinstance(value, bool), "true or false"
         elif key in FRACTIONS:
             valid, expected = number and 0 <= value <= 1, "a number from 0 to 1"
+        elif key == "overlap_policy":
+            valid, expected = value in OVERLAP_POLICIES, f"one of: {', '.join(OVERLAP_POLICIES)}"
         elif key == "max_area":
             valid, expected = value is None or (number and value >= 0), "a number of pixels, or null for no limit"
         else:
@@ -104,16 +113,7 @@ class Postprocess:
 
     def values(self, key: str, classes: np.ndarray) -> np.ndarray:
         """Return a setting for every prediction of classes (N,) int64, as (N,) float64; None becomes infinity."""
-        setting = getattr(self, key)
-        if not isinstance(setting, Mapping):
-            return np.full(len(classes), math.inf if setting is None else setting, dtype=np.float64)
-        if len(classes) and classes.max() >= len(self.classes):
-            raise DataError(
-                f"{self.source}: made for {len(self.classes)} classes ({', '.join(self.classes)}), but a prediction "
-                f"has the class {classes.max()} (counted from 0); use the file of the model that made the predictions"
-            )
-        table = np.array([math.inf if setting[name] is None else setting[name] for name in self.classes], dtype=float)
-        return table[classes]
+        return per_class_values(getattr(self, key), classes, self.classes, self.source)
 
     def apply(self, predictions: Predictions) -> Predictions:
         """Return the predictions of one image after all settings, in their old order.
@@ -128,7 +128,9 @@ class Postprocess:
         result = self._limit_area(self._repair(result))
         if self.resolve_overlaps:
             before = result
-            result = resolve_overlaps(before, min_visible_fraction=self.min_visible_fraction)
+            result = resolve_overlaps(
+                before, min_visible_fraction=self.min_visible_fraction, policy=self.overlap_policy
+            )
             untouched = {id(rle) for rle in before.rles}
             changed = np.array([id(rle) not in untouched for rle in result.rles], dtype=bool)
             if changed.any():
@@ -167,43 +169,20 @@ class Postprocess:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], source: str = "postprocess") -> Postprocess:
         """Make from plain values. Raises DataError naming `source` and the key for anything unknown or ill-typed."""
-        if not isinstance(settings, Mapping):
-            raise DataError(f"{source}: expected a mapping of settings, not {type(settings).__name__}")
-        unknown = [key for key in settings if key != "classes" and key not in SETTINGS]
-        if unknown:
-            raise DataError(f"{source}: unknown setting {unknown[0]!r}; there are: classes, {', '.join(SETTINGS)}")
-        values = dict(settings)
-        classes = values.pop("classes", None) or ()
-        if not isinstance(classes, (list, tuple)):
-            raise DataError(f"{source}: classes: expected a list of names, not {classes!r}")
-        return cls(classes=classes, source=source, **values)
+        return from_mapping(cls, settings, source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads."""
-        result: dict[str, Any] = {"classes": list(self.classes)}
-        for key in SETTINGS:
-            value = getattr(self, key)
-            result[key] = dict(value) if isinstance(value, Mapping) else value
-        return result
+        return to_mapping(self, ["classes", *SETTINGS])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Postprocess:
         """Read YAML. Raises DataError naming the file."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as a postprocess file: {error}") from None
-        try:
-            settings = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise DataError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
-        return cls.from_dict({} if settings is None else settings, source=str(path))
+        return cls.from_dict(read_settings(path, "a postprocess file"), source=str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write YAML, under a temporary name first."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        with written_whole(path, "the postprocess file") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_settings(path, self.to_dict(), "the postprocess file")
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:

@@ -26,9 +26,10 @@ def is_number(value: Any) -> bool:
 
 def checked_names(names: Any, source: str) -> tuple[str, ...]:
     """Return class names as a tuple. Raises DataError, naming `source`, where they are not different texts."""
-    valid = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    if not valid or len(set(names)) < len(names):
-        raise DataError(f"{source}: classes: expected a list of different names, not {names!r}")
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{source}: classes: expected a list of names, not {names!r}")
+    if len(set(names)) < len(names):
+        raise DataError(f"{source}: classes: expected different names, not {names!r}")
     return tuple(names)
 
 

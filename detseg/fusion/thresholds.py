@@ -47,10 +47,10 @@ def choose_score_threshold(
 ) -> ThresholdChoice:
     """Choose the one score threshold for all classes that maximizes object AP over all objects, overlaps resolved.
 
-    postprocess: what else is done to the predictions (sizes, holes); its score threshold is ignored and it must resolve
-    overlaps. The result is exact: applying the postprocess with the threshold and evaluating gives `object_ap`. Of
-    thresholds equally good the highest is taken. The choice fits the images that it was made on; on few images report
-    it for others.
+    postprocess: what else is done to the predictions (sizes, holes); its score threshold is ignored, and overlaps are
+    resolved by score. The result is exact: applying the postprocess with the threshold and evaluating gives
+    `object_ap`. Of thresholds equally good the highest is taken. The choice fits the images that it was made on; on few
+    images report it for others.
     """
     truth, resolved = _resolve(ground_truth, predictions, postprocess)
     return _best(truth.images, resolved)
@@ -92,7 +92,9 @@ def _resolve(
 ) -> tuple[GroundTruth, list[Predictions]]:
     """Align the predictions with the truth and apply everything but the score threshold."""
     truth = as_ground_truth(ground_truth)
-    settings = dataclasses.replace((postprocess or Postprocess()).without_score_threshold(), resolve_overlaps=True)
+    settings = dataclasses.replace(
+        (postprocess or Postprocess()).without_score_threshold(), resolve_overlaps=True, overlap_policy="score"
+    )
     return truth, [settings.apply(image) for image in align(truth, predictions)]
 
 
