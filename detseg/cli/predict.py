@@ -101,6 +101,7 @@ def _refuse_existing(paths: Sequence[Path | str], overwrite: bool) -> None:
 
 def _load(arguments: argparse.Namespace) -> Predictor:
     from detseg.config import load_config
+    from detseg.config.imports import run_imports
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.predictor import Predictor
 
@@ -111,7 +112,9 @@ def _load(arguments: argparse.Namespace) -> Predictor:
             arguments.run, checkpoint=arguments.checkpoint, postprocess=postprocess, **common
         )
     else:
-        cfg = load_config(arguments.config, arguments.overrides) if arguments.config else None
+        cfg = None
+        if arguments.config:
+            cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
         chosen = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
         predictor = Predictor.from_checkpoint(arguments.weights, cfg, postprocess=chosen, **common)
     if arguments.score_threshold is not None:

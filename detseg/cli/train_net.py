@@ -82,8 +82,9 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
 
 def _given_config(arguments: argparse.Namespace) -> Config:
     from detseg.config import DEFAULT_OUTPUT_DIR, load_config
+    from detseg.config.imports import run_imports
 
-    cfg = load_config(arguments.config, arguments.overrides)
+    cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if arguments.config is None and not (
         cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR and (arguments.resume or arguments.eval_only)
     ):
@@ -112,9 +113,13 @@ def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> 
 
 def _resumed_config(cfg: Config, run_folder: RunFolder, arguments: argparse.Namespace) -> Config:
     from detseg.config import load_config, validate_config
+    from detseg.config.engines import as_trained
+    from detseg.config.imports import same_imports
+    from detseg.engine.run_record import read_record
 
     if run_folder.config.is_file():
-        cfg = load_config(run_folder.config, arguments.overrides)
+        cfg = load_config(run_folder.config, arguments.overrides, imports=same_imports(cfg))
+        cfg = as_trained(cfg, (read_record(run_folder) or {}).get("engine"))
         logger.info("the settings are those of %s and of this command line", run_folder.config)
     validate_config(cfg)
     return cfg

@@ -29,7 +29,6 @@ EXTRA = (
     "DATALOADER.SAMPLER_TRAIN",
     "DATALOADER.REPEAT_*",
     "DATALOADER.RANDOM_SUBSET_RATIO",
-    "SOLVER.REFERENCE_WORLD_SIZE",
 )
 
 # detseg's own MODEL and SOLVER keys that this engine implements, by hooks and builders; others stay at their default

@@ -6,12 +6,15 @@ Names an engine's own check by module and function, imported when it is asked: t
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 from importlib import import_module
 
 from detseg.config.native_keys import check_native
 from detseg.config.node import Config
 from detseg.errors import ConfigError
+
+_logger = logging.getLogger(__name__)
 
 ENGINES = ("detectron2", "native")
 INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"
@@ -76,20 +79,40 @@ def check_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
     return choice
 
 
-def fall_back_to_native(cfg: Config) -> str | None:
-    """Why a model that Detectron2 trained is predicted by the native engine here; None where nothing stops Detectron2.
+def as_trained(cfg: Config, engine: str | None) -> Config:
+    """The configuration of a run with the engine that trained it, where it says `auto`; one asked for stays."""
+    if engine is None or cfg.MODEL.ENGINE != "auto":
+        return cfg
+    recorded = cfg.clone()
+    recorded.set("MODEL.ENGINE", engine, origin="recorded in the run")
+    return recorded.freeze()
 
-    For a recorded engine only: the networks, the names of their weights and the numbers are the same. Without this
-    every kernel would need a compiled Detectron2.
+
+def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoice]:
+    """The configuration of a trained model with the engine that predicts it, which is the one that trained it.
+
+    What Detectron2 trained is predicted by the native engine where Detectron2 does not import: networks, names of
+    weights and numbers are the same, and without this every kernel would need a compiled Detectron2. That is warned of.
+
+    Args:
+        engine: the one recorded with the weights, None where there is no record.
     """
+    cfg = as_trained(cfg, engine)
+    reason = f"the model was trained by {cfg.MODEL.ENGINE}"
+    if cfg.MODEL.ENGINE == "auto" or cfg.origin("MODEL.ENGINE") == "command line":
+        return cfg, choose_engine(cfg, training=False)
     missing = missing_detectron2() if cfg.MODEL.ENGINE == "detectron2" else None
     if missing is None:
-        return None
+        return cfg, EngineChoice(cfg.MODEL.ENGINE, reason)
+    reason = f"{reason}, which does not import here ({missing})"
+    native = cfg.clone()
+    native.set("MODEL.ENGINE", "native", origin=reason)
     try:
-        check_native(cfg, training=False)
+        check_native(native, training=False)
     except ConfigError:
-        return None  # the message about Detectron2 is the one that helps
-    return f"trained by detectron2, which does not import here ({missing})"
+        return cfg, EngineChoice("detectron2", reason)  # the message about Detectron2 is the one that helps
+    _logger.warning("the native engine predicts: %s", reason)
+    return native.freeze(), EngineChoice("native", reason)
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import load_config, validate_config
+from detseg.config.engines import choose_engine, for_prediction
+from detseg.config.imports import same_imports
 from detseg.engine.checkpoint import load_checkpoint
 from detseg.engine.data_sets import load_test_sets
 from detseg.engine.distributed import ALONE, Processes
@@ -28,11 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationTarget:
-    """What is evaluated and where the results go."""
+    """What is evaluated, where the results go, and why this engine evaluates it."""
 
     cfg: Config
     weights: Path
     folder: Path
+    reason: str
 
 
 def evaluate_only(
@@ -64,7 +67,8 @@ def evaluate_only(
     processes.from_main(lambda: warn_about_other_input(cfg, weights))
     logger.info("evaluating %s", weights)
     with StopRequest(patient=processes.count > 1) as stop:
-        return folder, evaluate_weights(cfg, model, weights, test_sets, classes, folder, stop, processes)
+        about = {"processes": processes, "reason": target.reason}
+        return folder, evaluate_weights(cfg, model, weights, test_sets, classes, folder, stop, **about)
 
 
 def _checked_target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
@@ -105,15 +109,17 @@ def _target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
     given = cfg.origin("MODEL.WEIGHTS") == "command line"
     if not given and own is not None and own.is_file():
         config = run / "config.yaml"
-        cfg = load_config(config, overrides) if config.is_file() else cfg
+        cfg = load_config(config, overrides, imports=same_imports(cfg)) if config.is_file() else cfg
+        cfg, engine = for_prediction(cfg, load_checkpoint(own).get("engine", "native"))
         folder = next_number(run / "evaluations") if (run / METRICS_FILE).exists() else run
-        return EvaluationTarget(cfg, own, folder)
+        return EvaluationTarget(cfg, own, folder, engine.reason)
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only has nothing to evaluate: set MODEL.WEIGHTS, or OUTPUT_DIR to a run with checkpoints/best.pth"
         )
     weights = resolve_weights(cfg.MODEL.WEIGHTS)
+    reason = choose_engine(cfg, training=False).reason
     if run is not None and cfg.origin("OUTPUT_DIR") != "default":
-        return EvaluationTarget(cfg, weights, next_number(run / "evaluations"))
+        return EvaluationTarget(cfg, weights, next_number(run / "evaluations"), reason)
     with open_run(cfg) as new:
-        return EvaluationTarget(cfg, weights, new.path)
+        return EvaluationTarget(cfg, weights, new.path, reason)

@@ -51,6 +51,13 @@ class MetricLog:
                     self._writer.add_scalar(f"{kind}/{name}", value, iteration)
                 self._writer.flush()
 
+    def write_image(self, name: str, image: Any, iteration: int) -> None:
+        """Show an image (C, H, W), uint8 or float 0..1, in TensorBoard; metrics.jsonl holds none."""
+        if self._writer is not None:
+            with writing(self._path):
+                self._writer.add_image(name, image, iteration)
+                self._writer.flush()
+
     def close(self) -> None:
         # All was flushed; what could not be is known by now.
         with suppress(OSError):

@@ -153,6 +153,9 @@ class Silence:
     def write(self, *_: Any) -> None:
         pass
 
+    def write_image(self, *_: Any) -> None:
+        pass
+
     def update(self, *_: Any, **__: Any) -> None:
         pass
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from detseg.config import config_hash, dump_config
+from detseg.config.engines import choose_engine
 from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.evaluation import evaluate_in_full
 from detseg.engine.files import write_text
@@ -66,7 +67,15 @@ def _record_end(run: RunFolder, **values: str) -> None:
 
 def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:
     before = None if run.new else read_record(run)
+    engine = choose_engine(cfg)
+    if before is not None and before["engine"] != engine.name:
+        raise RunError(
+            f"{run.path} was begun by the engine {before['engine']}, and MODEL.ENGINE asks for {engine.name} "
+            f"({cfg.origin('MODEL.ENGINE')}): a run goes on with its own engine. Leave MODEL.ENGINE away, or start "
+            f"another run from its weights: MODEL.WEIGHTS {run.last}"
+        )
     recorded = cfg.clone()
+    recorded.set("MODEL.ENGINE", engine.name, origin=engine.reason)
     recorded.SEED = choose_seed(cfg.SEED) if before is None else before["seed"]
     recorded.OUTPUT_DIR = str(run.path)
     recorded.freeze()
@@ -74,8 +83,8 @@ def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:
         config=None if cfg.source is None else str(cfg.source),
         config_hash=config_hash(recorded),
         seed=recorded.SEED,
-        engine="native",
-        engine_reason=engine_reason(cfg),
+        engine=engine.name,
+        engine_reason=engine.reason if before is None else before["engine_reason"],
         environment=environment(),
         processes=processes,
     )
@@ -88,18 +97,11 @@ def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:
             run, status="running", config_hash=record["config_hash"], resumed=[*before.get("resumed", []), again]
         )
     write_text(run.config, dump_config(recorded))
-    logger.info("run folder %s, seed %d, engine native (%s)", run.path, recorded.SEED, record["engine_reason"])
+    logger.info("run folder %s, seed %d, engine %s (%s)", run.path, recorded.SEED, engine.name, record["engine_reason"])
     if processes > 1:
         images = cfg.SOLVER.IMS_PER_BATCH
         logger.info("%d processes, %d of the %d images of a batch in each", processes, images // processes, images)
     return recorded
-
-
-def engine_reason(cfg: Config) -> str:
-    """Why the native engine trains."""
-    if cfg.MODEL.ENGINE == "native":
-        return "MODEL.ENGINE is native"
-    return "MODEL.ENGINE is auto and this version has no other engine"
 
 
 @contextmanager
@@ -156,7 +158,8 @@ def finish(
         logger.warning("there is no DATASETS.TEST: the last weights are kept as %s, without a score", run.best)
         return {}
     classes = state.about["classes"]
-    return evaluate_weights(cfg, state.model, run.best, test_sets, classes, run.path, stop, state.processes)
+    reason = (read_record(run) or {}).get("engine_reason", "")
+    return evaluate_weights(cfg, state.model, run.best, test_sets, classes, run.path, stop, state.processes, reason)
 
 
 def evaluate_weights(
@@ -168,12 +171,18 @@ def evaluate_weights(
     folder: Path,
     stop: StopRequest,
     processes: Processes = ALONE,
+    reason: str = "",
 ) -> dict[str, Any]:
-    """Load weights into `model` and evaluate them in full, with everything written into `folder`."""
+    """Load weights into `model` and evaluate them in full, with everything written into `folder`.
+
+    reason: why this engine, where the configuration does not know it any more.
+    """
+    engine = choose_engine(cfg, training=False)
 
     def load() -> dict[str, Any]:
         load_weights(model, weights)
-        return {"engine": "native", "weights": str(weights), "checkpoint_hash": hash_file(Path(weights))}
+        about = {"weights": str(weights), "checkpoint_hash": hash_file(Path(weights))}
+        return {"engine": engine.name, "engine_reason": reason or engine.reason, **about}
 
     provenance = processes.from_main(load)
     processes.share_state(model)

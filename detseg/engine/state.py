@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from detseg.config.engines import choose_engine
 from detseg.engine.best_score import BestScore
 from detseg.engine.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
 from detseg.engine.distributed import ALONE, Processes
@@ -108,6 +109,13 @@ class TrainingState:
         return saved
 
     def _take(self, saved: dict[str, Any], path: Path) -> None:
+        engine = saved.get("engine", "native")
+        if engine != self.about["engine"]:
+            # the optimizer's state knows the parameters by their order, which is another one
+            raise WeightsError(
+                f"{path} was trained by the engine {engine}, and cannot be continued by {self.about['engine']}; "
+                "start another run from it: MODEL.WEIGHTS"
+            )
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(saved["model"])
@@ -183,6 +191,6 @@ def build_state(
         clipper=build_clipper(cfg),
         average=MovingAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None,
         images_per_iteration=cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE,
-        about={"config": cfg.flatten(), "classes": list(classes)},
+        about={"config": cfg.flatten(), "classes": list(classes), "engine": choose_engine(cfg).name},
         processes=processes,
     )

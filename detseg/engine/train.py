@@ -1,6 +1,7 @@
-"""The native training, from a configuration to a trained and scored model.
+"""The training, from a configuration to a trained and scored model.
 
-`run_iterations` is the whole loop, in the order in which things happen; `train` puts around it what it needs.
+`run_iterations` is the native engine's whole loop, in the order in which things happen; `train` puts around it, or
+around Detectron2's trainer, what it needs.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from detseg.config.engines import choose_engine
 from detseg.data.loader import Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
 from detseg.engine.distributed import ALONE, Processes, held_back
@@ -31,6 +34,7 @@ from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
     from detseg.config import Config
+    from detseg.data.coco import CocoDataset
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +82,25 @@ def train(
             total = plan.max_iter * state.images_per_iteration
             loader = build_train_loader(cfg, data, state.position, total, share=share)
             batches = iter(loader)
+            loop = choose_loop(cfg, data, share)
         # After the loader, which may draw: a resumed model must go on with the very numbers that were next.
         begin_rng(cfg.SEED, processes.rank, saved)
         device = next(state.model.parameters()).device
         with deterministic(device), StopRequest(patient=processes.count > 1) as stop:
             with loader.watched():
-                iterate(state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
+                iterate(loop, state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
             return finish(cfg, state, run, test_sets, stop)
 
 
+def choose_loop(cfg: Config, data: CocoDataset, share: Share) -> Loop:
+    """What trains: `run_iterations`, or Detectron2's trainer."""
+    if choose_engine(cfg).name == "native":
+        return run_iterations
+    return import_module("detseg.detectron2.loop").build_loop(cfg, data, share)
+
+
 def iterate(
+    loop: Loop,
     state: TrainingState,
     batches: Batches,
     plan: Plan,
@@ -97,9 +110,9 @@ def iterate(
     log_period: int,
     log_file: logging.Handler,
 ) -> None:
-    """`run_iterations` with its metrics and its progress opened and closed."""
+    """Run a loop with its metrics and its progress opened and closed."""
     if not state.processes.is_main:
-        run_iterations(state, batches, plan=plan, run=run, progress=Silence(), evaluate=evaluate, stop=stop)
+        loop(state, batches, plan=plan, run=run, progress=Silence(), evaluate=evaluate, stop=stop)
         return
     if state.iteration:
         logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
@@ -119,7 +132,7 @@ def iterate(
     )
     try:
         with progress:
-            run_iterations(state, batches, plan=plan, run=run, progress=progress, evaluate=evaluate, stop=stop)
+            loop(state, batches, plan=plan, run=run, progress=progress, evaluate=evaluate, stop=stop)
     finally:
         metrics.close()
 
@@ -128,6 +141,22 @@ class Evaluate(Protocol):
     """Scores a model on the validation images; `stop` is looked at between images."""
 
     def __call__(self, model: torch.nn.Module, stop: StopRequest) -> dict[str, Any]: ...
+
+
+class Loop(Protocol):
+    """Trains `state` to the end, to the early stop, or to a signal; see `run_iterations`."""
+
+    def __call__(
+        self,
+        state: TrainingState,
+        batches: Batches,
+        *,
+        plan: Plan,
+        run: RunFolder,
+        progress: Progress | Silence,
+        evaluate: Evaluate | None,
+        stop: StopRequest,
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -238,7 +267,7 @@ def train_step(
             own = torch.stack([loss.detach().float() for loss in named.values()])
             values = state.processes.mean(own).tolist()
             if not all(map(math.isfinite, values)):
-                _dump(state, "loss", samples, dict(zip(named, own.tolist(), strict=True)), run, learning_rate)
+                dump_not_finite(state, "loss", samples, dict(zip(named, own.tolist(), strict=True)), run, learning_rate)
             state.precision.backward(sum(named.values()) / accumulate)
         for name, value in zip(named, values, strict=True):
             means[name] = means.get(name, 0.0) + value / accumulate
@@ -246,7 +275,7 @@ def train_step(
     norm = gradient_norm(state.parameters).item()
     # With float16 the scaler meets overflowing gradients as a matter of course: it skips the step and lowers its scale.
     if not math.isfinite(norm) and state.precision.scaler is None:
-        _dump(state, "gradient", seen, means, run, learning_rate)
+        dump_not_finite(state, "gradient", seen, means, run, learning_rate)
     if state.clipper is not None:
         state.clipper(state.parameters)
     state.precision.step(state.optimizer)
@@ -276,7 +305,7 @@ def score_and_keep_best(
     )
 
 
-def _dump(
+def dump_not_finite(
     state: TrainingState,
     what: str,
     samples: list[Sample],

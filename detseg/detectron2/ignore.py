@@ -1,0 +1,169 @@
+"""Ignored regions (crowds, uncertain labels) in Detectron2's parts: neither object nor background.
+
+An anchor or proposal without object that lies in such a region for the most part, and all that is matched to an object
+which does, is drawn for no loss; ignored pixels do not enter the loss of a mask. As in detseg/models/rcnn/targets.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.modeling.roi_heads import CascadeROIHeads, ROIHeads
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from detseg.models.rcnn.mask_head import mask_loss
+
+FIELD = "gt_ignored"
+
+
+def honour_ignored_regions(network: nn.Module) -> bool:
+    """Make each part of a model that labels boxes, or learns masks, an instance of a subclass that honours the regions.
+
+    Returns:
+        whether all of an R-CNN's parts do; others count ignored regions as background.
+    """
+    done = set()
+    for module in list(network.modules()):
+        for base, subclass in _SUBCLASSES.items():
+            if isinstance(module, base) and _is_usual(module, base):
+                own = type(module)
+                module.__class__ = type(f"Ignoring{own.__name__}", (subclass, own), {})
+                done.add(base)
+                break
+    heads = getattr(network, "roi_heads", None)
+    masks_learn = getattr(heads, "mask_head", None) is not None
+    return RPN in done and isinstance(heads, ROIHeads) and (BaseMaskRCNNHead in done or not masks_learn)
+
+
+def _is_usual(module: nn.Module, base: type) -> bool:
+    """Not a mask head with a loss of its own, which knows nothing of the regions."""
+    return base is not BaseMaskRCNNHead or type(module).forward is BaseMaskRCNNHead.forward
+
+
+class _Matcher:
+    """A matcher that afterwards leaves out what is ignored. labels: (n,) of the last call, -1 for what is left out."""
+
+    def __init__(self, matcher: Callable[[Tensor], tuple[Tensor, Tensor]], objects: Instances, boxes: Tensor) -> None:
+        self.matcher = matcher
+        self.objects = objects
+        self.boxes = boxes
+        self.labels: Tensor | None = None
+
+    def __call__(self, overlaps: Tensor) -> tuple[Tensor, Tensor]:
+        matches, labels = self.matcher(overlaps)
+        if self.objects.has(FIELD):
+            region = self.objects.get(FIELD).targets
+            labels = labels.to(self.boxes.device)
+            labels = region.leave_out_ignored(labels, matches.to(self.boxes.device), self.boxes, background=0)
+        self.labels = labels
+        return matches, labels
+
+
+class _IgnoringRPN:
+    """An RPN whose anchors in ignored regions are not drawn."""
+
+    def label_and_sample_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> Any:
+        if not _any_ignored(gt_instances):
+            return super().label_and_sample_anchors(anchors, gt_instances)
+        boxes = Boxes.cat(anchors).tensor
+        labels, matched = [], []
+        usual = self.anchor_matcher
+        for objects in gt_instances:
+            self.anchor_matcher = _Matcher(usual, objects, boxes)
+            try:
+                image_labels, image_matched = super().label_and_sample_anchors(anchors, [objects])
+            finally:
+                self.anchor_matcher = usual
+            labels += image_labels
+            matched += image_matched
+        return labels, matched
+
+
+class _IgnoringROIHeads:
+    """Region heads whose proposals in ignored regions are not drawn."""
+
+    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        if not _any_ignored(targets):
+            return super().label_and_sample_proposals(proposals, targets)
+        sampled = []
+        usual = self.proposal_matcher
+        for image_proposals, objects in zip(proposals, targets, strict=True):
+            boxes = image_proposals.proposal_boxes.tensor
+            if self.proposal_append_gt:
+                boxes = torch.cat([boxes, objects.gt_boxes.tensor])
+            self.proposal_matcher = _Matcher(usual, objects, boxes)
+            try:
+                sampled += super().label_and_sample_proposals([image_proposals], [objects])
+            finally:
+                self.proposal_matcher = usual
+        return sampled
+
+    def _sample_proposals(
+        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if len(gt_classes) == 0:
+            # Detectron2 does not look at the labels of images without objects. One that is background makes it look.
+            gt_classes = gt_classes.new_full((1,), self.num_classes)
+        return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
+
+
+class _IgnoringCascade(_IgnoringROIHeads):
+    """A cascade whose boxes in ignored regions fall out of the later stages."""
+
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        if not _any_ignored(targets):
+            return super()._match_and_label_boxes(proposals, stage, targets)
+        labelled = []
+        usual = self.proposal_matchers[stage]
+        for image_proposals, objects in zip(proposals, targets, strict=True):
+            matcher = _Matcher(usual, objects, image_proposals.proposal_boxes.tensor)
+            self.proposal_matchers[stage] = matcher
+            try:
+                (image_labelled,) = super()._match_and_label_boxes([image_proposals], stage, [objects])
+            finally:
+                self.proposal_matchers[stage] = usual
+            labelled.append(image_labelled[matcher.labels >= 0])
+        return labelled
+
+
+class _IgnoringMaskHead:
+    """A mask head that does not learn from ignored pixels."""
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        if not self.training or not _any_ignored(instances):
+            return super().forward(x, instances)
+        logits = self.layers(x)
+        size = logits.shape[-1]
+        classes = torch.cat([image.gt_classes for image in instances])
+        if logits.shape[1] == 1:
+            classes = torch.zeros_like(classes)
+        chosen = logits[torch.arange(len(logits), device=logits.device), classes].float()
+        truth, counted = [], []
+        for image in instances:
+            if len(image) == 0:
+                continue
+            boxes = image.proposal_boxes.tensor
+            truth.append(image.gt_masks.crop_and_resize(boxes, size))
+            region = image.get(FIELD) if image.has(FIELD) else None
+            counted.append(torch.ones_like(truth[-1]) if region is None else region.counted(boxes, size))
+        loss = mask_loss(chosen, torch.cat(truth), torch.cat(counted)) if truth else logits.sum() * 0
+        return {"loss_mask": loss * self.loss_weight}
+
+
+_SUBCLASSES = {
+    RPN: _IgnoringRPN,
+    CascadeROIHeads: _IgnoringCascade,
+    ROIHeads: _IgnoringROIHeads,
+    BaseMaskRCNNHead: _IgnoringMaskHead,
+}
+
+
+def _any_ignored(instances: Sequence[Instances]) -> bool:
+    return any(image.has(FIELD) for image in instances)

@@ -1,0 +1,103 @@
+"""What Detectron2 can be asked for here: refused before any data is read, by key."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
+
+from detseg.config import Config
+from detseg.config.detectron2_keys import check_keys
+from detseg.config.problems import Problems
+
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+}
+_NORMS = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
+_NATIVE_STAGE = "res1"
+_WIDTH_OF_SMALL = 64
+
+
+def check_detectron2(cfg: Config, *, training: bool = True) -> None:
+    """Refuse what Detectron2 does not know, and every key that this engine would have to ignore.
+
+    Raises:
+        ConfigError: with all problems, each with its key and where it was set.
+    """
+    problems = Problems(cfg)
+    _check_names(problems)
+    check_keys(cfg, problems, training=training)
+    _check_classes(problems)
+    _check_device(problems, training)
+    problems.raise_if_any()
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide Detectron2's numbers, for run.json."""
+    return {name: importlib.metadata.version(name) for name in ("detectron2", "fvcore")}
+
+
+def _check_names(problems: Problems) -> None:
+    cfg = problems.cfg
+    for key, registry in REGISTRIES.items():
+        used = cfg.MODEL.MASK_ON or "MASK_HEAD" not in key
+        if used and cfg[key] and cfg[key] not in registry:
+            known = ", ".join(sorted(name for name, _ in registry))
+            problems.add(key, f"Detectron2 knows {known}; MODEL.IMPORTS adds code of yours")
+    for key in ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES"):
+        if _NATIVE_STAGE in cfg[key]:
+            problems.add(key, f"{_NATIVE_STAGE} is the native engine's alone: set MODEL.ENGINE native")
+    resnets = cfg.MODEL.RESNETS
+    is_resnet = cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone")
+    if is_resnet and resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != _WIDTH_OF_SMALL:
+        problems.add(
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            f"Detectron2's depths 18 and 34 have {_WIDTH_OF_SMALL}: set it, or MODEL.ENGINE native",
+        )
+
+
+def _check_classes(problems: Problems) -> None:
+    """The data's classes are counted by MODEL.ROI_HEADS.NUM_CLASSES, whatever the architecture."""
+    cfg = problems.cfg
+    if (
+        cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+        and cfg.MODEL.RETINANET.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    ):
+        problems.add("MODEL.RETINANET.NUM_CLASSES", "expected MODEL.ROI_HEADS.NUM_CLASSES: set both")
+
+
+def _check_device(problems: Problems, training: bool) -> None:
+    """What Detectron2 computes on CUDA alone."""
+    cfg = problems.cfg
+    if cfg.MODEL.DEVICE.startswith("cuda") or (cfg.MODEL.DEVICE == "auto" and torch.cuda.is_available()):
+        return
+    resnets = cfg.MODEL.RESNETS
+    if any(resnets.DEFORM_ON_PER_STAGE) and (training or resnets.DEFORM_MODULATED):
+        problems.add(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+            "Detectron2's deformable convolutions need CUDA: set MODEL.ENGINE native",
+        )
+    if not training:
+        return
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE != "auto":
+        problems.add("SOLVER.AMP.DTYPE", "Detectron2's mixed precision needs CUDA: set auto, or MODEL.ENGINE native")
+    for key in _NORMS:
+        if "SyncBN" in cfg[key] and (cfg.MODEL.MASK_ON or "MASK_HEAD" not in key):
+            problems.add(key, "Detectron2's SyncBN needs CUDA: set BN, or MODEL.ENGINE native")
