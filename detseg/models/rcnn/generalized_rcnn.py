@@ -43,11 +43,10 @@ class GeneralizedRCNN(Segmenter):
         return set(self.backbone.channels) <= set(self.proposal_generator.in_features)
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products."""
+        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products,
+        wide 3 x 3 convolutions by Winograd's."""
         for module in self.modules():
-            if isinstance(module, ConvNorm):
-                module.fold = True
-            elif isinstance(module, Pooler):
+            if isinstance(module, (ConvNorm, Pooler)):
                 module.fast = True
         return super().prefer_speed()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detseg.models.rcnn import winograd
 from detseg.models.rcnn.group_norm import GroupNorm
 from detseg.models.rcnn.sync_batch_norm import SyncBatchNorm2d
 
@@ -70,8 +71,9 @@ def make_norm(name: str, channels: int) -> nn.Module | None:
 class ConvNorm(nn.Conv2d):
     """Convolution, normalisation (named `norm`) and ReLU; a bias only where there is no normalisation.
 
-    fold: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
-    features and rounds differently. Where no gradients are asked for the product is kept until a tensor of it changes.
+    fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
+    features, and whether wide 3 x 3 convolutions are Winograd's; both round differently. Where no gradients are asked
+    for what is made of the weights is kept until they change.
     """
 
     def __init__(
@@ -98,15 +100,23 @@ class ConvNorm(nn.Conv2d):
         )
         self.norm = make_norm(norm, out_channels)
         self.relu = relu
-        self.fold = False
-        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
+        self.fast = False
+        self._winograd_fits = kernel_size == 3 and stride == dilation == groups == 1
+        self._folded_weight = _Kept()
+        self._winograd_weight = _Kept()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self._conv_forward)
+        wide = self.fast and self._winograd_fits and winograd.pays(x, self.out_channels)
+        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        return self._convolve(x, self._by_winograd if wide and plain else self._conv_forward)
+
+    def _by_winograd(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        transformed = self._winograd_weight(lambda: winograd.transform_weight(weight), self._sources())
+        return winograd.convolve(x, transformed, bias)
 
     def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         """Convolve by `convolve(x, weight, bias)`, normalise and cut."""
-        if self.fold and self._has_fixed_statistics():
+        if self.fast and self._has_fixed_statistics():
             x = convolve(x, *self._folded())
         else:
             x = convolve(x, self.weight, self.bias)
@@ -116,23 +126,19 @@ class ConvNorm(nn.Conv2d):
 
     def train(self, mode: bool = True) -> Self:
         """See nn.Module.train."""
-        self._kept = None
+        self._folded_weight, self._winograd_weight = _Kept(), _Kept()
         return super().train(mode)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weights and bias with the normalisation in them."""
-        sources = (self.weight, self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var)
-        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
-            return self._fold_now()
-        # Every change in place raises a tensor's version; other tensors lie elsewhere.
-        state = [(source.data_ptr(), source._version) for source in sources]
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self._fold_now())
-        return self._kept[1]
+        return self._folded_weight(lambda: _fold(self.weight, self.norm), self._sources())
 
-    def _fold_now(self) -> tuple[Tensor, Tensor]:
-        scale, shift = scale_and_shift(self.norm)
-        return self.weight * scale[:, None, None, None], shift
+    def _sources(self) -> list[Tensor]:
+        """What the weights are made of, the normalisation's part included where its statistics are fixed."""
+        norm = self.norm
+        if not self._has_fixed_statistics():
+            return [self.weight]
+        return [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def _has_fixed_statistics(self) -> bool:
         if isinstance(self.norm, FrozenBatchNorm2d):
@@ -145,6 +151,29 @@ class ConvNorm(nn.Conv2d):
             parameter.requires_grad = False
         if isinstance(self.norm, nn.BatchNorm2d):
             self.norm = FrozenBatchNorm2d.from_batch_norm(self.norm)
+
+
+class _Kept:
+    """What was made of tensors, as long as they are the same; always made anew where gradients are asked for."""
+
+    def __init__(self) -> None:
+        self._state: object = None
+        self._value: Any = None
+
+    def __call__(self, make: Callable[[], Any], sources: Sequence[Tensor]) -> Any:
+        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
+            return make()
+        # Every change in place raises a tensor's version; other tensors lie elsewhere.
+        state = [(source.data_ptr(), source._version) for source in sources]
+        if self._state != state:
+            self._state, self._value = state, make()
+        return self._value
+
+
+def _fold(weight: Tensor, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weights and bias of the convolution and the norm in one."""
+    scale, shift = scale_and_shift(norm)
+    return weight * scale[:, None, None, None], shift
 
 
 def _affine(x: Tensor, norm: nn.Module) -> Tensor:
