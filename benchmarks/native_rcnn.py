@@ -104,7 +104,7 @@ def keys(settings: Settings) -> dict[str, Any]:
 
 def native_model(settings: Settings) -> Segmenter:
     """The native model with random weights."""
-    model = build_model(load_flat_config(keys(settings)))
+    model = build_model(load_flat_config({"MODEL.ENGINE": "native"} | keys(settings)))
     with torch.no_grad():
         for name, module in model.named_modules():
             # Random weights without statistics: keep the sums of the blocks from growing.
