@@ -338,4 +338,25 @@ OWN_KEYS: tuple[Key, ...] = (
         "Images that evaluations during training look at, spread evenly over the set; 0: all. The last takes all.",
     ),
     Key("TEST.OVERLAYS", 16, "Images drawn at the end of training, ground truth beside prediction."),
+    Key(
+        "TEST.AUG.VIEWS",
+        [],
+        "Views of an image when TEST.AUG.ENABLED: `flips`, `eight`, or words joined by + such as `h+scale=1.25+clahe` "
+        "(docs/inference.md). `[]`: Detectron2's TEST.AUG.MIN_SIZES, MAX_SIZE and FLIP.",
+        Kind("str", (1,)),
+    ),
+    Key(
+        "TEST.AUG.MODE",
+        "merge_then_mask",
+        "`merge_then_mask`: boxes of all views are merged, then the masks that all views give them are averaged, as "
+        "Detectron2 does. `fuse`: every view detects boxes and masks, which are fused.",
+    ),
+    Key("TEST.AUG.METHOD", "nms", "How boxes of several views become one: `nms`, `soft_nms` or `wbf`."),
+    Key("TEST.AUG.THRESHOLD", 0.5, "Boxes of a class with a greater IoU are one object of TEST.AUG.METHOD."),
+    Key("TEST.AUG.MIN_VIEWS", 1, "Objects that fewer views have found are dropped."),
+    Key(
+        "TEST.AUG.MASKS",
+        "mean",
+        "Of TEST.AUG.MODE `fuse`: the mask of a fused object is the `best` one, a `vote` of pixels, or the `mean`.",
+    ),
 )

@@ -205,5 +205,11 @@ def _check_test(problems: Problems) -> None:
     problems.within("TEST.MAX_DETECTIONS_COCO", 1)
     for name in ("EVAL_PERIOD", "EARLY_STOP_PATIENCE", "MAX_IMAGES_DURING_TRAINING", "OVERLAYS"):
         problems.within(f"TEST.{name}", 0)
+    problems.one_of("TEST.AUG.MODE", ("merge_then_mask", "fuse"))
+    problems.one_of("TEST.AUG.METHOD", ("nms", "soft_nms", "wbf"))
+    problems.one_of("TEST.AUG.MASKS", ("best", "vote", "mean"))
+    problems.within("TEST.AUG.THRESHOLD", 0, 1)
+    for name in ("MIN_VIEWS", "MIN_SIZES", "MAX_SIZE"):
+        problems.within(f"TEST.AUG.{name}", 1)
     if cfg.TEST.EARLY_STOP_PATIENCE > 0 and cfg.TEST.EVAL_PERIOD == 0:
         problems.add("TEST.EARLY_STOP_PATIENCE", "needs evaluations during training: set TEST.EVAL_PERIOD")

@@ -55,7 +55,6 @@ def test_inactive_patterns_name_keys():
     ("words", "parts"),
     [
         (["VIS_PERIOD=5"], ["VIS_PERIOD = 5 (command line)", "does not honour", "MODEL.ENGINE detectron2"]),
-        (["TEST.AUG.ENABLED=True"], ["TEST.AUG.ENABLED"]),
         (["MODEL.KEYPOINT_ON=True"], ["MODEL.KEYPOINT_ON"]),
         (["MODEL.ROI_BOX_HEAD.USE_FED_LOSS=True"], ["USE_FED_LOSS"]),
         (["MODEL.META_ARCHITECTURE=PanopticFPN"], ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]),
