@@ -106,7 +106,7 @@ class SampleCache:
         return {**self.__dict__, "_volatile": None}
 
     def get(self, key: str) -> Sample | None:
-        """Return the sample of a key, without ids and names, its image read-only; None where it is not here."""
+        """Return the sample of a key, without id and name, its image read-only; None where it is not here."""
         path = self._path(key)
         sample = read_sample_file(path)
         if sample is not None:

@@ -1,7 +1,7 @@
 """One decoded sample in one file, read by mapping it into memory.
 
 Layout: the magic bytes, the length of the header (uint32, little-endian), the header (JSON: of each array its dtype,
-shape and offset), then the arrays, each at a multiple of 64 bytes. Labels are kept in 16 bits where they fit.
+shape and offset; metadata), then the arrays, each at a multiple of 64 bytes. Labels are kept in 16 bits where they fit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _PREFIX = struct.Struct("<8sI")
 
 
 def pack_sample(sample: Sample) -> list[bytes | memoryview]:
-    """Return the pieces of the file of a sample with layers: image, layers, classes and ignore."""
+    """Return the pieces of the file of a sample with layers: image, layers, classes, ignore, metadata (as JSON)."""
     assert sample.layers is not None
     labels = sample.layers.layers
     arrays = {
@@ -37,7 +38,7 @@ def pack_sample(sample: Sample) -> list[bytes | memoryview]:
     for name, array in arrays.items():
         header[name] = [array.dtype.str, array.shape, offset]
         offset += _padded(array.nbytes)
-    text = json.dumps({"arrays": header, "bytes": offset}).encode()
+    text = json.dumps({"arrays": header, "bytes": offset, "metadata": sample.metadata}).encode()
     start = _padded(_PREFIX.size + len(text))
     pieces: list[bytes | memoryview] = [_PREFIX.pack(_MAGIC, len(text)) + text.ljust(start - _PREFIX.size)]
     for array in arrays.values():
@@ -46,7 +47,7 @@ def pack_sample(sample: Sample) -> list[bytes | memoryview]:
 
 
 def read_sample_file(path: Path) -> Sample | None:
-    """Return a sample of such a file, without ids and names; None where the file is absent or not whole.
+    """Return the sample of such a file, without id and name; None where the file is absent or not whole.
 
     The image is read-only and stays in the file until it is looked at.
     """
@@ -55,20 +56,25 @@ def read_sample_file(path: Path) -> Sample | None:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # not there; an empty file cannot be mapped
         return None
-    found = _map_arrays(mapped)
-    if found is None:
+    header = _read_header(mapped)
+    if header is None:
         return None
+    found = {
+        name: np.frombuffer(mapped, np.dtype(dtype), math.prod(shape), header["start"] + offset).reshape(shape)
+        for name, (dtype, shape, offset) in header["arrays"].items()
+    }
     ignore = found.get("ignore")
     return Sample(
         image=found["image"],
         layers=LabelLayers(found["layers"].astype(np.int32), len(found["classes"])),
         classes=found["classes"].copy(),
         ignore=None if ignore is None else ignore.copy(),
+        metadata=header["metadata"],
     )
 
 
-def _map_arrays(mapped: mmap.mmap) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a file; None for one that is not whole."""
+def _read_header(mapped: mmap.mmap) -> dict[str, Any] | None:
+    """Return the header, with `start`, where the arrays begin; None for a file that is not whole."""
     if len(mapped) < _PREFIX.size:
         return None
     magic, length = _PREFIX.unpack(mapped[: _PREFIX.size])
@@ -76,12 +82,7 @@ def _map_arrays(mapped: mmap.mmap) -> dict[str, np.ndarray] | None:
         return None
     start = _padded(_PREFIX.size + length)
     header = json.loads(mapped[_PREFIX.size : _PREFIX.size + length])
-    if len(mapped) != start + header["bytes"]:
-        return None
-    return {
-        name: np.frombuffer(mapped, np.dtype(dtype), math.prod(shape), start + offset).reshape(shape)
-        for name, (dtype, shape, offset) in header["arrays"].items()
-    }
+    return {**header, "start": start} if len(mapped) == start + header["bytes"] else None
 
 
 def _padded(size: int) -> int:

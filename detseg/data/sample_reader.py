@@ -42,9 +42,7 @@ class SampleReader:
             self._cache.put(key, sample)
             return sample
         record = self.dataset.images[index]
-        return dataclasses.replace(
-            cached, image_id=record.image_id, file_name=record.file_name, metadata=dict(record.metadata)
-        )
+        return dataclasses.replace(cached, image_id=record.image_id, file_name=record.file_name)
 
     def _read(self, index: int) -> Sample:
         sample = self.dataset.read_sample(index)
