@@ -62,7 +62,7 @@ class TrainingStream:
         return cls(
             dataset,
             preprocess=preprocess,
-            policy=TrainPolicy.from_config(cfg, dataset.objects_per_image().sum(axis=0)),
+            policy=TrainPolicy.from_config(cfg, counts),
             seed=seed,
             order=order_from_config(cfg, dataset, seed),
             pasting=Pasting.from_config(cfg, reader, cache),
