@@ -37,6 +37,7 @@ COMMANDS = {
     "train_net": "train a model, evaluate it and draw what it sees",
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
+    "fuse": "fuse predictions of several models, flips or programs into one file",
     "evaluate": "score a Predictions file against ground truth",
     "visualize": "draw predictions and ground truth over the images",
     "convert_weights": "turn weights of any kind into a safetensors file, or into one for Detectron2",

@@ -42,7 +42,8 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
     else:
         fused = _fuse(members, options, given)
     fused = apply_image_class(fused.select(np.argsort(-fused.scores, kind="stable")), options)
-    return dataclasses.replace(fused, provenance=_provenance(members, options))
+    pixel_size = next((member.pixel_size for member in members if member.pixel_size is not None), None)
+    return dataclasses.replace(fused, provenance=_provenance(members, options), pixel_size=pixel_size)
 
 
 def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.ndarray) -> Predictions:
@@ -66,9 +67,15 @@ def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.nd
     first = members[0]
     classes = group_classes(pool, groups, options.cluster_class)
     fused = Predictions(first.image_id, first.file_name, first.height, first.width, boxes, scores, classes)
-    if all(member.rles is None for member in members):
+    if not _have_masks(members):
         return fused.select(keep)
     return attach_masks(fused, pool, groups, keep, options)
+
+
+def _have_masks(members: Sequence[Predictions]) -> bool:
+    """Whether the answer has masks: any detection has one; without any detection, any member could have."""
+    speaking = [member for member in members if len(member)] or members
+    return any(member.rles is not None for member in speaking)
 
 
 def _leaders(pool: Pool, measure: OverlapMeasure, options: FusionOptions) -> np.ndarray:

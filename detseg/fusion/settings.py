@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from detseg.errors import DataError
+from detseg.errors import ConfigError, DataError
 from detseg.structures.atomic_write import written_whole
 
 PerClass = float | int | bool | None | Mapping[str, Any]
@@ -71,6 +71,25 @@ def to_mapping(settings: Any, keys: Sequence[str]) -> dict[str, Any]:
             value = dict(value)
         result[key] = list(value) if isinstance(value, tuple) else value
     return result
+
+
+def parse_words(words: Sequence[str]) -> dict[str, Any]:
+    """Read settings from words of the command line: KEY=VALUE, --KEY=VALUE or KEY VALUE; values are YAML.
+
+    Raises ConfigError where a value is missing or no YAML; what keys there are is checked by whoever uses them.
+    """
+    settings = {}
+    remaining = iter(words)
+    for word in remaining:
+        key, separator, value = word.removeprefix("--").partition("=")
+        value = value if separator else next(remaining, None)
+        try:
+            settings[key] = yaml.safe_load(value or "")
+        except yaml.YAMLError:
+            value = None
+        if not value:
+            raise ConfigError(f"command line: {key} has no value that can be read; write {key}=VALUE")
+    return settings
 
 
 def read_settings(path: str | os.PathLike[str], what: str) -> Any:

@@ -256,6 +256,18 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
         ) from None
 
 
+def is_plain_list(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a plain list of COCO results, which names neither images nor classes.
+
+    Raises DataError where it cannot be read.
+    """
+    try:
+        with _open_for_reading(Path(path)) as file:
+            return file.read(100).lstrip().startswith("[")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}; is it there, and text?") from None
+
+
 def _read_head(path: Path) -> tuple[dict[str, Any], Any, Any] | None:
     """Return info, categories and images of a file in the layout of PredictionsWriter; None for any other."""
     with _open_for_reading(path) as file:

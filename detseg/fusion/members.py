@@ -1,0 +1,184 @@
+"""Predictions files of different origin, brought to the same images and classes, and fused image by image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from detseg.errors import DataError, list_problems
+from detseg.fusion.fuse import fuse
+from detseg.fusion.options import FusionOptions
+from detseg.structures import Predictions
+from detseg.structures.predictions_file import PredictionsFile
+from detseg.structures.predictions_parsing import ImageEntry
+
+# What becomes of an image that a member does not have.
+MISSING = ("refuse", "empty", "leave-out")
+
+
+class Member(Protocol):
+    """One input: a Predictions file or a folder of label images."""
+
+    def read(self, image: ImageEntry) -> Predictions | None:
+        """Return what it says about an image, in the common classes; None where it does not have the image."""
+        ...
+
+    def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
+        """Return the images that it does not have."""
+        ...
+
+
+def common_categories(
+    files: Sequence[PredictionsFile], first: Sequence[Mapping[str, Any]] | None, rename: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the categories of all files together, told apart by name after `rename`, those of the first file first.
+
+    first: categories that there are no others beside, such as those of the ground truth. Raises DataError for a class
+    that it lacks, and where two files have no class in common.
+    """
+    categories = [dict(category) for category in first or ()]
+    known = {str(category["name"]) for category in categories}
+    for file in files:
+        names = [rename.get(name, name) for name in file.class_names]
+        if known and names and not known & set(names):
+            raise DataError(
+                f"{file.path}: has the classes {', '.join(names)}, the others {', '.join(sorted(known))}; where they "
+                "mean the same, give --rename OLD=NEW"
+            )
+        for name, category in zip(names, file.categories, strict=True):
+            if name in known:
+                continue
+            if first is not None:
+                raise DataError(
+                    f"{file.path}: has the class {name!r}, which the ground truth lacks (it has: "
+                    f"{', '.join(sorted(known))}); give --rename {name}=NEW"
+                )
+            used = {category["id"] for category in categories}
+            number = category["id"]
+            if number in used:
+                number = 1 + max((value for value in used if isinstance(value, int)), default=0)
+            categories.append({**category, "id": number, "name": name})
+            known.add(name)
+    return categories
+
+
+class ImageIndex:
+    """Finds an image of one file among those of another: by file name, else by id where the names do not contradict."""
+
+    def __init__(self, images: Sequence[ImageEntry], source: str) -> None:
+        self._source = source
+        self._by_name = {image.file_name: image for image in images if image.file_name}
+        self._by_id = {image.image_id: image for image in images}
+
+    def find(self, image: ImageEntry) -> ImageEntry | None:
+        """Return the entry of an image, or None. Raises DataError where the sizes differ."""
+        own = self._by_name.get(image.file_name) if image.file_name else None
+        if own is None:
+            own = self._by_id.get(image.image_id)
+            if own is None or _contradict(own.file_name, image.file_name):
+                return None
+        if (own.height, own.width) != (image.height, image.width):
+            raise DataError(
+                f"{self._source}: image {own.file_name or own.image_id} has {own.height} x {own.width} pixels (height "
+                f"x width), elsewhere {image.height} x {image.width}; predict at the original size"
+            )
+        return own
+
+
+def _contradict(first: str, second: str) -> bool:
+    """Whether two paths cannot be of one image: both are there, and the names behind their folders differ."""
+    names = [PurePosixPath(name.replace("\\", "/")).name for name in (first, second)]
+    return bool(names[0] and names[1]) and names[0] != names[1]
+
+
+class FileMember:
+    """A Predictions file as a member.
+
+    It is read once, image by image; an image that comes before its turn waits in memory, which none does where all
+    files have the same order.
+    """
+
+    def __init__(
+        self, file: PredictionsFile, categories: Sequence[Mapping[str, Any]], rename: Mapping[str, str] | None = None
+    ) -> None:
+        """categories: the common ones; every class of the file is among them after `rename`."""
+        self.path = file.path
+        places = {str(category["name"]): index for index, category in enumerate(categories)}
+        names = [(rename or {}).get(name, name) for name in file.class_names]
+        self._class_of = np.array([places[name] for name in names], dtype=np.int64)
+        self._index = ImageIndex(file.images, str(file.path))
+        self._reader = iter(file)
+        self._waiting: dict[int | str, Predictions] = {}
+
+    def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
+        return [image for image in images if self._index.find(image) is None]
+
+    def read(self, image: ImageEntry) -> Predictions | None:
+        own = self._index.find(image)
+        if own is None:
+            return None
+        while own.image_id not in self._waiting:
+            predictions = next(self._reader)
+            self._waiting[predictions.image_id] = predictions
+        found = self._waiting.pop(own.image_id)
+        return dataclasses.replace(
+            found, image_id=image.image_id, file_name=image.file_name, classes=self._class_of[found.classes]
+        )
+
+
+def all_images(files: Sequence[PredictionsFile]) -> list[ImageEntry]:
+    """Return the images of all files, every one once, in the order of the first file that has it."""
+    images: list[ImageEntry] = list(files[0].images) if files else []
+    for file in files[1:]:
+        known = ImageIndex(images, str(files[0].path))
+        images += [image for image in file.images if known.find(image) is None]
+    return images
+
+
+def refuse_missing(members: Mapping[str, Member], images: Sequence[ImageEntry]) -> None:
+    """Raise DataError, with all of them listed, where a member does not have an image."""
+    problems = []
+    for name, member in members.items():
+        lacking = member.missing(images)
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            problems.append(f"{name}: lacks the image {lacking[0].file_name or lacking[0].image_id}{more}")
+    if problems:
+        raise DataError(
+            f"the inputs are not about the same images:\n{list_problems(problems)}\ngive --missing leave-out to fuse "
+            "every image from the members that have it, or --missing empty where a missing image means that nothing "
+            "was found in it"
+        )
+
+
+def fuse_members(
+    members: Sequence[Member],
+    images: Sequence[ImageEntry],
+    options: FusionOptions,
+    weights: Sequence[float],
+    missing: str = "refuse",
+) -> Iterator[Predictions]:
+    """Fuse one image after the other.
+
+    weights: one a member. missing: "empty": a member without the image has found nothing in it. "leave-out": it has
+    no say, as if it were not a member. "refuse": DataError.
+    """
+    for image in images:
+        answers, chosen = [], []
+        for member, weight in zip(members, weights, strict=True):
+            answer = member.read(image)
+            if answer is None and missing == "refuse":
+                refuse_missing({"a member": member}, [image])
+            if answer is None and missing == "leave-out":
+                continue
+            if answer is None:
+                answer = Predictions.empty(image.image_id, image.file_name, image.height, image.width)
+            answers.append(answer)
+            chosen.append(weight)
+        if not answers:
+            raise DataError(f"image {image.file_name or image.image_id}: no member has it; give --missing empty")
+        yield fuse(answers, options, chosen)
