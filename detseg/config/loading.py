@@ -22,7 +22,8 @@ _COMMAND_LINE = "command line"
 Imports = Callable[[Sequence[str]], Mapping[str, Any]]
 """From the names in MODEL.IMPORTS to the keys that they add, with their defaults, by dotted name."""
 
-_NOT_HASHED = ("OUTPUT_DIR",)  # where a run is written does not change what it computes
+# where a run is written, and which engine computes it, does not change what it computes
+_NOT_HASHED = ("OUTPUT_DIR", "MODEL.ENGINE")
 
 
 def get_default_config() -> Config:
@@ -138,7 +139,7 @@ def dump_config(cfg: Config) -> str:
 def config_hash(cfg: Config) -> str:
     """16 hexadecimal digits that tell configurations apart, the same on every platform and for every order of keys.
 
-    All keys count except OUTPUT_DIR.
+    All keys count except OUTPUT_DIR and MODEL.ENGINE.
     """
     values = {key: value for key, value in cfg.flatten().items() if key not in _NOT_HASHED}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
