@@ -12,6 +12,7 @@ from detseg.augment.resampling import Window, resize_box, resize_labels
 
 # Coordinates closer than this to a whole number are meant to be it.
 EXACT = 1e-6
+_FOR_OPENCV = (np.uint8, np.uint16, np.int32, np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,27 @@ class AxisAligned:
             if self.rows and self.columns:
                 canvas[:, self.rows.start : self.rows.stop, self.columns.start : self.columns.stop] = seen
             seen = canvas
-        return self._orient(seen.transpose(1, 2, 0), (2, 0, 1))
-
-    def _orient(self, array: np.ndarray, order: tuple[int, int, int] = (0, 1, 2)) -> np.ndarray:
-        """Turn and flip (H, W, C), exactly; then put its axes in `order`."""
         if self.swaps:
-            # Output row i runs along input x: transpose, then flip what runs backwards.
-            array = array.transpose(1, 0, 2)
-        array = array[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
-        return np.ascontiguousarray(array.transpose(order))
+            seen = np.stack([_transposed(layer) for layer in seen])
+        return np.ascontiguousarray(seen[(slice(None), *self._flips)])
+
+    def _orient(self, image: np.ndarray) -> np.ndarray:
+        """Turn and flip (H, W, C), exactly."""
+        if self.swaps:
+            image = _transposed(image)
+        return np.ascontiguousarray(image[self._flips])
+
+    @property
+    def _flips(self) -> tuple[slice, slice]:
+        """What runs backwards. Where axes are swapped, output row i runs along input x: transpose before."""
+        return slice(None, None, -1 if self.flip_rows else 1), slice(None, None, -1 if self.flip_columns else 1)
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+    """Swap the first two axes of (H, W) or (H, W, C)."""
+    if array.dtype in _FOR_OPENCV and (array.ndim == 2 or array.shape[2] <= 4):  # five times as fast
+        return cv2.transpose(np.ascontiguousarray(array)).reshape(array.shape[1::-1] + array.shape[2:])
+    return np.ascontiguousarray(array.swapaxes(0, 1))
 
 
 def _inside(start: float, end: float, count: int, length: int) -> tuple[float, float, range] | None:

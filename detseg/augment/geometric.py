@@ -7,7 +7,9 @@ crop is then a shift, a flip is x -> width - x, a resize is a factor, and none o
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from detseg.augment.axis_aligned import EXACT, AxisAligned
 from detseg.augment.border import BORDERS, background_value, filled
 from detseg.augment.displacement import Displacement
 from detseg.augment.resampling import resize_image
-from detseg.augment.warping import is_outside, warp_image, warp_labels
+from detseg.augment.warping import Points, warp_image, warp_labels
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -127,20 +129,16 @@ class GeometricMap:
         border: what is seen beyond the image, one of `BORDERS`: the median of each channel, or the image mirrored.
         """
         self._check(image.shape[:2])
-        exact = self._axis_aligned()
-        if exact is not None:
-            return exact.image(image, border)
-        linear = self.whole_matrix[:2, :2]
+        if self._exact is not None:
+            return self._exact.image(image, border)
         if border == "reflect":
-            return warp_image(image, *self.coordinates(), linear, mirrored=True)
-        rows, columns = self._sight()
-        if not (rows and columns):
+            return warp_image(image, self._points().mirrored())
+        rows, columns, points = self._sight
+        if points is None:
             return filled(image, self.height, self.width)
-        x, y = self.coordinates(rows, columns)
-        result = warp_image(image, x, y, linear, mirrored=False)
-        outside = is_outside(x, y, self.input_height, self.input_width)
-        if outside is not None:
-            result[outside] = background_value(image)
+        result = warp_image(image, points)
+        if points.outside is not None:
+            result[points.outside] = background_value(image)
         if result.shape[:2] == (self.height, self.width):
             return result
         canvas = filled(image, self.height, self.width)
@@ -150,62 +148,103 @@ class GeometricMap:
     def apply_labels(self, labels: np.ndarray) -> np.ndarray:
         """Map label images (L, H, W) of integers or bool: see `resampling.resize_labels`. 0 beyond the image."""
         self._check(labels.shape[1:])
-        exact = self._axis_aligned()
-        if exact is not None:
-            return exact.labels(labels)
-        rows, columns = self._sight()
-        canvas = np.zeros((labels.shape[0], self.height, self.width), dtype=labels.dtype)
-        if rows and columns:
-            seen = warp_labels(labels, *self.coordinates(rows, columns), self.whole_matrix[:2, :2])
-            if seen.shape == canvas.shape:
-                return seen
-            canvas[:, rows.start : rows.stop, columns.start : columns.stop] = seen
+        if self._exact is not None:
+            return self._exact.labels(labels)
+        rows, columns, points = self._sight
+        canvas_shape = (labels.shape[0], self.height, self.width)
+        if points is None:
+            return np.zeros(canvas_shape, dtype=labels.dtype)
+        seen = warp_labels(labels, points)
+        if seen.shape == canvas_shape:
+            return seen
+        canvas = np.zeros(canvas_shape, dtype=labels.dtype)
+        canvas[:, rows.start : rows.stop, columns.start : columns.stop] = seen
         return canvas
 
     def outside(self) -> np.ndarray | None:
         """Return which output pixels (H, W) bool have their centres beyond the image; None where none has."""
-        exact = self._axis_aligned()
-        if exact is not None and not exact.is_padded:
+        if self._exact is not None and not self._exact.is_padded:
             return None
-        return is_outside(*self.coordinates(), self.input_height, self.input_width)
+        return self._points().outside
 
-    def coordinates(self, rows: range | None = None, columns: range | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return x and y, each (rows, columns) float64, of where output pixels' centres lie in the input."""
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return x and y, each (height, width) float64, of where the output pixels' centres lie in the input."""
+        points = self._points()
+        return points.x.astype(np.float64) + points.left, points.y.astype(np.float64) + points.top
+
+    def input_window(self) -> tuple[slice, slice]:
+        """Return rows and columns of the input beyond which nothing is seen."""
+        if self._exact is not None:
+            y0, x0, y1, x1 = self._exact.window
+            return slice(int(y0), math.ceil(y1)), slice(int(x0), math.ceil(x1))
+        points = self._sight[2]
+        if points is None:
+            return slice(0), slice(0)
+        # One more on each side: where it shrinks, points around the centres are looked at.
+        reach = np.abs(points.linear).sum(axis=1) + 1
+        (x0, x1), (y0, y1) = points.spans
+        return (
+            slice(max(int(y0 - reach[1]), 0), max(math.ceil(y1 + reach[1]), 0)),
+            slice(max(int(x0 - reach[0]), 0), max(math.ceil(x1 + reach[0]), 0)),
+        )
+
+    def _points(self, rows: range | None = None, columns: range | None = None) -> Points:
+        """Return where the centres of some rows and columns of the output lie in the input."""
         columns, rows = columns or range(self.width), rows or range(self.height)
         x, y = np.arange(columns.start, columns.stop) + 0.5, np.arange(rows.start, rows.stop) + 0.5
-        points = _through(self.matrix, x[None], y[:, None])
-        for number, (before, displacement) in enumerate(reversed(self.bends)):
-            shifts = self._shifts(displacement, x, y) if number == 0 else None
-            shifts = displacement.at(*points) if shifts is None else shifts
-            points = _through(before, points[0] + shifts[..., 0], points[1] + shifts[..., 1])
-        return points
+        whole = self.whole_matrix
+        # The corner from which points are measured is the same for all parts of the output, and so are their digits.
+        corners = _through(whole, *np.array([[0, self.width] * 2, [0, 0, self.height, self.height]], dtype=np.float64))
+        left, top = (math.floor(corner.min()) - math.ceil(self._reach(to_input=True)) for corner in corners)
+        (xx, xy, x0), (yx, yy, y0), _ = whole
+        points_x = np.add((xx * x + (x0 - left))[None], (xy * y)[:, None], dtype=np.float32)
+        points_y = np.add((yx * x + (y0 - top))[None], (yy * y)[:, None], dtype=np.float32)
+        self._bend(points_x, points_y, x, y)
+        return Points(points_x, points_y, left, top, self.input_height, self.input_width, whole[:2, :2])
 
-    def _shifts(self, displacement: Displacement, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
-        """The displacements on the output's grid, fast, where only crops, flips and turns came after."""
-        (xx, xy, x0), (yx, yy, y0), _ = self.matrix
-        if abs(xy) < EXACT and abs(yx) < EXACT:
-            return displacement.on_grid(xx * x + x0, yy * y + y0)
-        if abs(xx) < EXACT and abs(yy) < EXACT:
-            return displacement.on_grid(xy * y + x0, yx * x + y0).transpose(1, 0, 2)
-        return None
-
-    def _sight(self) -> tuple[range, range]:
-        """Return rows and columns of the output outside which nothing of the image is seen."""
-        inverse = np.linalg.inv(self.whole_matrix)
-        corners = np.array([[0, 1, 0, 1], [0, 0, 1, 1]]) * [[self.input_width], [self.input_height]]
-        x, y = _through(inverse, corners[0], corners[1])
-        reach, matrix = 1.0, self.matrix
+    def _bend(self, points_x: np.ndarray, points_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        """Add to the points what the displacements make of columns x (W,) and rows y (H,) of the output."""
+        if not self.bends:
+            return
+        shifts: tuple[np.ndarray, np.ndarray] | None = None
+        matrix = self.matrix
         for before, displacement in reversed(self.bends):
-            # How far a displacement carries, seen in the output.
-            reach += displacement.largest * np.linalg.norm(np.linalg.inv(matrix)[:2, :2], 2)
+            dx, dy = _displaced(displacement, matrix, x, y, shifts)
+            if shifts is not None:
+                dx, dy = dx + shifts[0], dy + shifts[1]
+            linear = before[:2, :2].astype(np.float32)
+            shifts = linear[0, 0] * dx, linear[1, 1] * dy
+            if linear[0, 1] or linear[1, 0]:
+                shifts = shifts[0] + linear[0, 1] * dy, shifts[1] + linear[1, 0] * dx
             matrix = before @ matrix
-        spans = [
+        points_x += shifts[0]
+        points_y += shifts[1]
+
+    def _reach(self, to_input: bool) -> float:
+        """How far the displacements carry at most, in pixels of the input or else of the output."""
+        reach, after = 0.0, self.matrix
+        before = [matrix for matrix, _ in self.bends]
+        for number in reversed(range(len(self.bends))):
+            way = np.linalg.multi_dot([np.eye(3), *before[: number + 1]]) if to_input else np.linalg.inv(after)
+            reach += self.bends[number][1].largest * float(np.linalg.norm(way[:2, :2], 2))
+            after = before[number] @ after
+        return reach
+
+    @cached_property
+    def _sight(self) -> tuple[range, range, Points | None]:
+        """Rows and columns of the output outside which nothing of the image is seen, and their points, if any."""
+        corners = np.array([[0, 1, 0, 1], [0, 0, 1, 1]]) * [[self.input_width], [self.input_height]]
+        x, y = _through(np.linalg.inv(self.whole_matrix), corners[0], corners[1])
+        reach = 1 + self._reach(to_input=False)
+        rows, columns = (
             range(min(max(int(places.min() - reach), 0), length), max(min(int(places.max() + reach) + 1, length), 0))
             for places, length in ((y, self.height), (x, self.width))
-        ]
-        return spans[0], spans[1]
+        )
+        return rows, columns, self._points(rows, columns) if rows and columns else None
 
-    def _axis_aligned(self) -> AxisAligned | None:
+    @cached_property
+    def _exact(self) -> AxisAligned | None:
+        """The map as one that keeps or swaps the axes, where it does."""
         if self.bends:
             return None
         return AxisAligned.of(self.matrix, self.height, self.width, (self.input_height, self.input_width))
@@ -213,6 +252,29 @@ class GeometricMap:
     def _check(self, shape: tuple[int, ...]) -> None:
         if tuple(shape) != (self.input_height, self.input_width):
             raise DataError(f"this map is for images of {self.input_height} x {self.input_width}, not {tuple(shape)}")
+
+
+def _displaced(
+    displacement: Displacement,
+    matrix: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    shifts: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the displacements along x and y at the points that `matrix` makes of columns x and rows y, plus `shifts`.
+
+    On a grid, that is where only crops, flips and turns came after, all at once.
+    """
+    (xx, xy, x0), (yx, yy, y0), _ = matrix
+    if shifts is None and abs(xy) < EXACT and abs(yx) < EXACT:
+        return displacement.on_grid(xx * x + x0, yy * y + y0)
+    if shifts is None and abs(xx) < EXACT and abs(yy) < EXACT:
+        dx, dy = displacement.on_grid(xy * y + x0, yx * x + y0)
+        return dx.T, dy.T
+    places = _through(matrix, x[None], y[:, None])
+    if shifts is not None:
+        places = places[0] + shifts[0], places[1] + shifts[1]
+    return displacement.at(*places)
 
 
 def _through(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,28 +300,42 @@ def map_sample(sample: Sample, geometry: GeometricMap, *, border: str = "constan
     if ignore is not None:
         ignore = geometry.apply_labels(ignore[None])[0]
     if layers is not None:
-        mapped = LabelLayers(geometry.apply_labels(layers.layers), layers.num_instances)
-        if min_visible > 0:
-            mapped, cut = _without_cut_objects(layers, mapped, min_visible / geometry.area_factor)
-            ignore = _joined(ignore, cut)
-        layers, kept = mapped.drop_empty()
+        layers, kept, cut = _map_layers(layers, geometry, min_visible)
         classes = classes[kept]
+        ignore = _joined(ignore, cut)
     if border == "reflect":
         ignore = _joined(ignore, geometry.outside())
     image = geometry.apply_image(sample.image, border)
     return dataclasses.replace(sample, image=image, layers=layers, classes=classes, ignore=ignore)
 
 
-def _without_cut_objects(
-    before: LabelLayers, after: LabelLayers, least: float
-) -> tuple[LabelLayers, np.ndarray | None]:
-    """Take objects whose area is below `least` times what it was out of the labels; return where they were, or None."""
-    cut = after.areas() < least * before.areas()
-    cut &= after.areas() > 0
-    if not cut.any():
-        return after, None
-    is_cut = np.concatenate([[False], cut])[after.layers]
-    return LabelLayers(np.where(is_cut, np.int32(0), after.layers), after.num_instances), is_cut.any(axis=0)
+def _map_layers(
+    layers: LabelLayers, geometry: GeometricMap, min_visible: float
+) -> tuple[LabelLayers, np.ndarray, np.ndarray | None]:
+    """Return the objects seen through the map, which ones (M,) these are, and what is left of those cut too far.
+
+    The latter is (H, W) bool, or None for nothing.
+    """
+    window = geometry.input_window()
+    used = [number == 0 or layer[window].any() for number, layer in enumerate(layers.layers)]
+    before = layers.layers if all(used) else layers.layers[used]
+    after = geometry.apply_labels(before)
+    count = layers.num_instances
+    areas = np.bincount(after.ravel(), minlength=count + 1)[1:]
+    keep, region = areas > 0, None
+    if min_visible > 0:
+        areas_before = np.bincount(before.ravel(), minlength=count + 1)[1:]
+        is_cut = keep & (areas * geometry.area_factor < min_visible * areas_before)
+        if is_cut.any():
+            region = np.concatenate([[False], is_cut]).take(after).any(axis=0)
+            keep &= ~is_cut
+    kept = np.flatnonzero(keep)
+    new_id = np.zeros(count + 1, dtype=np.int32)
+    new_id[kept + 1] = np.arange(1, len(kept) + 1)
+    mapped = after if len(kept) == count else new_id.take(after)
+    filled_layers = mapped.any(axis=(1, 2))
+    filled_layers[0] |= not filled_layers.any()
+    return LabelLayers(mapped if filled_layers.all() else mapped[filled_layers], len(kept)), kept, region
 
 
 def _joined(ignore: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:

@@ -178,7 +178,7 @@ class LabelLayers:
         indices = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
         new_id = np.zeros(self.num_instances + 1, dtype=np.int32)
         new_id[indices + 1] = np.arange(1, len(indices) + 1, dtype=np.int32)
-        layers = new_id[self.layers]
+        layers = new_id.take(self.layers)
         used = layers.any(axis=(1, 2))
         used[0] |= not used.any()
         return LabelLayers(layers[used], len(indices))

@@ -131,7 +131,7 @@ def test_displacements_have_the_wanted_spread_and_are_a_cubic_spline() -> None:
         displacement = Displacement.draw(128, 160, spacing=32, magnitude=2.0, rng=np.random.default_rng(seed))
         x, y = np.arange(160) + 0.5, np.arange(128) + 0.5
         grid = displacement.on_grid(x, y)
-        np.testing.assert_allclose(displacement.at(*np.meshgrid(x, y)), grid, atol=1e-9)
+        np.testing.assert_allclose(displacement.at(*np.meshgrid(x, y)), grid, atol=1e-5)
         shifts.append(grid)
     assert np.std(shifts) == pytest.approx(2.0, rel=0.05)
 
