@@ -36,8 +36,8 @@ class Source:
     """An image that objects are cut out of."""
 
     def __init__(self, sample: Sample) -> None:
-        self.sample = sample
         self.image = sample.image
+        self.height, self.width = sample.height, sample.width
         self.classes = sample.classes
         self.ignore = sample.ignore
         self.layers = sample.layers if sample.layers is not None else LabelLayers.empty(sample.height, sample.width)
@@ -63,7 +63,8 @@ class Canvas:
     """A target sample upon which objects of a source are pasted; the target itself is not changed.
 
     kept_overlaps: pasted objects do not hide each other: they overlap as they did in their image. sigma: standard
-    deviation, pixels, of the soft edge; 0 for a hard one. match_gray: shift every object's intensities by the
+    deviation, pixels, of the soft edge; 0 for a hard one. margin: pixels of background around an object that are painted
+    along, where no object is here or there. match_gray: shift every object's intensities by the
     difference between the backgrounds around it here and there.
     """
 
@@ -74,12 +75,14 @@ class Canvas:
         *,
         kept_overlaps: bool = False,
         sigma: float = 0.0,
+        margin: int = 0,
         match_gray: bool = False,
     ) -> None:
         self._target = target
         self._source = source
         self._kept_overlaps = kept_overlaps
         self._sigma = sigma
+        self._margin = margin
         self._match_gray = match_gray
         layers = target.layers if target.layers is not None else LabelLayers.empty(target.height, target.width)
         self._image = target.image.copy()
@@ -176,31 +179,32 @@ class Canvas:
         return counts
 
     def _paint(self, cutout: Cutout, y: int, x: int) -> None:
-        """Copy the object's pixels, and with a soft edge a little of what was around it."""
-        down, right = y - cutout.y0, x - cutout.x0
-        margin = round(_EDGE_REACH * self._sigma) if self._sigma else 0
+        """Copy the object's pixels, and with a margin or a soft edge a little of what was around it."""
+        reach = self._margin + round(_EDGE_REACH * self._sigma)
         height, width = cutout.mask.shape
+        down, right = y - cutout.y0, x - cutout.x0
         # The window's rows and columns in the target, where both images have them.
-        top = max(y - margin, 0, down)
-        left = max(x - margin, 0, right)
-        bottom = min(y + height + margin, self._target.height, self._source.image.shape[0] + down)
-        right_end = min(x + width + margin, self._target.width, self._source.image.shape[1] + right)
-        here = self._image[top:bottom, left:right_end]
-        there = self._source.image[top - down : bottom - down, left - right : right_end - right]
-        alpha = np.zeros((height + 2 * margin, width + 2 * margin), dtype=np.float32)
-        alpha[margin : margin + height, margin : margin + width] = cutout.mask
-        if margin:
-            alpha = cv2.GaussianBlur(alpha, (0, 0), self._sigma, borderType=cv2.BORDER_CONSTANT)
-        alpha = alpha[top - y + margin : bottom - y + margin, left - x + margin : right_end - x + margin]
-        if not margin and not self._match_gray:
-            inside = alpha > 0
-            here[inside] = there[inside]
-            return
-        shift = self._gray_difference(cutout, y, x) if self._match_gray else 0.0
-        before = here.astype(np.float32)
-        mixed = before + alpha[:, :, None] * (there + (shift - before))
-        mixed = np.clip(mixed, *self._range)
-        here[...] = np.rint(mixed) if self._image.dtype.kind == "u" else mixed
+        top, bottom = max(y - reach, 0, down), min(y + height + reach, self._target.height, self._source.height + down)
+        left, end = max(x - reach, 0, right), min(x + width + reach, self._target.width, self._source.width + right)
+        here = (slice(top, bottom), slice(left, end))
+        there = (slice(top - down, bottom - down), slice(left - right, end - right))
+        alpha = np.pad(cutout.mask, reach)[
+            top - y + reach : bottom - y + reach, left - x + reach : end - x + reach
+        ].astype(np.float32)
+        if self._margin:
+            ring = cv2.dilate(alpha, _disc(self._margin)) > 0
+            ring &= self._source.background[there] & ~self._labels[:, here[0], here[1]].any(axis=0)
+            alpha[ring] = 1
+        if self._sigma:
+            alpha = cv2.GaussianBlur(alpha, (0, 0), self._sigma, borderType=cv2.BORDER_REPLICATE)
+        new = self._source.image[there]
+        if self._match_gray or self._sigma:
+            before = self._image[here].astype(np.float32)
+            shift = self._gray_difference(cutout, y, x) if self._match_gray else 0.0
+            mixed = np.clip(before + alpha[:, :, None] * (new + (shift - before)), *self._range)
+            self._image[here] = np.rint(mixed) if self._image.dtype.kind == "u" else mixed
+        else:
+            self._image[here][alpha > 0] = new[alpha > 0]
 
     def _gray_difference(self, cutout: Cutout, y: int, x: int) -> np.ndarray:
         """Return (C,) float32: the mean of the background around the object here less that around it there."""
@@ -225,6 +229,10 @@ class Canvas:
             free = np.ones(self._image.shape[:2], bool) if layers is None else ~layers.foreground()
             self._mean_background = _mean(self._target.image, free)
         return self._mean_background
+
+
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
 
 
 def _window(top: int, left: int, bottom: int, right: int) -> tuple[slice, slice]:

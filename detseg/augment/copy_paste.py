@@ -34,7 +34,8 @@ class CopyPaste:
     where they are in their own sample (Ghiasi et al.), or "free", each anywhere inside the target. max_overlap: share
     of an object, pasted or there before, up to which one may lie upon the other; 1 for no limit. min_visible: objects
     of which less remains are dropped, and what remains is ignored. soft_edge: standard deviation, pixels, of the
-    Gaussian by which masks are blurred for blending; 0 for hard edges. match_gray: shift an object's intensities so
+    Gaussian by which masks are blurred for blending; 0 for hard edges. margin: pixels of background around an object
+    that are pasted along, such as its halo. match_gray: shift an object's intensities so
     that its background agrees with that of its new place. class_weights: how likely objects of each class are drawn,
     relative to each other; empty for equally.
     """
@@ -44,6 +45,7 @@ class CopyPaste:
     max_overlap: float = 0.3
     min_visible: float = 0.3
     soft_edge: float = 0.0
+    margin: int = 0
     match_gray: bool = False
     class_weights: tuple[float, ...] = ()
 
@@ -61,6 +63,7 @@ class CopyPaste:
             max_overlap=keys.MAX_OVERLAP,
             min_visible=keys.MIN_VISIBLE,
             soft_edge=keys.SOFT_EDGE,
+            margin=keys.MARGIN,
             match_gray=keys.MATCH_GRAY,
             class_weights=class_weights,
         )
@@ -82,7 +85,14 @@ class CopyPaste:
         wanted = int(rng.integers(1, min(self.max_objects or len(candidates), len(candidates)) + 1))
         kept = self.place == "kept"
         shift = _draw_shift(target, source, rng) if kept else (0, 0)
-        canvas = Canvas(target, cutouts, kept_overlaps=kept, sigma=self.soft_edge, match_gray=self.match_gray)
+        canvas = Canvas(
+            target,
+            cutouts,
+            kept_overlaps=kept,
+            sigma=self.soft_edge,
+            margin=self.margin,
+            match_gray=self.match_gray,
+        )
         for index in candidates[: _OBJECTS_TRIED * wanted]:
             cutout = cutouts.cut_out(index)
             position = self._find_place(canvas, target, source, cutout, shift, rng)

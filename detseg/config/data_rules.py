@@ -42,7 +42,8 @@ def _check_copy_paste(problems: Problems) -> None:
         problems.within(f"{section}.{name}", 0, 1)
     for name in ("LAST_ITER", "MAX_OBJECTS"):
         problems.within(f"{section}.{name}", 0)
-    problems.within(f"{section}.SOFT_EDGE", 0, 50)
+    for name in ("SOFT_EDGE", "MARGIN"):
+        problems.within(f"{section}.{name}", 0, 50)
     if not keys.SOURCES or not all(name.strip() for name in keys.SOURCES):
         problems.add(f"{section}.SOURCES", f"expected at least one of {', '.join(_OWN_SOURCES)} and names of data sets")
     elif len(set(keys.SOURCES)) != len(keys.SOURCES):

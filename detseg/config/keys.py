@@ -242,6 +242,12 @@ OWN_KEYS: tuple[Key, ...] = (
         "Standard deviation, in pixels of the sample, of the Gaussian that blends pasted objects in; 0: hard edges.",
     ),
     Key(
+        "INPUT.COPY_PASTE.MARGIN",
+        0,
+        "Pixels of background around an object that are pasted along with it, such as its halo in phase contrast, "
+        "where no other object is.",
+    ),
+    Key(
         "INPUT.COPY_PASTE.MATCH_GRAY",
         False,
         "Shift the intensities of every pasted object so that the background around it agrees with that of its new "
