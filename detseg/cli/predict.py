@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detseg.cli.image_fields import add_image_fields, image_fields
+
 if TYPE_CHECKING:
     from detseg.inference.predictor import Predictor, SkippedImage
     from detseg.inference.sources import ImageSource
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, a glob, image files, or one COCO JSON file",
     )
     parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    add_image_fields(parser)
     parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
     parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
     answer = parser.add_argument_group("the answer")
@@ -50,14 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from detseg.inference.label_images import label_paths
+    from detseg.data.writers.export import image_targets
     from detseg.inference.sources import find_images
 
     _check(arguments)
-    source = find_images(arguments.images, image_root=arguments.image_root)
+    source = find_images(arguments.images, image_root=arguments.image_root, fields=image_fields(arguments))
     targets = {}
     if arguments.label_images:
-        targets = label_paths(arguments.label_images, [record.file_name for record in source.records])
+        names = [record.file_name for record in source.records]
+        targets = image_targets(Path(arguments.label_images), names, ".tif")
     _refuse_existing([*([arguments.output] if arguments.output else []), *targets.values()], arguments.overwrite)
     predictor = _load(arguments)
     return _predict(arguments, predictor, source, targets)
@@ -129,7 +133,8 @@ def _predict(arguments: argparse.Namespace, predictor: Predictor, source: ImageS
 
     from tqdm import tqdm
 
-    from detseg.inference.label_images import write_label_image
+    from detseg.data.writers.label_images import TOP, write_tiff
+    from detseg.data.writers.objects import ImageObjects
     from detseg.structures.predictions_file import PredictionsWriter
 
     skipped: list[SkippedImage] = []
@@ -148,7 +153,9 @@ def _predict(arguments: argparse.Namespace, predictor: Predictor, source: ImageS
             if arguments.output:
                 writer.write(predictions)
             if targets:
-                write_label_image(targets[predictions.file_name], predictions)
+                path = targets[predictions.file_name]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_tiff(path, ImageObjects.from_predictions(predictions), TOP)
             for class_index in predictions.classes.tolist():
                 counts[class_index] += 1
             number += 1

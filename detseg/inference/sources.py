@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,16 @@ class ImageSource:
         return [{"id": index + 1, "name": name} for index, name in enumerate(classes)]
 
 
-def find_images(sources: Sequence[str], *, image_root: str | None = None) -> ImageSource:
+def find_images(
+    sources: Sequence[str], *, image_root: str | None = None, fields: Mapping[str, Any] | None = None
+) -> ImageSource:
     """Find images.
 
     Args:
         sources: one COCO JSON file, or any number of image files, folders (their images, not those of subfolders) and
             globs (`**` goes into subfolders).
         image_root: folder of the COCO file's images, where it is not the one that the file says.
+        fields: what is said of all images, before what the COCO file says: `pixel_size`, `plane`.
 
     Returns:
         Records in a fixed order (sorted within every source, duplicates once). Of plain files the image id counts
@@ -61,14 +65,18 @@ def find_images(sources: Sequence[str], *, image_root: str | None = None) -> Ima
         dataset = CocoDataset.load(sources[0], image_root=image_root)
         if not dataset.images:
             raise DataError(f"{sources[0]} lists no images")
-        return ImageSource(list(dataset.images), {category.name: category.id for category in dataset.categories})
+        records = [
+            dataclasses.replace(image, metadata={**image.metadata, **(fields or {})}) for image in dataset.images
+        ]
+        return ImageSource(records, {category.name: category.id for category in dataset.categories})
     paths = list(dict.fromkeys(Path(os.path.abspath(path)) for source in sources for path in _expand(source)))
     try:
         root = Path(os.path.commonpath([path.parent for path in paths]))
     except ValueError:
         raise DataError("--images: the images lie on several drives; predict those of one at a time") from None
     records = [
-        ImageRecord(index + 1, path.relative_to(root).as_posix(), path, 0, 0, {}) for index, path in enumerate(paths)
+        ImageRecord(index + 1, path.relative_to(root).as_posix(), path, 0, 0, dict(fields or {}))
+        for index, path in enumerate(paths)
     ]
     return ImageSource(records, {})
 

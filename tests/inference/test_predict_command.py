@@ -11,7 +11,8 @@ import tifffile
 
 from detseg.cli.main import main
 from detseg.data.synthetic import KINDS
-from detseg.inference.label_images import to_label_image
+from detseg.data.writers.label_images import TOP, to_label_image
+from detseg.data.writers.objects import ImageObjects
 from detseg.inference.predictor import Predictor
 from detseg.structures.predictions_file import read_predictions
 
@@ -34,7 +35,7 @@ def test_a_run_over_a_folder(small_run, image_folder, tmp_path, capsys):
         direct = predictor(image_folder / predictions.file_name)
         assert len(direct) == len(predictions)
         drawn = tifffile.imread(labels / predictions.file_name.replace("png", "tif"))
-        assert np.array_equal(drawn, to_label_image(predictions))
+        assert np.array_equal(drawn, to_label_image(ImageObjects.from_predictions(predictions), TOP))
     printed = capsys.readouterr().out
     assert "seconds per image" in printed
     assert all(kind in printed for kind in KINDS)
