@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from detseg.structures.predictions_file import PredictionsFile
 
 DESCRIPTION = (
-    "Draw predictions, ground truth or both over the images: one PNG an image, side by side, contours by class, counts."
+    "Draw predictions, ground truth or both over the images: one PNG an image, side by side, with contours and counts. "
+    "With --augmented: samples as a training sees them, on contact sheets; KEY VALUE changes its configuration."
 )
+ACCEPTS_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-threshold", type=float, metavar="X", help="draw predictions of this score or more")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="draw N images, spread evenly (default: all)")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    training = parser.add_argument_group("what a training sees")
+    training.add_argument(
+        "--augmented", type=int, metavar="N", help="draw N samples as the network sees them, with masks"
+    )
+    training.add_argument("--config", "--config-file", metavar="FILE", help="YAML configuration of the training")
+    training.add_argument("--seed", type=int, metavar="S", help="of the random changes (default: the configuration's)")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.augmented is not None:
+        from detseg.cli.augmented import draw_augmented
+
+        draw_augmented(arguments)
+    else:
+        _draw_overlays(arguments)
+
+
+def _draw_overlays(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from detseg.data.coco import CocoDataset
@@ -70,6 +87,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     threshold = arguments.score_threshold
     problems = {
+        f"unknown words: {' '.join(arguments.overrides)}": bool(arguments.overrides),
+        "--config and --seed belong to --augmented N": not (arguments.config is None and arguments.seed is None),
         "give --predictions FILE, --ground-truth FILE or both": not (arguments.predictions or arguments.ground_truth),
         "give the images: --images DIR, GLOB or COCO.json": not (arguments.images or arguments.ground_truth),
         f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,

@@ -1,0 +1,70 @@
+"""`detseg visualize --augmented N`: contact sheets of what the network sees in training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detseg.errors import ConfigError, DataError
+
+# Options of `visualize` that have no meaning here.
+_OTHERS = ("images", "image_root", "predictions", "ground_truth", "postprocess", "score_threshold", "limit")
+
+
+def draw_augmented(arguments: argparse.Namespace) -> None:
+    """Draw the first N samples that a training with this configuration takes, and say where."""
+    from tqdm import tqdm
+
+    from detseg.config import load_config
+    from detseg.data.stream import TrainingStream
+    from detseg.engine.data_sets import load_training_set
+    from detseg.report.contact_sheet import PER_SHEET, contact_sheet
+    from detseg.report.overlays import write_png
+
+    count = arguments.augmented
+    _check(arguments)
+    cfg = load_config(arguments.config, arguments.overrides)
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError('DATASETS.TRAIN: expected the training data: ["catalog name or COCO file"]')
+    dataset = load_training_set(cfg)
+    seed = max(cfg.SEED, 0) if arguments.seed is None else arguments.seed
+    stream = TrainingStream.from_config(cfg, dataset, seed)
+    sheets = _sheet_names(Path(arguments.output), count, PER_SHEET)
+    if not arguments.overwrite:
+        for path in sheets:
+            if path.exists():
+                raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
+    value_range = (0.0, 255.0) if cfg.INPUT.SCALING != "none" else None
+    with tqdm(total=count, desc="drawing", unit="sample") as progress:
+        for number, path in enumerate(sheets):
+            samples = []
+            for position in range(number * PER_SHEET, min((number + 1) * PER_SHEET, count)):
+                samples.append(stream[position])
+                progress.update()
+            caption = f"{cfg.source or 'default configuration'}, seed {seed}"
+            picture = contact_sheet(samples, class_names=dataset.class_names, value_range=value_range, caption=caption)
+            write_png(path, picture)
+    names = sheets[0].name if len(sheets) == 1 else f"{sheets[0].name} to {sheets[-1].name}"
+    print(f"{count} samples in {Path(arguments.output) / names}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in _OTHERS if getattr(arguments, name)]
+    if given:
+        raise ConfigError(
+            f"--augmented draws the training data of --config (DATASETS.TRAIN); {', '.join(given)} cannot be given too"
+        )
+    if arguments.augmented < 1:
+        raise ConfigError(f"--augmented is {arguments.augmented}; expected 1 or more samples")
+    if arguments.config is None:
+        raise ConfigError("--augmented needs --config FILE, for example configs/quickstart/mask_rcnn.yaml")
+    if arguments.seed is not None and arguments.seed < 0:
+        raise ConfigError(f"--seed is {arguments.seed}; expected 0 or more")
+
+
+def _sheet_names(folder: Path, count: int, per_sheet: int) -> list[Path]:
+    number = -(-count // per_sheet)
+    if number == 1:
+        return [folder / "augmented.png"]
+    digits = len(str(number))
+    return [folder / f"augmented_{index:0{digits}}.png" for index in range(1, number + 1)]

@@ -1,0 +1,110 @@
+"""A contact sheet of training samples: each as the network sees it, and beside that with its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from detseg.report.contours import class_colour, draw_objects, fitting_line_width, typical_thickness
+from detseg.report.display import resize_display, to_display
+from detseg.report.layout import BACKGROUND, LegendEntry, Panel, compose
+from detseg.structures.sample import Sample
+
+# Samples on one sheet, and in one row of it.
+PER_SHEET = 12
+_COLUMNS = 3
+# The longer side of a sample's picture: smaller ones are enlarged by a whole number, larger ones reduced.
+_SIDE = 384
+_GAP = 3
+# Stripes over what the losses ignore, pixels.
+_STRIPE = 5
+_IGNORED = (200, 60, 200)
+
+
+def contact_sheet(
+    samples: Sequence[Sample],
+    *,
+    class_names: Sequence[str] = (),
+    value_range: tuple[float, float] | None = None,
+    caption: str = "",
+) -> np.ndarray:
+    """Return one picture (h, w, 3) uint8 RGB of some samples, at most `PER_SHEET`, in rows.
+
+    All are drawn at one scale, so that they compare. value_range: intensities that are shown black and white; None
+    shows images of 8 bits as they are and stretches each other one. Ignored regions are striped.
+    """
+    longest = max(max(sample.height, sample.width) for sample in samples)
+    scale = float(_SIDE // longest) if longest <= _SIDE else _SIDE / longest
+    panels = [_panel(sample, scale, value_range) for sample in samples]
+    height = max(panel.picture.shape[0] for panel in panels)
+    width = max(panel.picture.shape[1] for panel in panels)
+    panels = [Panel(_padded(panel.picture, height, width), panel.title, panel.note) for panel in panels]
+    rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
+    legend = _legend(samples, class_names)
+    last = len(rows) - 1
+    pictures = [
+        compose(row, caption if number == last else "", legend if number == last else [])
+        for number, row in enumerate(rows)
+    ]
+    widest = max(picture.shape[1] for picture in pictures)
+    return np.concatenate([_padded(picture, picture.shape[0], widest) for picture in pictures])
+
+
+def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None) -> Panel:
+    base = resize_display(_shown(sample.image, value_range), scale)
+    picture, note = base, ""
+    if sample.ignore is not None:
+        picture = _striped(picture, sample.ignore, scale)
+    if sample.layers is not None:
+        rles = sample.layers.to_rles()
+        line_width = fitting_line_width(typical_thickness(rles), scale)
+        picture = draw_objects(picture, rles, [class_colour(index) for index in sample.classes], scale, line_width)
+        note = f"{len(rles):,} object{'' if len(rles) == 1 else 's'}"
+    gap = np.full((base.shape[0], _GAP, 3), BACKGROUND, dtype=np.uint8)
+    return Panel(np.concatenate([base, gap, picture], axis=1), sample.file_name, note)
+
+
+def _shown(image: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Return an image (H, W, C) as (H, W, 3) uint8 without a stretch of its own, which would undo changes."""
+    if value_range is not None:
+        low, high = value_range
+        image = np.clip((image.astype(np.float32) - low) * (255 / max(high - low, 1e-12)), 0, 255)
+        image = np.rint(image).astype(np.uint8)
+    if image.dtype != np.uint8:
+        return to_display(image)
+    if image.shape[2] == 2:
+        image = np.concatenate([image, np.zeros_like(image[:, :, :1])], axis=2)
+    return np.ascontiguousarray(np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] == 1 else image[:, :, :3])
+
+
+def _striped(picture: np.ndarray, ignore: np.ndarray, scale: float) -> np.ndarray:
+    height, width = picture.shape[:2]
+    rows = np.minimum((np.arange(height) / scale).astype(np.int64), ignore.shape[0] - 1)
+    columns = np.minimum((np.arange(width) / scale).astype(np.int64), ignore.shape[1] - 1)
+    stripes = (np.arange(height)[:, None] + np.arange(width)[None]) // _STRIPE % 2 == 0
+    where = ignore[rows][:, columns] & stripes
+    result = picture.copy()
+    result[where] = picture[where] // 2 + np.array(_IGNORED, dtype=np.uint8) // 2
+    return result
+
+
+def _padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    canvas = np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+    canvas[: picture.shape[0], : picture.shape[1]] = picture
+    return canvas
+
+
+def _legend(samples: Sequence[Sample], class_names: Sequence[str]) -> list[LegendEntry]:
+    """Return one entry a class that occurs, none where there is but one class, and one for ignored regions."""
+    entries = []
+    if len(class_names) > 1:
+        counts = np.bincount(np.concatenate([sample.classes for sample in samples]), minlength=len(class_names))
+        entries = [
+            LegendEntry(f"{name}: {count:,}", class_colour(index))
+            for index, (name, count) in enumerate(zip(class_names, counts.tolist(), strict=False))
+            if count
+        ]
+    if any(sample.ignore is not None and sample.ignore.any() for sample in samples):
+        entries.append(LegendEntry("ignored", _IGNORED))
+    return entries
