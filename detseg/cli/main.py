@@ -23,6 +23,7 @@ from detseg.errors import DetsegError
 # Name of the command -> what it does, in the order of a project's day.
 COMMANDS = {
     "make_synthetic": "make a set of synthetic cells with exact masks",
+    "download": "fetch a data set from its official place, checked and continued",
     "prepare_label_images": "turn folders of images and label images into COCO files",
     "prepare_coco": "check a COCO file and split it, or leave out what is wrong in it",
     "prepare_dsb2018": "turn the Data Science Bowl 2018, as downloaded, into COCO files",

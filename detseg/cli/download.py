@@ -1,0 +1,73 @@
+"""`detseg download`: fetch data sets from their official places."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detseg.data.download_table import DownloadEntry
+
+DESCRIPTION = (
+    "Fetch a data set from its official place, continue where a download broke off, check it and record its SHA-256. "
+    "Without a name: list what there is. Where there is no network or no login it says what to fetch by hand, and "
+    "where to put it."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the data set")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for its files (default: downloads/NAME in $DETSEG_DATASETS)"
+    )
+    parser.add_argument("--check", action="store_true", help="read files that are there again and check their SHA-256")
+    parser.add_argument("--overwrite", action="store_true", help="fetch files again that are not the expected ones")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fetch the data set and print its files and the next command, or print what there is."""
+    from detseg.data.download import download, download_folder
+    from detseg.data.download_table import find_entry, read_download_table
+
+    if arguments.name is None:
+        print(table_of(list(read_download_table().values())))
+        return
+    entry = find_entry(arguments.name)
+    folder = download_folder(entry, arguments.output)
+    print(f"{entry.name}: {entry.title}")
+    for what, text in (("see", entry.page), ("licence", entry.licence), ("cite", entry.citation)):
+        if text:
+            print(f"  {what}: {text}")
+    print(f"  size: {size_of(entry)}", flush=True)
+    for file in download(entry, folder, check=arguments.check, overwrite=arguments.overwrite):
+        print(f"{file.how:10}  {megabytes(file.size):>10}  {file.sha256[:16] or '-':16}  {file.path}")
+    if entry.prepare:
+        print(f"next: {entry.prepare.format(folder=folder)}")
+
+
+def table_of(entries: list[DownloadEntry]) -> str:
+    """Return a table of data sets: name, size, where from, licence and title."""
+    rows = [("name", "size", "from", "licence", "")]
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        origin = "by hand" if entry.manual else "kaggle" if entry.kaggle else "web"
+        rows.append((entry.name, size_of(entry), origin, entry.licence, entry.title))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def size_of(entry: DownloadEntry) -> str:
+    """Return how much is to come: exact, about, or unknown."""
+    total = sum(file.about for file in entry.files)
+    if not total:
+        return "not known"
+    is_exact = all(file.exact is not None for file in entry.files)
+    is_least = any(not file.about for file in entry.files)
+    return f"{'' if is_exact else 'over ' if is_least else 'about '}{megabytes(total)}"
+
+
+def megabytes(size: int) -> str:
+    """Return bytes as people read them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
