@@ -93,7 +93,7 @@ def _fetch(entry: DownloadEntry, files: Sequence[SourceFile], folder: Path) -> N
     if entry.manual:
         missing = ", ".join(str(folder / file.path) for file in files)
         raise DataError(
-            f"{entry.name}: cannot be downloaded without a form; missing are {missing}.\n{by_hand(entry, files, folder)}"
+            f"{entry.name}: cannot be had without its form; missing are {missing}.\n{by_hand(entry, files, folder)}"
         )
     if entry.kaggle:
         _run_kaggle(entry, files, folder)
