@@ -72,7 +72,7 @@ def check_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
     if missing:
         raise ConfigError(
             f"MODEL.ENGINE = 'detectron2' ({cfg.origin('MODEL.ENGINE')}): Detectron2 does not import here ({missing}); "
-            f"install it ({INSTALL}), or, for a new run, set MODEL.ENGINE native, which needs torch and torchvision alone"
+            f"install it ({INSTALL}), or, for a new run, set MODEL.ENGINE native, which needs torchvision alone"
         )
     if cfg.MODEL.ENGINE != "auto":  # auto has just been judged
         _check_detectron2(cfg, training)

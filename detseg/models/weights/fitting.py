@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -84,7 +85,9 @@ def load_state(
             f"{source}: these weights do not fit the model; was it trained with another configuration?\n"
             + list_problems(problems)
         )
-    model.load_state_dict(fitting, strict=False)
+    current = OrderedDict(fitting)
+    current._metadata = own._metadata  # these are the model's present names: nothing of an older format to convert
+    model.load_state_dict(current, strict=False)
     return report
 
 
