@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detseg.cli.image_fields import add_image_fields, plane_fields
 from detseg.cli.repair_options import RULES_HELP
 
 if TYPE_CHECKING:
+    from detseg.data.readers.picture_options import PictureOptions
     from detseg.data.readers.prepare import PrepareOptions
     from detseg.data.repair.options import RepairRules
 
@@ -58,10 +60,31 @@ def add_prepare_options(
     parser.add_argument(
         "--fill-holes", action="store_true", help="fill all background that a mask encloses: --repair none holes=all"
     )
+    _add_picture_options(parser)
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def _add_picture_options(parser: argparse.ArgumentParser) -> None:
+    add_image_fields(parser, pixel_size_help=", or csv:FILE:COLUMN (see --key)")
+    group = parser.add_argument_group(
+        "the model's input, recorded in the COCO files: training and prediction follow it"
+    )
+    group.add_argument("--channels", nargs="+", metavar="CHANNEL", help="indices from 0 on, or names of an OME-TIFF's")
+    group.add_argument("--scaling", metavar="HOW", help="of intensities to 0..255: none, percentile or fixed")
+    group.add_argument("--scaling-percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="default: 0.5 99.5")
+    group.add_argument("--scaling-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
+
+
+def _picture_options(arguments: argparse.Namespace) -> PictureOptions:
+    from detseg.data.planes import PlaneChoice
+    from detseg.data.readers.picture_options import PictureOptions, input_keys
+
+    keys = input_keys(arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range)
+    plane = PlaneChoice.from_fields(plane_fields(arguments))
+    return PictureOptions(plane=plane, pixel_size=arguments.pixel_size or "", input_keys=keys)
 
 
 def prepare_options(arguments: argparse.Namespace, *, defaults: RepairRules | None = None) -> PrepareOptions:
@@ -79,6 +102,7 @@ def prepare_options(arguments: argparse.Namespace, *, defaults: RepairRules | No
         classes_from=tuple(arguments.classes_from),
         seed=arguments.seed,
         write_lists=arguments.write_lists,
+        pictures=_picture_options(arguments),
         repair=_repair_rules(arguments, defaults),
         skip_bad=arguments.skip_bad,
         overwrite=arguments.overwrite,

@@ -69,6 +69,11 @@ def read_picture(
     return image, {**facts, **fields}
 
 
+def stored_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of `read_picture` that a COCO file stores as fields of the image."""
+    return {name: value for name, value in facts.items() if name != "unnamed_pages"}
+
+
 def decode_image(data: bytes, name: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> np.ndarray:
     """`read_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
     return decode_picture(data, name, fields)[0]

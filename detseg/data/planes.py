@@ -72,6 +72,10 @@ class PlaneChoice:
         return {FIELD: plane} if plane else {}
 
 
+# No choice: of a file that holds one picture.
+SINGLE = PlaneChoice()
+
+
 def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 

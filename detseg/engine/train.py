@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from detseg.config.engines import choose_engine
+from detseg.data.input_keys import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
 from detseg.engine.distributed import ALONE, Processes, held_back
@@ -65,7 +66,7 @@ def train(
         TrainingInterrupted: a signal came; `resume` continues.
         DetsegError: data, weights or configuration are wrong, or a loss is not finite.
     """
-    with run.logging() as log_file, recorded_run(cfg, run, processes) as cfg, compute_settings(cfg):
+    with run.logging() as log_file, recorded_run(with_input_keys(cfg), run, processes) as cfg, compute_settings(cfg):
         with processes.together():
             check_shares(cfg, processes)
             data = load_training_set(cfg)

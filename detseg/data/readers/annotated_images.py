@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from detseg.data.images import SUFFIXES, decode_image
+from detseg.data.images import SUFFIXES, decode_picture, stored_facts
+from detseg.data.planes import SINGLE
 from detseg.data.polygons import Crop
 from detseg.data.readers.files import SourceFiles
 from detseg.data.readers.source import LabelledImage
@@ -152,6 +153,7 @@ class AnnotatedImages:
         self._file_of = file_of
         self._annotation_of = annotation_of
         self._read_objects = read_objects
+        self.plane = SINGLE
 
     def aliases(self, name: str) -> list[str]:
         file = PurePosixPath(self._file_of[name])
@@ -162,16 +164,20 @@ class AnnotatedImages:
 
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
         file_name = self._file_of[name]
-        height, width = decode_image(self._images.read(file_name), self.describe(name)).shape[:2]
+        picture, facts = decode_picture(self._images.read(file_name), self.describe(name), self.plane.fields())
+        height, width = picture.shape[:2]
         if name not in self._annotation_of:
-            return LabelledImage(name, file_name, height, width, []), []
+            return LabelledImage(name, file_name, height, width, [], fields=stored_facts(facts)), []
         annotation = self._annotation_of[name]
         where = self._annotations.describe(annotation)
         found = self._read_objects(self._annotations.read(annotation), where, height, width)
         if found.problems and not found.rles:
             raise DataError(f"{where}: none of its {len(found.problems)} objects can be used; {found.problems[0]}")
         image = LabelledImage(
-            name, file_name, height, width, found.rles, found.classes, crowd=found.crowd, labels=found.labels
+            *(name, file_name, height, width, found.rles, found.classes),
+            fields=stored_facts(facts),
+            crowd=found.crowd,
+            labels=found.labels,
         )
         return image, found.problems
 

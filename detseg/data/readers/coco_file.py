@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from detseg.data.coco import CocoDataset
+from detseg.data.images import stored_facts
+from detseg.data.input_keys import read_input_keys
+from detseg.data.planes import SINGLE
 from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
 
@@ -27,6 +31,8 @@ class CocoFile:
         Raises DataError where it is no COCO file, or has no image that can be used.
         """
         self.problems: list[str] = []
+        self.plane = SINGLE
+        self.input_keys = read_input_keys(path)
         self._dataset = CocoDataset.load(path, image_root, skipped=self.problems)
         if not len(self._dataset):
             raise DataError(
@@ -61,11 +67,14 @@ class CocoFile:
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
         index = self._index_of[name]
         record = self._dataset.images[index]
-        self._dataset.read_image(index)
+        if self.plane != SINGLE:
+            record = dataclasses.replace(record, metadata={**record.metadata, **self.plane.fields()})
+            self._dataset.images[index] = record
+        _, facts = self._dataset.read_picture(index)
         rles, classes, crowd = self._dataset.annotations(index)
         file_name = record.file_name.replace("\\", "/")
         image = LabelledImage(
-            name, file_name, record.height, record.width, rles, classes.tolist(), record.metadata, crowd.tolist()
+            name, file_name, record.height, record.width, rles, classes.tolist(), stored_facts(facts), crowd.tolist()
         )
         return image, []
 

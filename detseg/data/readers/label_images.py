@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from detseg.data.coco_images import is_text
-from detseg.data.images import SUFFIXES, read_image, read_label_image
+from detseg.data.images import SUFFIXES, read_label_image, read_picture, stored_facts
+from detseg.data.planes import SINGLE, PlaneChoice
 from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
@@ -98,13 +99,13 @@ def _list_files(folder: Path, problems: list[str], *, what: str) -> dict[str, Pa
     return files
 
 
-def read_pair(pair: Pair, file_name: str) -> LabelledImage:
+def read_pair(pair: Pair, file_name: str, plane: PlaneChoice = SINGLE) -> LabelledImage:
     """Read both files of a pair; objects are in ascending order of their labels.
 
     Raises DataError where one cannot be read, or their sizes differ.
     """
     labels = read_label_image(pair.label)
-    image = read_image(pair.image)
+    image, facts = read_picture(pair.image, plane.fields())
     if image.shape[:2] != labels.shape:
         raise DataError(
             f"{pair.label}: has {labels.shape[0]} x {labels.shape[1]} pixels (height x width), its image "
@@ -119,7 +120,9 @@ def read_pair(pair: Pair, file_name: str) -> LabelledImage:
         )
     numbers = np.unique(labels)
     names = [str(number) for number in numbers[numbers > 0]]
-    return LabelledImage(pair.name, file_name, *labels.shape, layers.to_rles(), labels=names)
+    return LabelledImage(
+        pair.name, file_name, *labels.shape, layers.to_rles(), labels=names, fields=stored_facts(facts)
+    )
 
 
 class LabelImages:
@@ -136,6 +139,7 @@ class LabelImages:
         pairs, self.problems = find_pairs(images, labels, label_suffix)
         self.description = f"label images of {labels}"
         self.class_names = [class_name]
+        self.plane = SINGLE
         self.columns: dict[str, dict[str, str]] = {}
         self._images = images
         self._pairs = {pair.name: pair for pair in pairs}
@@ -150,7 +154,7 @@ class LabelImages:
 
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
         pair = self._pairs[name]
-        return read_pair(pair, pair.image.relative_to(self._images).as_posix()), []
+        return read_pair(pair, pair.image.relative_to(self._images).as_posix(), self.plane), []
 
     def image_root(self, output: Path) -> Path:
         return self._images

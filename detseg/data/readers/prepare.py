@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from detseg.data.coco_writer import annotations_of, image_root_for, make_folder, write_coco
+from detseg.data.input_keys import FIELD as INPUT_FIELD
 from detseg.data.readers.classes import assign_classes, parse_class_rule
+from detseg.data.readers.picture_options import PictureOptions, choose_plane_of, with_pixel_sizes
 from detseg.data.readers.repairing import CHANGES_NAME, repair_images
 from detseg.data.readers.source import LabelledImage, Source
 from detseg.data.readers.summary import summary_table
@@ -37,7 +39,7 @@ class PrepareOptions:
     neither, `DEFAULT_FRACTIONS`. classes_from: words as `classes.parse_class_rule` reads them. stratify_by: a column of
     `table` (a CSV; key: its column of image names) or, without a table, one of the source's own; it is stored as
     `group` and, but for given lists, stratified by.
-    repair: the rules by which masks are mended, None for none.
+    pictures: what the user says of the images. repair: the rules by which masks are mended, None for none.
     """
 
     output: Path
@@ -50,6 +52,7 @@ class PrepareOptions:
     classes_from: tuple[str, ...] = ()
     seed: int = 0
     write_lists: bool = False
+    pictures: PictureOptions = field(default_factory=PictureOptions)
     repair: RepairRules | None = None
     skip_bad: bool = False
     overwrite: bool = False
@@ -76,8 +79,10 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     if source.unlabelled:
         parts = {**parts, UNLABELLED: list(source.unlabelled)}
     _check_outputs(parts, options)
+    choose_plane_of(source, options.pictures.plane)
     images = _read_all(source, sorted({name for members in parts.values() for name in members}), problems)
     images, class_names = assign_classes(images, source, rule, problems)
+    images = with_pixel_sizes(images, source, options.pictures, options.key, problems)
     _stop_at(problems, options)
     if not images:
         raise DataError(f"no image is left:\n{list_problems(problems)}")
@@ -116,7 +121,8 @@ def _groups(
         groups = _column_of_table(source, names, options, column, problems)
         _stop_at(problems, options)
         return groups
-    if options.key is not None and not any(word.startswith("csv:") for word in options.classes_from):
+    in_tables = (*options.classes_from, options.pictures.pixel_size)
+    if options.key is not None and not any(word.startswith("csv:") for word in in_tables):
         raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
     column = column or source.default_column
     if column is None:
@@ -260,11 +266,17 @@ def _write_part(
         images=rows,
         annotations=_annotations(images),
         categories=[{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
-        info={"description": source.description, "image_root": root},
+        info={"description": source.description, "image_root": root, **_input(source, options)},
         overwrite=options.overwrite,
     )
     if options.write_lists:
         _write_lines(options.output / f"{part}.txt", [image.name for image in images])
+
+
+def _input(source: Source, options: PrepareOptions) -> dict[str, Any]:
+    """Return what the COCO file's info says of channels and scaling: what the source says, or the user."""
+    keys = {**getattr(source, "input_keys", {}), **options.pictures.input_keys}
+    return {INPUT_FIELD: keys} if keys else {}
 
 
 def _annotations(images: Sequence[LabelledImage]) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,9 @@ class Source(Protocol):
     unlabelled: names of images that nobody has labelled; they go to a file of their own. problems: found while listing.
     columns: column -> image name -> value, what the source itself says of its images. default_column: the one of them
     that splits are stratified by unless another is named, or None.
+
+    A source whose files may hold several pictures has a `plane` too, a `planes.PlaneChoice` that is set before reading;
+    one that carries INPUT keys has them as `input_keys` (see `data.input_keys`).
     """
 
     description: str

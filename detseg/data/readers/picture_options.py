@@ -1,0 +1,108 @@
+"""What the user says of a source's images: which picture of a stack is meant, pixel size, channels and scaling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detseg.data.planes import SINGLE, PlaneChoice
+from detseg.data.preprocess import ImagePreprocess
+from detseg.data.readers.source import LabelledImage, Source
+from detseg.data.readers.table import read_table
+from detseg.errors import DataError
+from detseg.structures.pixel_size import FIELD, parse_pixel_size_text, pixel_size_field
+
+_TABLE = "csv:"
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """What the user says of all images.
+
+    plane: of files that hold several pictures. pixel_size: micrometres as a text ("0.5", or "0.5 0.4" for y and x), or
+    csv:FILE:COLUMN, a table with a row an image; "": as the images' files say. input_keys: INPUT keys that the COCO
+    files shall carry, see `input_keys`.
+    """
+
+    plane: PlaneChoice = SINGLE
+    pixel_size: str = ""
+    input_keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+def input_keys(
+    channels: Sequence[str] | None,
+    scaling: str | None,
+    percentiles: Sequence[float] | None,
+    scaling_range: Sequence[float] | None,
+) -> dict[str, Any]:
+    """Return the INPUT keys of what a user typed. Raises DetsegError where they make no sense."""
+    keys: dict[str, Any] = {}
+    if channels:
+        keys["INPUT.CHANNELS"] = [int(one) if one.isascii() and one.isdigit() else one for one in channels]
+    if scaling:
+        keys["INPUT.SCALING"] = scaling
+    for name, kind, values in (("PERCENTILES", "percentile", percentiles), ("RANGE", "fixed", scaling_range)):
+        if values is not None and scaling != kind:
+            raise DataError(f"--scaling-{name.lower()} takes --scaling {kind} too")
+        if values is not None:
+            keys[f"INPUT.SCALING_{name}"] = [float(value) for value in values]
+    if scaling == "fixed" and scaling_range is None:
+        raise DataError("--scaling fixed takes --scaling-range LOW HIGH too: the intensities that become 0 and 255")
+    ImagePreprocess(
+        channels=tuple(keys.get("INPUT.CHANNELS", ())),
+        scaling=scaling or "none",
+        percentiles=tuple(keys.get("INPUT.SCALING_PERCENTILES", (0.5, 99.5))),
+        scaling_range=tuple(keys.get("INPUT.SCALING_RANGE", (0.0, 1.0))),
+    )
+    return keys
+
+
+def choose_plane_of(source: Source, plane: PlaneChoice) -> None:
+    """Tell a source which picture of its files is meant. Raises DataError where it knows of single pictures alone."""
+    if plane == SINGLE:
+        return
+    if not hasattr(source, "plane"):
+        raise DataError(f"{source.description}: its files are single pictures; leave out --z, --t and --axes")
+    source.plane = plane
+
+
+def with_pixel_sizes(
+    images: Mapping[str, LabelledImage], source: Source, options: PictureOptions, key: str | None, problems: list[str]
+) -> dict[str, LabelledImage]:
+    """Return the images with the pixel size that the user gives, in the place of what their files say.
+
+    key: the table's column of image names, None: the first. Images that a table does not have, or no size for, become
+    `problems` and go.
+    """
+    if not options.pixel_size:
+        return dict(images)
+    if not options.pixel_size.startswith(_TABLE):
+        size = pixel_size_field(parse_pixel_size_text(options.pixel_size, "--pixel-size"))
+        return {name: _with_size(image, size) for name, image in images.items()}
+    path, _, column = options.pixel_size.removeprefix(_TABLE).rpartition(":")
+    if not path or not column:
+        raise DataError(f"--pixel-size {options.pixel_size}: expected micrometres, or csv:FILE:COLUMN")
+    texts = _column(Path(path), key, column, problems)
+    sized = {}
+    for name, image in images.items():
+        text = next((texts[alias] for alias in source.aliases(name) if texts.get(alias)), None)
+        try:
+            if text is None:
+                raise DataError(f"{source.describe(name)}: {path} has no {column} for it")
+            sized[name] = _with_size(image, pixel_size_field(parse_pixel_size_text(text, f"{path}: {name}: {column}")))
+        except DataError as error:
+            problems.append(str(error))
+    return sized
+
+
+def _column(path: Path, key: str | None, column: str, problems: list[str]) -> dict[str, str]:
+    table = read_table(path, [column] if key is None else [key, column])
+    problems += table.problems
+    return {row.values[key or table.columns[0]]: row.values[column] for row in table.rows}
+
+
+def _with_size(image: LabelledImage, size: float | list[float]) -> LabelledImage:
+    return dataclasses.replace(image, fields={**image.fields, FIELD: size})
