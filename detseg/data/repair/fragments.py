@@ -1,6 +1,8 @@
-"""Masks of several pieces: specks are dropped, further objects split off."""
+"""Masks of several pieces: what is a speck, and what another object with the same number."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -42,3 +44,32 @@ def is_speck(areas: np.ndarray, speck_area: int, speck_fraction: float) -> np.nd
     specks = areas < np.maximum(speck_area, speck_fraction * areas[0])
     specks[0] = False
     return specks
+
+
+def far_groups(pieces: Sequence[np.ndarray], factor: float) -> list[np.ndarray]:
+    """Join the pieces of a mask, the largest first, to groups that lie far apart: (h, w) bool each, that one first.
+
+    Two pieces are near each other where the gap between their boxes is at most `factor` times the longer side of the
+    largest piece's box, and in one group where a chain of near pieces joins them.
+    """
+    boxes = np.array([_box_of(piece) for piece in pieces])
+    reach = factor * (boxes[0, 2:] - boxes[0, :2]).max()
+    group_of = np.full(len(pieces), -1)
+    groups = []
+    for first in range(len(pieces)):
+        if group_of[first] >= 0:
+            continue
+        group_of[first], pending = len(groups), [first]
+        while pending:
+            box = boxes[pending.pop()]
+            gaps = np.maximum(np.maximum(boxes[:, :2] - box[2:], box[:2] - boxes[:, 2:]), 0)
+            near = np.flatnonzero((np.hypot(*gaps.T) <= reach) & (group_of < 0))
+            group_of[near] = len(groups)
+            pending += near.tolist()
+        groups.append(np.logical_or.reduce([pieces[index] for index in np.flatnonzero(group_of == len(groups))]))
+    return groups
+
+
+def _box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

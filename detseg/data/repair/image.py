@@ -17,7 +17,7 @@ import numpy as np
 
 from detseg.data.repair.changes import Change
 from detseg.data.repair.crumbs import crumbs_of
-from detseg.data.repair.fragments import is_speck, pieces_of
+from detseg.data.repair.fragments import far_groups, is_speck, pieces_of
 from detseg.data.repair.holes import filled, filled_where_free
 from detseg.data.repair.options import RepairRules
 from detseg.data.repair.overlaps import boxes_of, find_overlaps, near_duplicates, nested, outlines_of_clusters
@@ -164,28 +164,40 @@ class _ImageRepair:
             self._change_mask(thing, thing.mask & ~crumbs, "crumbs", "trimmed")
 
     def _separate(self, thing: _Object) -> list[_Object]:
-        """Drop the specks of an object and split it; return its pieces."""
+        """Drop the specks of an object and split off others; return its pieces."""
         rules = self.rules
         pieces = [thing.mask] if rules.fragments == "off" else pieces_of(thing.mask)
         if len(pieces) == 1:
             return [thing]
+        if rules.far:
+            groups = far_groups(pieces, rules.far)
+            if len(groups) > 1:
+                return self._split(thing, groups)
         areas = np.array([np.count_nonzero(piece) for piece in pieces])
         specks = is_speck(areas, rules.speck_area, rules.speck_fraction)
-        large = [piece for piece, speck in zip(pieces, specks, strict=True) if not speck]
         if specks.any():
+            large = [piece for piece, speck in zip(pieces, specks, strict=True) if not speck]
             self._change_mask(thing, np.logical_or.reduce(large), "specks", "trimmed")
-            large = pieces_of(thing.mask)
-        if len(large) == 1 or rules.fragments == "keep":
-            return [thing]
+            pieces = pieces_of(thing.mask)
+        if len(pieces) > 1 and rules.fragments == "split":
+            return self._split(thing, pieces)
+        if len(pieces) > 1 and rules.fragments == "largest":
+            self._change_mask(thing, pieces[0], "fragments", "trimmed")
+        return [thing]
+
+    def _split(self, thing: _Object, parts: Sequence[np.ndarray]) -> list[_Object]:
+        """Leave the first part to an object and make objects of the others, but for those as small as specks."""
         before, window = thing.area, (thing.x0, thing.y0)
-        new = []
-        if rules.fragments == "split":
-            new = [_Object(thing.origin, piece, *window, thing.class_index) for piece in large[1:]]
-            for piece in new:
-                piece.set_mask(piece.mask)
-        thing.set_mask(large[0])
-        action, other = ("split", f"{len(large)} pieces") if new else ("trimmed", "")
-        self._record(thing, "fragments", action, 0, before - thing.area, before, thing.area, other)
+        large = [part for part in parts[1:] if np.count_nonzero(part) >= self.rules.speck_area]
+        if len(large) < len(parts) - 1:
+            self._change_mask(thing, np.logical_or.reduce([parts[0], *large]), "specks", "trimmed")
+            return [thing]
+        new = [_Object(thing.origin, part, *window, thing.class_index) for part in large]
+        for piece in new:
+            piece.set_mask(piece.mask)
+        thing.set_mask(parts[0])
+        count = f"{len(parts)} pieces"
+        self._record(thing, "fragments", "split", 0, before - thing.area, before, thing.area, count)
         position = self.objects.index(thing) + 1
         self.objects[position:position] = new
         return [thing, *new]

@@ -26,7 +26,10 @@ class RepairRules:
     crumbs: pixels of the largest crumb that is smoothed away; 0: none is. See `crumbs.crumbs_of`.
     fragments: further pieces of a mask, but for specks, stay (`keep`: a cell that another one crosses), become objects
         of their own (`split`) or go (`largest`); `off` leaves specks, too.
-    speck_area, speck_fraction: a piece of fewer pixels, or of a smaller part of the largest piece, is a speck and goes.
+    far: a piece further away than this many times the longer side of the largest piece's box becomes an object of its
+        own, whatever `fragments` says, but `off`: two objects have the same number. 0: off.
+    speck_area, speck_fraction: a near piece of fewer pixels, or of a smaller part of the largest piece, is a speck and
+        goes.
     min_area: objects of fewer pixels go.
     duplicates: IoU from which on two masks are one object; the larger stays. 0: off.
     nested: part of a mask that lies in a larger one of its class from which on it goes; where several cover half of the
@@ -42,6 +45,7 @@ class RepairRules:
     holes: str = "free"
     crumbs: int = 8
     fragments: str = "keep"
+    far: float = 1.0
     speck_area: int = 10
     speck_fraction: float = 0.1
     min_area: int = 10
@@ -60,6 +64,8 @@ class RepairRules:
         for name in ("crumbs", "speck_area", "min_area"):
             if getattr(self, name) < 0:
                 raise DataError(f"repair rule {name} is {getattr(self, name)}; expected a number of pixels, 0 or more")
+        if not 0 <= self.far < math.inf:
+            raise DataError(f"repair rule far is {self.far}; expected a factor, 0 or more")
         for name in ("speck_fraction", "duplicates", "nested"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"repair rule {name} is {getattr(self, name)}; expected a fraction, 0 to 1")
@@ -129,6 +135,7 @@ NOTHING = RepairRules(
     holes="off",
     crumbs=0,
     fragments="off",
+    far=0.0,
     speck_area=0,
     speck_fraction=0.0,
     min_area=0,
