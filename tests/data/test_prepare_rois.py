@@ -157,10 +157,13 @@ def test_broken_archives_and_stacks_are_refused() -> None:
             continue
         assert found.rles == []
         assert len(found.problems) == 1
-    empty = io.BytesIO()
+    empty, other = io.BytesIO(), io.BytesIO()
     zipfile.ZipFile(empty, "w").close()
-    with pytest.raises(DataError, match="holds no"):
-        read_roi_file(empty.getvalue(), "a.zip", HEIGHT, WIDTH)
+    assert read_roi_file(empty.getvalue(), "a.zip", HEIGHT, WIDTH).rles == []
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("a.png", b"")
+    with pytest.raises(DataError, match=r"holds a\.png and no \.roi"):
+        read_roi_file(other.getvalue(), "a.zip", HEIGHT, WIDTH)
     first, second = rectangle(1, 1, 5, 5, "a"), rectangle(1, 1, 5, 5, "b")
     first.z_position, second.z_position = 1, 2
     with pytest.raises(DataError, match="several slices"):

@@ -72,7 +72,7 @@ def read_roi_file(data: bytes, where: str, height: int, width: int) -> Objects:
     """Read the regions of an image of height x width pixels from a .zip or .roi.
 
     Objects are called by the number of their group in ImageJ, else by their name. What is a line or a point, lies
-    outside of the image or covers no pixel goes to `problems`.
+    outside of the image or covers no pixel goes to `problems`. An archive without any file has no objects.
 
     Raises DataError where the file is neither, or holds regions of several slices.
     """
@@ -102,6 +102,7 @@ def _rois_of(data: bytes, where: str) -> list[tuple[str, ImagejRoi | None, str]]
         return [(PurePosixPath(where.replace("\\", "/")).stem, *_parse(data))]
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            others = [name for name in archive.namelist() if not name.lower().endswith(".roi")]
             members = [member for member in archive.infolist() if member.filename.lower().endswith(".roi")]
             members = [member for member in members if not member.filename.startswith("__MACOSX")]
             for member in members:
@@ -113,8 +114,8 @@ def _rois_of(data: bytes, where: str) -> list[tuple[str, ImagejRoi | None, str]]
         raise DataError(
             f"{where}: is neither a whole zip archive of regions nor a .roi ({error}); save it again"
         ) from None
-    if not found:
-        raise DataError(f"{where}: the archive holds no .roi; expected what ImageJ's ROI manager saves")
+    if not found and others:
+        raise DataError(f"{where}: holds {others[0]} and no .roi; expected what ImageJ's ROI manager saves")
     return found
 
 
