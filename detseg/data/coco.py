@@ -97,8 +97,14 @@ class CocoDataset:
         if not is_text(said) or "\0" in said:
             raise DataError(f"{path}: its info.image_root is {shown(said)}; expected the path of a folder")
         root = Path(image_root) if image_root else path.parent / said
-        images = [_record(entry, root) for entry in entries]
-        return cls(images, categories, table, str(path))
+        return cls.of_entries(entries, categories, table, root=root, name=str(path))
+
+    @classmethod
+    def of_entries(
+        cls, entries: Sequence[ImageEntry], categories: list[Category], table: AnnotationTable, *, root: Path, name: str
+    ) -> CocoDataset:
+        """Return the data set of what `index_coco` found; file names are relative to `root`."""
+        return cls([_record(entry, root) for entry in entries], categories, table, name)
 
     def __len__(self) -> int:
         return len(self.images)

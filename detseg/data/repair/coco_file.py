@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detseg.data.coco_index import AnnotationTable, index_coco
-from detseg.data.coco_writer import annotations_of, image_root_for, write_coco
-from detseg.data.json_scan import read_json_text, scan_object
+from detseg.data.coco_writer import annotations_of
 from detseg.data.masks import to_rle
+from detseg.data.raw_coco import RawCoco
 from detseg.data.repair.changes import Change, check_free, write_changes
 from detseg.data.repair.image import ImageMasks, RepairedMasks, repair_image
 from detseg.data.repair.options import RepairRules
@@ -21,8 +20,6 @@ from detseg.data.repair.wrong_class import allowed_classes, one_class_hint
 from detseg.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-_WRITTEN_APART = ("info", "images", "categories", "annotations")
 
 
 def repair_coco(
@@ -57,16 +54,10 @@ def repair_coco(
     changes_csv = changes_csv or default_changes_csv(target)
     for path in (target, changes_csv):
         check_free(path, overwrite)
-    repair = _FileRepair(source, rules, skipped)
+    repair = _FileRepair(RawCoco(source, skipped=skipped, keep_empty=True), rules)
     changes: list[Change] = []
-    write_coco(
-        target,
-        images=repair.image_rows,
-        annotations=repair.annotations(changes),
-        categories=repair.other["categories"],
-        info={**repair.info, "image_root": image_root_for(repair.root, target.parent), "repair": rules.to_dict()},
-        further={key: value for key, value in repair.other.items() if key not in _WRITTEN_APART},
-        overwrite=overwrite,
+    repair.coco.write(
+        target, annotations=repair.annotations(changes), info={"repair": rules.to_dict()}, overwrite=overwrite
     )
     write_changes(changes_csv, changes, overwrite=overwrite)
     return changes
@@ -80,23 +71,22 @@ def default_changes_csv(target: Path) -> Path:
 class _FileRepair:
     """A COCO file as it is repaired, image by image."""
 
-    def __init__(self, source: Path, rules: RepairRules, skipped: list[str] | None) -> None:
+    def __init__(self, coco: RawCoco, rules: RepairRules) -> None:
         self.rules = rules
-        self.info, self.images, categories, self.table = index_coco(source, skipped, keep_empty=True)
-        self.other = scan_object(read_json_text(source), "annotations", lambda *_: None, source)
-        rows = {row["id"]: row for row in self.other["images"] if isinstance(row, dict) and "id" in row}
-        self.image_rows = [rows[image.image_id] for image in self.images]
-        self.category_ids = [category.id for category in categories]
-        self.class_names = [category.name for category in categories]
-        self.root = source.parent / str(self.info.get("image_root") or "")
-        self.next_id = _highest_id(self.table) + 1
-        self._hint()
+        self.coco = coco
+        self.dataset = coco.dataset
+        self.category_ids = [category.id for category in coco.dataset.categories]
+        self.next_id = _highest_id(coco) + 1
+        if not rules.one_class_per_image and not rules.kind_field and len(self.category_ids) > 1:
+            hint = one_class_hint(coco.dataset.objects_per_image())
+            if hint:
+                logger.info("%s", hint)
 
     def annotations(self, changes: list[Change]) -> Iterator[dict[str, Any]]:
         """Yield the annotations after repair; what was done is added to `changes`."""
-        for index in tqdm(range(len(self.images)), desc="repairing", unit="image"):
-            rows = self.table.decode(index)
-            crowd = self.table.crowd[self.table.rows(index)]
+        for index in tqdm(range(len(self.coco)), desc="repairing", unit="image"):
+            rows = self.coco.annotations(index)
+            crowd = self.dataset.table.crowd[self.dataset.table.rows(index)]
             objects = np.flatnonzero(~crowd)
             repaired = self._repair(index, rows, objects)
             changes += repaired.changes
@@ -105,22 +95,22 @@ class _FileRepair:
             yield from self._rewrite(index, [rows[number] for number in objects], repaired)
 
     def _repair(self, index: int, rows: list[dict[str, Any]], objects: np.ndarray) -> RepairedMasks:
-        image = self.images[index]
+        image = self.dataset.images[index]
         kind = image.metadata.get(self.rules.kind_field) if self.rules.kind_field else None
         masks = ImageMasks(
             file_name=image.file_name,
             rles=[to_rle(rows[number].get("segmentation"), image.height, image.width) for number in objects],
-            classes=self.table.classes[self.table.rows(index)][objects].astype(np.int64),
+            classes=self.dataset.table.classes[self.dataset.table.rows(index)][objects].astype(np.int64),
             names=[rows[number].get("id", f"number {number + 1}") for number in objects],
-            class_names=self.class_names,
-            allowed=allowed_classes(kind, self.class_names, self.rules) if kind is not None else None,
+            class_names=self.dataset.class_names,
+            allowed=allowed_classes(kind, self.dataset.class_names, self.rules) if kind is not None else None,
         )
         return repair_image(masks, self.rules)
 
     def _rewrite(self, index: int, rows: list[dict[str, Any]], repaired: RepairedMasks) -> Iterator[dict[str, Any]]:
         category_ids = [self.category_ids[class_index] for class_index in repaired.classes]
         changed = np.flatnonzero(repaired.changed)
-        image_id = self.images[index].image_id
+        image_id = self.dataset.images[index].image_id
         new_rows = annotations_of(
             [repaired.rles[number] for number in changed],
             [category_ids[number] for number in changed],
@@ -141,22 +131,8 @@ class _FileRepair:
             seen.add(origin)
             yield row
 
-    def _hint(self) -> None:
-        if self.rules.one_class_per_image or self.rules.kind_field or len(self.class_names) < 2:
-            return
-        counts = np.zeros((len(self.images), len(self.class_names)), dtype=np.int64)
-        image = np.repeat(np.arange(len(self.images)), np.diff(self.table.offsets))
-        objects = ~self.table.crowd[: len(image)]
-        np.add.at(counts, (image[objects], self.table.classes[: len(image)][objects]), 1)
-        hint = one_class_hint(counts)
-        if hint:
-            logger.info("%s", hint)
 
-
-def _highest_id(table: AnnotationTable) -> int:
+def _highest_id(coco: RawCoco) -> int:
     """Return the highest id of an annotation that is a number, 0 where there is none."""
-    highest = 0
-    for index in range(len(table.offsets) - 1):
-        ids = [row.get("id") for row in table.decode(index)]
-        highest = max([highest, *(value for value in ids if type(value) is int)])
-    return highest
+    ids = (row.get("id") for index in range(len(coco)) for row in coco.annotations(index))
+    return max((value for value in ids if type(value) is int), default=0)
