@@ -42,7 +42,8 @@ def share_contested(predictions: Predictions, rank: np.ndarray, policy: str) -> 
     rank: (N,) int64, the place of each object by score, 0 the best; it decides between equal probabilities.
     policy: "probability": the object of the highest probability in this pixel. "watershed": objects grow from the
     pixels that they alone claim, over contested pixels that they claim, the most probable first (Meyer's flooding); so
-    they stay connected, and meet where the probability is low. An object wholly inside others keeps its pixels.
+    they stay connected, and meet where the probability is low. An object wholly inside others keeps its pixels, and
+    pixels that nobody reaches go by probability.
     """
     labels, claims = _claims(predictions, rank)
     if not len(claims.pixels):

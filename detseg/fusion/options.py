@@ -158,6 +158,11 @@ class FusionOptions:
                 f"{self.source}: soft_nms has no groups of detections, so that scores, agreement and min_members "
                 "cannot be set; use nms or wbf"
             )
+        if self.backend == "ensemble_boxes" and self.method == "soft_nms":
+            raise DataError(
+                f"{self.source}: the package ensemble-boxes returns scores as they were before soft-NMS; use backend: "
+                "detseg"
+            )
         if self.backend == "ensemble_boxes":
             own = {"overlap": "box_iou", "across_classes": False, "agreement": 0.0, "min_members": 1}
             other = [key for key, value in own.items() if getattr(self, key) != value]
