@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -38,7 +39,8 @@ class Detectron2Twin:
                 answer.pred_boxes.tensor.numpy(),
                 answer.scores.numpy(),
                 answer.pred_classes.numpy(),
-                answer.pred_masks.sum((1, 2)).numpy(),
+                # One by one: the sum of all of them at once makes eight bytes of every pixel first.
+                np.array([int(mask.sum()) for mask in answer.pred_masks]),
             )
             for answer in self.infer()
         ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import subprocess
@@ -89,13 +90,19 @@ class Pair:
         found = {}
         for which, twin in self.twins.items():
             seen: list[Any] = []
+            # Dense images go through the heads in portions.
+            regions = dict.fromkeys(twin.poolers, 0)
+
+            def count(_: Any, inputs: Any, name: str, regions: dict[str, int] = regions) -> None:
+                regions[name] += sum(map(len, inputs[1]))
+
             model = twin.model
             hooks = [model.backbone.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(tuple(x[0].shape)))]
             for name in twin.poolers:
                 pooler = model.get_submodule(name)
-                hooks.append(pooler.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(sum(map(len, x[1])))))
+                hooks.append(pooler.register_forward_pre_hook(functools.partial(count, name=name)))
             work(which, None)
-            found[which] = tuple(seen)
+            found[which] = (*seen, *regions.values())
             for hook in hooks:
                 hook.remove()
         return found
