@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.image_fields import add_image_fields, image_fields
+from detseg.cli.predict_model import add_model_arguments, info_of, load_predictor, model_problems
 
 if TYPE_CHECKING:
-    from detseg.inference.predictor import Predictor, SkippedImage
+    from detseg.inference.predictor import BoxSource, Predictor, SkippedImage
     from detseg.inference.sources import ImageSource
 
 DESCRIPTION = (
@@ -23,13 +23,7 @@ ACCEPTS_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("the model: a run, or weights")
-    model.add_argument("--run", metavar="DIR", help="a run folder: its configuration, best weights and thresholds")
-    model.add_argument(
-        "--checkpoint", default="best", metavar="NAME", help="of the run: best (default), last or a file"
-    )
-    model.add_argument("--config", "--config-file", metavar="FILE", help="YAML configuration, for --weights")
-    model.add_argument("--weights", metavar="FILE", help="a checkpoint; without --config its own configuration is used")
+    add_model_arguments(parser)
     parser.add_argument(
         "--images",
         required=True,
@@ -39,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
     add_image_fields(parser)
+    parser.add_argument(
+        "--boxes",
+        metavar="PATH",
+        help="give masks to the boxes of another detector: a folder of YOLO text files, COCO results, predictions",
+    )
     parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
     parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
     answer = parser.add_argument_group("the answer")
@@ -47,13 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
     answer.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda:1 ...")
-    parser.add_argument("--precision", default="float32", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from detseg.data.writers.export import image_targets
+    from detseg.inference.given_boxes import read_boxes
     from detseg.inference.sources import find_images
 
     _check(arguments)
@@ -63,8 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         names = [record.file_name for record in source.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
     _refuse_existing([*([arguments.output] if arguments.output else []), *targets.values()], arguments.overwrite)
-    predictor = _load(arguments)
-    return _predict(arguments, predictor, source, targets)
+    predictor = load_predictor(arguments)
+    boxes = read_boxes(arguments.boxes, source, predictor.classes) if arguments.boxes else None
+    return _predict(arguments, predictor, source, targets, boxes)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -73,9 +72,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     threshold = arguments.score_threshold
     problems = {
-        "give the model: --run DIR, or --weights FILE (with --config FILE)": bool(arguments.run)
-        == bool(arguments.weights),
-        "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
+        **model_problems(arguments),
         "--raw means no postprocess; give one of --raw and --postprocess": bool(
             arguments.raw and arguments.postprocess
         ),
@@ -103,31 +100,13 @@ def _refuse_existing(paths: Sequence[Path | str], overwrite: bool) -> None:
         raise DataError(f"{existing[0]}{more} exists already; pass --overwrite to replace, or choose another name")
 
 
-def _load(arguments: argparse.Namespace) -> Predictor:
-    from detseg.config import load_config
-    from detseg.config.imports import run_imports
-    from detseg.fusion.postprocess import Postprocess
-    from detseg.inference.predictor import Predictor
-
-    common = {"device": arguments.device, "precision": arguments.precision}
-    if arguments.run:
-        postprocess = arguments.postprocess or not arguments.raw
-        predictor = Predictor.from_run(
-            arguments.run, checkpoint=arguments.checkpoint, postprocess=postprocess, **common
-        )
-    else:
-        cfg = None
-        if arguments.config:
-            cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
-        chosen = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
-        predictor = Predictor.from_checkpoint(arguments.weights, cfg, postprocess=chosen, **common)
-    if arguments.score_threshold is not None:
-        base = predictor.postprocess or Postprocess(resolve_overlaps=False)
-        predictor.postprocess = dataclasses.replace(base, score_threshold=arguments.score_threshold)
-    return predictor
-
-
-def _predict(arguments: argparse.Namespace, predictor: Predictor, source: ImageSource, targets: dict[str, Path]) -> int:
+def _predict(
+    arguments: argparse.Namespace,
+    predictor: Predictor,
+    source: ImageSource,
+    targets: dict[str, Path],
+    boxes: BoxSource | None,
+) -> int:
     """Predict all images, write what was asked for, print the summary; return the exit status."""
     from contextlib import nullcontext
 
@@ -143,11 +122,17 @@ def _predict(arguments: argparse.Namespace, predictor: Predictor, source: ImageS
     writer: Any = nullcontext()
     if arguments.output:
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        writer = PredictionsWriter(arguments.output, source.match(predictor.classes), _info(predictor))
+        writer = PredictionsWriter(
+            arguments.output, source.match(predictor.classes), info_of(predictor, arguments.boxes)
+        )
     started = time.perf_counter()
     with writer, tqdm(total=len(source.records), desc="predicting", unit="image") as bar:
         answers = predictor.predict_records(
-            source.records, batch_size=arguments.batch_size, soft_masks=arguments.soft_masks, skipped=skipped
+            source.records,
+            batch_size=arguments.batch_size,
+            soft_masks=arguments.soft_masks,
+            skipped=skipped,
+            boxes=boxes,
         )
         for predictions in answers:
             if arguments.output:
@@ -164,12 +149,6 @@ def _predict(arguments: argparse.Namespace, predictor: Predictor, source: ImageS
     seconds = time.perf_counter() - started
     _print_summary(arguments, predictor, number, counts, seconds, skipped)
     return 1 if skipped else 0
-
-
-def _info(predictor: Predictor) -> dict[str, Any]:
-    """What the Predictions file says about its making."""
-    postprocess = None if predictor.postprocess is None else predictor.postprocess.to_dict()
-    return {"description": "predictions of detseg", **predictor.provenance, "postprocess": postprocess}
 
 
 def _print_summary(

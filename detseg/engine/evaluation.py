@@ -22,6 +22,7 @@ from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.evaluation.tuned import evaluate_tuned
 from detseg.inference.predictor import Predictor
+from detseg.inference.tta import TestTimeAugmentation
 from detseg.structures.predictions import Predictions
 from detseg.structures.predictions_file import write_predictions
 
@@ -78,16 +79,18 @@ def build_quick_evaluation(
 ) -> Callable[[nn.Module, StopRequest], dict[str, Any]]:
     """The evaluation during training: a function of model and stop request that returns the scores.
 
-    Several processes predict their part of the images each; the main one scores.
+    Several processes predict their part of the images each; the main one scores. Images are not augmented (TEST.AUG):
+    that is left to the last evaluation, which chooses the thresholds.
     """
     settings = EvaluationSettings.during_training(cfg)
+    TestTimeAugmentation.from_config(cfg)  # what cannot be is refused now and not at the end of the training
     chosen = spread_evenly(len(dataset), settings.max_images)
     if len(chosen) < len(dataset):
         dataset = dataset.select(chosen)
     truth = GroundTruth.from_coco(dataset)
 
     def evaluate(model: nn.Module, stop: StopRequest) -> dict[str, Any]:
-        predictor = Predictor.from_model(model, cfg, classes)
+        predictor = Predictor.from_model(model, cfg, classes, augmented=False)
         predictions = predict_all(predictor, dataset, stop, processes)
 
         def score() -> dict[str, Any]:

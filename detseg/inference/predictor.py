@@ -29,6 +29,7 @@ from detseg.inference.combined import CombinedDetector, Member
 from detseg.inference.detector import Detector, InputImage, Prepared
 from detseg.inference.image_model import ImageModel
 from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
@@ -71,7 +72,7 @@ class Predictor:
         postprocess: applied to every answer; None gives the model's own.
         precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
-        tta: augmentation at test time; None predicts every image once, as it is.
+        tta: augmentation at test time; None, or the image as it is as the only view, predicts every image once.
 
     Attributes:
         detector: what finds the objects of one array; it may be replaced by one that goes around it (a sliding window).
@@ -107,10 +108,10 @@ class Predictor:
             pixel_size=pixel_size,
             precision=precision,
         )
+        self.tta = tta or TestTimeAugmentation()
         self.detector: Detector = self.image_model
-        if tta is not None:
-            self.detector = CombinedDetector([Member(self.image_model)], tta)
-        self.tta = tta
+        if not self.tta.changes_nothing:
+            self.detector = CombinedDetector([Member(self.image_model)], self.tta)
         self.classes = tuple(classes)
         self.postprocess = postprocess
         self.provenance = {"detseg_version": detseg.__version__, **(provenance or {})}
@@ -137,12 +138,13 @@ class Predictor:
         postprocess: Postprocess | None = None,
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
-        tta: TestTimeAugmentation | None = None,
+        augmented: bool = True,
     ) -> Predictor:
-        """A predictor with the INPUT settings of a configuration, around a model that is there already.
+        """A predictor with the INPUT and TEST settings of a configuration, around a model that is there already.
 
-        TEST.AUG is not read here: give `TestTimeAugmentation.from_config(cfg)`.
+        augmented: whether images are augmented where TEST.AUG says so.
         """
+        tta = TestTimeAugmentation.from_config(cfg)
         return cls(
             model,
             preprocess=ImagePreprocess.from_config(cfg),
@@ -153,7 +155,7 @@ class Predictor:
             postprocess=postprocess,
             precision=precision,
             provenance=provenance,
-            tta=tta,
+            tta=tta if augmented else tta.replace(views=(PLAIN,)),
         )
 
     @classmethod

@@ -9,6 +9,7 @@ width W becomes W - x, so pixel i (from i to i + 1) becomes pixel W - 1 - i.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,17 +81,15 @@ class Symmetry:
         if soft is not None:
             old = self.boxes(soft_mask_windows(predictions.boxes, *size), *size).astype(np.int64)
             soft = fit_windows([self.array(crop) for crop in soft], old, soft_mask_windows(boxes, height, width))
-        return Predictions(
-            image_id=predictions.image_id,
-            file_name=predictions.file_name,
+        pixel_size = predictions.pixel_size
+        return dataclasses.replace(
+            predictions,
             height=height,
             width=width,
             boxes=boxes,
-            scores=predictions.scores,
-            classes=predictions.classes,
             rles=None if predictions.rles is None else self.rles(predictions.rles, *size),
             soft_masks=soft,
-            provenance=predictions.provenance,
+            pixel_size=pixel_size[::-1] if pixel_size is not None and self.transpose else pixel_size,
         )
 
 

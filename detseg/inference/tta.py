@@ -51,20 +51,23 @@ class TestTimeAugmentation:
             )
 
     @classmethod
-    def from_config(cls, cfg: Config) -> TestTimeAugmentation | None:
-        """Read TEST.AUG; None where it is not enabled.
+    def from_config(cls, cfg: Config) -> TestTimeAugmentation:
+        """Read TEST.AUG; where it is not enabled, the image as it is is the only view.
 
         Raises:
             ConfigError: naming the key.
         """
-        if not cfg.TEST.AUG.ENABLED:
-            return None
         return cls(
-            views=config_views(cfg),
+            views=config_views(cfg) if cfg.TEST.AUG.ENABLED else (PLAIN,),
             mode=cfg.TEST.AUG.MODE,
             fusion=config_fusion(cfg),
             max_detections=max(cfg.TEST.DETECTIONS_PER_IMAGE, 0),
         )
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the only view is the image as it is."""
+        return self.views == (PLAIN,)
 
     def replace(self, **changes: Any) -> TestTimeAugmentation:
         """Return these settings with some of them changed."""

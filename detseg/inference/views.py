@@ -12,9 +12,9 @@ so that h+scale=1.25+clahe is one view. Two words stand for several views: flips
 square); flips+clahe are four.
 
 The order is: intensities, size, turning. An image is turned at the size at which the model sees it, so that turning
-moves whole pixels and its inverse is exact whatever the sizes are. The model's own padding comes after, at the right and
-at the bottom of the turned image: seen from the image, the grid of strides lies elsewhere in every view. Training showed
-the network objects at all places of its grid, so no view is preferred; what they differ in, their mean averages out.
+moves whole pixels and its inverse is exact whatever the sizes are. The model's own padding comes after, at the right
+and at the bottom of the turned image: seen from the image, the grid of strides lies elsewhere in every view. Training
+showed the network objects at all places of its grid, so no view is preferred; in what they differ, their mean averages.
 """
 
 from __future__ import annotations

@@ -1,0 +1,204 @@
+"""Augmentation at test time, around a segmenter whose answer is known and around Mask R-CNN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from brightness_segmenter import BrightnessSegmenter
+
+from detseg.config import load_config
+from detseg.data.preprocess import ImagePreprocess
+from detseg.errors import ConfigError
+from detseg.fusion.options import FusionOptions
+from detseg.inference import combined
+from detseg.inference.predictor import Predictor
+from detseg.inference.square import SYMMETRIES
+from detseg.inference.tta import MODES, TestTimeAugmentation
+from detseg.inference.views import parse_views
+from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import Predictions
+
+SIZES = [(40, 64), (41, 64), (40, 63), (33, 47)]
+
+
+def make_predictor(*views: str, mode: str = "fuse", fusion: dict | None = None, **options) -> Predictor:
+    settings = TestTimeAugmentation(parse_views(views or ["none"]), mode, FusionOptions.from_dict(fusion or {}))
+    return Predictor(
+        BrightnessSegmenter(), preprocess=ImagePreprocess(num_channels=1), classes=["cell"], tta=settings, **options
+    )
+
+
+def blobs(height: int, width: int, seed: int = 0, count: int = 9) -> np.ndarray:
+    """An image (H, W) uint8 of ellipses with soft borders."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] + 0.5
+    image = np.zeros((height, width))
+    for _ in range(count):
+        centre = random.uniform(0, [height, width])
+        radii = random.uniform(2, 6, 2)
+        distance = np.sqrt(((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2)
+        image = np.maximum(image, np.clip((1.4 - distance) * 255, 0, 255))
+    return image.astype(np.uint8)
+
+
+def symmetric(height: int, width: int, name: str) -> np.ndarray:
+    """`blobs` made equal to its own image under h, v or hv."""
+    image = blobs(height, width)
+    return np.maximum(image, SYMMETRIES[name].array(image))
+
+
+def as_set(predictions: Predictions) -> dict[bytes, tuple]:
+    """Run-lengths -> box and score."""
+    return {
+        rle["counts"]: (*box, score)
+        for rle, box, score in zip(
+            predictions.rles, predictions.boxes.tolist(), predictions.scores.tolist(), strict=True
+        )
+    }
+
+
+def assert_same(one: Predictions, other: Predictions) -> None:
+    first, second = as_set(one), as_set(other)
+    assert set(first) == set(second), "the same run-lengths"
+    for key, values in first.items():
+        assert np.abs(np.array(values) - second[key]).max() < 0.5, "boxes within half a pixel"
+
+
+@pytest.mark.parametrize("name", ["h", "v", "hv"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("min_size", [0, 56, 80])
+def test_a_symmetric_image_gives_the_same_answer_from_every_flip(name, size, min_size):
+    image = symmetric(*size, name)
+    options = {"min_size_test": min_size, "max_size_test": 1000}
+    plain = make_predictor(**options)(image)
+    assert len(plain) >= 3
+    assert_same(SYMMETRIES[name].predictions(plain), plain)
+    assert_same(make_predictor(name, **options)(image), plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", sorted(SYMMETRIES))
+@pytest.mark.parametrize(("size", "min_size"), [((40, 64), 0), ((41, 63), 0), ((33, 47), 50), ((40, 64), 80)])
+def test_a_model_that_turns_with_the_image_gives_the_same_answer_from_every_view(mode, name, size, min_size):
+    image = blobs(*size)
+    options = {"min_size_test": min_size, "max_size_test": 1000}
+    plain = make_predictor(**options)(image)
+    turned = make_predictor(name, mode=mode, **options)(image)
+    assert (turned.height, turned.width) == size
+    assert_same(turned, plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_views_together_give_what_each_gives(mode):
+    image = blobs(44, 61)
+    plain = make_predictor()(image)
+    predictor = make_predictor("eight", mode=mode)
+    together = predictor(image)
+    assert_same(together, plain)
+    assert together.provenance["tta"]["mode"] == mode
+    assert len(together.provenance["tta"]["views"]) == 8
+    assert together.soft_masks is None
+
+
+def test_views_of_one_size_share_a_batch_and_network_sizes_are_those_of_the_view():
+    predictor = make_predictor("eight", "none+scale=2", "none+short=20", min_size_test=40, max_size_test=100)
+    predictor(blobs(40, 50))
+    assert [(len(batch), batch[0]) for batch in predictor.model.seen] == [
+        (4, (40, 50, 1)),
+        (4, (50, 40, 1)),
+        (1, (80, 100, 1)),
+        (1, (20, 25, 1)),
+    ]
+
+
+def test_soft_masks_are_the_mean_of_the_views():
+    image = blobs(40, 50)
+    predictor = make_predictor("none", "none+brightness=0.25", mode="merge_then_mask", fusion={"method": "nms"})
+    answer = predictor(image, soft_masks=True)
+    brighter = np.rint(np.clip(image + 0.25 * 255.0, 0, 255))
+    mean = (image.astype(float) + brighter) / 2
+    windows = combined.soft_mask_windows(answer.boxes, 40, 50)
+    assert len(answer) > 2
+    for crop, rle, (x0, y0, x1, y1) in zip(answer.soft_masks, answer.rles, windows, strict=True):
+        assert np.abs(crop - mean[y0:y1, x0:x1]).max() <= 0.5
+        expected = np.zeros((40, 50), bool)
+        expected[y0:y1, x0:x1] = mean[y0:y1, x0:x1] >= 127.5
+        assert np.array_equal(rle_codec.decode(rle), expected)
+
+
+def test_features_that_are_not_kept_change_nothing(monkeypatch):
+    image = blobs(40, 50)
+    kept = make_predictor("flips", mode="merge_then_mask")(image)
+    monkeypatch.setattr(combined, "PIXELS_KEPT", 0)
+    monkeypatch.setattr(combined, "PIXELS_AT_ONCE", 0)
+    predictor = make_predictor("flips", mode="merge_then_mask")
+    assert as_set(predictor(image)) == as_set(kept)
+    assert {len(batch) for batch in predictor.model.seen} == {1}
+
+
+def test_given_boxes_get_the_masks_of_all_views():
+    image = blobs(40, 50)
+    boxes = np.array([[3.5, 4, 20, 17], [-4, 10, 12, 60], [9, 9, 9, 9]], np.float32)
+    given = Predictions(5, "x", 40, 50, boxes, [0.3, 0.2, 0.1], [0, 0, 0])
+    plain = make_predictor()(image, boxes=given)
+    for mode in MODES:
+        answer = make_predictor("eight", mode=mode)(image, boxes=given)
+        assert answer.rles == plain.rles
+        assert answer.scores.tolist() == given.scores.tolist()
+        assert answer.boxes[0].tolist() == boxes[0].tolist()
+        assert answer.boxes[1].tolist() == [0, 10, 12, 40]
+        assert rle_codec.area(answer.rles)[2] == 0
+    assert len(make_predictor("flips")(image, boxes=given.select(np.zeros(0, int)))) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_found_is_a_legal_answer(mode):
+    answer = make_predictor("eight", mode=mode)(np.zeros((30, 40), np.uint8), soft_masks=True)
+    assert len(answer) == 0
+    assert answer.rles == []
+    assert answer.file_name == ""
+
+
+def test_the_best_objects_are_kept_up_to_the_limit():
+    predictor = make_predictor("flips")
+    all_of_them = predictor(blobs(40, 60))
+    limited = Predictor(
+        BrightnessSegmenter(),
+        preprocess=ImagePreprocess(num_channels=1),
+        classes=["cell"],
+        tta=predictor.tta.replace(max_detections=2),
+    )
+    assert limited(blobs(40, 60)).scores.tolist() == sorted(all_of_them.scores.tolist(), reverse=True)[:2]
+
+
+def test_settings_come_from_the_configuration():
+    assert TestTimeAugmentation.from_config(load_config()).changes_nothing
+    detectron2 = ["TEST.AUG.ENABLED=True", "TEST.AUG.MIN_SIZES=[300, 400]", "TEST.AUG.MAX_SIZE=500"]
+    settings = TestTimeAugmentation.from_config(load_config(overrides=detectron2))
+    assert [view.name for view in settings.views] == ["none+short=300", "h+short=300", "none+short=400", "h+short=400"]
+    assert settings.mode == "merge_then_mask"
+    assert settings.max_detections == 100
+    own = ["TEST.AUG.ENABLED=True", "TEST.AUG.VIEWS=['flips']", "TEST.AUG.METHOD=wbf", "TEST.AUG.MIN_VIEWS=2"]
+    settings = TestTimeAugmentation.from_config(load_config(overrides=own))
+    assert [view.name for view in settings.views] == ["none", "h", "v", "hv"]
+    assert (settings.fusion.method, settings.fusion.min_members) == ("wbf", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["TEST.AUG.VIEWS=['flop']"], "TEST.AUG.VIEWS"),
+        (["TEST.AUG.MIN_SIZES=[]"], "MIN_SIZES"),
+        (["TEST.AUG.METHOD=soft_nms", "TEST.AUG.MODE=fuse"], "soft_nms"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(words, named):
+    with pytest.raises(ConfigError, match=named):
+        TestTimeAugmentation.from_config(load_config(overrides=["TEST.AUG.ENABLED=True", *words]))
+
+
+def test_boxes_cannot_be_merged_by_masks_that_are_not_there_yet():
+    with pytest.raises(ConfigError, match="mask_iou"):
+        TestTimeAugmentation(parse_views(["flips"]), fusion=FusionOptions(overlap="mask_iou"))
+    with pytest.raises(ConfigError, match="merge_then_mask or fuse"):
+        TestTimeAugmentation(parse_views(["flips"]), mode="both")
