@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PLACES = ("kept", "free")
 
+# An object so many pixels from an edge, or less, is cut by it: masks drawn by hand often end a little before.
+_CUT_WITHIN = 2
 # Places that are tried for an object where it may lie anywhere.
 _PLACES_TRIED = 5
 # Objects that are looked at, for each that shall be pasted, until enough fit.
@@ -144,13 +146,10 @@ class CopyPaste:
 
 def _shows_cut(cutout: Cutout, y: int, x: int, source: Sample, target: Sample) -> bool:
     """Whether an edge at which its own image cuts the object would lie inside the target."""
-    height, width = cutout.mask.shape
-    return (
-        (cutout.y0 == 0 and y > 0)
-        or (cutout.x0 == 0 and x > 0)
-        or (cutout.y0 + height == source.height and y + height < target.height)
-        or (cutout.x0 + width == source.width and x + width < target.width)
-    )
+    below, right = cutout.y0 + cutout.mask.shape[0], cutout.x0 + cutout.mask.shape[1]
+    here = (y, x, target.height - (y + cutout.mask.shape[0]), target.width - (x + cutout.mask.shape[1]))
+    there = (cutout.y0, cutout.x0, source.height - below, source.width - right)
+    return any(near <= _CUT_WITHIN < moved for near, moved in zip(there, here, strict=True))
 
 
 def _draw_shift(target: Sample, source: Sample, rng: np.random.Generator) -> tuple[int, int]:
