@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detseg.augment.crops import Focus
 from detseg.augment.displacement import Displacement
 from detseg.augment.geometric import GeometricMap
 
@@ -39,13 +40,11 @@ class RandomAffine:
     def is_on(self) -> bool:
         return self.probability > 0 and (self.rotation, self.shear, self.stretch, self.translate) != (0, 0, 1, 0)
 
-    def apply(
-        self, geometry: GeometricMap, rng: np.random.Generator, pivot: tuple[float, float] | None = None
-    ) -> GeometricMap:
+    def apply(self, geometry: GeometricMap, rng: np.random.Generator, focus: Focus | None = None) -> GeometricMap:
         """Draw a change and return the map with it.
 
-        pivot: the point (x, y) of the output that keeps its place. None: the middle turns, and then what is seen is
-        moved into the image, so that as little as possible lies beyond.
+        The middle of the output keeps its place, or that of a box (x0, y0, x1, y1) of the output that shall be seen.
+        What is seen is then moved into the image, so that as little as possible lies beyond; the box stays in sight.
         """
         if not self.is_on or rng.random() >= self.probability:
             return geometry
@@ -54,10 +53,12 @@ class RandomAffine:
         factor = math.exp(rng.uniform(-0.5, 0.5) * math.log(self.stretch))
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         linear = turn @ [[1, math.tan(shear)], [0, 1]] @ [[factor, 0], [0, 1 / factor]]
-        x, y = pivot or (geometry.width / 2, geometry.height / 2)
-        geometry = geometry.affine(_about(linear, x, y))
-        if pivot is None:
-            geometry = geometry.moved_inside()
+        x0, y0, x1, y1 = focus or (0, 0, geometry.width, geometry.height)
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        # The box around the turned box.
+        half_x, half_y = np.abs(np.linalg.inv(linear)) @ ((x1 - x0) / 2, (y1 - y0) / 2)
+        keep = (x - half_x, y - half_y, x + half_x, y + half_y) if focus else None
+        geometry = geometry.affine(_about(linear, x, y)).moved_inside(keep)
         if self.translate:
             shift_y, shift_x = rng.uniform(-self.translate, self.translate, 2) * (geometry.height, geometry.width)
             geometry = geometry.affine(np.array([[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]]))

@@ -87,15 +87,25 @@ class GeometricMap:
         """Then see through any affine step (3, 3), which takes output to where it comes from; the size stays."""
         return self._then(step, self.height, self.width)
 
-    def moved_inside(self) -> GeometricMap:
+    def moved_inside(self, keep: tuple[float, float, float, float] | None = None) -> GeometricMap:
         """Shift what is seen so that as little of it as possible lies beyond the image.
 
-        Along an axis on which more is seen than the image has, the image is seen from end to end.
+        Along an axis on which more is seen than the image has, the image is seen from end to end. keep: a box (x0, y0,
+        x1, y1) of the output that shall stay in it: no further than that.
         """
         x, y = _through(self.matrix, *np.array([[0, self.width] * 2, [0, 0, self.height, self.height]], dtype=float))
-        shift = np.eye(3)
-        shift[:2, 2] = _shift_into(x.min(), x.max(), self.input_width), _shift_into(y.min(), y.max(), self.input_height)
-        return dataclasses.replace(self, matrix=shift @ self.matrix)
+        shift = np.array(
+            [_shift_into(x.min(), x.max(), self.input_width), _shift_into(y.min(), y.max(), self.input_height)]
+        )
+        if keep is not None and shift.any():
+            # What is seen at a place of the output goes the other way there.
+            moves = -np.linalg.solve(self.matrix[:2, :2], shift)
+            moves[0] *= _share(keep[0], keep[2], moves[0], self.width)
+            moves[1] *= _share(keep[1], keep[3], moves[1], self.height)
+            shift = -self.matrix[:2, :2] @ moves
+        step = np.eye(3)
+        step[:2, 2] = shift
+        return dataclasses.replace(self, matrix=step @ self.matrix)
 
     def elastic(self, displacement: Displacement) -> GeometricMap:
         """Then bend; the displacement was made for this map's height and width."""
@@ -287,6 +297,12 @@ def _shift_into(start: float, end: float, length: float) -> float:
     """Return the shortest shift that brings start..end into 0..length, or over all of it where that is shorter."""
     least, most = sorted((0.0, length - (end - start)))
     return min(max(start, least), most) - start
+
+
+def _share(start: float, end: float, move: float, length: float) -> float:
+    """Return the largest part of a move, 0 to 1, by which start..end stays within 0..length."""
+    room = length - end if move > 0 else start
+    return min(max(room / abs(move), 0.0), 1.0) if abs(move) > EXACT else 1.0
 
 
 def map_sample(sample: Sample, geometry: GeometricMap, *, border: str = "constant", min_visible: float = 0.0) -> Sample:

@@ -163,10 +163,7 @@ class TrainPolicy:
             if self.crop is not None:
                 size = self.crop.draw_size(geometry.height, geometry.width, 1.0, rng)
                 geometry = self.crop.cut(geometry, size, focus, rng)
-        # An object that the crop was laid about keeps its place when all else turns.
-        box = focus_in(geometry, focus) if focus else None
-        pivot = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) if box else None
-        geometry = self.affine.apply(geometry, rng, pivot)
+        geometry = self.affine.apply(geometry, rng, focus_in(geometry, focus) if focus else None)
         geometry = self.elastic.apply(geometry, rng)
         return self._flip_and_turn(geometry, rng)
 

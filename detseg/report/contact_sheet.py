@@ -17,6 +17,7 @@ _COLUMNS = 3
 # The longer side of a sample's picture: smaller ones are enlarged by a whole number, larger ones reduced.
 _SIDE = 384
 _GAP = 3
+_LONGEST_NAME = 34
 # Stripes over what the losses ignore, pixels.
 _STRIPE = 5
 _IGNORED = (200, 60, 200)
@@ -62,7 +63,12 @@ def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None
         picture = draw_objects(picture, rles, [class_colour(index) for index in sample.classes], scale, line_width)
         note = f"{len(rles):,} object{'' if len(rles) == 1 else 's'}"
     gap = np.full((base.shape[0], _GAP, 3), BACKGROUND, dtype=np.uint8)
-    return Panel(np.concatenate([base, gap, picture], axis=1), sample.file_name, note)
+    return Panel(np.concatenate([base, gap, picture], axis=1), _short(sample.file_name), note)
+
+
+def _short(name: str) -> str:
+    """Cut the middle out of a long name, so that the number of objects has its place behind it."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 13]}...{name[-10:]}"
 
 
 def _shown(image: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
