@@ -35,6 +35,7 @@ COMMANDS = {
     "prepare_rois": "turn images with regions of ImageJ into COCO files",
     "prepare_geojson": "turn images with GeoJSON files of QuPath into COCO files",
     "repair": "mend the masks of a COCO file",
+    "split": "split a COCO file into folds or parts without leaks, or look for leaks",
     "train_net": "train a model, evaluate it and draw what it sees",
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="detseg",
         description="Instance segmentation for microscopy: train, predict, score.",
-        epilog="Commands:\n" + "\n".join(f"  {name:22}{text}" for name, text in COMMANDS.items()),
+        epilog="Commands:\n" + "\n".join(f"  {name:27}{text}" for name, text in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"detseg {__version__}")

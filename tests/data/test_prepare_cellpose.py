@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from readers_for_tests import HEIGHT, WIDTH, expected_masks, labels_of, masks_by_class, run, write_image
 
@@ -140,3 +143,30 @@ def test_all_that_does_not_fit_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     Image.fromarray(labels_of()).save(source / "z_masks.png")
     assert run("prepare_cellpose", tmp_path / "x", "--source", source) == 2
     assert "z_masks.png: has no image of this name" in capsys.readouterr().err
+
+
+def test_archives_are_read_as_folders_are(tmp_path: Path) -> None:
+    source = tmp_path / "cells"
+    for index, name in enumerate(("a", "sub/b")):
+        write_image(source / f"{name}.png")
+        np.save(source / f"{name}_seg.npy", seg_of(labels_of(index)), allow_pickle=True)
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
+    assert run("prepare_cellpose", tmp_path / "out", "--source", packed, "--split", "1") == 0
+    dataset = CocoDataset.load(tmp_path / "out" / "all.json")
+    dataset.check_images_exist()
+    assert [masks_by_class(dataset, index) for index in range(2)] == [expected_masks(labels_of(n)) for n in range(2)]
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20))
+def test_a_damaged_segmentation_is_masks_or_a_data_error(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    damaged = bytearray(seg_bytes({"masks": labels_of(), "flows": [None, np.zeros(3)], "filename": "a.png"}))
+    for _ in range(count):
+        damaged[rng.integers(0, len(damaged))] = rng.integers(0, 256)
+    try:
+        masks = read_seg_npy(bytes(damaged), "a_seg.npy")
+    except DataError:
+        return
+    assert masks.dtype == np.int32
+    assert masks.ndim == 2
