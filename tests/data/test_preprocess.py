@@ -86,6 +86,35 @@ def test_channels_that_do_not_fit_are_refused_with_the_remedy() -> None:
         ImagePreprocess(scaling="percentiles")
 
 
+def test_channels_are_found_by_name_whatever_their_order_in_the_file() -> None:
+    preprocess = ImagePreprocess(channels=("DAPI", "gfp"), num_channels=2)
+    for names in (["GFP", "DAPI", "BF"], ["DAPI", "BF", "GFP"]):
+        expected = RGB[:, :, [names.index("DAPI"), names.index("GFP")]]
+        np.testing.assert_array_equal(preprocess(RGB, facts={"channel_names": names}), expected)
+    # Capitals matter where names differ by them alone.
+    chosen = ImagePreprocess(channels=("b",), num_channels=1)(RGB, facts={"channel_names": ["B", "b", "c"]})
+    np.testing.assert_array_equal(chosen[:, :, 0], RGB[:, :, 1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "facts", "message"),
+    [
+        (("Actin",), {"channel_names": ["GFP", "DAPI", "BF"]}, r"a\.tif: .*'Actin'.*GFP, DAPI, BF"),
+        (("GFP",), {}, r"names none of its 3 channels"),
+        (("B",), {"channel_names": ["b", "ß", "B "]}, None),
+        (("x",), {"channel_names": ["X", "x ", "X"]}, "'x'"),
+        ((), {"unnamed_pages": 3}, r"what its 3 pages are.*INPUT\.CHANNELS.*--axes ZYX"),
+    ],
+)
+def test_channels_that_are_not_named_are_refused(channels: tuple, facts: dict, message: str | None) -> None:
+    preprocess = ImagePreprocess(channels=channels)
+    if message is None:
+        assert preprocess(RGB, facts=facts).shape[2] == 3
+        return
+    with pytest.raises(DataError, match=message):
+        preprocess(RGB, facts=facts, source="a.tif")
+
+
 def test_from_config_reads_the_keys() -> None:
     cfg = load_config(None, ["INPUT.SCALING", "percentile", "INPUT.INVERT", "auto", "INPUT.CHANNELS", "[1]"])
     assert ImagePreprocess.from_config(cfg) == ImagePreprocess(channels=(1,), scaling="percentile", invert="auto")
