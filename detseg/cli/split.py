@@ -1,0 +1,90 @@
+"""`detseg split`: a COCO file to folds or parts without leaks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = (
+    "Split a COCO file into folds, alike in images, objects, classes and kinds, with groups (plate, well, source) and "
+    "images that are nearly the same in one fold: folds.json with a field `fold` for every image, which train_net "
+    "--fold takes, and an index. Or, with --fractions, into train.json, val.json and test.json. --check looks for leaks "
+    "in a split that is there."
+)
+EXIT_LEAKS = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("source", type=Path, nargs="+", metavar="FILE.json", help="COCO file; with --check several")
+    parser.add_argument("--output", type=Path, help="folder for what is written")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--folds", type=int, default=5, metavar="K", help="number of folds (default: %(default)s)")
+    parts.add_argument("--fractions", type=float, nargs="+", metavar="SHARE", help="of train and val, or with test")
+    parts.add_argument("--check", action="store_true", help="look for leaks; the exit status is 1 where there are any")
+    parser.add_argument(
+        "--holdout", type=float, default=0.0, metavar="SHARE", help="of the images that go to test.json first"
+    )
+    columns = parser.add_argument_group("what is alike and what stays together")
+    columns.add_argument(
+        "--stratify-by", nargs="+", default=[], metavar="FIELD", help="fields of the images whose values are spread"
+    )
+    columns.add_argument(
+        "--group-by", nargs="+", default=[], metavar="FIELD", help="fields of the images; equal values stay together"
+    )
+    columns.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="the group is what it finds in these values, without them in the file name: '^(.*)_t[0-9]+'",
+    )
+    columns.add_argument("--table", type=Path, metavar="CSV", help="the fields are columns of this table of images")
+    columns.add_argument("--key", help="its column of image names (default: the first)")
+    columns.add_argument(
+        "--similar",
+        type=float,
+        default=0.9,
+        metavar="R",
+        help="images of this correlation or more are nearly the same; 0: do not look (default: %(default)s)",
+    )
+    columns.add_argument(
+        "--ignore-similar", action="store_true", help="tell of such images, but do not keep them together"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another split (default: %(default)s)")
+    parser.add_argument("--coco-files", action="store_true", help="write fold0_train.json, fold0_val.json, ... too")
+    parser.add_argument("--index", choices=("csv", "yaml"), default="csv", help="kind of index (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Split, or check, and print a report."""
+    from detseg.data.split_check import check_split
+    from detseg.data.split_coco import SplitOptions, split_coco
+    from detseg.errors import DataError
+
+    if arguments.check:
+        report, found = check_split(arguments.source, arguments.group_by, arguments.similar)
+        print(report)
+        return EXIT_LEAKS if found else 0
+    if len(arguments.source) > 1:
+        raise DataError("one COCO file is split at a time; several go with --check")
+    if arguments.output is None:
+        raise DataError("--output FOLDER is missing: where the parts are written")
+    options = SplitOptions(
+        output=arguments.output,
+        folds=arguments.folds,
+        fractions=tuple(arguments.fractions) if arguments.fractions else None,
+        holdout=arguments.holdout,
+        stratify_by=tuple(arguments.stratify_by),
+        group_by=tuple(arguments.group_by),
+        group_pattern=arguments.group_pattern,
+        table=arguments.table,
+        key=arguments.key,
+        seed=arguments.seed,
+        similar=arguments.similar,
+        group_similar=not arguments.ignore_similar,
+        coco_files=arguments.coco_files,
+        index=arguments.index,
+        overwrite=arguments.overwrite,
+    )
+    print(split_coco(arguments.source[0], options))
+    return 0
