@@ -121,3 +121,47 @@ def test_commands_that_cannot_be_are_refused_in_one_line(words, named, image_fol
     assert named in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_views_models_and_boxes_of_others(small_run, image_folder, tmp_path, caplog):
+    image = ("--images", image_folder / "a.png")
+    flips, models, masks = tmp_path / "flips.json", tmp_path / "models.json", tmp_path / "masks.json"
+    assert predict("--run", small_run, *image, "--tta", "flips", "--soft-masks", "--output", flips) == 0
+    assert "chosen for other views" in caplog.text
+    file = read_predictions(flips)
+    assert file.info["tta"]["views"] == ["none", "h", "v", "hv"]
+    (found,) = file
+    assert found.provenance["tta"]["mode"] == "merge_then_mask"
+    assert found.soft_masks is not None
+
+    last = small_run / "checkpoints" / "last.pth"
+    options = ("--raw", "--model-weights", 2, 1, "--boxes-of", 1, "--tta", "off", "--fusion", tmp_path / "fusion.yaml")
+    (tmp_path / "fusion.yaml").write_text("method: wbf\nthreshold: 0.6\n")
+    assert predict("--run", small_run, "--weights", last, *image, *options, "--output", models) == 0
+    file = read_predictions(models)
+    assert [(model["weight"], model["boxes"]) for model in file.info["models"]] == [(2, True), (1, False)]
+    assert file.info["tta"]["fusion"]["method"] == "wbf"
+
+    assert predict("--weights", last, *image, "--boxes", flips, "--tta", "eight", "--output", masks) == 0
+    file = read_predictions(masks)
+    (given,) = file
+    assert np.array_equal(given.boxes, found.boxes)
+    assert np.array_equal(given.scores, found.scores)
+    assert given.rles != found.rles
+    assert file.info["boxes"] == str(flips)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--tta", "flop"], "flop"),
+        (["--boxes", "gone"], "gone"),
+        (["--fusion", "gone.yaml"], "gone.yaml"),
+        (["--tta", "flips", "--tta-mode", "fuse", "--precision", "float8"], "float8"),
+    ],
+)
+def test_views_and_boxes_that_cannot_be_are_refused(words, named, small_run, image_folder, tmp_path, capsys):
+    output = tmp_path / "p.json"
+    assert predict("--run", small_run, "--images", image_folder, "--output", output, *words) == 2
+    assert named in capsys.readouterr().err
+    assert not output.exists()
