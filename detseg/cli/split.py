@@ -8,8 +8,8 @@ from pathlib import Path
 DESCRIPTION = (
     "Split a COCO file into folds, alike in images, objects, classes and kinds, with groups (plate, well, source) and "
     "images that are nearly the same in one fold: folds.json with a field `fold` for every image, which train_net "
-    "--fold takes, and an index. Or, with --fractions, into train.json, val.json and test.json. --check looks for leaks "
-    "in a split that is there."
+    "--fold takes, and an index. Or, with --fractions, into train.json, val.json and test.json. --check looks for "
+    "leaks in a split that is there."
 )
 EXIT_LEAKS = 1
 

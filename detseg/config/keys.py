@@ -273,6 +273,18 @@ OWN_KEYS: tuple[Key, ...] = (
         Kind("float", (1,)),
     ),
     Key(
+        "DATASETS.FOLDS",
+        "",
+        "Index of the folds of DATASETS.TRAIN, a CSV or YAML (see `detseg split`); empty: the field `fold` of the "
+        "images.",
+    ),
+    Key(
+        "DATASETS.FOLD",
+        -1,
+        "Train without this fold of DATASETS.TRAIN and validate on it instead of DATASETS.TEST; -1: no folds. "
+        "`train_net --fold` sets it.",
+    ),
+    Key(
         "DATALOADER.BALANCE_BY",
         "",
         "Show every value of this image-level field of the COCO file equally often (such as `group`), or, with "

@@ -82,9 +82,10 @@ def _check_training(cfg: Config) -> None:
             problems.add("MODEL.BACKBONE.FREEZE_AT", "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
     elif is_torchvision_address(cfg.MODEL.WEIGHTS):
         note_pretrained_input(problems, cfg.MODEL.WEIGHTS)
-    if cfg.DATASETS.TEST and not cfg.MODEL.MASK_ON and cfg.TEST.BEST_METRIC != "coco_bbox_ap":
+    is_scored = bool(cfg.DATASETS.TEST) or cfg.DATASETS.FOLD >= 0
+    if is_scored and not cfg.MODEL.MASK_ON and cfg.TEST.BEST_METRIC != "coco_bbox_ap":
         problems.add("TEST.BEST_METRIC", "MODEL.MASK_ON is False, and boxes alone are scored by coco_bbox_ap: set it")
-    if not cfg.DATASETS.TEST:
+    if not is_scored:
         for key in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
             if cfg[key] > 0:
                 problems.add(key, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
@@ -147,6 +148,7 @@ def _check_data(problems: Problems) -> None:
     for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
         if not all(name.strip() for name in cfg[key]):
             problems.add(key, "expected names from the catalog or paths of COCO files, got an empty one")
+    problems.within("DATASETS.FOLD", -1)
     problems.within("DATALOADER.NUM_WORKERS", 0)
     problems.within("DATALOADER.BALANCE_POWER", 0, 1)
     samplers = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")

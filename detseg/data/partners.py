@@ -10,6 +10,7 @@ import numpy as np
 from detseg.augment.copy_paste import CopyPaste
 from detseg.data.catalog import load_dataset
 from detseg.data.coco import CocoDataset
+from detseg.data.folds import training_part
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sample_cache import SampleCache
 from detseg.data.sample_reader import SampleReader
@@ -119,7 +120,7 @@ class Pasting:
         readers: dict[str, SampleReader | None] = {TRAIN: train, SAME_IMAGE: None}
         for name in keys.SOURCES:
             if name not in readers:
-                dataset = load_dataset(name).with_objects_of(train.dataset.class_names)
+                dataset = training_part(cfg, load_dataset(name)).with_objects_of(train.dataset.class_names)
                 dataset.check_images_exist()
                 readers[name] = SampleReader(dataset, ImagePreprocess.from_config(cfg), cache)
         sources = [

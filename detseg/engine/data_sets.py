@@ -6,8 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from detseg.data.catalog import load_dataset
 from detseg.data.coco import CocoDataset
+from detseg.data.folds import fold_name, folded_set, has_folds, training_part, validation_part
 from detseg.engine.evaluation import set_names
 from detseg.errors import ConfigError
 
@@ -20,10 +23,12 @@ logger = logging.getLogger(__name__)
 def load_training_set(cfg: Config) -> CocoDataset:
     """DATASETS.TRAIN as one set; classes in the order of DATASETS.CLASSES, else of the first set.
 
+    With DATASETS.FOLD without the images of this fold.
+
     Raises:
         DataError: a set cannot be read, images are missing, classes differ. ConfigError: see `check_class_count`.
     """
-    dataset = CocoDataset.concatenate([_load(cfg, name) for name in cfg.DATASETS.TRAIN])
+    dataset = CocoDataset.concatenate([training_part(cfg, _load(cfg, name)) for name in cfg.DATASETS.TRAIN])
     describe("training", dataset)
     point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
     return dataset
@@ -32,16 +37,32 @@ def load_training_set(cfg: Config) -> CocoDataset:
 def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[str, CocoDataset]:
     """DATASETS.TEST by short name, in order, each with its classes in the order of `classes` (None: as they are).
 
+    With DATASETS.FOLD it is the fold, and that alone.
+
     Raises:
         DataError, ConfigError: as `load_training_set`.
     """
+    if has_folds(cfg):
+        folded = [_load(cfg, name) for name in cfg.DATASETS.TRAIN]
+        found = {fold_name(cfg.DATASETS.FOLD): validation_part(cfg, folded)}
+    else:
+        names = set_names(cfg.DATASETS.TEST)
+        found = {short: _load(cfg, name) for short, name in zip(names, cfg.DATASETS.TEST, strict=True)}
     sets = {}
-    for short, name in zip(set_names(cfg.DATASETS.TEST), cfg.DATASETS.TEST, strict=True):
-        dataset = _load(cfg, name)
+    for short, dataset in found.items():
         sets[short] = dataset if classes is None else dataset.with_classes(classes)
         describe("test", dataset)
         point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
     return sets
+
+
+def load_folded_set(cfg: Config) -> tuple[CocoDataset, np.ndarray]:
+    """All images of DATASETS.TRAIN that are in a fold, as one set, and their folds (N,) int64.
+
+    Raises:
+        DataError: there are no folds, or as `load_training_set`.
+    """
+    return folded_set(cfg, [_load(cfg, name) for name in cfg.DATASETS.TRAIN])
 
 
 def _load(cfg: Config, name: str) -> CocoDataset:

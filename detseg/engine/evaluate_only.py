@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detseg.config import load_config, validate_config
 from detseg.config.engines import choose_engine, for_prediction
 from detseg.config.imports import same_imports
+from detseg.data.folds import has_folds
 from detseg.engine.checkpoint import load_checkpoint
 from detseg.engine.data_sets import load_test_sets
 from detseg.engine.distributed import ALONE, Processes
@@ -74,7 +75,7 @@ def evaluate_only(
 def _checked_target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
     target = _target(cfg, overrides)
     validate_config(target.cfg, training=False)
-    if not target.cfg.DATASETS.TEST:
+    if not target.cfg.DATASETS.TEST and not has_folds(target.cfg):
         raise ConfigError("--eval-only needs images: set DATASETS.TEST")
     return target
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from detseg.config import config_hash
+from detseg.data.folds import has_folds
 from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.files import write_json, writing
 from detseg.engine.interrupt import StopRequest
@@ -131,6 +132,8 @@ def evaluate_in_full(
     """
     settings = EvaluationSettings.final(cfg)
     info = {"config_hash": config_hash(cfg), **provenance}
+    if has_folds(cfg):
+        info["fold"] = cfg.DATASETS.FOLD
     predictor = Predictor.from_model(model, cfg, classes, provenance=info)
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
