@@ -12,7 +12,7 @@ import functools
 import logging
 from typing import Any
 
-from detseg.config.native_keys import TRAINING_ONLY, inactive_patterns, is_honoured
+from detseg.config.native_keys import IMPLEMENTED_VALUES, TRAINING_ONLY, inactive_patterns, is_honoured
 from detseg.config.node import Config
 from detseg.config.problems import Problems
 from detseg.config.schema import default_values, detectron2_defaults
@@ -26,9 +26,6 @@ EXTRA = (
     "MODEL.*",
     "VIS_PERIOD",
     "TEST.PRECISE_BN.*",
-    "DATALOADER.SAMPLER_TRAIN",
-    "DATALOADER.REPEAT_*",
-    "DATALOADER.RANDOM_SUBSET_RATIO",
 )
 
 # detseg's own MODEL and SOLVER keys that this engine implements, by hooks and builders; others stay at their default
@@ -65,7 +62,6 @@ REFUSED: dict[str, dict[Any, str]] = {
     "MODEL.ROI_HEADS.NAME": {"RROIHeads": _NO_BOXES_WITH_ANGLES},
     "INPUT.MASK_FORMAT": {"polygon": "masks are pixels here: set bitmask"},
 }
-SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
 def implements(key: str) -> bool:
@@ -92,6 +88,8 @@ def check_keys(cfg: Config, problems: Problems, *, training: bool) -> None:
         if not implements(key) and value != ours[key]:
             expected = f"the detectron2 engine does not implement this key; leave it at {ours[key]!r}, {_ADVICE}"
             _note(problems, key, value, value == theirs.get(key, ours[key]), expected)
+        elif not key.startswith("MODEL.") and key in IMPLEMENTED_VALUES and value not in IMPLEMENTED_VALUES[key]:
+            problems.add(key, f"expected {' or '.join(map(repr, IMPLEMENTED_VALUES[key]))}, with either engine")
         elif not isinstance(value, list) and value in REFUSED.get(key, {}):
             reason = f"not with the detectron2 engine: {REFUSED[key][value]}"
             _note(problems, key, value, key.startswith("INPUT.") and value == theirs[key], reason)

@@ -16,7 +16,7 @@ from typing import Any
 from detseg.config.detectron2_defaults import DETECTRON2_DEFAULTS
 from detseg.config.differences import DIFFERENCES
 from detseg.config.keys import OWN_KEYS
-from detseg.config.kinds import Kind, kind_of_default
+from detseg.config.kinds import Kind, WrongKindError, coerce, kind_of_default
 
 # Detectron2's keys whose default does not tell the type, or tells it too narrowly
 _DECLARED_KINDS = {
@@ -61,12 +61,13 @@ class Schema:
         """This schema with further keys, or other defaults, by dotted name."""
         if not extra:
             return self
-        kinds = {name: _kind_of_import(value) for name, value in extra.items() if name not in self.kinds}
+        kinds = {**self.kinds, **{name: _kind_of_import(extra[name]) for name in extra if name not in self.kinds}}
+        values = {name: coerce(kinds[name], value, decode=False) for name, value in extra.items()}
         return Schema(
-            MappingProxyType({**self.defaults, **copy.deepcopy(dict(extra))}),
-            MappingProxyType({**self.kinds, **kinds}),
+            MappingProxyType({**self.defaults, **values}),
+            MappingProxyType(kinds),
             self.sections | _sections_of(extra),
-            MappingProxyType(copy.deepcopy(dict(extra))),
+            MappingProxyType(values),
         )
 
     def nearest_key(self, name: str) -> str | None:
@@ -109,11 +110,13 @@ def _sections_of(values: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _kind_of_import(default: Any) -> Kind:
-    """A default of MODEL.IMPORTS that does not tell its kind (None, an empty list) takes anything."""
+    """A default of MODEL.IMPORTS that does not tell its kind (None, an empty or mixed list) takes anything."""
     try:
-        return kind_of_default(default)
-    except ValueError:
+        kind = kind_of_default(default)
+        coerce(kind, default, decode=False)
+    except (ValueError, WrongKindError):
         return Kind("any", (0, 1, 2), optional=True)
+    return kind
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -87,6 +87,7 @@ class Detectron2Segmenter(Segmenter):
         self._needs_classes = needs_classes
         self._honours_ignored = honour_ignored_regions(network)
         self._warned = False
+        self._loss_names: tuple[str, ...] = ("loss",)
 
     def train(self, mode: bool = True) -> Self:
         """See nn.Module.train."""
@@ -107,9 +108,17 @@ class Detectron2Segmenter(Segmenter):
                 type(self.network).__name__,
             )
         inputs = [self.inputs.from_sample(sample, self.device) for sample in samples]
-        with _event_storage():
-            losses = self.network(inputs)
-        return losses if isinstance(losses, dict) else {"loss": losses}
+        try:
+            with _event_storage():
+                losses = self.network(inputs)
+        except FloatingPointError as error:
+            # As losses it reaches all processes of a training, of which the others wait for this one's gradients.
+            logger.warning("Detectron2: %s", error)
+            anything = sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+            return dict.fromkeys(self._loss_names, anything * torch.nan)
+        losses = losses if isinstance(losses, dict) else {"loss": losses}
+        self._loss_names = tuple(losses)
+        return losses
 
     @torch.inference_mode()
     def predict(

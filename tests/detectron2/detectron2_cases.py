@@ -1,0 +1,178 @@
+"""What the tests against Detectron2 share: small models, images and configurations for both engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detseg.config import Config, get_default_config, load_flat_config
+from detseg.models.base import Segmenter
+from detseg.models.table import build_model
+from detseg.structures.label_layers import LabelLayers
+from detseg.structures.rle import encode_labels
+from detseg.structures.sample import Sample
+
+
+def require_detectron2() -> None:
+    """Skip a module of tests where Detectron2 does not import."""
+    pytest.importorskip(
+        "detectron2.modeling",
+        reason="needs Detectron2 itself: https://detectron2.readthedocs.io/tutorials/install.html",
+        exc_type=ImportError,
+    )
+
+
+# A narrow ResNet-50 pyramid. Sampling takes all there is, so that no random choice is left.
+KEYS: dict[str, Any] = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100_000,
+    "MODEL.RPN.POSITIVE_FRACTION": 1.0,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100_000,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.MASK_ON": True,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
+}
+WITHOUT_FPN = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64, 128]],
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "FPN": {},
+    "FPN, GN, class-agnostic masks": {
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.FPN.NORM": "GN",
+        "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou",
+    },
+    "cascade": {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True},
+    "C4": WITHOUT_FPN
+    | {
+        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+        "MODEL.RPN.IN_FEATURES": ["res4"],
+        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
+    },
+    "DC5": WITHOUT_FPN
+    | {
+        "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+        "MODEL.RESNETS.RES5_DILATION": 2,
+        "MODEL.RPN.IN_FEATURES": ["res5"],
+        "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
+    },
+    "deformable": {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True]},
+}
+
+
+def in_both_engines(architecture: str, **changes: Any) -> tuple[Segmenter, Segmenter]:
+    """Detectron2's model and the native one with its weights; changes: keys with __ for the dots."""
+    keys = KEYS | ARCHITECTURES[architecture] | {name.replace("__", "."): value for name, value in changes.items()}
+    torch.manual_seed(0)
+    theirs = build_model(load_flat_config(keys | {"MODEL.ENGINE": "detectron2"}))
+    ours = build_model(load_flat_config(keys | {"MODEL.ENGINE": "native"}))
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def disks(count: int, size: tuple[int, int] = (96, 128), seed: int = 0) -> Sample:
+    """An image with bright disks of two classes, some of them over one another."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]]
+    masks = []
+    for _ in range(count):
+        center, radius = rng.uniform(0, size), rng.uniform(3, 14)
+        masks.append((y - center[0]) ** 2 + (x - center[1]) ** 2 < radius**2)
+    masks = np.array(masks).reshape(-1, *size)
+    noise = rng.normal(60, 10, (*size, 3))
+    image = (noise + 100 * masks.any(axis=0)[..., None]).clip(0, 255).astype(np.uint8)
+    classes = rng.integers(0, 2, count)
+    return Sample(image, LabelLayers.from_masks(masks), classes, image_id=seed, file_name=f"disks_{seed}.png")
+
+
+def without_objects(size: tuple[int, int] = (64, 64)) -> Sample:
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
+    return Sample(image, LabelLayers.empty(*size), np.zeros(0, dtype=np.int64), file_name="nothing.png")
+
+
+def write_dataset(folder: Path, count: int = 4) -> Path:
+    """Write a COCO data set of images with four disks of two classes each; return its JSON."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for seed in range(count):
+        sample = disks(4, (64, 64), seed)
+        Image.fromarray(sample.image).save(folder / f"{seed}.png")
+        images.append({"id": seed + 1, "file_name": f"{seed}.png", "height": 64, "width": 64})
+        rles = [rle for i in range(len(sample.layers)) for rle in encode_labels(sample.layers.mask(i).astype("i4"), 1)]
+        for rle, index in zip(rles, sample.classes.tolist(), strict=True):
+            rle["counts"] = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
+            about = {"id": len(annotations) + 1, "image_id": seed + 1, "category_id": index + 1, "iscrowd": 0}
+            annotations.append({**about, "segmentation": rle})
+    categories = [{"id": 1, "name": "round"}, {"id": 2, "name": "rounder"}]
+    path = folder / "disks.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def training_config(data: Path, folder: Path, engine: str, **changes: Any) -> Config:
+    """A configuration that trains on `write_dataset`; changes: keys with __ for the dots."""
+    values = KEYS | {
+        "MODEL.ENGINE": engine,
+        # statistics over a few pixels would make chaos of differences in the last bit
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "DATASETS.TRAIN": [str(data)],
+        "DATASETS.TEST": [str(data)],
+        "INPUT.MIN_SIZE_TRAIN": [0],
+        "INPUT.MIN_SIZE_TEST": 0,
+        "INPUT.RANDOM_FLIP": "both",
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.MAX_ITER": 10,
+        "SOLVER.STEPS": [7],
+        "SOLVER.WARMUP_ITERS": 3,
+        "SOLVER.BASE_LR": 0.02,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.LOG_PERIOD": 1,
+        "SOLVER.CHECKPOINT_PERIOD": 5,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.01,
+        "TEST.EVAL_PERIOD": 0,
+        "TEST.OVERLAYS": 0,
+        "OUTPUT_DIR": str(folder),
+        "SEED": 3,
+    }
+    cfg = get_default_config()
+    for key, value in (values | {name.replace("__", "."): value for name, value in changes.items()}).items():
+        cfg.set(key, value)
+    return cfg.freeze()
