@@ -84,7 +84,7 @@ def with_input_keys(cfg: Config) -> Config:
             )
     if changed == cfg:
         return cfg
-    validate_config(changed)
+    validate_config(changed, training=False)
     return changed.freeze()
 
 
