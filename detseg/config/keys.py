@@ -52,6 +52,12 @@ OWN_KEYS: tuple[Key, ...] = (
         Kind("str", (1,)),
     ),
     Key(
+        "MODEL.COMPILE",
+        False,
+        "Train the backbone through torch.compile. Whether it computes the same is checked at the start; compiling "
+        "takes minutes, and anew for other sizes of images: for long trainings with crops of one size, on a GPU.",
+    ),
+    Key(
         "MODEL.TORCHVISION.NAME",
         "maskrcnn_resnet50_fpn",
         "Which of torchvision's models MODEL.META_ARCHITECTURE `TorchvisionMaskRCNN` is: `maskrcnn_resnet50_fpn` or "

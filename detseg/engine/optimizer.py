@@ -110,11 +110,21 @@ def build_optimizer(cfg: Config, model: nn.Module, new_entries: Collection[str] 
         raise ConfigError("the model has no parameter to train: lower MODEL.BACKBONE.FREEZE_AT or look at MODEL.FREEZE")
     if solver.HEAD_WARMUP_ITERS and all(group["waits_until"] for group in groups):
         raise ConfigError("MODEL.WEIGHTS gives all that is trained, nothing is new: set SOLVER.HEAD_WARMUP_ITERS to 0")
+    fused = _can_be_fused(groups)
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+        return torch.optim.SGD(
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=fused
+        )
     if solver.OPTIMIZER == "AdamW":
-        return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS))
+        return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), fused=fused)
     raise ConfigError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; expected SGD or AdamW")
+
+
+def _can_be_fused(groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether a step can be one pass over all parameters: they are numbers of a device that PyTorch has it for."""
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    floating = all(parameter.is_floating_point() for group in groups for parameter in group["params"])
+    return floating and devices <= {"cpu", "cuda"}
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -12,6 +12,7 @@ import torch
 
 from detseg.config import config_hash, dump_config
 from detseg.config.engines import choose_engine
+from detseg.engine.compilation import compile_backbone
 from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.evaluation import evaluate_in_full
 from detseg.engine.files import write_text
@@ -143,6 +144,8 @@ def start_state(
     if cfg.MODEL.WEIGHTS:
         new_entries = set(load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True, cfg=cfg).new)
     model.to(device).prefer_speed()
+    if cfg.MODEL.COMPILE:
+        compile_backbone(model, len(cfg.MODEL.PIXEL_MEAN))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
     return build_state(cfg, model, classes, processes, new_entries)
