@@ -182,8 +182,8 @@ def test_what_does_not_fit_is_refused_with_the_remedy(tmp_path, capsys):
         ([a, "--weights", "1"], "1 weights for 2 inputs"),
         ([a, "--weights", "1", "nan"], "weight of a member is nan"),
         ([a, "--rename", "cell"], "expected OLD=NEW"),
-        ([a, "thresold=1"], "unknown setting 'thresold'"),
-        ([a, "classes=[a, b]", "threshold={a: 0.1, b: 0.2}"], "made for the classes a, b"),
+        ([a, *output, "thresold=1"], "unknown setting 'thresold'"),
+        ([a, *output, "classes=[a, b]", "threshold={a: 0.1, b: 0.2}"], "made for the classes a, b"),
     ):
         assert run("--inputs", a, *words, *output) == 2
         assert message in capsys.readouterr().err
