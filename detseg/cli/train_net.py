@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 from detseg.errors import ConfigError, DetsegError, RunError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from detseg.config import Config
+    from detseg.data.coco import CocoDataset
     from detseg.engine.distributed import Processes
+    from detseg.engine.fold_runs import FoldRuns
     from detseg.engine.run_folder import RunFolder
 
 DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
@@ -37,6 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the best weights of the last run"
     )
+    parser.add_argument(
+        "--fold",
+        metavar="K",
+        help="train without fold K of DATASETS.TRAIN (its images' field `fold`, or DATASETS.FOLDS) and validate on it; "
+        "`all`: every fold in turn. With --resume finished folds are passed over. When all are done, their predictions "
+        "are joined to oof.json.gz",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes to start on this machine, one GPU each, by Detectron2's launch; torchrun starts them for either "
+        "engine",
+    )
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads; a bit-identical resume needs as many")
 
 
@@ -45,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     # Threads that wait for each other sleep, not spin: where cores are shared (with the loader's workers, with
     # other programs) training was up to ten times as fast. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments.num_gpus != 1:
+        return _launch(arguments)
     import torch
 
     from detseg.engine.distributed import join_processes
@@ -64,12 +85,38 @@ def run(arguments: argparse.Namespace) -> int:
             return EXIT_BAD_INPUT
 
 
+def _launch(arguments: argparse.Namespace) -> int:
+    """Start the processes of --num-gpus, each of which runs this command; return their exit status."""
+    from importlib import import_module
+
+    from detseg.config.engines import choose_engine
+
+    count = arguments.num_gpus
+    engine = choose_engine(_given_config(arguments))
+    if engine.name != "detectron2":
+        raise ConfigError(
+            f"--num-gpus {count} starts processes by Detectron2's launch, and the engine is native ({engine.reason}): "
+            f"start them with torchrun --nproc_per_node {count} tools/train_net.py"
+        )
+    return import_module("detseg.detectron2.launch").launch_command(_launched, arguments, count)
+
+
+def _launched(arguments: argparse.Namespace) -> None:
+    """One of the processes of --num-gpus: the command, and the end of the process."""
+    from detseg.cli import train_net
+    from detseg.cli.main import leave, run_parsed
+
+    leave(run_parsed(train_net, arguments))
+
+
 def _run(arguments: argparse.Namespace, processes: Processes) -> int:
     from detseg.engine.interrupt import TrainingInterrupted
 
     cfg = processes.from_main(lambda: _given_config(arguments))
-    work = _evaluate if arguments.eval_only else _train
     try:
+        if arguments.fold is not None:
+            return _train_folds(cfg, arguments, processes)
+        work = _evaluate if arguments.eval_only else _train
         folder, metrics = work(cfg, arguments, processes)
     except TrainingInterrupted as interrupted:
         if processes.is_main:
@@ -134,7 +181,78 @@ def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, process
         if processes.count > processes.local_count:
             several = "OPTIONS-AS-BEFORE"
         program = f"torchrun {several} {sys.argv[0]}"
+    if arguments.fold is not None:
+        return f"{program} {config}--fold {arguments.fold} --resume OUTPUT_DIR {run_folder.path.parent}"
     return f"{program} {config}--resume OUTPUT_DIR {run_folder.path}"
+
+
+def _train_folds(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> int:
+    """Train the folds that are asked for and, when none is missing, join what they predict."""
+    from detseg.config import validate_config
+    from detseg.engine.data_sets import load_folded_set
+    from detseg.engine.fold_runs import open_fold_runs
+
+    if arguments.eval_only:
+        raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
+    if arguments.config is None:
+        cfg = processes.from_main(lambda: _config_of_folds(cfg, arguments))
+    elif not arguments.resume:
+        processes.from_main(lambda: validate_config(_with_fold(cfg, 0)))
+    with processes.together():
+        dataset, folds = load_folded_set(cfg)
+    runs = processes.from_main(lambda: open_fold_runs(cfg, arguments.fold, dataset, folds, resume=arguments.resume))
+    if processes.is_main and cfg.DATASETS.TEST:
+        logger.info("DATASETS.TEST is not looked at: every fold is validated on its own images")
+    try:
+        for fold in runs.wanted:
+            if arguments.resume and processes.from_main(lambda fold=fold: runs.is_finished(fold)):
+                logger.info("fold %d is finished: %s", fold, runs.folder(fold))
+                continue
+            folder, metrics = _train(runs.config(cfg, fold), arguments, processes)
+            if processes.is_main:
+                _print_results(folder, metrics)
+    finally:
+        if processes.is_main:
+            runs.forget_unused()
+    if processes.is_main:
+        _join_folds(cfg, runs, dataset, folds)
+    return 0
+
+
+def _config_of_folds(cfg: Config, arguments: argparse.Namespace) -> Config:
+    """The settings of the folds that lie in OUTPUT_DIR."""
+    from detseg.config import load_config
+    from detseg.config.imports import same_imports
+
+    present = sorted(Path(cfg.OUTPUT_DIR).glob("fold*/config.yaml"))
+    if not present:
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no fold that was begun: give --config FILE")
+    own = load_config(present[0], arguments.overrides, imports=same_imports(cfg))
+    return _with_fold(own, -1, OUTPUT_DIR=cfg.OUTPUT_DIR)
+
+
+def _with_fold(cfg: Config, fold: int, **keys: str) -> Config:
+    own = cfg.clone()
+    for key, value in {"DATASETS.FOLD": fold, **keys}.items():
+        own.set(key, value, origin=f"--fold {fold}")
+    own.freeze()
+    return own
+
+
+def _join_folds(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> None:
+    from detseg.engine.out_of_fold import CONTENTS, collect, fold_table
+    from detseg.engine.results_table import contents
+
+    missing = runs.unfinished()
+    if missing:
+        names = ", ".join(map(str, missing))
+        print(f"\nfold {names} of {runs.count} in {runs.path} is not trained yet; the last one joins them all")
+        return
+    metrics = collect(cfg, runs, dataset, folds)
+    print(
+        f"\n{fold_table(metrics)}\n\neach fold with its own score threshold, `together` with one for all images\n\n"
+        f"Everything lies in {runs.path}:\n{contents(runs.path, CONTENTS)}"
+    )
 
 
 def _evaluate(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:

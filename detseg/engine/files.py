@@ -77,6 +77,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); train this run again with --overwrite") from error
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes left half-written in `folder`."""
     for left in folder.glob(f"*{TEMPORARY_MARK}*"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ def results_table(metrics: Mapping[str, Any]) -> str:
     rows += [(f"set {name}", values) for name, values in metrics.get("datasets", {}).items()]
     cells = [["", *(title for _, title in COLUMNS)]]
     cells += [[name, *(format_value(values.get(key)) for key, _ in COLUMNS)] for name, values in rows]
+    return text_table(cells)
+
+
+def text_table(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, the first one a heading, as a table: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(
@@ -58,10 +63,10 @@ def format_value(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
-def contents(folder: Path) -> str:
-    """What lies in a run folder, one line each."""
+def contents(folder: Path, known: Mapping[str, str] = CONTENTS) -> str:
+    """What lies in a run folder, of what is `known` (name -> what it is), one line each."""
     lines = []
-    for name, text in CONTENTS.items():
+    for name, text in known.items():
         if (folder / name).exists():
             lines.append(f"  {name:22}{text}")
     return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""What the folds of a cross-validation predict for the images that they were not trained with, as one set."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detseg.config import config_hash
+from detseg.data.coco import CocoDataset, annotations_of, write_coco
+from detseg.data.coco_writer import image_root_for
+from detseg.data.fold_index import FOLD
+from detseg.data.folds import fold_name
+from detseg.engine.evaluation import (
+    METRICS_FILE,
+    POSTPROCESS_FILE,
+    EvaluationSettings,
+    group_field,
+    keep_predictions,
+)
+from detseg.engine.files import read_json, write_json, writing
+from detseg.engine.fold_runs import FoldRuns
+from detseg.engine.results_table import COLUMNS, format_value, text_table
+from detseg.errors import RunError
+from detseg.evaluation.ground_truth import GroundTruth
+from detseg.evaluation.tuned import evaluate_tuned
+from detseg.structures.predictions import Predictions
+from detseg.structures.predictions_file import read_predictions
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_FILE = "oof.json.gz"
+TRUTH_FILE = "oof_ground_truth.json"
+SCORES_FILE = "fold_scores.csv"
+CONTENTS = {
+    PREDICTIONS_FILE: "what every image's own fold predicts for it, before thresholds",
+    TRUTH_FILE: "the same images with their ground truth",
+    SCORES_FILE: "the scores of every fold and of all",
+    METRICS_FILE: "all scores",
+    POSTPROCESS_FILE: "the score threshold chosen on all images",
+}
+TOGETHER = "together"
+
+
+def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> dict[str, Any]:
+    """Join the predictions of all folds, score them and write everything into the folder of the folds.
+
+    Args:
+        cfg: the configuration.
+        runs: the folds, all finished.
+        dataset, folds: the images that are in a fold, with ground truth, and their folds (N,).
+
+    Returns:
+        what final_metrics.json holds: the scores of all images together, with one score threshold, and in `folds` those
+        of every fold by name, each with its own.
+
+    Raises:
+        RunError: predictions are missing, or are those of other images.
+    """
+    predictions = join_predictions(runs, dataset, folds)
+    info = {"config_hash": config_hash(cfg), "folds": runs.count, "out_of_fold": True}
+    settings = EvaluationSettings.final(cfg)
+    with writing(runs.path):
+        keep_predictions(runs.path / PREDICTIONS_FILE, predictions, dataset, info)
+        write_truth(runs.path / TRUTH_FILE, dataset, folds)
+    metrics, postprocess = evaluate_tuned(
+        GroundTruth.from_coco(dataset),
+        predictions,
+        max_detections=settings.max_detections,
+        group_by=group_field(dataset, settings.group_by),
+    )
+    own = {fold_name(fold): read_json(runs.folder(fold) / METRICS_FILE) for fold in range(runs.count)}
+    metrics = {**metrics, "folds": own}
+    write_json(runs.path / METRICS_FILE, metrics)
+    with writing(runs.path):
+        postprocess.save(runs.path / POSTPROCESS_FILE)
+        _write_scores(runs.path / SCORES_FILE, metrics)
+    return metrics
+
+
+def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> list[Predictions]:
+    """Return the predictions of all images in the order of the data set, `provenance["fold"]` says by which run.
+
+    Raises RunError where those of an image are missing.
+    """
+    joined: dict[int | str, Predictions] = {}
+    for fold in range(runs.count):
+        expected = {dataset.images[index].image_id for index in np.flatnonzero(folds == fold)}
+        found = read_predictions(runs.predictions(fold), dataset)
+        for prediction in found:
+            if prediction.image_id in expected:
+                provenance = {**prediction.provenance, FOLD: fold}
+                joined[prediction.image_id] = dataclasses.replace(prediction, provenance=provenance)
+                expected.remove(prediction.image_id)
+        if expected:
+            raise RunError(
+                f"{runs.predictions(fold)} lacks {len(expected)} images of fold {fold}: the folds were changed after "
+                "it was trained; train it again (--overwrite)"
+            )
+    return [joined[record.image_id] for record in dataset.images]
+
+
+def write_truth(path: Path, dataset: CocoDataset, folds: np.ndarray) -> None:
+    """Write the images with their folds and annotations as a COCO file; replaces one that is there."""
+    root, names = _common_root(dataset)
+    rows = [
+        {
+            "id": record.image_id,
+            "file_name": name,
+            "height": record.height,
+            "width": record.width,
+            **record.metadata,
+            FOLD: int(fold),
+        }
+        for record, name, fold in zip(dataset.images, names, folds, strict=True)
+    ]
+    write_coco(
+        path,
+        images=rows,
+        annotations=_annotations(dataset),
+        categories=[{"id": category.id, "name": category.name} for category in dataset.categories],
+        info={"description": f"ground truth of {PREDICTIONS_FILE}", "image_root": image_root_for(root, path.parent)},
+        overwrite=True,
+    )
+
+
+def _annotations(dataset: CocoDataset) -> Iterator[dict[str, Any]]:
+    first_id = 1
+    for index, record in enumerate(dataset.images):
+        rles, classes, crowd = dataset.annotations(index)
+        ids = [dataset.categories[class_index].id for class_index in classes]
+        yield from annotations_of(rles, ids, image_id=record.image_id, first_id=first_id, crowd=crowd)
+        first_id += len(rles)
+
+
+def _common_root(dataset: CocoDataset) -> tuple[Path, list[str]]:
+    """Return the folder that all images lie below, and their names there; the names of a single root stay."""
+    names = [record.file_name.replace("\\", "/") for record in dataset.images]
+    roots = {record.path.parents[len(Path(name).parts) - 1] for record, name in zip(dataset.images, names, strict=True)}
+    if len(roots) == 1:
+        return roots.pop(), names
+    root = Path(os.path.commonpath([path.resolve() for path in roots]))
+    return root, [record.path.resolve().relative_to(root).as_posix() for record in dataset.images]
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what is scored: every fold, their mean and standard deviation, and all images together."""
+    folds: Mapping[str, Mapping[str, Any]] = metrics["folds"]
+    keys = [key for key, _ in COLUMNS if all(isinstance(own.get(key), float) for own in folds.values())]
+    rows = list(folds.items())
+    rows.append(("mean", {key: fmean(own[key] for own in folds.values()) for key in keys}))
+    rows.append(("deviation", {key: stdev(own[key] for own in folds.values()) for key in keys}))
+    return [*rows, (TOGETHER, metrics)]
+
+
+def fold_table(metrics: Mapping[str, Any]) -> str:
+    """Return the scores of the folds and of all as a table for people."""
+    cells = [["", *(title for _, title in COLUMNS), "threshold"]]
+    for name, own in _rows(metrics):
+        values = [own.get(key) for key, _ in COLUMNS]
+        cells.append([name, *map(format_value, values), format_value(own.get("score_threshold"))])
+    return text_table(cells)
+
+
+def _write_scores(path: Path, metrics: Mapping[str, Any]) -> None:
+    columns = [*(key for key, _ in COLUMNS), "images", "score_threshold"]
+    lines: list[Sequence[Any]] = [["fold", *columns]]
+    lines += [[name, *("" if own.get(key) is None else own[key] for key in columns)] for name, own in _rows(metrics)]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(lines)

@@ -1,0 +1,205 @@
+"""Training the folds of a data set: each run leaves its fold out, and together they predict every image once."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_segmenter import TinySegmenter, write_disks
+
+from detseg.cli.main import run_command
+from detseg.config import load_config
+from detseg.data.coco import CocoDataset
+from detseg.engine import session
+from detseg.engine.checkpoint import load_checkpoint
+from detseg.engine.data_sets import load_folded_set, load_test_sets, load_training_set
+from detseg.errors import ConfigError, DataError
+from detseg.evaluation.tuned import evaluate_tuned
+from detseg.structures.predictions_file import read_predictions
+
+CONFIG = """
+MODEL:
+  DEVICE: cpu
+  MASK_ON: True
+  ROI_HEADS: {{NUM_CLASSES: 1}}
+  RESNETS: {{NORM: BN}}
+  BACKBONE: {{FREEZE_AT: 0}}
+  PIXEL_MEAN: [0.0, 0.0, 0.0]
+DATASETS: {{TRAIN: {train}, TEST: []}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{MAX_ITER: 3, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, STEPS: [], CHECKPOINT_PERIOD: 1, LOG_PERIOD: 1}}
+TEST: {{EVAL_PERIOD: 0, OVERLAYS: 0}}
+INPUT: {{MIN_SIZE_TRAIN: [0], MIN_SIZE_TEST: 0}}
+SEED: 3
+"""
+
+
+def set_folds(path: Path, folds: list[int]) -> None:
+    data = json.loads(path.read_text())
+    for image, fold in zip(data["images"], folds, strict=True):
+        image["fold"] = fold
+    path.write_text(json.dumps(data))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with 7 images in 3 folds, one of them in none, and a configuration of the tiny segmenter."""
+    data = write_disks(tmp_path / "data", count=7)
+    set_folds(data, [0, 1, 2, 0, 1, 2, -1])
+    (tmp_path / "disks.yaml").write_text(CONFIG.format(train=json.dumps([data.as_posix()])))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "build_model", lambda cfg: TinySegmenter())
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def train_net(*words: str) -> int:
+    return run_command("train_net", ["--num-threads", "1", "--config", "disks.yaml", *words], prog="train_net")
+
+
+def images_of(dataset: CocoDataset) -> set[str]:
+    return {record.file_name for record in dataset.images}
+
+
+def test_a_fold_is_validated_and_the_others_are_trained_with(here: Path) -> None:
+    cfg = load_config("disks.yaml", ["DATASETS.FOLD", "1", "DATASETS.TEST", "['nowhere']"])
+    assert images_of(load_training_set(cfg)) == {"0.png", "2.png", "3.png", "5.png"}
+    sets = load_test_sets(cfg)
+    assert list(sets) == ["fold1"]
+    assert images_of(sets["fold1"]) == {"1.png", "4.png"}
+    plain = load_config("disks.yaml", [])
+    assert len(load_training_set(plain)) == 7
+    with pytest.raises(ConfigError, match="folds 0 to 2"):
+        load_test_sets(load_config("disks.yaml", ["DATASETS.FOLD", "3"]))
+
+
+def test_folds_of_an_index_and_sets_without_folds(here: Path) -> None:
+    other = write_disks(here / "other", count=2)
+    (here / "folds.yaml").write_text("0: [0.png, 1.png]\n1: [2.png, 3.png, 4.png, 5.png, 6.png]\n")
+    words = ["DATASETS.FOLDS", "folds.yaml", "DATASETS.FOLD", "0"]
+    assert images_of(load_test_sets(load_config("disks.yaml", words))["fold0"]) == {"0.png", "1.png"}
+    both = json.dumps(["data/disks.json", other.as_posix()])
+    cfg = load_config("disks.yaml", ["DATASETS.TRAIN", both, "DATASETS.FOLD", "0"])
+    assert len(load_training_set(cfg)) == 4 + 2, "a set without folds is trained with in every fold"
+    assert len(load_test_sets(cfg)["fold0"]) == 2
+    with pytest.raises(DataError, match="has folds"):
+        load_test_sets(load_config("disks.yaml", ["DATASETS.TRAIN", json.dumps([str(other)]), "DATASETS.FOLD", "0"]))
+
+
+def test_ids_of_two_folded_sets_do_not_meet(here: Path) -> None:
+    set_folds(write_disks(here / "other", count=4), [0, 1, 2, 2])
+    both = json.dumps(["data/disks.json", "other/disks.json"])
+    dataset, folds = load_folded_set(load_config("disks.yaml", ["DATASETS.TRAIN", both]))
+    assert len({record.image_id for record in dataset.images}) == len(dataset) == 10
+    assert folds.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 2]
+    cfg = load_config("disks.yaml", ["DATASETS.TRAIN", both, "DATASETS.FOLD", "2"])
+    chosen = {record.image_id for record in load_test_sets(cfg)["fold2"].images}
+    assert chosen == {dataset.images[index].image_id for index in np.flatnonzero(folds == 2)}
+
+
+def test_all_folds_and_their_predictions_as_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_net("--fold", "all") == 0
+    runs = Path("runs/disks/001")
+    printed = capsys.readouterr().out
+    assert "together" in printed
+    assert str(runs) in printed
+    assert {path.name for path in runs.iterdir()} >= {"fold0", "fold1", "fold2", "oof.json.gz", "oof_ground_truth.json"}
+
+    truth = CocoDataset.load(runs / "oof_ground_truth.json")
+    truth.check_images_exist()
+    joined = list(read_predictions(runs / "oof.json.gz", truth))
+    assert [p.image_id for p in joined] == [1, 2, 3, 4, 5, 6]
+    assert [p.provenance["fold"] for p in joined] == [0, 1, 2, 0, 1, 2]
+    assert [record.metadata["fold"] for record in truth.images] == [0, 1, 2, 0, 1, 2]
+    own = {p.image_id: p for p in read_predictions(runs / "fold1" / "predictions" / "fold1.json.gz")}
+    assert set(own) == {2, 5}
+    assert [p.rles for p in joined if p.image_id in own] == [own[2].rles, own[5].rles]
+
+    metrics = json.loads((runs / "final_metrics.json").read_text())
+    expected, _ = evaluate_tuned(truth, joined)
+    assert metrics["object_ap"] == expected["object_ap"]
+    assert metrics["images"] == 6
+    assert set(metrics["folds"]) == {"fold0", "fold1", "fold2"}
+    assert metrics["folds"]["fold2"] == json.loads((runs / "fold2" / "final_metrics.json").read_text())
+    assert f"score_threshold: {metrics['score_threshold']}" in (runs / "postprocess.yaml").read_text()
+    with open(runs / "fold_scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fold"] for row in rows] == ["fold0", "fold1", "fold2", "mean", "deviation", "together"]
+    mean = np.mean([metrics["folds"][f"fold{fold}"]["object_ap"] for fold in range(3)])
+    assert float(rows[3]["object_ap"]) == pytest.approx(mean)
+    assert load_config(runs / "fold1" / "config.yaml").DATASETS.FOLD == 1
+
+    # Finished folds are not repeated; one that is missing is trained, and gives what it gave
+    before = {fold: (runs / f"fold{fold}" / "run.json").read_text() for fold in range(3)}
+    weights = load_checkpoint(runs / "fold1" / "checkpoints" / "last.pth")["model"]
+    (runs / "fold1").rename(here / "elsewhere")
+    assert train_net("--fold", "all", "--resume") == 0
+    assert (runs / "fold0" / "run.json").read_text() == before[0]
+    assert (runs / "fold2" / "run.json").read_text() == before[2]
+    again = load_checkpoint(runs / "fold1" / "checkpoints" / "last.pth")["model"]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    assert [p.rles for p in read_predictions(runs / "oof.json.gz", truth)] == [p.rles for p in joined]
+
+
+def test_an_interrupted_fold_goes_on(here: Path) -> None:
+    assert train_net("--fold", "all", "OUTPUT_DIR", "cv") == 0
+    last = Path("cv/fold2/checkpoints/last.pth")
+    finished = load_checkpoint(last)["model"]
+    record = json.loads(Path("cv/fold2/run.json").read_text())
+    Path("cv/fold2/run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    Path("cv/fold2/predictions/fold2.json.gz").unlink()
+    words = ["--num-threads", "1", "--fold", "all", "--resume", "OUTPUT_DIR", "cv"]
+    assert run_command("train_net", words, prog="train_net") == 0, "the settings are those of the folds"
+    assert all(torch.equal(tensor, load_checkpoint(last)["model"][name]) for name, tensor in finished.items())
+    assert len(json.loads(Path("cv/fold2/run.json").read_text())["resumed"]) == 1
+    assert json.loads(Path("cv/fold0/run.json").read_text())["resumed"] == []
+
+
+def test_folds_one_by_one_meet_in_one_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for fold, said in (("2", "fold 0, 1 of 3"), ("0", "fold 1 of 3"), ("1", "together")):
+        assert train_net("--fold", fold) == 0
+        assert said in capsys.readouterr().out
+    assert [path.name for path in sorted(Path("runs/disks").glob("0*"))] == ["001"]
+    assert len(list(read_predictions("runs/disks/001/oof.json.gz"))) == 6
+    assert train_net("--fold", "0") == 0, "a second round begins in a folder of its own"
+    assert Path("runs/disks/002/fold0/run.json").is_file()
+    assert train_net("--fold", "1", "SEED", "4") == 0
+    assert Path("runs/disks/003/fold1/run.json").is_file(), "other settings, another folder"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fold", "3"], "one of 0 to 2"),
+        (["--fold", "x"], "expected all"),
+        (["--fold", "0", "--eval-only"], "--fold trains"),
+        (["--fold", "all", "DATASETS.FOLDS", "none.csv"], "there is no file none.csv"),
+        (["--fold", "all", "SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
+        (["--fold", "all", "MODEL.WEIGHTS", "gone.pth"], "gone.pth"),
+        (["--fold", "all", "DATASETS.TRAIN", "[]"], "DATASETS.TRAIN"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert train_net(*words) == 2
+    assert said in capsys.readouterr().err
+    assert not list(here.glob("runs/*/0*")), "folds that never began leave nothing behind"
+
+
+def test_other_folds_do_not_mix(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_net("--fold", "0", "OUTPUT_DIR", "cv") == 0
+    set_folds(here / "data" / "disks.json", [0, 0, 1, 1, 2, 2, 2])
+    assert train_net("--fold", "1", "OUTPUT_DIR", "cv") == 2
+    assert "holds 3 folds of 6 images, which are others" in capsys.readouterr().err
+    assert train_net("--fold", "1", "OUTPUT_DIR", "cv/fold0") == 2
+    assert "holds a run and not folds" in capsys.readouterr().err
+    assert train_net("--fold", "0", "OUTPUT_DIR", "new") == 0
+    assert train_net("--fold", "0", "OUTPUT_DIR", "new") == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert train_net("--fold", "0", "OUTPUT_DIR", "new", "--overwrite") == 0
