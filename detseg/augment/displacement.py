@@ -51,8 +51,9 @@ class Displacement:
         along_y = self._weights(y, self.height, self.control.shape[0])
         along_x = self._weights(x, self.width, self.control.shape[1])
         rows = np.einsum("hr,rca->ahc", along_y, self.control).astype(np.float32)
+        columns = np.ascontiguousarray(along_x.T, dtype=np.float32)
         # Not by matrix products: their threads, as many in every worker as there are cores, would wait for each other.
-        dx, dy = (np.einsum("hc,wc->hw", one, along_x.astype(np.float32)) for one in rows)
+        dx, dy = (np.einsum("hc,cw->hw", one, columns) for one in rows)
         return dx, dy
 
     def at(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
