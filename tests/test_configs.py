@@ -97,7 +97,10 @@ def test_trains_two_steps_and_predicts(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in FULL_SIZE], ids=name_of)
 def test_builds_in_full(path: Path) -> None:
     with torch.device("meta"):
-        assert build_model(load_config(path)).state_dict()
+        assert build_model(load_config(path, NATIVE)).state_dict()
+
+
+NATIVE = ["MODEL.ENGINE", "native"]  # which alone builds without allocating
 
 
 def zoo_configs() -> list[Path]:
@@ -106,13 +109,13 @@ def zoo_configs() -> list[Path]:
 
 @pytest.mark.parametrize("path", zoo_configs(), ids=name_of)
 def test_the_zoo_has_these_weights_for_this_network(path: Path) -> None:
-    cfg = load_config(path)
+    cfg = load_config(path, NATIVE)
     trained = cfg.MODEL.WEIGHTS.removeprefix("detectron2://")
     (theirs,) = [entry for entry in ZOO.values() if entry["trained_weights"] == trained]
     differences = {key: value for key, value in theirs["differs_from_defaults"].items() if key.startswith("MODEL.")}
     with torch.device("meta"):
         ours = build_model(cfg).state_dict()
-        zoo = build_model(load_flat_config(differences)).state_dict()
+        zoo = build_model(load_flat_config({"MODEL.ENGINE": "native"} | differences)).state_dict()
     assert list(ours) == list(zoo)
     unlike = [name for name in ours if ours[name].shape != zoo[name].shape and not name.startswith(CLASS_ENTRIES)]
     assert not unlike

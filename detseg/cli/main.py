@@ -86,10 +86,11 @@ def console() -> NoReturn:
 def leave(status: int) -> NoReturn:
     """End this process.
 
-    Among the processes of torchrun at once, with everything written: threads of PyTorch's gloo may hold the process
-    group until Python has been taken apart, and then abort the process, which torchrun takes for a failed training.
+    Among the processes of torchrun, or of --num-gpus, at once, with everything written: threads of PyTorch's gloo may
+    hold the process group until Python has been taken apart, and then abort the process, which torchrun takes for a
+    failed training.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ or "DETSEG_LAUNCHED" in os.environ:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -104,7 +105,11 @@ def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
         # A terminal or file that cannot show a file's name shows its code instead of ending the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parse(module, words, prog)
+    return run_parsed(module, _parse(module, words, prog))
+
+
+def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
+    """Run a command with its parsed words; see `run_command`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return module.run(arguments) or 0

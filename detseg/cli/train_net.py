@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes to start on this machine, one GPU each, by Detectron2's launch; torchrun starts them for either "
-        "engine",
+        help="processes to start on this machine, one GPU each, by Detectron2's launch (torchrun does it for either "
+        "engine)",
     )
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads; a bit-identical resume needs as many")
 
@@ -176,7 +176,9 @@ def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, process
     """The words that continue this run."""
     config = f"--config {arguments.config} " if arguments.config else ""
     program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else "detseg train_net"
-    if processes.count > 1:
+    if processes.count > 1 and "DETSEG_LAUNCHED" in os.environ:
+        program = f"{program} --num-gpus {processes.count}"
+    elif processes.count > 1:
         several = f"--nproc_per_node {processes.local_count}"
         if processes.count > processes.local_count:
             several = "OPTIONS-AS-BEFORE"

@@ -36,10 +36,14 @@ _TORCHRUN_SETS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 class Processes:
     """This process among those that train together.
 
-    rank: 0 .. count - 1, over all machines. local_rank: among the local_count of this machine.
+    rank: 0 .. count - 1, over all machines. local_rank: among the local_count of this machine. group: over which small
+    things travel; None for the one that all processes have.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, *, local_rank: int = 0, local_count: int = 1) -> None:
+    def __init__(
+        self, rank: int = 0, count: int = 1, *, local_rank: int = 0, local_count: int = 1, group: Any = None
+    ) -> None:
+        self._group = group
         self.rank = rank
         self.count = count
         self.local_rank = local_rank
@@ -98,7 +102,7 @@ class Processes:
             failure = error
         self._agree(failure)
         box = [result]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._group)
         return result if self.is_main else box[0]
 
     def gather(self, value: T) -> list[T]:
@@ -106,7 +110,7 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] | None = [None] * self.count if self.is_main else None
-        dist.gather_object(value, values, dst=0)
+        dist.gather_object(value, values, dst=0, group=self._group)
         return values or []
 
     def mean(self, values: Tensor) -> Tensor:
@@ -114,7 +118,7 @@ class Processes:
         if self.count == 1:
             return values
         total = values.detach().to("cpu", torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group)
         return total / self.count
 
     def stop_signal(self, stop: StopRequest) -> int | None:
@@ -160,7 +164,7 @@ class Processes:
 
     def _maximum(self, value: int) -> int:
         tensor = torch.tensor(value)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return int(tensor)
 
     def _agree(self, failure: Exception | None) -> None:
@@ -168,7 +172,7 @@ class Processes:
         if not self._maximum(int(failure is not None)):
             return
         told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, None if failure is None else _tell(failure))
+        dist.all_gather_object(told, None if failure is None else _tell(failure), group=self._group)
         if failure is None:
             rank = next(rank for rank, failed in enumerate(told) if failed is not None)
             failure = _retell(rank, *told[rank])
@@ -186,11 +190,18 @@ def held_back(model: nn.Module, yes: bool) -> AbstractContextManager:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun started; without torchrun, or with one process, ALONE.
+    """Join the processes that torchrun, or Detectron2's launch, started; alone, or with one process, ALONE.
 
     Raises:
         RunError: the others cannot be reached, or one of them was lost on the way.
     """
+    if dist.is_available() and dist.is_initialized():
+        # Detectron2's launch leaves a group for the model's device alone.
+        own = {"local_rank": int(os.environ["LOCAL_RANK"]), "local_count": int(os.environ["LOCAL_WORLD_SIZE"])}
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        with _joined(Processes(dist.get_rank(), dist.get_world_size(), group=group, **own)) as processes:
+            yield processes
+        return
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not all(name in os.environ for name in _TORCHRUN_SETS):
         yield ALONE
         return
@@ -202,15 +213,22 @@ def join_processes() -> Iterator[Processes]:
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RunError(f"process {rank} of {count} does not reach the others over {address}: {error}") from error
-    processes = Processes(rank, count, local_rank=local_rank, local_count=local_count)
+    with _joined(Processes(rank, count, local_rank=local_rank, local_count=local_count)) as processes:
+        yield processes
+
+
+@contextmanager
+def _joined(processes: Processes) -> Iterator[Processes]:
+    """All processes leave together, where all are still there."""
     try:
         yield processes
     except RuntimeError as error:
         if not _connection_lost(error):
             raise
         raise RunError(
-            f"process {rank} of {count} lost another one, which ended or hangs; what it said stands above or in its "
-            f"own output, else its memory may have been full. --resume continues from the last checkpoint ({error})"
+            f"process {processes.rank} of {processes.count} lost another one, which ended or hangs; what it said "
+            "stands above or in its own output, else its memory may have been full. --resume continues from the last "
+            f"checkpoint ({error})"
         ) from error
     except Exception as error:
         if processes.agreed_on(error):

@@ -98,7 +98,7 @@ def _made_up(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def build_case_model(case: Case, device: torch.device) -> torch.nn.Module:
     """Build the model of a case with its weights."""
-    model = build_model(load_flat_config(case.configuration))
+    model = build_model(load_flat_config(case.configuration | {"MODEL.ENGINE": "native"}))
     state = {name.removeprefix("state/"): value for name, value in case.arrays.items() if name.startswith("state/")}
     if not state:
         own = model.state_dict()

@@ -30,6 +30,7 @@ from detseg.engine.train import train
 def tiny_config(data: Path, folder: Path, workers: int = 0) -> Config:
     cfg = get_default_config()
     values = {
+        "MODEL.ENGINE": "native",
         "DATASETS.TRAIN": [str(data)],
         "DATASETS.TEST": [str(data)],
         "MODEL.ROI_HEADS.NUM_CLASSES": 1,

@@ -12,6 +12,7 @@ from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
 SMALL_MODEL = {
+    "MODEL.ENGINE": "native",
     "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.DEPTH": 18,

@@ -36,7 +36,7 @@ def build(name: str) -> Segmenter:
 @functools.cache
 def _build(keys: str) -> Segmenter:
     with torch.device("meta"):
-        return build_model(load_flat_config(json.loads(keys)))
+        return build_model(load_flat_config({"MODEL.ENGINE": "native"} | json.loads(keys)))
 
 
 def count(module: nn.Module) -> int:
