@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from detseg.config.intensity_transforms import check_intensity_transforms
 from detseg.config.problems import Problems
 
 # A bend of more than this part of the distance of its control points would be cut off, lest it folds the image.
@@ -30,7 +29,6 @@ def check_augmentation(problems: Problems) -> None:
     problems.within("INPUT.MIN_VISIBLE", 0, 1)
     _check_crop(problems)
     _check_free_transforms(problems)
-    check_intensity_transforms(problems)
 
 
 def _check_crop(problems: Problems) -> None:

@@ -39,7 +39,10 @@ _TRIAL_SIZE = (72, 80)
 
 def is_installed() -> bool:
     """Whether Albumentations can be imported; it is not where detseg is installed for prediction alone."""
-    return importlib.util.find_spec("albumentations") is not None
+    try:
+        return importlib.util.find_spec("albumentations") is not None
+    except ValueError:  # somebody keeps it from being imported
+        return False
 
 
 def import_albumentations() -> ModuleType:
@@ -66,7 +69,10 @@ def import_albumentations() -> ModuleType:
 
 
 def check_intensity_transforms(problems: Problems) -> None:
-    """Add what is wrong with INPUT.ALBUMENTATIONS; every transform is tried on an image such as it will get."""
+    """Add what is wrong with INPUT.ALBUMENTATIONS; every transform is tried on an image such as it will get.
+
+    Without Albumentations nothing is checked: a configuration of a training may be loaded where only predicted is.
+    """
     entries = problems.cfg[KEY]
     if not entries or not is_installed():
         return

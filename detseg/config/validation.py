@@ -10,6 +10,7 @@ from typing import Any
 from detseg.config.augmentation_rules import check_augmentation
 from detseg.config.data_rules import check_training_data
 from detseg.config.engines import ENGINES, check_engine
+from detseg.config.intensity_transforms import check_intensity_transforms, is_installed
 from detseg.config.model_rules import check_model
 from detseg.config.node import Config
 from detseg.config.pretrained_rules import (
@@ -32,8 +33,11 @@ _NORMS = (
 )
 
 
-def check_combinations(cfg: Config) -> None:
+def check_combinations(cfg: Config, *, training: bool = True) -> None:
     """Refuse values and combinations that nothing could build, train or predict with.
+
+    Args:
+        training: False leaves out INPUT.ALBUMENTATIONS, which prediction neither needs nor imports.
 
     Raises:
         ConfigError: all problems in one message, each with its key and where it was set.
@@ -42,6 +46,8 @@ def check_combinations(cfg: Config) -> None:
     _check_general(problems)
     _check_input(problems)
     check_augmentation(problems)
+    if training:
+        check_intensity_transforms(problems)
     _check_data(problems)
     check_training_data(problems)
     _check_solver(problems)
@@ -60,7 +66,7 @@ def validate_config(cfg: Config, *, training: bool = True) -> None:
     Raises:
         ConfigError: with all problems of the first of these three groups that has any.
     """
-    check_combinations(cfg)
+    check_combinations(cfg, training=training)
     check_engine(cfg, training=training)
     if training:
         _check_training(cfg)
@@ -70,6 +76,8 @@ def _check_training(cfg: Config) -> None:
     problems = Problems(cfg)
     if not cfg.DATASETS.TRAIN:
         problems.add("DATASETS.TRAIN", 'expected the training data: ["catalog name or COCO file"]')
+    if cfg.INPUT.ALBUMENTATIONS and not is_installed():
+        problems.add("INPUT.ALBUMENTATIONS", "needs Albumentations: pip install 'albumentations>=2.0,<2.1'")
     if not cfg.MODEL.WEIGHTS:
         frozen = [key for key in _NORMS if cfg[key] == "FrozenBN" and (cfg.MODEL.MASK_ON or "MASK_HEAD" not in key)]
         for key in frozen:

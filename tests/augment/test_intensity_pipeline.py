@@ -16,7 +16,7 @@ import yaml
 
 from detseg.augment.intensity_pipeline import IntensityPipeline
 from detseg.augment.policy import TrainPolicy
-from detseg.config import config_hash, dump_config, load_config
+from detseg.config import config_hash, dump_config, load_config, load_flat_config, validate_config
 from detseg.config.intensity_transforms import import_albumentations
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
@@ -179,6 +179,18 @@ def test_a_configuration_with_a_pipeline_is_dumped_hashed_and_read_back(tmp_path
     assert config_hash(again) == config_hash(cfg) != config_hash(load_config(None))
     cfg.INPUT.ALBUMENTATIONS[0]["p"] = 0.9
     assert yaml.safe_load(yaml.safe_dump(USUAL)) == cfg.INPUT.ALBUMENTATIONS, "reading hands out a copy"
+
+
+def test_prediction_neither_needs_nor_imports_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config(None, words(USUAL))
+    stored = load_flat_config(cfg.flatten() | {"INPUT.GRAYSCALE": True, "MODEL.ENGINE": "native"})
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    validate_config(stored, training=False)
+    validate_config(load_config(None, words([{"name": "Blr"}], "MODEL.ENGINE", "native")), training=False)
+    with pytest.raises(ConfigError, match="pip install 'albumentations"):
+        validate_config(stored)
+    with pytest.raises(ConfigError, match="pip install 'albumentations"):
+        IntensityPipeline(USUAL)(image_of(np.uint8), np.random.default_rng(0), RANGE)
 
 
 def test_the_library_is_imported_on_use_without_asking_the_web() -> None:
