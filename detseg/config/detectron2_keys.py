@@ -60,7 +60,7 @@ REFUSED: dict[str, dict[Any, str]] = {
     },
     "MODEL.ANCHOR_GENERATOR.NAME": {"RotatedAnchorGenerator": _NO_BOXES_WITH_ANGLES},
     "MODEL.ROI_HEADS.NAME": {"RROIHeads": _NO_BOXES_WITH_ANGLES},
-    "INPUT.MASK_FORMAT": {"polygon": "masks are pixels here: set bitmask"},
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": {True: "it asks for classes' frequencies of data registered with Detectron2"},
 }
 
 
@@ -86,21 +86,16 @@ def check_keys(cfg: Config, problems: Problems, *, training: bool) -> None:
         if _matches(key, patterns):
             continue
         if not implements(key) and value != ours[key]:
-            expected = f"the detectron2 engine does not implement this key; leave it at {ours[key]!r}, {_ADVICE}"
-            _note(problems, key, value, value == theirs.get(key, ours[key]), expected)
+            if value == theirs.get(key, ours[key]):
+                where = cfg.origin(key)
+                _logger.warning("%s = %r (%s) is Detectron2's default, which is not followed here", key, value, where)
+            else:
+                expected = f"the detectron2 engine does not implement this key; leave it at {ours[key]!r}, {_ADVICE}"
+                problems.add(key, expected)
         elif not key.startswith("MODEL.") and key in IMPLEMENTED_VALUES and value not in IMPLEMENTED_VALUES[key]:
             problems.add(key, f"expected {' or '.join(map(repr, IMPLEMENTED_VALUES[key]))}, with either engine")
         elif not isinstance(value, list) and value in REFUSED.get(key, {}):
-            reason = f"not with the detectron2 engine: {REFUSED[key][value]}"
-            _note(problems, key, value, key.startswith("INPUT.") and value == theirs[key], reason)
-
-
-def _note(problems: Problems, key: str, value: Any, nobody_chose_it: bool, expected: str) -> None:
-    if nobody_chose_it:
-        origin = problems.cfg.origin(key)
-        _logger.warning("%s = %r (%s) is Detectron2's default, which is not followed here", key, value, origin)
-    else:
-        problems.add(key, expected)
+            problems.add(key, f"not with the detectron2 engine: {REFUSED[key][value]}")
 
 
 def _matches(key: str, patterns: tuple[str, ...] | list[str]) -> bool:

@@ -1,4 +1,6 @@
-"""The tables of docs/configuration.md, made from the keys: `python -m detseg.config.document docs/configuration.md`.
+"""The tables of docs/configuration.md and docs/engines.md, made from the keys.
+
+    python -m detseg.config.document docs/configuration.md docs/engines.md
 
 A test compares the file with what this makes, so that it cannot go stale.
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.config.differences import DIFFERENCES
+from detseg.config.engine_table import engine_rows
 from detseg.config.keys import OWN_KEYS
 from detseg.config.native_keys import HONOURED, IMPLEMENTED_VALUES
 from detseg.config.schema import detectron2_defaults, kinds
@@ -47,7 +50,14 @@ def native_table() -> str:
     return _table(("key", "values"), rows)
 
 
+def engines_table() -> str:
+    """What each engine implements, where one does not take all legal values."""
+    rows = ((f"`{name}`", native, detectron2) for name, native, detectron2 in engine_rows())
+    return _table(("key", "native", "detectron2"), rows)
+
+
 _TABLES: dict[str, Callable[[], str]] = {
+    "engines": engines_table,
     "own keys": own_keys_table,
     "differences": differences_table,
     "native": native_table,

@@ -11,9 +11,10 @@ from detseg.errors import ConfigError
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
-def test_tables_are_up_to_date():
-    text = PAGE.read_text(encoding="utf-8")
-    assert fill_tables(text) == text, f"run: python -m detseg.config.document {PAGE}"
+@pytest.mark.parametrize("page", [PAGE, PAGE.with_name("engines.md")], ids=lambda page: page.name)
+def test_tables_are_up_to_date(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert fill_tables(text) == text, f"run: python -m detseg.config.document {page}"
 
 
 def test_every_own_key_is_documented():
