@@ -16,6 +16,9 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 
+# Runs that overlap, for each run there is, up to which pairs of them are listed: 32 bytes a pair.
+_MOST_OVERLAPS = 16
+
 
 class LabelLayers:
     """N objects of one image as (L, H, W) int32 label maps.
@@ -83,24 +86,27 @@ class LabelLayers:
                 f"mask {other[0]} was made for an image of {[int(runs.heights[other[0]]), int(runs.widths[other[0]])]} "
                 f"(height, width), but the image has {[height, width]}"
             )
-        # Objects that share no pixel with another, most of all, are painted together by one sum along the image.
-        overlapping = _overlapping(runs, len(rles))
-        alone = ~overlapping[runs.owners]
-        steps = np.zeros(height * width + 1, dtype=np.int32)
-        ids = runs.owners[alone].astype(np.int32) + 1
-        # No two of these runs have a start or an end in common, so that nothing is lost in these two lines.
-        steps[runs.starts[alone]] += ids
-        steps[runs.ends[alone]] -= ids
-        first = np.cumsum(steps[:-1], dtype=np.int32).reshape(width, height).T
-        placed = np.flatnonzero(overlapping)
-        crops = rle_codec.decode_crops([rles[index] for index in placed])
-        return cls(_place(first, crops, placed + 1), len(rles))
+        pairs = _overlapping_pairs(runs)
+        if pairs is None:
+            crops = rle_codec.crops_of(runs)
+            return cls._from_crops(crops, height, width)
+        layer_of = _color(pairs, len(rles))
+        layers = np.empty((int(layer_of.max(initial=0)) + 1, height, width), dtype=np.int32)
+        for number, layer in enumerate(layers):
+            inside = layer_of[runs.owners] == number
+            ids = runs.owners[inside].astype(np.int32) + 1
+            # Objects of a layer share no pixel: each run begins and ends where no other does, so that nothing is lost
+            # in these two lines, and the sum along the image is the label of every pixel.
+            steps = np.zeros(height * width + 1, dtype=np.int32)
+            steps[runs.starts[inside]] += ids
+            steps[runs.ends[inside]] -= ids
+            layer[...] = np.cumsum(steps[:-1], dtype=np.int32).reshape(width, height).T
+        return cls(layers, len(rles))
 
     @classmethod
     def _from_crops(cls, crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> LabelLayers:
         """Make layers from crops (crop, x0, y0); crop n gets the id n + 1."""
-        nothing = np.zeros((height, width), dtype=np.int32)
-        return cls(_place(nothing, crops, np.arange(1, len(crops) + 1)), len(crops))
+        return cls(_place(crops, height, width), len(crops))
 
     @property
     def num_layers(self) -> int:
@@ -201,34 +207,55 @@ class LabelLayers:
         return rles
 
 
-def _place(first: np.ndarray, crops: Sequence[tuple[np.ndarray, int, int]], ids: np.ndarray) -> np.ndarray:
+def _place(crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> np.ndarray:
     """Greedy colouring: every object goes to the first layer in which its pixels are free.
 
-    first: (H, W) int32, the first layer, changed here. crops: (crop, x0, y0) of every object, ids: (N,) their labels.
-    Returns (L, H, W) int32.
+    crops: (crop, x0, y0) of every object; crop n gets the label n + 1. Returns (L, height, width) int32.
     """
-    layers = [first]
-    for (crop, x0, y0), label in zip(crops, ids, strict=True):
+    layers = [np.zeros((height, width), dtype=np.int32)]
+    for label, (crop, x0, y0) in enumerate(crops, start=1):
         window = (slice(y0, y0 + crop.shape[0]), slice(x0, x0 + crop.shape[1]))
         for layer in layers:
             if not layer[window][crop].any():
                 break
         else:
-            layer = np.zeros_like(first, order="C")
+            layer = np.zeros((height, width), dtype=np.int32)
             layers.append(layer)
         layer[window][crop] = label
     return np.stack(layers)
 
 
-def _overlapping(runs: rle_codec.Runs, count: int) -> np.ndarray:
-    """Return which of `count` objects (N,) bool share a pixel with another."""
-    overlapping = np.zeros(count, dtype=bool)
+def _overlapping_pairs(runs: rle_codec.Runs) -> np.ndarray | None:
+    """Return pairs (P, 2) int64 of objects that share a pixel, ascending; None where the runs overlap too often.
+
+    The latter is where objects lie upon each other in heaps: comparing crops takes less memory then.
+    """
     order = np.argsort(runs.starts, kind="stable")
     starts, ends, owners = runs.starts[order], runs.ends[order], runs.owners[order]
-    reached = np.maximum.accumulate(ends)
-    overlapping[owners[1:][starts[1:] < reached[:-1]]] = True
-    overlapping[owners[:-1][starts[1:] < ends[:-1]]] = True
-    return overlapping
+    # Behind every run come those that begin before it ends.
+    first = np.arange(1, len(starts) + 1)
+    counts = np.searchsorted(starts, ends, side="left") - first
+    total = int(counts.sum())
+    if total > _MOST_OVERLAPS * max(len(starts), 1):
+        return None
+    left = np.repeat(np.arange(len(starts)), counts)
+    right = np.arange(total) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    pairs = np.sort(np.stack([owners[left], owners[right]], axis=1), axis=1)
+    # One number a pair is sorted several times as fast as rows.
+    keys = np.unique(pairs[:, 0] * len(runs) + pairs[:, 1])
+    return np.stack(np.divmod(keys, max(len(runs), 1)), axis=1)
+
+
+def _color(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Greedy colouring: return the layer (N,) int64 of each object, the first that no overlapping one before has."""
+    layer_of = np.zeros(count, dtype=np.int64)
+    earlier: dict[int, list[int]] = {}
+    for first, second in pairs.tolist():
+        earlier.setdefault(second, []).append(first)
+    for index in sorted(earlier):
+        taken = {int(layer_of[other]) for other in earlier[index]}
+        layer_of[index] = next(layer for layer in range(len(taken) + 1) if layer not in taken)
+    return layer_of
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, int]:
