@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{count.objects} objects of {count.images} images: {where}")
     if count.ignored:
         print(f"{count.ignored} regions to be ignored are left out")
+    if count.empty:
+        print(f"{count.empty} masks without a pixel are left out")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -212,6 +212,25 @@ def test_the_sartorius_table(annotations: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mask_without_a_pixel_is_left_out_and_moves_no_other_number(tmp_path: Path, form: str, capsys) -> None:
+    found = rles()
+    found[1] = rle_codec.encode_mask(np.zeros((12, 15), bool))
+    boxes = np.array([[2, 1, 8, 5], [1, 1, 2, 2], [12, 8, 13, 9]])
+    one = Predictions(5, "a.tif", 12, 15, boxes, [0.9, 0.8, 0.3], [0, 1, 0], rles=found)
+    write_predictions(tmp_path / "p.json", [one], CATEGORIES)
+    assert export(tmp_path / "p.json", form, "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "2 objects of 1 images" in printed
+    assert "1 masks without a pixel are left out" in printed
+    if form == "csv":
+        with open(tmp_path / "out" / "measurements.csv", newline="") as file:
+            assert [row["id"] for row in csv.DictReader(file)] == ["1", "3"]
+    if form == "sartorius":
+        with open(tmp_path / "out" / "train.csv", newline="") as file:
+            assert len(list(csv.DictReader(file))) == 2
+
+
 def test_names_that_the_tables_cannot_tell_apart_are_refused(tmp_path: Path, capsys) -> None:
     images = [{"id": n, "file_name": f"{n}/a.png", "height": 12, "width": 15} for n in (1, 2)]
     write_coco(tmp_path / "two.json", images=images, annotations=[], categories=CATEGORIES)

@@ -17,6 +17,7 @@ from detseg.data.coco_writer import make_folder
 from detseg.data.writers.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.data.writers.objects import ImageObjects, ObjectsFile
 from detseg.errors import ConfigError, DataError
+from detseg.structures import rle as rle_codec
 from detseg.structures.atomic_write import written_whole
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 
@@ -80,11 +81,12 @@ class ExportOptions:
 
 @dataclass
 class ExportCount:
-    """What was exported: images, objects; ignored regions that were left out, and files written."""
+    """What was exported: images, objects; regions to be ignored and masks without a pixel, both left out; files."""
 
     images: int = 0
     objects: int = 0
     ignored: int = 0
+    empty: int = 0
     files: list[Path] = dataclasses.field(default_factory=list)
 
 
@@ -150,7 +152,9 @@ def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: Exp
             if size is None and fields.get(FIELD) is not None:
                 size = parse_pixel_size(fields[FIELD], objects.file_name)
         count.images += 1
-        count.objects += len(objects)
+        empty = int((rle_codec.area(objects.rles) == 0).sum())
+        count.objects += len(objects) - empty
+        count.empty += empty
         count.ignored += objects.num_ignored
         yield dataclasses.replace(objects, pixel_size=size, fields=fields, picture=picture)
 

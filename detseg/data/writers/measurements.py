@@ -26,7 +26,7 @@ _WITHOUT_UNIT = ("eccentricity", "orientation", "solidity", "circularity")
 
 
 def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write a CSV of all objects; images without objects have no row. An existing file is replaced.
+    """Write a CSV of all objects; images and masks without a pixel have no row. An existing file is replaced.
 
     Columns: image, id (the label of the object in label images), class, score of predictions, what `Shape` lists and
     the bounding box in pixels (`_px`), the same in micrometres (`_um`, where the pixel size is known), and for every
@@ -50,20 +50,17 @@ def _ordered(columns: Sequence[str]) -> list[str]:
 
 
 def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return column -> N values of one image's objects; see `write_measurements`."""
-    count = len(objects)
+    """Return column -> values of one image's objects, those without a pixel left out; see `write_measurements`."""
     picture, size = _picture(objects)
+    kept = np.flatnonzero(rle_codec.area(objects.rles)).tolist()
     table: dict[str, list[Any]] = {
-        "image": [objects.file_name] * count,
-        "id": list(range(1, count + 1)),
-        "class": [class_names[index] for index in objects.classes],
+        "image": [objects.file_name] * len(kept),
+        "id": [index + 1 for index in kept],
+        "class": [class_names[objects.classes[index]] for index in kept],
     }
     if objects.scores is not None:
-        table["score"] = [f"{score:.6g}" for score in objects.scores]
-    crops = rle_codec.decode_crops(objects.rles)
-    empty = [number + 1 for number, (crop, _, _) in enumerate(crops) if not crop.any()]
-    if empty:
-        raise DataError(f"{objects.file_name}: object {empty[0]} has no pixel; nothing can be measured in it")
+        table["score"] = [f"{objects.scores[index]:.6g}" for index in kept]
+    crops = rle_codec.decode_crops([objects.rles[index] for index in kept])
     rows = [_measure(*crop, size) for crop in crops]
     for name in rows[0] if rows else ():
         table[name] = [f"{row[name]:.7g}" for row in rows]

@@ -23,7 +23,8 @@ DSB2018_COLUMNS = ("ImageId", "EncodedPixels")
 def write_sartorius(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
     """Write train.csv: a row an object, runs along the rows; plate_time and the like where the images have them.
 
-    As in the competition, an image is known by its name without folder and suffix, and one without objects has no row.
+    As in the competition, an image is known by its name without folder and suffix; images and masks without a pixel
+    have no row.
     An existing file is replaced.
 
     Raises DataError where two images have one name.
@@ -36,6 +37,8 @@ def _sartorius_rows(images: Iterable[ImageObjects], class_names: Sequence[str]) 
         further = [str(objects.fields.get(column, "")) for column in SARTORIUS_COLUMNS[5:]]
         for crop, class_index in zip(rle_codec.decode_crops(objects.rles), objects.classes, strict=True):
             runs = encode_pairs(*crop, objects.width)
+            if not runs:
+                continue
             yield [name, runs, str(objects.width), str(objects.height), class_names[class_index], *further]
 
 
@@ -50,7 +53,9 @@ def write_dsb2018(path: Path, images: Iterable[ImageObjects], class_names: Seque
 def _dsb2018_rows(images: Iterable[ImageObjects]) -> Iterator[list[str]]:
     for objects, name in _named(images):
         for crop, x0, y0 in rle_codec.decode_crops(objects.rles):
-            yield [name, encode_pairs(crop.T, y0, x0, objects.height)]
+            runs = encode_pairs(crop.T, y0, x0, objects.height)
+            if runs:
+                yield [name, runs]
 
 
 def encode_pairs(crop: np.ndarray, x0: int, y0: int, width: int) -> str:
