@@ -38,8 +38,8 @@ def combine(
     for number, predictor in enumerate(predictors):
         if predictor.classes != first.classes:
             raise ConfigError(
-                f"model 0 finds {', '.join(first.classes)}, model {number} {', '.join(predictor.classes)}; combine "
-                "models of the same classes in the same order"
+                f"the first model finds {', '.join(first.classes)}, model {number + 1} "
+                f"{', '.join(predictor.classes)}; combine models of the same classes in the same order"
             )
     if len(predictors) == 1 and settings.changes_nothing:
         return first.with_detector(first.image_model)
