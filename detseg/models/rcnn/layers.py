@@ -107,10 +107,12 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.fast and self._winograd_fits and winograd.pays(x, self.out_channels)
-        plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
-        return self._convolve(x, self._by_winograd if wide and plain else self._conv_forward)
+        wide = wide and not torch.is_autocast_enabled(x.device.type)
+        return self._convolve(x, self._by_winograd if wide else self._conv_forward)
 
     def _by_winograd(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled():
+            return winograd.Convolution.apply(x, weight, bias)
         transformed = self._winograd_weight(lambda: winograd.transform_weight(weight), self._sources())
         return winograd.convolve(x, transformed, bias)
 
