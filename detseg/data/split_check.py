@@ -48,7 +48,8 @@ def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: fl
         ]
     if not lines:
         return f"nothing leaks between {len(set(parts))} parts with {len(images)} images", 0
-    return f"{len(lines)} leaks between {len(set(parts))} parts:\n{list_problems(lines, 50)}", len(lines)
+    noun = "leak" if len(lines) == 1 else "leaks"
+    return f"{len(lines)} {noun} between {len(set(parts))} parts:\n{list_problems(lines, 50)}", len(lines)
 
 
 def _same_files(images: Sequence[ImageRecord], parts: Sequence[str]) -> list[str]:

@@ -317,10 +317,10 @@ def _leak_report(dataset: CocoDataset, split: Split, options: SplitOptions) -> l
     ]
     _write_csv(path, rows)
     leaking = len(split.leaks)
-    told = f"{len(split.pairs)} pairs of images are nearly the same, listed in {path}: "
+    told = f"pairs of images that are nearly the same: {len(split.pairs)}, listed in {path}; "
     if not leaking:
         return [told + "each lies in one part"]
-    return [told + f"{leaking} of them lie in two parts, and scores will be too good (leave --ignore-similar out)"]
+    return [told + f"in two parts: {leaking}, so that scores will be too good (leave --ignore-similar out)"]
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

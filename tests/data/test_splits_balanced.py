@@ -139,7 +139,7 @@ def test_split_writes_folds_that_keep_groups_and_copies_together(plates: Path, c
     words = ["split", str(plates), "--output", str(out), "--folds", "3", "--group-by", "plate"]
     assert main([*words, "--coco-files", "--holdout", "0.25"]) == 0
     printed = capsys.readouterr().out
-    assert "1 pairs of images are nearly the same" in printed
+    assert "images that are nearly the same: 1" in printed
     assert "each lies in one part" in printed
     whole, test = CocoDataset.load(out / "folds.json"), CocoDataset.load(out / "test.json")
     assert len(whole) + len(test) == 24
