@@ -69,11 +69,10 @@ def model_problems(arguments: argparse.Namespace) -> dict[str, bool]:
         )
         if value and models == 1
     ]
-    unknown = [number for number in (*arguments.boxes_of, *arguments.masks_of) if not 1 <= number <= models]
+    asked = [*arguments.boxes_of, *arguments.masks_of]
+    unknown = ", ".join(str(number) for number in asked if not 1 <= number <= models)
     return {
-        f"--boxes-of, --masks-of: there is no model {', '.join(map(str, unknown))}; they are counted from 1 to {models}": bool(
-            unknown
-        ),
+        f"--boxes-of, --masks-of: there is no model {unknown}; they are counted from 1 to {models}": bool(unknown),
         "give the model: --run DIR, or --weights FILE (with --config FILE)": models == 0,
         "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
         "--config belongs to one --weights; several take the configurations stored in them": bool(

@@ -375,8 +375,12 @@ OWN_KEYS: tuple[Key, ...] = (
         "`merge_then_mask`: boxes of all views are merged, then the masks that all views give them are averaged, as "
         "Detectron2 does. `fuse`: every view detects boxes and masks, which are fused.",
     ),
-    Key("TEST.AUG.METHOD", "nms", "How boxes of several views become one: `nms`, `soft_nms` or `wbf`."),
-    Key("TEST.AUG.THRESHOLD", 0.5, "Boxes of a class with a greater IoU are one object of TEST.AUG.METHOD."),
+    Key(
+        "TEST.AUG.METHOD",
+        "wbf",
+        "How boxes of several views become one: `wbf` (their mean), `nms` (the best; Detectron2, at 0.5) or `soft_nms`.",
+    ),
+    Key("TEST.AUG.THRESHOLD", 0.65, "Boxes of a class with a greater IoU than this are one object, for METHOD."),
     Key("TEST.AUG.MIN_VIEWS", 1, "Objects that fewer views have found are dropped."),
     Key(
         "TEST.AUG.MASKS",

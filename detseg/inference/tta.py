@@ -35,7 +35,9 @@ class TestTimeAugmentation:
 
     views: Sequence[View] = (PLAIN,)
     mode: str = MERGE_THEN_MASK
-    fusion: FusionOptions = field(default_factory=FusionOptions)
+    fusion: FusionOptions = field(
+        default_factory=lambda: FusionOptions(method="wbf", threshold=0.65, masks="mean")  # as TEST.AUG's defaults
+    )
     max_detections: int = 0
 
     def __post_init__(self) -> None:

@@ -173,6 +173,8 @@ def test_the_best_objects_are_kept_up_to_the_limit():
 
 def test_settings_come_from_the_configuration():
     assert TestTimeAugmentation.from_config(load_config()).changes_nothing
+    fuse = TestTimeAugmentation.from_config(load_config(overrides=["TEST.AUG.MODE=fuse"]))
+    assert fuse.fusion == TestTimeAugmentation().fusion, "one set of defaults"
     detectron2 = ["TEST.AUG.ENABLED=True", "TEST.AUG.MIN_SIZES=[300, 400]", "TEST.AUG.MAX_SIZE=500"]
     settings = TestTimeAugmentation.from_config(load_config(overrides=detectron2))
     assert [view.name for view in settings.views] == ["none+short=300", "h+short=300", "none+short=400", "h+short=400"]
