@@ -30,6 +30,7 @@ BASE = [
     "albumentations>=2.0,<2.1",
     "ensemble-boxes>=1.0.9",
     "faster-coco-eval>=1.6",
+    "matplotlib>=3.7",
     "roifile>=2023.2",
     "tensorboard>=2.11",
 ]

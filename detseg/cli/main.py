@@ -35,6 +35,7 @@ COMMANDS = {
     "prepare_rois": "turn images with regions of ImageJ into COCO files",
     "prepare_geojson": "turn images with GeoJSON files of QuPath into COCO files",
     "repair": "mend the masks of a COCO file",
+    "inspect_data": "look at a data set: figures, problems and suggested settings in one HTML file",
     "split": "split a COCO file into folds or parts without leaks, or look for leaks",
     "train_net": "train a model, evaluate it and draw what it sees",
     "predict": "run a trained model over images and write a Predictions file",

@@ -1,0 +1,110 @@
+"""Balance of classes and kinds, and how to split without leaks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from detseg.data.fold_index import FOLD
+from detseg.data.inspection.gather import NO_GROUP, Gathered
+from detseg.data.inspection.suggestion import Suggestion
+from detseg.data.leakage import join_groups
+
+# How much more often the most frequent comes than the rarest, from which on it matters.
+UNEVEN = 3.0
+# Fields whose values are places that images come from.
+SOURCES = (
+    "plate",
+    "well",
+    "source",
+    "sample_id",
+    "sample",
+    "slide",
+    "patient",
+    "donor",
+    "experiment",
+    "site",
+    "sequence",
+)
+USUAL_FOLDS = 5
+
+
+def class_weights(counts: np.ndarray) -> np.ndarray:
+    """Return weights by inverse frequency with a mean of 1 over the classes that occur; 0 for others."""
+    weights = np.where(counts > 0, 1 / np.maximum(counts, 1), 0.0)
+    return weights / weights[counts > 0].mean() if (counts > 0).any() else weights
+
+
+def advise_balance(gathered: Gathered) -> list[Suggestion]:
+    """Suggest to show rare kinds or classes more often."""
+    groups = Counter(group for group in gathered.groups if group != NO_GROUP)
+    names = gathered.dataset.class_names
+    classes = gathered.dataset.objects_per_image().sum(axis=0)
+    if len(groups) > 1 and max(groups.values()) >= UNEVEN * min(groups.values()):
+        text = ", ".join(f"{name} {count}" for name, count in groups.most_common(8))
+        keys = {"DATALOADER.BALANCE_BY": gathered.group_field, "DATALOADER.BALANCE_POWER": 0.5}
+        what = f"Images balanced half of the way by their field {gathered.group_field}."
+        return [Suggestion("balance", what, f"Images of each: {text}.", keys)]
+    if len(names) > 1 and classes.min() and classes.max() >= UNEVEN * classes.min():
+        weights = class_weights(classes)
+        text = ", ".join(
+            f"{name} {count:,} (weight by inverse frequency {weight:.2f})"
+            for name, count, weight in zip(names, classes.tolist(), weights, strict=True)
+        )
+        in_images = (gathered.dataset.objects_per_image() > 0).sum(axis=0)
+        if in_images.min() > 0.5 * in_images.max():
+            what = "No balancing of images: each class is in as many of them."
+            return [Suggestion("balance", what, f"Objects of each: {text}.")]
+        keys = {"DATALOADER.BALANCE_BY": "category", "DATALOADER.BALANCE_POWER": 0.5}
+        return [Suggestion("balance", "Images with rare classes shown more often.", f"Objects of each: {text}.", keys)]
+    return []
+
+
+def advise_split(gathered: Gathered, source: str) -> Suggestion:
+    """Suggest folds: what is spread over them and what stays together."""
+    images = len(gathered.dataset)
+    groups = sorted({group for group in gathered.groups if group != NO_GROUP})
+    own = source_field(gathered)
+    words = ["detseg split", source]
+    reasons = [f"There are {images} images."]
+    together = images
+    if own:
+        values = [str(record.metadata.get(own)) for record in gathered.dataset.images]
+        together = len(set(values))
+        reasons.append(
+            f"They come from {together} places ({own}), which stay together: neighbours share light and stain."
+        )
+    if gathered.pairs:
+        joined = join_groups(np.arange(images), gathered.pairs)
+        alike = int((np.bincount(joined)[joined] > 1).sum())
+        together = min(together, len(set(joined.tolist())))
+        reasons.append(f"{alike} images are nearly the same as another one; split keeps these together, too.")
+    folds = max(min(USUAL_FOLDS, together, images // 2), 2)
+    words += ["--folds", str(folds)]
+    if len(groups) > 1:
+        words += ["--stratify-by", gathered.group_field]
+        reasons.append(f"{gathered.group_field} has {len(groups)} values, spread over all folds.")
+        if len(groups) > 2:
+            reasons.append(
+                f"What a model does on a kind that it has not seen, only leaving one out tells: --group-by "
+                f"{gathered.group_field}."
+            )
+    if own:
+        words += ["--group-by", own]
+    if images < 20:
+        reasons.append("With so few images a score of one split is luck: judge by the mean of all folds.")
+    return Suggestion("split", f"{folds} folds.", " ".join(reasons), command=" ".join([*words, "--output folds"]))
+
+
+def source_field(gathered: Gathered) -> str:
+    """Return the field of the images that says where they come from, by its name and values; empty where there is none."""
+    images = gathered.dataset.images
+    for name in SOURCES:
+        for field in sorted({key for record in images for key in record.metadata}):
+            values = [record.metadata.get(field) for record in images]
+            if field.lower() != name or field in (gathered.group_field, FOLD):
+                continue
+            if all(isinstance(value, (str, int)) for value in values) and 2 <= len(set(values)) <= 0.7 * len(values):
+                return field
+    return ""

@@ -1,0 +1,132 @@
+"""Anchors that suit given boxes: k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), then a pyramid.
+
+N boxes; shapes are (width, height), compared as if they had one centre.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detseg.data.inspection.anchor_grid import HIGH_IOU, STRIDES, Anchors, best_iou, recall
+
+# Enough boxes to choose by; more say the same.
+MOST_BOXES = 20000
+RATIOS = 3
+_ROUNDS, _STARTS = 100, 5
+# A second size a level doubles the anchors: taken where so much more of the objects are found.
+_WORTH = 0.05
+
+
+def shape_iou(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the IoU of shapes (N, 2) with others (K, 2), one centre assumed: (N, K) float64."""
+    shared = np.minimum(shapes[:, None], others[None]).prod(axis=2)
+    return shared / (shapes.prod(axis=1)[:, None] + others.prod(axis=1)[None] - shared)
+
+
+def cluster_shapes(shapes: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, float]:
+    """Cluster shapes (N, 2) by k-means with the distance 1 - IoU.
+
+    Of several starts (the first spread over the areas, the others drawn) the best one counts.
+
+    Returns:
+        the means (k, 2), by area, k = `count` or as many different shapes as there are; and the mean IoU of a shape with
+        its nearest.
+    """
+    different = np.unique(shapes, axis=0)
+    count = min(count, len(different))
+    if not count:
+        return np.zeros((0, 2)), float("nan")
+    rng = np.random.default_rng(seed)
+    by_area = shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
+    best, best_fit = different[:count], -1.0
+    for start in range(_STARTS):
+        places = (np.arange(count) + 0.5) / count if start == 0 else rng.random(count)
+        means = by_area[(places * len(by_area)).astype(np.int64)].astype(np.float64)
+        means = _settle(shapes, means)
+        fit = float(shape_iou(shapes, means).max(axis=1).mean())
+        if fit > best_fit + 1e-9:
+            best, best_fit = means, fit
+    return best[np.argsort(best.prod(axis=1), kind="stable")], best_fit
+
+
+def _settle(shapes: np.ndarray, means: np.ndarray) -> np.ndarray:
+    owner = np.full(len(shapes), -1)
+    for _ in range(_ROUNDS):
+        ious = shape_iou(shapes, means)
+        nearest = ious.argmax(axis=1)
+        if np.array_equal(nearest, owner):
+            break
+        owner = nearest
+        for number in range(len(means)):
+            own = shapes[owner == number]
+            # A mean that nothing is near to moves to the shape that is met worst.
+            means[number] = own.mean(axis=0) if len(own) else shapes[ious.max(axis=1).argmin()]
+    return means
+
+
+def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
+    """Return `RATIOS` ratios height by width, ascending: the clusters of shapes (N, 2) brought to one area."""
+    unit = shapes / np.sqrt(shapes.prod(axis=1, keepdims=True))
+    means, _ = cluster_shapes(unit, RATIOS)
+    ratios = sorted({round(float(height / width), 2) for width, height in means})
+    return tuple(ratios) or (0.5, 1.0, 2.0)
+
+
+def choose_anchors(
+    boxes: np.ndarray, image_sizes: np.ndarray, strides: tuple[int, ...] = STRIDES, seed: int = 0
+) -> Anchors:
+    """Choose sizes and ratios for a pyramid: those of which the best anchor on the grid meets the boxes best.
+
+    Candidates are the clusters of the boxes' sizes, one a level, and ladders of doubled sizes; no size is below twice its
+    level's stride, where the grid's gaps would cost more than a better shape brings.
+
+    Args:
+        boxes: (N, 4) XYXY, N > 0. image_sizes: (N, 2) height, width. Both at the network.
+    """
+    if len(boxes) > MOST_BOXES:
+        rows = np.random.default_rng(seed).choice(len(boxes), MOST_BOXES, replace=False)
+        boxes, image_sizes = boxes[rows], image_sizes[rows]
+    shapes = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
+    ratios = choose_ratios(shapes)
+    sides = np.sqrt(shapes.prod(axis=1))
+    square = np.repeat(sides[:, None], 2, axis=1)
+
+    def best_of(candidates: list[tuple[tuple[float, ...], ...]]) -> tuple[Anchors, np.ndarray]:
+        tried = [Anchors(sizes, ratios, strides) for sizes in candidates]
+        ious = [best_iou(boxes, image_sizes, anchors) for anchors in tried]
+        best = int(np.argmax([values.mean() for values in ious]))
+        return tried[best], ious[best]
+
+    one, one_iou = best_of(_one_a_level(sides, square, strides))
+    two, two_iou = best_of([tuple((s, round(s * 2**0.5, 1)) for (s,) in one.sizes), *_two_a_level(square, strides)])
+    return two if recall(two_iou, HIGH_IOU) >= recall(one_iou, HIGH_IOU) + _WORTH else one
+
+
+def _one_a_level(
+    sides: np.ndarray, square: np.ndarray, strides: tuple[int, ...]
+) -> list[tuple[tuple[float, ...], ...]]:
+    clusters = cluster_shapes(square, len(strides))[0][:, 0]
+    candidates = [_filled(clusters, strides, 1)]
+    for quantile in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5):
+        first = np.quantile(sides, quantile)
+        candidates += [_filled(first * growth ** np.arange(len(strides)), strides, 1) for growth in (1.5, 2.0)]
+    return candidates
+
+
+def _two_a_level(square: np.ndarray, strides: tuple[int, ...]) -> list[tuple[tuple[float, ...], ...]]:
+    return [_filled(cluster_shapes(square, 2 * len(strides))[0][:, 0], strides, 2)]
+
+
+def _filled(sizes: np.ndarray, strides: tuple[int, ...], per_level: int) -> tuple[tuple[float, ...], ...]:
+    """Give sizes, ascending, to the levels; where there are too few, larger ones follow."""
+    sizes = list(sizes)
+    while len(sizes) < per_level * len(strides):
+        sizes.append(sizes[-1] * 2 ** (1 / per_level))
+    return tuple(
+        tuple(_rounded(max(size, 2.0 * stride)) for size in sizes[per_level * level : per_level * (level + 1)])
+        for level, stride in enumerate(strides)
+    )
+
+
+def _rounded(size: float) -> float:
+    return float(round(size)) if size >= 10 else round(float(size), 1)

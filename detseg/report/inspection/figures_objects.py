@@ -1,0 +1,198 @@
+"""Figures of objects: how many, how large, of which shape, how near each other. Each takes the report and returns SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from detseg.report.inspection.style import LINE, MOST_ROWS, colour, log2_ticks, new_figure, to_svg
+
+Report = Mapping[str, Any]
+
+
+def groups_of(report: Report) -> list[str]:
+    """Return the groups to draw, the most frequent first."""
+    rows = report["images"]["by_group"]
+    return sorted(rows, key=lambda name: (-rows[name]["images"], name))[:MOST_ROWS]
+
+
+def has_groups(report: Report) -> bool:
+    return len(report["images"]["by_group"]) > 1
+
+
+def label_of(group: str) -> str:
+    return group or "all"
+
+
+def draw_counts(report: Report) -> str:
+    """Images and objects of every group, the objects by class."""
+    groups = groups_of(report)[::-1]
+    rows = report["images"]["by_group"]
+    figure, (left, right) = new_figure(0.9 + 0.34 * len(groups) + 0.2 * (len(report["classes"]) > 1), 2, (1, 1.6))
+    places = np.arange(len(groups))
+    images = [rows[group]["images"] for group in groups]
+    left.barh(places, images, height=0.62, color="#8a929c")
+    _write_values(left, images, places)
+    left.set_yticks(places, [label_of(group) for group in groups])
+    start = np.zeros(len(groups))
+    for number, name in enumerate(report["classes"]):
+        widths = np.array([rows[group]["objects"][name] for group in groups], dtype=np.float64)
+        right.barh(places, widths, left=start, height=0.62, color=colour(number), label=name)
+        start += widths
+    _write_values(right, start, places)
+    right.set_yticks(places, [""] * len(groups))
+    left.set_title("Images")
+    right.set_title("Objects")
+    if len(report["classes"]) > 1:
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=6)
+    for axes in (left, right):
+        axes.grid(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xticks([])
+    return to_svg(figure, "images and objects")
+
+
+def _write_values(axes: Any, values: Any, places: np.ndarray) -> None:
+    most = max(max(values, default=1), 1)
+    axes.set_xlim(0, most * 1.15)
+    for value, place in zip(values, places, strict=True):
+        axes.text(value + most * 0.012, place, f"{int(value):,}", va="center", fontsize=9)
+
+
+def draw_objects_per_image(report: Report) -> str:
+    """How many objects images have, and how much of an image they cover, one dot an image."""
+    groups = groups_of(report)[::-1]
+    rows = report["images"]["rows"]
+    figure, (left, right) = new_figure(1.15 + 0.42 * len(groups), 2, (1.25, 1))
+    columns = (
+        (left, [np.log2(max(row["objects"], 0.5)) for row in rows], "Objects an image"),
+        (right, [row["covered"] for row in rows], "Part of the image that they cover"),
+    )
+    for axes, values, title in columns:
+        strips(
+            axes, {group: [v for v, row in zip(values, rows, strict=True) if row["group"] == group] for group in groups}
+        )
+        axes.set_title(title)
+    low, high = left.get_xlim()
+    log2_ticks(left.xaxis, max(low, 0), high)
+    if low < 0 and min(row["objects"] for row in rows) == 0:
+        ticks = [-1.0, *left.get_xticks()]
+        left.set_xticks(ticks, ["none", *[f"{2.0**tick:g}" for tick in ticks[1:]]])
+    right.set_yticklabels([])
+    right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    return to_svg(figure, "objects per image")
+
+
+def strips(axes: Any, values: Mapping[str, list[float]], first: int = 0) -> None:
+    """Draw one dot a value in a row a group, moved up and down so that equal ones show, and a mark at the median."""
+    rng = np.random.default_rng(0)
+    for place, (group, column) in enumerate(values.items()):
+        shown = np.array([value for value in column if value is not None], dtype=np.float64)
+        if not len(shown):
+            continue
+        spread = rng.uniform(-0.26, 0.26, len(shown))
+        size = float(np.clip(400 / len(shown), 3, 18))
+        own = colour(first + len(values) - 1 - place)
+        axes.scatter(shown, place + spread, s=size, color=own, alpha=0.55, linewidths=0, rasterized=len(shown) > 1500)
+        axes.plot([np.median(shown)] * 2, [place - 0.36, place + 0.36], color=own, linewidth=2.6)
+    axes.set_yticks(range(len(values)), [label_of(group) for group in values])
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    axes.grid(axis="y", visible=False)
+
+
+def draw_sizes(report: Report) -> str:
+    """Diameters of objects by class, and by group where there are some."""
+    by = [("classes", "by class", report["classes"])]
+    if has_groups(report):
+        by.append(("groups", f"by {report['group_field']}", groups_of(report)))
+    data = report["distributions"]["diameter"]
+    figure, all_axes = new_figure(3.1, len(by))
+    for axes, (key, title, names) in zip(all_axes, by, strict=True):
+        _steps(axes, data, {name: data[key][name] for name in names})
+        log2_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
+        axes.set_title(f"Diameter of a disc of the same area, {title}")
+        axes.set_xlabel("pixels")
+        _add_micrometres(axes, report)
+    all_axes[0].set_ylabel("part of the objects")
+    return to_svg(figure, "sizes of objects")
+
+
+def _steps(axes: Any, data: Report, rows: Mapping[str, list[int]]) -> None:
+    """Draw distributions as shares, one line each."""
+    edges = np.array(data["edges"])
+    for number, (name, counts) in enumerate(rows.items()):
+        total = sum(counts)
+        if not total:
+            continue
+        shares = np.array(counts) / total
+        axes.stairs(shares, edges, color=colour(number), linewidth=1.8, label=f"{label_of(name)} ({total:,})")
+        axes.stairs(shares, edges, color=colour(number), alpha=0.12, fill=True)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    if len(rows) > 1:
+        axes.legend(loc="upper right", ncols=1 if len(rows) < 6 else 2)
+
+
+def _add_micrometres(axes: Any, report: Report) -> None:
+    size = report["images"]["pixel_size"]
+    if not size or size["max"] > 1.01 * size["min"]:
+        return
+    shift = np.log2(size["median"])
+    top = axes.secondary_xaxis("top", functions=(lambda value: value + shift, lambda value: value - shift))
+    low, high = axes.get_xlim()
+    log2_ticks(top.xaxis, low + shift, high + shift, " µm")
+
+
+def draw_shapes(report: Report) -> str:
+    """Height by width of boxes, and the ratio of the axes of the ellipse of the same moments."""
+    figure, (left, right) = new_figure(2.7, 2)
+    for axes, name, title in (
+        (left, "aspect", "Height by width of the box"),
+        (right, "elongation", "Length by width, whatever the direction"),
+    ):
+        data = report["distributions"][name]
+        _steps(axes, data, {key: data["classes"][key] for key in report["classes"]})
+        axes.set_title(title)
+    places = np.arange(-4, 5)
+    left.set_xticks(places, [f"{2.0**place:g}" if place >= 0 else f"1/{2.0**-place:g}" for place in places])
+    left.set_xlim(-3.2, 3.2)
+    left.set_ylabel("part of the objects")
+    return to_svg(figure, "shapes of objects")
+
+
+def draw_contacts(report: Report) -> str:
+    """How many objects overlap, touch, or nearly do, by class and group; and how many others one touches."""
+    numbers = report["objects"]
+    rows = [("all", numbers)]
+    if len(report["classes"]) > 1:
+        rows += [(name, numbers["classes"][name]) for name in report["classes"]]
+    if has_groups(report):
+        rows += [(f"{report['group_field']} {name}", numbers["groups"][name]) for name in groups_of(report)]
+    rows = [row for row in rows if row[1]["objects"]][::-1]
+    figure, (left, right) = new_figure(max(1.1 + 0.36 * len(rows), 2.5), 2, (1.6, 1))
+    places = np.arange(len(rows))
+    for key, name, shade in (
+        ("near", "at most 2 pixels apart", "#c9d3dd"),
+        ("touching", "touching or overlapping", colour(0)),
+        ("overlapping", "overlapping", colour(1)),
+    ):
+        height = 0.62 if key != "overlapping" else 0.3
+        left.barh(places, [row[key] for _, row in rows], height=height, color=shade, label=name)
+    left.set_yticks(places, [name for name, _ in rows])
+    left.set_xlim(0, 1)
+    left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    left.grid(axis="y", visible=False)
+    left.set_title("Objects with others so near")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    data = report["distributions"]["contacts"]
+    counts = np.sum([data["classes"][name] for name in report["classes"]], axis=0)
+    right.bar(data["edges"][:-1], counts / max(counts.sum(), 1), color=colour(0), width=0.8)
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    right.set_title("Neighbours that an object touches")
+    right.set_xticks(range(0, 11, 2), ["0", "2", "4", "6", "8", "10+"])
+    right.set_xlim(-0.6, max(len(counts) - 0.4, 4.6))
+    right.grid(axis="x", visible=False)
+    right.axhline(0, color=LINE, linewidth=0.8)
+    return to_svg(figure, "contacts")

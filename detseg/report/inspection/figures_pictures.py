@@ -1,0 +1,163 @@
+"""Figures of pictures: intensities, contrast and focus; and of what a detector's anchors meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from detseg.report.inspection.figures_objects import Report, groups_of, strips
+from detseg.report.inspection.style import INK, colour, log2_ticks, new_figure, to_svg
+
+
+def draw_intensities(report: Report) -> str:
+    """The range and the median of every picture, group by group."""
+    groups = groups_of(report)
+    rows = [row for row in report["images"]["rows"] if "median" in row]
+    figure, (axes,) = new_figure(2.9)
+    place, ticks = 0, []
+    for number, group in enumerate(groups):
+        own = sorted((row for row in rows if row["group"] == group), key=lambda row: row["median"])
+        if not own:
+            continue
+        x = place + np.arange(len(own))
+        axes.vlines(
+            x,
+            [row["low"] for row in own],
+            [row["high"] for row in own],
+            color=colour(number),
+            alpha=0.35,
+            linewidth=_thickness(len(rows)),
+        )
+        axes.plot(x, [row["median"] for row in own], color=colour(number), linewidth=2)
+        if len(own) == 1:
+            axes.plot(x, [own[0]["median"]], "o", color=colour(number))
+        ticks.append((float(x.mean()), f"{group or 'all'} ({len(own)})", colour(number)))
+        place += len(own) + max(len(rows) // 40, 1)
+    axes.set_xticks(
+        [tick for tick, _, _ in ticks], [name for _, name, _ in ticks], rotation=0 if len(ticks) < 8 else 30
+    )
+    axes.grid(axis="x", visible=False)
+    axes.set_title("Intensities of every picture: percentiles 0.5 to 99.5, and the median (line); sorted by it")
+    axes.set_ylabel("value in the file")
+    return to_svg(figure, "intensities")
+
+
+def _thickness(count: int) -> float:
+    return float(np.clip(500 / max(count, 1), 0.6, 9))
+
+
+def draw_focus(report: Report) -> str:
+    """Focus and contrast, one dot a picture."""
+    groups = groups_of(report)[::-1]
+    rows = [row for row in report["images"]["rows"] if "median" in row]
+    figure, (left, right) = new_figure(1.25 + 0.42 * len(groups), 2)
+    columns = (
+        (left, [np.log2(max(row["focus"], 2**-6)) for row in rows], "Focus: variance of the Laplacian"),
+        (right, [row["contrast"] for row in rows], "Objects minus background, part of the range"),
+    )
+    for axes, values, title in columns:
+        strips(
+            axes, {group: [v for v, row in zip(values, rows, strict=True) if row["group"] == group] for group in groups}
+        )
+        axes.set_title(title)
+    log2_ticks(left.xaxis, *left.get_xlim())
+    left.set_xlabel("less detail or noise   to   more")
+    right.set_yticklabels([])
+    right.axvline(0, color=INK, linewidth=0.8)
+    right.set_xlabel("objects darker   to   brighter")
+    return to_svg(figure, "focus and contrast")
+
+
+def draw_anchors(report: Report) -> str:
+    """Boxes at the network by width and height with the suggested anchors; and recall by IoU."""
+    numbers, shapes = report["anchors"], report["network"]["shapes"]
+    figure, (left, right) = new_figure(4.0, 2, (1, 1.05))
+    cells = np.array(shapes["cells"], dtype=np.float64).reshape(-1, 3)
+    step = 1 / shapes["bins_an_octave"]
+    _cells(left, cells, step)
+    suggested = numbers["cases"]["suggested"]
+    for level, sizes in enumerate(suggested["sizes"]):
+        shape = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in suggested["ratios"]]
+        x, y = np.log2(np.array(shape)).T
+        left.scatter(
+            x,
+            y,
+            s=44,
+            marker="o",
+            facecolors="none",
+            edgecolors=colour(level + 1),
+            linewidths=1.8,
+            label=f"p{level + 2}",
+        )
+    log2_ticks(left.xaxis, *left.get_xlim())
+    log2_ticks(left.yaxis, *left.get_ylim())
+    left.set_aspect("equal")
+    left.set_xlabel("width at the network, pixels")
+    left.set_ylabel("height")
+    left.set_title("Boxes (the more the darker) and anchors")
+    left.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+    order = [name for name in ("detectron2", "before", "scaled", "suggested") if name in numbers["cases"]]
+    for name, shade in zip(
+        order,
+        ("#9aa2ab", colour(0), colour(4), colour(1))[-len(order) :]
+        if len(order) == 4
+        else ("#9aa2ab", colour(0), colour(1)),
+        strict=False,
+    ):
+        case = numbers["cases"][name]
+        right.plot(
+            numbers["thresholds"],
+            case["curve"],
+            color=shade,
+            label=case["name"],
+            linewidth=2.6 if name == "suggested" else 1.7,
+        )
+    for threshold in (0.5, 0.7):
+        right.axvline(threshold, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
+    right.set_ylim(0, 1.01)
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    right.set_xlabel("IoU of the best anchor on the grid, at least")
+    right.set_title("Objects that an anchor meets")
+    right.legend(loc="lower left")
+    return to_svg(figure, "anchors")
+
+
+def _cells(axes: Any, cells: np.ndarray, step: float) -> None:
+    """Draw counts (n, 3) of bins x, y, count as a map over their bounding square, with some room."""
+    if not len(cells):
+        return
+    low = int(cells[:, :2].min()) - 2
+    high = int(cells[:, :2].max()) + 3
+    grid = np.zeros((high - low, high - low))
+    x, y = (cells[:, axis].astype(np.int64) - low for axis in (0, 1))
+    grid[y, x] = cells[:, 2]
+    edges = np.arange(low, high + 1) * step
+    shown = np.ma.masked_equal(np.sqrt(grid), 0)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    # From faint to strong in one hue, seen on light and dark pages.
+    shades = LinearSegmentedColormap.from_list("counts", ["#3d86c630", "#3d86c6ff"])
+    axes.pcolormesh(edges, edges, shown, cmap=shades, rasterized=True)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(edges[0], edges[-1])
+
+
+def draw_problems(report: Report) -> str:
+    """How many masks each kind of problem concerns."""
+    found = report["problems"]["masks"]
+    names = sorted(found, key=lambda name: found[name]["objects"])
+    figure, (axes,) = new_figure(0.7 + 0.33 * max(len(names), 1))
+    places = np.arange(len(names))
+    counts = [found[name]["objects"] for name in names]
+    axes.barh(places, counts, height=0.62, color=colour(1))
+    total = max(report["objects"]["count"], 1)
+    most = max(counts, default=1)
+    for count, place in zip(counts, places, strict=True):
+        axes.text(count + most * 0.01, place, f"{count:,} ({100 * count / total:.2g} %)", va="center", fontsize=9)
+    axes.set_yticks(places, [found[name]["title"] for name in names])
+    axes.set_xlim(0, most * 1.2)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(False)
+    return to_svg(figure, "problems")

@@ -1,0 +1,89 @@
+"""The HTML page: one file, nothing from outside, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+_STYLE = """
+:root { --paper: #ffffff; --ink: #23272e; --faint: #6b7280; --line: #dfe3e8; --panel: #f5f7f9; --accent: #2f74b5; --warn: #b4530f; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15181d; --ink: #dde1e6; --faint: #98a1ad; --line: #343b45; --panel: #1e232a; --accent: #79b4ea; --warn: #f0a868; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1080px; padding: 28px 28px 80px; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
+h3 { font-size: 16px; margin: 26px 0 4px; } p { margin: 6px 0 12px; max-width: 78ch; }
+.faint, figcaption { color: var(--faint); } .warn { color: var(--warn); } a { color: var(--accent); }
+nav a { margin-right: 16px; text-decoration: none; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 18px 0; }
+.tile { background: var(--panel); border-radius: 8px; padding: 10px 14px; } .tile b { display: block; font-size: 22px; line-height: 1.25; }
+.tile span { color: var(--faint); font-size: 13px; }
+figure { margin: 14px 0 22px; } figure svg { width: 100%; height: auto; display: block; } figcaption { font-size: 13px; }
+svg text { font-family: inherit; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 8px 0 18px; font-size: 14px; }
+th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; color: var(--faint); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+.pictures { display: flex; flex-wrap: wrap; gap: 12px; } .pictures figure { margin: 0; width: 168px; }
+.pictures.wide figure { width: 330px; } .pictures img { width: 100%; border-radius: 4px; display: block; }
+.pictures figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; margin-top: 3px; }
+code, pre { font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+pre { background: var(--panel); padding: 14px 16px; border-radius: 8px; overflow-x: auto; }
+.advice { border-left: 3px solid var(--accent); padding: 2px 0 2px 14px; margin: 14px 0; } .advice p { margin: 2px 0 6px; max-width: 90ch; }
+.advice b { font-size: 15px; } .topic { color: var(--faint); font-size: 12px; text-transform: uppercase; letter-spacing: .05em; }
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """Return the page of its parts, HTML each."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def section(name: str, title: str, *parts: str) -> str:
+    return f'<h2 id="{name}">{escape(title)}</h2>\n' + "\n".join(part for part in parts if part)
+
+
+def text(words: str, kind: str = "") -> str:
+    """Return a paragraph of plain words."""
+    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
+
+
+def figure(svg: str, caption: str = "") -> str:
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{svg}{note}</figure>"
+
+
+def tiles(values: Sequence[tuple[str, str]]) -> str:
+    """Return large numbers with what they count below."""
+    cells = "".join(
+        f'<div class="tile"><b>{escape(number)}</b><span>{escape(name)}</span></div>' for number, name in values
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Return a table; `numbers` are the columns set to the right."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marked = (f'<{tag} class="n">' if number in numbers else f"<{tag}>" for number in range(len(cells)))
+        return "<tr>" + "".join(f"{m}{escape(c)}</{tag}>" for m, c in zip(marked, cells, strict=True)) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def pictures(items: Sequence[tuple[str, str]], *, wide: bool = False) -> str:
+    """Return pictures (address, caption) in rows."""
+    cells = "".join(
+        f'<figure><img src="{address}" alt="{escape(caption, quote=True)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        for address, caption in items
+    )
+    return f'<div class="pictures{" wide" if wide else ""}">{cells}</div>' if items else ""
