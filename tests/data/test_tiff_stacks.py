@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,3 +201,19 @@ def test_choices_as_text_and_as_fields() -> None:
     for texts in (("-1", None, None), ("1.5", None, None), (None, "max", None), (None, None, "RGB")):
         with pytest.raises(DataError):
             PlaneChoice.from_texts(*texts)
+
+
+WITHOUT_CODECS = """
+import sys
+sys.modules["imagecodecs"] = None
+from detseg.data.images import read_image
+print(int(read_image(sys.argv[1], {"plane": {"z": 2, "t": 1}}).astype(int).sum()))
+"""
+
+
+def test_compressed_stacks_are_read_without_further_packages(tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs", reason="to write the file")
+    write_ome(tmp_path / "lzw.ome.tif", compression="lzw")
+    words = [sys.executable, "-c", WITHOUT_CODECS, str(tmp_path / "lzw.ome.tif")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(STACK[1, 2].astype(int).sum()), done.stderr
