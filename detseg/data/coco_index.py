@@ -17,6 +17,8 @@ from detseg.data.masks import is_empty, segmentation_problem, to_rle
 from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
 
+_DECODER = json.JSONDecoder()
+
 # RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
 _CHECKED_TOGETHER = 4096
 
@@ -127,8 +129,8 @@ def index_coco(
     is_fatal = bool(problems) or skipped is None
     images, bad_images = read_images(other["images"], problems)
     checker = _AnnotationChecker(images, categories, problems, keep_empty)
-    for start, end in spans:
-        checker.add(json.loads(text[start:end]))
+    for start, _ in spans:
+        checker.add(_DECODER.raw_decode(text, start)[0])
     checker.check_rles()
     # Ids are used in messages alone, and written anew where bad annotations are left out.
     if skipped is None:
