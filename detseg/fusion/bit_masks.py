@@ -39,6 +39,18 @@ class ColumnRuns:
     def __len__(self) -> int:
         return self.count
 
+    @functools.cached_property
+    def _bounds(self) -> np.ndarray:
+        """Where the runs of every mask begin, and the last end, (N + 1,) int64."""
+        return np.searchsorted(self.owner, np.arange(self.count + 1))
+
+    def select(self, masks: np.ndarray) -> ColumnRuns:
+        """Return the runs of masks (M,) int64; the owner of a run is the place of its mask in this list."""
+        counts = np.diff(self._bounds)[masks]
+        owner, step = spread(counts)
+        index = self._bounds[masks][owner] + step
+        return ColumnRuns(self.column[index], self.top[index], self.bottom[index], owner, len(masks))
+
     def areas(self) -> np.ndarray:
         """Return the number of pixels (N,) int64 of every mask."""
         areas = np.zeros(self.count, dtype=np.int64)

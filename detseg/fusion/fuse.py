@@ -11,7 +11,7 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.fusion.attach_masks import attach_masks
 from detseg.fusion.bit_masks import BitMasks
-from detseg.fusion.groups import Groups, found_by, group_classes, group_scores
+from detseg.fusion.groups import Groups, best_of_members, found_by, group_classes, group_scores
 from detseg.fusion.image_class import apply_image_class
 from detseg.fusion.options import FusionOptions, check_weights
 from detseg.fusion.overlap_measure import OverlapMeasure, Pairs
@@ -50,13 +50,15 @@ def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.nd
     pool = gather(members, weights, options)
     masks = BitMasks(pool.runs) if options.overlap != "box_iou" else None
     measure = OverlapMeasure(options.overlap, pool.boxes, masks, pool.mask_of)
-    boxes = pool.boxes
     if options.method == "soft_nms":
         scores = _decayed(pool, measure, options) / weights.max()
         groups = Groups.from_leaders(np.arange(len(pool)))
+        boxes = pool.boxes
         keep = scores >= options.min_decayed_score
     else:
         groups = Groups.from_leaders(_leaders(pool, measure, options))
+        if options.one_per_member:
+            pool, groups = best_of_members(pool, groups)
         scores = group_scores(pool, groups, weights, options.score_rule, options.agreement)
         members_each = found_by(pool, groups, weights)[0]
         keep = members_each >= options.values("min_members", pool.classes[groups.leaders])

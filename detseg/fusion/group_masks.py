@@ -63,14 +63,13 @@ def mean_masks(
     windows = _hulls(reach[member], mask_group[member], count)
     order = np.argsort(mask_group, kind="stable")
     bounds = np.searchsorted(mask_group[order], np.arange(count + 1))
-    runs_of = _RunsOfMasks(pool.runs)
     result = GroupMasks([], [], windows)
     for part in chunks_of(_pixels(windows), PIXELS_AT_ONCE):
         masks = order[bounds[part.start] : bounds[part.stop]]
         buffer = _Buffer(windows[part])
         local = mask_group[masks] - part.start
         hard = ~use_soft[masks]
-        buffer.add_runs(runs_of.select(masks[hard]), local[hard], weights[masks[hard]])
+        buffer.add_runs(pool.runs.select(masks[hard]), local[hard], weights[masks[hard]])
         buffer.add_crops(
             [pool.soft_masks[index] for index in masks[~hard]], reach[masks[~hard]], local[~hard], weights[masks[~hard]]
         )
@@ -96,25 +95,6 @@ def _hulls(boxes: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
 def _pixels(windows: np.ndarray) -> np.ndarray:
     """Return the pixels (K,) int64 of a buffer that the windows take, the zeros behind the columns included."""
     return (windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1] + 1)
-
-
-class _RunsOfMasks:
-    """Finds the runs of chosen masks."""
-
-    def __init__(self, runs: ColumnRuns) -> None:
-        self._runs = runs
-        self._bounds = np.searchsorted(runs.owner, np.arange(len(runs) + 1))
-
-    def select(self, masks: np.ndarray) -> ColumnRuns:
-        """Return the runs of masks (M,); the owner of a run is the place of its mask in this list."""
-        if not len(masks):
-            nothing = np.zeros(0, dtype=np.int64)
-            return ColumnRuns(nothing, nothing, nothing, nothing, 0)
-        counts = np.diff(self._bounds)[masks]
-        owner = np.repeat(np.arange(len(masks)), counts)
-        index = np.arange(len(owner)) + (self._bounds[masks] - np.cumsum(counts) + counts)[owner]
-        runs = self._runs
-        return ColumnRuns(runs.column[index], runs.top[index], runs.bottom[index], owner, len(masks))
 
 
 class _Buffer:

@@ -29,6 +29,14 @@ class Groups:
         return cls(number.reshape(-1), leaders)
 
 
+def best_of_members(pool: Pool, groups: Groups) -> tuple[Pool, Groups]:
+    """Return the detections without those that are not the best of their member in their group."""
+    keys = groups.number * (int(pool.members.max(initial=0)) + 1) + pool.members
+    keep = np.sort(np.unique(keys, return_index=True)[1])
+    # A leader is the best of its group, and therefore of its member.
+    return pool.select(keep), Groups(groups.number[keep], np.searchsorted(keep, groups.leaders))
+
+
 def found_by(pool: Pool, groups: Groups, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how many different members (K,) int64 found each group, and the sum (K,) of their weights (M,)."""
     pairs = np.unique(groups.number * len(weights) + pool.members)

@@ -70,6 +70,8 @@ class FusionOptions:
         are those of the package ensemble-boxes. "max" (the default of nms) divides by the largest weight; "mean" is the
         weighted mean; "avg" (the default of wbf) the mean, times min(detections, members) / sum of weights;
         "box_and_model_avg", "absent_model_aware_avg".
+    one_per_member: of several detections of one object by one member, only the best counts in scores, boxes and masks.
+        Members that keep many doubtful detections otherwise pull the mean score of their own good ones down.
     agreement: power; scores are multiplied by (weight of the members that found the object / sum of weights)^power. 0
         changes nothing.
     min_members: objects found by fewer members than this are dropped.
@@ -95,6 +97,7 @@ class FusionOptions:
     sigma: float = 0.5
     min_decayed_score: float = 0.001
     scores: str = "default"
+    one_per_member: bool = False
     agreement: float = 0.0
     min_members: PerClass = 1
     masks: str = "best"
@@ -114,8 +117,9 @@ class FusionOptions:
             value = getattr(self, key)
             if value not in choices:
                 raise DataError(f"{self.source}: {key} is {value!r}, expected one of: {', '.join(choices)}")
-        if not isinstance(self.across_classes, bool):
-            raise DataError(f"{self.source}: across_classes is {self.across_classes!r}, expected true or false")
+        for key in ("across_classes", "one_per_member"):
+            if not isinstance(getattr(self, key), bool):
+                raise DataError(f"{self.source}: {key} is {getattr(self, key)!r}, expected true or false")
         self._check_numbers()
         self._check_weights()
         self._check_together()
@@ -153,10 +157,11 @@ class FusionOptions:
             raise DataError(
                 f"{self.source}: soft_nms keeps every detection with its own mask: masks must be best, not {self.masks}"
             )
-        if self.method == "soft_nms" and (self.scores != "default" or self.agreement or self.min_members != 1):
+        of_groups = self.scores != "default" or self.one_per_member or self.agreement or self.min_members != 1
+        if self.method == "soft_nms" and of_groups:
             raise DataError(
-                f"{self.source}: soft_nms has no groups of detections, so that scores, agreement and min_members "
-                "cannot be set; use nms or wbf"
+                f"{self.source}: soft_nms has no groups of detections, so that scores, one_per_member, agreement and "
+                "min_members cannot be set; use nms or wbf"
             )
         if self.backend == "ensemble_boxes" and self.method == "soft_nms":
             raise DataError(
@@ -165,6 +170,7 @@ class FusionOptions:
             )
         if self.backend == "ensemble_boxes":
             own = {"overlap": "box_iou", "across_classes": False, "agreement": 0.0, "min_members": 1}
+            own["one_per_member"] = False
             other = [key for key, value in own.items() if getattr(self, key) != value]
             if other or isinstance(self.threshold, Mapping):
                 raise DataError(

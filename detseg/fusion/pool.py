@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,24 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def select(self, keep: np.ndarray) -> Pool:
+        """Return the detections of `keep`, ascending indices (M,) int64."""
+        masks = self.mask_of[keep]
+        masks = masks[masks >= 0]
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            weights=self.weights[keep],
+            classes=self.classes[keep],
+            members=self.members[keep],
+            mask_of=np.where(self.has_mask[keep], np.cumsum(self.has_mask[keep]) - 1, -1),
+            rles=[self.rles[index] for index in masks],
+            soft_masks=[self.soft_masks[index] for index in masks],
+            mask_boxes=self.mask_boxes[masks],
+            runs=self.runs.select(masks),
+        )
 
     @property
     def weighted_scores(self) -> np.ndarray:

@@ -5,8 +5,11 @@ value a class, by name:
 
     classes: [shsy5y, astro, cort]
     score_threshold: {shsy5y: 0.42, astro: 0.5, cort: 0.61}
+    mask_threshold: null
+    mask_quality: 0
     min_area: 30
     max_area: null
+    nms_iou: null
     fill_holes: false
     keep_largest_component: false
     resolve_overlaps: true
@@ -17,6 +20,7 @@ value a class, by name:
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +31,7 @@ from scipy import ndimage
 
 from detseg.errors import DataError
 from detseg.fusion import contested
+from detseg.fusion.duplicates import suppress_duplicates
 from detseg.fusion.overlaps import replace_masks, resolve_overlaps
 from detseg.fusion.settings import (
     PerClass,
@@ -38,14 +43,18 @@ from detseg.fusion.settings import (
     to_mapping,
     write_settings,
 )
+from detseg.fusion.soft_masks import rescore, threshold_masks
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
 # Name -> whether the setting may differ from class to class.
 SETTINGS = {
     "score_threshold": True,
+    "mask_threshold": True,
+    "mask_quality": False,
     "min_area": True,
     "max_area": True,
+    "nms_iou": True,
     "fill_holes": True,
     "keep_largest_component": True,
     "resolve_overlaps": False,
@@ -54,15 +63,20 @@ SETTINGS = {
 }
 SWITCHES = ("fill_holes", "keep_largest_component", "resolve_overlaps")
 FRACTIONS = ("score_threshold", "min_visible_fraction")
+FRACTIONS_OR_NONE = ("mask_threshold", "nms_iou")
 OVERLAP_POLICIES = ("score", *contested.POLICIES)
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Settings; each but the last three is one value or a mapping class name -> value (all classes must be named).
+    """Settings; those that `SETTINGS` allows are one value or a mapping class name -> value (all classes are named).
 
     classes: the class names in the order of their indices; needed only where a setting is per class.
-    score_threshold: a prediction with score >= it is kept. min_area, max_area: in pixels, both kept; None is no limit.
+    score_threshold: a prediction with score >= it is kept. mask_threshold: masks become the pixels of at least this
+    probability; None leaves them. mask_quality: scores are multiplied by the mean probability of the mask's pixels to
+    this power, before the score threshold; 0 leaves them. Both need soft masks.
+    min_area, max_area: in pixels, both kept; None is no limit. nms_iou: a prediction whose mask IoU with a better one
+    of its class is greater is dropped; None drops none.
     fill_holes: background enclosed by a mask becomes mask (4-connected background). keep_largest_component: of a torn
     mask (8-connected) only the largest part stays. resolve_overlaps: no pixel belongs to two predictions.
     overlap_policy: the higher "score" gets it, or the higher "probability" in this pixel, or a "watershed" on the
@@ -72,8 +86,11 @@ class Postprocess:
 
     classes: Sequence[str] = ()
     score_threshold: PerClass = 0.0
+    mask_threshold: PerClass = None
+    mask_quality: float = 0.0
     min_area: PerClass = 0
     max_area: PerClass = None
+    nms_iou: PerClass = None
     fill_holes: PerClass = False
     keep_largest_component: PerClass = False
     resolve_overlaps: bool = True
@@ -102,6 +119,11 @@ class Postprocess:
             valid, expected = isinstance(value, bool), "true or false"
         elif key in FRACTIONS:
             valid, expected = number and 0 <= value <= 1, "a number from 0 to 1"
+        elif key in FRACTIONS_OR_NONE:
+            valid = value is None or (number and 0 <= value <= 1)
+            expected = "a number from 0 to 1, or null"
+        elif key == "mask_quality":
+            valid, expected = number and 0 <= value < math.inf, "a power of 0 or more"
         elif key == "overlap_policy":
             valid, expected = value in OVERLAP_POLICIES, f"one of: {', '.join(OVERLAP_POLICIES)}"
         elif key == "max_area":
@@ -118,14 +140,17 @@ class Postprocess:
     def apply(self, predictions: Predictions) -> Predictions:
         """Return the predictions of one image after all settings, in their old order.
 
-        Order: score threshold; holes and components; area limits; overlaps; components and the lower area limit again
-        for what overlaps tore or shrank. Each step looks at single predictions or at those of higher score alone.
+        Order: masks and scores by mask probability; score threshold; holes and components; area limits; duplicates;
+        overlaps; components and the lower area limit again for what overlaps tore or shrank. Each step looks at single
+        predictions or at those of higher score alone.
         Predictions that are boxes alone get the score threshold only.
         """
-        result = predictions.select(predictions.scores >= self.values("score_threshold", predictions.classes))
+        # Scores only fall, so that what is below the threshold already needs no new mask.
+        result = self._limit_scores(predictions)
         if result.rles is None:
             return result
-        result = self._limit_area(self._repair(result))
+        result = self._limit_area(self._limit_scores(self.shaped(result)))
+        result = suppress_duplicates(result, self.values("nms_iou", result.classes))
         if self.resolve_overlaps:
             before = result
             result = resolve_overlaps(
@@ -137,6 +162,17 @@ class Postprocess:
                 result = self._limit_area(self._repair(result, holes=False, only=changed))
         return result
 
+    def shaped(self, predictions: Predictions) -> Predictions:
+        """Return all predictions with the masks and scores that the settings give them, before any is dropped."""
+        result = threshold_masks(predictions, self.values("mask_threshold", predictions.classes))
+        return self._repair(rescore(result, self.mask_quality))
+
+    @property
+    def needs_soft_masks(self) -> bool:
+        """Whether predictions must have mask probabilities."""
+        thresholds = self.mask_threshold.values() if isinstance(self.mask_threshold, Mapping) else [self.mask_threshold]
+        return self.mask_quality > 0 or any(value is not None for value in thresholds)
+
     def apply_all(self, predictions: Iterable[Predictions]) -> Iterable[Predictions]:
         """Apply to one image after the other."""
         return (self.apply(image) for image in predictions)
@@ -144,6 +180,9 @@ class Postprocess:
     def without_score_threshold(self) -> Postprocess:
         """Return the same settings with all scores kept."""
         return dataclasses.replace(self, score_threshold=0.0)
+
+    def _limit_scores(self, predictions: Predictions) -> Predictions:
+        return predictions.select(predictions.scores >= self.values("score_threshold", predictions.classes))
 
     def _limit_area(self, predictions: Predictions) -> Predictions:
         low, high = self.values("min_area", predictions.classes), self.values("max_area", predictions.classes)

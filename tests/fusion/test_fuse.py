@@ -188,6 +188,28 @@ def test_boxes_are_compared_where_a_mask_is_missing(overlap):
     )
 
 
+def test_one_detection_of_a_member_counts():
+    members = random_members(8, members=3, classes=1, bare=(1,))
+    options = FusionOptions(method="wbf", overlap="mask_iou", masks="mean", scores="mean", one_per_member=True)
+    pool = PlainPool(members, [1, 1, 1])
+    groups = []
+    for group in plain_groups(pool, options):
+        seen = [pool.rows[index]["member"] for index in group]
+        groups.append([index for place, index in enumerate(group) if seen.index(seen[place]) == place])
+    assert sum(map(len, groups)) < len(pool.rows), "no member shows an object twice"
+    groups.sort(key=lambda group: -np.float32(plain_score(pool, group, "mean")))
+    masks = [mask for mask in (plain_mask(pool, group, options) for group in groups) if mask is not None]
+    for found, mask in zip(decoded(fuse(members, options)), masks, strict=True):
+        np.testing.assert_array_equal(found, mask)
+    # Boxes: a repetition of lower score changes nothing.
+    first = box_member([[0, 0, 10, 10], [1, 0, 11, 10]], [0.9, 0.2])
+    second = box_member([[0, 0, 10, 12]], [0.5])
+    wanted = fuse([first.select(np.array([0])), second], FusionOptions(method="wbf"))
+    found = fuse([first, second], FusionOptions(method="wbf", one_per_member=True))
+    assert found.boxes.tolist() == wanted.boxes.tolist()
+    assert found.scores.tolist() == wanted.scores.tolist()
+
+
 def test_agreement_and_least_number_of_members():
     members = random_members(6, members=4, classes=1)
     options = FusionOptions(overlap="mask_iou", agreement=0.5, min_members=2)

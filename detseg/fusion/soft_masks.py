@@ -1,0 +1,72 @@
+"""What the probabilities of mask pixels are good for: other masks, and scores that know how sure the mask is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.fusion.overlaps import replace_masks
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import move_window, soft_mask_windows
+
+
+def threshold_masks(predictions: Predictions, thresholds: np.ndarray) -> Predictions:
+    """Make masks anew from the soft masks: the pixels of probability >= thresholds (N,) float64; infinity keeps a mask.
+
+    A mask that changes gets its tight box. What has no pixel left stays, with an empty mask. Raises DataError where
+    there are no soft masks.
+    """
+    chosen = np.flatnonzero(np.isfinite(thresholds))
+    if not len(chosen):
+        return predictions
+    soft_masks = _soft_masks_of(predictions, "a threshold for mask probabilities")
+    windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
+    crops = [(soft_masks[index] >= thresholds[index] * 255, *windows[index][:2]) for index in chosen]
+    made = rle_codec.encode_crops(crops, predictions.height, predictions.width)
+    changed = {
+        int(index): rle for index, rle in zip(chosen, made, strict=True) if not _same(rle, predictions.rles[index])
+    }
+    return replace_masks(predictions, changed) if changed else predictions
+
+
+def mask_quality(predictions: Predictions) -> np.ndarray:
+    """Return the mean probability (N,) float64 of the pixels of every mask, 0 for an empty one.
+
+    It tells how sure a model is of the outline ("maskness", Wang et al., SOLOv2, NeurIPS 2020). Pixels outside of the
+    soft mask have the probability 0. Raises DataError where there are no soft masks.
+    """
+    if not len(predictions):
+        return np.zeros(0)
+    soft_masks = _soft_masks_of(predictions, "rescoring by mask probability")
+    windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
+    quality = np.zeros(len(predictions))
+    for index, (crop, x0, y0) in enumerate(rle_codec.decode_crops(predictions.rles)):
+        if crop.size:
+            place = x0, y0, x0 + crop.shape[1], y0 + crop.shape[0]
+            quality[index] = move_window(soft_masks[index], windows[index], place)[crop].mean() / 255
+    return quality
+
+
+def rescore(predictions: Predictions, power: float) -> Predictions:
+    """Multiply scores by mask quality to a power; 0 changes nothing. Scores fall, or stay. Order stays."""
+    if power == 0 or not len(predictions):
+        return predictions
+    scores = predictions.scores * mask_quality(predictions) ** power
+    return dataclasses.replace(predictions, scores=scores)
+
+
+def _soft_masks_of(predictions: Predictions, purpose: str) -> list[np.ndarray]:
+    if predictions.rles is None or predictions.soft_masks is None:
+        raise DataError(
+            f"predictions of image {predictions.file_name or predictions.image_id} have no mask probabilities, which "
+            f"{purpose} needs; make them with predict --soft-masks"
+        )
+    return predictions.soft_masks
+
+
+def _same(one: dict, other: dict) -> bool:
+    first, second = one["counts"], other["counts"]
+    return first == (second.encode("ascii") if isinstance(second, str) else second)
