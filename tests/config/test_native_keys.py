@@ -62,7 +62,7 @@ def test_inactive_patterns_name_keys():
             ["MODEL.ROI_HEADS.NAME=PointRendROIHeads"],
             ["PointRendROIHeads", "StandardROIHeads", "MODEL.ENGINE detectron2"],
         ),
-        (["DATALOADER.SAMPLER_TRAIN=RepeatFactorTrainingSampler"], ["RepeatFactorTrainingSampler", "implements"]),
+        (["DATALOADER.SAMPLER_TRAIN=RandomSubsetTrainingSampler"], ["RandomSubsetTrainingSampler", "implements"]),
         (["VIS_PERIOD=5", "TEST.PRECISE_BN.ENABLED=True"], ["2 problems", "VIS_PERIOD", "PRECISE_BN"]),
     ],
 )
@@ -118,7 +118,7 @@ def test_honoured_keys_are_read_somewhere():
 @pytest.mark.parametrize(
     "words",
     [
-        ["DATALOADER.SAMPLER_TRAIN=RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD=0.001"],
+        ["DATALOADER.SAMPLER_TRAIN=RandomSubsetTrainingSampler"],
         ["TEST.PRECISE_BN.ENABLED=True", "VIS_PERIOD=5"],
     ],
 )
