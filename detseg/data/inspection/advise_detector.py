@@ -113,9 +113,9 @@ def advise_limits(gathered: Gathered, crops: Crops) -> list[Suggestion]:
     }
     part = "crop" if crops.size else "image"
     reason = (
-        f"Images have up to {most:,} objects, {typical:.0f} in the median; half as many more detections leave room, and "
-        f"there are two proposals for each. In training a {part} shows {middle:.0f} objects in the median and 5 % more "
-        f"than {in_crop:.0f}: ten proposals each, and samples of which a quarter are objects."
+        f"Images have up to {most:,} objects, {typical:.0f} in the median; half as many more detections leave room, "
+        f"and there are two proposals for each. In training a {part} shows {middle:.0f} objects in the median and 5 % "
+        f"more than {in_crop:.0f}: ten proposals each, and samples of which a quarter are objects."
     )
     limits = Suggestion("limits", f"{detections:,} detections an image, {after_nms:,} proposals.", reason, keys)
     return [limits, *_advise_nms(gathered)]

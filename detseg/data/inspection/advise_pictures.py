@@ -94,8 +94,8 @@ def _advise_inversion(pictures: list[Intensities]) -> list[Suggestion]:
         return []
     right = float(np.mean([picture.is_bright == (picture.contrast < 0) for picture in seen]))
     reason = (
-        f"In {len(dark)} of {len(seen)} pictures with visible contrast the objects are darker than their background, in "
-        f"the others brighter. The rule (median above the middle of the range) is right for {percent(right)} of them."
+        f"In {len(dark)} of {len(seen)} pictures with visible contrast the objects are darker than their background, "
+        f"in the others brighter. The rule (median above the middle of the range) is right for {percent(right)}."
     )
     if right < 0.9:
         what = "No inversion by rule; INPUT.RANDOM_INVERT shows the network both."

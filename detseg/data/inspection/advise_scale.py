@@ -14,8 +14,8 @@ from detseg.data.inspection.gather import Gathered
 from detseg.data.inspection.suggestion import Suggestion, percent
 from detseg.structures.pixel_size import FIELD, parse_pixel_size
 
-# The box head cuts 7 x 7 values, the mask head 14 x 14, from a level whose finest stride is 4: boxes below 28 pixels have
-# fewer features than values, and from 56 on nothing is gained by more pixels.
+# The box head cuts 7 x 7 values, the mask head 14 x 14, from a level whose finest stride is 4: boxes below 28 pixels
+# have fewer features than values, and from 56 on nothing is gained by more pixels.
 FINE, COARSE = 28.0, 56.0
 # Few objects may become smaller than half of FINE by shrinking.
 LEAST_SIDE = 14.0
@@ -34,10 +34,11 @@ _MOST_IMAGES = 500
 
 @dataclass(frozen=True)
 class NetworkScale:
-    """min_size: INPUT.MIN_SIZE_*, 0 for the own size; pixel_size: INPUT.PIXEL_SIZE, 0 for off. factor: of the median image.
+    """How the images come to the network.
 
-    sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at the network. spreads: of sides
-    among images, by way of sizing.
+    min_size: INPUT.MIN_SIZE_*, 0 for the own size; pixel_size: INPUT.PIXEL_SIZE, 0 for off. factor: of the median
+    image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at the network. spreads: of
+    sides among images, by way of sizing.
     """
 
     min_size: int
@@ -145,9 +146,9 @@ def _spread(gathered: Gathered, sides: np.ndarray) -> float:
 
 
 def _choose_way(spreads: dict[str, float], short: np.ndarray, micrometres: np.ndarray | None, factor: float) -> str:
-    if micrometres is not None and micrometres.max() > 1.05 * micrometres.min():
-        if spreads["pixel_size"] <= min(spreads["own"], spreads["min_size"]) + CLEARLY:
-            return "pixel_size"
+    differ = micrometres is not None and micrometres.max() > 1.05 * micrometres.min()
+    if differ and spreads["pixel_size"] <= min(spreads["own"], spreads["min_size"]) + CLEARLY:
+        return "pixel_size"
     if short.min() == short.max():
         return "min_size" if factor != 1 else "own"
     gain = spreads["own"] - spreads["min_size"]
@@ -174,8 +175,8 @@ def _suggest_scale(gathered: Gathered, scale: NetworkScale, way: str) -> Suggest
     small = np.quantile(scale.sides, 0.1)
     seen = (
         f"The median object has a side of {before:.0f} pixels, {after:.0f} at the network (a tenth below {small:.0f}). "
-        f"The box head cuts 7 x 7 values from features 4 pixels apart: {FINE:.0f} pixels fill them; beyond {COARSE:.0f} "
-        "the masks of 28 x 28 gain nothing."
+        f"The box head cuts 7 x 7 values from features 4 pixels apart: {FINE:.0f} pixels fill them; beyond "
+        f"{COARSE:.0f} the masks of 28 x 28 gain nothing."
     )
     spreads = ", ".join(f"{value:.2f} {_WAYS[name]}" for name, value in scale.spreads.items())
     varied = f" Spread of objects' sizes among images, in octaves: {spreads}." if len(scale.spreads) > 1 else ""
@@ -237,8 +238,8 @@ def choose_crop(gathered: Gathered, scale: NetworkScale, seed: int = 0) -> tuple
         keys["INPUT.CROP.ON_OBJECTS"] = 0.5
     typical, many = np.median(crops.counts), np.quantile(crops.counts, 0.95)
     reason = (
-        f"95 % of the objects are under {longer:.0f} pixels long at the network, and 8 median objects lie side by side. "
-        f"Such a crop shows {typical:.0f} objects in the median, 5 % of them more than {many:.0f}, and "
+        f"95 % of the objects are under {longer:.0f} pixels long at the network, and 8 median objects fit side by "
+        f"side. Such a crop shows {typical:.0f} objects in the median, 5 % of them more than {many:.0f}, and "
         f"{percent(crops.empty)} of random ones show none"
         + (": every other one is laid about an object." if crops.empty > 0.1 else ".")
     )

@@ -98,7 +98,7 @@ def advise_split(gathered: Gathered, source: str) -> Suggestion:
 
 
 def source_field(gathered: Gathered) -> str:
-    """Return the field of the images that says where they come from, by its name and values; empty where there is none."""
+    """Return the field of the images that says where they come from, by its name and values; empty: there is none."""
     images = gathered.dataset.images
     for name in SOURCES:
         for field in sorted({key for record in images for key in record.metadata}):

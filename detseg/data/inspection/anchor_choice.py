@@ -1,4 +1,4 @@
-"""Anchors that suit given boxes: k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), then a pyramid.
+"""Anchors that suit given boxes: k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), in a pyramid.
 
 N boxes; shapes are (width, height), compared as if they had one centre.
 """
@@ -29,8 +29,8 @@ def cluster_shapes(shapes: np.ndarray, count: int, seed: int = 0) -> tuple[np.nd
     Of several starts (the first spread over the areas, the others drawn) the best one counts.
 
     Returns:
-        the means (k, 2), by area, k = `count` or as many different shapes as there are; and the mean IoU of a shape with
-        its nearest.
+        the means (k, 2), by area, k = `count` or as many different shapes as there are; and the mean IoU of a shape
+        with its nearest.
     """
     different = np.unique(shapes, axis=0)
     count = min(count, len(different))
@@ -77,8 +77,8 @@ def choose_anchors(
 ) -> Anchors:
     """Choose sizes and ratios for a pyramid: those of which the best anchor on the grid meets the boxes best.
 
-    Candidates are the clusters of the boxes' sizes, one a level, and ladders of doubled sizes; no size is below twice its
-    level's stride, where the grid's gaps would cost more than a better shape brings.
+    Candidates are the clusters of the boxes' sizes, one a level, and ladders of doubled sizes; no size is below twice
+    its level's stride, where the grid's gaps would cost more than a better shape brings.
 
     Args:
         boxes: (N, 4) XYXY, N > 0. image_sizes: (N, 2) height, width. Both at the network.

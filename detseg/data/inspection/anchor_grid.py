@@ -41,7 +41,7 @@ class Anchors:
 def best_iou(boxes: np.ndarray, image_sizes: np.ndarray, anchors: Anchors) -> np.ndarray:
     """Return for each box its largest IoU with an anchor at a place of its level's grid, (N,) float64.
 
-    Anchors are centred at multiples of the stride (MODEL.ANCHOR_GENERATOR.OFFSET 0) from 0 on, as many as the level has.
+    Anchors are centred at multiples of the stride (MODEL.ANCHOR_GENERATOR.OFFSET 0) from 0 on, as many as a level has.
     Of anchors of one shape that one meets a box best whose centre is next to that of the box, in x and in y.
 
     Args:

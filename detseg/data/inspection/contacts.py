@@ -20,8 +20,8 @@ NEAR = 3
 class Contacts:
     """The pairs of N objects that lie within `NEAR` of each other.
 
-    pairs: (P, 2) int64 indices, first < second, sorted. distance: (P,) int64, 0 to `NEAR`. shared: (N,) float64, the part
-    of each object's outline that another one overlaps or touches.
+    pairs: (P, 2) int64 indices, first < second, sorted. distance: (P,) int64, 0 to `NEAR`. shared: (N,) float64, the
+    part of each object's outline that another one overlaps or touches.
     """
 
     pairs: np.ndarray

@@ -29,8 +29,8 @@ NO_GROUP = "(none)"
 class GatherOptions:
     """group_by: field of the images that says their kind; empty: `group` where images have it.
 
-    pictures: how many pictures are read, 0 for all; similar: correlation from which on two are nearly the same, 0 for not
-    comparing them. rules: of repair, whose findings are told. seed: of the sample of pictures.
+    pictures: how many pictures are read, 0 for all; similar: correlation from which on two are nearly the same, 0 for
+    not comparing them. rules: of repair, whose findings are told. seed: of the sample of pictures.
     """
 
     group_by: str = ""
@@ -45,9 +45,9 @@ class Gathered:
     """What was measured.
 
     dataset: all files joined; its `origins` say of which of `names` an image is. groups: kind of every image, all `""`
-    where there is no field. objects: of all images. crowd: regions to be ignored in every image. changes: image index and
-    what repair would do there. intensities: image index -> what was measured. unreadable: image index -> what is wrong.
-    missing: images whose file is not there. pairs: images that are nearly the same, by their indices. skipped: what is
+    where there is no field. objects: of all images. crowd: regions to be ignored in every image. changes: image index
+    and what repair would do there. intensities: image index -> what was measured. unreadable: image index -> what is
+    wrong. missing: images whose file is not there. pairs: images that are nearly the same, by their indices. skipped: what is
     wrong in the files themselves.
     """
 
@@ -65,6 +65,7 @@ class Gathered:
     pairs: list[SimilarPair]
     skipped: list[str]
     one_class_hint: str | None
+    rules: RepairRules
 
 
 def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: GatherOptions) -> Gathered:
@@ -102,6 +103,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Gat
         pairs=_similar(prints, options.similar),
         skipped=list(skipped),
         one_class_hint=hint,
+        rules=rules,
     )
 
 

@@ -29,7 +29,10 @@ SHAPE_BINS = 6
 
 @dataclass(frozen=True)
 class Inspection:
-    """report: all numbers, plain values for JSON. dataset: what its image indices count. suggestions: those of the report."""
+    """What was found.
+
+    report: all numbers, plain values for JSON. dataset: what its image indices count. suggestions: those of the report.
+    """
 
     report: dict[str, Any]
     dataset: CocoDataset

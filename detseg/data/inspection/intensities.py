@@ -21,8 +21,8 @@ COLOURED = 0.02
 class Intensities:
     """One image. Intensities are in the numbers of the file, of colour its luma, of other channels their mean.
 
-    dtype: uint8, uint16 or float32. low, median, high: percentiles 0.5, 50, 99.5. mean, std. saturated: share of pixels at
-    the largest number of the dtype (floats: of the image). objects, background: mean intensity in and outside of all
+    dtype: uint8, uint16 or float32. low, median, high: percentiles 0.5, 50, 99.5. mean, std. saturated: share of pixels
+    at the largest number of the dtype (floats: of the image). objects, background: mean intensity in and outside of all
     masks, NaN where there is none. noise: standard deviation of the background. focus: variance of the Laplacian
     (Pech-Pacheco et al. 2000) after low and high became 0 and 255, so that exposure does not count; noise and detail
     raise it. colour: mean distance of the channels from each other, as a share of high - low; 0 of other than RGB.

@@ -1,4 +1,4 @@
-"""The report of what was gathered: plain values for JSON, distributions as counts, so that figures need nothing else."""
+"""The report of what was gathered: plain values for JSON, distributions as counts: figures need nothing else."""
 
 from __future__ import annotations
 

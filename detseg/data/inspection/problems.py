@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from detseg.data.coco import CocoDataset
 from detseg.data.inspection.gather import Gathered
 from detseg.data.leakage import leaks
 from detseg.data.repair.changes import RULES
+from detseg.data.repair.crumbs import crumbs_of
+from detseg.data.repair.fragments import pieces_of
+from detseg.data.repair.holes import label_holes
+from detseg.data.repair.options import RepairRules
+from detseg.structures import rle as rle_codec
 
 # Of each kind so many are listed, and drawn.
 WORST = 12
 # An object of more or less than so many times the median area of its class and kind is told of.
 OUTSIZED = 25.0
-# A picture whose focus is so many times below the median of its kind is told of; less detail than half is a matter of taste.
+# A picture whose focus is so many times below the median of its kind is told of; half is a matter of taste.
 BLURRED = 6.0
 SATURATED = 0.2
 FLAT = 4.0
@@ -55,13 +61,22 @@ def _entry(
 def _repairs(gathered: Gathered) -> dict[str, Any]:
     """Return what the rules of repair find."""
     result = {}
-    for rule, title in RULES.items():
+    titles = dict(RULES)
+    if gathered.rules.fragments == "keep":
+        titles["fragments"] = "masks with pieces far apart: two objects under one number"
+    for rule, title in titles.items():
         own = [(index, change) for index, change in gathered.changes if change.rule == rule]
         if not own:
             continue
         own.sort(key=lambda item: (-item[1].pixels, item[0], item[1].annotation))
         worst = [
-            {"image": index, "number": change.annotation, "pixels": change.pixels, "note": _note(change)}
+            {
+                "image": index,
+                "number": change.annotation,
+                "pixels": change.pixels,
+                "note": _note(change),
+                "defect": defect_of(gathered.dataset, index, int(change.annotation), rule, gathered.rules),
+            }
             for index, change in own[:WORST]
         ]
         images = np.array([index for index, _ in own])
@@ -81,17 +96,23 @@ def _shapes(gathered: Gathered) -> dict[str, Any]:
     for name, title, rows, pixels, remedy in (
         (
             "all_holes",
-            "masks with holes, also where other objects lie",
+            "masks with holes, those around other objects too",
             objects.holes > 0,
             objects.hole_pixels,
             "holes=all",
         ),
-        ("pieces", "masks of several pieces", objects.pieces > 1, objects.lesser_pixels, "fragments=split or largest"),
+        (
+            "pieces",
+            "masks of several pieces, near ones too",
+            objects.pieces > 1,
+            objects.lesser_pixels,
+            "fragments=split or largest",
+        ),
     ):
         found = np.flatnonzero(rows)
         worst = found[np.argsort(-pixels[found], kind="stable")][:WORST]
         if len(found):
-            rows_of_worst = [_row(gathered, index, int(pixels[index]), f"{pixels[index]} px") for index in worst]
+            rows_of_worst = [_row(gathered, index, int(pixels[index]), f"{pixels[index]} px", name) for index in worst]
             remedy = f"detseg repair --rules {remedy}"
             result[name] = _entry(title, remedy, objects.image[found], int(pixels[found].sum()), rows_of_worst)
     times = _times_typical(gathered)
@@ -112,9 +133,29 @@ def _shapes(gathered: Gathered) -> dict[str, Any]:
     return result
 
 
-def _row(gathered: Gathered, index: int, pixels: int, note: str) -> dict[str, Any]:
-    objects = gathered.objects
-    return {"image": int(objects.image[index]), "number": int(objects.number[index]), "pixels": pixels, "note": note}
+def _row(gathered: Gathered, index: int, pixels: int, note: str, rule: str = "") -> dict[str, Any]:
+    image, number = int(gathered.objects.image[index]), int(gathered.objects.number[index])
+    row = {"image": image, "number": number, "pixels": pixels, "note": note}
+    return row | ({"defect": defect_of(gathered.dataset, image, number, rule, gathered.rules)} if rule else {})
+
+
+def defect_of(dataset: CocoDataset, image: int, number: int, rule: str, rules: RepairRules) -> dict[str, Any] | None:
+    """Return the pixels that a rule is about, as an RLE with text counts: holes, crumbs, lesser pieces; else None."""
+    record = dataset.images[image]
+    mask, x0, y0 = rle_codec.decode_crop(dataset.table.rles(image, record.height, record.width)[0][number])
+    mask = np.ascontiguousarray(mask)
+    if rule in ("holes", "all_holes"):
+        found = label_holes(mask)[0] > 0
+    elif rule == "crumbs":
+        found = crumbs_of(mask, rules.crumbs)
+    elif rule in ("specks", "fragments", "pieces"):
+        found = mask & ~pieces_of(mask)[0]
+    else:
+        return None
+    if not found.any():
+        return None
+    rle = rle_codec.encode_crop(found, x0, y0, record.height, record.width)
+    return {"size": rle["size"], "counts": bytes(rle["counts"]).decode("ascii")}
 
 
 def _times_typical(gathered: Gathered) -> np.ndarray:

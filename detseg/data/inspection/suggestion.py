@@ -15,7 +15,8 @@ _STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 class Suggestion:
     """topic: scale, crop, anchors, limits, balance, intensities, split or augmentation. what: the advice in a sentence.
 
-    reason: why, with its numbers. keys: configuration keys. command: what to run. base: file of configs/_base_ to build on.
+    reason: why, with its numbers. keys: configuration keys. command: what to run. base: file of configs/_base_ to build
+    on.
     """
 
     topic: str

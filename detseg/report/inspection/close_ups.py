@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,14 +18,16 @@ from detseg.structures import rle as rle_codec
 
 # Sides in pixels of a close-up, and the least part of the image that it shows; of an example.
 CLOSE_UP, LEAST_WINDOW, EXAMPLE = 220, 32, 460
-FOUND, OTHERS = (255, 176, 0), (64, 190, 255)
+FOUND, OTHERS, DEFECT = (255, 176, 0), (64, 190, 255), (235, 30, 60)
+# A large object is cut so that a small defect can be seen: so many times its length, or so many pixels, are shown.
+DETAIL, LEAST_DETAIL = 6, 96
 _QUALITY = 86
 
 
 def data_url(picture: np.ndarray) -> str:
     """Return a picture (h, w, 3) uint8 as a data: address of a JPEG."""
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="JPEG", quality=_QUALITY)
+    Image.fromarray(picture).save(stream, format="JPEG", quality=_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
@@ -59,43 +62,82 @@ class CloseUps:
         width = fitting_line_width(typical_thickness(own), scale)
         return draw_objects(base, own, [class_colour(c) for c in classes[~crowd]], scale, width)
 
-    def of_object(self, index: int, number: int) -> np.ndarray | None:
-        """Return annotation `number` of image `index` in yellow with its neighbours in blue, `CLOSE_UP` pixels wide."""
+    def of_object(self, index: int, number: int, defect: Mapping[str, Any] | None = None) -> np.ndarray | None:
+        """Return annotation `number` of image `index` in yellow with its neighbours in blue, `CLOSE_UP` pixels wide.
+
+        defect: RLE of the pixels that the picture is about, painted red.
+        """
         picture = self.picture(index)
         if picture is None:
             return None
         record = self.dataset.images[index]
         rles, _ = self.dataset.table.rles(index, record.height, record.width)
-        left, top, side = _window(rle_codec.bounding_boxes(rles[number : number + 1])[0], record.height, record.width)
+        left, top, side = _window([rles[number], *([defect] if defect else [])], record.height, record.width)
         scale = CLOSE_UP / side
         part = np.ascontiguousarray(picture[top : top + side, left : left + side])
-        crops, colours = _cut(rles, number, left, top, *part.shape[:2])
-        shown = draw_objects(resize_display(part, scale), crops, colours, scale, 1)
+        window = (left, top, *part.shape[:2])
+        shown = resize_display(part, scale)
+        others = [rle for n, rle in enumerate(rles) if n != number]
+        shown = _drawn(shown, others, window, OTHERS, scale, 1)
+        if defect:
+            shown = _painted(shown, defect, window, scale)
+        shown = _drawn(shown, [rles[number]], window, FOUND, scale, 2)
         canvas = np.full((CLOSE_UP, CLOSE_UP, 3), 128, dtype=np.uint8)
         canvas[: shown.shape[0], : shown.shape[1]] = shown[:CLOSE_UP, :CLOSE_UP]
         return canvas
 
 
-def _window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int]:
-    """Return x0, y0 and the side of a square around a box, moved into the image where it can be."""
-    x0, y0, x1, y1 = (float(value) for value in box)
-    side = int(max(1.5 * (x1 - x0), 1.5 * (y1 - y0), LEAST_WINDOW))
+def _window(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> tuple[int, int, int]:
+    """Return x0, y0 and the side of a square that shows an object, or what is about it where that is much smaller.
+
+    The square is moved into the image where it can be. rles: the object, and what the picture is about.
+    """
+    boxes = rle_codec.bounding_boxes(rles).astype(np.float64)
+    lengths = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    side = int(min(max(1.5 * lengths[0], 1.5 * lengths[-1], LEAST_WINDOW), max(DETAIL * lengths[-1], LEAST_DETAIL)))
+    # An object that fits is shown whole, with its own centre.
+    x0, y0, x1, y1 = boxes[0 if side >= lengths[0] else -1]
     left = int(np.clip((x0 + x1 - side) / 2, 0, max(width - side, 0)))
     top = int(np.clip((y0 + y1 - side) / 2, 0, max(height - side, 0)))
     return left, top, side
 
 
-def _cut(
-    rles: Sequence[dict], number: int, left: int, top: int, high: int, wide: int
-) -> tuple[list[dict], list[tuple[int, int, int]]]:
-    """Return what a window shows of masks, that of `number` last, and their colours."""
-    boxes = rle_codec.bounding_boxes(rles)
+def _cut(rles: Sequence[Mapping[str, Any]], window: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    """Return what a window (x0, y0, height, width) shows of masks."""
+    left, top, high, wide = window
+    boxes = rle_codec.bounding_boxes(rles).reshape(-1, 4)
     near = (boxes[:, 0] < left + wide) & (boxes[:, 2] > left) & (boxes[:, 1] < top + high) & (boxes[:, 3] > top)
-    chosen = [index for index in np.flatnonzero(near).tolist() if index != number] + [number]
-    cut, colours = [], []
-    for index, (mask, x0, y0) in zip(chosen, rle_codec.decode_crops([rles[index] for index in chosen]), strict=True):
+    cut = []
+    for mask, x0, y0 in rle_codec.decode_crops([rles[index] for index in np.flatnonzero(near)]):
         part = mask[max(top - y0, 0) : max(top + high - y0, 0), max(left - x0, 0) : max(left + wide - x0, 0)]
         if part.any():
             cut.append((part, max(x0 - left, 0), max(y0 - top, 0)))
-            colours.append(FOUND if index == number else OTHERS)
-    return rle_codec.encode_crops(cut, high, wide), colours
+    return rle_codec.encode_crops(cut, high, wide)
+
+
+def _drawn(
+    shown: np.ndarray,
+    rles: Sequence[Mapping[str, Any]],
+    window: tuple[int, int, int, int],
+    shade: tuple[int, int, int],
+    scale: float,
+    line_width: int,
+) -> np.ndarray:
+    own = _cut(rles, window)
+    return draw_objects(shown, own, [shade] * len(own), scale, line_width)
+
+
+def _painted(
+    shown: np.ndarray, defect: Mapping[str, Any], window: tuple[int, int, int, int], scale: float
+) -> np.ndarray:
+    """Paint the pixels of a mask half over."""
+    parts = _cut([defect], window)
+    if not parts:
+        return shown
+    mask = rle_codec.decode(parts[0])
+    rows = np.minimum((np.arange(shown.shape[0]) / scale).astype(np.int64), mask.shape[0] - 1)
+    columns = np.minimum((np.arange(shown.shape[1]) / scale).astype(np.int64), mask.shape[1] - 1)
+    where = mask[rows][:, columns]
+    result = shown.copy()
+    result[where] = shown[where] // 3 + np.array(DEFECT, dtype=np.uint8) // 3 * 2
+    return result

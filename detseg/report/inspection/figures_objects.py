@@ -1,4 +1,4 @@
-"""Figures of objects: how many, how large, of which shape, how near each other. Each takes the report and returns SVG."""
+"""Figures of objects: how many, how large, of which shape, how near each other. Each makes SVG of the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from detseg.report.inspection.style import LINE, MOST_ROWS, colour, log2_ticks, new_figure, to_svg
+from detseg.report.inspection.style import (
+    LINE,
+    MOST_ROWS,
+    colour,
+    count_ticks,
+    new_figure,
+    octave_ticks,
+    styled,
+    to_svg,
+)
 
 Report = Mapping[str, Any]
 
@@ -26,6 +35,7 @@ def label_of(group: str) -> str:
     return group or "all"
 
 
+@styled
 def draw_counts(report: Report) -> str:
     """Images and objects of every group, the objects by class."""
     groups = groups_of(report)[::-1]
@@ -43,6 +53,8 @@ def draw_counts(report: Report) -> str:
         start += widths
     _write_values(right, start, places)
     right.set_yticks(places, [""] * len(groups))
+    for axes in (left, right):
+        axes.set_ylim(-0.7, max(len(groups) - 0.3, 1.3))
     left.set_title("Images")
     right.set_title("Objects")
     if len(report["classes"]) > 1:
@@ -61,6 +73,7 @@ def _write_values(axes: Any, values: Any, places: np.ndarray) -> None:
         axes.text(value + most * 0.012, place, f"{int(value):,}", va="center", fontsize=9)
 
 
+@styled
 def draw_objects_per_image(report: Report) -> str:
     """How many objects images have, and how much of an image they cover, one dot an image."""
     groups = groups_of(report)[::-1]
@@ -76,10 +89,10 @@ def draw_objects_per_image(report: Report) -> str:
         )
         axes.set_title(title)
     low, high = left.get_xlim()
-    log2_ticks(left.xaxis, max(low, 0), high)
-    if low < 0 and min(row["objects"] for row in rows) == 0:
-        ticks = [-1.0, *left.get_xticks()]
-        left.set_xticks(ticks, ["none", *[f"{2.0**tick:g}" for tick in ticks[1:]]])
+    count_ticks(left.xaxis, max(low, 0), high)
+    if min(row["objects"] for row in rows) == 0:
+        names = [label.get_text() for label in left.get_xticklabels()]
+        left.set_xticks([-1.0, *left.get_xticks()], ["none", *names])
     right.set_yticklabels([])
     right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     return to_svg(figure, "objects per image")
@@ -88,7 +101,7 @@ def draw_objects_per_image(report: Report) -> str:
 def strips(axes: Any, values: Mapping[str, list[float]], first: int = 0) -> None:
     """Draw one dot a value in a row a group, moved up and down so that equal ones show, and a mark at the median."""
     rng = np.random.default_rng(0)
-    for place, (group, column) in enumerate(values.items()):
+    for place, column in enumerate(values.values()):
         shown = np.array([value for value in column if value is not None], dtype=np.float64)
         if not len(shown):
             continue
@@ -102,6 +115,7 @@ def strips(axes: Any, values: Mapping[str, list[float]], first: int = 0) -> None
     axes.grid(axis="y", visible=False)
 
 
+@styled
 def draw_sizes(report: Report) -> str:
     """Diameters of objects by class, and by group where there are some."""
     by = [("classes", "by class", report["classes"])]
@@ -111,7 +125,7 @@ def draw_sizes(report: Report) -> str:
     figure, all_axes = new_figure(3.1, len(by))
     for axes, (key, title, names) in zip(all_axes, by, strict=True):
         _steps(axes, data, {name: data[key][name] for name in names})
-        log2_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
+        octave_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
         axes.set_title(f"Diameter of a disc of the same area, {title}")
         axes.set_xlabel("pixels")
         _add_micrometres(axes, report)
@@ -142,9 +156,10 @@ def _add_micrometres(axes: Any, report: Report) -> None:
     shift = np.log2(size["median"])
     top = axes.secondary_xaxis("top", functions=(lambda value: value + shift, lambda value: value - shift))
     low, high = axes.get_xlim()
-    log2_ticks(top.xaxis, low + shift, high + shift, " µm")
+    octave_ticks(top.xaxis, low + shift, high + shift, " µm")
 
 
+@styled
 def draw_shapes(report: Report) -> str:
     """Height by width of boxes, and the ratio of the axes of the ellipse of the same moments."""
     figure, (left, right) = new_figure(2.7, 2)
@@ -162,6 +177,7 @@ def draw_shapes(report: Report) -> str:
     return to_svg(figure, "shapes of objects")
 
 
+@styled
 def draw_contacts(report: Report) -> str:
     """How many objects overlap, touch, or nearly do, by class and group; and how many others one touches."""
     numbers = report["objects"]
@@ -181,6 +197,7 @@ def draw_contacts(report: Report) -> str:
         height = 0.62 if key != "overlapping" else 0.3
         left.barh(places, [row[key] for _, row in rows], height=height, color=shade, label=name)
     left.set_yticks(places, [name for name, _ in rows])
+    left.set_ylim(-0.7, max(len(rows) - 0.3, 2.0))
     left.set_xlim(0, 1)
     left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     left.grid(axis="y", visible=False)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from detseg.report.inspection.figures_objects import Report, groups_of, strips
-from detseg.report.inspection.style import INK, colour, log2_ticks, new_figure, to_svg
+from detseg.report.inspection.style import INK, colour, count_ticks, new_figure, octave_ticks, styled, to_svg
 
 
+@styled
 def draw_intensities(report: Report) -> str:
     """The range and the median of every picture, group by group."""
     groups = groups_of(report)
@@ -47,6 +48,7 @@ def _thickness(count: int) -> float:
     return float(np.clip(500 / max(count, 1), 0.6, 9))
 
 
+@styled
 def draw_focus(report: Report) -> str:
     """Focus and contrast, one dot a picture."""
     groups = groups_of(report)[::-1]
@@ -61,14 +63,15 @@ def draw_focus(report: Report) -> str:
             axes, {group: [v for v, row in zip(values, rows, strict=True) if row["group"] == group] for group in groups}
         )
         axes.set_title(title)
-    log2_ticks(left.xaxis, *left.get_xlim())
-    left.set_xlabel("less detail or noise   to   more")
+    count_ticks(left.xaxis, *left.get_xlim())
+    left.set_xlabel("low: blurred or empty; high: sharp or noisy")
     right.set_yticklabels([])
     right.axvline(0, color=INK, linewidth=0.8)
-    right.set_xlabel("objects darker   to   brighter")
+    right.set_xlabel("below 0 objects are darker")
     return to_svg(figure, "focus and contrast")
 
 
+@styled
 def draw_anchors(report: Report) -> str:
     """Boxes at the network by width and height with the suggested anchors; and recall by IoU."""
     numbers, shapes = report["anchors"], report["network"]["shapes"]
@@ -90,8 +93,8 @@ def draw_anchors(report: Report) -> str:
             linewidths=1.8,
             label=f"p{level + 2}",
         )
-    log2_ticks(left.xaxis, *left.get_xlim())
-    log2_ticks(left.yaxis, *left.get_ylim())
+    octave_ticks(left.xaxis, *left.get_xlim())
+    octave_ticks(left.yaxis, *left.get_ylim())
     left.set_aspect("equal")
     left.set_xlabel("width at the network, pixels")
     left.set_ylabel("height")
@@ -143,6 +146,7 @@ def _cells(axes: Any, cells: np.ndarray, step: float) -> None:
     axes.set_ylim(edges[0], edges[-1])
 
 
+@styled
 def draw_problems(report: Report) -> str:
     """How many masks each kind of problem concerns."""
     found = report["problems"]["masks"]

@@ -6,21 +6,26 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 _STYLE = """
-:root { --paper: #ffffff; --ink: #23272e; --faint: #6b7280; --line: #dfe3e8; --panel: #f5f7f9; --accent: #2f74b5; --warn: #b4530f; }
+:root { --paper: #ffffff; --ink: #23272e; --faint: #6b7280; --line: #dfe3e8; --panel: #f5f7f9;
+  --accent: #2f74b5; --warn: #b4530f; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #15181d; --ink: #dde1e6; --faint: #98a1ad; --line: #343b45; --panel: #1e232a; --accent: #79b4ea; --warn: #f0a868; }
+  :root { --paper: #15181d; --ink: #dde1e6; --faint: #98a1ad; --line: #343b45; --panel: #1e232a;
+    --accent: #79b4ea; --warn: #f0a868; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1080px; padding: 28px 28px 80px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
+h1 { font-size: 26px; margin: 0 0 4px; }
+h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
 h3 { font-size: 16px; margin: 26px 0 4px; } p { margin: 6px 0 12px; max-width: 78ch; }
 .faint, figcaption { color: var(--faint); } .warn { color: var(--warn); } a { color: var(--accent); }
 nav a { margin-right: 16px; text-decoration: none; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 18px 0; }
-.tile { background: var(--panel); border-radius: 8px; padding: 10px 14px; } .tile b { display: block; font-size: 22px; line-height: 1.25; }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0; }
+.tile { flex: 1 1 140px; background: var(--panel); border-radius: 8px; padding: 10px 14px; }
+.tile b { display: block; font-size: 22px; line-height: 1.25; }
 .tile span { color: var(--faint); font-size: 13px; }
-figure { margin: 14px 0 22px; } figure svg { width: 100%; height: auto; display: block; } figcaption { font-size: 13px; }
+figure { margin: 14px 0 22px; } figure svg { width: 100%; height: auto; display: block; }
+figcaption { font-size: 13px; }
 svg text { font-family: inherit; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 8px 0 18px; font-size: 14px; }
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -30,8 +35,10 @@ th { font-weight: 600; color: var(--faint); } td.n, th.n { text-align: right; fo
 .pictures figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; margin-top: 3px; }
 code, pre { font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--panel); padding: 14px 16px; border-radius: 8px; overflow-x: auto; }
-.advice { border-left: 3px solid var(--accent); padding: 2px 0 2px 14px; margin: 14px 0; } .advice p { margin: 2px 0 6px; max-width: 90ch; }
-.advice b { font-size: 15px; } .topic { color: var(--faint); font-size: 12px; text-transform: uppercase; letter-spacing: .05em; }
+.advice { border-left: 3px solid var(--accent); padding: 2px 0 2px 14px; margin: 14px 0; }
+.advice p { margin: 2px 0 6px; max-width: 90ch; }
+.advice b { font-size: 15px; }
+.topic { color: var(--faint); font-size: 12px; text-transform: uppercase; letter-spacing: .05em; }
 """
 
 
@@ -83,7 +90,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[
 def pictures(items: Sequence[tuple[str, str]], *, wide: bool = False) -> str:
     """Return pictures (address, caption) in rows."""
     cells = "".join(
-        f'<figure><img src="{address}" alt="{escape(caption, quote=True)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img src="{address}" alt="{escape(caption, quote=True)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
         for address, caption in items
     )
     return f'<div class="pictures{" wide" if wide else ""}">{cells}</div>' if items else ""

@@ -106,7 +106,7 @@ def _images(report: Report, drawing: CloseUps) -> str:
         "Images and objects",
         text(" ".join(facts)),
         files,
-        figure(figures_objects.draw_counts(report)),
+        figure(figures_objects.draw_counts(report)) if has_groups(report) or len(report["classes"]) > 1 else "",
         figure(figures_objects.draw_objects_per_image(report), "One dot an image, a bar at the median."),
         _examples(report, drawing),
     )
@@ -127,8 +127,7 @@ def _examples(report: Report, drawing: CloseUps) -> str:
                     name = f"{label_of(group)}: " if has_groups(report) else ""
                     note = f", {rows[index]['objects']} objects" if with_masks else ""
                     items.append((data_url(picture), f"{name}{rows[index]['file_name']}{note}"))
-    shown = "<h3>Examples</h3>" + pictures(items, wide=True) if items else ""
-    return shown
+    return "<h3>Examples</h3>" + pictures(items, wide=True) if items else ""
 
 
 def _sizes(report: Report) -> str:
@@ -160,8 +159,8 @@ def _contacts(report: Report) -> str:
     pairs, objects = report["objects"]["pairs"], report["objects"]
     words = (
         f"{pairs['overlapping']:,} pairs of objects overlap, {pairs['touching']:,} touch without (by a side or a corner), "
-        f"{pairs['near']:,} more have at most two pixels between them. {share(objects['shared'])} of an object's outline "
-        "lie on another one in the mean."
+        f"and {pairs['near']:,} more have at most two pixels between them. {share(objects['shared'])} of an object's "
+        "outline lie on another one in the mean."
     )
     return section("contacts", "Density and contacts", text(words), figure(figures_objects.draw_contacts(report)))
 
@@ -219,6 +218,10 @@ def _problems(report: Report, drawing: CloseUps) -> str:
     parts = []
     if found["masks"]:
         parts += [figure(figures_pictures.draw_problems(report)), _mask_table(found["masks"])]
+    if found["masks"]:
+        parts.append(
+            text("In the pictures the object is yellow, others are blue, the pixels in question red.", "faint")
+        )
     parts += [_mask_pictures(one, report, drawing) for one in found["masks"].values()]
     parts += [_bad_pictures(one, report, drawing) for one in found["pictures"].values()]
     if found["one_class_hint"]:
@@ -240,7 +243,7 @@ def _mask_table(masks: Mapping[str, Any]) -> str:
 def _mask_pictures(one: Mapping[str, Any], report: Report, drawing: CloseUps) -> str:
     items = []
     for worst in one["worst"][:_SHOWN]:
-        picture = drawing.of_object(worst["image"], worst["number"])
+        picture = drawing.of_object(worst["image"], worst["number"], worst.get("defect"))
         if picture is not None:
             name = report["images"]["rows"][worst["image"]]["file_name"]
             items.append((data_url(picture), f"{_short(name)}: {worst['note']}"))
@@ -313,8 +316,8 @@ def _suggestions(report: Report, config: str) -> str:
         head = ["anchors", "sizes, p2 to p6", "ratios", "recall at IoU 0.5", "0.7", "mean best IoU"]
         clusters = ", ".join(f"{w:.0f} x {h:.0f}" for w, h in anchors["clusters"]["shapes"])
         words = (
-            f"{len(anchors['clusters']['shapes'])} clusters of the boxes at the network, width x height (k-means by IoU, "
-            f"mean IoU {anchors['clusters']['mean_iou']:.2f}): {clusters}."
+            f"{len(anchors['clusters']['shapes'])} clusters of the boxes at the network, width x height (k-means by "
+            f"IoU, mean IoU {anchors['clusters']['mean_iou']:.2f}): {clusters}."
         )
         drawn = (
             figure(figures_pictures.draw_anchors(report)) + table(head, rows, numbers=(3, 4, 5)) + text(words, "faint")

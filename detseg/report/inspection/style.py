@@ -1,14 +1,15 @@
 """How figures look: no frame, few lines, colours that stand out from light and dark pages, text in the page's own font.
 
-Figures become SVG inside the page. Ink and lines have the page's colours, which follow the reader's light or dark theme.
+Figures become SVG inside the page. Ink and lines have the page's colours, light or dark as the reader's theme.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,20 +55,33 @@ _SETTINGS = {
 }
 
 
+def styled(draw: Callable[..., str]) -> Callable[..., str]:
+    """Make a function that draws do so in this style, whatever style matplotlib has been given elsewhere."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any) -> str:
+        try:
+            import matplotlib
+        except ImportError:
+            raise RunError("figures need matplotlib: pip install matplotlib") from None
+        with matplotlib.rc_context(
+            {**matplotlib.rcParamsDefault, **_SETTINGS, "backend": matplotlib.rcParams["backend"]}
+        ):
+            return draw(*arguments)
+
+    return drawn
+
+
 def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
 def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
     """Return a figure of `height` inches with axes side by side, `ratios` their widths."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError("figures need matplotlib: pip install matplotlib") from None
-    with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0]
     figure.patch.set_alpha(0)
     for one in axes:
         one.patch.set_alpha(0)
@@ -76,11 +90,8 @@ def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None =
 
 def to_svg(figure: Figure, label: str) -> str:
     """Return a figure as an <svg> element that scales with the page. label: what readers without sight are told."""
-    import matplotlib
-
     stream = io.StringIO()
-    with matplotlib.rc_context(_SETTINGS):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -94,9 +105,25 @@ def to_svg(figure: Figure, label: str) -> str:
     return text.replace(INK, "var(--ink)").replace(LINE, "var(--line)")
 
 
-def log2_ticks(axis: object, low: float, high: float, unit: str = "") -> None:
-    """Label an axis in octaves (its values are log2) by round numbers of two."""
+def octave_ticks(axis: Any, low: float, high: float, unit: str = "") -> None:
+    """Label an axis whose values are log2 by powers of two: lengths, which a feature pyramid doubles."""
     places = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
-    step = max(int(np.ceil(len(places) / 12)), 1)
-    places = places[::step]
-    axis.set_ticks(places, [f"{2.0**place:g}{unit}" for place in places])  # type: ignore[attr-defined]
+    places = places[:: max(int(np.ceil(len(places) / 12)), 1)]
+    axis.set_ticks(places, [f"{2.0**place:g}{unit}" for place in places])
+
+
+def count_ticks(axis: Any, low: float, high: float) -> None:
+    """Label an axis whose values are log2 by round decimal numbers, as many as help."""
+    for digits in (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 4, 5, 6, 8),
+        (1, 1.2, 1.4, 1.6, 1.8, *np.arange(2, 10, 0.5)),
+    ):
+        values = np.array(sorted(digit * 10.0**power for power in range(-3, 8) for digit in digits))
+        places = np.log2(values)
+        inside = (places >= low - 1e-9) & (places <= high + 1e-9)
+        if inside.sum() >= 4:
+            break
+    axis.set_ticks(places[inside], [f"{value:,.10g}" for value in values[inside]])
