@@ -13,7 +13,7 @@ from detseg.data.repair.crumbs import body_of, crumbs_of
 from detseg.data.repair.fragments import far_groups, is_speck, pieces_of
 from detseg.data.repair.holes import filled, filled_where_free, hole_areas
 from detseg.data.repair.options import NOTHING, RepairRules
-from detseg.data.repair.overlaps import boxes_of, covered, find_overlaps, near_duplicates, nested
+from detseg.data.repair.overlaps import covered, find_overlaps, near_duplicates, nested
 from detseg.data.repair.wrong_class import allowed_classes, majority_class, one_class_hint
 from detseg.errors import DataError
 
@@ -47,15 +47,13 @@ def test_a_hole_stays_for_the_object_in_it_and_not_for_one_that_crosses():
     inside = (np.ones((2, 2), dtype=bool), 1, 1)
     crossing = (np.ones((4, 1), dtype=bool), 5, 0)  # half of its pixels lie in the hole: it counts as lying there
     longer = (np.ones((5, 1), dtype=bool), 5, 0)
-    crops = [(ring, 0, 0), inside, longer]
-    mask, left = filled_where_free(0, crops, boxes_of(crops))
+    mask, left = filled_where_free((ring, 0, 0), [inside, longer])
     same(mask, "#########", "#..######", "#..######", "#########")
     assert left
-    crops = [(ring, 0, 0), crossing]
-    mask, left = filled_where_free(0, crops, boxes_of(crops))
+    mask, left = filled_where_free((ring, 0, 0), [crossing])
     same(mask, "#########", "####....#", "####....#", "#########")
-    crops = [(ring, 0, 0)]
-    mask, left = filled_where_free(0, crops, boxes_of(crops))
+    assert left
+    mask, left = filled_where_free((ring, 0, 0), [])
     assert mask.all()
     assert not left
 

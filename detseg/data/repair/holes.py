@@ -7,7 +7,7 @@ border of the image is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -48,42 +48,32 @@ def filled(mask: np.ndarray) -> np.ndarray:
     return mask | (labels > 0) if count else mask
 
 
-def filled_where_free(index: int, crops: Sequence[MaskCrop], boxes: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Fill the holes of one of an image's masks in which no other object lies (with at least half of its pixels).
+def filled_where_free(crop: MaskCrop, others: Iterable[MaskCrop]) -> tuple[np.ndarray, bool]:
+    """Fill the holes of a mask in which none of the other objects lies with at least half of its pixels.
 
     A nucleus in the ring of another one is not buried; an object that only crosses a hole does not keep it open.
 
-    Args:
-        index: of the mask.
-        crops: the masks of all objects of the image. boxes: their boxes, see `boxes_of`.
-
-    Returns:
-        the mask, the same array where nothing was filled, and whether a hole was left.
+    Returns the mask (h, w) bool, the same array where nothing was filled, and whether a hole was left.
     """
-    mask = crops[index][0]
+    mask = crop[0]
     labels, count = label_holes(mask)
     if not count:
         return mask, False
-    taken = _holes_with_objects(index, labels, crops, boxes)
+    taken = _holes_with_objects(labels, crop, others)
     free = (labels > 0) & ~np.isin(labels, taken)
     return (mask | free if free.any() else mask), bool(taken)
 
 
-def _holes_with_objects(index: int, labels: np.ndarray, crops: Sequence[MaskCrop], boxes: np.ndarray) -> list[int]:
+def _holes_with_objects(labels: np.ndarray, crop: MaskCrop, others: Iterable[MaskCrop]) -> list[int]:
     """Return the labels of the holes in which other objects lie."""
-    _, x0, y0 = crops[index]
-    own = boxes[index]
-    near = (boxes[:, 0] < own[2]) & (boxes[:, 2] > own[0]) & (boxes[:, 1] < own[3]) & (boxes[:, 3] > own[1])
-    near[index] = False
+    _, x0, y0 = crop
     taken: set[int] = set()
-    for other in np.flatnonzero(near):
-        crop = crops[other]
-        in_holes = common_pixels((labels > 0, x0, y0), crop)
-        area = np.count_nonzero(crop[0])
-        if in_holes < LIES_IN_HOLE * area:
+    for other in others:
+        area = np.count_nonzero(other[0])
+        if common_pixels((labels > 0, x0, y0), other) < LIES_IN_HOLE * area:
             continue
         for label in range(1, int(labels.max()) + 1):
-            if common_pixels((labels == label, x0, y0), crop) >= LIES_IN_HOLE * area:
+            if common_pixels((labels == label, x0, y0), other) >= LIES_IN_HOLE * area:
                 taken.add(label)
     return sorted(taken)
 

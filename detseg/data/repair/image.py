@@ -101,6 +101,22 @@ def repair_image(image: ImageMasks, rules: RepairRules) -> RepairedMasks:
     return _ImageRepair(image, rules).run()
 
 
+class _Neighbours:
+    """Finds objects by their boxes, as they were when this was made: trimmed objects have smaller ones since."""
+
+    def __init__(self, objects: Sequence[_Object]) -> None:
+        self.objects = list(objects)
+        self.boxes = boxes_of([thing.crop for thing in objects])
+
+    def of(self, thing: _Object) -> list[_Object]:
+        """Return the other objects whose boxes meet that of an object."""
+        boxes = self.boxes
+        x0, y0, x1, y1 = boxes_of([thing.crop])[0]
+        near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+        found = [self.objects[index] for index in np.flatnonzero(near)]
+        return [other for other in found if other is not thing and not other.gone]
+
+
 class _ImageRepair:
     """The objects of one image while they are repaired."""
 
@@ -108,6 +124,7 @@ class _ImageRepair:
         self.image = image
         self.rules = rules
         self.changes: list[Change] = []
+        self.neighbours = _Neighbours([])
         self.objects = [
             _Object(index, np.ascontiguousarray(mask), x0, y0, int(image.classes[index]))
             for index, (mask, x0, y0) in enumerate(rle_codec.decode_crops(image.rles))
@@ -131,6 +148,7 @@ class _ImageRepair:
     def _mend_shapes(self, pending: list[_Object]) -> list[_Object]:
         """Apply the rules of single masks; return the objects to look at again: changed ones, and those with holes."""
         again = []
+        self.neighbours = _Neighbours(self.objects)
         for thing in [thing for thing in pending if not thing.gone]:
             before = len(self.changes)
             left = self._fill_holes(thing)
@@ -150,8 +168,7 @@ class _ImageRepair:
         """Fill the holes of an object; return whether some are left because of other objects in them."""
         whole, left = (thing.mask if self.rules.holes == "off" else filled(thing.mask)), False
         if whole is not thing.mask and self.rules.holes == "free":
-            crops = [other.crop for other in self.objects]
-            whole, left = filled_where_free(self.objects.index(thing), crops, boxes_of(crops))
+            whole, left = filled_where_free(thing.crop, [other.crop for other in self.neighbours.of(thing)])
         if whole is not thing.mask:
             self._change_mask(thing, whole, "holes", "filled")
         return left
@@ -200,6 +217,7 @@ class _ImageRepair:
         self._record(thing, "fragments", "split", 0, before - thing.area, before, thing.area, count)
         position = self.objects.index(thing) + 1
         self.objects[position:position] = new
+        self.neighbours = _Neighbours(self.objects)
         return [thing, *new]
 
     def _mend_classes(self) -> None:
