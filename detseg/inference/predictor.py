@@ -296,7 +296,8 @@ class Predictor:
 
     def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
         boxes = None if batch[0].boxes is None else [prepared.boxes for prepared in batch]
-        answers = self.detector.predict([prepared.image for prepared in batch], soft_masks=soft_masks, boxes=boxes)
+        needs_soft = soft_masks or (self.postprocess is not None and self.postprocess.needs_soft_masks)
+        answers = self.detector.predict([prepared.image for prepared in batch], soft_masks=needs_soft, boxes=boxes)
         named = [
             dataclasses.replace(
                 answer,
@@ -307,7 +308,9 @@ class Predictor:
             )
             for prepared, answer in zip(batch, answers, strict=True)
         ]
-        return named if self.postprocess is None else [self.postprocess.apply(answer) for answer in named]
+        if self.postprocess is not None:
+            named = [self.postprocess.apply(answer) for answer in named]
+        return named if soft_masks else [dataclasses.replace(answer, soft_masks=None) for answer in named]
 
 
 def _as_image(array: np.ndarray) -> np.ndarray:
