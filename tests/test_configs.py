@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from detseg.config import Config, load_config, load_flat_config, validate_config
+from detseg.config.engines import as_trained, choose_engine
 from detseg.engine.optimizer import build_optimizer, set_learning_rates
 from detseg.models.table import build_model
 from detseg.models.weights.fitting import CLASS_ENTRIES
@@ -78,6 +79,7 @@ def test_is_valid_for_training(path: Path, caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in FULL_SIZE], ids=name_of)
 def test_trains_two_steps_and_predicts(path: Path) -> None:
     cfg = narrow(load_config(path))
+    cfg = as_trained(cfg, choose_engine(cfg).name)
     torch.manual_seed(0)
     model = build_model(cfg)
     new = {name for name, _ in model.named_parameters() if "predictor" in name}

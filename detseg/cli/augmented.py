@@ -16,6 +16,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from detseg.config import load_config
+    from detseg.config.imports import run_imports
     from detseg.data.stream import TrainingStream
     from detseg.engine.data_sets import load_training_set
     from detseg.report.contact_sheet import PER_SHEET, contact_sheet
@@ -23,7 +24,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
 
     count = arguments.augmented
     _check(arguments)
-    cfg = load_config(arguments.config, arguments.overrides)
+    cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError('DATASETS.TRAIN: expected the training data: ["catalog name or COCO file"]')
     dataset = load_training_set(cfg)
