@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detseg.errors import DataError
 from detseg.evaluation.ground_truth import ImageTruth
 from detseg.fusion.atoms import find_atoms
 from detseg.fusion.duplicates import overlapping_pairs
@@ -132,7 +133,6 @@ class CandidateTable:
         while True:
             present = np.flatnonzero(kept[candidate])
             # What a candidate sees is what no better one has: also one that is dropped is told what it would see.
-            owner = np.full(len(entries), -1)
             starts = np.flatnonzero(np.diff(atom[present], prepend=-1))
             best_of_atom = np.full(self._entry_atom[-1] + 1 if len(self._entry_atom) else 0, len(self.scores))
             best_of_atom[atom[present][starts]] = candidate[present][starts]
@@ -184,6 +184,11 @@ def _last(parts: Sequence[_Part], name: str) -> np.ndarray:
 
 def _part(truth: ImageTruth, predictions: Predictions, duplicates: bool) -> _Part:
     """Return what is fixed of one image."""
+    if predictions.rles is None:
+        raise DataError(
+            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: thresholds "
+            "are chosen by the masks that they leave"
+        )
     image = predictions.select(score_order(predictions.scores))
     count = len(image)
     atoms = find_atoms([*image.rles, *truth.rles])

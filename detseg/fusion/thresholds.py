@@ -9,16 +9,18 @@ depend on the threshold either. Object AP at every distinct score is then one cu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from detseg.evaluation.evaluate import align
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth
-from detseg.evaluation.matching import IOU_THRESHOLDS, largest_cover, pair_ious
-from detseg.fusion.overlaps import score_order
+from detseg.evaluation.matching import IOU_THRESHOLDS
+from detseg.fusion.candidate_table import CandidateTable, is_fast
+from detseg.fusion.hits import Hits, object_numbers
 from detseg.fusion.postprocess import Postprocess
+from detseg.fusion.settings import PerClass
 from detseg.structures import Predictions
 
 if TYPE_CHECKING:
@@ -52,8 +54,10 @@ def choose_score_threshold(
     `object_ap`. Of thresholds equally good the highest is taken. The choice fits the images that it was made on; on few
     images report it for others.
     """
-    truth, resolved = _resolve(ground_truth, predictions, postprocess)
-    return _best(truth.images, resolved)
+    truth = as_ground_truth(ground_truth)
+    hits_of = _resolver(truth, align(truth, predictions), postprocess)
+    objects = object_numbers(truth.images, len(truth.class_names))
+    return best_threshold(hits_of(None), objects[:, 0])
 
 
 def choose_class_thresholds(
@@ -68,61 +72,67 @@ def choose_class_thresholds(
     where classes do not overlap. A class without a prediction gets 0.5.
     """
     truth = as_ground_truth(ground_truth)
-    aligned = align(truth, predictions)
+    hits_of = _resolver(truth, align(truth, predictions), postprocess)
+    objects = object_numbers(truth.images, len(truth.class_names))
     choices = {}
     for index, name in enumerate(truth.class_names):
-        images = [_of_class(image, index) for image in truth.images]
-        found = [image.select(image.classes == index) for image in aligned]
+        hits = hits_of(index)
         # A class's AP averages over the images where it occurs; which these are may depend on the threshold.
-        _, resolved = _resolve(truth, found, postprocess)
-        choices[name] = _best(images, resolved, only_occurring=True)
+        own = dataclasses.replace(hits, level=hits.level_in_class)
+        choices[name] = best_threshold(own, objects[:, 1 + index], only_occurring=True)
     return choices
 
 
-def _of_class(image: ImageTruth, class_index: int) -> ImageTruth:
-    keep = image.crowd | (image.classes == class_index)
-    indices = np.flatnonzero(keep)
-    return dataclasses.replace(
-        image, rles=[image.rles[i] for i in indices], classes=image.classes[indices], crowd=image.crowd[indices]
-    )
-
-
-def _resolve(
-    ground_truth: GroundTruth | CocoDataset, predictions: Iterable[Predictions], postprocess: Postprocess | None
-) -> tuple[GroundTruth, list[Predictions]]:
-    """Align the predictions with the truth and apply everything but the score threshold."""
-    truth = as_ground_truth(ground_truth)
+def _resolver(
+    truth: GroundTruth, aligned: Sequence[Predictions], postprocess: Postprocess | None
+) -> Callable[[int | None], Hits]:
+    """Return a function class index, or None for all -> what everything but the score threshold leaves of it."""
     settings = dataclasses.replace(
         (postprocess or Postprocess()).without_score_threshold(), resolve_overlaps=True, overlap_policy="score"
     )
-    return truth, [settings.apply(image) for image in align(truth, predictions)]
+    duplicates = any_limit(settings.nms_iou)
+    if is_fast(settings):
+        table = CandidateTable(truth.images, [settings.shaped(image) for image in aligned], duplicates=duplicates)
+        return lambda only_class: table.hits(settings, only_class)
+
+    def applied(only_class: int | None) -> Hits:
+        chosen = [image if only_class is None else image.select(image.classes == only_class) for image in aligned]
+        return hits_of_disjoint(truth.images, [settings.apply(image) for image in chosen])
+
+    return applied
 
 
-def _best(
-    truths: Sequence[ImageTruth], resolved: Sequence[Predictions], only_occurring: bool = False
-) -> ThresholdChoice:
-    """Return the best threshold of predictions without overlaps; an image's score is a step function of the threshold.
+def hits_of_disjoint(truths: Sequence[ImageTruth], disjoint: Sequence[Predictions]) -> Hits:
+    """Return all predictions of images whose masks do not overlap, as hits."""
+    return CandidateTable(truths, disjoint, duplicates=False).hits(Postprocess())
 
-    only_occurring: leave out images in which neither an object nor a prediction above the threshold is.
+
+def any_limit(setting: PerClass) -> bool:
+    """Whether a setting, one value or one a class, says anything but None."""
+    return any(value is not None for value in (setting.values() if isinstance(setting, Mapping) else [setting]))
+
+
+def best_threshold(hits: Hits, objects: np.ndarray, only_occurring: bool = False) -> ThresholdChoice:
+    """Return the best threshold of disjoint predictions; an image's score is a step function of the threshold.
+
+    objects: (I,) int64, the number of objects of every image. only_occurring: leave out images in which neither an
+    object nor a prediction above the threshold is.
     """
-    scores, gains, enters = [], [], []
+    bounds = np.searchsorted(hits.image, np.arange(len(objects) + 1))
+    gains, enters = np.zeros(len(hits.scores)), np.zeros(len(hits.scores))
     start_sum, start_images = 0.0, 0
-    for truth, image in zip(truths, resolved, strict=True):
-        order = score_order(image.scores)
-        precision = _precision_of_heads(truth, image, order)
-        empty = only_occurring and truth.num_objects == 0
+    for number, begin, end in zip(objects, bounds[:-1], bounds[1:], strict=True):
+        precision = _precision_of_heads(hits.level[begin:end], hits.crowd_level[begin:end], int(number))
+        empty = only_occurring and number == 0
         # Before its first prediction, an image without objects scores 1, or is not counted at all.
         start_sum += 0.0 if empty else precision[0]
         start_images += 0 if empty else 1
-        gain, enter = np.diff(precision), np.zeros(len(order))
-        if empty and len(order):
-            gain[0], enter[0] = precision[1], 1
-        scores.append(image.scores[order].astype(np.float64))
-        gains.append(gain)
-        enters.append(enter)
-    if not truths:
+        gains[begin:end] = np.diff(precision)
+        if empty and end > begin:
+            gains[begin], enters[begin] = precision[1], 1
+    if not len(objects):
         return ThresholdChoice(DEFAULT_THRESHOLD, None, np.zeros((0, 2)))
-    return _best_of_steps(*(np.concatenate(part) for part in (scores, gains, enters)), start_sum, start_images)
+    return _best_of_steps(hits.scores.astype(np.float64), gains, enters, start_sum, start_images)
 
 
 def _best_of_steps(
@@ -142,27 +152,26 @@ def _best_of_steps(
     # Sums in another order differ in the last digits: what is equal up to these is equally good.
     best = int(np.flatnonzero(object_ap >= object_ap.max() - 1e-12)[0])
     curve = np.stack([distinct, object_ap], axis=1)
-    return ThresholdChoice(_short_number_between(below[best], distinct[best]), float(object_ap[best]), curve)
+    return ThresholdChoice(short_number_between(below[best], distinct[best]), float(object_ap[best]), curve)
 
 
-def _precision_of_heads(truth: ImageTruth, image: Predictions, order: np.ndarray) -> np.ndarray:
-    """Return the image's score (N + 1,) float64 when its 0, 1, ..., N first predictions by `order` are kept."""
-    crowd = truth.crowd
-    objects = [rle for rle, is_crowd in zip(truth.rles, crowd, strict=True) if not is_crowd]
-    crowds = [rle for rle, is_crowd in zip(truth.rles, crowd, strict=True) if is_crowd]
-    pairs = pair_ious(image.rles, objects, above=IOU_THRESHOLDS[0])
-    best_iou = np.zeros(len(image))
-    np.maximum.at(best_iou, pairs.prediction, pairs.iou)
-    is_hit = best_iou[order, None] > IOU_THRESHOLDS
-    is_left_out = ~is_hit & (largest_cover(image.rles, crowds)[order, None] > IOU_THRESHOLDS)
-    hits = np.concatenate([np.zeros((1, len(IOU_THRESHOLDS))), np.cumsum(is_hit, axis=0)])
-    left_out = np.concatenate([np.zeros((1, len(IOU_THRESHOLDS))), np.cumsum(is_left_out, axis=0)])
-    counted = np.arange(len(order) + 1)[:, None] - left_out
-    union = counted + len(objects) - hits
+def _precision_of_heads(level: np.ndarray, crowd_level: np.ndarray, objects: int) -> np.ndarray:
+    """Return an image's score (N + 1,) float64 when its 0, 1, ..., N first predictions are kept.
+
+    level, crowd_level: (N,) of the predictions by falling score, see `Hits`.
+    """
+    number = np.arange(len(IOU_THRESHOLDS))
+    is_hit = level[:, None] > number
+    is_left_out = ~is_hit & (crowd_level[:, None] > number)
+    nothing = np.zeros((1, len(number)))
+    hits = np.concatenate([nothing, np.cumsum(is_hit, axis=0)])
+    left_out = np.concatenate([nothing, np.cumsum(is_left_out, axis=0)])
+    counted = np.arange(len(level) + 1)[:, None] - left_out
+    union = counted + objects - hits
     return np.divide(hits, union, out=np.ones_like(hits), where=union > 0).mean(axis=1)
 
 
-def _short_number_between(low: float, high: float) -> float:
+def short_number_between(low: float, high: float) -> float:
     """Return a number with few digits in (low, high], near the middle: thresholds are read by people."""
     low, high = float(low), float(high)
     middle = (low + high) / 2
