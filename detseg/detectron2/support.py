@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import torch
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -47,11 +45,6 @@ def check_detectron2(cfg: Config, *, training: bool = True) -> None:
     _check_classes(problems)
     _check_device(problems, training)
     problems.raise_if_any()
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide Detectron2's numbers, for run.json."""
-    return {name: importlib.metadata.version(name) for name in ("detectron2", "fvcore")}
 
 
 def _check_names(problems: Problems) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -86,7 +87,7 @@ def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:
         seed=recorded.SEED,
         engine=engine.name,
         engine_reason=engine.reason if before is None else before["engine_reason"],
-        environment=environment(),
+        environment={**environment(), **engine_versions(engine.name)},
         processes=processes,
     )
     if before is None:
@@ -103,6 +104,12 @@ def _begin_record(cfg: Config, run: RunFolder, processes: int) -> Config:
         images = cfg.SOLVER.IMS_PER_BATCH
         logger.info("%d processes, %d of the %d images of a batch in each", processes, images // processes, images)
     return recorded
+
+
+def engine_versions(engine: str) -> dict[str, str]:
+    """The versions that decide an engine's numbers beside those of `environment`."""
+    packages = ("detectron2", "fvcore") if engine == "detectron2" else ()
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 @contextmanager

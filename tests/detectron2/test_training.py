@@ -123,6 +123,7 @@ def test_auto_takes_detectron2_and_keeps_to_it(data: Path, tmp_path: Path):
     run_training(cfg)
     assert record(tmp_path / "run")["engine"] == "detectron2"
     assert "auto" in record(tmp_path / "run")["engine_reason"]
+    assert record(tmp_path / "run")["environment"]["detectron2"]
     assert load_config(tmp_path / "run" / "config.yaml").MODEL.ENGINE == "detectron2"
     other = cfg.clone()
     other.set("MODEL.ENGINE", "native")
