@@ -1,0 +1,180 @@
+"""What is tuned: settings, the values that are tried first, and finer ones between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import ConfigError
+from detseg.evaluation.ground_truth import GroundTruth
+from detseg.fusion.options import FusionOptions
+from detseg.fusion.postprocess import SETTINGS, Postprocess
+from detseg.structures import rle as rle_codec
+
+Value = float | int | None
+
+# Of the postprocess; those of the fusion are named with this in front.
+FUSION = "fusion."
+POSTPROCESS_SETTINGS = (
+    *("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou"),
+    *("mask_quality", "min_visible_fraction"),
+)
+FUSION_SETTINGS = tuple(
+    FUSION + name for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "weights")
+)
+BY_DEFAULT = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
+NEED_SOFT_MASKS = ("mask_threshold", "mask_quality")
+
+_GRIDS: dict[str, tuple[Value, ...]] = {
+    "score_threshold": tuple(round(value, 2) for value in np.arange(0.05, 1, 0.05)),
+    "mask_threshold": (None, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7),
+    "nms_iou": (None, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "mask_quality": (0.0, 0.5, 1.0, 2.0, 4.0),
+    "min_visible_fraction": (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    FUSION + "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    FUSION + "min_score": (0.0, 0.05, 0.1, 0.2, 0.3),
+    FUSION + "agreement": (0.0, 0.25, 0.5, 1.0),
+    FUSION + "mask_threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
+    FUSION + "weights": (0.5, 1.0, 2.0),
+}
+# Quantiles of the objects' areas that limits are tried at.
+_LOW = (0, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20)
+_HIGH = (90, 95, 98, 99, 99.5, 100)
+
+
+@dataclass(frozen=True)
+class State:
+    """All settings of one trial; fusion is None where there is nothing to fuse."""
+
+    postprocess: Postprocess
+    fusion: FusionOptions | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal settings."""
+        return json.dumps([self.postprocess.to_dict(), self.fusion_key], sort_keys=True)
+
+    @property
+    def fusion_key(self) -> str:
+        return "" if self.fusion is None else json.dumps(self.fusion.to_dict(), sort_keys=True)
+
+    @property
+    def masks_key(self) -> str:
+        """Equal where masks and scores of all candidates are."""
+        names = ("classes", "mask_threshold", "mask_quality", "fill_holes", "keep_largest_component")
+        settings = self.postprocess.to_dict()
+        return self.fusion_key + json.dumps([settings[name] for name in names], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One number that is searched.
+
+    setting: its name. part: the class that it is for, the index of the member whose weight it is, or None for all.
+    values: tried first; the first of them that is a number and its neighbours tell how finely to go on.
+    """
+
+    setting: str
+    part: str | int | None
+    values: tuple[Value, ...]
+
+    @property
+    def name(self) -> str:
+        return self.setting if self.part is None else f"{self.setting} of {self.part}"
+
+    def get(self, state: State) -> Value:
+        """Return the value in a state."""
+        if self.setting == FUSION + "weights":
+            return state.fusion.weights[self.part] if state.fusion.weights else 1.0
+        holder = state.fusion if self.setting.startswith(FUSION) else state.postprocess
+        value = getattr(holder, self.setting.removeprefix(FUSION))
+        return value[self.part] if isinstance(value, Mapping) else value
+
+    def set(self, state: State, value: Value, members: int = 1) -> State:
+        """Return the state with another value; members: how many weights there are."""
+        if self.setting == FUSION + "weights":
+            weights = list(state.fusion.weights or [1.0] * members)
+            weights[self.part] = value
+            return dataclasses.replace(state, fusion=dataclasses.replace(state.fusion, weights=tuple(weights)))
+        if self.setting.startswith(FUSION):
+            name = self.setting.removeprefix(FUSION)
+            return dataclasses.replace(state, fusion=dataclasses.replace(state.fusion, **{name: value}))
+        if self.part is not None:
+            old = getattr(state.postprocess, self.setting)
+            old = old if isinstance(old, Mapping) else dict.fromkeys(state.postprocess.classes, old)
+            value = {**old, self.part: value}
+        return dataclasses.replace(state, postprocess=dataclasses.replace(state.postprocess, **{self.setting: value}))
+
+    def near(self, value: Value, step: int) -> tuple[Value, ...]:
+        """Return values around one, closer with every step from 1 on; none where only the first values make sense."""
+        if not isinstance(value, (int, float)) or self.setting not in _FINER:
+            return ()
+        if self.setting in ("min_area", "max_area"):
+            factors = 1 + np.array([-0.5, -0.25, 0.25, 0.5]) / 2**step
+            return tuple(sorted({round(value * factor) for factor in factors} - {value}))
+        numbers = [value + sign * 0.05 / 2**step for sign in (-1, 1)]
+        return tuple(round(number, 6) for number in numbers if 0 < number < 1)
+
+
+_FINER = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
+
+
+def check_settings(names: Sequence[str], *, fusion: bool, soft_masks: bool) -> None:
+    """Raise ConfigError for settings that do not exist, or that cannot be tuned with these predictions."""
+    known = [*POSTPROCESS_SETTINGS, *FUSION_SETTINGS]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no setting {name!r} to tune; there are: {', '.join(known)}")
+        if name.startswith(FUSION) and not fusion:
+            raise ConfigError(f"{name} is tuned on the predictions of several members: give --fusion FILE")
+        if name in NEED_SOFT_MASKS and not soft_masks:
+            raise ConfigError(
+                f"{name} needs mask probabilities, which the predictions lack; make them with predict --soft-masks"
+            )
+
+
+def make_coordinates(
+    names: Sequence[str], truth: GroundTruth, state: State, *, classes: Sequence[str] | None, members: int = 1
+) -> list[Coordinate]:
+    """Return what to search for settings `names`, in their order.
+
+    classes: the names of those that get values of their own, None for one value for all.
+    """
+    coordinates = []
+    for name in names:
+        if name == FUSION + "weights":
+            coordinates += [Coordinate(name, member, _GRIDS[name]) for member in range(members)]
+        elif name == FUSION + "min_members":
+            coordinates.append(Coordinate(name, None, tuple(range(1, members + 1))))
+        elif classes is None or not SETTINGS.get(name, False):
+            coordinates.append(Coordinate(name, None, _values(name, truth, None)))
+        else:
+            coordinates += [Coordinate(name, part, _values(name, truth, part)) for part in classes]
+    return [dataclasses.replace(item, values=_with(item.values, item.get(state))) for item in coordinates]
+
+
+def _with(values: tuple[Value, ...], own: Any) -> tuple[Value, ...]:
+    """Return values and the present one, which may be a mapping where it is to become one value for all."""
+    return values if own in values or isinstance(own, Mapping) else (own, *values)
+
+
+def _values(name: str, truth: GroundTruth, class_name: str | None) -> tuple[Value, ...]:
+    if name not in ("min_area", "max_area"):
+        return _GRIDS[name]
+    chosen = [
+        rle
+        for image in truth.images
+        for rle, index, crowd in zip(image.rles, image.classes, image.crowd, strict=True)
+        if not crowd and class_name in (None, truth.class_names[index])
+    ]
+    nothing: Value = 0 if name == "min_area" else None
+    if not chosen:
+        return (nothing,)
+    limits = np.percentile(rle_codec.area(chosen), _LOW if name == "min_area" else _HIGH)
+    numbers = sorted({int(limit) if name == "min_area" else int(np.ceil(limit)) for limit in limits})
+    return tuple(dict.fromkeys([nothing, *numbers]))
