@@ -346,7 +346,7 @@ def main() -> None:
         return
     packages = dict.fromkeys(("torch", "torchvision", arguments.against, "numpy"))
     print(f"{machine(*packages)}; {torch.get_num_threads()} threads")
-    timed = set(arguments.only) & set(WORKS)
+    timed = set(arguments.only) & {*WORKS, "memory"}
     for height, width in sizes if timed else []:
         for device in arguments.devices:
             samples = make_samples(height, width, arguments.batch, cells)
