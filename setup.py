@@ -39,6 +39,7 @@ TRACKING = ["wandb>=0.16"]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
 RAY = ["ray[tune]>=2.9"]
+TUNING = ["optuna>=3.4"]
 
 setup(
     name="detseg",
@@ -57,6 +58,7 @@ setup(
         "demo": DEMO,
         "sam": SAM,
         "ray": RAY,
+        "tuning": TUNING,
         "test": TEST,
         "dev": [*TEST, *TRACKING, "ruff>=0.6"],
     },

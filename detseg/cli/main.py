@@ -41,6 +41,7 @@ COMMANDS = {
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
     "fuse": "fuse predictions of several models, flips or programs into one file",
+    "tune_thresholds": "choose thresholds and settings of a fusion on out-of-fold predictions",
     "evaluate": "score a Predictions file against ground truth",
     "visualize": "draw predictions and ground truth over the images",
     "convert_weights": "turn weights of any kind into a safetensors file, or into one for Detectron2",

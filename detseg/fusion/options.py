@@ -71,7 +71,7 @@ class FusionOptions:
         weighted mean; "avg" (the default of wbf) the mean, times min(detections, members) / sum of weights;
         "box_and_model_avg", "absent_model_aware_avg".
     one_per_member: of several detections of one object by one member, only the best counts in scores, boxes and masks.
-        Members that keep many doubtful detections otherwise pull the mean score of their own good ones down.
+        A member that sees an object several times otherwise lowers the mean score of its own best detection.
     agreement: power; scores are multiplied by (weight of the members that found the object / sum of weights)^power. 0
         changes nothing.
     min_members: objects found by fewer members than this are dropped.

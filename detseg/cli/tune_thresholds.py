@@ -1,0 +1,302 @@
+"""`detseg tune_thresholds`: choose the settings of a postprocess, and of a fusion, on out-of-fold predictions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detseg.data.coco import CocoDataset
+    from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.fusion.trials import Trials
+    from detseg.fusion.tuning import TuningResult
+    from detseg.fusion.tuning_space import Coordinate, State
+    from detseg.structures import Predictions
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = (
+    "Choose score, size, mask and overlap thresholds for every class so that a score of `evaluate` is highest, and say "
+    "what is gained on images that they were not chosen on. Give predictions made with predict --raw (and --soft-masks "
+    "for mask thresholds) of images that the models were not trained on."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--predictions",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="Predictions files or COCO results; several share out the images, or are fused where --fusion is given",
+    )
+    parser.add_argument("--ground-truth", required=True, metavar="FILE", help="COCO JSON")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="postprocess YAML; a table (.json) and a plot (.png) of the same name are written beside it",
+    )
+    parser.add_argument("--start", metavar="FILE", help="postprocess YAML to start from and to compare with")
+    parser.add_argument(
+        "--fusion", metavar="FILE", help="fusion YAML for several files; its settings are tuned too, as fusion.NAME"
+    )
+    parser.add_argument("--metric", default="object_ap", help="a key of evaluate, or per_class.NAME.KEY (%(default)s)")
+    what = parser.add_argument_group("what is tuned")
+    what.add_argument("--only", nargs="+", metavar="SETTING", help="these settings instead of the usual ones")
+    what.add_argument("--also", nargs="+", default=[], metavar="SETTING", help="these settings besides")
+    what.add_argument("--shared", action="store_true", help="one value for all classes")
+    how = parser.add_argument_group("how")
+    how.add_argument("--search", choices=("coordinate", "optuna"), default="coordinate")
+    how.add_argument("--rounds", type=int, default=3, metavar="N", help="of the coordinate search (%(default)s)")
+    how.add_argument("--trials", type=int, default=200, metavar="N", help="of Optuna, a search (%(default)s)")
+    how.add_argument("--fold-field", metavar="FIELD", help="image-level field of the ground truth that says the fold")
+    how.add_argument(
+        "--folds", type=int, default=5, metavar="K", help="random folds where none are known (%(default)s)"
+    )
+    how.add_argument(
+        "--bootstrap", type=int, metavar="N", help="samples of the images (1000; COCO AP: 100; 0 for none)"
+    )
+    how.add_argument("--seed", type=int, default=0, help="of random folds, bootstrap and Optuna (%(default)s)")
+    parser.add_argument(
+        "--missing",
+        choices=("refuse", "empty", "leave-out"),
+        default="refuse",
+        help="an image without predictions: refuse (default); empty: nothing was found; leave-out: tune on the others",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from detseg.fusion.trials import Trials
+    from detseg.fusion.tuning import curves, random_folds, to_plain, tune
+    from detseg.fusion.tuning_inputs import classes_to_tune, folds_of
+    from detseg.report.tuning_curves import draw_tuning_curves
+
+    outputs = _outputs(arguments)
+    _check_numbers(arguments)
+    truth, members, infos = _read(arguments)
+    start = _start(arguments, truth)
+    everything = [image for member in members for image in member]
+    active, idle = classes_to_tune(truth, everything)
+    _note(infos, idle, active)
+    folds = folds_of(truth.images, members[0], arguments.fold_field)
+    folds_are = "of the images" if folds is not None else f"random, seed {arguments.seed}"
+    folds = random_folds(len(truth.images), arguments.folds, arguments.seed) if folds is None else folds
+    with tqdm(desc="trying settings", unit="setting") as bar:
+        trials = Trials(truth, members, arguments.metric, bar.update)
+        coordinates = _coordinates(arguments, truth, start, active, everything, len(members))
+        samples = arguments.bootstrap if arguments.bootstrap is not None else (100 if trials.is_coco else 1000)
+        before, after = _searches(arguments, trials, start, coordinates)
+        result = tune(trials, before, after, folds, bootstrap=samples, seed=arguments.seed)
+        lines = curves(trials, result.after, coordinates)
+    checked = _score_of_file(trials, result.after)
+    _write_states(outputs, result.after)
+    about = {"metric": arguments.metric, "images": len(truth.images), "folds": folds_are, "predictions": infos}
+    curve_values = [{"name": curve.coordinate.name, "points": curve.points, "chosen": curve.chosen} for curve in lines]
+    _write_json(outputs["table"], {**about, **to_plain(result), "curves": curve_values})
+    draw_tuning_curves(outputs["plot"], lines, arguments.metric)
+    print(_report(arguments.metric, result, coordinates, f"{len(set(map(str, folds)))} folds, {folds_are}"))
+    print(f"\n{arguments.output}, applied to the predictions and scored by evaluate: {_cell(checked)}")
+    print("written: " + ", ".join(str(path) for path in outputs.values()))
+
+
+def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the files to write, by kind; refuse to replace any without --overwrite."""
+    from detseg.errors import ConfigError, DataError
+
+    output = Path(arguments.output)
+    if output.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--output {output}: expected a name that ends in .yaml")
+    outputs = {"postprocess": output, "table": output.with_suffix(".json"), "plot": output.with_suffix(".png")}
+    if arguments.fusion:
+        outputs["fusion"] = output.with_name(f"{output.stem}_fusion.yaml")
+    for path in outputs.values():
+        if path.exists() and not arguments.overwrite:
+            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
+    return outputs
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    from detseg.errors import ConfigError
+
+    for name, least in {"folds": 2, "rounds": 1, "trials": 2, "bootstrap": 0}.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} is {value}; expected {least} or more")
+    if arguments.fusion and len(arguments.predictions) < 2:
+        raise ConfigError("--fusion needs several predictions files, one a member")
+
+
+def _read(arguments: argparse.Namespace) -> tuple[GroundTruth, list[list[Predictions]], list[dict[str, Any]]]:
+    """Return the truth, the predictions of its images by member, and what is known of each file."""
+    from detseg.data.coco import CocoDataset
+    from detseg.errors import DataError
+    from detseg.evaluation.evaluate import align
+    from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.fusion.members import FileMember, common_categories
+    from detseg.fusion.tuning_inputs import read_members, read_parts
+    from detseg.structures.predictions_file import is_plain_list, read_predictions
+    from detseg.structures.predictions_parsing import ImageEntry
+
+    dataset: CocoDataset = CocoDataset.load(arguments.ground_truth)
+    truth = GroundTruth.from_coco(dataset)
+    files = {
+        path: read_predictions(path, dataset if is_plain_list(path) else None)
+        for path in dict.fromkeys(arguments.predictions)
+    }
+    first = [{"id": item.id, "name": item.name} for item in dataset.categories]
+    categories = common_categories(list(files.values()), first, {})
+    sources = {path: FileMember(file, categories) for path, file in files.items()}
+    images = [ImageEntry(image.image_id, image.file_name, image.height, image.width) for image in dataset.images]
+    if arguments.fusion:
+        found = read_members(sources, images, arguments.missing)
+    else:
+        found = [read_parts(sources, images, arguments.missing)]
+    used = [index for index in range(len(images)) if found[0][index] is not None]
+    truth = GroundTruth(truth.class_names, [truth.images[index] for index in used])
+    if not any(image.num_objects for image in truth.images):
+        raise DataError(
+            f"{arguments.ground_truth}: has no objects in {len(used)} images with predictions; nothing can be tuned"
+        )
+    members = [align(truth, [member[index] for index in used]) for member in found]
+    return truth, members, [{"file": path, "info": file.info} for path, file in files.items()]
+
+
+def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:
+    import dataclasses
+
+    from detseg.errors import ConfigError
+    from detseg.fusion.options import FusionOptions
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.fusion.tuning_space import State
+
+    post = Postprocess.load(arguments.start) if arguments.start else Postprocess()
+    if post.classes and list(post.classes) != truth.class_names:
+        raise ConfigError(
+            f"{arguments.start}: made for the classes {', '.join(post.classes)}, but the ground truth has "
+            f"{', '.join(truth.class_names)}"
+        )
+    post = dataclasses.replace(post, classes=tuple(truth.class_names))
+    return State(post, FusionOptions.load(arguments.fusion) if arguments.fusion else None)
+
+
+def _note(infos: Sequence[dict[str, Any]], idle: Sequence[str], active: Sequence[str]) -> None:
+    """Warn of what makes a tuning useless or limits it."""
+    from detseg.errors import DataError
+
+    for about in infos:
+        if about["info"].get("postprocess"):
+            logger.warning(
+                "%s: thresholds were applied already, so that others can only be stricter; use predict --raw",
+                about["file"],
+            )
+    if not active:
+        raise DataError("no class has both objects and predictions; nothing can be tuned")
+    for name in idle:
+        logger.warning("class %s: has no objects or no predictions; its settings stay as they are", name)
+
+
+def _coordinates(
+    arguments: argparse.Namespace,
+    truth: GroundTruth,
+    start: State,
+    active: Sequence[str],
+    predictions: Sequence[Predictions],
+    members: int,
+) -> list[Coordinate]:
+    from detseg.fusion.tuning_space import BY_DEFAULT, FUSION, NEED_SOFT_MASKS, check_settings, make_coordinates
+
+    soft = all(image.soft_masks is not None for image in predictions if len(image))
+    usual = [
+        name
+        for name in BY_DEFAULT
+        if (soft or name not in NEED_SOFT_MASKS) and (start.fusion is not None or not name.startswith(FUSION))
+    ]
+    names = list(dict.fromkeys([*(arguments.only or usual), *arguments.also]))
+    check_settings(names, fusion=start.fusion is not None, soft_masks=soft)
+    shared = arguments.shared or len(truth.class_names) == 1
+    return make_coordinates(names, truth, start, classes=None if shared else active, members=members)
+
+
+def _searches(
+    arguments: argparse.Namespace, trials: Trials, start: State, coordinates: Sequence[Coordinate]
+) -> tuple[Any, Any]:
+    """Return how the settings before and after are found on some images."""
+    from detseg.fusion.search import coordinate_search, optuna_search
+    from detseg.fusion.tuning_space import make_coordinates
+
+    threshold = make_coordinates(["score_threshold"], trials.truth, start, classes=None)
+
+    def before(images: Any) -> State:
+        return start if arguments.start else coordinate_search(trials, start, threshold, images, 2)
+
+    def after(images: Any) -> State:
+        first = before(images)
+        if arguments.search == "optuna":
+            return optuna_search(trials, first, coordinates, images, arguments.trials, arguments.seed)
+        return coordinate_search(trials, first, coordinates, images, arguments.rounds)
+
+    return before, after
+
+
+def _score_of_file(trials: Trials, state: State) -> float | None:
+    """Return what evaluate says of the predictions after the settings."""
+    from detseg.evaluation.evaluate import evaluate
+
+    metrics = evaluate(trials.truth, trials.processed(state), coco=trials.is_coco)
+    return (metrics if trials.class_name is None else metrics["per_class"][trials.class_name])[trials.metric]
+
+
+def _write_states(outputs: dict[str, Path], state: State) -> None:
+    outputs["postprocess"].parent.mkdir(parents=True, exist_ok=True)
+    state.postprocess.save(outputs["postprocess"])
+    if "fusion" in outputs:
+        state.fusion.save(outputs["fusion"])
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from detseg.structures.atomic_write import written_whole
+
+    with written_whole(path, "the table of settings") as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _report(metric: str, result: TuningResult, coordinates: Sequence[Coordinate], folds: str) -> str:
+    """Return the tables of scores and of settings."""
+    rows = [("", f"{metric} before", "after", "gain", "95 % of bootstrap")]
+    for title, comparison in (("on the same images", result.in_sample), ("cross-fitted", result.cross_fitted)):
+        if comparison is None:
+            rows.append((title, "-", "-", "-", "needs images of two folds"))
+            continue
+        gain = comparison.gain
+        interval = "-" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
+        values = (_cell(comparison.before.value), _cell(comparison.after.value), _cell(gain.value, "+"))
+        rows.append((title, *values, interval))
+    lines = [f"{result.settings_tried} settings tried; {folds}", "", *_aligned(rows), ""]
+    settings = [("setting", "before", "after", "without each fold")]
+    for item in coordinates:
+        others = ", ".join(dict.fromkeys(_value(item.get(state)) for state in result.by_fold.values()))
+        settings.append((item.name, _value(item.get(result.before)), _value(item.get(result.after)), others))
+    return "\n".join([*lines, *_aligned(settings)])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cell(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}:{_value(entry)}" for name, entry in value.items())
+    return "none" if value is None else f"{value:g}"
