@@ -335,23 +335,15 @@ def _map_layers(
     window = geometry.input_window()
     used = [number == 0 or layer[window].any() for number, layer in enumerate(layers.layers)]
     before = layers.layers if all(used) else layers.layers[used]
-    after = geometry.apply_labels(before)
-    count = layers.num_instances
-    areas = np.bincount(after.ravel(), minlength=count + 1)[1:]
+    mapped = LabelLayers(geometry.apply_labels(before), layers.num_instances)
+    areas = mapped.areas()
     keep, region = areas > 0, None
     if min_visible > 0:
-        areas_before = np.bincount(before.ravel(), minlength=count + 1)[1:]
-        is_cut = keep & (areas * geometry.area_factor < min_visible * areas_before)
+        is_cut = keep & (areas * geometry.area_factor < min_visible * layers.areas())
         if is_cut.any():
-            region = np.concatenate([[False], is_cut]).take(after).any(axis=0)
+            region = np.concatenate([[False], is_cut]).take(mapped.layers).any(axis=0)
             keep &= ~is_cut
-    kept = np.flatnonzero(keep)
-    new_id = np.zeros(count + 1, dtype=np.int32)
-    new_id[kept + 1] = np.arange(1, len(kept) + 1)
-    mapped = after if len(kept) == count else new_id.take(after)
-    filled_layers = mapped.any(axis=(1, 2))
-    filled_layers[0] |= not filled_layers.any()
-    return LabelLayers(mapped if filled_layers.all() else mapped[filled_layers], len(kept)), kept, region
+    return mapped.select(keep), np.flatnonzero(keep), region
 
 
 def _joined(ignore: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:

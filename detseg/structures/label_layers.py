@@ -182,12 +182,20 @@ class LabelLayers:
         """Return the objects of `keep`, a mask (N,) bool or indices in the wanted order; ids become 1..len."""
         keep = np.asarray(keep)
         indices = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
+        if len(indices) == self.num_instances and np.array_equal(indices, np.arange(self.num_instances)):
+            return self
         new_id = np.zeros(self.num_instances + 1, dtype=np.int32)
         new_id[indices + 1] = np.arange(1, len(indices) + 1, dtype=np.int32)
-        layers = new_id.take(self.layers)
-        used = layers.any(axis=(1, 2))
+        boxes, areas, layer_of = (values[indices] for values in self._statistics)
+        used = np.zeros(self.num_layers, dtype=bool)
+        used[layer_of[layer_of >= 0]] = True
         used[0] |= not used.any()
-        return LabelLayers(layers[used], len(indices))
+        layers = self.layers if used.all() else self.layers[used]
+        selected = LabelLayers(new_id.take(layers), len(indices))
+        # Known already: what is asked for next is nearly always this.
+        new_layer = np.append(np.cumsum(used) - 1, -1)
+        selected._statistics = boxes, areas, new_layer[layer_of]
+        return selected
 
     def drop_empty(self) -> tuple[LabelLayers, np.ndarray]:
         """Return the objects that have pixels, and their indices (M,) int64 before."""
