@@ -7,7 +7,7 @@ from typing import Any
 
 from detseg.data.image_size import ENVIRONMENT, max_pixels
 from detseg.errors import DataError
-from detseg.structures.pixel_size import FIELD, parse_pixel_size
+from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 
 
 def network_size(
@@ -36,13 +36,7 @@ def size_at_pixel_size(
     """
     if not pixel_size:
         return height, width
-    if facts.get(FIELD) is None:
-        raise DataError(
-            f"{source}: its pixel size is not known, but INPUT.PIXEL_SIZE brings all images to {pixel_size:g} "
-            "micrometres a pixel; give it to the prepare command or to predict (--pixel-size), or as the field "
-            f"`{FIELD}` of the image in the COCO file"
-        )
-    own = parse_pixel_size(facts[FIELD], source)
+    own = known_pixel_size(facts, pixel_size, source=source)
     size = (height * own[0] / pixel_size, width * own[1] / pixel_size)
     if size[0] * size[1] > max_pixels():
         raise DataError(
@@ -51,6 +45,17 @@ def size_at_pixel_size(
             f"environment variable {ENVIRONMENT})"
         )
     return max(int(size[0] + 0.5), 1), max(int(size[1] + 0.5), 1)
+
+
+def known_pixel_size(facts: Mapping[str, Any], pixel_size: float, *, source: str) -> PixelSize:
+    """Return (y, x) micrometres of an image that is to be brought to `pixel_size`; DataError where they are unknown."""
+    if facts.get(FIELD) is None:
+        raise DataError(
+            f"{source}: its pixel size is not known, but INPUT.PIXEL_SIZE brings all images to {pixel_size:g} "
+            "micrometres a pixel; give it to the prepare command or to predict (--pixel-size), or as the field "
+            f"`{FIELD}` of the image in the COCO file"
+        )
+    return parse_pixel_size(facts[FIELD], source)
 
 
 def resize_shortest_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:

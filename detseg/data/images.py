@@ -96,7 +96,7 @@ def _decode_image(
     _check_shape(array, name)
     if has_alpha:
         array = array[:, :, :-1]
-    return np.ascontiguousarray(_to_image_type(array, name)), facts
+    return np.ascontiguousarray(to_image_type(array, name)), facts
 
 
 def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -281,8 +281,8 @@ def _check_shape(array: np.ndarray, path: str | os.PathLike[str]) -> None:
         )
 
 
-def _to_image_type(array: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the array as uint8, uint16 or float32."""
+def to_image_type(array: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the array as uint8, uint16 or float32, as `read_image` does. Raises DataError for NaN and infinity."""
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind == "u" and array.dtype.itemsize <= 2:

@@ -97,7 +97,7 @@ def choose_plane(get: Getter, shape: Sequence[int], axes: str, choice: PlaneChoi
     Raises:
         DataError: slices or points in time without a choice, or fewer than chosen; axes that are no picture's.
     """
-    letters = _letters(shape, axes, choice)
+    letters = axis_letters(shape, axes, choice)
     index: list[Any] = [
         slice(None) if length > 1 or letter in "YX" else 0 for length, letter in zip(shape, letters, strict=True)
     ]
@@ -118,8 +118,11 @@ def choose_plane(get: Getter, shape: Sequence[int], axes: str, choice: PlaneChoi
     return array.transpose(order), channel
 
 
-def _letters(shape: Sequence[int], axes: str, choice: PlaneChoice) -> str:
-    """Return a letter for every axis: the file's own, or those that were given for the axes longer than 1."""
+def axis_letters(shape: Sequence[int], axes: str, choice: PlaneChoice) -> str:
+    """Return a letter for every axis: the file's own, or those that were given for the axes longer than 1.
+
+    Raises DataError where another number was given.
+    """
     if not choice.axes:
         return axes
     long_ones = [length for length in shape if length > 1]

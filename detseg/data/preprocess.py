@@ -20,6 +20,18 @@ _SCALED_RANGE = (0.0, 255.0)
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What is measured of the intensities of an image. low, high: (C,) or () float32, become 0 and 255; None without
+    scaling. is_turned: dark and bright change places. value_range: in which intensities lie before that.
+    """
+
+    low: np.ndarray | None
+    high: np.ndarray | None
+    is_turned: bool
+    value_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class ImagePreprocess:
     """Channels, gray, scaling and inversion, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT).
 
@@ -76,12 +88,43 @@ class ImagePreprocess:
         return self.expand(self.prepare(image, source=source, facts=facts))
 
     def prepare(
-        self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None
+        self,
+        image: np.ndarray,
+        *,
+        source: str = "image",
+        facts: Mapping[str, Any] | None = None,
+        levels: Levels | None = None,
     ) -> np.ndarray:
-        """All but the repetition of a single channel, which is cheaper after cropping and resizing: see `expand`."""
+        """All but the repetition of a single channel, which is cheaper after cropping and resizing: see `expand`.
+
+        levels: measured on another image, of which this one is a part; None measures this one.
+        """
+        image = self._chosen(image, source, facts or {})
+        levels = levels or self._measured(image)
+        if self.scaling == "none":
+            return invert(image, levels.value_range) if levels.is_turned else image
+        scale = 255.0 / np.maximum(levels.high - levels.low, np.float32(1e-12))
+        scaled = np.clip((image.astype(np.float32) - levels.low) * scale, *_SCALED_RANGE, dtype=np.float32)
+        return invert(scaled, _SCALED_RANGE) if levels.is_turned else scaled
+
+    def measure(self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None) -> Levels:
+        """Return what `prepare` measures of an image (H, W, C), or of pixels from all over a larger one."""
+        return self._measured(self._chosen(image, source, facts or {}))
+
+    @property
+    def measures(self) -> bool:
+        """Whether what happens to a pixel depends on the other pixels of its image."""
+        return self.scaling == "percentile" or self.invert == "auto"
+
+    def _measured(self, image: np.ndarray) -> Levels:
+        turned = self.invert == "auto" and self._background_is_bright(image)
+        low, high = (None, None) if self.scaling == "none" else self._limits(image)
+        return Levels(low, high, turned, natural_range(image) if turned else (0.0, 0.0))
+
+    def _chosen(self, image: np.ndarray, source: str, facts: Mapping[str, Any]) -> np.ndarray:
+        """Return the channels that the model sees, gray where it wants that."""
         if image.ndim != 3:
             raise DataError(f"{source}: expected (height, width, channel), got the shape {image.shape}")
-        facts = facts or {}
         if self.channels:
             names = list(facts.get("channel_names") or ())
             image = image[:, :, [_channel_index(one, image.shape[2], names, source) for one in self.channels]]
@@ -99,13 +142,7 @@ class ImagePreprocess:
                 "(the length of MODEL.PIXEL_MEAN); choose channels with INPUT.CHANNELS, set INPUT.GRAYSCALE True for "
                 "colour images, or give MODEL.PIXEL_MEAN and PIXEL_STD as many values as the images have channels"
             )
-        turned = self.invert == "auto" and self._background_is_bright(image)
-        if self.scaling == "none":
-            return invert(image, self.value_range(image)) if turned else image
-        low, high = self._limits(image)
-        scale = 255.0 / np.maximum(high - low, np.float32(1e-12))
-        scaled = np.clip((image.astype(np.float32) - low) * scale, *_SCALED_RANGE, dtype=np.float32)
-        return invert(scaled, _SCALED_RANGE) if turned else scaled
+        return image
 
     def expand(self, image: np.ndarray) -> np.ndarray:
         """Repeat a single channel to as many as the model takes."""

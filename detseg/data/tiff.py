@@ -43,9 +43,9 @@ def read_tiff(
         DataError: the file is cut off, or holds slices or points in time of which none is chosen. Other exceptions of
             the decoders pass through.
     """
-    _check_directories(data)
+    check_directories(data)
     # tifffile logs what it finds strange; here that either matters and is raised, or does not.
-    logging.getLogger("tifffile").addFilter(_silence)
+    logging.getLogger("tifffile").addFilter(silence)
     try:
         # Files that a multi-file OME-TIFF names are not looked for: what is missing would be black.
         with tifffile.TiffFile(stream or io.BytesIO(data), _multifile=False) as file:
@@ -53,14 +53,14 @@ def read_tiff(
                 raise DataError("the TIFF file holds no picture")
             page = file.pages[0]
             check_size(page.imagelength, page.imagewidth)
-            _check_complete(file, len(data))
+            check_complete(file, len(data))
             array, channel = _decode(file, data, choice)
             photometric = getattr(page, "photometric", None)
             colormap = page.colormap
-            has_alpha = _has_alpha(page)
+            has_alpha = has_alpha_channel(page)
             facts = describe_tiff(file, array.shape[2] if channel else None)
     finally:
-        logging.getLogger("tifffile").removeFilter(_silence)
+        logging.getLogger("tifffile").removeFilter(silence)
     if channel and channel in UNNAMED_AXES:
         facts["unnamed_pages"] = array.shape[2]
     if photometric == tifffile.PHOTOMETRIC.PALETTE and colormap is not None and not keep_indices and array.ndim == 2:
@@ -70,11 +70,12 @@ def read_tiff(
     return array, has_alpha and array.ndim == 3 and array.shape[2] in (2, 4), facts
 
 
-def _silence(record: logging.LogRecord) -> bool:
+def silence(record: logging.LogRecord) -> bool:
+    """A filter of tifffile's messages: what matters of them is raised."""
     return False
 
 
-def _has_alpha(page: tifffile.TiffPage) -> bool:
+def has_alpha_channel(page: tifffile.TiffPage) -> bool:
     """Whether the last channel is alpha: marked so, or the unexplained fourth of RGB."""
     if not page.extrasamples:
         return False
@@ -84,7 +85,7 @@ def _has_alpha(page: tifffile.TiffPage) -> bool:
     return kind in (1, 2) or (page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4)
 
 
-def _check_directories(data: bytes) -> None:
+def check_directories(data: bytes) -> None:
     """Walk the chain of directories (one a page) and refuse a file in which it or a tag's values lead behind the end.
 
     Decoders end the chain there without a word, and a stack of ten would pass for a single picture.
@@ -114,7 +115,7 @@ def _check_directories(data: bytes) -> None:
         ) from None
 
 
-def _check_complete(file: tifffile.TiffFile, size: int) -> None:
+def check_complete(file: tifffile.TiffFile, size: int) -> None:
     """Refuse a file whose pixels lie behind its end: decoders would leave them black."""
     for page in file.pages:
         ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
@@ -154,13 +155,13 @@ def _getter(series: tifffile.TiffPageSeries, data: Any) -> Getter:
         array = flat.reshape(series.shape)
         # A copy, so that nothing holds on to the mapped file.
         return lambda index: array[index].astype(dtype.newbyteorder("="))
-    if _front_axes(series) is None:
+    if front_axes(series) is None:
         return series.asarray().__getitem__
     return lambda index: _read_pages(series, index, lambda number: series.pages[number].asarray())
 
 
 def _library_getter(series: tifffile.TiffPageSeries, data: Any, deep_color: bool) -> Getter:
-    if _front_axes(series) is None:
+    if front_axes(series) is None:
         raise DataError("this compression of TIFF is not known here for stacks; save the file without compression")
     pages = {id(page): number for number, page in enumerate(series.keyframe.parent.pages)}
     numbers = [pages.get(id(page), page.index) for page in series.pages]
@@ -169,7 +170,7 @@ def _library_getter(series: tifffile.TiffPageSeries, data: Any, deep_color: bool
     )
 
 
-def _front_axes(series: tifffile.TiffPageSeries) -> tuple[int, ...] | None:
+def front_axes(series: tifffile.TiffPageSeries) -> tuple[int, ...] | None:
     """Return the lengths of the axes that count pages, or None where pages do not make up the series simply."""
     inner = series.keyframe.shape
     front = series.shape[: len(series.shape) - len(inner)]
@@ -179,7 +180,7 @@ def _front_axes(series: tifffile.TiffPageSeries) -> tuple[int, ...] | None:
 
 def _read_pages(series: tifffile.TiffPageSeries, index: tuple[Any, ...], read: Any) -> np.ndarray:
     """Return what `series.asarray()[index]` is, from the pages that it needs. read: page number -> array."""
-    front = _front_axes(series) or ()
+    front = front_axes(series) or ()
     outer, inner = index[: len(front)], index[len(front) :]
     ranges = [range(count)[one] if isinstance(one, slice) else [one] for count, one in zip(front, outer, strict=True)]
     numbers = [int(np.ravel_multi_index(place, front)) if front else 0 for place in itertools.product(*ranges)]

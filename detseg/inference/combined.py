@@ -66,6 +66,15 @@ class CombinedDetector(Detector):
         """See Detector.describe."""
         return {"tta": self.settings.describe()}
 
+    @property
+    def needs_overview(self) -> bool:
+        """See Detector.needs_overview."""
+        return any(member.model.needs_overview for member in self.members)
+
+    def scale(self, image: InputImage) -> tuple[float, float]:
+        """See Detector.scale; that of the first model."""
+        return self.members[0].model.scale(image)
+
     def prepare(self, image: InputImage) -> Prepared:
         """See Detector.prepare. Every image is alone in its batch: its views fill it."""
         channels: list[np.ndarray] = []
@@ -73,7 +82,7 @@ class CombinedDetector(Detector):
             same = [i for i in range(index) if self.members[i].model.preprocess == member.model.preprocess]
             channels.append(channels[same[0]] if same else member.model.channels(image))
             for view in self.settings.views:
-                member.model.network_size(*image.size, image.facts, view, name=image.name)
+                member.model.network_size(*image.size, image.facts, view, name=image.name, whole=image.whole)
         facts = dataclasses.replace(image, pixels=image.pixels[:0])
         return Prepared(image.size, object(), (facts, channels))
 
@@ -158,7 +167,7 @@ def _arrays(
     value_range = None
     resized: dict[tuple[Intensities, tuple[int, int]], np.ndarray] = {}
     for view in views:
-        at_network = model.network_size(*size, image.facts, view, name=image.name)
+        at_network = model.network_size(*size, image.facts, view, name=image.name, whole=image.whole)
         key = view.intensities, at_network
         if key not in resized:
             changed = channels

@@ -22,15 +22,31 @@ import numpy as np
 from detseg.structures.predictions import Predictions
 
 
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """The image that a tile is a part of, which decides on its size at the network and on its intensities.
+
+    size: (height, width). overview: pixels (h, w, C) from all over it; None where no model asks for them. scale: pixels
+    at the network per pixel; None: as the model would see the whole image. levels: what models measured on the
+    overview.
+    """
+
+    size: tuple[int, int]
+    overview: np.ndarray | None = None
+    scale: float | None = None
+    levels: dict[Hashable, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class InputImage:
     """pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as `data.images.read_picture` gives them
-    (`pixel_size`, `channel_names`). name: what messages call it.
+    (`pixel_size`, `channel_names`). name: what messages call it. whole: the image that this is a tile of, if it is one.
     """
 
     pixels: np.ndarray
     facts: Mapping[str, Any] = field(default_factory=dict)
     name: str = "image"
+    whole: Whole | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -68,6 +84,15 @@ class Detector(ABC):
 
         boxes: given by somebody else, one Predictions an image: only their masks are predicted, all are in the answer.
         """
+
+    @property
+    def needs_overview(self) -> bool:
+        """Whether a tile's intensities depend on those of its image (`Whole.overview`)."""
+        return True
+
+    def scale(self, image: InputImage) -> tuple[float, float]:
+        """Pixels at the network per pixel (y, x) of an image with a `whole`. Raises DataError where it is not known."""
+        return 1.0, 1.0
 
     def describe(self) -> dict[str, Any]:
         """Return what provenance says beyond the model: views, models put together; empty for one model."""

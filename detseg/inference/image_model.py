@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from detseg.augment.network_size import network_size
+from detseg.augment.network_size import known_pixel_size, network_size
 from detseg.augment.resampling import resize_image
 from detseg.data.preprocess import ImagePreprocess
-from detseg.errors import ConfigError
-from detseg.inference.detector import Detector, InputImage, Prepared
+from detseg.errors import ConfigError, DataError
+from detseg.inference.detector import Detector, InputImage, Prepared, Whole
 from detseg.inference.views import PLAIN, View
 from detseg.models.base import Segmenter
 from detseg.structures.predictions import Predictions
@@ -21,6 +21,8 @@ from detseg.structures.predictions import Predictions
 if TYPE_CHECKING:
     from detseg.config import Config
 
+# Images that are cut into tiles are not shrunk more than this unless it is asked for: little would be left of a cell.
+LEAST_SCALE = 0.2
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,16 +73,61 @@ class ImageModel(Detector):
         )
 
     def network_size(
-        self, height: int, width: int, facts: Mapping[str, Any], view: View = PLAIN, *, name: str = "image"
+        self,
+        height: int,
+        width: int,
+        facts: Mapping[str, Any],
+        view: View = PLAIN,
+        *,
+        name: str = "image",
+        whole: Whole | None = None,
     ) -> tuple[int, int]:
-        """Return (height, width) at which the model sees an image height x width, before the view turns it."""
+        """Return (height, width) at which the model sees an image height x width, before the view turns it.
+
+        whole: the image that this one is a tile of: all its tiles are seen at one scale.
+        """
+        if whole is not None:
+            y, x = self._scale(whole, facts, view, name)
+            return max(round(height * y), 1), max(round(width * x), 1)
         short, longest = (view.short, view.longest) if view.short else (self.min_size_test, self.max_size_test)
         size = network_size(height, width, facts, pixel_size=self.pixel_size, short=short, longest=longest, source=name)
         return max(round(size[0] * view.scale), 1), max(round(size[1] * view.scale), 1)
 
+    def _scale(self, whole: Whole, facts: Mapping[str, Any], view: View, name: str) -> tuple[float, float]:
+        """Pixels at the network per pixel (y, x) of a tile."""
+        if whole.scale is not None:
+            return whole.scale * view.scale, whole.scale * view.scale
+        if self.pixel_size and not (view.short or self.min_size_test):
+            own = known_pixel_size(facts, self.pixel_size, source=name)
+            return own[0] / self.pixel_size * view.scale, own[1] / self.pixel_size * view.scale
+        height, width = self.network_size(*whole.size, facts, view, name=name)
+        if height < whole.size[0] * LEAST_SCALE and not self.pixel_size:
+            raise DataError(
+                f"{name}: the model resizes images to a shorter edge of {view.short or self.min_size_test} pixels, "
+                f"which would shrink this one {whole.size[0] / height:.0f} times; say how its tiles are to be seen: "
+                "--tile-scale 1 keeps the pixels of the file"
+            )
+        return height / whole.size[0], width / whole.size[1]
+
+    def scale(self, image: InputImage) -> tuple[float, float]:
+        """See Detector.scale."""
+        return self._scale(image.whole, image.facts, PLAIN, image.name)
+
+    @property
+    def needs_overview(self) -> bool:
+        """See Detector.needs_overview."""
+        return self.preprocess.measures
+
     def channels(self, image: InputImage) -> np.ndarray:
         """Return the image (H, W, C) at its own size, channels chosen and scaled; a single channel is not repeated."""
-        return self.preprocess.prepare(image.pixels, source=image.name, facts=image.facts)
+        about = {"source": image.name, "facts": image.facts}
+        levels = None
+        if image.whole is not None and image.whole.overview is not None:
+            known = image.whole.levels
+            if self.preprocess not in known:
+                known[self.preprocess] = self.preprocess.measure(image.whole.overview, **about)
+            levels = known[self.preprocess]
+        return self.preprocess.prepare(image.pixels, levels=levels, **about)
 
     def array(self, channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Return what the model takes (height, width, num_channels), of what `channels` gave."""
@@ -95,7 +142,7 @@ class ImageModel(Detector):
     def prepare(self, image: InputImage) -> Prepared:
         """See Detector.prepare."""
         channels = self.channels(image)
-        array = self.array(channels, self.network_size(*image.size, image.facts, name=image.name))
+        array = self.array(channels, self.network_size(*image.size, image.facts, name=image.name, whole=image.whole))
         return Prepared(image.size, array.shape, array)
 
     def predict(

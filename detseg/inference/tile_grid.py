@@ -1,0 +1,124 @@
+"""How a large image is cut into tiles that overlap.
+
+Tiles form a grid: every row of tiles has the same y range, every column the same x range. Neighbours share at least
+`overlap` pixels; tiles that are no neighbours share none. All tiles begin where a stride of the network begins in the
+whole image, so that its anchors and convolutions lie on the same pixels with and without tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from detseg.errors import ConfigError
+
+# The coarsest stride of a feature pyramid, in pixels at the network.
+STRIDE = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels y0 <= y < y1, x0 <= x < x1 of the image. index: row by row. row, column: in the grid."""
+
+    index: int
+    row: int
+    column: int
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles of an image height x width. rows, columns: the (start, end) of each."""
+
+    height: int
+    width: int
+    rows: tuple[tuple[int, int], ...]
+    columns: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __getitem__(self, index: int) -> Tile:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row, column = divmod(index, len(self.columns))
+        (y0, y1), (x0, x1) = self.rows[row], self.columns[column]
+        return Tile(index, row, column, y0, x0, y1, x1)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self[index] for index in range(len(self)))
+
+    def later_neighbours(self, tile: Tile) -> list[Tile]:
+        """Tiles with a greater index that share pixels with this one."""
+        places = [(0, 1), (1, -1), (1, 0), (1, 1)]
+        inside = [
+            (tile.row + down, tile.column + right)
+            for down, right in places
+            if tile.row + down < len(self.rows) and 0 <= tile.column + right < len(self.columns)
+        ]
+        return [self[row * len(self.columns) + column] for row, column in inside]
+
+    def depth(self, tile: Tile, boxes: np.ndarray) -> np.ndarray:
+        """How far boxes (N, 4) XYXY are from the sides of a tile that cut the image: (N,), negative beyond them.
+
+        Sides on the border of the image cut nothing: a tile that is the whole image is infinitely deep.
+        """
+        gaps = np.full((4, len(boxes)), np.inf)
+        for number, (is_cut, distance) in enumerate(
+            [
+                (tile.x0 > 0, boxes[:, 0] - tile.x0),
+                (tile.y0 > 0, boxes[:, 1] - tile.y0),
+                (tile.x1 < self.width, tile.x1 - boxes[:, 2]),
+                (tile.y1 < self.height, tile.y1 - boxes[:, 3]),
+            ]
+        ):
+            if is_cut:
+                gaps[number] = distance
+        return gaps.min(axis=0)
+
+
+def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[float, float] = (1.0, 1.0)) -> TileGrid:
+    """Cut an image height x width into tiles of at most tile x tile pixels.
+
+    scale: (y, x) pixels at the network per pixel of the image, to whose strides tiles are aligned where there is room.
+
+    Raises:
+        ConfigError: no tile has so few pixels; tiles share more than half.
+    """
+    if tile < 2 or not 0 <= overlap <= tile // 2:
+        raise ConfigError(
+            f"tiles of {tile} pixels that share {overlap}: expected at least 2 pixels, and at most half of them shared"
+        )
+    return TileGrid(
+        height,
+        width,
+        _ranges(height, tile, overlap, STRIDE / scale[0]),
+        _ranges(width, tile, overlap, STRIDE / scale[1]),
+    )
+
+
+def _ranges(length: int, tile: int, overlap: int, unit: float) -> tuple[tuple[int, int], ...]:
+    """(start, end) of the tiles along one edge. unit: pixels of the image in a stride of the network."""
+    step = tile - overlap
+    # Rounding may bring starts nearer together by one pixel at most, never below half a tile.
+    steps = int((step - 1) // unit) * unit if unit <= step - 1 else step
+    if steps - 1 < tile / 2:
+        steps = step
+    ranges = []
+    number = 0
+    while True:
+        start = round(number * steps)
+        ranges.append((start, min(start + tile, length)))
+        if start + tile >= length:
+            return tuple(ranges)
+        number += 1
