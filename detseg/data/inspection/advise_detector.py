@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from detseg.data.inspection.advise_scale import Crops, NetworkScale, image_sizes
-from detseg.data.inspection.anchor_choice import MOST_BOXES, choose_anchors, cluster_shapes
+from detseg.data.inspection.anchor_choice import MOST_BOXES, choose_anchors, cluster_shapes, fitness
 from detseg.data.inspection.anchor_grid import HIGH_IOU, LOW_IOU, Anchors, best_iou, recall, recall_curve
 from detseg.data.inspection.gather import Gathered
 from detseg.data.inspection.suggestion import Suggestion, percent, round_up
@@ -16,7 +16,7 @@ from detseg.data.inspection.suggestion import Suggestion, percent, round_up
 DETECTRON2 = Anchors(((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
 MICROSCOPY = Anchors(((8,), (16,), (32,), (64,), (128,)), (0.5, 1.0, 2.0))
 THRESHOLDS = [round(0.3 + 0.05 * step, 2) for step in range(14)]
-# How much more the base's anchors may miss at IoU 0.7 before others are suggested.
+# How much more the base's anchors may miss (mean of three recalls) before others are suggested.
 _WORTH = 0.02
 CLUSTERS = 9
 
@@ -37,7 +37,7 @@ def advise_anchors(gathered: Gathered, scale: NetworkScale) -> tuple[dict[str, A
     if scale.factor == 1 and not scale.min_size and not scale.pixel_size:
         del cases["scaled"]
     ious = {name: best_iou(boxes, of, anchors) for name, (_, anchors, boxes, of) in cases.items()}
-    if recall(ious.get("scaled", ious["before"]), HIGH_IOU) >= recall(ious["suggested"], HIGH_IOU) - _WORTH:
+    if fitness(ious.get("scaled", ious["before"])) >= fitness(ious["suggested"]) - _WORTH:
         chosen = MICROSCOPY
         cases["suggested"] = (cases["suggested"][0] + " (the base's)", chosen, scale.boxes, sizes)
         ious["suggested"] = ious.get("scaled", ious["before"])

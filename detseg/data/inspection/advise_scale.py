@@ -37,8 +37,8 @@ class NetworkScale:
     """How the images come to the network.
 
     min_size: INPUT.MIN_SIZE_*, 0 for the own size; pixel_size: INPUT.PIXEL_SIZE, 0 for off. factor: of the median
-    image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at the network. spreads: of
-    sides among images, by way of sizing.
+    image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at the network. spreads:
+    of sides among images, by way of sizing.
     """
 
     min_size: int

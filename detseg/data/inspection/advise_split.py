@@ -87,8 +87,8 @@ def advise_split(gathered: Gathered, source: str) -> Suggestion:
         reasons.append(f"{gathered.group_field} has {len(groups)} values, spread over all folds.")
         if len(groups) > 2:
             reasons.append(
-                f"What a model does on a kind that it has not seen, only leaving one out tells: --group-by "
-                f"{gathered.group_field}."
+                f"Only folds by {gathered.group_field} (--group-by {gathered.group_field}) tell how a model does on "
+                "a kind that it has not seen."
             )
     if own:
         words += ["--group-by", own]

@@ -13,7 +13,9 @@ from detseg.data.inspection.anchor_grid import HIGH_IOU, STRIDES, Anchors, best_
 MOST_BOXES = 20000
 RATIOS = 3
 _ROUNDS, _STARTS = 100, 5
-# A second size a level doubles the anchors: taken where so much more of the objects are found.
+# Recalls at these say how good anchors are: of what RPN can still learn, the usual one, and that of its own limit.
+FOUND_FROM = (0.3, 0.5, HIGH_IOU)
+# A second size a level doubles the anchors: taken where so much more is found.
 _WORTH = 0.05
 
 
@@ -65,9 +67,15 @@ def _settle(shapes: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
-    """Return `RATIOS` ratios height by width, ascending: the clusters of shapes (N, 2) brought to one area."""
-    unit = shapes / np.sqrt(shapes.prod(axis=1, keepdims=True))
-    means, _ = cluster_shapes(unit, RATIOS)
+    """Return `RATIOS` ratios height by width, ascending: the clusters of shapes (N, 2) brought to one area.
+
+    The longest and the flattest twentieth count as the next ones: slivers at borders must not get an anchor of their
+    own.
+    """
+    ratio = np.clip(
+        np.log(shapes[:, 1] / shapes[:, 0]), *np.quantile(np.log(shapes[:, 1] / shapes[:, 0]), (0.05, 0.95))
+    )
+    means, _ = cluster_shapes(np.exp(np.stack([-ratio, ratio], axis=1) / 2), RATIOS)
     ratios = sorted({round(float(height / width), 2) for width, height in means})
     return tuple(ratios) or (0.5, 1.0, 2.0)
 
@@ -75,7 +83,7 @@ def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
 def choose_anchors(
     boxes: np.ndarray, image_sizes: np.ndarray, strides: tuple[int, ...] = STRIDES, seed: int = 0
 ) -> Anchors:
-    """Choose sizes and ratios for a pyramid: those of which the best anchor on the grid meets the boxes best.
+    """Choose sizes and ratios for a pyramid: those whose anchors on the grids meet the boxes best (`fitness`).
 
     Candidates are the clusters of the boxes' sizes, one a level, and ladders of doubled sizes; no size is below twice
     its level's stride, where the grid's gaps would cost more than a better shape brings.
@@ -94,12 +102,17 @@ def choose_anchors(
     def best_of(candidates: list[tuple[tuple[float, ...], ...]]) -> tuple[Anchors, np.ndarray]:
         tried = [Anchors(sizes, ratios, strides) for sizes in candidates]
         ious = [best_iou(boxes, image_sizes, anchors) for anchors in tried]
-        best = int(np.argmax([values.mean() for values in ious]))
+        best = int(np.argmax([fitness(values) for values in ious]))
         return tried[best], ious[best]
 
     one, one_iou = best_of(_one_a_level(sides, square, strides))
-    two, two_iou = best_of([tuple((s, round(s * 2**0.5, 1)) for (s,) in one.sizes), *_two_a_level(square, strides)])
-    return two if recall(two_iou, HIGH_IOU) >= recall(one_iou, HIGH_IOU) + _WORTH else one
+    two, two_iou = best_of(_two_a_level(sides, square, strides))
+    return two if fitness(two_iou) >= fitness(one_iou) + _WORTH else one
+
+
+def fitness(ious: np.ndarray) -> float:
+    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, so that small objects count that none fits."""
+    return float(np.mean([recall(ious, threshold) for threshold in FOUND_FROM]))
 
 
 def _one_a_level(
@@ -113,8 +126,15 @@ def _one_a_level(
     return candidates
 
 
-def _two_a_level(square: np.ndarray, strides: tuple[int, ...]) -> list[tuple[tuple[float, ...], ...]]:
-    return [_filled(cluster_shapes(square, 2 * len(strides))[0][:, 0], strides, 2)]
+def _two_a_level(
+    sides: np.ndarray, square: np.ndarray, strides: tuple[int, ...]
+) -> list[tuple[tuple[float, ...], ...]]:
+    count = 2 * len(strides)
+    candidates = [_filled(cluster_shapes(square, count)[0][:, 0], strides, 2)]
+    for quantile in (0.02, 0.05, 0.1, 0.2, 0.35):
+        first = np.quantile(sides, quantile)
+        candidates += [_filled(first * growth ** np.arange(count), strides, 2) for growth in (1.25, 1.41, 1.6)]
+    return candidates
 
 
 def _filled(sizes: np.ndarray, strides: tuple[int, ...], per_level: int) -> tuple[tuple[float, ...], ...]:

@@ -44,11 +44,11 @@ class GatherOptions:
 class Gathered:
     """What was measured.
 
-    dataset: all files joined; its `origins` say of which of `names` an image is. groups: kind of every image, all `""`
-    where there is no field. objects: of all images. crowd: regions to be ignored in every image. changes: image index
-    and what repair would do there. intensities: image index -> what was measured. unreadable: image index -> what is
-    wrong. missing: images whose file is not there. pairs: images that are nearly the same, by their indices. skipped: what is
-    wrong in the files themselves.
+    dataset: all files joined; its `origins` say of which of `names` an image is. groups: kind of every image, all
+    `""` where there is no field. objects: of all images. crowd: regions to be ignored in every image. changes: image
+    index and what repair would do there. intensities: image index -> what was measured. unreadable: image index ->
+    what is wrong. missing: images whose file is not there. pairs: images that are nearly the same, by their indices.
+    skipped: what is wrong in the files themselves.
     """
 
     names: list[str]

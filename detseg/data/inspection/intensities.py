@@ -21,12 +21,13 @@ COLOURED = 0.02
 class Intensities:
     """One image. Intensities are in the numbers of the file, of colour its luma, of other channels their mean.
 
-    dtype: uint8, uint16 or float32. low, median, high: percentiles 0.5, 50, 99.5. mean, std. saturated: share of pixels
-    at the largest number of the dtype (floats: of the image). objects, background: mean intensity in and outside of all
-    masks, NaN where there is none. noise: standard deviation of the background. focus: variance of the Laplacian
-    (Pech-Pacheco et al. 2000) after low and high became 0 and 255, so that exposure does not count; noise and detail
-    raise it. colour: mean distance of the channels from each other, as a share of high - low; 0 of other than RGB.
-    purple: by how much red and blue pass green, the tint of hematoxylin and eosin, in the same unit.
+    dtype: uint8, uint16 or float32. low, median, high: percentiles 0.5, 50, 99.5. mean, std. saturated: share of
+    pixels at the largest number of the dtype (floats: of the image). objects, background: mean intensity in and
+    outside of all masks, NaN where there is none. noise: standard deviation of the background. focus: variance of the
+    Laplacian (Pech-Pacheco et al. 2000) after low and high (or objects, where higher) became 0 and 255, so that
+    exposure does not count; noise and detail raise it. colour: mean distance of the channels from each other, as a
+    share of high - low; 0 of other than RGB. purple: by how much red and blue pass green, the tint of hematoxylin and
+    eosin, in the same unit.
     """
 
     dtype: str
@@ -47,7 +48,9 @@ class Intensities:
     @property
     def contrast(self) -> float:
         """Objects minus background by high - low: from -1 to 1, positive where objects are brighter."""
-        return (self.objects - self.background) / max(self.high - self.low, 1e-12)
+        difference = self.objects - self.background
+        # Few objects in a dark picture can lie beyond its percentiles.
+        return difference / max(self.high - self.low, abs(difference), 1e-12)
 
     @property
     def position(self) -> float:
@@ -71,6 +74,9 @@ def measure_image(image: np.ndarray, layers: LabelLayers) -> Intensities:
     covered = (layers.layers > 0).any(axis=0)
     inside, outside = gray[covered], gray[~covered]
     colour, purple = colours(image, low, high)
+    objects = float(inside.mean(dtype=np.float64)) if inside.size else float("nan")
+    # In a picture with few objects, these and not the noise around them are what may be sharp.
+    top = max(high, objects) if inside.size else high
     largest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else image.max()
     return Intensities(
         dtype=str(image.dtype),
@@ -81,10 +87,10 @@ def measure_image(image: np.ndarray, layers: LabelLayers) -> Intensities:
         mean=float(gray.mean(dtype=np.float64)),
         std=float(gray.std(dtype=np.float64)),
         saturated=float((image == largest).mean()),
-        objects=float(inside.mean(dtype=np.float64)) if inside.size else float("nan"),
+        objects=objects,
         background=float(outside.mean(dtype=np.float64)) if outside.size else float("nan"),
         noise=float(outside.std(dtype=np.float64)) if outside.size else float("nan"),
-        focus=focus(gray, low, high),
+        focus=focus(gray, low, top),
         colour=colour,
         purple=purple,
     )

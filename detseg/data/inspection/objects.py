@@ -26,10 +26,10 @@ class ObjectTable:
 
     image, number: index of the image and of the object among the annotations of the image. classes: 0-based. areas.
     boxes: float32 XYXY half-open. elongation: ratio of the axes of the ellipse of the same second moments, 1 or more.
-    holes, hole_pixels; pieces: 8-connected parts; lesser_pixels: those outside of the largest piece. overlapping, touching,
-    near: how many others share pixels, are neighbours without, lie at most two pixels away without. shared: part of the
-    outline that others overlap or touch. at_border: at the image's border. box_iou: largest IoU with the box of another
-    object of its class.
+    holes, hole_pixels; pieces: 8-connected parts; lesser_pixels: those outside of the largest piece. overlapping,
+    touching, near: how many others share pixels, are neighbours without, lie at most two pixels away without. shared:
+    part of the outline that others overlap or touch. at_border: at the image's border. box_iou: largest IoU with the
+    box of another object of its class.
     """
 
     image: np.ndarray

@@ -29,7 +29,7 @@ def suggested_yaml(suggestions: Sequence[Suggestion], files: Sequence[str], clas
         "To be built on, behind the network and a preset of augmentation, whose values it goes before:",
         f"  _BASE_: [{', '.join(bases)}]",
     ]
-    lines = [f"# {line}" for line in head]
+    lines = [part for line in head for part in _comment(line, "")]
     tree: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}
     _put(tree, "MODEL.ROI_HEADS.NUM_CLASSES", classes)
@@ -57,6 +57,17 @@ def write_suggested(path: Path, text: str, *, overwrite: bool) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=f"{indent}# ",
+        subsequent_indent=f"{indent}# ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
@@ -69,7 +80,7 @@ def _write(tree: dict[str, Any], prefix: str, depth: int, reasons: dict[str, lis
     for name, value in tree.items():
         key, indent = f"{prefix}{name}", "  " * depth
         for reason in reasons.get(key, ()):
-            lines += textwrap.wrap(reason, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+            lines += _comment(reason, indent)
         if isinstance(value, dict):
             lines += [f"{indent}{name}:", *_write(value, f"{key}.", depth + 1, reasons)]
         else:

@@ -48,6 +48,8 @@ def round_up(value: float, least: int = 1) -> int:
 def percent(share: float) -> str:
     """Return a share as a short text: 7 %, 0.4 %."""
     value = 100 * share
+    if 0 < value < 0.05:
+        return "under 0.1 %"
     if 99.5 <= value < 100:
         return f"{value:.1f} %"
     return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"

@@ -118,16 +118,17 @@ def strips(axes: Any, values: Mapping[str, list[float]], first: int = 0) -> None
 @styled
 def draw_sizes(report: Report) -> str:
     """Diameters of objects by class, and by group where there are some."""
-    by = [("classes", "by class", report["classes"])]
+    several = len(report["classes"]) > 1
+    by = [("classes", ", by class" if several else "", report["classes"])]
     if has_groups(report):
-        by.append(("groups", f"by {report['group_field']}", groups_of(report)))
+        by.append(("groups", f", by {report['group_field']}", groups_of(report)))
     data = report["distributions"]["diameter"]
     figure, all_axes = new_figure(3.1, len(by))
     for axes, (key, title, names) in zip(all_axes, by, strict=True):
         _steps(axes, data, {name: data[key][name] for name in names})
         octave_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
-        axes.set_title(f"Diameter of a disc of the same area, {title}")
-        axes.set_xlabel("pixels")
+        axes.set_title(f"Diameter{title}")
+        axes.set_xlabel("pixels, of a disc of the same area")
         _add_micrometres(axes, report)
     all_axes[0].set_ylabel("part of the objects")
     return to_svg(figure, "sizes of objects")
@@ -207,7 +208,7 @@ def draw_contacts(report: Report) -> str:
     counts = np.sum([data["classes"][name] for name in report["classes"]], axis=0)
     right.bar(data["edges"][:-1], counts / max(counts.sum(), 1), color=colour(0), width=0.8)
     right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    right.set_title("Neighbours that an object touches")
+    right.set_title("Neighbours touched")
     right.set_xticks(range(0, 11, 2), ["0", "2", "4", "6", "8", "10+"])
     right.set_xlim(-0.6, max(len(counts) - 0.4, 4.6))
     right.grid(axis="x", visible=False)

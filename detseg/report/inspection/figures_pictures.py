@@ -16,7 +16,7 @@ def draw_intensities(report: Report) -> str:
     groups = groups_of(report)
     rows = [row for row in report["images"]["rows"] if "median" in row]
     figure, (axes,) = new_figure(2.9)
-    place, ticks = 0, []
+    place = 0
     for number, group in enumerate(groups):
         own = sorted((row for row in rows if row["group"] == group), key=lambda row: row["median"])
         if not own:
@@ -33,7 +33,6 @@ def draw_intensities(report: Report) -> str:
         axes.plot(x, [row["median"] for row in own], color=colour(number), linewidth=2)
         if len(own) == 1:
             axes.plot(x, [own[0]["median"]], "o", color=colour(number))
-        ticks.append((float(x.mean()), f"{group or 'all'} ({len(own)})", colour(number)))
         place += len(own) + max(len(rows) // 40, 1)
     axes.set_xticks(
         [tick for tick, _, _ in ticks], [name for _, name, _ in ticks], rotation=0 if len(ticks) < 8 else 30

@@ -158,9 +158,9 @@ def _sizes(report: Report) -> str:
 def _contacts(report: Report) -> str:
     pairs, objects = report["objects"]["pairs"], report["objects"]
     words = (
-        f"{pairs['overlapping']:,} pairs of objects overlap, {pairs['touching']:,} touch without (by a side or a corner), "
-        f"and {pairs['near']:,} more have at most two pixels between them. {share(objects['shared'])} of an object's "
-        "outline lie on another one in the mean."
+        f"{pairs['overlapping']:,} pairs of objects overlap, {pairs['touching']:,} touch without (by a side or a "
+        f"corner), and {pairs['near']:,} more have at most two pixels between them. {share(objects['shared'])} of an "
+        "object's outline lies on another one in the mean."
     )
     return section("contacts", "Density and contacts", text(words), figure(figures_objects.draw_contacts(report)))
 
@@ -183,8 +183,8 @@ def _pictures(report: Report) -> str:
             "warn",
         )
     caption = (
-        "Focus is measured after each picture's percentiles 0.5 and 99.5 became 0 and 255; noise raises it as detail does, "
-        "so that only pictures of one kind compare."
+        "Focus is measured after each picture's percentiles 0.5 and 99.5 became 0 and 255; noise raises it as detail "
+        "does, so that only pictures of one kind compare."
     )
     return section(
         "pictures",

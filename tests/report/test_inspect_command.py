@@ -1,0 +1,265 @@
+"""inspect_data from files to page, numbers and a configuration that trains."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detseg.cli.main import run_command
+from detseg.config import load_config, validate_config
+from detseg.data.coco import annotations_of, write_coco
+from detseg.structures.label_layers import LabelLayers
+
+ROOT = Path(__file__).parents[2]
+NETWORK = """
+_BASE_: ["{base}", suggested.yaml]
+MODEL:
+  DEVICE: cpu
+  RESNETS: {{RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}}
+  FPN: {{OUT_CHANNELS: 16}}
+  RPN: {{POST_NMS_TOPK_TRAIN: 20, POST_NMS_TOPK_TEST: 20}}
+  ROI_BOX_HEAD: {{FC_DIM: 16}}
+  ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1}}
+DATASETS: {{TRAIN: [data/all.json], TEST: [data/all.json]}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{MAX_ITER: 2, IMS_PER_BATCH: 1, WARMUP_ITERS: 0, STEPS: []}}
+TEST: {{OVERLAYS: 0}}
+SEED: 5
+"""
+
+
+def inspect(*words: str) -> int:
+    return run_command("inspect_data", list(words), prog="inspect_data")
+
+
+def draw_labels(seed: int, count: int = 12, side: int = 80) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((side, side), dtype=np.int32)
+    for number in range(1, count + 1):
+        y, x = rng.integers(0, side - 12, 2)
+        labels[y : y + 10, x : x + 11] = number
+    return labels
+
+
+def write_data(folder: Path, name: str, seeds: range, *, changes: dict[int, dict[str, Any]] | None = None) -> Path:
+    """Write images, 8 bit gray but for `dtype` and `channels` of an image in `changes`, and their COCO file."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows, annotations = [], []
+    for number, seed in enumerate(seeds):
+        change = (changes or {}).get(number, {})
+        labels = draw_labels(seed, change.get("count", 12))
+        rng = np.random.default_rng(seed + 100)
+        image = (40 + 130 * (labels > 0) + rng.normal(0, 8, labels.shape)).clip(0, 255).astype(np.uint8)
+        image = np.roll(image, int(rng.integers(80)), axis=0) if change.get("roll") else image
+        file_name = f"{name}_{seed}.png"
+        if change.get("dtype") == "uint16":
+            Image.fromarray(image.astype(np.uint16) * 100).save(folder / "images" / file_name)
+        elif change.get("channels"):
+            file_name = f"{name}_{seed}.npy"
+            np.save(folder / "images" / file_name, np.repeat(image[:, :, None], change["channels"], axis=2))
+        elif not change.get("missing"):
+            Image.fromarray(image).save(folder / "images" / file_name)
+        facts = {"group": change.get("group", "dim"), "pixel_size": 0.5}
+        rows.append({"id": number + 1, "file_name": file_name, "height": 80, "width": 80, **facts})
+        layers = LabelLayers.from_label_image(labels)
+        ids = [1 + index % 2 for index in range(len(layers))]
+        new = list(annotations_of(layers.to_rles(), ids, image_id=number + 1, first_id=len(annotations) + 1))
+        if change.get("crowd"):
+            new[0]["iscrowd"] = 1
+        annotations += new
+    path = folder / f"{name}.json"
+    categories = [{"id": 1, "name": "round"}, {"id": 2, "name": "long <b>"}]
+    write_coco(path, images=rows, annotations=annotations, categories=categories, info={"image_root": "images"})
+    return path
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and the ids of its elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "data"):
+                self.loaded.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_page_of_its_own_and_all_numbers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {
+        0: {"count": 0},
+        1: {"crowd": True, "group": "bright <i>"},
+        2: {"missing": True},
+        3: {"dtype": "uint16"},
+        4: {"group": "bright <i>"},
+    }
+    write_data(here / "data", "train", range(6), changes=changes)
+    write_data(here / "data", "val", range(4, 7))  # two of its images are in train, too
+    assert inspect("--data", "data/train.json", "data/val.json", "--output", "report") == 0
+
+    report = json.loads((here / "report" / "report.json").read_text())
+    assert report["images"]["count"] == 9
+    assert report["images"]["empty"] == 1
+    assert report["images"]["crowd_regions"] == 1
+    assert report["problems"]["missing"] == ["train_2.png"]
+    assert report["pictures"]["dtypes"] == {"uint8": 7, "uint16": 1}
+    assert report["problems"]["similar"]["leaks"] == 2
+    assert report["objects"]["diameter_um"]["median"] == pytest.approx(
+        report["objects"]["diameter"]["median"] / 2, rel=1e-4
+    )
+    assert {name: row["images"] for name, row in report["images"]["by_group"].items()} == {"dim": 7, "bright <i>": 2}
+    assert sum(file["objects"] for file in report["files"]) == report["objects"]["count"]
+    assert {one["topic"] for one in report["suggestions"]} >= {"scale", "crop", "anchors", "limits", "split"}
+
+    text = (here / "report" / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(value.startswith(("data:image/", "#")) for value in page.loaded), page.loaded
+    assert not re.search(r"url\((?!#)|@import|<script", text)
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.tags.count("svg") >= 8
+    assert page.tags.count("img") > 10
+    # Names of the data are text, never markup.
+    assert "b" not in [tag for tag in page.tags if tag == "i"]
+    assert "long &lt;b&gt;" in text
+    assert "bright <i>" not in text
+    assert "leaks" in capsys.readouterr().out
+
+
+def test_counts_are_those_of_the_drawing(here: Path) -> None:
+    """Two touching squares, one apart, one of two pieces and one with a hole."""
+    labels = np.zeros((80, 80), dtype=np.int32)
+    labels[5:15, 5:15] = 1
+    labels[5:15, 15:25] = 2
+    labels[50:60, 50:60] = 3
+    labels[50:54, 65:69] = 3
+    labels[30:42, 30:42] = 4
+    labels[34:37, 34:37] = 0
+    (here / "images").mkdir()
+    Image.fromarray(((labels > 0) * 150 + 30).astype(np.uint8)).save(here / "images" / "a.png")
+    rows = [{"id": 1, "file_name": "a.png", "height": 80, "width": 80}]
+    layers = LabelLayers.from_label_image(labels)
+    annotations = list(annotations_of(layers.to_rles(), [1] * 4, image_id=1, first_id=1))
+    write_coco(
+        here / "a.json",
+        images=rows,
+        annotations=annotations,
+        categories=[{"id": 1, "name": "cell"}],
+        info={"image_root": "images"},
+    )
+    assert inspect("--data", "a.json", "--output", "report") == 0
+    report = json.loads((here / "report" / "report.json").read_text())
+    assert report["objects"]["pairs"] == {"overlapping": 0, "touching": 1, "near": 0}
+    assert report["objects"]["touching"] == 0.5
+    found = report["problems"]["masks"]
+    assert (found["holes"]["objects"], found["holes"]["pixels"]) == (1, 9)
+    assert (found["pieces"]["objects"], found["pieces"]["pixels"]) == (1, 16)
+    assert found["holes"]["worst"][0]["number"] == 3
+    assert report["group_field"] == ""
+
+
+def test_large_sets_are_sampled_and_it_is_said(here: Path) -> None:
+    write_data(here / "data", "all", range(6))
+    assert inspect("--data", "data/all.json", "--output", "report", "--pictures", "4", "--similar", "0") == 0
+    report = json.loads((here / "report" / "report.json").read_text())
+    assert report["pictures"]["chosen"] == report["pictures"]["read"] == 4
+    assert report["objects"]["count"] > 50
+    assert "a sample of 4 of 6 pictures" in (here / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_all_pictures_missing_or_broken_is_told(here: Path) -> None:
+    data = write_data(here / "data", "all", range(3), changes={0: {"missing": True}})
+    (here / "data" / "images" / "all_1.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((5, 5), dtype=np.uint8)).save(here / "data" / "images" / "all_2.png")
+    assert inspect("--data", str(data), "--output", "report") == 0
+    report = json.loads((here / "report" / "report.json").read_text())
+    assert report["pictures"]["read"] == 0
+    assert len(report["problems"]["unreadable"]) == 2
+    assert "No picture could be read" in (here / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_data_without_objects(here: Path) -> None:
+    data = write_data(here / "data", "all", range(2), changes={0: {"count": 0}, 1: {"count": 0}})
+    assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml") == 0
+    assert json.loads((here / "report" / "report.json").read_text())["objects"]["count"] == 0
+    validate_config(load_config(ROOT / "configs/_base_/mask_rcnn_small_fpn.yaml"), training=False)
+
+
+def test_nothing_is_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(here / "data", "all", range(2))
+    (here / "s.yaml").write_text("mine")
+    assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml") == 2
+    assert "s.yaml exists already" in capsys.readouterr().err
+    assert not (here / "report").exists()
+    assert inspect("--data", str(data), "--output", "report") == 0
+    assert inspect("--data", str(data), "--output", "report") == 2
+    assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--overwrite") == 0
+    assert (here / "s.yaml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--group-by", "plate"], "no image has the field 'plate'"),
+        (["--pictures", "-1"], "--pictures"),
+        (["--rules", "holse=all"], "did you mean holes"),
+    ],
+)
+def test_wrong_words_are_refused(here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    data = write_data(here / "data", "all", range(2))
+    assert inspect("--data", str(data), "--output", "report", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "report").exists()
+
+
+def test_a_file_given_twice_and_other_classes_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(here / "data", "all", range(1))
+    assert inspect("--data", str(data), str(data), "--output", "report") == 2
+    assert "twice" in capsys.readouterr().err
+    other = json.loads(data.read_text())
+    other["categories"][0]["name"] = "flat"
+    (here / "data" / "other.json").write_text(json.dumps(other))
+    assert inspect("--data", str(data), "data/other.json", "--output", "report") == 2
+    assert "its classes are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{}, {"dtype": "uint16"}, {"channels": 4}], ids=["gray", "16 bit", "4 channels"])
+def test_the_suggested_configuration_trains(here: Path, change: dict[str, Any]) -> None:
+    write_data(here / "data", "all", range(3), changes=dict.fromkeys(range(3), change) if change else None)
+    assert inspect("--data", "data/all.json", "--output", "report", "--suggest", "suggested.yaml") == 0
+    base = (ROOT / "configs/_base_/mask_rcnn_small_fpn.yaml").as_posix()
+    (here / "mine.yaml").write_text(NETWORK.format(base=base))
+    cfg = load_config(here / "mine.yaml")
+    validate_config(cfg)
+    report = json.loads((here / "report" / "report.json").read_text())
+    for suggestion in report["suggestions"]:
+        for key, value in suggestion["keys"].items():
+            if "POST_NMS" not in key:  # the test's own are smaller
+                assert cfg[key] == value, key
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    threads = torch.get_num_threads()
+    try:
+        assert run_command("train_net", ["--num-threads", "1", "--config", "mine.yaml"], prog="train_net") == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (here / "runs/mine/001/final_metrics.json").is_file()
