@@ -104,11 +104,11 @@ class Canvas:
         self._image = target.image.copy()
         self._labels = layers.layers.copy()
         self._background = Background(self._image, ~layers.foreground())
-        self._areas_before = layers.areas()
-        self._hidden_before = np.zeros(len(layers), dtype=np.int64)
+        self._num_before = len(layers)
         self._pasted: list[Cutout] = []
-        self._areas: list[int] = []
-        self._hidden: list[int] = []
+        # Of all objects, those pasted last: their pixels when they came, and how many of these are hidden now.
+        self._areas = layers.areas()
+        self._hidden = np.zeros(len(layers), dtype=np.int64)
         self._range = _value_range(target.image, source.image)
 
     @property
@@ -132,9 +132,8 @@ class Canvas:
         covered = self._count_covered(mask, window)
         if covered is None:
             return True
-        hidden = np.append(self._hidden_before, self._hidden) + covered
-        most = max_overlap * np.append(self._areas_before, self._areas)
-        return covered.sum() <= max_overlap * visible and not (covered > 0)[hidden > most].any()
+        too_much = self._hidden + covered > max_overlap * self._areas
+        return covered.sum() <= max_overlap * visible and not (covered > 0)[too_much].any()
 
     def paste(self, cutout: Cutout, y: int, x: int) -> None:
         """Paste an object; some of it must lie inside the target."""
@@ -143,15 +142,13 @@ class Canvas:
         covered = self._count_covered(mask, window)
         labels = self._labels[:, window[0], window[1]]
         if covered is not None:
-            count = len(self._hidden_before)
-            self._hidden_before += covered[:count]
-            self._hidden = [old + new for old, new in zip(self._hidden, covered[count:].tolist(), strict=True)]
+            self._hidden += covered
             labels[self._can_be_hidden(labels) & mask] = 0
         self._background.where[window] &= ~mask
         self._pasted.append(cutout)
-        self._areas.append(np.count_nonzero(mask))
-        self._hidden.append(0)
-        self._write(labels, mask, window, len(self._hidden_before) + len(self._pasted))
+        self._areas = np.append(self._areas, np.count_nonzero(mask))
+        self._hidden = np.append(self._hidden, 0)
+        self._write(labels, mask, window, len(self._areas))
 
     def finish(self, min_visible: float) -> Sample:
         """Return the sample; objects of which less than `min_visible` is left are dropped.
@@ -160,9 +157,8 @@ class Canvas:
         """
         if not self._pasted:
             return self._target
-        areas = np.append(self._areas_before, self._areas)
-        left = areas - np.append(self._hidden_before, self._hidden)
-        keep = (left > 0) & (left >= min_visible * areas)
+        left = self._areas - self._hidden
+        keep = (left > 0) & (left >= min_visible * self._areas)
         ignore = self._target.ignore
         if (left[~keep] > 0).any():
             dropped = np.append(False, ~keep)[self._labels].any(axis=0)
@@ -188,17 +184,16 @@ class Canvas:
         return part, (rows, columns)
 
     def _can_be_hidden(self, labels: np.ndarray) -> np.ndarray:
-        return labels <= len(self._hidden_before) if self._kept_overlaps else labels > 0
+        return labels <= self._num_before if self._kept_overlaps else labels > 0
 
     def _count_covered(self, mask: np.ndarray, window: Window) -> np.ndarray | None:
         """Return how many pixels (N,) int64 of every object here the mask would hide; None for no pixel."""
         if not (mask & ~self._background.where[window]).any():
             return None
         under = self._labels[:, window[0], window[1]][:, mask]
-        count = len(self._hidden_before)
-        counts = np.bincount(under[under > 0], minlength=count + len(self._pasted) + 1)[1:]
+        counts = np.bincount(under[under > 0], minlength=len(self._areas) + 1)[1:]
         if self._kept_overlaps:
-            counts[count:] = 0
+            counts[self._num_before :] = 0
         return counts
 
     def _write(self, labels: np.ndarray, mask: np.ndarray, window: Window, label: int) -> None:
