@@ -13,6 +13,7 @@ MODULES = sorted(DETSEG.rglob("*.py"))
 _LOWEST = {"errors", "config", "structures"}
 _DATA = {*_LOWEST, "data", "augment"}
 _READERS = {*_LOWEST, "data.coco"}  # what needs no model works from files alone
+_RUN_LENGTHS = {"data.readers.run_lengths", "data.readers.table", "data.writers.run_lengths"}
 # room -> rooms, or modules of rooms, that it may import besides itself
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -23,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": _LOWEST,
     "evaluation": {*_READERS, "fusion"},
     "fusion": {*_READERS, "evaluation"},
-    "submission": {*_READERS, "evaluation", "fusion"},
+    "submission": {*_READERS, *_RUN_LENGTHS, "evaluation", "fusion"},
     "report": {*_READERS, "data.images", "evaluation", "fusion"},
     "semi_supervised": {"errors", "structures", "data", "fusion"},
     "inference": {*_DATA, "models", "fusion", "evaluation", "report", "engine"},

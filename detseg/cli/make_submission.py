@@ -1,0 +1,208 @@
+"""`detseg make_submission`: predictions as a competition's CSV; any submission checked and scored."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.submission.images import SubmissionImage
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = (
+    "Write predictions as a competition's CSV of run-lengths, or check one (--check), or score one (--score). Exit "
+    "status of a check: 0, or 1 where rows are wrong."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--predictions", metavar="FILE", help="Predictions file or COCO results, .json or .json.gz")
+    parser.add_argument("--output", metavar="FILE", help="CSV to write")
+    parser.add_argument(
+        "--format",
+        choices=("sartorius", "dsb2018"),
+        help="sartorius: id,predicted, along the rows; dsb2018: ImageId,EncodedPixels, down the columns",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="PATH",
+        help="the images to submit: a folder, a COCO file, or a sample submission (default: those of the predictions)",
+    )
+    parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the predictions")
+    parser.add_argument("--refuse-overlaps", action="store_true", help="refuse masks that overlap (default: resolve)")
+    parser.add_argument("--check", metavar="FILE", help="a submission to check, instead of writing one; needs --images")
+    parser.add_argument(
+        "--score", metavar="FILE", help="COCO ground truth: print the competition's score of what is written or checked"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    _check_options(arguments)
+    truth = _truth(arguments.score)
+    path = Path(arguments.check or arguments.output)
+    images = None
+    if arguments.images:
+        images = read_images(Path(arguments.images))
+    elif truth is not None and arguments.check:
+        from detseg.submission.scoring import images_of
+
+        images = images_of(truth)
+    if arguments.check:
+        status = _check(path, images, arguments.format)
+        if status:
+            return status
+    else:
+        _write(arguments, images)
+    if truth is not None:
+        _score(path, truth, arguments.format)
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    from detseg.errors import ConfigError, DataError
+
+    writing = bool(arguments.predictions or arguments.output)
+    problems = {
+        "give --predictions FILE and --output FILE to write, or --check FILE": not writing and not arguments.check,
+        "--check reads a submission; it goes without --predictions and --output": writing and bool(arguments.check),
+        "--predictions and --output belong together": writing and not (arguments.predictions and arguments.output),
+        "--format: say for which competition, sartorius or dsb2018": writing and not arguments.format,
+        "--check needs --images PATH (or --score FILE): which images, and how large?": bool(arguments.check)
+        and not (arguments.images or arguments.score),
+    }
+    for message, is_wrong in problems.items():
+        if is_wrong:
+            raise ConfigError(message)
+    if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:
+        raise DataError(f"{arguments.output} exists already; pass --overwrite to replace it, or choose another name")
+
+
+def _truth(path: str | None) -> GroundTruth | None:
+    from detseg.data.coco import CocoDataset
+    from detseg.evaluation.ground_truth import GroundTruth
+
+    return GroundTruth.from_coco(CocoDataset.load(path)) if path else None
+
+
+def _write(arguments: argparse.Namespace, images: dict[str, SubmissionImage] | None) -> None:
+    from detseg.data.coco import CocoDataset
+    from detseg.errors import ConfigError
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.structures.predictions_file import is_plain_list, read_predictions
+    from detseg.submission.formats import FORMATS
+    from detseg.submission.images import SubmissionImage, by_name, name_of
+    from detseg.submission.writing import write_submission
+
+    is_coco = bool(arguments.images) and arguments.images.endswith(".json")
+    plain = is_plain_list(arguments.predictions)
+    if plain and not is_coco:
+        raise ConfigError(
+            f"{arguments.predictions}: a plain list of results names no images; give --images FILE, their COCO file"
+        )
+    file = read_predictions(arguments.predictions, CocoDataset.load(arguments.images) if plain else None)
+    if images is None:
+        images = by_name(
+            SubmissionImage(name_of(image.file_name or str(image.image_id)), image.height, image.width)
+            for image in file.images
+        )
+    postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
+    if postprocess is None and file.info.get("postprocess", "unknown") is None:
+        logger.warning("%s keeps low scores; every object counts: give --postprocess", arguments.predictions)
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    written = write_submission(
+        arguments.output,
+        images,
+        file if postprocess is None else postprocess.apply_all(file),
+        FORMATS[arguments.format],
+        refuse_overlaps=arguments.refuse_overlaps,
+    )
+    print(f"images   {written.images}\nobjects  {written.objects}\nempty    {written.empty}")
+    if written.missing:
+        print(f"         {written.missing} of them are not in the predictions")
+    if written.resolved:
+        print(f"overlaps resolved by score in {written.resolved} images; {written.dropped} objects fell away")
+    print(f"written  {arguments.output}, read back and compared")
+
+
+def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> int:
+    from detseg.submission.formats import FORMATS
+    from detseg.submission.reading import read_submission
+
+    if any(image.height is None for image in images.values()):
+        logger.warning("the sizes of the images are not known: whether run-lengths leave them is not checked")
+    found = read_submission(path, images, FORMATS[name] if name else None)
+    for problem in found.problems:
+        print(problem)
+    if found.problems:
+        print(f"{path}: {len(found.problems)} problems; no valid submission ({found.layout.name})")
+        return 1
+    print(f"{path}: valid ({found.layout.name}), {len(images)} images, {found.rows} rows")
+    return 0
+
+
+def _score(path: Path, truth: GroundTruth, name: str | None) -> None:
+    from detseg.submission.formats import FORMATS
+    from detseg.submission.reading import read_submission
+    from detseg.submission.scoring import images_of, score_submission
+
+    scores = score_submission(truth, read_submission(path, images_of(truth), FORMATS[name] if name else None))
+    cells = ["-" if value is None else f"{value:.4f}" for value in (scores["object_ap"], scores["object_ap50"])]
+    print(f"score    {cells[0]} (at IoU 0.5 alone {cells[1]}), {scores['images']} images, {scores['objects']} objects")
+
+
+def read_images(path: Path) -> dict[str, SubmissionImage]:
+    """Return the images of a folder (also ID/images/ID.png), of a COCO file, or of a sample submission."""
+    from detseg.data.coco import CocoDataset
+    from detseg.errors import DataError
+    from detseg.submission.images import SubmissionImage, by_name, name_of
+
+    if path.is_dir():
+        return by_name(_folder_images(path))
+    if path.suffix == ".csv":
+        return _sample_images(path)
+    if path.suffix == ".json":
+        return by_name(
+            SubmissionImage(name_of(image.file_name), image.height, image.width)
+            for image in CocoDataset.load(path).images
+        )
+    raise DataError(f"--images {path}: expected a folder, a COCO file (.json) or a sample submission (.csv)")
+
+
+def _folder_images(path: Path) -> list[SubmissionImage]:
+    from PIL import Image
+
+    from detseg.data.images import SUFFIXES
+    from detseg.errors import DataError, list_problems
+    from detseg.submission.images import SubmissionImage
+
+    found, problems = [], []
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.parent.name != "masks")
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+            found.append(SubmissionImage(file.stem, height, width))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            problems.append(f"{file}: cannot be read as an image ({error})")
+    if problems:
+        raise DataError(list_problems(problems))
+    if not found:
+        raise DataError(f"{path}: there are no images in this folder")
+    return found
+
+
+def _sample_images(path: Path) -> dict[str, SubmissionImage]:
+    from detseg.data.readers.table import read_table
+    from detseg.submission.formats import format_of
+    from detseg.submission.images import SubmissionImage, by_name
+
+    table = read_table(path, [])
+    layout = format_of(table.columns, path)
+    names = dict.fromkeys(row.values[layout.key] for row in table.rows)
+    return by_name(SubmissionImage(name) for name in names)

@@ -1,0 +1,1 @@
+"""Competitions' submissions: predictions as CSV, checked, read back and scored. No PyTorch."""

@@ -1,0 +1,58 @@
+"""How competitions want their submissions.
+
+Both ask for one row an object, "start length" pairs, the first pixel 1, pairs ascending, and no pixel in two objects of
+one image; an image without objects has one row with nothing in the second column.
+
+sartorius: Sartorius Cell Instance Segmentation (2021), pixels counted along the rows. dsb2018: Data Science Bowl 2018,
+pixels counted down the columns. Both score the mean over the images of TP / (TP + FP + FN), averaged over the IoU
+thresholds 0.50, 0.55, ..., 0.95, a hit being an IoU greater than the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.data.readers.run_lengths import encode_by_columns, encode_by_rows
+from detseg.data.writers.run_lengths import encode_pairs
+from detseg.errors import DataError
+from detseg.structures import rle as rle_codec
+
+
+@dataclass(frozen=True)
+class CsvFormat:
+    """key, runs: the columns of image names and run-lengths. by_rows: pixels are counted along the rows."""
+
+    name: str
+    key: str
+    runs: str
+    by_rows: bool
+
+    def texts(self, rles: Sequence[dict[str, Any]], height: int, width: int) -> list[str]:
+        """Return N COCO RLEs as run-lengths."""
+        crops = rle_codec.decode_crops(rles)
+        if self.by_rows:
+            return [encode_pairs(crop, x0, y0, width) for crop, x0, y0 in crops]
+        return [encode_pairs(crop.T, y0, x0, height) for crop, x0, y0 in crops]
+
+    def rles(self, runs: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int) -> list[dict[str, Any]]:
+        """Return N masks, given by starts and ends from 0 on, as COCO RLEs."""
+        return (encode_by_rows if self.by_rows else encode_by_columns)(runs, height, width)
+
+
+FORMATS = {
+    "sartorius": CsvFormat("sartorius", "id", "predicted", by_rows=True),
+    "dsb2018": CsvFormat("dsb2018", "ImageId", "EncodedPixels", by_rows=False),
+}
+
+
+def format_of(columns: Sequence[str], path: object) -> CsvFormat:
+    """Return the format that has these columns. Raises DataError where none has."""
+    for layout in FORMATS.values():
+        if layout.key in columns and layout.runs in columns:
+            return layout
+    known = "; ".join(f"{layout.name}: {layout.key},{layout.runs}" for layout in FORMATS.values())
+    raise DataError(f"{path}: line 1: has the columns {','.join(columns)}; expected one of {known}")
