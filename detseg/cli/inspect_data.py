@@ -88,15 +88,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _summary(report: dict) -> str:
     wrong = report["problems"]
     lines = [f"{report['images']['count']:,} images, {report['objects']['count']:,} objects"]
-    lines += [f"  {one['objects']:,} {one['title']}" for one in wrong["masks"].values()]
-    lines += [f"  {one['images']:,} {one['title']}" for one in wrong["pictures"].values()]
+    lines += [f"{one['objects']:7,}  {one['title']}" for one in wrong["masks"].values()]
+    lines += [f"{one['images']:7,}  {one['title']}" for one in wrong["pictures"].values()]
     for count, what in (
         (len(wrong["missing"]), "image files are missing"),
         (len(wrong["unreadable"]), "images cannot be read"),
         (wrong["file_count"], "bad entries of the files were left out"),
         (wrong["similar"]["pairs"], "pairs of images are nearly the same"),
-        (wrong["similar"]["leaks"], "of them in different files: leaks"),
+        (wrong["similar"]["leaks"], "of these pairs in different files: leaks"),
     ):
-        lines += [f"  {count:,} {what}"] if count else []
+        lines += [f"{count:7,}  {what}"] if count else []
     lines += [f"{one['topic']}: {one['what']}" for one in report["suggestions"]]
     return "\n".join(lines)

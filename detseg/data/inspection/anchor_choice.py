@@ -72,9 +72,8 @@ def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
     The longest and the flattest twentieth count as the next ones: slivers at borders must not get an anchor of their
     own.
     """
-    ratio = np.clip(
-        np.log(shapes[:, 1] / shapes[:, 0]), *np.quantile(np.log(shapes[:, 1] / shapes[:, 0]), (0.05, 0.95))
-    )
+    ratio = np.log(shapes[:, 1] / shapes[:, 0])
+    ratio = np.clip(ratio, *np.quantile(ratio, (0.05, 0.95)))
     means, _ = cluster_shapes(np.exp(np.stack([-ratio, ratio], axis=1) / 2), RATIOS)
     ratios = sorted({round(float(height / width), 2) for width, height in means})
     return tuple(ratios) or (0.5, 1.0, 2.0)
@@ -111,7 +110,7 @@ def choose_anchors(
 
 
 def fitness(ious: np.ndarray) -> float:
-    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, so that small objects count that none fits."""
+    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, so that objects count that none fits well."""
     return float(np.mean([recall(ious, threshold) for threshold in FOUND_FROM]))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 
-from detseg.report.inspection.figures_objects import Report, groups_of, strips
+from detseg.report.inspection.figures_objects import Report, groups_of, label_of, strips
 from detseg.report.inspection.style import INK, colour, count_ticks, new_figure, octave_ticks, styled, to_svg
 
 
@@ -30,13 +31,13 @@ def draw_intensities(report: Report) -> str:
             alpha=0.35,
             linewidth=_thickness(len(rows)),
         )
-        axes.plot(x, [row["median"] for row in own], color=colour(number), linewidth=2)
+        name = f"{label_of(group)} ({len(own)})"
+        axes.plot(x, [row["median"] for row in own], color=colour(number), linewidth=2.4, label=name)
         if len(own) == 1:
             axes.plot(x, [own[0]["median"]], "o", color=colour(number))
         place += len(own) + max(len(rows) // 40, 1)
-    axes.set_xticks(
-        [tick for tick, _, _ in ticks], [name for _, name, _ in ticks], rotation=0 if len(ticks) < 8 else 30
-    )
+    axes.set_xticks([])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=6)
     axes.grid(axis="x", visible=False)
     axes.set_title("Intensities of every picture: percentiles 0.5 to 99.5, and the median (line); sorted by it")
     axes.set_ylabel("value in the file")
@@ -150,7 +151,7 @@ def draw_problems(report: Report) -> str:
     """How many masks each kind of problem concerns."""
     found = report["problems"]["masks"]
     names = sorted(found, key=lambda name: found[name]["objects"])
-    figure, (axes,) = new_figure(0.7 + 0.33 * max(len(names), 1))
+    figure, (axes,) = new_figure(0.7 + 0.4 * max(len(names), 1))
     places = np.arange(len(names))
     counts = [found[name]["objects"] for name in names]
     axes.barh(places, counts, height=0.62, color=colour(1))
@@ -158,7 +159,7 @@ def draw_problems(report: Report) -> str:
     most = max(counts, default=1)
     for count, place in zip(counts, places, strict=True):
         axes.text(count + most * 0.01, place, f"{count:,} ({100 * count / total:.2g} %)", va="center", fontsize=9)
-    axes.set_yticks(places, [found[name]["title"] for name in names])
+    axes.set_yticks(places, [fill(found[name]["title"], 44) for name in names])
     axes.set_xlim(0, most * 1.2)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)

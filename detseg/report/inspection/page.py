@@ -87,11 +87,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[
     return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
-def pictures(items: Sequence[tuple[str, str]], *, wide: bool = False) -> str:
-    """Return pictures (address, caption) in rows."""
+def pictures(items: Sequence[tuple[str, str, str]], *, wide: bool = False) -> str:
+    """Return pictures (address, name, note) in rows."""
     cells = "".join(
-        f'<figure><img src="{address}" alt="{escape(caption, quote=True)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for address, caption in items
+        f'<figure><img src="{address}" alt="{escape(name, quote=True)}">'
+        f"<figcaption>{escape(name)}<br>{escape(note)}</figcaption></figure>"
+        for address, name, note in items
     )
     return f'<div class="pictures{" wide" if wide else ""}">{cells}</div>' if items else ""

@@ -125,8 +125,8 @@ def _examples(report: Report, drawing: CloseUps) -> str:
                 picture = drawing.example(index, with_masks=with_masks)
                 if picture is not None:
                     name = f"{label_of(group)}: " if has_groups(report) else ""
-                    note = f", {rows[index]['objects']} objects" if with_masks else ""
-                    items.append((data_url(picture), f"{name}{rows[index]['file_name']}{note}"))
+                    note = f"{rows[index]['objects']} objects" if with_masks else ""
+                    items.append((data_url(picture), f"{name}{_short(rows[index]['file_name'])}", note))
     return "<h3>Examples</h3>" + pictures(items, wide=True) if items else ""
 
 
@@ -246,7 +246,7 @@ def _mask_pictures(one: Mapping[str, Any], report: Report, drawing: CloseUps) ->
         picture = drawing.of_object(worst["image"], worst["number"], worst.get("defect"))
         if picture is not None:
             name = report["images"]["rows"][worst["image"]]["file_name"]
-            items.append((data_url(picture), f"{_short(name)}: {worst['note']}"))
+            items.append((data_url(picture), _short(name), worst["note"]))
     title = one["title"][0].upper() + one["title"][1:]
     return f"<h3>{escape(title)}</h3>" + pictures(items) if items else ""
 
@@ -257,8 +257,8 @@ def _bad_pictures(one: Mapping[str, Any], report: Report, drawing: CloseUps) -> 
         picture = drawing.example(worst["image"], with_masks=False)
         if picture is not None:
             name = report["images"]["rows"][worst["image"]]["file_name"]
-            items.append((data_url(picture), f"{_short(name)}: {worst['note']}"))
-    title = f"{one['images']} {one['title']}"
+            items.append((data_url(picture), _short(name), worst["note"]))
+    title = f"{one['title'][0].upper()}{one['title'][1:]} ({one['images']})"
     return f"<h3>{escape(title)}</h3>" + pictures(items)
 
 
@@ -276,8 +276,9 @@ def _similar(report: Report, drawing: CloseUps) -> str:
                 )
                 items.append((data_url(picture), f"{_short(rows[index]['file_name'])} ({how})"))
     words = (
-        f"{found['pairs']:,} pairs of {found['images']:,} images are nearly the same (correlation of small copies), "
-        f"{found['leaks']:,} of them in different files, where they leak. detseg split keeps them together."
+        f"{found['images']:,} images are nearly the same as another one (correlation of small copies): "
+        f"{found['pairs']:,} pairs, {found['leaks']:,} of them in different files, where they leak. detseg split keeps "
+        "them together."
     )
     return (
         "<h3>Images that are nearly the same</h3>"
