@@ -44,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
     answer.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
     answer.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
+    answer.add_argument(
+        "--rescore",
+        nargs="?",
+        type=float,
+        const=1.0,
+        default=0.0,
+        metavar="POWER",
+        help="multiply scores by the mean mask probability (to a power); thresholds are then others too",
+    )
     answer.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
@@ -79,6 +88,7 @@ def _check(arguments: argparse.Namespace) -> None:
         "nothing would be written: give --output FILE, --label-images DIR or both": not (
             arguments.output or arguments.label_images
         ),
+        f"--rescore {arguments.rescore}: expected a power of 0 or more": not 0 <= arguments.rescore < float("inf"),
         f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
         f"--output {arguments.output}: expected a name that ends in .json or .json.gz": bool(arguments.output)
         and not arguments.output.endswith((".json", ".json.gz")),

@@ -90,9 +90,11 @@ def load_predictor(arguments: argparse.Namespace) -> Predictor:
     if arguments.boxes and predictor.postprocess is not None and not arguments.postprocess:
         # a run's threshold belongs to its own scores and not to those of another detector
         predictor.postprocess = predictor.postprocess.without_score_threshold()
+    base = predictor.postprocess or Postprocess(resolve_overlaps=False)
     if arguments.score_threshold is not None:
-        base = predictor.postprocess or Postprocess(resolve_overlaps=False)
-        predictor.postprocess = dataclasses.replace(base, score_threshold=arguments.score_threshold)
+        base = predictor.postprocess = dataclasses.replace(base, score_threshold=arguments.score_threshold)
+    if arguments.rescore:
+        predictor.postprocess = dataclasses.replace(base, mask_quality=arguments.rescore)
     return predictor
 
 

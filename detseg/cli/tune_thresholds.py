@@ -192,7 +192,8 @@ def _note(infos: Sequence[dict[str, Any]], idle: Sequence[str], active: Sequence
     from detseg.errors import DataError
 
     for about in infos:
-        if about["info"].get("postprocess"):
+        applied = about["info"].get("postprocess") or {}
+        if any(applied.get(name) for name in ("score_threshold", "min_area", "max_area", "resolve_overlaps")):
             logger.warning(
                 "%s: thresholds were applied already, so that others can only be stricter; use predict --raw",
                 about["file"],

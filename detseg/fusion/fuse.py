@@ -16,6 +16,7 @@ from detseg.fusion.image_class import apply_image_class
 from detseg.fusion.options import FusionOptions, check_weights
 from detseg.fusion.overlap_measure import OverlapMeasure, Pairs
 from detseg.fusion.pool import Pool, check_members, gather
+from detseg.fusion.soft_masks import rescore
 from detseg.fusion.suppression import decay_scores, join_best, keep_best
 from detseg.fusion.weighted_boxes import group_boxes, mean_boxes
 from detseg.structures import Predictions
@@ -35,6 +36,8 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
     """
     check_members(members)
     given = np.array(_weights(members, options, weights))
+    if options.mask_quality:
+        members = [member if member.rles is None else rescore(member, options.mask_quality) for member in members]
     if options.backend == "ensemble_boxes":
         from detseg.fusion.ensemble_boxes_backend import fuse_boxes
 

@@ -62,7 +62,9 @@ class FusionOptions:
         the masks where both have one, else of the boxes.
     threshold: an overlap greater than this is one object (of a pair, that of the better one's class counts).
     across_classes: compare detections of different classes too.
-    min_score: detections of a lower score are left out before anything else.
+    mask_quality: scores of detections with masks are first multiplied by the mean probability of the mask's pixels to
+        this power (`soft_masks.rescore`); 0 changes nothing.
+    min_score: detections of a lower score are left out before anything else but that.
     decay, sigma, min_decayed_score: of soft_nms. "linear": a score is multiplied by 1 - overlap where the overlap is
         greater than `threshold`. "gaussian": by exp(-overlap^2 / sigma), whatever the overlap. What falls below
         `min_decayed_score` is dropped.
@@ -92,6 +94,7 @@ class FusionOptions:
     overlap: str = "box_iou"
     threshold: PerClass = 0.5
     across_classes: bool = False
+    mask_quality: float = 0.0
     min_score: PerClass = 0.0
     decay: str = "gaussian"
     sigma: float = 0.5
@@ -133,6 +136,7 @@ class FusionOptions:
             "min_decayed_score": (lambda value: 0 <= value <= 1, fraction),
             "sigma": (lambda value: 0 < value < math.inf, positive),
             "agreement": (lambda value: 0 <= value < math.inf, "a power of 0 or more"),
+            "mask_quality": (lambda value: 0 <= value < math.inf, "a power of 0 or more"),
             "min_members": (lambda value: value >= 1 and value == int(value), "a whole number from 1"),
         }
         for key, (is_valid, expected) in checks.items():
@@ -184,6 +188,11 @@ class FusionOptions:
         if self.scores != "default":
             return self.scores
         return "avg" if self.method == "wbf" else "max"
+
+    @property
+    def needs_soft_masks(self) -> bool:
+        """Whether members should have mask probabilities."""
+        return self.masks == "mean" or self.mask_quality > 0
 
     def values(self, key: str, classes: np.ndarray) -> np.ndarray:
         """Return a setting for every detection of classes (N,) int64, as (N,) float64."""

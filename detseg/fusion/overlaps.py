@@ -8,7 +8,7 @@ from detseg.errors import DataError
 from detseg.fusion.contested import share_contested
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.predictions import move_window, soft_mask_window
+from detseg.structures.predictions import move_window, soft_mask_windows
 
 
 def score_order(scores: np.ndarray) -> np.ndarray:
@@ -93,8 +93,7 @@ def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictio
     result.boxes[indices] = rle_codec.bounding_boxes([masks[index] for index in indices])
     if result.soft_masks is not None:
         size = predictions.height, predictions.width
-        for index in indices:
-            old = soft_mask_window(predictions.boxes[index], *size)
-            new = soft_mask_window(result.boxes[index], *size)
-            result.soft_masks[index] = move_window(predictions.soft_masks[index], old, new)
+        old, new = (soft_mask_windows(image.boxes[indices], *size).tolist() for image in (predictions, result))
+        for place, index in enumerate(indices):
+            result.soft_masks[index] = move_window(predictions.soft_masks[index], old[place], new[place])
     return result

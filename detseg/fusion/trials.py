@@ -23,8 +23,8 @@ from detseg.fusion.tuning_space import State
 from detseg.structures import Predictions
 
 COCO_METRICS = tuple(f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in ("ap", "ap50", "ap75"))
-# Tables and fused predictions that are kept: what neighbouring trials share.
-KEPT = 3
+# Tables that are kept for later trials (some 15 MB each for 90 images of 1,000 predictions), and fused predictions.
+KEPT_TABLES, KEPT_FUSIONS = 32, 3
 
 
 class Outcome(Protocol):
@@ -164,6 +164,7 @@ class Trials:
             self._fused,
             state.fusion_key,
             lambda: [fuse(image, state.fusion) for image in zip(*self.members, strict=True)],
+            KEPT_FUSIONS,
         )
 
     def hits(self, state: State) -> Hits | None:
@@ -175,7 +176,7 @@ class Trials:
             shaped = [state.postprocess.shaped(image) for image in self.predictions(state)]
             return CandidateTable(self.truth.images, shaped)
 
-        return _kept(self._tables, state.masks_key, make).hits(state.postprocess)
+        return _kept(self._tables, state.masks_key, make, KEPT_TABLES).hits(state.postprocess)
 
     def _counts(self, state: State) -> CountTable:
         hits = self.hits(state)
@@ -185,11 +186,11 @@ class Trials:
         return CountTable.of_images(counts or [], len(self.truth.class_names))
 
 
-def _kept(store: OrderedDict[str, Any], key: str, make: Callable[[], Any]) -> Any:
+def _kept(store: OrderedDict[str, Any], key: str, make: Callable[[], Any], limit: int) -> Any:
     """Return what is stored under a key, made where it is not; the longest unused is forgotten."""
     if key not in store:
         store[key] = make()
-        while len(store) > KEPT:
+        while len(store) > limit:
             store.popitem(last=False)
     store.move_to_end(key)
     return store[key]

@@ -25,10 +25,10 @@ POSTPROCESS_SETTINGS = (
     *("mask_quality", "min_visible_fraction"),
 )
 FUSION_SETTINGS = tuple(
-    FUSION + name for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "weights")
+    FUSION + name for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
 )
 BY_DEFAULT = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
-NEED_SOFT_MASKS = ("mask_threshold", "mask_quality")
+NEED_SOFT_MASKS = ("mask_threshold", "mask_quality", FUSION + "mask_quality")
 
 _GRIDS: dict[str, tuple[Value, ...]] = {
     "score_threshold": tuple(round(value, 2) for value in np.arange(0.05, 1, 0.05)),
@@ -40,6 +40,7 @@ _GRIDS: dict[str, tuple[Value, ...]] = {
     FUSION + "min_score": (0.0, 0.05, 0.1, 0.2, 0.3),
     FUSION + "agreement": (0.0, 0.25, 0.5, 1.0),
     FUSION + "mask_threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
+    FUSION + "mask_quality": (0.0, 0.5, 1.0, 2.0),
     FUSION + "weights": (0.5, 1.0, 2.0),
 }
 # Quantiles of the objects' areas that limits are tried at.

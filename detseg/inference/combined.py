@@ -106,7 +106,7 @@ class CombinedDetector(Detector):
 
     def _fuse(self, prepared: Prepared, soft_masks: bool) -> Predictions:
         """Every view detects, all are fused."""
-        needs_soft = soft_masks or self.settings.fusion.masks == "mean"
+        needs_soft = soft_masks or self.settings.fusion.needs_soft_masks
         found: list[Predictions] = []
         weights: list[float] = []
         for batch in self._batches(prepared):
