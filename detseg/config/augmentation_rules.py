@@ -41,6 +41,8 @@ def _check_crop(problems: Problems) -> None:
         problems.within("INPUT.CROP.SIZE", most=1, above=0)
     elif keys.ENABLED and not all(isinstance(size, int) and size >= 1 for size in keys.SIZE):
         problems.add("INPUT.CROP.SIZE", f"expected [height, width] in pixels for INPUT.CROP.TYPE {keys.TYPE}")
+    elif keys.ENABLED and keys.TYPE == "absolute_range":
+        problems.pair("INPUT.CROP.SIZE", 1, float("inf"), equal=True)
     if keys.PAD and not (keys.TYPE == "absolute" and keys.AFTER_RESIZE):
         problems.add("INPUT.CROP.PAD", "needs INPUT.CROP.TYPE absolute and INPUT.CROP.AFTER_RESIZE True")
     for name in ("PAD", "ON_OBJECTS"):

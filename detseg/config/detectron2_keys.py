@@ -1,7 +1,7 @@
 """Which keys the Detectron2 engine implements, beside all that is written in the registries of Detectron2 itself.
 
 Data, augmentation, evaluation and prediction are detseg's own with either engine: INPUT, DATASETS, DATALOADER and TEST
-keys are honoured as the native engine honours them, and those of EXTRA besides. The network and the loop are
+keys are honoured as the native engine honours them, and those of DETECTRON2_ALONE besides. The network and the loop are
 Detectron2's: of Detectron2's MODEL keys all are honoured, of detseg's own MODEL and SOLVER keys those listed here.
 """
 
@@ -12,7 +12,13 @@ import functools
 import logging
 from typing import Any
 
-from detseg.config.native_keys import IMPLEMENTED_VALUES, TRAINING_ONLY, inactive_patterns, is_honoured
+from detseg.config.native_keys import (
+    DETECTRON2_ALONE,
+    IMPLEMENTED_VALUES,
+    TRAINING_ONLY,
+    inactive_patterns,
+    is_honoured,
+)
 from detseg.config.node import Config
 from detseg.config.problems import Problems
 from detseg.config.schema import default_values, detectron2_defaults
@@ -20,13 +26,6 @@ from detseg.config.schema import default_values, detectron2_defaults
 _logger = logging.getLogger(__name__)
 
 _ADVICE = "or set MODEL.ENGINE native"
-
-# what Detectron2 honours and the native engine does not; * stands for any rest
-EXTRA = (
-    "MODEL.*",
-    "VIS_PERIOD",
-    "TEST.PRECISE_BN.*",
-)
 
 # detseg's own MODEL and SOLVER keys that this engine implements, by hooks and builders; others stay at their default
 OWN_KEYS = (
@@ -71,7 +70,7 @@ def implements(key: str) -> bool:
     if key not in detectron2_defaults():
         shared = not key.startswith(("MODEL.", "SOLVER."))
         return shared or _matches(key, OWN_KEYS)
-    return _matches(key, EXTRA) or is_honoured(key)
+    return _matches(key, DETECTRON2_ALONE) or is_honoured(key)
 
 
 def check_keys(cfg: Config, problems: Problems, *, training: bool) -> None:

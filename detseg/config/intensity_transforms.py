@@ -7,6 +7,7 @@ params}` for one that holds others (OneOf, SomeOf, ...). Albumentations is impor
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -167,6 +168,11 @@ class _Builder:
         kind = self._class_of(name, place)
         if kind is None:
             return None
+        known = [argument for argument in inspect.signature(kind).parameters if argument != "p"]
+        for argument in arguments:
+            if argument not in (*known, "p"):
+                near = _nearest(argument, known) or f"; arguments are {', '.join(known)}"
+                return self._refuse(place, f"unknown argument {argument!r}{near}")
         transform = self._made(lambda: kind(**arguments, strict=True), place)
         if transform is not None:
             for image in self.images:
@@ -235,5 +241,6 @@ def _one_line(error: Exception) -> str:
 def _nearest(name: str, known: Sequence[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f"; did you mean {lower[close[0]]}?" if close else ""

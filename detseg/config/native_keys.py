@@ -18,7 +18,8 @@ from detseg.config.torchvision_keys import ARCHITECTURE, TORCHVISION_HONOURED, T
 
 _logger = logging.getLogger(__name__)
 
-_ADVICE = "for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
+# what the engine of Detectron2 honours and the native one does not; * stands for any rest
+DETECTRON2_ALONE = ("MODEL.*", "VIS_PERIOD", "TEST.PRECISE_BN.*")
 
 # dotted names; * stands for any rest
 HONOURED = (
@@ -215,7 +216,7 @@ def check_native(cfg: Config, *, training: bool = True) -> None:
         if key in implemented:
             if value not in implemented[key]:
                 choices = " or ".join(repr(choice) for choice in implemented[key])
-                problems.add(key, f"the native engine implements {choices}; {_ADVICE}")
+                problems.add(key, f"the native engine implements {choices}{_advice(key)}")
         elif not is_honoured(key, architecture) and value != ours[key]:
             if value == theirs[key]:
                 _logger.warning(
@@ -226,9 +227,15 @@ def check_native(cfg: Config, *, training: bool = True) -> None:
                     ours[key],
                 )
             else:
-                expected = f"the native engine does not honour this key; leave it at {ours[key]!r}; {_ADVICE}"
+                expected = f"the native engine does not honour this key; leave it at {ours[key]!r}{_advice(key)}"
                 problems.add(key, expected)
     problems.raise_if_any()
+
+
+def _advice(key: str) -> str:
+    if any(fnmatch.fnmatchcase(key, pattern) for pattern in DETECTRON2_ALONE):
+        return "; for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
+    return ", and so does that of Detectron2"
 
 
 @functools.cache

@@ -67,6 +67,10 @@ def test_every_config_of_the_repository_loads(path: Path):
         (["INPUT.CROP.TYPE=random"], ["INPUT.CROP.TYPE", "absolute"]),
         (["INPUT.CROP.ENABLED=True", "INPUT.CROP.TYPE=absolute"], ["INPUT.CROP.SIZE", "pixels"]),
         (["INPUT.CROP.SIZE=[256,256]"], ["INPUT.CROP.SIZE", "at most 1"]),
+        (
+            ["INPUT.CROP.ENABLED=True", "INPUT.CROP.TYPE=absolute_range", "INPUT.CROP.SIZE=[512,256]"],
+            ["INPUT.CROP.SIZE", "the first not above the second"],
+        ),
         (["DATASETS.CLASSES=['a']"], ["DATASETS.CLASSES", "NUM_CLASSES is 80"]),
         (["DATASETS.CLASSES=['a','a']", "MODEL.ROI_HEADS.NUM_CLASSES=2"], ["DATASETS.CLASSES", "differ"]),
         (["DATASETS.TRAIN=['']"], ["DATASETS.TRAIN"]),

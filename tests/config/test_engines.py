@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from detseg.config import load_config, load_flat_config, validate_config
-from detseg.config.detectron2_keys import EXTRA, OWN_KEYS, REFUSED, implements
+from detseg.config.detectron2_keys import OWN_KEYS, REFUSED, implements
 from detseg.config.engines import as_trained, choose_engine, for_prediction, missing_detectron2
 from detseg.config.imports import run_imports
 from detseg.config.keys import OWN_KEYS as ALL_OWN_KEYS
+from detseg.config.native_keys import DETECTRON2_ALONE, check_native
 from detseg.config.schema import kinds
 from detseg.errors import ConfigError
 
@@ -79,9 +80,20 @@ def test_the_recorded_engine_is_kept():
     assert for_prediction(cfg, "native")[1].reason == "the model was trained by native"
 
 
-@pytest.mark.parametrize("pattern", [*EXTRA, *OWN_KEYS, *REFUSED])
+@pytest.mark.parametrize("pattern", [*DETECTRON2_ALONE, *OWN_KEYS, *REFUSED])
 def test_what_is_said_of_the_detectron2_engine_names_keys(pattern: str):
     assert fnmatch.filter(kinds(), pattern), f"{pattern} names no key"
+
+
+def test_no_engine_is_advised_that_refuses_too():
+    for words, advised in (
+        (["MODEL.RPN.HEAD_NAME", "OtherHead"], True),
+        (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], False),
+        (["TEST.EXPECTED_RESULTS", '[["bbox", "AP", 38.5, 0.2]]'], False),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_native(load_config(QUICKSTART, words))
+        assert ("set MODEL.ENGINE detectron2" in str(caught.value)) == advised
 
 
 def test_every_own_key_of_model_and_solver_is_judged():
