@@ -25,7 +25,8 @@ POSTPROCESS_SETTINGS = (
     *("mask_quality", "min_visible_fraction"),
 )
 FUSION_SETTINGS = tuple(
-    FUSION + name for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
+    FUSION + name
+    for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
 )
 BY_DEFAULT = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
 NEED_SOFT_MASKS = ("mask_threshold", "mask_quality", FUSION + "mask_quality")
