@@ -32,7 +32,7 @@ BY_DEFAULT = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_
 NEED_SOFT_MASKS = ("mask_threshold", "mask_quality", FUSION + "mask_quality")
 
 _GRIDS: dict[str, tuple[Value, ...]] = {
-    "score_threshold": tuple(round(value, 2) for value in np.arange(0.05, 1, 0.05)),
+    "score_threshold": tuple(step / 20 for step in range(1, 20)),
     "mask_threshold": (None, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7),
     "nms_iou": (None, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     "mask_quality": (0.0, 0.5, 1.0, 2.0, 4.0),
@@ -118,7 +118,7 @@ class Coordinate:
             return ()
         if self.setting in ("min_area", "max_area"):
             factors = 1 + np.array([-0.5, -0.25, 0.25, 0.5]) / 2**step
-            return tuple(sorted({round(value * factor) for factor in factors} - {value}))
+            return tuple(sorted({round(value * float(factor)) for factor in factors} - {value}))
         numbers = [value + sign * 0.05 / 2**step for sign in (-1, 1)]
         return tuple(round(number, 6) for number in numbers if 0 < number < 1)
 
