@@ -34,7 +34,9 @@ BASE = [
     "roifile>=2023.2",
     "tensorboard>=2.11",
 ]
-TEST = ["pytest>=7.4", "hypothesis>=6.80"]
+# OME-Zarr images, and the compressions of TIFF that tifffile alone does not know.
+ZARR = ["zarr>=2.16", "imagecodecs>=2023.1"]
+TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR]
 TRACKING = ["wandb>=0.16"]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
@@ -58,6 +60,7 @@ setup(
         "demo": DEMO,
         "sam": SAM,
         "ray": RAY,
+        "zarr": ZARR,
         "tuning": TUNING,
         "test": TEST,
         "dev": [*TEST, *TRACKING, "ruff>=0.6"],

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.cli.image_fields import add_image_fields, image_fields
+from detseg.cli.image_fields import add_image_fields
 from detseg.cli.predict_model import add_model_arguments, info_of, load_predictor, model_problems
+from detseg.cli.predict_tiles import (
+    add_tile_arguments,
+    find_sources,
+    set_tiling,
+    state_folder,
+    tile_problems,
+    tile_progress,
+)
 
 if TYPE_CHECKING:
     from detseg.inference.predictor import BoxSource, Predictor, SkippedImage
     from detseg.inference.sources import ImageSource
+    from detseg.structures.predictions import Predictions
 
 DESCRIPTION = (
     "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit status: 0, or 1 "
@@ -29,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="a folder, a glob, image files, or one COCO JSON file",
+        help="a folder, a glob, image files, a list of them (.txt), or one COCO JSON file",
     )
     parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
     add_image_fields(parser)
@@ -54,25 +63,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="multiply scores by the mean mask probability (to a power); thresholds are then others too",
     )
     answer.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
+    add_tile_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from detseg.cli.predict_shared import processes_of_torchrun
     from detseg.data.writers.export import image_targets
     from detseg.inference.given_boxes import read_boxes
-    from detseg.inference.sources import find_images
 
     _check(arguments)
-    source = find_images(arguments.images, image_root=arguments.image_root, fields=image_fields(arguments))
+    count = max(arguments.processes, processes_of_torchrun())
+    if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments):
+        return 0
+    source = find_sources(arguments)
     targets = {}
     if arguments.label_images:
         names = [record.file_name for record in source.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
     _refuse_existing([*([arguments.output] if arguments.output else []), *targets.values()], arguments.overwrite)
     predictor = load_predictor(arguments)
+    set_tiling(predictor, arguments)
     boxes = read_boxes(arguments.boxes, source, predictor.classes) if arguments.boxes else None
-    return _predict(arguments, predictor, source, targets, boxes)
+    return _predict(arguments, predictor, source, targets, boxes, count)
+
+
+def _shared_under_torchrun(arguments: argparse.Namespace) -> bool:
+    """Predict the share of this process; return whether it is the one that goes on, when all have done theirs."""
+    from detseg.cli.predict_shared import predict_share
+    from detseg.engine.distributed import join_processes
+
+    with join_processes() as processes:
+        arguments.device = str(processes.device(arguments.device))
+        with processes.together():
+            if arguments.output:
+                _refuse_existing([arguments.output], arguments.overwrite)
+            predict_share(arguments, processes.rank, processes.count, state_folder(arguments))
+        return processes.is_main
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -82,6 +109,7 @@ def _check(arguments: argparse.Namespace) -> None:
     threshold = arguments.score_threshold
     problems = {
         **model_problems(arguments),
+        **tile_problems(arguments),
         "--raw means no postprocess; give one of --raw and --postprocess": bool(
             arguments.raw and arguments.postprocess
         ),
@@ -116,13 +144,15 @@ def _predict(
     source: ImageSource,
     targets: dict[str, Path],
     boxes: BoxSource | None,
+    count: int,
 ) -> int:
     """Predict all images, write what was asked for, print the summary; return the exit status."""
     from contextlib import nullcontext
+    from shutil import rmtree
 
     from tqdm import tqdm
 
-    from detseg.data.writers.label_images import TOP, write_tiff
+    from detseg.data.writers.large_labels import write_labels
     from detseg.data.writers.objects import ImageObjects
     from detseg.structures.predictions_file import PredictionsWriter
 
@@ -137,28 +167,54 @@ def _predict(
         )
     started = time.perf_counter()
     with writer, tqdm(total=len(source.records), desc="predicting", unit="image") as bar:
-        answers = predictor.predict_records(
-            source.records,
-            batch_size=arguments.batch_size,
-            soft_masks=arguments.soft_masks,
-            skipped=skipped,
-            boxes=boxes,
-        )
-        for predictions in answers:
+        for predictions in _answers(arguments, predictor, source, boxes, skipped, count, bar):
             if arguments.output:
                 writer.write(predictions)
             if targets:
                 path = targets[predictions.file_name]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_tiff(path, ImageObjects.from_predictions(predictions), TOP)
+                write_labels(path, ImageObjects.from_predictions(predictions))
             for class_index in predictions.classes.tolist():
                 counts[class_index] += 1
             number += 1
-            bar.update(number + len(skipped) - bar.n)
+            bar.update(max(number + len(skipped) - bar.n, 0))
         bar.update(len(source.records) - bar.n)
+    rmtree(state_folder(arguments), ignore_errors=True)
     seconds = time.perf_counter() - started
     _print_summary(arguments, predictor, number, counts, seconds, skipped)
     return 1 if skipped else 0
+
+
+def _answers(
+    arguments: argparse.Namespace,
+    predictor: Predictor,
+    source: ImageSource,
+    boxes: BoxSource | None,
+    skipped: list[SkippedImage],
+    count: int,
+    bar: Any,
+) -> Iterator[Predictions]:
+    """The predictions of all images, by this process or put together from those of several."""
+    from detseg.cli.predict_shared import put_together, run_children
+
+    folder = state_folder(arguments)
+    if count > 1:
+        if arguments.processes > 1:
+            run_children(arguments, count, folder, bar.update)
+        yield from put_together(arguments, predictor, source, count, folder, skipped, boxes)
+        return
+    large = predictor.large_images(
+        batch_size=arguments.batch_size, workers=arguments.workers, state=folder, progress=tile_progress(bar)
+    )
+    yield from predictor.predict_records(
+        source.records,
+        batch_size=arguments.batch_size,
+        soft_masks=arguments.soft_masks,
+        skipped=skipped,
+        boxes=boxes,
+        workers=arguments.workers,
+        large=large,
+    )
 
 
 def _print_summary(

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class PixelSource(ABC):
     height: int
     width: int
     facts: dict[str, Any]
+    # Slices ("Z") and points in time ("T") of the file, where there are several.
+    stack: Mapping[str, int] = MappingProxyType({})
     # Reading along whole rows of this many pixels high is fastest.
     row_height: int = 512
 
@@ -109,6 +111,11 @@ class PlaneSource(PixelSource):
                 f"{name}: expected an image of 1 to {MAX_CHANNELS} channels, found the shape {self._shape} with the "
                 f"axes {self.letters}; name the axes with --axes"
             )
+        self.stack = {
+            letter: length
+            for letter, length in zip(self.letters, self._shape, strict=True)
+            if letter in "ZT" and length > 1
+        }
         self.facts = {**facts, **fields}
 
     def _picture(self, y0: int, x0: int, y1: int, x1: int) -> tuple[np.ndarray, str]:
@@ -162,6 +169,23 @@ def open_pixels(path: str | os.PathLike[str], fields: Mapping[str, Any] | None =
     if is_tiff(path):
         return open_tiff(path, fields)
     return ArraySource(*read_picture(path, fields), str(path))
+
+
+def read_image_file(
+    path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """`images.read_picture`, of Zarr too."""
+    from detseg.data.image_size import check_size
+    from detseg.data.zarr_source import is_zarr, open_zarr
+
+    if not is_zarr(Path(path)):
+        return read_picture(path, fields)
+    source = open_zarr(Path(path), fields or {})
+    try:
+        check_size(source.height, source.width)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    return source.read(0, 0, source.height, source.width), source.facts
 
 
 def reads_parts(path: str | os.PathLike[str]) -> bool:

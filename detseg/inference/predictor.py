@@ -21,13 +21,16 @@ import numpy as np
 
 import detseg
 from detseg.data.coco import ImageRecord
-from detseg.data.images import read_picture
+from detseg.data.pixel_source import ArraySource, PixelSource, read_image_file
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
+from detseg.inference.ahead import map_ahead
 from detseg.inference.combined import CombinedDetector, Member
 from detseg.inference.detector import Detector, InputImage, Prepared
 from detseg.inference.image_model import ImageModel
+from detseg.inference.large_images import LargeImages
+from detseg.inference.tiling import Tiling
 from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
@@ -73,6 +76,7 @@ class Predictor:
         precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
         tta: augmentation at test time; None, or the image as it is as the only view, predicts every image once.
+        tiling: which images are predicted in tiles; the attribute of this name may be replaced.
 
     Attributes:
         detector: what finds the objects of one array; it may be replaced by one that goes around it (a sliding window).
@@ -94,6 +98,7 @@ class Predictor:
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
         tta: TestTimeAugmentation | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         if postprocess is not None and postprocess.classes and tuple(postprocess.classes) != tuple(classes):
             raise ConfigError(
@@ -112,6 +117,7 @@ class Predictor:
         self.detector: Detector = self.image_model
         if not self.tta.changes_nothing:
             self.detector = CombinedDetector([Member(self.image_model)], self.tta)
+        self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
         self.postprocess = postprocess
         self.provenance = {"detseg_version": detseg.__version__, **(provenance or {})}
@@ -156,6 +162,7 @@ class Predictor:
             precision=precision,
             provenance=provenance,
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
+            tiling=Tiling.from_config(cfg),
         )
 
     @classmethod
@@ -231,12 +238,18 @@ class Predictor:
         """
         if isinstance(image, (str, os.PathLike)):
             path = Path(image)
-            (image, facts), name = read_picture(path, facts), path.name
+            record = ImageRecord(1, path.name, path, 0, 0, dict(facts or {}))
+            found = self._opened(record, None if boxes is None else lambda *_: boxes, self.large_images())[1]
         else:
-            image, name = _as_image(image), ""
-        height, width = image.shape[:2]
-        record = ImageRecord(1, name, Path(name), height, width, {})
-        return self._predict([self._prepare(record, image, facts or {}, boxes)], soft_masks)[0]
+            image = _as_image(image)
+            record = ImageRecord(1, "", Path(), *image.shape[:2], {})
+            found = ArraySource(image, facts or {})
+            if not self.large_images().claims(found):
+                found = self._prepare(record, image, facts or {}, boxes)
+        if isinstance(found, _Prepared):
+            return self._predict([found], soft_masks)[0]
+        given = None if boxes is None else lambda *_: boxes
+        return self._tiled(record, found, self.large_images(), soft_masks, given)
 
     def predict_records(
         self,
@@ -246,6 +259,8 @@ class Predictor:
         soft_masks: bool = False,
         skipped: list[SkippedImage] | None = None,
         boxes: BoxSource | None = None,
+        workers: int = 0,
+        large: LargeImages | None = None,
     ) -> Iterator[Predictions]:
         """Predict images of a data set one after the other, in their order; no more than a batch is in memory.
 
@@ -256,61 +271,120 @@ class Predictor:
             soft_masks: keep the probabilities of every box's pixels.
             skipped: images that cannot be read or taken are appended here and left out; None raises at the first.
             boxes: gives the boxes whose masks are predicted, in place of the model's own.
+            workers: threads that read and prepare images (of large ones, tiles) ahead.
+            large: predicts those that are cut into tiles; None: as `tiling` says, answers in memory.
 
         Raises:
             DataError: see `skipped`.
         """
         if batch_size < 1:
             raise ConfigError(f"the batch size is {batch_size}; expected at least 1")
+        large = large or self.large_images(batch_size=batch_size, workers=workers)
         batch: list[_Prepared] = []
-        for record in records:
+        opened = map_ahead(lambda record: self._opened(record, boxes, large), records, workers)
+        for record, prepared in opened:
+            if isinstance(prepared, _Prepared):
+                if batch and (len(batch) == batch_size or batch[0].image.key != prepared.image.key):
+                    yield from self._predict(batch, soft_masks)
+                    batch = []
+                batch.append(prepared)
+                continue
+            yield from self._predict(batch, soft_masks)
+            batch = []
             try:
-                image, facts = read_picture(record.path, record.metadata)
-                given = None if boxes is None else boxes(record, *image.shape[:2])
-                prepared = self._prepare(record, image, facts, given)
+                answer = self._tiled(record, prepared, large, soft_masks, boxes)
             except DataError as error:
                 if skipped is None:
                     raise
                 skipped.append(SkippedImage(record.file_name, str(error)))
                 continue
-            if batch and (len(batch) == batch_size or batch[0].image.key != prepared.image.key):
-                yield from self._predict(batch, soft_masks)
-                batch = []
-            batch.append(prepared)
-        if batch:
-            yield from self._predict(batch, soft_masks)
+            yield answer
+        yield from self._predict(batch, soft_masks)
+
+    def _tiled(
+        self,
+        record: ImageRecord,
+        source: PixelSource | DataError,
+        large: LargeImages,
+        soft_masks: bool,
+        boxes: BoxSource | None,
+    ) -> Predictions:
+        """Predict an image that is open for reading tiles, or raise why it is not."""
+        if isinstance(source, DataError):
+            raise source
+        with source:
+            given = None if boxes is None else boxes(record, source.height, source.width)
+            answer = large.predict(record, source, soft_masks=soft_masks, boxes=given)
+        return self._named(answer, record, _pixel_size(source.facts, record))
+
+    def large_images(self, **options: Any) -> LargeImages:
+        """What predicts the images that `tiling` cuts; options: those of LargeImages."""
+        return LargeImages(self.detector, self.postprocess, self.tiling, identity=self.provenance, **options)
+
+    def _opened(
+        self, record: ImageRecord, boxes: BoxSource | None, large: LargeImages
+    ) -> tuple[ImageRecord, _Prepared | PixelSource | DataError]:
+        """The image, ready for the detector, or open for reading tiles, or why it cannot be predicted."""
+        try:
+            source = large.claim(record)
+            if source is not None:
+                try:
+                    _check_size(record, source.height, source.width)
+                except DataError:
+                    source.close()
+                    raise
+                return record, source
+            image, facts = read_image_file(record.path, record.metadata)
+            whole = ArraySource(image, facts, record.file_name or "image")
+            if large.claims(whole):
+                _check_size(record, whole.height, whole.width)
+                return record, whole
+            given = None if boxes is None else boxes(record, *image.shape[:2])
+            return record, self._prepare(record, image, facts, given)
+        except DataError as error:
+            return record, error
 
     def _prepare(
         self, record: ImageRecord, image: np.ndarray, facts: Mapping[str, Any], boxes: Predictions | None
     ) -> _Prepared:
         """Bring an image (H, W, C) as it was read, and what is known of it, to what the detector takes."""
-        height, width = image.shape[:2]
-        name = record.file_name or "image"
-        if record.height and record.width and (record.height, record.width) != (height, width):
-            raise DataError(
-                f"{name}: the file has {height} x {width} pixels (height x width), but the data set says "
-                f"{record.height} x {record.width}; its masks belong to another version of the image"
-            )
-        own = parse_pixel_size(facts[FIELD], name) if facts.get(FIELD) is not None else None
-        return _Prepared(record, self.detector.prepare(InputImage(image, facts, name)), own, boxes)
+        _check_size(record, *image.shape[:2])
+        prepared = self.detector.prepare(InputImage(image, facts, record.file_name or "image"))
+        return _Prepared(record, prepared, _pixel_size(facts, record), boxes)
 
     def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
+        if not batch:
+            return []
         boxes = None if batch[0].boxes is None else [prepared.boxes for prepared in batch]
-        needs_soft = soft_masks or (self.postprocess is not None and self.postprocess.needs_soft_masks)
-        answers = self.detector.predict([prepared.image for prepared in batch], soft_masks=needs_soft, boxes=boxes)
+        answers = self.detector.predict([prepared.image for prepared in batch], soft_masks=soft_masks, boxes=boxes)
         named = [
-            dataclasses.replace(
-                answer,
-                image_id=prepared.record.image_id,
-                file_name=prepared.record.file_name,
-                pixel_size=prepared.pixel_size,
-                provenance={**answer.provenance, **self.provenance, **self.detector.describe()},
-            )
+            self._named(answer, prepared.record, prepared.pixel_size)
             for prepared, answer in zip(batch, answers, strict=True)
         ]
-        if self.postprocess is not None:
-            named = [self.postprocess.apply(answer) for answer in named]
-        return named if soft_masks else [dataclasses.replace(answer, soft_masks=None) for answer in named]
+        return named if self.postprocess is None else [self.postprocess.apply(answer) for answer in named]
+
+    def _named(self, answer: Predictions, record: ImageRecord, pixel_size: PixelSize | None) -> Predictions:
+        """An answer that says which image it is of, and who gave it."""
+        return dataclasses.replace(
+            answer,
+            image_id=record.image_id,
+            file_name=record.file_name,
+            pixel_size=pixel_size,
+            provenance={**answer.provenance, **self.provenance, **self.detector.describe()},
+        )
+
+
+def _pixel_size(facts: Mapping[str, Any], record: ImageRecord) -> PixelSize | None:
+    return None if facts.get(FIELD) is None else parse_pixel_size(facts[FIELD], record.file_name or "image")
+
+
+def _check_size(record: ImageRecord, height: int, width: int) -> None:
+    """Refuse a file of another size than the data set says."""
+    if record.height and record.width and (record.height, record.width) != (height, width):
+        raise DataError(
+            f"{record.file_name or 'image'}: the file has {height} x {width} pixels (height x width), but the data set "
+            f"says {record.height} x {record.width}; its masks belong to another version of the image"
+        )
 
 
 def _as_image(array: np.ndarray) -> np.ndarray:

@@ -137,7 +137,8 @@ class SlidingWindow:
         for tile, chosen in self._tiles_of_boxes(plan, boxes.boxes.astype(np.float64)):
             given = boxes.select(chosen)
             shift = np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
-            given = dataclasses.replace(given, height=tile.size[0], width=tile.size[1], boxes=given.boxes - shift)
+            size = {"height": tile.size[0], "width": tile.size[1]}
+            given = dataclasses.replace(given, **size, boxes=given.boxes - shift, rles=None, soft_masks=None)
             prepared = self._prepare(source, tile, whole)
             (answer,) = self.detector.predict([prepared], soft_masks=soft_masks, boxes=[given])
             crops = rle_codec.decode_crops(answer.rles or [])

@@ -44,6 +44,8 @@ from detseg.structures.predictions_parsing import ImageEntry, ResultParser, cate
 
 ANNOTATIONS_END = '], "images": ['
 FORMAT = "detseg predictions 1"
+# Results of one image whose text is in memory at a time.
+_AT_ONCE = 20_000
 
 
 class PredictionsWriter:
@@ -104,9 +106,11 @@ class PredictionsWriter:
         if predictions.provenance:
             image["provenance"] = predictions.provenance
         self._images.append(image)
-        if len(predictions):
-            first = self._next_id == 1
-            self._file.write(("\n" if first else ",\n") + ", ".join(self._results(predictions)))
+        separator = "\n" if self._next_id == 1 else ",\n"
+        for start in range(0, len(predictions), _AT_ONCE):
+            part = np.arange(start, min(start + _AT_ONCE, len(predictions)))
+            self._file.write(separator + ", ".join(self._results(predictions.select(part))))
+            separator = ", "
 
     def _results(self, predictions: Predictions) -> Iterator[str]:
         """Return one JSON object a prediction."""

@@ -7,6 +7,7 @@ of measurements.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -64,15 +65,19 @@ def _refuse_overlaps(objects: ImageObjects, labels: np.ndarray, areas: np.ndarra
 def write_tiff(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
     """Write a compressed TIFF of 16 or 32 bits, with the pixel size where it is known; an existing file is replaced."""
     labels = to_label_image(objects, overlaps)
-    resolution = {}
-    if objects.pixel_size is not None:
-        y, x = objects.pixel_size
-        resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
     metadata = {"axes": "CYX" if labels.ndim == 3 else "YX"}
     with written_whole(path, "the label image") as temporary:
         tifffile.imwrite(
-            temporary, labels, compression="zlib", photometric="minisblack", metadata=metadata, **resolution
+            temporary, labels, compression="zlib", photometric="minisblack", metadata=metadata, **resolution_of(objects)
         )
+
+
+def resolution_of(objects: ImageObjects) -> dict[str, Any]:
+    """Return tifffile's arguments for the pixel size, {} where it is not known."""
+    if objects.pixel_size is None:
+        return {}
+    y, x = objects.pixel_size
+    return {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
 
 
 def write_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
