@@ -57,7 +57,7 @@ class _Failure:
 
 
 class _Batches(Dataset):
-    """Map-style data set of the loader: batch number -> list of samples, or a _Failure."""
+    """Map-style data set of the loader: batch number -> list of samples, not yet expanded, or a _Failure."""
 
     def __init__(self, stream: TrainingStream, batch_size: int, start: int, total: int, share: Share) -> None:
         self.stream = stream
@@ -77,7 +77,7 @@ class _Batches(Dataset):
         samples = []
         for position in self.positions(batch):
             try:
-                samples.append(self.stream[position])
+                samples.append(self.stream.make(position))
             except DetsegError as error:
                 return _Failure(str(error), traceback.format_exc())
             except Exception as error:
@@ -138,7 +138,7 @@ class TrainLoader:
             if isinstance(batch, _Failure):
                 logger.debug("in a loader's worker:\n%s", batch.details)
                 raise DataError(batch.message)
-            yield batch
+            yield [self.stream.expand(sample) for sample in batch]
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

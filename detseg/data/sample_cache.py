@@ -132,7 +132,8 @@ class SampleCache:
                 file.writelines(pieces)
         except (OSError, DataError) as error:
             self._full = True
-            logger.warning("%s: decoded samples are no longer kept: %s", self.folder, error)
+            if self.folder.exists():  # else the training is over, and took the cache with it
+                logger.warning("%s: decoded samples are no longer kept: %s", self.folder, error)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"

@@ -74,6 +74,10 @@ class TrainingStream:
         return self.reader.dataset
 
     def __getitem__(self, position: int) -> Sample:
+        return self.expand(self.make(position))
+
+    def make(self, position: int) -> Sample:
+        """Return the sample at a position, a single channel not yet repeated (see `expand`): what workers send."""
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
         index = self.order[position]
         whole = self.reader.read(index)
@@ -81,7 +85,10 @@ class TrainingStream:
         sample = self.policy.geometry(whole, rng)
         if self.pasting is not None:
             sample = self._paste(self.pasting, sample, whole, index, position)
-        sample = self.policy.photometry(sample, rng, value_range)
+        return self.policy.photometry(sample, rng, value_range)
+
+    def expand(self, sample: Sample) -> Sample:
+        """Return what `make` made as the model takes it."""
         image = self.preprocess.expand(sample.image)
         # What comes from a cache lies in a file that nobody may write to.
         return dataclasses.replace(sample, image=image if image.flags.writeable else image.copy())

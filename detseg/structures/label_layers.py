@@ -126,6 +126,14 @@ class LabelLayers:
     def __repr__(self) -> str:
         return f"LabelLayers({self.num_instances} objects, {self.num_layers} layers of {self.height} x {self.width})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to other processes: labels in 16 bits where they fit."""
+        layers = self.layers.astype(np.uint16) if self.num_instances < 2**16 else self.layers
+        return {**self.__dict__, "layers": layers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, layers=state["layers"].astype(np.int32, copy=False))
+
     @cached_property
     def _statistics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes (N, 4) int64, areas (N,) int64 and layers (N,) int64 (-1 for none), from the runs along the rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -147,3 +149,29 @@ def test_an_image_without_objects():
     assert layers.boxes().shape == (0, 4)
     assert layers.masks().shape == (0, 3, 4)
     assert LabelLayers.from_masks(np.zeros((0, 3, 4), dtype=bool)).layers.shape == (1, 3, 4)
+
+
+def test_pickled_layers_are_the_same_and_half_as_large() -> None:
+    layers = LabelLayers.from_masks(np.random.default_rng(0).random((5, 40, 60)) < 0.3)
+    boxes = layers.boxes()
+    text = pickle.dumps(layers)
+    assert len(text) < 0.6 * layers.layers.nbytes
+    again = pickle.loads(text)
+    assert again.layers.dtype == np.int32
+    np.testing.assert_array_equal(again.layers, layers.layers)
+    np.testing.assert_array_equal(again.boxes(), boxes)
+    many = LabelLayers(np.arange(1, 70_001, dtype=np.int32).reshape(1, 700, 100), 70_000)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(many)).layers, many.layers)
+
+
+@given(st.integers(0, 2**20), st.lists(st.integers(0, 9), unique=True, max_size=10))
+def test_what_is_known_of_objects_stays_true_when_they_are_selected(seed: int, keep: list[int]) -> None:
+    masks = np.random.default_rng(seed).random((10, 6, 7)) < 0.15
+    layers = LabelLayers.from_masks(masks)
+    layers.boxes()
+    selected = layers.select(np.array(keep, dtype=np.int64))
+    fresh = LabelLayers(selected.layers, len(keep))
+    np.testing.assert_array_equal(selected.boxes(), fresh.boxes())
+    np.testing.assert_array_equal(selected.areas(), fresh.areas())
+    np.testing.assert_array_equal(selected.layer_index(), fresh.layer_index())
+    np.testing.assert_array_equal(selected.masks(), masks[keep])
