@@ -116,9 +116,7 @@ def test_the_one_threshold_is_that_of_training():
     images = np.arange(len(truth.images))
     choice = choose_score_threshold(truth, predictions)
     assert exact_threshold(trials, start, images) == choice.threshold
-    found = coordinate_search(
-        trials, start, make_coordinates(["score_threshold"], truth, start, classes=None), images
-    )
+    found = coordinate_search(trials, start, make_coordinates(["score_threshold"], truth, start, classes=None), images)
     assert trials.score(found, images) == pytest.approx(choice.object_ap, abs=1e-12)
     part = np.array([0, 3, 4])
     alone = GroundTruth(truth.class_names, [truth.images[index] for index in part])

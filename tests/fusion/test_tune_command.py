@@ -1,0 +1,166 @@
+"""`detseg tune_thresholds`: files in, files out, and one clear message for what cannot be tuned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scoring_cases import SIZE, predictions_of, random_case, rectangle
+
+from detseg.cli.main import main
+from detseg.evaluation.evaluate import evaluate
+from detseg.fusion.options import FusionOptions
+from detseg.fusion.postprocess import Postprocess
+from detseg.structures.predictions_file import write_predictions
+
+CATEGORIES = [{"id": 1, "name": "kind 0"}, {"id": 2, "name": "kind 1"}]
+
+
+def write_truth(path, truth, folds=None):
+    images, annotations = [], []
+    for position, image in enumerate(truth.images):
+        entry = {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width}
+        images.append(entry if folds is None else {**entry, "part": folds[position]})
+        for rle, index, crowd in zip(image.rles, image.classes, image.crowd, strict=True):
+            annotation = {"id": len(annotations) + 1, "image_id": image.image_id, "category_id": int(index) + 1}
+            annotation |= {"iscrowd": int(crowd), "bbox": [0, 0, 1, 1], "area": 1}
+            annotations.append({**annotation, "segmentation": {**rle, "counts": rle["counts"].decode()}})
+    path.write_text(json.dumps({"images": images, "categories": CATEGORIES, "annotations": annotations}))
+
+
+@pytest.fixture
+def case(tmp_path):
+    truth, predictions = random_case(5, images=6, objects=20)
+    write_truth(tmp_path / "gt.json", truth, folds=[0, 0, 1, 1, 2, 2])
+    write_predictions(tmp_path / "p.json.gz", predictions, CATEGORIES, {})
+    return tmp_path, truth, predictions
+
+
+def words(folder, *more, predictions=("p.json.gz",)):
+    paths = [str(folder / name) for name in predictions]
+    given = ["--predictions", *paths, "--ground-truth", str(folder / "gt.json"), "--output", str(folder / "post.yaml")]
+    return ["tune_thresholds", *given, "--bootstrap", "20", *more]
+
+
+def test_files_and_numbers(case, capsys):
+    folder, truth, predictions = case
+    assert main(words(folder, "--only", "score_threshold", "min_area", "--rounds", "1")) == 0
+    out = capsys.readouterr().out
+    table = json.loads((folder / "post.json").read_text())
+    found = evaluate(truth, Postprocess.load(folder / "post.yaml").apply_all(predictions), coco=False)["object_ap"]
+    assert table["in_sample"]["after"]["value"] == pytest.approx(found, abs=1e-12)
+    assert f"scored by evaluate: {found:.4f}" in out
+    assert "5 folds, random, seed 0" in out
+    assert (folder / "post.png").read_bytes().startswith(b"\x89PNG")
+    assert [curve["name"] for curve in table["curves"]][:2] == [
+        "score_threshold of kind 0",
+        "score_threshold of kind 1",
+    ]
+    assert main(words(folder)) == 2
+    assert "exists already; pass --overwrite" in capsys.readouterr().err
+
+
+def test_the_start_is_what_is_compared_with(case, capsys):
+    folder, truth, predictions = case
+    start = Postprocess(score_threshold=0.35, min_visible_fraction=0.25)
+    start.save(folder / "start.yaml")
+    assert main(words(folder, "--start", str(folder / "start.yaml"), "--only", "min_area", "--shared")) == 0
+    table = json.loads((folder / "post.json").read_text())
+    before = evaluate(truth, start.apply_all(predictions), coco=False)["object_ap"]
+    assert table["in_sample"]["before"]["value"] == pytest.approx(before, abs=1e-12)
+    assert table["cross_fitted"]["before"]["value"] == table["in_sample"]["before"]["value"]
+    after = Postprocess.load(folder / "post.yaml")
+    assert (after.score_threshold, after.min_visible_fraction) == (0.35, 0.25)
+
+
+def test_folds_from_a_field_or_from_the_predictions(case, capsys):
+    folder, _, predictions = case
+    assert main(words(folder, "--only", "min_area", "--rounds", "1", "--fold-field", "part")) == 0
+    assert "3 folds, of the images" in capsys.readouterr().out
+    assert main(words(folder, "--fold-field", "plate", "--overwrite")) == 2
+    assert "6 images lack the field 'plate'" in capsys.readouterr().err
+    own = [dataclasses.replace(image, provenance={"fold": index % 2}) for index, image in enumerate(predictions)]
+    write_predictions(folder / "oof.json.gz", own, CATEGORIES, {})
+    assert main(words(folder, "--only", "min_area", "--overwrite", predictions=("oof.json.gz",))) == 0
+    assert "2 folds, of the images" in capsys.readouterr().out
+
+
+def test_files_that_share_out_the_images(case, capsys):
+    folder, _, predictions = case
+    write_predictions(folder / "a.json.gz", predictions[:3], CATEGORIES, {})
+    write_predictions(folder / "b.json.gz", predictions[3:], CATEGORIES, {})
+    only = ("--only", "min_area", "--rounds", "1", "--overwrite")
+    assert main(words(folder, *only, predictions=("a.json.gz", "b.json.gz"))) == 0
+    parts = json.loads((folder / "post.json").read_text())["in_sample"]
+    assert main(words(folder, *only)) == 0
+    assert json.loads((folder / "post.json").read_text())["in_sample"] == parts
+    capsys.readouterr()
+    assert main(words(folder, *only, predictions=("a.json.gz", "p.json.gz"))) == 2
+    assert "images are in several files" in capsys.readouterr().err
+    assert main(words(folder, *only, predictions=("a.json.gz",))) == 2
+    assert "give --missing leave-out" in capsys.readouterr().err
+    assert main(words(folder, *only, "--missing", "leave-out", predictions=("a.json.gz",))) == 0
+    assert json.loads((folder / "post.json").read_text())["images"] == 3
+    assert main(words(folder, *only, "--missing", "empty", predictions=("a.json.gz",))) == 0
+    assert json.loads((folder / "post.json").read_text())["images"] == 6
+
+
+def test_members_are_fused_by_tuned_settings(case, capsys):
+    folder, _, predictions = case
+    moved = [image.select(np.arange(len(image))[::-1]) for image in predictions]
+    write_predictions(folder / "q.json.gz", moved, CATEGORIES, {})
+    FusionOptions().save(folder / "nms.yaml")
+    both = ("p.json.gz", "q.json.gz")
+    only = ("--only", "fusion.threshold", "score_threshold", "--shared", "--rounds", "1")
+    assert main(words(folder, "--fusion", str(folder / "nms.yaml"), *only, predictions=both)) == 0
+    assert 0 < FusionOptions.load(folder / "post_fusion.yaml").threshold <= 1
+    assert main(words(folder, "--fusion", str(folder / "nms.yaml"), "--overwrite")) == 2
+    assert "--fusion needs several" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--only", "min_size"], "there is no setting 'min_size'"),
+        (["--metric", "speed"], "there is no metric 'speed'"),
+        (["--also", "mask_threshold"], "predict --soft-masks"),
+        (["--folds", "1"], "--folds is 1; expected 2 or more"),
+    ],
+)
+def test_bad_words(case, capsys, more, message):
+    assert main(words(case[0], *more)) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ")
+    assert message in error
+    assert not (case[0] / "post.yaml").exists()
+
+
+def test_nothing_to_tune(tmp_path, capsys):
+    truth, predictions = random_case(5, images=2)
+    for image in truth.images:
+        image.rles, image.classes, image.crowd = [], np.zeros(0, dtype=int), np.zeros(0, dtype=bool)
+    write_truth(tmp_path / "gt.json", truth)
+    write_predictions(tmp_path / "p.json.gz", predictions, CATEGORIES, {})
+    assert main(words(tmp_path)) == 2
+    assert "has no objects" in capsys.readouterr().err
+    truth.images[0].rles, truth.images[0].classes = [rectangle(0, 0, 9, 9, SIZE)], np.zeros(1, dtype=int)
+    truth.images[0].crowd = np.zeros(1, dtype=bool)
+    write_truth(tmp_path / "gt.json", truth)
+    write_predictions(tmp_path / "p.json.gz", [predictions_of([], image_id=n) for n in (1, 2)], CATEGORIES, {})
+    assert main(words(tmp_path)) == 2
+    assert "no class has both objects and predictions" in capsys.readouterr().err
+
+
+def test_a_class_without_objects_stays_as_it_is_and_one_image_is_enough(tmp_path, capsys, caplog):
+    truth, predictions = random_case(5, images=1, objects=20)
+    truth.images[0].classes[:] = 0
+    write_truth(tmp_path / "gt.json", truth)
+    write_predictions(tmp_path / "p.json.gz", predictions, CATEGORIES, {})
+    assert main(words(tmp_path, "--only", "min_area")) == 0
+    out = capsys.readouterr().out
+    assert "needs images of two folds" in out
+    assert "min_area of kind 0" in out
+    assert "min_area of kind 1" not in out
+    assert "class kind 1: has no objects" in caplog.text
