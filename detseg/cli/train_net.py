@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.num_threads)
     with join_processes() as processes:
         if not processes.is_main:
-            logging.getLogger("detseg").setLevel(logging.WARNING)
+            for name in ("detseg", "detectron2"):
+                logging.getLogger(name).setLevel(logging.WARNING)
         try:
             return _run(arguments, processes)
         except DetsegError as error:
@@ -89,10 +90,10 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Start the processes of --num-gpus, each of which runs this command; return their exit status."""
     from importlib import import_module
 
-    from detseg.config.engines import choose_engine
+    from detseg.config.engines import check_engine
 
     count = arguments.num_gpus
-    engine = choose_engine(_given_config(arguments))
+    engine = check_engine(_given_config(arguments))
     if engine.name != "detectron2":
         raise ConfigError(
             f"--num-gpus {count} starts processes by Detectron2's launch, and the engine is native ({engine.reason}): "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from detseg.cli.main import run_command
 from detseg.config import load_config, load_flat_config, validate_config
 from detseg.config.detectron2_keys import OWN_KEYS, REFUSED, implements
 from detseg.config.engines import as_trained, choose_engine, for_prediction, missing_detectron2
@@ -50,6 +51,21 @@ def test_detectron2_is_refused_where_it_does_not_import():
         validate_config(cfg)
     with pytest.raises(ConfigError, match="does not import"):
         validate_config(cfg, training=False)
+
+
+@pytest.mark.usefixtures("without_detectron2")
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("detectron2", "does not import here"),
+        ("native", "torchrun --nproc_per_node 2"),
+        ("auto", "does not import here"),
+    ],
+)
+def test_processes_of_its_launch_are_refused_without_it(engine: str, said: str, capsys: pytest.CaptureFixture[str]):
+    words = ["--config", str(QUICKSTART), "--num-gpus", "2", "MODEL.ENGINE", engine]
+    assert run_command("train_net", words, prog="train_net") == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_detectron2")
