@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from detseg.cli.prepare_options import add_allow_empty
+
 
 def add_annotated_options(parser: argparse.ArgumentParser, *, what: str, class_name: str | None = "cell") -> None:
     """Add --source, --annotations and, where there is a default for it, --classes. what: the annotation of an image."""
@@ -18,4 +20,4 @@ def add_annotated_options(parser: argparse.ArgumentParser, *, what: str, class_n
         parser.add_argument(
             "--classes", default=class_name, metavar="NAME", help="name of the one class (default: %(default)s)"
         )
-        parser.add_argument("--allow-empty", action="store_true", help="images without annotation file have no objects")
+        add_allow_empty(parser, "images without annotation file")

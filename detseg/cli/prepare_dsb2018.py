@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.cli.prepare_options import add_prepare_options, prepare_options
+from detseg.cli.prepare_options import add_allow_empty, add_prepare_options, prepare_options
 
 DESCRIPTION = (
     "Turn stage1_train of the Data Science Bowl 2018, a folder or the zip archive itself, into COCO files: train.json, "
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", default="nucleus", metavar="NAME", help="name of the one class (default: %(default)s)"
     )
+    add_allow_empty(parser, "images without masks, or without a row in the CSV,")
     add_prepare_options(parser)
 
 
@@ -37,5 +38,10 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.data.readers.dsb2018 import Dsb2018
     from detseg.data.readers.prepare import prepare
 
-    source = Dsb2018(arguments.source, run_lengths=arguments.run_lengths, class_name=arguments.classes)
+    source = Dsb2018(
+        arguments.source,
+        run_lengths=arguments.run_lengths,
+        class_name=arguments.classes,
+        allow_empty=arguments.allow_empty,
+    )
     print(prepare(source, prepare_options(arguments)))

@@ -67,6 +67,11 @@ def add_prepare_options(
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
+def add_allow_empty(parser: argparse.ArgumentParser, which: str) -> None:
+    """Add --allow-empty; which: the images that it speaks of."""
+    parser.add_argument("--allow-empty", action="store_true", help=f"{which} have no objects")
+
+
 def _add_picture_options(parser: argparse.ArgumentParser) -> None:
     add_image_fields(parser, pixel_size_help=", or csv:FILE:COLUMN (see --key)")
     group = parser.add_argument_group(

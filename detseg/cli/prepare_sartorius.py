@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.cli.prepare_options import add_prepare_options, prepare_options
+from detseg.cli.prepare_options import add_allow_empty, add_prepare_options, prepare_options
 
 DESCRIPTION = (
     "Turn train.csv and train/*.png of the Sartorius competition, a folder or the zip archive itself, into COCO files "
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=Path, required=True, metavar="PATH", help="folder or zip with train.csv and train/*.png"
     )
+    add_allow_empty(parser, "images without a row in train.csv")
     add_prepare_options(parser, stratify_default="cell_type; every other column of train.csv without --table")
 
 
@@ -31,4 +32,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     # Every image of the competition shows cells of one type.
     options = prepare_options(arguments, defaults=RepairRules(one_class_per_image=True))
-    print(prepare(Sartorius(arguments.source), options))
+    print(prepare(Sartorius(arguments.source, allow_empty=arguments.allow_empty), options))

@@ -203,6 +203,26 @@ def test_bad_masks_and_images_are_named_and_left_out_on_demand(
     assert len((tmp_path / "out" / "skipped.txt").read_text().splitlines()) == 6
 
 
+@pytest.mark.parametrize("form", ["files", "csv"])
+def test_images_without_nuclei_are_told_or_allowed(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    options = ["--split", "1"]
+    if form == "csv":
+        rows = labels_csv(tmp_path / "labels.csv").read_text().splitlines()[1:]
+        kept = [row for row in rows if not row.startswith("id4,")]
+        options += ["--run-lengths", str(write_csv(tmp_path / "labels.csv", kept))]
+    for file in (shipped / "id4" / "masks").iterdir():
+        file.unlink()
+    assert prepare(shipped, tmp_path / "out", *options) == 2
+    assert "1 problem;" in (message := capsys.readouterr().err)
+    assert "id4" in message
+    assert "--allow-empty" in message
+    assert prepare(shipped, tmp_path / "out", *options, "--allow-empty") == 0
+    counts = CocoDataset.load(tmp_path / "out" / "all.json").objects_per_image().sum(axis=1)
+    assert np.flatnonzero(counts == 0).tolist() == [4]
+
+
 def test_what_is_no_stage1_train_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.zip").write_text("no archive")

@@ -167,6 +167,24 @@ def test_an_image_without_rows_is_not_taken_for_empty(
     assert dataset.objects_per_image().sum(axis=1).tolist() == [3] * 11 + [0]
 
 
+def test_images_without_rows_are_empty_where_that_is_said_and_an_exported_table_comes_back(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(shipped, [row for index in range(11) for row in rows_of(index)])
+    assert prepare(shipped, tmp_path / "out", "--split", "1", "--allow-empty") == 0
+    before = CocoDataset.load(tmp_path / "out" / "all.json")
+    assert before.objects_per_image().sum(axis=1).tolist() == [3] * 11 + [0]
+    words = ["--input", tmp_path / "out" / "all.json", "--format", "sartorius", "--output", shipped, "--overwrite"]
+    assert main(["export", *map(str, words)]) == 0
+    capsys.readouterr()
+    assert prepare(shipped, tmp_path / "again", "--split", "1") == 2
+    assert "--allow-empty" in capsys.readouterr().err
+    assert prepare(shipped, tmp_path / "again", "--split", "1", "--allow-empty") == 0
+    after = CocoDataset.load(tmp_path / "again" / "all.json")
+    for index in range(len(before)):
+        assert before.annotations(index)[0] == after.annotations(index)[0]
+
+
 def test_what_is_no_sartorius_is_refused(shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (shipped / "train.csv").read_text()
     for content, expected in {

@@ -34,8 +34,20 @@ class Dsb2018:
     unlabelled: Sequence[str] = ()
     default_column = None
 
-    def __init__(self, path: Path, *, run_lengths: Path | None = None, class_name: str = "nucleus") -> None:
-        """List the images and masks. Raises DataError where there are none, or the CSV is no table of masks."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        run_lengths: Path | None = None,
+        class_name: str = "nucleus",
+        allow_empty: bool = False,
+    ) -> None:
+        """List the images and masks.
+
+        allow_empty: an image without masks, or without a row in `run_lengths`, has no objects; else it is a problem.
+
+        Raises DataError where there are no images, or the CSV is no table of masks.
+        """
         self._files = open_source(path)
         self.description = f"Data Science Bowl 2018, {run_lengths or path}"
         self.class_names = [class_name]
@@ -49,6 +61,7 @@ class Dsb2018:
                 f"{path}: there are no images; expected {'ID.png or ' if run_lengths else ''}ID/images/ID.png, as in "
                 f"stage1_train{self._nested()}"
             )
+        self._allow_empty = allow_empty
         self._rows = None
         self.names = sorted(self._image_of)
         if run_lengths is not None:
@@ -77,7 +90,7 @@ class Dsb2018:
     def _read_rows(self, path: Path) -> MaskRows:
         table = read_table(path, [KEY, RUNS])
         self.problems += table.problems
-        rows = MaskRows(table, key=KEY, runs=RUNS, size=SIZE, encode=encode_by_columns)
+        rows = MaskRows(table, key=KEY, runs=RUNS, size=SIZE, encode=encode_by_columns, allow_empty=self._allow_empty)
         if USAGE in table.columns:
             ignored = {row.values[KEY] for row in table.rows if row.values[USAGE] == "Ignored"}
             if ignored:
@@ -103,8 +116,13 @@ class Dsb2018:
 
     def _read_masks(self, name: str, height: int, width: int) -> tuple[list[dict[str, Any]], list[str]]:
         files = self._masks_of.get(name, [])
+        if not files and self._allow_empty:
+            return [], []
         if not files:
-            raise DataError(f"{self.describe(name)}: has no masks; expected {name}/masks/*.png, or --run-lengths CSV")
+            raise DataError(
+                f"{self.describe(name)}: has no masks; expected {name}/masks/*.png, or --run-lengths CSV; where images "
+                "without objects have none, pass --allow-empty"
+            )
         crops, problems = [], []
         for file_name in files:
             try:

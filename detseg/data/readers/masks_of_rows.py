@@ -14,11 +14,14 @@ class MaskRows:
     """A table with one row a mask.
 
     key, runs: its columns of image names and of run-lengths. size: its columns of height and width, where it has them;
-    every row must say the size of the image.
+    every row must say the size of the image. allow_empty: an image without a row has no objects; else it is a problem.
     """
 
-    def __init__(self, table: Table, *, key: str, runs: str, size: tuple[str, str], encode: Encoder) -> None:
+    def __init__(
+        self, table: Table, *, key: str, runs: str, size: tuple[str, str], encode: Encoder, allow_empty: bool = False
+    ) -> None:
         self.table = table
+        self._allow_empty = allow_empty
         self.key = key
         self._runs = runs
         self._size = size if set(size) <= set(table.columns) else None
@@ -50,12 +53,16 @@ class MaskRows:
             N compressed COCO RLEs, their rows, and what is wrong with the other rows.
 
         Raises:
-            DataError: the image has no row, or none that can be used: to train on it would teach that it is empty.
+            DataError: the image has no row, unless `allow_empty`, or none that can be used: to train on it would teach
+                that it is empty.
         """
         rows = self.rows_of.get(name, [])
-        if not rows:
-            raise DataError(f"image {name}: {self.table.name} has no row for it; add one, without run-lengths for none")
-        if len(rows) == 1 and not rows[0].values[self._runs]:
+        if not rows and not self._allow_empty:
+            raise DataError(
+                f"image {name}: {self.table.name} has no row for it; is the table whole? Where images without objects "
+                "have no row, pass --allow-empty"
+            )
+        if not rows or len(rows) == 1 and not rows[0].values[self._runs]:
             return [], [], []
         masks, good, problems = [], [], []
         for row in rows:

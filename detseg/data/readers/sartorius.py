@@ -33,14 +33,19 @@ class Sartorius:
     default_column = KIND
     class_names = CELL_TYPES
 
-    def __init__(self, path: Path) -> None:
-        """Read the CSV and list the images. Raises DataError where one is missing or the CSV is another."""
+    def __init__(self, path: Path, *, allow_empty: bool = False) -> None:
+        """Read the CSV and list the images.
+
+        allow_empty: an image without a row has no objects; else it is a problem.
+
+        Raises DataError where the CSV or images are missing, or the CSV is another.
+        """
         self._files = open_source(path)
         self.description = f"Sartorius cell instance segmentation, {path}"
         csv_name = self._find_csv(path)
         base = PurePosixPath(csv_name).parent
         table = parse_table(self._files.read(csv_name), self._files.describe(csv_name), [KEY, RUNS, KIND])
-        self._rows = MaskRows(table, key=KEY, runs=RUNS, size=SIZE, encode=encode_by_rows)
+        self._rows = MaskRows(table, key=KEY, runs=RUNS, size=SIZE, encode=encode_by_rows, allow_empty=allow_empty)
         self.problems = list(table.problems)
         self._file_of: dict[str, str] = {}
         self.names = self._list_images(base / LABELLED, "")
