@@ -52,8 +52,8 @@ def split_groups(
     units, inverse = np.unique(groups, return_inverse=True)
     if len(units) < len(shares):
         raise DataError(
-            f"{len(units)} groups of images cannot be split into {len(shares)} parts without tearing one; "
-            "ask for fewer parts, or group by something finer"
+            f"{len(names)} images in {len(units)} groups (with look-alikes, where these stay together) cannot be split "
+            f"into {len(shares)} parts without tearing one; ask for fewer parts, or group by something finer"
         )
     shares = np.asarray(shares, dtype=np.float64)
     scaled = _scaled(features, weights)

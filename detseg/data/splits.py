@@ -29,7 +29,7 @@ def split_fractions(
             images allow. None: no strata.
 
     Returns:
-        part -> its names, sorted. Parts have their fraction of all names to within one image.
+        part -> its names, sorted. Parts have their fraction of all names to within one image; none is empty.
 
     Raises:
         DataError: fractions that are none, or fewer images than parts.
@@ -38,7 +38,9 @@ def split_fractions(
     if len(fractions) not in PART_NAMES or not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):
         raise DataError(f"a split takes 1 to 3 positive fractions with the sum 1, not {' '.join(map(str, fractions))}")
     if len(names) < len(fractions):
-        raise DataError(f"{len(names)} images cannot be split into {len(fractions)} parts")
+        raise DataError(
+            f"{_images(len(names))} cannot be split into {len(fractions)} parts; --split 1 makes one of all images"
+        )
     parts: dict[str, list[str]] = {part: [] for part in PART_NAMES[len(fractions)]}
     # All strata stand in one line, and each image goes to the part that lacks most: so every stretch of the line, and
     # with it every stratum, is split evenly, and rounding does not add up over many small strata.
@@ -46,6 +48,10 @@ def split_fractions(
     for number, name in enumerate(line, start=1):
         lacking = [fraction * number - len(part) for fraction, part in zip(fractions, parts.values(), strict=True)]
         list(parts.values())[lacking.index(max(lacking))].append(name)
+    # Of a handful of images a small fraction is none: a part without an image is of no use.
+    for members in parts.values():
+        if not members:
+            members.append(max(parts.values(), key=len).pop())
     return {part: sorted(members) for part, members in parts.items()}
 
 
@@ -57,7 +63,7 @@ def split_folds(
     Raises DataError for fewer than 2 folds or more folds than names.
     """
     if not 2 <= count <= len(names):
-        raise DataError(f"{len(names)} images cannot be split into {count} folds; expected 2 to the number of images")
+        raise DataError(f"{_images(len(names))} cannot be split into {count} folds; expected 2 to the number of images")
     folds: list[list[str]] = [[] for _ in range(count)]
     dealt = 0
     for stratum in _strata(names, seed, groups):
@@ -109,6 +115,10 @@ def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list
     if twice:
         raise DataError(f"{len(twice)} images are listed twice:\n{list_problems(twice)}")
     return parts, missing
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _strata(names: Sequence[str], seed: int, groups: Mapping[str, str] | None) -> list[list[str]]:
