@@ -1,10 +1,11 @@
 """Which image is in which fold: the field `fold` of a COCO file's images, or an index beside it.
 
 An index is a CSV with the columns `fold` and `file_name` (or `image_id`), further ones are not read; or a YAML with a
-list of file names for every fold:
+list of file names for every fold, -1 for those of none:
 
     0: [a.png, plate1/b.png]
     1: [c.png]
+    -1: [held_out.png]
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def read_index(path: Path) -> dict[str, int]:
     index: dict[str, int] = {}
     for row in table.rows:
         name, text = row.values[key], row.values[FOLD].strip()
-        if not text.isdecimal() and text:
+        if text and not text.isdecimal() and text != str(NO_FOLD):
             problems.append(f"{path}: line {row.line}: the fold of {name} is {text!r}; expected a number, or nothing")
         elif name in index:
             problems.append(f"{path}: line {row.line}: {name} occurs twice")
@@ -94,7 +95,7 @@ def _read_yaml(path: Path) -> dict[str, int]:
         raise DataError(f"{path}: is no index of folds; {expected}")
     index: dict[str, int] = {}
     for fold, names in content.items():
-        if isinstance(fold, bool) or not isinstance(fold, int) or fold < 0 or not isinstance(names, list):
+        if isinstance(fold, bool) or not isinstance(fold, int) or fold < NO_FOLD or not isinstance(names, list):
             raise DataError(f"{path}: at {fold!r}: {expected}")
         for name in map(str, names):
             if name in index:
@@ -117,8 +118,8 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if path.suffix.lower() in (".yaml", ".yml"):
             folds: dict[int, list[str]] = {}
             for row in rows:
-                if row[FOLD] is not None:
-                    folds.setdefault(int(row[FOLD]), []).append(row[FILE_NAME])
+                fold = NO_FOLD if row[FOLD] is None else int(row[FOLD])
+                folds.setdefault(fold, []).append(row[FILE_NAME])
             temporary.write_text(yaml.safe_dump(folds, allow_unicode=True), encoding="utf-8")
             return
         with open(temporary, "w", encoding="utf-8", newline="") as file:

@@ -75,13 +75,19 @@ def images(names: list[str], **fields: list) -> list[ImageRecord]:
 @pytest.mark.parametrize("suffix", ["csv", "yaml"])
 def test_an_index_is_read_as_it_was_written(suffix: str, tmp_path: Path):
     rows = [
-        {"file_name": name, "fold": fold, "note": "x"} for name, fold in (("a.png", 1), ("p/b.png", 0), ("ü.png", 1))
+        {"file_name": name, "fold": fold, "note": "x"}
+        for name, fold in (("a.png", 1), ("p/b.png", 0), ("ü.png", 1), ("t.png", None))
     ]
     write_index(tmp_path / f"folds.{suffix}", rows)
-    records = images(["p/b.png", "a.png", "ü.png"])
-    assert folds_of(records, tmp_path / f"folds.{suffix}").tolist() == [0, 1, 1]
+    records = images(["p/b.png", "a.png", "ü.png", "t.png"])
+    assert folds_of(records, tmp_path / f"folds.{suffix}").tolist() == [0, 1, 1, -1], "held out: of no fold"
     with pytest.raises(DataError, match=r"image gone\.png has no fold"):
         folds_of(images(["a.png", "gone.png"]), tmp_path / f"folds.{suffix}")
+
+
+def test_no_fold_may_be_written_as_minus_one(tmp_path: Path):
+    (tmp_path / "folds.csv").write_text("file_name,fold\na,0\nb,1\nc,-1\nd,\n")
+    assert folds_of(images(["a", "b", "c", "d"]), tmp_path / "folds.csv").tolist() == [0, 1, -1, -1]
 
 
 def test_fields_and_broken_folds(tmp_path: Path):
@@ -189,7 +195,10 @@ def test_fractions_patterns_and_tables(plates: Path, capsys: pytest.CaptureFixtu
         (["--group-by", "well"], "24 of 24 images have no 'well'"),
         (["--group-pattern", "(", "--folds", "2"], "no regular expression"),
         (["--group-pattern", "zzz"], "finds nothing"),
-        (["--folds", "9", "--group-by", "plate"], "8 groups of images cannot be split into 9 parts"),
+        (
+            ["--folds", "9", "--group-by", "plate"],
+            "24 images in 8 groups (with look-alikes, where these stay together) cannot be split into 9 parts",
+        ),
         (["--fractions", "0.5", "0.6"], "--fractions"),
         (["--folds", "1"], "--folds is 1"),
         (["--holdout", "1"], "--holdout"),
