@@ -125,6 +125,15 @@ def test_channels_and_scaling_are_recorded_and_survive_another_split(
     assert read_input_keys(folder / "again" / "all.json") == keys
 
 
+def test_a_channel_that_a_file_does_not_name_is_told_before_training(folder: Path, capsys) -> None:
+    options = {"metadata": {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP"]}}, "photometric": "minisblack"}
+    tifffile.imwrite(folder / "images" / "b.ome.tif", np.stack([LABELS, LABELS]), ome=True, **options)
+    Image.fromarray(LABELS).save(folder / "labels" / "b.ome.png")
+    assert prepare(folder, "--channels", "GFP", "DAPI") == 0
+    assert prepare(folder, "--channels", "GFP", "Actin", "--overwrite") == 2
+    assert "b.ome.tif: has no channel 'Actin' (--channels); it has DAPI, GFP" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -69,6 +69,28 @@ def choose_plane_of(source: Source, plane: PlaneChoice) -> None:
     source.plane = plane
 
 
+def with_known_channels(
+    images: Mapping[str, LabelledImage], source: Source, options: PictureOptions, problems: list[str]
+) -> dict[str, LabelledImage]:
+    """Return the images that have the channels that the user named.
+
+    Images whose files name their channels otherwise become `problems` and go. Files without names stay: the COCO file
+    may be told them later.
+    """
+    chosen = [one for one in options.input_keys.get("INPUT.CHANNELS", ()) if isinstance(one, str)]
+    known = {}
+    for name, image in images.items():
+        own = image.fields.get("channel_names")
+        missing = [one for one in chosen if own and one not in own]
+        if missing:
+            problems.append(
+                f"{source.describe(name)}: has no channel {missing[0]!r} (--channels); it has {', '.join(own)}"
+            )
+        else:
+            known[name] = image
+    return known
+
+
 def with_pixel_sizes(
     images: Mapping[str, LabelledImage], source: Source, options: PictureOptions, key: str | None, problems: list[str]
 ) -> dict[str, LabelledImage]:

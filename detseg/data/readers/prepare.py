@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,12 @@ from tqdm import tqdm
 from detseg.data.coco_writer import annotations_of, image_root_for, make_folder, write_coco
 from detseg.data.input_keys import FIELD as INPUT_FIELD
 from detseg.data.readers.classes import assign_classes, parse_class_rule
-from detseg.data.readers.picture_options import PictureOptions, choose_plane_of, with_pixel_sizes
+from detseg.data.readers.picture_options import (
+    PictureOptions,
+    choose_plane_of,
+    with_known_channels,
+    with_pixel_sizes,
+)
 from detseg.data.readers.repairing import CHANGES_NAME, repair_images
 from detseg.data.readers.source import LabelledImage, Source
 from detseg.data.readers.summary import summary_table
@@ -75,6 +80,7 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     names = source.names if listed is None else [name for members in listed.values() for name in members]
     groups = _groups(source, names, options, problems)
     names = [name for name in names if groups is None or name in groups]
+    _check_some(names, problems)
     parts = _split(names, options, groups, source.parts) if listed is None else _restricted(listed, set(names))
     if source.unlabelled:
         parts = {**parts, UNLABELLED: list(source.unlabelled)}
@@ -82,10 +88,10 @@ def prepare(source: Source, options: PrepareOptions) -> str:
     choose_plane_of(source, options.pictures.plane)
     images = _read_all(source, sorted({name for members in parts.values() for name in members}), problems)
     images, class_names = assign_classes(images, source, rule, problems)
+    images = with_known_channels(images, source, options.pictures, problems)
     images = with_pixel_sizes(images, source, options.pictures, options.key, problems)
     _stop_at(problems, options)
-    if not images:
-        raise DataError(f"no image is left:\n{list_problems(problems)}")
+    _check_some(images, problems)
     changes = []
     if options.repair is not None:
         images, changes = repair_images(images, groups or {}, class_names, options.repair)
@@ -171,6 +177,11 @@ def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''}; mend, or leave out with --skip-bad:\n"
             f"{list_problems(problems)}"
         )
+
+
+def _check_some(images: Sized, problems: Sequence[str]) -> None:
+    if not images:
+        raise DataError(f"no image is left:\n{list_problems(problems)}")
 
 
 def _read_all(source: Source, names: Sequence[str], problems: list[str]) -> dict[str, LabelledImage]:
