@@ -26,7 +26,7 @@ def read_json_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; check the path (DATASETS.TRAIN, DATASETS.TEST)") from None
+        raise DataError(f"{path}: there is no such file; check the path") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:

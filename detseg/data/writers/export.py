@@ -180,8 +180,8 @@ def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[
 def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise DataError(f"{existing[0]}{more} exists already; pass --overwrite to replace, or choose another folder")
+        what = f"{existing[0]} exists" if len(existing) == 1 else f"{existing[0]} and {len(existing) - 1} more exist"
+        raise DataError(f"{what} already; pass --overwrite to replace, or choose another folder")
 
 
 def _rows(objects: ImageObjects, class_names: Sequence[str]) -> list[tuple[str, int, str, str]]:
