@@ -12,7 +12,7 @@ from detseg.errors import ConfigError
 from detseg.fusion.hits import Hits
 from detseg.fusion.thresholds import best_threshold
 from detseg.fusion.trials import Trials
-from detseg.fusion.tuning_space import Coordinate, State, Value
+from detseg.fusion.tuning_space import CHANGE_SCORES, Coordinate, State, Value
 
 # Sums in another order differ in the last digits: a gain must be larger than this.
 EPSILON = 1e-9
@@ -27,10 +27,14 @@ def coordinate_search(
     ends with a round that finds nothing. Of equal values the present one stays.
     """
     state, score = start, _score(trials, start, images)
+    with_scores = any(coordinate.setting == "score_threshold" for coordinate in coordinates)
     for number in range(rounds):
         before = score
         for coordinate in coordinates:
-            for other in _neighbours(trials, coordinate, state, images, number):
+            others = _neighbours(trials, coordinate, state, images, number)
+            if with_scores and coordinate.setting in CHANGE_SCORES:
+                others = [choice for other in others for choice in (other, *_rescored(trials, state, other, images))]
+            for other in others:
                 found = _score(trials, other, images)
                 if found > score + EPSILON:
                     state, score = other, found
@@ -49,6 +53,29 @@ def _neighbours(trials: Trials, coordinate: Coordinate, state: State, images: np
     if exact is not None:
         values.append(exact)
     return [coordinate.set(state, value, len(trials.members)) for value in dict.fromkeys(values) if value != present]
+
+
+def _rescored(trials: Trials, state: State, other: State, images: np.ndarray) -> list[State]:
+    """Return `other`, in which scores mean something else than in `state`, with score thresholds that suit it.
+
+    With such as keep the same number of predictions of every class, and with the best one for all.
+    """
+    tables = trials.table(state), trials.table(other)
+    if None in tables:
+        return []
+    thresholds = {}
+    for index, name in enumerate(trials.truth.class_names):
+        old, new = (table.scores[table.classes == index] for table in tables)
+        limit = state.postprocess.values("score_threshold", np.array([index]))[0]
+        kept = int((old >= limit).sum())
+        thresholds[name] = float(np.sort(new)[-kept]) if 0 < kept <= len(new) else float(limit)
+    one = len(thresholds) == 1
+    choices = [next(iter(thresholds.values())) if one else thresholds, exact_threshold(trials, other, images)]
+    return [
+        dataclasses.replace(other, postprocess=dataclasses.replace(other.postprocess, score_threshold=choice))
+        for choice in choices
+        if choice is not None
+    ]
 
 
 def is_one_threshold(trials: Trials, coordinate: Coordinate) -> bool:

@@ -169,6 +169,11 @@ class Trials:
 
     def hits(self, state: State) -> Hits | None:
         """Return the hits of settings that a table knows, else None."""
+        table = self.table(state)
+        return None if table is None else table.hits(state.postprocess)
+
+    def table(self, state: State) -> CandidateTable | None:
+        """Return the table that knows these settings, else None."""
         if not is_fast(state.postprocess):
             return None
 
@@ -176,7 +181,7 @@ class Trials:
             shaped = [state.postprocess.shaped(image) for image in self.predictions(state)]
             return CandidateTable(self.truth.images, shaped)
 
-        return _kept(self._tables, state.masks_key, make, KEPT_TABLES).hits(state.postprocess)
+        return _kept(self._tables, state.masks_key, make, KEPT_TABLES)
 
     def _counts(self, state: State) -> CountTable:
         hits = self.hits(state)

@@ -29,6 +29,11 @@ FUSION_SETTINGS = tuple(
     for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
 )
 BY_DEFAULT = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
+# After a change of these, scores mean something else.
+CHANGE_SCORES = (
+    "mask_quality",
+    *(FUSION + name for name in ("threshold", "agreement", "min_members", "mask_quality", "weights")),
+)
 NEED_SOFT_MASKS = ("mask_threshold", "mask_quality", FUSION + "mask_quality")
 
 _GRIDS: dict[str, tuple[Value, ...]] = {

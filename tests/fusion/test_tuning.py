@@ -187,6 +187,24 @@ def test_mask_thresholds_and_quality_are_tuned():
     assert trials.score(best, np.arange(3)) == pytest.approx(wanted, abs=1e-12)
 
 
+def test_thresholds_follow_scores_that_mean_something_else():
+    # Boxes alone cannot tell cells from dirt, masks can; at the old threshold rescored cells would be lost.
+    truths, found = [], []
+    for number in range(4):
+        cells = [rectangle(0, 0, 10, 10), rectangle(20, 0, 30, 10)]
+        dirt = [rectangle(40, 0, 44, 4)]
+        truths.append(truth_of(cells, image_id=number))
+        image = predictions_of([*cells, *dirt], scores=[0.6, 0.7, 0.9], image_id=number)
+        soft = [np.full((10, 10), 230, np.uint8)] * 2 + [np.full((4, 4), 130, np.uint8)]
+        found.append(dataclasses.replace(image, soft_masks=soft))
+    truth = GroundTruth(["cell"], truths)
+    trials, start = trials_of(truth, found), start_of(truth, score_threshold=0.58)
+    names = ["score_threshold", "mask_quality"]
+    best = coordinate_search(trials, start, make_coordinates(names, truth, start, classes=None), np.arange(4))
+    assert best.postprocess.mask_quality > 0
+    assert trials.score(best, np.arange(4)) == 1
+
+
 def test_optuna_finds_a_good_setting():
     pytest.importorskip("optuna")
     truth, found = specks()
