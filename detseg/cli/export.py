@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detseg.cli.image_fields import add_image_fields, plane_fields
+
 if TYPE_CHECKING:
     from detseg.data.coco import ImageRecord
 
@@ -35,9 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "their pixel size",
     )
     parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
-    parser.add_argument(
-        "--pixel-size", metavar="UM", help='micrometres a pixel, 0.5 or "0.5 0.4" (y, x), instead of what is known'
-    )
     parser.add_argument("--score-threshold", type=float, default=0.0, metavar="X", help="export predictions from X on")
     parser.add_argument(
         "--overlaps",
@@ -47,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is seen) or layers (several label images in one file)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    add_image_fields(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -90,6 +90,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--images: only --format csv measures in images, {arguments.format} does not")
     if arguments.image_root and not arguments.images:
         raise ConfigError("--image-root DIR takes --images COCO.json too")
+    if plane_fields(arguments) and not arguments.images:
+        raise ConfigError("--z, --t and --axes choose what is measured in; they take --images PATH too")
 
 
 def _pictures(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, ImageRecord]:
@@ -98,7 +100,8 @@ def _pictures(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, 
 
     if not arguments.images:
         return {}
-    records = find_images(arguments.images, image_root=arguments.image_root).records
+    found = find_images(arguments.images, image_root=arguments.image_root, fields=plane_fields(arguments))
+    records = found.records
     by_name = {record.file_name: record for record in records}
     if not set(names) <= set(by_name):
         # Names of plain files are relative to the folder that all of them share, which may be another one here.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -268,3 +269,24 @@ def test_real_annotations_come_back_from_the_competitions_table(shared_data, tmp
         again = list(csv.DictReader(file))
     key = ("id", "annotation", "width", "height", "cell_type", "plate_time", "sample_date", "sample_id")
     assert sorted(tuple(row[k] for k in key) for row in again) == sorted(tuple(row[k] for k in key) for row in rows)
+
+
+def test_intensities_of_a_stack_are_those_of_the_slice_that_is_chosen(tmp_path: Path, capsys) -> None:
+    stack = np.stack([np.full((20, 30), value, np.uint8) for value in (3, 9)])
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "ZYX"}, photometric="minisblack")
+    mask = np.zeros((20, 30), bool)
+    mask[2:5, 3:9] = True
+    image = {"id": 1, "file_name": "a.ome.tif", "height": 20, "width": 30}
+    annotations = annotations_of([rle_codec.encode_mask(mask)], [1], image_id=1, first_id=1)
+    categories = [{"id": 1, "name": "cell"}]
+    write_coco(tmp_path / "a.json", images=[image], annotations=annotations, categories=categories, info={})
+    words = ["export", "--input", tmp_path / "a.json", "--format", "csv", "--output", tmp_path / "out"]
+    assert main([*map(str, words), "--z", "max"]) == 2
+    assert "they take --images" in capsys.readouterr().err
+    words += ["--images", tmp_path / "a.ome.tif"]
+    assert main([*map(str, words)]) == 2
+    assert "the file holds 2 slices" in capsys.readouterr().err
+    for choice, value in (("0", "3"), ("max", "9")):
+        assert main([*map(str, words), "--z", choice, "--overwrite"]) == 0
+        with open(tmp_path / "out" / "measurements.csv", newline="", encoding="utf-8") as file:
+            assert [row["intensity_mean"] for row in csv.DictReader(file)] == [value]
