@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=Path, metavar="PNG", help="draw the annotations that changed most, before and after"
     )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out what no rule of repair can mend"
-    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what no rule of repair can mend")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
@@ -48,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if skipped:
         print(f"{len(skipped)} problems; left out:\n{list_problems(skipped)}")
-    print(f"{changes_table(changes)}\n\n{arguments.target} is repaired; {csv} lists every change")
+    print(f"{changes_table(changes)}\n\nwritten: {arguments.target}, and {csv} with every change")
     if arguments.pictures and changes:
         from detseg.report.repairs import draw_repairs
 

@@ -181,3 +181,11 @@ def test_crowd_regions_keep_their_place_in_prepare(damaged: dict, tmp_path: Path
     assert main([*words, "--repair"]) == 0
     rows = json.loads((tmp_path / "out" / "all.json").read_text(encoding="utf-8"))["annotations"]
     assert [(row["area"], row["iscrowd"]) for row in rows] == [(36, 0), (63, 0), (16, 0), (16, 0), (9, 1)]
+
+
+def test_a_kind_that_no_image_has_is_refused(damaged: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["repair", str(tmp_path / "in.json"), str(tmp_path / "out.json"), "--rules"]
+    assert main([*words, "kind_field=knd"]) == 2
+    assert "no image has a field 'knd'" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+    assert main([*words, "kind_field=group"]) == 0

@@ -12,7 +12,7 @@ from detseg.data.readers.source import LabelledImage
 from detseg.data.repair.changes import Change
 from detseg.data.repair.image import ImageMasks, repair_image
 from detseg.data.repair.options import RepairRules
-from detseg.data.repair.wrong_class import allowed_classes
+from detseg.data.repair.wrong_class import allowed_classes, check_kinds
 
 CHANGES_NAME = "repairs.csv"
 
@@ -23,12 +23,16 @@ def repair_images(
     """Return the images with repaired masks, and what was changed; crowd regions stay as they are.
 
     groups: image name -> its group; `kind_field=group` means these. In the list of changes an annotation is called by
-    its number in the image, from 1 on.
+    its number in the image, from 1 on. Raises DataError where no image has the field that says its kind.
     """
+    is_group = rules.kind_field == "group"
+    kinds = {
+        name: groups.get(name) if is_group else image.fields.get(rules.kind_field) for name, image in images.items()
+    }
+    check_kinds(kinds.values(), rules)
     repaired, changes = {}, []
     for name, image in tqdm(images.items(), desc="repairing", unit="image"):
-        kind = groups.get(name) if rules.kind_field == "group" else image.fields.get(rules.kind_field)
-        repaired[name], own = _repair(image, kind, class_names, rules)
+        repaired[name], own = _repair(image, kinds[name], class_names, rules)
         changes += own
     return repaired, changes
 

@@ -16,7 +16,7 @@ from detseg.data.raw_coco import RawCoco
 from detseg.data.repair.changes import Change, check_free, write_changes
 from detseg.data.repair.image import ImageMasks, RepairedMasks, repair_image
 from detseg.data.repair.options import RepairRules
-from detseg.data.repair.wrong_class import allowed_classes, one_class_hint
+from detseg.data.repair.wrong_class import allowed_classes, check_kinds, one_class_hint
 from detseg.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class _FileRepair:
         self.dataset = coco.dataset
         self.category_ids = [category.id for category in coco.dataset.categories]
         self.next_id = _highest_id(coco) + 1
+        check_kinds([image.metadata.get(rules.kind_field) for image in coco.dataset.images], rules)
         if not rules.one_class_per_image and not rules.kind_field and len(self.category_ids) > 1:
             hint = one_class_hint(coco.dataset.objects_per_image())
             if hint:

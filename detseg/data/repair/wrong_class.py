@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,12 @@ def allowed_classes(kind: Any, class_names: Sequence[str], rules: RepairRules) -
             f"repair rule kind_classes: {str(kind)!r} has the class {unknown[0]!r}; there are {', '.join(class_names)}"
         )
     return {class_names.index(name) for name in names}
+
+
+def check_kinds(kinds: Iterable[Any], rules: RepairRules) -> None:
+    """Raise DataError where `kind_field` names a field that no image has. kinds: its values, None for none."""
+    if rules.kind_field and all(kind is None for kind in kinds):
+        raise DataError(f"repair rule kind_field: no image has a field {rules.kind_field!r}")
 
 
 def majority_class(classes: np.ndarray) -> set[int] | None:
