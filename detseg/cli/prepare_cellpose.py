@@ -9,8 +9,8 @@ from detseg.cli.prepare_options import add_prepare_options, prepare_options
 
 DESCRIPTION = (
     "Turn images with masks of Cellpose (NAME_seg.npy, or NAME_masks.png or .tif) into COCO files: train.json, "
-    "val.json and test.json, or two a fold. Nothing that a _seg.npy holds is run. Images in folders train and test, as in "
-    "Cellpose's own data set, keep that split."
+    "val.json and test.json, or two a fold. Nothing that a _seg.npy holds is run. Images in folders train and test, as "
+    "in Cellpose's own data set, keep that split."
 )
 
 

@@ -9,8 +9,8 @@ from detseg.cli.prepare_options import add_prepare_options, prepare_options
 
 DESCRIPTION = (
     "Turn images with GeoJSON files of QuPath (NAME.geojson) into COCO files: train.json, val.json and test.json, or "
-    "two a fold. Classes are the classifications; regions of the class Ignore* are neither object nor background. A pixel "
-    "belongs to an object in which its centre lies."
+    "two a fold. Classes are the classifications; regions of the class Ignore* are neither object nor background. A "
+    "pixel belongs to an object in which its centre lies."
 )
 
 

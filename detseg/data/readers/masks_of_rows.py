@@ -62,7 +62,7 @@ class MaskRows:
                 f"image {name}: {self.table.name} has no row for it; is the table whole? Where images without objects "
                 "have no row, pass --allow-empty"
             )
-        if not rows or len(rows) == 1 and not rows[0].values[self._runs]:
+        if not rows or (len(rows) == 1 and not rows[0].values[self._runs]):
             return [], [], []
         masks, good, problems = [], [], []
         for row in rows:
