@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from detseg.errors import RunError
 from detseg.fusion.tuning import Curve
 from detseg.structures.atomic_write import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Told apart with any colour vision (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -15,7 +19,7 @@ COLUMNS = 3
 
 
 def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], metric: str) -> None:
-    """Write a PNG; values of None ("no limit") stand at the left, or, as the largest area, at the right."""
+    """Write a PNG."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -41,18 +45,20 @@ def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], me
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _draw(panel: object, curve: Curve, colour: str) -> None:
-    numbers = [value for value, _ in curve.points if value is not None]
-    step = (max(numbers) - min(numbers)) / 8 if len(numbers) > 1 else 1.0
-    at_right = curve.coordinate.setting == "max_area"
-    edge = (max(numbers) + step if at_right else min(numbers) - step) if numbers else 0.0
-    points = sorted((edge if value is None else value, score) for value, score in curve.points)
+def _draw(panel: Axes, curve: Curve, colour: str) -> None:
+    """Draw one line; "no limit" is no place on the axis: its score is a dotted line all across."""
+    points = [(value, score) for value, score in curve.points if value is not None]
     label = None if curve.coordinate.part is None else str(curve.coordinate.part)
-    panel.plot([x for x, _ in points], [score for _, score in points], color=colour, label=label, linewidth=1.6)
-    chosen = [(edge if value is None else value, score) for value, score in curve.points if value == curve.chosen]
-    if chosen:
-        panel.plot(*chosen[0], "o", color=colour, markersize=7, markeredgecolor="white")
-        text = "none" if curve.chosen is None else f"{curve.chosen:g}"
-        panel.annotate(
-            text, chosen[0], xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour
-        )
+    panel.plot(*zip(*points, strict=True) if points else ([], []), color=colour, label=label, linewidth=1.6)
+    for _, score in (point for point in curve.points if point[0] is None):
+        panel.axhline(score, color=colour, linewidth=1, linestyle=":")
+        panel.annotate("none", (1, score), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    for value, score in curve.points:
+        if value != curve.chosen:
+            continue
+        place = (0.97, score) if value is None else (value, score)
+        transform = panel.get_yaxis_transform() if value is None else panel.transData
+        panel.plot(*place, "o", color=colour, markersize=7, markeredgecolor="white", transform=transform, zorder=5)
+        if value is not None:
+            text = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
+            panel.annotate(f"{value:g}", place, **text)
