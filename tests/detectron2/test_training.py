@@ -16,7 +16,8 @@ from detectron2_cases import require_detectron2, training_config, write_dataset
 require_detectron2()
 
 from detseg import Predictor  # noqa: E402
-from detseg.config import Config, load_config  # noqa: E402
+from detseg.cli.main import run_command  # noqa: E402
+from detseg.config import Config, dump_config, load_config  # noqa: E402
 from detseg.detectron2.checkpointer import SafeCheckpointer  # noqa: E402
 from detseg.detectron2.trainer import IterationHook  # noqa: E402
 from detseg.engine.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
@@ -28,6 +29,7 @@ from detseg.engine.session import start_state  # noqa: E402
 from detseg.engine.train import train  # noqa: E402
 from detseg.errors import RunError, WeightsError  # noqa: E402
 from detseg.models.table import build_model  # noqa: E402
+from detseg.structures.predictions_file import read_predictions  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +286,29 @@ def test_the_checkpointer_loads_what_it_may(data: Path, weights: Path, tmp_path:
     assert all(torch.equal(value, expected[name]) for name, value in state.model.state_dict().items())
     checkpointer.save("last")
     assert load_checkpoint(tmp_path / "last.pth", for_training=True)["engine"] == "detectron2"
+
+
+def test_folds(tmp_path: Path):
+    """Each fold is a training by Detectron2's trainer in one process, and the next one begins afresh."""
+    data = write_dataset(tmp_path / "data")
+    content = json.loads(data.read_text())
+    for image in content["images"]:
+        image["fold"] = image["id"] % 2
+    data.write_text(json.dumps(content))
+    changes = {"MODEL__RESNETS__NORM": "BN", "SOLVER__MAX_ITER": 1, "SOLVER__STEPS": [], "DATASETS__TEST": []}
+    config = tmp_path / "disks.yaml"
+    config.write_text(dump_config(training_config(data, tmp_path / "cv", "detectron2", **changes)))
+    words = ["--num-threads", "1", "--config", str(config), "--fold", "all"]
+    assert run_command("train_net", words, prog="train_net") == 0
+    joined = list(read_predictions(tmp_path / "cv" / "oof.json.gz"))
+    assert [one.provenance["fold"] for one in joined] == [image["fold"] for image in content["images"]]
+    assert {one.provenance["engine"] for one in joined} == {"detectron2"}
+    for fold in (0, 1):
+        assert record(tmp_path / "cv" / f"fold{fold}")["engine"] == "detectron2"
+        assert [line["iteration"] for line in training_lines(tmp_path / "cv" / f"fold{fold}")] == [1]
+    before = record(tmp_path / "cv" / "fold1")
+    assert run_command("train_net", [*words, "--resume"], prog="train_net") == 0
+    assert record(tmp_path / "cv" / "fold1") == before
 
 
 def test_boxes_alone_by_retinanet(data: Path, tmp_path: Path):
