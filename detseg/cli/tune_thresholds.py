@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--search", choices=("coordinate", "optuna"), default="coordinate")
     how.add_argument("--rounds", type=int, default=3, metavar="N", help="of the coordinate search (%(default)s)")
+    how.add_argument(
+        "--min-gain",
+        type=float,
+        default=0.0005,
+        metavar="G",
+        help="coordinate search: a setting stays unless another value gains more than this (%(default)s)",
+    )
     how.add_argument("--trials", type=int, default=200, metavar="N", help="of Optuna, a search (%(default)s)")
     how.add_argument("--fold-field", metavar="FIELD", help="image-level field of the ground truth that says the fold")
     how.add_argument(
@@ -242,7 +249,7 @@ def _searches(
         first = before(images)
         if arguments.search == "optuna":
             return optuna_search(trials, first, coordinates, images, arguments.trials, arguments.seed)
-        return coordinate_search(trials, first, coordinates, images, arguments.rounds)
+        return coordinate_search(trials, first, coordinates, images, arguments.rounds, arguments.min_gain)
 
     return before, after
 

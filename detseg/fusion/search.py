@@ -19,13 +19,20 @@ EPSILON = 1e-9
 
 
 def coordinate_search(
-    trials: Trials, start: State, coordinates: Sequence[Coordinate], images: np.ndarray, rounds: int = 3
+    trials: Trials,
+    start: State,
+    coordinates: Sequence[Coordinate],
+    images: np.ndarray,
+    rounds: int = 3,
+    min_gain: float = 0.0,
 ) -> State:
     """Return settings whose score on the images (indices) no further change of one coordinate has bettered.
 
     The first round tries the coordinates' own values, each further one these and finer ones around the best so far; it
-    ends with a round that finds nothing. Of equal values the present one stays.
+    ends with a round that finds nothing. Of equal values the present one stays, and it stays unless another one gains
+    more than `min_gain`: what hardly matters on these images matters elsewhere, as likely as not, the other way.
     """
+    least = max(min_gain, EPSILON)
     state, score = start, _score(trials, start, images)
     with_scores = any(coordinate.setting == "score_threshold" for coordinate in coordinates)
     for number in range(rounds):
@@ -34,10 +41,10 @@ def coordinate_search(
             others = _neighbours(trials, coordinate, state, images, number)
             if with_scores and coordinate.setting in CHANGE_SCORES:
                 others = [choice for other in others for choice in (other, *_rescored(trials, state, other, images))]
-            for other in others:
-                found = _score(trials, other, images)
-                if found > score + EPSILON:
-                    state, score = other, found
+            scores = [_score(trials, other, images) for other in others]
+            best = int(np.argmax(scores)) if scores else 0
+            if scores and scores[best] > score + least:
+                state, score = others[best], scores[best]
         if number and score <= before + EPSILON:
             break
     return state

@@ -21,14 +21,14 @@ Value = float | int | None
 # Of the postprocess; those of the fusion are named with this in front.
 FUSION = "fusion."
 POSTPROCESS_SETTINGS = (
-    *("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou"),
-    *("mask_quality", "min_visible_fraction"),
+    *("score_threshold", "mask_quality", "min_area", "max_area", "mask_threshold", "nms_iou"),
+    "min_visible_fraction",
 )
 FUSION_SETTINGS = tuple(
     FUSION + name
     for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
 )
-BY_DEFAULT = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
+BY_DEFAULT = (*POSTPROCESS_SETTINGS[:-1], FUSION + "threshold")
 # After a change of these, scores mean something else.
 CHANGE_SCORES = (
     "mask_quality",
@@ -40,7 +40,7 @@ _GRIDS: dict[str, tuple[Value, ...]] = {
     "score_threshold": tuple(step / 20 for step in range(1, 20)),
     "mask_threshold": (None, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7),
     "nms_iou": (None, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-    "mask_quality": (0.0, 0.5, 1.0, 2.0, 4.0),
+    "mask_quality": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
     "min_visible_fraction": (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     FUSION + "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     FUSION + "min_score": (0.0, 0.05, 0.1, 0.2, 0.3),
