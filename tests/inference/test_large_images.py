@@ -42,7 +42,7 @@ def predictor(**options) -> Predictor:
 
 
 def write_zarr(path, image, version, chunks=(64, 64)):
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", minversion="3")
     group = zarr.open_group(str(path), mode="w", zarr_format=version)
     array = group.create_array("0", shape=(1, *image.shape[:2]), chunks=(1, *chunks), dtype=image.dtype)
     array[0] = image[:, :, 0]

@@ -1,0 +1,76 @@
+"""`predict` over lists, stacks, Zarr and by several processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+
+from detseg.cli.main import main
+from detseg.data.synthetic import make_image
+from detseg.inference.sources import expand_stacks, find_images
+from detseg.structures.predictions_file import read_predictions
+
+
+def predict(*words) -> int:
+    return main(["predict", "--device", "cpu", *map(str, words)])
+
+
+def test_processes_write_the_bytes_of_one(small_run, image_folder, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").write_bytes((image_folder / f"{name}.png").read_bytes())
+    (folder / "broken.png").write_bytes(b"nothing")
+    image = make_image((4, 4), 150, 170, 12)[0]
+    tifffile.imwrite(folder / "large.tif", image, tile=(64, 64), compression="zlib")
+    words = ["--run", small_run, "--images", folder, "--tile", 100, "--overlap", 40]
+    assert predict(*words, "--output", tmp_path / "one.json") == 1
+    assert (
+        predict(*words, "--output", tmp_path / "two.json", "--processes", 2, "--label-images", tmp_path / "labels") == 1
+    )
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert capsys.readouterr().out.count("broken.png") == 2
+    assert not list(tmp_path.glob("*.tiles")), "state is removed at the end"
+    names = [predictions.file_name for predictions in read_predictions(tmp_path / "two.json")]
+    assert names == ["a.png", "b.png", "c.png", "large.tif"]
+    assert (tmp_path / "labels" / "large.tif").is_file()
+
+
+def test_every_slice_of_a_stack_is_an_image(small_run, tmp_path):
+    stack = np.stack([make_image((1, z), 64, 64, 5)[0][:, :, 0] for z in range(4)])
+    tifffile.imwrite(tmp_path / "s.ome.tif", stack, metadata={"axes": "ZYX"})
+    words = ["--run", small_run, "--images", tmp_path / "s.ome.tif"]
+    assert predict(*words, "--z", "all", "--output", tmp_path / "all.json") == 0
+    assert predict(*words, "--z", "1-2", "--output", tmp_path / "some.json") == 0
+    assert predict(*words, "--z", "2", "--output", tmp_path / "two.json") == 0
+    every, some = list(read_predictions(tmp_path / "all.json")), list(read_predictions(tmp_path / "some.json"))
+    assert [one.file_name for one in every] == [f"s.ome_z00{z}.tif" for z in range(4)]
+    assert [one.image_id for one in every] == [1, 2, 3, 4]
+    assert [one.file_name for one in some] == ["s.ome_z001.tif", "s.ome_z002.tif"]
+    (two,) = read_predictions(tmp_path / "two.json")
+    assert every[2].rles == some[1].rles == two.rles
+
+
+def test_a_list_names_images_relative_to_itself(image_folder, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.png").write_bytes((image_folder / "b.png").read_bytes())
+    text = f"# chosen\nsub/b.png\n\n{image_folder / 'a.png'}\nsub/gone.png\n"
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    source = find_images([str(tmp_path / "list.txt")])
+    assert [record.path.name for record in source.records] == ["b.png", "a.png", "gone.png"]
+
+
+def test_stacks_keep_files_that_hold_one_picture_and_those_that_are_broken(image_folder, tmp_path):
+    (tmp_path / "x.tif").write_bytes(b"II*\x00broken")
+    source = find_images([str(image_folder / "a.png"), str(tmp_path / "x.tif")])
+    expanded = expand_stacks(source, z=range(9), t=None)
+    assert [record.path.name for record in expanded.records] == ["a.png", "x.tif"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--tile", "big"], ["--tile", "8"], ["--workers", "-1"], ["--tile", "100", "--overlap", "80"]]
+)
+def test_impossible_tiles_are_refused(words, small_run, image_folder, tmp_path, capsys):
+    assert predict("--run", small_run, "--images", image_folder, "--output", tmp_path / "p.json", *words) == 2
+    assert "Traceback" not in capsys.readouterr().err
