@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from detseg.data.images import SUFFIXES, decode_picture, stored_facts
 from detseg.data.planes import SINGLE
 from detseg.data.polygons import Crop
-from detseg.data.readers.files import SourceFiles
+from detseg.data.readers.files import SourceFiles, StoredImages
 from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
@@ -117,7 +117,7 @@ def _folders(name: str) -> list[str]:
     return [folder.lower() for folder in PurePosixPath(name).parent.parts]
 
 
-class AnnotatedImages:
+class AnnotatedImages(StoredImages):
     """A `Source` of images with one annotation file each, in folders or zip archives."""
 
     default_column = None
@@ -159,9 +159,6 @@ class AnnotatedImages:
         file = PurePosixPath(self._file_of[name])
         return [name, str(file), file.stem, file.name]
 
-    def describe(self, name: str) -> str:
-        return self._images.describe(self._file_of[name])
-
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
         file_name = self._file_of[name]
         picture, facts = decode_picture(self._images.read(file_name), self.describe(name), self.plane.fields())
@@ -180,15 +177,6 @@ class AnnotatedImages:
             labels=found.labels,
         )
         return image, found.problems
-
-    def image_root(self, output: Path) -> Path:
-        return self._images.image_root(output)
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        self._images.check_target([image.file_name for image in images], output, overwrite=overwrite)
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        self._images.provide([image.file_name for image in images], output)
 
 
 def source_of_pairs(

@@ -14,7 +14,7 @@ import numpy as np
 from detseg.data.images import SUFFIXES, decode_image
 from detseg.data.readers.annotated_images import Objects, check_mask_size, image_names, objects_of_crops
 from detseg.data.readers.class_masks import regions_of
-from detseg.data.readers.files import SourceFiles, open_source
+from detseg.data.readers.files import SourceFiles, StoredImages, open_source
 from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
 
@@ -23,7 +23,7 @@ LISTS = {"training": "train", "validation": "val", "test": "test"}
 PUBLISHED_TEST_NUCLEI = 5720
 
 
-class Bbbc039:
+class Bbbc039(StoredImages):
     """A `Source` of one class: images, masks and metadata as folders or as the zip archives that are downloaded.
 
     The lists of metadata (training.txt, validation.txt, test.txt) are its `parts`.
@@ -40,14 +40,14 @@ class Bbbc039:
         self.class_names = [class_name]
         self.columns: dict[str, dict[str, str]] = {}
         self.problems: list[str] = []
-        self._image_of = _by_stem(image_names(self._images.names, self.problems))
+        self._file_of = _by_stem(image_names(self._images.names, self.problems))
         self._mask_of = _by_stem(image_names(self._masks.names, self.problems))
-        self.names = sorted(set(self._image_of) & set(self._mask_of))
+        self.names = sorted(set(self._file_of) & set(self._mask_of))
         if not self.names:
             raise DataError(f"{path}: no mask has the name of an image; expected images/NAME.tif and masks/NAME.png")
         self.problems += [
-            f"{self._images.describe(self._image_of[name])}: has no mask"
-            for name in sorted(set(self._image_of) - set(self._mask_of))
+            f"{self._images.describe(self._file_of[name])}: has no mask"
+            for name in sorted(set(self._file_of) - set(self._mask_of))
         ]
         self.parts = self._read_lists(_open_part(path, "metadata"))
         self._counts: dict[str, int] = {}
@@ -60,7 +60,7 @@ class Bbbc039:
                 continue
             lines = files.read(file).decode("utf-8", errors="replace").split()
             listed = [line.removesuffix(PurePosixPath(line).suffix) for line in lines]
-            missing = [name for name in listed if name not in self._mask_of or name not in self._image_of]
+            missing = [name for name in listed if name not in self._mask_of or name not in self._file_of]
             self.problems += [f"{files.describe(file)}: there is no image or no mask {name}" for name in missing]
             parts[part] = [name for name in listed if name not in missing]
         if set(parts) != set(LISTS.values()):
@@ -70,14 +70,8 @@ class Bbbc039:
             )
         return {part: parts[part] for part in LISTS.values()}
 
-    def aliases(self, name: str) -> list[str]:
-        return [name, PurePosixPath(self._image_of[name]).name]
-
-    def describe(self, name: str) -> str:
-        return self._images.describe(self._image_of[name])
-
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
-        file_name = self._image_of[name]
+        file_name = self._file_of[name]
         height, width = decode_image(self._images.read(file_name), self.describe(name)).shape[:2]
         where = self._masks.describe(self._mask_of[name])
         found = read_coloured_mask(self._masks.read(self._mask_of[name]), where, height, width)
@@ -94,15 +88,6 @@ class Bbbc039:
         return (
             f"{said}; published are {PUBLISHED_TEST_NUCLEI}: these are not the files of BBBC039v1, or not all of them"
         )
-
-    def image_root(self, output: Path) -> Path:
-        return self._images.image_root(output)
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        self._images.check_target([image.file_name for image in images], output, overwrite=overwrite)
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        self._images.provide([image.file_name for image in images], output)
 
 
 def _open_part(path: Path, part: str) -> SourceFiles:

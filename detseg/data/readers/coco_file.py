@@ -48,7 +48,10 @@ class CocoFile:
         self._index_of = {name: index for index, name in enumerate(names)}
         self.names = sorted(self._index_of)
         keys = {
-            key for record in self._dataset.images for key, value in record.metadata.items() if isinstance(value, str)
+            key
+            for record in self._dataset.images
+            for key, value in record.metadata.items()
+            if isinstance(value, (str, int, float))
         }
         self.columns = {
             key: {

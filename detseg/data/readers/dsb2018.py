@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detseg.data.images import SUFFIXES, decode_image, decode_label_image
-from detseg.data.readers.files import open_source
+from detseg.data.readers.files import StoredImages, open_source
 from detseg.data.readers.masks_of_rows import MaskRows
 from detseg.data.readers.run_lengths import encode_by_columns
 from detseg.data.readers.source import LabelledImage
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 KEY, RUNS, SIZE, USAGE = "ImageId", "EncodedPixels", ("Height", "Width"), "Usage"
 
 
-class Dsb2018:
+class Dsb2018(StoredImages):
     """A `Source` of one class: ID/images/ID.png with ID/masks/*.png, in a folder or a zip archive.
 
     With `run_lengths` (stage1_train_labels.csv, or a stage-1 solution, whose images are those of stage1_test) the masks
@@ -48,31 +48,31 @@ class Dsb2018:
 
         Raises DataError where there are no images, or the CSV is no table of masks.
         """
-        self._files = open_source(path)
+        self._images = open_source(path)
         self.description = f"Data Science Bowl 2018, {run_lengths or path}"
         self.class_names = [class_name]
         self.columns: dict[str, dict[str, str]] = {}
         self.problems: list[str] = []
-        self._image_of: dict[str, str] = {}
+        self._file_of: dict[str, str] = {}
         self._masks_of: dict[str, list[str]] = {}
         self._list_files(flat=run_lengths is not None)
-        if not self._image_of:
+        if not self._file_of:
             raise DataError(
                 f"{path}: there are no images; expected {'ID.png or ' if run_lengths else ''}ID/images/ID.png, as in "
                 f"stage1_train{self._nested()}"
             )
         self._allow_empty = allow_empty
         self._rows = None
-        self.names = sorted(self._image_of)
+        self.names = sorted(self._file_of)
         if run_lengths is not None:
             self._rows = self._read_rows(run_lengths)
 
     def _nested(self) -> str:
-        archives = [name for name in self._files.names if name.lower().endswith(".zip")]
+        archives = [name for name in self._images.names if name.lower().endswith(".zip")]
         return f"; it holds {archives[0]}: unpack that, or give that itself" if archives else ""
 
     def _list_files(self, *, flat: bool) -> None:
-        for name in self._files.names:
+        for name in self._images.names:
             path = PurePosixPath(name)
             if path.suffix.lower() not in SUFFIXES:
                 continue
@@ -81,10 +81,10 @@ class Dsb2018:
                 self._masks_of.setdefault(path.parts[-3], []).append(name)
             elif kind == "images" or flat:
                 image_id = path.parts[-3] if kind == "images" else path.stem
-                other = self._image_of.setdefault(image_id, name)
+                other = self._file_of.setdefault(image_id, name)
                 if other != name:
                     self.problems.append(
-                        f"{self._files.describe(name)}: is a second image of {image_id}, beside {other}; keep one"
+                        f"{self._images.describe(name)}: is a second image of {image_id}, beside {other}; keep one"
                     )
 
     def _read_rows(self, path: Path) -> MaskRows:
@@ -96,18 +96,12 @@ class Dsb2018:
             if ignored:
                 logger.info("%s: %d images are marked as ignored in %s and left out", path, len(ignored), USAGE)
                 self.names = [name for name in self.names if name not in ignored]
-        self.problems += rows.missing(list(self._image_of), "the images")
+        self.problems += rows.missing(list(self._file_of), "the images")
         return rows
 
-    def aliases(self, name: str) -> list[str]:
-        return [name, PurePosixPath(self._image_of[name]).name]
-
-    def describe(self, name: str) -> str:
-        return self._files.describe(self._image_of[name])
-
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
-        file_name = self._image_of[name]
-        height, width = decode_image(self._files.read(file_name), self.describe(name)).shape[:2]
+        file_name = self._file_of[name]
+        height, width = decode_image(self._images.read(file_name), self.describe(name)).shape[:2]
         if self._rows is not None:
             rles, _, problems = self._rows.read(name, height, width)
         else:
@@ -135,8 +129,8 @@ class Dsb2018:
 
     def _read_mask(self, file_name: str, height: int, width: int) -> tuple[np.ndarray, int, int]:
         """Return the tight crop (h, w) bool of one nucleus, x0 and y0."""
-        where = self._files.describe(file_name)
-        mask = decode_label_image(self._files.read(file_name), where) > 0
+        where = self._images.describe(file_name)
+        mask = decode_label_image(self._images.read(file_name), where) > 0
         if mask.shape != (height, width):
             raise DataError(
                 f"{where}: has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image {height} x {width}"
@@ -146,12 +140,3 @@ class Dsb2018:
             raise DataError(f"{where}: the mask is empty; remove the file, or draw the nucleus")
         y0, x0 = int(rows[0]), int(columns[0])
         return mask[y0 : rows[-1] + 1, x0 : columns[-1] + 1], x0, y0
-
-    def image_root(self, output: Path) -> Path:
-        return self._files.image_root(output)
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        self._files.check_target([image.file_name for image in images], output, overwrite=overwrite)
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        self._files.provide([image.file_name for image in images], output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from detseg.data.coco_images import is_text
 from detseg.data.coco_writer import make_folder
+from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError, list_problems
 from detseg.structures.atomic_write import written_whole
 
@@ -157,6 +158,36 @@ class ZipFiles:
             make_folder(path.parent)
             with written_whole(path, "the image") as temporary:
                 temporary.write_bytes(data)
+
+
+class StoredImages:
+    """The part of a `Source` that is the same for all whose images lie in one folder or archive.
+
+    A source sets `_images`, their files, and `_file_of`, image name -> its file among them.
+    """
+
+    _images: SourceFiles
+    _file_of: Mapping[str, str]
+
+    def aliases(self, name: str) -> list[str]:
+        """Return what a table of the images may call one of them."""
+        return [name, PurePosixPath(self._file_of[name]).name]
+
+    def describe(self, name: str) -> str:
+        """Return what messages call the image."""
+        return self._images.describe(self._file_of[name])
+
+    def image_root(self, output: Path) -> Path:
+        """Return the folder that file names are relative to."""
+        return self._images.image_root(output)
+
+    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
+        """Raise DataError where `provide` would replace files, unless `overwrite`."""
+        self._images.check_target([image.file_name for image in images], output, overwrite=overwrite)
+
+    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
+        """Make the images lie below `image_root`."""
+        self._images.provide([image.file_name for image in images], output)
 
 
 def _is_shown(name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from detseg.data.coco import CocoDataset
 from detseg.data.images import decode_image
 from detseg.data.readers.annotated_images import image_names
-from detseg.data.readers.files import SourceFiles, open_source
+from detseg.data.readers.files import SourceFiles, StoredImages, open_source
 from detseg.data.readers.source import LabelledImage
 from detseg.errors import DataError
 
@@ -29,7 +29,7 @@ KIND = "cell_type"
 _NAME = re.compile(r"(?P<kind>[^_]+)_Phase_(?P<well>[A-Z]\d+)_(?P<position>\d+)_(?P<time>\w+?)_(?P<crop>\d+)")
 
 
-class LiveCell:
+class LiveCell(StoredImages):
     """A `Source` of one class, cell; the official split is its `parts`, and splits are stratified by cell type."""
 
     class_names = ("cell",)
@@ -80,12 +80,6 @@ class LiveCell:
             self.problems.append(f"{path}: {len(missing)} of its images are not in {self._images.describe('')}: {some}")
         return names
 
-    def aliases(self, name: str) -> list[str]:
-        return [name, PurePosixPath(self._file_of[name]).name]
-
-    def describe(self, name: str) -> str:
-        return self._images.describe(self._file_of[name])
-
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
         dataset, index = self._place_of[name]
         record, file_name = dataset.images[index], self._file_of[name]
@@ -98,15 +92,6 @@ class LiveCell:
         rles, _, crowd = dataset.annotations(index)
         fields = {column: values[name] for column, values in self.columns.items() if values[name]}
         return LabelledImage(name, file_name, height, width, rles, fields=fields, crowd=crowd.tolist()), []
-
-    def image_root(self, output: Path) -> Path:
-        return self._images.image_root(output)
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        self._images.check_target([image.file_name for image in images], output, overwrite=overwrite)
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        self._images.provide([image.file_name for image in images], output)
 
 
 def find_annotations(path: Path, cell_type: str | None = None, percent: int | None = None) -> dict[str, Path]:

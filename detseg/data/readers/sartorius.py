@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from detseg.data.images import SUFFIXES, decode_image
-from detseg.data.readers.files import open_source
+from detseg.data.readers.files import StoredImages, open_source
 from detseg.data.readers.masks_of_rows import MaskRows
 from detseg.data.readers.run_lengths import encode_by_rows
 from detseg.data.readers.source import LabelledImage
@@ -23,7 +22,7 @@ CELL_TYPES = ("shsy5y", "astro", "cort")
 _IMAGE_COLUMNS = ("plate_time", "sample_date", "sample_id", "elapsed_timedelta")
 
 
-class Sartorius:
+class Sartorius(StoredImages):
     """A `Source` of three classes, in a folder or a zip archive; images of train_semi_supervised are its `unlabelled`.
 
     Masks may overlap; every row is one object. Splits are stratified by cell type.
@@ -40,11 +39,11 @@ class Sartorius:
 
         Raises DataError where the CSV or images are missing, or the CSV is another.
         """
-        self._files = open_source(path)
+        self._images = open_source(path)
         self.description = f"Sartorius cell instance segmentation, {path}"
         csv_name = self._find_csv(path)
         base = PurePosixPath(csv_name).parent
-        table = parse_table(self._files.read(csv_name), self._files.describe(csv_name), [KEY, RUNS, KIND])
+        table = parse_table(self._images.read(csv_name), self._images.describe(csv_name), [KEY, RUNS, KIND])
         self._rows = MaskRows(table, key=KEY, runs=RUNS, size=SIZE, encode=encode_by_rows, allow_empty=allow_empty)
         self.problems = list(table.problems)
         self._file_of: dict[str, str] = {}
@@ -59,7 +58,7 @@ class Sartorius:
                 self.columns[column] = {name: self._value(name, column) for name in self.names}
 
     def _find_csv(self, path: Path) -> str:
-        found = [name for name in self._files.names if PurePosixPath(name).name == CSV_NAME]
+        found = [name for name in self._images.names if PurePosixPath(name).name == CSV_NAME]
         if not found:
             raise DataError(f"{path}: there is no {CSV_NAME}; expected {CSV_NAME} and {LABELLED}/*.png")
         # LIVECell comes along in a folder of its own; the competition's table is the one nearest to the top.
@@ -67,14 +66,14 @@ class Sartorius:
 
     def _list_images(self, folder: PurePosixPath, prefix: str) -> list[str]:
         names = []
-        for file_name in self._files.names:
+        for file_name in self._images.names:
             path = PurePosixPath(file_name)
             if path.parent != folder or path.suffix.lower() not in SUFFIXES:
                 continue
             name = prefix + path.stem
             if name in self._file_of:
                 self.problems.append(
-                    f"{self._files.describe(file_name)}: has the same name as {self._file_of[name]}; keep one of them"
+                    f"{self._images.describe(file_name)}: has the same name as {self._file_of[name]}; keep one of them"
                 )
                 continue
             self._file_of[name] = file_name
@@ -90,15 +89,9 @@ class Sartorius:
         rows = self._rows.rows_of.get(name, [])
         return rows[0].values[column] if rows else ""
 
-    def aliases(self, name: str) -> list[str]:
-        return [name, PurePosixPath(self._file_of[name]).name]
-
-    def describe(self, name: str) -> str:
-        return self._files.describe(self._file_of[name])
-
     def read(self, name: str) -> tuple[LabelledImage, list[str]]:
         file_name = self._file_of[name]
-        height, width = decode_image(self._files.read(file_name), self.describe(name)).shape[:2]
+        height, width = decode_image(self._images.read(file_name), self.describe(name)).shape[:2]
         if name.startswith(f"{UNLABELLED}/"):
             # Their names start with the cell type, as in "cort[debris]_...": what semi-supervised training can balance.
             kind = _known(PurePosixPath(file_name).name.split("[")[0])
@@ -119,15 +112,6 @@ class Sartorius:
             name, file_name, height, width, [rle for rle, _ in good], [index for _, index in good], fields
         )
         return image, problems
-
-    def image_root(self, output: Path) -> Path:
-        return self._files.image_root(output)
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        self._files.check_target([image.file_name for image in images], output, overwrite=overwrite)
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        self._files.provide([image.file_name for image in images], output)
 
 
 def _kind_of(row: Row) -> str:
