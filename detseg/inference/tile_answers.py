@@ -5,10 +5,9 @@ In a folder every tile is a file, so that work that was interrupted goes on, and
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +17,6 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.structures.predictions import Predictions
-
-logger = logging.getLogger(__name__)
-
-STATE_FILE = "state.json"
 
 
 class TileAnswers(ABC):
@@ -54,35 +49,19 @@ class AnswersInMemory(TileAnswers):
 
 
 class AnswersInFolder(TileAnswers):
-    """One file a tile. what: plain values that say what is computed; a folder that holds anything else is emptied.
+    """One file a tile. what: plain values that say what is computed: each gets a folder of its own below `folder`.
 
     Raises:
         DataError: the folder cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], what: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
-        wanted = json.loads(json.dumps(what))
+        text = json.dumps(what, sort_keys=True)
+        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
-            found = self._found()
-            if found is not None and found != wanted:
-                logger.warning("%s belongs to other settings or another image: its tiles are predicted again", folder)
-                shutil.rmtree(self.folder)
-                found = None
             self.folder.mkdir(parents=True, exist_ok=True)
-            if found is None:
-                _write(self.folder / STATE_FILE, json.dumps(wanted).encode())
         except OSError as error:
             raise DataError(f"{folder}: the tiles that are done cannot be kept here ({error})") from None
-
-    def _found(self) -> Any:
-        path = self.folder / STATE_FILE
-        if not path.is_file():
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            return "unreadable"
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.npz"
@@ -108,16 +87,6 @@ class AnswersInFolder(TileAnswers):
                 return _from_arrays(stored)
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); delete it and predict again") from None
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _to_arrays(answer: Predictions) -> dict[str, np.ndarray]:
