@@ -29,7 +29,8 @@ def extend(node: CfgNode, name: str) -> None:
     module_name, separator, function_name = name.partition(":")
     if not separator or not module_name or not function_name:
         raise ConfigError(
-            f"MODEL.IMPORTS has {name!r}; expected module:function, such as point_rend:add_pointrend_config"
+            f"MODEL.IMPORTS has {name!r}; expected module:function, such as "
+            "detectron2.projects.point_rend:add_pointrend_config"
         )
     try:
         module = import_module(module_name)

@@ -1,11 +1,7 @@
-"""Architectures that only Detectron2 has: PointRend from its projects, by MODEL.IMPORTS.
-
-Its folder (detectron2/projects/PointRend) must be in PYTHONPATH.
-"""
+"""Architectures that only Detectron2 has: PointRend from its projects, by MODEL.IMPORTS."""
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 from pathlib import Path
 
@@ -16,8 +12,7 @@ import yaml
 from detectron2_cases import require_detectron2, training_config, write_dataset
 
 require_detectron2()
-if importlib.util.find_spec("point_rend") is None:
-    pytest.skip("needs detectron2/projects/PointRend in PYTHONPATH", allow_module_level=True)
+pytest.importorskip("detectron2.projects.point_rend", reason="needs Detectron2's projects, installed with it")
 
 from detectron2.structures import BitMasks  # noqa: E402
 
@@ -31,7 +26,7 @@ from detseg.errors import ConfigError  # noqa: E402
 from detseg.models.table import build_model  # noqa: E402
 
 POINTREND = {
-    "MODEL.IMPORTS": ["point_rend:add_pointrend_config"],
+    "MODEL.IMPORTS": ["detectron2.projects.point_rend:add_pointrend_config"],
     "MODEL.RESNETS.NORM": "BN",
     "MODEL.ROI_HEADS.NAME": "PointRendROIHeads",
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": True,
@@ -116,5 +111,5 @@ def test_neither_run_folder_nor_checkpoint_runs_code(config: Path):
         lambda: Predictor.from_checkpoint(run / "checkpoints" / "best.pth"),
         lambda: Predictor.from_run(run),
     ):
-        with pytest.raises(ConfigError, match=r"point_rend:add_pointrend_config.*--config FILE"):
+        with pytest.raises(ConfigError, match=r"projects.point_rend:add_pointrend_config.*--config FILE"):
             attempt()
