@@ -20,28 +20,7 @@ def add_prepare_options(
 ) -> None:
     """Add --output and everything about classes, splits and bad input. ..._default: what --help says of them."""
     parser.add_argument("--output", type=Path, required=True, help="folder for the COCO files")
-    split = parser.add_argument_group("the split")
-    parts = split.add_mutually_exclusive_group()
-    parts.add_argument(
-        "--split", type=float, nargs="+", metavar="FRACTION", help=f"train, val and test (default: {split_default})"
-    )
-    parts.add_argument("--folds", type=int, metavar="K", help="K folds: fold0_train.json, fold0_val.json, ...")
-    parts.add_argument(
-        "--split-lists",
-        type=Path,
-        metavar="PREFIX",
-        help="given lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder of train.txt, ...; one image name a line",
-    )
-    split.add_argument("--table", type=Path, metavar="CSV", help="table of the images, joined by name (see --key)")
-    split.add_argument("--key", help="its column of image names, with or without suffix (default: the first)")
-    default = f" (default: {stratify_default})" if stratify_default else ""
-    split.add_argument(
-        "--stratify-by",
-        metavar="COLUMN",
-        help=f"split every value of this column alike; it is stored as `group`{default}",
-    )
-    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
-    split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+    _add_split_options(parser, stratify_default, split_default)
     parser.add_argument(
         "--classes-from",
         nargs="+",
@@ -65,6 +44,31 @@ def add_prepare_options(
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def _add_split_options(parser: argparse.ArgumentParser, stratify_default: str | None, split_default: str) -> None:
+    split = parser.add_argument_group("the split")
+    parts = split.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--split", type=float, nargs="+", metavar="FRACTION", help=f"train, val and test (default: {split_default})"
+    )
+    parts.add_argument("--folds", type=int, metavar="K", help="K folds: fold0_train.json, fold0_val.json, ...")
+    parts.add_argument(
+        "--split-lists",
+        type=Path,
+        metavar="PREFIX",
+        help="given lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder of train.txt, ...; one image name a line",
+    )
+    split.add_argument("--table", type=Path, metavar="CSV", help="table of the images, joined by name (see --key)")
+    split.add_argument("--key", help="its column of image names, with or without suffix (default: the first)")
+    default = f" (default: {stratify_default})" if stratify_default else ""
+    split.add_argument(
+        "--stratify-by",
+        metavar="COLUMN",
+        help=f"split every value of this column alike; it is stored as `group`{default}",
+    )
+    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
 
 
 def add_allow_empty(parser: argparse.ArgumentParser, which: str) -> None:

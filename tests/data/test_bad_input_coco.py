@@ -194,6 +194,14 @@ def test_bad_image_files_behind_a_good_coco_file(tmp_path: Path, capsys: pytest.
     assert "no image is left" in capsys.readouterr().err
 
 
+def test_fields_that_are_numbers_stratify_too(tmp_path: Path) -> None:
+    content = example()
+    for image in content["images"]:
+        image["plate"] = 7
+    assert prepare(write(tmp_path, content), "--split", "1", "--stratify-by", "plate") == 0
+    assert {r.metadata["group"] for r in CocoDataset.load(tmp_path / "out" / "all.json").images} == {"7"}
+
+
 def test_splitting_keeps_masks_crowds_classes_and_fields(tmp_path: Path) -> None:
     content = example()
     content["annotations"][1]["iscrowd"] = 1
