@@ -7,8 +7,8 @@ Neighbouring tiles show a strip of the image twice. What each found there is com
 2. Objects that agree are one object. Where a tile shows it whole, the answer is that of the tile in which it lies
    deepest. Where every tile cuts it (it is larger than the overlap), it is the union of its pieces. Cut pieces agree
    also where one lies in the other by `INSIDE`: a bent object can be one piece here and two there.
-3. An object that agrees with none, and lies deeper in another tile, was seen better there: that tile decides. If it
-   found nothing in this place, or something else that stays, the object is dropped; else the better score stays.
+3. An object that lies deeper in a tile with whose findings it does not agree was seen better there: that tile decides.
+   If it found nothing in this place, or something else that stays, the object is dropped; else the deeper one stays.
 4. A piece cut off by its tile that lies in a whole object of another one is dropped; so is, of two of one class that
    share more than half of the smaller one, the less deep.
 
@@ -93,18 +93,24 @@ class _Decision:
 
     def groups(self) -> list[list[Place]]:
         """Lists of objects that are one in the answer; what is in none is dropped."""
-        grouped = [self._representation(group) for group in self._agreeing()]
-        in_group = {place for group, _ in grouped for place in group}
-        staying = {place for _, kept in grouped for place in kept}
-        single = [
-            (tile, index)
-            for tile, facts in enumerate(self.facts)
-            for index in range(len(facts.scores))
-            if (tile, index) not in in_group
-        ]
-        alone = self._judged(single, staying)
-        kept = [kept for _, kept in grouped] + [[place] for place in alone]
-        return self._without_doubles(kept)
+        agreeing = list(self._agreeing())
+        in_group = {place for group in agreeing for place in group}
+        settled: list[list[Place]] = []
+        doubtful: list[list[Place]] = []
+        for group in agreeing:
+            kept = self._representation(group)
+            is_seen_better = self._deeper_tile(kept) not in {-1, *(tile for tile, _ in group)}
+            (doubtful if is_seen_better else settled).append(kept)
+        for tile, facts in enumerate(self.facts):
+            deeper = deeper_tiles(self.grid, self.grid[tile], facts.boxes, facts.depth)
+            for index in range(len(facts.scores)):
+                if (tile, index) in in_group:
+                    continue
+                if deeper[index] >= 0:
+                    doubtful.append([(tile, index)])
+                elif not self._is_fragment((tile, index)):
+                    settled.append([(tile, index)])
+        return self._without_doubles(settled + self._unrivalled(doubtful, settled))
 
     def _agreeing(self) -> Iterator[list[Place]]:
         """Groups of two or more objects that agree, directly or by others."""
@@ -146,34 +152,38 @@ class _Decision:
     def _one_class(self, a: int, b: int, pair: Pair) -> bool:
         return bool(self.facts[a].classes[pair.first] == self.facts[b].classes[pair.second])
 
-    def _representation(self, group: list[Place]) -> tuple[list[Place], list[Place]]:
-        """The group, and those of it that make up the object: the deepest that is whole, or all pieces."""
-        whole = [place for place in group if not self.facts[place[0]].is_cut[place[1]]]
-        if not whole:
-            return group, group
-        return group, [max(whole, key=self._rank)]
+    def _representation(self, group: list[Place]) -> list[Place]:
+        """Those of a group that make up the object: the deepest that is whole, or all pieces."""
+        whole = [place for place in group if not self._is_cut(place)]
+        return [max(whole, key=self._rank)] if whole else group
 
     def _rank(self, place: Place) -> tuple[float, float, int]:
         """Deeper first, then the better score, then the earlier tile."""
         facts = self.facts[place[0]]
         return float(facts.depth[place[1]]), float(facts.scores[place[1]]), -place[0]
 
-    def _judged(self, single: list[Place], staying: set[Place]) -> list[Place]:
-        """Those of the objects without a partner that stay, given what stays already."""
-        decided = set(staying)
-        open_places = []
-        for place in single:
-            if self._deeper_tile(place) is None:
-                if not self._is_fragment(place):
-                    decided.add(place)
-            else:
-                open_places.append(place)
-        # Seen better elsewhere, where nothing of it stays: of those in one place, the best.
-        for place in sorted(open_places, key=self._rank, reverse=True):
-            others = [other for other, pair in self.near[place] if pair.cover >= SAME_PLACE / 2]
-            if others and not any(other in decided for other in others) and not self._is_cut(place):
-                decided.add(place)
-        return sorted(decided - staying)
+    def _unrivalled(self, doubtful: list[list[Place]], settled: list[list[Place]]) -> list[list[Place]]:
+        """Of what another tile sees better and does not confirm: where that tile's finding is dropped, the best."""
+        staying = {place for places in settled for place in places}
+        kept = []
+        for places in sorted(doubtful, key=lambda places: max(map(self._rank, places)), reverse=True):
+            others = [
+                other
+                for place in places
+                for other, pair in self.near.get(place, ())
+                if pair.cover >= SAME_PLACE / 2 and other not in places
+            ]
+            if others and not any(other in staying for other in others) and not any(map(self._is_cut, places)):
+                kept.append(places)
+                staying.update(places)
+        return kept
+
+    def _deeper_tile(self, places: list[Place]) -> int:
+        """See `deeper_tiles`; of an object that is one or several pieces."""
+        boxes = np.array([self.facts[tile].boxes[index] for tile, index in places])
+        box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])[None]
+        depth = np.array([max(self.facts[tile].depth[index] for tile, index in places)])
+        return int(deeper_tiles(self.grid, self.grid[places[0][0]], box, depth)[0])
 
     def _class(self, place: Place) -> int:
         return int(self.facts[place[0]].classes[place[1]])
@@ -185,21 +195,8 @@ class _Decision:
         """Whether this is a piece of an object that another tile shows whole."""
         return self._is_cut(place) and any(
             pair.cover >= SAME_PLACE and not self._is_cut(other) and self._rank(other) > self._rank(place)
-            for other, pair in self.near[place]
+            for other, pair in self.near.get(place, ())
         )
-
-    def _deeper_tile(self, place: Place) -> int | None:
-        """The other tile in which the object lies whole and deepest, if that is deeper than its own."""
-        tile, own = self.grid[place[0]], float(self.facts[place[0]].depth[place[1]])
-        box = self.facts[place[0]].boxes[place[1]][None].astype(np.float64)
-        best: int | None = None
-        for row in range(max(tile.row - 1, 0), min(tile.row + 2, len(self.grid.rows))):
-            for column in range(max(tile.column - 1, 0), min(tile.column + 2, len(self.grid.columns))):
-                index = row * len(self.grid.columns) + column
-                depth = float(self.grid.depth(self.grid[index], box)[0])
-                if index != tile.index and depth > max(own, 0.0):
-                    best, own = index, depth
-        return best
 
     def _without_doubles(self, kept: list[list[Place]]) -> list[list[Place]]:
         """Drop, of two that stay in one place in two tiles, the less deep."""
@@ -215,6 +212,23 @@ class _Decision:
                     ranks = [max(map(self._rank, kept[one])) for one in (number, rival)]
                     dropped.add(number if ranks[0] < ranks[1] else rival)
         return [places for number, places in enumerate(kept) if number not in dropped]
+
+
+def deeper_tiles(grid: TileGrid, tile: Tile, boxes: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Return the other tile in which each of the boxes (N, 4) of a tile lies whole and deepest, (N,) int64.
+
+    depth: (N,), of the boxes in their own tile. -1 where no other one is deeper.
+    """
+    best = np.full(len(boxes), -1)
+    depth = np.maximum(depth, 0.0)
+    boxes = boxes.astype(np.float64)
+    for row in range(max(tile.row - 1, 0), min(tile.row + 2, len(grid.rows))):
+        for column in range(max(tile.column - 1, 0), min(tile.column + 2, len(grid.columns))):
+            index = row * len(grid.columns) + column
+            other = grid.depth(grid[index], boxes)
+            better = (other > depth) & (index != tile.index)
+            best[better], depth[better] = index, other[better]
+    return best
 
 
 def _assemble(grid: TileGrid, answers: TileAnswers, groups: list[list[Place]]) -> Predictions:
