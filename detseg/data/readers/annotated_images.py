@@ -210,8 +210,8 @@ def source_of_pairs(
     matched, alone, unused = match_by_name(file_of, annotation_files)
     if not allow_empty:
         found += [
-            f"{images.describe(file_of[name])}: has no annotation file; expected {expected}; with --allow-empty it has no "
-            "objects"
+            f"{images.describe(file_of[name])}: has no annotation file; expected {expected}; with --allow-empty it has "
+            "no objects"
             for name in alone
         ]
     found += [f"{annotations.describe(annotation_files[name])}: has no image of this name" for name in unused]
