@@ -162,6 +162,8 @@ def read_images(path: Path) -> dict[str, SubmissionImage]:
     from detseg.errors import DataError
     from detseg.submission.images import SubmissionImage, by_name, name_of
 
+    if not path.exists():
+        raise DataError(f"--images {path}: there is no such file or folder")
     if path.is_dir():
         return by_name(_folder_images(path))
     if path.suffix == ".csv":

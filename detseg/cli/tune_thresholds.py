@@ -50,6 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--only", nargs="+", metavar="SETTING", help="these settings instead of the usual ones")
     what.add_argument("--also", nargs="+", default=[], metavar="SETTING", help="these settings besides")
     what.add_argument("--shared", action="store_true", help="one value for all classes")
+    _add_search_arguments(parser)
+    parser.add_argument(
+        "--missing",
+        choices=("refuse", "empty", "leave-out"),
+        default="refuse",
+        help="an image without predictions: refuse (default); empty: nothing was found; leave-out: tune on the others",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+
+
+def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--search", choices=("coordinate", "optuna"), default="coordinate")
     how.add_argument("--rounds", type=int, default=3, metavar="N", help="of the coordinate search (%(default)s)")
@@ -69,13 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bootstrap", type=int, metavar="N", help="samples of the images (1000; COCO AP: 100; 0 for none)"
     )
     how.add_argument("--seed", type=int, default=0, help="of random folds, bootstrap and Optuna (%(default)s)")
-    parser.add_argument(
-        "--missing",
-        choices=("refuse", "empty", "leave-out"),
-        default="refuse",
-        help="an image without predictions: refuse (default); empty: nothing was found; leave-out: tune on the others",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
 
 
 def run(arguments: argparse.Namespace) -> None:
