@@ -47,12 +47,14 @@ def split_groups(
         (N,) int64, the part of every image; no part is empty.
 
     Raises:
-        DataError: fewer groups than parts.
+        DataError: fewer images or groups than parts.
     """
     units, inverse = np.unique(groups, return_inverse=True)
+    if len(names) < len(shares):
+        raise DataError(f"{len(names)} image{'s' * (len(names) != 1)} cannot be split into {len(shares)} parts")
     if len(units) < len(shares):
         raise DataError(
-            f"{len(names)} images in {len(units)} groups (with look-alikes, where these stay together) cannot be split "
+            f"{len(names)} images in {len(units)} group{'s' * (len(units) != 1)} (look-alikes stay together, too) cannot be split "
             f"into {len(shares)} parts without tearing one; ask for fewer parts, or group by something finer"
         )
     shares = np.asarray(shares, dtype=np.float64)
