@@ -152,3 +152,25 @@ def test_batches_hold_as_many_tiles_as_asked():
 def test_tiles_that_cannot_be_are_refused(tile, overlap):
     with pytest.raises(ConfigError):
         Tiling("always", tile, overlap)
+
+
+class ImaginingSegmenter(ThresholdSegmenter):
+    """Sees something at the right side of every full tile, where it knows nothing of what comes after it."""
+
+    def predict(self, images, **options):
+        changed = []
+        for image in images:
+            image = image.copy()
+            if image.shape[1] == TILE:
+                image[20::30, -6:] = 255
+            changed.append(image)
+        return super().predict(changed, **options)
+
+
+def test_what_only_the_border_of_a_tile_shows_is_dropped():
+    """Cells lie apart from the imagined, which two tiles of a column may even agree on."""
+    image = np.zeros((300, 300, 1), dtype=np.uint8)
+    image[50:60, 40:60] = image[150:170, 150:160] = 255
+    model = ImageModel(ImaginingSegmenter(num_classes=1), preprocess=ImagePreprocess())
+    answer = SlidingWindow(model, Tiling("always", TILE, OVERLAP)).predict(ArraySource(image, {}))
+    assert_same_objects(answer, components(image))
