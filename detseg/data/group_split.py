@@ -54,7 +54,7 @@ def split_groups(
         raise DataError(f"{len(names)} image{'s' * (len(names) != 1)} cannot be split into {len(shares)} parts")
     if len(units) < len(shares):
         raise DataError(
-            f"{len(names)} images in {len(units)} group{'s' * (len(units) != 1)} (look-alikes stay together, too) cannot be "
+            f"{len(names)} images in {len(units)} group{'s' * (len(units) != 1)} (look-alikes stay together) cannot be "
             f"split into {len(shares)} parts without tearing one; ask for fewer parts, or group by something finer"
         )
     shares = np.asarray(shares, dtype=np.float64)

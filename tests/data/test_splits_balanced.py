@@ -197,7 +197,7 @@ def test_fractions_patterns_and_tables(plates: Path, capsys: pytest.CaptureFixtu
         (["--group-pattern", "zzz"], "finds nothing"),
         (
             ["--folds", "9", "--group-by", "plate"],
-            "24 images in 8 groups (look-alikes stay together, too) cannot be split into 9 parts",
+            "24 images in 8 groups (look-alikes stay together) cannot be split into 9 parts",
         ),
         (["--fractions", "0.5", "0.6"], "--fractions"),
         (["--folds", "25"], "24 images cannot be split into 25 parts"),
