@@ -110,7 +110,7 @@ def choose_anchors(
 
 
 def fitness(ious: np.ndarray) -> float:
-    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, so that objects count that none fits well."""
+    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, for objects count that none fits well."""
     return float(np.mean([recall(ious, threshold) for threshold in FOUND_FROM]))
 
 

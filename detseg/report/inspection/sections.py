@@ -271,10 +271,11 @@ def _similar(report: Report, drawing: CloseUps) -> str:
         for index in (pair["first"], pair["second"]):
             picture = drawing.example(index, with_masks=False)
             if picture is not None:
+                file = report["files"][rows[index]["file"]]["name"] if pair["leak"] else ""
                 how = (
-                    f"{pair['similarity']:.3f}{', turned' if pair['turned'] else ''}{', LEAK' if pair['leak'] else ''}"
+                    f"{pair['similarity']:.3f}{', turned' if pair['turned'] else ''}{', leak: ' if file else ''}{file}"
                 )
-                items.append((data_url(picture), f"{_short(rows[index]['file_name'])} ({how})"))
+                items.append((data_url(picture), _short(rows[index]["file_name"]), how))
     words = (
         f"{found['images']:,} images are nearly the same as another one (correlation of small copies): "
         f"{found['pairs']:,} pairs, {found['leaks']:,} of them in different files, where they leak. detseg split keeps "
