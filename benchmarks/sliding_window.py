@@ -2,7 +2,7 @@
 
     python benchmarks/sliding_window.py [--edges 2048 4096 8192 16384] [--run RUN] [--whole-up-to 4096]
 
-Every image is a TIFF file of simulated cells (disks of 5 to 11 pixels, about 1,700 in 1024 x 1024) made here strip by
+Every image is a TIFF file of simulated cells (disks with radii of 5 to 10 pixels, 1,800 in 1024 x 1024) made here strip by
 strip. Each measurement is a process of its own: its peak memory is that of everything it did, from reading the file to
 the written Predictions file and label image (tiled BigTIFF). Variants:
 
@@ -29,7 +29,7 @@ import numpy as np
 from measuring import MIB, machine, peak_memory, verdict
 
 TILE, OVERLAP = 1024, 128
-SPACING = 25
+SPACING = 24
 GOAL_BYTES = 4 * 2**30
 
 
@@ -40,7 +40,7 @@ def write_image(path: Path, edge: int) -> int:
     rng = np.random.default_rng(edge)
     count = edge // SPACING
     centres = rng.uniform(-1, 1, (count, count, 2)) + SPACING / 2
-    radii = rng.uniform(5, 11, (count, count))
+    radii = rng.uniform(5, 10, (count, count))
 
     def strips():
         rows = np.arange(SPACING)[:, None, None]
