@@ -264,7 +264,7 @@ def test_deep_dim_and_mixed_pictures_are_stretched() -> None:
 def test_dark_objects_among_bright_ones_are_inverted_where_the_rule_finds_them() -> None:
     bright_ground = picture(median=220, objects=60, background=225)
     assert advice_on(*[picture()] * 8, *[bright_ground] * 4)["INPUT.INVERT"] == "auto"
-    hidden = picture(median=60, objects=20, background=70)
+    hidden = picture(median=60, objects=20, background=70)  # dark objects on dark ground
     keys = advice_on(*[picture()] * 8, *[hidden] * 4)
     assert keys["INPUT.INVERT"] == "none"
     assert keys["INPUT.RANDOM_INVERT"] == 0.5
@@ -288,3 +288,8 @@ def test_limits_are_round_numbers(value: float, rounded: int) -> None:
 
 def test_shares_as_text() -> None:
     assert [percent(share) for share in (0, 0.004, 0.5, 0.999, 1)] == ["0 %", "0.4 %", "50 %", "99.9 %", "100 %"]
+
+
+def test_phase_contrast_is_not_inverted() -> None:
+    pictures = [picture(median=120, objects=90 if n % 2 else 160, background=125) for n in range(10)]
+    assert not {"INPUT.INVERT", "INPUT.RANDOM_INVERT"} & advice_on(*pictures).keys()

@@ -87,15 +87,18 @@ def _advise_scaling(pictures: list[Intensities]) -> Suggestion:
 
 
 def _advise_inversion(pictures: list[Intensities]) -> list[Suggestion]:
-    seen = [picture for picture in pictures if abs(picture.contrast) > VISIBLE]
+    # On middle ground, as in phase contrast, objects are dark and bright at once.
+    seen = [p for p in pictures if abs(p.contrast) > VISIBLE and not DARK <= p.position <= 1 - DARK]
+    if len(seen) < len(pictures) / 2:
+        return []
     dark = [picture for picture in seen if picture.contrast < 0]
     share = len(dark) / len(seen) if seen else 0.0
     if not A_PART < share < 1 - A_PART:
         return []
     right = float(np.mean([picture.is_bright == (picture.contrast < 0) for picture in seen]))
     reason = (
-        f"In {len(dark)} of {len(seen)} pictures with visible contrast the objects are darker than their background, "
-        f"in the others brighter. The rule (median above the middle of the range) is right for {percent(right)}."
+        f"In {len(dark)} of {len(seen)} pictures with dark or bright ground the objects are darker than their "
+        f"background, in the others brighter. The rule (median above the middle of the range) is right for {percent(right)}."
     )
     if right < 0.9:
         what = "No inversion by rule; INPUT.RANDOM_INVERT shows the network both."

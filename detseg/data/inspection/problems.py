@@ -111,7 +111,8 @@ def _shapes(gathered: Gathered) -> dict[str, Any]:
     ):
         found = np.flatnonzero(rows)
         worst = found[np.argsort(-pixels[found], kind="stable")][:WORST]
-        if len(found):
+        # Where repair fills all holes, they are told of already.
+        if len(found) and not (name == "all_holes" and _is_told(gathered, "holes", len(found))):
             rows_of_worst = [_row(gathered, index, int(pixels[index]), f"{pixels[index]} px", name) for index in worst]
             remedy = f"detseg repair --rules {remedy}"
             result[name] = _entry(title, remedy, objects.image[found], int(pixels[found].sum()), rows_of_worst)
@@ -131,6 +132,10 @@ def _shapes(gathered: Gathered) -> dict[str, Any]:
         title = f"objects of more, or less, than {OUTSIZED:g} times the median area of their class and kind"
         result["outsized"] = _entry(title, "look at them", objects.image[found], None, rows_of_worst)
     return result
+
+
+def _is_told(gathered: Gathered, rule: str, count: int) -> bool:
+    return sum(change.rule == rule for _, change in gathered.changes) >= count
 
 
 def _row(gathered: Gathered, index: int, pixels: int, note: str, rule: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -67,24 +68,14 @@ class CloseUps:
 
         defect: RLE of the pixels that the picture is about, painted red.
         """
-        picture = self.picture(index)
-        if picture is None:
-            return None
-        record = self.dataset.images[index]
-        rles, _ = self.dataset.table.rles(index, record.height, record.width)
-        left, top, side = _window([rles[number], *([defect] if defect else [])], record.height, record.width)
-        scale = CLOSE_UP / side
-        part = np.ascontiguousarray(picture[top : top + side, left : left + side])
-        window = (left, top, *part.shape[:2])
-        shown = resize_display(part, scale)
-        others = [rle for n, rle in enumerate(rles) if n != number]
-        shown = _drawn(shown, others, window, OTHERS, scale, 1)
-        if defect:
-            shown = _painted(shown, defect, window, scale)
-        shown = _drawn(shown, [rles[number]], window, FOUND, scale, 2)
-        canvas = np.full((CLOSE_UP, CLOSE_UP, 3), 128, dtype=np.uint8)
-        canvas[: shown.shape[0], : shown.shape[1]] = shown[:CLOSE_UP, :CLOSE_UP]
-        return canvas
+        picture = self.picture(index) if picture is None: return None record = self.dataset.images[index] rles, _ =
+        self.dataset.table.rles(index, record.height, record.width) left, top, side = _window([rles[number],
+        *([_largest_part(defect)] if defect else [])], record.height, record.width) scale = CLOSE_UP / side part =
+        np.ascontiguousarray(picture[top : top + side, left : left + side]) window = (left, top, *part.shape[:2])
+        shown = resize_display(part, scale) others = [rle for n, rle in enumerate(rles) if n != number] shown =
+        _drawn(shown, others, window, OTHERS, scale, 1) shown = _drawn(shown, [rles[number]], window, FOUND, scale, 2)
+        if defect: shown = _painted(shown, defect, window, scale) canvas = np.full((CLOSE_UP, CLOSE_UP, 3), 128,
+        dtype=np.uint8) canvas[: shown.shape[0], : shown.shape[1]] = shown[:CLOSE_UP, :CLOSE_UP] return canvas
 
 
 def _window(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> tuple[int, int, int]:
@@ -100,6 +91,15 @@ def _window(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> tuple
     left = int(np.clip((x0 + x1 - side) / 2, 0, max(width - side, 0)))
     top = int(np.clip((y0 + y1 - side) / 2, 0, max(height - side, 0)))
     return left, top, side
+
+
+def _largest_part(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the largest 8-connected part of a mask: where to look."""
+    mask, x0, y0 = rle_codec.decode_crop(rle)
+    mask = np.ascontiguousarray(mask).view(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    largest = 1 + int(stats[1:count, cv2.CC_STAT_AREA].argmax())
+    return rle_codec.encode_crop(labels == largest, x0, y0, *rle["size"])
 
 
 def _cut(rles: Sequence[Mapping[str, Any]], window: tuple[int, int, int, int]) -> list[dict[str, Any]]:

@@ -22,13 +22,20 @@ Report = Mapping[str, Any]
 
 
 def groups_of(report: Report) -> list[str]:
-    """Return the groups to draw, the most frequent first."""
+    """Return the groups to draw, the most frequent first; in the order of the classes where the classes are groups."""
     rows = report["images"]["by_group"]
+    if are_classes(report):
+        return list(report["classes"])[:MOST_ROWS]
     return sorted(rows, key=lambda name: (-rows[name]["images"], name))[:MOST_ROWS]
 
 
 def has_groups(report: Report) -> bool:
     return len(report["images"]["by_group"]) > 1
+
+
+def are_classes(report: Report) -> bool:
+    """Whether the groups have the names of the classes, as where every image holds cells of one line."""
+    return set(report["images"]["by_group"]) == set(report["classes"])
 
 
 def label_of(group: str) -> str:
@@ -120,7 +127,7 @@ def draw_sizes(report: Report) -> str:
     """Diameters of objects by class, and by group where there are some."""
     several = len(report["classes"]) > 1
     by = [("classes", ", by class" if several else "", report["classes"])]
-    if has_groups(report):
+    if has_groups(report) and not are_classes(report):
         by.append(("groups", f", by {report['group_field']}", groups_of(report)))
     data = report["distributions"]["diameter"]
     figure, all_axes = new_figure(3.1, len(by))
@@ -174,6 +181,7 @@ def draw_shapes(report: Report) -> str:
     places = np.arange(-4, 5)
     left.set_xticks(places, [f"{2.0**place:g}" if place >= 0 else f"1/{2.0**-place:g}" for place in places])
     left.set_xlim(-3.2, 3.2)
+    right.set_xticks(range(1, 9), [*map(str, range(1, 8)), "8+"])
     left.set_ylabel("part of the objects")
     return to_svg(figure, "shapes of objects")
 
@@ -185,7 +193,7 @@ def draw_contacts(report: Report) -> str:
     rows = [("all", numbers)]
     if len(report["classes"]) > 1:
         rows += [(name, numbers["classes"][name]) for name in report["classes"]]
-    if has_groups(report):
+    if has_groups(report) and not are_classes(report):
         rows += [(f"{report['group_field']} {name}", numbers["groups"][name]) for name in groups_of(report)]
     rows = [row for row in rows if row[1]["objects"]][::-1]
     figure, (left, right) = new_figure(max(1.1 + 0.36 * len(rows), 2.5), 2, (1.6, 1))

@@ -30,7 +30,7 @@ svg text { font-family: inherit; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 8px 0 18px; font-size: 14px; }
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--faint); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.pictures { display: flex; flex-wrap: wrap; gap: 12px; } .pictures figure { margin: 0; width: 168px; }
+.pictures { display: flex; flex-wrap: wrap; gap: 12px; } .pictures figure { margin: 0; width: 160px; }
 .pictures.wide figure { width: 330px; } .pictures img { width: 100%; border-radius: 4px; display: block; }
 .pictures figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; margin-top: 3px; }
 code, pre { font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }

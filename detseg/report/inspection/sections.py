@@ -11,7 +11,7 @@ import numpy as np
 from detseg.data.coco import CocoDataset
 from detseg.report.inspection import figures_objects, figures_pictures
 from detseg.report.inspection.close_ups import CloseUps, data_url
-from detseg.report.inspection.figures_objects import Report, groups_of, has_groups, label_of
+from detseg.report.inspection.figures_objects import Report, are_classes, groups_of, has_groups, label_of
 from detseg.report.inspection.page import figure, page, pictures, section, table, text, tiles
 
 # Pictures of each kind of problem, and examples of groups.
@@ -135,7 +135,7 @@ def _sizes(report: Report) -> str:
     kinds = [("all", report["objects"])]
     if len(report["classes"]) > 1:
         kinds += [(name, report["objects"]["classes"][name]) for name in report["classes"]]
-    if has_groups(report):
+    if has_groups(report) and not are_classes(report):
         kinds += [(f"{report['group_field']} {name}", report["objects"]["groups"][name]) for name in groups_of(report)]
     in_um = bool(report["objects"]["diameter_um"])
     for name, one in kinds:
