@@ -7,6 +7,7 @@ interrupted goes on there, and several processes share the tiles of one image.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from detseg.fusion.postprocess import Postprocess
 from detseg.inference.detector import Detector
 from detseg.inference.sliding_window import SlidingWindow, WindowPlan
 from detseg.inference.tile_answers import AnswersInFolder, AnswersInMemory, TileAnswers
-from detseg.inference.tiling import NEVER, Tiling
+from detseg.inference.tiling import AUTO, LARGE, NEVER, Tiling
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
@@ -93,7 +94,16 @@ class LargeImages:
     def claims(self, source: PixelSource) -> bool:
         """Whether an image that is open is to be predicted in tiles."""
         size = source.height, source.width
-        return self.tiling.when != NEVER and self.tiling.applies(*size, self.window.plan(source).scale)
+        if self.tiling.when == NEVER:
+            return False
+        try:
+            scale = self.window.plan(source).scale
+        except DataError:
+            # Shrunk much, or of unknown scale: an image that is small in its file is no matter of tiles.
+            if self.tiling.when == AUTO and math.prod(size) <= LARGE:
+                return False
+            raise
+        return self.tiling.applies(*size, scale)
 
     def predict(
         self,

@@ -105,6 +105,10 @@ def test_shrinking_cells_away_is_refused(scene):
     assert_same_objects(answer, components(scene))
 
 
+def test_a_small_image_is_shrunk_as_the_model_says_where_no_tiles_are_asked_for(scene):
+    predictor(min_size_test=40, max_size_test=4000, tiling=Tiling())(scene)
+
+
 @pytest.mark.parametrize("mode", ["fuse"])
 def test_several_views_of_tiles(mode, scene):
     views = TestTimeAugmentation(parse_views(["flips"]), mode)
