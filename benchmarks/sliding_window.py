@@ -2,9 +2,9 @@
 
     python benchmarks/sliding_window.py [--edges 2048 4096 8192 16384] [--run RUN] [--whole-up-to 4096]
 
-Every image is a TIFF file of simulated cells (disks with radii of 5 to 10 pixels, 1,800 in 1024 x 1024) made here strip by
-strip. Each measurement is a process of its own: its peak memory is that of everything it did, from reading the file to
-the written Predictions file and label image (tiled BigTIFF). Variants:
+Every image is a TIFF file of simulated cells (disks with radii of 5 to 10 pixels, 1,800 in 1024 x 1024) made here strip
+by strip. Each measurement is a process of its own: its peak memory is that of everything it did, from reading the file
+to the written Predictions file and label image (tiled BigTIFF). Variants:
 
     tiles    the sliding window, as `predict --tile 1024`
     naive    tiles of the same size side by side, their answers added up without a look at the seams
