@@ -97,8 +97,8 @@ def _advise_inversion(pictures: list[Intensities]) -> list[Suggestion]:
         return []
     right = float(np.mean([picture.is_bright == (picture.contrast < 0) for picture in seen]))
     reason = (
-        f"In {len(dark)} of {len(seen)} pictures with dark or bright ground the objects are darker than their "
-        f"background, in the others brighter. The rule (median above the middle of the range) is right for {percent(right)}."
+        f"In {len(dark)} of {len(seen)} pictures with dark or bright ground the objects are darker than it, in the "
+        f"others brighter. The rule (median above the middle of the range) is right for {percent(right)}."
     )
     if right < 0.9:
         what = "No inversion by rule; INPUT.RANDOM_INVERT shows the network both."

@@ -68,14 +68,25 @@ class CloseUps:
 
         defect: RLE of the pixels that the picture is about, painted red.
         """
-        picture = self.picture(index) if picture is None: return None record = self.dataset.images[index] rles, _ =
-        self.dataset.table.rles(index, record.height, record.width) left, top, side = _window([rles[number],
-        *([_largest_part(defect)] if defect else [])], record.height, record.width) scale = CLOSE_UP / side part =
-        np.ascontiguousarray(picture[top : top + side, left : left + side]) window = (left, top, *part.shape[:2])
-        shown = resize_display(part, scale) others = [rle for n, rle in enumerate(rles) if n != number] shown =
-        _drawn(shown, others, window, OTHERS, scale, 1) shown = _drawn(shown, [rles[number]], window, FOUND, scale, 2)
-        if defect: shown = _painted(shown, defect, window, scale) canvas = np.full((CLOSE_UP, CLOSE_UP, 3), 128,
-        dtype=np.uint8) canvas[: shown.shape[0], : shown.shape[1]] = shown[:CLOSE_UP, :CLOSE_UP] return canvas
+        picture = self.picture(index)
+        if picture is None:
+            return None
+        record = self.dataset.images[index]
+        rles, _ = self.dataset.table.rles(index, record.height, record.width)
+        about = [rles[number], *([_largest_part(defect)] if defect else [])]
+        left, top, side = _window(about, record.height, record.width)
+        scale = CLOSE_UP / side
+        part = np.ascontiguousarray(picture[top : top + side, left : left + side])
+        window = (left, top, *part.shape[:2])
+        shown = resize_display(part, scale)
+        others = [rle for n, rle in enumerate(rles) if n != number]
+        shown = _drawn(shown, others, window, OTHERS, scale, 1)
+        shown = _drawn(shown, [rles[number]], window, FOUND, scale, 2)
+        if defect:
+            shown = _painted(shown, defect, window, scale)
+        canvas = np.full((CLOSE_UP, CLOSE_UP, 3), 128, dtype=np.uint8)
+        canvas[: shown.shape[0], : shown.shape[1]] = shown[:CLOSE_UP, :CLOSE_UP]
+        return canvas
 
 
 def _window(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> tuple[int, int, int]:
