@@ -201,7 +201,7 @@ def compare_memory(arguments: argparse.Namespace, size: tuple[int, int]) -> None
     print(
         f"\ncpu, {arguments.batch} x {size[0]} x {size[1]}, float32: peak of memory of a process that does this alone"
     )
-    for what in [name for name in WORKS if name in arguments.only]:
+    for what in [name for name in WORKS if name in arguments.only] or WORKS:
         peaks = {}
         for which in ("native", arguments.against):
             command = [

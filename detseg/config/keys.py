@@ -378,7 +378,8 @@ OWN_KEYS: tuple[Key, ...] = (
     Key(
         "TEST.AUG.METHOD",
         "wbf",
-        "How boxes of several views become one: `wbf` (their mean), `nms` (the best; Detectron2, at 0.5) or `soft_nms`.",
+        "How boxes of several views become one: `wbf` (their mean), `nms` (the best; Detectron2, at 0.5) or "
+        "`soft_nms`.",
     ),
     Key("TEST.AUG.THRESHOLD", 0.65, "Boxes of a class with a greater IoU than this are one object, for METHOD."),
     Key("TEST.AUG.MIN_VIEWS", 1, "Objects that fewer views have found are dropped."),
