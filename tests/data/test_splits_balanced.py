@@ -33,7 +33,7 @@ def test_groups_stay_whole_and_no_part_is_empty(seed: int, count: int, num_group
     features = rng.integers(0, 9, (count, 3)).astype(float)
     names = [f"{index}.png" for index in range(count)]
     if len(set(groups.tolist())) < len(shares):
-        with pytest.raises(DataError, match="without tearing one"):
+        with pytest.raises(DataError, match="cannot be split into"):
             split_groups(features, groups, shares, seed=0, names=names)
         return
     parts = split_groups(features, groups, shares, seed=0, names=names)
