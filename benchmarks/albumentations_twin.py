@@ -77,6 +77,7 @@ class MaskPolicy:
             return target
         count = self._rng.integers(1, min(self._max_objects, len(source[1])) + 1)
         image = image.copy()
+        areas_before = masks.sum(axis=(1, 2))
         for index in self._rng.permutation(len(source[1])):
             new = source[1][index].astype(bool)
             covered = (masks[:, new] > 0).sum(axis=1)
@@ -87,10 +88,12 @@ class MaskPolicy:
             image = (alpha * source[0] + (1 - alpha) * image).astype(np.uint8)
             masks = np.concatenate([masks * ~new, source[1][index][None]])
             classes = np.append(classes, source[2][index])
+            areas_before = np.append(areas_before, new.sum())
             count -= 1
             if not count:
                 break
-        left = masks.any(axis=(1, 2))
+        areas = masks.sum(axis=(1, 2))
+        left = (areas > 0) & (areas >= self._min_visible * areas_before)
         return image, masks[left], classes[left]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -307,3 +308,17 @@ def test_keys_become_the_policy() -> None:
     for key, value in [("PROBABILITY", 1.5), ("PLACE", "near"), ("SOURCES", "[]"), ("SOURCE_WEIGHTS", "[1, 2]")]:
         with pytest.raises(ConfigError, match=f"COPY_PASTE.{key}"):
             load_config(None, [f"INPUT.COPY_PASTE.{key}={value}"])
+
+
+def test_memory_grows_with_the_image_and_not_with_its_objects() -> None:
+    rows, columns = np.mgrid[:512, :512]
+    labels = np.where((rows % 10 < 6) & (columns % 10 < 6), (rows // 10) * 52 + columns // 10 + 1, 0)
+    layers = LabelLayers.from_label_image(labels)
+    target, source = (Sample(np.zeros((512, 512, 1), np.uint8), layers, np.zeros(len(layers), int)) for _ in range(2))
+    tracemalloc.start()
+    result = CopyPaste(max_objects=0, max_overlap=1.0, min_visible=0.0).paste(target, source, np.random.default_rng(0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(layers) == 2704
+    assert len(result.layers) > 2704 // 2
+    assert peak < 32 * 512 * 512, "in bytes; 2,704 full masks would be 700 MB"
