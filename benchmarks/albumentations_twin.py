@@ -65,7 +65,7 @@ class MaskPolicy:
 
     def geometry(self, image: np.ndarray, masks: np.ndarray, classes: np.ndarray) -> MaskSample:
         """Change image and masks alike; objects that are gone are dropped."""
-        changed = self._geometry(image=image, masks=masks)
+        changed = self._geometry(image=image, masks=list(masks))  # a little faster than as one array
         masks = np.asarray(changed["masks"])
         left = masks.any(axis=(1, 2))
         return changed["image"].reshape(*changed["image"].shape[:2], 1), masks[left], classes[left]
