@@ -236,6 +236,13 @@ def test_split_keeps_places_together_and_spreads_kinds() -> None:
     assert "--group-by group" in advice.reason
 
 
+def test_plates_are_found_inside_of_a_field() -> None:
+    places = [{"sample_id": f"astro_plate{n // 3}_well{n}"} for n in range(12)]
+    data = gathered([(64, 64)] * 12, [squares(9, 5, 64, 64)] * 12, places)
+    command = advise_split(data, "a.json").command
+    assert "--folds 4 --group-by sample_id --group-pattern 'plate[0-9]+'" in command
+
+
 def test_kinds_of_pictures() -> None:
     assert kind_of(picture()) == "fluorescence"
     assert kind_of(picture(median=120, objects=110, background=122)) == "phase_contrast"

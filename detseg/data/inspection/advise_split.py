@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +30,7 @@ SOURCES = (
     "site",
     "sequence",
 )
+PLATE = "plate[0-9]+"
 USUAL_FOLDS = 5
 
 
@@ -65,15 +69,14 @@ def advise_split(gathered: Gathered, source: str) -> Suggestion:
     """Suggest folds: what is spread over them and what stays together."""
     images = len(gathered.dataset)
     groups = sorted({group for group in gathered.groups if group != NO_GROUP})
-    own = source_field(gathered)
+    own = find_source(gathered)
     words = ["detseg split", source]
     reasons = [f"There are {images} images."]
     together = images
     if own:
-        values = [str(record.metadata.get(own)) for record in gathered.dataset.images]
-        together = len(set(values))
+        together = len(set(own.values))
         reasons.append(
-            f"They come from {together} places ({own}), which stay together: neighbours share light and stain."
+            f"They come from {together} places ({own.field}), which stay together: neighbours share light and stain."
         )
     if gathered.pairs:
         joined = join_groups(np.arange(images), gathered.pairs)
@@ -91,20 +94,46 @@ def advise_split(gathered: Gathered, source: str) -> Suggestion:
                 "a kind that it has not seen."
             )
     if own:
-        words += ["--group-by", own]
+        words += own.options
     if images < 20:
         reasons.append("With so few images a score of one split is luck: judge by the mean of all folds.")
     return Suggestion("split", f"{folds} folds.", " ".join(reasons), command=" ".join([*words, "--output folds"]))
 
 
-def source_field(gathered: Gathered) -> str:
-    """Return the field of the images that says where they come from, by its name and values; empty: there is none."""
+@dataclass(frozen=True)
+class Source:
+    """Where images come from: a field of theirs, or what `pattern` finds in it. values: of every image."""
+
+    field: str
+    pattern: str
+    values: list[str]
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `detseg split` that keep its images together."""
+        return ["--group-by", self.field, *(["--group-pattern", f"'{self.pattern}'"] if self.pattern else [])]
+
+
+def find_source(gathered: Gathered) -> Source | None:
+    """Find the field of the images that says where they come from, by its name and values; None where there is none.
+
+    Where no field is called so, one that names a plate in all its texts is taken, as Sartorius's sample_id does.
+    """
     images = gathered.dataset.images
+    fields = sorted({key for record in images for key in record.metadata} - {gathered.group_field, FOLD})
+    texts = {field: [record.metadata.get(field) for record in images] for field in fields}
     for name in SOURCES:
-        for field in sorted({key for record in images for key in record.metadata}):
-            values = [record.metadata.get(field) for record in images]
-            if field.lower() != name or field in (gathered.group_field, FOLD):
-                continue
-            if all(isinstance(value, (str, int)) for value in values) and 2 <= len(set(values)) <= 0.7 * len(values):
-                return field
-    return ""
+        for field in [field for field in fields if field.lower() == name]:
+            if all(isinstance(value, (str, int)) for value in texts[field]) and _are_places(texts[field]):
+                return Source(field, "", [str(value) for value in texts[field]])
+    for field in fields:
+        found = [re.search(PLATE, str(value)) for value in texts[field]]
+        places = [match[0] for match in found if match]
+        if len(places) == len(images) and _are_places(places):
+            return Source(field, PLATE, places)
+    return None
+
+
+def _are_places(values: Sequence[object]) -> bool:
+    """Whether values (of every image) may be places that several images share."""
+    return 2 <= len(set(values)) <= 0.7 * len(values)

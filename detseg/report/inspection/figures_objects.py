@@ -206,7 +206,8 @@ def draw_contacts(report: Report) -> str:
         height = 0.62 if key != "overlapping" else 0.3
         left.barh(places, [row[key] for _, row in rows], height=height, color=shade, label=name)
     left.set_yticks(places, [name for name, _ in rows])
-    left.set_ylim(-0.7, max(len(rows) - 0.3, 2.0))
+    room = max(2.4 - len(rows), 0) / 2  # a single bar is not to fill the figure
+    left.set_ylim(-0.6 - room, len(rows) - 0.4 + room)
     left.set_xlim(0, 1)
     left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     left.grid(axis="y", visible=False)

@@ -37,7 +37,8 @@ def draw_intensities(report: Report) -> str:
             axes.plot(x, [own[0]["median"]], "o", color=colour(number))
         place += len(own) + max(len(rows) // 40, 1)
     axes.set_xticks([])
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=6)
+    if len(groups) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=6)
     axes.grid(axis="x", visible=False)
     axes.set_title("Intensities of every picture: percentiles 0.5 to 99.5, and the median (line); sorted by it")
     axes.set_ylabel("value in the file")

@@ -304,7 +304,7 @@ def _lists(found: Mapping[str, Any]) -> str:
 
 def _short(name: str) -> str:
     name = name.rsplit("/", 1)[-1]
-    return name if len(name) <= 24 else f"{name[:12]}...{name[-9:]}"
+    return name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
 
 
 def _suggestions(report: Report, config: str) -> str:
