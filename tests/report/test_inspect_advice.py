@@ -182,6 +182,7 @@ def test_limits_leave_room_for_the_fullest_image() -> None:
     limits, nms = advise_limits(data, Crops(256, np.array([10, 20, 90])))
     assert limits.keys["TEST.DETECTIONS_PER_IMAGE"] == 600
     assert limits.keys["MODEL.RPN.POST_NMS_TOPK_TEST"] >= 1200
+    assert limits.keys["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 256  # three for each of the 83 of a full crop
     assert limits.keys["MODEL.RPN.PRE_NMS_TOPK_TRAIN"] >= limits.keys["MODEL.RPN.POST_NMS_TOPK_TRAIN"] >= 500
     assert nms.keys == {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.5, "MODEL.RPN.NMS_THRESH": 0.7}
 

@@ -108,14 +108,14 @@ def advise_limits(gathered: Gathered, crops: Crops) -> list[Suggestion]:
         "MODEL.RPN.PRE_NMS_TOPK_TRAIN": round_up(1.5 * train_after),
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256 if 4 * in_crop <= 256 else 512,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": next(
-            n for n in (64, 128, 192, 256, 384, 512) if n >= min(4 * middle, 512)
+            n for n in (64, 128, 192, 256, 384, 512) if n >= min(3 * in_crop, 512)
         ),
     }
     part = "crop" if crops.size else "image"
     reason = (
         f"Images have up to {most:,} objects, {typical:.0f} in the median; half as many more detections leave room, "
         f"and there are two proposals for each. In training a {part} shows {middle:.0f} objects in the median and 5 % "
-        f"more than {in_crop:.0f}: ten proposals each, and samples of which a quarter are objects."
+        f"more than {in_crop:.0f}: for these ten proposals each, and a sample of the box head three times as large."
     )
     limits = Suggestion("limits", f"{detections:,} detections an image, {after_nms:,} proposals.", reason, keys)
     return [limits, *_advise_nms(gathered)]

@@ -179,7 +179,11 @@ def _suggest_scale(gathered: Gathered, scale: NetworkScale, way: str) -> Suggest
         f"{COARSE:.0f} the masks of 28 x 28 gain nothing."
     )
     spreads = ", ".join(f"{value:.2f} {_WAYS[name]}" for name, value in scale.spreads.items())
-    varied = f" Spread of objects' sizes among images, in octaves: {spreads}." if len(scale.spreads) > 1 else ""
+    varied = (
+        f" Spread of objects' sizes among images, in octaves: {spreads}."
+        if np.ptp(list(scale.spreads.values())) > 0.005
+        else ""
+    )
     if way == "own":
         wanted = wanted_factor(gathered.objects.sides)
         note = (
