@@ -75,56 +75,40 @@ def draw_focus(report: Report) -> str:
 @styled
 def draw_anchors(report: Report) -> str:
     """Boxes at the network by width and height with the suggested anchors; and recall by IoU."""
-    numbers, shapes = report["anchors"], report["network"]["shapes"]
     figure, (left, right) = new_figure(4.0, 2, (1, 1.05))
-    cells = np.array(shapes["cells"], dtype=np.float64).reshape(-1, 3)
-    step = 1 / shapes["bins_an_octave"]
-    _cells(left, cells, step)
-    suggested = numbers["cases"]["suggested"]
-    for level, sizes in enumerate(suggested["sizes"]):
-        shape = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in suggested["ratios"]]
-        x, y = np.log2(np.array(shape)).T
-        left.scatter(
-            x,
-            y,
-            s=44,
-            marker="o",
-            facecolors="none",
-            edgecolors=colour(level + 1),
-            linewidths=1.8,
-            label=f"p{level + 2}",
-        )
-    octave_ticks(left.xaxis, *left.get_xlim())
-    octave_ticks(left.yaxis, *left.get_ylim())
-    left.set_aspect("equal")
-    left.set_xlabel("width at the network, pixels")
-    left.set_ylabel("height")
-    left.set_title("Boxes (the more the darker) and anchors")
-    left.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
-    order = [name for name in ("detectron2", "before", "scaled", "suggested") if name in numbers["cases"]]
-    for name, shade in zip(
-        order,
-        ("#9aa2ab", colour(0), colour(4), colour(1))[-len(order) :]
-        if len(order) == 4
-        else ("#9aa2ab", colour(0), colour(1)),
-        strict=False,
-    ):
-        case = numbers["cases"][name]
-        right.plot(
-            numbers["thresholds"],
-            case["curve"],
-            color=shade,
-            label=case["name"],
-            linewidth=2.6 if name == "suggested" else 1.7,
-        )
-    for threshold in (0.5, 0.7):
-        right.axvline(threshold, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
-    right.set_ylim(0, 1.01)
-    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    right.set_xlabel("IoU of the best anchor on the grid, at least")
-    right.set_title("Objects that an anchor meets")
-    right.legend(loc="lower left")
+    _draw_shapes(left, report["network"]["shapes"], report["anchors"]["cases"]["suggested"])
+    _draw_recall(right, report["anchors"])
     return to_svg(figure, "anchors")
+
+
+def _draw_shapes(axes: Any, shapes: Report, suggested: Report) -> None:
+    _cells(axes, np.array(shapes["cells"], dtype=np.float64).reshape(-1, 3), 1 / shapes["bins_an_octave"])
+    for level, sizes in enumerate(suggested["sizes"]):
+        own = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in suggested["ratios"]]
+        x, y = np.log2(np.array(own)).T
+        shade, name = colour(level + 1), f"p{level + 2}"
+        axes.scatter(x, y, s=44, facecolors="none", edgecolors=shade, linewidths=1.8, label=name)
+    octave_ticks(axes.xaxis, *axes.get_xlim())
+    octave_ticks(axes.yaxis, *axes.get_ylim())
+    axes.set_aspect("equal")
+    axes.set_xlabel("width at the network, pixels")
+    axes.set_ylabel("height")
+    axes.set_title("Boxes (the more the darker) and anchors")
+    axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+
+
+def _draw_recall(axes: Any, anchors: Report) -> None:
+    shades = {"detectron2": "#9aa2ab", "before": colour(0), "scaled": colour(4), "suggested": colour(1)}
+    for name, case in anchors["cases"].items():
+        width = 2.6 if name == "suggested" else 1.7
+        axes.plot(anchors["thresholds"], case["curve"], color=shades[name], label=case["name"], linewidth=width)
+    for threshold in (0.5, 0.7):
+        axes.axvline(threshold, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
+    axes.set_ylim(0, 1.01)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.set_xlabel("IoU of the best anchor on the grid, at least")
+    axes.set_title("Objects that an anchor meets")
+    axes.legend(loc="lower left")
 
 
 def _cells(axes: Any, cells: np.ndarray, step: float) -> None:
