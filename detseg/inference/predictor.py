@@ -26,6 +26,7 @@ from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.ahead import map_ahead
+from detseg.inference.checks import as_image, check_size
 from detseg.inference.combined import CombinedDetector, Member
 from detseg.inference.detector import Detector, InputImage, Prepared
 from detseg.inference.image_model import ImageModel
@@ -241,7 +242,7 @@ class Predictor:
             record = ImageRecord(1, path.name, path, 0, 0, dict(facts or {}))
             found = self._opened(record, None if boxes is None else lambda *_: boxes, self.large_images())[1]
         else:
-            image = _as_image(image)
+            image = as_image(image)
             record = ImageRecord(1, "", Path(), *image.shape[:2], {})
             found = ArraySource(image, facts or {})
             if not self.large_images().claims(found):
@@ -329,7 +330,7 @@ class Predictor:
             source = large.claim(record)
             if source is not None:
                 try:
-                    _check_size(record, source.height, source.width)
+                    check_size(record, source.height, source.width)
                 except DataError:
                     source.close()
                     raise
@@ -337,7 +338,7 @@ class Predictor:
             image, facts = read_image_file(record.path, record.metadata)
             whole = ArraySource(image, facts, record.file_name or "image")
             if large.claims(whole):
-                _check_size(record, whole.height, whole.width)
+                check_size(record, whole.height, whole.width)
                 return record, whole
             given = None if boxes is None else boxes(record, *image.shape[:2])
             return record, self._prepare(record, image, facts, given)
@@ -348,7 +349,7 @@ class Predictor:
         self, record: ImageRecord, image: np.ndarray, facts: Mapping[str, Any], boxes: Predictions | None
     ) -> _Prepared:
         """Bring an image (H, W, C) as it was read, and what is known of it, to what the detector takes."""
-        _check_size(record, *image.shape[:2])
+        check_size(record, *image.shape[:2])
         prepared = self.detector.prepare(InputImage(image, facts, record.file_name or "image"))
         return _Prepared(record, prepared, _pixel_size(facts, record), boxes)
 
@@ -376,26 +377,3 @@ class Predictor:
 
 def _pixel_size(facts: Mapping[str, Any], record: ImageRecord) -> PixelSize | None:
     return None if facts.get(FIELD) is None else parse_pixel_size(facts[FIELD], record.file_name or "image")
-
-
-def _check_size(record: ImageRecord, height: int, width: int) -> None:
-    """Refuse a file of another size than the data set says."""
-    if record.height and record.width and (record.height, record.width) != (height, width):
-        raise DataError(
-            f"{record.file_name or 'image'}: the file has {height} x {width} pixels (height x width), but the data set "
-            f"says {record.height} x {record.width}; its masks belong to another version of the image"
-        )
-
-
-def _as_image(array: np.ndarray) -> np.ndarray:
-    """An array given by the caller as (H, W, C) uint8, uint16 or float32."""
-    array = np.asarray(array)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or 0 in array.shape:
-        raise DataError(f"expected an image (height, width) or (height, width, channels), got the shape {array.shape}")
-    if array.dtype in (np.uint8, np.uint16, np.float32):
-        return array
-    if array.dtype.kind == "f":
-        return array.astype(np.float32)
-    raise DataError(f"expected an image of uint8, uint16 or float, got {array.dtype}; convert it to one of them")

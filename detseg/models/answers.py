@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detseg.errors import DataError
-from detseg.models.base import Look
+from detseg.models.base import Look, Segmenter
 from detseg.models.rcnn.box_coding import clip_boxes
 from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.paste import paste_masks, paste_soft_masks
@@ -157,6 +158,34 @@ class RegionLook(Look):
             limits = np.array([width, height, width, height], dtype=np.float32)
             places.append(np.clip(np.asarray(image_boxes, dtype=np.float32).reshape(-1, 4), 0, limits))
         return found, self._masks([one.boxes for one in found], [one.classes for one in found]), places
+
+
+class RegionSegmenter(Segmenter):
+    """A model that finds boxes first and then gives masks to boxes, its own or others': all answers come of `look`."""
+
+    @abstractmethod
+    def look(
+        self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> RegionLook:
+        """See Segmenter.look."""
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+        boxes: Sequence[np.ndarray] | None = None,
+        classes: Sequence[np.ndarray] | None = None,
+        scores: Sequence[np.ndarray] | None = None,
+        soft_masks: bool = False,
+    ) -> list[Predictions]:
+        """See Segmenter.predict."""
+        if len(images) == 0:
+            return []
+        look = self.look(images, output_sizes=output_sizes)
+        if boxes is None:
+            return look.detections(soft_masks=soft_masks)
+        return look.given(boxes, classes, scores, soft_masks=soft_masks)
 
 
 def to_predictions(

@@ -17,15 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.errors import ConfigError
-from detseg.models.answers import RegionLook
-from detseg.models.base import Segmenter
+from detseg.models.answers import RegionLook, RegionSegmenter
 from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.images import ImageBatch, ImageInput
 from detseg.models.rcnn.layers import FrozenBatchNorm2d
 from detseg.models.rcnn.mask_targets import sample_masks
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import require_operators
-from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
 SIZE_DIVISIBILITY = 32
@@ -33,7 +31,7 @@ LEVELS = 5  # strides 4 to 64
 _FROZEN_PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 
-class TorchvisionMaskRCNN(Segmenter):
+class TorchvisionMaskRCNN(RegionSegmenter):
     """network: torchvision's MaskRCNN, whose `backbone`, `rpn` and `roi_heads` are taken; its classes begin with 1."""
 
     class_entries = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
@@ -94,24 +92,6 @@ class TorchvisionMaskRCNN(Segmenter):
         """Return (M, K + 1, s, s) for the boxes of all images behind each other."""
         pooled = self.roi_heads.mask_roi_pool(features, boxes, list(sizes))
         return self.roi_heads.mask_predictor(self.roi_heads.mask_head(pooled))
-
-    def predict(
-        self,
-        images: Sequence[np.ndarray],
-        *,
-        output_sizes: Sequence[tuple[int, int]] | None = None,
-        boxes: Sequence[np.ndarray] | None = None,
-        classes: Sequence[np.ndarray] | None = None,
-        scores: Sequence[np.ndarray] | None = None,
-        soft_masks: bool = False,
-    ) -> list[Predictions]:
-        """See Segmenter.predict."""
-        if len(images) == 0:
-            return []
-        look = self.look(images, output_sizes=output_sizes)
-        if boxes is None:
-            return look.detections(soft_masks=soft_masks)
-        return look.given(boxes, classes, scores, soft_masks=soft_masks)
 
     @torch.inference_mode()
     def look(

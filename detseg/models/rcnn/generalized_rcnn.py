@@ -10,22 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detseg.models.answers import RegionLook
-from detseg.models.base import Segmenter
+from detseg.models.answers import RegionLook, RegionSegmenter
 from detseg.models.rcnn.box_head import Detections
 from detseg.models.rcnn.images import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.pooler import Pooler
 from detseg.models.rcnn.rpn import RPN
 from detseg.models.rcnn.targets import Targets
-from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class GeneralizedRCNN(Segmenter):
+class GeneralizedRCNN(RegionSegmenter):
     """image_input makes the batch; the other parts bear the names that they have in Detectron2's state_dict."""
 
     def __init__(
@@ -61,24 +59,6 @@ class GeneralizedRCNN(Segmenter):
         proposals = self.proposal_generator.propose(output, batch.sizes)
         losses.update(self.roi_heads.losses(features, proposals, targets))
         return losses
-
-    def predict(
-        self,
-        images: Sequence[np.ndarray],
-        *,
-        output_sizes: Sequence[tuple[int, int]] | None = None,
-        boxes: Sequence[np.ndarray] | None = None,
-        classes: Sequence[np.ndarray] | None = None,
-        scores: Sequence[np.ndarray] | None = None,
-        soft_masks: bool = False,
-    ) -> list[Predictions]:
-        """See Segmenter.predict."""
-        if len(images) == 0:
-            return []
-        look = self.look(images, output_sizes=output_sizes)
-        if boxes is None:
-            return look.detections(soft_masks=soft_masks)
-        return look.given(boxes, classes, scores, soft_masks=soft_masks)
 
     @torch.inference_mode()
     def look(
