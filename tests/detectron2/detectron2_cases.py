@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rcnn_architectures import C4, CASCADE, DC5
 
 from detseg.config import Config, get_default_config, load_flat_config
 from detseg.models.base import Segmenter
@@ -62,10 +63,6 @@ KEYS: dict[str, Any] = {
     "MODEL.MASK_ON": True,
     "TEST.DETECTIONS_PER_IMAGE": 20,
 }
-WITHOUT_FPN = {
-    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64, 128]],
-}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "FPN": {},
     "FPN, GN, class-agnostic masks": {
@@ -74,23 +71,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True,
         "MODEL.RPN.BBOX_REG_LOSS_TYPE": "giou",
     },
-    "cascade": {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True},
-    "C4": WITHOUT_FPN
-    | {
-        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
-        "MODEL.RPN.IN_FEATURES": ["res4"],
-        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
-    },
-    "DC5": WITHOUT_FPN
-    | {
-        "MODEL.RESNETS.OUT_FEATURES": ["res5"],
-        "MODEL.RESNETS.RES5_DILATION": 2,
-        "MODEL.RPN.IN_FEATURES": ["res5"],
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
-    },
+    "cascade": CASCADE,
+    "C4": C4,
+    "DC5": DC5,
     "deformable": {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True]},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from rcnn_architectures import C4, CASCADE, DC5
 
 from detseg.config import load_flat_config
 from detseg.models.base import Segmenter
@@ -48,29 +49,10 @@ NARROW_50 = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
 }
-CASCADE = {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
-WITHOUT_FPN = NARROW_50 | {
-    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[8, 16, 32, 64, 128]],
-}
 RELATIVES = {
     "cascade": CASCADE,
-    "C4": WITHOUT_FPN
-    | {
-        "MODEL.RESNETS.OUT_FEATURES": ["res4"],
-        "MODEL.RPN.IN_FEATURES": ["res4"],
-        "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
-    },
-    "DC5": WITHOUT_FPN
-    | {
-        "MODEL.RESNETS.OUT_FEATURES": ["res5"],
-        "MODEL.RESNETS.RES5_DILATION": 2,
-        "MODEL.RPN.IN_FEATURES": ["res5"],
-        "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
-    },
+    "C4": NARROW_50 | C4,
+    "DC5": NARROW_50 | DC5,
     "stride 2": {
         "MODEL.RESNETS.OUT_FEATURES": ["res1", "res2", "res3", "res4", "res5"],
         "MODEL.FPN.IN_FEATURES": ["res1", "res2", "res3", "res4", "res5"],

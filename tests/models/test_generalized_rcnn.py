@@ -275,3 +275,11 @@ def test_a_feature_map_that_only_region_heads_look_at_may_be_left_out_of_trainin
     sizes = [[16], [32], [64], [128]]
     model = small_model(MODEL__RPN__IN_FEATURES=["p3", "p4", "p5", "p6"], MODEL__ANCHOR_GENERATOR__SIZES=sizes)
     assert not model.trains_everything
+
+
+@pytest.mark.parametrize(("channels", "last"), [(8, False), (16, True)])
+def test_very_narrow_networks_keep_their_layout(channels: int, last: bool) -> None:
+    # With channels last, oneDNN writes beyond the gradients of 1 x 1 convolutions of stride 2 that are this narrow.
+    model = small_model(MODEL__RESNETS__RES2_OUT_CHANNELS=channels).prefer_speed()
+    weight = model.backbone.bottom_up.res2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is last
