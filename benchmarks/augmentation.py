@@ -23,13 +23,11 @@ import numpy as np
 from albumentations_twin import MaskPolicy
 from measuring import MIB, Timing, machine, take_turns, verdict
 
+from detseg.coco.catalog import load_dataset
+from detseg.coco.dataset import CocoDataset
 from detseg.config import Config, load_config
-from detseg.data.catalog import load_dataset
-from detseg.data.coco import CocoDataset
-from detseg.data.loader import TrainLoader
-from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_reader import SampleReader
-from detseg.data.stream import TrainingStream
+from detseg.data.loader import TrainingStream, TrainLoader
+from detseg.data.sample_cache import SampleCache, SampleReader
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GOAL_RATIO, GOAL_RATE = 10, 40

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from measuring import MIB, machine, verdict
 
-from detseg.data.coco import CocoDataset, annotations_of, write_coco
+from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.data.shared_dataset import SharedDataset
 from detseg.structures import rle as rle_codec
 
@@ -36,7 +36,7 @@ start, processor = time.perf_counter(), time.process_time()
 {read}
 print(time.perf_counter() - start, time.process_time() - processor, peak_memory() / MIB)
 """
-DETSEG = ("from detseg.data.coco import CocoDataset", "CocoDataset.load({path!r})")
+DETSEG = ("from detseg.coco.dataset import CocoDataset", "CocoDataset.load({path!r})")
 PYCOCOTOOLS = (
     "from pycocotools.coco import COCO; import os; sys.stdout = sys.stderr",
     "COCO({path!r}); sys.stdout = sys.__stdout__",

@@ -34,7 +34,7 @@ FULL_MASKS_AT_ONCE = 32
 
 def dense_sample(cells: int, side: int) -> Any:
     """One synthetic image with that many cells."""
-    from detseg.data.synthetic import make_image
+    from detseg.curation.synthetic import make_image
     from detseg.structures import Sample
 
     image, layers, classes = make_image(0, side, side, cells, channels=3)
@@ -74,7 +74,7 @@ def measure_mask_targets(cells: int, side: int, rounds: int) -> dict[str, Any]:
     import torch
     from torchvision.ops import roi_align
 
-    from detseg.models.rcnn.mask_targets import sample_masks
+    from detseg.models.rcnn.mask_head import sample_masks
     from detseg.models.rcnn.targets import Targets
 
     targets = Targets.from_sample(dense_sample(cells, side), 3, torch.device("cpu"))

@@ -23,9 +23,9 @@ from detseg.evaluation.evaluate import count_all
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.evaluation.object_ap import summarize_objects
 from detseg.fusion.overlaps import resolve_overlaps
-from detseg.fusion.thresholds import choose_score_threshold
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.tuning.thresholds import choose_score_threshold
 
 HEIGHT, WIDTH = 520, 704
 GOAL = 0.7

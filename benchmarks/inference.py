@@ -76,7 +76,8 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """Inside, every part is timed wherever it is called."""
-    from detseg.inference import combined, image_model, square
+    from detseg.inference import combined, image_model
+    from detseg.inference import symmetries as square
     from detseg.models import answers
     from detseg.models.base import Segmenter
     from detseg.models.rcnn import paste
@@ -118,12 +119,11 @@ def _listed(function: Callable[..., Any], *words: Any) -> list[Any]:
 
 def make_detectors(arguments: argparse.Namespace) -> tuple[dict[str, Any], np.ndarray]:
     """The variants by name, and the image."""
-    from detseg.data.images import read_image
-    from detseg.data.synthetic import make_image
+    from detseg.curation.synthetic import make_image
+    from detseg.images.reading import read_image
     from detseg.inference.combined import CombinedDetector, Member
     from detseg.inference.predictor import Predictor
-    from detseg.inference.tta import TestTimeAugmentation
-    from detseg.inference.views import parse_views
+    from detseg.inference.views import TestTimeAugmentation, parse_views
 
     if arguments.run:
         predictor = Predictor.from_run(arguments.run, device=arguments.device, postprocess=False)
@@ -143,8 +143,8 @@ def _small_predictor(cells: int, device: str) -> Any:
     import torch
 
     from detseg.config import load_config
-    from detseg.inference.loading import choose_device
     from detseg.inference.predictor import Predictor
+    from detseg.models.devices import choose_device
     from detseg.models.table import build_model
 
     overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "TEST.DETECTIONS_PER_IMAGE", str(cells)]

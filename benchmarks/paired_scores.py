@@ -18,14 +18,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.predictions_file import read_predictions
 from detseg.evaluation.evaluate import align
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects
 from detseg.fusion.postprocess import Postprocess
-from detseg.fusion.thresholds import choose_class_thresholds
 from detseg.structures.predictions import Predictions
-from detseg.structures.predictions_file import read_predictions
+from detseg.tuning.thresholds import choose_class_thresholds
 
 DRAWS = 10_000
 

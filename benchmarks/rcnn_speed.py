@@ -32,7 +32,7 @@ import torch
 from measuring import MIB, Timing, machine, peak_memory, take_turns, verdict
 from native_rcnn import Answer, NativeTwin, Settings
 
-from detseg.data.synthetic import make_image
+from detseg.curation.synthetic import make_image
 from detseg.structures import Sample
 from detseg.structures.boxes import box_iou
 
@@ -265,7 +265,7 @@ def profile(work: Callable[[str, torch.dtype | None], Any], which: str, rows: in
 
 def compare_precisions(run: str, data: str, rounds: int) -> None:
     """Object AP and speed of a trained model in float32 and bfloat16."""
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
     from detseg.evaluation.evaluate import evaluate
     from detseg.inference.predictor import Predictor
 

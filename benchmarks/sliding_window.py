@@ -86,10 +86,10 @@ def measure_one(variant: str, image: Path, run: str) -> None:
 
     import tifffile
 
-    from detseg.data.coco import ImageRecord
-    from detseg.data.writers.large_labels import write_labels
-    from detseg.data.writers.objects import ImageObjects
-    from detseg.structures.predictions_file import PredictionsWriter
+    from detseg.coco.dataset import ImageRecord
+    from detseg.coco.predictions_file import PredictionsWriter
+    from detseg.formats.label_images import write_labels
+    from detseg.formats.objects import ImageObjects
 
     predictor = make_predictor(run)
     when = "always" if variant == "tiles" else "never"

@@ -21,9 +21,9 @@ from measuring import MIB, machine, peak_memory, verdict
 from detseg.evaluation.evaluate import evaluate
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.fusion.postprocess import Postprocess
-from detseg.fusion.trials import Trials
-from detseg.fusion.tuning_space import State
 from detseg.structures import Predictions
+from detseg.tuning.space import State
+from detseg.tuning.trials import Trials
 
 GOAL = 120.0
 

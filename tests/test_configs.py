@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from detseg.config import Config, load_config, load_flat_config, validate_config
-from detseg.config.engines import as_trained, choose_engine
-from detseg.engine.optimizer import build_optimizer, set_learning_rates
+from detseg.config import Config, load_config, load_flat_config
+from detseg.engines.engines import as_trained, choose_engine
+from detseg.engines.validation import validate_config
 from detseg.models.table import build_model
-from detseg.models.weights.fitting import CLASS_ENTRIES
+from detseg.models.weights.loading import CLASS_ENTRIES
+from detseg.optim.optimizer import build_optimizer, set_learning_rates
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 

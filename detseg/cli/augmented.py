@@ -16,10 +16,10 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from detseg.config import load_config
-    from detseg.config.imports import run_imports
-    from detseg.data.stream import TrainingStream
+    from detseg.config.loading import run_imports
+    from detseg.data.loader import TrainingStream
     from detseg.engine.data_sets import load_training_set
-    from detseg.report.contact_sheet import PER_SHEET, contact_sheet
+    from detseg.report.contact_sheets import PER_SHEET, contact_sheet
     from detseg.report.overlays import write_png
 
     count = arguments.augmented

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from detseg.errors import DataError
 
 if TYPE_CHECKING:
-    from detseg.models.parity_rows import Row
+    from detseg.models.parity import Row
 
 DESCRIPTION = "Compare the native models with numbers computed by Detectron2; exits 1 when one lies beyond its bound."
 
@@ -69,7 +69,7 @@ def _print_table(title: str, rows: Sequence[Row]) -> None:
 
 
 def _print_summary_head() -> None:
-    from detseg.models.parity_rows import KINDS
+    from detseg.models.parity import KINDS
 
     print("| case | " + " | ".join(KINDS) + " |")
     print("|---" * (len(KINDS) + 1) + "|")
@@ -77,7 +77,7 @@ def _print_summary_head() -> None:
 
 def _print_summary(name: str, rows: Sequence[Row]) -> None:
     """One line: the largest difference of each kind, of masks the share of what is allowed."""
-    from detseg.models.parity_rows import KINDS, worst_of_kinds
+    from detseg.models.parity import KINDS, worst_of_kinds
 
     worst = worst_of_kinds(rows)
     cells = []

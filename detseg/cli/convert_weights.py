@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from detseg.models.weights import resolve_weights
-    from detseg.models.weights.reading import read_weights
-    from detseg.models.weights.renaming import detectron2_names, is_backbone_alone
+    from detseg.models.weights.files import read_weights
+    from detseg.models.weights.names import detectron2_names, is_backbone_alone
     from detseg.models.weights.writing import SUFFIXES, write_weights
 
     output = Path(arguments.output)

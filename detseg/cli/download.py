@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detseg.data.download_table import DownloadEntry
+    from detseg.curation.download import DownloadEntry
 
 DESCRIPTION = (
     "Fetch a data set from its official place, continue where a download broke off, check it and record its SHA-256. "
@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Fetch the data set and print its files and the next command, or print what there is."""
-    from detseg.data.download import download, download_folder
-    from detseg.data.download_table import find_entry, read_download_table
+    from detseg.curation.download import download, download_folder, find_entry, read_download_table
 
     if arguments.name is None:
         print(table_of(list(read_download_table().values())))

@@ -53,12 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
+    from detseg.coco.predictions_file import read_predictions
     from detseg.errors import ConfigError
     from detseg.evaluation.evaluate import align, count_all, image_table, metrics_of, write_image_table
     from detseg.evaluation.ground_truth import GroundTruth
     from detseg.fusion.postprocess import Postprocess
-    from detseg.structures.predictions_file import read_predictions
 
     if arguments.max_detections < 1:
         raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more")
@@ -105,7 +105,7 @@ def _keeps_everything(metrics: Mapping[str, Any], aligned: list[Any]) -> bool:
 
 
 def _write_json(path: Path, metrics: Mapping[str, Any]) -> None:
-    from detseg.structures.atomic_write import written_whole
+    from detseg.files.atomic import written_whole
 
     with written_whole(path, "the file of scores") as temporary:
         text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from detseg.cli.image_fields import add_image_fields, plane_fields
 
 if TYPE_CHECKING:
-    from detseg.data.coco import ImageRecord
+    from detseg.coco.dataset import ImageRecord
 
 DESCRIPTION = (
     "Write the objects of a COCO or Predictions file as label images, for Cellpose, ImageJ or QuPath, as a table of "
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Export, and print what was written."""
     from tqdm import tqdm
 
-    from detseg.data.writers.export import ExportOptions, export
-    from detseg.data.writers.objects import open_objects
+    from detseg.formats.export import ExportOptions, export
+    from detseg.formats.objects import open_objects
     from detseg.structures.pixel_size import parse_pixel_size_text
 
     _check(arguments)

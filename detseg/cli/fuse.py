@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
+    from detseg.coco.predictions_file import PredictionsFile
+    from detseg.coco.predictions_parsing import ImageEntry
     from detseg.fusion.members import Member
     from detseg.fusion.options import FusionOptions
-    from detseg.structures.predictions_file import PredictionsFile
-    from detseg.structures.predictions_parsing import ImageEntry
 
 DESCRIPTION = (
     "Fuse predictions of the same images into one Predictions file: non-maximum suppression, soft-NMS or weighted "
@@ -60,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import ConfigError, DataError
     from detseg.fusion.members import fuse_members, refuse_missing
     from detseg.fusion.options import check_weights
     from detseg.fusion.postprocess import Postprocess
-    from detseg.structures.predictions_file import PredictionsWriter
 
     output = Path(arguments.output)
     if not output.name.endswith((".json", ".json.gz")):
@@ -104,8 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _options(arguments: argparse.Namespace) -> FusionOptions:
     """Return the settings of --config with those of the command line over them."""
-    from detseg.fusion.options import FusionOptions
-    from detseg.fusion.settings import parse_words
+    from detseg.fusion.options import FusionOptions, parse_words
 
     base = FusionOptions.load(arguments.config) if arguments.config else FusionOptions()
     changed = parse_words(arguments.overrides)
@@ -117,7 +116,7 @@ def _open(
     arguments: argparse.Namespace,
 ) -> tuple[list[Member], Sequence[ImageEntry], list[dict[str, Any]], list[dict[str, Any]]]:
     """Open all inputs; return them, the images, the categories, and what is known of each input."""
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
     from detseg.errors import DataError
     from detseg.fusion.members import FileMember, all_images, common_categories
 
@@ -145,20 +144,20 @@ def _open(
 
 def _open_file(path: str, truth: CocoDataset | None) -> PredictionsFile:
     """Open a file by its own images and classes; a plain list of results, which has none, by the ground truth's."""
-    from detseg.structures.predictions_file import is_plain_list, read_predictions
+    from detseg.coco.predictions_file import is_plain_list, read_predictions
 
     return read_predictions(path, truth if truth is not None and is_plain_list(path) else None)
 
 
 def _entries(truth: CocoDataset) -> list[ImageEntry]:
-    from detseg.structures.predictions_parsing import ImageEntry
+    from detseg.coco.predictions_parsing import ImageEntry
 
     return [ImageEntry(image.image_id, image.file_name, image.height, image.width) for image in truth.images]
 
 
 def _label_folder(path: str, arguments: argparse.Namespace, categories: list[dict[str, Any]]) -> Member:
-    from detseg.data.label_predictions import LabelFolder
     from detseg.errors import ConfigError
+    from detseg.formats.label_predictions import LabelFolder
 
     names = [str(category["name"]) for category in categories]
     if arguments.label_class is None and len(names) != 1:

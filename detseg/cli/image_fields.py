@@ -24,7 +24,7 @@ def add_image_fields(parser: argparse.ArgumentParser, *, pixel_size_help: str = 
 
 def plane_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return --z, --t and --axes as the fields of a COCO image."""
-    from detseg.data.planes import PlaneChoice
+    from detseg.images.planes import PlaneChoice
 
     return PlaneChoice.from_texts(arguments.z, arguments.t, arguments.axes).fields()
 

@@ -56,12 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the report, and print what matters most."""
-    from detseg.data.inspection.gather import GatherOptions
-    from detseg.data.inspection.inspect_data import inspect_data
-    from detseg.data.inspection.suggested_config import check_suggested, suggested_yaml, write_suggested
-    from detseg.data.repair.options import RepairRules
+    from detseg.curation.inspection.gather import GatherOptions
+    from detseg.curation.inspection.inspect_data import check_suggested, inspect_data, suggested_yaml, write_suggested
+    from detseg.curation.repair.rules import RepairRules
     from detseg.errors import DataError
-    from detseg.report.inspection.write import check_folder, write_report
+    from detseg.report.inspection.sections import check_folder, write_report
 
     if arguments.pictures < 0 or not 0 <= arguments.similar <= 1:
         raise DataError("--pictures is a number of images, 0 or more, and --similar a correlation from 0 to 1")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detseg.evaluation.ground_truth import GroundTruth
-    from detseg.submission.images import SubmissionImage
+    from detseg.submission.formats import SubmissionImage
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images:
         images = read_images(Path(arguments.images))
     elif truth is not None and arguments.check:
-        from detseg.submission.scoring import images_of
+        from detseg.submission.reading import images_of
 
         images = images_of(truth)
     if arguments.check:
@@ -84,19 +84,18 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _truth(path: str | None) -> GroundTruth | None:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
     from detseg.evaluation.ground_truth import GroundTruth
 
     return GroundTruth.from_coco(CocoDataset.load(path)) if path else None
 
 
 def _write(arguments: argparse.Namespace, images: dict[str, SubmissionImage] | None) -> None:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
+    from detseg.coco.predictions_file import is_plain_list, read_predictions
     from detseg.errors import ConfigError
     from detseg.fusion.postprocess import Postprocess
-    from detseg.structures.predictions_file import is_plain_list, read_predictions
-    from detseg.submission.formats import FORMATS
-    from detseg.submission.images import SubmissionImage, by_name, name_of
+    from detseg.submission.formats import FORMATS, SubmissionImage, by_name, name_of
     from detseg.submission.writing import write_submission
 
     is_coco = bool(arguments.images) and arguments.images.endswith(".json")
@@ -148,8 +147,7 @@ def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> 
 
 def _score(path: Path, truth: GroundTruth, name: str | None) -> None:
     from detseg.submission.formats import FORMATS
-    from detseg.submission.reading import read_submission
-    from detseg.submission.scoring import images_of, score_submission
+    from detseg.submission.reading import images_of, read_submission, score_submission
 
     scores = score_submission(truth, read_submission(path, images_of(truth), FORMATS[name] if name else None))
     cells = ["-" if value is None else f"{value:.4f}" for value in (scores["object_ap"], scores["object_ap50"])]
@@ -158,9 +156,9 @@ def _score(path: Path, truth: GroundTruth, name: str | None) -> None:
 
 def read_images(path: Path) -> dict[str, SubmissionImage]:
     """Return the images of a folder (also ID/images/ID.png), of a COCO file, or of a sample submission."""
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
     from detseg.errors import DataError
-    from detseg.submission.images import SubmissionImage, by_name, name_of
+    from detseg.submission.formats import SubmissionImage, by_name, name_of
 
     if not path.exists():
         raise DataError(f"--images {path}: there is no such file or folder")
@@ -179,9 +177,9 @@ def read_images(path: Path) -> dict[str, SubmissionImage]:
 def _folder_images(path: Path) -> list[SubmissionImage]:
     from PIL import Image
 
-    from detseg.data.images import SUFFIXES
     from detseg.errors import DataError, list_problems
-    from detseg.submission.images import SubmissionImage
+    from detseg.images.reading import SUFFIXES
+    from detseg.submission.formats import SubmissionImage
 
     found, problems = [], []
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.parent.name != "masks")
@@ -200,9 +198,8 @@ def _folder_images(path: Path) -> list[SubmissionImage]:
 
 
 def _sample_images(path: Path) -> dict[str, SubmissionImage]:
-    from detseg.data.readers.table import read_table
-    from detseg.submission.formats import format_of
-    from detseg.submission.images import SubmissionImage, by_name
+    from detseg.files.table import read_table
+    from detseg.submission.formats import SubmissionImage, by_name, format_of
 
     table = read_table(path, [])
     layout = format_of(table.columns, path)

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from detseg.data.synthetic import KINDS, generate_dataset
+    from detseg.curation.synthetic import KINDS, generate_dataset
 
     counts = {name: getattr(arguments, name) for name in ("train", "val", "test") if getattr(arguments, name)}
     paths = generate_dataset(

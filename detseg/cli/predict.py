@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from detseg.cli.predict_shared import processes_of_torchrun
-    from detseg.data.writers.export import image_targets
+    from detseg.formats.export import image_targets
     from detseg.inference.given_boxes import read_boxes
 
     _check(arguments)
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _shared_under_torchrun(arguments: argparse.Namespace) -> bool:
     """Predict the share of this process; return whether it is the one that goes on, when all have done theirs."""
     from detseg.cli.predict_shared import predict_share
-    from detseg.engine.distributed import join_processes
+    from detseg.runs.distributed import join_processes
 
     with join_processes() as processes:
         arguments.device = str(processes.device(arguments.device))
@@ -152,9 +152,9 @@ def _predict(
 
     from tqdm import tqdm
 
-    from detseg.data.writers.large_labels import write_labels
-    from detseg.data.writers.objects import ImageObjects
-    from detseg.structures.predictions_file import PredictionsWriter
+    from detseg.coco.predictions_file import PredictionsWriter
+    from detseg.formats.label_images import write_labels
+    from detseg.formats.objects import ImageObjects
 
     skipped: list[SkippedImage] = []
     counts = [0] * len(predictor.classes)

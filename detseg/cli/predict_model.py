@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detseg.inference.predictor import Predictor
-    from detseg.inference.tta import TestTimeAugmentation
+    from detseg.inference.views import TestTimeAugmentation
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +132,7 @@ def _of_run(arguments: argparse.Namespace, run: str) -> Predictor:
 
 def _of_weights(arguments: argparse.Namespace, weights: str) -> Predictor:
     from detseg.config import load_config
-    from detseg.config.imports import run_imports
+    from detseg.config.loading import run_imports
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.predictor import Predictor
 

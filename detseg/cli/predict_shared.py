@@ -31,9 +31,9 @@ def predict_share(
     """Predict every count-th image, and every count-th tile of each large one, into files of a folder."""
     from detseg.cli.predict_model import load_predictor
     from detseg.cli.predict_tiles import find_sources, set_tiling
+    from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import DataError
     from detseg.inference.given_boxes import read_boxes
-    from detseg.structures.predictions_file import PredictionsWriter
 
     source = find_sources(arguments)
     predictor = load_predictor(arguments)
@@ -84,8 +84,8 @@ def put_together(
     boxes: Any,
 ) -> Iterator[Predictions]:
     """The answers of all processes in the order of the images; what could not be predicted goes to `skipped`."""
+    from detseg.coco.predictions_file import read_predictions
     from detseg.inference.predictor import SkippedImage
-    from detseg.structures.predictions_file import read_predictions
 
     told = [json.loads((folder / f"told{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
     tiled = set(told[0]["tiled"])

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set, and print a table of its parts and whether its nuclei are as many as published."""
-    from detseg.data.readers.bbbc039 import Bbbc039
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.bbbc039 import Bbbc039
 
     source = Bbbc039(arguments.source, class_name=arguments.classes)
     print(prepare(source, prepare_options(arguments)))

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.coco_file import CocoFile
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.coco_file import CocoFile
 
     print(prepare(CocoFile(arguments.annotations, image_root=arguments.image_root), prepare_options(arguments)))

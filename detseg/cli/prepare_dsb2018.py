@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.dsb2018 import Dsb2018
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.dsb2018 import Dsb2018
 
     source = Dsb2018(
         arguments.source,

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.geojson import GeoJsonOptions, read_geojson
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.geojson import GeoJsonOptions, read_geojson
 
     options = GeoJsonOptions(arguments.classes, tuple(arguments.object_types), arguments.nuclei)
     source = read_geojson(arguments.source, arguments.annotations, options=options, allow_empty=arguments.allow_empty)

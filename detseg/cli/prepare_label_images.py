@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.label_images import LabelImages
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.label_images import LabelImages
 
     source = LabelImages(
         arguments.images, arguments.labels, label_suffix=arguments.label_suffix, class_name=arguments.classes

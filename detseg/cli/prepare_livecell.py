@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.livecell import LiveCell
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.livecell import LiveCell
 
     source = LiveCell(
         arguments.source, images=arguments.images, cell_type=arguments.cell_type, percent=arguments.percent

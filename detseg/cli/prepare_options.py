@@ -10,9 +10,9 @@ from detseg.cli.image_fields import add_image_fields, plane_fields
 from detseg.cli.repair_options import RULES_HELP
 
 if TYPE_CHECKING:
-    from detseg.data.readers.picture_options import PictureOptions
-    from detseg.data.readers.prepare import PrepareOptions
-    from detseg.data.repair.options import RepairRules
+    from detseg.curation.prepare import PrepareOptions
+    from detseg.curation.repair.rules import RepairRules
+    from detseg.formats.source import PictureOptions
 
 
 def add_prepare_options(
@@ -88,8 +88,8 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _picture_options(arguments: argparse.Namespace) -> PictureOptions:
-    from detseg.data.planes import PlaneChoice
-    from detseg.data.readers.picture_options import PictureOptions, input_keys
+    from detseg.formats.source import PictureOptions, input_keys
+    from detseg.images.planes import PlaneChoice
 
     keys = input_keys(arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range)
     plane = PlaneChoice.from_fields(plane_fields(arguments))
@@ -98,7 +98,7 @@ def _picture_options(arguments: argparse.Namespace) -> PictureOptions:
 
 def prepare_options(arguments: argparse.Namespace, *, defaults: RepairRules | None = None) -> PrepareOptions:
     """Return what these options say. defaults: of the rules of repair, where a source knows better."""
-    from detseg.data.readers.prepare import PrepareOptions
+    from detseg.curation.prepare import PrepareOptions
 
     return PrepareOptions(
         output=arguments.output,
@@ -119,7 +119,7 @@ def prepare_options(arguments: argparse.Namespace, *, defaults: RepairRules | No
 
 
 def _repair_rules(arguments: argparse.Namespace, defaults: RepairRules | None) -> RepairRules | None:
-    from detseg.data.repair.options import RepairRules
+    from detseg.curation.repair.rules import RepairRules
 
     holes = ["holes=all"] if arguments.fill_holes else []
     if arguments.repair is not None:

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.prepare import prepare
-    from detseg.data.readers.roi import read_rois
+    from detseg.curation.prepare import prepare
+    from detseg.formats.imagej import read_rois
 
     source = read_rois(
         arguments.source, arguments.annotations, class_name=arguments.classes, allow_empty=arguments.allow_empty

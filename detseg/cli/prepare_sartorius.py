@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.prepare import prepare
-    from detseg.data.readers.sartorius import Sartorius
-    from detseg.data.repair.options import RepairRules
+    from detseg.curation.prepare import prepare
+    from detseg.curation.repair.rules import RepairRules
+    from detseg.formats.sartorius import Sartorius
 
     # Every image of the competition shows cells of one type.
     options = prepare_options(arguments, defaults=RepairRules(one_class_per_image=True))

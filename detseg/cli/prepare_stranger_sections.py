@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.data.readers.class_masks import MACERALS, read_class_masks
-    from detseg.data.readers.prepare import prepare
+    from detseg.curation.prepare import prepare
+    from detseg.formats.class_masks import MACERALS, read_class_masks
 
     source = read_class_masks(
         arguments.source,

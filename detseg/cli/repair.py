@@ -31,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Repair the file and print a table of what was found."""
-    from detseg.data.repair.changes import changes_table, check_free
-    from detseg.data.repair.coco_file import default_changes_csv, repair_coco
-    from detseg.data.repair.options import RepairRules
+    from detseg.curation.repair.coco_file import default_changes_csv, repair_coco
+    from detseg.curation.repair.rules import RepairRules, changes_table, check_free
     from detseg.errors import list_problems
 
     rules = RepairRules.parse(arguments.rules)
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(skipped)} problems; left out:\n{list_problems(skipped)}")
     print(f"{changes_table(changes)}\n\nwritten: {arguments.target}, and {csv} with every change")
     if arguments.pictures and changes:
-        from detseg.report.repairs import draw_repairs
+        from detseg.report.contact_sheets import draw_repairs
 
         drawn = draw_repairs(arguments.source, arguments.target, changes, arguments.pictures)
         print(f"{arguments.pictures} shows the {drawn} annotations that changed most")

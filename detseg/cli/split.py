@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Split, or check, and print a report."""
-    from detseg.data.split_check import check_split
-    from detseg.data.split_coco import SplitOptions, split_coco
+    from detseg.curation.leaks import check_split
+    from detseg.curation.split_coco import SplitOptions, split_coco
     from detseg.errors import DataError
 
     if arguments.check:

@@ -14,11 +14,11 @@ from detseg.errors import ConfigError, DetsegError, RunError
 if TYPE_CHECKING:
     import numpy as np
 
+    from detseg.coco.dataset import CocoDataset
     from detseg.config import Config
-    from detseg.data.coco import CocoDataset
-    from detseg.engine.distributed import Processes
-    from detseg.engine.fold_runs import FoldRuns
-    from detseg.engine.run_folder import RunFolder
+    from detseg.runs.distributed import Processes
+    from detseg.runs.fold_runs import FoldRuns
+    from detseg.runs.run_folder import RunFolder
 
 DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
 its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change keys."""
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _launch(arguments)
     import torch
 
-    from detseg.engine.distributed import join_processes
+    from detseg.runs.distributed import join_processes
 
     if arguments.num_threads is not None:
         if arguments.num_threads < 1:
@@ -90,7 +90,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Start the processes of --num-gpus, each of which runs this command; return their exit status."""
     from importlib import import_module
 
-    from detseg.config.engines import check_engine
+    from detseg.engines.engines import check_engine
 
     count = arguments.num_gpus
     engine = check_engine(_given_config(arguments))
@@ -99,7 +99,7 @@ def _launch(arguments: argparse.Namespace) -> int:
             f"--num-gpus {count} starts processes by Detectron2's launch, and the engine is native ({engine.reason}): "
             f"start them with torchrun --nproc_per_node {count} tools/train_net.py"
         )
-    return import_module("detseg.detectron2.launch").launch_command(_launched, arguments, count)
+    return import_module("detseg.engine.detectron2.launch").launch_command(_launched, arguments, count)
 
 
 def _launched(arguments: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def _launched(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, processes: Processes) -> int:
-    from detseg.engine.interrupt import TrainingInterrupted
+    from detseg.runs.interrupt import TrainingInterrupted
 
     cfg = processes.from_main(lambda: _given_config(arguments))
     try:
@@ -130,7 +130,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
 
 def _given_config(arguments: argparse.Namespace) -> Config:
     from detseg.config import DEFAULT_OUTPUT_DIR, load_config
-    from detseg.config.imports import run_imports
+    from detseg.config.loading import run_imports
 
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if arguments.config is None and not (
@@ -141,10 +141,10 @@ def _given_config(arguments: argparse.Namespace) -> Config:
 
 
 def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
-    from detseg.config import validate_config
-    from detseg.engine.interrupt import TrainingInterrupted
-    from detseg.engine.run_folder import open_run_together
     from detseg.engine.train import train
+    from detseg.engines.validation import validate_config
+    from detseg.runs.interrupt import TrainingInterrupted
+    from detseg.runs.run_folder import open_run_together
 
     if not arguments.resume:
         processes.from_main(lambda: validate_config(cfg))
@@ -160,10 +160,11 @@ def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> 
 
 
 def _resumed_config(cfg: Config, run_folder: RunFolder, arguments: argparse.Namespace) -> Config:
-    from detseg.config import load_config, validate_config
-    from detseg.config.engines import as_trained
-    from detseg.config.imports import same_imports
-    from detseg.engine.run_record import read_record
+    from detseg.config import load_config
+    from detseg.config.loading import same_imports
+    from detseg.engines.engines import as_trained
+    from detseg.engines.validation import validate_config
+    from detseg.runs.run_folder import read_record
 
     if run_folder.config.is_file():
         cfg = load_config(run_folder.config, arguments.overrides, imports=same_imports(cfg))
@@ -191,9 +192,9 @@ def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, process
 
 def _train_folds(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> int:
     """Train the folds that are asked for and, when none is missing, join what they predict."""
-    from detseg.config import validate_config
     from detseg.engine.data_sets import load_folded_set
-    from detseg.engine.fold_runs import open_fold_runs
+    from detseg.engines.validation import validate_config
+    from detseg.runs.fold_runs import open_fold_runs
 
     if arguments.eval_only:
         raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
@@ -225,7 +226,7 @@ def _train_folds(cfg: Config, arguments: argparse.Namespace, processes: Processe
 def _config_of_folds(cfg: Config, arguments: argparse.Namespace) -> Config:
     """The settings of the folds that lie in OUTPUT_DIR."""
     from detseg.config import load_config
-    from detseg.config.imports import same_imports
+    from detseg.config.loading import same_imports
 
     present = sorted(Path(cfg.OUTPUT_DIR).glob("fold*/config.yaml"))
     if not present:
@@ -244,7 +245,7 @@ def _with_fold(cfg: Config, fold: int, **keys: str) -> Config:
 
 def _join_folds(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> None:
     from detseg.engine.out_of_fold import CONTENTS, collect, fold_table
-    from detseg.engine.results_table import contents
+    from detseg.runs.results_table import contents
 
     missing = runs.unfinished()
     if missing:
@@ -267,7 +268,7 @@ def _evaluate(cfg: Config, arguments: argparse.Namespace, processes: Processes) 
 
 
 def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
-    from detseg.engine.results_table import contents, results_table
+    from detseg.runs.results_table import contents, results_table
 
     if metrics:
         threshold = metrics["score_threshold"]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
     from detseg.evaluation.ground_truth import GroundTruth
-    from detseg.fusion.trials import Trials
-    from detseg.fusion.tuning import TuningResult
-    from detseg.fusion.tuning_space import Coordinate, State
     from detseg.structures import Predictions
+    from detseg.tuning.space import Coordinate, State
+    from detseg.tuning.trials import Trials
+    from detseg.tuning.tuning import TuningResult
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,9 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from detseg.fusion.trials import Trials
-    from detseg.fusion.tuning import curves, random_folds, to_plain, tune
-    from detseg.fusion.tuning_inputs import classes_to_tune, folds_of
     from detseg.report.tuning_curves import draw_tuning_curves
+    from detseg.tuning.trials import Trials
+    from detseg.tuning.tuning import classes_to_tune, curves, folds_of, random_folds, to_plain, tune
 
     outputs = _outputs(arguments)
     _check_numbers(arguments)
@@ -147,14 +146,14 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 def _read(arguments: argparse.Namespace) -> tuple[GroundTruth, list[list[Predictions]], list[dict[str, Any]]]:
     """Return the truth, the predictions of its images by member, and what is known of each file."""
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
+    from detseg.coco.predictions_file import is_plain_list, read_predictions
+    from detseg.coco.predictions_parsing import ImageEntry
     from detseg.errors import DataError
     from detseg.evaluation.evaluate import align
     from detseg.evaluation.ground_truth import GroundTruth
     from detseg.fusion.members import FileMember, common_categories
-    from detseg.fusion.tuning_inputs import read_members, read_parts
-    from detseg.structures.predictions_file import is_plain_list, read_predictions
-    from detseg.structures.predictions_parsing import ImageEntry
+    from detseg.tuning.tuning import read_members, read_parts
 
     dataset: CocoDataset = CocoDataset.load(arguments.ground_truth)
     truth = GroundTruth.from_coco(dataset)
@@ -186,7 +185,7 @@ def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:
     from detseg.errors import ConfigError
     from detseg.fusion.options import FusionOptions
     from detseg.fusion.postprocess import Postprocess
-    from detseg.fusion.tuning_space import State
+    from detseg.tuning.space import State
 
     post = Postprocess.load(arguments.start) if arguments.start else Postprocess()
     if post.classes and list(post.classes) != truth.class_names:
@@ -223,7 +222,7 @@ def _coordinates(
     predictions: Sequence[Predictions],
     members: int,
 ) -> list[Coordinate]:
-    from detseg.fusion.tuning_space import BY_DEFAULT, FUSION, NEED_SOFT_MASKS, check_settings, make_coordinates
+    from detseg.tuning.space import BY_DEFAULT, FUSION, NEED_SOFT_MASKS, check_settings, make_coordinates
 
     soft = all(image.soft_masks is not None for image in predictions if len(image))
     usual = [
@@ -241,8 +240,8 @@ def _searches(
     arguments: argparse.Namespace, trials: Trials, start: State, coordinates: Sequence[Coordinate]
 ) -> tuple[Any, Any]:
     """Return how the settings before and after are found on some images."""
-    from detseg.fusion.search import coordinate_search, optuna_search
-    from detseg.fusion.tuning_space import make_coordinates
+    from detseg.tuning.search import coordinate_search, optuna_search
+    from detseg.tuning.space import make_coordinates
 
     threshold = make_coordinates(["score_threshold"], trials.truth, start, classes=None)
 
@@ -274,7 +273,7 @@ def _write_states(outputs: dict[str, Path], state: State) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from detseg.structures.atomic_write import written_whole
+    from detseg.files.atomic import written_whole
 
     with written_whole(path, "the table of settings") as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from detseg.data.coco import CocoDataset, ImageAnnotations, ImageRecord
+    from detseg.coco.dataset import CocoDataset, ImageAnnotations, ImageRecord
+    from detseg.coco.predictions_file import PredictionsFile
     from detseg.fusion.postprocess import Postprocess
-    from detseg.report.visualize import Overlay
-    from detseg.structures.predictions_file import PredictionsFile
+    from detseg.report.overlays import Overlay
 
 DESCRIPTION = (
     "Draw predictions, ground truth or both over the images: one PNG an image, side by side, with contours and counts. "
@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _draw_overlays(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from detseg.data.coco import CocoDataset
-    from detseg.report.visualize import draw_overlays, match_images
-    from detseg.structures.predictions_file import read_predictions
+    from detseg.coco.dataset import CocoDataset
+    from detseg.coco.predictions_file import read_predictions
+    from detseg.report.overlays import draw_overlays, match_images
 
     _check(arguments)
     postprocess = _postprocess(arguments)

@@ -1,6 +1,5 @@
 """The configuration: known keys with defaults, loading with `_BASE_` and overrides, validation, dump and hash."""
 
-from detseg.config.differences import DEFAULT_OUTPUT_DIR
 from detseg.config.loading import (
     config_hash,
     config_name,
@@ -10,7 +9,7 @@ from detseg.config.loading import (
     load_flat_config,
 )
 from detseg.config.node import Config
-from detseg.config.validation import validate_config
+from detseg.config.schema import DEFAULT_OUTPUT_DIR
 
 __all__ = [
     "DEFAULT_OUTPUT_DIR",
@@ -21,5 +20,4 @@ __all__ = [
     "get_default_config",
     "load_config",
     "load_flat_config",
-    "validate_config",
 ]

@@ -11,15 +11,25 @@ from detseg.errors import ConfigError, list_problems
 
 
 class Problems:
-    """The problems of one configuration, each with key, value and where the value was set."""
+    """The problems of one configuration, each with key, value and where the value was set.
 
-    def __init__(self, cfg: Config) -> None:
+    engine: for which the configuration is judged; "native" refuses values that only Detectron2 implements.
+    """
+
+    def __init__(self, cfg: Config, engine: str = "native") -> None:
         self.cfg = cfg
+        self.engine = engine
         self.found: list[str] = []
 
     def add(self, key: str, expected: str) -> None:
         """Note a problem of one key; `expected` says what it should be and what to do."""
         self.found.append(f"{key} = {shorten(self.cfg[key])} ({self.cfg.origin(key)}): {expected}")
+
+    def add_choices(self, key: str, choices: Sequence[Any], *, known: bool = False) -> None:
+        """Note that the value is none of `choices`; known: Detectron2 implements it."""
+        names = ", ".join(repr(choice) for choice in choices) or "nothing here"
+        advice = "; the native engine does not implement it, MODEL.ENGINE detectron2 does" if known else ""
+        self.add(key, f"expected {'one of ' if len(choices) > 1 else ''}{names}{advice}")
 
     def one_of(self, key: str, choices: Sequence[Any]) -> None:
         """The value must be one of `choices`."""
@@ -27,21 +37,28 @@ class Problems:
             self.add(key, f"expected one of {', '.join(repr(choice) for choice in choices)}")
 
     def within(
-        self, key: str, least: float | None = None, most: float | None = None, *, above: float | None = None
+        self,
+        key: str,
+        least: float | None = None,
+        most: float | None = None,
+        *,
+        above: float | None = None,
+        below: float | None = None,
     ) -> None:
-        """The number, or every number of a list, must be >= `least`, > `above` and <= `most`, where these are given."""
+        """The number, or every number of a list, must be >= `least`, > `above`, <= `most`, < `below`."""
         value = self.cfg[key]
         numbers = value if isinstance(value, list) else [value]
         fits = all(
             (least is None or number >= least)
             and (above is None or number > above)
             and (most is None or number <= most)
+            and (below is None or number < below)
             for number in numbers
         )
         if not fits:
             bounds = [
                 f"{words} {bound}"
-                for words, bound in (("at least", least), ("more than", above), ("at most", most))
+                for words, bound in (("at least", least), ("more than", above), ("at most", most), ("less than", below))
                 if bound is not None
             ]
             each = "every number " if isinstance(value, list) else ""

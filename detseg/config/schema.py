@@ -14,9 +14,56 @@ from types import MappingProxyType
 from typing import Any
 
 from detseg.config.detectron2_defaults import DETECTRON2_DEFAULTS
-from detseg.config.differences import DIFFERENCES
 from detseg.config.keys import OWN_KEYS
 from detseg.config.kinds import Kind, WrongKindError, coerce, kind_of_default
+
+# Where detseg's default of a Detectron2 key differs from Detectron2's, each with its reason.
+#
+# `docs/configuration.md` is made from this list.
+
+# OUTPUT_DIR's default: <config> becomes the configuration's name, and each run takes the next free number below it
+DEFAULT_OUTPUT_DIR = "runs/<config>"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key of Detectron2's whose default is another one here."""
+
+    name: str
+    default: Any
+    reason: str
+
+
+DIFFERENCES: tuple[Difference, ...] = (
+    Difference(
+        "MODEL.DEVICE",
+        "auto",
+        "The best device that is there (CUDA, else the CPU), so that one file runs everywhere.",
+    ),
+    Difference(
+        "INPUT.MASK_FORMAT",
+        "bitmask",
+        "Polygons and bitmasks of cells under 80 pixels agree only to IoU 0.69; touching cells need exact masks.",
+    ),
+    Difference(
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+        False,
+        "Images without objects teach what background looks like.",
+    ),
+    Difference(
+        "DATALOADER.ASPECT_RATIO_GROUPING",
+        False,
+        "The native engine does not group: the position in the sample stream alone decides a batch, which makes a "
+        "resumed run repeat the uninterrupted one exactly; crops have one shape anyway.",
+    ),
+    Difference(
+        "OUTPUT_DIR",
+        DEFAULT_OUTPUT_DIR,
+        "`<config>` is the name of the configuration; every run gets a numbered folder of its own below, nothing is "
+        "overwritten.",
+    ),
+)
+
 
 # Detectron2's keys whose default does not tell the type, or tells it too narrowly
 _DECLARED_KINDS = {

@@ -1,1 +1,1 @@
-"""From files to samples: images, COCO files, known data sets, splits, synthetic cells and the loader."""
+"""From a COCO data set to batches of samples: folds, preprocessing, augmentation, copy-paste, sampling, loader."""

@@ -8,9 +8,15 @@ limit holds for all processes together.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
+import json
 import logging
+import math
+import mmap
 import os
 import shutil
+import struct
 import tempfile
 import time
 import weakref
@@ -18,15 +24,99 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.data.sample_file import pack_sample, read_sample_file
+import numpy as np
+
+from detseg import __version__
+from detseg.coco.dataset import CocoDataset
+from detseg.data.preprocess import ImagePreprocess
+from detseg.data.shared_dataset import SharedDataset
 from detseg.errors import DataError
-from detseg.structures.atomic_write import written_whole
-from detseg.structures.cache_folder import cache_folder
-from detseg.structures.file_lock import try_lock
+from detseg.files.atomic import written_whole
+from detseg.files.lock import try_lock
+from detseg.files.transfer import cache_folder
+from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
     from detseg.config import Config
+
+
+# One decoded sample in one file, read by mapping it into memory.
+#
+# Layout: the magic bytes, the length of the header (uint32, little-endian), the header (JSON: of each array its dtype,
+# shape and offset; metadata), then the arrays, each at a multiple of 64 bytes. Labels are kept in 16 bits where they
+# fit.
+
+_MAGIC = b"detseg1\n"
+_ALIGNMENT = 64
+_PREFIX = struct.Struct("<8sI")
+
+
+def pack_sample(sample: Sample) -> list[bytes | memoryview]:
+    """Return the pieces of the file of a sample with layers: image, layers, classes, ignore, metadata (as JSON)."""
+    assert sample.layers is not None
+    labels = sample.layers.layers
+    arrays = {
+        "image": sample.image,
+        "layers": labels.astype(np.uint16) if len(sample.layers) < 2**16 else labels,
+        "classes": sample.classes,
+    }
+    if sample.ignore is not None:
+        arrays["ignore"] = sample.ignore
+    header, offset = {}, 0
+    for name, array in arrays.items():
+        header[name] = [array.dtype.str, array.shape, offset]
+        offset += _padded(array.nbytes)
+    text = json.dumps({"arrays": header, "bytes": offset, "metadata": sample.metadata}).encode()
+    start = _padded(_PREFIX.size + len(text))
+    pieces: list[bytes | memoryview] = [_PREFIX.pack(_MAGIC, len(text)) + text.ljust(start - _PREFIX.size)]
+    for array in arrays.values():
+        pieces += [memoryview(np.ascontiguousarray(array)).cast("B"), bytes(_padded(array.nbytes) - array.nbytes)]
+    return pieces
+
+
+def read_sample_file(path: Path) -> Sample | None:
+    """Return the sample of such a file, without id and name; None where the file is absent or not whole.
+
+    The image is read-only and stays in the file until it is looked at.
+    """
+    try:
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # not there; an empty file cannot be mapped
+        return None
+    header = _read_header(mapped)
+    if header is None:
+        return None
+    found = {
+        name: np.frombuffer(mapped, np.dtype(dtype), math.prod(shape), header["start"] + offset).reshape(shape)
+        for name, (dtype, shape, offset) in header["arrays"].items()
+    }
+    ignore = found.get("ignore")
+    return Sample(
+        image=found["image"],
+        layers=LabelLayers(found["layers"].astype(np.int32), len(found["classes"])),
+        classes=found["classes"].copy(),
+        ignore=None if ignore is None else ignore.copy(),
+        metadata=header["metadata"],
+    )
+
+
+def _read_header(mapped: mmap.mmap) -> dict[str, Any] | None:
+    """Return the header, with `start`, where the arrays begin; None for a file that is not whole."""
+    if len(mapped) < _PREFIX.size:
+        return None
+    magic, length = _PREFIX.unpack(mapped[: _PREFIX.size])
+    if magic != _MAGIC:
+        return None
+    start = _padded(_PREFIX.size + length)
+    header = json.loads(mapped[_PREFIX.size : _PREFIX.size + length])
+    return {**header, "start": start} if len(mapped) == start + header["bytes"] else None
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
 
 logger = logging.getLogger(__name__)
 
@@ -217,3 +307,68 @@ def _remove_folder(folder: Path, owner: Any, process: int) -> None:
         return
     owner.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+# Images of a data set, decoded and prepared, from their files or from a cache.
+
+
+class SampleReader:
+    """Reads samples of a data set: the image prepared (not expanded: see `ImagePreprocess.expand`), its objects."""
+
+    def __init__(
+        self, dataset: CocoDataset | SharedDataset, preprocess: ImagePreprocess, cache: SampleCache | None = None
+    ) -> None:
+        self._shared = dataset if isinstance(dataset, SharedDataset) else SharedDataset(dataset)
+        self._preprocess = preprocess
+        self._cache = cache
+        self._keys: dict[int, str] = {}
+
+    @property
+    def dataset(self) -> CocoDataset:
+        return self._shared.dataset
+
+    def read(self, index: int) -> Sample:
+        """Read image number `index`; its arrays may be read-only. Raises DataError where it cannot be read."""
+        if self._cache is None:
+            return self._read(index)
+        key = self._keys.get(index) or self._key(index)
+        if key is None:
+            return self._read(index)
+        self._keys[index] = key
+        cached = self._cache.get(key)
+        if cached is None:
+            sample = self._read(index)
+            self._cache.put(key, sample)
+            return sample
+        record = self.dataset.images[index]
+        return dataclasses.replace(cached, image_id=record.image_id, file_name=record.file_name)
+
+    def _read(self, index: int) -> Sample:
+        sample = self.dataset.read_sample(index)
+        image = self._preprocess.prepare(sample.image, source=sample.file_name, facts=sample.metadata)
+        return dataclasses.replace(sample, image=image)
+
+    def _key(self, index: int) -> str | None:
+        """Return a hash of all that a sample is made of; None where the image file is not there."""
+        record, table = self.dataset.images[index], self.dataset.table
+        try:
+            status = record.path.stat()
+        except OSError:
+            return None
+        rows = table.rows(index)
+        known = (
+            __version__,
+            str(record.path.absolute()),
+            status.st_size,
+            status.st_mtime_ns,
+            record.height,
+            record.width,
+            self._preprocess,
+            record.metadata,
+            table.classes[rows].tolist(),
+            table.crowd[rows].tolist(),
+        )
+        digest = hashlib.blake2b(repr(known).encode("utf-8", "surrogateescape"), digest_size=16)
+        for start, end in zip(table.starts[rows], table.ends[rows], strict=True):
+            digest.update(table.text[start:end])
+        return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 
 # Annotations go to started (not forked) workers with all else up to this size in bytes, beyond it through a file.
 PICKLED_AT_MOST = 16 * 2**20

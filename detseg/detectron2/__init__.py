@@ -1,4 +1,4 @@
-"""Detectron2 as an engine: its models behind `Segmenter`, its DefaultTrainer around detseg's data and files.
+"""Detectron2's models behind `Segmenter`, and which keys Detectron2 takes.
 
-The only folder that imports detectron2. Nothing imports it but by name, where MODEL.ENGINE says so (config/engines.py).
+Only this package and `engine.detectron2`, which trains, import Detectron2, and only where MODEL.ENGINE asks for it.
 """

@@ -15,8 +15,8 @@ from detectron2.modeling import (
 )
 
 from detseg.config import Config
-from detseg.config.detectron2_keys import check_keys
 from detseg.config.problems import Problems
+from detseg.engines.detectron2_keys import check_keys
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,

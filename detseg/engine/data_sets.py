@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detseg.data.catalog import load_dataset
-from detseg.data.coco import CocoDataset
+from detseg.coco.catalog import load_dataset
+from detseg.coco.dataset import CocoDataset
 from detseg.data.folds import fold_name, folded_set, has_folds, training_part, validation_part
 from detseg.engine.evaluation import set_names
 from detseg.errors import ConfigError

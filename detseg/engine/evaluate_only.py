@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.config import load_config, validate_config
-from detseg.config.engines import choose_engine, for_prediction
-from detseg.config.imports import same_imports
+from detseg.config import load_config
+from detseg.config.loading import same_imports
 from detseg.data.folds import has_folds
-from detseg.engine.checkpoint import load_checkpoint
 from detseg.engine.data_sets import load_test_sets
-from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.evaluation import METRICS_FILE
-from detseg.engine.interrupt import StopRequest
-from detseg.engine.run_folder import find_run, next_number, open_run
 from detseg.engine.session import evaluate_weights
+from detseg.engines.engines import choose_engine, for_prediction
+from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError, WeightsError
 from detseg.models.table import build_model
 from detseg.models.weights import resolve_weights
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.interrupt import StopRequest
+from detseg.runs.run_folder import find_run, next_number, open_run
 
 if TYPE_CHECKING:
     from detseg.config import Config

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from torch import nn
 
+from detseg.coco.predictions_file import write_predictions
 from detseg.config import config_hash
 from detseg.data.folds import has_folds
-from detseg.engine.distributed import ALONE, Processes
-from detseg.engine.files import write_json, writing
-from detseg.engine.interrupt import StopRequest
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
-from detseg.evaluation.tuned import evaluate_tuned
+from detseg.files.atomic import write_json, writing
 from detseg.inference.predictor import Predictor
-from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.views import TestTimeAugmentation
+from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.interrupt import StopRequest
 from detseg.structures.predictions import Predictions
-from detseg.structures.predictions_file import write_predictions
+from detseg.tuning.thresholds import evaluate_tuned
 
 if TYPE_CHECKING:
+    from detseg.coco.dataset import CocoDataset
     from detseg.config import Config
-    from detseg.data.coco import CocoDataset
     from detseg.fusion.postprocess import Postprocess
 
 logger = logging.getLogger(__name__)

@@ -13,26 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detseg.coco.dataset import CocoDataset, annotations_of, image_root_for, write_coco
+from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash
-from detseg.data.coco import CocoDataset, annotations_of, write_coco
-from detseg.data.coco_writer import image_root_for
-from detseg.data.fold_index import FOLD
-from detseg.data.folds import fold_name
-from detseg.engine.evaluation import (
-    METRICS_FILE,
-    POSTPROCESS_FILE,
-    EvaluationSettings,
-    group_field,
-    keep_predictions,
-)
-from detseg.engine.files import read_json, write_json, writing
-from detseg.engine.fold_runs import FoldRuns
-from detseg.engine.results_table import COLUMNS, format_value, text_table
+from detseg.data.folds import FOLD, fold_name
+from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, EvaluationSettings, group_field, keep_predictions
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
-from detseg.evaluation.tuned import evaluate_tuned
+from detseg.files.atomic import read_json, write_json, writing
+from detseg.runs.fold_runs import FoldRuns
+from detseg.runs.results_table import COLUMNS, format_value, text_table
 from detseg.structures.predictions import Predictions
-from detseg.structures.predictions_file import read_predictions
+from detseg.tuning.thresholds import evaluate_tuned
 
 if TYPE_CHECKING:
     from detseg.config import Config

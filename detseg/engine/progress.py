@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from detseg.engine.metric_log import TRAINING, MetricLog
+from detseg.runs.trackers import TRAINING, MetricLog
 
 logger = logging.getLogger(__name__)
 

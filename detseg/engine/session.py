@@ -12,24 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from detseg.config import config_hash, dump_config
-from detseg.config.engines import choose_engine
-from detseg.engine.compilation import compile_backbone
-from detseg.engine.distributed import ALONE, Processes
 from detseg.engine.evaluation import evaluate_in_full
-from detseg.engine.files import write_text
-from detseg.engine.interrupt import StopRequest, TrainingInterrupted
 from detseg.engine.reproducibility import choose_seed, environment
-from detseg.engine.run_folder import RunFolder
-from detseg.engine.run_record import new_record, read_record, update_record
 from detseg.engine.state import TrainingState, build_state
+from detseg.engines.engines import choose_engine
 from detseg.errors import ConfigError, DetsegError, RunError
-from detseg.inference.loading import hash_file
+from detseg.files.atomic import write_text
+from detseg.files.hashing import hash_file
 from detseg.models.table import build_model
 from detseg.models.weights import load_weights
+from detseg.optim.precision import compile_backbone
+from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.interrupt import StopRequest, TrainingInterrupted
+from detseg.runs.run_folder import RunFolder, new_record, read_record, update_record
 
 if TYPE_CHECKING:
+    from detseg.coco.dataset import CocoDataset
     from detseg.config import Config
-    from detseg.data.coco import CocoDataset
     from detseg.models.base import Segmenter
 
 logger = logging.getLogger(__name__)

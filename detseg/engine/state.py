@@ -3,29 +3,130 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from detseg.config.engines import choose_engine
-from detseg.engine.best_score import BestScore
-from detseg.engine.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
-from detseg.engine.distributed import ALONE, Processes
-from detseg.engine.ema import MovingAverage
-from detseg.engine.optimizer import Clipper, build_clipper, build_optimizer, trained_parameters
-from detseg.engine.precision import Precision, build_precision
 from detseg.engine.progress import LossWindow
 from detseg.engine.reproducibility import capture_rng, environment, undisturbed_rng, warn_about_differences
-from detseg.engine.schedule import Schedule, build_schedule
+from detseg.engines.engines import choose_engine
 from detseg.errors import WeightsError
+from detseg.optim.optimizer import (
+    Clipper,
+    Schedule,
+    build_clipper,
+    build_optimizer,
+    build_schedule,
+    trained_parameters,
+)
+from detseg.optim.precision import Precision, build_precision
+from detseg.runs.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
+from detseg.runs.distributed import ALONE, Processes
 
 if TYPE_CHECKING:
     from detseg.config import Config
+
+
+# The best evaluation so far, and when it is time to stop for want of a better one.
+
+
+@dataclass
+class BestScore:
+    """value: the highest so far, None before the first. iteration: where it was reached.
+
+    last_evaluation: iteration of the newest evaluation, 0 before the first. without_improvement: evaluations since the
+    best one.
+    """
+
+    value: float | None = None
+    iteration: int = 0
+    last_evaluation: int = 0
+    without_improvement: int = 0
+
+    def update(self, iteration: int, value: float | None) -> bool:
+        """Note an evaluation; return whether it is the best so far. Undefined scores (None) only are as the first."""
+        self.last_evaluation = iteration
+        first = self.iteration == 0
+        if first or (value is not None and (self.value is None or value > self.value)):
+            self.value, self.iteration, self.without_improvement = value, iteration, 0
+            return True
+        self.without_improvement += 1
+        return False
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether `patience` evaluations in a row brought nothing better; a patience of 0 is endless."""
+        return 0 < patience <= self.without_improvement
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in asdict(self):
+            setattr(self, name, state[name])
+
+
+# Exponential moving average of a model's weights and buffers.
+
+
+class MovingAverage:
+    """Average of everything in a model's state_dict, BatchNorm statistics included.
+
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short trainings are not dominated by their
+    random start. Whole-number buffers (BatchNorm's counter) are copied.
+
+    Args:
+        model: the model whose current state starts the average.
+        decay: in [0, 1); 0.999 averages over about the last 1,000 updates.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's state."""
+        self.updates += 1
+        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, tensor in model.state_dict().items():
+            average = self.average[name]
+            if average.is_floating_point():
+                average.lerp_(tensor.detach(), weight)
+            else:
+                average.copy_(tensor)
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Inside the context the model has the averaged state; afterwards its own again, bit for bit."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's average.
+
+        Raises:
+            WeightsError: it belongs to another model.
+        """
+        if state["model"].keys() != self.average.keys():
+            different = sorted(state["model"].keys() ^ self.average.keys())
+            raise WeightsError(f"the averaged weights in the checkpoint are of another model: {different[:5]} differ")
+        self.updates = state["updates"]
+        for name, tensor in state["model"].items():
+            self.average[name].copy_(tensor)
+
 
 logger = logging.getLogger(__name__)
 

@@ -16,26 +16,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from detseg.config.engines import choose_engine
-from detseg.data.input_keys import with_input_keys
+from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
-from detseg.engine.distributed import ALONE, Processes, held_back
 from detseg.engine.evaluation import build_quick_evaluation
-from detseg.engine.interrupt import StopRequest, TrainingInterrupted
-from detseg.engine.metric_log import EVALUATION, MetricLog
-from detseg.engine.non_finite import stop_not_finite
-from detseg.engine.optimizer import gradient_norm, set_learning_rates
 from detseg.engine.progress import Progress, Silence, Stopwatch
-from detseg.engine.reproducibility import begin_rng, deterministic
-from detseg.engine.run_folder import RunFolder
+from detseg.engine.reproducibility import begin_rng, deterministic, stop_not_finite
 from detseg.engine.session import BuildModel, check_shares, compute_settings, finish, recorded_run, start_state
 from detseg.engine.state import TrainingState
+from detseg.engines.engines import choose_engine
+from detseg.optim.optimizer import gradient_norm, set_learning_rates
+from detseg.runs.distributed import ALONE, Processes, held_back
+from detseg.runs.interrupt import StopRequest, TrainingInterrupted
+from detseg.runs.run_folder import RunFolder
+from detseg.runs.trackers import EVALUATION, MetricLog
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
+    from detseg.coco.dataset import CocoDataset
     from detseg.config import Config
-    from detseg.data.coco import CocoDataset
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def choose_loop(cfg: Config, data: CocoDataset, share: Share) -> Loop:
     """What trains: `run_iterations`, or Detectron2's trainer."""
     if choose_engine(cfg).name == "native":
         return run_iterations
-    return import_module("detseg.detectron2.loop").build_loop(cfg, data, share)
+    return import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data, share)
 
 
 def iterate(

@@ -1,7 +1,7 @@
 """The scores of a set of predictions, as training, the command line and Python callers get them.
 
 `evaluate` scores predictions as they stand. Object AP has no ranking by score, so it needs predictions above a score
-threshold and without overlaps; `detseg.evaluation.tuned` chooses the threshold first.
+threshold and without overlaps; `detseg.tuning.thresholds` chooses the threshold first.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from detseg.errors import DataError
 from detseg.evaluation.coco_ap import MAX_DETECTIONS, coco_ap
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth, image_names
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
+from detseg.files.atomic import written_whole
 from detseg.structures import Predictions
-from detseg.structures.atomic_write import written_whole
 
 if TYPE_CHECKING:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
 
 OBJECT_SCORES = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
 

@@ -11,7 +11,7 @@ import numpy as np
 from detseg.errors import DataError
 
 if TYPE_CHECKING:
-    from detseg.data.coco import CocoDataset
+    from detseg.coco.dataset import CocoDataset
 
 
 @dataclass

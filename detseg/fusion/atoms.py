@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from detseg.fusion.bit_masks import spread
 from detseg.structures import rle as rle_codec
+from detseg.structures.bit_masks import spread
 
 # Every mask gets a random 64-bit number; sums of these tell which masks lie on a pixel. That two different sets of
 # masks of one image have one sum is less likely than one in 10^11.

@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.fusion.attach_masks import attach_masks
-from detseg.fusion.bit_masks import BitMasks
-from detseg.fusion.groups import Groups, best_of_members, found_by, group_classes, group_scores
-from detseg.fusion.image_class import apply_image_class
+from detseg.fusion.masks import attach_masks
 from detseg.fusion.options import FusionOptions, check_weights
-from detseg.fusion.overlap_measure import OverlapMeasure, Pairs
-from detseg.fusion.pool import Pool, check_members, gather
+from detseg.fusion.pairs import OverlapMeasure, Pairs
+from detseg.fusion.pool import (
+    Groups,
+    Pool,
+    apply_image_class,
+    best_of_members,
+    check_members,
+    found_by,
+    gather,
+    group_classes,
+    group_scores,
+)
 from detseg.fusion.soft_masks import rescore
-from detseg.fusion.suppression import decay_scores, join_best, keep_best
-from detseg.fusion.weighted_boxes import group_boxes, mean_boxes
+from detseg.fusion.suppression import decay_scores, group_boxes, join_best, keep_best, mean_boxes
 from detseg.structures import Predictions
+from detseg.structures.bit_masks import BitMasks
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:

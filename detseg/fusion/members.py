@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from detseg.coco.predictions_file import PredictionsFile
+from detseg.coco.predictions_parsing import ImageEntry
 from detseg.errors import DataError, list_problems
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.structures import Predictions
-from detseg.structures.predictions_file import PredictionsFile
-from detseg.structures.predictions_parsing import ImageEntry
 
 # What becomes of an image that a member does not have.
 MISSING = ("refuse", "empty", "leave-out")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.fusion.contested import share_contested
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import move_window, soft_mask_windows
@@ -31,7 +34,7 @@ def resolve_overlaps(
     score gives the same as cutting and then resolving.
 
     "probability", "watershed": the same are dropped; of those left, pixels in several masks are shared out by
-    probability (`detseg.fusion.contested`), and whoever has less than the same limits then is dropped as well, until
+    probability (`detseg.fusion.overlaps`), and whoever has less than the same limits then is dropped as well, until
     all have enough.
 
     Returns the predictions that are left, in their old order, with disjoint masks. A prediction that lost pixels gets
@@ -97,3 +100,141 @@ def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictio
         for place, index in enumerate(indices):
             result.soft_masks[index] = move_window(predictions.soft_masks[index], old[place], new[place])
     return result
+
+
+# Pixels that several objects claim, each given to one of them: by probability, or by watershed on the probabilities.
+#
+# An object without soft mask has probability 1 all over its mask.
+#
+# Symbols: N objects, C contested pixels, Q claims (an object and a pixel that it contests).
+
+POLICIES = ("probability", "watershed")
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Which objects claim which contested pixels, by pixel, then by falling probability, then by rank.
+
+    pixels: (Q,) int64, positions in the image, row by row. owners: (Q,) int64. probabilities: (Q,) uint8.
+    """
+
+    pixels: np.ndarray
+    owners: np.ndarray
+    probabilities: np.ndarray
+
+    def first_of_pixels(self) -> np.ndarray:
+        """Return the index (C,) of the first claim of every contested pixel: the most probable one."""
+        return np.flatnonzero(np.append(True, self.pixels[1:] != self.pixels[:-1])[: len(self.pixels)])
+
+
+def share_contested(predictions: Predictions, rank: np.ndarray, policy: str) -> np.ndarray:
+    """Return a label image (H, W) int32 in which every pixel of the masks belongs to one object; n has the label n + 1.
+
+    rank: (N,) int64, the place of each object by score, 0 the best; it decides between equal probabilities.
+    policy: "probability": the object of the highest probability in this pixel. "watershed": objects grow from the
+    pixels that they alone claim, over contested pixels that they claim, the most probable first (Meyer's flooding); so
+    they stay connected, and meet where the probability is low. An object wholly inside others keeps its pixels, and
+    pixels that nobody reaches go by probability.
+    """
+    labels, claims = _claims(predictions, rank)
+    if not len(claims.pixels):
+        return labels
+    flat = labels.reshape(-1)
+    if policy == "watershed":
+        _settle_enclosed(flat, claims, len(predictions), rank)
+        _flood(labels, claims)
+    first = claims.first_of_pixels()
+    free = flat[claims.pixels[first]] == 0
+    flat[claims.pixels[first][free]] = claims.owners[first][free] + 1
+    return labels
+
+
+def _claims(predictions: Predictions, rank: np.ndarray) -> tuple[np.ndarray, Claims]:
+    """Return the label image of the uncontested pixels, 0 elsewhere, and the claims on the others."""
+    height, width = predictions.height, predictions.width
+    crops = rle_codec.decode_crops(predictions.rles)
+    times = np.zeros((height, width), dtype=np.int32)
+    labels = np.zeros((height, width), dtype=np.int32)
+    for index, (crop, x0, y0) in enumerate(crops):
+        window = slice(y0, y0 + crop.shape[0]), slice(x0, x0 + crop.shape[1])
+        times[window] += crop
+        labels[window][crop] = index + 1
+    contested = times > 1
+    labels[contested] = 0
+    windows = soft_mask_windows(predictions.boxes, height, width).tolist()
+    pixels, owners, probabilities = [], [], []
+    for index, (crop, x0, y0) in enumerate(crops):
+        rows, columns = np.nonzero(crop & contested[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]])
+        if not len(rows):
+            continue
+        rows, columns = rows + y0, columns + x0
+        pixels.append(rows * width + columns)
+        owners.append(np.full(len(rows), index))
+        soft = None if predictions.soft_masks is None else predictions.soft_masks[index]
+        probabilities.append(_probabilities(soft, windows[index], rows, columns))
+    if not pixels:
+        nothing = np.zeros(0, dtype=np.int64)
+        return labels, Claims(nothing, nothing, nothing.astype(np.uint8))
+    pixel, owner, probability = np.concatenate(pixels), np.concatenate(owners), np.concatenate(probabilities)
+    order = np.lexsort((rank[owner], -probability.astype(np.int16), pixel))
+    return labels, Claims(pixel[order], owner[order], probability[order])
+
+
+def _probabilities(soft: np.ndarray | None, window: list[int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return 255 x probability (C,) uint8 of the pixels; a mask that reaches out of its soft mask is sure there."""
+    result = np.full(len(rows), 255, dtype=np.uint8)
+    if soft is not None:
+        x0, y0, x1, y1 = window
+        inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
+        result[inside] = soft[rows[inside] - y0, columns[inside] - x0]
+    return result
+
+
+def _settle_enclosed(flat: np.ndarray, claims: Claims, count: int, rank: np.ndarray) -> None:
+    """Give objects that have no pixel of their own all that they claim; the best of them first."""
+    has_own = np.zeros(count + 1, dtype=bool)
+    has_own[flat] = True
+    enclosed = np.flatnonzero(~has_own[1:][claims.owners])
+    worst_first = enclosed[np.argsort(-rank[claims.owners[enclosed]], kind="stable")]
+    flat[claims.pixels[worst_first]] = claims.owners[worst_first] + 1
+
+
+def _flood(labels: np.ndarray, claims: Claims) -> None:
+    """Let the labelled pixels grow over the free contested pixels (H, W); what is not reached stays 0."""
+    flat, width = labels.reshape(-1), labels.shape[1]
+    first = claims.first_of_pixels()
+    level = dict(zip(claims.pixels[first].tolist(), (255 - claims.probabilities[first]).tolist(), strict=True))
+    claimed = set(zip(claims.pixels.tolist(), (claims.owners + 1).tolist(), strict=True))
+    heap: list[tuple[int, int, int, int]] = []
+    entered = 0
+    for pixel in level:
+        if flat[pixel]:
+            continue
+        for neighbour in _neighbours(pixel, width, flat.size):
+            label = int(flat[neighbour])
+            if label and (pixel, label) in claimed:
+                heap.append((level[pixel], entered, pixel, label))
+                entered += 1
+    heapq.heapify(heap)
+    while heap:
+        _, _, pixel, label = heapq.heappop(heap)
+        if flat[pixel]:
+            continue
+        flat[pixel] = label
+        for neighbour in _neighbours(pixel, width, flat.size):
+            if not flat[neighbour] and (neighbour, label) in claimed:
+                heapq.heappush(heap, (level[neighbour], entered, neighbour, label))
+                entered += 1
+
+
+def _neighbours(pixel: int, width: int, size: int) -> Iterator[int]:
+    """Return the positions above, left, right and below."""
+    column = pixel % width
+    if pixel >= width:
+        yield pixel - width
+    if column:
+        yield pixel - 1
+    if column + 1 < width:
+        yield pixel + 1
+    if pixel + width < size:
+        yield pixel + width

@@ -30,10 +30,8 @@ import numpy as np
 from scipy import ndimage
 
 from detseg.errors import DataError
-from detseg.fusion import contested
-from detseg.fusion.duplicates import suppress_duplicates
-from detseg.fusion.overlaps import replace_masks, resolve_overlaps
-from detseg.fusion.settings import (
+from detseg.fusion import overlaps as contested
+from detseg.fusion.options import (
     PerClass,
     checked_names,
     from_mapping,
@@ -43,7 +41,9 @@ from detseg.fusion.settings import (
     to_mapping,
     write_settings,
 )
+from detseg.fusion.overlaps import replace_masks, resolve_overlaps
 from detseg.fusion.soft_masks import rescore, threshold_masks
+from detseg.fusion.suppression import suppress_duplicates
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 

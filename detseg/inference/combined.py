@@ -24,8 +24,7 @@ from detseg.errors import ConfigError, DataError
 from detseg.fusion.fuse import fuse
 from detseg.inference.detector import Detector, InputImage, Prepared
 from detseg.inference.image_model import ImageModel
-from detseg.inference.tta import FUSE, TestTimeAugmentation
-from detseg.inference.views import PLAIN, Intensities, View
+from detseg.inference.views import FUSE, PLAIN, Intensities, TestTimeAugmentation, View
 from detseg.models.base import Look
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows

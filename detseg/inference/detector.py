@@ -13,13 +13,71 @@ so that a sliding window, with or without augmentation at test time, is a Detect
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from detseg.coco.dataset import ImageRecord
+from detseg.errors import DataError
 from detseg.structures.predictions import Predictions
+
+# Reading and preparing what comes next while the network computes.
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Return function(item) in the order of the items, computed by `workers` threads ahead of their use.
+
+    At most two results a worker wait. 0 workers: each is computed when it is asked for. An exception of `function` is
+    raised where its result would have come. Decoders, OpenCV and NumPy leave Python's lock while they work.
+    """
+    if not workers:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="detseg-ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# What an image must be to be predicted: an array of a known kind, a file of the size that its data set says.
+
+
+def check_size(record: ImageRecord, height: int, width: int) -> None:
+    """Raise DataError for a file of height x width pixels where the data set says another size."""
+    if record.height and record.width and (record.height, record.width) != (height, width):
+        raise DataError(
+            f"{record.file_name or 'image'}: the file has {height} x {width} pixels (height x width), but the data set "
+            f"says {record.height} x {record.width}; its masks belong to another version of the image"
+        )
+
+
+def as_image(array: np.ndarray) -> np.ndarray:
+    """Return an array given by the caller as (H, W, C) uint8, uint16 or float32. Raises DataError for anything else."""
+    array = np.asarray(array)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(f"expected an image (height, width) or (height, width, channels), got the shape {array.shape}")
+    if array.dtype in (np.uint8, np.uint16, np.float32):
+        return array
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    raise DataError(f"expected an image of uint8, uint16 or float, got {array.dtype}; convert it to one of them")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from detseg.errors import ConfigError, DataError
 from detseg.fusion.options import check_weights
 from detseg.inference.combined import CombinedDetector, Member
 from detseg.inference.predictor import Predictor
-from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.views import TestTimeAugmentation
 
 
 def combine(

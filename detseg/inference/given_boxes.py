@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from detseg.data.coco import ImageRecord
+from detseg.coco.dataset import ImageRecord
+from detseg.coco.predictions_file import read_predictions
 from detseg.errors import DataError
 from detseg.inference.predictor import BoxSource
 from detseg.inference.sources import ImageSource
 from detseg.structures.predictions import Predictions
-from detseg.structures.predictions_file import read_predictions
 
 
 def read_boxes(path: str | os.PathLike[str], source: ImageSource, classes: Sequence[str]) -> BoxSource:

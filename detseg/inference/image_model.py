@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from detseg.augment.network_size import known_pixel_size, network_size
-from detseg.augment.resampling import resize_image
-from detseg.data.preprocess import ImagePreprocess
+from detseg.data.augment.resampling import resize_image
+from detseg.data.preprocess import ImagePreprocess, known_pixel_size, network_size
 from detseg.errors import ConfigError, DataError
 from detseg.inference.detector import Detector, InputImage, Prepared, Whole
 from detseg.inference.views import PLAIN, View

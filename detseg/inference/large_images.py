@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from detseg.data.coco import ImageRecord
-from detseg.data.pixel_source import PixelSource, open_pixels, reads_parts
+from detseg.coco.dataset import ImageRecord
 from detseg.errors import DataError
 from detseg.fusion.postprocess import Postprocess
+from detseg.images.pixel_source import PixelSource, open_pixels, reads_parts
 from detseg.inference.detector import Detector
 from detseg.inference.sliding_window import SlidingWindow, WindowPlan
-from detseg.inference.tile_answers import AnswersInFolder, AnswersInMemory, TileAnswers
-from detseg.inference.tiling import AUTO, LARGE, NEVER, Tiling
+from detseg.inference.tiling import AUTO, LARGE, NEVER, AnswersInFolder, AnswersInMemory, TileAnswers, Tiling
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from detseg.config import config_hash, load_config, load_flat_config, validate_config
-from detseg.config.engines import choose_engine, for_prediction
-from detseg.engine.checkpoint import load_checkpoint
-from detseg.engine.run_folder import last_numbered
-from detseg.errors import ConfigError, RunError, WeightsError
+from detseg.config import config_hash, load_config, load_flat_config
+from detseg.engines.engines import choose_engine, for_prediction
+from detseg.engines.validation import validate_config
+from detseg.errors import RunError, WeightsError
+from detseg.files.hashing import hash_file
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.predictor import Predictor
+from detseg.models.devices import choose_device
 from detseg.models.table import build_model
 from detseg.models.weights import load_state, load_weights, resolve_weights
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.run_folder import last_numbered
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -138,32 +138,6 @@ def load_checkpoint_predictor(
         precision=precision,
         provenance=provenance,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        ConfigError: it does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"the device {name!r} cannot be used here ({reason}); use auto or cpu") from None
-    return device
-
-
-def hash_file(path: Path) -> str:
-    """16 hexadecimal digits (SHA-256) that tell files apart by their content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def _read_checkpoint(path: Path, *, needed: bool) -> dict[str, Any]:

@@ -20,20 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import detseg
-from detseg.data.coco import ImageRecord
-from detseg.data.pixel_source import ArraySource, PixelSource, read_image_file
+from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
-from detseg.inference.ahead import map_ahead
-from detseg.inference.checks import as_image, check_size
+from detseg.images.pixel_source import ArraySource, PixelSource, read_image_file
 from detseg.inference.combined import CombinedDetector, Member
-from detseg.inference.detector import Detector, InputImage, Prepared
+from detseg.inference.detector import Detector, InputImage, Prepared, as_image, check_size, map_ahead
 from detseg.inference.image_model import ImageModel
 from detseg.inference.large_images import LargeImages
 from detseg.inference.tiling import Tiling
-from detseg.inference.tta import TestTimeAugmentation
-from detseg.inference.views import PLAIN
+from detseg.inference.views import PLAIN, TestTimeAugmentation
 from detseg.models.base import Segmenter
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions

@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from detseg.data.pixel_source import PixelSource
-from detseg.inference.ahead import map_ahead
-from detseg.inference.detector import Detector, InputImage, Prepared, Whole
+from detseg.images.pixel_source import PixelSource
+from detseg.inference.detector import Detector, InputImage, Prepared, Whole, map_ahead
 from detseg.inference.stitching import stitch
-from detseg.inference.tile_answers import AnswersInMemory, TileAnswers
-from detseg.inference.tile_grid import Tile, TileGrid, make_grid
-from detseg.inference.tiling import Tiling
+from detseg.inference.tiling import AnswersInMemory, Tile, TileAnswers, TileGrid, Tiling, make_grid
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from detseg.data.coco import CocoDataset, ImageRecord
-from detseg.data.images import SUFFIXES
-from detseg.data.pixel_source import open_pixels
-from detseg.data.planes import FIELD as PLANE
-from detseg.data.zarr_source import is_zarr
+from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.errors import DataError
+from detseg.images.pixel_source import open_pixels
+from detseg.images.planes import FIELD as PLANE
+from detseg.images.reading import SUFFIXES
+from detseg.images.zarr_source import is_zarr
 
 logger = logging.getLogger(__name__)
 

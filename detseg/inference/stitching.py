@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from detseg.inference.tile_answers import TileAnswers
-from detseg.inference.tile_grid import Tile, TileGrid
 from detseg.inference.tile_pairs import ObjectsOfTiles, Pair, find_pairs
+from detseg.inference.tiling import Tile, TileAnswers, TileGrid
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions, move_window, soft_mask_window, soft_mask_windows

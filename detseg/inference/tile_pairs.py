@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detseg.inference.tile_answers import TileAnswers
-from detseg.inference.tile_grid import Tile, TileGrid
+from detseg.inference.tiling import Tile, TileAnswers, TileGrid
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions, soft_mask_windows
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from detseg.errors import DataError
 from detseg.models.base import Look, Segmenter
-from detseg.models.rcnn.box_coding import clip_boxes
 from detseg.models.rcnn.box_head import Detections
+from detseg.models.rcnn.boxes import clip_boxes
 from detseg.models.rcnn.paste import paste_masks, paste_soft_masks
 from detseg.structures.predictions import Predictions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from detseg.config.engines import choose_engine
+from detseg.engines.engines import choose_engine
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
 from detseg.models.freezing import freeze_by_name

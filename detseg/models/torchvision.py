@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from detseg.errors import ConfigError
 from detseg.models.answers import RegionLook, RegionSegmenter
 from detseg.models.rcnn.box_head import Detections
-from detseg.models.rcnn.images import ImageBatch, ImageInput
+from detseg.models.rcnn.generalized_rcnn import ImageBatch, ImageInput
 from detseg.models.rcnn.layers import FrozenBatchNorm2d
-from detseg.models.rcnn.mask_targets import sample_masks
+from detseg.models.rcnn.mask_head import sample_masks
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import require_operators
 from detseg.structures.sample import Sample

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from detseg.errors import RunError
-from detseg.fusion.tuning import Curve
-from detseg.structures.atomic_write import written_whole
+from detseg.files.atomic import written_whole
+from detseg.tuning.tuning import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

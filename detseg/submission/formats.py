@@ -10,15 +10,15 @@ thresholds 0.50, 0.55, ..., 0.95, a hit being an IoU greater than the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from detseg.data.readers.run_lengths import encode_by_columns, encode_by_rows
-from detseg.data.writers.run_lengths import encode_pairs
-from detseg.errors import DataError
+from detseg.errors import DataError, list_problems
+from detseg.formats.run_lengths import encode_by_columns, encode_by_rows, encode_pairs
 from detseg.structures import rle as rle_codec
 
 
@@ -56,3 +56,35 @@ def format_of(columns: Sequence[str], path: object) -> CsvFormat:
             return layout
     known = "; ".join(f"{layout.name}: {layout.key},{layout.runs}" for layout in FORMATS.values())
     raise DataError(f"{path}: line 1: has the columns {','.join(columns)}; expected one of {known}")
+
+
+# The images that a submission must name.
+
+
+@dataclass(frozen=True)
+class SubmissionImage:
+    """name: as the competition knows it, the file's name without folder and suffix. Sizes are None where unknown."""
+
+    name: str
+    height: int | None = None
+    width: int | None = None
+
+
+def name_of(file_name: str) -> str:
+    """Return the name of an image in a submission."""
+    return PurePosixPath(file_name.replace("\\", "/")).stem
+
+
+def by_name(images: Iterable[SubmissionImage]) -> dict[str, SubmissionImage]:
+    """Return the images by name. Raises DataError where two have one name, or none is there."""
+    found: dict[str, SubmissionImage] = {}
+    doubled = []
+    for image in images:
+        if image.name in found:
+            doubled.append(f"two images would be called {image.name!r} in the submission; rename one of them")
+        found[image.name] = image
+    if doubled:
+        raise DataError(list_problems(doubled))
+    if not found:
+        raise DataError("there are no images that a submission could be about")
+    return found

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from detseg.data.readers.run_lengths import parse_pairs
-from detseg.data.readers.table import Row, Table, parse_table
-from detseg.errors import DataError
-from detseg.submission.formats import FORMATS, CsvFormat, format_of
-from detseg.submission.images import SubmissionImage
+from detseg.errors import DataError, list_problems
+from detseg.evaluation.ground_truth import GroundTruth
+from detseg.evaluation.object_ap import count_objects, summarize_objects
+from detseg.files.table import Row, Table, parse_table
+from detseg.formats.run_lengths import parse_pairs
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, by_name, format_of, name_of
 
 # Where the size of an image is not known, no position is too large.
 _ANY_SIZE = 2**40
@@ -154,3 +157,36 @@ def _line_of(problem: str) -> int:
     """Return the line that a problem of `parse_table` names."""
     number = problem.rpartition("line ")[2].split(":")[0]
     return int(number) if number.isdigit() else 0
+
+
+# The competition's score of a submission.
+
+
+def images_of(truth: GroundTruth) -> dict[str, SubmissionImage]:
+    """Return the images of a ground truth by their names in a submission."""
+    return by_name(SubmissionImage(name_of(image.file_name), image.height, image.width) for image in truth.images)
+
+
+def score_submission(truth: GroundTruth, submission: Submission) -> dict[str, Any]:
+    """Score what was read with the images of the truth, as both competitions do: `object_ap`, whatever the classes.
+
+    Returns what `summarize_objects` does. Raises DataError for a submission that has problems: no competition scores
+    it.
+    """
+    if submission.problems:
+        raise DataError("a submission that is not valid has no score:\n" + list_problems(submission.problems))
+    counts = []
+    for image in truth.images:
+        rles = submission.masks[name_of(image.file_name)]
+        found = Predictions(
+            image.image_id,
+            image.file_name,
+            image.height,
+            image.width,
+            rle_codec.bounding_boxes(rles),
+            np.ones(len(rles)),
+            np.zeros(len(rles)),
+            rles,
+        )
+        counts.append(count_objects(image, found, 0))
+    return summarize_objects(counts)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from detseg.errors import DataError, RunError, list_problems
-from detseg.fusion.bit_masks import read_column_runs
+from detseg.files.atomic import written_whole
 from detseg.fusion.overlaps import resolve_overlaps
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.atomic_write import written_whole
-from detseg.submission.formats import CsvFormat
-from detseg.submission.images import SubmissionImage, name_of
+from detseg.structures.bit_masks import read_column_runs
+from detseg.submission.formats import CsvFormat, SubmissionImage, name_of
 from detseg.submission.reading import read_submission
 
 # What less is left of than this, when overlaps are resolved, repeats a better object.

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.augment.canvas import Canvas, Source
-from detseg.augment.copy_paste import CopyPaste
 from detseg.config import load_config
+from detseg.data.augment.canvas import Canvas, Source
+from detseg.data.copy_paste import CopyPaste
 from detseg.errors import ConfigError, DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

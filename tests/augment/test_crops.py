@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.augment.crops import RandomCrop, class_weights
-from detseg.augment.free_transforms import RandomAffine
-from detseg.augment.policy import TrainPolicy
 from detseg.config import load_config
+from detseg.data.augment.policy import TrainPolicy
+from detseg.data.augment.random_geometry import RandomAffine, RandomCrop, class_weights
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

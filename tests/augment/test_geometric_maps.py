@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.augment.geometric import GeometricMap, map_sample
+from detseg.data.augment.geometric import GeometricMap, map_sample
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

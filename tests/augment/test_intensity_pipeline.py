@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from detseg.augment.intensity_pipeline import IntensityPipeline
-from detseg.augment.policy import TrainPolicy
-from detseg.config import config_hash, dump_config, load_config, load_flat_config, validate_config
-from detseg.config.intensity_transforms import import_albumentations
+from detseg.config import config_hash, dump_config, load_config, load_flat_config
+from detseg.data.augment.intensities import IntensityPipeline, import_albumentations
+from detseg.data.augment.policy import TrainPolicy
+from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -200,7 +200,7 @@ def test_the_library_is_imported_on_use_without_asking_the_web() -> None:
         "import sys, socket\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from detseg.augment.policy import TrainPolicy\n"
+        "from detseg.data.augment.policy import TrainPolicy\n"
         "from detseg.config import load_config\n"
         "TrainPolicy.from_config(load_config(None))\n"
         "assert 'albumentations' not in sys.modules\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detseg.augment.crops import RandomCrop
-from detseg.augment.network_size import network_size, size_at_pixel_size
-from detseg.augment.policy import TrainPolicy
+from detseg.data.augment.policy import TrainPolicy
+from detseg.data.augment.random_geometry import RandomCrop
+from detseg.data.preprocess import network_size, size_at_pixel_size
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.pixel_size import parse_pixel_size, parse_pixel_size_text, pixel_size_field

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detseg.augment.policy import TrainPolicy
+from detseg.coco.dataset import CocoDataset
 from detseg.config import Config, load_config
-from detseg.data.coco import CocoDataset
-from detseg.data.loader import TrainLoader
-from detseg.data.stream import TrainingStream
+from detseg.data.augment.policy import TrainPolicy
+from detseg.data.loader import TrainingStream, TrainLoader
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 

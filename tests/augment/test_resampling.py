@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detseg.augment.resampling import resize_image, resize_labels
+from detseg.data.augment.resampling import resize_image, resize_labels
 
 RNG = np.random.default_rng(0)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.augment.crops import CROP_TYPES, RandomCrop
-from detseg.augment.photometric import change_intensities, invert
-from detseg.augment.policy import TrainPolicy, resize_shortest_edge_size
 from detseg.config import load_config
+from detseg.data.augment.intensities import change_intensities, invert
+from detseg.data.augment.policy import TrainPolicy, resize_shortest_edge_size
+from detseg.data.augment.random_geometry import CROP_TYPES, RandomCrop
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

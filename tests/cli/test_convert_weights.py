@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detseg.cli.main import main
-from detseg.models.weights.reading import read_weights
+from detseg.models.weights.files import read_weights
 
 
 def zoo_file(path: Path) -> dict[str, np.ndarray]:

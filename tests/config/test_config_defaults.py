@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from detseg.config import get_default_config, load_config, load_flat_config
-from detseg.config.differences import DIFFERENCES
 from detseg.config.keys import OWN_KEYS
 from detseg.config.kinds import Kind, kind_of_default
-from detseg.config.schema import default_values, detectron2_defaults, kinds
+from detseg.config.schema import DIFFERENCES, default_values, detectron2_defaults, kinds
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ZOO = json.loads((GOLDEN / "d2_zoo.json").read_text(encoding="utf-8"))

@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detseg.config import (
-    config_hash,
-    config_name,
-    dump_config,
-    get_default_config,
-    load_config,
-    load_flat_config,
-)
+from detseg.config import config_hash, config_name, dump_config, get_default_config, load_config, load_flat_config
 from detseg.errors import ConfigError
 
 ZOO = json.loads((Path(__file__).parents[1] / "golden" / "d2_zoo.json").read_text(encoding="utf-8"))

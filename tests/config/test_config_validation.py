@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from detseg.config import load_config, load_flat_config, validate_config
+from detseg.config import load_config, load_flat_config
+from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from detseg.config import get_default_config, load_config, validate_config
-from detseg.config.native_keys import (
+from detseg.config import get_default_config, load_config
+from detseg.config.schema import default_values, detectron2_defaults, kinds
+from detseg.engines.native_keys import (
     HONOURED,
     IMPLEMENTED_VALUES,
     TRAINING_ONLY,
@@ -16,7 +17,7 @@ from detseg.config.native_keys import (
     inactive_patterns,
     is_honoured,
 )
-from detseg.config.schema import default_values, detectron2_defaults, kinds
+from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError
 
 DETSEG = Path(__file__).parents[2] / "detseg"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 30, 40

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 10, 12

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset
-from detseg.data.images import decode_image, decode_label_image, read_image
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.images.reading import decode_image, decode_label_image, read_image
 
 HEIGHT, WIDTH = 12, 16
 GRAY = (np.arange(HEIGHT * WIDTH, dtype=np.uint8) % 199).reshape(HEIGHT, WIDTH)
@@ -179,7 +179,7 @@ def test_the_size_that_a_header_claims_takes_no_memory(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from detseg.data.images import read_image\n"
+        "from detseg.images.reading import read_image\n"
         "from detseg.errors import DataError\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 1_500_000_000,) * 2)\n"

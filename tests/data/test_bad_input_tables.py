@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset
-from detseg.data.readers.table import parse_table
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.files.table import parse_table
 
 GOOD = "image,kind,note\na,x,1\nb,y,2\nc,x,3\nd,y,4\n"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detseg.data.catalog import load_dataset, read_catalog, resolve_dataset
-from detseg.data.coco import write_coco
+from detseg.coco.catalog import load_dataset, read_catalog, resolve_dataset
+from detseg.coco.dataset import write_coco
 from detseg.errors import DataError
-from detseg.structures.file_lock import wait_for_lock
+from detseg.files.lock import wait_for_lock
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_synthetic_set_is_made_once_and_again_for_other_options(home: Path) ->
 
 def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> None:
     (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
-    code = "from detseg.data.catalog import load_dataset; load_dataset('tiny_train').check_images_exist()"
+    code = "from detseg.coco.catalog import load_dataset; load_dataset('tiny_train').check_images_exist()"
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate(timeout=120)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
@@ -106,7 +106,7 @@ def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> Non
 
 def test_a_lock_is_free_again_after_its_holder_was_killed(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib\nfrom detseg.structures.file_lock import wait_for_lock\n"
+        "import os, sys, pathlib\nfrom detseg.files.lock import wait_for_lock\n"
         f"with wait_for_lock(pathlib.Path({str(tmp_path / 'lock')!r})):\n    print('held', flush=True); os._exit(9)"
     )
     held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from detseg.cli.main import main
-from detseg.data.download_table import read_download_table
+from detseg.curation.download import read_download_table
 
 COCO = b'{"images": [], "annotations": []}' + b" " * 5000
 

@@ -14,16 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detseg.cli.main import main
-from detseg.data.coco_writer import annotations_of, write_coco
-from detseg.data.readers.run_lengths import encode_by_columns, encode_by_rows, parse_pairs
-from detseg.data.writers.export import FORMS, image_targets
-from detseg.data.writers.imagej import write_rois
-from detseg.data.writers.objects import ImageObjects, open_objects
-from detseg.data.writers.run_lengths import encode_pairs
+from detseg.coco.dataset import annotations_of, write_coco
+from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
+from detseg.formats.export import FORMS, image_targets
+from detseg.formats.imagej import write_rois
+from detseg.formats.objects import ImageObjects, open_objects
+from detseg.formats.run_lengths import encode_by_columns, encode_by_rows, encode_pairs, parse_pairs
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
-from detseg.structures.predictions_file import write_predictions
 
 CATEGORIES = [{"id": 3, "name": "astro"}, {"id": 8, "name": "cort"}]
 

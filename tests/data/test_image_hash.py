@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detseg.data.image_hash import Fingerprints, find_similar, fingerprint
-from detseg.data.leakage import groups_in_several_parts, join_groups, leaks
+from detseg.curation.leaks import Fingerprints, find_similar, fingerprint, groups_in_several_parts, join_groups, leaks
 
 
 def cells(seed: int, height: int = 120, width: int = 160, count: int = 25) -> np.ndarray:

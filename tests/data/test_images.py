@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from detseg.data.images import read_image, read_label_image
 from detseg.errors import DataError
+from detseg.images.reading import read_image, read_label_image
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (40, 50), dtype=np.uint8)

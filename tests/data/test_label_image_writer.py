@@ -10,10 +10,10 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.data.images import read_label_image, read_picture
-from detseg.data.writers.label_images import LAYERS, REFUSE, TOP, to_label_image, write_npy, write_tiff
-from detseg.data.writers.objects import ImageObjects
 from detseg.errors import DataError
+from detseg.formats.label_images import LAYERS, REFUSE, TOP, to_label_image, write_npy, write_tiff
+from detseg.formats.objects import ImageObjects
+from detseg.images.reading import read_label_image, read_picture
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

@@ -11,15 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from detseg.augment.crops import RandomCrop
-from detseg.augment.policy import TrainPolicy
+from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.config import load_config
 from detseg.data import shared_dataset
-from detseg.data.coco import CocoDataset, annotations_of, write_coco
-from detseg.data.loader import TrainLoader, build_train_loader, test_samples
+from detseg.data.augment.policy import TrainPolicy
+from detseg.data.augment.random_geometry import RandomCrop
+from detseg.data.loader import TrainingStream, TrainLoader, build_train_loader, test_samples
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sampling import EpochOrder, balancing_weights, without_empty_images
-from detseg.data.stream import TrainingStream
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

@@ -12,11 +12,10 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.data.writers.measurements import measure_image, write_measurements
-from detseg.data.writers.objects import ImageObjects
-from detseg.data.writers.outlines import trace_polygons
-from detseg.data.writers.shapes import Shape, crofton_perimeter, measure_shape
 from detseg.errors import DataError
+from detseg.formats.measurements import Shape, crofton_perimeter, measure_image, measure_shape, write_measurements
+from detseg.formats.objects import ImageObjects
+from detseg.formats.outlines import trace_polygons
 from detseg.structures import rle as rle_codec
 
 

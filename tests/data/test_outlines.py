@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from detseg.data.polygons import fill_polygons
-from detseg.data.writers.outlines import trace_polygons
+from detseg.coco.masks import fill_polygons
+from detseg.formats.outlines import trace_polygons
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9))
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.config import load_config
 from detseg.data import shared_dataset
-from detseg.data.coco import CocoDataset, annotations_of, write_coco
-from detseg.data.loader import TrainLoader
-from detseg.data.stream import TrainingStream
+from detseg.data.loader import TrainingStream, TrainLoader
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

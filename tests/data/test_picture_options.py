@@ -11,9 +11,9 @@ import tifffile
 from PIL import Image
 
 from detseg.cli.main import main
+from detseg.coco.catalog import read_input_keys, with_input_keys
+from detseg.coco.dataset import write_coco
 from detseg.config import load_config
-from detseg.data.coco_writer import write_coco
-from detseg.data.input_keys import read_input_keys, with_input_keys
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 

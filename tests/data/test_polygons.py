@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.data.polygons import fill_polygon, fill_polygons, union_of
+from detseg.coco.masks import fill_polygon, fill_polygons, union_of
 
 HEIGHT, WIDTH = 12, 15
 

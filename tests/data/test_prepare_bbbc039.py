@@ -11,8 +11,8 @@ import tifffile
 from PIL import Image
 from readers_for_tests import HEIGHT, WIDTH, masks_by_class, run
 
-from detseg.data.coco import CocoDataset
-from detseg.data.readers import bbbc039
+from detseg.coco.dataset import CocoDataset
+from detseg.formats import bbbc039
 
 SIZES = {"training": 4, "validation": 2, "test": 2}
 

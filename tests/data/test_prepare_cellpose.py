@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from readers_for_tests import HEIGHT, WIDTH, expected_masks, labels_of, masks_by_class, run, write_image
 
-from detseg.data.coco import CocoDataset
-from detseg.data.readers.cellpose import read_seg_npy
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.formats.cellpose import read_seg_npy
 
 
 def seg_of(masks: np.ndarray) -> dict[str, object]:

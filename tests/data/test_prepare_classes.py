@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from readers_for_tests import expected_masks, labels_of, masks_by_class, run, write_image
 
-from detseg.data.coco import CocoDataset
-from detseg.data.readers.classes import parse_class_rule, read_class_map
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.formats.classes import parse_class_rule, read_class_map
 
 
 @pytest.fixture

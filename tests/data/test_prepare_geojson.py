@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from readers_for_tests import HEIGHT, WIDTH, expected_masks, labels_of, masks_by_class, run, write_image
 
-from detseg.data.coco import CocoDataset
-from detseg.data.readers.geojson import GeoJsonOptions, read_features
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.formats.geojson import GeoJsonOptions, read_features
 
 
 def block(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:

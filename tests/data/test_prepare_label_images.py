@@ -15,10 +15,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detseg.cli.main import run_command
-from detseg.data.coco import CocoDataset
-from detseg.data.images import read_label_image
-from detseg.data.readers.label_images import find_pairs
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.formats.label_images import find_pairs
+from detseg.images.reading import read_label_image
 from detseg.structures.label_layers import LabelLayers
 
 RNG = np.random.default_rng(0)

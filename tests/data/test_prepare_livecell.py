@@ -13,7 +13,7 @@ import tifffile
 from pycocotools import mask as coco_mask
 from readers_for_tests import HEIGHT, WIDTH, run
 
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.structures import rle as rle_codec
 
 KINDS = ("A172", "SHSY5Y")

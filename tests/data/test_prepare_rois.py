@@ -12,9 +12,9 @@ import pytest
 from readers_for_tests import HEIGHT, WIDTH, expected_masks, labels_of, masks_by_class, run, write_image
 from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi, roiwrite
 
-from detseg.data.coco import CocoDataset
-from detseg.data.readers.roi import read_roi_file
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.formats.imagej import read_roi_file
 from detseg.structures import rle as rle_codec
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 20, 30

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from readers_for_tests import HEIGHT, WIDTH, masks_by_class, run, write_image
 
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 
 NAMES = ["inertinite", "vitrinite", "liptinite"]
 

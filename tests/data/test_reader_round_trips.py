@@ -10,7 +10,7 @@ from PIL import Image
 from readers_for_tests import HEIGHT, WIDTH, expected_masks, labels_of, masks_by_class, run, write_image
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 
 NAMES = {4: "a", 7: "b", 9: "b", 300: "a"}
 

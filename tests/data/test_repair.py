@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detseg.cli.main import main
-from detseg.data.repair import fill_holes
+from detseg.curation.repair import fill_holes
 from detseg.structures import rle as rle_codec
 
 

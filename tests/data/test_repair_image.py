@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.data.repair.image import ImageMasks, RepairedMasks, repair_image
-from detseg.data.repair.options import RepairRules
+from detseg.curation.repair.image import ImageMasks, RepairedMasks, repair_image
+from detseg.curation.repair.rules import RepairRules
 from detseg.structures import rle as rle_codec
 
 SIZE = 40

@@ -9,13 +9,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from detseg.data.repair.crumbs import body_of, crumbs_of
-from detseg.data.repair.fragments import far_groups, is_speck, pieces_of
-from detseg.data.repair.holes import filled, filled_where_free, hole_areas
-from detseg.data.repair.options import NOTHING, RepairRules
-from detseg.data.repair.overlaps import covered, find_overlaps, near_duplicates, nested
-from detseg.data.repair.wrong_class import allowed_classes, majority_class, one_class_hint
+from detseg.curation.repair.masks import (
+    allowed_classes,
+    body_of,
+    crumbs_of,
+    far_groups,
+    filled,
+    filled_where_free,
+    hole_areas,
+    is_speck,
+    majority_class,
+    one_class_hint,
+    pieces_of,
+)
+from detseg.curation.repair.rules import NOTHING, RepairRules
 from detseg.errors import DataError
+from detseg.structures.overlaps import covered, find_overlaps, near_duplicates, nested
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 

@@ -18,14 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.config import load_config
-from detseg.data.coco import CocoDataset, annotations_of, write_coco
-from detseg.data.loader import TrainLoader
+from detseg.data.loader import TrainingStream, TrainLoader
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_file import pack_sample, read_sample_file
-from detseg.data.sample_reader import SampleReader
-from detseg.data.stream import TrainingStream
+from detseg.data.sample_cache import SampleCache, SampleReader, pack_sample, read_sample_file
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -196,7 +193,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: py
     for folder in (left, alive):
         os.utime(folder, (1, 1))
     program = (
-        "import sys; from detseg.structures.file_lock import try_lock; file = open(sys.argv[1], 'r+b'); "
+        "import sys; from detseg.files.lock import try_lock; file = open(sys.argv[1], 'r+b'); "
         "print(try_lock(file), flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(alive / "owner.lock")]
@@ -213,10 +210,10 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: py
 FILL = """
 import sys
 from pathlib import Path
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import SampleReader
 
 path, folder, limit = sys.argv[1:]
 reader = SampleReader(CocoDataset.load(path), ImagePreprocess(), SampleCache(Path(folder), int(limit)))

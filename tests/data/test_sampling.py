@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detseg.coco.dataset import Category, CocoDataset, ImageRecord
+from detseg.coco.index import AnnotationTable
 from detseg.config import load_config
-from detseg.data.coco import Category, CocoDataset, ImageRecord
-from detseg.data.coco_index import AnnotationTable
 from detseg.data.sampling import EpochOrder, mix, order_from_config, repeat_factors
 from detseg.errors import ConfigError
 

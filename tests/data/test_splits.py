@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.data.splits import read_split_lists, split_folds, split_fractions
+from detseg.curation.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.data.coco import CocoDataset, ImageRecord
-from detseg.data.fold_index import folds_of, write_index
-from detseg.data.group_split import split_groups
+from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.curation.splits import split_groups
+from detseg.data.folds import folds_of, write_index
 from detseg.errors import DataError
 
 

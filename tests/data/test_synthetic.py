@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from detseg.cli.main import main
-from detseg.data.synthetic import KINDS, generate_dataset, make_image
-from detseg.data.synthetic.shapes import MEAN_AREA, cell_outline, fill_outline
+from detseg.curation.synthetic import KINDS, generate_dataset, make_image
+from detseg.curation.synthetic.cells import MEAN_AREA, cell_outline, fill_outline
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 

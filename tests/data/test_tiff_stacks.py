@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from detseg.data.images import decode_picture, read_image, read_label_image, read_picture
-from detseg.data.planes import PlaneChoice
 from detseg.errors import DataError
+from detseg.images.planes import PlaneChoice
+from detseg.images.reading import decode_picture, read_image, read_label_image, read_picture
 
 RNG = np.random.default_rng(0)
 # T, Z, C, Y, X: no two lengths are the same.
@@ -206,7 +206,7 @@ def test_choices_as_text_and_as_fields() -> None:
 WITHOUT_CODECS = """
 import sys
 sys.modules["imagecodecs"] = None
-from detseg.data.images import read_image
+from detseg.images.reading import read_image
 print(int(read_image(sys.argv[1], {"plane": {"z": 2, "t": 1}}).astype(int).sum()))
 """
 

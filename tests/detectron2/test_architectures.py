@@ -14,16 +14,16 @@ from detectron2_cases import require_detectron2, training_config, write_dataset
 require_detectron2()
 pytest.importorskip("detectron2.projects.point_rend", reason="needs Detectron2's projects, installed with it")
 
-from detectron2.structures import BitMasks  # noqa: E402
+from detectron2.structures import BitMasks
 
-from detseg import Predictor  # noqa: E402
-from detseg.cli.main import run_command  # noqa: E402
-from detseg.config import config_hash, load_config, load_flat_config  # noqa: E402
-from detseg.config.imports import run_imports, same_imports  # noqa: E402
-from detseg.engine.checkpoint import load_checkpoint  # noqa: E402
-from detseg.engine.metric_log import read_metrics  # noqa: E402
-from detseg.errors import ConfigError  # noqa: E402
-from detseg.models.table import build_model  # noqa: E402
+from detseg import Predictor
+from detseg.cli.main import run_command
+from detseg.config import config_hash, load_config, load_flat_config
+from detseg.config.loading import run_imports, same_imports
+from detseg.errors import ConfigError
+from detseg.models.table import build_model
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.trackers import read_metrics
 
 POINTREND = {
     "MODEL.IMPORTS": ["detectron2.projects.point_rend:add_pointrend_config"],

@@ -11,9 +11,9 @@ from detectron2_cases import require_detectron2, training_config, write_dataset
 
 require_detectron2()
 
-from detseg.cli.main import run_command  # noqa: E402
-from detseg.config import dump_config  # noqa: E402
-from detseg.engine.metric_log import read_metrics  # noqa: E402
+from detseg.cli.main import run_command
+from detseg.config import dump_config
+from detseg.runs.trackers import read_metrics
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine of one GPU cannot start two processes")

@@ -11,12 +11,11 @@ from detectron2_cases import disks, in_both_engines, require_detectron2, without
 
 require_detectron2()
 
-from dataclasses import replace  # noqa: E402
+from dataclasses import replace
 
-from detectron2.structures import BitMasks, Instances  # noqa: E402
+from detectron2.structures import BitMasks, Instances
 
-from detseg.detectron2.inputs import InputMaker  # noqa: E402
-from detseg.detectron2.masks import LayerMasks  # noqa: E402
+from detseg.detectron2.segmenter import InputMaker, LayerMasks
 
 
 def layer_masks(count: int = 12) -> LayerMasks:

@@ -9,10 +9,10 @@ from detectron2_cases import ARCHITECTURES, disks, in_both_engines, require_dete
 
 require_detectron2()
 
-from detseg.detectron2.segmenter import Detectron2Segmenter  # noqa: E402
-from detseg.errors import DataError  # noqa: E402
-from detseg.models.base import Segmenter  # noqa: E402
-from detseg.structures.sample import Sample  # noqa: E402
+from detseg.detectron2.segmenter import Detectron2Segmenter
+from detseg.errors import DataError
+from detseg.models.base import Segmenter
+from detseg.structures.sample import Sample
 
 IMAGES = [disks(6, seed=1), disks(9, (100, 90), seed=2), without_objects()]
 

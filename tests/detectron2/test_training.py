@@ -15,21 +15,20 @@ from detectron2_cases import require_detectron2, training_config, write_dataset
 
 require_detectron2()
 
-from detseg import Predictor  # noqa: E402
-from detseg.cli.main import run_command  # noqa: E402
-from detseg.config import Config, dump_config, load_config  # noqa: E402
-from detseg.detectron2.checkpointer import SafeCheckpointer  # noqa: E402
-from detseg.detectron2.trainer import IterationHook  # noqa: E402
-from detseg.engine.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from detseg.engine.evaluate_only import evaluate_only  # noqa: E402
-from detseg.engine.interrupt import TrainingInterrupted  # noqa: E402
-from detseg.engine.metric_log import read_metrics  # noqa: E402
-from detseg.engine.run_folder import open_run  # noqa: E402
-from detseg.engine.session import start_state  # noqa: E402
-from detseg.engine.train import train  # noqa: E402
-from detseg.errors import RunError, WeightsError  # noqa: E402
-from detseg.models.table import build_model  # noqa: E402
-from detseg.structures.predictions_file import read_predictions  # noqa: E402
+from detseg import Predictor
+from detseg.cli.main import run_command
+from detseg.coco.predictions_file import read_predictions
+from detseg.config import Config, dump_config, load_config
+from detseg.engine.detectron2.trainer import IterationHook, SafeCheckpointer
+from detseg.engine.evaluate_only import evaluate_only
+from detseg.engine.session import start_state
+from detseg.engine.train import train
+from detseg.errors import RunError, WeightsError
+from detseg.models.table import build_model
+from detseg.runs.checkpoint import load_checkpoint, save_checkpoint
+from detseg.runs.interrupt import TrainingInterrupted
+from detseg.runs.run_folder import open_run
+from detseg.runs.trackers import read_metrics
 
 
 @pytest.fixture(scope="module")

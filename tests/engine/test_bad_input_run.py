@@ -19,8 +19,8 @@ import torch
 from test_train_command import CONFIG, ROOT, train_net
 from tiny_segmenter import write_disks
 
-from detseg.engine.checkpoint import load_checkpoint
-from detseg.engine.files import TEMPORARY_MARK
+from detseg.files.atomic import TEMPORARY_MARK
+from detseg.runs.checkpoint import load_checkpoint
 
 SHORT = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "[]", "OUTPUT_DIR", "run"]
 
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written(read_only: Path, capsys: pytest.Capture
 
 def test_a_second_process_in_the_same_run_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "run").mkdir()
-    program = "import pathlib, time; from detseg.engine.lock import FolderLock\n"
+    program = "import pathlib, time; from detseg.files.lock import FolderLock\n"
     program += "lock = FolderLock(pathlib.Path('run')); print('locked', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"

@@ -10,7 +10,7 @@ import torch
 from tiny_segmenter import write_disks
 
 from detseg.cli.main import run_command
-from detseg.structures.predictions_file import read_predictions
+from detseg.coco.predictions_file import read_predictions
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from detseg.engine.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
-from detseg.engine.files import remove_temporaries, write_atomically
 from detseg.errors import RunError, WeightsError
+from detseg.files.atomic import remove_temporaries, write_atomically
+from detseg.runs.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
 
 
 def test_round_trip_of_tensors_and_plain_values(tmp_path: Path) -> None:

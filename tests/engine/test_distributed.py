@@ -19,12 +19,12 @@ from tiny_segmenter import TinySegmenter, write_disks
 from two_processes import WholeBatchSegmenter, tiny_run
 
 from detseg.cli.main import run_command
+from detseg.coco.predictions_file import read_predictions
 from detseg.data.loader import Share
-from detseg.engine.checkpoint import load_checkpoint
-from detseg.engine.distributed import ALONE
 from detseg.engine.evaluation import interleave
-from detseg.engine.metric_log import read_metrics
-from detseg.structures.predictions_file import read_predictions
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.distributed import ALONE
+from detseg.runs.trackers import read_metrics
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scenarios fork")
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from detseg.config import get_default_config
-from detseg.engine.ema import MovingAverage
-from detseg.engine.precision import build_precision, cpu_has_bfloat16
+from detseg.engine.state import MovingAverage
 from detseg.errors import ConfigError, WeightsError
+from detseg.optim.precision import build_precision, cpu_has_bfloat16
 
 CPU = torch.device("cpu")
 

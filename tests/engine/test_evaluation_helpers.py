@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from detseg.engine.evaluation import set_names, spread_evenly, without_nones
-from detseg.engine.results_table import results_table
+from detseg.runs.results_table import results_table
 
 
 def test_images_are_spread_evenly_over_a_set() -> None:

@@ -12,14 +12,14 @@ import torch
 from tiny_segmenter import TinySegmenter, write_disks
 
 from detseg.cli.main import run_command
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.predictions_file import read_predictions
 from detseg.config import load_config
-from detseg.data.coco import CocoDataset
 from detseg.engine import session
-from detseg.engine.checkpoint import load_checkpoint
 from detseg.engine.data_sets import load_folded_set, load_test_sets, load_training_set
 from detseg.errors import ConfigError, DataError
-from detseg.evaluation.tuned import evaluate_tuned
-from detseg.structures.predictions_file import read_predictions
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.tuning.thresholds import evaluate_tuned
 
 CONFIG = """
 MODEL:

@@ -14,14 +14,14 @@ import torch
 from tiny_segmenter import TinySegmenter, disk_batches, disk_sample
 
 from detseg.config import get_default_config
-from detseg.engine.checkpoint import load_checkpoint
-from detseg.engine.interrupt import StopRequest, TrainingInterrupted
-from detseg.engine.metric_log import MetricLog, read_metrics
 from detseg.engine.progress import Progress
-from detseg.engine.run_folder import RunFolder
 from detseg.engine.state import TrainingState, build_state
 from detseg.engine.train import Plan, run_iterations
 from detseg.errors import RunError, WeightsError
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.interrupt import StopRequest, TrainingInterrupted
+from detseg.runs.run_folder import RunFolder
+from detseg.runs.trackers import MetricLog, read_metrics
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from detseg.engine.best_score import BestScore
-from detseg.engine.metric_log import EVALUATION, TRAINING, MetricLog, flatten, read_metrics
 from detseg.engine.progress import LossWindow, describe_losses, format_seconds
+from detseg.engine.state import BestScore
+from detseg.runs.trackers import EVALUATION, TRAINING, MetricLog, flatten, read_metrics
 
 
 def fill(path: Path) -> None:

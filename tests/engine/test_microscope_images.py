@@ -11,13 +11,13 @@ import pytest
 import tifffile
 
 from detseg.cli.main import main
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.predictions_file import read_predictions
 from detseg.config import load_config
-from detseg.data.coco import CocoDataset
 from detseg.data.loader import TrainingStream
-from detseg.data.planes import PlaneChoice
-from detseg.engine.checkpoint import load_checkpoint
+from detseg.images.planes import PlaneChoice
 from detseg.inference.predictor import Predictor
-from detseg.structures.predictions_file import read_predictions
+from detseg.runs.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHANNELS = ["DAPI", "Actin", "Tubulin", "Brightfield"]

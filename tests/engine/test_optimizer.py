@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from detseg.config import get_default_config
-from detseg.engine.optimizer import (
+from detseg.errors import ConfigError
+from detseg.optim.optimizer import (
     build_clipper,
     build_optimizer,
     gradient_norm,
@@ -15,7 +16,6 @@ from detseg.engine.optimizer import (
     set_learning_rates,
     trained_parameters,
 )
-from detseg.errors import ConfigError
 
 
 class Small(nn.Module):

@@ -15,11 +15,11 @@ import torch
 from tiny_segmenter import TinySegmenter, write_disks
 from train_and_die import tiny_config
 
-from detseg.engine.checkpoint import load_checkpoint
-from detseg.engine.files import TEMPORARY_MARK
-from detseg.engine.metric_log import read_metrics
-from detseg.engine.run_folder import open_run
 from detseg.engine.train import train
+from detseg.files.atomic import TEMPORARY_MARK
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.run_folder import open_run
+from detseg.runs.trackers import read_metrics
 
 PROGRAM = Path(__file__).with_name("train_and_die.py")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from detseg.config import Config, get_default_config, load_config
-from detseg.engine.run_folder import find_run, next_number, open_run
 from detseg.errors import RunError
+from detseg.runs.run_folder import find_run, next_number, open_run
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_two_runs_in_one_folder_are_refused_within_a_process(here: Path) -> None
 
 def test_two_processes_are_kept_apart_and_a_killed_one_frees_the_folder(here: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from detseg.engine.run_folder import RunFolder\n"
+        "import sys, time; from pathlib import Path; from detseg.runs.run_folder import RunFolder\n"
         "run = RunFolder(Path('a'), new=True); print('locked', flush=True); time.sleep(60)"
     )
     (here / "a").mkdir()

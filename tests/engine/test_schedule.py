@@ -7,8 +7,8 @@ import math
 import pytest
 
 from detseg.config import get_default_config
-from detseg.engine.schedule import build_schedule
 from detseg.errors import ConfigError
+from detseg.optim.optimizer import build_schedule
 
 
 def schedule(**solver: object):

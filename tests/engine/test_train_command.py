@@ -17,9 +17,9 @@ from tiny_segmenter import write_disks
 
 from detseg import Predictor
 from detseg.cli.main import run_command
-from detseg.engine.checkpoint import load_checkpoint
-from detseg.engine.metric_log import read_metrics
-from detseg.structures.predictions_file import read_predictions
+from detseg.coco.predictions_file import read_predictions
+from detseg.runs.checkpoint import load_checkpoint
+from detseg.runs.trackers import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -22,9 +22,9 @@ import torch
 from tiny_segmenter import TinySegmenter
 
 from detseg.config import Config, get_default_config
-from detseg.engine import files
-from detseg.engine.run_folder import open_run
 from detseg.engine.train import train
+from detseg.files import atomic as files
+from detseg.runs.run_folder import open_run
 
 
 def tiny_config(data: Path, folder: Path, workers: int = 0) -> Config:

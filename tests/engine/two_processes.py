@@ -25,11 +25,11 @@ from torch import nn
 from train_and_die import die, tiny_config
 
 from detseg.cli.main import run_command
-from detseg.engine.distributed import ALONE, Processes, join_processes
-from detseg.engine.run_folder import open_run_together
 from detseg.engine.train import train
 from detseg.errors import DataError
-from detseg.models.rcnn.sync_batch_norm import SyncBatchNorm2d
+from detseg.models.rcnn.layers import SyncBatchNorm2d
+from detseg.runs.distributed import ALONE, Processes, join_processes
+from detseg.runs.run_folder import open_run_together
 
 
 class WholeBatchSegmenter(TinySegmenter):

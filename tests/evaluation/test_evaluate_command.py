@@ -11,10 +11,10 @@ from scoring_cases import random_case
 
 from detseg.cli.evaluate import score_table
 from detseg.cli.main import run_command
-from detseg.data.coco import annotations_of, write_coco
+from detseg.coco.dataset import annotations_of, write_coco
+from detseg.coco.predictions_file import write_predictions
 from detseg.evaluation.evaluate import evaluate
 from detseg.fusion.postprocess import Postprocess
-from detseg.structures.predictions_file import write_predictions
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from scoring_cases import predictions_of, random_case, rectangle, truth_of, with
 from detseg.errors import DataError
 from detseg.evaluation.evaluate import align, count_all, evaluate, image_table, write_image_table
 from detseg.evaluation.ground_truth import GroundTruth
-from detseg.evaluation.tuned import evaluate_tuned
 from detseg.fusion.postprocess import Postprocess
+from detseg.tuning.thresholds import evaluate_tuned
 
 KEYS = ["object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap"]
 

@@ -9,8 +9,7 @@ import pytest
 from scoring_cases import predictions_of, random_case, rectangle, truth_of, without_masks
 
 from detseg.errors import DataError
-from detseg.evaluation.matching import IOU_THRESHOLDS, match_pairs, pair_ious
-from detseg.evaluation.object_ap import count_objects, summarize_objects
+from detseg.evaluation.object_ap import IOU_THRESHOLDS, count_objects, match_pairs, pair_ious, summarize_objects
 from detseg.structures import rle as rle_codec
 
 
@@ -168,7 +167,7 @@ def test_pair_ious_equal_full_size_masks(seed, monkeypatch):
             expected[row, column] = np.logical_and(a, b).sum() / np.logical_or(a, b).sum()
     # Tables of a single row at a time give the same pairs as one table.
     for entries in (4_000_000, 1):
-        monkeypatch.setattr("detseg.evaluation.matching.TABLE_ENTRIES", entries)
+        monkeypatch.setattr("detseg.evaluation.object_ap.TABLE_ENTRIES", entries)
         pairs = pair_ious(found.rles, truth.rles)
         table = np.zeros_like(expected)
         table[pairs.prediction, pairs.truth] = pairs.iou

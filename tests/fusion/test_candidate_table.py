@@ -15,10 +15,9 @@ from detseg.errors import DataError
 from detseg.evaluation.evaluate import align, count_all, evaluate
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.fusion.atoms import find_atoms
-from detseg.fusion.candidate_table import CandidateTable, is_fast
-from detseg.fusion.hits import OBJECT_METRICS, CountTable, count_hits, object_numbers
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import rle as rle_codec
+from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, count_hits, is_fast, object_numbers
 
 NAMES = ("kind 0", "kind 1")
 

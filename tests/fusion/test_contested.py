@@ -8,8 +8,7 @@ from fusion_cases import full_soft_mask, random_members
 from scipy import ndimage
 from scoring_cases import predictions_of, rectangle
 
-from detseg.fusion.contested import share_contested
-from detseg.fusion.overlaps import resolve_overlaps, score_order
+from detseg.fusion.overlaps import resolve_overlaps, score_order, share_contested
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec

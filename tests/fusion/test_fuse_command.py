@@ -10,13 +10,13 @@ import tifffile
 from fusion_cases import random_members
 
 from detseg.cli.main import main
+from detseg.coco.predictions_file import read_predictions, write_predictions
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
-from detseg.structures.predictions_file import read_predictions, write_predictions
 
 NAMES = ["cell", "dot"]
 

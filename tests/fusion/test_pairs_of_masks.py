@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detseg.fusion import bit_masks, near_pairs
-from detseg.fusion.bit_masks import BitMasks, chunks_of, count_bits, read_column_runs
-from detseg.fusion.near_pairs import meeting_boxes
+from detseg.structures import bit_masks
+from detseg.structures import overlaps as near_pairs
 from detseg.structures import rle as rle_codec
+from detseg.structures.bit_masks import BitMasks, chunks_of, count_bits, read_column_runs
 from detseg.structures.boxes import box_intersection
+from detseg.structures.overlaps import meeting_boxes
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,11 +10,11 @@ from fusion_cases import random_members
 from scoring_cases import SIZE, predictions_of, rectangle
 
 from detseg.errors import DataError
-from detseg.fusion.duplicates import suppress_duplicates
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
 from detseg.fusion.soft_masks import mask_quality, rescore, threshold_masks
+from detseg.fusion.suppression import suppress_duplicates
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import soft_mask_window

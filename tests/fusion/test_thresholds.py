@@ -11,7 +11,7 @@ from scoring_cases import predictions_of, random_case, rectangle, truth_of
 from detseg.evaluation.evaluate import evaluate
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.postprocess import Postprocess
-from detseg.fusion.thresholds import choose_class_thresholds, choose_score_threshold
+from detseg.tuning.thresholds import choose_class_thresholds, choose_score_threshold
 
 
 def object_ap_at(ground_truth, predictions, threshold, settings=None):

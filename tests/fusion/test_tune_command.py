@@ -10,10 +10,10 @@ import pytest
 from scoring_cases import SIZE, predictions_of, random_case, rectangle
 
 from detseg.cli.main import main
+from detseg.coco.predictions_file import write_predictions
 from detseg.evaluation.evaluate import evaluate
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
-from detseg.structures.predictions_file import write_predictions
 
 CATEGORIES = [{"id": 1, "name": "kind 0"}, {"id": 2, "name": "kind 1"}]
 

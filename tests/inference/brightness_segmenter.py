@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from detseg.augment.resampling import resize_image
+from detseg.data.augment.resampling import resize_image
 from detseg.models.base import Segmenter
 from detseg.structures.predictions import Predictions, soft_mask_window
 from detseg.structures.rle import encode_crop

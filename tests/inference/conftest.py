@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from detseg.config import dump_config, load_config
-from detseg.data.synthetic import KINDS, make_image
-from detseg.engine.checkpoint import save_checkpoint
+from detseg.curation.synthetic import KINDS, make_image
 from detseg.fusion.postprocess import Postprocess
 from detseg.models.table import build_model
+from detseg.runs.checkpoint import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [

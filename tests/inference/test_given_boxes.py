@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detseg.data.coco import ImageRecord
+from detseg.coco.dataset import ImageRecord
+from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
 from detseg.inference.given_boxes import read_boxes
 from detseg.inference.sources import ImageSource
 from detseg.structures.predictions import Predictions
-from detseg.structures.predictions_file import write_predictions
 
 CLASSES = ["round", "long"]
 

@@ -10,17 +10,15 @@ import tifffile
 from threshold_segmenter import ThresholdSegmenter
 from tiled_scenes import assert_same_objects, components, draw_disks
 
-from detseg.data.coco import ImageRecord
+from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.writers.label_images import TOP, to_label_image
-from detseg.data.writers.large_labels import write_tiled
-from detseg.data.writers.objects import ImageObjects
+from detseg.formats.label_images import TOP, to_label_image, write_tiled
+from detseg.formats.objects import ImageObjects
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.large_images import LargeImages, TileProgress, apply_in_blocks
 from detseg.inference.predictor import Predictor
 from detseg.inference.tiling import Tiling
-from detseg.inference.tta import TestTimeAugmentation
-from detseg.inference.views import parse_views
+from detseg.inference.views import TestTimeAugmentation, parse_views
 
 TILES = Tiling("always", 96, 40)
 
@@ -151,7 +149,7 @@ def test_resume_after_an_interruption_gives_the_same_and_repeats_nothing(scene, 
 
 
 def _source(image):
-    from detseg.data.pixel_source import ArraySource
+    from detseg.images.pixel_source import ArraySource
 
     return ArraySource(image, {})
 

@@ -10,12 +10,14 @@ import torch
 
 import detseg
 from detseg.config import load_config
-from detseg.data.images import read_image
-from detseg.data.synthetic import KINDS
-from detseg.engine.checkpoint import save_checkpoint
+from detseg.curation.synthetic import KINDS
 from detseg.errors import ConfigError, RunError, WeightsError
-from detseg.inference.loading import choose_device, find_checkpoint, hash_file
+from detseg.files.hashing import hash_file
+from detseg.images.reading import read_image
+from detseg.inference.loading import find_checkpoint
 from detseg.inference.predictor import Predictor
+from detseg.models.devices import choose_device
+from detseg.runs.checkpoint import save_checkpoint
 
 
 @pytest.fixture

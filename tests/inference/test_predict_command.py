@@ -10,11 +10,11 @@ import pytest
 import tifffile
 
 from detseg.cli.main import main
-from detseg.data.synthetic import KINDS
-from detseg.data.writers.label_images import TOP, to_label_image
-from detseg.data.writers.objects import ImageObjects
+from detseg.coco.predictions_file import read_predictions
+from detseg.curation.synthetic import KINDS
+from detseg.formats.label_images import TOP, to_label_image
+from detseg.formats.objects import ImageObjects
 from detseg.inference.predictor import Predictor
-from detseg.structures.predictions_file import read_predictions
 
 
 def predict(*words) -> int:

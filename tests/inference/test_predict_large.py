@@ -7,9 +7,9 @@ import pytest
 import tifffile
 
 from detseg.cli.main import main
-from detseg.data.synthetic import make_image
+from detseg.coco.predictions_file import read_predictions
+from detseg.curation.synthetic import make_image
 from detseg.inference.sources import expand_stacks, find_images
-from detseg.structures.predictions_file import read_predictions
 
 
 def predict(*words) -> int:

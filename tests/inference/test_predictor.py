@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from threshold_segmenter import ThresholdSegmenter
 
-from detseg.data.coco import ImageRecord
+from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess

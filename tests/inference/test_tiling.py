@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from threshold_segmenter import ThresholdSegmenter
 from tiled_scenes import assert_same_objects, components, draw_disks
 
-from detseg.data.pixel_source import ArraySource
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError
+from detseg.images.pixel_source import ArraySource
 from detseg.inference.image_model import ImageModel
 from detseg.inference.sliding_window import SlidingWindow
-from detseg.inference.tile_grid import make_grid
-from detseg.inference.tiling import Tiling
+from detseg.inference.tiling import Tiling, make_grid
 
 TILE, OVERLAP = 128, 40
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from detseg.data.synthetic import make_image
+from detseg.curation.synthetic import make_image
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.options import FusionOptions
 from detseg.inference.ensemble import combine
 from detseg.inference.predictor import Predictor
-from detseg.inference.square import SYMMETRIES
-from detseg.inference.tta import MODES, TestTimeAugmentation
-from detseg.inference.views import parse_views
+from detseg.inference.symmetries import SYMMETRIES
+from detseg.inference.views import MODES, TestTimeAugmentation, parse_views
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detseg.errors import ConfigError
-from detseg.inference.square import SYMMETRIES
+from detseg.inference.symmetries import SYMMETRIES
 from detseg.inference.views import Intensities, detectron2_views, equalise, parse_views
 
 

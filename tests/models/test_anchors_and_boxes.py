@@ -9,8 +9,14 @@ import torch
 from torchvision.ops import generalized_box_iou_loss
 
 from detseg.models.rcnn.anchors import AnchorGenerator, make_cell_anchors
-from detseg.models.rcnn.box_coding import LARGEST_LOG_SCALE, BoxCoder, clip_boxes
-from detseg.models.rcnn.losses import box_regression_loss, giou_loss, smooth_l1_sum
+from detseg.models.rcnn.boxes import (
+    LARGEST_LOG_SCALE,
+    BoxCoder,
+    box_regression_loss,
+    clip_boxes,
+    giou_loss,
+    smooth_l1_sum,
+)
 
 
 def test_cell_anchors_are_not_rounded() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detseg.cli.main import main
-from detseg.models.parity_rows import Row, worst_of_kinds
+from detseg.models.parity import Row, worst_of_kinds
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 NAME = "mask_rcnn_R_50_FPN_nothing"

@@ -7,9 +7,9 @@ import torch
 from models_for_tests import SMALL_MODEL, disks, small_model
 
 from detseg.config import load_flat_config
-from detseg.engine.optimizer import build_optimizer, set_learning_rates
 from detseg.errors import ConfigError
-from detseg.models.weights.fitting import load_state
+from detseg.models.weights.loading import load_state
+from detseg.optim.optimizer import build_optimizer, set_learning_rates
 
 
 def moved(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:

@@ -9,8 +9,7 @@ import torch
 from models_for_tests import small_model
 from torch import nn
 
-from detseg.models.rcnn.group_norm import GroupNorm
-from detseg.models.rcnn.layers import ConvNorm, FrozenBatchNorm2d, init_msra
+from detseg.models.rcnn.layers import ConvNorm, FrozenBatchNorm2d, GroupNorm, init_msra
 from detseg.models.rcnn.resnet import BLOCKS_OF_DEPTH, make_resnet
 from detseg.models.rcnn.rpn import RPNHead
 

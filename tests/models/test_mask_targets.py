@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from detseg.models.rcnn import mask_targets
-from detseg.models.rcnn.mask_targets import sample_masks
+from detseg.models.rcnn import mask_head as mask_targets
+from detseg.models.rcnn.mask_head import sample_masks
 from detseg.structures.label_layers import LabelLayers
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from detseg.models.rcnn import separable_roi_align as module
-from detseg.models.rcnn.pooler import Pooler
-from detseg.models.rcnn.separable_roi_align import separable_roi_align
+from detseg.models.rcnn import roi_align as module
+from detseg.models.rcnn.roi_align import Pooler, separable_roi_align
 
 
 def random_regions(count: int, height: int, width: int, largest: float) -> torch.Tensor:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from models_for_tests import disks, relative
 
-from detseg.models.rcnn import cascade_heads, res5_heads, roi_heads
-from detseg.models.rcnn.box_coding import BoxCoder
+from detseg.models.rcnn import roi_heads
+from detseg.models.rcnn import roi_heads as cascade_heads
+from detseg.models.rcnn import roi_heads as res5_heads
 from detseg.models.rcnn.box_head import BoxPredictor
-from detseg.models.rcnn.cascade_heads import CascadeROIHeads, _relabel
+from detseg.models.rcnn.boxes import BoxCoder
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.regions import in_portions
+from detseg.models.rcnn.roi_heads import CascadeROIHeads, _relabel
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
 from detseg.structures.sample import Sample

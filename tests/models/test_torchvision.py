@@ -9,13 +9,14 @@ import pytest
 import torch
 from models_for_tests import disks, without_objects
 
-from detseg.config import load_flat_config, validate_config
+from detseg.config import load_flat_config
+from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError, DataError
 from detseg.models.base import Segmenter
 from detseg.models.table import build_model
-from detseg.models.weights.fitting import load_state
-from detseg.models.weights.reading import StoredWeights
-from detseg.models.weights.renaming import names_of_model
+from detseg.models.weights.files import StoredWeights
+from detseg.models.weights.loading import load_state
+from detseg.models.weights.names import names_of_model
 
 KEYS = {
     "MODEL.META_ARCHITECTURE": "TorchvisionMaskRCNN",

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from detseg.errors import WeightsError
-from detseg.models.weights.download import cached_path, download
-from detseg.models.weights.sources import resolve_weights, torchvision_url
+from detseg.models.weights.sources import cached_path, download, resolve_weights, torchvision_url
 
 CONTENT = bytes(range(256)) * 400
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

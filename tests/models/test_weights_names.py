@@ -14,12 +14,16 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 from detseg.config import load_flat_config
 from detseg.errors import ConfigError
 from detseg.models.table import build_model
-from detseg.models.weights.fitting import load_state
-from detseg.models.weights.loading import load_weights
-from detseg.models.weights.names import backbone_name, from_caffe2, is_caffe2
-from detseg.models.weights.reading import StoredWeights
-from detseg.models.weights.renaming import names_of_model
-from detseg.models.weights.torchvision_names import from_mask_rcnn, resnet_name
+from detseg.models.weights.files import StoredWeights
+from detseg.models.weights.loading import load_state, load_weights
+from detseg.models.weights.names import (
+    backbone_name,
+    from_caffe2,
+    from_mask_rcnn,
+    is_caffe2,
+    names_of_model,
+    resnet_name,
+)
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "c2_backbone_names.json").read_text(encoding="utf-8"))
 

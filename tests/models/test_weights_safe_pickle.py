@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from detseg.errors import WeightsError
-from detseg.models.weights.reading import read_weights
+from detseg.models.weights.files import read_weights
 
 MARK = "hostile_ran"
 

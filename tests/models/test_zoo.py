@@ -19,7 +19,8 @@ from torchvision.models import (
     ResNeXt101_32X8D_Weights,
 )
 
-from detseg.config import load_flat_config, validate_config
+from detseg.config import load_flat_config
+from detseg.engines.validation import validate_config
 from detseg.models.base import Segmenter
 from detseg.models.rcnn.resnet import make_resnet
 from detseg.models.table import build_model

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.report.contact_sheet import PER_SHEET, contact_sheet
+from detseg.report.contact_sheets import PER_SHEET, contact_sheet
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scoring_cases import rectangle
 
-from detseg.report.contours import FRACTION_BITS, PALETTE, class_colour, draw_objects, fitting_line_width, trace
-from detseg.report.contours import typical_thickness as thickness_of
+from detseg.report.drawing import FRACTION_BITS, PALETTE, class_colour, draw_objects, fitting_line_width, trace
+from detseg.report.drawing import typical_thickness as thickness_of
 from detseg.structures import rle as rle_codec
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detseg.report.display import MAX_SIDE, display_scale, resize_display, to_display
+from detseg.report.drawing import MAX_SIDE, display_scale, resize_display, to_display
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detseg.data.coco import CocoDataset, ImageRecord
-from detseg.data.coco_index import AnnotationTable, Category
-from detseg.data.image_hash import SimilarPair
-from detseg.data.inspection.advise_detector import advise_anchors, advise_limits
-from detseg.data.inspection.advise_pictures import advise_pictures, kind_of
-from detseg.data.inspection.advise_scale import Crops, choose_crop, choose_scale, scaled, wanted_factor
-from detseg.data.inspection.advise_split import advise_balance, advise_split, class_weights
-from detseg.data.inspection.gather import Gathered
-from detseg.data.inspection.intensities import Intensities
-from detseg.data.inspection.objects import ObjectTable
-from detseg.data.inspection.suggestion import percent, round_up
-from detseg.data.repair.options import RepairRules
+from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.index import AnnotationTable, Category
+from detseg.curation.inspection.advice import (
+    advise_balance,
+    advise_pictures,
+    advise_split,
+    class_weights,
+    kind_of,
+    percent,
+    round_up,
+)
+from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits
+from detseg.curation.inspection.advise_scale import Crops, choose_crop, choose_scale, scaled, wanted_factor
+from detseg.curation.inspection.gather import Gathered
+from detseg.curation.inspection.measure import Intensities, ObjectTable
+from detseg.curation.leaks import SimilarPair
+from detseg.curation.repair.rules import RepairRules
 
 
 def gathered(

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.data.inspection.anchor_choice import choose_anchors, choose_ratios, cluster_shapes, shape_iou
-from detseg.data.inspection.anchor_grid import STRIDES, Anchors, best_iou, recall
+from detseg.curation.inspection.anchors import (
+    STRIDES,
+    Anchors,
+    best_iou,
+    choose_anchors,
+    choose_ratios,
+    cluster_shapes,
+    recall,
+    shape_iou,
+)
 from detseg.structures.boxes import box_iou
 
 USUAL = Anchors(((8,), (16,), (32,), (64,), (128,)), (0.5, 1.0, 2.0))

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from detseg.cli.main import run_command
-from detseg.config import load_config, validate_config
-from detseg.data.coco import annotations_of, write_coco
+from detseg.coco.dataset import annotations_of, write_coco
+from detseg.config import load_config
+from detseg.engines.validation import validate_config
 from detseg.structures.label_layers import LabelLayers
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.data.inspection.contacts import NEAR, find_contacts
-from detseg.data.inspection.gather import choose_pictures
-from detseg.data.inspection.intensities import measure_image
-from detseg.data.inspection.objects import ObjectTable, elongation, largest_box_iou, measure_objects
+from detseg.curation.inspection.gather import choose_pictures
+from detseg.curation.inspection.measure import (
+    NEAR,
+    ObjectTable,
+    elongation,
+    find_contacts,
+    largest_box_iou,
+    measure_image,
+    measure_objects,
+)
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_iou
 from detseg.structures.label_layers import LabelLayers

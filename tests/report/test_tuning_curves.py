@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import pytest
 
-from detseg.fusion.tuning import Curve
-from detseg.fusion.tuning_space import Coordinate
 from detseg.report.tuning_curves import draw_tuning_curves
+from detseg.tuning.space import Coordinate
+from detseg.tuning.tuning import Curve
 
 
 def curve(setting, points, chosen, part=None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detseg.errors import DataError
-from detseg.structures.atomic_write import written_whole
+from detseg.files.atomic import written_whole
 
 
 def test_the_file_appears_at_the_end(tmp_path):

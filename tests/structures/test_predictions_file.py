@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from scoring_cases import predictions_of, random_case, rectangle, without_masks
 
+from detseg.coco.predictions_file import PredictionsWriter, read_predictions, write_predictions
 from detseg.errors import DataError, DetsegError
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import soft_mask_window
-from detseg.structures.predictions_file import PredictionsWriter, read_predictions, write_predictions
 
 CATEGORIES = [{"id": 3, "name": "round"}, {"id": 9, "name": "länglich"}]
 

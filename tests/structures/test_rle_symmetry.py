@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
-from detseg.structures.rle_symmetry import mirror_rles, transpose_rles
+from detseg.structures.rle import mirror_rles, transpose_rles
 
 
 @st.composite

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 from scoring_cases import predictions_of, random_case, rectangle, truth_of
 
 from detseg.cli.main import main
+from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
 from detseg.evaluation.evaluate import evaluate
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.predictions_file import write_predictions
-from detseg.submission.formats import FORMATS
-from detseg.submission.images import SubmissionImage, by_name
-from detseg.submission.reading import read_submission
-from detseg.submission.scoring import images_of, score_submission
+from detseg.submission.formats import FORMATS, SubmissionImage, by_name
+from detseg.submission.reading import images_of, read_submission, score_submission
 from detseg.submission.writing import write_submission
 
 SIZE = (4, 5)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.models.rcnn.box_coding import BoxCoder, clip_boxes
+from detseg.models.rcnn.boxes import BoxCoder, box_regression_loss, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, init_msra, init_normal, init_xavier
-from detseg.models.rcnn.losses import box_regression_loss
 from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms

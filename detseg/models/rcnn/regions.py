@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detseg.models.rcnn.matching import Matcher
+from detseg.models.rcnn.matching import Matcher, sample_labels
 from detseg.models.rcnn.rpn import Proposals
-from detseg.models.rcnn.sampling import sample_labels
 from detseg.models.rcnn.targets import Targets
 
 # Convolutional box heads hold 7 x 7 x channels numbers a region several times: thousands are predicted in portions.

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.models.rcnn.anchors import AnchorGenerator, AnchorGrid
-from detseg.models.rcnn.box_coding import BoxCoder, clip_boxes
+from detseg.models.rcnn.boxes import BoxCoder, box_regression_loss, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, init_normal
-from detseg.models.rcnn.losses import box_regression_loss
-from detseg.models.rcnn.matching import Matcher
-from detseg.models.rcnn.sampling import sample_labels
+from detseg.models.rcnn.matching import Matcher, sample_labels
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms
 

@@ -3,17 +3,111 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from detseg.config.pretrained_rules import check_pretrained_input
-from detseg.errors import WeightsError
-from detseg.models.weights.fitting import LoadReport, load_state
-from detseg.models.weights.reading import read_weights
-from detseg.models.weights.renaming import TORCHVISION, names_of_model
+from detseg.engines.rules import check_pretrained_input
+from detseg.errors import WeightsError, list_problems
+from detseg.models.weights.files import read_weights
+from detseg.models.weights.names import TORCHVISION, names_of_model
 from detseg.models.weights.sources import resolve_weights
+
+# Fitting weights to a model, and refusing what does not fit.
+
+# Older Detectron2 checkpoints store these, although they follow from the configuration.
+DERIVED_ENTRIES = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")
+# Counts of batches that a norm with fixed statistics does not have, and that nothing here depends on.
+COUNTS = "num_batches_tracked"
+# Their sizes follow from the number of classes: started anew for other classes. A model may name its own.
+CLASS_ENTRIES = (
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_head.predictor.",
+)
+STEM_WEIGHTS = ("stem.conv1.weight", "backbone.body.conv1.weight")
+
+
+@dataclass
+class LoadReport:
+    """What was taken from a file: names of the entries that were loaded, that keep their initial weights because the
+    file has none (`missing`) or was made for other classes (`reinitialized`), that the model does not have (`unused`),
+    and that were adapted to another number of input channels (`adapted`)."""
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    reinitialized: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+
+    @property
+    def new(self) -> list[str]:
+        """The entries that keep their initial weights."""
+        return self.missing + self.reinitialized
+
+    def table(self, depth: int = 2) -> str:
+        """Return lines for people: for each part of the model how many entries were loaded and are new, and what the
+        file has beyond them."""
+        parts: dict[str, list[int]] = {}
+        for column, names in enumerate(([*self.loaded, *self.adapted], self.new, self.unused)):
+            for name in names:
+                parts.setdefault(".".join(name.split(".")[:depth]), [0, 0, 0])[column] += 1
+        width = max((len(part) for part in parts), default=4)
+        lines = [f"  {'part':{width}}  loaded  new  left in the file"]
+        lines += [
+            f"  {part:{width}}  {loaded:6}  {new:3}  {left:16}" for part, (loaded, new, left) in sorted(parts.items())
+        ]
+        return "\n".join(lines)
+
+
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str = "state_dict", fine_tune: bool = False
+) -> LoadReport:
+    """Load a state_dict under the model's own names; see `load_weights`. `source` names it in messages."""
+    own = model.state_dict()
+    class_entries = getattr(model, "class_entries", CLASS_ENTRIES)
+    report, problems, fitting = LoadReport(), [], {}
+    for name, value in state.items():
+        if name not in own:
+            if not name.startswith(DERIVED_ENTRIES) and not name.endswith(COUNTS):
+                report.unused.append(name)
+        elif value.shape == own[name].shape:
+            fitting[name] = value
+            report.loaded.append(name)
+        elif fine_tune and name.startswith(class_entries) and value.shape[1:] == own[name].shape[1:]:
+            report.reinitialized.append(name)
+        elif fine_tune and name.endswith(STEM_WEIGHTS) and value.shape[2:] == own[name].shape[2:]:
+            fitting[name] = adapt_input_channels(value, own[name].shape[1])
+            report.adapted.append(name)
+        else:
+            problems.append(f"{name}: {tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model")
+    report.missing = [name for name in own if name not in state and not name.endswith(COUNTS)]
+    if not fine_tune:
+        problems += [f"{name}: not in the file, {tuple(own[name].shape)} in the model" for name in report.missing]
+    if not fine_tune or not fitting:
+        problems += [f"{name}: {tuple(state[name].shape)} in the file, not in the model" for name in report.unused]
+    if problems:
+        raise WeightsError(
+            f"{source}: these weights do not fit the model; was it trained with another configuration?\n"
+            + list_problems(problems)
+        )
+    current = OrderedDict(fitting)
+    current._metadata = own._metadata  # these are the model's present names: nothing of an older format to convert
+    model.load_state_dict(current, strict=False)
+    return report
+
+
+def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return the first convolution (O, C, h, w) for another number of input channels.
+
+    Every channel gets the mean over the old ones, scaled so that an image with equal channels gives the same answer.
+    """
+    mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / channels)
+    return mean.repeat(1, channels, 1, 1)
+
 
 _logger = logging.getLogger(__name__)
 

@@ -2,14 +2,92 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from detseg.errors import WeightsError
-from detseg.models.weights import addresses
-from detseg.models.weights.download import download
-from detseg.structures.cache_folder import cache_folder
+from detseg.files.lock import wait_for_lock
+from detseg.files.transfer import CACHE_VARIABLE, TransferError, cache_folder, transfer
+
+# What the short addresses of Detectron2's model zoo stand for.
+
+# detectron2://PATH is this address with PATH behind it.
+DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
+
+_DETECTRON1 = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/"
+# catalog://ImageNetPretrained/NAME: backbones trained on ImageNet, of Detectron's first version.
+CATALOG = {
+    "ImageNetPretrained/MSRA/R-50": _DETECTRON1 + "MSRA/R-50.pkl",
+    "ImageNetPretrained/MSRA/R-101": _DETECTRON1 + "MSRA/R-101.pkl",
+    "ImageNetPretrained/FAIR/R-50-GN": _DETECTRON1 + "47261647/R-50-GN.pkl",
+    "ImageNetPretrained/FAIR/R-101-GN": _DETECTRON1 + "47592356/R-101-GN.pkl",
+    "ImageNetPretrained/FAIR/X-101-32x8d": _DETECTRON1 + "20171220/X-101-32x8d.pkl",
+    "ImageNetPretrained/FAIR/X-101-64x4d": _DETECTRON1 + "FBResNeXt/X-101-64x4d.pkl",
+    "ImageNetPretrained/FAIR/X-152-32x8d-IN5k": _DETECTRON1 + "25093814/X-152-32x8d-IN5k.pkl",
+}
+
+
+# Downloads of weights into the cache, once for all runs and processes.
+
+
+def cached_path(url: str) -> Path:
+    """Where the file of a web address lies in the cache: weights/HOST/PATH; nothing in an address leads out of it."""
+    parts = urlsplit(url)
+    names = [_safe(name) for name in [parts.netloc.rpartition("@")[2], *parts.path.split("/")] if name]
+    path = cache_folder().joinpath("weights", *names)
+    if parts.query:
+        path = path.with_name(f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}-{path.name}")
+    return path
+
+
+def download(url: str, *, sha256: str | None = None) -> Path:
+    """Return the file of a web address, from the cache or from the web.
+
+    An interrupted download is continued, also by another process; several processes that want the same file wait for
+    the one that is at it. sha256: the hexadecimal digest, or how it begins.
+
+    Raises:
+        WeightsError: not to be had (the message names the address and where a file downloaded elsewhere is to be put),
+            or not the file that sha256 tells.
+    """
+    target = cached_path(url)
+    if target.is_file():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with wait_for_lock(target.with_name(f".{target.name}.lock")):
+            if not target.is_file():
+                _fetch(url, target, sha256)
+    except OSError as error:
+        raise WeightsError(
+            f"{url} cannot be stored at {target}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can "
+            "be written and has room"
+        ) from error
+    return target
+
+
+def _fetch(url: str, target: Path, sha256: str | None) -> None:
+    try:
+        transfer(url, target, sha256=sha256)
+    except TransferError as error:
+        if error.is_wrong_file:
+            raise WeightsError(
+                f"{url} is not the file that was expected: {error}; nothing was kept. Try again, or ask where the "
+                "address comes from"
+            ) from error
+        raise WeightsError(
+            f"{url} cannot be downloaded ({error}). Without a network: download it on another machine and put it at "
+            f"{target} (the cache is the folder that {CACHE_VARIABLE} names, else ~/.cache/detseg), or give its path "
+            "as MODEL.WEIGHTS"
+        ) from error
+
+
+def _safe(name: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._=+-]", "_", name)
+    return "_" if name in (".", "..") else name
+
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.IGNORECASE)
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
@@ -42,12 +120,12 @@ def resolve_weights(source: str | Path) -> Path:
     if scheme in ("https", "http"):
         return _from_web(source)
     if scheme == "detectron2":
-        return _from_web(addresses.DETECTRON2 + rest)
+        return _from_web(DETECTRON2 + rest)
     if scheme == "catalog":
-        if rest not in addresses.CATALOG:
-            known = ", ".join(f"catalog://{name}" for name in addresses.CATALOG)
+        if rest not in CATALOG:
+            known = ", ".join(f"catalog://{name}" for name in CATALOG)
             raise WeightsError(f"{source}: not in the catalog, which has {known}")
-        return _from_web(addresses.CATALOG[rest])
+        return _from_web(CATALOG[rest])
     if scheme == "torchvision":
         return _from_web(torchvision_url(rest))
     if scheme in ("wandb", "wandb-artifact"):

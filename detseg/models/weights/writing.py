@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from detseg.errors import WeightsError
-from detseg.models.weights.reading import ORIGIN
-from detseg.models.weights.renaming import NamedWeights, is_backbone_alone
-from detseg.structures.atomic_write import written_whole
+from detseg.files.atomic import written_whole
+from detseg.models.weights.files import ORIGIN
+from detseg.models.weights.names import NamedWeights, is_backbone_alone
 
 SUFFIXES = (".safetensors", ".pth")
 

@@ -11,10 +11,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from detseg.data.coco import CocoDataset
+from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
-from detseg.report.contours import class_colour, draw_objects, fitting_line_width, typical_thickness
-from detseg.report.display import resize_display, to_display
+from detseg.report.drawing import (
+    class_colour,
+    draw_objects,
+    fitting_line_width,
+    resize_display,
+    to_display,
+    typical_thickness,
+)
 from detseg.structures import rle as rle_codec
 
 # Sides in pixels of a close-up, and the least part of the image that it shows; of an example.

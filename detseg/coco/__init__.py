@@ -1,0 +1,1 @@
+"""COCO files: reading, checking, writing; Predictions files; the catalog of known data sets."""

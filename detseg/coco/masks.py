@@ -1,0 +1,175 @@
+"""The masks of COCO annotations: polygons and run-lengths of every form to compressed RLE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detseg.images.size import check_size
+from detseg.structures import rle as rle_codec
+
+# A polygon needs three points; parts with fewer cover nothing and are passed over, as Detectron2 does.
+_LEAST_NUMBERS = 6
+
+
+def segmentation_problem(segmentation: Any, height: int, width: int) -> str | None:
+    """Say what is wrong with a COCO segmentation of an image of height x width, or None. RLE texts are not decoded."""
+    if segmentation is None or segmentation in ([], {}):
+        return "has no mask (its segmentation is missing or empty)"
+    if isinstance(segmentation, dict):
+        return _rle_problem(segmentation, height, width)
+    if not isinstance(segmentation, list):
+        return f"its segmentation is {str(segmentation)[:40]!r}; expected polygons [[x, y, x, y, ...]] or an RLE"
+    return _polygon_problem(segmentation)
+
+
+def _rle_problem(segmentation: dict[str, Any], height: int, width: int) -> str | None:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or not isinstance(counts, (str, list)):
+        return 'its RLE is incomplete; expected {"size": [height, width], "counts": text or numbers}'
+    if size != [height, width]:
+        return f"its RLE was made for an image of {size} (height, width), but the image has {[height, width]}"
+    return None
+
+
+def _polygon_problem(polygons: list[Any]) -> str | None:
+    if not all(isinstance(polygon, list) for polygon in polygons):
+        return "its polygon is a flat list; expected a list of polygons [[x, y, x, y, ...]]"
+    for polygon in polygons:
+        if not all(type(number) in (int, float) for number in polygon):
+            return "its polygon holds what is no number"
+        if len(polygon) % 2:
+            return f"its polygon has {len(polygon)} numbers; expected pairs x, y"
+        if not all(map(math.isfinite, polygon)):
+            return "its polygon has a coordinate that is not finite"
+    if is_empty(polygons):
+        return "has no mask (no polygon of three points or more)"
+    return None
+
+
+def is_empty(segmentation: Any) -> bool:
+    """Whether a COCO segmentation is missing, or polygons none of which has three points. RLEs are not decoded."""
+    if segmentation is None or segmentation in ([], {}):
+        return True
+    return isinstance(segmentation, list) and all(
+        isinstance(polygon, list) and len(polygon) < _LEAST_NUMBERS for polygon in segmentation
+    )
+
+
+def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int, width: int) -> dict[str, Any]:
+    """Return a segmentation without problems as a compressed RLE; parts outside of the image are cut off.
+
+    Polygons are filled by pycocotools, so that masks are those that everybody scores with. Where there is none, the RLE
+    has no pixel.
+    """
+    if is_empty(segmentation):
+        return {"size": [height, width], "counts": rle_codec.compress_counts([height * width])}
+    if isinstance(segmentation, list):
+        return _fill_polygons(segmentation, height, width)
+    if isinstance(segmentation["counts"], list):
+        return {"size": [height, width], "counts": rle_codec.compress_counts(segmentation["counts"])}
+    return {"size": [height, width], "counts": segmentation["counts"].encode("ascii")}
+
+
+def _fill_polygons(polygons: list[list[float]], height: int, width: int) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
+    # pycocotools holds coordinates as int32 after multiplying by 5; far outside is as good as a little outside.
+    limit = 4 * max(height, width, 1)
+    parts = [
+        [min(max(float(number), -limit), limit) for number in polygon]
+        for polygon in polygons
+        if len(polygon) >= _LEAST_NUMBERS
+    ]
+    rle = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
+    return {"size": [height, width], "counts": rle["counts"]}
+
+
+# Filling polygons with holes as ImageJ and QuPath do: a pixel belongs to what its centre lies in.
+#
+# Coordinates are x, y in pixels from the outer corner of the first pixel, whose centre lies at (0.5, 0.5). An outline
+# that follows the edges of pixels thus gives exactly these pixels back. pycocotools, which fills the polygons of COCO
+# files, draws them larger: see `masks`.
+
+Crop = tuple[np.ndarray, int, int]
+
+
+def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Crop:
+    """Fill the region that rings enclose by the even-odd rule: a ring within another one is a hole.
+
+    Args:
+        rings: each (P, 2) float x, y, closed or not; those with fewer than three points enclose nothing.
+        height, width: of the image; what lies outside is cut off.
+
+    Returns:
+        crop (h, w) bool, x0, y0: the pixels and where the upper left of them lies; (0, 0) where there is none.
+    """
+    starts = [np.asarray(ring, dtype=np.float64).reshape(-1, 2) for ring in rings if len(ring) > 2]
+    if not starts:
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    points = np.concatenate(starts)
+    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in starts])
+    x0, y0 = (_first_centre(points[:, axis].min(), side) for axis, side in ((0, width), (1, height)))
+    x1, y1 = (_first_centre(points[:, axis].max(), side) for axis, side in ((0, width), (1, height)))
+    if x0 >= x1 or y0 >= y1:
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    check_size(y1 - y0, x1 - x0)
+    rows, crossings = _crossings(points, ends, y0, y1)
+    columns = np.clip(np.ceil(crossings - 0.5), x0, x1).astype(np.int64) - x0
+    # Each crossing turns the pixels right of it from outside to inside, or back.
+    turns = np.zeros((y1 - y0, x1 - x0 + 1), dtype=np.int32)
+    np.add.at(turns, (rows - y0, columns), 1)
+    return (np.cumsum(turns[:, :-1], axis=1) % 2).astype(bool), x0, y0
+
+
+def _first_centre(position: float, side: int) -> int:
+    """Return the first pixel whose centre lies at or behind a position, within 0..side."""
+    return int(np.clip(np.ceil(position - 0.5), 0, side))
+
+
+def _crossings(starts: np.ndarray, ends: np.ndarray, y0: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where edges (E, 2) cross the centres of rows y0..y1: row and x of each crossing, (C,) int64 and float64.
+
+    An edge takes its upper end and leaves the lower one to the next edge, so that a corner counts once.
+    """
+    upper = np.where((starts[:, 1] <= ends[:, 1])[:, None], starts, ends)
+    lower = np.where((starts[:, 1] <= ends[:, 1])[:, None], ends, starts)
+    first = np.clip(np.ceil(upper[:, 1] - 0.5), y0, y1).astype(np.int64)
+    last = np.clip(np.ceil(lower[:, 1] - 0.5), y0, y1).astype(np.int64)
+    counts = np.maximum(last - first, 0)
+    edge = np.repeat(np.arange(len(starts)), counts)
+    rows = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+    upper, lower = upper[edge], lower[edge]
+    share = (rows + 0.5 - upper[:, 1]) / (lower[:, 1] - upper[:, 1])
+    return rows, upper[:, 0] + share * (lower[:, 0] - upper[:, 0])
+
+
+def fill_polygons(polygons: Sequence[Sequence[np.ndarray]], height: int, width: int) -> Crop:
+    """Fill the union of polygons with holes, as `fill_polygon` fills each."""
+    filled = [fill_polygon(rings, height, width) for rings in polygons]
+    return union_of([crop for crop in filled if crop[0].any()])
+
+
+def union_of(crops: Sequence[Crop]) -> Crop:
+    """Return the union of crops, tight around its pixels."""
+    if not crops:
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    x0, y0 = min(crop[1] for crop in crops), min(crop[2] for crop in crops)
+    x1 = max(x + pixels.shape[1] for pixels, x, _ in crops)
+    y1 = max(y + pixels.shape[0] for pixels, _, y in crops)
+    union = np.zeros((y1 - y0, x1 - x0), dtype=bool)
+    for pixels, x, y in crops:
+        union[y - y0 : y - y0 + pixels.shape[0], x - x0 : x - x0 + pixels.shape[1]] |= pixels
+    return tight(union, x0, y0)
+
+
+def tight(pixels: np.ndarray, x0: int = 0, y0: int = 0) -> Crop:
+    """Cut a mask (h, w) bool, whose upper left lies at (x0, y0), to the box around its pixels."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if not len(rows):
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    crop = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return crop, x0 + int(columns[0]), y0 + int(rows[0])

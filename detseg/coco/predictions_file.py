@@ -1,0 +1,362 @@
+"""Predictions files: what a run predicted, image by image, in a form that COCO's tools read too.
+
+The file is one JSON object, a COCO data set whose annotations are COCO results, laid out in lines so that it can be
+written and read as a stream (and compressed, where its name ends in .gz):
+
+    {"info": {...}, "categories": [{"id": 1, "name": "cell"}], "annotations": [
+    {"id": 1, "image_id": 7, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9, "segmentation": {..}, "area": 51},..
+    {"id": 3, "image_id": 9, ...}, ...
+    ], "images": [
+    {"id": 7, "file_name": "a.png", "height": 520, "width": 704},
+    ...
+    ]}
+
+with one line an image that has predictions, in the order of `images`. `info` says what made the file. Boxes are XYWH in
+pixels; segmentations are compressed RLEs, left out for boxes alone; a soft mask is stored as `"soft_mask": {"size": [h,
+w], "zlib": base64 text}`. Class k is the k-th of `categories`, whatever their ids are. Numbers survive the way to disk
+and back unchanged.
+
+Other layouts are read as well: any JSON of this structure, and COCO's plain list of results.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from detseg.coco.predictions_parsing import ImageEntry, ResultParser, categories_of, image_entries
+from detseg.errors import DataError
+from detseg.structures import rle as rle_codec
+from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
+from detseg.structures.pixel_size import pixel_size_field
+from detseg.structures.predictions import Predictions
+
+ANNOTATIONS_END = '], "images": ['
+FORMAT = "detseg predictions 1"
+# Results of one image whose text is in memory at a time.
+_AT_ONCE = 20_000
+
+
+class PredictionsWriter:
+    """Write Predictions to a file, one image after the other; use it as a context manager.
+
+    The file appears under its name when the context ends without an exception; until then it has a temporary name. The
+    same predictions give the same bytes.
+
+    path: .json, or .json.gz. categories: COCO's `{"id": .., "name": ..}`, in the order of the class indices; plain
+    names get the ids 1, 2, .... info: plain values that say what made the predictions.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        categories: Sequence[dict[str, Any] | str],
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.categories = [
+            {"id": number, "name": category} if isinstance(category, str) else dict(category)
+            for number, category in enumerate(categories, start=1)
+        ]
+        self.info = {"format": FORMAT, **(info or {})}
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._images: list[dict[str, Any]] = []
+        self._seen: set[int | str] = set()
+        self._next_id = 1
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> PredictionsWriter:
+        header = json.dumps({"info": self.info, "categories": self.categories}, ensure_ascii=False)
+        try:
+            self._file = _open_for_writing(self._temporary, compressed=self.path.suffix == ".gz")
+            self._file.write(header[:-1] + ', "annotations": [')
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error}; give a folder that exists") from None
+        return self
+
+    def write(self, predictions: Predictions) -> None:
+        """Append one image. Raises DataError where its id was written before or a class has no category."""
+        place = f"{self.path}: image {predictions.image_id!r}"
+        if self._file is None:
+            raise DataError(f"{place}: the file is not open; use `with PredictionsWriter(...) as writer:`")
+        if predictions.image_id in self._seen:
+            raise DataError(f"{place} was written before; write every image once")
+        if len(predictions) and not 0 <= predictions.classes.min() <= predictions.classes.max() < len(self.categories):
+            raise DataError(f"{place}: class {predictions.classes.max()} of {len(self.categories)} categories")
+        self._seen.add(predictions.image_id)
+        image = {
+            "id": predictions.image_id,
+            "file_name": predictions.file_name,
+            "height": int(predictions.height),
+            "width": int(predictions.width),
+        }
+        if predictions.pixel_size is not None:
+            image[PIXEL_SIZE] = pixel_size_field(predictions.pixel_size)
+        if predictions.provenance:
+            image["provenance"] = predictions.provenance
+        self._images.append(image)
+        separator = "\n" if self._next_id == 1 else ",\n"
+        for start in range(0, len(predictions), _AT_ONCE):
+            part = np.arange(start, min(start + _AT_ONCE, len(predictions)))
+            self._file.write(separator + ", ".join(self._results(predictions.select(part))))
+            separator = ", "
+
+    def _results(self, predictions: Predictions) -> Iterator[str]:
+        """Return one JSON object a prediction."""
+        boxes = predictions.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        # The shortest decimal that is this float32, instead of the many digits of its float64 value.
+        scores = predictions.scores.astype(str).astype(np.float64).tolist()
+        areas = rle_codec.area(predictions.rles).tolist() if predictions.rles is not None else None
+        for index, (box, score) in enumerate(zip(boxes.tolist(), scores, strict=True)):
+            result: dict[str, Any] = {
+                "id": self._next_id,
+                "image_id": predictions.image_id,
+                "category_id": self.categories[predictions.classes[index]]["id"],
+                "bbox": box,
+                "score": score,
+            }
+            if predictions.rles is not None:
+                result["segmentation"] = _text_rle(predictions.rles[index])
+                result["area"] = areas[index]
+            if predictions.soft_masks is not None:
+                result["soft_mask"] = _pack(predictions.soft_masks[index])
+            self._next_id += 1
+            try:
+                yield json.dumps(result, allow_nan=False)
+            except ValueError:
+                raise DataError(
+                    f"{self.path}: image {predictions.image_id!r}: prediction {index} has a score or box that is not "
+                    f"finite (score {score}, box {box})"
+                ) from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file, self._file = self._file, None
+        try:
+            if kind is None:
+                rows = ",\n".join(json.dumps(image, ensure_ascii=False) for image in self._images)
+                file.write(f"\n{ANNOTATIONS_END}\n{rows}\n]}}\n")
+            file.close()
+            if kind is None:
+                os.replace(self._temporary, self.path)
+        except OSError as problem:
+            raise DataError(f"{self.path}: cannot be written: {problem}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+
+
+def write_predictions(
+    path: str | os.PathLike[str],
+    predictions: Iterable[Predictions],
+    categories: Sequence[dict[str, Any] | str],
+    info: dict[str, Any] | None = None,
+) -> None:
+    """Write all predictions to a file; see PredictionsWriter."""
+    with PredictionsWriter(path, categories, info) as writer:
+        for image in predictions:
+            writer.write(image)
+
+
+class PredictionsFile:
+    """A Predictions file: iterate over it, again and again, for one Predictions an image, empty ones included.
+
+    Files that PredictionsWriter wrote are read line by line, so one image is in memory at a time.
+    categories: COCO's list, in the order of the class indices. info: what made the file. images: id, file name and
+    size.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: dict[str, Any],
+        parser: ResultParser,
+        results: dict[int | str, list[Any]] | None,
+    ) -> None:
+        self.path = path
+        self.info = info
+        self.categories = parser.categories
+        self.images: list[ImageEntry] = list(parser.images.values())
+        self._parser = parser
+        self._results = results
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def class_names(self) -> list[str]:
+        return [str(category["name"]) for category in self.categories]
+
+    def __iter__(self) -> Iterator[Predictions]:
+        if self._results is not None:
+            for image in self.images:
+                yield self._parser.parse(image, self._results.get(image.image_id, []))
+            return
+        lines = self._lines()
+        pending = next(lines, None)
+        for image in self.images:
+            if pending is not None and pending[0] == image.image_id:
+                yield self._parser.parse(image, pending[1])
+                pending = next(lines, None)
+            else:
+                yield self._parser.parse(image, [])
+        if pending is not None:
+            raise DataError(
+                f"{self.path}: the results of image {pending[0]!r} do not come in the order of `images`, or come "
+                "twice, or the image is not listed there"
+            )
+
+    def _lines(self) -> Iterator[tuple[int | str, list[Any]]]:
+        """Return image id and results of every line of annotations."""
+        with _open_for_reading(self.path) as file:
+            next(file)
+            for number, line in enumerate(file, start=2):
+                if line.startswith("]"):
+                    return
+                results = _parse_json(f"[{line.strip().rstrip(',')}]", f"{self.path}: line {number}")
+                yield self._parser.image_id_of(results, f"line {number}"), results
+
+
+def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> PredictionsFile:
+    """Open a Predictions file, a COCO data set with scores, or a plain list of COCO results; .gz is decompressed.
+
+    ground_truth: a CocoDataset (`.images` with image_id, file_name, height, width; `.categories` with id, name). Class
+    indices are then those of the ground truth: by name where the file names its categories, else by category id. It is
+    needed for a plain list of boxes without masks, which does not say how large the images are.
+
+    Raises DataError, naming the file, the image or annotation and the remedy: here for a broken file, while iterating
+    for a broken result.
+    """
+    path = Path(path)
+    try:
+        head = _read_head(path)
+        if head is not None:
+            info, categories, images = head
+            parser = ResultParser(path, categories, image_entries(images, path), ground_truth)
+            return PredictionsFile(path, info, parser, None)
+        return _read_whole(path, ground_truth)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error or type(error).__name__}; is it there, and complete?"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: is no JSON text; expected a Predictions file or COCO results (.json or .json.gz)"
+        ) from None
+
+
+def is_plain_list(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a plain list of COCO results, which names neither images nor classes.
+
+    Raises DataError where it cannot be read.
+    """
+    try:
+        with _open_for_reading(Path(path)) as file:
+            return file.read(100).lstrip().startswith("[")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}; is it there, and text?") from None
+
+
+def _read_head(path: Path) -> tuple[dict[str, Any], Any, Any] | None:
+    """Return info, categories and images of a file in the layout of PredictionsWriter; None for any other."""
+    with _open_for_reading(path) as file:
+        first = file.readline(1_000_000).rstrip("\r\n")
+        if FORMAT not in first or not first.endswith(', "annotations": ['):
+            return None
+        head = _parse_json(first[: -len(', "annotations": [')] + "}", f"{path}: line 1")
+        for line in file:
+            if line.startswith("]"):
+                tail = line.rstrip("\r\n")
+                if tail != ANNOTATIONS_END:
+                    return None
+                images = _parse_json("[" + file.read().rstrip().removesuffix("}"), f"{path}: `images`")
+                return _info_of(head, path), head.get("categories"), images
+    raise DataError(f"{path}: is cut off: the list of images is missing at its end; copy or predict it again")
+
+
+def _read_whole(path: Path, ground_truth: Any) -> PredictionsFile:
+    """Read JSON of any layout."""
+    with _open_for_reading(path) as file:
+        content = _parse_json(file.read(), str(path))
+    if isinstance(content, list):
+        info, results, categories, images = {}, content, None, None
+    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        info, results = _info_of(content, path), content["annotations"]
+        categories, images = content.get("categories"), content.get("images")
+    else:
+        raise DataError(
+            f"{path}: is neither a Predictions file nor COCO results: expected a list of results, or an object with a "
+            "list `annotations`"
+        )
+    if categories is None:
+        categories = categories_of(results, path, ground_truth)
+    entries = None if images is None else image_entries(images, path)
+    parser = ResultParser(path, categories, entries, ground_truth)
+    return PredictionsFile(path, info, parser, parser.group(results))
+
+
+def _info_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    info = content.get("info") or {}
+    if not isinstance(info, dict):
+        raise DataError(f"{path}: `info` is {type(info).__name__}, expected an object")
+    return info
+
+
+def _parse_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{place}: is no complete JSON: {error}; if the file was cut off, copy or predict it again"
+        ) from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number that JSON allows")
+
+
+def _open_for_reading(path: Path) -> IO[str]:
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    if compressed:
+        return gzip.open(path, "rt", encoding="utf-8")
+    return open(path, encoding="utf-8")
+
+
+def _open_for_writing(path: Path, compressed: bool) -> IO[str]:
+    if not compressed:
+        return open(path, "w", encoding="utf-8", newline="\n")
+    # Neither name nor time in the header: the same predictions give the same bytes.
+    raw = open(path, "wb")  # noqa: SIM115
+    packed = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
+    packed.myfileobj = raw  # closed together with the packed file
+    return io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
+
+
+def _text_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    if not isinstance(counts, (bytes, str)):
+        counts = rle_codec.compress_counts(counts)
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [int(side) for side in rle["size"]], "counts": text}
+
+
+def _pack(soft_mask: np.ndarray) -> dict[str, Any]:
+    soft_mask = np.ascontiguousarray(soft_mask, dtype=np.uint8)
+    data = base64.b64encode(zlib.compress(soft_mask.tobytes(), 6)).decode("ascii")
+    return {"size": list(soft_mask.shape), "zlib": data}

@@ -1,0 +1,156 @@
+"""Options: a part of detseg declares its configuration keys, with their legal values, as a frozen dataclass.
+
+    @dataclass(frozen=True)
+    class AnchorOptions(Options):
+        section = "MODEL.ANCHOR_GENERATOR"
+
+        name: str = key("NAME", choices=("DefaultAnchorGenerator",))
+        offset: float = key("OFFSET", at_least=0, below=1)
+
+        def check(self, problems: Problems) -> None:
+            ...  # what must hold between several values
+
+The declaration is the only place that knows the legal values: reading a configuration (`from_config`), validating it
+(`read`, which collects problems), the list of keys that a model honours and the tables of the documentation (`rules`)
+all follow from it. A part receives its options object and never sees the configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from typing_extensions import Self
+
+from detseg.config.node import Config
+from detseg.config.problems import Problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which values of one key are legal.
+
+    Bounds hold for a number and for every number in a list. `choices` are what the native engine implements;
+    `detectron2` are further values that only Detectron2 implements. `length` is that of a list. `test` returns what was
+    expected where a value is wrong in any other way, else None.
+    """
+
+    name: str
+    choices: Sequence[Any] | None = None
+    detectron2: Sequence[Any] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    length: int | None = None
+    test: Callable[[Any], str | None] | None = None
+
+    def check(self, problems: Problems, key: str) -> bool:
+        """Note what is wrong with the value of `key`; return whether it is legal."""
+        before = len(problems.found)
+        value = problems.cfg[key]
+        choices = None
+        if self.choices is not None:
+            choices = [*self.choices, *(self.detectron2 if problems.engine != "native" else ())]
+        if choices is not None and value not in choices:
+            problems.add_choices(key, choices, known=value in self.detectron2)
+        elif self.length is not None and len(value) != self.length:
+            problems.add(key, f"expected {self.length} values, got {len(value)}")
+        elif value is not None:
+            problems.within(key, self.at_least, self.at_most, above=self.above, below=self.below)
+            expected = self.test(value) if self.test is not None else None
+            if expected is not None:
+                problems.add(key, expected)
+        return len(problems.found) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Options inside of options, read only where `when` says that the configuration uses the part."""
+
+    options: type[Options]
+    section: str | None
+    when: Callable[[Config], bool] | None
+
+    def in_use(self, cfg: Config) -> bool:
+        return self.when is None or self.when(cfg)
+
+
+def key(name: str, **rule: Any) -> Any:
+    """Declare a field that is read from a key of the section; `rule` are the fields of `Rule`.
+
+    A name that begins with a top-level section (`INPUT.FORMAT`) stands for itself wherever the options' section is.
+    """
+    return dataclasses.field(metadata={"rule": Rule(name, **rule)})
+
+
+def part(options: type[Options], *, section: str | None = None, when: Callable[[Config], bool] | None = None) -> Any:
+    """Declare a field that holds further options, None where `when(cfg)` is False.
+
+    section: instead of the section of the options' class, for a class that serves several sections.
+    """
+    return dataclasses.field(metadata={"part": _Part(options, section, when)})
+
+
+class Options:
+    """Base of all options; subclasses are frozen dataclasses whose fields are made by `key` and `part`."""
+
+    section: ClassVar[str] = ""
+
+    @classmethod
+    def from_config(cls, cfg: Config, section: str | None = None) -> Self:
+        """Read the options; raises ConfigError with every problem, each with its key and where it was set."""
+        problems = Problems(cfg)
+        options = cls.read(problems, section)
+        problems.raise_if_any()
+        assert options is not None
+        return options
+
+    @classmethod
+    def read(cls, problems: Problems, section: str | None = None) -> Self | None:
+        """Read the options and note what is wrong with them; None where anything is."""
+        section = cls.section if section is None else section
+        before = len(problems.found)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            rule, inner = field.metadata.get("rule"), field.metadata.get("part")
+            if rule is not None:
+                full_name = _full_name(section, rule.name)
+                rule.check(problems, full_name)
+                values[field.name] = _frozen(problems.cfg[full_name])
+            elif inner is not None:
+                used = inner.in_use(problems.cfg)
+                values[field.name] = inner.options.read(problems, inner.section) if used else None
+        if len(problems.found) > before:
+            return None
+        options = cls(**values)
+        options.check(problems)
+        return options if len(problems.found) == before else None
+
+    @classmethod
+    def rules(cls, cfg: Config | None = None, section: str | None = None) -> dict[str, Rule]:
+        """Full key -> rule of all keys that these options read; with `cfg`, only of the parts that it uses."""
+        section = cls.section if section is None else section
+        found: dict[str, Rule] = {}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            rule, inner = field.metadata.get("rule"), field.metadata.get("part")
+            if rule is not None:
+                found[_full_name(section, rule.name)] = rule
+            elif inner is not None and (cfg is None or inner.in_use(cfg)):
+                found |= inner.options.rules(cfg, inner.section)
+        return found
+
+    def check(self, problems: Problems) -> None:
+        """Note what is wrong between several values; called only when each of them is legal."""
+
+
+_TOP_LEVEL = ("MODEL.", "INPUT.", "DATASETS.", "DATALOADER.", "SOLVER.", "TEST.", "TRACKING.")
+
+
+def _full_name(section: str, name: str) -> str:
+    return name if not section or name.startswith(_TOP_LEVEL) else f"{section}.{name}"
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(element) for element in value) if isinstance(value, list) else value

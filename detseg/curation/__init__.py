@@ -1,0 +1,1 @@
+"""Repairing, splitting and inspecting data sets, and synthetic cells."""

@@ -1,0 +1,213 @@
+"""Sets of synthetic pictures as PNG files and COCO JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+import detseg
+from detseg.curation.synthetic.cells import KINDS
+from detseg.curation.synthetic.rendering import make_image
+from detseg.errors import DataError
+from detseg.structures import rle as rle_codec
+from detseg.structures.label_layers import LabelLayers
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = "synthetic cells drawn by detseg; no real image and no real cell is in here"
+_OPTIONS = ("touching", "overlapping", "size", "contrast", "noise", "debris", "channels")
+
+
+def generate_dataset(
+    output_folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    counts: Mapping[str, int],
+    height: int | Sequence[int] = (256, 320),
+    width: int | Sequence[int] = (256, 320),
+    cells: int | Sequence[int] = (30, 100),
+    kinds: Sequence[str] = KINDS,
+    one_kind_per_image: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Path]:
+    """Draw sets of synthetic pictures and write `NAME.json` with the images `NAME/00000.png` ... for each of them.
+
+    Picture i of a set is a function of (seed, name, i) and the options only: a larger set begins with the smaller one.
+    All is made in a temporary folder beside the output and renamed, so that a killed run leaves no half set.
+
+    Args:
+        output_folder: made here; must not exist or be empty.
+        seed: of everything.
+        counts: name of a set ("train", "val") -> number of pictures.
+        height, width, cells: pixels and number of cells, or (least, most) to draw from, picture by picture.
+        kinds: which of `KINDS`; all three are categories (1, 2, 3) in any case.
+        one_kind_per_image: every picture shows one kind, in turn, as in the Sartorius task; else they are mixed.
+        overwrite: replace a synthetic set that lies in `output_folder`; anything else is never deleted.
+        progress: show a progress bar.
+        options: `touching`, `overlapping`, `size`, `contrast`, `noise`, `debris`, `channels` of `make_image`.
+
+    Returns:
+        name -> its COCO JSON. `info` has the seed and the options, every image a field `group` (its kind, or "mixed").
+
+    Raises:
+        DataError: a folder that cannot be used, or an option that cannot be.
+    """
+    folder = Path(output_folder)
+    recorded = {"seed": seed, "height": height, "width": width, "cells": cells, "kinds": list(kinds)}
+    recorded |= {"one_kind_per_image": one_kind_per_image, **options}
+    _check_arguments(seed, counts, options)
+    _check_folder(folder, overwrite)
+    _write_sets(folder, counts, recorded, options, progress)
+    logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
+    return {name: folder / f"{name}.json" for name in counts}
+
+
+def _write_sets(
+    folder: Path, counts: Mapping[str, int], recorded: Mapping[str, Any], options: Mapping[str, Any], progress: bool
+) -> None:
+    """Draw all sets into a temporary folder and rename it to `folder`."""
+    info = {"description": _DESCRIPTION, "synthetic": recorded, "detseg_version": detseg.__version__}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        with tqdm(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
+            for name, count in counts.items():
+                dataset = _draw_set(temporary, name, count, bar, recorded, options)
+                (temporary / f"{name}.json").write_text(json.dumps({"info": info, **dataset}), encoding="utf-8")
+        _move(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _draw_set(
+    folder: Path, name: str, count: int, bar: tqdm, recorded: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Draw the pictures of one set into folder/name and return its COCO images, annotations and categories."""
+    (folder / name).mkdir()
+    categories = [{"id": index + 1, "name": kind, "supercategory": "cell"} for index, kind in enumerate(KINDS)]
+    dataset: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    kinds = recorded["kinds"]
+    for index in range(count):
+        image_seed = (int(recorded["seed"]), zlib.crc32(name.encode()), index)
+        size_rng = np.random.default_rng((*image_seed, 1))
+        height, width = _draw(recorded["height"], size_rng), _draw(recorded["width"], size_rng)
+        one_kind = kinds[index % len(kinds)] if recorded["one_kind_per_image"] and kinds else ""
+        image, layers, classes = make_image(
+            image_seed, height, width, _pair(recorded["cells"]), kinds=[one_kind] if one_kind else kinds, **options
+        )
+        file_name = f"{name}/{index:05d}.png"
+        _write_png(folder / file_name, image)
+        _append(dataset, file_name, layers, classes, group=one_kind or "mixed")
+        bar.update()
+    return dataset
+
+
+def _append(dataset: dict[str, Any], file_name: str, layers: LabelLayers, classes: np.ndarray, *, group: str) -> None:
+    """Add one image and its objects to a COCO data set, in place."""
+    image_id = len(dataset["images"]) + 1
+    dataset["images"].append(
+        {"id": image_id, "file_name": file_name, "height": layers.height, "width": layers.width, "group": group}
+    )
+    rles = layers.to_rles()
+    areas = rle_codec.area(rles)
+    boxes = layers.boxes().astype(int).tolist()
+    for index, rle in enumerate(rles):
+        x0, y0, x1, y1 = boxes[index]
+        counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
+        dataset["annotations"].append(
+            {
+                "id": len(dataset["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": int(classes[index]) + 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int(areas[index]),
+                "iscrowd": 0,
+                "segmentation": {"size": list(rle["size"]), "counts": counts},
+            }
+        )
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 1 or 3) uint8, RGB. Through bytes, because OpenCV cannot open every path on Windows."""
+    encoded, data = cv2.imencode(".png", image if image.shape[2] == 1 else image[:, :, ::-1])
+    if not encoded:
+        raise DataError(f"{path}: OpenCV could not encode this image of shape {image.shape}")
+    path.write_bytes(data.tobytes())
+
+
+def _draw(limits: int | Sequence[int], rng: np.random.Generator) -> int:
+    least, most = _pair(limits)
+    return int(rng.integers(least, most + 1))
+
+
+def _pair(limits: int | Sequence[int]) -> tuple[int, int]:
+    """A number, or (least, most), as (least, most)."""
+    values = (limits, limits) if isinstance(limits, int) else tuple(limits)
+    if len(values) != 2 or not all(isinstance(value, int) for value in values) or values[0] > values[1]:
+        raise DataError(f"synthetic cells: expected a whole number or (least, most), got {limits!r}")
+    return values
+
+
+def _check_arguments(seed: int, counts: Mapping[str, int], options: Mapping[str, Any]) -> None:
+    if not isinstance(seed, int) or seed < 0:
+        raise DataError(f"synthetic cells: the seed is {seed!r}, not a whole number >= 0")
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise DataError(f"synthetic cells: unknown options {', '.join(unknown)}; known are {', '.join(_OPTIONS)}")
+    for name, count in counts.items():
+        if not name or not all(letter.isalnum() or letter in "-_" for letter in name):
+            raise DataError(f"synthetic cells: {name!r} is no name for a set; use letters, digits, - and _")
+        if not isinstance(count, int) or count < 0:
+            raise DataError(f"synthetic cells: {name!r} is to have {count!r} pictures, not a whole number >= 0")
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything, or, with `overwrite`, anything that this module did not write."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file; name a folder that does not exist yet")
+    entries = {entry.name for entry in folder.iterdir()}
+    if entries and not overwrite:
+        raise DataError(f"{folder} is not empty; pass --overwrite to replace a synthetic set, or name another folder")
+    ours = {entry for entry in entries if entry.endswith(".json") and _is_synthetic(folder / entry)}
+    foreign = entries - ours - {entry.removesuffix(".json") for entry in ours}
+    if foreign:
+        raise DataError(
+            f"{folder} holds what is no synthetic set ({', '.join(sorted(foreign)[:5])}); nothing was deleted: name "
+            "another folder, or empty this one yourself"
+        )
+
+
+def _is_synthetic(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file)["info"]["description"] == _DESCRIPTION
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    """Put a finished folder in place of an older one (already checked)."""
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    older = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    folder.rename(older)
+    temporary.rename(folder)
+    shutil.rmtree(older)

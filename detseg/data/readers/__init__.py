@@ -1,1 +1,0 @@
-"""Readers: one a kind of source, each from files as they are downloaded to COCO files."""

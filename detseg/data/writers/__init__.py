@@ -1,1 +1,0 @@
-"""Annotations and predictions in the forms that other programs read; see docs/data.md."""

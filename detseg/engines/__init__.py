@@ -1,0 +1,1 @@
+"""Which engine runs a configuration, and the validation of a configuration for it."""

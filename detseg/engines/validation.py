@@ -1,0 +1,225 @@
+"""What must hold between the values of a configuration, checked before any data is read."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from typing import Any
+
+from detseg.config.node import Config
+from detseg.config.problems import Problems
+from detseg.data.augment.intensities import check_intensity_transforms, is_installed
+from detseg.engines.engines import ENGINES, check_engine
+from detseg.engines.model_rules import check_model
+from detseg.engines.rules import (
+    check_augmentation,
+    check_training_data,
+    is_torchvision_address,
+    note_pretrained_input,
+    warn_of_other_zoo_input,
+)
+
+_logger = logging.getLogger(__name__)
+
+# the numbers of final_metrics.json that can choose the best checkpoint; all are better when larger
+BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
+_NORMS = (
+    "MODEL.RESNETS.NORM",
+    "MODEL.FPN.NORM",
+    "MODEL.ROI_BOX_HEAD.NORM",
+    "MODEL.ROI_MASK_HEAD.NORM",
+)
+
+
+def check_combinations(cfg: Config, *, training: bool = True) -> None:
+    """Refuse values and combinations that nothing could build, train or predict with.
+
+    Args:
+        training: False leaves out INPUT.ALBUMENTATIONS, which prediction neither needs nor imports.
+
+    Raises:
+        ConfigError: all problems in one message, each with its key and where it was set.
+    """
+    problems = Problems(cfg)
+    _check_general(problems)
+    _check_input(problems)
+    check_augmentation(problems)
+    if training:
+        check_intensity_transforms(problems)
+    _check_data(problems)
+    check_training_data(problems)
+    _check_solver(problems)
+    _check_precision(problems)
+    _check_test(problems)
+    check_model(problems)
+    problems.raise_if_any()
+
+
+def validate_config(cfg: Config, *, training: bool = True) -> None:
+    """Check everything that can be checked without data: combinations, what the engine honours, what training needs.
+
+    Args:
+        training: False for prediction and evaluation with given weights, which ask for less.
+
+    Raises:
+        ConfigError: with all problems of the first of these three groups that has any.
+    """
+    check_combinations(cfg, training=training)
+    check_engine(cfg, training=training)
+    if training:
+        _check_training(cfg)
+
+
+def _check_training(cfg: Config) -> None:
+    problems = Problems(cfg)
+    if not cfg.DATASETS.TRAIN:
+        problems.add("DATASETS.TRAIN", 'expected the training data: ["catalog name or COCO file"]')
+    if cfg.INPUT.ALBUMENTATIONS and not is_installed():
+        problems.add("INPUT.ALBUMENTATIONS", "needs Albumentations: pip install 'albumentations>=2.0,<2.1'")
+    if not cfg.MODEL.WEIGHTS:
+        frozen = [key for key in _NORMS if cfg[key] == "FrozenBN" and (cfg.MODEL.MASK_ON or "MASK_HEAD" not in key)]
+        for key in frozen:
+            problems.add(key, "frozen statistics need pretrained MODEL.WEIGHTS; from scratch take BN or GN")
+        if cfg.MODEL.FREEZE:
+            problems.add("MODEL.FREEZE", "what is frozen needs pretrained MODEL.WEIGHTS; from scratch set []")
+        if cfg.SOLVER.HEAD_WARMUP_ITERS:
+            problems.add("SOLVER.HEAD_WARMUP_ITERS", "without MODEL.WEIGHTS everything is new: set 0")
+        if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+            problems.add("MODEL.BACKBONE.FREEZE_AT", "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
+    elif is_torchvision_address(cfg.MODEL.WEIGHTS):
+        note_pretrained_input(problems, cfg.MODEL.WEIGHTS)
+    is_scored = bool(cfg.DATASETS.TEST) or cfg.DATASETS.FOLD >= 0
+    if is_scored and not cfg.MODEL.MASK_ON and cfg.TEST.BEST_METRIC != "coco_bbox_ap":
+        problems.add("TEST.BEST_METRIC", "MODEL.MASK_ON is False, and boxes alone are scored by coco_bbox_ap: set it")
+    if not is_scored:
+        for key in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
+            if cfg[key] > 0:
+                problems.add(key, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
+    problems.raise_if_any()
+    warn_of_other_zoo_input(cfg, cfg.MODEL.WEIGHTS)
+    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+    if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        _logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, cfg.SOLVER.MAX_ITER)
+
+
+def _check_general(problems: Problems) -> None:
+    cfg = problems.cfg
+    if cfg.VERSION != 2:
+        problems.add("VERSION", "expected 2; files of Detectron2's version 1 are converted with Detectron2 itself")
+    problems.one_of("MODEL.ENGINE", ("auto", *ENGINES))
+    if not _DEVICE.fullmatch(cfg.MODEL.DEVICE):
+        problems.add("MODEL.DEVICE", "expected auto, cpu, cuda, cuda:0 (any number), mps or xpu")
+    problems.within("SEED", -1, 2**32 - 1)
+    problems.one_of("FLOAT32_PRECISION", ("", "highest", "high", "medium"))
+    if not cfg.OUTPUT_DIR.strip():
+        problems.add("OUTPUT_DIR", "expected a folder")
+
+
+def _check_input(problems: Problems) -> None:
+    cfg = problems.cfg
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    if not channels:
+        problems.add("MODEL.PIXEL_MEAN", "expected one value a channel")
+    if len(cfg.MODEL.PIXEL_STD) != channels:
+        problems.add("MODEL.PIXEL_STD", f"expected as many values as MODEL.PIXEL_MEAN has ({channels})")
+    problems.within("MODEL.PIXEL_STD", above=0)
+    problems.one_of("INPUT.FORMAT", ("BGR", "RGB"))
+    problems.one_of("INPUT.MASK_FORMAT", ("bitmask", "polygon"))
+    if not all(_is_channel(channel) for channel in cfg.INPUT.CHANNELS):
+        problems.add("INPUT.CHANNELS", "expected indices from 0 on, or names of channels")
+    problems.within("INPUT.PIXEL_SIZE", 0)
+    chosen = len(cfg.INPUT.CHANNELS)
+    gray = chosen == 1 or (chosen == 3 and cfg.INPUT.GRAYSCALE)  # one channel is repeated
+    if chosen not in (0, channels) and not gray:
+        problems.add("INPUT.CHANNELS", f"expected as many as MODEL.PIXEL_MEAN has values ({channels})")
+    problems.one_of("INPUT.SCALING", ("none", "percentile", "fixed"))
+    problems.one_of("INPUT.INVERT", ("none", "auto"))
+    problems.pair("INPUT.SCALING_PERCENTILES", 0, 100)
+    problems.pair("INPUT.SCALING_RANGE", float("-inf"), float("inf"))
+
+
+def _is_channel(channel: Any) -> bool:
+    return channel >= 0 if type(channel) is int else isinstance(channel, str) and channel != ""
+
+
+def _check_data(problems: Problems) -> None:
+    cfg = problems.cfg
+    names = cfg.DATASETS.CLASSES
+    if len(set(names)) != len(names) or not all(names):
+        problems.add("DATASETS.CLASSES", "expected names that differ")
+    if names and len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        problems.add(
+            "DATASETS.CLASSES", f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: make them agree"
+        )
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        if not all(name.strip() for name in cfg[key]):
+            problems.add(key, "expected names from the catalog or paths of COCO files, got an empty one")
+    problems.within("DATASETS.FOLD", -1)
+    problems.within("DATALOADER.NUM_WORKERS", 0)
+    problems.within("DATALOADER.BALANCE_POWER", 0, 1)
+    samplers = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+    problems.one_of("DATALOADER.SAMPLER_TRAIN", samplers)
+
+
+def _check_solver(problems: Problems) -> None:
+    schedules = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+    problems.one_of("SOLVER.LR_SCHEDULER_NAME", schedules)
+    problems.one_of("SOLVER.WARMUP_METHOD", ("linear", "constant"))
+    problems.one_of("SOLVER.OPTIMIZER", ("SGD", "AdamW"))
+    problems.one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value", "norm", "full_model"))
+    for name in (
+        "MAX_ITER",
+        "IMS_PER_BATCH",
+        "ACCUMULATE",
+        "CHECKPOINT_PERIOD",
+        "CHECKPOINT_KEEP",
+        "LOG_PERIOD",
+        "NUM_DECAYS",
+    ):
+        problems.within(f"SOLVER.{name}", 1)
+    for name in ("BASE_LR", "GAMMA", "CLIP_GRADIENTS.CLIP_VALUE", "CLIP_GRADIENTS.NORM_TYPE"):
+        problems.within(f"SOLVER.{name}", above=0)
+    for name in ("BASE_LR_END", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WARMUP_ITERS", "BIAS_LR_FACTOR", "STEPS"):
+        problems.within(f"SOLVER.{name}", 0)
+    for name in ("BACKBONE_MULTIPLIER", "HEAD_WARMUP_ITERS"):
+        problems.within(f"SOLVER.{name}", 0)
+    if problems.cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
+        problems.within("SOLVER.WEIGHT_DECAY_BIAS", 0)
+    problems.within("SOLVER.WARMUP_FACTOR", 0, 1)
+    steps = problems.cfg.SOLVER.STEPS
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        problems.add("SOLVER.STEPS", "expected ascending iterations")
+    for key in ("SOLVER.MOMENTUM", "SOLVER.BETAS", "SOLVER.EMA.DECAY"):
+        values = problems.cfg[key]
+        if not all(0 <= value < 1 for value in (values if isinstance(values, list) else [values])):
+            problems.add(key, "expected at least 0 and below 1")
+    problems.length("SOLVER.BETAS", 2)
+    if problems.cfg.SOLVER.NESTEROV and problems.cfg.SOLVER.MOMENTUM == 0:
+        problems.add("SOLVER.NESTEROV", "needs SOLVER.MOMENTUM above 0")
+
+
+def _check_precision(problems: Problems) -> None:
+    cfg = problems.cfg
+    problems.one_of("SOLVER.AMP.DTYPE", ("auto", "bfloat16", "float16"))
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        problems.add("SOLVER.AMP.DTYPE", "float16 training needs CUDA; on the CPU take bfloat16 or auto")
+
+
+def _check_test(problems: Problems) -> None:
+    cfg = problems.cfg
+    if cfg.TEST.DETECTIONS_PER_IMAGE != -1:
+        problems.within("TEST.DETECTIONS_PER_IMAGE", 1)
+    problems.one_of("TEST.BEST_METRIC", BEST_METRICS)
+    problems.within("TEST.MAX_DETECTIONS_COCO", 1)
+    for name in ("EVAL_PERIOD", "EARLY_STOP_PATIENCE", "MAX_IMAGES_DURING_TRAINING", "OVERLAYS"):
+        problems.within(f"TEST.{name}", 0)
+    problems.one_of("TEST.AUG.MODE", ("merge_then_mask", "fuse"))
+    problems.one_of("TEST.AUG.METHOD", ("nms", "soft_nms", "wbf"))
+    problems.one_of("TEST.AUG.MASKS", ("best", "vote", "mean"))
+    problems.within("TEST.AUG.THRESHOLD", 0, 1)
+    for name in ("MIN_VIEWS", "MIN_SIZES", "MAX_SIZE"):
+        problems.within(f"TEST.AUG.{name}", 1)
+    if cfg.TEST.EARLY_STOP_PATIENCE > 0 and cfg.TEST.EVAL_PERIOD == 0:
+        problems.add("TEST.EARLY_STOP_PATIENCE", "needs evaluations during training: set TEST.EVAL_PERIOD")

@@ -1,0 +1,186 @@
+"""Cellpose: images with NAME_masks.png (or .tif), or with NAME_seg.npy, as its window and its command line save them.
+
+A `_seg.npy` is a pickle of a dict; it is read without running anything that it holds, and only its masks are taken.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.files.atomic import written_whole
+from detseg.files.safe_pickle import as_array, as_list, loads
+from detseg.formats.annotated_images import AnnotatedImages, Objects, objects_of_labels, source_of_pairs
+from detseg.formats.label_images import LAYERS, REFUSE, to_label_image, write_tiff
+from detseg.formats.objects import ImageObjects
+from detseg.formats.source_files import open_source
+from detseg.images.reading import SUFFIXES, decode_label_image
+from detseg.structures import rle as rle_codec
+
+logger = logging.getLogger(__name__)
+
+SEG_SUFFIX = "_seg"
+MASK_SUFFIXES = ("_cp_masks", "_masks", "_mask")
+# What else Cellpose writes beside an image, and how its own data set ends the names of images.
+_OTHER_SUFFIXES = ("_flows", "_outlines", "_cp_outlines", "_cp_output", "_dP", "_cellprob")
+_IMAGE_SUFFIX = "_img"
+EXPECTED = "NAME_seg.npy, NAME_masks.png or .tif beside it"
+
+
+def read_cellpose(
+    source: Path, annotations: Path | None = None, *, class_name: str = "cell", allow_empty: bool = False
+) -> AnnotatedImages:
+    """Find images and masks in a folder or zip archive, or the masks in another one.
+
+    Where an image has both, its `_seg.npy` is taken: the window saves corrections there.
+
+    Raises DataError where there are no images or no masks.
+    """
+    images = open_source(source)
+    files = images if annotations is None else open_source(annotations)
+    masks: dict[str, str] = {}
+    segmentations: dict[str, str] = {}
+    problems: list[str] = []
+    for file in files.names:
+        name = _name_of_masks(file)
+        if name is not None:
+            known = segmentations if file.lower().endswith(".npy") else masks
+            if known.setdefault(name, file) != file:
+                problems.append(f"{files.describe(file)}: is a second file of masks, beside {known[name]}; keep one")
+    both = set(masks) & set(segmentations)
+    if both:
+        logger.info("%d images have masks and a _seg.npy; the _seg.npy is taken", len(both))
+    by_name = {**masks, **segmentations}
+    image_files = [file for file in images.names if _is_image(file)]
+    stems = {PurePosixPath(file).with_suffix("").as_posix() for file in image_files}
+    # 000_masks.png belongs to 000.png, or to 000_img.png as in Cellpose's own data set.
+    named = {
+        name + _IMAGE_SUFFIX if name not in stems and name + _IMAGE_SUFFIX in stems else name: file
+        for name, file in by_name.items()
+    }
+    return source_of_pairs(
+        images,
+        files,
+        image_files=image_files,
+        annotation_files=named,
+        read_objects=read_masks,
+        class_names=[class_name],
+        description=f"Cellpose masks of {source}",
+        expected=EXPECTED,
+        allow_empty=allow_empty,
+        problems=problems,
+    )
+
+
+def _name_of_masks(file: str) -> str | None:
+    """Return the name of the image that a file of masks belongs to, or None for another file."""
+    path = PurePosixPath(file)
+    suffix, name = path.suffix.lower(), path.with_suffix("").as_posix()
+    if suffix == ".npy":
+        return name.removesuffix(SEG_SUFFIX) if name.endswith(SEG_SUFFIX) else None
+    if suffix not in SUFFIXES:
+        return None
+    return next((name.removesuffix(ending) for ending in MASK_SUFFIXES if name.endswith(ending)), None)
+
+
+def _is_image(file: str) -> bool:
+    path = PurePosixPath(file)
+    is_other = path.stem.endswith((*_OTHER_SUFFIXES, SEG_SUFFIX))
+    return path.suffix.lower() in SUFFIXES and not is_other and _name_of_masks(file) is None
+
+
+def read_masks(data: bytes, where: str, height: int, width: int) -> Objects:
+    """Read a label image, or the masks of a `_seg.npy`. Raises DataError where it is neither."""
+    is_segmentation = where.lower().endswith(f"{SEG_SUFFIX}.npy")
+    labels = read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where)
+    return objects_of_labels(labels, where, height, width)
+
+
+def read_seg_npy(data: bytes, where: str) -> np.ndarray:
+    """Return the masks (H, W) int32 of a `_seg.npy`.
+
+    Raises:
+        DataError: it is damaged, holds anything but plain values and arrays (nothing of it has run), has no masks, or
+            masks of several planes.
+    """
+    try:
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, number_type = read_header(file)
+        content = None
+        if number_type.hasobject and shape == ():
+            content = as_list(loads(data[file.tell() :]))
+    except Exception as error:  # a hostile file can make the reader fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{where}: cannot be read as a _seg.npy of Cellpose ({reason[:200]}); save it again") from None
+    if not content or not isinstance(content[0], dict) or "masks" not in content[0]:
+        raise DataError(f"{where}: is no _seg.npy of Cellpose; expected a dict with 'masks'")
+    masks = as_array(content[0]["masks"])
+    if masks is None or masks.dtype.kind not in "iub" or masks.ndim not in (2, 3):
+        raise DataError(f"{where}: its 'masks' are no label image (height, width) of whole numbers")
+    if masks.ndim == 3 and masks.shape[0] == 1:
+        masks = masks[0]
+    if masks.ndim == 3:
+        raise DataError(f"{where}: its masks have {masks.shape[0]} planes; save every plane as a file of its own")
+    if masks.size and (masks.min() < 0 or masks.max() > np.iinfo(np.int32).max):
+        raise DataError(f"{where}: its masks have the labels {masks.min()} to {masks.max()}; expected 0 to 2147483647")
+    return np.ascontiguousarray(masks, dtype=np.int32)
+
+
+# Cellpose: `NAME_seg.npy`, which its window opens and its training reads, and `NAME_masks.tif`.
+
+
+def write_seg_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
+    """Write the dict of Cellpose's window as a pickle in an NPY file; an existing file is replaced.
+
+    Raises DataError where objects overlap and `overlaps` is not "top", or one of them is hidden altogether: the window
+    counts objects by the largest label.
+    """
+    labels = _labels(objects, overlaps)
+    seen = np.unique(labels[labels > 0])
+    compact = np.zeros(len(objects) + 1, labels.dtype)
+    compact[seen] = np.arange(1, len(seen) + 1)
+    labels = compact[labels]
+    content = {
+        "filename": Path(objects.file_name).name,
+        "masks": labels,
+        "outlines": labels * _is_outline(labels),
+        "chan_choose": [0, 0],
+        "ismanual": np.zeros(len(seen), dtype=bool),
+        "est_diam": _diameter(objects),
+    }
+    boxed: Any = np.empty((), dtype=object)
+    boxed[()] = content
+    with written_whole(path, "the _seg.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, boxed, allow_pickle=True)
+
+
+def write_masks(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
+    """Write the label image that Cellpose's training reads."""
+    _labels(objects, overlaps)
+    write_tiff(path, objects, overlaps)
+
+
+def _labels(objects: ImageObjects, overlaps: str) -> np.ndarray:
+    if overlaps == LAYERS:
+        raise DataError("--overlaps layers: Cellpose's files have one label a pixel; take --overlaps top or refuse")
+    return to_label_image(objects, overlaps)
+
+
+def _is_outline(labels: np.ndarray) -> np.ndarray:
+    """Return which pixels of objects (H, W) have a neighbour, across an edge, of another label or outside the image."""
+    padded = np.pad(labels, 1)
+    inner = padded[1:-1, 1:-1]
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return (labels > 0) & np.any([inner != neighbour for neighbour in neighbours], axis=0)
+
+
+def _diameter(objects: ImageObjects) -> float:
+    """Return the median diameter, in pixels, of discs of the objects' areas, as Cellpose counts it."""
+    return float(np.median(2 * np.sqrt(rle_codec.area(objects.rles) / np.pi))) if len(objects) else 30.0

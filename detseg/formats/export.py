@@ -1,0 +1,199 @@
+"""From a COCO or Predictions file to files of another form: which there are, where they go, all or nothing at each."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import ImageRecord, make_folder
+from detseg.errors import ConfigError, DataError
+from detseg.files.atomic import written_whole
+from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
+from detseg.formats.objects import ImageObjects, ObjectsFile
+from detseg.structures import rle as rle_codec
+from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
+
+OBJECTS_NAME = "objects.csv"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of files.
+
+    module, writer: of this package, imported when it is used. ending: what a file has after the name of its image, or,
+    of a form that is one table of all images, the name of the table. is_table: which of both. has_overlaps: whether
+    every object keeps its pixels where they overlap. has_classes: whether the class of an object is in the file.
+    """
+
+    description: str
+    module: str
+    writer: str
+    ending: str
+    is_table: bool = False
+    has_overlaps: bool = False
+    has_classes: bool = True
+
+
+FORMS: dict[str, Form] = {
+    "labels": Form("label image, TIFF of 16 or 32 bits", "label_images", "write_tiff", ".tif", has_classes=False),
+    "npy": Form("label image, NumPy array", "label_images", "write_npy", ".npy", has_classes=False),
+    "cellpose": Form("Cellpose's NAME_seg.npy", "cellpose", "write_seg_npy", "_seg.npy", has_classes=False),
+    "cellpose_masks": Form("Cellpose's NAME_masks.tif", "cellpose", "write_masks", "_masks.tif", has_classes=False),
+    "imagej": Form("zip of ImageJ regions", "imagej", "write_rois", "_rois.zip", has_overlaps=True),
+    "geojson": Form("QuPath's GeoJSON", "geojson", "write_geojson", ".geojson", has_overlaps=True),
+    "csv": Form("table of measurements", "measurements", "write_measurements", "measurements.csv", True, True),
+    "sartorius": Form(
+        "the Sartorius competition's train.csv", "run_lengths", "write_sartorius", "train.csv", True, True
+    ),
+    "dsb2018": Form(
+        *("the DSB 2018's table of masks", "run_lengths", "write_dsb2018", "stage1_train_labels.csv"), True, True, False
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How objects are exported.
+
+    overlaps: of `label_images.OVERLAPS`, for forms with one label a pixel. score_threshold: predictions below it are
+    left out. pixel_size: (y, x) micrometres, of all images; None: what is known of each. pictures: file name -> image,
+    for intensities and for what the images' files say of themselves.
+    """
+
+    overlaps: str = REFUSE
+    score_threshold: float = 0.0
+    pixel_size: PixelSize | None = None
+    pictures: Mapping[str, ImageRecord] = dataclasses.field(default_factory=dict)
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.overlaps not in OVERLAPS:
+            raise ConfigError(f"the overlaps are {self.overlaps!r}; expected one of {', '.join(OVERLAPS)}")
+
+
+@dataclass
+class ExportCount:
+    """What was exported: images, objects; regions to be ignored and masks without a pixel, both left out; files."""
+
+    images: int = 0
+    objects: int = 0
+    ignored: int = 0
+    empty: int = 0
+    files: list[Path] = dataclasses.field(default_factory=list)
+
+
+def export(
+    source: ObjectsFile,
+    form_name: str,
+    output: Path,
+    options: ExportOptions = ExportOptions(),
+    *,
+    progress: Callable[[Iterable[ImageObjects]], Iterable[ImageObjects]] = iter,
+) -> ExportCount:
+    """Write all images of a file in a form, below the folder `output`.
+
+    progress: wraps the loop over the images.
+
+    Raises:
+        ConfigError: there is no such form. DataError: files exist, unless `overwrite`; names collide or lead out of the
+            folder; objects overlap where that is refused (nothing is written then); files cannot be written.
+    """
+    form = FORMS.get(form_name)
+    if form is None:
+        raise ConfigError(f"there is no form {form_name!r}; there are: {', '.join(FORMS)}")
+    targets = {} if form.is_table else image_targets(output, source.names, form.ending)
+    tables = [output / form.ending] if form.is_table else [] if form.has_classes else [output / OBJECTS_NAME]
+    _refuse_existing([*targets.values(), *tables], options.overwrite)
+    if not form.has_overlaps and options.overlaps == REFUSE:
+        for objects in _exported(source, options, ExportCount()):
+            to_label_image(objects)
+    count = ExportCount(files=[*targets.values(), *tables])
+    images = _exported(progress(source), options, count)
+    writer = getattr(importlib.import_module(f"detseg.formats.{form.module}"), form.writer)
+    make_folder(output)
+    if form.is_table:
+        writer(tables[0], images, source.class_names)
+        return count
+    given: tuple[Any, ...] = (source.class_names,) if form.has_overlaps else (options.overlaps,)
+    rows: list[tuple[str, int, str, str]] = []
+    for objects in images:
+        path = targets[objects.file_name]
+        make_folder(path.parent)
+        writer(path, objects, *given)
+        rows += _rows(objects, source.class_names) if not form.has_classes else []
+    if tables:
+        _write_objects(tables[0], rows)
+    return count
+
+
+def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: ExportCount) -> Iterator[ImageObjects]:
+    """Yield what is exported of each image, and count it."""
+    for objects in source:
+        if objects.scores is not None and options.score_threshold > 0:
+            objects = objects.select(objects.scores >= np.float32(options.score_threshold))
+        size = options.pixel_size or objects.pixel_size
+        fields, picture = objects.fields, None
+        record = options.pictures.get(objects.file_name)
+        if options.pictures and record is None:
+            raise DataError(
+                f"{objects.file_name}: is not among the images given (--images), for example "
+                f"{next(iter(options.pictures))}; give the folder that file names are relative to"
+            )
+        if record is not None:
+            fields, picture = {**record.metadata, **fields}, record.path
+            if size is None and fields.get(FIELD) is not None:
+                size = parse_pixel_size(fields[FIELD], objects.file_name)
+        count.images += 1
+        empty = int((rle_codec.area(objects.rles) == 0).sum())
+        count.objects += len(objects) - empty
+        count.empty += empty
+        count.ignored += objects.num_ignored
+        yield dataclasses.replace(objects, pixel_size=size, fields=fields, picture=picture)
+
+
+def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[str, Path]:
+    """Return where the file of every image goes: the image's name with another ending, subfolders kept.
+
+    Raises:
+        DataError: two images would get the same file, or a name leads out of the folder.
+    """
+    taken: dict[Path, str] = {}
+    for name in file_names:
+        relative = PurePosixPath(name.replace("\\", "/"))
+        if not relative.name or relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
+            raise DataError(f"{name}: nothing can be written for a file name that leads out of its folder")
+        path = Path(folder, *relative.parent.parts, relative.stem + ending)
+        if path in taken:
+            raise DataError(f"{taken[path]} and {name} would both get the file {path}; export them in separate calls")
+        taken[path] = name
+    return {name: path for path, name in taken.items()}
+
+
+def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        what = f"{existing[0]} exists" if len(existing) == 1 else f"{existing[0]} and {len(existing) - 1} more exist"
+        raise DataError(f"{what} already; pass --overwrite to replace, or choose another folder")
+
+
+def _rows(objects: ImageObjects, class_names: Sequence[str]) -> list[tuple[str, int, str, str]]:
+    scores = [""] * len(objects) if objects.scores is None else [f"{score:.6g}" for score in objects.scores]
+    return [
+        (objects.file_name, index + 1, class_names[class_index], score)
+        for index, (class_index, score) in enumerate(zip(objects.classes.tolist(), scores, strict=True))
+    ]
+
+
+def _write_objects(path: Path, rows: Sequence[tuple[str, int, str, str]]) -> None:
+    """Write what label images cannot say: the class and score of every label."""
+    with written_whole(path, "the table") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "label", "class", "score"))
+        writer.writerows(rows)

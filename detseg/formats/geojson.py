@@ -1,0 +1,232 @@
+"""QuPath's GeoJSON: one file of objects beside each image; polygons with holes, several parts, and classifications."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.index import kind_of, shown
+from detseg.coco.masks import Crop, fill_polygons
+from detseg.errors import DataError
+from detseg.files.atomic import written_whole
+from detseg.formats.annotated_images import AnnotatedImages, Objects, objects_of_crops, source_of_pairs
+from detseg.formats.objects import ImageObjects
+from detseg.formats.outlines import Polygon, trace_polygons
+from detseg.formats.source_files import open_source
+from detseg.images.reading import SUFFIXES
+from detseg.structures import rle as rle_codec
+
+EXPECTED = "NAME.geojson (or NAME.png.geojson) as QuPath exports it"
+OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
+# Classes of QuPath that end in a star are no objects: Ignore* is a region that nobody has labelled.
+_IGNORED = "Ignore*"
+
+
+@dataclass(frozen=True)
+class GeoJsonOptions:
+    """Which objects of a file are read, and what they are called.
+
+    class_name: of objects without classification. object_types: of `OBJECT_TYPES`; empty for annotations, detections
+    and cells (an object without type is an annotation). nuclei: take the nucleus of a cell instead of its outline.
+    """
+
+    class_name: str = "cell"
+    object_types: Sequence[str] = ()
+    nuclei: bool = False
+
+
+def read_geojson(
+    source: Path, annotations: Path | None = None, *, options: GeoJsonOptions | None = None, allow_empty: bool = False
+) -> AnnotatedImages:
+    """Find images and their GeoJSON files in a folder or zip archive, or the GeoJSON files in another one.
+
+    Raises DataError where there are no images or no such files.
+    """
+    chosen = options or GeoJsonOptions()
+    images = open_source(source)
+    files = images if annotations is None else open_source(annotations)
+    image_files = [file for file in images.names if PurePosixPath(file).suffix.lower() in SUFFIXES]
+    problems: list[str] = []
+    found: dict[str, str] = {}
+    for file in files.names:
+        path = PurePosixPath(file)
+        if path.suffix.lower() not in (".geojson", ".json"):
+            continue
+        inner = path.with_suffix("")  # a.png.geojson as well as a.geojson
+        name = (inner.with_suffix("") if inner.suffix.lower() in SUFFIXES else inner).as_posix()
+        if found.setdefault(name, file) != file:
+            problems.append(f"{files.describe(file)}: is a second file of objects, beside {found[name]}; keep one")
+    return source_of_pairs(
+        images,
+        files,
+        image_files=image_files,
+        annotation_files=found,
+        read_objects=lambda data, where, height, width: read_features(data, where, height, width, chosen),
+        class_names=[],
+        description=f"QuPath objects of {source}",
+        expected=EXPECTED,
+        allow_empty=allow_empty,
+        problems=problems,
+    )
+
+
+def read_features(data: bytes, where: str, height: int, width: int, options: GeoJsonOptions | None = None) -> Objects:
+    """Read the objects of an image of height x width pixels, called by their classification.
+
+    Objects of the class Ignore* are regions to be ignored, those of other classes with a star (Region*) are left out.
+    What is no area, has broken coordinates or covers no pixel goes to `problems`.
+
+    Raises DataError where the file is no GeoJSON.
+    """
+    chosen = options or GeoJsonOptions()
+    crops: list[Crop] = []
+    labels: list[str] = []
+    problems: list[str] = []
+    for number, feature in enumerate(_features(data, where)):
+        try:
+            properties = _object(feature.get("properties") or {}, "its properties")
+            label = _classification(properties, chosen.class_name)
+            if not _is_wanted(feature, properties, chosen) or (label.endswith("*") and label != _IGNORED):
+                continue
+            crops.append(_fill(_geometry(feature, chosen), height, width))
+            labels.append(label)
+        except DataError as error:
+            problems.append(f"{where}: {_called(feature, number)}: {error}")
+    found = objects_of_crops(crops, labels, height, width)
+    return Objects(found.rles, labels, [label == _IGNORED for label in labels], problems)
+
+
+def _features(data: bytes, where: str) -> list[dict[str, Any]]:
+    """Return the features of a collection, of a list of them, or of a single one."""
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: is cut off or no JSON ({error}); export it again") from None
+    if isinstance(content, dict) and content.get("type") == "FeatureCollection":
+        content = content.get("features")
+    features = [content] if isinstance(content, dict) else content
+    if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
+        raise DataError(f"{where}: is no GeoJSON; expected a FeatureCollection, or a list of features")
+    if not all("geometry" in feature or feature.get("type") == "Feature" for feature in features):
+        raise DataError(f"{where}: is no GeoJSON of objects; expected features with a geometry")
+    return features
+
+
+def _called(feature: Mapping[str, Any], number: int) -> str:
+    properties = feature.get("properties")
+    name = properties.get("name") if isinstance(properties, dict) else None
+    return f"object number {number}" + (f" ({name})" if isinstance(name, str) else "")
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{what}: found {kind_of(value)}, expected an object")
+    return value
+
+
+def _classification(properties: Mapping[str, Any], default: str) -> str:
+    """Return the name of the class; a class of several names has them joined as QuPath shows it."""
+    value = properties.get("classification")
+    if isinstance(value, dict):
+        names = value.get("names")
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        value = ": ".join(names) if is_list else value.get("name")
+    if value in (None, ""):
+        return default
+    if not isinstance(value, str):
+        raise DataError(f"its classification is {shown(value)}; expected a name")
+    return value
+
+
+def _is_wanted(feature: Mapping[str, Any], properties: Mapping[str, Any], options: GeoJsonOptions) -> bool:
+    # QuPath up to 0.2 has the type as the feature's id: PathAnnotationObject.
+    kind = properties.get("objectType") or str(feature.get("id", "")).removeprefix("Path").removesuffix("Object")
+    kind = str(kind).lower() if str(kind).lower() in OBJECT_TYPES else "annotation"
+    return kind in (options.object_types or OBJECT_TYPES[:3])
+
+
+def _geometry(feature: Mapping[str, Any], options: GeoJsonOptions) -> dict[str, Any]:
+    nucleus = feature.get("nucleusGeometry") if options.nuclei else None
+    return _object(nucleus or feature.get("geometry"), "its geometry")
+
+
+def _fill(geometry: Mapping[str, Any], height: int, width: int) -> Crop:
+    crop = fill_polygons([[_ring(ring) for ring in polygon] for polygon in _polygons(geometry)], height, width)
+    if not crop[0].any():
+        raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
+    return crop
+
+
+def _polygons(geometry: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the polygons of a geometry, each a list of rings: the outline and the holes."""
+    kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+    if kind == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
+        parts = [_polygons(_object(part, "a part of its geometry")) for part in geometry["geometries"]]
+        return [polygon for part in parts for polygon in part]
+    if kind not in ("Polygon", "MultiPolygon"):
+        raise DataError(f"is a {shown(kind)}; expected an area (Polygon, MultiPolygon)")
+    polygons = [coordinates] if kind == "Polygon" else coordinates
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        raise DataError(f"its coordinates are {kind_of(coordinates)}; expected rings [[[x, y], ...], ...]")
+    return polygons
+
+
+def _ring(points: Any) -> np.ndarray:
+    """Return a ring as (P, 2) float64 x, y; a third coordinate is left out."""
+    try:
+        ring = np.array([(point[0], point[1]) for point in points], dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        raise DataError("has a broken ring; expected points [[x, y], ...]") from None
+    if not np.isfinite(ring).all():
+        raise DataError("has a coordinate that is not finite")
+    return ring
+
+
+# QuPath: one GeoJSON file of objects an image; holes and separate parts are kept.
+
+# Colours that people with any colour vision tell apart (Okabe and Ito 2008).
+_COLOURS = ((255, 176, 0), (64, 190, 255), (0, 200, 140), (240, 110, 180), (240, 228, 66), (235, 95, 20))
+
+
+def write_geojson(path: Path, objects: ImageObjects, class_names: Sequence[str]) -> None:
+    """Write a FeatureCollection with a Polygon or MultiPolygon an object, in pixels along the edges of pixels.
+
+    Annotations become QuPath's annotations, which can be corrected there; predictions become detections, with their
+    score as a measurement. An existing file is replaced.
+    """
+    with written_whole(path, "the GeoJSON") as temporary, open(temporary, "w", encoding="ascii", newline="\n") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for number, feature in enumerate(_features_of(objects, class_names)):
+            file.write((",\n" if number else "\n") + json.dumps(feature, separators=(",", ":")))
+        file.write("\n]}\n")
+
+
+def _features_of(objects: ImageObjects, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for index, crop in enumerate(rle_codec.decode_crops(objects.rles)):
+        polygons = trace_polygons(*crop)
+        if not polygons:
+            continue
+        class_index = int(objects.classes[index])
+        properties: dict[str, Any] = {
+            "objectType": "annotation" if objects.scores is None else "detection",
+            "name": str(index + 1),
+            "classification": {
+                "name": class_names[class_index],
+                "color": list(_COLOURS[class_index % len(_COLOURS)]),
+            },
+        }
+        if objects.scores is not None:
+            properties["measurements"] = {"score": float(f"{objects.scores[index]:.6g}")}
+        yield {"type": "Feature", "geometry": _geometry_of(polygons), "properties": properties}
+
+
+def _geometry_of(polygons: Sequence[Polygon]) -> dict[str, Any]:
+    coordinates = [[[*ring.tolist(), ring[0].tolist()] for ring in polygon] for polygon in polygons]
+    if len(coordinates) == 1:
+        return {"type": "Polygon", "coordinates": coordinates[0]}
+    return {"type": "MultiPolygon", "coordinates": coordinates}

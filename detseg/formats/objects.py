@@ -1,0 +1,140 @@
+"""What is exported: the objects of a data set's images, from a COCO file or from a Predictions file alike."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.predictions_file import PredictionsFile, read_predictions
+from detseg.errors import DataError
+from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.predictions import Predictions
+
+# An annotation of a data set has no score; where the first one of a file has one, the file holds results.
+_HEAD = 2**20
+
+
+@dataclass(frozen=True)
+class ImageObjects:
+    """The N objects of one image.
+
+    file_name: the image's, with slashes. height, width: pixels. rles: N COCO RLEs. classes: (N,) int64, 0-based.
+    scores: (N,) float32, or None for annotations. pixel_size: (y, x) micrometres, where known. fields: further fields
+    of the image in its COCO file. picture: the image's file, for what is measured in it. num_ignored: regions that are
+    neither object nor background, which are not exported.
+    """
+
+    image_id: int | str
+    file_name: str
+    height: int
+    width: int
+    rles: list[dict[str, Any]]
+    classes: np.ndarray
+    scores: np.ndarray | None = None
+    pixel_size: PixelSize | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    picture: Path | None = None
+    num_ignored: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @classmethod
+    def from_predictions(cls, predictions: Predictions) -> ImageObjects:
+        """Raises DataError where they are boxes without masks."""
+        if predictions.rles is None:
+            name = predictions.file_name or predictions.image_id
+            raise DataError(f"{name}: masks are needed, but these predictions are boxes alone")
+        return cls(
+            predictions.image_id,
+            predictions.file_name,
+            predictions.height,
+            predictions.width,
+            predictions.rles,
+            predictions.classes,
+            scores=predictions.scores,
+            pixel_size=predictions.pixel_size,
+        )
+
+    def select(self, keep: np.ndarray) -> ImageObjects:
+        """Return the objects of `keep`, (N,) bool."""
+        rles = [rle for rle, kept in zip(self.rles, keep, strict=True) if kept]
+        return replace(
+            self, rles=rles, classes=self.classes[keep], scores=None if self.scores is None else self.scores[keep]
+        )
+
+
+class ObjectsFile:
+    """All images of a file: iterate over it, again and again, for one ImageObjects an image, empty ones included.
+
+    class_names: by class index. names: the file names of the images. has_scores: whether the file holds results.
+    """
+
+    def __init__(self, path: Path, content: CocoDataset | PredictionsFile) -> None:
+        self.path = path
+        self._content = content
+        self.class_names: Sequence[str] = content.class_names
+        self.has_scores = isinstance(content, PredictionsFile)
+        self.names = [image.file_name for image in content.images]
+        if not all(self.names):
+            raise DataError(
+                f"{path}: does not name its images (plain COCO results do not); export a Predictions file, or give the "
+                "ground truth's COCO file to `detseg evaluate` first"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[ImageObjects]:
+        if isinstance(self._content, PredictionsFile):
+            for predictions in self._content:
+                yield ImageObjects.from_predictions(predictions)
+            return
+        for index, record in enumerate(self._content.images):
+            yield _annotated(self._content, index, record)
+
+
+def _annotated(dataset: CocoDataset, index: int, record: ImageRecord) -> ImageObjects:
+    rles, classes, crowd = dataset.annotations(index)
+    size = record.metadata.get(FIELD)
+    return ImageObjects(
+        record.image_id,
+        record.file_name,
+        record.height,
+        record.width,
+        [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd],
+        classes[~crowd],
+        pixel_size=None if size is None else parse_pixel_size(size, f"{dataset.name}: image {record.file_name}"),
+        fields=record.metadata,
+        num_ignored=int(crowd.sum()),
+    )
+
+
+def open_objects(path: str | os.PathLike[str]) -> ObjectsFile:
+    """Open a COCO data set or a Predictions file, .json or .json.gz.
+
+    Raises DataError where it is neither, or broken.
+    """
+    path = Path(path)
+    return ObjectsFile(path, read_predictions(path) if _holds_results(path) else CocoDataset.load(path))
+
+
+def _holds_results(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            head = file.read(_HEAD)
+            if b'"detseg predictions' in head or head.lstrip().startswith(b"["):
+                return True
+            # Other layouts may have long lists in front of the annotations.
+            return b'"score"' in head + file.read()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; is it there, and complete?") from None

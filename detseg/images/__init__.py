@@ -1,0 +1,1 @@
+"""Reading images of any kind, whole or by parts."""

@@ -1,0 +1,105 @@
+"""Boxes relative to other boxes: the (dx, dy, dw, dh) that R-CNN regresses (Girshick et al. 2014, appendix C)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# exp(dw) beyond this would overflow early in training; Detectron2's value.
+LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+
+
+class BoxCoder:
+    """weights: by which dx, dy, dw, dh are multiplied, to bring them to unit variance."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = tuple(float(weight) for weight in weights)
+
+    def encode(self, sources: Tensor, targets: Tensor) -> Tensor:
+        """Return deltas (n, 4) that move sources (n, 4) to targets (n, 4); all sides must be positive."""
+        source_x, source_y, source_width, source_height = _centres_and_sides(sources)
+        target_x, target_y, target_width, target_height = _centres_and_sides(targets)
+        wx, wy, ww, wh = self.weights
+        return torch.stack(
+            (
+                wx * (target_x - source_x) / source_width,
+                wy * (target_y - source_y) / source_height,
+                ww * torch.log(target_width / source_width),
+                wh * torch.log(target_height / source_height),
+            ),
+            dim=1,
+        )
+
+    def decode(self, deltas: Tensor, sources: Tensor) -> Tensor:
+        """Return boxes (n, k * 4) float32 from deltas (n, k * 4) and sources (n, 4)."""
+        deltas = deltas.float().reshape(len(deltas), deltas.shape[1] // 4, 4)
+        x, y, width, height = (value[:, None] for value in _centres_and_sides(sources.float()))
+        wx, wy, ww, wh = self.weights
+        centre_x = deltas[..., 0] / wx * width + x
+        centre_y = deltas[..., 1] / wy * height + y
+        new_width = torch.exp((deltas[..., 2] / ww).clamp(max=LARGEST_LOG_SCALE)) * width
+        new_height = torch.exp((deltas[..., 3] / wh).clamp(max=LARGEST_LOG_SCALE)) * height
+        corners = (
+            centre_x - 0.5 * new_width,
+            centre_y - 0.5 * new_height,
+            centre_x + 0.5 * new_width,
+            centre_y + 0.5 * new_height,
+        )
+        return torch.stack(corners, dim=-1).flatten(1)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes (..., 4) cut off at the border of an image of size (height, width)."""
+    height, width = size
+    x = boxes[..., 0::2].clamp(min=0, max=width)
+    y = boxes[..., 1::2].clamp(min=0, max=height)
+    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
+
+
+def _centres_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    width = boxes[:, 2] - boxes[:, 0]
+    height = boxes[:, 3] - boxes[:, 1]
+    return boxes[:, 0] + 0.5 * width, boxes[:, 1] + 0.5 * height, width, height
+
+
+# Losses of boxes; everything in float32.
+
+BOX_LOSSES = ("smooth_l1", "giou")
+
+
+def box_regression_loss(
+    *, coder: BoxCoder, sources: Tensor, deltas: Tensor, targets: Tensor, loss_type: str, beta: float
+) -> Tensor:
+    """Return the summed loss of predicted deltas (n, 4) that should move sources (n, 4) to targets (n, 4)."""
+    deltas = deltas.float()
+    if loss_type == "smooth_l1":
+        return smooth_l1_sum(deltas, coder.encode(sources, targets), beta)
+    if loss_type == "giou":
+        return giou_loss(coder.decode(deltas, sources), targets).sum()
+    raise ValueError(f"unknown box loss {loss_type!r}; known: {', '.join(BOX_LOSSES)}")
+
+
+def smooth_l1_sum(input: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Summed Huber loss, divided by beta; absolute difference for beta = 0, which torch's own loss does not know."""
+    if beta < 1e-5:
+        return (input - target).abs().sum()
+    return F.smooth_l1_loss(input, target, reduction="sum", beta=beta)
+
+
+def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
+    """Return 1 - generalized IoU (n,) of boxes (n, 4) and targets (n, 4) (Rezatofighi et al. 2019)."""
+    inner = (torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])).clamp(min=0)
+    outer = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
+    intersection = inner[:, 0] * inner[:, 1]
+    hull = outer[:, 0] * outer[:, 1]
+    union = _area(boxes) + _area(targets) - intersection
+    iou = intersection / (union + eps)
+    return 1 - (iou - (hull - union) / (hull + eps))
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

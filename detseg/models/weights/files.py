@@ -1,0 +1,170 @@
+"""Pickles of model zoos, {"model": {name: array}, ...}, read without running anything that they hold."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detseg.errors import WeightsError
+from detseg.files.safe_pickle import as_array, loads
+
+__all__ = ["as_array", "read_pickle"]
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Read a pickle of plain values and NumPy arrays; its strings of Python 2 are taken as latin1.
+
+    Arrays and NumPy numbers in what comes back are to be taken out by `as_array`.
+
+    Raises:
+        WeightsError: the file cannot be read, is no pickle, is cut off, or holds anything else.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return loads(content)
+    except Exception as error:  # a hostile file can make the machine fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"{path}: not read as weights: {reason[:200]}. Expected a pickle of names and NumPy arrays, as model zoos "
+            "ship them, and nothing else; is it cut off, or not what its name says? Take another copy of it"
+        ) from error
+
+
+# Files of weights, whatever their format, to tensors by name. Nothing in a file is ever run.
+
+# How torch.save began its files before they were zip archives: a pickled magic number.
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit for safetensors
+ORIGIN = "detseg.origin"  # in the metadata: whose training made the weights, where that asks for a certain input
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """state: tensors by the names of the file. metadata: texts that came with them."""
+
+    state: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_weights(path: str | Path) -> StoredWeights:
+    """Read a .pth, .pkl or .safetensors file; its content, not its name, says which it is.
+
+    Raises:
+        WeightsError: no such file, no such format, cut off, or with more in it than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file of weights")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    if head.startswith(b"PK"):
+        _check_archive(path)
+        return _from_content(path, _torch_load(path))
+    if head.startswith(_OLD_TORCH):
+        return _from_content(path, _torch_load(path))
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+        return _read_safetensors(path)
+    if head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"):
+        return _from_content(path, read_pickle(path))
+    raise WeightsError(
+        f"{path}: this is neither a .pth, a .pkl nor a .safetensors file (it begins with {head[:8]!r}); is it cut off, "
+        "or a web page saved under this name?"
+    )
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile file can make torch's reader fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"{path}: cannot be read as a PyTorch checkpoint of tensors and plain values ({reason[:200]}); expected "
+            'a .pth file, {"model": state_dict}, as detseg and Detectron2 write it; is it truncated?'
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse zip archives that torch.save cannot have written, before torch unpacks them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        raise WeightsError(f"{path}: is a zip archive that cannot be read ({error}); is it cut off?") from error
+    names = [entry.filename.split("/")[-1] for entry in entries]
+    if "constants.pkl" in names:
+        raise WeightsError(f"{path}: is a TorchScript program, not weights; save the model's state_dict instead")
+    if "data.pkl" not in names:
+        raise WeightsError(f"{path}: is a zip archive, but no PyTorch checkpoint (no data.pkl in it); unpack it first")
+    unpacked = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > path.stat().st_size:
+        raise WeightsError(
+            f"{path}: is a compressed archive, which torch.save does not write, of {unpacked} bytes; if you trust it, "
+            "load it with torch and save it again"
+        )
+
+
+def _from_content(path: Path, content: Any) -> StoredWeights:
+    """Find the state_dict in what a file holds: under "model" (detseg, Detectron2), "blobs" (Detectron) or bare."""
+    metadata = {}
+    if isinstance(content, Mapping):
+        origin = content.get(ORIGIN)
+        metadata = {ORIGIN: origin} if isinstance(origin, str) else {}
+        average = content.get("ema")
+        if isinstance(average, Mapping) and isinstance(average.get("model"), Mapping):
+            content = average["model"]  # the averaged weights are what a run evaluates
+        else:
+            content = next((content[key] for key in ("model", "blobs", "state_dict") if key in content), content)
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f'{path}: holds no weights; expected {{"model": {{name: tensor}}}} or {{name: tensor}}')
+    state = {}
+    for name, value in content.items():
+        tensor = _as_tensor(path, name, value)
+        if tensor is None or not isinstance(name, str):
+            raise WeightsError(
+                f"{path}: holds no weights: {str(name)[:80]!r} is a {type(value).__name__}; expected "
+                '{"model": {name: tensor}} or {name: tensor}'
+            )
+        state[name] = tensor
+    return StoredWeights(state, metadata)
+
+
+def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value if value.layout == torch.strided and not value.is_quantized else None
+    array = as_array(value)
+    if array is None:
+        return None
+    try:
+        return torch.from_numpy(array.copy())
+    except TypeError as error:
+        raise WeightsError(f"{path}: {name} has numbers of a type that torch does not know: {error}") from error
+
+
+def _read_safetensors(path: Path) -> StoredWeights:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise WeightsError(f"{path}: reading it needs the package safetensors: pip install safetensors") from error
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from error
+    if not state:
+        raise WeightsError(f"{path}: holds no weights")
+    return StoredWeights(state, metadata)

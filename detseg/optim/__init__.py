@@ -1,0 +1,1 @@
+"""What changes the weights: optimizers, learning-rate schedules, mixed precision."""

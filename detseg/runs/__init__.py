@@ -1,0 +1,1 @@
+"""Run folders: their files, records, checkpoints and metrics."""

@@ -1,0 +1,100 @@
+"""Checkpoints: tensors and plain Python values only, so that reading one runs no code from it.
+
+`last.pth` continues a training: model, optimizer, schedule, ema, scaler, progress, iteration, position (samples taken
+from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: model alone. Both
+hold config (flat keys), classes (names), versions, threads. 'model' is a state_dict under Detectron2's names; in
+`best.pth` it is the averaged one where SOLVER.EMA is on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detseg.errors import WeightsError
+from detseg.files.atomic import write_atomically
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` atomically; NumPy numbers and tuples of the configuration become plain values.
+
+    Raises:
+        TypeError: `state` holds something that could not be read back safely.
+    """
+    plain = to_plain({"format": FORMAT, **state})
+    write_atomically(path, lambda file: torch.save(plain, file))
+
+
+def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: the file.
+        for_training: also ask for everything that continuing a training needs.
+
+    Raises:
+        WeightsError: no such file, cut off, not a checkpoint of detseg, or not enough in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors and plain values and is not read, because that could run code: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is no readable checkpoint; it may be cut off: copy it again ({error})") from error
+    needed = {"model"} | ({"optimizer", "iteration", "position", "rng", "progress"} if for_training else set())
+    missing = sorted(needed - state.keys()) if isinstance(state, dict) else sorted(needed)
+    if missing:
+        purpose = "to continue a training" if for_training else "as a checkpoint"
+        raise WeightsError(f"{path} lacks {', '.join(missing)} {purpose}")
+    return state
+
+
+def keep_numbered(last: Path, iteration: int, keep: int) -> None:
+    """Keep the newest `keep` periodic checkpoints under a name of their own, iteration_N.pth, where keep is above 1.
+
+    The newest of them and `last` are the same file under two names where the file system has hard links.
+    """
+    if keep <= 1:
+        return
+    copy = last.with_name(f"iteration_{iteration:07d}.pth")
+    if not copy.exists():
+        try:
+            os.link(last, copy)
+        except OSError:
+            with open(last, "rb") as source:
+                write_atomically(copy, lambda file: shutil.copyfileobj(source, file))
+    for old in sorted(last.parent.glob("iteration_*.pth"))[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def to_plain(value: Any) -> Any:
+    """Copy nested containers with tensors as they are, NumPy values as Python's, tuples as lists.
+
+    Raises:
+        TypeError: a value of any other type.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values only, not {type(value)}: {value!r}")

@@ -1,0 +1,1 @@
+"""Choosing thresholds and settings of a postprocess and a fusion on out-of-fold predictions."""
