@@ -1,14 +1,20 @@
-"""Hits of disjoint predictions at every IoU threshold, for all images of a data set at once, and scores made of them.
+"""All predictions of a data set in arrays, so that the hits that a postprocess leaves are counted in milliseconds.
 
-A prediction of disjoint ones hits an object when its IoU is greater than a threshold t >= 0.5; no other can hit the
-same object then (`detseg.evaluation.object_ap`). So the largest IoU of a prediction says at how many of the thresholds
-it is a hit: its level.
+What no setting changes is computed once: masks, scores, areas, the regions on which the same masks meet, pairs of
+duplicates, and the pairs of predictions and objects that can be hits. What a setting decides is which predictions stay,
+and therefore which of them owns a region.
 
-Symbols: I images, K classes, N predictions, T IoU thresholds.
+Without overlaps, a prediction hits an object when its IoU is greater than a threshold t >= 0.5; no other prediction can
+hit the same object then (`detseg.evaluation.object_ap`). The largest IoU of a prediction therefore tells at how many of
+the thresholds it is a hit: its level.
+
+Symbols: I images, K classes, T IoU thresholds, N candidates (numbered over all images, by image and then by falling
+score), E entries (a region and one of the candidates on it), P pairs of a candidate and an object or crowd region.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,17 +35,12 @@ from detseg.structures import rle as rle_codec
 OBJECT_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
 
 
-def level_of(values: np.ndarray) -> np.ndarray:
-    """Return how many of the IoU thresholds every value (N,) is greater than, (N,) int64 from 0 to T."""
-    return np.searchsorted(IOU_THRESHOLDS, values, side="left")
-
-
 @dataclass(frozen=True)
 class Hits:
-    """N disjoint predictions that a setting leaves, of all images: image, classes (N,) int64, scores (N,) float32.
+    """N predictions without overlaps, of all images: image, classes (N,) int64, scores (N,) float32.
 
     level, level_in_class: (N,) int64, the number of thresholds at which it hits any object, or one of its class.
-    crowd_level: (N,) int64, the number of thresholds at which it lies in a crowd region.
+    crowd_level: (N,) int64, the number of thresholds at which it is inside a crowd region.
     """
 
     image: np.ndarray
@@ -48,6 +49,195 @@ class Hits:
     level: np.ndarray
     level_in_class: np.ndarray
     crowd_level: np.ndarray
+
+
+def is_fast(settings: Postprocess) -> bool:
+    """Whether a `CandidateTable` can apply these settings; otherwise the postprocess itself must be applied."""
+    largest = settings.keep_largest_component
+    repairs_torn_masks = any(largest.values()) if isinstance(largest, dict) else bool(largest)
+    return settings.resolve_overlaps and settings.overlap_policy == "score" and not repairs_torn_masks
+
+
+class CandidateTable:
+    """Predictions of all images, with the masks and scores that `Postprocess.shaped` gives them."""
+
+    def __init__(self, truths: Sequence[ImageTruth], shaped: Sequence[Predictions], *, duplicates: bool = True) -> None:
+        """truths and shaped predictions: the same images in the same order. duplicates: nms_iou will be asked for."""
+        columns: dict[str, list[np.ndarray]] = defaultdict(list)
+        totals: Counter[str] = Counter()
+        for number, (truth, image) in enumerate(zip(truths, shaped, strict=True)):
+            for name, values in _columns_of_image(truth, image, duplicates).items():
+                kind = _INDEXES.get(name)
+                columns[name].append(values if kind is None else values + totals[kind])
+            count = len(image)
+            columns["image"].append(np.full(count, number))
+            totals["candidate"] += count
+            totals["region"] += int(columns["num_regions"][-1][0])
+            totals["entry"] += len(columns["entry_candidate"][-1])
+            totals["pair"] += len(columns["pair_candidate"][-1])
+
+        def joined(name: str, dtype: type = np.int64) -> np.ndarray:
+            return np.concatenate([np.zeros(0, dtype=dtype), *columns[name]]).astype(dtype)
+
+        self.image, self.classes, self.areas = joined("image"), joined("classes"), joined("areas")
+        self.scores = joined("scores", np.float32)
+        self._num_regions = totals["region"]
+        region, candidate, area = joined("entry_region"), joined("entry_candidate"), joined("entry_area")
+        share_entry, share_pair = joined("share_entry"), joined("share_pair")
+        # A region with one candidate is always its own: summed once, so that only contested entries cost time.
+        contested = np.bincount(region)[region] > 1
+        self._own_area = _sums(candidate[~contested], area[~contested], len(self.scores))
+        self._entry_region, self._entry_candidate = region[contested], candidate[contested]
+        self._entry_area = area[contested]
+        open_share = contested[share_entry]
+        own = ~open_share
+        self._pair_own = _sums(share_pair[own], area[share_entry[own]], totals["pair"])
+        self._share_entry = (np.cumsum(contested) - 1)[share_entry[open_share]]
+        self._share_pair = share_pair[open_share]
+        self._pair_candidate, self._pair_area = joined("pair_candidate"), joined("pair_area")
+        self._pair_crowd = joined("pair_crowd", bool)
+        self._pair_same_class = ~self._pair_crowd & (joined("pair_class") == self.classes[self._pair_candidate])
+        self._duplicates = Pairs(joined("duplicate_first"), joined("duplicate_second"))
+        self._duplicate_iou = joined("duplicate_iou", np.float64)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def hits(self, settings: Postprocess, only_class: int | None = None) -> Hits:
+        """Return what `settings.apply` leaves of the predictions, as hits.
+
+        The settings must be `is_fast`, and have the mask threshold, mask quality and repairs that the table was made
+        with. only_class: as if there were no predictions of other classes.
+        """
+        kept = self.scores >= settings.values("score_threshold", self.classes)
+        if only_class is not None:
+            kept &= self.classes == only_class
+        low, high = settings.values("min_area", self.classes), settings.values("max_area", self.classes)
+        kept &= (self.areas >= low) & (self.areas <= high)
+        kept = self._without_duplicates(kept, settings.values("nms_iou", self.classes))
+        kept, owned = self._resolve_overlaps(kept, settings.min_visible_fraction)
+        areas = self._visible_areas(owned)
+        kept &= (areas == self.areas) | (areas >= low)
+        return self._hits_of(np.flatnonzero(kept), areas, owned)
+
+    def _without_duplicates(self, kept: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        close = kept[self._duplicates.first] & kept[self._duplicates.second]
+        close &= self._duplicate_iou > limits[self._duplicates.first]
+        if not close.any():
+            return kept
+        pairs = self._duplicates.select(close)
+        return kept & keep_best(pairs, lambda chosen: np.ones(len(chosen)), np.zeros(len(kept)))
+
+    def _resolve_overlaps(self, allowed: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return which candidates keep enough pixels (N,) bool, and the entries that own their region (indices).
+
+        Whether one keeps enough depends on all better ones. Instead of going through them one after the other, this
+        assumes that all stay, finds those that see too little, and repeats that with the result until nothing changes:
+        the k best candidates of every heap are right after k rounds, and a result that repeats itself is the answer.
+        """
+        needed = np.maximum(1, fraction * self.areas)
+        entries = np.flatnonzero(allowed[self._entry_candidate])
+        region, candidate = self._entry_region[entries], self._entry_candidate[entries]
+        kept = allowed & (self.areas > 0)
+        while True:
+            present = np.flatnonzero(kept[candidate])
+            firsts = present[np.flatnonzero(np.diff(region[present], prepend=-1))]
+            owner = np.full(self._num_regions, len(self.scores))
+            owner[region[firsts]] = candidate[firsts]
+            # A candidate sees what no better one has; also a dropped one is told what it would see.
+            sees = candidate <= owner[region]
+            enough = allowed & (self._visible_areas(entries[sees]) >= needed)
+            if np.array_equal(enough, kept):
+                return kept, entries[candidate == owner[region]]
+            kept = enough
+
+    def _visible_areas(self, entries: np.ndarray) -> np.ndarray:
+        """Return the area of every candidate that the given contested entries leave it, (N,) int64."""
+        return self._own_area + _sums(self._entry_candidate[entries], self._entry_area[entries], len(self.scores))
+
+    def _hits_of(self, kept: np.ndarray, areas: np.ndarray, owned: np.ndarray) -> Hits:
+        is_owned = np.zeros(len(self._entry_area), dtype=bool)
+        is_owned[owned] = True
+        shares = np.flatnonzero(is_owned[self._share_entry])
+        areas_shared = self._entry_area[self._share_entry[shares]]
+        overlap = self._pair_own + _sums(self._share_pair[shares], areas_shared, len(self._pair_own))
+        area = areas[self._pair_candidate]
+        # Of a crowd region the measure is the part of the prediction inside of it.
+        whole = np.where(self._pair_crowd, area, area + self._pair_area - overlap)
+        iou = np.divide(overlap, whole, out=np.zeros(len(overlap)), where=whole > 0)
+        levels = []
+        for pairs in (~self._pair_crowd, self._pair_same_class, self._pair_crowd):
+            best = np.zeros(len(self.scores))
+            np.maximum.at(best, self._pair_candidate[pairs], iou[pairs])
+            levels.append(np.searchsorted(IOU_THRESHOLDS, best[kept], side="left"))
+        return Hits(self.image[kept], self.classes[kept], self.scores[kept], *levels)
+
+
+def _sums(index: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Return the sums of the values of every index, (count,) int64."""
+    return np.bincount(index, weights=values, minlength=count).astype(np.int64)
+
+
+# What the indices in a column count, so that those of all images can be concatenated.
+_INDEXES = {
+    "entry_region": "region",
+    "entry_candidate": "candidate",
+    "pair_candidate": "candidate",
+    "share_entry": "entry",
+    "share_pair": "pair",
+    "duplicate_first": "candidate",
+    "duplicate_second": "candidate",
+}
+
+
+def _columns_of_image(truth: ImageTruth, predictions: Predictions, duplicates: bool) -> dict[str, np.ndarray]:
+    """Return what no setting changes of one image, by name; indices count within the image."""
+    if predictions.rles is None:
+        raise DataError(
+            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: thresholds "
+            "are chosen by the masks that they leave"
+        )
+    image = predictions.select(score_order(predictions.scores))
+    count, width = len(image), max(len(truth.rles), 1)
+    partition = find_atoms([*image.rles, *truth.rles])
+    predicted = partition.entry_mask < count
+    region, candidate = partition.entry_atom[predicted], partition.entry_mask[predicted]
+    area = partition.areas[region]
+
+    # Every entry together with every object on its region; those of one candidate and one object are a pair.
+    truth_region, truth_mask = partition.entry_atom[~predicted], partition.entry_mask[~predicted] - count
+    begin = np.searchsorted(truth_region, region, side="left")
+    number = np.searchsorted(truth_region, region, side="right") - begin
+    entry = np.repeat(np.arange(len(region)), number)
+    step = np.arange(len(entry)) - (np.cumsum(number) - number)[entry]
+    keys, pair = np.unique(candidate[entry] * width + truth_mask[begin[entry] + step], return_inverse=True)
+    pair_candidate, pair_truth = np.divmod(keys, width)
+
+    # An IoU above 1/2 needs more than half of the object; of a crowd region any part will do.
+    truth_areas = rle_codec.area(truth.rles)
+    overlap = np.bincount(pair, weights=area[entry], minlength=len(keys))
+    useful = truth.crowd[pair_truth] | (2 * overlap > truth_areas[pair_truth])
+    pair_number = np.cumsum(useful) - 1
+    pair_truth = pair_truth[useful]
+    close, iou = overlapping_pairs(image) if duplicates else (Pairs(*np.zeros((2, 0), dtype=np.int64)), [])
+    return {
+        "classes": image.classes,
+        "scores": image.scores,
+        "areas": np.bincount(candidate, weights=area, minlength=count),
+        "num_regions": np.array([len(partition.areas)]),
+        "entry_region": region,
+        "entry_candidate": candidate,
+        "entry_area": area,
+        "pair_candidate": pair_candidate[useful],
+        "pair_area": truth_areas[pair_truth],
+        "pair_class": truth.classes[pair_truth],
+        "pair_crowd": truth.crowd[pair_truth],
+        "share_entry": entry[useful[pair]],
+        "share_pair": pair_number[pair[useful[pair]]],
+        "duplicate_first": close.first,
+        "duplicate_second": close.second,
+        "duplicate_iou": np.asarray(iou, dtype=np.float64),
+    }
 
 
 @dataclass(frozen=True)
@@ -66,12 +256,31 @@ class CountTable:
         rows, number = 1 + num_classes, len(IOU_THRESHOLDS)
         shapes = {"hits": (rows, number), "false_alarms": (rows, number), "misses": (rows, number)}
         shapes |= {"objects": (rows,), "predictions": (rows,)}
-        return cls(
-            **{
-                name: np.array([getattr(image, name) for image in counts], dtype=np.int64).reshape(-1, *shape)
-                for name, shape in shapes.items()
-            }
-        )
+        columns = {
+            name: np.array([getattr(image, name) for image in counts], dtype=np.int64).reshape(-1, *shape)
+            for name, shape in shapes.items()
+        }
+        return cls(**columns)
+
+    @classmethod
+    def of_hits(cls, hits: Hits, objects: np.ndarray) -> CountTable:
+        """Count the hits, false alarms and misses of all images; objects (I, 1 + K) from `object_numbers`."""
+        images, rows = objects.shape
+        number = len(IOU_THRESHOLDS)
+        # Every prediction counts in row 0, that of all classes, and in the row of its class.
+        row = np.concatenate([np.zeros_like(hits.classes), 1 + hits.classes])
+        place = np.concatenate([hits.image, hits.image]) * rows + row
+
+        def at_thresholds(level: np.ndarray) -> np.ndarray:
+            """Return how many levels reach each threshold, (I, 1 + K, T) int64."""
+            flat = np.bincount(place * (number + 1) + level, minlength=images * rows * (number + 1))
+            return flat.reshape(images, rows, number + 1)[..., :0:-1].cumsum(axis=-1)[..., ::-1]
+
+        level = np.concatenate([hits.level, hits.level_in_class])
+        found = at_thresholds(level)
+        no_alarm = at_thresholds(np.maximum(level, np.concatenate([hits.crowd_level, hits.crowd_level])))
+        predictions = np.bincount(place, minlength=images * rows).reshape(images, rows)
+        return cls(found, predictions[..., None] - no_alarm, objects[..., None] - found, objects, predictions)
 
     def parts(self, metric: str, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (I,) float64 twice; the score of a set of images is the sum of the first / the sum of the second.
@@ -97,264 +306,3 @@ def object_numbers(truths: Sequence[ImageTruth], num_classes: int) -> np.ndarray
         numbers[index, 1:] = np.bincount(truth.classes[~truth.crowd], minlength=num_classes)
     numbers[:, 0] = numbers[:, 1:].sum(axis=1)
     return numbers
-
-
-def count_hits(hits: Hits, objects: np.ndarray) -> CountTable:
-    """Count the hits, false alarms and misses of all images; objects (I, 1 + K) from `object_numbers`."""
-    images, rows = objects.shape
-    everything = np.zeros(len(hits.image), dtype=np.int64)
-    row = np.concatenate([everything, 1 + hits.classes])
-    image = np.concatenate([hits.image, hits.image])
-    level = np.concatenate([hits.level, hits.level_in_class])
-    found = _at_thresholds(image, row, level, images, rows)
-    no_alarm = np.maximum(level, np.concatenate([hits.crowd_level, hits.crowd_level]))
-    predictions = np.bincount(image * rows + row, minlength=images * rows).reshape(images, rows)
-    alarms = predictions[..., None] - _at_thresholds(image, row, no_alarm, images, rows)
-    return CountTable(found, alarms, objects[..., None] - found, objects, predictions)
-
-
-def _at_thresholds(image: np.ndarray, row: np.ndarray, level: np.ndarray, images: int, rows: int) -> np.ndarray:
-    """Return how many levels (N,) reach each threshold, (images, rows, T) int64."""
-    number = len(IOU_THRESHOLDS)
-    flat = np.bincount((image * rows + row) * (number + 1) + level, minlength=images * rows * (number + 1))
-    return flat.reshape(images, rows, number + 1)[..., :0:-1].cumsum(axis=-1)[..., ::-1]
-
-
-# All predictions of a data set and all pairs that matter, computed once, so that a postprocess costs milliseconds.
-#
-# What is fixed: masks, scores, areas, the atoms on which masks meet (`detseg.fusion.atoms`), pairs of duplicates, the
-# pairs of predictions and objects that can hit. What a setting decides: which predictions stay, and so who owns an
-# atom.
-#
-# That depends on better predictions alone, one after the other. Instead of going through them, `_visible_ones` assumes
-# that all stay, finds who sees too little, and repeats that with the answer until nothing changes: the k best of every
-# heap are right after k rounds, and a state that repeats itself is the one answer there is.
-#
-# Candidates are numbered through all images, by image and then by falling score. Symbols: N candidates, C entries (an
-# atom with several candidates, and one of them), P pairs of a candidate and an object or crowd region.
-
-
-def is_fast(settings: Postprocess) -> bool:
-    """Whether a `CandidateTable` knows what these settings do; else the postprocess itself must be applied."""
-    largest = settings.keep_largest_component
-    torn_is_repaired = any(largest.values()) if isinstance(largest, dict) else bool(largest)
-    return settings.resolve_overlaps and settings.overlap_policy == "score" and not torn_is_repaired
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The arrays of one image; see `CandidateTable`. Indices count within the image."""
-
-    classes: np.ndarray
-    scores: np.ndarray
-    areas: np.ndarray
-    own_areas: np.ndarray
-    entry_atom: np.ndarray
-    entry_candidate: np.ndarray
-    entry_area: np.ndarray
-    pair_candidate: np.ndarray
-    pair_truth: np.ndarray
-    pair_own: np.ndarray
-    share_entry: np.ndarray
-    share_pair: np.ndarray
-    twins: Pairs
-    twin_iou: np.ndarray
-
-
-class CandidateTable:
-    """Predictions of all images, with the masks and scores that `Postprocess.shaped` gives them."""
-
-    def __init__(self, truths: Sequence[ImageTruth], shaped: Sequence[Predictions], *, duplicates: bool = True) -> None:
-        """truths and shaped predictions: the same images in the same order. duplicates: nms_iou will be asked for."""
-        parts = [_part(truth, image, duplicates) for truth, image in zip(truths, shaped, strict=True)]
-        numbers = [len(part.scores) for part in parts]
-        first = np.cumsum([0, *numbers])[:-1]
-        self.image = np.repeat(np.arange(len(parts)), numbers)
-        self.classes = _join([part.classes for part in parts])
-        self.scores = _join([part.scores for part in parts], np.float32)
-        self.areas = _join([part.areas for part in parts])
-        self._own_areas = _join([part.own_areas for part in parts])
-        self._entry_atom = _join([part.entry_atom for part in parts], offsets=_last(parts, "entry_atom"))
-        self._entry_candidate = _join([part.entry_candidate for part in parts], offsets=first)
-        self._entry_area = _join([part.entry_area for part in parts])
-        self._pair_candidate = _join([part.pair_candidate for part in parts], offsets=first)
-        self._pair_own = _join([part.pair_own for part in parts])
-        entries = np.cumsum([0, *(len(part.entry_atom) for part in parts)])[:-1]
-        pairs = np.cumsum([0, *(len(part.pair_own) for part in parts)])[:-1]
-        self._share_entry = _join([part.share_entry for part in parts], offsets=entries)
-        self._share_pair = _join([part.share_pair for part in parts], offsets=pairs)
-        self._twins = Pairs(
-            _join([part.twins.first for part in parts], offsets=first),
-            _join([part.twins.second for part in parts], offsets=first),
-        )
-        self._twin_iou = _join([part.twin_iou for part in parts], np.float64)
-        self._describe_truth(truths, parts)
-
-    def _describe_truth(self, truths: Sequence[ImageTruth], parts: Sequence[_Part]) -> None:
-        """Keep areas, classes and crowd flags (P,) of the truths of all pairs."""
-        areas = [rle_codec.area(truth.rles)[part.pair_truth] for truth, part in zip(truths, parts, strict=True)]
-        classes = [truth.classes[part.pair_truth] for truth, part in zip(truths, parts, strict=True)]
-        crowd = [truth.crowd[part.pair_truth] for truth, part in zip(truths, parts, strict=True)]
-        self._pair_area = _join(areas)
-        self._pair_crowd = _join(crowd, bool)
-        self._pair_same = ~self._pair_crowd & (_join(classes) == self.classes[self._pair_candidate])
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def hits(self, settings: Postprocess, only_class: int | None = None) -> Hits:
-        """Return what `settings.apply` leaves of the predictions, as hits.
-
-        The settings must be `is_fast`, and of the mask threshold, mask quality and repairs that the table was made
-        with. only_class: as if there were no predictions of other classes.
-        """
-        kept = self.scores >= settings.values("score_threshold", self.classes)
-        if only_class is not None:
-            kept &= self.classes == only_class
-        low, high = settings.values("min_area", self.classes), settings.values("max_area", self.classes)
-        kept &= (self.areas >= low) & (self.areas <= high)
-        kept = self._without_twins(kept, settings.values("nms_iou", self.classes))
-        kept, owns = self._visible_ones(kept, settings.min_visible_fraction)
-        areas = self._visible_areas(owns)
-        kept &= (areas == self.areas) | (areas >= low)
-        return self._hits_of(np.flatnonzero(kept), areas, owns)
-
-    def _without_twins(self, kept: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        close = kept[self._twins.first] & kept[self._twins.second]
-        close &= self._twin_iou > limits[self._twins.first]
-        if not close.any():
-            return kept
-        pairs = self._twins.select(close)
-        return kept & keep_best(pairs, lambda chosen: np.ones(len(chosen)), np.zeros(len(kept)))
-
-    def _visible_ones(self, allowed: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return who keeps enough pixels (N,) bool, and which entries (C,) bool own their atom."""
-        need = np.maximum(1, fraction * self.areas)
-        entries = np.flatnonzero(allowed[self._entry_candidate])
-        atom, candidate = self._entry_atom[entries], self._entry_candidate[entries]
-        kept = allowed & (self.areas > 0)
-        while True:
-            present = np.flatnonzero(kept[candidate])
-            # What a candidate sees is what no better one has: also one that is dropped is told what it would see.
-            starts = np.flatnonzero(np.diff(atom[present], prepend=-1))
-            best_of_atom = np.full(self._entry_atom[-1] + 1 if len(self._entry_atom) else 0, len(self.scores))
-            best_of_atom[atom[present][starts]] = candidate[present][starts]
-            sees = candidate <= best_of_atom[atom]
-            visible = self._own_areas + np.bincount(
-                candidate[sees], weights=self._entry_area[entries][sees], minlength=len(self.scores)
-            ).astype(np.int64)
-            enough = allowed & (visible >= need)
-            if np.array_equal(enough, kept):
-                break
-            kept = enough
-        owner = np.zeros(len(self._entry_atom), dtype=bool)
-        owner[entries[candidate == best_of_atom[atom]]] = True
-        return kept, owner
-
-    def _visible_areas(self, owns: np.ndarray) -> np.ndarray:
-        entries = np.flatnonzero(owns)
-        shared = np.bincount(
-            self._entry_candidate[entries], weights=self._entry_area[entries], minlength=len(self.scores)
-        )
-        return self._own_areas + shared.astype(np.int64)
-
-    def _hits_of(self, kept: np.ndarray, areas: np.ndarray, owns: np.ndarray) -> Hits:
-        shares = np.flatnonzero(owns[self._share_entry])
-        overlap = self._pair_own + np.bincount(
-            self._share_pair[shares], weights=self._entry_area[self._share_entry[shares]], minlength=len(self._pair_own)
-        ).astype(np.int64)
-        area = areas[self._pair_candidate]
-        whole = np.where(self._pair_crowd, area, area + self._pair_area - overlap)
-        iou = np.divide(overlap, whole, out=np.zeros(len(overlap)), where=whole > 0)
-        levels = []
-        for of_kind in (~self._pair_crowd, self._pair_same, self._pair_crowd):
-            best = np.zeros(len(self.scores))
-            np.maximum.at(best, self._pair_candidate[of_kind], iou[of_kind])
-            levels.append(level_of(best[kept]))
-        return Hits(self.image[kept], self.classes[kept], self.scores[kept], *levels)
-
-
-def _join(arrays: Sequence[np.ndarray], dtype: type = np.int64, offsets: Sequence[int] | None = None) -> np.ndarray:
-    """Put arrays behind each other, each with its offset added."""
-    added = arrays if offsets is None else [array + offset for array, offset in zip(arrays, offsets, strict=True)]
-    return np.concatenate([np.zeros(0, dtype=dtype), *added]).astype(dtype)
-
-
-def _last(parts: Sequence[_Part], name: str) -> np.ndarray:
-    """Return offsets that number the values of all parts through."""
-    return np.cumsum([0, *(getattr(part, name).max(initial=-1) + 1 for part in parts)])[:-1]
-
-
-def _part(truth: ImageTruth, predictions: Predictions, duplicates: bool) -> _Part:
-    """Return what is fixed of one image."""
-    if predictions.rles is None:
-        raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: thresholds "
-            "are chosen by the masks that they leave"
-        )
-    image = predictions.select(score_order(predictions.scores))
-    count = len(image)
-    atoms = find_atoms([*image.rles, *truth.rles])
-    found = atoms.entry_mask < count
-    entry_atom, candidate = atoms.entry_atom[found], atoms.entry_mask[found]
-    area = atoms.areas[entry_atom]
-    on_atom = np.bincount(entry_atom, minlength=len(atoms.areas))
-    alone = on_atom[entry_atom] == 1
-    areas, own_areas = (
-        np.bincount(candidate[chosen], weights=area[chosen], minlength=count).astype(np.int64)
-        for chosen in (slice(None), alone)
-    )
-    shared_entry, shared_truth = _on_truth(atoms.entry_atom[~found], atoms.entry_mask[~found] - count, entry_atom)
-    pair_candidate, pair_truth, pair_own, share_entry, share_pair = _pairs_with_truth(
-        candidate, area, alone, shared_entry, shared_truth, truth
-    )
-    # Entries that are alone on their atom leave the list: the others are numbered anew.
-    number = np.cumsum(~alone) - 1
-    twins, twin_iou = overlapping_pairs(image) if duplicates else (Pairs(*np.zeros((2, 0), dtype=np.int64)), [])
-    return _Part(
-        classes=image.classes,
-        scores=image.scores,
-        areas=areas,
-        own_areas=own_areas,
-        entry_atom=entry_atom[~alone],
-        entry_candidate=candidate[~alone],
-        entry_area=area[~alone],
-        pair_candidate=pair_candidate,
-        pair_truth=pair_truth,
-        pair_own=pair_own,
-        share_entry=number[share_entry],
-        share_pair=share_pair,
-        twins=twins,
-        twin_iou=np.asarray(twin_iou, dtype=np.float64),
-    )
-
-
-def _on_truth(truth_atom: np.ndarray, truth: np.ndarray, entry_atom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return every entry of a candidate together with every truth on its atom: (S,) int64 each."""
-    begin = np.searchsorted(truth_atom, entry_atom, side="left")
-    number = np.searchsorted(truth_atom, entry_atom, side="right") - begin
-    entry = np.repeat(np.arange(len(entry_atom)), number)
-    step = np.arange(len(entry)) - (np.cumsum(number) - number)[entry]
-    return entry, truth[begin[entry] + step]
-
-
-def _pairs_with_truth(
-    candidate: np.ndarray,
-    area: np.ndarray,
-    alone: np.ndarray,
-    shared_entry: np.ndarray,
-    shared_truth: np.ndarray,
-    truth: ImageTruth,
-) -> tuple[np.ndarray, ...]:
-    """Return the pairs that can hit, what each shares for sure, and its further shares: entry and pair."""
-    width = max(len(truth.rles), 1)
-    keys, pair = np.unique(candidate[shared_entry] * width + shared_truth, return_inverse=True)
-    pair_candidate, pair_truth = np.divmod(keys, width)
-    whole = np.bincount(pair, weights=area[shared_entry], minlength=len(keys))
-    # An IoU above 1/2 needs more than half of the object; of a crowd region any part will do.
-    useful = truth.crowd[pair_truth] | (2 * whole > rle_codec.area(truth.rles)[pair_truth])
-    sure = alone[shared_entry]
-    own = np.bincount(pair[sure], weights=area[shared_entry[sure]], minlength=len(keys)).astype(np.int64)
-    number = np.cumsum(useful) - 1
-    contested = ~sure & useful[pair]
-    return pair_candidate[useful], pair_truth[useful], own[useful], shared_entry[contested], number[pair[contested]]

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -34,6 +33,7 @@ CHANGE_SCORES = (
     "mask_quality",
     *(FUSION + name for name in ("threshold", "agreement", "min_members", "mask_quality", "weights")),
 )
+WHOLE_NUMBERS = ("min_area", "max_area", FUSION + "min_members")
 NEED_SOFT_MASKS = ("mask_threshold", "mask_quality", FUSION + "mask_quality")
 
 _GRIDS: dict[str, tuple[Value, ...]] = {
@@ -49,6 +49,8 @@ _GRIDS: dict[str, tuple[Value, ...]] = {
     FUSION + "mask_quality": (0.0, 0.5, 1.0, 2.0),
     FUSION + "weights": (0.5, 1.0, 2.0),
 }
+# Settings for which values between those of the grid are tried, too.
+_FINER = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
 # Quantiles of the objects' areas that limits are tried at.
 _LOW = (0, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20)
 _HIGH = (90, 95, 98, 99, 99.5, 100)
@@ -128,9 +130,6 @@ class Coordinate:
         return tuple(round(number, 6) for number in numbers if 0 < number < 1)
 
 
-_FINER = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
-
-
 def check_settings(names: Sequence[str], *, fusion: bool, soft_masks: bool) -> None:
     """Raise ConfigError for settings that do not exist, or that cannot be tuned with these predictions."""
     known = [*POSTPROCESS_SETTINGS, *FUSION_SETTINGS]
@@ -162,12 +161,11 @@ def make_coordinates(
             coordinates.append(Coordinate(name, None, _values(name, truth, None)))
         else:
             coordinates += [Coordinate(name, part, _values(name, truth, part)) for part in classes]
-    return [dataclasses.replace(item, values=_with(item.values, item.get(state))) for item in coordinates]
-
-
-def _with(values: tuple[Value, ...], own: Any) -> tuple[Value, ...]:
-    """Return values and the present one, which may be a mapping where it is to become one value for all."""
-    return values if own in values or isinstance(own, Mapping) else (own, *values)
+    for index, item in enumerate(coordinates):
+        present = item.get(state)  # a mapping where values per class are to become one for all
+        if present not in item.values and not isinstance(present, Mapping):
+            coordinates[index] = dataclasses.replace(item, values=(present, *item.values))
+    return coordinates
 
 
 def _values(name: str, truth: GroundTruth, class_name: str | None) -> tuple[Value, ...]:

@@ -1,9 +1,10 @@
 """The score threshold at which object AP is highest.
 
-After overlaps are resolved by score, what a prediction looks like depends on predictions of higher score alone
-(`detseg.fusion.overlaps`), so one resolution serves all thresholds: the predictions at a threshold are a head of each
-image's list by score. Their masks are disjoint, so no object is hit twice, and whether a prediction is a hit does not
-depend on the threshold either. Object AP at every distinct score is then one cumulated sum, exact, without a grid.
+After overlaps are resolved by score, what is left of a prediction depends only on predictions of higher score
+(`detseg.fusion.overlaps`), so one resolution serves all thresholds: the predictions at a threshold are the first ones
+of each image's list by score. Their masks are disjoint, so no object is hit twice, and whether a prediction is a hit
+does not depend on the threshold either. Object AP at every distinct score is then one cumulated sum, exact, without a
+grid.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import numpy as np
 
 from detseg.evaluation.coco_ap import MAX_DETECTIONS
 from detseg.evaluation.evaluate import align, count_all, metrics_of
-from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth
+from detseg.evaluation.ground_truth import GroundTruth, as_ground_truth
 from detseg.evaluation.object_ap import IOU_THRESHOLDS
-from detseg.fusion.options import PerClass
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.tuning.candidates import CandidateTable, Hits, is_fast, object_numbers
@@ -56,7 +56,7 @@ def choose_score_threshold(
     images report it for others.
     """
     truth = as_ground_truth(ground_truth)
-    hits_of = _resolver(truth, align(truth, predictions), postprocess)
+    hits_of = _hits_without_threshold(truth, align(truth, predictions), postprocess)
     objects = object_numbers(truth.images, len(truth.class_names))
     return best_threshold(hits_of(None), objects[:, 0])
 
@@ -69,11 +69,11 @@ def choose_class_thresholds(
 ) -> dict[str, ThresholdChoice]:
     """Choose a score threshold for every class by its own object AP; returns name -> choice.
 
-    Every class is looked at alone, so overlaps between classes do not enter: a good start for a finer search, exact
+    Every class is looked at by itself, so overlaps between classes do not enter: a good start for a finer search, exact
     where classes do not overlap. A class without a prediction gets 0.5.
     """
     truth = as_ground_truth(ground_truth)
-    hits_of = _resolver(truth, align(truth, predictions), postprocess)
+    hits_of = _hits_without_threshold(truth, align(truth, predictions), postprocess)
     objects = object_numbers(truth.images, len(truth.class_names))
     choices = {}
     for index, name in enumerate(truth.class_names):
@@ -84,33 +84,25 @@ def choose_class_thresholds(
     return choices
 
 
-def _resolver(
+def _hits_without_threshold(
     truth: GroundTruth, aligned: Sequence[Predictions], postprocess: Postprocess | None
 ) -> Callable[[int | None], Hits]:
-    """Return a function class index, or None for all -> what everything but the score threshold leaves of it."""
+    """Return a function: class index, or None for all -> what everything but the score threshold leaves of it."""
     settings = dataclasses.replace(
         (postprocess or Postprocess()).without_score_threshold(), resolve_overlaps=True, overlap_policy="score"
     )
-    duplicates = any_limit(settings.nms_iou)
     if is_fast(settings):
+        limits = settings.nms_iou.values() if isinstance(settings.nms_iou, Mapping) else [settings.nms_iou]
+        duplicates = any(limit is not None for limit in limits)
         table = CandidateTable(truth.images, [settings.shaped(image) for image in aligned], duplicates=duplicates)
         return lambda only_class: table.hits(settings, only_class)
 
     def applied(only_class: int | None) -> Hits:
         chosen = [image if only_class is None else image.select(image.classes == only_class) for image in aligned]
-        return hits_of_disjoint(truth.images, [settings.apply(image) for image in chosen])
+        processed = [settings.apply(image) for image in chosen]
+        return CandidateTable(truth.images, processed, duplicates=False).hits(Postprocess())
 
     return applied
-
-
-def hits_of_disjoint(truths: Sequence[ImageTruth], disjoint: Sequence[Predictions]) -> Hits:
-    """Return all predictions of images whose masks do not overlap, as hits."""
-    return CandidateTable(truths, disjoint, duplicates=False).hits(Postprocess())
-
-
-def any_limit(setting: PerClass) -> bool:
-    """Whether a setting, one value or one a class, says anything but None."""
-    return any(value is not None for value in (setting.values() if isinstance(setting, Mapping) else [setting]))
 
 
 def best_threshold(hits: Hits, objects: np.ndarray, only_occurring: bool = False) -> ThresholdChoice:

@@ -1,15 +1,17 @@
 """What settings score: every trial is computed for all images at once and kept, whatever images are then asked about.
 
 Object scores (object AP, F1, precision, recall) come from a `CandidateTable`, in milliseconds a trial; settings that it
-does not know (another overlap policy, components, overlaps left alone) and COCO AP are computed by applying the
+does not know (another overlap policy, components, overlaps left as they are) and COCO AP are computed by applying the
 postprocess.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,73 +20,60 @@ from detseg.evaluation.evaluate import count_all, metrics_of
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.fuse import fuse
 from detseg.structures import Predictions
-from detseg.tuning.candidates import (
-    OBJECT_METRICS,
-    CandidateTable,
-    CountTable,
-    Hits,
-    count_hits,
-    is_fast,
-    object_numbers,
-)
+from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, Hits, is_fast, object_numbers
 from detseg.tuning.space import State
+from detseg.tuning.thresholds import best_threshold
 
 COCO_METRICS = tuple(f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in ("ap", "ap50", "ap75"))
 # Tables that are kept for later trials (some 15 MB each for 90 images of 1,000 predictions), and fused predictions.
 KEPT_TABLES, KEPT_FUSIONS = 32, 3
 
 
-class Outcome(Protocol):
-    """What settings give on I images."""
+@dataclass(frozen=True)
+class ObjectOutcome:
+    """What settings give on I images, as a score that is a sum over images divided by another: (I,) float64 each."""
+
+    numerators: np.ndarray
+    denominators: np.ndarray
 
     def score(self, images: np.ndarray) -> float | None:
         """Return the score of images (indices, which may repeat); None where it is not defined."""
-        ...
-
-    def pick(self, images: np.ndarray, other: Outcome) -> Outcome:
-        """Return this outcome with those of the other one for the images (I,) bool."""
-        ...
-
-
-class ObjectOutcome:
-    """A score that is a sum over images divided by another: numerators, denominators (I,) float64."""
-
-    def __init__(self, numerators: np.ndarray, denominators: np.ndarray) -> None:
-        self.numerators = numerators
-        self.denominators = denominators
-
-    def score(self, images: np.ndarray) -> float | None:
         whole = self.denominators[images].sum()
         return float(self.numerators[images].sum() / whole) if whole > 0 else None
 
     def pick(self, images: np.ndarray, other: ObjectOutcome) -> ObjectOutcome:
+        """Return this outcome with those of the other one for the images (I,) bool."""
         return ObjectOutcome(
             np.where(images, other.numerators, self.numerators),
             np.where(images, other.denominators, self.denominators),
         )
 
 
+@dataclass(frozen=True)
 class CocoOutcome:
-    """COCO AP is no sum over images: the predictions themselves are kept."""
+    """What settings give on I images, for COCO AP, which is no sum over images: the predictions are kept."""
 
-    def __init__(self, truth: GroundTruth, processed: Sequence[Predictions], metric: str, row: str | None) -> None:
-        self._truth, self._processed = truth, list(processed)
-        self._metric, self._row = metric, row
+    truth: GroundTruth
+    processed: Sequence[Predictions]
+    metric: str
+    class_name: str | None
 
     def score(self, images: np.ndarray) -> float | None:
-        # An image that is drawn twice is two images.
-        part = _Images(self._truth.class_names, [self._truth.images[index] for index in images])
-        metrics = metrics_of(part, [self._processed[index] for index in images], None)
-        return (metrics if self._row is None else metrics["per_class"][self._row])[self._metric]
+        """As `ObjectOutcome.score`; an image that is drawn twice is two images."""
+        part = _SomeImages(self.truth.class_names, [self.truth.images[index] for index in images])
+        metrics = metrics_of(part, [self.processed[index] for index in images], None)
+        return (metrics if self.class_name is None else metrics["per_class"][self.class_name])[self.metric]
 
     def pick(self, images: np.ndarray, other: CocoOutcome) -> CocoOutcome:
-        chosen = [
-            theirs if take else own for own, theirs, take in zip(self._processed, other._processed, images, strict=True)
-        ]
-        return CocoOutcome(self._truth, chosen, self._metric, self._row)
+        """As `ObjectOutcome.pick`."""
+        pairs = zip(self.processed, other.processed, images, strict=True)
+        return dataclasses.replace(self, processed=[theirs if take else own for own, theirs, take in pairs])
 
 
-class _Images(GroundTruth):
+Outcome = ObjectOutcome | CocoOutcome
+
+
+class _SomeImages(GroundTruth):
     """Some images of a ground truth, some of them perhaps several times."""
 
     def __post_init__(self) -> None:
@@ -94,14 +83,14 @@ class _Images(GroundTruth):
 def parse_metric(metric: str, class_names: Sequence[str]) -> tuple[str, str | None]:
     """Return the key of a score and the class that it is of: `object_ap`, `per_class.NAME.object_ap`."""
     known = [*OBJECT_METRICS, *COCO_METRICS]
-    key, row = metric, None
+    key, class_name = metric, None
     if metric.startswith("per_class."):
-        row, _, key = metric.removeprefix("per_class.").rpartition(".")
-        if row not in class_names:
-            raise ConfigError(f"metric {metric}: there is no class {row!r}; there are: {', '.join(class_names)}")
+        class_name, _, key = metric.removeprefix("per_class.").rpartition(".")
+        if class_name not in class_names:
+            raise ConfigError(f"metric {metric}: there is no class {class_name!r}; there are: {', '.join(class_names)}")
     if key not in known:
         raise ConfigError(f"there is no metric {key!r} to tune; there are: {', '.join(known)}, per_class.NAME.METRIC")
-    return key, row
+    return key, class_name
 
 
 class Trials:
@@ -122,18 +111,12 @@ class Trials:
         self.members = [list(member) for member in members]
         self.metric, self.class_name = parse_metric(metric, truth.class_names)
         self.count = 0
-        self._row = 0 if self.class_name is None else 1 + truth.class_names.index(self.class_name)
         self._objects = object_numbers(truth.images, len(truth.class_names))
         self._on_trial = on_trial
         self._outcomes: dict[str, Outcome] = {}
         self._scores: dict[tuple[str, bytes], float | None] = {}
         self._tables: OrderedDict[str, CandidateTable] = OrderedDict()
         self._fused: OrderedDict[str, list[Predictions]] = OrderedDict()
-
-    @property
-    def num_objects(self) -> np.ndarray:
-        """The number of objects (I,) int64 of every image."""
-        return self._objects[:, 0]
 
     @property
     def is_coco(self) -> bool:
@@ -148,15 +131,20 @@ class Trials:
 
     def outcome(self, state: State) -> Outcome:
         """Return what settings give on all images."""
-        key = state.key
-        if key in self._outcomes:
-            return self._outcomes[key]
+        if state.key in self._outcomes:
+            return self._outcomes[state.key]
         self.count += 1
         self._on_trial()
-        if self.is_coco:
+        if self.is_coco:  # holds all predictions: only its scores are kept
             return CocoOutcome(self.truth, self.processed(state), self.metric, self.class_name)
-        outcome = ObjectOutcome(*self._counts(state).parts(self.metric, self._row))
-        self._outcomes[key] = outcome
+        table = self.table(state)
+        if table is None:
+            counts = count_all(self.truth, self.processed(state)) or []
+            counted = CountTable.of_images(counts, len(self.truth.class_names))
+        else:
+            counted = CountTable.of_hits(table.hits(state.postprocess), self._objects)
+        row = 0 if self.class_name is None else 1 + self.truth.class_names.index(self.class_name)
+        outcome = self._outcomes[state.key] = ObjectOutcome(*counted.parts(self.metric, row))
         return outcome
 
     def processed(self, state: State) -> list[Predictions]:
@@ -167,20 +155,15 @@ class Trials:
         """Return the predictions of all images before the postprocess."""
         if state.fusion is None:
             return self.members[0]
-        return _kept(
+        return _stored(
             self._fused,
             state.fusion_key,
             lambda: [fuse(image, state.fusion) for image in zip(*self.members, strict=True)],
             KEPT_FUSIONS,
         )
 
-    def hits(self, state: State) -> Hits | None:
-        """Return the hits of settings that a table knows, else None."""
-        table = self.table(state)
-        return None if table is None else table.hits(state.postprocess)
-
     def table(self, state: State) -> CandidateTable | None:
-        """Return the table that knows these settings, else None."""
+        """Return the table that can apply these settings, or None."""
         if not is_fast(state.postprocess):
             return None
 
@@ -188,17 +171,32 @@ class Trials:
             shaped = [state.postprocess.shaped(image) for image in self.predictions(state)]
             return CandidateTable(self.truth.images, shaped)
 
-        return _kept(self._tables, state.masks_key, make, KEPT_TABLES)
+        return _stored(self._tables, state.masks_key, make, KEPT_TABLES)
 
-    def _counts(self, state: State) -> CountTable:
-        hits = self.hits(state)
-        if hits is not None:
-            return count_hits(hits, self._objects)
-        counts = count_all(self.truth, self.processed(state))
-        return CountTable.of_images(counts or [], len(self.truth.class_names))
+    def exact_threshold(self, state: State, images: np.ndarray) -> float | None:
+        """Return the best of all score thresholds for the images (indices), all else being equal.
+
+        None where it is not known: it is known for object AP of all objects.
+        """
+        table = self.table(state)
+        if table is None or self.metric != "object_ap" or self.class_name is not None:
+            return None
+        hits = table.hits(state.postprocess.without_score_threshold())
+        if not len(hits.image):
+            return None
+        return best_threshold(_of_images(hits, images), self._objects[images, 0]).threshold
 
 
-def _kept(store: OrderedDict[str, Any], key: str, make: Callable[[], Any], limit: int) -> Any:
+def _of_images(hits: Hits, images: np.ndarray) -> Hits:
+    """Return the hits of some images, which are numbered anew in ascending order; images (indices) ascend."""
+    place = np.full(int(max(hits.image.max(initial=-1), images.max(initial=-1))) + 1, -1)
+    place[images] = np.arange(len(images))
+    keep = place[hits.image] >= 0
+    parts = {item.name: getattr(hits, item.name)[keep] for item in dataclasses.fields(hits)}
+    return Hits(**{**parts, "image": place[parts["image"]]})
+
+
+def _stored(store: OrderedDict[str, Any], key: str, make: Callable[[], Any], limit: int) -> Any:
     """Return what is stored under a key, made where it is not; the longest unused is forgotten."""
     if key not in store:
         store[key] = make()

@@ -17,7 +17,7 @@ from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.fusion.atoms import find_atoms
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import rle as rle_codec
-from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, count_hits, is_fast, object_numbers
+from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, is_fast, object_numbers
 
 NAMES = ("kind 0", "kind 1")
 
@@ -26,7 +26,7 @@ def assert_equal_counts(truth, predictions, postprocess):
     aligned = align(truth, predictions)
     table = CandidateTable(truth.images, [postprocess.shaped(image) for image in aligned])
     objects = object_numbers(truth.images, len(truth.class_names))
-    fast = count_hits(table.hits(postprocess), objects)
+    fast = CountTable.of_hits(table.hits(postprocess), objects)
     applied = [postprocess.apply(image) for image in aligned]
     slow = CountTable.of_images(count_all(truth, applied), len(truth.class_names))
     for field in dataclasses.fields(CountTable):
@@ -82,7 +82,7 @@ def test_scores_are_those_of_evaluate(metric, row):
     truth, predictions = random_case(5, images=6, crowds=True)
     postprocess = Postprocess(score_threshold=0.4)
     table = CandidateTable(truth.images, align(truth, predictions))
-    parts = count_hits(table.hits(postprocess), object_numbers(truth.images, 2)).parts(metric, row)
+    parts = CountTable.of_hits(table.hits(postprocess), object_numbers(truth.images, 2)).parts(metric, row)
     metrics = evaluate(truth, postprocess.apply_all(predictions), coco=False)
     wanted = metrics if row == 0 else metrics["per_class"][NAMES[row - 1]]
     assert parts[0].sum() / parts[1].sum() == pytest.approx(wanted[metric], abs=1e-12)

@@ -15,7 +15,7 @@ from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
-from detseg.tuning.search import coordinate_search, exact_threshold, optuna_search
+from detseg.tuning.search import coordinate_search, optuna_search
 from detseg.tuning.space import Coordinate, State, check_settings, make_coordinates
 from detseg.tuning.thresholds import choose_score_threshold
 from detseg.tuning.trials import ObjectOutcome, Trials
@@ -115,13 +115,13 @@ def test_the_one_threshold_is_that_of_training():
     trials, start = trials_of(truth, predictions), start_of(truth)
     images = np.arange(len(truth.images))
     choice = choose_score_threshold(truth, predictions)
-    assert exact_threshold(trials, start, images) == choice.threshold
+    assert trials.exact_threshold(start, images) == choice.threshold
     found = coordinate_search(trials, start, make_coordinates(["score_threshold"], truth, start, classes=None), images)
     assert trials.score(found, images) == pytest.approx(choice.object_ap, abs=1e-12)
     part = np.array([0, 3, 4])
     alone = GroundTruth(truth.class_names, [truth.images[index] for index in part])
     wanted = choose_score_threshold(alone, [predictions[index] for index in part])
-    assert exact_threshold(trials, start, part) == wanted.threshold
+    assert trials.exact_threshold(start, part) == wanted.threshold
 
 
 @pytest.mark.parametrize(
