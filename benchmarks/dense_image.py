@@ -46,7 +46,7 @@ def small_model(cells: int, training: bool) -> Any:
     import torch
 
     from detseg.config import load_config
-    from detseg.models.table import build_model
+    from detseg.engines.build import build_model
 
     overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "TEST.DETECTIONS_PER_IMAGE", str(cells)]
     if not training:

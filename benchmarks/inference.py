@@ -143,9 +143,9 @@ def _small_predictor(cells: int, device: str) -> Any:
     import torch
 
     from detseg.config import load_config
+    from detseg.engines.build import build_model
     from detseg.inference.predictor import Predictor
     from detseg.models.devices import choose_device
-    from detseg.models.table import build_model
 
     overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "TEST.DETECTIONS_PER_IMAGE", str(cells)]
     overrides += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]

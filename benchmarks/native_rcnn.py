@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from detseg.config import load_flat_config
+from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
-from detseg.models.table import build_model
 from detseg.structures import Predictions, Sample
 from detseg.structures import rle as rle_codec
 

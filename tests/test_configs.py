@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from detseg.config import Config, load_config, load_flat_config
-from detseg.engines.engines import as_trained, choose_engine
-from detseg.engines.validation import validate_config
-from detseg.models.table import build_model
+from detseg.engine.validation import validate_config
+from detseg.engines.build import build_model
+from detseg.engines.choice import as_trained, choose_engine
 from detseg.models.weights.loading import CLASS_ENTRIES
 from detseg.optim.optimizer import build_optimizer, set_learning_rates
 from detseg.structures.label_layers import LabelLayers

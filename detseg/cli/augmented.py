@@ -16,9 +16,10 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from detseg.config import load_config
-    from detseg.config.loading import run_imports
     from detseg.data.loader import TrainingStream
     from detseg.engine.data_sets import load_training_set
+    from detseg.engine.validation import validate_config
+    from detseg.engines.imports import run_imports
     from detseg.report.contact_sheets import PER_SHEET, contact_sheet
     from detseg.report.overlays import write_png
 
@@ -27,6 +28,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError('DATASETS.TRAIN: expected the training data: ["catalog name or COCO file"]')
+    validate_config(cfg, training=False)
     dataset = load_training_set(cfg)
     seed = max(cfg.SEED, 0) if arguments.seed is None else arguments.seed
     stream = TrainingStream.from_config(cfg, dataset, seed)

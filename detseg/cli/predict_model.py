@@ -132,7 +132,7 @@ def _of_run(arguments: argparse.Namespace, run: str) -> Predictor:
 
 def _of_weights(arguments: argparse.Namespace, weights: str) -> Predictor:
     from detseg.config import load_config
-    from detseg.config.loading import run_imports
+    from detseg.engines.imports import run_imports
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.predictor import Predictor
 

@@ -90,7 +90,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Start the processes of --num-gpus, each of which runs this command; return their exit status."""
     from importlib import import_module
 
-    from detseg.engines.engines import check_engine
+    from detseg.engines.choice import check_engine
 
     count = arguments.num_gpus
     engine = check_engine(_given_config(arguments))
@@ -130,7 +130,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
 
 def _given_config(arguments: argparse.Namespace) -> Config:
     from detseg.config import DEFAULT_OUTPUT_DIR, load_config
-    from detseg.config.loading import run_imports
+    from detseg.engines.imports import run_imports
 
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if arguments.config is None and not (
@@ -142,7 +142,7 @@ def _given_config(arguments: argparse.Namespace) -> Config:
 
 def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
     from detseg.engine.train import train
-    from detseg.engines.validation import validate_config
+    from detseg.engine.validation import validate_config
     from detseg.runs.interrupt import TrainingInterrupted
     from detseg.runs.run_folder import open_run_together
 
@@ -161,9 +161,9 @@ def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> 
 
 def _resumed_config(cfg: Config, run_folder: RunFolder, arguments: argparse.Namespace) -> Config:
     from detseg.config import load_config
-    from detseg.config.loading import same_imports
-    from detseg.engines.engines import as_trained
-    from detseg.engines.validation import validate_config
+    from detseg.engine.validation import validate_config
+    from detseg.engines.choice import as_trained
+    from detseg.engines.imports import same_imports
     from detseg.runs.run_folder import read_record
 
     if run_folder.config.is_file():
@@ -193,7 +193,7 @@ def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, process
 def _train_folds(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> int:
     """Train the folds that are asked for and, when none is missing, join what they predict."""
     from detseg.engine.data_sets import load_folded_set
-    from detseg.engines.validation import validate_config
+    from detseg.engine.validation import validate_config
     from detseg.runs.fold_runs import open_fold_runs
 
     if arguments.eval_only:
@@ -226,7 +226,7 @@ def _train_folds(cfg: Config, arguments: argparse.Namespace, processes: Processe
 def _config_of_folds(cfg: Config, arguments: argparse.Namespace) -> Config:
     """The settings of the folds that lie in OUTPUT_DIR."""
     from detseg.config import load_config
-    from detseg.config.loading import same_imports
+    from detseg.engines.imports import same_imports
 
     present = sorted(Path(cfg.OUTPUT_DIR).glob("fold*/config.yaml"))
     if not present:

@@ -72,11 +72,11 @@ def with_input_keys(cfg: Config) -> Config:
 
     A key that the configuration sets goes before the data's, with a warning.
 
-    Raises:
-        DetsegError: data sets say different things, or what they say does not fit the rest of the configuration.
-    """
-    from detseg.engines.validation import validate_config
+    Whether it fits the rest of the configuration is for the caller to check.
 
+    Raises:
+        DetsegError: data sets say different things.
+    """
     said = _of_all(cfg.DATASETS.TRAIN)
     changed = cfg.clone()
     for key, (value, path) in said.items():
@@ -89,10 +89,7 @@ def with_input_keys(cfg: Config) -> Config:
             logger.warning(
                 "%s is %s (%s), although %s was prepared for %s", key, cfg[key], cfg.origin(key), path, value
             )
-    if changed == cfg:
-        return cfg
-    validate_config(changed, training=False)
-    return changed.freeze()
+    return cfg if changed == cfg else changed.freeze()
 
 
 def _of_all(names: Sequence[str]) -> dict[str, tuple[Any, Path]]:

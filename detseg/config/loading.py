@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,6 @@ from detseg.config.node import Config, unknown_key_message
 from detseg.config.schema import Schema, schema
 from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, Setting, read_config_file
 from detseg.errors import ConfigError, list_problems
-
-# MODEL.IMPORTS: keys that code of the user's adds. Only what the user named himself is ever run.
-
-
-def run_imports(names: Sequence[str]) -> Mapping[str, Any]:
-    """Import what MODEL.IMPORTS names and return the keys that it adds, with defaults; see `load_config`.
-
-    For configuration files that the user named on the command line, and for no others.
-
-    Raises:
-        ConfigError: Detectron2 or the module cannot be imported, or there is no such function in it.
-    """
-    try:
-        import_module("detectron2")
-    except ImportError as error:
-        raise ConfigError(
-            f"MODEL.IMPORTS {list(names)} adds to Detectron2, which does not import here ({error}); "
-            "install it: https://detectron2.readthedocs.io/tutorials/install.html"
-        ) from error
-    return import_module("detseg.detectron2.config").added_keys(names)
-
-
-def same_imports(cfg: Config) -> Imports:
-    """For the stored copy of a configuration: the code that `cfg`, which the user named, has run already."""
-
-    def imports(names: Sequence[str]) -> Mapping[str, Any]:
-        if list(names) == cfg.MODEL.IMPORTS:
-            return cfg.extra_keys
-        raise ConfigError(
-            f"MODEL.IMPORTS {list(names)} of this run names code, which runs only where a configuration file given on "
-            f"the command line names the same (yours: {cfg.MODEL.IMPORTS}): give the run's own with --config FILE"
-        )
-
-    return imports
-
 
 _MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
 _COMMAND_LINE = "command line"
@@ -75,27 +39,23 @@ def load_config(
     Args:
         path: the YAML file; None starts from the defaults.
         overrides: words of the command line: `KEY VALUE`, `KEY=VALUE` or `--KEY=VALUE`, in any mix.
-        imports: how MODEL.IMPORTS is honoured: `detseg.config.loading.run_imports`, which runs the code that it names,
-            for a file that the user named on the command line; None, for all other files, refuses it.
+        imports: how MODEL.IMPORTS is honoured: `detseg.engines.imports.run_imports`, which runs the code that it
+            names, for a file that the user named on the command line; None, for all other files, refuses it.
 
     Returns:
-        The frozen configuration. Impossible combinations are refused; what only one engine or only training asks for
-        is `validate_config`'s, called by those who train and predict.
+        The frozen configuration, of known keys and right types. Which values are legal is judged by those who train
+        and predict with it: `detseg.engine.validation`, `detseg.inference.validation`.
 
     Raises:
-        ConfigError: a file that is missing or not plain YAML, a `_BASE_` cycle, unknown keys, wrong types, impossible
-            combinations; the message names file and line.
+        ConfigError: a file that is missing or not plain YAML, a `_BASE_` cycle, unknown keys, wrong types; the message
+            names file and line.
     """
-    from detseg.engines.validation import check_combinations
-
     source = None if path is None else Path(os.path.expanduser(path))
     named = [] if source is None else _collect(source, known=None, chain=(), count=[0])
     known = _known_keys(named[-1].value, named[-1].origin, imports) if named else schema()
     settings = [] if source is None else _collect(source, known=known, chain=(), count=[0])
     settings += parse_overrides(overrides, known)
-    config = _apply(settings, source, known)
-    check_combinations(config)
-    return config.freeze()
+    return _apply(settings, source, known).freeze()
 
 
 def load_flat_config(mapping: Mapping[str, Any], *, imports: Imports | None = None) -> Config:

@@ -14,11 +14,13 @@ class Problems:
     """The problems of one configuration, each with key, value and where the value was set.
 
     engine: for which the configuration is judged; "native" refuses values that only Detectron2 implements.
+    training: whether a training is to begin, which asks for more than prediction with given weights.
     """
 
-    def __init__(self, cfg: Config, engine: str = "native") -> None:
+    def __init__(self, cfg: Config, engine: str = "native", *, training: bool = False) -> None:
         self.cfg = cfg
         self.engine = engine
+        self.training = training
         self.found: list[str] = []
 
     def add(self, key: str, expected: str) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import load_config
-from detseg.config.loading import same_imports
 from detseg.data.folds import has_folds
 from detseg.engine.data_sets import load_test_sets
 from detseg.engine.evaluation import METRICS_FILE
 from detseg.engine.session import evaluate_weights
-from detseg.engines.engines import choose_engine, for_prediction
-from detseg.engines.validation import validate_config
+from detseg.engine.validation import validate_config
+from detseg.engines.build import build_model
+from detseg.engines.choice import choose_engine, for_prediction
+from detseg.engines.imports import same_imports
 from detseg.errors import ConfigError, WeightsError
-from detseg.models.table import build_model
 from detseg.models.weights import resolve_weights
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.distributed import ALONE, Processes

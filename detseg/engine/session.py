@@ -15,11 +15,11 @@ from detseg.config import config_hash, dump_config
 from detseg.engine.evaluation import evaluate_in_full
 from detseg.engine.reproducibility import choose_seed, environment
 from detseg.engine.state import TrainingState, build_state
-from detseg.engines.engines import choose_engine
+from detseg.engines.build import build_model
+from detseg.engines.choice import choose_engine
 from detseg.errors import ConfigError, DetsegError, RunError
 from detseg.files.atomic import write_text
 from detseg.files.hashing import hash_file
-from detseg.models.table import build_model
 from detseg.models.weights import load_weights
 from detseg.optim.precision import compile_backbone
 from detseg.runs.distributed import ALONE, Processes

@@ -14,7 +14,7 @@ from torch import nn
 
 from detseg.engine.progress import LossWindow
 from detseg.engine.reproducibility import capture_rng, environment, undisturbed_rng, warn_about_differences
-from detseg.engines.engines import choose_engine
+from detseg.engines.choice import choose_engine
 from detseg.errors import WeightsError
 from detseg.optim.optimizer import (
     Clipper,

@@ -24,7 +24,8 @@ from detseg.engine.progress import Progress, Silence, Stopwatch
 from detseg.engine.reproducibility import begin_rng, deterministic, stop_not_finite
 from detseg.engine.session import BuildModel, check_shares, compute_settings, finish, recorded_run, start_state
 from detseg.engine.state import TrainingState
-from detseg.engines.engines import choose_engine
+from detseg.engine.validation import validate_config
+from detseg.engines.choice import choose_engine
 from detseg.optim.optimizer import gradient_norm, set_learning_rates
 from detseg.runs.distributed import ALONE, Processes, held_back
 from detseg.runs.interrupt import StopRequest, TrainingInterrupted
@@ -65,7 +66,11 @@ def train(
         TrainingInterrupted: a signal came; `resume` continues.
         DetsegError: data, weights or configuration are wrong, or a loss is not finite.
     """
-    with run.logging() as log_file, recorded_run(with_input_keys(cfg), run, processes) as cfg, compute_settings(cfg):
+    with (
+        run.logging() as log_file,
+        recorded_run(_with_input_of_data(cfg), run, processes) as cfg,
+        compute_settings(cfg),
+    ):
         with processes.together():
             check_shares(cfg, processes)
             data = load_training_set(cfg)
@@ -90,6 +95,14 @@ def train(
             with loader.watched():
                 iterate(loop, state, batches, plan, run, evaluate, stop, cfg.SOLVER.LOG_PERIOD, log_file)
             return finish(cfg, state, run, test_sets, stop)
+
+
+def _with_input_of_data(cfg: Config) -> Config:
+    """The configuration with what the data sets say of their images, checked again where that changes it."""
+    changed = with_input_keys(cfg)
+    if changed is not cfg:
+        validate_config(changed, training=False)
+    return changed
 
 
 def choose_loop(cfg: Config, data: CocoDataset, share: Share) -> Loop:

@@ -1,16 +1,30 @@
-"""What must hold between the values of a configuration, checked before any data is read."""
+"""Whether a configuration can be trained or predicted with, judged before any data is read.
+
+Every part of detseg declares its keys, with their legal values, as a class of `detseg.config.options.Options`. Nothing
+else knows them. Here they come together: `validate` reads all options that a caller names, and those of the model, and
+raises one message with every problem. Packages that stand after this one name theirs:
+
+    detseg/inference/validation.py   PREDICTION: what every use of a model reads; `validate_for_prediction`
+    detseg/engine/validation.py      EVALUATION and TRAINING: what comes with them; `validate_config`
+
+A part joins by adding its class to one of these lists (and its old rule functions below go). What only training asks
+for is judged in `check` where `problems.training` says so. A key that no options declare is one that nobody reads:
+with another value than its default it is refused by name.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from detseg.config.node import Config
+from detseg.config.options import Options
 from detseg.config.problems import Problems
 from detseg.data.augment.intensities import check_intensity_transforms, is_installed
-from detseg.engines.engines import ENGINES, check_engine
+from detseg.engines.choice import ENGINES, EngineChoice, check_engine
 from detseg.engines.model_rules import check_model
 from detseg.engines.rules import (
     check_augmentation,
@@ -33,16 +47,48 @@ _NORMS = (
 )
 
 
-def check_combinations(cfg: Config, *, training: bool = True) -> None:
-    """Refuse values and combinations that nothing could build, train or predict with.
+def validate(
+    cfg: Config,
+    parts: Sequence[type[Options]],
+    *,
+    training: bool,
+    honoured: Sequence[type[Options]] | None = None,
+) -> EngineChoice:
+    """Refuse values that a part does not take and keys that nothing reads; return the engine.
 
     Args:
-        training: False leaves out INPUT.ALBUMENTATIONS, which prediction neither needs nor imports.
+        parts: the options that will be read, beside those of the model.
+        training: False for prediction and evaluation with given weights, which ask for less.
+        honoured: further options whose keys somebody reads, whose values do not matter here. With None the caller knows
+            only its own parts: of the keys that no part has only those of MODEL are refused.
 
     Raises:
         ConfigError: all problems in one message, each with its key and where it was set.
     """
+    problems = Problems(cfg, training=training)
+    for options in parts:
+        options.read(problems)
+    _note_old_rules(problems, training)
+    problems.raise_if_any()
+    choice = check_engine(cfg, training=training)
+    if training:
+        warn_of_other_zoo_input(cfg, cfg.MODEL.WEIGHTS)
+        late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
+        if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+            _logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, cfg.SOLVER.MAX_ITER)
+    return choice
+
+
+def check_combinations(cfg: Config) -> None:
+    """The rules below and nothing else, for tests of parts whose rules are still here; it goes with them."""
     problems = Problems(cfg)
+    _note_old_rules(problems, training=False)
+    check_intensity_transforms(problems)
+    problems.raise_if_any()
+
+
+def _note_old_rules(problems: Problems, training: bool) -> None:
+    """The rules that are not yet their parts' own; those below INPUT, DATASETS, SOLVER and TEST go one by one."""
     _check_general(problems)
     _check_input(problems)
     check_augmentation(problems)
@@ -54,26 +100,12 @@ def check_combinations(cfg: Config, *, training: bool = True) -> None:
     _check_precision(problems)
     _check_test(problems)
     check_model(problems)
-    problems.raise_if_any()
-
-
-def validate_config(cfg: Config, *, training: bool = True) -> None:
-    """Check everything that can be checked without data: combinations, what the engine honours, what training needs.
-
-    Args:
-        training: False for prediction and evaluation with given weights, which ask for less.
-
-    Raises:
-        ConfigError: with all problems of the first of these three groups that has any.
-    """
-    check_combinations(cfg, training=training)
-    check_engine(cfg, training=training)
     if training:
-        _check_training(cfg)
+        _check_training(problems)
 
 
-def _check_training(cfg: Config) -> None:
-    problems = Problems(cfg)
+def _check_training(problems: Problems) -> None:
+    cfg = problems.cfg
     if not cfg.DATASETS.TRAIN:
         problems.add("DATASETS.TRAIN", 'expected the training data: ["catalog name or COCO file"]')
     if cfg.INPUT.ALBUMENTATIONS and not is_installed():
@@ -97,11 +129,6 @@ def _check_training(cfg: Config) -> None:
         for key in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
             if cfg[key] > 0:
                 problems.add(key, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
-    problems.raise_if_any()
-    warn_of_other_zoo_input(cfg, cfg.MODEL.WEIGHTS)
-    late = [step for step in cfg.SOLVER.STEPS if step >= cfg.SOLVER.MAX_ITER]
-    if late and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        _logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, cfg.SOLVER.MAX_ITER)
 
 
 def _check_general(problems: Problems) -> None:

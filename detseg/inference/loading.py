@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import config_hash, load_config, load_flat_config
-from detseg.engines.engines import choose_engine, for_prediction
-from detseg.engines.validation import validate_config
+from detseg.engines.build import build_model
+from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
 from detseg.files.hashing import hash_file
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.predictor import Predictor
+from detseg.inference.validation import validate_for_prediction
 from detseg.models.devices import choose_device
-from detseg.models.table import build_model
 from detseg.models.weights import load_state, load_weights, resolve_weights
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.run_folder import last_numbered
@@ -113,7 +113,7 @@ def load_checkpoint_predictor(
     engine = choose_engine(cfg, training=False)
     if of_run:
         cfg, engine = for_prediction(cfg, state.get("engine", "native" if state else None))
-    validate_config(cfg, training=False)
+    validate_for_prediction(cfg)
     classes = _class_names(cfg, state.get("classes"), path)
     target = choose_device(cfg.MODEL.DEVICE if device == "auto" else device)
     model = build_model(cfg)

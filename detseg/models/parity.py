@@ -19,7 +19,7 @@ from torch import Tensor
 
 from detseg.config import load_flat_config
 from detseg.errors import DataError
-from detseg.models.table import build_model
+from detseg.models.table import build_native
 from detseg.models.weights import load_state
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.rle import decode
@@ -242,7 +242,7 @@ def _made_up(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def build_case_model(case: Case, device: torch.device) -> torch.nn.Module:
     """Build the model of a case with its weights."""
-    model = build_model(load_flat_config(case.configuration | {"MODEL.ENGINE": "native"}))
+    model = build_native(load_flat_config(case.configuration | {"MODEL.ENGINE": "native"}))
     state = {name.removeprefix("state/"): value for name, value in case.arrays.items() if name.startswith("state/")}
     if not state:
         own = model.state_dict()

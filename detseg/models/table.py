@@ -1,32 +1,65 @@
-"""The models by name (MODEL.META_ARCHITECTURE), imported when they are built."""
+"""The native architectures by name (MODEL.META_ARCHITECTURE): how each is built, its keys, and what it gives.
+
+One row makes an architecture known: its keys and their legal values follow from `options`, refusals of what it cannot
+do (`--boxes`, `--soft-masks`, `--tta-mode merge_then_mask`) and defaults (the mode of test-time augmentation) from the
+other fields. Modules are imported when they are asked for. `detseg.engines.build` has the same answers for a
+configuration that Detectron2 runs.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from detseg.engines.engines import choose_engine
+from detseg.config import Config
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
-from detseg.models.freezing import freeze_by_name
 
-BUILDERS = {
-    "GeneralizedRCNN": "detseg.models.rcnn.build:build_generalized_rcnn",
-    "TorchvisionMaskRCNN": "detseg.models.torchvision:build_torchvision_mask_rcnn",
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of model.
+
+    Attributes:
+        build: `module:function`, which makes the model with initial weights from a configuration.
+        finds_boxes: it finds boxes first and gives masks to boxes, its own or given ones (`--boxes`). Only then can
+            test-time augmentation merge boxes before there are masks (`merge_then_mask`).
+        soft_masks: it gives the probability of every pixel of an object (`--soft-masks`), not only its mask.
+        limits: the keys that limit how many objects of an image can be found.
+    """
+
+    build: str
+    finds_boxes: bool = False
+    soft_masks: bool = False
+    limits: tuple[str, ...] = ("TEST.DETECTIONS_PER_IMAGE",)
+
+
+_PROPOSALS = ("TEST.DETECTIONS_PER_IMAGE", "MODEL.RPN.POST_NMS_TOPK_TEST")
+
+ARCHITECTURES = {
+    "GeneralizedRCNN": Architecture(
+        "detseg.models.rcnn.build:build_generalized_rcnn", finds_boxes=True, soft_masks=True, limits=_PROPOSALS
+    ),
+    "TorchvisionMaskRCNN": Architecture(
+        "detseg.models.torchvision:build_torchvision_mask_rcnn", finds_boxes=True, soft_masks=True, limits=_PROPOSALS
+    ),
 }
-DETECTRON2_BUILDER = "detseg.detectron2.segmenter:build_detectron2"
 
 
-def build_model(cfg: Any) -> Segmenter:
-    """Build the model of a configuration by its engine, with initial weights, on the CPU and in training mode.
+def num_classes(cfg: Config) -> int:
+    """The number of classes of objects, whatever the architecture."""
+    return cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
-    Raises ConfigError for what is not known, and for patterns of MODEL.FREEZE that match nothing.
+
+def build_native(cfg: Any) -> Segmenter:
+    """Build the native model of a configuration, with initial weights, on the CPU and in training mode.
+
+    Raises:
+        ConfigError: no such architecture, or values that it does not take.
     """
     name = cfg.MODEL.META_ARCHITECTURE
-    engine = choose_engine(cfg, training=False).name
-    if engine == "native" and name not in BUILDERS:
-        raise ConfigError(f"MODEL.META_ARCHITECTURE is {name!r}; known are {', '.join(sorted(BUILDERS))}")
-    module, function = (DETECTRON2_BUILDER if engine == "detectron2" else BUILDERS[name]).split(":")
-    model = getattr(import_module(module), function)(cfg)
-    freeze_by_name(model, cfg.MODEL.FREEZE)
-    return model
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"MODEL.META_ARCHITECTURE is {name!r}; known are {', '.join(sorted(ARCHITECTURES))}")
+    module, function = ARCHITECTURES[name].build.split(":")
+    return getattr(import_module(module), function)(cfg)

@@ -16,7 +16,7 @@ from PIL import Image
 from detseg.cli.main import run_command
 from detseg.coco.dataset import annotations_of, write_coco
 from detseg.config import load_config
-from detseg.engines.validation import validate_config
+from detseg.engine.validation import validate_config
 from detseg.structures.label_layers import LabelLayers
 
 ROOT = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from detseg.config import load_config
 from detseg.data.augment.canvas import Canvas, Source
 from detseg.data.copy_paste import CopyPaste
+from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError, DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -307,7 +308,7 @@ def test_keys_become_the_policy() -> None:
     assert CopyPaste.from_config(cfg, (1.0, 2.0)) == expected
     for key, value in [("PROBABILITY", 1.5), ("PLACE", "near"), ("SOURCES", "[]"), ("SOURCE_WEIGHTS", "[1, 2]")]:
         with pytest.raises(ConfigError, match=f"COPY_PASTE.{key}"):
-            load_config(None, [f"INPUT.COPY_PASTE.{key}={value}"])
+            check_combinations(load_config(None, [f"INPUT.COPY_PASTE.{key}={value}"]))
 
 
 def test_memory_grows_with_the_image_and_not_with_its_objects() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from detseg.config import load_config
 from detseg.data.augment.policy import TrainPolicy
 from detseg.data.augment.random_geometry import RandomAffine, RandomCrop, class_weights
+from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -139,7 +140,7 @@ def test_large_scale_jitter_is_a_configuration() -> None:
 )
 def test_impossible_combinations_are_refused_when_the_configuration_is_loaded(words: list[str]) -> None:
     with pytest.raises(ConfigError, match=words[-2].replace(".", r"\.") if "SPACING" not in words[-2] else "SPACING"):
-        load_config(None, words)
+        check_combinations(load_config(None, words))
 
 
 def test_the_keys_reach_the_policy() -> None:

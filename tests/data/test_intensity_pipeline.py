@@ -17,7 +17,8 @@ import yaml
 from detseg.config import config_hash, dump_config, load_config, load_flat_config
 from detseg.data.augment.intensities import IntensityPipeline, import_albumentations
 from detseg.data.augment.policy import TrainPolicy
-from detseg.engines.validation import validate_config
+from detseg.engine.validation import validate_config
+from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -148,7 +149,7 @@ def test_the_policy_changes_intensities_and_leaves_masks() -> None:
 )
 def test_what_cannot_run_is_refused_when_the_configuration_is_loaded(entries: Any, parts: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"INPUT\.ALBUMENTATIONS") as caught:
-        load_config(None, words(entries))
+        check_combinations(load_config(None, words(entries)))
     for part in parts:
         assert part in str(caught.value)
 
@@ -157,19 +158,19 @@ def test_all_problems_are_told_together_with_the_files_line(tmp_path: Path) -> N
     file = tmp_path / "run.yaml"
     file.write_text("INPUT:\n  ALBUMENTATIONS:\n    - {name: Blr}\n    - {name: Blur, p: 2}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load_config(file)
+        check_combinations(load_config(file))
     assert "2 problems" in str(caught.value)
     assert str(caught.value).count("run.yaml:2") == 2
 
 
 def test_channels_that_do_not_fit_are_refused() -> None:
     stain = [{"name": "HEStain", "p": 1.0}]
-    load_config(None, words(stain))
+    check_combinations(load_config(None, words(stain)))
     five = ["MODEL.PIXEL_MEAN", "[1, 1, 1, 1, 1.0]", "MODEL.PIXEL_STD", "[1, 1, 1, 1, 1.0]"]
     for more in (["INPUT.GRAYSCALE", "True"], ["INPUT.CHANNELS", "[0]"], five):
         with pytest.raises(ConfigError, match=r"HEStain: does not take images of [15] channel"):
-            load_config(None, words(stain, *more))
-    load_config(None, words([{"name": "GaussNoise"}], *five, "INPUT.SCALING", "percentile"))
+            check_combinations(load_config(None, words(stain, *more)))
+    check_combinations(load_config(None, words([{"name": "GaussNoise"}], *five, "INPUT.SCALING", "percentile")))
 
 
 def test_a_configuration_with_a_pipeline_is_dumped_hashed_and_read_back(tmp_path: Path) -> None:
@@ -207,7 +208,8 @@ def test_the_library_is_imported_on_use_without_asking_the_web() -> None:
         "import os, warnings\n"
         "warnings.simplefilter('error')\n"
         "warnings.filterwarnings('ignore', category=DeprecationWarning)\n"
-        "load_config(None, ['INPUT.ALBUMENTATIONS', \"[{'name': 'Blur'}]\"])\n"
+        "from detseg.engines.validation import check_combinations\n"
+        "check_combinations(load_config(None, ['INPUT.ALBUMENTATIONS', \"[{'name': 'Blur'}]\"]))\n"
         "assert 'albumentations' in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
@@ -227,7 +229,7 @@ def test_every_transform_that_is_let_through_is_deterministic_and_leaves_global_
     for name in names:
         entries = [{"name": name, "p": 1.0}]
         try:
-            load_config(None, words(entries))
+            check_combinations(load_config(None, words(entries)))
         except ConfigError:
             continue
         random.seed(1)

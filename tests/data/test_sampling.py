@@ -15,6 +15,7 @@ from detseg.coco.dataset import Category, CocoDataset, ImageRecord
 from detseg.coco.index import AnnotationTable
 from detseg.config import load_config
 from detseg.data.sampling import EpochOrder, mix, order_from_config, repeat_factors
+from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError
 
 
@@ -115,7 +116,7 @@ def test_objects_of_some_classes_alone() -> None:
 )
 def test_keys_that_cannot_be_are_refused(keys: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        load_config(None, keys)
+        check_combinations(load_config(None, keys))
 
 
 def test_an_order_of_another_length_without_weights() -> None:

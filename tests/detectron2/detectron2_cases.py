@@ -12,8 +12,8 @@ import torch
 from rcnn_architectures import C4, CASCADE, DC5
 
 from detseg.config import Config, get_default_config, load_flat_config
+from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
-from detseg.models.table import build_model
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.rle import encode_labels
 from detseg.structures.sample import Sample

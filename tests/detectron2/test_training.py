@@ -23,8 +23,8 @@ from detseg.engine.detectron2.trainer import IterationHook, SafeCheckpointer
 from detseg.engine.evaluate_only import evaluate_only
 from detseg.engine.session import start_state
 from detseg.engine.train import train
+from detseg.engines.build import build_model
 from detseg.errors import RunError, WeightsError
-from detseg.models.table import build_model
 from detseg.runs.checkpoint import load_checkpoint, save_checkpoint
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.run_folder import open_run

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from detseg.config import load_config
+from detseg.engines.build import build_model
 from detseg.errors import RunError
-from detseg.models.table import build_model
 from detseg.optim.precision import compile_backbone
 
 SMALL = [

@@ -12,12 +12,12 @@ import pytest
 from detseg.cli.main import run_command
 from detseg.config import load_config, load_flat_config
 from detseg.config.keys import OWN_KEYS as ALL_OWN_KEYS
-from detseg.config.loading import run_imports
 from detseg.config.schema import kinds
+from detseg.engine.validation import validate_config
+from detseg.engines.choice import as_trained, choose_engine, for_prediction, missing_detectron2
 from detseg.engines.detectron2_keys import OWN_KEYS, REFUSED, implements
-from detseg.engines.engines import as_trained, choose_engine, for_prediction, missing_detectron2
+from detseg.engines.imports import run_imports
 from detseg.engines.native_keys import DETECTRON2_ALONE, check_native
-from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart" / "mask_rcnn.yaml"

@@ -9,6 +9,7 @@ import pytest
 
 from detseg.config import get_default_config, load_config
 from detseg.config.schema import default_values, detectron2_defaults, kinds
+from detseg.engine.validation import validate_config
 from detseg.engines.native_keys import (
     HONOURED,
     IMPLEMENTED_VALUES,
@@ -17,7 +18,6 @@ from detseg.engines.native_keys import (
     inactive_patterns,
     is_honoured,
 )
-from detseg.engines.validation import validate_config
 from detseg.errors import ConfigError
 
 DETSEG = Path(__file__).parents[2] / "detseg"

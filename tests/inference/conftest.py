@@ -11,8 +11,8 @@ import torch
 
 from detseg.config import dump_config, load_config
 from detseg.curation.synthetic import KINDS, make_image
+from detseg.engines.build import build_model
 from detseg.fusion.postprocess import Postprocess
-from detseg.models.table import build_model
 from detseg.runs.checkpoint import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]

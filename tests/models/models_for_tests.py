@@ -7,8 +7,8 @@ import torch
 from rcnn_architectures import C4, CASCADE, DC5
 
 from detseg.config import load_flat_config
+from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
-from detseg.models.table import build_model
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 

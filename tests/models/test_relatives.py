@@ -10,8 +10,8 @@ import torch
 from models_for_tests import RELATIVES, disks, relative, without_objects
 
 from detseg.config import load_config
+from detseg.engines.build import build_model
 from detseg.errors import DataError
-from detseg.models.table import build_model
 from detseg.structures.rle import decode
 from detseg.structures.sample import Sample
 

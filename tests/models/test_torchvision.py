@@ -10,10 +10,10 @@ import torch
 from models_for_tests import disks, without_objects
 
 from detseg.config import load_flat_config
-from detseg.engines.validation import validate_config
+from detseg.engine.validation import validate_config
+from detseg.engines.build import build_model
 from detseg.errors import ConfigError, DataError
 from detseg.models.base import Segmenter
-from detseg.models.table import build_model
 from detseg.models.weights.files import StoredWeights
 from detseg.models.weights.loading import load_state
 from detseg.models.weights.names import names_of_model

@@ -12,8 +12,8 @@ from torchvision.models import get_model_builder
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from detseg.config import load_flat_config
+from detseg.engines.build import build_model
 from detseg.errors import ConfigError
-from detseg.models.table import build_model
 from detseg.models.weights.files import StoredWeights
 from detseg.models.weights.loading import load_state, load_weights
 from detseg.models.weights.names import (

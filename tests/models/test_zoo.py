@@ -20,10 +20,10 @@ from torchvision.models import (
 )
 
 from detseg.config import load_flat_config
-from detseg.engines.validation import validate_config
+from detseg.engine.validation import validate_config
+from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
 from detseg.models.rcnn.resnet import make_resnet
-from detseg.models.table import build_model
 
 ZOO = json.loads((Path(__file__).resolve().parent.parent / "golden" / "d2_zoo.json").read_text(encoding="utf-8"))
 

@@ -1,0 +1,36 @@
+"""The model of a configuration, built by the engine that runs it, and what its architecture gives."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from detseg.config import Config
+from detseg.engines.choice import choose_engine
+from detseg.models.base import Segmenter
+from detseg.models.freezing import freeze_by_name
+from detseg.models.table import ARCHITECTURES, Architecture, build_native
+
+DETECTRON2_BUILDER = "detseg.detectron2.segmenter:build_detectron2"
+
+
+def architecture_of(cfg: Config) -> Architecture:
+    """What the model of a configuration gives, with either engine.
+
+    Detectron2's GeneralizedRCNN gives what the native one does; its other architectures answer with whole masks.
+    """
+    return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, Architecture(DETECTRON2_BUILDER))
+
+
+def build_model(cfg: Config) -> Segmenter:
+    """Build the model of a configuration by its engine, with initial weights, on the CPU and in training mode.
+
+    Raises:
+        ConfigError: the engine cannot build it, or a pattern of MODEL.FREEZE matches nothing.
+    """
+    if choose_engine(cfg, training=False).name == "detectron2":
+        module, function = DETECTRON2_BUILDER.split(":")
+        model = getattr(import_module(module), function)(cfg)
+    else:
+        model = build_native(cfg)
+    freeze_by_name(model, cfg.MODEL.FREEZE)
+    return model
