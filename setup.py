@@ -19,10 +19,14 @@ INFERENCE = [
     "opencv-python-headless>=4.8",
     "pillow>=10.1",
     "tifffile>=2023.2",
+    # the compressions of TIFF that tifffile alone does not know
+    "imagecodecs>=2023.1",
     "pyyaml>=6.0",
     "scipy>=1.10",
     "pycocotools>=2.0.7",
     "tqdm>=4.64",
+    # from 3.30 on forked processes do not inherit a lock
+    "filelock>=3.30",
     "safetensors>=0.4",
 ]
 BASE = [
@@ -34,8 +38,8 @@ BASE = [
     "roifile>=2023.2",
     "tensorboard>=2.11",
 ]
-# OME-Zarr images, and the compressions of TIFF that tifffile alone does not know.
-ZARR = ["zarr>=2.16", "imagecodecs>=2023.1"]
+# OME-Zarr images.
+ZARR = ["zarr>=2.16"]
 TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR]
 TRACKING = ["wandb>=0.16"]
 DEMO = ["gradio>=4.0"]

@@ -21,8 +21,9 @@ from detseg.coco.catalog import datasets_folder
 from detseg.coco.dataset import make_folder
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
+from detseg.files.hashing import sha256_of
 from detseg.files.lock import wait_for_lock
-from detseg.files.transfer import TransferError, digest_of, transfer
+from detseg.files.transfer import TransferError, transfer
 
 TABLE_NAME = "sources.yaml"
 _CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
@@ -270,7 +271,7 @@ def _take(
             f"{path}: {problem}. Fetch it again with --overwrite, or remove it from {RECORD_NAME} if it is the right "
             "one"
         )
-    digest = digest_of(path)
+    digest = sha256_of(path)
     record[file.path] = {
         "url": file.url or entry.page,
         "bytes": path.stat().st_size,
@@ -295,7 +296,7 @@ def _problem(file: SourceFile, folder: Path, record: dict[str, Any], check: bool
         return "is no whole zip archive"
     expected = file.sha256 or (known["sha256"] if known else "")
     if expected and (check or not known):
-        digest = digest_of(path)
+        digest = sha256_of(path)
         if digest != expected:
             return f"has the SHA-256 {digest}; expected {expected}"
     return ""

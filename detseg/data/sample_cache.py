@@ -20,7 +20,6 @@ import struct
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from detseg.data.preprocess import ImagePreprocess
 from detseg.data.shared_dataset import SharedDataset
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
-from detseg.files.lock import try_lock
+from detseg.files.lock import try_lock, wait_for_lock
 from detseg.files.transfer import cache_folder
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -175,9 +174,8 @@ class SampleCache:
         _remove_abandoned(parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{_VOLATILE}{os.getpid()}-", dir=parent))
         cache = cls.on_disk(folder, limit)
-        # Held open as long as this object lives: a folder whose lock is free was left by a process that was killed.
-        owner = open(folder / _OWNER, "a+b")  # noqa: SIM115
-        try_lock(owner)
+        # Held as long as this object lives: a folder whose lock is free was left by a process that was killed.
+        owner = try_lock(folder / _OWNER)
         cache._volatile = weakref.finalize(cache, _remove_folder, folder, owner, os.getpid())
         return cache
 
@@ -239,12 +237,8 @@ class SampleCache:
             self._write_total(total + size if fits else total)
         return fits
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with open(self.folder / _LOCK, "a+b") as file:
-            while not try_lock(file):
-                time.sleep(_POLL_SECONDS)
-            yield
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return wait_for_lock(self.folder / _LOCK, poll_seconds=_POLL_SECONDS)
 
     def _read_total(self) -> int:
         try:
@@ -291,21 +285,19 @@ def _has_room(folder: Path, size: int) -> bool:
 def _remove_abandoned(parent: Path) -> None:
     """Remove what processes left that were killed."""
     for folder in parent.glob(f"{_VOLATILE}*"):
-        # This process would get its own locks, and lose them; what is new may not be locked yet.
-        own = folder.name.startswith(f"{_VOLATILE}{os.getpid()}-")
-        abandoned = False
         with contextlib.suppress(OSError):
-            if not own and folder.stat().st_mtime < time.time() - _NEW_SECONDS:
-                with open(folder / _OWNER, "r+b") as owner:
-                    abandoned = try_lock(owner)
-        if abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
+            # What is new may not be locked yet.
+            is_old = folder.stat().st_mtime < time.time() - _NEW_SECONDS
+            lock = try_lock(folder / _OWNER) if is_old and (folder / _OWNER).is_file() else None
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.release()
 
 
 def _remove_folder(folder: Path, owner: Any, process: int) -> None:
     if os.getpid() != process:  # a forked worker ends: the folder is not its own
         return
-    owner.close()
+    owner.release()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,8 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, whatever happens while they are written."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -13,37 +12,59 @@ from typing import Any, BinaryIO
 
 from detseg.errors import DataError, RunError
 
+# In the names of temporary files, so that what killed processes left can be found.
+TEMPORARY_MARK = ".tmp-"
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
-@contextlib.contextmanager
+
+@contextmanager
+def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which takes its name when the block ends without exception.
+
+    A process that is killed at any moment leaves the old file, or none, under that name. sync: the data are forced to
+    the disk before the name changes, so that this holds for a power failure too.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    try:
+        yield temporary
+        if sync:
+            _sync(temporary, os.O_RDWR)
+        os.replace(temporary, path)
+        if sync and os.name != "nt":  # Windows cannot open folders
+            with suppress(OSError):  # some network file systems refuse this; the file itself is on the disk
+                _sync(path.parent, os.O_RDONLY)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def written_whole(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes its name when the block ends without exception.
 
     Whatever happens, nothing temporary stays. An OSError in the block becomes a DataError that says that `what` (for
     example "the picture") cannot be written to `path`.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _replacing(Path(path), sync=False) as temporary:
+            yield temporary
     except OSError as error:
         raise DataError(
-            f"{path}: {what} cannot be written: {error}; give a folder that is there and writable"
+            f"{path}: {what} cannot be written: {error}; give a folder that exists and is writable"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-# Files that are whole or absent, whatever happens while they are written.
-
-TEMPORARY_MARK = ".tmp-"
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses inside the block becomes a message.
+    """Turn what the system refuses inside the block, where a run writes `path`, into a message.
 
     Raises:
         RunError: naming `path`, the reason and the remedy.
@@ -51,45 +72,28 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        refused = _system_error(error)
-        if refused is None:
+        # torch raises a RuntimeError of its own after an OSError.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
             raise
         remedy = "set OUTPUT_DIR to a folder that can be written"
-        if refused.errno in _NO_ROOM:
+        if cause.errno in _DISK_FULL:
             remedy = "make room there (checkpoints that were written before are whole), then continue with --resume"
-        raise RunError(f"{path} cannot be written: {refused.strerror or refused}; {remedy}") from error
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The OSError itself, or the one that led to another error: torch raises a RuntimeError of its own after it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+        raise RunError(f"{path} cannot be written: {cause.strerror or cause}; {remedy}") from error
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in the place of `path`.
-
-    A process that is killed at any moment leaves the old file, or none, under that name. The data are forced to the
-    disk before the name changes, so that this holds for a power failure too.
+    """Write a file of a run: `write` fills a temporary file, which then takes the place of `path`.
 
     Raises:
         RunError: the disk is full, or does not let us write.
     """
-    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        with _replacing(path, sync=True) as temporary, open(temporary, "wb") as file:
+            write(file)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,10 +107,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a run holds.
+    """Read a JSON file of a run.
 
     Raises:
-        RunError: it is not there, or damaged.
+        RunError: it does not exist, or is damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -118,15 +122,3 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes left half-written in `folder`."""
     for left in folder.glob(f"*{TEMPORARY_MARK}*"):
         left.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse this; the file itself is on the disk
-    finally:
-        os.close(descriptor)

@@ -1,71 +1,66 @@
-"""Locks between processes, by a file, that the operating system frees when their holder dies, however it dies."""
+"""Locks between processes, by a file: the operating system frees them when their holder dies, however it dies."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING
 
 from detseg.errors import RunError
 from detseg.files.atomic import writing
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.2
+# What file systems without locks answer, as some on a network.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-@contextlib.contextmanager
-def wait_for_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` (made where absent, never removed) for the `with` block; wait while another has it.
+def try_lock(path: Path) -> BaseFileLock | None:
+    """Take the lock file `path`, made where absent and never removed; None where it is held, also in this process.
 
-    Not for threads of one process, which do not exclude each other. Where the file system has no locks, a warning is
-    logged and the block runs without.
+    The lock is held until `release`, or until this process ends: forked children do not inherit it. Where the file
+    system has no locks, a warning is logged, and the lock excludes nobody.
+
+    Raises:
+        OSError: the file cannot be opened.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        told = False
-        while not try_lock(file):
-            if not told:
-                logger.info("waiting for another process that holds %s", path)
-                told = True
-            time.sleep(_POLL_SECONDS)
-        # Closing the file frees the lock, on every system.
-        yield
+    from filelock import FileLock, Timeout  # here, since the import takes 30 ms
 
-
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file for this process alone until it is closed; False where another process has it.
-
-    Linux, macOS: a POSIX record lock, which child processes do not inherit (flock they would, and hold it after their
-    parent was killed). Windows: a byte-range lock. Where the file system has no locks, as some on a network, a warning
-    is logged and the answer is True.
-    """
+    lock = FileLock(path, thread_local=False, preserve_lock_file=True)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): do not start a second process now", file.name, error)
-    return True
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s cannot be locked (%s): do not start a second process now", path, error)
+    return lock
 
 
-# A lock on a folder that the operating system releases when its process ends, however it ends.
-
-# Record locks do not exclude the process that holds them, so folders locked by this one are remembered.
-_held_here: set[str] = set()
+@contextmanager
+def wait_for_lock(path: Path, *, poll_seconds: float = 0.2) -> Iterator[None]:
+    """Hold the lock file `path` for the `with` block, after whoever has it; a wait of more than a second is logged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    started, told = time.monotonic(), False
+    while (lock := try_lock(path)) is None:
+        if not told and time.monotonic() - started > 1:
+            logger.info("waiting for another process that holds %s", path)
+            told = True
+        time.sleep(poll_seconds)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class FolderLock:
@@ -75,37 +70,28 @@ class FolderLock:
         folder: must exist; the file `.lock` in it is made and stays.
 
     Raises:
-        RunError: another process uses the folder, or it cannot be written.
+        RunError: the folder is in use, or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
-        self._key = str(folder.resolve())
-        if self._key in _held_here:
-            raise RunError(f"{folder} is in use by this process already")
         with writing(self.path):
-            self._file: IO[str] | None = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
-        if not try_lock(self._file):
-            holder = self._holder()
-            self._file.close()
-            raise RunError(f"{folder} is in use by another process{holder}: wait for it, or name another OUTPUT_DIR")
-        _held_here.add(self._key)
-        if sys.platform != "win32":  # there the locked byte cannot be written around
-            self._file.truncate(0)
-            self._file.write(f"{os.getpid()}\n")
-            self._file.flush()
+            self._lock = try_lock(self.path)
+            if self._lock is None:
+                raise RunError(f"{folder} is in use by {self._holder()}: wait for it, or name another OUTPUT_DIR")
+            if sys.platform != "win32":  # there a locked file cannot be written by another handle
+                self.path.write_text(f"{os.getpid()}\n", encoding="utf-8")
 
     def release(self, *, remove: bool = False) -> None:
         """Let others use the folder; `remove` takes the lock's file away too."""
-        if self._file is not None:
-            if remove and sys.platform != "win32":  # while it is held, so that nobody else's is removed
+        if self._lock is not None:
+            if remove and sys.platform != "win32":  # while it is held, so that no other process's file is removed
                 self.path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-            _held_here.discard(self._key)
+            self._lock.release()
+            self._lock = None
 
     def _holder(self) -> str:
-        if sys.platform == "win32":
-            return ""
-        text = self.path.read_text(encoding="utf-8", errors="replace").strip()
-        return f" (process {text})" if text.isdigit() else ""
+        text = "" if sys.platform == "win32" else self.path.read_text(encoding="utf-8", errors="replace").strip()
+        if text == str(os.getpid()):
+            return "this process already"
+        return f"another process (process {text})" if text.isdigit() else "another process"

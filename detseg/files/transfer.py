@@ -1,8 +1,7 @@
-"""Where files are kept that can be had again: downloads, decoded samples."""
+"""Downloads: whole or absent, continued where they broke off, checked, and only where the disk has room for them."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import os
@@ -18,28 +17,27 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from detseg.files.hashing import sha256_of
+
 CACHE_VARIABLE = "DETSEG_CACHE"
+
+_logger = logging.getLogger(__name__)
+
+# Attempts in a row without a single byte before the download is given up.
+ATTEMPTS = 3
+_TIMEOUT = 30.0  # seconds without a byte
+_PAUSE = 0.5  # seconds before the second such attempt, twice as many before the third
+_BLOCK = 1 << 20  # bytes
 
 
 def cache_folder() -> Path:
-    """Return $DETSEG_CACHE, else .cache/detseg in the home folder. It need not be there yet."""
+    """Return the folder of downloads and decoded samples: $DETSEG_CACHE, else ~/.cache/detseg. It may not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "detseg"
 
 
-# Files from the web: whole or absent, continued where they broke off, checked, and only where the disk has room.
-
-_logger = logging.getLogger(__name__)
-
-# Attempts in a row that bring nothing before it is given up.
-ATTEMPTS = 3
-_TIMEOUT = 30.0  # seconds without a byte
-_PAUSE = 0.5  # seconds before an attempt behind one that brought nothing
-_BLOCK = 1 << 20  # bytes
-
-
 class TransferError(Exception):
-    """A file cannot be had; the message says why, without the address.
+    """A file cannot be downloaded; the message says why, without the address.
 
     is_wrong_file: it came whole, and is not the one that was expected.
     """
@@ -54,73 +52,51 @@ class _BrokenError(Exception):
 
 
 def transfer(url: str, target: Path, *, sha256: str | None = None, size: int | None = None) -> str:
-    """Bring the file of a web address to `target`, in a folder that exists, and return its SHA-256 (hexadecimal).
+    """Download a web address to `target`, in a folder that exists, and return its SHA-256 (hexadecimal).
 
     What an earlier attempt left beside the target is continued where the server can do that and has the same file.
     sha256: the digest that is expected, or how it begins. size: the bytes that are expected.
 
     Raises:
-        TransferError: it cannot be had, the disk has no room for it, or it is another file than expected (then nothing
-            is kept).
+        TransferError: it cannot be downloaded, the disk has no room for it, or it is another file than expected (then
+            nothing is kept).
         OSError: it cannot be stored.
     """
     partial = target.with_name(f"{target.name}.part")
+    version = target.with_name(f"{target.name}.part.version")
     _logger.info("downloading %s to %s", url, target)
     failures = 0
     while True:
         before = _length(partial)
         try:
-            _continue(url, partial)
+            _continue(url, partial, version)
             break
         except (_BrokenError, urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            # No such file, or no way to the server: another attempt is of no use.
+            is_final = isinstance(error, urllib.error.URLError)
+            if isinstance(error, urllib.error.HTTPError):
+                reason, is_final = f"the server answers {error.code} {error.reason}", error.code < 500
             failures = 1 if _length(partial) > before else failures + 1
-            if failures >= ATTEMPTS or _is_final(error):
-                raise TransferError(_reason(error)) from error
-            _logger.warning("%s: %s; trying again", url, _reason(error))
+            if failures >= ATTEMPTS or is_final:
+                raise TransferError(reason) from error
+            _logger.warning("%s: %s; trying again", url, reason)
             time.sleep(_PAUSE * (failures - 1))
         except ValueError as error:
             raise TransferError(f"it is no web address: {error}") from error
-    digest = digest_of(partial)
-    wrong = _difference(_length(partial), digest, size, sha256)
+    digest, wrong = sha256_of(partial), ""
+    if size is not None and _length(partial) != size:
+        wrong = f"it has {_length(partial)} bytes, not {size}"
+    elif sha256 is not None and not digest.startswith(sha256.lower()):
+        wrong = f"its SHA-256 is {digest}, not {sha256}"
     if wrong:
-        for path in (partial, _stamp(partial)):
+        for path in (partial, version):
             with suppress(OSError):
                 path.unlink()
         raise TransferError(wrong, is_wrong_file=True)
     os.replace(partial, target)
-    _stamp(partial).unlink(missing_ok=True)
+    version.unlink(missing_ok=True)
     return digest
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _difference(found_size: int, digest: str, size: int | None, sha256: str | None) -> str:
-    """Say how a file differs from what was expected, or nothing."""
-    if size is not None and found_size != size:
-        return f"it has {found_size} bytes, not {size}"
-    if sha256 is not None and not digest.startswith(sha256.lower()):
-        return f"its SHA-256 is {digest}, not {sha256}"
-    return ""
-
-
-def _is_final(error: BaseException) -> bool:
-    """Whether to try again is of no use: the server has no such file, or there is no way to it."""
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code < 500
-    return isinstance(error, urllib.error.URLError)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
-    return str(getattr(error, "reason", error)) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -132,41 +108,37 @@ class _Answer:
     total: int | None
 
 
-def _continue(url: str, partial: Path) -> None:
-    """Append to `partial` what is missing."""
+def _continue(url: str, partial: Path, version: Path) -> None:
+    """Append to `partial` what is missing; `version` holds which version of the file its bytes are of."""
     have = _length(partial)
     try:
-        answer = _ask(url, have, _stamp(partial))
+        answer = _ask(url, have, version)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
         partial.unlink()  # longer than the file, or another one: from the beginning
-        answer = _ask(url, 0, _stamp(partial))
+        answer = _ask(url, 0, version)
     with answer.body:
-        _check_room(answer, partial)
+        free = shutil.disk_usage(partial.parent).free
+        # What is stored of another version is replaced.
+        needed = (answer.total or 0) - max(answer.start, _length(partial))
+        if needed > free:
+            raise TransferError(
+                f"{partial.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come; make "
+                "room, or name another folder"
+            )
         with partial.open("ab" if answer.start else "wb") as file:
             _copy(answer, file, url)
     if answer.total is not None and _length(partial) != answer.total:
         raise _BrokenError(f"{_length(partial)} of {answer.total} bytes came")
 
 
-def _check_room(answer: _Answer, partial: Path) -> None:
-    free = shutil.disk_usage(partial.parent).free
-    # What lies there of another version is replaced.
-    needed = (answer.total or 0) - max(answer.start, _length(partial))
-    if needed > free:
-        raise TransferError(
-            f"{partial.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come; make room, "
-            "or name another folder"
-        )
-
-
-def _ask(url: str, have: int, stamp: Path) -> _Answer:
-    """Ask for the file from byte `have` on; `stamp` holds which version of it the first bytes are of."""
+def _ask(url: str, have: int, version: Path) -> _Answer:
+    """Ask for the file from byte `have` on, as long as it is still the same version."""
     headers = {"User-Agent": "detseg", "Accept-Encoding": "identity"}
-    version = stamp.read_text(encoding="latin1") if stamp.is_file() else ""
-    if have and version:
-        headers |= {"Range": f"bytes={have}-", "If-Range": version}
+    stored = version.read_text(encoding="latin1") if version.is_file() else ""
+    if have and stored:
+        headers |= {"Range": f"bytes={have}-", "If-Range": stored}
     body = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     length = body.headers.get("Content-Length", "")
     total = int(length) if length.isdigit() else None
@@ -174,7 +146,8 @@ def _ask(url: str, have: int, stamp: Path) -> _Answer:
     if body.status == 206 and match and int(match[1]) == have:
         return _Answer(body, have, int(match[2]) if match[2] != "*" else None)
     tag = body.headers.get("ETag", "")
-    stamp.write_text(tag if tag and not tag.startswith("W/") else body.headers.get("Last-Modified", ""), "latin1")
+    # A weak tag does not promise the same bytes.
+    version.write_text(tag if tag and not tag.startswith("W/") else body.headers.get("Last-Modified", ""), "latin1")
     return _Answer(body, 0, total)
 
 
@@ -194,7 +167,3 @@ def _copy(answer: _Answer, file: BinaryIO, url: str) -> None:
 
 def _length(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _stamp(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}.version")

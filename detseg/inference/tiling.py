@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detseg.errors import ConfigError, DataError
+from detseg.files.atomic import written_whole
 from detseg.structures.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -275,14 +276,9 @@ class AnswersInFolder(TileAnswers):
         return self._path(index).is_file()
 
     def put(self, index: int, answer: Predictions) -> None:
-        """Write an answer; the file is there as a whole or not at all. Raises DataError where it cannot be written."""
-        temporary = self.folder / f".{index:06d}.{os.getpid()}.npz"
-        try:
-            np.savez(temporary, **_to_arrays(answer))
-            os.replace(temporary, self._path(index))
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise DataError(f"{self._path(index)}: cannot be written ({error})") from None
+        """Write an answer, whole or not at all. Raises DataError where it cannot be written."""
+        with written_whole(self._path(index), "a tile") as temporary, open(temporary, "wb") as file:
+            np.savez(file, **_to_arrays(answer))
 
     def get(self, index: int) -> Predictions:
         """Read an answer. Raises DataError where the file is broken."""

@@ -12,7 +12,6 @@ import pytest
 from detseg.coco.catalog import load_dataset, read_catalog, resolve_dataset
 from detseg.coco.dataset import write_coco
 from detseg.errors import DataError
-from detseg.files.lock import wait_for_lock
 
 
 @pytest.fixture
@@ -102,14 +101,3 @@ def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> Non
     errors = [process.communicate(timeout=120)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert len([path for path in (home / "generated").iterdir() if path.is_dir()]) == 1
-
-
-def test_a_lock_is_free_again_after_its_holder_was_killed(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, pathlib\nfrom detseg.files.lock import wait_for_lock\n"
-        f"with wait_for_lock(pathlib.Path({str(tmp_path / 'lock')!r})):\n    print('held', flush=True); os._exit(9)"
-    )
-    held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (held.stdout.strip(), held.returncode) == ("held", 9)
-    with wait_for_lock(tmp_path / "lock"):
-        pass

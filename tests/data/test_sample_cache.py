@@ -193,8 +193,8 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: py
     for folder in (left, alive):
         os.utime(folder, (1, 1))
     program = (
-        "import sys; from detseg.files.lock import try_lock; file = open(sys.argv[1], 'r+b'); "
-        "print(try_lock(file), flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from detseg.files.lock import try_lock; "
+        "lock = try_lock(Path(sys.argv[1])); print(lock is not None, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(alive / "owner.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
