@@ -31,38 +31,56 @@ from detseg.config.problems import Problems
 class Rule:
     """Which values of one key are legal.
 
-    Bounds hold for a number and for every number in a list. `choices` are what the native engine implements;
-    `detectron2` are further values that only Detectron2 implements. `length` is that of a list. `test` returns what was
-    expected where a value is wrong in any other way, else None.
+    Attributes:
+        name: of the key, below the section of its options.
+        choices: the values, or the elements of a list, that the native engine implements.
+        detectron2: further ones that only Detectron2 implements.
+        registry: whether the value is a name that Detectron2's registries judge where Detectron2 runs.
+        at_least, above, at_most, below: bounds of a number, or of every number of a list or list of lists.
+        length: of a list. not_empty: whether a list needs an element.
+        test: returns what was expected where a value is wrong in any other way, else None.
     """
 
     name: str
     choices: Sequence[Any] | None = None
     detectron2: Sequence[Any] = ()
+    registry: bool = False
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
     length: int | None = None
+    not_empty: bool = False
     test: Callable[[Any], str | None] | None = None
 
-    def check(self, problems: Problems, key: str) -> bool:
-        """Note what is wrong with the value of `key`; return whether it is legal."""
+    def check(self, problems: Problems, key: str) -> None:
+        """Note what is wrong with the value of `key`."""
         before = len(problems.found)
         value = problems.cfg[key]
-        choices = None
+        if value is None:  # legal where the key's kind allows it
+            return
         if self.choices is not None:
-            choices = [*self.choices, *(self.detectron2 if problems.engine != "native" else ())]
-        if choices is not None and value not in choices:
-            problems.add_choices(key, choices, known=value in self.detectron2)
-        elif self.length is not None and len(value) != self.length:
+            self._check_choice(problems, key, value)
+        if self.length is not None and len(value) != self.length:
             problems.add(key, f"expected {self.length} values, got {len(value)}")
-        elif value is not None:
-            problems.within(key, self.at_least, self.at_most, above=self.above, below=self.below)
-            expected = self.test(value) if self.test is not None else None
+        elif self.not_empty and not value:
+            problems.add(key, "expected at least one value")
+        problems.within(key, self.at_least, self.at_most, above=self.above, below=self.below)
+        # A test may rely on the rest: it is for what no other field says.
+        if self.test is not None and len(problems.found) == before:
+            expected = self.test(value)
             if expected is not None:
                 problems.add(key, expected)
-        return len(problems.found) == before
+
+    def _check_choice(self, problems: Problems, key: str, value: Any) -> None:
+        detectron2 = problems.engine == "detectron2"
+        if detectron2 and self.registry:
+            return
+        choices = [*self.choices, *(self.detectron2 if detectron2 else ())]
+        wrong = [each for each in (value if isinstance(value, list) else [value]) if each not in choices]
+        if wrong:
+            elsewhere = not detectron2 and (self.registry or all(each in self.detectron2 for each in wrong))
+            problems.add_choices(key, choices, elsewhere=elsewhere)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +95,13 @@ class _Part:
         return self.when is None or self.when(cfg)
 
 
-def key(name: str, **rule: Any) -> Any:
+def key(name: str, *, default: Any = dataclasses.MISSING, **rule: Any) -> Any:
     """Declare a field that is read from a key of the section; `rule` are the fields of `Rule`.
 
     A name that begins with a top-level section (`INPUT.FORMAT`) stands for itself wherever the options' section is.
+    `default` is for options that are made without a configuration.
     """
-    return dataclasses.field(metadata={"rule": Rule(name, **rule)})
+    return dataclasses.field(default=default, metadata={"rule": Rule(name, **rule)})
 
 
 def part(options: type[Options], *, section: str | None = None, when: Callable[[Config], bool] | None = None) -> Any:
@@ -94,7 +113,10 @@ def part(options: type[Options], *, section: str | None = None, when: Callable[[
 
 
 class Options:
-    """Base of all options; subclasses are frozen dataclasses whose fields are made by `key` and `part`."""
+    """Base of all options; subclasses are frozen dataclasses whose fields are made by `key` and `part`.
+
+    section: of the keys; options that were read for another section (`part(..., section=...)`) have that one.
+    """
 
     section: ClassVar[str] = ""
 
@@ -125,6 +147,7 @@ class Options:
         if len(problems.found) > before:
             return None
         options = cls(**values)
+        object.__setattr__(options, "section", section)
         options.check(problems)
         return options if len(problems.found) == before else None
 

@@ -14,7 +14,8 @@ class Problems:
     """The problems of one configuration, each with key, value and where the value was set.
 
     engine: for which the configuration is judged; "native" refuses values that only Detectron2 implements.
-    training: whether a training is to begin, which asks for more than prediction with given weights.
+    training: whether a training is to begin, which asks for more than prediction with given weights. blames_native:
+    whether a problem is one of the native engine only.
     """
 
     def __init__(self, cfg: Config, engine: str = "native", *, training: bool = False) -> None:
@@ -22,16 +23,22 @@ class Problems:
         self.engine = engine
         self.training = training
         self.found: list[str] = []
+        self.blames_native = False
 
     def add(self, key: str, expected: str) -> None:
         """Note a problem of one key; `expected` says what it should be and what to do."""
         self.found.append(f"{key} = {shorten(self.cfg[key])} ({self.cfg.origin(key)}): {expected}")
 
-    def add_choices(self, key: str, choices: Sequence[Any], *, known: bool = False) -> None:
-        """Note that the value is none of `choices`; known: Detectron2 implements it."""
+    def add_choices(self, key: str, choices: Sequence[Any], *, elsewhere: bool = False) -> None:
+        """Note that the value, or one of a list, is none of `choices`; elsewhere: Detectron2 may implement it."""
         names = ", ".join(repr(choice) for choice in choices) or "nothing here"
-        advice = "; the native engine does not implement it, MODEL.ENGINE detectron2 does" if known else ""
-        self.add(key, f"expected {'one of ' if len(choices) > 1 else ''}{names}{advice}")
+        many = "some of " if isinstance(self.cfg[key], list) else "one of " if len(choices) > 1 else ""
+        self.add(key, f"expected {many}{names}{self.elsewhere() if elsewhere else ''}")
+
+    def elsewhere(self) -> str:
+        """The advice to take the other engine; see `blames_native`."""
+        self.blames_native = True
+        return "; the native engine implements nothing else, MODEL.ENGINE detectron2 takes what Detectron2 itself does"
 
     def one_of(self, key: str, choices: Sequence[Any]) -> None:
         """The value must be one of `choices`."""
@@ -47,15 +54,14 @@ class Problems:
         above: float | None = None,
         below: float | None = None,
     ) -> None:
-        """The number, or every number of a list, must be >= `least`, > `above`, <= `most`, < `below`."""
+        """The number, or every number of nested lists, must be >= `least`, > `above`, <= `most`, < `below`."""
         value = self.cfg[key]
-        numbers = value if isinstance(value, list) else [value]
         fits = all(
             (least is None or number >= least)
             and (above is None or number > above)
             and (most is None or number <= most)
             and (below is None or number < below)
-            for number in numbers
+            for number in _numbers(value)
         )
         if not fits:
             bounds = [
@@ -81,9 +87,14 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with all problems, one a line."""
-        if not self.found:
+        found = list(dict.fromkeys(self.found))  # two parts may read one key
+        if not found:
             return
-        if len(self.found) == 1:
-            raise ConfigError(self.found[0])
+        if len(found) == 1:
+            raise ConfigError(found[0])
         where = self.cfg.source or "the configuration"
-        raise ConfigError(f"{where}: {len(self.found)} problems:\n{list_problems(self.found)}")
+        raise ConfigError(f"{where}: {len(found)} problems:\n{list_problems(found)}")
+
+
+def _numbers(value: Any) -> list[float]:
+    return [number for element in value for number in _numbers(element)] if isinstance(value, list) else [value]

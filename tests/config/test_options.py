@@ -27,6 +27,8 @@ class Heads(Options):
     boxes: Pooling = part(Pooling)
     masks: Pooling | None = part(Pooling, section="MODEL.ROI_MASK_HEAD", when=lambda cfg: cfg.MODEL.MASK_ON)
 
+    sizes: tuple[tuple[float, ...], ...] = key("MODEL.ANCHOR_GENERATOR.SIZES", default=((8.0,),), above=0)
+
     def check(self, problems: Problems) -> None:
         if self.masks is not None and self.masks.resolution < self.boxes.resolution:
             problems.add("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "expected at least that of the boxes")
@@ -74,9 +76,48 @@ def test_what_must_hold_between_values_is_judged_only_when_each_is_legal():
 
 def test_a_value_that_only_detectron2_implements_is_refused_by_the_native_engine_with_the_way_out():
     cfg = load_config(None, ["MODEL.ROI_BOX_HEAD.NORM", "LN"])
-    with pytest.raises(ConfigError, match=r"MODEL\.ENGINE detectron2 does"):
+    with pytest.raises(ConfigError, match=r"MODEL\.ENGINE detectron2 takes"):
         Pooling.from_config(cfg)
     problems = Problems(cfg, engine="detectron2")
     options = Pooling.read(problems)
     assert options is not None
     assert options.norm == "LN"
+
+
+def test_a_name_that_detectron2s_registries_know_is_theirs_to_judge():
+    @dataclass(frozen=True)
+    class Head(Options):
+        name: str = key("MODEL.RPN.HEAD_NAME", choices=("StandardRPNHead",), registry=True)
+
+    cfg = load_config(None, ["MODEL.RPN.HEAD_NAME", "OtherHead"])
+    assert Head.read(Problems(cfg, engine="detectron2")) == Head("OtherHead")
+    problems = Problems(cfg)
+    assert Head.read(problems) is None
+    assert problems.blames_native
+    assert "expected 'StandardRPNHead'; the native engine implements nothing else" in problems.found[0]
+
+
+def test_elements_of_lists_are_judged():
+    @dataclass(frozen=True)
+    class Maps(Options):
+        names: tuple[str, ...] = key("MODEL.RESNETS.OUT_FEATURES", choices=("res4", "res5"), not_empty=True)
+
+    for value, expected in (("['res6']", "some of 'res4', 'res5'"), ("[]", "at least one value")):
+        with pytest.raises(ConfigError, match=expected):
+            Maps.from_config(load_config(None, ["MODEL.RESNETS.OUT_FEATURES", value]))
+    with pytest.raises(ConfigError, match="every number more than 0"):
+        Heads.from_config(load_config(None, ["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [0, 16]]"]))
+
+
+def test_options_know_the_section_that_they_were_read_for():
+    options = Heads.from_config(load_config(None, ["MODEL.MASK_ON", "True"]))
+    assert (options.boxes.section, options.masks.section) == ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD")
+
+
+def test_one_problem_that_two_parts_find_is_told_once():
+    problems = Problems(load_config(None, ["INPUT.FORMAT", "YUV"]))
+    Heads.read(problems)
+    Heads.read(problems)
+    with pytest.raises(ConfigError) as caught:
+        problems.raise_if_any()
+    assert "problems" not in str(caught.value)
