@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.inspection.measure import Intensities, ObjectTable, measure_image, measure_objects
-from detseg.curation.leaks import SIMILAR, Fingerprints, SimilarPair, find_similar, fingerprint
+from detseg.curation.leaks import SIMILAR, SimilarPair, find_similar, thumbnail
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.masks import allowed_classes, one_class_hint
 from detseg.curation.repair.rules import Change, RepairRules
@@ -160,10 +160,10 @@ def choose_pictures(groups: Sequence[str], missing: Sequence[int], most: int, se
 
 def _measure_pictures(
     dataset: CocoDataset, chosen: np.ndarray, compare: bool
-) -> tuple[dict[int, Intensities], dict[int, str], dict[int, tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[dict[int, Intensities], dict[int, str], dict[int, np.ndarray]]:
     intensities: dict[int, Intensities] = {}
     unreadable: dict[int, str] = {}
-    prints: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    prints: dict[int, np.ndarray] = {}
     for index in tqdm(chosen.tolist(), desc="measuring pictures", unit="image"):
         record = dataset.images[index]
         try:
@@ -175,14 +175,13 @@ def _measure_pictures(
         own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
         intensities[index] = measure_image(image, LabelLayers.from_rles(own, record.height, record.width))
         if compare:
-            prints[index] = fingerprint(image)
+            prints[index] = thumbnail(image)
     return intensities, unreadable, prints
 
 
-def _similar(prints: dict[int, tuple[np.ndarray, np.ndarray]], threshold: float) -> list[SimilarPair]:
+def _similar(prints: dict[int, np.ndarray], threshold: float) -> list[SimilarPair]:
     if len(prints) < 2:
         return []
     indices = list(prints)
-    joined = Fingerprints(*(np.stack([prints[index][part] for index in indices]) for part in (0, 1)))
-    found = find_similar(joined, threshold)
+    found = find_similar(np.stack(list(prints.values())), threshold)
     return [SimilarPair(indices[p.first], indices[p.second], p.similarity, p.turned) for p in found]

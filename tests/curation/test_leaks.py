@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detseg.curation.leaks import Fingerprints, find_similar, fingerprint, groups_in_several_parts, join_groups, leaks
+from detseg.curation.leaks import find_similar, groups_in_several_parts, join_groups, leaks, thumbnail
 
 
 def cells(seed: int, height: int = 120, width: int = 160, count: int = 25) -> np.ndarray:
@@ -21,9 +21,8 @@ def cells(seed: int, height: int = 120, width: int = 160, count: int = 25) -> np
     )
 
 
-def prints_of(*images: np.ndarray) -> Fingerprints:
-    found = [fingerprint(image) for image in images]
-    return Fingerprints(np.stack([signs for signs, _ in found]), np.stack([small for _, small in found]))
+def thumbnails(*images: np.ndarray) -> np.ndarray:
+    return np.stack([thumbnail(image) for image in images])
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -53,7 +52,7 @@ CHANGES = {
 def test_a_changed_image_is_found(change: str):
     originals = [cells(seed) for seed in range(6)]
     changed = np.ascontiguousarray(CHANGES[change](originals[2]))
-    pairs = find_similar(prints_of(*originals, changed))
+    pairs = find_similar(thumbnails(*originals, changed))
     assert [(pair.first, pair.second) for pair in pairs] == [(2, 6)]
     turned = any(word in change for word in ("turn", "quarters", "mirror", "upside", "transposed"))
     assert pairs[0].turned == turned
@@ -62,19 +61,19 @@ def test_a_changed_image_is_found(change: str):
 
 def test_different_images_are_not_alike():
     images = [cells(seed, count=count) for seed in range(60) for count in (3, 40)]
-    assert find_similar(prints_of(*images)) == []
+    assert find_similar(thumbnails(*images)) == []
 
 
 def test_images_without_contrast_are_like_none():
     flat = np.full((20, 30, 1), 7, dtype=np.uint8)
     infinite = np.full((20, 30, 1), np.inf, dtype=np.float32)
-    assert find_similar(prints_of(flat, flat, infinite, cells(0))) == []
-    assert find_similar(Fingerprints(np.zeros((0, 63), np.int8), np.zeros((0, 64, 64), np.float16))) == []
+    assert find_similar(thumbnails(flat, flat, infinite, cells(0))) == []
+    assert find_similar(np.zeros((0, 64, 64), np.float16)) == []
 
 
 def test_pairs_join_groups_in_chains():
     images = [cells(1), cells(2), cells(1)[::-1], cells(3), np.rot90(cells(2)), cells(4)]
-    pairs = find_similar(prints_of(*images))
+    pairs = find_similar(thumbnails(*images))
     assert [(pair.first, pair.second) for pair in pairs] == [(0, 2), (1, 4)]
     assert join_groups(["a", "b", "c", "c", "d", "e"], pairs).tolist() == [0, 1, 0, 0, 1, 2]
     assert join_groups(["a", "b", "a"], []).tolist() == [0, 1, 0]
