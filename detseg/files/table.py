@@ -1,16 +1,17 @@
-"""CSV tables: with their line numbers, any of the usual separators, and everything that is wrong told by line."""
+"""Tables: CSV files with any of the usual separators, all that is wrong told by line; and tables as text."""
 
 from __future__ import annotations
 
 import csv
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from detseg.errors import DataError
+from detseg.files.atomic import written_whole
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "or tabs"}
 
@@ -138,3 +139,21 @@ def _read_rows(text: str, separator: str, name: str, wanted: Sequence[str]) -> T
             continue
         rows.append(Row(line, {column: field.strip() for column, field in zip(columns, fields, strict=True)}))
     return Table(name, columns, rows, problems)
+
+
+def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Return rows of texts as a table for people: the columns `left` flush left, the others, numbers, flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]], what: str) -> None:
+    """Write rows as a CSV file; what is there is replaced. Raises DataError where `what` cannot be written."""
+    with written_whole(path, what) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset, ImageRecord
-from detseg.curation.splits import split_groups
+from detseg.curation.balance import split_groups
 from detseg.data.folds import folds_of, write_index
 from detseg.errors import DataError
 
@@ -146,7 +146,7 @@ def test_split_writes_folds_that_keep_groups_and_copies_together(plates: Path, c
     assert main([*words, "--coco-files", "--holdout", "0.25"]) == 0
     printed = capsys.readouterr().out
     assert "images that are nearly the same: 1" in printed
-    assert "each lies in one part" in printed
+    assert "each is in one part" in printed
     whole, test = CocoDataset.load(out / "folds.json"), CocoDataset.load(out / "test.json")
     assert len(whole) + len(test) == 24
     assert len(test) == 6
