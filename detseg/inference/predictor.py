@@ -24,7 +24,8 @@ from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
-from detseg.images.pixel_source import ArraySource, PixelSource, read_image_file
+from detseg.images.pixel_source import ArraySource, PixelSource
+from detseg.images.reading import read_picture
 from detseg.inference.combined import CombinedDetector, Member
 from detseg.inference.detector import Detector, InputImage, Prepared, as_image, check_size, map_ahead
 from detseg.inference.image_model import ImageModel
@@ -332,7 +333,7 @@ class Predictor:
                     source.close()
                     raise
                 return record, source
-            image, facts = read_image_file(record.path, record.metadata)
+            image, facts = read_picture(record.path, record.metadata)
             whole = ArraySource(image, facts, record.file_name or "image")
             if large.claims(whole):
                 check_size(record, whole.height, whole.width)

@@ -225,8 +225,8 @@ def test_unusual_images_and_names_are_read_rightly(folders: tuple[Path, Path, Pa
 BAD_LABELS = {
     "another size": (npy(np.zeros((HEIGHT, WIDTH + 1), np.uint8)), "12 x 17 pixels"),
     "fractions": (npy(np.full((HEIGHT, WIDTH), 0.5)), "this one has fractions"),
-    "negative": (npy(np.full((HEIGHT, WIDTH), -1)), "labels lie between 0 (background) and 2147483647"),
-    "too large": (npy(np.full((HEIGHT, WIDTH), 2**40)), "labels lie between"),
+    "negative": (npy(np.full((HEIGHT, WIDTH), -1)), "labels are between 0 (background) and 2147483647"),
+    "too large": (npy(np.full((HEIGHT, WIDTH), 2**40)), "labels are between"),
     "colours": (packed(Image.fromarray(np.dstack([LABELS] * 3)), "PNG"), "has 3 channels; save the object numbers"),
     "truncated": (packed(Image.fromarray(LABELS), "PNG")[:-30], "the image is truncated"),
 }
