@@ -24,16 +24,7 @@ from detseg.errors import DetsegError
 COMMANDS = {
     "make_synthetic": "make a set of synthetic cells with exact masks",
     "download": "fetch a data set from its official place, checked and continued",
-    "prepare_label_images": "turn folders of images and label images into COCO files",
-    "prepare_coco": "check a COCO file and split it, or leave out what is wrong in it",
-    "prepare_dsb2018": "turn the Data Science Bowl 2018, as downloaded, into COCO files",
-    "prepare_sartorius": "turn the Sartorius competition, as downloaded, into COCO files",
-    "prepare_livecell": "turn LIVECell, as downloaded, into COCO files with its official split",
-    "prepare_bbbc039": "turn BBBC039, as downloaded, into COCO files with its published lists",
-    "prepare_stranger_sections": "turn images with a mask of classes each (.npy) into COCO files",
-    "prepare_cellpose": "turn images with masks of Cellpose into COCO files",
-    "prepare_rois": "turn images with regions of ImageJ into COCO files",
-    "prepare_geojson": "turn images with GeoJSON files of QuPath into COCO files",
+    "prepare": "turn data of any known format into COCO files; `detseg prepare --help` lists the formats",
     "repair": "mend the masks of a COCO file",
     "inspect_data": "look at a data set: figures, problems and suggested settings in one HTML file",
     "split": "split a COCO file into folds or parts without leaks, or look for leaks",
@@ -49,6 +40,17 @@ COMMANDS = {
     "check_parity": "compare the native models with numbers computed by Detectron2",
 }
 SHORT_NAMES = {"train": "train_net"}
+# Former name -> what it is called now.
+RENAMED = {
+    **{
+        f"prepare_{name}": f"prepare {name}"
+        for name in (
+            *("label_images", "coco", "dsb2018", "sartorius", "livecell", "bbbc039"),
+            *("stranger_sections", "cellpose", "geojson"),
+        )
+    },
+    "prepare_rois": "prepare imagej",
+}
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -70,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     name = words[0]
     command = SHORT_NAMES.get(name, name).replace("-", "_")
+    if command in RENAMED:
+        print(f"error: `detseg {name}` is now `detseg {RENAMED[command]}`; its options are the same", file=sys.stderr)
+        return EXIT_BAD_INPUT
     if command not in COMMANDS:
         parser.parse_args(words[:1])
         parser.error(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")

@@ -93,3 +93,15 @@ def test_the_predictor_is_found_at_the_top():
     assert detseg.Predictor is Predictor
     with pytest.raises(AttributeError, match="no attribute 'Predictr'"):
         _ = detseg.Predictr
+
+
+@pytest.mark.parametrize("name", command_line.RENAMED)
+def test_a_former_name_answers_with_the_new_one(name, capsys):
+    new = command_line.RENAMED[name]
+    for typed in (name, name.replace("_", "-")):
+        assert command_line.main([typed, "--source", "x"]) == command_line.EXIT_BAD_INPUT
+        assert f"`detseg {typed}` is now `detseg {new}`" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leave:
+        command_line.main([*new.split(), "--help"])
+    assert leave.value.code == 0
+    assert f"usage: detseg {new}" in capsys.readouterr().out

@@ -64,7 +64,7 @@ def prepared(tmp_path_factory) -> Path:
         tifffile.imwrite(folder / "labels" / f"{number}.ome.tif", labels, photometric="minisblack")
     words = ["--images", folder / "images", "--labels", folder / "labels", "--output", folder / "coco", "--split", 1]
     words += ["--z", "max", "--channels", "DAPI", "Tubulin", "--scaling", "percentile"]
-    assert main(["prepare_label_images", *map(str, words)]) == 0
+    assert main(["prepare", "label_images", *map(str, words)]) == 0
     return folder
 
 
