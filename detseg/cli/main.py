@@ -8,7 +8,9 @@ know (`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) as `arguments.overrides`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -77,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     if command not in COMMANDS:
         parser.parse_args(words[:1])
-        parser.error(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(command, [*COMMANDS, *SHORT_NAMES], n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {name!r}; {advice}")
     return run_command(command, words[1:], prog=f"detseg {name}")
 
 
@@ -131,14 +135,38 @@ def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest option where one is mistyped."""
+
+    words: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        advice = [text for word in self.words if (text := self.nearest_option(word))]
+        super().error("; ".join([message, *advice]))
+
+    def nearest_option(self, word: str) -> str | None:
+        """Return the advice to write the option that resembles a word, None for an option or where none does."""
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name in self._option_string_actions:
+            return None
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
+        return f"there is no option {name}: did you mean {near[0]}?" if near else None
+
+
 def _parse(module: ModuleType, words: Sequence[str], prog: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
+    parser.words = words
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if not getattr(module, "ACCEPTS_OVERRIDES", False):
         return parser.parse_args(words)
     # Overrides may hold values that look like options (`SOLVER.BASE_LR -1`), and keys may come as `--KEY=VALUE`.
     arguments, overrides = parser.parse_known_args(words)
+    for previous, word in itertools.pairwise(["", *overrides]):
+        is_key = "." in word.partition("=")[0]
+        is_value = previous[:1].isupper() and "=" not in previous
+        if not is_key and not is_value and (advice := parser.nearest_option(word)):
+            parser.exit(EXIT_BAD_INPUT, f"error: {advice}\n")
     arguments.overrides = overrides
     return arguments
 
