@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detseg.cli.image_fields import add_image_fields, plane_fields
+from detseg.formats.table import WRITERS
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
@@ -25,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         metavar="NAME",
-        help="labels (TIFF), npy, cellpose (_seg.npy), cellpose_masks (_masks.tif), imagej (zip of regions), geojson "
-        "(QuPath), csv (measurements), sartorius (train.csv) or dsb2018 (stage1_train_labels.csv)",
+        help="; ".join(f"{name}: {writer.description}" for name, writer in WRITERS.items()),
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
     parser.add_argument(

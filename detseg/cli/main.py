@@ -8,7 +8,9 @@ know (`KEY VALUE`, `KEY=VALUE`, `--KEY=VALUE`) as `arguments.overrides`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -24,16 +26,7 @@ from detseg.errors import DetsegError
 COMMANDS = {
     "make_synthetic": "make a set of synthetic cells with exact masks",
     "download": "fetch a data set from its official place, checked and continued",
-    "prepare_label_images": "turn folders of images and label images into COCO files",
-    "prepare_coco": "check a COCO file and split it, or leave out what is wrong in it",
-    "prepare_dsb2018": "turn the Data Science Bowl 2018, as downloaded, into COCO files",
-    "prepare_sartorius": "turn the Sartorius competition, as downloaded, into COCO files",
-    "prepare_livecell": "turn LIVECell, as downloaded, into COCO files with its official split",
-    "prepare_bbbc039": "turn BBBC039, as downloaded, into COCO files with its published lists",
-    "prepare_stranger_sections": "turn images with a mask of classes each (.npy) into COCO files",
-    "prepare_cellpose": "turn images with masks of Cellpose into COCO files",
-    "prepare_rois": "turn images with regions of ImageJ into COCO files",
-    "prepare_geojson": "turn images with GeoJSON files of QuPath into COCO files",
+    "prepare": "turn data of any known format into COCO files; `detseg prepare --help` lists the formats",
     "repair": "mend the masks of a COCO file",
     "inspect_data": "look at a data set: figures, problems and suggested settings in one HTML file",
     "split": "split a COCO file into folds or parts without leaks, or look for leaks",
@@ -49,6 +42,17 @@ COMMANDS = {
     "check_parity": "compare the native models with numbers computed by Detectron2",
 }
 SHORT_NAMES = {"train": "train_net"}
+# Former name -> what it is called now.
+RENAMED = {
+    **{
+        f"prepare_{name}": f"prepare {name}"
+        for name in (
+            *("label_images", "coco", "dsb2018", "sartorius", "livecell", "bbbc039"),
+            *("stranger_sections", "cellpose", "geojson"),
+        )
+    },
+    "prepare_rois": "prepare imagej",
+}
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -70,9 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     name = words[0]
     command = SHORT_NAMES.get(name, name).replace("-", "_")
+    if command in RENAMED:
+        print(f"error: `detseg {name}` is now `detseg {RENAMED[command]}`; its options are the same", file=sys.stderr)
+        return EXIT_BAD_INPUT
     if command not in COMMANDS:
         parser.parse_args(words[:1])
-        parser.error(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(command, [*COMMANDS, *SHORT_NAMES], n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {name!r}; {advice}")
     return run_command(command, words[1:], prog=f"detseg {name}")
 
 
@@ -126,14 +135,38 @@ def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest option where one is mistyped."""
+
+    words: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        advice = [text for word in self.words if (text := self.nearest_option(word))]
+        super().error("; ".join([message, *advice]))
+
+    def nearest_option(self, word: str) -> str | None:
+        """Return the advice to write the option that resembles a word, None for an option or where none does."""
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name in self._option_string_actions:
+            return None
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
+        return f"there is no option {name}: did you mean {near[0]}?" if near else None
+
+
 def _parse(module: ModuleType, words: Sequence[str], prog: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
+    parser.words = words
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if not getattr(module, "ACCEPTS_OVERRIDES", False):
         return parser.parse_args(words)
     # Overrides may hold values that look like options (`SOLVER.BASE_LR -1`), and keys may come as `--KEY=VALUE`.
     arguments, overrides = parser.parse_known_args(words)
+    for previous, word in itertools.pairwise(["", *overrides]):
+        is_key = "." in word.partition("=")[0]
+        is_value = previous[:1].isupper() and "=" not in previous
+        if not is_key and not is_value and (advice := parser.nearest_option(word)):
+            parser.exit(EXIT_BAD_INPUT, f"error: {advice}\n")
     arguments.overrides = overrides
     return arguments
 

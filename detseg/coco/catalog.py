@@ -1,6 +1,6 @@
 """What a data set says of how its images are brought to a model: INPUT keys in the `info` of its COCO file.
 
-`detseg prepare_... --scaling percentile --channels 0 2` writes them as `info.input`, for example {"INPUT.SCALING":
+`detseg prepare FORMAT --scaling percentile --channels 0 2` writes them as `info.input`, for example {"INPUT.SCALING":
 "percentile"}. A training takes them where its configuration leaves the key as it is, and stores them in its
 checkpoints, so that prediction does the same.
 """

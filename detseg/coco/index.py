@@ -123,7 +123,7 @@ _DECODER = json.JSONDecoder()
 # RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
 _CHECKED_TOGETHER = 4096
 
-_REMEDY = "mend the file, or leave them out by `detseg prepare_coco --skip-bad`"
+_REMEDY = "mend the file, or leave them out by `detseg prepare coco --skip-bad`"
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from detseg.coco.dataset import CocoDataset, make_folder
 from detseg.coco.raw import RawCoco
 from detseg.curation.balance import balance_features, balance_table, split_groups
 from detseg.curation.leaks import SIMILAR, SimilarPair, join_groups, leaks, similar_images
-from detseg.curation.prepare import read_column
 from detseg.curation.splits import PART_NAMES, check_fractions
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
 from detseg.errors import DataError, list_problems
 from detseg.files.table import text_table, write_csv
+from detseg.formats.image_column import ImageColumn
 
 HOLDOUT = "test"
 INDEX_NAMES = {"csv": "folds.csv", "yaml": "folds.yaml"}
@@ -138,10 +138,10 @@ def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str
     images = dataset.images
     if options.table:
         problems: list[str] = []
-        column = read_column(options.table, options.key, field, problems)
+        column = ImageColumn(options.table, options.key, field, problems)
         if problems:
             raise DataError(f"{len(problems)} problems:\n{list_problems(problems)}")
-        found = [next((column[alias] for alias in _aliases(r.file_name) if column.get(alias)), None) for r in images]
+        found = [column.find(_aliases(record.file_name)) for record in images]
         where = f"the table {options.table}"
     else:
         found = [record.metadata.get(field) for record in images]

@@ -18,7 +18,7 @@ def architecture_of(cfg: Config) -> Architecture:
 
     Detectron2's GeneralizedRCNN gives what the native one does; its other architectures answer with whole masks.
     """
-    return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, Architecture(DETECTRON2_BUILDER))
+    return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, Architecture(options="", build=DETECTRON2_BUILDER))
 
 
 def build_model(cfg: Config) -> Segmenter:

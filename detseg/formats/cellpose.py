@@ -6,7 +6,7 @@ A `_seg.npy` is a pickle of a dict; it is read without running anything that it 
 from __future__ import annotations
 
 import io
-import logging
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,90 +15,63 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.files.safe_pickle import as_array, as_list, loads
-from detseg.formats.annotated_images import AnnotatedImages, Objects, objects_of_labels, source_of_pairs
+from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.label_images import LAYERS, REFUSE, to_label_image, write_tiff
 from detseg.formats.objects import ImageObjects
-from detseg.formats.source_files import open_source
+from detseg.formats.reader import FoundObjects, objects_of_labels, path_name
 from detseg.images.reading import SUFFIXES, decode_label_image
 from detseg.structures import rle as rle_codec
-
-logger = logging.getLogger(__name__)
 
 SEG_SUFFIX = "_seg"
 MASK_SUFFIXES = ("_cp_masks", "_masks", "_mask")
 # What else Cellpose writes beside an image, and how its own data set ends the names of images.
 _OTHER_SUFFIXES = ("_flows", "_outlines", "_cp_outlines", "_cp_output", "_dP", "_cellprob")
 _IMAGE_SUFFIX = "_img"
-EXPECTED = "NAME_seg.npy, NAME_masks.png or .tif beside it"
 
 
-def read_cellpose(
-    source: Path, annotations: Path | None = None, *, class_name: str = "cell", allow_empty: bool = False
-) -> AnnotatedImages:
-    """Find images and masks in a folder or zip archive, or the masks in another one.
+class Cellpose(AnnotatedImages):
+    """Images of one class with masks of Cellpose.
 
-    Where an image has both, its `_seg.npy` is taken: the window saves corrections there.
-
-    Raises DataError where there are no images or no masks.
+    Where an image has both kinds, its `_seg.npy` is taken: the window saves corrections there.
     """
-    images = open_source(source)
-    files = images if annotations is None else open_source(annotations)
-    masks: dict[str, str] = {}
-    segmentations: dict[str, str] = {}
-    problems: list[str] = []
-    for file in files.names:
+
+    kind = "Cellpose masks"
+    expected = "NAME_seg.npy, NAME_masks.png or .tif beside it"
+    _num_both = 0
+
+    def is_image(self, file: str) -> bool:
+        is_other = PurePosixPath(file).stem.endswith((*_OTHER_SUFFIXES, SEG_SUFFIX))
+        return not is_other and _name_of_masks(file) is None
+
+    def image_of(self, file: str) -> str | None:
         name = _name_of_masks(file)
-        if name is not None:
-            known = segmentations if file.lower().endswith(".npy") else masks
-            if known.setdefault(name, file) != file:
-                problems.append(f"{files.describe(file)}: is a second file of masks, beside {known[name]}; keep one")
-    both = set(masks) & set(segmentations)
-    if both:
-        logger.info("%d images have masks and a _seg.npy; the _seg.npy is taken", len(both))
-    by_name = {**masks, **segmentations}
-    image_files = [file for file in images.names if _is_image(file)]
-    stems = {PurePosixPath(file).with_suffix("").as_posix() for file in image_files}
-    # 000_masks.png belongs to 000.png, or to 000_img.png as in Cellpose's own data set.
-    named = {
-        name + _IMAGE_SUFFIX if name not in stems and name + _IMAGE_SUFFIX in stems else name: file
-        for name, file in by_name.items()
-    }
-    return source_of_pairs(
-        images,
-        files,
-        image_files=image_files,
-        annotation_files=named,
-        read_objects=read_masks,
-        class_names=[class_name],
-        description=f"Cellpose masks of {source}",
-        expected=EXPECTED,
-        allow_empty=allow_empty,
-        problems=problems,
-    )
+        # 000_masks.png belongs to 000.png, or to 000_img.png as in Cellpose's own data set.
+        if name is not None and name not in self.file_of and name + _IMAGE_SUFFIX in self.file_of:
+            return name + _IMAGE_SUFFIX
+        return name
+
+    def choose(self, files: Sequence[str]) -> Sequence[str]:
+        segmentations = [file for file in files if file.lower().endswith(".npy")]
+        self._num_both += 0 < len(segmentations) < len(files)
+        return segmentations or files
+
+    def closing_note(self) -> str:
+        return f"{self._num_both} images have masks and a _seg.npy; the _seg.npy was taken" if self._num_both else ""
+
+    def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
+        is_segmentation = where.lower().endswith(f"{SEG_SUFFIX}.npy")
+        labels = read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where)
+        return objects_of_labels(labels, where, height, width)
 
 
 def _name_of_masks(file: str) -> str | None:
     """Return the name of the image that a file of masks belongs to, or None for another file."""
-    path = PurePosixPath(file)
-    suffix, name = path.suffix.lower(), path.with_suffix("").as_posix()
+    suffix, name = PurePosixPath(file).suffix.lower(), path_name(file)
     if suffix == ".npy":
         return name.removesuffix(SEG_SUFFIX) if name.endswith(SEG_SUFFIX) else None
     if suffix not in SUFFIXES:
         return None
     return next((name.removesuffix(ending) for ending in MASK_SUFFIXES if name.endswith(ending)), None)
-
-
-def _is_image(file: str) -> bool:
-    path = PurePosixPath(file)
-    is_other = path.stem.endswith((*_OTHER_SUFFIXES, SEG_SUFFIX))
-    return path.suffix.lower() in SUFFIXES and not is_other and _name_of_masks(file) is None
-
-
-def read_masks(data: bytes, where: str, height: int, width: int) -> Objects:
-    """Read a label image, or the masks of a `_seg.npy`. Raises DataError where it is neither."""
-    is_segmentation = where.lower().endswith(f"{SEG_SUFFIX}.npy")
-    labels = read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where)
-    return objects_of_labels(labels, where, height, width)
 
 
 def read_seg_npy(data: bytes, where: str) -> np.ndarray:

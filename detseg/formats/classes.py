@@ -15,7 +15,8 @@ import yaml
 
 from detseg.errors import DataError
 from detseg.files.table import read_table
-from detseg.formats.source import LabelledImage, Source
+from detseg.formats.image_column import ImageColumn
+from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 
 # Column of a table that has one row an object: its number in the label image, or what else its source calls it.
 OBJECT_COLUMN = "label"
@@ -105,130 +106,88 @@ def _read_mapping(path: Path) -> list[tuple[str, str | None]]:
 
 
 def assign_classes(
-    images: Mapping[str, LabelledImage], source: Source, rule: ClassRule | None, problems: list[str]
+    images: Mapping[str, LabelledImage], reader: Reader, rule: ClassRule | None, problems: list[str]
 ) -> tuple[dict[str, LabelledImage], list[str]]:
     """Return the images with the classes that the rule gives their objects, and the names of the classes.
 
     Objects whose class is not said are left out and told in `problems`; an image that has no other goes too. Without a
-    rule only sources that name the class of every object (and have no `class_names`) get indices here. Classes are in
+    rule only readers that name the class of every object (and have no `class_names`) get indices here. Classes are in
     the order of the map, else sorted.
     """
-    if rule is None and source.class_names:
-        return dict(images), list(source.class_names)
+    if rule is None and reader.class_names:
+        return dict(images), list(reader.class_names)
     rule = rule or ClassRule()
-    said = _Said(source, rule, problems)
-    named = {name: said.of(image) for name, image in images.items()}
+    said = _words_of_objects(images, reader, rule, problems)
     if rule.names is None:
-        class_names = sorted({word for words in named.values() for word in words if word}, key=natural_order)
+        class_names = sorted({word for words in said.values() for word in words if word}, key=natural_order)
     else:
         class_names = list(dict.fromkeys(value for value in rule.names.values() if value))
-        problems += _not_in_map(named, rule)
-        named = {name: [_renamed(word, rule.names) for word in words] for name, words in named.items()}
-    class_names = class_names or list(source.class_names) or ["object"]
+        unknown = [(word, name) for name, words in said.items() for word in words if word and word not in rule.names]
+        for word, count in sorted(Counter(word for word, _ in unknown).items()):
+            num_images = len({name for other, name in unknown if other == word})
+            problems.append(
+                f"{rule.map_file}: has no line for {word!r}, as {count} objects in {num_images} images are called; add "
+                "it (null leaves them out)"
+            )
+        said = {name: [rule.names.get(w, _UNKNOWN) if w else w for w in words] for name, words in said.items()}
+    class_names = class_names or list(reader.class_names) or ["object"]
     assigned = {}
     for name, image in images.items():
-        is_lost = len(image.rles) > 0 and all(word == _UNKNOWN for word in named[name])
+        is_lost = len(said[name]) > 0 and all(word == _UNKNOWN for word in said[name])
         if not is_lost:
-            assigned[name] = _with_classes(image, named[name], class_names)
+            assigned[name] = _with_classes(image, said[name], class_names)
     return assigned, class_names
 
 
-# The class of an object that nobody says; None is the class of one that a map leaves out.
+# The class of an object that nobody says. None is that of a region to be ignored, and of what a map leaves out.
 _UNKNOWN = ""
 
 
-class _Said:
-    """What the source, or the table that the rule names, says of every object, before it is renamed."""
-
-    def __init__(self, source: Source, rule: ClassRule, problems: list[str]) -> None:
-        self._source = source
-        self._rule = rule
-        self._problems = problems
-        self._values: dict[tuple[str, str], str] = {}
-        self._is_per_object = False
-        if rule.table is not None:
-            self._read_table(rule.table)
-        elif rule.kind == "column" and rule.column not in source.columns:
-            own = ", ".join(source.columns) or "none"
-            raise DataError(f"--classes-from column:{rule.column}: there is no such field of images; there are {own}")
-
-    def _read_table(self, path: Path) -> None:
-        table = read_table(path, [self._rule.column] + ([self._rule.key] if self._rule.key else []))
-        key = self._rule.key or table.columns[0]
-        self._problems += table.problems
-        self._is_per_object = OBJECT_COLUMN in table.columns and OBJECT_COLUMN not in (key, self._rule.column)
-        for row in table.rows:
-            place = (row.values[key], row.values[OBJECT_COLUMN] if self._is_per_object else "")
-            value = row.values[self._rule.column]
-            if self._values.setdefault(place, value) != value:
-                what = " ".join(place).strip()
-                self._problems.append(
-                    f"{path}: line {row.line}: {what} has two values, {self._values[place]} and {value}"
-                )
-
-    def of(self, image: LabelledImage) -> list[str | None]:
-        """Return what each object of an image is called; regions to be ignored are called `None`."""
-        own = self._own(image)
-        words: list[str | None] = [word if self._rule.kind is None else self._word(image, word) for word in own]
-        for number, is_crowd in enumerate(image.crowd):
-            if is_crowd:
-                words[number] = None
-        lost = [label for label, word in zip(own, words, strict=True) if word == _UNKNOWN]
-        if lost:
-            self._problems.append(f"{self._source.describe(image.name)}: {self._reason(lost)}")
-        return words
-
-    def _own(self, image: LabelledImage) -> list[str]:
-        if len(image.labels):
-            return list(image.labels)
-        return [self._source.class_names[index] for index in image.class_of_each]
-
-    def _word(self, image: LabelledImage, label: str) -> str:
-        if self._rule.kind == "folder":
-            return PurePosixPath(image.file_name).parent.name
-        if self._rule.kind == "column":
-            return self._source.columns[self._rule.column].get(image.name, _UNKNOWN)
-        places = [(alias, label if self._is_per_object else "") for alias in self._source.aliases(image.name)]
-        return next((self._values[place] for place in places if self._values.get(place)), _UNKNOWN)
-
-    def _reason(self, lost: Sequence[str]) -> str:
-        if self._rule.kind == "folder":
-            return "lies in no folder whose name could be its class"
-        if self._rule.kind == "csv":
-            objects = (
-                f"objects {', '.join(lost[:10])}{' ...' if len(lost) > 10 else ''}" if self._is_per_object else "it"
-            )
-            return f"{self._rule.table} has no {self._rule.column} for {objects}"
-        return f"the class of {len(lost)} objects is not said"
-
-
-def _renamed(word: str | None, names: Mapping[str, str | None]) -> str | None:
-    return word if not word else names.get(word, _UNKNOWN)
-
-
-def _not_in_map(named: Mapping[str, Sequence[str | None]], rule: ClassRule) -> list[str]:
-    """Return the problems of names that the map does not have, one a name."""
-    names = rule.names or {}
-    objects = Counter(word for words in named.values() for word in words if word and word not in names)
-    images = Counter(word for words in named.values() for word in set(words) if word and word not in names)
-    return [
-        f"{rule.map_file}: has no line for {word!r}, as {count} objects in {images[word]} images are called; add it "
-        "(null leaves them out)"
-        for word, count in sorted(objects.items())
-    ]
+def _words_of_objects(
+    images: Mapping[str, LabelledImage], reader: Reader, rule: ClassRule, problems: list[str]
+) -> dict[str, list[str | None]]:
+    """Return what the reader, or the table that the rule names, says of every object of every image."""
+    column = None
+    if rule.table is not None:
+        column = ImageColumn(rule.table, rule.key, rule.column, problems, object_column=OBJECT_COLUMN)
+    elif rule.kind == "column" and rule.column not in reader.columns:
+        own = ", ".join(reader.columns) or "none"
+        raise DataError(f"--classes-from column:{rule.column}: there is no such field of images; there are {own}")
+    said: dict[str, list[str | None]] = {}
+    for name, image in images.items():
+        objects = image.objects
+        labels = list(objects.labels) or [reader.class_names[index] for index in objects.classes]
+        words: list[str | None] = list(labels)
+        if column is not None:
+            words = [column.find(reader.aliases(name), label) for label in labels]
+        elif rule.kind is not None:
+            folder = PurePosixPath(image.file_name).parent.name
+            words = [folder if rule.kind == "folder" else reader.columns[rule.column].get(name, _UNKNOWN)] * len(labels)
+        said[name] = [None if crowd else word for word, crowd in zip(words, objects.crowd, strict=True)]
+        lost = [label for label, word in zip(labels, said[name], strict=True) if word == _UNKNOWN]
+        if not lost:
+            continue
+        reason = f"the class of {len(lost)} objects is not said"
+        if rule.kind == "folder":
+            reason = "is in no folder whose name could be its class"
+        elif column is not None:
+            some = f"objects {', '.join(lost[:10])}{' ...' if len(lost) > 10 else ''}" if column.per_object else "it"
+            reason = f"{rule.table} has no {rule.column} for {some}"
+        problems.append(f"{reader.describe(name)}: {reason}")
+    return said
 
 
 def _with_classes(image: LabelledImage, words: Sequence[str | None], class_names: Sequence[str]) -> LabelledImage:
-    crowd = list(image.crowd) or [False] * len(image.rles)
+    found = image.objects
     index_of = {name: index for index, name in enumerate(class_names)}
-    kept = [number for number, word in enumerate(words) if word in index_of or crowd[number]]
-    return dataclasses.replace(
-        image,
-        rles=[image.rles[number] for number in kept],
-        classes=[index_of.get(words[number] or _UNKNOWN, 0) for number in kept],
-        labels=[image.labels[number] for number in kept] if len(image.labels) else (),
-        crowd=[crowd[number] for number in kept],
+    kept = [number for number, word in enumerate(words) if word in index_of or found.crowd[number]]
+    objects = FoundObjects(
+        [found.rles[number] for number in kept],
+        [index_of.get(words[number] or _UNKNOWN, 0) for number in kept],
+        [found.labels[number] for number in kept] if len(found.labels) else (),
+        [found.crowd[number] for number in kept],
     )
+    return dataclasses.replace(image, objects=objects)
 
 
 def natural_order(name: str) -> tuple[Any, ...]:

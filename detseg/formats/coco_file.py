@@ -2,97 +2,71 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from detseg.coco.catalog import read_input_keys
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
-from detseg.formats.source import LabelledImage
-from detseg.images.planes import SINGLE
-from detseg.images.reading import stored_facts
+from detseg.formats.file_sets import FolderFiles
+from detseg.formats.reader import FoundObjects, Reader
 
 
-class CocoFile:
-    """The images and annotations of a COCO file as a `Source`; images stay where they are.
+class CocoFile(Reader):
+    """The images and annotations of a COCO file; images stay where they are.
 
     Masks of all forms become compressed run-lengths, ids are written anew, further fields of images are kept.
     """
 
-    parts = None
-    unlabelled: Sequence[str] = ()
-    default_column = None
-
-    def __init__(self, path: Path, *, image_root: Path | None = None) -> None:
+    def __init__(self, annotations: Path, *, image_root: Path | None = None) -> None:
         """Read the file; what is wrong with its images and annotations becomes `problems`.
 
         Raises DataError where it is no COCO file, or has no image that can be used.
         """
-        self.problems: list[str] = []
-        self.plane = SINGLE
-        self.input_keys = read_input_keys(path)
-        self._dataset = CocoDataset.load(path, image_root, skipped=self.problems)
-        if not len(self._dataset):
-            raise DataError(
-                f"{path}: lists no images that can be used" + "".join(f"\n  - {p}" for p in self.problems[:20])
-            )
-        self.description = f"prepared from {path}"
+        self.input_keys = read_input_keys(annotations)
+        problems: list[str] = []
+        self._dataset = CocoDataset.load(annotations, image_root, skipped=problems)
+        images = self._dataset.images
+        if not images:
+            listed = "".join(f"\n  - {problem}" for problem in problems[:20])
+            raise DataError(f"{annotations}: lists no images that can be used{listed}")
+        paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in images]
+        root = image_root or images[0].path.parents[len(paths[0].parts) - 1]
+        super().__init__(FolderFiles(root, [str(path) for path in paths]))
+        self.problems = problems
+        self.description = f"prepared from {annotations}"
         self.class_names = self._dataset.class_names
-        self._root = Path(image_root) if image_root else _root_of(self._dataset)
-        paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in self._dataset.images]
-        stems = Counter(path.with_suffix("") for path in paths)
-        # a.png and a.jpg keep their suffix.
-        names = [str(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path) for path in paths]
+        without = [path.with_suffix("") for path in paths]
+        counts = Counter(without)
+        # a.png and a.jpg keep their ending.
+        names = [str(bare if counts[bare] == 1 else path) for bare, path in zip(without, paths, strict=True)]
+        self.file_of = {name: str(path) for name, path in zip(names, paths, strict=True)}
         self._index_of = {name: index for index, name in enumerate(names)}
-        self.names = sorted(self._index_of)
         keys = {
-            key
-            for record in self._dataset.images
-            for key, value in record.metadata.items()
-            if isinstance(value, (str, int, float))
+            key for record in images for key, value in record.metadata.items() if isinstance(value, (str, int, float))
         }
         self.columns = {
-            key: {
-                name: str(self._dataset.images[index].metadata.get(key, "")) for name, index in self._index_of.items()
-            }
+            key: {name: str(record.metadata.get(key, "")) for name, record in zip(names, images, strict=True)}
             for key in sorted(keys)
         }
 
-    def aliases(self, name: str) -> list[str]:
-        path = PurePosixPath(self._dataset.images[self._index_of[name]].file_name.replace("\\", "/"))
-        return [name, str(path), path.stem, path.name]
+    def fields(self, name: str) -> Mapping[str, Any]:
+        return self._dataset.images[self._index_of[name]].metadata
 
-    def describe(self, name: str) -> str:
-        return str(self._dataset.images[self._index_of[name]].path)
+    def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
+        return objects_of_record(self._dataset, self._index_of[name], self.describe(name), height, width)
 
-    def read(self, name: str) -> tuple[LabelledImage, list[str]]:
-        index = self._index_of[name]
-        record = self._dataset.images[index]
-        if self.plane != SINGLE:
-            record = dataclasses.replace(record, metadata={**record.metadata, **self.plane.fields()})
-            self._dataset.images[index] = record
-        _, facts = self._dataset.read_picture(index)
-        rles, classes, crowd = self._dataset.annotations(index)
-        file_name = record.file_name.replace("\\", "/")
-        image = LabelledImage(
-            name, file_name, record.height, record.width, rles, classes.tolist(), stored_facts(facts), crowd.tolist()
+
+def objects_of_record(dataset: CocoDataset, index: int, where: str, height: int, width: int) -> FoundObjects:
+    """Return the annotations of an image of height x width. Raises DataError where the COCO file says another size."""
+    record = dataset.images[index]
+    if (height, width) != (record.height, record.width):
+        raise DataError(
+            f"{where}: the image has {height} x {width} pixels (height x width), but {dataset.name} says "
+            f"{record.height} x {record.width}: its masks would not lie on it; put back the images that the file was "
+            "made from"
         )
-        return image, []
-
-    def image_root(self, output: Path) -> Path:
-        return self._root
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        """Nothing is written."""
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        """They are there."""
-
-
-def _root_of(dataset: CocoDataset) -> Path:
-    """Return the folder that the file names of a data set are relative to."""
-    record = dataset.images[0]
-    below = PurePosixPath(record.file_name.replace("\\", "/"))
-    return record.path.parents[len(below.parts) - 1]
+    rles, classes, crowd = dataset.annotations(index)
+    return FoundObjects(rles, classes.tolist(), crowd=crowd.tolist())

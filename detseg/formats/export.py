@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,45 +16,11 @@ from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import written_whole
 from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile
+from detseg.formats.table import WRITERS
 from detseg.structures import rle as rle_codec
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 
 OBJECTS_NAME = "objects.csv"
-
-
-@dataclass(frozen=True)
-class Form:
-    """One form of files.
-
-    module, writer: of this package, imported when it is used. ending: what a file has after the name of its image, or,
-    of a form that is one table of all images, the name of the table. is_table: which of both. has_overlaps: whether
-    every object keeps its pixels where they overlap. has_classes: whether the class of an object is in the file.
-    """
-
-    description: str
-    module: str
-    writer: str
-    ending: str
-    is_table: bool = False
-    has_overlaps: bool = False
-    has_classes: bool = True
-
-
-FORMS: dict[str, Form] = {
-    "labels": Form("label image, TIFF of 16 or 32 bits", "label_images", "write_tiff", ".tif", has_classes=False),
-    "npy": Form("label image, NumPy array", "label_images", "write_npy", ".npy", has_classes=False),
-    "cellpose": Form("Cellpose's NAME_seg.npy", "cellpose", "write_seg_npy", "_seg.npy", has_classes=False),
-    "cellpose_masks": Form("Cellpose's NAME_masks.tif", "cellpose", "write_masks", "_masks.tif", has_classes=False),
-    "imagej": Form("zip of ImageJ regions", "imagej", "write_rois", "_rois.zip", has_overlaps=True),
-    "geojson": Form("QuPath's GeoJSON", "geojson", "write_geojson", ".geojson", has_overlaps=True),
-    "csv": Form("table of measurements", "measurements", "write_measurements", "measurements.csv", True, True),
-    "sartorius": Form(
-        "the Sartorius competition's train.csv", "run_lengths", "write_sartorius", "train.csv", True, True
-    ),
-    "dsb2018": Form(
-        *("the DSB 2018's table of masks", "run_lengths", "write_dsb2018", "stage1_train_labels.csv"), True, True, False
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -105,9 +70,9 @@ def export(
         ConfigError: there is no such form. DataError: files exist, unless `overwrite`; names collide or lead out of the
             folder; objects overlap where that is refused (nothing is written then); files cannot be written.
     """
-    form = FORMS.get(form_name)
+    form = WRITERS.get(form_name)
     if form is None:
-        raise ConfigError(f"there is no form {form_name!r}; there are: {', '.join(FORMS)}")
+        raise ConfigError(f"there is no form {form_name!r}; there are: {', '.join(WRITERS)}")
     targets = {} if form.is_table else image_targets(output, source.names, form.ending)
     tables = [output / form.ending] if form.is_table else [] if form.has_classes else [output / OBJECTS_NAME]
     _refuse_existing([*targets.values(), *tables], options.overwrite)
@@ -116,7 +81,7 @@ def export(
             to_label_image(objects)
     count = ExportCount(files=[*targets.values(), *tables])
     images = _exported(progress(source), options, count)
-    writer = getattr(importlib.import_module(f"detseg.formats.{form.module}"), form.writer)
+    writer = form.load()
     make_folder(output)
     if form.is_table:
         writer(tables[0], images, source.class_names)

@@ -14,14 +14,13 @@ from detseg.coco.index import kind_of, shown
 from detseg.coco.masks import Crop, fill_polygons
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
-from detseg.formats.annotated_images import AnnotatedImages, Objects, objects_of_crops, source_of_pairs
+from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
-from detseg.formats.source_files import open_source
+from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.images.reading import SUFFIXES
 from detseg.structures import rle as rle_codec
 
-EXPECTED = "NAME.geojson (or NAME.png.geojson) as QuPath exports it"
 OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
 # Classes of QuPath that end in a star are no objects: Ignore* is a region that nobody has labelled.
 _IGNORED = "Ignore*"
@@ -40,42 +39,32 @@ class GeoJsonOptions:
     nuclei: bool = False
 
 
-def read_geojson(
-    source: Path, annotations: Path | None = None, *, options: GeoJsonOptions | None = None, allow_empty: bool = False
-) -> AnnotatedImages:
-    """Find images and their GeoJSON files in a folder or zip archive, or the GeoJSON files in another one.
+class GeoJson(AnnotatedImages):
+    """Images with GeoJSON files of QuPath; the classifications are the classes. Further arguments: `GeoJsonOptions`."""
 
-    Raises DataError where there are no images or no such files.
-    """
-    chosen = options or GeoJsonOptions()
-    images = open_source(source)
-    files = images if annotations is None else open_source(annotations)
-    image_files = [file for file in images.names if PurePosixPath(file).suffix.lower() in SUFFIXES]
-    problems: list[str] = []
-    found: dict[str, str] = {}
-    for file in files.names:
+    kind = "QuPath objects"
+    expected = "NAME.geojson (or NAME.png.geojson) as QuPath exports it"
+
+    def __init__(
+        self, source: Path, annotations: Path | None = None, *, allow_empty: bool = False, **options: Any
+    ) -> None:
+        self._options = GeoJsonOptions(**options)
+        super().__init__(source, annotations, allow_empty=allow_empty)
+
+    def image_of(self, file: str) -> str | None:
         path = PurePosixPath(file)
         if path.suffix.lower() not in (".geojson", ".json"):
-            continue
+            return None
         inner = path.with_suffix("")  # a.png.geojson as well as a.geojson
-        name = (inner.with_suffix("") if inner.suffix.lower() in SUFFIXES else inner).as_posix()
-        if found.setdefault(name, file) != file:
-            problems.append(f"{files.describe(file)}: is a second file of objects, beside {found[name]}; keep one")
-    return source_of_pairs(
-        images,
-        files,
-        image_files=image_files,
-        annotation_files=found,
-        read_objects=lambda data, where, height, width: read_features(data, where, height, width, chosen),
-        class_names=[],
-        description=f"QuPath objects of {source}",
-        expected=EXPECTED,
-        allow_empty=allow_empty,
-        problems=problems,
-    )
+        return (inner.with_suffix("") if inner.suffix.lower() in SUFFIXES else inner).as_posix()
+
+    def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
+        return read_features(data, where, height, width, self._options)
 
 
-def read_features(data: bytes, where: str, height: int, width: int, options: GeoJsonOptions | None = None) -> Objects:
+def read_features(
+    data: bytes, where: str, height: int, width: int, options: GeoJsonOptions = GeoJsonOptions()
+) -> FoundObjects:
     """Read the objects of an image of height x width pixels, called by their classification.
 
     Objects of the class Ignore* are regions to be ignored, those of other classes with a star (Region*) are left out.
@@ -83,22 +72,29 @@ def read_features(data: bytes, where: str, height: int, width: int, options: Geo
 
     Raises DataError where the file is no GeoJSON.
     """
-    chosen = options or GeoJsonOptions()
     crops: list[Crop] = []
     labels: list[str] = []
     problems: list[str] = []
     for number, feature in enumerate(_features(data, where)):
         try:
             properties = _object(feature.get("properties") or {}, "its properties")
-            label = _classification(properties, chosen.class_name)
-            if not _is_wanted(feature, properties, chosen) or (label.endswith("*") and label != _IGNORED):
+            label = _classification(properties, options.class_name)
+            if not _is_wanted(feature, properties, options) or (label.endswith("*") and label != _IGNORED):
                 continue
-            crops.append(_fill(_geometry(feature, chosen), height, width))
+            geometry = (feature.get("nucleusGeometry") if options.nuclei else None) or feature.get("geometry")
+            polygons = _polygons(_object(geometry, "its geometry"))
+            crop = fill_polygons([[_ring(ring) for ring in polygon] for polygon in polygons], height, width)
+            if not crop[0].any():
+                raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
+            crops.append(crop)
             labels.append(label)
         except DataError as error:
-            problems.append(f"{where}: {_called(feature, number)}: {error}")
-    found = objects_of_crops(crops, labels, height, width)
-    return Objects(found.rles, labels, [label == _IGNORED for label in labels], problems)
+            own = feature.get("properties")
+            name = own.get("name") if isinstance(own, dict) else None
+            called = f"object number {number}" + (f" ({name})" if isinstance(name, str) else "")
+            problems.append(f"{where}: {called}: {error}")
+    crowd = [label == _IGNORED for label in labels]
+    return objects_of_crops(crops, height, width, labels=labels, crowd=crowd, problems=problems)
 
 
 def _features(data: bytes, where: str) -> list[dict[str, Any]]:
@@ -115,12 +111,6 @@ def _features(data: bytes, where: str) -> list[dict[str, Any]]:
     if not all("geometry" in feature or feature.get("type") == "Feature" for feature in features):
         raise DataError(f"{where}: is no GeoJSON of objects; expected features with a geometry")
     return features
-
-
-def _called(feature: Mapping[str, Any], number: int) -> str:
-    properties = feature.get("properties")
-    name = properties.get("name") if isinstance(properties, dict) else None
-    return f"object number {number}" + (f" ({name})" if isinstance(name, str) else "")
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -148,18 +138,6 @@ def _is_wanted(feature: Mapping[str, Any], properties: Mapping[str, Any], option
     kind = properties.get("objectType") or str(feature.get("id", "")).removeprefix("Path").removesuffix("Object")
     kind = str(kind).lower() if str(kind).lower() in OBJECT_TYPES else "annotation"
     return kind in (options.object_types or OBJECT_TYPES[:3])
-
-
-def _geometry(feature: Mapping[str, Any], options: GeoJsonOptions) -> dict[str, Any]:
-    nucleus = feature.get("nucleusGeometry") if options.nuclei else None
-    return _object(nucleus or feature.get("geometry"), "its geometry")
-
-
-def _fill(geometry: Mapping[str, Any], height: int, width: int) -> Crop:
-    crop = fill_polygons([[_ring(ring) for ring in polygon] for polygon in _polygons(geometry)], height, width)
-    if not crop[0].any():
-        raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
-    return crop
 
 
 def _polygons(geometry: Mapping[str, Any]) -> list[list[Any]]:

@@ -14,11 +14,10 @@ import numpy as np
 from detseg.coco.masks import Crop, fill_polygon
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
-from detseg.formats.annotated_images import AnnotatedImages, Objects, objects_of_crops, source_of_pairs
+from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
-from detseg.formats.source_files import open_source
-from detseg.images.reading import SUFFIXES
+from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.structures import rle as rle_codec
 
 if TYPE_CHECKING:
@@ -28,54 +27,32 @@ if TYPE_CHECKING:
 # What programs put behind the name of the image (Cellpose: _rois), and people in front of it.
 ENDINGS = ("_rois", "_roi", "_ROIs", "_RoiSet", "-rois")
 BEGINNINGS = ("RoiSet_", "RoiSet-")
-EXPECTED = "NAME.zip, NAME_rois.zip, RoiSet_NAME.zip or NAME.roi"
-
 # A region of a million points has 8 MB.
 MAX_ROI_BYTES = 2**26
 
 
-def read_rois(
-    source: Path, annotations: Path | None = None, *, class_name: str = "cell", allow_empty: bool = False
-) -> AnnotatedImages:
-    """Find images and their regions in a folder (or an archive of both), or the regions in another one.
+class ImageJRegions(AnnotatedImages):
+    """Images of one class with regions of ImageJ."""
 
-    Raises DataError where there are no images or no regions.
-    """
-    images = open_source(source)
-    files = images if annotations is None else open_source(annotations)
-    problems: list[str] = []
-    regions: dict[str, str] = {}
-    for file in files.names:
+    kind = "ImageJ regions"
+    expected = "NAME.zip, NAME_rois.zip, RoiSet_NAME.zip or NAME.roi"
+
+    def image_of(self, file: str) -> str | None:
         path = PurePosixPath(file)
         if path.suffix.lower() not in (".zip", ".roi"):
-            continue
-        name = path.with_name(_name_of_image(path.stem)).as_posix()
-        if regions.setdefault(name, file) != file:
-            problems.append(f"{files.describe(file)}: is a second file of regions, beside {regions[name]}; keep one")
-    return source_of_pairs(
-        images,
-        files,
-        image_files=[file for file in images.names if PurePosixPath(file).suffix.lower() in SUFFIXES],
-        annotation_files=regions,
-        read_objects=read_roi_file,
-        class_names=[class_name],
-        description=f"ImageJ regions of {source}",
-        expected=EXPECTED,
-        allow_empty=allow_empty,
-        problems=problems,
-    )
+            return None
+        stem = path.stem
+        for beginning in BEGINNINGS:
+            stem = stem.removeprefix(beginning)
+        for ending in ENDINGS:
+            stem = stem.removesuffix(ending)
+        return path.with_name(stem or path.stem).as_posix()
+
+    def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
+        return read_roi_file(data, where, height, width)
 
 
-def _name_of_image(stem: str) -> str:
-    name = stem
-    for beginning in BEGINNINGS:
-        name = name.removeprefix(beginning)
-    for ending in ENDINGS:
-        name = name.removesuffix(ending)
-    return name or stem
-
-
-def read_roi_file(data: bytes, where: str, height: int, width: int) -> Objects:
+def read_roi_file(data: bytes, where: str, height: int, width: int) -> FoundObjects:
     """Read the regions of an image of height x width pixels from a .zip or .roi.
 
     Objects are called by the number of their group in ImageJ, else by their name. What is a line or a point, lies
@@ -99,8 +76,7 @@ def read_roi_file(data: bytes, where: str, height: int, width: int) -> Objects:
             labels.append(str(roi.group) if roi.group else name)
         except DataError as error:
             problems.append(f"{where}: {name}: {error}")
-    found = objects_of_crops(crops, labels, height, width)
-    return Objects(found.rles, found.labels, problems=problems)
+    return objects_of_crops(crops, height, width, labels=labels, problems=problems)
 
 
 def _rois_of(data: bytes, where: str) -> list[tuple[str, ImagejRoi | None, str]]:

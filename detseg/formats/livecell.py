@@ -9,89 +9,92 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
-from detseg.formats.annotated_images import image_names
-from detseg.formats.source import LabelledImage
-from detseg.formats.source_files import SourceFiles, StoredImages, open_source
-from detseg.images.reading import decode_image
+from detseg.formats.coco_file import objects_of_record
+from detseg.formats.reader import FoundObjects, Reader, image_names
 
 logger = logging.getLogger(__name__)
 
-CELL_TYPES = ("A172", "BT474", "BV2", "Huh7", "MCF7", "SHSY5Y", "SkBr3", "SKOV3")
-SIZES = (2, 4, 5, 25, 50)
 PARTS = ("train", "val", "test")
 KIND = "cell_type"
 
 _NAME = re.compile(r"(?P<kind>[^_]+)_Phase_(?P<well>[A-Z]\d+)_(?P<position>\d+)_(?P<time>\w+?)_(?P<crop>\d+)")
 
 
-class LiveCell(StoredImages):
-    """A `Source` of one class, cell; the official split is its `parts`, and splits are stratified by cell type."""
+class LiveCell(Reader):
+    """One class, cell; the official split is its `parts`, and splits are stratified by cell type."""
 
     class_names = ("cell",)
-    default_column = KIND
-    unlabelled: Sequence[str] = ()
+    stratify_by = KIND
+    has_metadata = False
 
     def __init__(
-        self, path: Path, *, images: Path | None = None, cell_type: str | None = None, percent: int | None = None
+        self, source: Path, *, images: Path | None = None, cell_type: str | None = None, percent: int | None = None
     ) -> None:
         """Read the annotations below a folder.
 
         Args:
-            path: folder with the COCO files, in subfolders or not.
+            source: folder with the COCO files, in subfolders or not.
             images: folder or zip archive of the images. None: `images` or images.zip in the folder.
-            cell_type: take the files of the experiment with this cell type alone. None: those of all together.
-            percent: take the training file of the experiment with so few (one of `SIZES`) of the training images.
+            cell_type: take only the files of the experiment with this cell type. None: those of all together.
+            percent: take the training file of the experiment with so few of the training images.
 
         Raises:
             DataError: there is no such file, one is no COCO file, or there are no images.
         """
-        self.problems: list[str] = []
-        files = find_annotations(path, cell_type, percent)
-        self.description = f"LIVECell, {path}" + (f", {cell_type}" if cell_type else "")
-        self._images = _open_images(path, images)
-        by_stem = {PurePosixPath(n).name: file for n, file in image_names(self._images.names, self.problems).items()}
-        self._place_of: dict[str, tuple[CocoDataset, int]] = {}
-        self._file_of: dict[str, str] = {}
-        self.parts = {part: self._read_part(file, by_stem) for part, file in files.items()}
-        self.names = sorted(self._file_of)
-        if not self.names:
-            raise DataError(f"{path}: none of the images that the COCO files list is in {self._images.describe('')}")
-        self.columns = _columns(self.names)
+        annotations = find_annotations(source, cell_type, percent)
+        places = [images] if images is not None else [source / "images", source / "images.zip"]
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
+            raise DataError(
+                f"{' and '.join(map(str, places))}: not there; expected the images of LIVECell, a folder or the zip "
+                "archive (--images)"
+            )
+        super().__init__(place)
+        self.description = f"LIVECell, {source}" + (f", {cell_type}" if cell_type else "")
+        found = image_names(self.files.names, self.problems)
+        by_stem = {PurePosixPath(name).name: file for name, file in found.items()}
+        self.file_of: dict[str, str] = {}
+        self._record_of: dict[str, tuple[CocoDataset, int]] = {}
+        self.parts = {part: self._read_part(file, by_stem) for part, file in annotations.items()}
+        if not self.file_of:
+            raise DataError(f"{source}: none of the images that the COCO files list is in {self.files.describe('')}")
+        self.columns = {KIND: {}, "well": {}, "field": {}, "time": {}}
+        for name in self.names:
+            match = _NAME.fullmatch(name)
+            # The field is the larger image that the images were cut from.
+            self.columns[KIND][name] = name.split("_")[0]
+            self.columns["well"][name] = f"{match['kind']}_{match['well']}" if match else ""
+            self.columns["field"][name] = name.rpartition("_")[0] if match else name
+            self.columns["time"][name] = match["time"] if match else ""
 
-    def _read_part(self, path: Path, by_stem: dict[str, str]) -> list[str]:
+    def _read_part(self, path: Path, by_stem: Mapping[str, str]) -> list[str]:
         dataset = CocoDataset.load(path, skipped=self.problems)
         names, missing = [], []
         for index, record in enumerate(dataset.images):
             name = PurePosixPath(record.file_name.replace("\\", "/")).stem
-            if name in self._place_of:
+            if name in self._record_of:
                 self.problems.append(f"{path}: image {record.file_name} is in another of the COCO files, too")
             elif name not in by_stem:
                 missing.append(record.file_name)
             else:
-                self._place_of[name], self._file_of[name] = (dataset, index), by_stem[name]
+                self._record_of[name], self.file_of[name] = (dataset, index), by_stem[name]
                 names.append(name)
         if missing:
             some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-            self.problems.append(f"{path}: {len(missing)} of its images are not in {self._images.describe('')}: {some}")
+            self.problems.append(f"{path}: {len(missing)} of its images are not in {self.files.describe('')}: {some}")
         return names
 
-    def read(self, name: str) -> tuple[LabelledImage, list[str]]:
-        dataset, index = self._place_of[name]
-        record, file_name = dataset.images[index], self._file_of[name]
-        height, width = decode_image(self._images.read(file_name), self.describe(name)).shape[:2]
-        if (height, width) != (record.height, record.width):
-            raise DataError(
-                f"{self.describe(name)}: has {height} x {width} pixels (height x width), {dataset.name} says "
-                f"{record.height} x {record.width}"
-            )
-        rles, _, crowd = dataset.annotations(index)
-        fields = {column: values[name] for column, values in self.columns.items() if values[name]}
-        return LabelledImage(name, file_name, height, width, rles, fields=fields, crowd=crowd.tolist()), []
+    def fields(self, name: str) -> Mapping[str, str]:
+        return {column: values[name] for column, values in self.columns.items() if values[name]}
+
+    def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
+        found = objects_of_record(*self._record_of[name], self.describe(name), height, width)
+        return FoundObjects(found.rles, crowd=found.crowd)
 
 
 def find_annotations(path: Path, cell_type: str | None = None, percent: int | None = None) -> dict[str, Path]:
@@ -106,10 +109,20 @@ def find_annotations(path: Path, cell_type: str | None = None, percent: int | No
         raise DataError(f"{path}: there is no such folder; expected the COCO files of LIVECell and images.zip in it")
     if cell_type is not None and percent is not None:
         raise DataError("the experiments with one cell type and with a part of the training images are not combined")
+    kind = (cell_type or "").lower()
+
+    def is_of(file: Path, part: str) -> bool:
+        name = file.name.lower()
+        if percent is not None and part == "train":
+            return name.endswith(f"_train{percent}percent.json")
+        if not kind:
+            return name == f"livecell_coco_{part}.json"
+        return name == f"livecell_{kind}_{part}.json" or (name == f"{part}.json" and file.parent.name.lower() == kind)
+
     files = sorted(path.rglob("*.json"))
     found: dict[str, Path] = {}
     for part in PARTS:
-        fitting = [file for file in files if _is_of(file, part, cell_type, percent if part == "train" else None)]
+        fitting = [file for file in files if is_of(file, part)]
         if len(fitting) > 1:
             raise DataError(f"{path}: {fitting[0]} and {fitting[1]} are both the {part} file; keep one of them")
         if fitting:
@@ -123,36 +136,3 @@ def find_annotations(path: Path, cell_type: str | None = None, percent: int | No
         missing = ", ".join(part for part in PARTS if part not in found)
         logger.warning("%s: there is no COCO file %sfor %s", path, what, missing)
     return found
-
-
-def _is_of(file: Path, part: str, cell_type: str | None, percent: int | None) -> bool:
-    name = file.name.lower()
-    if percent is not None:
-        return name.endswith(f"_train{percent}percent.json")
-    if cell_type is None:
-        return name == f"livecell_coco_{part}.json"
-    kind = cell_type.lower()
-    return name == f"livecell_{kind}_{part}.json" or (name == f"{part}.json" and file.parent.name.lower() == kind)
-
-
-def _open_images(path: Path, images: Path | None) -> SourceFiles:
-    candidates = [images] if images is not None else [path / "images", path / "images.zip"]
-    for candidate in candidates:
-        if candidate.exists():
-            return open_source(candidate)
-    raise DataError(
-        f"{' and '.join(map(str, candidates))}: not there; expected the images of LIVECell, a folder or the zip "
-        "archive (--images)"
-    )
-
-
-def _columns(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return what the names of images say: cell type, well, time, and the larger image that they were cut from."""
-    columns: dict[str, dict[str, str]] = {KIND: {}, "well": {}, "field": {}, "time": {}}
-    for name in names:
-        match = _NAME.fullmatch(name)
-        columns[KIND][name] = name.split("_")[0]
-        columns["well"][name] = f"{match['kind']}_{match['well']}" if match else ""
-        columns["field"][name] = name.rpartition("_")[0] if match else name
-        columns["time"][name] = match["time"] if match else ""
-    return columns

@@ -1,4 +1,8 @@
-"""Run-lengths as competitions write them: pairs "start length", the first pixel is 1, read by columns or by rows."""
+"""Run-lengths as competitions write them: pairs "start length", the first pixel is 1, along rows or down columns.
+
+`read_pairs` and `to_rles` read them, `to_texts` writes them; tables of them are read by `MaskTable` and written by
+`write_mask_table`, submissions by `detseg.submission`.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,15 @@ from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.files.table import Row, Table
 from detseg.formats.objects import ImageObjects
+from detseg.formats.reader import FoundObjects
 from detseg.structures import rle as rle_codec
 from detseg.structures.rle import Runs
 
 # Digits beyond this are no position in any image; int64 holds them.
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
-Encoder = Callable[[Sequence[tuple[np.ndarray, np.ndarray]], int, int], list[dict[str, Any]]]
 
-
-def parse_pairs(text: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+def read_pairs(text: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the runs of one mask.
 
     Returns:
@@ -43,102 +46,101 @@ def parse_pairs(text: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.array(words, dtype=np.int64)
     starts, lengths = numbers[0::2] - 1, numbers[1::2]
     ends = starts + lengths
-    _check(starts, lengths, ends, num_pixels)
+    for wrong, reason in (
+        (starts < 0, "starts before the first pixel, which is 1"),
+        (lengths < 1, "has no length; expected 1 or more"),
+        (ends > num_pixels, f"leaves the image, which has {num_pixels} pixels: was it made for another size?"),
+        (np.append(False, starts[1:] < starts[:-1]), "starts before the previous one; expected ascending starts"),
+        (np.append(False, starts[1:] < ends[:-1]), "overlaps the previous one"),
+    ):
+        index = np.flatnonzero(wrong)
+        if len(index):
+            raise DataError(f"the run {starts[index[0]] + 1} {lengths[index[0]]} {reason}")
     return starts, ends
 
 
-def _check(starts: np.ndarray, lengths: np.ndarray, ends: np.ndarray, num_pixels: int) -> None:
-    def first(wrong: np.ndarray) -> str | None:
-        """Return the first wrong run as the file has it, or None."""
-        index = np.flatnonzero(wrong)
-        return f"{starts[index[0]] + 1} {lengths[index[0]]}" if len(index) else None
+def to_rles(
+    masks: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int, *, by_rows: bool
+) -> list[dict[str, Any]]:
+    """Return the COCO RLEs of N masks given by their `read_pairs`; the masks may overlap.
 
-    if run := first(starts < 0):
-        raise DataError(f"the run {run} starts before the first pixel, which is 1")
-    if run := first(lengths < 1):
-        raise DataError(f"the run {run} has no length; expected 1 or more")
-    if run := first(ends > num_pixels):
-        raise DataError(f"the run {run} leaves the image, which has {num_pixels} pixels: was it made for another size?")
-    if run := first(np.append(False, starts[1:] < starts[:-1])):
-        raise DataError(f"the run {run} starts before the one in front of it; expected ascending starts")
-    if run := first(np.append(False, starts[1:] < ends[:-1])):
-        raise DataError(f"the run {run} overlaps the one in front of it")
-
-
-def encode_by_columns(masks: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int) -> list[dict[str, Any]]:
-    """Return N COCO RLEs of masks given by runs that go down the columns, as those of COCO itself do."""
-    return rle_codec.encode_runs(_join(masks, height, width), height, width)
-
-
-def encode_by_rows(masks: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int) -> list[dict[str, Any]]:
-    """Return N COCO RLEs of masks given by runs that go along the rows.
-
-    By columns these are the runs of the transposed image; its crops are transposed, so that nothing as large as the
-    image is made for a mask, and masks may overlap.
+    by_rows: runs go along the rows, else down the columns as those of COCO itself do.
     """
-    crops = rle_codec.crops_of(_join(masks, width, height))
-    return rle_codec.encode_crops([(crop.T, y0, x0) for crop, x0, y0 in crops], height, width)
-
-
-def _join(masks: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int) -> Runs:
     nothing = np.zeros(0, dtype=np.int64)
-    return Runs(
+    # By columns, runs along the rows are those of the transposed image.
+    sides = (width, height) if by_rows else (height, width)
+    runs = Runs(
         starts=np.concatenate([nothing, *(starts for starts, _ in masks)]),
         ends=np.concatenate([nothing, *(ends for _, ends in masks)]),
         owners=np.repeat(np.arange(len(masks)), [len(starts) for starts, _ in masks]),
-        heights=np.full(len(masks), height, dtype=np.int64),
-        widths=np.full(len(masks), width, dtype=np.int64),
+        heights=np.full(len(masks), sides[0], dtype=np.int64),
+        widths=np.full(len(masks), sides[1], dtype=np.int64),
     )
+    if not by_rows:
+        return rle_codec.encode_runs(runs, height, width)
+    # Crops are transposed, so that nothing as large as the image is made for a mask.
+    return rle_codec.encode_crops([(crop.T, y0, x0) for crop, x0, y0 in rle_codec.crops_of(runs)], height, width)
 
 
-# The rows of a CSV of masks: by image, checked, and from run-lengths to COCO RLEs.
+def to_texts(rles: Sequence[dict[str, Any]], height: int, width: int, *, by_rows: bool) -> list[str]:
+    """Return N masks as pairs "start length", "" for one without a pixel."""
+    texts = []
+    for crop, x0, y0 in rle_codec.decode_crops(rles):
+        if by_rows:
+            rows, columns = np.nonzero(crop)
+            places = (rows + y0) * width + columns + x0 + 1
+        else:
+            columns, rows = np.nonzero(crop.T)
+            places = (columns + x0) * height + rows + y0 + 1
+        first = np.append(True, np.diff(places) > 1)[: len(places)]
+        starts, bounds = places[first], np.append(np.flatnonzero(first), len(places))
+        texts.append(" ".join(map(str, np.stack([starts, np.diff(bounds)], axis=1).ravel().tolist())))
+    return texts
 
 
-class MaskRows:
-    """A table with one row a mask.
+def competition_name(file_name: str) -> str:
+    """Return what competitions call an image: the name of its file without folder and ending."""
+    return PurePosixPath(file_name.replace("\\", "/")).stem
+
+
+class MaskTable:
+    """A table with one row a mask, as training annotations.
 
     key, runs: its columns of image names and of run-lengths. size: its columns of height and width, where it has them;
     every row must say the size of the image. allow_empty: an image without a row has no objects; else it is a problem.
     """
 
     def __init__(
-        self, table: Table, *, key: str, runs: str, size: tuple[str, str], encode: Encoder, allow_empty: bool = False
+        self, table: Table, *, key: str, runs: str, size: tuple[str, str], by_rows: bool, allow_empty: bool
     ) -> None:
-        self.table = table
-        self._allow_empty = allow_empty
-        self.key = key
-        self._runs = runs
+        self.table, self._key, self._runs, self._by_rows, self._allow_empty = table, key, runs, by_rows, allow_empty
         self._size = size if set(size) <= set(table.columns) else None
-        self._encode = encode
         self.rows_of: dict[str, list[Row]] = {}
         for row in table.rows:
             self.rows_of.setdefault(row.values[key], []).append(row)
 
-    def where(self, row: Row) -> str:
-        """Return what messages call a row."""
-        return f"{self.table.name}: line {row.line} (image {row.values[self.key]})"
+    def _where(self, row: Row) -> str:
+        return f"{self.table.name}: line {row.line} (image {row.values[self._key]})"
 
-    def missing(self, names: Sequence[str], folder: str) -> list[str]:
+    def missing(self, names: Iterable[str], folder: str) -> list[str]:
         """Return the problems of images that rows name and that are not in `names`."""
         known = set(names)
         return [
-            f"{self.where(rows[0])}: there is no image of this name in {folder}"
+            f"{self._where(rows[0])}: there is no image of this name in {folder}"
             + (f" ({len(rows)} rows)" if len(rows) > 1 else "")
             for name, rows in self.rows_of.items()
             if name not in known
         ]
 
-    def read(self, name: str, height: int, width: int) -> tuple[list[dict[str, Any]], list[Row], list[str]]:
+    def find_objects(
+        self, name: str, height: int, width: int, class_of: Callable[[Row], int] = lambda row: 0
+    ) -> FoundObjects:
         """Read the masks of an image of height x width pixels.
 
-        A single row without run-lengths is an image without objects.
+        A single row without run-lengths is an image without objects. class_of: returns the class of a row, or raises
+        DataError.
 
-        Returns:
-            N compressed COCO RLEs, their rows, and what is wrong with the other rows.
-
-        Raises:
-            DataError: the image has no row, unless `allow_empty`, or none that can be used: to train on it would teach
-                that it is empty.
+        Raises DataError where the image has no row, unless `allow_empty`: to train on it would teach that it is empty.
         """
         rows = self.rows_of.get(name, [])
         if not rows and not self._allow_empty:
@@ -146,109 +148,58 @@ class MaskRows:
                 f"image {name}: {self.table.name} has no row for it; is the table whole? Where images without objects "
                 "have no row, pass --allow-empty"
             )
-        if not rows or (len(rows) == 1 and not rows[0].values[self._runs]):
-            return [], [], []
-        masks, good, problems = [], [], []
+        if len(rows) == 1 and not rows[0].values[self._runs]:
+            return FoundObjects()
+        masks, classes, problems = [], [], []
         for row in rows:
             try:
-                self._check_size(row, height, width)
-                masks.append(parse_pairs(row.values[self._runs], height * width))
-                good.append(row)
+                said = [row.values[column] for column in self._size or ()]
+                if self._size and said != [str(height), str(width)]:
+                    raise DataError(
+                        f"was made for {said[0]!r} x {said[1]!r} pixels (height x width), but the image has {height} x "
+                        f"{width}"
+                    )
+                mask, class_index = read_pairs(row.values[self._runs], height * width), class_of(row)
             except DataError as error:
-                problems.append(f"{self.where(row)}: {error}")
-        if not good:
-            raise DataError(f"image {name}: none of its {len(rows)} masks can be used; {problems[0]}")
-        return self._encode(masks, height, width), good, problems
-
-    def _check_size(self, row: Row, height: int, width: int) -> None:
-        if self._size is None:
-            return
-        said = [row.values[column] for column in self._size]
-        if said != [str(height), str(width)]:
-            raise DataError(
-                f"was made for {said[0]!r} x {said[1]!r} pixels (height x width), but the image has {height} x {width}"
-            )
+                problems.append(f"{self._where(row)}: {error}")
+                continue
+            masks.append(mask)
+            classes.append(class_index)
+        return FoundObjects(to_rles(masks, height, width, by_rows=self._by_rows), classes, problems=problems)
 
 
-# Competitions' tables of run-lengths, as training annotations: the Sartorius train.csv and that of the DSB 2018.
+def write_mask_table(
+    path: Path,
+    columns: Sequence[str],
+    images: Iterable[ImageObjects],
+    row_of: Callable[[ImageObjects, int, str, str], Sequence[str]],
+    *,
+    by_rows: bool,
+) -> None:
+    """Write a table with a row an object; images and masks without a pixel have no row. An existing file is replaced.
 
-SARTORIUS_COLUMNS = (
-    *("id", "annotation", "width", "height", "cell_type"),
-    *("plate_time", "sample_date", "sample_id", "elapsed_timedelta"),
-)
-DSB2018_COLUMNS = ("ImageId", "EncodedPixels")
-
-
-def write_sartorius(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write train.csv: a row an object, runs along the rows; plate_time and the like where the images have them.
-
-    As in the competition, an image is known by its name without folder and suffix; images and masks without a pixel
-    have no row.
-    An existing file is replaced.
+    row_of: image, index of the object, name of the image in the table and run-lengths -> the row's fields.
 
     Raises DataError where two images have one name.
     """
-    _write(path, SARTORIUS_COLUMNS, _sartorius_rows(images, class_names))
 
+    def rows() -> Iterator[Sequence[str]]:
+        seen: dict[str, str] = {}
+        for objects in images:
+            name = competition_name(objects.file_name)
+            other = seen.setdefault(name, objects.file_name)
+            if other != objects.file_name:
+                raise DataError(
+                    f"{other} and {objects.file_name} would both be called {name!r} in the table; rename one of the "
+                    "images"
+                )
+            texts = to_texts(objects.rles, objects.height, objects.width, by_rows=by_rows)
+            yield from (row_of(objects, index, name, runs) for index, runs in enumerate(texts) if runs)
 
-def _sartorius_rows(images: Iterable[ImageObjects], class_names: Sequence[str]) -> Iterator[list[str]]:
-    for objects, name in _named(images):
-        further = [str(objects.fields.get(column, "")) for column in SARTORIUS_COLUMNS[5:]]
-        for crop, class_index in zip(rle_codec.decode_crops(objects.rles), objects.classes, strict=True):
-            runs = encode_pairs(*crop, objects.width)
-            if not runs:
-                continue
-            yield [name, runs, str(objects.width), str(objects.height), class_names[class_index], *further]
-
-
-def write_dsb2018(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write stage1_train_labels.csv: a row an object, runs down the columns; it has no classes.
-
-    Names and images without objects as in `write_sartorius`. An existing file is replaced.
-    """
-    _write(path, DSB2018_COLUMNS, _dsb2018_rows(images))
-
-
-def _dsb2018_rows(images: Iterable[ImageObjects]) -> Iterator[list[str]]:
-    for objects, name in _named(images):
-        for crop, x0, y0 in rle_codec.decode_crops(objects.rles):
-            runs = encode_pairs(crop.T, y0, x0, objects.height)
-            if runs:
-                yield [name, runs]
-
-
-def encode_pairs(crop: np.ndarray, x0: int, y0: int, width: int) -> str:
-    """Return a mask as pairs "start length", the first pixel is 1, along the rows of an image `width` pixels wide.
-
-    crop: (h, w) bool, whose upper left lies at (x0, y0). For runs down the columns give its transpose, y0, x0 and the
-    height.
-    """
-    rows, columns = np.nonzero(crop)
-    places = (rows + y0) * width + columns + x0 + 1
-    breaks = np.flatnonzero(np.diff(places) > 1) + 1
-    starts = places[np.append(0, breaks)] if len(places) else places
-    lengths = np.diff(np.concatenate([[0], breaks, [len(places)]])) if len(places) else places
-    return " ".join(map(str, np.stack([starts, lengths], axis=1).ravel().tolist()))
-
-
-def _named(images: Iterable[ImageObjects]) -> Iterator[tuple[ImageObjects, str]]:
-    """Yield images with their names in the table."""
-    seen: dict[str, str] = {}
-    for objects in images:
-        name = PurePosixPath(objects.file_name.replace("\\", "/")).stem
-        other = seen.setdefault(name, objects.file_name)
-        if other != objects.file_name:
-            raise DataError(
-                f"{other} and {objects.file_name} would both be called {name!r} in the table; rename one of the images"
-            )
-        yield objects, name
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[list[str]]) -> None:
     with (
         written_whole(path, "the table") as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows(rows())

@@ -84,54 +84,89 @@ def _number(text: str | None) -> int | str | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 10 else text
 
 
-def choose_plane(get: Getter, shape: Sequence[int], axes: str, choice: PlaneChoice) -> tuple[np.ndarray, str]:
-    """Take one picture out of an array of any axes.
+@dataclass(frozen=True)
+class Plane:
+    """One picture in an array with further axes, and how its pixels are read.
 
-    Args:
-        get: the array's `__getitem__`, or what does the same without reading all of it.
-        shape, axes: of the array; one letter an axis.
+    letters: of the array's axes. shape: of the array. index: a number for an axis that is chosen, slice(None) for one
+    that is kept, and for the slices that are projected. projected: the position of these, or None. order: the axes Y, X
+    and that of channels among those that are kept. channel: the letter of the last one, "" without channels.
+    """
 
-    Returns:
-        (H, W) or (H, W, C), and the letter of the channel axis, "" without one.
+    letters: str
+    shape: tuple[int, ...]
+    index: tuple[Any, ...]
+    projected: int | None
+    order: tuple[int, ...]
+    channel: str
+
+    def length(self, letter: str) -> int:
+        """Return the length of an axis, 1 for one that the array does not have."""
+        return self.shape[self.letters.index(letter)] if letter and letter in self.letters else 1
+
+    def read(self, get: Getter, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
+        """Return pixels of the picture, (h, w) or (h, w, C). get: the array's `__getitem__`, or what does the same."""
+        places = {"Y": rows, "X": columns}
+        index = [places.get(letter, one) for letter, one in zip(self.letters, self.index, strict=True)]
+        array: np.ndarray | None = None
+        if self.projected is None:
+            array = np.asarray(get(tuple(index)))
+        else:
+            for number in range(self.shape[self.projected]):  # one slice in memory at a time
+                index[self.projected] = number
+                one = np.asarray(get(tuple(index)))
+                array = one.copy() if array is None else np.maximum(array, one, out=array)
+        return array.transpose(self.order)
+
+
+def choose_plane(shape: Sequence[int], axes: str, choice: PlaneChoice) -> Plane:
+    """Find one picture in an array of any axes. axes: a letter each, as the file names them.
 
     Raises:
         DataError: slices or points in time without a choice, or fewer than chosen; axes that are no picture's.
     """
-    letters = axis_letters(shape, axes, choice)
+    shape = tuple(int(length) for length in shape)
+    letters = _axis_letters(shape, axes, choice)
     index: list[Any] = [
         slice(None) if length > 1 or letter in "YX" else 0 for length, letter in zip(shape, letters, strict=True)
     ]
+    projected = None
     for letter, chosen in (("Z", choice.z), ("T", choice.t)):
         position = letters.find(letter)
         count = shape[position] if position >= 0 else 1
         _check_stack(letter, count, chosen)
-        if position >= 0 and count > 1 and chosen != PROJECTION:
+        if count > 1 and chosen == PROJECTION:
+            projected = position
+        elif count > 1:
             index[position] = chosen
-    kept = "".join(letter for letter, one in zip(letters, index, strict=True) if one == slice(None) and letter != "Z")
-    _check_picture(kept, letters, shape)
-    if choice.z == PROJECTION and "Z" in letters and isinstance(index[letters.index("Z")], slice):
-        array = _project(get, index, letters.index("Z"), shape[letters.index("Z")])
-    else:
-        array = np.asarray(get(tuple(index)))
+    kept = "".join(
+        letter
+        for position, (letter, one) in enumerate(zip(letters, index, strict=True))
+        if isinstance(one, slice) and position != projected
+    )
     channel = kept.replace("Y", "").replace("X", "")
-    order = [kept.index(letter) for letter in "YX" + channel]
-    return array.transpose(order), channel
+    is_picture = "Y" in kept and "X" in kept and (not channel or channel in tuple(_CHANNEL_AXES + UNNAMED_AXES))
+    if not is_picture:
+        raise DataError(
+            f"the file has the axes {letters} of shape {shape}; expected one picture (YX, or with channels CYX or "
+            "YXS) of any number of slices (Z) and points in time (T); name the axes with --axes (in a COCO file the "
+            f'image\'s field "{FIELD}": {{"axes": "ZCYX"}}), or save every picture as a file of its own'
+        )
+    order = tuple(kept.index(letter) for letter in "YX" + channel)
+    return Plane(letters, shape, tuple(index), projected, order, channel)
 
 
-def axis_letters(shape: Sequence[int], axes: str, choice: PlaneChoice) -> str:
-    """Return a letter for every axis: the file's own, or those that were given for the axes longer than 1.
-
-    Raises DataError where another number was given.
-    """
+def _axis_letters(shape: Sequence[int], axes: str, choice: PlaneChoice) -> str:
+    """Return a letter for every axis: the file's own, or those that were given for the axes longer than 1."""
     if not choice.axes:
         return axes
-    long_ones = [length for length in shape if length > 1]
     if len(choice.axes) == len(shape):
         return choice.axes
+    long_ones = [length for length in shape if length > 1]
     if len(choice.axes) != len(long_ones):
         raise DataError(
-            f"the axes are given as {choice.axes}, but the file has {len(long_ones)} (of shape {tuple(shape)}); give "
-            "one letter for each"
+            f"the axes are given as {choice.axes}, but the file has {len(long_ones)} (of shape {shape}); give one "
+            "letter for each"
         )
     given = iter(choice.axes)
     return "".join(next(given) if length > 1 else "?" for length in shape)
@@ -147,22 +182,3 @@ def _check_stack(letter: str, count: int, chosen: int | str | None) -> None:
         )
     if isinstance(chosen, int) and chosen >= count:
         raise DataError(f"{option} {chosen} is chosen, but the file holds {count} {name} (0 to {count - 1})")
-
-
-def _check_picture(kept: str, letters: str, shape: Sequence[int]) -> None:
-    others = kept.replace("Y", "").replace("X", "")
-    if "Y" not in kept or "X" not in kept or len(others) > 1 or (others and others not in _CHANNEL_AXES + UNNAMED_AXES):
-        raise DataError(
-            f"the file has the axes {letters} of shape {tuple(shape)}; expected one picture (YX, or with channels CYX "
-            "or YXS) of any number of slices (Z) and points in time (T); name the axes with --axes (in a COCO file the "
-            f'image\'s field "{FIELD}": {{"axes": "ZCYX"}}), or save every picture as a file of its own'
-        )
-
-
-def _project(get: Getter, index: list[Any], position: int, count: int) -> np.ndarray:
-    """Return the maximum over an axis, one slice in memory at a time."""
-    result: np.ndarray | None = None
-    for number in range(count):
-        plane = np.asarray(get((*index[:position], number, *index[position + 1 :])))
-        result = plane.copy() if result is None else np.maximum(result, plane, out=result)
-    return result

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from detseg.errors import DataError
-from detseg.images.pixel_source import PlaneSource
+from detseg.images.pixel_source import PlaneSource, readable
 from detseg.images.planes import PlaneChoice
-from detseg.images.tiff import micrometres
+from detseg.images.tiff_metadata import micrometres
 from detseg.structures.pixel_size import FIELD, pixel_size_field
 
 _MARKS = (".zarray", ".zgroup", "zarr.json")
@@ -29,52 +29,40 @@ def open_zarr(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
     Raises:
         DataError: zarr is not installed; the folder is a group of something else; see PlaneSource.
     """
-    try:
-        import zarr
-    except ImportError:
-        raise DataError(f"{path}: reading Zarr needs the package zarr: pip install zarr") from None
-    try:
+    with readable(str(path)):
+        try:
+            import zarr
+        except ImportError:
+            raise DataError("reading Zarr needs the package zarr: pip install zarr") from None
         opened = zarr.open(str(path), mode="r")
-        array, axes, facts = (opened, "", {}) if hasattr(opened, "shape") else _level_zero(opened, path)
-        if len(array.shape) < 2 or array.dtype.kind not in "iubf":
-            raise DataError(f"{path}: expected an image, found {array.dtype} of shape {tuple(array.shape)}")
-    except DataError:
-        raise
-    # What zarr raises for a broken folder depends on its version.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path}: is no readable Zarr image ({reason})") from None
-    given = PlaneChoice.from_fields(fields).axes
-    source = PlaneSource(
-        array.__getitem__,
-        tuple(array.shape),
-        axes or _guessed(array.shape, given, path),
-        name=str(path),
-        fields=fields,
-        facts=facts,
-    )
-    if len(facts.get("channel_names", ())) != source.num_channels:
-        source.facts.pop("channel_names", None)
-    source.row_height = max(int(array.chunks[source.letters.index("Y")]), 256)
-    return source
+        array, axes, facts = (opened, "", {}) if hasattr(opened, "shape") else _level_zero(opened)
+        shape = tuple(array.shape)
+        if len(shape) < 2 or array.dtype.kind not in "iubf":
+            raise DataError(f"expected an image, found {array.dtype} of shape {shape}")
+        axes = axes or _guessed(shape, PlaneChoice.from_fields(fields).axes)
+        source = PlaneSource(array.__getitem__, shape, axes, name=str(path), fields=fields)
+        if len(facts.get("channel_names", ())) != source.num_channels:
+            facts.pop("channel_names", None)
+        source.facts = {**facts, **fields}
+        source.row_height = max(int(array.chunks[source.plane.letters.index("Y")]), 256)
+        return source
 
 
-def _level_zero(group: Any, path: Path) -> tuple[Any, str, dict[str, Any]]:
+def _level_zero(group: Any) -> tuple[Any, str, dict[str, Any]]:
     """The array of the full size, its axes and facts, of an OME-Zarr group."""
     attributes = dict(group.attrs)
     attributes = attributes.get("ome", attributes)
     scales = attributes.get("multiscales")
     if not scales:
         inside = ", ".join(sorted(group.array_keys())[:5]) or "no arrays"
-        raise DataError(f"{path}: is a Zarr group but no OME-Zarr image; name one of its arrays ({inside})")
+        raise DataError(f"is a Zarr group but no OME-Zarr image; name one of its arrays ({inside})")
     first = scales[0]
     level = first["datasets"][0]
     array = group[level["path"]]
     named = first.get("axes") or list("tczyx")[-len(array.shape) :]
     names = [axis["name"] if isinstance(axis, Mapping) else axis for axis in named]
-    unknown = [name for name in names if name.lower() not in _LETTERS]
-    if unknown or len(names) != len(array.shape):
-        raise DataError(f"{path}: its axes are {names} of shape {tuple(array.shape)}; expected t, c, z, y, x")
+    if len(names) != len(array.shape) or not all(name.lower() in _LETTERS for name in names):
+        raise DataError(f"its axes are {names} of shape {tuple(array.shape)}; expected t, c, z, y, x")
     facts: dict[str, Any] = {}
     size = _pixel_size(named, names, level.get("coordinateTransformations") or ())
     if size is not None:
@@ -100,10 +88,12 @@ def _pixel_size(named: Sequence[Any], names: Sequence[str], transformations: Seq
     return edges[0], edges[1]
 
 
-def _guessed(shape: Sequence[int], given: str, path: Path) -> str:
+def _guessed(shape: Sequence[int], given: str) -> str:
     """Letters for an array that names no axes: (height, width), or with RGB at the end; else they must be given."""
-    if given or len(shape) == 2:
-        return given if len(given) == len(shape) else "YX" if len(shape) == 2 else "?" * len(shape)
+    if len(shape) == 2:
+        return given if len(given) == 2 else "YX"
+    if given:
+        return given if len(given) == len(shape) else "?" * len(shape)
     if len(shape) == 3 and shape[2] in (1, 3, 4):
         return "YXS"
-    raise DataError(f"{path}: does not name its axes, of shape {tuple(shape)}; name them with --axes, as CYX or TZYX")
+    raise DataError(f"does not name its axes, of shape {tuple(shape)}; name them with --axes, as CYX or TZYX")

@@ -19,7 +19,8 @@ import numpy as np
 from detseg.coco.dataset import ImageRecord
 from detseg.errors import DataError
 from detseg.fusion.postprocess import Postprocess
-from detseg.images.pixel_source import PixelSource, open_pixels, reads_parts
+from detseg.images.pixel_source import PixelSource
+from detseg.images.reading import open_pixels, reads_parts
 from detseg.inference.detector import Detector
 from detseg.inference.sliding_window import SlidingWindow, WindowPlan
 from detseg.inference.tiling import AUTO, LARGE, NEVER, AnswersInFolder, AnswersInMemory, TileAnswers, Tiling

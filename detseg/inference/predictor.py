@@ -21,10 +21,11 @@ import numpy as np
 
 import detseg
 from detseg.coco.dataset import ImageRecord
-from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
+from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
-from detseg.images.pixel_source import ArraySource, PixelSource, read_image_file
+from detseg.images.pixel_source import ArraySource, PixelSource
+from detseg.images.reading import read_picture
 from detseg.inference.combined import CombinedDetector, Member
 from detseg.inference.detector import Detector, InputImage, Prepared, as_image, check_size, map_ahead
 from detseg.inference.image_model import ImageModel
@@ -149,14 +150,13 @@ class Predictor:
         augmented: whether images are augmented where TEST.AUG says so.
         """
         tta = TestTimeAugmentation.from_config(cfg)
-        size = TestSizeOptions.from_config(cfg)
         return cls(
             model,
             preprocess=ImagePreprocess.from_config(cfg),
             classes=classes,
-            min_size_test=size.min_size,
-            max_size_test=size.max_size,
-            pixel_size=size.pixel_size,
+            min_size_test=cfg.INPUT.MIN_SIZE_TEST,
+            max_size_test=cfg.INPUT.MAX_SIZE_TEST,
+            pixel_size=cfg.INPUT.PIXEL_SIZE,
             postprocess=postprocess,
             precision=precision,
             provenance=provenance,
@@ -333,7 +333,7 @@ class Predictor:
                     source.close()
                     raise
                 return record, source
-            image, facts = read_image_file(record.path, record.metadata)
+            image, facts = read_picture(record.path, record.metadata)
             whole = ArraySource(image, facts, record.file_name or "image")
             if large.claims(whole):
                 check_size(record, whole.height, whole.width)

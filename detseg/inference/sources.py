@@ -14,9 +14,8 @@ from typing import Any
 
 from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.errors import DataError
-from detseg.images.pixel_source import open_pixels
 from detseg.images.planes import FIELD as PLANE
-from detseg.images.reading import SUFFIXES
+from detseg.images.reading import SUFFIXES, open_pixels
 from detseg.images.zarr_source import is_zarr
 
 logger = logging.getLogger(__name__)

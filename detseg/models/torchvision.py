@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.errors import ConfigError
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
 from detseg.models.answers import RegionLook, RegionSegmenter
-from detseg.models.rcnn.box_head import Detections
+from detseg.models.image_input import ImageInputOptions
+from detseg.models.rcnn.anchors import AnchorShapes, Rows
+from detseg.models.rcnn.box_head import DetectionOptions, Detections
 from detseg.models.rcnn.generalized_rcnn import ImageBatch, ImageInput
 from detseg.models.rcnn.layers import FrozenBatchNorm2d
 from detseg.models.rcnn.mask_head import sample_masks
+from detseg.models.rcnn.matching import SamplingOptions
+from detseg.models.rcnn.rpn import ProposalOptions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import require_operators
 from detseg.structures.sample import Sample
@@ -191,93 +197,91 @@ def _image_list(batch: ImageBatch) -> Any:
     return ImageList(batch.tensor, batch.sizes)
 
 
-def build_torchvision_mask_rcnn(cfg: Any) -> TorchvisionMaskRCNN:
-    """Build the model that MODEL.TORCHVISION.NAME names, with initial weights.
+@dataclass(frozen=True)
+class TorchvisionOptions(Options):
+    """What torchvision's networks let one choose. freeze_at: as RCNNOptions'."""
 
-    Raises:
-        ConfigError: an unknown name, or anchors for another number of levels.
-    """
+    name: str = key("MODEL.TORCHVISION.NAME", choices=("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"))
+    masks: bool = key("MODEL.MASK_ON", choices=(True,))
+    norm: str = key("MODEL.RESNETS.NORM", choices=("FrozenBN", "BN"))
+    freeze_at: int = key("MODEL.BACKBONE.FREEZE_AT", at_least=0, at_most=5)
+    image_input: ImageInputOptions = part(ImageInputOptions)
+    anchors: AnchorShapes = part(AnchorShapes)
+    proposals: ProposalOptions = part(ProposalOptions)
+    anchor_sampling: SamplingOptions = part(SamplingOptions, section="MODEL.RPN")
+    region_sampling: SamplingOptions = part(SamplingOptions, section="MODEL.ROI_HEADS")
+    detections: DetectionOptions = part(DetectionOptions)
+
+    def check(self, problems: Problems) -> None:
+        self.anchors.check_levels(problems, LEVELS, "levels of torchvision's FPN")
+
+
+def build_torchvision_mask_rcnn(options: TorchvisionOptions) -> TorchvisionMaskRCNN:
+    """Build the model with initial weights."""
     require_operators()
     from torchvision.models import detection
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.rpn import RPNHead
 
-    name = cfg.MODEL.TORCHVISION.NAME
-    sizes = _of_levels("MODEL.ANCHOR_GENERATOR.SIZES", cfg.MODEL.ANCHOR_GENERATOR.SIZES)
-    ratios = _of_levels("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS)
-    anchors = AnchorGenerator(sizes, ratios)
-    builders = {
-        "maskrcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn,
-        "maskrcnn_resnet50_fpn_v2": detection.maskrcnn_resnet50_fpn_v2,
-    }
-    if name not in builders:
-        raise ConfigError(f"MODEL.TORCHVISION.NAME is {name!r}; known are {', '.join(builders)}")
-    network = builders[name](
+    proposals, anchors, regions = options.proposals, options.anchor_sampling, options.region_sampling
+    network = getattr(detection, options.name)(
         weights=None,
         weights_backbone=None,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1,
-        **_limits(cfg),
+        num_classes=options.detections.num_classes + 1,
+        rpn_pre_nms_top_n_train=proposals.pre_nms_train,
+        rpn_pre_nms_top_n_test=proposals.pre_nms_test,
+        rpn_post_nms_top_n_train=proposals.post_nms_train,
+        rpn_post_nms_top_n_test=proposals.post_nms_test,
+        rpn_nms_thresh=proposals.nms_threshold,
+        rpn_bg_iou_thresh=anchors.thresholds[0],
+        rpn_fg_iou_thresh=anchors.thresholds[-1],
+        rpn_batch_size_per_image=anchors.batch_size,
+        rpn_positive_fraction=anchors.positive_fraction,
+        box_score_thresh=options.detections.score_threshold,
+        box_nms_thresh=options.detections.nms_threshold,
+        box_detections_per_img=options.detections.detections_per_image,
+        box_fg_iou_thresh=regions.thresholds[-1],
+        box_bg_iou_thresh=regions.thresholds[0],
+        box_batch_size_per_image=regions.batch_size,
+        box_positive_fraction=regions.positive_fraction,
     )
-    network.rpn.anchor_generator = anchors
-    channels, depth = network.backbone.out_channels, 2 if name.endswith("_v2") else 1
-    network.rpn.head = RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=depth)
-    _adapt_backbone(network.backbone.body, cfg)
+    generator = AnchorGenerator(
+        _of_levels(options.anchors.sizes_of_levels), _of_levels(options.anchors.aspect_ratios_of_levels)
+    )
+    network.rpn.anchor_generator = generator
+    depth = 2 if options.name.endswith("_v2") else 1
+    anchors_per_position = generator.num_anchors_per_location()[0]
+    network.rpn.head = RPNHead(network.backbone.out_channels, anchors_per_position, conv_depth=depth)
+    _adapt_backbone(network.backbone.body, options)
+    image = options.image_input
     image_input = ImageInput(
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-        bgr=cfg.INPUT.FORMAT == "BGR",
+        pixel_mean=image.pixel_mean,
+        pixel_std=image.pixel_std,
+        bgr=image.channel_order == "BGR",
         size_divisibility=SIZE_DIVISIBILITY,
     )
-    return TorchvisionMaskRCNN(image_input=image_input, network=network, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    return TorchvisionMaskRCNN(image_input=image_input, network=network, num_classes=options.detections.num_classes)
 
 
-def _limits(cfg: Any) -> dict[str, Any]:
-    rpn, heads = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
-    return {
-        "rpn_pre_nms_top_n_train": rpn.PRE_NMS_TOPK_TRAIN,
-        "rpn_pre_nms_top_n_test": rpn.PRE_NMS_TOPK_TEST,
-        "rpn_post_nms_top_n_train": rpn.POST_NMS_TOPK_TRAIN,
-        "rpn_post_nms_top_n_test": rpn.POST_NMS_TOPK_TEST,
-        "rpn_nms_thresh": rpn.NMS_THRESH,
-        "rpn_bg_iou_thresh": rpn.IOU_THRESHOLDS[0],
-        "rpn_fg_iou_thresh": rpn.IOU_THRESHOLDS[-1],
-        "rpn_batch_size_per_image": rpn.BATCH_SIZE_PER_IMAGE,
-        "rpn_positive_fraction": rpn.POSITIVE_FRACTION,
-        "box_score_thresh": heads.SCORE_THRESH_TEST,
-        "box_nms_thresh": heads.NMS_THRESH_TEST,
-        "box_detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "box_fg_iou_thresh": heads.IOU_THRESHOLDS[-1],
-        "box_bg_iou_thresh": heads.IOU_THRESHOLDS[0],
-        "box_batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
-        "box_positive_fraction": heads.POSITIVE_FRACTION,
-    }
+def _of_levels(rows: Rows) -> Rows:
+    return rows * LEVELS if len(rows) == 1 else rows
 
 
-def _of_levels(key: str, values: Any) -> tuple[tuple[float, ...], ...]:
-    rows = values if isinstance(values[0], (list, tuple)) else [values]
-    rows = list(rows) * LEVELS if len(rows) == 1 else rows
-    if len(rows) != LEVELS or len({len(row) for row in rows}) != 1:
-        raise ConfigError(f"{key} is {values!r}; expected one list, or {LEVELS} of the same length")
-    return tuple(tuple(row) for row in rows)
-
-
-def _adapt_backbone(body: nn.Module, cfg: Any) -> None:
-    """Input channels, norms and frozen parts as MODEL.PIXEL_MEAN, RESNETS.NORM and BACKBONE.FREEZE_AT say."""
-    channels = len(cfg.MODEL.PIXEL_MEAN)
+def _adapt_backbone(body: nn.Module, options: TorchvisionOptions) -> None:
+    """Set the number of input channels, the norms and the frozen parts."""
+    channels = len(options.image_input.pixel_mean)
     if channels != 3:
         body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+    if options.norm == "FrozenBN":
         _freeze_norms(body)
-    elif cfg.MODEL.RESNETS.NORM != "BN":
-        raise ConfigError(f"MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM!r}; torchvision's models have FrozenBN or BN")
-    for names in _FROZEN_PARTS[: cfg.MODEL.BACKBONE.FREEZE_AT]:
+    for names in _FROZEN_PARTS[: options.freeze_at]:
         for name in names:
-            part = getattr(body, name)
-            part.requires_grad_(False)
-            if isinstance(part, nn.BatchNorm2d):
-                setattr(body, name, FrozenBatchNorm2d.from_batch_norm(part))
-            _freeze_norms(part)
+            module = getattr(body, name)
+            module.requires_grad_(False)
+            if isinstance(module, nn.BatchNorm2d):
+                setattr(body, name, FrozenBatchNorm2d.from_batch_norm(module))
+            _freeze_norms(module)
 
 
 def _freeze_norms(module: nn.Module) -> None:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from detseg.errors import DataError, list_problems
-from detseg.formats.run_lengths import encode_by_columns, encode_by_rows, encode_pairs
-from detseg.structures import rle as rle_codec
+from detseg.formats.run_lengths import to_rles, to_texts
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,11 @@ class CsvFormat:
 
     def texts(self, rles: Sequence[dict[str, Any]], height: int, width: int) -> list[str]:
         """Return N COCO RLEs as run-lengths."""
-        crops = rle_codec.decode_crops(rles)
-        if self.by_rows:
-            return [encode_pairs(crop, x0, y0, width) for crop, x0, y0 in crops]
-        return [encode_pairs(crop.T, y0, x0, height) for crop, x0, y0 in crops]
+        return to_texts(rles, height, width, by_rows=self.by_rows)
 
     def rles(self, runs: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int) -> list[dict[str, Any]]:
         """Return N masks, given by starts and ends from 0 on, as COCO RLEs."""
-        return (encode_by_rows if self.by_rows else encode_by_columns)(runs, height, width)
+        return to_rles(runs, height, width, by_rows=self.by_rows)
 
 
 FORMATS = {

@@ -13,7 +13,7 @@ from detseg.errors import DataError, list_problems
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.table import Row, Table, parse_table
-from detseg.formats.run_lengths import parse_pairs
+from detseg.formats.run_lengths import read_pairs
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, by_name, format_of, name_of
@@ -94,7 +94,7 @@ def _read_image(
                 problems.append((row.line, f"{where}: is empty, but the image has {len(rows) - 1} more rows"))
             continue
         try:
-            good.append((row, parse_pairs(text, pixels)))
+            good.append((row, read_pairs(text, pixels)))
         except DataError as error:
             problems.append((row.line, f"{where}: {error}"))
     problems += _overlaps(path, good, layout)

@@ -52,11 +52,33 @@ def test_help_lists_all_commands_and_no_arguments_is_no_success(capsys):
     assert command_line.main([]) == command_line.EXIT_BAD_INPUT
 
 
-def test_an_unknown_command_names_the_known_ones(capsys):
+def test_a_mistyped_command_names_the_nearest_one_and_any_other_all(capsys):
+    for word, answer in (("trian", "did you mean train?"), ("evalute", "did you mean evaluate?"), ("xyz", "train_net")):
+        with pytest.raises(SystemExit) as leave:
+            command_line.main([word])
+        assert leave.value.code == command_line.EXIT_BAD_INPUT
+        assert answer in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["evaluate", "--ground-thruth", "a", "--predictions", "b"], "--ground-thruth: did you mean --ground-truth?"),
+        (["export", "--outptu=x"], "--outptu: did you mean --output?"),
+        (["train", "--config", "x.yaml", "--resum"], "--resum: did you mean --resume?"),
+    ],
+)
+def test_a_mistyped_option_names_the_nearest_one(words, answer, capsys):
     with pytest.raises(SystemExit) as leave:
-        command_line.main(["trian"])
+        command_line.main(words)
     assert leave.value.code == command_line.EXIT_BAD_INPUT
-    assert "train_net" in capsys.readouterr().err
+    assert answer in capsys.readouterr().err
+
+
+def test_keys_and_values_that_look_like_options_are_none(capsys):
+    words = ["--config", "x.yaml", "--SOLVER.MAX_ITR=3", "SOLVER.BASE_LR", "-1", "OUTPUT_DIR", "--resumed"]
+    assert command_line.main(["train", *words]) == command_line.EXIT_BAD_INPUT
+    assert "x.yaml: no such configuration file" in capsys.readouterr().err
 
 
 def test_hyphens_and_the_short_name_reach_the_same_command(capsys):
@@ -93,3 +115,15 @@ def test_the_predictor_is_found_at_the_top():
     assert detseg.Predictor is Predictor
     with pytest.raises(AttributeError, match="no attribute 'Predictr'"):
         _ = detseg.Predictr
+
+
+@pytest.mark.parametrize("name", command_line.RENAMED)
+def test_a_former_name_answers_with_the_new_one(name, capsys):
+    new = command_line.RENAMED[name]
+    for typed in (name, name.replace("_", "-")):
+        assert command_line.main([typed, "--source", "x"]) == command_line.EXIT_BAD_INPUT
+        assert f"`detseg {typed}` is now `detseg {new}`" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leave:
+        command_line.main([*new.split(), "--help"])
+    assert leave.value.code == 0
+    assert f"usage: detseg {new}" in capsys.readouterr().out

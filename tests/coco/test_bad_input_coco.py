@@ -49,7 +49,7 @@ def write(folder: Path, content: Any) -> Path:
 
 
 def prepare(path: Path, *options: str) -> int:
-    return main(["prepare_coco", "--annotations", str(path), "--output", str(path.parent / "out"), *options])
+    return main(["prepare", "coco", "--annotations", str(path), "--output", str(path.parent / "out"), *options])
 
 
 def rle(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_a_bad_annotation_is_named_and_left_out_on_demand(
     path = write(tmp_path, content)
     assert main(["train_net", *train_words(path)]) == 2
     message = capsys.readouterr().err
-    for part in (f"{path}: 1 problem;", "annotation 4", text, "prepare_coco --skip-bad"):
+    for part in (f"{path}: 1 problem;", "annotation 4", text, "prepare coco --skip-bad"):
         assert part in message
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.pth"))
     assert prepare(path) == 2
@@ -224,7 +224,7 @@ def test_no_traceback_and_the_right_status_in_a_process_of_its_own(tmp_path: Pat
     content = copy.deepcopy(example())
     content["annotations"][0]["category_id"] = 77
     path = write(tmp_path, content)
-    words = ["prepare_coco", "--annotations", str(path), "--output", str(tmp_path / "out")]
+    words = ["prepare", "coco", "--annotations", str(path), "--output", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "detseg", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "annotation 1: its category_id 77" in done.stderr

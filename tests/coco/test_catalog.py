@@ -53,7 +53,7 @@ def test_paths_are_relative_to_the_working_folder_then_to_the_datasets(home: Pat
 def test_an_unknown_name_lists_the_known_ones_and_a_missing_set_says_how_to_get_it(home: Path) -> None:
     with pytest.raises(DataError, match=r"no data set 'dsb2018'.*dsb2018_test, dsb2018_train.*synthetic_cells_val"):
         resolve_dataset("dsb2018")
-    with pytest.raises(DataError, match=r"dsb2018_val is not there.*val\.json.*prepare_label_images"):
+    with pytest.raises(DataError, match=r"dsb2018_val is not there.*val\.json.*prepare\.py label_images"):
         resolve_dataset("dsb2018_val")
 
 

@@ -54,7 +54,7 @@ def test_prepare_fills_holes_when_asked(fill, tmp_path):
     labels = ring(5).astype(np.uint8) + 2 * ring(3, 5, 5).astype(np.uint8)
     np.save(tmp_path / "labels" / "a.npy", labels)
     np.save(tmp_path / "images" / "a.npy", np.zeros((9, 9), dtype=np.uint8))
-    words = ["prepare_label_images", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+    words = ["prepare", "label_images", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
     words += ["--output", str(tmp_path / "out"), "--split", "1"]
     assert main(words + ["--fill-holes"] * fill) == 0
     coco = json.loads((tmp_path / "out" / "all.json").read_text(encoding="utf-8"))

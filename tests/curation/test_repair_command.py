@@ -151,7 +151,7 @@ def test_prepare_repairs_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture
     labels = square(2, 2, 8, hole=True).astype(np.uint8) + 2 * square(15, 15, 2).astype(np.uint8)
     np.save(tmp_path / "labels" / "a.npy", labels)
     np.save(tmp_path / "images" / "a.npy", np.zeros((SIZE, SIZE), dtype=np.uint8))
-    words = ["prepare_label_images", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+    words = ["prepare", "label_images", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
     words += ["--output", str(tmp_path / "out"), "--split", "1"]
     assert main([*words, "--repair"]) == 0
     assert "objects that are too small" in capsys.readouterr().out
@@ -170,7 +170,8 @@ def test_crowd_regions_keep_their_place_in_prepare(damaged: dict, tmp_path: Path
     damaged["annotations"] = [row for row in damaged["annotations"] if row["id"] not in (10, 11)]
     (tmp_path / "in.json").write_text(json.dumps(damaged), encoding="utf-8")
     words = [
-        "prepare_coco",
+        "prepare",
+        "coco",
         "--annotations",
         str(tmp_path / "in.json"),
         "--output",

@@ -32,8 +32,8 @@ def write_image(path: Path, value: int = 0, size: tuple[int, int] = (HEIGHT, WID
 
 
 def run(command: str, output: Path, *options: object) -> int:
-    """Run a prepare command; the words are made texts."""
-    return main([command, "--output", str(output), *map(str, options)])
+    """Run a prepare command of two words; the options are made texts."""
+    return main([*command.split(), "--output", str(output), *map(str, options)])
 
 
 def masks_by_class(dataset: CocoDataset, index: int) -> list[tuple[str, bytes]]:

@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 
 def prepare(data: Path, *options: str | Path) -> int:
     words = ["--images", data / "images", "--labels", data / "labels", "--output", data / "out", *options]
-    return main(["prepare_label_images", *map(str, words)])
+    return main(["prepare", "label_images", *map(str, words)])
 
 
 def with_table(data: Path, content: str | bytes, *options: str) -> int:

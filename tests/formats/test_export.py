@@ -17,10 +17,11 @@ from detseg.cli.main import main
 from detseg.coco.dataset import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
-from detseg.formats.export import FORMS, image_targets
+from detseg.formats.export import image_targets
 from detseg.formats.imagej import write_rois
 from detseg.formats.objects import ImageObjects, open_objects
-from detseg.formats.run_lengths import encode_by_columns, encode_by_rows, encode_pairs, parse_pairs
+from detseg.formats.run_lengths import read_pairs, to_rles, to_texts
+from detseg.formats.table import WRITERS
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
@@ -68,7 +69,7 @@ def export(source: Path, form: str, *words: object) -> int:
     return main(["export", "--input", str(source), "--format", form, *map(str, words)])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", WRITERS)
 def test_every_form_is_written_once_and_not_replaced_unasked(
     annotations: Path, tmp_path: Path, form: str, capsys
 ) -> None:
@@ -77,7 +78,7 @@ def test_every_form_is_written_once_and_not_replaced_unasked(
     assert "2 objects of 2 images" in printed
     assert "1 regions to be ignored are left out" in printed
     written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert len(written) == (1 if FORMS[form].is_table else 2 if FORMS[form].has_classes else 3)
+    assert len(written) == (1 if WRITERS[form].is_table else 2 if WRITERS[form].has_classes else 3)
     assert not any(path.name.startswith(".") for path in written)
     assert export(annotations, form, "--output", tmp_path / "out") == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -190,14 +191,13 @@ def test_run_lengths_of_competitions_are_read_again(seed: int, full_rows: bool) 
     rng = np.random.default_rng(seed)
     mask = rng.random((7, 9)) < (0.95 if full_rows else 0.4)
     mask[3, 4] = True
-    crop, x0, y0 = rle_codec.decode_crop(rle_codec.encode_mask(mask))
-    by_rows = [parse_pairs(encode_pairs(crop, x0, y0, 9), mask.size)]
-    by_columns = [parse_pairs(encode_pairs(crop.T, y0, x0, 7), mask.size)]
-    for read in (encode_by_rows(by_rows, 7, 9), encode_by_columns(by_columns, 7, 9)):
-        assert np.array_equal(rle_codec.decode(read[0]), mask)
-    # The shortest form: no run begins where another ends.
-    starts, ends = by_rows[0]
-    assert (starts[1:] > ends[:-1]).all()
+    for by_rows in (True, False):
+        texts = to_texts([rle_codec.encode_mask(mask)], 7, 9, by_rows=by_rows)
+        runs = [read_pairs(text, mask.size) for text in texts]
+        assert np.array_equal(rle_codec.decode(to_rles(runs, 7, 9, by_rows=by_rows)[0]), mask)
+        # The shortest form: no run begins where another ends.
+        starts, ends = runs[0]
+        assert (starts[1:] > ends[:-1]).all()
 
 
 def test_the_sartorius_table(annotations: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_the_sartorius_table(annotations: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", WRITERS)
 def test_a_mask_without_a_pixel_is_left_out_and_moves_no_other_number(tmp_path: Path, form: str, capsys) -> None:
     found = rles()
     found[1] = rle_codec.encode_mask(np.zeros((12, 15), bool))
@@ -262,7 +262,9 @@ def test_real_annotations_come_back_from_the_competitions_table(shared_data, tmp
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert main(["prepare_sartorius", "--source", str(folder), "--output", str(tmp_path / "coco"), "--split", "1"]) == 0
+    assert (
+        main(["prepare", "sartorius", "--source", str(folder), "--output", str(tmp_path / "coco"), "--split", "1"]) == 0
+    )
     assert export(tmp_path / "coco" / "all.json", "sartorius", "--output", tmp_path / "again") == 0
     with open(tmp_path / "again" / "train.csv", newline="") as file:
         again = list(csv.DictReader(file))

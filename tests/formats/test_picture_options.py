@@ -15,6 +15,7 @@ from detseg.coco.catalog import read_input_keys, with_input_keys
 from detseg.coco.dataset import write_coco
 from detseg.config import load_config
 from detseg.data.preprocess import ImagePreprocess
+from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError, DataError
 
 LABELS = np.zeros((20, 30), np.uint8)
@@ -41,7 +42,7 @@ def add_stack(folder: Path) -> None:
 
 def prepare(folder: Path, *words: object) -> int:
     fixed = ["--images", folder / "images", "--labels", folder / "labels", "--output", folder / "out", "--split", "1"]
-    return main(["prepare_label_images", *map(str, [*fixed, *words])])
+    return main(["prepare", "label_images", *map(str, [*fixed, *words])])
 
 
 def images_of(path: Path) -> dict[str, dict]:
@@ -84,7 +85,7 @@ def test_a_stack_is_refused_or_one_slice_is_kept_and_stays_chosen(folder: Path, 
     assert prepare(folder, "--z", "max") == 0
     assert images_of(folder / "out" / "all.json")["c.ome.tif"]["plane"] == {"z": "max"}
     # Split again, the file keeps what it says; another choice replaces it.
-    words = ["prepare_coco", "--annotations", folder / "out" / "all.json", "--split", "1"]
+    words = ["prepare", "coco", "--annotations", folder / "out" / "all.json", "--split", "1"]
     assert main([*map(str, [*words, "--output", folder / "again"])]) == 0
     assert images_of(folder / "again" / "all.json") == images_of(folder / "out" / "all.json")
     assert main([*map(str, [*words, "--output", folder / "first", "--z", "0"])]) == 0
@@ -95,7 +96,7 @@ def test_a_source_of_single_pictures_refuses_planes(tmp_path: Path, capsys) -> N
     (tmp_path / "train").mkdir()
     Image.fromarray(LABELS).save(tmp_path / "train" / "a.png")
     (tmp_path / "train.csv").write_text("id,annotation,width,height,cell_type\na,1 2,30,20,astro\n")
-    words = ["prepare_sartorius", "--source", tmp_path, "--output", tmp_path / "out", "--split", "1", "--z", "0"]
+    words = ["prepare", "sartorius", "--source", tmp_path, "--output", tmp_path / "out", "--split", "1", "--z", "0"]
     assert main([*map(str, words)]) == 2
     assert "single pictures" in capsys.readouterr().err
 
@@ -120,7 +121,16 @@ def test_channels_and_scaling_are_recorded_and_survive_another_split(
 ) -> None:
     assert prepare(folder, *words) == 0
     assert read_input_keys(folder / "out" / "all.json") == keys
-    again = ["prepare_coco", "--annotations", folder / "out" / "all.json", "--split", "1", "--output", folder / "again"]
+    again = [
+        "prepare",
+        "coco",
+        "--annotations",
+        folder / "out" / "all.json",
+        "--split",
+        "1",
+        "--output",
+        folder / "again",
+    ]
     assert main([*map(str, again)]) == 0
     assert read_input_keys(folder / "again" / "all.json") == keys
 
@@ -184,7 +194,7 @@ def test_sets_that_disagree_and_what_does_not_fit_the_model_are_refused(tmp_path
         with_input_keys(config([first, second]))
     four = write_set(tmp_path / "four.json", CHANNELS=[0, 1, 2, 3])
     with pytest.raises(ConfigError, match=r"INPUT\.CHANNELS.*four\.json.*PIXEL_MEAN"):
-        ImagePreprocess.from_config(with_input_keys(config([four])))
+        check_combinations(with_input_keys(config([four])))
     other = write_set(tmp_path / "other.json", MIN_SIZE_TRAIN=[5])
     with pytest.raises(DataError, match=r"info\.input.*expected keys among"):
         with_input_keys(config([other]))

@@ -76,7 +76,7 @@ def test_nuclei_and_split_from_folders_and_archives(
     monkeypatch.setattr(bbbc039, "PUBLISHED_TEST_NUCLEI", 10)
     for source in (published, zipped(published)):
         output = tmp_path / f"{source.name}_out"
-        assert run("prepare_bbbc039", output, "--source", source) == 0
+        assert run("prepare bbbc039", output, "--source", source) == 0
         assert "the 2 published test images have 10 nuclei, as published" in capsys.readouterr().out
         for part, count in (("train", 4), ("val", 2), ("test", 2)):
             dataset = CocoDataset.load(output / f"{part}.json")
@@ -92,7 +92,7 @@ def test_nuclei_and_split_from_folders_and_archives(
 def test_another_number_of_nuclei_is_pointed_out(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("prepare_bbbc039", tmp_path / "out", "--source", published) == 0
+    assert run("prepare bbbc039", tmp_path / "out", "--source", published) == 0
     assert "have 10 nuclei; published are 5720" in capsys.readouterr().out
 
 
@@ -100,21 +100,21 @@ def test_lists_masks_and_archives_that_are_missing(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (published / "metadata" / "validation.txt").rename(published / "other.txt")
-    assert run("prepare_bbbc039", tmp_path / "out", "--source", published) == 2
+    assert run("prepare bbbc039", tmp_path / "out", "--source", published) == 2
     assert "expected the lists training.txt, validation.txt, test.txt; found test, train" in capsys.readouterr().err
     (published / "other.txt").rename(published / "metadata" / "validation.txt")
     lost = sorted((published / "masks").iterdir())[0]
     lost.unlink()
-    assert run("prepare_bbbc039", tmp_path / "out", "--source", published) == 2
+    assert run("prepare bbbc039", tmp_path / "out", "--source", published) == 2
     message = capsys.readouterr().err
     assert "has no mask" in message
     assert "training.txt: there is no image or no mask IXMtest_A00" in message
-    assert run("prepare_bbbc039", tmp_path / "out", "--source", published, "--skip-bad") == 0
+    assert run("prepare bbbc039", tmp_path / "out", "--source", published, "--skip-bad") == 0
     assert len(CocoDataset.load(tmp_path / "out" / "train.json")) == 3
-    assert run("prepare_bbbc039", tmp_path / "x", "--source", tmp_path / "absent") == 2
+    assert run("prepare bbbc039", tmp_path / "x", "--source", tmp_path / "absent") == 2
     assert "detseg download bbbc039" in capsys.readouterr().err
 
 
 def test_a_split_of_ones_own_goes_before_the_published_one(published: Path, tmp_path: Path) -> None:
-    assert run("prepare_bbbc039", tmp_path / "out", "--source", published, "--folds", "2") == 0
+    assert run("prepare bbbc039", tmp_path / "out", "--source", published, "--folds", "2") == 0
     assert len(CocoDataset.load(tmp_path / "out" / "fold0_val.json")) == 4

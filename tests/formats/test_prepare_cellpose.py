@@ -56,7 +56,7 @@ def test_masks_and_segmentations_are_read_to_the_pixel(tmp_path: Path) -> None:
     np.save(source / "c_seg.npy", seg_of(labels_of(2).astype(np.int32)[None]), allow_pickle=True)
     write_image(source / "a_cp_output.png")
     write_image(source / "a_flows.tif")
-    assert run("prepare_cellpose", tmp_path / "out", "--source", source, "--split", "1") == 0
+    assert run("prepare cellpose", tmp_path / "out", "--source", source, "--split", "1") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     assert [record.file_name for record in dataset.images] == ["a.png", "b.png", "c.png"]
     for index in range(3):
@@ -68,10 +68,10 @@ def test_its_own_data_set_keeps_its_split(tmp_path: Path) -> None:
         for index in range(count):
             write_image(tmp_path / "cells" / part / f"{index:03d}_img.png")
             Image.fromarray(labels_of(index)).save(tmp_path / "cells" / part / f"{index:03d}_masks.png")
-    assert run("prepare_cellpose", tmp_path / "out", "--source", tmp_path / "cells") == 0
+    assert run("prepare cellpose", tmp_path / "out", "--source", tmp_path / "cells") == 0
     assert len(CocoDataset.load(tmp_path / "out" / "train.json")) == 3
     assert len(CocoDataset.load(tmp_path / "out" / "test.json")) == 2
-    assert run("prepare_cellpose", tmp_path / "other", "--source", tmp_path / "cells", "--split", "0.5", "0.5") == 0
+    assert run("prepare cellpose", tmp_path / "other", "--source", tmp_path / "cells", "--split", "0.5", "0.5") == 0
     assert not (tmp_path / "other" / "test.json").exists()
 
 
@@ -89,12 +89,12 @@ def test_nothing_in_a_seg_npy_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     write_image(source / "b.png")
     (source / "a_seg.npy").write_bytes(seg_bytes({"masks": labels_of(), "flows": Hostile(tmp_path / "ran")}))
     (source / "b_seg.npy").write_bytes(seg_bytes(seg_of(labels_of())))
-    assert run("prepare_cellpose", tmp_path / "out", "--source", source, "--split", "1") == 2
+    assert run("prepare cellpose", tmp_path / "out", "--source", source, "--split", "1") == 2
     message = capsys.readouterr().err
     assert "a_seg.npy" in message
     assert "not allowed" in message
     assert not (tmp_path / "ran").exists()
-    assert run("prepare_cellpose", tmp_path / "out", "--source", source, "--split", "1", "--skip-bad") == 0
+    assert run("prepare cellpose", tmp_path / "out", "--source", source, "--split", "1", "--skip-bad") == 0
     assert len(CocoDataset.load(tmp_path / "out" / "all.json")) == 1
     assert "a_seg.npy" in (tmp_path / "out" / "skipped.txt").read_text()
 
@@ -132,16 +132,16 @@ def test_all_that_does_not_fit_is_told(tmp_path: Path, capsys: pytest.CaptureFix
         write_image(source / f"{name}.png")
     Image.fromarray(labels_of()[:-1]).save(source / "a_masks.png")
     Image.fromarray(labels_of()).save(source / "b_masks.png")
-    assert run("prepare_cellpose", tmp_path / "out", "--source", source, "--split", "1") == 2
-    assert "c.png: has no annotation file; expected NAME_seg.npy" in capsys.readouterr().err
-    assert run("prepare_cellpose", tmp_path / "out", "--source", source, "--split", "1", "--allow-empty") == 2
+    assert run("prepare cellpose", tmp_path / "out", "--source", source, "--split", "1") == 2
+    assert "c.png: has no annotation file; expected c_seg.npy" in capsys.readouterr().err
+    assert run("prepare cellpose", tmp_path / "out", "--source", source, "--split", "1", "--allow-empty") == 2
     assert "29 x 40 pixels (height x width), its image 30 x 40" in capsys.readouterr().err
     options = ("--source", source, "--split", "1", "--allow-empty", "--skip-bad")
-    assert run("prepare_cellpose", tmp_path / "out", *options) == 0
+    assert run("prepare cellpose", tmp_path / "out", *options) == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     assert [len(dataset.annotations(index).rles) for index in range(2)] == [4, 0]
     Image.fromarray(labels_of()).save(source / "z_masks.png")
-    assert run("prepare_cellpose", tmp_path / "x", "--source", source) == 2
+    assert run("prepare cellpose", tmp_path / "x", "--source", source) == 2
     assert "z_masks.png: has no image of this name" in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_archives_are_read_as_folders_are(tmp_path: Path) -> None:
         write_image(source / f"{name}.png")
         np.save(source / f"{name}_seg.npy", seg_of(labels_of(index)), allow_pickle=True)
     packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
-    assert run("prepare_cellpose", tmp_path / "out", "--source", packed, "--split", "1") == 0
+    assert run("prepare cellpose", tmp_path / "out", "--source", packed, "--split", "1") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     dataset.check_images_exist()
     assert [masks_by_class(dataset, index) for index in range(2)] == [expected_masks(labels_of(n)) for n in range(2)]

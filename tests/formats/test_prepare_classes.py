@@ -28,7 +28,7 @@ def cells(tmp_path: Path) -> Path:
 
 def prepare(cells: Path, *words: object) -> int:
     options = ("--images", cells / "images", "--labels", cells / "labels", "--split", "1", "--overwrite")
-    return run("prepare_label_images", cells / "out", *options, *words)
+    return run("prepare label_images", cells / "out", *options, *words)
 
 
 def classes_of(cells: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -105,7 +105,7 @@ def test_categories_of_a_coco_file_joined_and_left_out(cells: Path) -> None:
     assert prepare(cells, "--classes-from", f"map:{cells / 'map.yaml'}") == 0
     (cells / "other.yaml").write_text("c: big\na: big\nb: null\n")
     words = ("--annotations", cells / "out" / "all.json", "--split", "1")
-    assert run("prepare_coco", cells / "coco", *words, "--classes-from", f"map:{cells / 'other.yaml'}") == 0
+    assert run("prepare coco", cells / "coco", *words, "--classes-from", f"map:{cells / 'other.yaml'}") == 0
     dataset = CocoDataset.load(cells / "coco" / "all.json")
     assert dataset.class_names == ["big"]
     labels = labels_of(0)
@@ -117,7 +117,7 @@ def test_images_in_no_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "labels").mkdir()
     Image.fromarray(labels_of()).save(tmp_path / "labels" / "a.png")
     assert prepare(tmp_path, "--classes-from", "folder") == 2
-    assert "a.png: lies in no folder whose name could be its class" in capsys.readouterr().err
+    assert "a.png: is in no folder whose name could be its class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

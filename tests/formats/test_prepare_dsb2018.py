@@ -71,7 +71,7 @@ def labels_csv(path: Path) -> Path:
 
 
 def prepare(source: Path, output: Path, *options: str | Path) -> int:
-    return main(["prepare_dsb2018", *map(str, ("--source", source, "--output", output, *options))])
+    return main(["prepare", "dsb2018", *map(str, ("--source", source, "--output", output, *options))])
 
 
 def assert_pixel_equal(dataset: CocoDataset) -> None:

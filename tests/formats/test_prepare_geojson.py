@@ -61,7 +61,7 @@ def test_objects_to_the_pixel_in_every_layout(tmp_path: Path) -> None:
     write(source / "a.geojson", {"type": "FeatureCollection", "features": features_of_labels()})
     write(source / "b.png.geojson", features_of_labels())
     write(source / "c.json", features_of_labels()[0])
-    assert run("prepare_geojson", tmp_path / "out", "--source", source, "--split", "1", "--classes", "nucleus") == 0
+    assert run("prepare geojson", tmp_path / "out", "--source", source, "--split", "1", "--classes", "nucleus") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     assert dataset.class_names == ["Stroma", "Tumor", "nucleus"]
     for index in (0, 1):
@@ -75,7 +75,7 @@ def test_a_map_joins_renames_and_leaves_out(tmp_path: Path) -> None:
     write(source / "a.geojson", features_of_labels())
     (tmp_path / "map.csv").write_text("qupath,class\nTumor,cell\nStroma,\ncell,cell\n")
     words = ("--source", source, "--split", "1", "--classes-from", f"map:{tmp_path / 'map.csv'}")
-    assert run("prepare_geojson", tmp_path / "out", *words) == 0
+    assert run("prepare geojson", tmp_path / "out", *words) == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     labels = labels_of()
     assert masks_by_class(dataset, 0) == expected_masks(np.where(labels == 7, 0, labels), "cell")

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from detseg.cli.main import run_command
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
-from detseg.formats.label_images import find_pairs
+from detseg.formats.label_images import LabelImages
 from detseg.images.reading import read_label_image
 from detseg.structures.label_layers import LabelLayers
 
@@ -51,7 +51,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def prepare(images: Path, labels: Path, output: Path, *options: str | Path) -> int:
     words = ["--images", images, "--labels", labels, "--output", output, *options]
-    return run_command("prepare_label_images", [str(word) for word in words], prog=None)
+    return run_command("prepare", ["label_images", *map(str, words)], prog=None)
 
 
 def assert_pixel_equal(dataset: CocoDataset, labels: Path) -> None:
@@ -180,14 +180,14 @@ def test_nothing_is_overwritten_without_being_told(
 
 
 def test_missing_empty_and_confused_folders_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder of images"):
-        find_pairs(tmp_path / "absent", folders[1])
+    with pytest.raises(DataError, match="absent: there is no such folder"):
+        LabelImages(tmp_path / "absent", folders[1])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="there are no labels in this folder"):
-        find_pairs(folders[0], tmp_path / "empty")
+    with pytest.raises(DataError, match="empty: there are no label images"):
+        LabelImages(folders[0], tmp_path / "empty")
     (folders[0] / "00.jpg").write_bytes(b"")
     (folders[0] / "._01.png").write_bytes(b"what macOS leaves behind")
-    _, problems = find_pairs(*folders)
+    problems = LabelImages(*folders).problems
     assert len(problems) == 1
     assert "00.png" in problems[0]
     assert "same name" in problems[0]
@@ -201,17 +201,22 @@ def test_suffixes_of_labels_and_one_folder_for_both(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for path in tmp_path.glob("*.npy"):
         path.rename(tmp_path / "images" / path.name)
-    pairs, problems = find_pairs(tmp_path / "images", tmp_path / "labels")
-    assert problems == []
-    assert [pair.label.name for pair in pairs] == ["0_mask.npy", "1_label.npy", "2.npy"]
+    reader = LabelImages(tmp_path / "images", tmp_path / "labels")
+    assert reader.problems == []
+    assert [reader.annotation_of[name] for name in reader.names] == ["0_mask.npy", "1_label.npy", "2.npy"]
+    # Of two label images none is taken.
+    np.save(tmp_path / "labels" / "2_mask.npy", labels_of(2))
+    reader = LabelImages(tmp_path / "images", tmp_path / "labels")
+    assert reader.names == ["0", "1"]
+    assert "2.npy: has several label images" in reader.problems[0]
 
     together = tmp_path / "together"
     together.mkdir()
     for name in ("a.npy", "a_cells.npy", "b.npy", "b_cells.npy"):
         np.save(together / name, labels_of(2))
-    pairs, problems = find_pairs(together, together, "_cells")
-    assert problems == []
-    assert [(pair.name, pair.label.name) for pair in pairs] == [("a", "a_cells.npy"), ("b", "b_cells.npy")]
+    reader = LabelImages(together, together, label_suffix="_cells")
+    assert reader.problems == []
+    assert reader.annotation_of == {"a": "a_cells.npy", "b": "b_cells.npy"}
 
 
 def test_a_mask_of_0_and_255_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

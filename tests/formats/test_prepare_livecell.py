@@ -87,7 +87,7 @@ def assert_masks(dataset: CocoDataset) -> None:
 
 
 def test_official_parts_with_the_cell_type_as_group(published: Path, tmp_path: Path) -> None:
-    assert run("prepare_livecell", tmp_path / "out", "--source", published) == 0
+    assert run("prepare livecell", tmp_path / "out", "--source", published) == 0
     for part, count in COUNTS.items():
         dataset = CocoDataset.load(tmp_path / "out" / f"{part}.json")
         assert len(dataset) == count
@@ -103,13 +103,13 @@ def test_official_parts_with_the_cell_type_as_group(published: Path, tmp_path: P
 
 
 def test_one_cell_type_and_a_part_of_the_training_images(published: Path, tmp_path: Path) -> None:
-    assert run("prepare_livecell", tmp_path / "one", "--source", published, "--cell-type", "shsy5y") == 0
+    assert run("prepare livecell", tmp_path / "one", "--source", published, "--cell-type", "shsy5y") == 0
     for part, count in COUNTS.items():
         dataset = CocoDataset.load(tmp_path / "one" / f"{part}.json")
         assert len(dataset) == count // 2
         assert {record.metadata["cell_type"] for record in dataset.images} == {"SHSY5Y"}
         assert_masks(dataset)
-    assert run("prepare_livecell", tmp_path / "few", "--source", published, "--percent", "2") == 0
+    assert run("prepare livecell", tmp_path / "few", "--source", published, "--percent", "2") == 0
     assert len(CocoDataset.load(tmp_path / "few" / "train.json")) == 1
     assert len(CocoDataset.load(tmp_path / "few" / "test.json")) == 2
 
@@ -118,7 +118,7 @@ def test_cell_types_as_classes_and_another_split(published: Path, tmp_path: Path
     for number, words in enumerate((["folder"], ["column:cell_type"])):
         output = tmp_path / f"out{number}"
         assert (
-            run("prepare_livecell", output, "--source", published, "--classes-from", *words, "--split", "0.5", "0.5")
+            run("prepare livecell", output, "--source", published, "--classes-from", *words, "--split", "0.5", "0.5")
             == 0
         )
         dataset = CocoDataset.load(output / "train.json")
@@ -138,7 +138,7 @@ def test_images_in_an_archive_flat_and_names_of_the_competitions_copy(published:
     for part in COUNTS:
         (single / f"{part}.json").rename(single / f"livecell_a172_{part}.json")
     words = ("--source", published, "--images", published / "images.zip", "--cell-type", "A172")
-    assert run("prepare_livecell", tmp_path / "out", *words) == 0
+    assert run("prepare livecell", tmp_path / "out", *words) == 0
     dataset = CocoDataset.load(tmp_path / "out" / "train.json")
     dataset.check_images_exist()
     assert (tmp_path / "out" / "images" / dataset.images[0].file_name).is_file()
@@ -148,7 +148,7 @@ def test_images_in_an_archive_flat_and_names_of_the_competitions_copy(published:
 def test_missing_images_annotations_and_leaks_are_told(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert run("prepare_livecell", tmp_path / "out", "--source", published, "--cell-type", "HeLa") == 2
+    assert run("prepare livecell", tmp_path / "out", "--source", published, "--cell-type", "HeLa") == 2
     assert "no COCO files of HeLa" in capsys.readouterr().err
     lost = sorted((published / "images").rglob("*.tif"))[0]
     lost.unlink()
@@ -158,13 +158,13 @@ def test_missing_images_annotations_and_leaks_are_told(
     content["images"][0]["file_name"] = train["images"][0]["file_name"]
     content["annotations"][0]["segmentation"] = [[1, 2]]
     val.write_text(json.dumps(content))
-    assert run("prepare_livecell", tmp_path / "out", "--source", published) == 2
+    assert run("prepare livecell", tmp_path / "out", "--source", published) == 2
     message = capsys.readouterr().err
     assert "1 of its images are not in" in message
     assert lost.name in message
     assert "is in another of the COCO files, too" in message
     assert "annotation 100 (image A172_Phase" in message
     val.unlink()
-    assert run("prepare_livecell", tmp_path / "out", "--source", published, "--skip-bad") == 0
+    assert run("prepare livecell", tmp_path / "out", "--source", published, "--skip-bad") == 0
     assert "no COCO file for val" in caplog.text
     assert sum(len(CocoDataset.load(tmp_path / "out" / f"{part}.json")) for part in ("train", "test")) == 5

@@ -64,7 +64,7 @@ def test_regions_to_the_pixel(tmp_path: Path) -> None:
     roiwrite(source / "b_rois.zip", rois_of_labels())
     roiwrite(source / "RoiSet_c.zip", rois_of_labels())
     rois_of_labels()[0].tofile(source / "d.roi")
-    assert run("prepare_rois", tmp_path / "out", "--source", source, "--split", "1") == 0
+    assert run("prepare imagej", tmp_path / "out", "--source", source, "--split", "1") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     for index in range(3):
         assert masks_by_class(dataset, index) == expected_masks(labels_of())
@@ -77,10 +77,10 @@ def test_groups_and_names_are_classes_by_a_map(tmp_path: Path, capsys: pytest.Ca
     roiwrite(source / "a.zip", rois_of_labels())
     (tmp_path / "classes.yaml").write_text("1: astro\n2: neuron\nring: astro\n")
     words = ("--source", source, "--split", "1", "--classes-from", f"map:{tmp_path / 'classes.yaml'}")
-    assert run("prepare_rois", tmp_path / "out", *words) == 2
+    assert run("prepare imagej", tmp_path / "out", *words) == 2
     assert "has no line for 'pieces', as 1 objects in 1 images are called" in capsys.readouterr().err
     (tmp_path / "classes.yaml").write_text("1: astro\n2: neuron\nring: astro\npieces: null\n")
-    assert run("prepare_rois", tmp_path / "out", *words) == 0
+    assert run("prepare imagej", tmp_path / "out", *words) == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     assert dataset.class_names == ["astro", "neuron"]
     labels = labels_of()
@@ -135,7 +135,7 @@ def test_lines_points_and_regions_outside_are_told(tmp_path: Path, capsys: pytes
     with zipfile.ZipFile(source / "a.zip", "a") as archive:
         archive.writestr("torn.roi", rectangle(1, 1, 5, 5, "x").tobytes()[:70])
         archive.writestr("none.roi", b"no region")
-    assert run("prepare_rois", tmp_path / "out", "--source", source, "--split", "1") == 2
+    assert run("prepare imagej", tmp_path / "out", "--source", source, "--split", "1") == 2
     message = capsys.readouterr().err
     for text in (
         "5 problems",
@@ -145,7 +145,7 @@ def test_lines_points_and_regions_outside_are_told(tmp_path: Path, capsys: pytes
         "torn: is no region",
     ):
         assert text in message
-    assert run("prepare_rois", tmp_path / "out", "--source", source, "--split", "1", "--skip-bad") == 0
+    assert run("prepare imagej", tmp_path / "out", "--source", source, "--split", "1", "--skip-bad") == 0
     assert CocoDataset.load(tmp_path / "out" / "all.json").num_objects == 1
 
 

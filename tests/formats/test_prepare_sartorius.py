@@ -66,7 +66,7 @@ def shipped(tmp_path: Path) -> Path:
 
 
 def prepare(source: Path, output: Path, *options: str | Path) -> int:
-    return main(["prepare_sartorius", *map(str, ("--source", source, "--output", output, *options))])
+    return main(["prepare", "sartorius", *map(str, ("--source", source, "--output", output, *options))])
 
 
 @pytest.mark.parametrize("as_zip", [False, True])

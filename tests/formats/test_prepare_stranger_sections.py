@@ -47,7 +47,7 @@ def downloaded(tmp_path: Path) -> Path:
 
 
 def test_regions_are_objects_and_the_rest_is_unlabelled(downloaded: Path, tmp_path: Path) -> None:
-    assert run("prepare_stranger_sections", tmp_path / "out", "--source", downloaded, "--split", "1") == 0
+    assert run("prepare stranger_sections", tmp_path / "out", "--source", downloaded, "--split", "1") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     assert dataset.class_names == NAMES
     expected = sorted((name, np.packbits(mask).tobytes()) for name, mask in class_mask()[1])
@@ -65,8 +65,8 @@ def test_other_classes_pictures_and_an_ignored_number(tmp_path: Path) -> None:
     write_image(tmp_path / "set" / "a.png")
     Image.fromarray(mask).save(tmp_path / "set" / "a_class.png")
     words = ("--source", tmp_path / "set", "--split", "1", "--label-suffix", "_class", "--classes", "x", "y", "z")
-    assert run("prepare_stranger_sections", tmp_path / "out", *words) == 2
-    assert run("prepare_stranger_sections", tmp_path / "out", *words, "--ignore-value", "255") == 0
+    assert run("prepare stranger_sections", tmp_path / "out", *words) == 2
+    assert run("prepare stranger_sections", tmp_path / "out", *words, "--ignore-value", "255") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     _, classes, crowd = dataset.annotations(0)
     assert [dataset.class_names[c] for c in classes[~crowd]] == ["x", "x", "z"]
@@ -80,14 +80,14 @@ def test_wrong_numbers_sizes_and_missing_masks_are_told(
     label = downloaded / "train" / "label"
     np.save(label / "hsa12q_gt.npy", np.full((HEIGHT, WIDTH), 4, np.uint8))
     np.save(label / "tya5k0_gt.npy", class_mask()[0][:, :-1])
-    assert run("prepare_stranger_sections", tmp_path / "out", "--source", downloaded) == 2
+    assert run("prepare stranger_sections", tmp_path / "out", "--source", downloaded) == 2
     message = capsys.readouterr().err
     assert "2 problems" in message
     assert "has the numbers 4; expected 0 for background and 1 to 3 for inertinite, vitrinite, liptinite" in message
     assert "30 x 39 pixels" in message
     (label / "empty_gt.npy").unlink()
     np.save(label / "stray_gt.npy", class_mask()[0])
-    assert run("prepare_stranger_sections", tmp_path / "out", "--source", downloaded) == 2
+    assert run("prepare stranger_sections", tmp_path / "out", "--source", downloaded) == 2
     message = capsys.readouterr().err
-    assert "empty.JPG: has no mask empty_gt.npy" in message
+    assert "empty.JPG: has no mask; expected empty_gt.npy" in message
     assert "stray_gt.npy: has no image of this name" in message

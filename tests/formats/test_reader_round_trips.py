@@ -36,7 +36,7 @@ def prepared(tmp_path: Path) -> tuple[Path, dict[str, list[tuple[str, bytes]]]]:
     rule = {**NAMES, 1: "a", 2: "b", 3: "a"}
     (tmp_path / "map.yaml").write_text("".join(f"{number}: {name}\n" for number, name in rule.items()))
     words = ("--images", tmp_path / "images", "--labels", tmp_path / "labels", "--split", "1")
-    assert run("prepare_label_images", tmp_path / "coco", *words, "--classes-from", f"map:{tmp_path / 'map.yaml'}") == 0
+    assert run("prepare label_images", tmp_path / "coco", *words, "--classes-from", f"map:{tmp_path / 'map.yaml'}") == 0
     return tmp_path, {f"{name}.png": expected_masks(values, rule) for name, values in labels.items()}
 
 
@@ -52,12 +52,12 @@ def without_classes(masks: dict[str, list[tuple[str, bytes]]]) -> dict[str, list
 @pytest.mark.parametrize(
     ("form", "command", "classes"),
     [
-        ("geojson", ["prepare_geojson"], None),
-        ("imagej", ["prepare_rois"], "map"),
-        ("cellpose", ["prepare_cellpose"], "table"),
-        ("cellpose_masks", ["prepare_cellpose"], "table"),
-        ("labels", ["prepare_label_images"], "table"),
-        ("npy", ["prepare_label_images"], "table"),
+        ("geojson", ["prepare geojson"], None),
+        ("imagej", ["prepare imagej"], "map"),
+        ("cellpose", ["prepare cellpose"], "table"),
+        ("cellpose_masks", ["prepare cellpose"], "table"),
+        ("labels", ["prepare label_images"], "table"),
+        ("npy", ["prepare label_images"], "table"),
     ],
 )
 def test_no_pixel_and_no_class_is_lost(
@@ -66,7 +66,7 @@ def test_no_pixel_and_no_class_is_lost(
     folder, expected = prepared
     words = ["--input", folder / "coco" / "all.json", "--format", form, "--output", folder / "exported"]
     assert main(["export", *map(str, words)]) == 0
-    if command == ["prepare_label_images"]:
+    if command == ["prepare label_images"]:
         options = ["--images", folder / "images", "--labels", folder / "exported"]
     else:
         options = ["--source", folder / "images", "--annotations", folder / "exported", "--allow-empty"]
@@ -89,6 +89,6 @@ def test_the_tables_of_competitions_are_read_again(
     assert main(["export", *map(str, words)]) == 0
     options = ["--source", folder / "images", "--run-lengths", folder / "exported" / "stage1_train_labels.csv"]
     # Such a table has no rows for images without objects.
-    assert run("prepare_dsb2018", folder / "again", *options, "--split", "1", "--skip-bad") == 0
+    assert run("prepare dsb2018", folder / "again", *options, "--split", "1", "--skip-bad") == 0
     labelled = {name: masks for name, masks in expected.items() if masks}
     assert without_classes(masks_of(folder / "again" / "all.json")) == without_classes(labelled)

@@ -143,7 +143,7 @@ def add_pair(images: Path, labels: Path, name: str, image: bytes, label: bytes |
 
 def prepare(folders: tuple[Path, Path, Path], *options: str) -> int:
     images, labels, output = map(str, folders)
-    return main(["prepare_label_images", "--images", images, "--labels", labels, "--output", output, *options])
+    return main(["prepare", "label_images", "--images", images, "--labels", labels, "--output", output, *options])
 
 
 def check_refused_then_skipped(
@@ -225,8 +225,8 @@ def test_unusual_images_and_names_are_read_rightly(folders: tuple[Path, Path, Pa
 BAD_LABELS = {
     "another size": (npy(np.zeros((HEIGHT, WIDTH + 1), np.uint8)), "12 x 17 pixels"),
     "fractions": (npy(np.full((HEIGHT, WIDTH), 0.5)), "this one has fractions"),
-    "negative": (npy(np.full((HEIGHT, WIDTH), -1)), "labels lie between 0 (background) and 2147483647"),
-    "too large": (npy(np.full((HEIGHT, WIDTH), 2**40)), "labels lie between"),
+    "negative": (npy(np.full((HEIGHT, WIDTH), -1)), "labels are between 0 (background) and 2147483647"),
+    "too large": (npy(np.full((HEIGHT, WIDTH), 2**40)), "labels are between"),
     "colours": (packed(Image.fromarray(np.dstack([LABELS] * 3)), "PNG"), "has 3 channels; save the object numbers"),
     "truncated": (packed(Image.fromarray(LABELS), "PNG")[:-30], "the image is truncated"),
 }
@@ -263,7 +263,7 @@ def test_a_name_that_is_no_text(folders: tuple[Path, Path, Path], capsys: pytest
 def test_a_terminal_that_cannot_show_a_name(folders: tuple[Path, Path, Path]) -> None:
     add_pair(*folders[:2], "µ.png", b"")
     images, labels, output = map(str, folders)
-    words = ["prepare_label_images", "--images", images, "--labels", labels, "--output", output, "--classes", "µ"]
+    words = ["prepare", "label_images", "--images", images, "--labels", labels, "--output", output, "--classes", "µ"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-m", "detseg", *words], capture_output=True, text=True, env=environment, check=False

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
 from models_for_tests import disks, relative
 
-from detseg.models.rcnn import roi_heads
-from detseg.models.rcnn import roi_heads as cascade_heads
-from detseg.models.rcnn import roi_heads as res5_heads
 from detseg.models.rcnn.box_head import BoxPredictor
 from detseg.models.rcnn.boxes import BoxCoder
 from detseg.models.rcnn.matching import Matcher
@@ -120,21 +115,13 @@ def test_nothing_is_one_empty_portion() -> None:
     assert [[len(part) for part in portion] for portion in in_portions([torch.zeros(0, 4)] * 2, 5)] == [[0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "limit"),
-    [
-        ("C4", res5_heads, "REGIONS_AT_ONCE"),
-        ("cascade", cascade_heads, "BOXES_AT_ONCE"),
-        ("stride 2", roi_heads, "BOXES_AT_ONCE"),
-    ],
-)
-def test_portions_of_regions_do_not_matter(
-    name: str, module: ModuleType, limit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["C4", "cascade", "stride 2"])
+def test_portions_of_regions_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = relative(name).eval()
     image = disks(8, (64, 96)).image
     whole = model.predict([image, image[:48]])
-    monkeypatch.setattr(module, limit, 7)
+    for limit in ("boxes_at_once", "masks_at_once"):
+        monkeypatch.setattr(model.roi_heads, limit, 7)
     for one, other in zip(model.predict([image, image[:48]]), whole, strict=True):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)

@@ -121,8 +121,8 @@ def test_round_trip(tmp_path_factory, labels, layout):
     [
         ("a,1 2\nb,", []),
         ("a,1 2\na,2 1\nb,", ["line 3 (image a): overlaps line 2, for example in pixel 2"]),
-        ("a,1 2 2 3\nb,", ["line 2 (image a): the run 2 3 overlaps the one in front of it"]),
-        ("a,5 1 1 1\nb,", ["line 2 (image a): the run 1 1 starts before the one in front of it"]),
+        ("a,1 2 2 3\nb,", ["line 2 (image a): the run 2 3 overlaps the previous one"]),
+        ("a,5 1 1 1\nb,", ["line 2 (image a): the run 1 1 starts before the previous one"]),
         ("a,0 2\nb,", ["line 2 (image a): the run 0 2 starts before the first pixel"]),
         ("a,20 2\nb,", ["line 2 (image a): the run 20 2 leaves the image, which has 20 pixels"]),
         ("a,1 0\nb,", ["line 2 (image a): the run 1 0 has no length"]),

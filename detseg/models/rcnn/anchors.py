@@ -9,6 +9,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detseg.config.options import Options, key
+from detseg.config.problems import Problems
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+def _has_empty_row(value: list) -> str | None:
+    return None if all(row != [] for row in value) else "expected positive numbers for every level"
+
+
+@dataclass(frozen=True)
+class AnchorShapes(Options):
+    """Sizes and aspect ratios of anchors: a list for each level, or one list for all."""
+
+    section = "MODEL.ANCHOR_GENERATOR"
+
+    sizes: Rows | tuple[float, ...] = key("SIZES", not_empty=True, above=0, test=_has_empty_row)
+    aspect_ratios: Rows | tuple[float, ...] = key("ASPECT_RATIOS", not_empty=True, above=0, test=_has_empty_row)
+
+    @property
+    def sizes_of_levels(self) -> Rows:
+        """A row for each level, or one for all."""
+        return _rows(self.sizes)
+
+    @property
+    def aspect_ratios_of_levels(self) -> Rows:
+        """A row for each level, or one for all."""
+        return _rows(self.aspect_ratios)
+
+    def check_levels(self, problems: Problems, levels: int, levels_name: str) -> None:
+        """Note shapes that do not fit so many levels, or give them different numbers of anchors a position."""
+        rows = {"SIZES": self.sizes_of_levels, "ASPECT_RATIOS": self.aspect_ratios_of_levels}
+        for name, of_levels in rows.items():
+            if len(of_levels) not in (1, levels):
+                expected = f"expected one list for all levels, or one for each of the {levels} {levels_name}"
+                problems.add(f"{self.section}.{name}", expected)
+                return
+        # The head is shared by all levels.
+        sizes, ratios = ([len(row) for row in of_levels] * (levels // len(of_levels)) for of_levels in rows.values())
+        if len({size * ratio for size, ratio in zip(sizes, ratios, strict=True)}) > 1:
+            problems.add(f"{self.section}.SIZES", "every level must have the same number of anchors a position")
+
+
+@dataclass(frozen=True)
+class AnchorOptions(AnchorShapes):
+    """offset: of the centres of anchors, in strides."""
+
+    name: str = key("NAME", choices=("DefaultAnchorGenerator",), registry=True)
+    offset: float = key("OFFSET", at_least=0, below=1)
+
+
+def _rows(values: Rows | tuple[float, ...]) -> Rows:
+    return values if isinstance(values[0], tuple) else (values,)
+
 
 @dataclass(frozen=True)
 class AnchorLevel:
@@ -31,7 +85,7 @@ class AnchorLevel:
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """All anchors of images of one size: boxes (R, 4) of all levels behind each other, and how they lie."""
+    """All anchors of images of one size: boxes (R, 4) of all levels concatenated, and the grid of each level."""
 
     levels: tuple[AnchorLevel, ...]
     boxes: Tensor

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.models.rcnn.boxes import BoxCoder, box_regression_loss, clip_boxes
-from detseg.models.rcnn.layers import ConvNorm, init_msra, init_normal, init_xavier
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
+from detseg.models.rcnn.boxes import BoxCoder, clip_boxes
+from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier, norm_key
 from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms
@@ -23,6 +25,41 @@ class Detections:
     boxes: Tensor
     scores: Tensor
     classes: Tensor
+
+
+def _not_a_limit(value: int) -> str | None:
+    return None if value == -1 or value >= 1 else "expected 1 or more, or -1 for no limit"
+
+
+@dataclass(frozen=True)
+class ConvFCOptions(Options):
+    """The layers of ConvFCHead: num_conv convolutions of `conv_channels`, num_fc layers of `fc_channels`."""
+
+    section = "MODEL.ROI_BOX_HEAD"
+
+    num_conv: int = key("NUM_CONV", at_least=0)
+    conv_channels: int = key("CONV_DIM", at_least=1)
+    num_fc: int = key("NUM_FC", at_least=0)
+    fc_channels: int = key("FC_DIM", at_least=1)
+    norm: str = norm_key()
+
+    def check(self, problems: Problems) -> None:
+        if self.num_conv:
+            check_group_norm(problems, f"{self.section}.NORM", f"{self.section}.CONV_DIM", self.conv_channels)
+        elif not self.num_fc:
+            problems.add(f"{self.section}.NUM_FC", "the box head has no layer: set NUM_FC (usually 2) or NUM_CONV")
+
+
+@dataclass(frozen=True)
+class BoxHeadOptions(Options):
+    """The head between pooled regions and their scores and boxes, which Res5ROIHeads do not have."""
+
+    section = "MODEL.ROI_BOX_HEAD"
+
+    name: str = key("NAME", choices=("FastRCNNConvFCHead",), registry=True)
+    layers: ConvFCOptions | None = part(
+        ConvFCOptions, when=lambda cfg: cfg.MODEL.ROI_BOX_HEAD.NAME == "FastRCNNConvFCHead"
+    )
 
 
 class ConvFCHead(nn.Sequential):
@@ -52,6 +89,22 @@ class ConvFCHead(nn.Sequential):
         self.out_channels = channels
 
 
+@dataclass(frozen=True)
+class DetectionOptions(Options):
+    """Which scored boxes are detections. detections_per_image: the most of one image, None for all."""
+
+    section = "MODEL.ROI_HEADS"
+
+    num_classes: int = key("NUM_CLASSES", at_least=1)
+    score_threshold: float = key("SCORE_THRESH_TEST", at_least=0, at_most=1)
+    nms_threshold: float = key("NMS_THRESH_TEST", above=0, at_most=1)
+    max_detections: int = key("TEST.DETECTIONS_PER_IMAGE", test=_not_a_limit)
+
+    @property
+    def detections_per_image(self) -> int | None:
+        return None if self.max_detections == -1 else self.max_detections
+
+
 class BoxPredictor(nn.Module):
     """Class scores, background last, and deltas for each class or, class-agnostic, for all together."""
 
@@ -62,19 +115,15 @@ class BoxPredictor(nn.Module):
         num_classes: int,
         class_agnostic: bool,
         coder: BoxCoder,
-        box_loss: str = "smooth_l1",
-        smooth_l1_beta: float = 0.0,
         box_weight: float = 1.0,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
+        detections_per_image: int | None = 100,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.class_agnostic = class_agnostic
         self.coder = coder
-        self.box_loss = box_loss
-        self.smooth_l1_beta = smooth_l1_beta
         self.box_weight = box_weight
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -89,37 +138,22 @@ class BoxPredictor(nn.Module):
         return self.cls_score(x).float(), self.bbox_pred(x).float()
 
     def losses(
-        self, scores: Tensor, deltas: Tensor, boxes: Tensor, classes: Tensor, targets: Tensor
+        self, scores: Tensor, deltas: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Return loss_cls and loss_box_reg.
-
-        boxes: (M, 4) proposals. classes: (M,) int64, num_classes for background. targets: (M, 4) the objects' boxes;
-        rows of background are not looked at.
-        """
+        """Return loss_cls and loss_box_reg of the scores and deltas of the regions of all images, in their order."""
+        classes = torch.cat([region.classes for region in regions])
         if len(classes) == 0:
             return {"loss_cls": scores.sum() * 0, "loss_box_reg": deltas.sum() * 0}
+        boxes = torch.cat([region.boxes for region in regions])
+        objects = torch.cat([region.matched_boxes(target) for region, target in zip(regions, targets, strict=True)])
         index = torch.nonzero(classes < self.num_classes).squeeze(1)
         of_class = torch.zeros_like(classes[index]) if self.class_agnostic else classes[index]
-        box_loss = box_regression_loss(
-            coder=self.coder,
-            sources=boxes[index],
-            deltas=deltas.unflatten(1, (-1, 4))[index, of_class],
-            targets=targets[index],
-            loss_type=self.box_loss,
-            beta=self.smooth_l1_beta,
-        )
+        of_boxes = deltas.unflatten(1, (-1, 4))[index, of_class]
+        box_loss = self.coder.summed_loss(of_boxes, boxes[index], objects[index])
         return {
             "loss_cls": F.cross_entropy(scores, classes),
             "loss_box_reg": box_loss * (self.box_weight / len(classes)),
         }
-
-    def region_losses(
-        self, scores: Tensor, deltas: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
-    ) -> dict[str, Tensor]:
-        """`losses` of the regions of all images, in their order."""
-        matched = [region.matched_boxes(target) for region, target in zip(regions, targets, strict=True)]
-        boxes = torch.cat([region.boxes for region in regions])
-        return self.losses(scores, deltas, boxes, torch.cat([region.classes for region in regions]), torch.cat(matched))
 
     def detect_all(
         self, probabilities: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]

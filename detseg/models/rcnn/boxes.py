@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detseg.config.options import Options, key
+
 # exp(dw) beyond this would overflow early in training; Detectron2's value.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
-class BoxCoder:
-    """weights: by which dx, dy, dw, dh are multiplied, to bring them to unit variance."""
+@dataclass(frozen=True)
+class BoxRegressionOptions(Options):
+    """How boxes are regressed; section: that of the head.
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    weights: of dx, dy, dw, dh. beta: where smooth L1 becomes linear. loss_weight: of the loss among the others.
+    """
+
+    weights: tuple[float, ...] = key("BBOX_REG_WEIGHTS", length=4, above=0)
+    loss: str = key("BBOX_REG_LOSS_TYPE", choices=("smooth_l1", "giou"), detectron2=("diou", "ciou"))
+    beta: float = key("SMOOTH_L1_BETA", at_least=0)
+    loss_weight: float = key("BBOX_REG_LOSS_WEIGHT", at_least=0)
+
+
+class BoxCoder:
+    """Deltas between boxes, and their loss.
+
+    weights: by which dx, dy, dw, dh are multiplied, to bring them to unit variance. loss: "smooth_l1" of the deltas
+    with `beta`, or "giou" of the boxes.
+    """
+
+    def __init__(self, weights: Sequence[float], *, loss: str = "smooth_l1", beta: float = 0.0) -> None:
+        if loss not in ("smooth_l1", "giou"):
+            raise ValueError(f"unknown box loss {loss!r}; known: smooth_l1, giou")
         self.weights = tuple(float(weight) for weight in weights)
+        self.loss = loss
+        self.beta = beta
 
     def encode(self, sources: Tensor, targets: Tensor) -> Tensor:
         """Return deltas (n, 4) that move sources (n, 4) to targets (n, 4); all sides must be positive."""
@@ -51,6 +75,15 @@ class BoxCoder:
         )
         return torch.stack(corners, dim=-1).flatten(1)
 
+    def summed_loss(self, deltas: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss, in float32, of deltas (n, 4) that should move sources (n, 4) to targets (n, 4)."""
+        deltas = deltas.float()
+        if self.loss == "giou":
+            from torchvision.ops import generalized_box_iou_loss  # see torchvision_ops: not before it is known to work
+
+            return generalized_box_iou_loss(self.decode(deltas, sources), targets, reduction="sum")
+        return smooth_l1_sum(deltas, self.encode(sources, targets), self.beta)
+
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return boxes (..., 4) cut off at the border of an image of size (height, width)."""
@@ -66,40 +99,8 @@ def _centres_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return boxes[:, 0] + 0.5 * width, boxes[:, 1] + 0.5 * height, width, height
 
 
-# Losses of boxes; everything in float32.
-
-BOX_LOSSES = ("smooth_l1", "giou")
-
-
-def box_regression_loss(
-    *, coder: BoxCoder, sources: Tensor, deltas: Tensor, targets: Tensor, loss_type: str, beta: float
-) -> Tensor:
-    """Return the summed loss of predicted deltas (n, 4) that should move sources (n, 4) to targets (n, 4)."""
-    deltas = deltas.float()
-    if loss_type == "smooth_l1":
-        return smooth_l1_sum(deltas, coder.encode(sources, targets), beta)
-    if loss_type == "giou":
-        return giou_loss(coder.decode(deltas, sources), targets).sum()
-    raise ValueError(f"unknown box loss {loss_type!r}; known: {', '.join(BOX_LOSSES)}")
-
-
 def smooth_l1_sum(input: Tensor, target: Tensor, beta: float) -> Tensor:
     """Summed Huber loss, divided by beta; absolute difference for beta = 0, which torch's own loss does not know."""
     if beta < 1e-5:
         return (input - target).abs().sum()
     return F.smooth_l1_loss(input, target, reduction="sum", beta=beta)
-
-
-def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return 1 - generalized IoU (n,) of boxes (n, 4) and targets (n, 4) (Rezatofighi et al. 2019)."""
-    inner = (torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])).clamp(min=0)
-    outer = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
-    intersection = inner[:, 0] * inner[:, 1]
-    hull = outer[:, 0] * outer[:, 1]
-    union = _area(boxes) + _area(targets) - intersection
-    iou = intersection / (union + eps)
-    return 1 - (iou - (hull - union) / (hull + eps))
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

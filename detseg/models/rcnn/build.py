@@ -1,328 +1,267 @@
-"""The R-CNN family from configuration keys; the parts themselves know no configuration."""
+"""Mask R-CNN and its relatives: all options of a GeneralizedRCNN, and the model from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from detseg.config.node import Config
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
 from detseg.errors import ConfigError
+from detseg.models.image_input import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorGenerator
 from detseg.models.rcnn.box_head import BoxPredictor, ConvFCHead
-from detseg.models.rcnn.boxes import BoxCoder
-from detseg.models.rcnn.deformable import Deformable
+from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions
+from detseg.models.rcnn.fpn import FPN, FPNOptions
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN, ImageInput
-from detseg.models.rcnn.layers import NORMS
 from detseg.models.rcnn.mask_head import MaskHead
-from detseg.models.rcnn.matching import Matcher
+from detseg.models.rcnn.matching import Matcher, MatchingOptions
 from detseg.models.rcnn.regions import RegionSampling
-from detseg.models.rcnn.resnet import BLOCKS_OF_DEPTH, FEATURES, FPN, STAGES, make_resnet
-from detseg.models.rcnn.roi_align import Pooler
-from detseg.models.rcnn.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, make_res5
-from detseg.models.rcnn.rpn import RPN, ProposalSettings, RPNHead, RPNLossSettings
+from detseg.models.rcnn.resnet import STAGES, ResNetOptions, make_resnet
+from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
+from detseg.models.rcnn.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, ROIHeadsOptions, make_res5
+from detseg.models.rcnn.rpn import RPN, ProposalSettings, RPNHead, RPNLossSettings, RPNOptions
 from detseg.models.torchvision_ops import require_operators
 
-# Small parts of the R-CNN family from configuration keys, and the refusal of values that are not known.
+_WITH_FPN, _WITHOUT_FPN = "build_resnet_fpn_backbone", "build_resnet_backbone"
 
 
-def make_matcher(key: str, node: Any, allow_low_quality_matches: bool = False) -> Matcher:
-    """Build the Matcher of a section (`key`, `node`) of the configuration."""
-    try:
-        return Matcher(tuple(node.IOU_THRESHOLDS), tuple(node.IOU_LABELS), allow_low_quality_matches)
-    except ValueError as error:
-        raise ConfigError(f"{key}.IOU_THRESHOLDS and {key}.IOU_LABELS: {error}") from None
+def _has_resnet(cfg: Config) -> bool:
+    return cfg.MODEL.BACKBONE.NAME in (_WITH_FPN, _WITHOUT_FPN)
 
 
-def make_pooler(key: str, node: Any, strides: list[int]) -> Pooler:
-    """Build the pooling of a section (`key`, `node`) for feature maps of these strides."""
-    known(f"{key}.POOLER_TYPE", node.POOLER_TYPE, ("ROIAlignV2",))
-    return Pooler(output_size=node.POOLER_RESOLUTION, strides=strides, sampling_ratio=node.POOLER_SAMPLING_RATIO)
+@dataclass(frozen=True)
+class RCNNOptions(Options):
+    """Everything that a GeneralizedRCNN is made from.
+
+    Parts are None where they are not used, or where code of the user's takes their place in Detectron2.
+    """
+
+    backbone: str = key("MODEL.BACKBONE.NAME", choices=(_WITH_FPN, _WITHOUT_FPN), registry=True)
+    proposal_generator: str = key("MODEL.PROPOSAL_GENERATOR.NAME", choices=("RPN",), registry=True)
+    masks: bool = key("MODEL.MASK_ON")
+    image_input: ImageInputOptions = part(ImageInputOptions)
+    resnet: ResNetOptions | None = part(ResNetOptions, when=_has_resnet)
+    fpn: FPNOptions | None = part(FPNOptions, when=lambda cfg: cfg.MODEL.BACKBONE.NAME == _WITH_FPN)
+    rpn: RPNOptions | None = part(RPNOptions, when=lambda cfg: cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN")
+    heads: ROIHeadsOptions = part(ROIHeadsOptions)
+
+    def check(self, problems: Problems) -> None:
+        if self.resnet is None:
+            return
+        given = self.resnet.out_features
+        if self.fpn is not None:
+            if not set(self.fpn.in_features) <= set(given):
+                problems.add("MODEL.FPN.IN_FEATURES", f"expected some of MODEL.RESNETS.OUT_FEATURES {list(given)}")
+                return
+            if self.resnet.res5_dilation != 1 and "res5" in self.fpn.in_features:
+                problems.add("MODEL.RESNETS.RES5_DILATION", "an FPN needs halving levels: set 1")
+            given = self.fpn.features
+        used = {"MODEL.ROI_HEADS.IN_FEATURES": self.heads.in_features}
+        if self.rpn is not None:
+            used["MODEL.RPN.IN_FEATURES"] = self.rpn.in_features
+        for name, features in used.items():
+            if not set(features) <= set(given):
+                problems.add(name, f"expected some of what the backbone gives: {list(given)}")
+        if self.heads.name == "Res5ROIHeads":
+            self._check_res5_heads(problems)
+
+    def _check_res5_heads(self, problems: Problems) -> None:
+        if self.fpn is not None or self.heads.in_features != ("res4",):
+            problems.add(
+                "MODEL.ROI_HEADS.IN_FEATURES",
+                'Res5ROIHeads continue ["res4"] of MODEL.BACKBONE.NAME build_resnet_backbone; over an FPN or res5 take '
+                "MODEL.ROI_HEADS.NAME StandardROIHeads",
+            )
+        if self.resnet.deform_on_stages[-1]:
+            expected = "the res5 of Res5ROIHeads does not deform: set it to False"
+            problems.add("MODEL.RESNETS.DEFORM_ON_PER_STAGE", expected)
 
 
-def strides_and_channels(key: str, names: Any, backbone: nn.Module) -> tuple[list[int], int]:
-    """Return the strides of the named feature maps and their number of channels, which must be one."""
-    for name in names:
-        known(key, name, tuple(backbone.strides))
-    channels = {backbone.channels[name] for name in names}
-    if len(channels) != 1:
-        raise ConfigError(f"{key}: these feature maps have different numbers of channels: {sorted(channels)}")
-    return [backbone.strides[name] for name in names], channels.pop()
-
-
-def one_list_for_all(values: Any) -> Any:
-    """A flat list of numbers stands for all levels."""
-    return values if isinstance(values[0], (list, tuple)) else [values]
-
-
-def known_norm(key: str, name: str) -> str:
-    """Return the name of a normalisation that there is, or raise ConfigError."""
-    return known(key, name, NORMS)
-
-
-def known(key: str, value: Any, choices: Any) -> Any:
-    """Return a value that is among the choices, or raise ConfigError naming the key and the choices."""
-    if value not in choices:
-        raise ConfigError(
-            f"{key} is {value!r}; the native engine knows {', '.join(repr(name) for name in choices) or 'nothing here'}"
-        )
-    return value
-
-
-# The region heads of the R-CNN family from configuration keys.
-
-
-def build_roi_heads(cfg: Any, backbone: nn.Module) -> nn.Module:
-    """Build the region heads that MODEL.ROI_HEADS.NAME names; masks only with MODEL.MASK_ON."""
-    return HEADS[known("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, tuple(HEADS))](cfg, backbone)
-
-
-def build_standard_heads(cfg: Any, backbone: nn.Module) -> ROIHeads:
-    """Build a box head and a mask head."""
-    names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-    strides, channels = strides_and_channels("MODEL.ROI_HEADS.IN_FEATURES", names, backbone)
-    box_pooler = make_pooler("MODEL.ROI_BOX_HEAD", cfg.MODEL.ROI_BOX_HEAD, strides)
-    box_head = build_box_head(cfg, channels)
-    mask_pooler, mask_head = _build_masks(cfg, strides, channels)
-    return ROIHeads(
-        in_features=names,
-        sampling=_build_sampling(cfg, make_matcher("MODEL.ROI_HEADS", cfg.MODEL.ROI_HEADS)),
-        box_pooler=box_pooler,
-        box_head=box_head,
-        box_predictor=build_box_predictor(cfg, box_head.out_channels),
-        mask_pooler=mask_pooler,
-        mask_head=mask_head,
-    )
-
-
-def build_cascade_heads(cfg: Any, backbone: nn.Module) -> CascadeROIHeads:
-    """Build the stages of a cascade and a mask head."""
-    names, cascade = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_CASCADE_HEAD
-    strides, channels = strides_and_channels("MODEL.ROI_HEADS.IN_FEATURES", names, backbone)
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise ConfigError("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True for CascadeROIHeads")
-    if not len(cascade.IOUS) == len(cascade.BBOX_REG_WEIGHTS) > 0:
-        raise ConfigError("MODEL.ROI_BOX_CASCADE_HEAD needs as many BBOX_REG_WEIGHTS as IOUS, one a stage")
-    try:
-        matchers = [Matcher((iou,), (0, 1)) for iou in cascade.IOUS]
-    except ValueError as error:
-        raise ConfigError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS: {error}") from None
-    box_heads, predictors = [], []
-    for weights in cascade.BBOX_REG_WEIGHTS:
-        box_heads.append(build_box_head(cfg, channels))
-        predictors.append(build_box_predictor(cfg, box_heads[-1].out_channels, weights))
-    mask_pooler, mask_head = _build_masks(cfg, strides, channels)
-    return CascadeROIHeads(
-        in_features=names,
-        sampling=_build_sampling(cfg, matchers[0]),
-        matchers=matchers[1:],
-        box_pooler=make_pooler("MODEL.ROI_BOX_HEAD", cfg.MODEL.ROI_BOX_HEAD, strides),
-        box_heads=box_heads,
-        box_predictors=predictors,
-        mask_pooler=mask_pooler,
-        mask_head=mask_head,
-    )
-
-
-def build_res5_heads(cfg: Any, backbone: nn.Module) -> Res5ROIHeads:
-    """Build heads with a res5 of their own; the pooling is MODEL.ROI_BOX_HEAD's, for boxes and masks alike."""
-    resnets, names = cfg.MODEL.RESNETS, cfg.MODEL.ROI_HEADS.IN_FEATURES
-    strides, channels = strides_and_channels("MODEL.ROI_HEADS.IN_FEATURES", names, backbone)
-    res5, out_channels = make_res5(
-        res2_channels=resnets.RES2_OUT_CHANNELS,
-        width_per_group=resnets.WIDTH_PER_GROUP,
-        groups=resnets.NUM_GROUPS,
-        norm=known_norm("MODEL.RESNETS.NORM", resnets.NORM),
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
-    )
-    if len(names) != 1 or channels != out_channels // 2:
-        raise ConfigError(
-            f"MODEL.ROI_HEADS.IN_FEATURES is {names}; Res5ROIHeads continue one feature map of {out_channels // 2} "
-            "channels: that of res4"
-        )
-    if resnets.DEFORM_ON_PER_STAGE[-1]:
-        raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: the res5 of Res5ROIHeads does not deform")
-    return Res5ROIHeads(
-        in_feature=names[0],
-        sampling=_build_sampling(cfg, make_matcher("MODEL.ROI_HEADS", cfg.MODEL.ROI_HEADS)),
-        pooler=make_pooler("MODEL.ROI_BOX_HEAD", cfg.MODEL.ROI_BOX_HEAD, strides),
-        res5=res5,
-        box_predictor=build_box_predictor(cfg, out_channels),
-        mask_head=build_mask_head(cfg, out_channels) if cfg.MODEL.MASK_ON else None,
-    )
-
-
-HEADS = {
-    "StandardROIHeads": build_standard_heads,
-    "CascadeROIHeads": build_cascade_heads,
-    "Res5ROIHeads": build_res5_heads,
-}
-
-
-def _build_sampling(cfg: Any, matcher: Matcher) -> RegionSampling:
-    heads = cfg.MODEL.ROI_HEADS
-    return RegionSampling(
-        matcher=matcher,
-        batch_size=heads.BATCH_SIZE_PER_IMAGE,
-        positive_fraction=heads.POSITIVE_FRACTION,
-        append_objects=heads.PROPOSAL_APPEND_GT,
-    )
-
-
-def _build_masks(cfg: Any, strides: list[int], channels: int) -> tuple[Pooler, MaskHead] | tuple[None, None]:
-    if not cfg.MODEL.MASK_ON:
-        return None, None
-    return make_pooler("MODEL.ROI_MASK_HEAD", cfg.MODEL.ROI_MASK_HEAD, strides), build_mask_head(cfg, channels)
-
-
-def build_box_head(cfg: Any, in_channels: int) -> ConvFCHead:
-    """Build the box head."""
-    head = cfg.MODEL.ROI_BOX_HEAD
-    known("MODEL.ROI_BOX_HEAD.NAME", head.NAME, ("FastRCNNConvFCHead",))
-    if head.NUM_FC + head.NUM_CONV < 1:
-        raise ConfigError("MODEL.ROI_BOX_HEAD.NUM_FC and MODEL.ROI_BOX_HEAD.NUM_CONV are both 0: a head needs a layer")
-    return ConvFCHead(
-        in_channels=in_channels,
-        size=head.POOLER_RESOLUTION,
-        conv_channels=[head.CONV_DIM] * head.NUM_CONV,
-        fc_channels=[head.FC_DIM] * head.NUM_FC,
-        norm=known_norm("MODEL.ROI_BOX_HEAD.NORM", head.NORM),
-    )
-
-
-def build_box_predictor(cfg: Any, in_channels: int, weights: Sequence[float] | None = None) -> BoxPredictor:
-    """Build the classifier and box regressor; weights: of the box deltas, None for the box head's own."""
-    head = cfg.MODEL.ROI_BOX_HEAD
-    return BoxPredictor(
-        in_channels=in_channels,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        class_agnostic=head.CLS_AGNOSTIC_BBOX_REG,
-        coder=BoxCoder(weights or head.BBOX_REG_WEIGHTS),
-        box_loss=known("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", head.BBOX_REG_LOSS_TYPE, ("smooth_l1", "giou")),
-        smooth_l1_beta=head.SMOOTH_L1_BETA,
-        box_weight=head.BBOX_REG_LOSS_WEIGHT,
-        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
-        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-    )
-
-
-def build_mask_head(cfg: Any, in_channels: int) -> MaskHead:
-    """Build the mask head."""
-    head = cfg.MODEL.ROI_MASK_HEAD
-    known("MODEL.ROI_MASK_HEAD.NAME", head.NAME, ("MaskRCNNConvUpsampleHead",))
-    return MaskHead(
-        in_channels=in_channels,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        conv_channels=[head.CONV_DIM] * head.NUM_CONV,
-        deconv_channels=head.CONV_DIM,
-        class_agnostic=head.CLS_AGNOSTIC_MASK,
-        norm=known_norm("MODEL.ROI_MASK_HEAD.NORM", head.NORM),
-    )
-
-
-def build_generalized_rcnn(cfg: Any) -> GeneralizedRCNN:
-    """Build Mask R-CNN or one of its relatives; raises ConfigError for a part that is not known."""
+def build_generalized_rcnn(options: RCNNOptions) -> GeneralizedRCNN:
+    """Build Mask R-CNN or one of its relatives, with initial weights."""
     require_operators()
-    backbone = build_backbone(cfg)
+    backbone = _build_backbone(options)
+    image = options.image_input
     return GeneralizedRCNN(
         image_input=ImageInput(
-            pixel_mean=cfg.MODEL.PIXEL_MEAN,
-            pixel_std=cfg.MODEL.PIXEL_STD,
-            bgr=known("INPUT.FORMAT", cfg.INPUT.FORMAT, ("BGR", "RGB")) == "BGR",
+            pixel_mean=image.pixel_mean,
+            pixel_std=image.pixel_std,
+            bgr=image.channel_order == "BGR",
             size_divisibility=backbone.size_divisibility,
         ),
         backbone=backbone,
-        proposal_generator=build_rpn(cfg, backbone),
-        roi_heads=build_roi_heads(cfg, backbone),
+        proposal_generator=_build_rpn(options.rpn, backbone),
+        roi_heads=_build_roi_heads(options.heads, options.resnet, backbone),
     )
 
 
-def build_backbone(cfg: Any) -> nn.Module:
-    """Build a ResNet, with FPN or without."""
-    kind = known("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, ("build_resnet_fpn_backbone", "build_resnet_backbone"))
-    resnet = build_resnet(cfg)
-    if kind == "build_resnet_backbone":
-        return resnet
-    fpn = cfg.MODEL.FPN
-    for name in fpn.IN_FEATURES:
-        known("MODEL.FPN.IN_FEATURES", name, cfg.MODEL.RESNETS.OUT_FEATURES)
-    return FPN(
-        resnet,
-        in_features=fpn.IN_FEATURES,
-        out_channels=fpn.OUT_CHANNELS,
-        norm=known_norm("MODEL.FPN.NORM", fpn.NORM),
-        fuse_type=known("MODEL.FPN.FUSE_TYPE", fpn.FUSE_TYPE, ("sum", "avg")),
+def _build_backbone(options: RCNNOptions) -> nn.Module:
+    """A ResNet, with FPN or without."""
+    resnet, bottleneck = options.resnet, {}
+    if resnet.bottleneck is not None:
+        bottleneck = {
+            "width_per_group": resnet.bottleneck.width_per_group,
+            "stride_in_1x1": resnet.bottleneck.stride_in_1x1,
+        }
+    body = make_resnet(
+        depth=resnet.depth,
+        in_channels=len(options.image_input.pixel_mean),
+        stem_channels=resnet.stem_channels,
+        res2_channels=resnet.res2_channels,
+        norm=resnet.norm,
+        groups=resnet.groups,
+        res5_dilation=resnet.res5_dilation,
+        deformable=resnet.deformable,
+        deformable_stages=[name for name, on in zip(STAGES, resnet.deform_on_stages, strict=True) if on],
+        out_features=resnet.out_features,
+        freeze_at=resnet.freeze_at,
+        **bottleneck,
     )
+    fpn = options.fpn
+    if fpn is None:
+        return body
+    return FPN(body, in_features=fpn.in_features, out_channels=fpn.out_channels, norm=fpn.norm, fuse_type=fpn.fuse_type)
 
 
-def build_resnet(cfg: Any) -> nn.Module:
-    """Build the ResNet or ResNeXt, its first parts frozen as MODEL.BACKBONE.FREEZE_AT says."""
-    resnets = cfg.MODEL.RESNETS
-    for name in resnets.OUT_FEATURES:
-        known("MODEL.RESNETS.OUT_FEATURES", name, FEATURES)
-    return make_resnet(
-        depth=known("MODEL.RESNETS.DEPTH", resnets.DEPTH, tuple(BLOCKS_OF_DEPTH)),
-        in_channels=len(cfg.MODEL.PIXEL_MEAN),
-        stem_channels=resnets.STEM_OUT_CHANNELS,
-        res2_channels=resnets.RES2_OUT_CHANNELS,
-        norm=known_norm("MODEL.RESNETS.NORM", resnets.NORM),
-        width_per_group=resnets.WIDTH_PER_GROUP,
-        groups=resnets.NUM_GROUPS,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
-        res5_dilation=resnets.RES5_DILATION,
-        deformable=Deformable(modulated=resnets.DEFORM_MODULATED, groups=resnets.DEFORM_NUM_GROUPS),
-        deformable_stages=[name for name, on in zip(STAGES, resnets.DEFORM_ON_PER_STAGE, strict=True) if on],
-        out_features=resnets.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+def _build_rpn(options: RPNOptions, backbone: nn.Module) -> RPN:
+    strides, channels = _strides_and_channels("MODEL.RPN.IN_FEATURES", options.in_features, backbone)
+    anchors = AnchorGenerator(
+        sizes=options.anchors.sizes_of_levels,
+        aspect_ratios=options.anchors.aspect_ratios_of_levels,
+        strides=strides,
+        offset=options.anchors.offset,
     )
-
-
-def build_rpn(cfg: Any, backbone: nn.Module) -> RPN:
-    """Build the region proposal network over the backbone's feature maps."""
-    rpn = cfg.MODEL.RPN
-    known("MODEL.PROPOSAL_GENERATOR.NAME", cfg.MODEL.PROPOSAL_GENERATOR.NAME, ("RPN",))
-    known("MODEL.RPN.HEAD_NAME", rpn.HEAD_NAME, ("StandardRPNHead",))
-    known("MODEL.ANCHOR_GENERATOR.NAME", cfg.MODEL.ANCHOR_GENERATOR.NAME, ("DefaultAnchorGenerator",))
-    strides, channels = strides_and_channels("MODEL.RPN.IN_FEATURES", rpn.IN_FEATURES, backbone)
-    try:
-        anchors = AnchorGenerator(
-            sizes=one_list_for_all(cfg.MODEL.ANCHOR_GENERATOR.SIZES),
-            aspect_ratios=one_list_for_all(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS),
-            strides=strides,
-            offset=cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
-        )
-    except ValueError as error:
-        raise ConfigError(f"MODEL.ANCHOR_GENERATOR does not fit MODEL.RPN.IN_FEATURES: {error}") from None
-    if len(set(anchors.anchors_per_position)) > 1:
-        raise ConfigError(
-            "MODEL.ANCHOR_GENERATOR gives levels different numbers of anchors a position "
-            f"({anchors.anchors_per_position}); the RPN's head is shared by all levels and needs the same number"
-        )
+    nms = {"nms_threshold": options.nms_threshold, "min_size": options.min_size}
     return RPN(
-        in_features=rpn.IN_FEATURES,
-        head=RPNHead(channels, anchors.anchors_per_position[0], rpn.CONV_DIMS),
+        in_features=options.in_features,
+        head=RPNHead(channels, anchors.anchors_per_position[0], options.conv_channels),
         anchor_generator=anchors,
-        matcher=make_matcher("MODEL.RPN", rpn, allow_low_quality_matches=True),
-        coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
-        train_proposals=_proposal_settings(cfg, rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN),
-        test_proposals=_proposal_settings(cfg, rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST),
+        matcher=_build_matcher(options.matching, allow_low_quality_matches=True),
+        coder=_build_coder(options.regression),
+        train_proposals=ProposalSettings(pre_nms=options.pre_nms_train, post_nms=options.post_nms_train, **nms),
+        test_proposals=ProposalSettings(pre_nms=options.pre_nms_test, post_nms=options.post_nms_test, **nms),
         loss=RPNLossSettings(
-            batch_size=rpn.BATCH_SIZE_PER_IMAGE,
-            positive_fraction=rpn.POSITIVE_FRACTION,
-            box_loss=known("MODEL.RPN.BBOX_REG_LOSS_TYPE", rpn.BBOX_REG_LOSS_TYPE, ("smooth_l1", "giou")),
-            smooth_l1_beta=rpn.SMOOTH_L1_BETA,
-            weight=rpn.LOSS_WEIGHT,
-            box_weight=rpn.BBOX_REG_LOSS_WEIGHT,
-            boundary_threshold=rpn.BOUNDARY_THRESH,
+            batch_size=options.matching.batch_size,
+            positive_fraction=options.matching.positive_fraction,
+            weight=options.loss_weight,
+            box_weight=options.regression.loss_weight,
+            boundary_threshold=options.boundary_threshold,
         ),
     )
 
 
-def _proposal_settings(cfg: Any, pre_nms: int, post_nms: int) -> ProposalSettings:
-    return ProposalSettings(
-        pre_nms=pre_nms,
-        post_nms=post_nms,
-        nms_threshold=cfg.MODEL.RPN.NMS_THRESH,
-        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+def _build_roi_heads(options: ROIHeadsOptions, resnet: ResNetOptions, backbone: nn.Module) -> ROIHeads:
+    strides, channels = _strides_and_channels("MODEL.ROI_HEADS.IN_FEATURES", options.in_features, backbone)
+    matching = options.matching
+    common: dict[str, Any] = {
+        "num_classes": options.num_classes,
+        "sampling": RegionSampling(
+            matcher=_build_matcher(matching),
+            batch_size=matching.batch_size,
+            positive_fraction=matching.positive_fraction,
+            append_objects=options.append_objects,
+        ),
+    }
+    box_pooler = _build_pooler(options.box_pooler, strides)
+    if options.name == "Res5ROIHeads":
+        res5 = make_res5(
+            res2_channels=resnet.res2_channels,
+            width_per_group=resnet.bottleneck.width_per_group,
+            groups=resnet.groups,
+            norm=resnet.norm,
+            stride_in_1x1=resnet.bottleneck.stride_in_1x1,
+        )
+        channels = resnet.res2_channels * 8
+        return Res5ROIHeads(
+            in_feature=options.in_features[0],
+            pooler=box_pooler,
+            res5=res5,
+            box_predictor=_build_predictor(options, channels, _build_coder(options.box_regression)),
+            mask_head=_build_mask_head(options, channels),
+            **common,
+        )
+    common |= {"in_features": options.in_features, "box_pooler": box_pooler}
+    if options.cascade is None:
+        # In this order, so that a seed gives the initial weights that it always gave.
+        box_head = _build_box_head(options, channels)
+        common |= _mask_parts(options, strides, channels)
+        predictor = _build_predictor(options, box_head.out_channels, _build_coder(options.box_regression))
+        return ROIHeads(box_head=box_head, box_predictor=predictor, **common)
+    box_heads, predictors = [], []
+    for weights in options.cascade.weights:
+        box_heads.append(_build_box_head(options, channels))
+        coder = _build_coder(options.box_regression, weights)
+        predictors.append(_build_predictor(options, box_heads[-1].out_channels, coder))
+    common |= _mask_parts(options, strides, channels)
+    matchers = [Matcher((iou,), (0, 1)) for iou in options.cascade.ious[1:]]
+    return CascadeROIHeads(matchers=matchers, box_heads=box_heads, box_predictors=predictors, **common)
+
+
+def _mask_parts(options: ROIHeadsOptions, strides: Sequence[int], channels: int) -> dict[str, nn.Module]:
+    if options.mask_head is None:
+        return {}
+    pooler = _build_pooler(options.mask_head.pooler, strides)
+    return {"mask_pooler": pooler, "mask_head": _build_mask_head(options, channels)}
+
+
+def _build_box_head(options: ROIHeadsOptions, in_channels: int) -> ConvFCHead:
+    layers = options.box_head.layers
+    return ConvFCHead(
+        in_channels=in_channels,
+        size=options.box_pooler.resolution,
+        conv_channels=[layers.conv_channels] * layers.num_conv,
+        fc_channels=[layers.fc_channels] * layers.num_fc,
+        norm=layers.norm,
     )
+
+
+def _build_predictor(options: ROIHeadsOptions, in_channels: int, coder: BoxCoder) -> BoxPredictor:
+    return BoxPredictor(
+        in_channels=in_channels,
+        num_classes=options.num_classes,
+        class_agnostic=options.class_agnostic,
+        coder=coder,
+        box_weight=options.box_regression.loss_weight,
+        score_threshold=options.score_threshold,
+        nms_threshold=options.nms_threshold,
+        detections_per_image=options.detections_per_image,
+    )
+
+
+def _build_mask_head(options: ROIHeadsOptions, in_channels: int) -> MaskHead | None:
+    if options.mask_head is None:
+        return None
+    layers = options.mask_head.layers
+    return MaskHead(
+        in_channels=in_channels,
+        num_classes=options.num_classes,
+        conv_channels=[layers.channels] * layers.num_conv,
+        deconv_channels=layers.channels,
+        class_agnostic=layers.class_agnostic,
+        norm=layers.norm,
+    )
+
+
+def _build_matcher(options: MatchingOptions, *, allow_low_quality_matches: bool = False) -> Matcher:
+    return Matcher(options.thresholds, options.labels, allow_low_quality_matches)
+
+
+def _build_coder(options: BoxRegressionOptions, weights: Sequence[float] | None = None) -> BoxCoder:
+    return BoxCoder(weights or options.weights, loss=options.loss, beta=options.beta)
+
+
+def _build_pooler(options: PoolerOptions, strides: Sequence[int]) -> Pooler:
+    return Pooler(output_size=options.resolution, strides=strides, sampling_ratio=options.sampling_ratio)
+
+
+def _strides_and_channels(name: str, features: Sequence[str], backbone: nn.Module) -> tuple[list[int], int]:
+    """The strides of the named feature maps and their number of channels, which must be one."""
+    channels = {backbone.channels[feature] for feature in features}
+    if len(channels) != 1:
+        raise ConfigError(f"{name}: these feature maps have different numbers of channels: {sorted(channels)}")
+    return [backbone.strides[feature] for feature in features], channels.pop()

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from detseg.config.options import Options, key
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.torchvision_ops import deform_conv2d
 
@@ -15,14 +16,16 @@ KERNEL_SIZE = 3
 
 
 @dataclass(frozen=True)
-class Deformable:
+class Deformable(Options):
     """How a convolution deforms.
 
     modulated: the samples are weighted too (version 2, Zhu et al. 2019). groups: of channels that share their offsets.
     """
 
-    modulated: bool = False
-    groups: int = 1
+    section = "MODEL.RESNETS"
+
+    modulated: bool = key("DEFORM_MODULATED", default=False)
+    groups: int = key("DEFORM_NUM_GROUPS", default=1, at_least=1)
 
 
 class DeformableConvNorm(ConvNorm):

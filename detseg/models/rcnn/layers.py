@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from detseg.config.options import key
+from detseg.config.problems import Problems
 from detseg.models.rcnn import winograd
 
 if TYPE_CHECKING:
@@ -121,6 +123,19 @@ class _SumOverProcesses(torch.autograd.Function):
 
 GROUPS_OF_GROUP_NORM = 32
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
+
+
+def norm_key() -> Any:
+    """The key NORM of a part."""
+    return key("NORM", choices=NORMS, detectron2=("nnSyncBN", "naiveSyncBN", "LN"))
+
+
+def check_group_norm(problems: Problems, norm: str, channels_key: str, channels: int) -> None:
+    """Note channels that the groups of GN do not divide; norm and channels_key: the keys of both."""
+    if problems.cfg[norm] == "GN" and channels % GROUPS_OF_GROUP_NORM:
+        problems.add(
+            channels_key, f"{norm} is GN, whose {GROUPS_OF_GROUP_NORM} groups do not divide {channels} channels"
+        )
 
 
 class FrozenBatchNorm2d(nn.Module):

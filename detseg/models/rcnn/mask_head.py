@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.models.rcnn.layers import ConvNorm, init_msra, init_normal
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
+from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
 from detseg.models.rcnn.regions import Regions, in_portions
-from detseg.models.rcnn.roi_align import axis_weights, crop_pixels, crop_side
+from detseg.models.rcnn.roi_align import PoolerOptions, axis_weights, crop_pixels, crop_side
 from detseg.models.rcnn.targets import Targets
 
 # What the mask head should answer: regions cut straight out of label layers, without making any full-size mask.
@@ -51,6 +54,37 @@ def _sample(layers: Tensor, layer_of: Tensor, ids: Tensor, boxes: Tensor, size: 
     pixels = layers[layer_of[:, None, None], y[:, :, None], x[:, None, :]]
     sums = rows @ (pixels == ids[:, None, None]).float() @ columns.transpose(1, 2)
     return sums / (in_x * in_y).clamp(min=1)[:, None, None] >= THRESHOLD
+
+
+@dataclass(frozen=True)
+class MaskConvOptions(Options):
+    """The layers of MaskHead: num_conv 3 x 3 convolutions, and a deconvolution, of as many channels."""
+
+    section = "MODEL.ROI_MASK_HEAD"
+
+    num_conv: int = key("NUM_CONV", at_least=0)
+    channels: int = key("CONV_DIM", at_least=1)
+    norm: str = norm_key()
+    class_agnostic: bool = key("CLS_AGNOSTIC_MASK")
+
+    def check(self, problems: Problems) -> None:
+        if self.num_conv:
+            check_group_norm(problems, f"{self.section}.NORM", f"{self.section}.CONV_DIM", self.channels)
+
+
+@dataclass(frozen=True)
+class MaskHeadOptions(Options):
+    """pooler: None where the head gets the features of the box head (Res5ROIHeads)."""
+
+    section = "MODEL.ROI_MASK_HEAD"
+
+    name: str = key("NAME", choices=("MaskRCNNConvUpsampleHead",), registry=True)
+    layers: MaskConvOptions | None = part(
+        MaskConvOptions, when=lambda cfg: cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
+    )
+    pooler: PoolerOptions | None = part(
+        PoolerOptions, section="MODEL.ROI_MASK_HEAD", when=lambda cfg: cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads"
+    )
 
 
 class MaskHead(nn.Module):
@@ -111,12 +145,6 @@ def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None) -> T
     return (loss * counted).sum() / counted.sum().clamp(min=1)
 
 
-# The masks of regions: their loss and their prediction, the same for every kind of region heads.
-
-# The mask head's layers hold 28 x 28 x channels numbers a region: thousands of regions are predicted in portions.
-MASKS_AT_ONCE = 512
-
-
 def foreground_boxes(regions: Sequence[Regions]) -> list[Tensor]:
     """Return the boxes of every image whose masks are trained: those on objects."""
     return [region.boxes[: region.foreground] for region in regions]
@@ -143,7 +171,7 @@ def mask_probabilities(
     pool: Callable[[Sequence[Tensor]], Tensor],
     boxes: Sequence[Tensor],
     classes: Sequence[Tensor],
-    at_once: int = MASKS_AT_ONCE,
+    at_once: int,
 ) -> list[Tensor]:
     """Return the mask probabilities (N, s, s) float32 for boxes (N, 4) and classes (N,) of every image.
 

@@ -9,16 +9,51 @@ anchors are looked at that can touch an object at all: for 2,000 cells on 1024 x
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from detseg.config.options import Options, key
+from detseg.config.problems import Problems
 from detseg.models.rcnn.anchors import AnchorGrid, AnchorLevel
 
 # Pairs held at once; some ten numbers each.
 PAIRS_PER_CHUNK = 500_000
+
+
+def _not_ascending(thresholds: list[float]) -> str | None:
+    ascending = all(earlier <= later for earlier, later in itertools.pairwise(thresholds))
+    return None if ascending else "expected ascending overlaps"
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Options):
+    """Which candidates are objects, and how many a loss looks at; section: of the candidates.
+
+    thresholds: IoUs that split candidates into intervals, from background to object. batch_size candidates of an image
+    are drawn, at most positive_fraction of them objects.
+    """
+
+    thresholds: tuple[float, ...] = key("IOU_THRESHOLDS", not_empty=True, above=0, at_most=1, test=_not_ascending)
+    batch_size: int = key("BATCH_SIZE_PER_IMAGE", at_least=1)
+    positive_fraction: float = key("POSITIVE_FRACTION", above=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class MatchingOptions(SamplingOptions):
+    """labels: one for each interval: 1 object, 0 background, -1 neither."""
+
+    labels: tuple[int, ...] = key("IOU_LABELS", choices=(-1, 0, 1))
+
+    def check(self, problems: Problems) -> None:
+        count = len(self.thresholds) + 1
+        if len(self.labels) != count:
+            problems.add(
+                f"{self.section}.IOU_LABELS", f"expected one more than {self.section}.IOU_THRESHOLDS ({count})"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,6 @@ from detseg.models.rcnn.matching import Matcher, sample_labels
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
 
-# Convolutional box heads hold 7 x 7 x channels numbers a region several times: thousands are predicted in portions.
-BOXES_AT_ONCE = 1024
-
 
 @dataclass(frozen=True)
 class Regions:

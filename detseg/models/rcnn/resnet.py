@@ -6,15 +6,18 @@ The backbone contract, kept by FPN too: called with images (B, C, H, W) it retur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detseg.config.node import Config
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
 from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
-from detseg.models.rcnn.layers import ConvNorm, init_msra, init_xavier
+from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, norm_key
 
 BLOCKS_OF_DEPTH = {
     18: (2, 2, 2, 2),
@@ -28,6 +31,57 @@ STAGES = ("res2", "res3", "res4", "res5")
 # The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 has not.
 STEM_FEATURE = "res1"
 FEATURES = (STEM_FEATURE, *STAGES)
+
+
+def _has_bottlenecks(cfg: Config) -> bool:
+    return cfg.MODEL.RESNETS.DEPTH not in BASIC_BLOCK_DEPTHS or cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads"
+
+
+@dataclass(frozen=True)
+class BottleneckOptions(Options):
+    """What only bottleneck blocks have. width_per_group: their inner channels in res2, for each group."""
+
+    section = "MODEL.RESNETS"
+
+    width_per_group: int = key("WIDTH_PER_GROUP", at_least=1)
+    stride_in_1x1: bool = key("STRIDE_IN_1X1")
+
+
+@dataclass(frozen=True)
+class ResNetOptions(Options):
+    """deformable_stages: whose 3 x 3 convolutions deform, as `deformable` says. Others as of make_resnet."""
+
+    section = "MODEL.RESNETS"
+
+    depth: int = key("DEPTH", choices=tuple(BLOCKS_OF_DEPTH))
+    norm: str = norm_key()
+    stem_channels: int = key("STEM_OUT_CHANNELS", at_least=1)
+    res2_channels: int = key("RES2_OUT_CHANNELS", at_least=1)
+    groups: int = key("NUM_GROUPS", at_least=1)
+    res5_dilation: int = key("RES5_DILATION", choices=(1, 2))
+    deform_on_stages: tuple[bool, ...] = key("DEFORM_ON_PER_STAGE", length=len(STAGES))
+    out_features: tuple[str, ...] = key("OUT_FEATURES", choices=FEATURES, detectron2=("stem",), not_empty=True)
+    freeze_at: int = key("MODEL.BACKBONE.FREEZE_AT", at_least=0, at_most=5)
+    bottleneck: BottleneckOptions | None = part(BottleneckOptions, when=_has_bottlenecks)
+    deformable: Deformable | None = part(Deformable, when=lambda cfg: any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE))
+
+    def check(self, problems: Problems) -> None:
+        for name, channels in (("STEM_OUT_CHANNELS", self.stem_channels), ("RES2_OUT_CHANNELS", self.res2_channels)):
+            check_group_norm(problems, "MODEL.RESNETS.NORM", f"MODEL.RESNETS.{name}", channels)
+        if self.depth in BASIC_BLOCK_DEPTHS:
+            if self.groups != 1 or self.res5_dilation != 1 or self.deformable is not None:
+                problems.add(
+                    "MODEL.RESNETS.DEPTH",
+                    "depths 18 and 34 have no groups, no dilation and no deformable convolution; take 50 or more",
+                )
+            return
+        width = self.groups * self.bottleneck.width_per_group
+        check_group_norm(problems, "MODEL.RESNETS.NORM", "MODEL.RESNETS.WIDTH_PER_GROUP", width)
+        if self.deformable is not None and width % self.deformable.groups:
+            problems.add(
+                "MODEL.RESNETS.DEFORM_NUM_GROUPS",
+                "expected a divisor of MODEL.RESNETS.NUM_GROUPS x MODEL.RESNETS.WIDTH_PER_GROUP",
+            )
 
 
 class Stem(nn.Module):
@@ -166,8 +220,8 @@ class ResNet(nn.Module):
     def freeze(self, freeze_at: int) -> None:
         """Freeze the first parts, as MODEL.BACKBONE.FREEZE_AT counts them: 1 the stem, 2 res2 too, and so on."""
         parts = [self.stem, *(getattr(self, name) for name in self.stage_names)]
-        for part in parts[:freeze_at]:
-            for layer in part.modules():
+        for frozen in parts[:freeze_at]:
+            for layer in frozen.modules():
                 if isinstance(layer, ConvNorm):
                     layer.freeze()
 
@@ -227,60 +281,3 @@ def make_stage(
     """Return `count` blocks, block(in_channels, out_channels, stride=...) each; the first one has the stride."""
     first = block(in_channels, out_channels, stride=stride)
     return [first, *(block(out_channels, out_channels, stride=1) for _ in range(count - 1))]
-
-
-# Feature Pyramid Network (Lin et al. 2017) with Detectron2's names.
-
-FUSE_TYPES = ("sum", "avg")
-
-
-class FPN(nn.Module):
-    """A top-down pathway over the feature maps of a backbone.
-
-    Outputs p2, p3, ... (log2 of the stride) for the `in_features`, finest first, and one more by subsampling the
-    coarsest.
-    """
-
-    def __init__(
-        self,
-        bottom_up: nn.Module,
-        *,
-        in_features: Sequence[str],
-        out_channels: int,
-        norm: str = "",
-        fuse_type: str = "sum",
-    ) -> None:
-        super().__init__()
-        if fuse_type not in FUSE_TYPES:
-            raise ValueError(f"unknown fuse_type {fuse_type!r}; known: {', '.join(FUSE_TYPES)}")
-        self.bottom_up = bottom_up
-        self.in_features = tuple(in_features)
-        self.average = fuse_type == "avg"
-        self.levels = [int(math.log2(bottom_up.strides[name])) for name in self.in_features]
-        for name, level in zip(self.in_features, self.levels, strict=True):
-            lateral = ConvNorm(bottom_up.channels[name], out_channels, 1, norm=norm)
-            output = ConvNorm(out_channels, out_channels, 3, norm=norm)
-            init_xavier(lateral)
-            init_xavier(output)
-            self.add_module(f"fpn_lateral{level}", lateral)
-            self.add_module(f"fpn_output{level}", output)
-        self.strides = {f"p{level}": 2**level for level in [*self.levels, self.levels[-1] + 1]}
-        self.channels = dict.fromkeys(self.strides, out_channels)
-        self.size_divisibility = 2 ** self.levels[-1]
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return {name: (B, out_channels, H / stride, W / stride)}, finest first."""
-        bottom_up = self.bottom_up(x)
-        outputs: dict[str, Tensor] = {}
-        top_down: Tensor | None = None
-        for name, level in zip(reversed(self.in_features), reversed(self.levels), strict=True):
-            lateral = getattr(self, f"fpn_lateral{level}")(bottom_up[name])
-            if top_down is not None:
-                lateral = lateral + F.interpolate(top_down, scale_factor=2.0, mode="nearest")
-                if self.average:
-                    lateral = lateral / 2
-            top_down = lateral
-            outputs[f"p{level}"] = getattr(self, f"fpn_output{level}")(lateral)
-        coarsest = self.levels[-1]
-        outputs[f"p{coarsest + 1}"] = F.max_pool2d(outputs[f"p{coarsest}"], kernel_size=1, stride=2)
-        return {name: outputs[name] for name in self.strides}

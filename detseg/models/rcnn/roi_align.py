@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from detseg.config.options import Options, key
 from detseg.models.torchvision_ops import roi_align
 
 
@@ -149,6 +150,15 @@ class _SeparableROIAlign(torch.autograd.Function):
 # A box of this side goes to this level (Lin et al. 2017, equation 1).
 CANONICAL_SIDE = 224
 CANONICAL_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class PoolerOptions(Options):
+    """Pooling of regions for a head; section: that of the head. Arguments as Pooler."""
+
+    resolution: int = key("POOLER_RESOLUTION", at_least=1)
+    sampling_ratio: int = key("POOLER_SAMPLING_RATIO", at_least=0)
+    kind: str = key("POOLER_TYPE", choices=("ROIAlignV2",), detectron2=("ROIAlign", "ROIPool", "ROIAlignRotated"))
 
 
 class Pooler(nn.Module):

@@ -1,46 +1,111 @@
-"""What is done with proposals: which object each is, where exactly, and its mask.
-
-The contract of region heads, kept by cascade_heads.py and res5_heads.py too: `losses`, `detect` and `masks` as below,
-and the attributes `num_classes` and `mask_head` (None for boxes alone).
-"""
+"""What is done with proposals: which object each is, where exactly, and its mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from detseg.models.rcnn.box_head import BoxPredictor, Detections
-from detseg.models.rcnn.boxes import clip_boxes
-from detseg.models.rcnn.mask_head import MaskHead, foreground_boxes, foreground_mask_loss, mask_probabilities
-from detseg.models.rcnn.matching import Matcher
-from detseg.models.rcnn.regions import BOXES_AT_ONCE, Regions, RegionSampling, by_portions, label_boxes
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
+from detseg.models.rcnn.box_head import BoxHeadOptions, BoxPredictor, DetectionOptions, Detections
+from detseg.models.rcnn.boxes import BoxRegressionOptions, clip_boxes
+from detseg.models.rcnn.mask_head import (
+    MaskHead,
+    MaskHeadOptions,
+    foreground_boxes,
+    foreground_mask_loss,
+    mask_probabilities,
+)
+from detseg.models.rcnn.matching import Matcher, MatchingOptions
+from detseg.models.rcnn.regions import Regions, RegionSampling, by_portions, label_boxes
 from detseg.models.rcnn.resnet import BottleneckBlock, make_stage
-from detseg.models.rcnn.roi_align import Pooler
+from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
 
+_BOX_HEAD = "MODEL.ROI_BOX_HEAD"
+
+
+@dataclass(frozen=True)
+class CascadeOptions(Options):
+    """ious: at which each stage calls a box an object. weights: of its box deltas, in place of the box head's."""
+
+    section = "MODEL.ROI_BOX_CASCADE_HEAD"
+
+    ious: tuple[float, ...] = key("IOUS", above=0, at_most=1, not_empty=True)
+    weights: tuple[tuple[float, ...], ...] = key("BBOX_REG_WEIGHTS")
+
+    def check(self, problems: Problems) -> None:
+        name = "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"
+        if len(self.weights) != len(self.ious):
+            problems.add(name, f"expected one list for each of the {len(self.ious)} IOUS")
+        if not all(len(row) == 4 and min(row) > 0 for row in self.weights):
+            problems.add(name, "expected four numbers above 0 for each stage")
+
+
+@dataclass(frozen=True)
+class ROIHeadsOptions(DetectionOptions):
+    """Region heads: how proposals become training samples, scored boxes and masks.
+
+    append_objects: the objects' own boxes are proposals too. box_head: None for Res5ROIHeads. cascade: None but for
+    CascadeROIHeads. mask_head: None for a model without masks.
+    """
+
+    name: str = key("NAME", choices=("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads"), registry=True)
+    in_features: tuple[str, ...] = key("IN_FEATURES", not_empty=True)
+    append_objects: bool = key("PROPOSAL_APPEND_GT")
+    class_agnostic: bool = key(f"{_BOX_HEAD}.CLS_AGNOSTIC_BBOX_REG")
+    matching: MatchingOptions = part(MatchingOptions, section="MODEL.ROI_HEADS")
+    box_regression: BoxRegressionOptions = part(BoxRegressionOptions, section=_BOX_HEAD)
+    box_pooler: PoolerOptions = part(PoolerOptions, section=_BOX_HEAD)
+    box_head: BoxHeadOptions | None = part(BoxHeadOptions, when=lambda cfg: cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads")
+    cascade: CascadeOptions | None = part(
+        CascadeOptions, when=lambda cfg: cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    )
+    mask_head: MaskHeadOptions | None = part(MaskHeadOptions, when=lambda cfg: cfg.MODEL.MASK_ON)
+
+    def check(self, problems: Problems) -> None:
+        if self.cascade is None:
+            return
+        if self.cascade.ious[:1] != self.matching.thresholds:
+            expected = "the first must be the one of MODEL.ROI_HEADS.IOU_THRESHOLDS"
+            problems.add("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", expected)
+        if not self.class_agnostic:
+            problems.add(
+                f"{_BOX_HEAD}.CLS_AGNOSTIC_BBOX_REG", "a cascade goes on with one box of each region: set True"
+            )
+
 
 class ROIHeads(nn.Module):
-    """Detectron2's StandardROIHeads: one box head and, unless it is None, one mask head, each with its own pooling."""
+    """Detectron2's StandardROIHeads: one box head and, unless it is None, one mask head, each with its own pooling.
+
+    boxes_at_once, masks_at_once: regions that are predicted together. The layers of the heads hold some hundred
+    thousand numbers for each region, and an image may have thousands.
+    """
+
+    boxes_at_once = 1024
+    masks_at_once = 512
 
     def __init__(
         self,
         *,
+        num_classes: int,
         in_features: Sequence[str],
         sampling: RegionSampling,
         box_pooler: Pooler,
         box_head: nn.Module,
-        box_predictor: BoxPredictor,
+        box_predictor: nn.Module,
         mask_pooler: Pooler | None = None,
         mask_head: MaskHead | None = None,
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.in_features = tuple(in_features)
         self.sampling = sampling
-        self.num_classes = box_predictor.num_classes
         self.box_pooler = box_pooler
         self.box_head = box_head
         self.box_predictor = box_predictor
@@ -50,16 +115,15 @@ class ROIHeads(nn.Module):
     def losses(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask."""
+        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; a cascade has the former of each stage."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
         regions = [
             self.sampling(image_proposals, target, self.num_classes)
             for image_proposals, target in zip(proposals, targets, strict=True)
         ]
-        outputs = self._score(maps, [region.boxes for region in regions])
-        losses = self.box_predictor.region_losses(*outputs, regions, targets)
+        losses = self._box_losses(maps, regions, targets)
         if self.mask_head is not None:
-            pooled = self.mask_pooler(maps, foreground_boxes(regions))
+            pooled = self._pool_for_masks(maps, foreground_boxes(regions))
             losses["loss_mask"] = foreground_mask_loss(self.mask_head, pooled, regions, targets)
         return losses
 
@@ -69,107 +133,100 @@ class ROIHeads(nn.Module):
         """Return the detections of every image; sizes: (height, width) without padding."""
         boxes = [image_proposals.boxes for image_proposals in proposals]
         maps = self.box_pooler.prepare_all(features, self.in_features)
-        scores, deltas = by_portions(partial(self._score, maps), boxes, BOXES_AT_ONCE)
+        scores, deltas = by_portions(partial(self._score, maps), boxes, self.boxes_at_once)
         return self.box_predictor.detect_all(scores.softmax(dim=1), deltas, boxes, sizes)
 
     def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
         """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
-        maps = self.mask_pooler.prepare_all(features, self.in_features)
-        return mask_probabilities(self.mask_head, partial(self.mask_pooler, maps), boxes, classes)
+        maps = self.box_pooler.prepare_all(features, self.in_features)
+        pool = partial(self._pool_for_masks, maps)
+        return mask_probabilities(self.mask_head, pool, boxes, classes, self.masks_at_once)
+
+    def _box_losses(
+        self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        scores, deltas = self._score(maps, [region.boxes for region in regions])
+        return self.box_predictor.losses(scores, deltas, regions, targets)
 
     def _score(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scores (M, K + 1) and deltas (M, 4 or 4 * K) for the boxes of all images."""
         return self.box_predictor(self.box_head(self.box_pooler(maps, boxes)))
 
+    def _pool_for_masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return what the mask head gets, (M, C, s, s), for the boxes of all images."""
+        return self.mask_pooler(maps, boxes)
 
-# Cascade R-CNN (Cai and Vasconcelos 2018): box heads in a row, each made for the better boxes of the one before.
 
+class CascadeROIHeads(ROIHeads):
+    """Cascade R-CNN (Cai and Vasconcelos 2018): each box head is trained for the better boxes of the one before.
 
-class CascadeROIHeads(nn.Module):
-    """Detectron2's CascadeROIHeads, see roi_heads.py for the contract.
-
-    sampling: of the first stage; what is drawn there goes through all stages. matchers: of the later stages. box_heads
-    and box_predictors: one a stage, class-agnostic in their boxes. The mask head sees the sampled proposals in training
-    and the detections in prediction.
+    Detectron2's CascadeROIHeads. sampling: of the first stage; what is drawn there goes through all stages. matchers:
+    of the later stages. box_heads and box_predictors: one for each stage, class-agnostic in their boxes. The mask head
+    gets the sampled proposals in training and the detections in prediction.
     """
 
     def __init__(
         self,
         *,
-        in_features: Sequence[str],
-        sampling: RegionSampling,
         matchers: Sequence[Matcher],
-        box_pooler: Pooler,
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[BoxPredictor],
+        num_classes: int,
+        in_features: Sequence[str],
+        sampling: RegionSampling,
+        box_pooler: Pooler,
         mask_pooler: Pooler | None = None,
         mask_head: MaskHead | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            num_classes=num_classes,
+            in_features=in_features,
+            sampling=sampling,
+            box_pooler=box_pooler,
+            box_head=nn.ModuleList(box_heads),
+            box_predictor=nn.ModuleList(box_predictors),
+            mask_pooler=mask_pooler,
+            mask_head=mask_head,
+        )
         if not len(box_heads) == len(box_predictors) == len(matchers) + 1:
             raise ValueError(
                 "a cascade needs a box head and a predictor a stage, and a matcher for each stage but the first"
             )
         if not all(predictor.class_agnostic for predictor in box_predictors):
             raise ValueError("the boxes of a cascade are class-agnostic: there is one box to go on with")
-        self.in_features = tuple(in_features)
-        self.sampling = sampling
         self.matchers = tuple(matchers)
-        self.num_classes = box_predictors[0].num_classes
-        self.box_pooler = box_pooler
-        self.box_head = nn.ModuleList(box_heads)
-        self.box_predictor = nn.ModuleList(box_predictors)
-        self.mask_pooler = mask_pooler
-        self.mask_head = mask_head
 
-    def losses(
-        self, features: dict[str, Tensor], proposals: Sequence[Proposals], targets: Sequence[Targets]
-    ) -> dict[str, Tensor]:
-        """Return loss_cls_stage0, loss_box_reg_stage0, those of the other stages and, with a mask head, loss_mask."""
+    def detect(
+        self, features: dict[str, Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """See ROIHeads. A detection has the mean of all stages' probabilities and the box of the last stage."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
-        sampled = [
-            self.sampling(image_proposals, target, self.num_classes)
-            for image_proposals, target in zip(proposals, targets, strict=True)
-        ]
+        boxes = [image_proposals.boxes for image_proposals in proposals]
+        total: Tensor | float = 0.0
+        for stage in range(len(self.box_predictor)):
+            scores, deltas = by_portions(partial(self._run, stage, maps), boxes, self.boxes_at_once)
+            total = total + scores.softmax(dim=1)
+            if stage < len(self.matchers):
+                boxes = self._move(stage, deltas, boxes, sizes)
+        return self.box_predictor[-1].detect_all(total * (1.0 / len(self.box_predictor)), deltas, boxes, sizes)
+
+    def _box_losses(
+        self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
-        regions, sizes = sampled, [target.size for target in targets]
+        sizes = [target.size for target in targets]
         for stage, predictor in enumerate(self.box_predictor):
             boxes = [region.boxes for region in regions]
             scores, deltas = self._run(stage, maps, boxes)
-            stage_losses = predictor.region_losses(scores, deltas, regions, targets)
-            losses.update({f"{name}_stage{stage}": loss for name, loss in stage_losses.items()})
+            of_stage = predictor.losses(scores, deltas, regions, targets)
+            losses.update({f"{name}_stage{stage}": loss for name, loss in of_stage.items()})
             if stage < len(self.matchers):
                 moved = self._move(stage, deltas.detach(), boxes, sizes)
                 regions = [
                     _relabel(image_boxes, target, self.matchers[stage], self.num_classes)
                     for image_boxes, target in zip(moved, targets, strict=True)
                 ]
-        if self.mask_head is not None:
-            pooled = self.mask_pooler(maps, foreground_boxes(sampled))
-            losses["loss_mask"] = foreground_mask_loss(self.mask_head, pooled, sampled, targets)
         return losses
-
-    def detect(
-        self, features: dict[str, Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[Detections]:
-        """Return the detections of every image; sizes: (height, width) without padding.
-
-        A detection has the mean of all stages' probabilities and the box of the last stage.
-        """
-        maps = self.box_pooler.prepare_all(features, self.in_features)
-        boxes = [image_proposals.boxes for image_proposals in proposals]
-        total: Tensor | float = 0.0
-        for stage in range(len(self.box_predictor)):
-            scores, deltas = by_portions(partial(self._run, stage, maps), boxes, BOXES_AT_ONCE)
-            total = total + scores.softmax(dim=1)
-            if stage < len(self.matchers):
-                boxes = self._move(stage, deltas, boxes, sizes)
-        return self.box_predictor[-1].detect_all(total * (1.0 / len(self.box_predictor)), deltas, boxes, sizes)
-
-    def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
-        maps = self.mask_pooler.prepare_all(features, self.in_features)
-        return mask_probabilities(self.mask_head, partial(self.mask_pooler, maps), boxes, classes)
 
     def _run(self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scores (M, K + 1) and deltas (M, 4) of one stage for the boxes of all images."""
@@ -191,7 +248,7 @@ class CascadeROIHeads(nn.Module):
 
 @torch.no_grad()
 def _relabel(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: int) -> Regions:
-    """Label the boxes (P, 4) of one image anew; those without area and those that count for nothing fall out."""
+    """Label the boxes (P, 4) of one image anew; those without area and those that count for nothing are left out."""
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
     classes, matches = label_boxes(boxes, target, matcher, num_classes)
     kept = classes >= 0
@@ -199,23 +256,20 @@ def _relabel(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: int)
     return Regions(boxes[kept], classes[kept], matches[kept], foreground)
 
 
-# Region heads that share the last stage of the ResNet: the C4 models of Mask R-CNN (He et al. 2017, figure 4 left).
+class Res5ROIHeads(ROIHeads):
+    """Region heads that share the last stage of the ResNet: the C4 models of Mask R-CNN (He et al. 2017, figure 4).
 
-# Regions of 14 x 14 x 1024 numbers, 0.8 MB, and as much again in res5: thousands are predicted in portions.
-REGIONS_AT_ONCE = 256
-RES5_BLOCKS = 3
-RES5_STRIDE = 2
-
-
-class Res5ROIHeads(nn.Module):
-    """Detectron2's Res5ROIHeads, see roi_heads.py for the contract.
-
-    in_feature: the feature map that regions are cut from. res5: blocks that boxes and masks share.
+    Detectron2's Res5ROIHeads. in_feature: the feature map that regions are cut from. res5: blocks that boxes and masks
+    share.
     """
+
+    # A region has 14 x 14 x 1024 numbers, 0.8 MB, and as many again in res5.
+    boxes_at_once = masks_at_once = 256
 
     def __init__(
         self,
         *,
+        num_classes: int,
         in_feature: str,
         sampling: RegionSampling,
         pooler: Pooler,
@@ -223,11 +277,11 @@ class Res5ROIHeads(nn.Module):
         box_predictor: BoxPredictor,
         mask_head: MaskHead | None = None,
     ) -> None:
-        super().__init__()
-        self.in_feature = in_feature
+        nn.Module.__init__(self)  # not ROIHeads: an optimizer's state depends on the order of the parameters
+        self.num_classes = num_classes
+        self.in_features = (in_feature,)
         self.sampling = sampling
-        self.num_classes = box_predictor.num_classes
-        self.pooler = pooler
+        self.box_pooler = pooler
         self.res5 = res5
         self.box_predictor = box_predictor
         self.mask_head = mask_head
@@ -235,46 +289,29 @@ class Res5ROIHeads(nn.Module):
     def losses(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask."""
-        maps = self.pooler.prepare_all(features, [self.in_feature])
+        """See ROIHeads; res5 is computed once for boxes and masks."""
+        maps = self.box_pooler.prepare_all(features, self.in_features)
         regions = [
             self.sampling(image_proposals, target, self.num_classes)
             for image_proposals, target in zip(proposals, targets, strict=True)
         ]
-        pooled = self._pool(maps, [region.boxes for region in regions])
-        losses = self.box_predictor.region_losses(*self.box_predictor(_mean(pooled)), regions, targets)
+        pooled = self._pool_for_masks(maps, [region.boxes for region in regions])
+        losses = self.box_predictor.losses(*self.box_predictor(pooled.mean(dim=(2, 3))), regions, targets)
         if self.mask_head is not None:
             of_images = zip(pooled.split([len(region.boxes) for region in regions]), regions, strict=True)
             foreground = torch.cat([part[: region.foreground] for part, region in of_images])
             losses["loss_mask"] = foreground_mask_loss(self.mask_head, foreground, regions, targets)
         return losses
 
-    def detect(
-        self, features: dict[str, Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[Detections]:
-        """Return the detections of every image; sizes: (height, width) without padding."""
-        boxes = [image_proposals.boxes for image_proposals in proposals]
-        maps = self.pooler.prepare_all(features, [self.in_feature])
-        scores, deltas = by_portions(partial(self._score, maps), boxes, REGIONS_AT_ONCE)
-        return self.box_predictor.detect_all(scores.softmax(dim=1), deltas, boxes, sizes)
-
-    def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
-        maps = self.pooler.prepare_all(features, [self.in_feature])
-        return mask_probabilities(self.mask_head, partial(self._pool, maps), boxes, classes, REGIONS_AT_ONCE)
-
     def _score(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.box_predictor(_mean(self._pool(maps, boxes)))
+        return self.box_predictor(self._pool_for_masks(maps, boxes).mean(dim=(2, 3)))
 
-    def _pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        return self.res5(self.pooler(maps, boxes))
+    def _pool_for_masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        return self.res5(self.box_pooler(maps, boxes))
 
 
-def make_res5(
-    *, res2_channels: int, width_per_group: int, groups: int, norm: str, stride_in_1x1: bool
-) -> tuple[nn.Module, int]:
-    """Return three bottleneck blocks, for a ResNet of whatever depth as in Detectron2, and their number of channels."""
-    out_channels = res2_channels * 8
+def make_res5(*, res2_channels: int, width_per_group: int, groups: int, norm: str, stride_in_1x1: bool) -> nn.Module:
+    """Return three bottleneck blocks, for a ResNet of whatever depth as in Detectron2, of 8 * res2_channels."""
     block = partial(
         BottleneckBlock,
         bottleneck_channels=groups * width_per_group * 8,
@@ -282,11 +319,4 @@ def make_res5(
         stride_in_1x1=stride_in_1x1,
         groups=groups,
     )
-    blocks = make_stage(
-        block, RES5_BLOCKS, in_channels=out_channels // 2, out_channels=out_channels, stride=RES5_STRIDE
-    )
-    return nn.Sequential(*blocks), out_channels
-
-
-def _mean(pooled: Tensor) -> Tensor:
-    return pooled.mean(dim=(2, 3))
+    return nn.Sequential(*make_stage(block, 3, in_channels=res2_channels * 4, out_channels=res2_channels * 8, stride=2))

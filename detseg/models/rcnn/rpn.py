@@ -9,12 +9,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.models.rcnn.anchors import AnchorGenerator, AnchorGrid
-from detseg.models.rcnn.boxes import BoxCoder, box_regression_loss, clip_boxes
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
+from detseg.models.rcnn.anchors import AnchorGenerator, AnchorGrid, AnchorOptions
+from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, init_normal
-from detseg.models.rcnn.matching import Matcher, sample_labels
+from detseg.models.rcnn.matching import Matcher, MatchingOptions, sample_labels
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms
+
+
+@dataclass(frozen=True)
+class ProposalOptions(Options):
+    """`pre_nms` proposals are taken from each level before NMS, and `post_nms` from all levels together after it."""
+
+    section = "MODEL.RPN"
+
+    pre_nms_train: int = key("PRE_NMS_TOPK_TRAIN", at_least=1)
+    pre_nms_test: int = key("PRE_NMS_TOPK_TEST", at_least=1)
+    post_nms_train: int = key("POST_NMS_TOPK_TRAIN", at_least=1)
+    post_nms_test: int = key("POST_NMS_TOPK_TEST", at_least=1)
+    nms_threshold: float = key("NMS_THRESH", above=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class RPNOptions(ProposalOptions):
+    """in_features: the feature maps it looks at. boundary_threshold: anchors that reach further beyond the image, in
+    pixels, count for nothing; negative for none. min_size: proposals have longer sides, in pixels.
+    """
+
+    head: str = key("HEAD_NAME", choices=("StandardRPNHead",), registry=True)
+    conv_channels: tuple[int, ...] = key("CONV_DIMS", not_empty=True)
+    in_features: tuple[str, ...] = key("IN_FEATURES", not_empty=True)
+    boundary_threshold: float = key("BOUNDARY_THRESH")
+    loss_weight: float = key("LOSS_WEIGHT", at_least=0)
+    min_size: float = key("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", at_least=0)
+    anchors: AnchorOptions = part(AnchorOptions)
+    matching: MatchingOptions = part(MatchingOptions, section="MODEL.RPN")
+    regression: BoxRegressionOptions = part(BoxRegressionOptions, section="MODEL.RPN")
+
+    def check(self, problems: Problems) -> None:
+        self.anchors.check_levels(problems, len(self.in_features), "MODEL.RPN.IN_FEATURES")
 
 
 @dataclass(frozen=True)
@@ -86,8 +121,6 @@ class RPNLossSettings:
 
     batch_size: int
     positive_fraction: float
-    box_loss: str = "smooth_l1"
-    smooth_l1_beta: float = 0.0
     weight: float = 1.0
     box_weight: float = 1.0
     boundary_threshold: float = -1
@@ -159,16 +192,8 @@ class RPN(nn.Module):
             truth = torch.zeros_like(logits)
             truth[: len(positive)] = 1
             class_losses.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
-            box_losses.append(
-                box_regression_loss(
-                    coder=self.coder,
-                    sources=anchors[positive],
-                    deltas=deltas[image, positive],
-                    targets=target.boxes[matches[positive]],
-                    loss_type=self.loss.box_loss,
-                    beta=self.loss.smooth_l1_beta,
-                )
-            )
+            objects = target.boxes[matches[positive]]
+            box_losses.append(self.coder.summed_loss(deltas[image, positive], anchors[positive], objects))
         normalizer = self.loss.batch_size * len(targets)
         return {
             "loss_rpn_cls": torch.stack(class_losses).sum() * (self.loss.weight / normalizer),

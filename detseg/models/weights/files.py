@@ -1,10 +1,10 @@
-"""Pickles of model zoos, {"model": {name: array}, ...}, read without running anything that they hold."""
+"""Files of weights, whatever their format, to tensors by name. Nothing in a file is ever run."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,34 +14,6 @@ from torch import Tensor
 
 from detseg.errors import WeightsError
 from detseg.files.safe_pickle import as_array, loads
-
-__all__ = ["as_array", "read_pickle"]
-
-
-def read_pickle(path: str | Path) -> Any:
-    """Read a pickle of plain values and NumPy arrays; its strings of Python 2 are taken as latin1.
-
-    Arrays and NumPy numbers in what comes back are to be taken out by `as_array`.
-
-    Raises:
-        WeightsError: the file cannot be read, is no pickle, is cut off, or holds anything else.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        return loads(content)
-    except Exception as error:  # a hostile file can make the machine fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(
-            f"{path}: not read as weights: {reason[:200]}. Expected a pickle of names and NumPy arrays, as model zoos "
-            "ship them, and nothing else; is it cut off, or not what its name says? Take another copy of it"
-        ) from error
-
-
-# Files of weights, whatever their format, to tensors by name. Nothing in a file is ever run.
 
 # How torch.save began its files before they were zip archives: a pickled magic number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -71,15 +43,16 @@ def read_weights(path: str | Path) -> StoredWeights:
             head = file.read(16)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    if head.startswith(b"PK"):
-        _check_archive(path)
-        return _from_content(path, _torch_load(path))
-    if head.startswith(_OLD_TORCH):
-        return _from_content(path, _torch_load(path))
+    if head.startswith((b"PK", _OLD_TORCH)):
+        if head.startswith(b"PK"):
+            _check_archive(path)
+        expected = 'a .pth file of tensors and plain values, {"model": state_dict}, as detseg and Detectron2 write it'
+        return _from_content(path, _read(path, _torch_load, expected))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
         return _read_safetensors(path)
     if head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"):
-        return _from_content(path, read_pickle(path))
+        expected = "a pickle of names and NumPy arrays, as model zoos ship them"
+        return _from_content(path, _read(path, lambda path: loads(path.read_bytes()), expected))
     raise WeightsError(
         f"{path}: this is neither a .pth, a .pkl nor a .safetensors file (it begins with {head[:8]!r}); is it cut off, "
         "or a web page saved under this name?"
@@ -87,13 +60,17 @@ def read_weights(path: str | Path) -> StoredWeights:
 
 
 def _torch_load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read(path: Path, read: Callable[[Path], Any], expected: str) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file can make torch's reader fail in any way
+        return read(path)
+    except Exception as error:  # a hostile file can make a reader fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"{path}: cannot be read as a PyTorch checkpoint of tensors and plain values ({reason[:200]}); expected "
-            'a .pth file, {"model": state_dict}, as detseg and Detectron2 write it; is it truncated?'
+            f"{path}: cannot be read as weights ({reason[:200]}); expected {expected}, and nothing else in it. Is it "
+            "cut off, or not what its name says? Take another copy of it"
         ) from error
 
 

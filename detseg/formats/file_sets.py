@@ -1,55 +1,27 @@
-"""The files of a source as it was downloaded: a folder, or the zip archive itself."""
+"""The files of a data set as it was downloaded: a folder, or the zip archive itself."""
 
 from __future__ import annotations
 
-import logging
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Protocol
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from detseg.coco.dataset import make_folder
 from detseg.coco.index import is_text
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import written_whole
-from detseg.formats.source import LabelledImage
-
-logger = logging.getLogger(__name__)
+from detseg.images.reading import decode_picture, read_picture
 
 # The largest member of an archive that is unpacked: a few bytes can claim any size.
 MAX_MEMBER_BYTES = 2**32
 
 
-class SourceFiles(Protocol):
-    """Files by their names: paths below the source, with slashes, sorted; hidden ones and folders left out."""
-
-    names: list[str]
-
-    def describe(self, name: str) -> str:
-        """Return what messages call a file."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Return what a file holds. Raises DataError where it cannot be read."""
-        ...
-
-    def image_root(self, output: Path) -> Path:
-        """Return the folder that the file names of the COCO files will be relative to."""
-        ...
-
-    def check_target(self, names: Sequence[str], output: Path, *, overwrite: bool) -> None:
-        """Raise DataError where `provide` would replace files, unless `overwrite`."""
-        ...
-
-    def provide(self, names: Sequence[str], output: Path) -> None:
-        """Make the files lie below `image_root`."""
-        ...
-
-
-def open_source(path: Path) -> SourceFiles:
+def open_files(path: Path) -> FolderFiles | ZipFiles:
     """Open a folder or a zip archive.
 
     Raises DataError where there is neither, or the archive is broken or has names that lead out of it.
@@ -64,37 +36,57 @@ def open_source(path: Path) -> SourceFiles:
 
 
 class FolderFiles:
-    """The files of a folder; they stay where they are."""
+    """The files of a folder; they stay where they are.
 
-    def __init__(self, root: Path) -> None:
+    names: paths below the folder, with slashes, sorted; hidden files are left out. problems: names that are no text.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str] | None = None) -> None:
+        """names: of the files that matter; None lists the folder."""
         self.root = root
-        paths = (path for path in root.rglob("*") if path.is_file())
-        self.names = sorted(name for path in paths if _is_shown(name := path.relative_to(root).as_posix()))
-        bad = [ascii(name) for name in self.names if not is_text(name)]
-        if bad:
-            raise DataError(f"{root}: {len(bad)} names are no UTF-8; rename the files:\n{list_problems(bad)}")
+        self.problems: list[str] = []
+        if names is None:
+            paths = (path for path in root.rglob("*") if path.is_file())
+            names = [name for path in paths if _is_shown(name := path.relative_to(root).as_posix())]
+            self.problems = [
+                f"{str(root / n)!a}: its name is no UTF-8; rename the file" for n in names if not is_text(n)
+            ]
+        self.names = sorted(name for name in names if is_text(name))
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     def describe(self, name: str) -> str:
+        """Return what messages call a file."""
         return str(self.root / name)
 
     def read(self, name: str) -> bytes:
+        """Return what a file holds. Raises DataError where it cannot be read."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
             raise DataError(f"{self.describe(name)}: cannot be read ({error.strerror or error})") from None
 
+    def read_picture(self, name: str, fields: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return an image and its facts, as `images.reading.read_picture` does."""
+        # By its path, so that of a large stack only the pages that are needed are read.
+        return read_picture(self.root / name, fields)
+
     def image_root(self, output: Path) -> Path:
+        """Return the folder that the file names of the COCO files will be relative to."""
         return self.root
 
     def check_target(self, names: Sequence[str], output: Path, *, overwrite: bool) -> None:
-        """Nothing is written."""
+        """Raise DataError where `provide` would replace files, unless `overwrite`."""
 
     def provide(self, names: Sequence[str], output: Path) -> None:
-        """They are there."""
+        """Put the files below `image_root`, where they are not yet there."""
 
 
 class ZipFiles:
-    """The files of a zip archive; `provide` unpacks those that a training needs, to OUTPUT/images."""
+    """The files of a zip archive; `provide` unpacks those that a training needs to OUTPUT/images."""
+
+    problems: Sequence[str] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,6 +104,9 @@ class ZipFiles:
         self._members = {name: member for name, member in members.items() if _is_shown(name)}
         self.names = sorted(self._members)
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def describe(self, name: str) -> str:
         return f"{self.path}: {name}"
 
@@ -127,20 +122,22 @@ class ZipFiles:
                 f"{self.describe(name)}: cannot be unpacked ({error}); download or copy the archive again"
             ) from None
 
+    def read_picture(self, name: str, fields: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        return decode_picture(self.read(name), self.describe(name), fields)
+
     def image_root(self, output: Path) -> Path:
         return output / "images"
 
     def check_target(self, names: Sequence[str], output: Path, *, overwrite: bool) -> None:
-        others = [] if overwrite else [name for name in names if self._differs(name, self.image_root(output) / name)]
+        if overwrite:
+            return
+        root = self.image_root(output)
+        others = [name for name in names if (root / name).exists() and not self._is_there(name, root / name)]
         if others:
             raise DataError(
-                f"{self.image_root(output)} holds {len(others)} files that are not those of {self.path}; pass "
-                f"--overwrite to replace them, or name another output:\n{list_problems(others)}"
+                f"{root} holds {len(others)} files that are not those of {self.path}; pass --overwrite to replace "
+                f"them, or name another output:\n{list_problems(others)}"
             )
-
-    def _differs(self, name: str, path: Path) -> bool:
-        """Whether a file is there that is not the member."""
-        return path.exists() and not self._is_there(name, path)
 
     def _is_there(self, name: str, path: Path) -> bool:
         member = self._members[name]
@@ -158,36 +155,6 @@ class ZipFiles:
             make_folder(path.parent)
             with written_whole(path, "the image") as temporary:
                 temporary.write_bytes(data)
-
-
-class StoredImages:
-    """The part of a `Source` that is the same for all whose images lie in one folder or archive.
-
-    A source sets `_images`, their files, and `_file_of`, image name -> its file among them.
-    """
-
-    _images: SourceFiles
-    _file_of: Mapping[str, str]
-
-    def aliases(self, name: str) -> list[str]:
-        """Return what a table of the images may call one of them."""
-        return [name, PurePosixPath(self._file_of[name]).name]
-
-    def describe(self, name: str) -> str:
-        """Return what messages call the image."""
-        return self._images.describe(self._file_of[name])
-
-    def image_root(self, output: Path) -> Path:
-        """Return the folder that file names are relative to."""
-        return self._images.image_root(output)
-
-    def check_target(self, images: Sequence[LabelledImage], output: Path, *, overwrite: bool) -> None:
-        """Raise DataError where `provide` would replace files, unless `overwrite`."""
-        self._images.check_target([image.file_name for image in images], output, overwrite=overwrite)
-
-    def provide(self, images: Sequence[LabelledImage], output: Path) -> None:
-        """Make the images lie below `image_root`."""
-        self._images.provide([image.file_name for image in images], output)
 
 
 def _is_shown(name: str) -> bool:

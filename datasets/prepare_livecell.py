@@ -1,6 +1,0 @@
-"""LIVECell to COCO files; the same as `detseg prepare_livecell`."""
-
-from detseg.cli.main import run_tool
-
-if __name__ == "__main__":
-    run_tool("prepare_livecell")

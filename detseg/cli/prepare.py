@@ -1,0 +1,135 @@
+"""`detseg prepare FORMAT`: data of any format that detseg reads to COCO files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detseg.cli.image_fields import add_image_fields, plane_fields
+from detseg.cli.repair import RULES_HELP
+from detseg.formats.table import FORMATS
+
+if TYPE_CHECKING:
+    from detseg.curation.prepare import PrepareOptions
+    from detseg.formats.reader import Reader
+
+DESCRIPTION = (
+    "Turn images with annotations of any of these formats into COCO files: train.json, val.json and test.json, or two "
+    "a fold. All is read and checked before anything is written."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a command for each format of the table that has a reader."""
+    commands = parser.add_subparsers(dest="format", metavar="FORMAT", required=True, title="formats")
+    for name, row in FORMATS.items():
+        if not row.reader:
+            continue
+        command = commands.add_parser(name, help=row.summary, description=row.description, allow_abbrev=False)
+        for option in row.options:
+            command.add_argument(option.flag, **option.settings)
+        _add_common(command)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="folder for the COCO files")
+    split = parser.add_argument_group("the split")
+    parts = split.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--split",
+        type=float,
+        nargs="+",
+        metavar="FRACTION",
+        help="train, val and test (default: the split that the data come with, else 0.7 0.15 0.15)",
+    )
+    parts.add_argument("--folds", type=int, metavar="K", help="K folds: fold0_train.json, fold0_val.json, ...")
+    parts.add_argument(
+        "--split-lists",
+        type=Path,
+        metavar="PREFIX",
+        help="given lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder of train.txt, ...; one image name a line",
+    )
+    split.add_argument("--table", type=Path, metavar="CSV", help="table of the images, joined by name (see --key)")
+    split.add_argument("--key", help="its column of image names, with or without ending (default: the first)")
+    split.add_argument(
+        "--stratify-by", metavar="COLUMN", help="split every value of this column alike; it is stored as `group`"
+    )
+    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+    parser.add_argument(
+        "--classes-from",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help="classes of the objects: `folder` (the one of the image), column:NAME (a field of the images), "
+        "csv:FILE:COLUMN (a table of images, or, with a column `label`, of objects); `map:FILE` (YAML, JSON or CSV of "
+        "name and class), by itself or after one of them, renames, joins and leaves out",
+    )
+    parser.add_argument(
+        "--repair",
+        nargs="*",
+        metavar="RULE=VALUE",
+        help=f"mend the masks, and list what was changed in repairs.csv; {RULES_HELP}",
+    )
+    parser.add_argument(
+        "--fill-holes", action="store_true", help="fill all background that a mask encloses: --repair none holes=all"
+    )
+    add_image_fields(parser, pixel_size_help=", or csv:FILE:COLUMN (see --key)")
+    model = parser.add_argument_group(
+        "the model's input, recorded in the COCO files: training and prediction follow it"
+    )
+    model.add_argument("--channels", nargs="+", metavar="CHANNEL", help="indices from 0 on, or names of an OME-TIFF's")
+    model.add_argument("--scaling", metavar="HOW", help="of intensities to 0..255: none, percentile or fixed")
+    model.add_argument("--scaling-percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="default: 0.5 99.5")
+    model.add_argument("--scaling-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    # As every command has it: argparse reads it here where it stands after FORMAT.
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepare the data set and print a table of its parts."""
+    from detseg.curation.prepare import prepare
+
+    row = FORMATS[arguments.format]
+    reader = row.load_reader()(**{option.name: getattr(arguments, option.name) for option in row.options})
+    print(prepare(reader, _options(arguments, reader)))
+
+
+def _options(arguments: argparse.Namespace, reader: Reader) -> PrepareOptions:
+    from detseg.curation.prepare import PrepareOptions
+    from detseg.curation.repair.rules import RepairRules
+    from detseg.formats.picture_options import PictureOptions, input_keys
+    from detseg.images.planes import PlaneChoice
+
+    keys = input_keys(arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range)
+    plane = PlaneChoice.from_fields(plane_fields(arguments))
+    holes = ["holes=all"] if arguments.fill_holes else []
+    repair = None
+    if arguments.repair is not None:
+        rules = RepairRules(one_class_per_image=reader.one_class_per_image)
+        repair = RepairRules.parse([*holes, *arguments.repair], rules)
+    elif holes:
+        repair = RepairRules.parse(["none", *holes])
+    return PrepareOptions(
+        output=arguments.output,
+        fractions=tuple(arguments.split) if arguments.split else None,
+        folds=arguments.folds,
+        split_lists=arguments.split_lists,
+        table=arguments.table,
+        key=arguments.key,
+        stratify_by=arguments.stratify_by,
+        classes_from=tuple(arguments.classes_from),
+        seed=arguments.seed,
+        write_lists=arguments.write_lists,
+        pictures=PictureOptions(plane=plane, pixel_size=arguments.pixel_size or "", input_keys=keys),
+        repair=repair,
+        skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
+    )

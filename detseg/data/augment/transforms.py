@@ -1,0 +1,193 @@
+"""Maps that keep or swap the axes: a window of the image, resized, perhaps padded, then flipped and turned, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from detseg.data.augment.resampling import Window, filled, resize_box, resize_labels
+
+# Coordinates closer than this to a whole number are meant to be it.
+EXACT = 1e-6
+_FOR_OPENCV = (np.uint8, np.uint16, np.int32, np.float32)
+
+
+@dataclass(frozen=True)
+class AxisAligned:
+    """One such map.
+
+    window: (y0, x0, y1, x1), the part of the input that is seen, continuous. height, width: of the output before it is
+    turned. rows, columns: where the window lies in it; what is around is beyond the image. swaps: the output runs along
+    the input's other axis. flip_rows, flip_columns: of the output, after that.
+    """
+
+    window: Window
+    height: int
+    width: int
+    rows: range
+    columns: range
+    swaps: bool
+    flip_rows: bool
+    flip_columns: bool
+
+    @classmethod
+    def of(cls, matrix: np.ndarray, height: int, width: int, input_size: tuple[int, int]) -> AxisAligned | None:
+        """Read the map off its matrix (3, 3) from an output of height x width to the input.
+
+        None where it turns by other angles, or where the image ends within an output pixel.
+        """
+        swaps = abs(matrix[0, 0]) < EXACT and abs(matrix[1, 1]) < EXACT
+        if not swaps and (abs(matrix[0, 1]) > EXACT or abs(matrix[1, 0]) > EXACT):
+            return None
+        corners = matrix @ np.array([[0, width], [0, height], [1, 1]], dtype=np.float64)
+        (x0, x1), (y0, y1) = np.sort(corners[0]), np.sort(corners[1])
+        if swaps:
+            height, width = width, height
+            flips = matrix[0, 1] < 0, matrix[1, 0] < 0
+        else:
+            flips = matrix[1, 1] < 0, matrix[0, 0] < 0
+        along_y = _inside(_snap(y0), _snap(y1), height, input_size[0])
+        along_x = _inside(_snap(x0), _snap(x1), width, input_size[1])
+        if along_y is None or along_x is None:
+            return None
+        (top, bottom, rows), (left, right, columns) = along_y, along_x
+        return cls((top, left, bottom, right), height, width, rows, columns, swaps, bool(flips[0]), bool(flips[1]))
+
+    @property
+    def is_padded(self) -> bool:
+        return (len(self.rows), len(self.columns)) != (self.height, self.width)
+
+    def image(self, image: np.ndarray, border: str) -> np.ndarray:
+        """Map an image (H, W, C); see `border.BORDERS`."""
+        if not (self.rows and self.columns):
+            return self._orient(filled(image, self.height, self.width))
+        seen = resize_box(image, self.window, len(self.rows), len(self.columns))
+        if self.is_padded and border == "reflect":
+            around = self.rows.start, self.height - self.rows.stop, self.columns.start, self.width - self.columns.stop
+            padded = cv2.copyMakeBorder(seen, *around, cv2.BORDER_REFLECT)
+            seen = padded.reshape(self.height, self.width, image.shape[2])
+        elif self.is_padded:
+            canvas = filled(image, self.height, self.width)
+            canvas[self.rows.start : self.rows.stop, self.columns.start : self.columns.stop] = seen
+            seen = canvas
+        return self._orient(seen)
+
+    def labels(self, labels: np.ndarray) -> np.ndarray:
+        """Map label images (L, H, W); 0 beyond the image."""
+        if self.rows and self.columns:
+            seen = resize_labels(labels, self.window, len(self.rows), len(self.columns))
+        if self.is_padded:
+            canvas = np.zeros((labels.shape[0], self.height, self.width), dtype=labels.dtype)
+            if self.rows and self.columns:
+                canvas[:, self.rows.start : self.rows.stop, self.columns.start : self.columns.stop] = seen
+            seen = canvas
+        if self.swaps:
+            seen = np.stack([_transposed(layer) for layer in seen])
+        return np.ascontiguousarray(seen[(slice(None), *self._flips)])
+
+    def _orient(self, image: np.ndarray) -> np.ndarray:
+        """Turn and flip (H, W, C), exactly."""
+        if self.swaps:
+            image = _transposed(image)
+        return np.ascontiguousarray(image[self._flips])
+
+    @property
+    def _flips(self) -> tuple[slice, slice]:
+        """What runs backwards. Where axes are swapped, output row i runs along input x: transpose before."""
+        return slice(None, None, -1 if self.flip_rows else 1), slice(None, None, -1 if self.flip_columns else 1)
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+    """Swap the first two axes of (H, W) or (H, W, C)."""
+    if array.dtype in _FOR_OPENCV and (array.ndim == 2 or array.shape[2] <= 4):  # five times as fast
+        return cv2.transpose(np.ascontiguousarray(array)).reshape(array.shape[1::-1] + array.shape[2:])
+    return np.ascontiguousarray(array.swapaxes(0, 1))
+
+
+def _inside(start: float, end: float, count: int, length: int) -> tuple[float, float, range] | None:
+    """Return the part of start..end within 0..length, and which of the `count` equal parts of start..end it is.
+
+    None where it is not a whole number of parts.
+    """
+    step = (end - start) / count
+    first, last = max(-start / step, 0.0), min((length - start) / step, float(count))
+    if first >= last:
+        return 0.0, 0.0, range(0)
+    if not (_snap(first).is_integer() and _snap(last).is_integer()):
+        return None
+    return max(start, 0.0), min(end, float(length)), range(round(first), round(last))
+
+
+def _snap(value: float) -> float:
+    nearest = round(value)
+    return float(nearest) if abs(value - nearest) < EXACT else float(value)
+
+
+# Smooth random displacements: a coarse grid of control points between which a uniform cubic B-spline runs.
+#
+# The free-form deformation of Rueckert et al. 1999, drawn at random as Ronneberger et al. 2015 do for U-Net. x, y are
+# continuous coordinates of the displaced frame, in pixels.
+
+# Control points that move less than this part of their spacing along each axis cannot fold the image: the bound is
+# 1 / 2.0464 (Choi and Lee 2000), kept with some distance.
+_LARGEST_STEP = 0.4
+# What the spline leaves of the standard deviation of independent control points: the mean over all places of the root
+# of the sum of its squared weights, along both axes.
+_SPLINE_GAIN = 0.479
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """What is added to the coordinates of a frame of height x width pixels.
+
+    control: (R, C, 2) float64, (x, y) displacements in pixels of the control points; point (r, c) lies at
+    ((c - 1) * spacing, (r - 1) * spacing). Beyond the frame, the displacement of its edge goes on.
+    """
+
+    control: np.ndarray
+    spacing: float
+    height: int
+    width: int
+
+    @classmethod
+    def draw(
+        cls, height: int, width: int, *, spacing: float, magnitude: float, rng: np.random.Generator
+    ) -> Displacement:
+        """Draw displacements of standard deviation `magnitude` along each axis, in pixels; none folds the image."""
+        shape = (int(height / spacing) + 4, int(width / spacing) + 4, 2)
+        limit = _LARGEST_STEP * spacing
+        control = np.clip(rng.normal(0.0, magnitude / _SPLINE_GAIN, shape), -limit, limit)
+        return cls(control, spacing, height, width)
+
+    @property
+    def largest(self) -> float:
+        """The longest displacement that is possible, pixels."""
+        return float(np.hypot(self.control[..., 0], self.control[..., 1]).max())
+
+    def on_grid(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the displacements along x and y, each (H, W) float32, where columns x (W,) and rows y (H,) cross."""
+        along_y = self._weights(y, self.height, self.control.shape[0])
+        along_x = self._weights(x, self.width, self.control.shape[1])
+        rows = np.einsum("hr,rca->ahc", along_y, self.control).astype(np.float32)
+        columns = np.ascontiguousarray(along_x.T, dtype=np.float32)
+        # Not by matrix products: their threads, as many in every worker as there are cores, would wait for each other.
+        dx, dy = (np.einsum("hc,cw->hw", one, columns) for one in rows)
+        return dx, dy
+
+    def at(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the displacements along x and y, each (H, W) float32, at points x, y (H, W)."""
+        from scipy.ndimage import map_coordinates
+
+        places = np.stack([np.clip(y, 0, self.height), np.clip(x, 0, self.width)]) / self.spacing + 1
+        dx, dy = (map_coordinates(self.control[..., axis], places, order=3, prefilter=False) for axis in (0, 1))
+        return dx.astype(np.float32), dy.astype(np.float32)
+
+    def _weights(self, places: np.ndarray, length: int, count: int) -> np.ndarray:
+        """Return the weights (len(places), count) of the control points of one axis."""
+        position = np.clip(places, 0, length) / self.spacing + 1
+        distance = np.abs(position[:, None] - np.arange(count))
+        near = 2 / 3 - distance**2 + distance**3 / 2
+        far = (2 - distance) ** 3 / 6
+        return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))

@@ -1,0 +1,195 @@
+"""The base of all readers: a data set as it was downloaded, image by image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.masks import Crop
+from detseg.errors import DataError
+from detseg.formats.file_sets import FolderFiles, ZipFiles, open_files
+from detseg.images.planes import SINGLE
+from detseg.images.reading import SUFFIXES, stored_facts
+from detseg.structures import rle as rle_codec
+from detseg.structures.label_layers import LabelLayers
+
+
+@dataclass
+class FoundObjects:
+    """The N objects that a reader found in an image, and what is wrong with others.
+
+    rles: compressed COCO RLEs. classes: N indices of the reader's class names; not given: all 0. labels: what the data
+    call each object (its number in a label image, the name of its class); not given: as its class. crowd: N flags, True
+    for a region to be ignored; not given: none is. problems: of objects that cannot be used.
+    """
+
+    rles: Sequence[dict[str, Any]] = ()
+    classes: Sequence[int] = ()
+    labels: Sequence[str] = ()
+    crowd: Sequence[bool] = ()
+    problems: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self.classes = self.classes if len(self.classes) else [0] * len(self.rles)
+        self.crowd = self.crowd if len(self.crowd) else [False] * len(self.rles)
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image with its objects.
+
+    name: of the image in lists and tables. file_name: its path below the image root, with slashes. height, width:
+    pixels. fields: further fields of the image in the COCO file.
+    """
+
+    name: str
+    file_name: str
+    height: int
+    width: int
+    objects: FoundObjects
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reader(ABC):
+    """A data set as it was downloaded, of which `detseg prepare` makes COCO files.
+
+    A subclass has two required members, `file_of` (set by its constructor, which takes the options of its row in
+    `table.FORMATS`) and `find_objects`; all others have defaults. Images with a mask NAME_cells.png each:
+
+        class CellMasks(Reader):
+            class_names = ("cell",)
+
+            def __init__(self, source: Path) -> None:
+                super().__init__(source)
+                images = [file for file in self.files.names if not file.endswith("_cells.png")]
+                self.file_of = image_names(images, self.problems)
+
+            def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
+                mask = self.files.read(f"{name}_cells.png")
+                return objects_of_labels(decode_label_image(mask, f"{name}_cells.png"), name, height, width)
+
+    files: the folder or zip archive of the images. file_of: image name -> its file there. description: for the COCO
+    file's info. class_names: of class 0, 1, ...; empty where the `labels` of objects are the names of their classes.
+    parts: the split that the data come with, part -> names of images, used where no other is asked for; None: they have
+    none. unlabelled: names of images without annotations, which go to a COCO file of their own. problems: found while
+    listing. columns: column -> image name -> value, what the data say of their images. stratify_by: the column by which
+    splits are stratified unless another is named, or None. input_keys: INPUT keys for the COCO files, see
+    `coco.catalog`. has_metadata: whether the images' files may hold several pictures (see `plane`) and say pixel size
+    and channels. one_class_per_image: whether all objects of an image are of one class, for `--repair`.
+    plane: which picture of its file an image is; set from the user's options before images are read.
+    """
+
+    description = ""
+    class_names: Sequence[str] = ()
+    parts: Mapping[str, Sequence[str]] | None = None
+    unlabelled: Sequence[str] = ()
+    stratify_by: str | None = None
+    input_keys: Mapping[str, Any] = {}
+    has_metadata = True
+    one_class_per_image = False
+    plane = SINGLE
+    file_of: Mapping[str, str]
+
+    def __init__(self, source: Path | FolderFiles) -> None:
+        """Open the folder or zip archive of the images. Raises DataError where it cannot be opened."""
+        self.files: FolderFiles | ZipFiles = open_files(source) if isinstance(source, Path) else source
+        self.problems: list[str] = list(self.files.problems)
+        self.columns: dict[str, dict[str, str]] = {}
+
+    @abstractmethod
+    def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
+        """Return the objects of an image of height x width pixels. Raises DataError where there is nothing to read."""
+
+    def fields(self, name: str) -> Mapping[str, Any]:
+        """Return further fields of an image in the COCO file."""
+        return {}
+
+    def closing_note(self) -> str:
+        """Return what is said at the end, when all images were read."""
+        return ""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the labelled images, sorted."""
+        return sorted(set(self.file_of) - set(self.unlabelled))
+
+    def aliases(self, name: str) -> list[str]:
+        """Return what a table of the images may call one of them, the best first."""
+        path = PurePosixPath(self.file_of[name])
+        return [name, str(path), path.stem, path.name]
+
+    def describe(self, name: str) -> str:
+        """Return what messages call an image."""
+        return self.files.describe(self.file_of[name])
+
+    def read(self, name: str) -> LabelledImage:
+        """Read one image and its objects.
+
+        Raises DataError where nothing of it can be used: an image whose objects are all bad would pass for an empty
+        one.
+        """
+        own = self.fields(name)
+        picture, facts = self.files.read_picture(self.file_of[name], {**own, **self.plane.fields()})
+        height, width = picture.shape[:2]
+        found = FoundObjects() if name in self.unlabelled else self.find_objects(name, height, width)
+        if found.problems and not len(found.rles):
+            raise DataError(
+                f"{self.describe(name)}: none of its {len(found.problems)} masks can be used; {found.problems[0]}"
+            )
+        fields = stored_facts(facts) if self.has_metadata else own
+        return LabelledImage(name, self.file_of[name], height, width, found, fields)
+
+
+def objects_of_labels(labels: np.ndarray, where: str, height: int, width: int) -> FoundObjects:
+    """Return the objects of a label image (H, W) int32, called by their numbers. Raises DataError for another size."""
+    check_mask_size(labels, where, height, width)
+    numbers = np.unique(labels)
+    rles = LabelLayers.from_label_image(labels).to_rles()
+    return FoundObjects(rles, labels=[str(number) for number in numbers[numbers > 0]])
+
+
+def objects_of_crops(crops: Sequence[Crop], height: int, width: int, **further: Any) -> FoundObjects:
+    """Return the objects that crops show. further: other fields of `FoundObjects`."""
+    return FoundObjects(rle_codec.encode_crops(crops, height, width), **further)
+
+
+def check_mask_size(mask: np.ndarray, where: str, height: int, width: int) -> None:
+    """Raise DataError where a mask (H, W) has another size than its image."""
+    if mask.shape != (height, width):
+        found = " x ".join(map(str, mask.shape))
+        raise DataError(f"{where}: has {found} pixels (height x width), its image {height} x {width}")
+
+
+def path_name(file: str) -> str:
+    """Return the path without its ending."""
+    return PurePosixPath(file).with_suffix("").as_posix()
+
+
+def image_names(files: Iterable[str], problems: list[str], name_of: Callable[[str], str] = path_name) -> dict[str, str]:
+    """Return name -> file of the images among files; further files of a name are `problems`."""
+    names: dict[str, str] = {}
+    for file in files:
+        if PurePosixPath(file).suffix.lower() not in SUFFIXES:
+            continue
+        other = names.setdefault(name_of(file), file)
+        if other != file:
+            problems.append(f"{file}: has the same name as {other}; keep one of them")
+    return names
+
+
+def parts_by_folder(names: Sequence[str]) -> dict[str, list[str]] | None:
+    """Return the split of images in folders train, val(idation) and test; None where one is in none of them."""
+    parts: dict[str, list[str]] = {}
+    known = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+    for name in names:
+        folders = [folder.lower() for folder in PurePosixPath(name).parent.parts]
+        part = next((known[folder] for folder in folders if folder in known), None)
+        if part is None:
+            return None
+        parts.setdefault(part, []).append(name)
+    return parts if len(parts) > 1 else None

@@ -1,0 +1,291 @@
+"""The formats that detseg reads and writes: one row each, from which the commands are made.
+
+`detseg prepare NAME` reads data of a format, `detseg export --format NAME` writes it. A new reader is one file with a
+subclass of `reader.Reader`, and one row here. Readers and writers are imported when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class Option:
+    """An option of `detseg prepare FORMAT`: its flag, and what else argparse's `add_argument` takes.
+
+    Its value is passed to the reader as a keyword argument, `name`.
+    """
+
+    def __init__(self, flag: str, **settings: Any) -> None:
+        self.flag, self.settings = flag, settings
+        self.name: str = settings.get("dest") or flag.lstrip("-").replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One form of files that `detseg export` writes.
+
+    function: `module:name` in this package. ending: what a file has after the name of its image, or, of a form that is
+    one table of all images, the name of the table. is_table: which of both. has_overlaps: whether every object keeps
+    its pixels where objects overlap. has_classes: whether the class of an object is in the file.
+    """
+
+    description: str
+    function: str
+    ending: str
+    is_table: bool = False
+    has_overlaps: bool = False
+    has_classes: bool = True
+
+    def load(self) -> Callable[..., None]:
+        return _load(self.function)
+
+
+@dataclass(frozen=True)
+class Format:
+    """summary: one line for the list of formats. description: what `detseg prepare FORMAT --help` says.
+
+    reader: `module:name` in this package, empty for a format that is only written. options: of the reader. writers:
+    the name in `detseg export --format` -> how it is written.
+    """
+
+    summary: str
+    reader: str = ""
+    description: str = ""
+    options: tuple[Option, ...] = ()
+    writers: Mapping[str, Writer] = field(default_factory=dict)
+
+    def load_reader(self) -> Callable[..., Any]:
+        return _load(self.reader)
+
+
+def _load(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+
+
+def _path(flag: str, help: str, *, metavar: str = "PATH", required: bool = False) -> Option:
+    return Option(flag, type=Path, required=required, metavar=metavar, help=help)
+
+
+def _class_name(default: str, help: str = "name of the one class") -> Option:
+    return Option("--classes", dest="class_name", default=default, metavar="NAME", help=f"{help} (default: {default})")
+
+
+def _allow_empty(which: str) -> Option:
+    return Option("--allow-empty", action="store_true", help=f"{which} have no objects")
+
+
+def _annotated(what: str) -> tuple[Option, ...]:
+    """Options of the readers of images with one annotation file each (`annotated_images.AnnotatedImages`)."""
+    return (
+        _path("--source", f"folder or zip archive of images and {what}", required=True),
+        _path("--annotations", f"folder or zip archive of {what}, where it is another one"),
+        _allow_empty(f"images without {what}"),
+    )
+
+
+_UNPACKED = "Images of a folder stay where they are; those of an archive are unpacked to OUTPUT/images."
+_OWN_SPLIT = "Images in folders train, val and test keep that split."
+
+FORMATS = {
+    "label_images": Format(
+        "images and label images",
+        "label_images:LabelImages",
+        "Images and label images: 0 is background, every other number one object. The images stay where they are.",
+        (
+            _path("--images", "folder of PNG, JPEG, TIFF, BMP or NPY; with subfolders", required=True),
+            _path(
+                "--labels",
+                "folder of label images (PNG, TIFF or NPY; 8, 16 or 32 bit), named as the images; with subfolders",
+                required=True,
+            ),
+            Option(
+                "--label-suffix",
+                help="what follows the image's name in the label's, as _cells in 7_cells.png; default: nothing, or one "
+                "of _mask, _masks, _label, _labels",
+            ),
+            _class_name("cell"),
+            _allow_empty("images without label image"),
+        ),
+        {
+            "labels": Writer(
+                "label image, TIFF of 16 or 32 bits", "label_images:write_tiff", ".tif", has_classes=False
+            ),
+            "npy": Writer("label image, NumPy array", "label_images:write_npy", ".npy", has_classes=False),
+        },
+    ),
+    "coco": Format(
+        "a COCO file: check it, split it, leave out what is wrong in it",
+        "coco_file:CocoFile",
+        "Check a COCO file and its images, and write it in parts or (--split 1) as all.json. Polygons become "
+        "run-lengths, ids are written anew. The images stay where they are.",
+        (
+            _path("--annotations", "COCO file, .json or .json.gz", metavar="FILE", required=True),
+            _path("--image-root", "folder of its images, where it is another one than the file says", metavar="DIR"),
+        ),
+    ),
+    "dsb2018": Format(
+        "the Data Science Bowl 2018 as downloaded",
+        "dsb2018:Dsb2018",
+        f"stage1_train of the Data Science Bowl 2018, a folder or the zip archive itself. {_UNPACKED}",
+        (
+            _path("--source", "folder or zip with ID/images/ID.png, ID/masks/*.png", required=True),
+            _path(
+                "--run-lengths",
+                "masks from stage1_train_labels.csv or the stage-1 solution instead of masks/*.png; images may then "
+                "also be ID.png in one folder",
+                metavar="CSV",
+            ),
+            _class_name("nucleus"),
+            _allow_empty("images without masks, or without a row in the CSV,"),
+        ),
+        {
+            "dsb2018": Writer(
+                "the DSB 2018's table of masks",
+                "dsb2018:write_dsb2018",
+                "stage1_train_labels.csv",
+                is_table=True,
+                has_overlaps=True,
+                has_classes=False,
+            )
+        },
+    ),
+    "sartorius": Format(
+        "the Sartorius competition as downloaded",
+        "sartorius:Sartorius",
+        "train.csv and train/*.png of the Sartorius competition, a folder or the zip archive itself: classes shsy5y, "
+        "astro and cort, stratified by cell_type unless another column of train.csv is named; images of "
+        f"train_semi_supervised, where they are there, go to unlabelled.json. {_UNPACKED}",
+        (
+            _path("--source", "folder or zip with train.csv and train/*.png", required=True),
+            _allow_empty("images without a row in train.csv"),
+        ),
+        {
+            "sartorius": Writer(
+                "the Sartorius competition's train.csv",
+                "sartorius:write_sartorius",
+                "train.csv",
+                is_table=True,
+                has_overlaps=True,
+            )
+        },
+    ),
+    "livecell": Format(
+        "LIVECell as downloaded, with its official split",
+        "livecell:LiveCell",
+        "LIVECell (its COCO files, and its images in a folder or images.zip), by the official split, with the cell "
+        f"type of every image as its group. {_UNPACKED}",
+        (
+            _path("--source", "folder with livecell_coco_train.json, ... below it", metavar="DIR", required=True),
+            _path("--images", "folder or zip archive of the images (default: SOURCE/images or .zip)"),
+            Option(
+                "--cell-type",
+                metavar="TYPE",
+                help="the official split of one cell type: A172, BT474, BV2, Huh7, MCF7, ...",
+            ),
+            Option(
+                "--percent",
+                type=int,
+                choices=(2, 4, 5, 25, 50),
+                help="the official training file with so few of the images",
+            ),
+        ),
+    ),
+    "bbbc039": Format(
+        "BBBC039 as downloaded, with its published lists",
+        "bbbc039:Bbbc039",
+        "BBBC039 (images.zip, masks.zip and metadata.zip, unpacked or not), by the published lists of 100, 50 and 50 "
+        f"images. Says whether the test images have the published number of nuclei. {_UNPACKED}",
+        (
+            _path("--source", "folder with images, masks and metadata (or .zip)", metavar="DIR", required=True),
+            _class_name("nucleus"),
+            _allow_empty("images without mask"),
+        ),
+    ),
+    "stranger_sections": Format(
+        "images with a mask of classes each",
+        "class_masks:ClassMasks",
+        "Stranger Sections 2 (NAME.JPG with NAME_gt.npy), or other images with a mask of classes each (.npy, .png or "
+        ".tif): every connected region of a class is one object. Images in folders without any mask go to "
+        f"unlabelled.json. {_OWN_SPLIT}",
+        (
+            *_annotated("masks"),
+            Option(
+                "--classes",
+                dest="class_names",
+                nargs="+",
+                default=("inertinite", "vitrinite", "liptinite"),
+                metavar="NAME",
+                help="classes of the numbers 1, 2, ... (default: inertinite vitrinite liptinite)",
+            ),
+            Option(
+                "--label-suffix",
+                default="_gt",
+                help="what follows the image's name in the mask's (default: %(default)s)",
+            ),
+            Option(
+                "--ignore-value", type=int, metavar="N", help="number of pixels that are neither object nor background"
+            ),
+        ),
+    ),
+    "cellpose": Format(
+        "images with masks of Cellpose",
+        "cellpose:Cellpose",
+        "Images with masks of Cellpose (NAME_seg.npy, or NAME_masks.png or .tif). Nothing that a _seg.npy holds is "
+        f"run. {_OWN_SPLIT}",
+        (*_annotated("masks"), _class_name("cell")),
+        {
+            "cellpose": Writer("Cellpose's NAME_seg.npy", "cellpose:write_seg_npy", "_seg.npy", has_classes=False),
+            "cellpose_masks": Writer(
+                "Cellpose's NAME_masks.tif", "cellpose:write_masks", "_masks.tif", has_classes=False
+            ),
+        },
+    ),
+    "imagej": Format(
+        "images with regions of ImageJ",
+        "imagej:ImageJRegions",
+        "Images with regions of ImageJ (NAME.zip, NAME_rois.zip or NAME.roi, as its ROI manager saves them). A pixel "
+        "belongs to a region in which its centre is. With --classes-from map:FILE the groups of the regions (or their "
+        f"names, where they have no group) are the classes. {_OWN_SPLIT}",
+        (*_annotated("regions"), _class_name("cell")),
+        {"imagej": Writer("zip of ImageJ regions", "imagej:write_rois", "_rois.zip", has_overlaps=True)},
+    ),
+    "geojson": Format(
+        "images with GeoJSON files of QuPath",
+        "geojson:GeoJson",
+        "Images with GeoJSON files of QuPath (NAME.geojson). Classes are the classifications; regions of the class "
+        f"Ignore* are neither object nor background. A pixel belongs to an object in which its centre is. {_OWN_SPLIT}",
+        (
+            *_annotated("GeoJSON files"),
+            _class_name("cell", "class of objects without classification"),
+            Option(
+                "--object-types",
+                nargs="+",
+                default=(),
+                metavar="TYPE",
+                choices=("annotation", "detection", "cell", "tile", "tma_core", "root"),
+                help="take only objects of these types (default: annotation, detection and cell)",
+            ),
+            Option("--nuclei", action="store_true", help="take the nuclei of cells instead of their outlines"),
+        ),
+        {"geojson": Writer("QuPath's GeoJSON", "geojson:write_geojson", ".geojson", has_overlaps=True)},
+    ),
+    "measurements": Format(
+        "measurements of objects",
+        writers={
+            "csv": Writer(
+                "table of measurements",
+                "measurements:write_measurements",
+                "measurements.csv",
+                is_table=True,
+                has_overlaps=True,
+            )
+        },
+    ),
+}
+
+WRITERS = {name: writer for row in FORMATS.values() for name, writer in row.writers.items()}

@@ -1,0 +1,22 @@
+"""What a network is given: which channels in which order, and how they are normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detseg.config.options import Options, key
+from detseg.config.problems import Problems
+
+
+@dataclass(frozen=True)
+class ImageInputOptions(Options):
+    """pixel_mean, pixel_std: one value for each channel. channel_order: of images with three channels."""
+
+    pixel_mean: tuple[float, ...] = key("MODEL.PIXEL_MEAN", not_empty=True)
+    pixel_std: tuple[float, ...] = key("MODEL.PIXEL_STD", above=0)
+    channel_order: str = key("INPUT.FORMAT", choices=("BGR", "RGB"))
+
+    def check(self, problems: Problems) -> None:
+        channels = len(self.pixel_mean)
+        if len(self.pixel_std) != channels:
+            problems.add("MODEL.PIXEL_STD", f"expected as many values as MODEL.PIXEL_MEAN has ({channels})")
