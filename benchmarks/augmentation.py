@@ -26,8 +26,9 @@ from measuring import MIB, Timing, machine, take_turns, verdict
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.config import Config, load_config
-from detseg.data.loader import TrainingStream, TrainLoader
-from detseg.data.sample_cache import SampleCache, SampleReader
+from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
+from detseg.data.sample_cache import SampleCache
+from detseg.data.sample_reader import SampleReader
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GOAL_RATIO, GOAL_RATE = 10, 40
@@ -61,7 +62,7 @@ class Decoded:
 
 def decoded_stream(cfg: Config, dataset: CocoDataset) -> TrainingStream:
     """The training stream over decoded samples."""
-    stream = TrainingStream.from_config(cfg, dataset, 1)
+    stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 1)
     stream.reader = Decoded(stream.reader)
     for source in stream.pasting.sources if stream.pasting else []:
         source.reader = stream.reader
@@ -132,7 +133,7 @@ def time_parts(cfg: Config, dataset: CocoDataset, rounds: int) -> None:
     """Where the time of a sample goes."""
     stream = decoded_stream(cfg, dataset)
     plain = SampleReader(dataset, stream.preprocess)
-    policy, paste = stream.policy, stream.pasting.copy_paste
+    policy, paste = stream.policy, stream.pasting.how
     number = iter(range(10**9))
     state: dict[str, Any] = {}
 
@@ -168,12 +169,12 @@ def time_parts(cfg: Config, dataset: CocoDataset, rounds: int) -> None:
 
 def compare_caches(cfg: Config, dataset: CocoDataset, folder: Path, rounds: int) -> None:
     """What keeping decoded samples gains, for reading alone and for whole samples."""
-    preprocess = TrainingStream.from_config(cfg, dataset, 1).preprocess
+    preprocess = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 1).preprocess
     limit = 4 * 10**9
     readers = {
         "from files": SampleReader(dataset, preprocess),
         "memory": SampleReader(dataset, preprocess, SampleCache.in_memory(limit)),
-        "disk": SampleReader(dataset, preprocess, SampleCache.on_disk(folder / "samples", limit)),
+        "disk": SampleReader(dataset, preprocess, SampleCache(folder / "samples", limit)),
     }
     for reader in readers.values():
         for index in range(len(dataset)):
@@ -187,7 +188,8 @@ def compare_caches(cfg: Config, dataset: CocoDataset, folder: Path, rounds: int)
     keys = {name: f"DATALOADER.CACHE={value}" for name, value in zip(readers, ("none", "memory", "disk"), strict=True)}
     place = f"DATALOADER.CACHE_FOLDER={(folder / 'samples').as_posix()}"
     streams = {
-        name: TrainingStream.from_config(configuration(folder, key, place), dataset, 1) for name, key in keys.items()
+        name: TrainingStream.build(LoaderOptions.from_config(configuration(folder, key, place)), dataset, 1)
+        for name, key in keys.items()
     }
     for stream in streams.values():
         for index in range(len(dataset)):
@@ -210,7 +212,7 @@ def compare_caches(cfg: Config, dataset: CocoDataset, folder: Path, rounds: int)
 
 def compare_loaders(cfg: Config, dataset: CocoDataset, workers: tuple[int, ...], batches: int) -> None:
     """Samples a second of the loader's processes, by the clock on the wall."""
-    stream = TrainingStream.from_config(cfg, dataset, 1)
+    stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 1)
     print(f"\nLoader, {batches} batches of 4 by the clock, without their start")
     alone = None
     for count in (0, *workers):

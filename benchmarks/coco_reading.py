@@ -20,7 +20,8 @@ import numpy as np
 from measuring import MIB, machine, verdict
 
 from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
-from detseg.data.shared_dataset import SharedDataset
+from detseg.data.preprocess import ImagePreprocess
+from detseg.data.sample_reader import SampleReader
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 520, 704
@@ -74,11 +75,11 @@ def measure(path: Path, imported: str, read: str) -> tuple[float, float, float]:
     return wall, processor, memory
 
 
-def worker(connection: Connection, shared: SharedDataset | None) -> None:
+def worker(connection: Connection, reader: SampleReader | None) -> None:
     """A loader's process: looks at every annotation, then tells its memory while the others still hold theirs."""
     looked = 0
-    if shared is not None:
-        dataset = shared.dataset
+    if reader is not None:
+        dataset = reader.dataset
         for index in range(len(dataset)):
             looked += len(dataset.annotations(index).rles)
     connection.send(looked)
@@ -94,12 +95,12 @@ def _rollup() -> dict[str, float]:
     return {"Pss": values["Pss"], "alone": values["Private_Clean"] + values["Private_Dirty"]}
 
 
-def processes_memory(shared: SharedDataset | None, count: int, start: str) -> list[dict[str, float]]:
+def processes_memory(reader: SampleReader | None, count: int, start: str) -> list[dict[str, float]]:
     context = multiprocessing.get_context(start)
     pipes, processes = [], []
     for _ in range(count):
         here, there = context.Pipe()
-        process = context.Process(target=worker, args=(there, shared))
+        process = context.Process(target=worker, args=(there, reader))
         process.start()
         pipes.append(here)
         processes.append(process)
@@ -143,7 +144,7 @@ def tell_workers(path: Path, count: int) -> None:
     print(f"  {count} loader processes that look at all annotations; the text of the file is {text:.0f} MiB:")
     for method in ("spawn", "fork"):
         empty = processes_memory(None, count, method)
-        full = processes_memory(SharedDataset(dataset), count, method)
+        full = processes_memory(SampleReader(dataset, ImagePreprocess()), count, method)
         more = {key: (sum(one[key] for one in full) - sum(one[key] for one in empty)) / count for key in full[0]}
         print(f"    {method}: PSS {more['Pss']:.0f} MiB more a process, {more['alone']:.0f} MiB of it its own")
 

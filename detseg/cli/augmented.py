@@ -16,7 +16,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from detseg.config import load_config
-    from detseg.data.loader import TrainingStream
+    from detseg.data.loader import LoaderOptions, TrainingStream
     from detseg.engine.data_sets import load_training_set
     from detseg.engine.validation import validate_config
     from detseg.engines.imports import run_imports
@@ -31,7 +31,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     validate_config(cfg, training=False)
     dataset = load_training_set(cfg)
     seed = max(cfg.SEED, 0) if arguments.seed is None else arguments.seed
-    stream = TrainingStream.from_config(cfg, dataset, seed)
+    stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, seed)
     sheets = _sheet_names(Path(arguments.output), count, PER_SHEET)
     if not arguments.overwrite:
         for path in sheets:

@@ -95,21 +95,30 @@ class _Part:
         return self.when is None or self.when(cfg)
 
 
-def key(name: str, *, default: Any = dataclasses.MISSING, **rule: Any) -> Any:
+def key(
+    name: str, *, default: Any = dataclasses.MISSING, convert: Callable[[Any], Any] | None = None, **rule: Any
+) -> Any:
     """Declare a field that is read from a key of the section; `rule` are the fields of `Rule`.
 
     A name that begins with a top-level section (`INPUT.FORMAT`) stands for itself wherever the options' section is.
-    `default` is for options that are made without a configuration.
+    `default` is for options that are made without a configuration. `convert` makes the field of a legal value.
     """
-    return dataclasses.field(default=default, metadata={"rule": Rule(name, **rule)})
+    return dataclasses.field(default=default, metadata={"rule": Rule(name, **rule), "convert": convert})
 
 
-def part(options: type[Options], *, section: str | None = None, when: Callable[[Config], bool] | None = None) -> Any:
+def part(
+    options: type[Options],
+    *,
+    section: str | None = None,
+    when: Callable[[Config], bool] | None = None,
+    default: Any = dataclasses.MISSING,
+) -> Any:
     """Declare a field that holds further options, None where `when(cfg)` is False.
 
-    section: instead of the section of the options' class, for a class that serves several sections.
+    section: instead of the section of the options' class, for a class that serves several sections. default: as that of
+    `key`.
     """
-    return dataclasses.field(metadata={"part": _Part(options, section, when)})
+    return dataclasses.field(default=default, metadata={"part": _Part(options, section, when)})
 
 
 class Options:
@@ -138,9 +147,12 @@ class Options:
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             rule, inner = field.metadata.get("rule"), field.metadata.get("part")
             if rule is not None:
-                full_name = _full_name(section, rule.name)
+                full_name, noted = _full_name(section, rule.name), len(problems.found)
                 rule.check(problems, full_name)
-                values[field.name] = _frozen(problems.cfg[full_name])
+                value = _frozen(problems.cfg[full_name])
+                if field.metadata["convert"] is not None and len(problems.found) == noted:
+                    value = field.metadata["convert"](value)
+                values[field.name] = value
             elif inner is not None:
                 used = inner.in_use(problems.cfg)
                 values[field.name] = inner.options.read(problems, inner.section) if used else None

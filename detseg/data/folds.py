@@ -1,34 +1,33 @@
-"""The folds of a training: which images it trains with, and which it is validated on (DATASETS.FOLD)."""
+"""The folds of a training: which images it trains with, and which it is validated on (DATASETS.FOLD).
+
+The fold of an image is its field `fold` in the COCO file, or is in an index beside it: a CSV with the columns `fold`
+and `file_name` (or `image_id`), further ones are not read; or a YAML with a list of file names for every fold, -1 for
+those of none:
+
+    0: [a.png, plate1/b.png]
+    1: [c.png]
+    -1: [held_out.png]
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
 from detseg.coco.catalog import datasets_folder
 from detseg.coco.dataset import CocoDataset, ImageRecord, make_folder
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import written_whole
 from detseg.files.table import read_table
-
-if TYPE_CHECKING:
-    from detseg.config import Config
-
-
-# Which image is in which fold: the field `fold` of a COCO file's images, or an index beside it.
-#
-# An index is a CSV with the columns `fold` and `file_name` (or `image_id`), further ones are not read; or a YAML with a
-# list of file names for every fold, -1 for those of none:
-#
-#     0: [a.png, plate1/b.png]
-#     1: [c.png]
-#     -1: [held_out.png]
 
 FOLD, FILE_NAME, IMAGE_ID = "fold", "file_name", "image_id"
 # In an index: images that belong to no fold, those of the hold-out among them.
@@ -44,9 +43,11 @@ def folds_of(images: Sequence[ImageRecord], index: Path | None = None) -> np.nda
         DataError: an image has no fold or one that is no number, folds are missing, or the index cannot be read.
     """
     where = str(index) if index is not None else "the images' field `fold`"
-    given = (
-        [record.metadata.get(FOLD) for record in images] if index is None else _from_index(images, read_index(index))
-    )
+    if index is None:
+        given = [record.metadata.get(FOLD) for record in images]
+    else:
+        fold_by_name = read_index(index)
+        given = [fold_by_name.get(record.file_name, fold_by_name.get(str(record.image_id))) for record in images]
     problems = []
     folds = np.full(len(images), NO_FOLD, dtype=np.int64)
     for number, (record, value) in enumerate(zip(images, given, strict=True)):
@@ -110,10 +111,6 @@ def _read_yaml(path: Path) -> dict[str, int]:
     return index
 
 
-def _from_index(images: Sequence[ImageRecord], index: Mapping[str, int]) -> list[int | None]:
-    return [index.get(record.file_name, index.get(str(record.image_id))) for record in images]
-
-
 def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write an index of images: rows with file_name, fold (None: of no fold) and what else a CSV shall say of them.
 
@@ -134,91 +131,110 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
 
 
-def has_folds(cfg: Config) -> bool:
-    """Whether DATASETS.FOLD names a fold."""
-    return cfg.DATASETS.FOLD >= 0
-
-
 def fold_name(fold: int) -> str:
     """Return what a fold is called in files and tables."""
     return f"{FOLD}{fold}"
 
 
-def training_part(cfg: Config, dataset: CocoDataset) -> CocoDataset:
-    """Return the images of one data set that may be trained with.
+def _named(names: Sequence[str]) -> str | None:
+    legal = all(name.strip() for name in names)
+    return None if legal else "expected names from the catalog or paths of COCO files, got an empty one"
 
-    With DATASETS.FOLD those of other folds; images of no fold, such as a hold-out's, are not among them. A set without
-    folds is used whole.
+
+def _different(names: Sequence[str]) -> str | None:
+    return None if all(names) and len(set(names)) == len(names) else "expected names that differ"
+
+
+@dataclass(frozen=True)
+class Folds(Options):
+    """fold: which one is left out of the training and validated on; -1 for none. index: a file; "": the images' field.
+
+    index: relative to the working folder, else to the folder of data sets.
     """
-    if not has_folds(cfg) or not _is_folded(cfg, dataset):
-        return dataset
-    folds = folds_of(dataset.images, _index_path(cfg))
-    return dataset.select(np.flatnonzero((folds >= 0) & (folds != cfg.DATASETS.FOLD)))
+
+    section = "DATASETS"
+
+    fold: int = key("FOLD", default=-1, at_least=-1)
+    index: str = key("FOLDS", default="")
+
+    @property
+    def in_use(self) -> bool:
+        return self.fold >= 0
+
+    def training_part(self, dataset: CocoDataset) -> CocoDataset:
+        """Return the images of one data set that may be trained with.
+
+        With a fold those of other folds; images of no fold, such as a hold-out's, are not among them. A set without
+        folds is used whole.
+        """
+        folds = self._folds_of(dataset) if self.in_use else None
+        return dataset if folds is None else dataset.select(np.flatnonzero((folds >= 0) & (folds != self.fold)))
+
+    def validation_part(self, datasets: Sequence[CocoDataset]) -> CocoDataset:
+        """Return the images of the fold of those data sets of DATASETS.TRAIN that have folds.
+
+        Raises ConfigError where there is no such fold.
+        """
+        whole, folds = self.folded_set(datasets)
+        last = int(folds.max())
+        if last < self.fold:
+            raise ConfigError(f"DATASETS.FOLD is {self.fold}, but there are the folds 0 to {last}")
+        return whole.select(np.flatnonzero(folds == self.fold))
+
+    def folded_set(self, datasets: Sequence[CocoDataset]) -> tuple[CocoDataset, np.ndarray]:
+        """Return all images that are in a fold, as one set whose image ids differ, and their folds (N,) int64.
+
+        datasets: those of DATASETS.TRAIN, in order; sets without folds are passed over.
+
+        Raises:
+            DataError: none has folds, an image has none, or the numbers of folds have gaps.
+        """
+        found = [(dataset, folds) for dataset in datasets if (folds := self._folds_of(dataset)) is not None]
+        if not found:
+            where = self.index or "the images' field `fold`"
+            raise DataError(
+                f"no data set of DATASETS.TRAIN has folds ({where}); `detseg split` writes a COCO file with them, or "
+                "name an index by DATASETS.FOLDS"
+            )
+        counts = {int(folds.max()) + 1 for _, folds in found}
+        if len(counts) > 1:
+            raise DataError(f"the data sets of DATASETS.TRAIN have {' and '.join(map(str, sorted(counts)))} folds")
+        whole = CocoDataset.concatenate([dataset for dataset, _ in found])
+        images = whole.images
+        if len({record.image_id for record in images}) < len(images):
+            images = [dataclasses.replace(record, image_id=number) for number, record in enumerate(images, start=1)]
+            whole = CocoDataset(images, whole.categories, whole.table, whole.name, whole.origins)
+        all_folds = np.concatenate([folds for _, folds in found])
+        chosen = np.flatnonzero(all_folds >= 0)
+        return whole.select(chosen), all_folds[chosen]
+
+    def _folds_of(self, dataset: CocoDataset) -> np.ndarray | None:
+        """Return the fold (N,) of every image of a set; None where no image has one."""
+        if not self.index:
+            is_folded = any(FOLD in record.metadata for record in dataset.images)
+            return folds_of(dataset.images) if is_folded else None
+        for path in (Path(self.index), datasets_folder() / self.index):
+            if path.is_file():
+                known = read_index(path)
+                is_folded = any(one.file_name in known or str(one.image_id) in known for one in dataset.images)
+                return folds_of(dataset.images, path) if is_folded else None
+        raise DataError(f"DATASETS.FOLDS: there is no file {self.index} in {Path.cwd()} or {datasets_folder()}")
 
 
-def validation_part(cfg: Config, datasets: Sequence[CocoDataset]) -> CocoDataset:
-    """Return the images of the fold DATASETS.FOLD of those data sets of DATASETS.TRAIN that have folds.
-
-    Raises ConfigError where there is no such fold.
+@dataclass(frozen=True)
+class DataSetOptions(Options):
+    """train, test: names from the catalog or paths of COCO files. image_root: folder of the images, "" for what the
+    catalog and the files say. classes: their order, empty for that of the first set. folds: of `train`.
     """
-    whole, folds = folded_set(cfg, datasets)
-    last = int(folds.max())
-    if last < cfg.DATASETS.FOLD:
-        raise ConfigError(f"DATASETS.FOLD is {cfg.DATASETS.FOLD}, but there are the folds 0 to {last}")
-    return whole.select(np.flatnonzero(folds == cfg.DATASETS.FOLD))
 
+    section = "DATASETS"
 
-def folded_set(cfg: Config, datasets: Sequence[CocoDataset]) -> tuple[CocoDataset, np.ndarray]:
-    """Return all images that are in a fold, as one set whose image ids differ, and their folds (N,) int64.
+    train: tuple[str, ...] = key("TRAIN", test=_named)
+    test: tuple[str, ...] = key("TEST", test=_named)
+    image_root: str = key("IMAGE_ROOT")
+    classes: tuple[str, ...] = key("CLASSES", test=_different)
+    folds: Folds = part(Folds)
 
-    datasets: those of DATASETS.TRAIN, in order; sets without folds are passed over.
-
-    Raises:
-        DataError: none has folds, an image has none, or the numbers of folds have gaps.
-    """
-    folded = [dataset for dataset in datasets if _is_folded(cfg, dataset)]
-    if not folded:
-        where = cfg.DATASETS.FOLDS or "the images' field `fold`"
-        raise DataError(
-            f"no data set of DATASETS.TRAIN has folds ({where}); `detseg split` writes a COCO file with them, or name "
-            "an index by DATASETS.FOLDS"
-        )
-    whole = _with_ids_that_differ(CocoDataset.concatenate(folded))
-    folds = folds_of(whole.images, _index_path(cfg)) if len(folded) == 1 else _folds_of_several(cfg, folded)
-    chosen = np.flatnonzero(folds >= 0)
-    return whole.select(chosen), folds[chosen]
-
-
-def _folds_of_several(cfg: Config, datasets: Sequence[CocoDataset]) -> np.ndarray:
-    """Return the folds of data sets whose ids may not differ, one behind the other; all have the same folds."""
-    folds = [folds_of(dataset.images, _index_path(cfg)) for dataset in datasets]
-    counts = {int(own.max()) + 1 for own in folds}
-    if len(counts) > 1:
-        raise DataError(f"the data sets of DATASETS.TRAIN have {' and '.join(map(str, sorted(counts)))} folds")
-    return np.concatenate(folds)
-
-
-def _is_folded(cfg: Config, dataset: CocoDataset) -> bool:
-    """Whether an image of the set has a fold."""
-    if not cfg.DATASETS.FOLDS:
-        return any(FOLD in record.metadata for record in dataset.images)
-    index = read_index(_index_path(cfg))
-    return any(record.file_name in index or str(record.image_id) in index for record in dataset.images)
-
-
-def _index_path(cfg: Config) -> Path | None:
-    """Return the index DATASETS.FOLDS, relative to the working folder, else to the folder of data sets."""
-    if not cfg.DATASETS.FOLDS:
-        return None
-    for candidate in (Path(cfg.DATASETS.FOLDS), datasets_folder() / cfg.DATASETS.FOLDS):
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"DATASETS.FOLDS: there is no file {cfg.DATASETS.FOLDS} in {Path.cwd()} or {datasets_folder()}")
-
-
-def _with_ids_that_differ(dataset: CocoDataset) -> CocoDataset:
-    """Return the data set as it is, or with its images numbered from 1 on where ids occur twice."""
-    if len({record.image_id for record in dataset.images}) == len(dataset):
-        return dataset
-    images = [dataclasses.replace(record, image_id=number) for number, record in enumerate(dataset.images, start=1)]
-    return CocoDataset(images, dataset.categories, dataset.table, dataset.name, dataset.origins)
+    def check(self, problems: Problems) -> None:
+        if problems.training and not self.train:
+            problems.add("DATASETS.TRAIN", 'expected the training data: ["catalog name or COCO file"]')

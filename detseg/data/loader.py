@@ -10,7 +10,6 @@ import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,27 +17,46 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detseg.coco.dataset import CocoDataset
+from detseg.config.options import Options, key, part
 from detseg.data.augment.policy import TrainPolicy
-from detseg.data.copy_paste import Pasting
+from detseg.data.folds import Folds
+from detseg.data.paste_sources import CopyPasteOptions, PasteStage
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_cache import SampleCache, SampleReader
-from detseg.data.sampling import PASTE_STREAM, SAMPLE_STREAM, EpochOrder, order_from_config, without_empty_images
+from detseg.data.sample_cache import CacheOptions
+from detseg.data.sample_reader import SampleReader
+from detseg.data.sampling import PASTE_STREAM, SAMPLE_STREAM, EpochOrder, SamplingOptions, without_empty_images
 from detseg.errors import DataError, DetsegError
 from detseg.structures.sample import Sample
 
-if TYPE_CHECKING:
-    from detseg.config import Config
+logger = logging.getLogger(__name__)
+
+# Batches that every worker makes ahead of time.
+_PREFETCH = 2
+# PyTorch says so, in a RuntimeError, when the system ended a worker.
+_WORKER_DIED = "DataLoader worker"
 
 
-# The endless stream of training samples: read, changed at random, ready for the model.
+@dataclass(frozen=True)
+class LoaderOptions(Options):
+    """All that turns a data set into training batches. workers: processes. batch_size: images of all processes."""
+
+    preprocess: ImagePreprocess = part(ImagePreprocess)
+    policy: TrainPolicy = part(TrainPolicy)
+    sampling: SamplingOptions = part(SamplingOptions)
+    copy_paste: CopyPasteOptions = part(CopyPasteOptions)
+    folds: Folds = part(Folds)
+    cache: CacheOptions = part(CacheOptions)
+    workers: int = key("DATALOADER.NUM_WORKERS", at_least=0)
+    batch_size: int = key("SOLVER.IMS_PER_BATCH", at_least=1)
+    accumulate: int = key("SOLVER.ACCUMULATE", at_least=1)
 
 
 class TrainingStream:
     """An endless stream of training samples; `stream[position]` is a function of (seed, position) only.
 
-    dataset: what to draw from. preprocess, policy: what happens to an image and to a sample. order: which image stands
-    at which position; None for all equally often. pasting: copy-paste, between geometry and photometry. reader: reads
-    the images of `dataset`, where they come from a cache or the pasting has to share them.
+    dataset: what to draw from. preprocess, policy: what happens to an image and to a sample. order: which image is at
+    which position; None for all equally often. pasting: copy-paste. reader: reads the images of `dataset`, where they
+    come from a cache or the pasting has to share them.
     """
 
     def __init__(
@@ -49,7 +67,7 @@ class TrainingStream:
         policy: TrainPolicy,
         seed: int,
         order: EpochOrder | None = None,
-        pasting: Pasting | None = None,
+        pasting: PasteStage | None = None,
         reader: SampleReader | None = None,
     ) -> None:
         if seed < 0:
@@ -62,22 +80,29 @@ class TrainingStream:
         self.reader = reader or SampleReader(dataset, preprocess)
 
     @classmethod
-    def from_config(cls, cfg: Config, dataset: CocoDataset, seed: int) -> TrainingStream:
-        """Read the INPUT and DATALOADER keys; images without objects are left out where they say so."""
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    def build(cls, options: LoaderOptions, dataset: CocoDataset, seed: int) -> TrainingStream:
+        """Build the stream of a data set; images without objects are left out where the options say so."""
+        if options.sampling.filter_empty:
             dataset = without_empty_images(dataset)
-        preprocess = ImagePreprocess.from_config(cfg)
-        cache = SampleCache.from_config(cfg)
-        reader = SampleReader(dataset, preprocess, cache)
-        # Crops on rare classes ask how rare these are.
-        counts = dataset.objects_per_image().sum(axis=0) if cfg.INPUT.CROP.BALANCE_POWER else ()
+        cache = options.cache.open()
+        reader = SampleReader(dataset, options.preprocess, cache)
+        pasting = None
+        if options.copy_paste.probability:
+            pasting = PasteStage.open(
+                options.copy_paste,
+                reader,
+                preprocess=options.preprocess,
+                cache=cache,
+                folds=options.folds,
+                iteration_size=options.batch_size * options.accumulate,
+            )
         return cls(
             dataset,
-            preprocess=preprocess,
-            policy=TrainPolicy.from_config(cfg, counts),
+            preprocess=options.preprocess,
+            policy=options.policy.for_data(dataset),
             seed=seed,
-            order=order_from_config(cfg, dataset, seed),
-            pasting=Pasting.from_config(cfg, reader, cache),
+            order=options.sampling.order(dataset, seed),
+            pasting=pasting,
             reader=reader,
         )
 
@@ -93,7 +118,7 @@ class TrainingStream:
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
         index = self.order[position]
         whole = self.reader.read(index)
-        value_range = self.policy.value_range(whole.image)
+        value_range = self.preprocess.value_range(whole.image)
         sample = self.policy.geometry(whole, rng)
         if self.pasting is not None:
             sample = self._paste(self.pasting, sample, whole, index, position)
@@ -102,39 +127,30 @@ class TrainingStream:
     def expand(self, sample: Sample) -> Sample:
         """Return what `make` made as the model takes it."""
         image = self.preprocess.expand(sample.image)
-        # What comes from a cache lies in a file that nobody may write to.
+        # What comes from a cache is in a file that nobody may write to.
         return dataclasses.replace(sample, image=image if image.flags.writeable else image.copy())
 
-    def _paste(self, pasting: Pasting, sample: Sample, whole: Sample, index: int, position: int) -> Sample:
-        """Return the sample with objects of its partner, which gets a geometry of its own.
+    def _paste(self, pasting: PasteStage, sample: Sample, whole: Sample, index: int, position: int) -> Sample:
+        """Return the sample with objects of its source image, which gets a geometry of its own.
 
         whole: image `index`, of which `sample` shows what its geometry left. The numbers drawn here are others than the
         sample's own, which stays as it is where nothing is pasted.
         """
         rng = np.random.default_rng((self.seed, PASTE_STREAM, position))
-        partner = pasting.draw(self.dataset, index, position, rng)
-        if partner is None:
+        source = pasting.draw(self.dataset, index, whole, position, rng)
+        if source is None:
             return sample
-        source = self.policy.geometry(whole if partner.reader is None else partner.reader.read(partner.index), rng)
-        if source.image.shape[2] != sample.image.shape[2]:  # gray beside RGB
+        source, target = self.policy.geometry(source, rng), sample
+        if source.image.shape[2] != target.image.shape[2]:  # gray and RGB
             source, target = (
-                dataclasses.replace(one, image=self.preprocess.expand(one.image)) for one in (source, sample)
+                dataclasses.replace(one, image=self.preprocess.expand(one.image)) for one in (source, target)
             )
-            pasted = pasting.copy_paste.paste(target, source, rng)
-            return sample if pasted is target else pasted
-        return pasting.copy_paste.paste(sample, source, rng)
+        pasted = pasting.how.paste(target, source, rng)
+        return sample if pasted is target else pasted
 
     def file_name(self, position: int) -> str:
         """Return the file name of the image at a position."""
         return str(self.dataset.images[self.order[position]].path)
-
-
-logger = logging.getLogger(__name__)
-
-# Batches that every worker makes ahead.
-_PREFETCH = 2
-# PyTorch says so, in a RuntimeError, when the system ended a worker.
-_WORKER_DIED = "DataLoader worker"
 
 
 @dataclass(frozen=True)
@@ -194,7 +210,7 @@ class _Batches(Dataset):
 class TrainLoader:
     """Iterable over batches, lists of Samples, of positions start_position .. total - 1 of a stream.
 
-    workers: processes that make batches ahead; 0 makes them here. context: how they start ("spawn", "fork",
+    workers: processes that make batches ahead of time; 0 makes them here. context: how they start ("spawn", "fork",
     "forkserver"; None: the system's default). share: the part of each batch that is made here. Nothing here touches the
     global random generators.
 
@@ -228,7 +244,7 @@ class TrainLoader:
             batch_size=None,
             shuffle=False,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             prefetch_factor=_PREFETCH if self.workers else None,
             multiprocessing_context=self.context if self.workers else None,
             worker_init_fn=_start_worker if self.workers else None,
@@ -267,7 +283,7 @@ class TrainLoader:
         )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: list[Sample] | _Failure) -> list[Sample] | _Failure:
     return batch
 
 
@@ -282,50 +298,36 @@ def _start_worker(worker: int) -> None:
 
 
 def build_train_loader(
-    cfg: Config,
+    options: LoaderOptions,
     dataset: CocoDataset,
     start_position: int,
     total: int,
     *,
-    seed: int | None = None,
+    seed: int,
     share: Share = Share(),
 ) -> TrainLoader:
-    """Build the loader of training batches from the config.
+    """Build the loader of training batches.
 
     Args:
-        cfg: SOLVER.IMS_PER_BATCH, DATALOADER, INPUT, MODEL.PIXEL_MEAN and, where `seed` is None, SEED.
         dataset: what to train on.
         start_position: the first position of the sample stream, a checkpoint's where training goes on.
-        total: the position behind the last.
+        total: the position after the last.
         seed: of the data, >= 0.
         share: the part of each batch that this process trains with, where there are several.
 
     Raises:
-        DataError: images are missing, or the data do not fit the keys.
+        DataError: images are missing, or the data do not fit the options.
     """
     dataset.check_images_exist()
-    stream = TrainingStream.from_config(cfg, dataset, cfg.SEED if seed is None else seed)
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = options.workers
     if workers and multiprocessing.current_process().daemon:
         logger.info("a daemonic process cannot start workers: samples are made in this process")
         workers = 0
     return TrainLoader(
-        stream,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        TrainingStream.build(options, dataset, seed),
+        batch_size=options.batch_size,
         start_position=start_position,
         total=total,
         workers=workers,
         share=share,
     )
-
-
-def test_samples(dataset: CocoDataset, cfg: Config) -> Iterator[Sample]:
-    """Yield every image of a data set at its own size, as the model takes it, with its objects."""
-    preprocess = ImagePreprocess.from_config(cfg)
-    for index in range(len(dataset)):
-        sample = dataset.read_sample(index)
-        image = preprocess(sample.image, source=sample.file_name, facts=sample.metadata)
-        yield dataclasses.replace(sample, image=image)
-
-
-test_samples.__test__ = False  # pytest takes every name that begins with test for a test

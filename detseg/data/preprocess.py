@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from detseg.data.augment.intensities import invert, natural_range
-from detseg.errors import ConfigError, DataError
+from detseg.config.options import Options, key
+from detseg.config.problems import Problems
+from detseg.data.augment.intensities import ValueRange, invert, natural_range
+from detseg.errors import DataError
 from detseg.images.size import ENVIRONMENT, max_pixels
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 
-if TYPE_CHECKING:
-    from detseg.config import Config
+
+@dataclass(frozen=True)
+class PixelSizeOptions(Options):
+    """pixel_size: micrometres to which images are brought before all else; 0 leaves them as they are."""
+
+    section = "INPUT"
+
+    pixel_size: float = key("PIXEL_SIZE", default=0.0, at_least=0)
 
 
-# The size at which a network sees an image: one way for training and prediction.
+@dataclass(frozen=True)
+class TestSizeOptions(PixelSizeOptions):
+    """The size at which a network sees an image in prediction.
+
+    min_size: the shorter edge after `pixel_size`, pixels; 0 leaves the size as it is. max_size: the longer one at most.
+    """
+
+    __test__ = False  # pytest takes every class whose name begins with Test for tests
+
+    min_size: int = key("MIN_SIZE_TEST", default=0, at_least=0)
+    max_size: int = key("MAX_SIZE_TEST", default=0, at_least=1)
 
 
 def network_size(
@@ -92,60 +110,53 @@ _SCALED_RANGE = (0.0, 255.0)
 @dataclass(frozen=True)
 class Levels:
     """What is measured of the intensities of an image. low, high: (C,) or () float32, become 0 and 255; None without
-    scaling. is_turned: dark and bright change places. value_range: in which intensities lie before that.
+    scaling. is_inverted: dark and bright change places. value_range: in which intensities are before that.
     """
 
     low: np.ndarray | None
     high: np.ndarray | None
-    is_turned: bool
-    value_range: tuple[float, float]
+    is_inverted: bool
+    value_range: ValueRange
+
+
+def _ascending(pair: Sequence[float]) -> str | None:
+    return None if pair[0] < pair[1] else "expected two numbers, the first below the second"
+
+
+def _channels(channels: Sequence[int | str]) -> str | None:
+    legal = all(one != "" if isinstance(one, str) else type(one) is int and one >= 0 for one in channels)
+    return None if legal else "expected indices from 0 on, or names of channels"
 
 
 @dataclass(frozen=True)
-class ImagePreprocess:
+class ImagePreprocess(Options):
     """Channels, gray, scaling and inversion, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT).
 
     channels: what to take, 0-based indices or names of an OME-TIFF's channels; empty: all. grayscale: RGB becomes its
     luma. scaling: "none", "percentile" or "fixed"; the latter two give float32 in 0..255. percentiles: what becomes 0
     and 255; of an RGB image one pair for all three channels, so that colours stay; else a pair for each channel.
-    scaling_range: intensities that become 0 and 255 when "fixed". invert: "none" or "auto": an image whose median lies
-    above the middle between its `percentiles` is turned (its background is brighter than its objects). num_channels:
+    scaling_range: intensities that become 0 and 255 when "fixed". invert: "none" or "auto": an image whose median is
+    above the middle between its `percentiles` is inverted (its background is brighter than its objects). num_channels:
     what the model takes; one channel is repeated.
     """
 
-    channels: tuple[int | str, ...] = ()
-    grayscale: bool = False
-    scaling: str = "none"
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    scaling_range: tuple[float, float] = (0.0, 65535.0)
-    invert: str = "none"
-    num_channels: int = 3
+    section = "INPUT"
 
-    def __post_init__(self) -> None:
-        if self.scaling not in ("none", "percentile", "fixed"):
-            raise ConfigError(f"INPUT.SCALING is {self.scaling!r}; expected none, percentile or fixed")
-        if self.invert not in ("none", "auto"):
-            raise ConfigError(f"INPUT.INVERT is {self.invert!r}; expected none or auto")
-        low, high = self.percentiles
-        if not 0 <= low < high <= 100:
-            raise ConfigError(f"INPUT.SCALING_PERCENTILES is {self.percentiles}; expected 0 <= low < high <= 100")
-        if not self.scaling_range[0] < self.scaling_range[1]:
-            raise ConfigError(f"INPUT.SCALING_RANGE is {self.scaling_range}; expected low < high")
-        if any(channel == "" if isinstance(channel, str) else channel < 0 for channel in self.channels):
-            raise ConfigError(f"INPUT.CHANNELS is {list(self.channels)}; expected indices from 0 on, or names")
+    channels: tuple[int | str, ...] = key("CHANNELS", default=(), test=_channels)
+    grayscale: bool = key("GRAYSCALE", default=False)
+    scaling: str = key("SCALING", default="none", choices=("none", "percentile", "fixed"))
+    percentiles: tuple[float, float] = key(
+        "SCALING_PERCENTILES", default=(0.5, 99.5), length=2, at_least=0, at_most=100, test=_ascending
+    )
+    scaling_range: tuple[float, float] = key("SCALING_RANGE", default=(0.0, 65535.0), length=2, test=_ascending)
+    invert: str = key("INVERT", default="none", choices=("none", "auto"))
+    num_channels: int = key("MODEL.PIXEL_MEAN", default=3, convert=len)
 
-    @classmethod
-    def from_config(cls, cfg: Config) -> ImagePreprocess:
-        """Read the INPUT keys; the number of channels is that of MODEL.PIXEL_MEAN."""
-        return cls(
-            channels=tuple(cfg.INPUT.CHANNELS),
-            grayscale=cfg.INPUT.GRAYSCALE,
-            scaling=cfg.INPUT.SCALING,
-            percentiles=tuple(cfg.INPUT.SCALING_PERCENTILES),
-            scaling_range=tuple(cfg.INPUT.SCALING_RANGE),
-            invert=cfg.INPUT.INVERT,
-            num_channels=len(cfg.MODEL.PIXEL_MEAN),
-        )
+    def check(self, problems: Problems) -> None:
+        chosen = len(self.channels)
+        is_gray = chosen == 1 or (chosen == 3 and self.grayscale)  # one channel is repeated
+        if chosen not in (0, self.num_channels) and not is_gray:
+            problems.add("INPUT.CHANNELS", f"expected as many as MODEL.PIXEL_MEAN has values ({self.num_channels})")
 
     def __call__(
         self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None
@@ -172,10 +183,10 @@ class ImagePreprocess:
         image = self._chosen(image, source, facts or {})
         levels = levels or self._measured(image)
         if self.scaling == "none":
-            return invert(image, levels.value_range) if levels.is_turned else image
+            return invert(image, levels.value_range) if levels.is_inverted else image
         scale = 255.0 / np.maximum(levels.high - levels.low, np.float32(1e-12))
         scaled = np.clip((image.astype(np.float32) - levels.low) * scale, *_SCALED_RANGE, dtype=np.float32)
-        return invert(scaled, _SCALED_RANGE) if levels.is_turned else scaled
+        return invert(scaled, _SCALED_RANGE) if levels.is_inverted else scaled
 
     def measure(self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None) -> Levels:
         """Return what `prepare` measures of an image (H, W, C), or of pixels from all over a larger one."""
@@ -187,9 +198,19 @@ class ImagePreprocess:
         return self.scaling == "percentile" or self.invert == "auto"
 
     def _measured(self, image: np.ndarray) -> Levels:
-        turned = self.invert == "auto" and self._background_is_bright(image)
-        low, high = (None, None) if self.scaling == "none" else self._limits(image)
-        return Levels(low, high, turned, natural_range(image) if turned else (0.0, 0.0))
+        is_inverted = False
+        if self.invert == "auto":
+            low, median, high = percentiles_of(image, (self.percentiles[0], 50.0, self.percentiles[1]))
+            is_inverted = median > (low + high) / 2
+        low = high = None
+        if self.scaling == "fixed":
+            low, high = np.float32(self.scaling_range[0]), np.float32(self.scaling_range[1])
+        elif self.scaling == "percentile":
+            together = image.shape[2] in (1, 3)
+            planes = [image] if together else [image[:, :, channel] for channel in range(image.shape[2])]
+            values = np.array([percentiles_of(plane, self.percentiles) for plane in planes], dtype=np.float32)
+            low, high = values[0] if together else values.T
+        return Levels(low, high, is_inverted, natural_range(image) if is_inverted else (0.0, 0.0))
 
     def _chosen(self, image: np.ndarray, source: str, facts: Mapping[str, Any]) -> np.ndarray:
         """Return the channels that the model sees, gray where it wants that."""
@@ -220,23 +241,9 @@ class ImagePreprocess:
             return np.repeat(image, self.num_channels, axis=2)
         return image
 
-    def value_range(self, image: np.ndarray) -> tuple[float, float]:
-        """Return the range in which the intensities of an image that was prepared lie."""
+    def value_range(self, image: np.ndarray) -> ValueRange:
+        """Return the range of the intensities of an image that was prepared."""
         return _SCALED_RANGE if self.scaling != "none" else natural_range(image)
-
-    def _limits(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the intensities that become 0 and 255, each (C,) or () float32."""
-        if self.scaling == "fixed":
-            return np.float32(self.scaling_range[0]), np.float32(self.scaling_range[1])
-        if image.shape[2] in (1, 3):
-            values = percentiles_of(image, self.percentiles)
-            return np.float32(values[0]), np.float32(values[1])
-        values = [percentiles_of(image[:, :, channel], self.percentiles) for channel in range(image.shape[2])]
-        return np.float32([low for low, _ in values]), np.float32([high for _, high in values])
-
-    def _background_is_bright(self, image: np.ndarray) -> bool:
-        low, median, high = percentiles_of(image, (self.percentiles[0], 50.0, self.percentiles[1]))
-        return median > (low + high) / 2
 
 
 def _channel_index(channel: int | str, count: int, names: Sequence[str], source: str) -> int:

@@ -1,21 +1,70 @@
-"""Which image stands at which position of the training stream: a function of (seed, position) and nothing else."""
+"""Which image is at which position of the training stream: a function of (seed, position) and nothing else."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
+from detseg.config.options import Options, key
+from detseg.config.problems import Problems
 from detseg.errors import DataError
-
-if TYPE_CHECKING:
-    from detseg.config import Config
 
 # Names for independent streams of random numbers made from one seed.
 ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM = 1, 2, 3
+
+
+_REPEAT = "RepeatFactorTrainingSampler"
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Options):
+    """How often images come.
+
+    sampler: as Detectron2 calls them. repeat_threshold, repeat_sqrt: of `repeat_factors`. balance_by, balance_power: of
+    `balancing_weights`. set_weights: how often each data set of DATASETS.TRAIN comes, relative to each other; empty for
+    as their images. filter_empty: leave out images without objects.
+    """
+
+    section = "DATALOADER"
+
+    sampler: str = key("SAMPLER_TRAIN", choices=("TrainingSampler", _REPEAT))
+    repeat_threshold: float = key("REPEAT_THRESHOLD", at_least=0)
+    repeat_sqrt: bool = key("REPEAT_SQRT")
+    balance_by: str = key("BALANCE_BY")
+    balance_power: float = key("BALANCE_POWER", at_least=0, at_most=1)
+    set_weights: tuple[float, ...] = key("DATASETS.TRAIN_WEIGHTS", above=0)
+    num_sets: int = key("DATASETS.TRAIN", convert=len)
+    filter_empty: bool = key("FILTER_EMPTY_ANNOTATIONS")
+
+    def check(self, problems: Problems) -> None:
+        if self.set_weights:
+            problems.length("DATASETS.TRAIN_WEIGHTS", self.num_sets)
+        if self.sampler != _REPEAT:
+            return
+        if not 0 < self.repeat_threshold <= 1:
+            problems.add(
+                "DATALOADER.REPEAT_THRESHOLD",
+                "expected the share of images below which a class counts as rare, such as 0.1, for "
+                f"DATALOADER.SAMPLER_TRAIN {_REPEAT}; at 0 it would repeat nothing",
+            )
+        if self.balance_by:
+            problems.add("DATALOADER.BALANCE_BY", f'expected "" beside {_REPEAT}: one of them decides')
+
+    def order(self, dataset: CocoDataset, seed: int) -> EpochOrder:
+        """Return the order of a data set's images. Raises DataError where images lack the field `balance_by`."""
+        length = None
+        if self.sampler == _REPEAT:
+            weights = repeat_factors(dataset, self.repeat_threshold, self.repeat_sqrt)
+            length = round(float(weights.sum()))
+        else:
+            weights = balancing_weights(dataset, self.balance_by, self.balance_power)
+        if self.set_weights:
+            weights = mix(weights, dataset.origins, self.set_weights)
+        return EpochOrder(len(dataset), seed, weights, length)
 
 
 class EpochOrder:
@@ -113,22 +162,6 @@ def mix(weights: np.ndarray | None, origins: np.ndarray, set_weights: Sequence[f
     weights = np.ones(len(origins)) if weights is None else weights
     sums = np.bincount(origins, weights=weights, minlength=len(set_weights))
     return weights / sums[origins] * np.asarray(set_weights, dtype=np.float64)[origins]
-
-
-def order_from_config(cfg: Config, dataset: CocoDataset, seed: int) -> EpochOrder:
-    """Build the order of DATALOADER.SAMPLER_TRAIN, BALANCE_BY and DATASETS.TRAIN_WEIGHTS.
-
-    Raises DataError where images lack the field of BALANCE_BY.
-    """
-    loader, length = cfg.DATALOADER, None
-    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        weights = repeat_factors(dataset, loader.REPEAT_THRESHOLD, loader.REPEAT_SQRT)
-        length = round(float(weights.sum()))
-    else:
-        weights = balancing_weights(dataset, loader.BALANCE_BY, loader.BALANCE_POWER)
-    if cfg.DATASETS.TRAIN_WEIGHTS:
-        weights = mix(weights, dataset.origins, cfg.DATASETS.TRAIN_WEIGHTS)
-    return EpochOrder(len(dataset), seed, weights, length)
 
 
 def without_empty_images(dataset: CocoDataset) -> CocoDataset:

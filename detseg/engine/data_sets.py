@@ -10,7 +10,7 @@ import numpy as np
 
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
-from detseg.data.folds import fold_name, folded_set, has_folds, training_part, validation_part
+from detseg.data.folds import Folds, fold_name
 from detseg.engine.evaluation import set_names
 from detseg.errors import ConfigError
 
@@ -28,7 +28,8 @@ def load_training_set(cfg: Config) -> CocoDataset:
     Raises:
         DataError: a set cannot be read, images are missing, classes differ. ConfigError: see `check_class_count`.
     """
-    dataset = CocoDataset.concatenate([training_part(cfg, _load(cfg, name)) for name in cfg.DATASETS.TRAIN])
+    folds = Folds.from_config(cfg)
+    dataset = CocoDataset.concatenate([folds.training_part(_load(cfg, name)) for name in cfg.DATASETS.TRAIN])
     describe("training", dataset)
     point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
     return dataset
@@ -42,9 +43,10 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     Raises:
         DataError, ConfigError: as `load_training_set`.
     """
-    if has_folds(cfg):
+    folds = Folds.from_config(cfg)
+    if folds.in_use:
         folded = [_load(cfg, name) for name in cfg.DATASETS.TRAIN]
-        found = {fold_name(cfg.DATASETS.FOLD): validation_part(cfg, folded)}
+        found = {fold_name(folds.fold): folds.validation_part(folded)}
     else:
         names = set_names(cfg.DATASETS.TEST)
         found = {short: _load(cfg, name) for short, name in zip(names, cfg.DATASETS.TEST, strict=True)}
@@ -62,7 +64,7 @@ def load_folded_set(cfg: Config) -> tuple[CocoDataset, np.ndarray]:
     Raises:
         DataError: there are no folds, or as `load_training_set`.
     """
-    return folded_set(cfg, [_load(cfg, name) for name in cfg.DATASETS.TRAIN])
+    return Folds.from_config(cfg).folded_set([_load(cfg, name) for name in cfg.DATASETS.TRAIN])
 
 
 def _load(cfg: Config, name: str) -> CocoDataset:

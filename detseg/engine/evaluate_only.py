@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import load_config
-from detseg.data.folds import has_folds
 from detseg.engine.data_sets import load_test_sets
 from detseg.engine.evaluation import METRICS_FILE
 from detseg.engine.session import evaluate_weights
@@ -76,7 +75,7 @@ def evaluate_only(
 def _checked_target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
     target = _target(cfg, overrides)
     validate_config(target.cfg, training=False)
-    if not target.cfg.DATASETS.TEST and not has_folds(target.cfg):
+    if not target.cfg.DATASETS.TEST and target.cfg.DATASETS.FOLD < 0:
         raise ConfigError("--eval-only needs images: set DATASETS.TEST")
     return target
 

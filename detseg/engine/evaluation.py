@@ -16,7 +16,6 @@ from torch import nn
 
 from detseg.coco.predictions_file import write_predictions
 from detseg.config import config_hash
-from detseg.data.folds import has_folds
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.atomic import write_json, writing
@@ -132,7 +131,7 @@ def evaluate_in_full(
     """
     settings = EvaluationSettings.final(cfg)
     info = {"config_hash": config_hash(cfg), **provenance}
-    if has_folds(cfg):
+    if cfg.DATASETS.FOLD >= 0:
         info["fold"] = cfg.DATASETS.FOLD
     predictor = Predictor.from_model(model, cfg, classes, provenance=info)
     scores: dict[str, dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from detseg.coco.catalog import with_input_keys
-from detseg.data.loader import Share, build_train_loader
+from detseg.data.loader import LoaderOptions, Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
 from detseg.engine.evaluation import build_quick_evaluation
 from detseg.engine.progress import Progress, Silence, Stopwatch
@@ -85,7 +85,8 @@ def train(
                 evaluate = build_quick_evaluation(cfg, next(iter(test_sets.values())), data.class_names, processes)
             share = Share(processes.rank, processes.count)
             total = plan.max_iter * state.images_per_iteration
-            loader = build_train_loader(cfg, data, state.position, total, share=share)
+            options = LoaderOptions.from_config(cfg)
+            loader = build_train_loader(options, data, state.position, total, seed=cfg.SEED, share=share)
             batches = iter(loader)
             loop = choose_loop(cfg, data, share)
         # After the loader, which may draw: a resumed model must go on with the very numbers that were next.

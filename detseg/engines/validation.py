@@ -18,17 +18,13 @@ import itertools
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from detseg.config.node import Config
 from detseg.config.options import Options
 from detseg.config.problems import Problems
-from detseg.data.augment.intensities import check_intensity_transforms, is_installed
 from detseg.engines.choice import ENGINES, EngineChoice, check_engine
 from detseg.engines.model_rules import check_model
 from detseg.engines.rules import (
-    check_augmentation,
-    check_training_data,
     is_torchvision_address,
     note_pretrained_input,
     warn_of_other_zoo_input,
@@ -83,7 +79,6 @@ def check_combinations(cfg: Config) -> None:
     """The rules below and nothing else, for tests of parts whose rules are still here; it goes with them."""
     problems = Problems(cfg)
     _note_old_rules(problems, training=False)
-    check_intensity_transforms(problems)
     problems.raise_if_any()
 
 
@@ -91,11 +86,7 @@ def _note_old_rules(problems: Problems, training: bool) -> None:
     """The rules that are not yet their parts' own; those below INPUT, DATASETS, SOLVER and TEST go one by one."""
     _check_general(problems)
     _check_input(problems)
-    check_augmentation(problems)
-    if training:
-        check_intensity_transforms(problems)
     _check_data(problems)
-    check_training_data(problems)
     _check_solver(problems)
     _check_precision(problems)
     _check_test(problems)
@@ -106,10 +97,6 @@ def _note_old_rules(problems: Problems, training: bool) -> None:
 
 def _check_training(problems: Problems) -> None:
     cfg = problems.cfg
-    if not cfg.DATASETS.TRAIN:
-        problems.add("DATASETS.TRAIN", 'expected the training data: ["catalog name or COCO file"]')
-    if cfg.INPUT.ALBUMENTATIONS and not is_installed():
-        problems.add("INPUT.ALBUMENTATIONS", "needs Albumentations: pip install 'albumentations>=2.0,<2.1'")
     if not cfg.MODEL.WEIGHTS:
         frozen = [key for key in _NORMS if cfg[key] == "FrozenBN" and (cfg.MODEL.MASK_ON or "MASK_HEAD" not in key)]
         for key in frozen:
@@ -154,40 +141,15 @@ def _check_input(problems: Problems) -> None:
     problems.within("MODEL.PIXEL_STD", above=0)
     problems.one_of("INPUT.FORMAT", ("BGR", "RGB"))
     problems.one_of("INPUT.MASK_FORMAT", ("bitmask", "polygon"))
-    if not all(_is_channel(channel) for channel in cfg.INPUT.CHANNELS):
-        problems.add("INPUT.CHANNELS", "expected indices from 0 on, or names of channels")
-    problems.within("INPUT.PIXEL_SIZE", 0)
-    chosen = len(cfg.INPUT.CHANNELS)
-    gray = chosen == 1 or (chosen == 3 and cfg.INPUT.GRAYSCALE)  # one channel is repeated
-    if chosen not in (0, channels) and not gray:
-        problems.add("INPUT.CHANNELS", f"expected as many as MODEL.PIXEL_MEAN has values ({channels})")
-    problems.one_of("INPUT.SCALING", ("none", "percentile", "fixed"))
-    problems.one_of("INPUT.INVERT", ("none", "auto"))
-    problems.pair("INPUT.SCALING_PERCENTILES", 0, 100)
-    problems.pair("INPUT.SCALING_RANGE", float("-inf"), float("inf"))
-
-
-def _is_channel(channel: Any) -> bool:
-    return channel >= 0 if type(channel) is int else isinstance(channel, str) and channel != ""
 
 
 def _check_data(problems: Problems) -> None:
     cfg = problems.cfg
     names = cfg.DATASETS.CLASSES
-    if len(set(names)) != len(names) or not all(names):
-        problems.add("DATASETS.CLASSES", "expected names that differ")
     if names and len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         problems.add(
             "DATASETS.CLASSES", f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: make them agree"
         )
-    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
-        if not all(name.strip() for name in cfg[key]):
-            problems.add(key, "expected names from the catalog or paths of COCO files, got an empty one")
-    problems.within("DATASETS.FOLD", -1)
-    problems.within("DATALOADER.NUM_WORKERS", 0)
-    problems.within("DATALOADER.BALANCE_POWER", 0, 1)
-    samplers = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
-    problems.one_of("DATALOADER.SAMPLER_TRAIN", samplers)
 
 
 def _check_solver(problems: Problems) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detseg.config import get_default_config
+from detseg.config.problems import Problems
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import DataError
 from detseg.formats.image_column import ImageColumn
@@ -49,12 +51,13 @@ def input_keys(
             keys[f"INPUT.SCALING_{name}"] = [float(value) for value in values]
     if scaling == "fixed" and scaling_range is None:
         raise DataError("--scaling fixed takes --scaling-range LOW HIGH too: the intensities that become 0 and 255")
-    ImagePreprocess(
-        channels=tuple(keys.get("INPUT.CHANNELS", ())),
-        scaling=scaling or "none",
-        percentiles=tuple(keys.get("INPUT.SCALING_PERCENTILES", (0.5, 99.5))),
-        scaling_range=tuple(keys.get("INPUT.SCALING_RANGE", (0.0, 1.0))),
-    )
+    cfg = get_default_config()
+    for name, value in keys.items():
+        cfg.set(name, value, origin="command line")
+    problems = Problems(cfg)
+    for name in keys:
+        ImagePreprocess.rules()[name].check(problems, name)
+    problems.raise_if_any()
     return keys
 
 

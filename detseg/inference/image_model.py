@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from detseg.data.augment.resampling import resize_image
-from detseg.data.preprocess import ImagePreprocess, known_pixel_size, network_size
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions, known_pixel_size, network_size
 from detseg.errors import ConfigError, DataError
 from detseg.inference.detector import Detector, InputImage, Prepared, Whole
 from detseg.inference.views import PLAIN, View
@@ -62,12 +62,13 @@ class ImageModel(Detector):
     @classmethod
     def from_config(cls, model: Segmenter, cfg: Config, *, precision: str = "float32") -> ImageModel:
         """Take the INPUT settings of a configuration."""
+        size = TestSizeOptions.from_config(cfg)
         return cls(
             model,
             preprocess=ImagePreprocess.from_config(cfg),
-            min_size_test=cfg.INPUT.MIN_SIZE_TEST,
-            max_size_test=cfg.INPUT.MAX_SIZE_TEST,
-            pixel_size=cfg.INPUT.PIXEL_SIZE,
+            min_size_test=size.min_size,
+            max_size_test=size.max_size,
+            pixel_size=size.pixel_size,
             precision=precision,
         )
 

@@ -21,7 +21,7 @@ import numpy as np
 
 import detseg
 from detseg.coco.dataset import ImageRecord
-from detseg.data.preprocess import ImagePreprocess
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
@@ -150,13 +150,14 @@ class Predictor:
         augmented: whether images are augmented where TEST.AUG says so.
         """
         tta = TestTimeAugmentation.from_config(cfg)
+        size = TestSizeOptions.from_config(cfg)
         return cls(
             model,
             preprocess=ImagePreprocess.from_config(cfg),
             classes=classes,
-            min_size_test=cfg.INPUT.MIN_SIZE_TEST,
-            max_size_test=cfg.INPUT.MAX_SIZE_TEST,
-            pixel_size=cfg.INPUT.PIXEL_SIZE,
+            min_size_test=size.min_size,
+            max_size_test=size.max_size,
+            pixel_size=size.pixel_size,
             postprocess=postprocess,
             precision=precision,
             provenance=provenance,

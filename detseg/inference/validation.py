@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from detseg.config import Config
 from detseg.config.options import Options
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.engines.choice import EngineChoice
 from detseg.engines.validation import validate
 
 # What every prediction reads, in training's evaluations too.
-PREDICTION: tuple[type[Options], ...] = ()
+PREDICTION: tuple[type[Options], ...] = (ImagePreprocess, TestSizeOptions)
 
 
 def validate_for_prediction(cfg: Config) -> EngineChoice:

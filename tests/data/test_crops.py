@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from detseg.config import load_config
 from detseg.data.augment.policy import TrainPolicy
-from detseg.data.augment.random_geometry import RandomAffine, RandomCrop, class_weights
-from detseg.engines.validation import check_combinations
+from detseg.data.augment.random_geometry import RandomAffine, RandomCrop
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -61,17 +60,20 @@ def test_an_object_larger_than_the_crop_fills_it() -> None:
 
 
 def test_rare_classes_are_preferred_by_their_counts() -> None:
-    assert class_weights([100, 1, 0], 0.0) == ()
-    assert class_weights([100, 1, 0], 1.0) == (0.01, 1.0, 0.0)
-    assert class_weights([100, 4], 0.5) == (0.1, 0.5)
+    for power, counts, weights in (
+        (0.0, [100, 1, 0], ()),
+        (1.0, [100, 1, 0], (0.01, 1.0, 0.0)),
+        (0.5, [100, 4], (0.1, 0.5)),
+    ):
+        assert RandomCrop(balance_power=power).for_counts(counts).class_weights == weights
     layers = np.zeros((1, 60, 2000), np.int32)
     for index in range(1, 51):
         layers[0, 20:30, 40 * index - 20 : 40 * index - 10] = index
     classes = np.array([0] * 49 + [1])
     sample = Sample(np.zeros((60, 2000, 1), np.uint8), LabelLayers(layers, 50), classes)
     shares = []
-    for weights in ((), class_weights([49, 1], 1.0)):
-        crop = RandomCrop("absolute", (40, 30), on_objects=1.0, class_weights=weights)
+    for power in (0.0, 1.0):
+        crop = RandomCrop("absolute", (40, 30), on_objects=1.0, balance_power=power).for_counts([49, 1])
         seen = [TrainPolicy(crop=crop)(sample, np.random.default_rng(seed)).classes for seed in range(200)]
         shares.append(np.mean([1 in one for one in seen]))
     assert shares[0] < 0.08
@@ -140,7 +142,7 @@ def test_large_scale_jitter_is_a_configuration() -> None:
 )
 def test_impossible_combinations_are_refused_when_the_configuration_is_loaded(words: list[str]) -> None:
     with pytest.raises(ConfigError, match=words[-2].replace(".", r"\.") if "SPACING" not in words[-2] else "SPACING"):
-        check_combinations(load_config(None, words))
+        TrainPolicy.from_config(load_config(None, words))
 
 
 def test_the_keys_reach_the_policy() -> None:
@@ -149,8 +151,8 @@ def test_the_keys_reach_the_policy() -> None:
     words += ["INPUT.RANDOM_ELASTIC.MAGNITUDE", "3", "INPUT.RANDOM_ELASTIC.SPACING", "40", "INPUT.BORDER", "reflect"]
     words += ["INPUT.MIN_VISIBLE", "0.3", "INPUT.CROP.ENABLED", "True", "INPUT.CROP.ON_OBJECTS", "0.5"]
     words += ["INPUT.CROP.BALANCE_POWER", "0.5", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[64, 64]"]
-    policy = TrainPolicy.from_config(load_config(None, words), [100, 4])
+    policy = TrainPolicy.from_config(load_config(None, words))
     assert policy.affine == RandomAffine(0.7, 30, 5, 1.2, 0.1)
     assert (policy.elastic.magnitude, policy.elastic.spacing) == (3, 40)
     assert (policy.border, policy.min_visible) == ("reflect", 0.3)
-    assert policy.crop == RandomCrop("absolute", (64, 64), on_objects=0.5, class_weights=(0.1, 0.5))
+    assert policy.crop == RandomCrop("absolute", (64, 64), on_objects=0.5, balance_power=0.5)

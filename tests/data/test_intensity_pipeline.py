@@ -15,10 +15,9 @@ import pytest
 import yaml
 
 from detseg.config import config_hash, dump_config, load_config, load_flat_config
-from detseg.data.augment.intensities import IntensityPipeline, import_albumentations
+from detseg.data.augment.albumentations_pipeline import AlbumentationsPipeline, import_albumentations
 from detseg.data.augment.policy import TrainPolicy
 from detseg.engine.validation import validate_config
-from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -52,7 +51,7 @@ def words(entries: Any, *more: str) -> list[str]:
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_type_size_and_range_stay_and_the_image_itself_is_not_touched(dtype: type, channels: int) -> None:
     entries = [entry for entry in USUAL if entry["name"] != "CLAHE" or channels in (1, 3)]
-    pipeline = IntensityPipeline(entries, channels)
+    pipeline = AlbumentationsPipeline(entries, channels)
     image = image_of(dtype, channels)
     before = image.copy()
     results = [pipeline(image, np.random.default_rng(seed), RANGE) for seed in range(12)]
@@ -65,7 +64,7 @@ def test_type_size_and_range_stay_and_the_image_itself_is_not_touched(dtype: typ
 
 
 def test_the_same_generator_gives_the_same_image_in_another_pipeline_and_process_and_order() -> None:
-    one, two = IntensityPipeline(USUAL), pickle.loads(pickle.dumps(IntensityPipeline(USUAL)))
+    one, two = AlbumentationsPipeline(USUAL), pickle.loads(pickle.dumps(AlbumentationsPipeline(USUAL)))
     image = image_of(np.float32)
     first = [one(image, np.random.default_rng(seed), RANGE) for seed in range(10)]
     for seed in reversed(range(10)):
@@ -73,7 +72,7 @@ def test_the_same_generator_gives_the_same_image_in_another_pipeline_and_process
 
 
 def test_global_generators_are_neither_used_nor_changed() -> None:
-    pipeline = IntensityPipeline(USUAL)
+    pipeline = AlbumentationsPipeline(USUAL)
     image = image_of(np.uint8)
     random.seed(1)
     np.random.seed(1)
@@ -86,7 +85,7 @@ def test_global_generators_are_neither_used_nor_changed() -> None:
 
 
 def test_fractions_are_what_albumentations_sees() -> None:
-    pipeline = IntensityPipeline([{"name": "InvertImg", "p": 1.0}])
+    pipeline = AlbumentationsPipeline([{"name": "InvertImg", "p": 1.0}])
     rng = np.random.default_rng(0)
     image = image_of(np.float32)
     np.testing.assert_allclose(pipeline(image, rng, RANGE), 255 - image, atol=1e-3)
@@ -97,9 +96,9 @@ def test_fractions_are_what_albumentations_sees() -> None:
 
 
 def test_colour_changes_of_a_gray_image_among_colour_ones_see_three_channels() -> None:
-    pipeline = IntensityPipeline([{"name": "HueSaturationValue", "p": 1.0}], 3)
+    pipeline = AlbumentationsPipeline([{"name": "HueSaturationValue", "p": 1.0}], 3)
     assert pipeline(image_of(np.uint8, 1), np.random.default_rng(0), RANGE).shape == (64, 80, 3)
-    blur = IntensityPipeline([{"name": "Blur", "p": 1.0}], 3)
+    blur = AlbumentationsPipeline([{"name": "Blur", "p": 1.0}], 3)
     assert blur(image_of(np.uint8, 1), np.random.default_rng(0), RANGE).shape == (64, 80, 1)
 
 
@@ -149,7 +148,7 @@ def test_the_policy_changes_intensities_and_leaves_masks() -> None:
 )
 def test_what_cannot_run_is_refused_when_the_configuration_is_loaded(entries: Any, parts: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"INPUT\.ALBUMENTATIONS") as caught:
-        check_combinations(load_config(None, words(entries)))
+        AlbumentationsPipeline.from_config(load_config(None, words(entries)))
     for part in parts:
         assert part in str(caught.value)
 
@@ -158,19 +157,21 @@ def test_all_problems_are_told_together_with_the_files_line(tmp_path: Path) -> N
     file = tmp_path / "run.yaml"
     file.write_text("INPUT:\n  ALBUMENTATIONS:\n    - {name: Blr}\n    - {name: Blur, p: 2}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        check_combinations(load_config(file))
+        AlbumentationsPipeline.from_config(load_config(file))
     assert "2 problems" in str(caught.value)
     assert str(caught.value).count("run.yaml:2") == 2
 
 
 def test_channels_that_do_not_fit_are_refused() -> None:
     stain = [{"name": "HEStain", "p": 1.0}]
-    check_combinations(load_config(None, words(stain)))
+    AlbumentationsPipeline.from_config(load_config(None, words(stain)))
     five = ["MODEL.PIXEL_MEAN", "[1, 1, 1, 1, 1.0]", "MODEL.PIXEL_STD", "[1, 1, 1, 1, 1.0]"]
     for more in (["INPUT.GRAYSCALE", "True"], ["INPUT.CHANNELS", "[0]"], five):
         with pytest.raises(ConfigError, match=r"HEStain: does not take images of [15] channel"):
-            check_combinations(load_config(None, words(stain, *more)))
-    check_combinations(load_config(None, words([{"name": "GaussNoise"}], *five, "INPUT.SCALING", "percentile")))
+            AlbumentationsPipeline.from_config(load_config(None, words(stain, *more)))
+    AlbumentationsPipeline.from_config(
+        load_config(None, words([{"name": "GaussNoise"}], *five, "INPUT.SCALING", "percentile"))
+    )
 
 
 def test_a_configuration_with_a_pipeline_is_dumped_hashed_and_read_back(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_prediction_neither_needs_nor_imports_the_library(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="pip install 'albumentations"):
         validate_config(stored)
     with pytest.raises(ConfigError, match="pip install 'albumentations"):
-        IntensityPipeline(USUAL)(image_of(np.uint8), np.random.default_rng(0), RANGE)
+        AlbumentationsPipeline(USUAL)(image_of(np.uint8), np.random.default_rng(0), RANGE)
 
 
 def test_the_library_is_imported_on_use_without_asking_the_web() -> None:
@@ -208,8 +209,8 @@ def test_the_library_is_imported_on_use_without_asking_the_web() -> None:
         "import os, warnings\n"
         "warnings.simplefilter('error')\n"
         "warnings.filterwarnings('ignore', category=DeprecationWarning)\n"
-        "from detseg.engines.validation import check_combinations\n"
-        "check_combinations(load_config(None, ['INPUT.ALBUMENTATIONS', \"[{'name': 'Blur'}]\"]))\n"
+        "from detseg.data.augment.albumentations_pipeline import AlbumentationsPipeline\n"
+        "AlbumentationsPipeline.from_config(load_config(None, ['INPUT.ALBUMENTATIONS', \"[{'name': 'Blur'}]\"]))\n"
         "assert 'albumentations' in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
@@ -229,13 +230,13 @@ def test_every_transform_that_is_let_through_is_deterministic_and_leaves_global_
     for name in names:
         entries = [{"name": name, "p": 1.0}]
         try:
-            check_combinations(load_config(None, words(entries)))
+            AlbumentationsPipeline.from_config(load_config(None, words(entries)))
         except ConfigError:
             continue
         random.seed(1)
         np.random.seed(1)
         expected = random.Random(1).random(), np.random.RandomState(1).random()
-        results = [IntensityPipeline(entries)(image, np.random.default_rng(7), RANGE) for _ in range(2)]
+        results = [AlbumentationsPipeline(entries)(image, np.random.default_rng(7), RANGE) for _ in range(2)]
         np.testing.assert_array_equal(*results, err_msg=name)
         assert (random.random(), np.random.random()) == expected, name
         checked += 1

@@ -13,10 +13,10 @@ from PIL import Image
 
 from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.config import load_config
-from detseg.data import shared_dataset
+from detseg.data import sample_reader
 from detseg.data.augment.policy import TrainPolicy
 from detseg.data.augment.random_geometry import RandomCrop
-from detseg.data.loader import TrainingStream, TrainLoader, build_train_loader, test_samples
+from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader, build_train_loader
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sampling import EpochOrder, balancing_weights, without_empty_images
 from detseg.errors import DataError
@@ -76,7 +76,7 @@ def test_workers_give_the_samples_that_this_process_gives(
     dataset: CocoDataset, context: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As for a large data set: the annotations go to the workers through a file.
-    monkeypatch.setattr(shared_dataset, "PICKLED_AT_MOST", 0)
+    monkeypatch.setattr(sample_reader, "PICKLED_AT_MOST", 0)
     stream = stream_of(dataset)
     expected = list(TrainLoader(stream, batch_size=4, start_position=0, total=22))
     assert [len(batch) for batch in expected] == [4, 4, 4, 4, 4, 2]
@@ -177,31 +177,13 @@ def test_a_killed_worker_becomes_a_message_with_the_files(
 
 
 def test_build_from_config_checks_the_images_first(dataset: CocoDataset) -> None:
-    overrides = [
-        "SOLVER.IMS_PER_BATCH",
-        "3",
-        "DATALOADER.NUM_WORKERS",
-        "0",
-        "SEED",
-        "9",
-        "INPUT.MIN_SIZE_TRAIN",
-        "[32]",
-    ]
-    cfg = load_config(None, [*overrides, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"])
-    loader = build_train_loader(cfg, dataset, 0, 12)
+    words = ["SOLVER.IMS_PER_BATCH=3", "DATALOADER.NUM_WORKERS=0", "INPUT.MIN_SIZE_TRAIN=[32]"]
+    options = LoaderOptions.from_config(load_config(None, [*words, "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True"]))
+    loader = build_train_loader(options, dataset, 0, 12, seed=9)
     batches = list(loader)
     assert [len(batch) for batch in batches] == [3, 3, 3, 3]
     assert {sample.image.shape for batch in batches for sample in batch} == {(32, 43, 3)}
     assert len({sample.file_name for batch in batches for sample in batch}) == 6
     dataset.images[1].path.unlink()
     with pytest.raises(DataError, match=r"1 of 7 images are missing"):
-        build_train_loader(cfg, dataset, 0, 12)
-
-
-def test_test_samples_are_prepared_and_not_augmented(dataset: CocoDataset) -> None:
-    samples = list(
-        test_samples(dataset, load_config(None, ["INPUT.SCALING", "fixed", "INPUT.SCALING_RANGE", "[0, 255]"]))
-    )
-    assert [sample.file_name for sample in samples] == [f"{index}.png" for index in range(NUM_IMAGES)]
-    assert samples[0].image.shape == (48, 64, 3)
-    np.testing.assert_allclose(samples[0].image[:, :, 0], dataset.read_image(0)[:, :, 0], atol=1e-3)
+        build_train_loader(options, dataset, 0, 12, seed=9)

@@ -90,7 +90,7 @@ def test_training_sees_the_size_that_prediction_sees_and_masks_go_along() -> Non
 def test_crops_are_cut_in_pixels_of_that_size() -> None:
     policy = TrainPolicy(pixel_size=0.5, crop=RandomCrop(size=(16, 16)))
     # The whole image is 80 x 120 at this size: the crop shows 8 x 8 of its pixels.
-    geometry = policy.draw_geometry(40, 60, np.random.default_rng(3), seen=(80, 120))
+    geometry = policy.draw_geometry(40, 60, np.random.default_rng(3), size=(80, 120))
     assert (geometry.height, geometry.width) == (16, 16)
     np.testing.assert_allclose(np.diag(geometry.matrix), [0.5, 0.5, 1.0])
     about_objects = TrainPolicy(pixel_size=0.5, crop=RandomCrop(size=(16, 16), on_objects=1.0))

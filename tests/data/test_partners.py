@@ -11,8 +11,8 @@ from PIL import Image
 
 from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.config import load_config
-from detseg.data import shared_dataset
-from detseg.data.loader import TrainingStream, TrainLoader
+from detseg.data import sample_reader
+from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -63,7 +63,7 @@ def stream_of(dataset: CocoDataset, *overrides: str) -> TrainingStream:
         "INPUT.COPY_PASTE.PLACE=free",
         *overrides,
     ]
-    return TrainingStream.from_config(load_config(None, keys), dataset, 5)
+    return TrainingStream.build(LoaderOptions.from_config(load_config(None, keys)), dataset, 5)
 
 
 def assert_same(one: Sample, two: Sample) -> None:
@@ -91,7 +91,7 @@ def test_a_sample_with_its_partner_depends_on_seed_and_position_only(train: Coco
 def test_workers_paste_what_this_process_pastes(
     train: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_dataset, "PICKLED_AT_MOST", 0)
+    monkeypatch.setattr(sample_reader, "PICKLED_AT_MOST", 0)
     other = write_set(tmp_path, "other", ["common"], seed=3)
     stream = stream_of(train, f"INPUT.COPY_PASTE.SOURCES=['train', 'image', '{other.as_posix()}']")
     sent = pickle.loads(pickle.dumps(stream))  # what a worker gets that is started and not forked

@@ -82,8 +82,9 @@ def test_channels_that_do_not_fit_are_refused_with_the_remedy() -> None:
         ImagePreprocess(channels=(0, 3))(RGB)
     with pytest.raises(DataError, match=r"INPUT\.GRAYSCALE"):
         ImagePreprocess(num_channels=1)(RGB)
-    with pytest.raises(ConfigError, match="SCALING"):
-        ImagePreprocess(scaling="percentiles")
+    for word in ("SCALING=percentiles", "SCALING_RANGE=[2, 1]", "INVERT=always", "CHANNELS=['']", "CHANNELS=[0, 1]"):
+        with pytest.raises(ConfigError, match=word.partition("=")[0]):
+            ImagePreprocess.from_config(load_config(None, [f"INPUT.{word}"]))
 
 
 def test_channels_are_found_by_name_whatever_their_order_in_the_file() -> None:

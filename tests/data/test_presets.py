@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from detseg.coco.dataset import CocoDataset
 from detseg.config import Config, load_config
 from detseg.data.augment.policy import TrainPolicy
-from detseg.data.loader import TrainingStream, TrainLoader
+from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
@@ -44,7 +45,8 @@ def cells(dtype: type, channels: int) -> Sample:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_preset_gives_samples_that_a_network_takes(preset: str, channels: int, tmp_path: Path) -> None:
     cfg = config_of(preset, tmp_path, "INPUT.CROP.SIZE", "[128, 128]")
-    policy = TrainPolicy.from_config(cfg, [30, 10])
+    policy = TrainPolicy.from_config(cfg)
+    policy = dataclasses.replace(policy, crop=policy.crop.for_counts([30, 10]))
     sample = cells(np.float32 if preset in SCALED else np.uint8, channels)
     seen = [policy(sample, np.random.default_rng(seed)) for seed in range(8)]
     for one in seen:
@@ -88,14 +90,14 @@ def test_the_same_seed_gives_the_same_samples_in_every_worker_and_order_and_from
     words += ["INPUT.COPY_PASTE.PROBABILITY", "0.8", "INPUT.COPY_PASTE.SOURCES", '["train", "image"]']
     dataset = data_set(tmp_path)
     cfg = config_of("augment_phase_contrast", tmp_path, *words)
-    stream = TrainingStream.from_config(cfg, dataset, 3)
+    stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 3)
     expected = [stream[position] for position in range(6)]
     loader = TrainLoader(stream, batch_size=2, start_position=0, total=6, workers=2)
     in_workers = [sample for batch in loader for sample in batch]
-    pickled = pickle.loads(pickle.dumps(TrainingStream.from_config(cfg, dataset, 3)))
+    pickled = pickle.loads(pickle.dumps(TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 3)))
     backwards = [pickled[position] for position in reversed(range(6))][::-1]
     cached_cfg = config_of("augment_phase_contrast", tmp_path, *words, "DATALOADER.CACHE", "memory")
-    cached = TrainingStream.from_config(cached_cfg, dataset, 3)
+    cached = TrainingStream.build(LoaderOptions.from_config(cached_cfg), dataset, 3)
     twice = [cached[position] for _ in range(2) for position in range(6)]
     for found in (in_workers, backwards, twice[:6], twice[6:]):
         for one, other in zip(expected, found, strict=True):

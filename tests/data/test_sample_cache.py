@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -20,9 +21,10 @@ from PIL import Image
 
 from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
 from detseg.config import load_config
-from detseg.data.loader import TrainingStream, TrainLoader
+from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_cache import SampleCache, SampleReader, pack_sample, read_sample_file
+from detseg.data.sample_cache import SampleCache, pack_sample, read_sample
+from detseg.data.sample_reader import SampleReader
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -77,7 +79,7 @@ def counted(path: Path) -> Counted:
 def test_cached_samples_are_the_samples(tmp_path: Path, kind: str) -> None:
     dataset = counted(write_set(tmp_path))
     limit = 10**7
-    cache = SampleCache.in_memory(limit) if kind == "memory" else SampleCache.on_disk(tmp_path / "cache", limit)
+    cache = SampleCache.in_memory(limit) if kind == "memory" else SampleCache(tmp_path / "cache", limit)
     preprocess = ImagePreprocess(scaling="percentile")
     reader, plain = SampleReader(dataset, preprocess, cache), SampleReader(CocoDataset.load(dataset.name), preprocess)
     for _ in range(3):
@@ -96,7 +98,7 @@ def test_what_changed_is_read_again(tmp_path: Path) -> None:
 
     def decoded(path: Path, **options: object) -> int:
         dataset = counted(path)
-        cache = SampleCache.on_disk(tmp_path / "cache", 10**7)
+        cache = SampleCache(tmp_path / "cache", 10**7)
         reader = SampleReader(dataset, ImagePreprocess(**options), cache)
         plain = SampleReader(CocoDataset.load(path), ImagePreprocess(**options))
         for index in range(len(dataset)):
@@ -119,15 +121,15 @@ def test_what_changed_is_read_again(tmp_path: Path) -> None:
 
 def test_the_limit_holds_and_unused_samples_make_room(tmp_path: Path) -> None:
     path = write_set(tmp_path, images=8)
-    size = sum(len(piece) for piece in pack_sample(SampleReader(CocoDataset.load(path), ImagePreprocess()).read(0)))
+    size = len(pack_sample(SampleReader(CocoDataset.load(path), ImagePreprocess()).read(0)))
     folder, limit = tmp_path / "cache", 4 * size + 500
 
     def stored() -> list[Path]:
-        files = list(folder.rglob("*.sample"))
+        files = list(folder.rglob("*.npy"))
         assert sum(file.stat().st_size for file in files) <= limit
         return files
 
-    first = SampleReader(counted(path), ImagePreprocess(), SampleCache.on_disk(folder, limit))
+    first = SampleReader(counted(path), ImagePreprocess(), SampleCache(folder, limit))
     for index in range(8):
         first.read(index)
     assert 3 <= len(stored()) <= 4
@@ -137,11 +139,11 @@ def test_the_limit_holds_and_unused_samples_make_room(tmp_path: Path) -> None:
     assert set(stored()) == before, "samples in use are not thrown out for others that come as often"
     for file in before:
         os.utime(file, (time.time() - 100,) * 2)
-    second = SampleReader(counted(path), ImagePreprocess(invert="auto"), SampleCache.on_disk(folder, limit))
+    second = SampleReader(counted(path), ImagePreprocess(invert="auto"), SampleCache(folder, limit))
     for index in range(8):
         second.read(index)
     assert not before & set(stored()), "those of a training that is over do"
-    SampleCache.on_disk(folder, size)
+    SampleCache(folder, size)
     assert len(stored()) <= 1
 
 
@@ -149,15 +151,15 @@ def test_broken_files_and_a_lost_tally_are_no_harm(tmp_path: Path) -> None:
     path = write_set(tmp_path)
     folder = tmp_path / "cache"
     plain = SampleReader(CocoDataset.load(path), ImagePreprocess())
-    reader = SampleReader(counted(path), ImagePreprocess(), SampleCache.on_disk(folder, 10**7))
+    reader = SampleReader(counted(path), ImagePreprocess(), SampleCache(folder, 10**7))
     for index in range(5):
         reader.read(index)
-    files = sorted(folder.rglob("*.sample"))
+    files = sorted(folder.rglob("*.npy"))
     files[0].write_bytes(b"")
     files[1].write_bytes(files[1].read_bytes()[:-64])
     files[2].write_bytes(b"other" + files[2].read_bytes()[5:])
     (folder / "total.txt").write_text("much")
-    again = SampleReader(counted(path), ImagePreprocess(), SampleCache.on_disk(folder, 10**7))
+    again = SampleReader(counted(path), ImagePreprocess(), SampleCache(folder, 10**7))
     for index in range(5):
         assert_same(again.read(index), plain.read(index))
     assert again.dataset.decoded == 3
@@ -170,12 +172,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptu
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(DataError, match=r"CACHE_FOLDER"):
-        SampleCache.on_disk(blocked / "cache", 10**6)
+        SampleCache(blocked / "cache", 10**6)
     path = write_set(tmp_path)
-    cache = SampleCache.on_disk(tmp_path / "cache", 10**7)
+    cache = SampleCache(tmp_path / "cache", 10**7)
     reader = SampleReader(counted(path), ImagePreprocess(), cache)
-    for part in range(256):
-        (cache.folder / f"{part:02x}").write_text("in the way")
+    shutil.rmtree(cache.folder)
+    cache.folder.write_text("in the way")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             for index in range(5):
@@ -213,7 +215,7 @@ from pathlib import Path
 from detseg.coco.dataset import CocoDataset
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_cache import SampleReader
+from detseg.data.sample_reader import SampleReader
 
 path, folder, limit = sys.argv[1:]
 reader = SampleReader(CocoDataset.load(path), ImagePreprocess(), SampleCache(Path(folder), int(limit)))
@@ -224,12 +226,12 @@ for index in range(12):
 
 def test_processes_that_write_at_once_keep_the_limit_together(tmp_path: Path) -> None:
     path = write_set(tmp_path, images=12)
-    size = sum(len(piece) for piece in pack_sample(SampleReader(CocoDataset.load(path), ImagePreprocess()).read(0)))
+    size = len(pack_sample(SampleReader(CocoDataset.load(path), ImagePreprocess()).read(0)))
     folder, limit = tmp_path / "cache", 6 * size
-    SampleCache.on_disk(folder, limit)
+    SampleCache(folder, limit)
     processes = [subprocess.Popen([sys.executable, "-c", FILL, path, folder, str(limit)]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
-    assert 0 < sum(file.stat().st_size for file in folder.rglob("*.sample")) <= limit
+    assert 0 < sum(file.stat().st_size for file in folder.rglob("*.npy")) <= limit
     assert not list(folder.rglob("*.tmp"))
 
 
@@ -243,7 +245,9 @@ def test_training_sees_the_same_with_a_cache(tmp_path: Path, kind: str) -> None:
         f"DATALOADER.CACHE_FOLDER={(tmp_path / 'cache').as_posix()}",
     ]
     plain, cached = (
-        TrainingStream.from_config(load_config(None, [*keys, f"DATALOADER.CACHE={name}"]), dataset, 3)
+        TrainingStream.build(
+            LoaderOptions.from_config(load_config(None, [*keys, f"DATALOADER.CACHE={name}"])), dataset, 3
+        )
         for name in ("none", kind)
     )
     sent = pickle.loads(pickle.dumps(cached))  # what a worker gets that is started and not forked
@@ -269,6 +273,5 @@ def test_a_file_holds_any_sample(tmp_path_factory, height: int, width: int, chan
     if height % 2:
         sample = dataclasses.replace(sample, ignore=masks[0], metadata={"pixel_size": [0.5, 1.0], "plate": "ä"})
     path = tmp_path_factory.mktemp("sample") / "one"
-    with open(path, "wb") as file:
-        file.writelines(pack_sample(sample))
-    assert_same(read_sample_file(path), sample)
+    path.write_bytes(pack_sample(sample))
+    assert_same(read_sample(path), sample)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from detseg.coco.dataset import Category, CocoDataset, ImageRecord
 from detseg.coco.index import AnnotationTable
 from detseg.config import load_config
-from detseg.data.sampling import EpochOrder, mix, order_from_config, repeat_factors
-from detseg.engines.validation import check_combinations
+from detseg.data.loader import LoaderOptions
+from detseg.data.sampling import EpochOrder, SamplingOptions, mix, repeat_factors
 from detseg.errors import ConfigError
 
 
@@ -53,14 +53,14 @@ def test_an_epoch_shows_every_image_as_often_as_its_factor() -> None:
     dataset = dataset_of([[0]] * 18 + [[0, 1]] * 2 + [[2]] * 1 + [[]])
     cfg = load_config(None, ["DATALOADER.SAMPLER_TRAIN=RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD=0.4"])
     factors = repeat_factors(dataset, 0.4)
-    order = order_from_config(cfg, dataset, 3)
+    order = SamplingOptions.from_config(cfg).order(dataset, 3)
     assert order.length == round(factors.sum())
     epochs = 200
     counts = np.bincount([order[position] for position in range(epochs * order.length)], minlength=len(dataset))
     np.testing.assert_allclose(counts / epochs, factors * order.length / factors.sum(), atol=0.1)
     first = np.bincount([order[position] for position in range(order.length)], minlength=len(dataset))
     assert (first >= np.floor(factors * order.length / factors.sum())).all(), "nothing is forgotten in an epoch"
-    again = order_from_config(cfg, dataset, 3)
+    again = SamplingOptions.from_config(cfg).order(dataset, 3)
     assert [again[position] for position in (500, 7, 88)] == [order[position] for position in (500, 7, 88)]
 
 
@@ -68,12 +68,12 @@ def test_data_sets_come_by_their_weights_whatever_their_sizes() -> None:
     small, large = dataset_of([[0]] * 4, name="small"), dataset_of([[0]] * 40, name="large")
     joined = CocoDataset.concatenate([small, large])
     keys = ["DATASETS.TRAIN=['small', 'large']", "DATASETS.TRAIN_WEIGHTS=[3, 1]"]
-    order = order_from_config(load_config(None, keys), joined, 0)
+    order = SamplingOptions.from_config(load_config(None, keys)).order(joined, 0)
     drawn = np.array([order[position] for position in range(4400)])
     assert np.mean(drawn < 4) == pytest.approx(0.75, abs=0.01)
     counts = np.bincount(drawn)
     assert counts[:4].min() > 0.95 * counts[:4].max(), "images of one set come equally often"
-    plain = order_from_config(load_config(None, keys[:1]), joined, 0)
+    plain = SamplingOptions.from_config(load_config(None, keys[:1])).order(joined, 0)
     assert sorted(plain[position] for position in range(44)) == list(range(44))
 
 
@@ -116,7 +116,7 @@ def test_objects_of_some_classes_alone() -> None:
 )
 def test_keys_that_cannot_be_are_refused(keys: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        check_combinations(load_config(None, keys))
+        LoaderOptions.from_config(load_config(None, keys))
 
 
 def test_an_order_of_another_length_without_weights() -> None:

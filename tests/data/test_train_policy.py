@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from detseg.config import load_config
 from detseg.data.augment.intensities import change_intensities, invert
-from detseg.data.augment.policy import TrainPolicy, resize_shortest_edge_size
-from detseg.data.augment.random_geometry import CROP_TYPES, RandomCrop
+from detseg.data.augment.policy import TrainPolicy
+from detseg.data.augment.random_geometry import RandomCrop
+from detseg.data.preprocess import resize_shortest_edge_size
 from detseg.errors import ConfigError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
+
+CROP_TYPES = RandomCrop.rules()["INPUT.CROP.TYPE"].choices
 
 
 def sample_of(height: int, width: int, channels: int = 1, seed: int = 0) -> Sample:
@@ -174,15 +177,24 @@ def test_from_config_reads_the_keys_and_a_disabled_crop_is_none() -> None:
     overrides = ["INPUT.MIN_SIZE_TRAIN", "(64, 96)", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[32, 48]"]
     overrides += ["INPUT.RANDOM_FLIP", "both", "INPUT.RANDOM_SCALE", "[0.5, 2.0]", "INPUT.SCALING", "percentile"]
     policy = TrainPolicy.from_config(load_config(None, overrides))
-    assert policy == TrainPolicy(min_sizes=(64, 96), scales=(0.5, 2.0), flip="both", scaled=True)
+    crop = RandomCrop("absolute", (32, 48), enabled=False)
+    assert policy == TrainPolicy(min_sizes=(64, 96), scales=(0.5, 2.0), flip="both", crop=crop)
     policy = TrainPolicy.from_config(load_config(None, [*overrides, "INPUT.CROP.ENABLED", "True"]))
     assert policy.crop == RandomCrop("absolute", (32, 48))
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"border": "wrap"}, {"scale_sampling": "normal"}, {"flip": "left"}, {"sampling": "range"}, {"scales": (0.0, 1.0)}],
+    "word",
+    [
+        "INPUT.BORDER=wrap",
+        "INPUT.RANDOM_SCALE_SAMPLING=normal",
+        "INPUT.RANDOM_FLIP=left",
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING=range",
+        "INPUT.RANDOM_SCALE=[0.0, 1.0]",
+        "INPUT.RANDOM_SCALE=[2.0, 1.0]",
+        "INPUT.MIN_SIZE_TRAIN=[]",
+    ],
 )
-def test_choices_that_are_none_are_refused(options: dict[str, object]) -> None:
+def test_choices_that_are_none_are_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="INPUT"):
-        TrainPolicy(**options)
+        TrainPolicy.from_config(load_config(None, [word]))

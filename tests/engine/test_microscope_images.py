@@ -14,7 +14,7 @@ from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import load_config
-from detseg.data.loader import TrainingStream
+from detseg.data.loader import LoaderOptions, TrainingStream
 from detseg.images.planes import PlaneChoice
 from detseg.inference.predictor import Predictor
 from detseg.runs.checkpoint import load_checkpoint
@@ -99,7 +99,7 @@ def test_training_follows_the_coco_file_and_the_checkpoint_keeps_it(run: Path) -
 def test_training_sees_the_named_channels_at_the_pixel_size_of_the_model(prepared: Path, run: Path) -> None:
     cfg = load_config(run / "config.yaml", ["INPUT.RANDOM_FLIP", "none"])
     dataset = CocoDataset.load(prepared / "coco" / "all.json")
-    stream = TrainingStream.from_config(cfg, dataset, seed=0)
+    stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, seed=0)
     for position in range(2):
         sample = stream[position]
         assert sample.image.shape == (SIDE // 2, SIDE // 2, 2)

@@ -15,7 +15,6 @@ from detseg.coco.catalog import read_input_keys, with_input_keys
 from detseg.coco.dataset import write_coco
 from detseg.config import load_config
 from detseg.data.preprocess import ImagePreprocess
-from detseg.engines.validation import check_combinations
 from detseg.errors import ConfigError, DataError
 
 LABELS = np.zeros((20, 30), np.uint8)
@@ -194,7 +193,7 @@ def test_sets_that_disagree_and_what_does_not_fit_the_model_are_refused(tmp_path
         with_input_keys(config([first, second]))
     four = write_set(tmp_path / "four.json", CHANNELS=[0, 1, 2, 3])
     with pytest.raises(ConfigError, match=r"INPUT\.CHANNELS.*four\.json.*PIXEL_MEAN"):
-        check_combinations(with_input_keys(config([four])))
+        ImagePreprocess.from_config(with_input_keys(config([four])))
     other = write_set(tmp_path / "other.json", MIN_SIZE_TRAIN=[5])
     with pytest.raises(DataError, match=r"info\.input.*expected keys among"):
         with_input_keys(config([other]))

@@ -1,4 +1,4 @@
-"""The picture that objects are pasted upon: what each of them hides, and what is seen of all in the end.
+"""The image that objects are pasted on: what each of them hides, and what is seen of all in the end.
 
 Symbols: y, x: the target's row and column of a cutout's upper left pixel, which may lie outside the target.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from detseg.data.augment.intensities import natural_range
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
@@ -27,7 +28,7 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Cutout:
-    """One object of another image. mask: (h, w) bool, its box; y0, x0: where that lies there. class_index: 0-based."""
+    """One object of a source image. mask: (h, w) bool, its box; y0, x0: where that is there. class_index: 0-based."""
 
     mask: np.ndarray
     y0: int
@@ -35,7 +36,7 @@ class Cutout:
     class_index: int
 
 
-class Source:
+class SourceImage:
     """An image that objects are cut out of."""
 
     def __init__(self, sample: Sample) -> None:
@@ -65,8 +66,13 @@ class Background:
         self._image = image
         self.where = where
 
-    def mean(self, window: Window) -> np.ndarray | None:
-        """Return the mean (C,) of the background in a window, else of all; None where there is none."""
+    def mean_around(self, y: int, x: int, height: int, width: int) -> np.ndarray | None:
+        """Return the mean (C,) of the background around a box, else of all; None where there is none."""
+        ring = min(max(max(height, width) // 2, _LEAST_RING), _MOST_RING)
+        window = (
+            slice(max(y - ring, 0), max(y + height + ring, 0)),
+            slice(max(x - ring, 0), max(x + width + ring, 0)),
+        )
         mean = _mean(self._image[window], self.where[window])
         return self._overall if mean is None else mean
 
@@ -76,18 +82,18 @@ class Background:
 
 
 class Canvas:
-    """A target sample upon which objects of a source are pasted; the target itself is not changed.
+    """A target sample on which objects of a source image are pasted; the target itself is not changed.
 
     kept_overlaps: pasted objects do not hide each other: they overlap as they did in their image. sigma: standard
-    deviation, pixels, of the soft edge; 0 for a hard one. margin: pixels of background around an object that are
-    painted along, where no object is here or there. match_gray: shift every object's intensities by the difference
-    between the backgrounds around it here and there.
+    deviation, pixels, of the soft edge; 0 for a hard one. margin: pixels of background around an object that are copied
+    with it, where no object is here or there. match_gray: shift every object's intensities by the difference between
+    the backgrounds around it here and there.
     """
 
     def __init__(
         self,
         target: Sample,
-        source: Source,
+        source: SourceImage,
         *,
         kept_overlaps: bool = False,
         sigma: float = 0.0,
@@ -109,7 +115,8 @@ class Canvas:
         # Of all objects, those pasted last: their pixels when they came, and how many of these are hidden now.
         self._areas = layers.areas()
         self._hidden = np.zeros(len(layers), dtype=np.int64)
-        self._range = _value_range(target.image, source.image)
+        lows, highs = zip(natural_range(target.image), natural_range(source.image), strict=True)
+        self._range = min(lows), max(highs)
 
     @property
     def num_pasted(self) -> int:
@@ -118,7 +125,7 @@ class Canvas:
     def fits(self, cutout: Cutout, y: int, x: int, *, max_overlap: float, min_visible: float) -> bool:
         """Whether an object may be pasted at (y, x).
 
-        It must show `min_visible` of its pixels inside the target, cover no ignored pixel, and lie upon other objects
+        It must show `min_visible` of its pixels inside the target, cover no ignored pixel, and cover other objects
         with at most `max_overlap` of its pixels; of none of them may pasted objects hide more than that share.
         """
         mask, window = self._visible(cutout, y, x)
@@ -138,17 +145,24 @@ class Canvas:
     def paste(self, cutout: Cutout, y: int, x: int) -> None:
         """Paste an object; some of it must lie inside the target."""
         mask, window = self._visible(cutout, y, x)
-        self._paint(cutout, y, x)
+        self._copy_pixels(cutout, y, x)
         covered = self._count_covered(mask, window)
         labels = self._labels[:, window[0], window[1]]
         if covered is not None:
             self._hidden += covered
-            labels[self._can_be_hidden(labels) & mask] = 0
+            can_be_hidden = labels <= self._num_before if self._kept_overlaps else labels > 0
+            labels[can_be_hidden & mask] = 0
         self._background.where[window] &= ~mask
         self._pasted.append(cutout)
         self._areas = np.append(self._areas, np.count_nonzero(mask))
         self._hidden = np.append(self._hidden, 0)
-        self._write(labels, mask, window, len(self._areas))
+        # The label goes into the first layer whose pixels are free.
+        free = next((layer for layer in labels if not layer[mask].any()), None)
+        if free is None:
+            new = np.zeros((1, *self._labels.shape[1:]), dtype=np.int32)
+            self._labels = np.concatenate([self._labels, new])
+            free = self._labels[-1][window]
+        free[mask] = len(self._areas)
 
     def finish(self, min_visible: float) -> Sample:
         """Return the sample; objects of which less than `min_visible` is left are dropped.
@@ -183,9 +197,6 @@ class Canvas:
         part = cutout.mask[rows.start - y : max(rows.stop - y, 0), columns.start - x : max(columns.stop - x, 0)]
         return part, (rows, columns)
 
-    def _can_be_hidden(self, labels: np.ndarray) -> np.ndarray:
-        return labels <= self._num_before if self._kept_overlaps else labels > 0
-
     def _count_covered(self, mask: np.ndarray, window: Window) -> np.ndarray | None:
         """Return how many pixels (N,) int64 of every object here the mask would hide; None for no pixel."""
         if not (mask & ~self._background.where[window]).any():
@@ -196,17 +207,7 @@ class Canvas:
             counts[self._num_before :] = 0
         return counts
 
-    def _write(self, labels: np.ndarray, mask: np.ndarray, window: Window, label: int) -> None:
-        """Write an object's label into the first layer, of the window's (L, h, w), where its pixels are free."""
-        for layer in labels:
-            if not layer[mask].any():
-                layer[mask] = label
-                return
-        new = np.zeros((1, *self._labels.shape[1:]), dtype=np.int32)
-        new[0][window][mask] = label
-        self._labels = np.concatenate([self._labels, new])
-
-    def _paint(self, cutout: Cutout, y: int, x: int) -> None:
+    def _copy_pixels(self, cutout: Cutout, y: int, x: int) -> None:
         """Copy the object's pixels, and with a margin or a soft edge a little of what was around it."""
         reach = self._margin + round(_EDGE_REACH * self._sigma)
         height, width = cutout.mask.shape
@@ -234,22 +235,14 @@ class Canvas:
             self._image[here][alpha > 0] = new[alpha > 0]
 
     def _gray_difference(self, cutout: Cutout, y: int, x: int) -> np.ndarray | float:
-        """Return (C,) float32: the mean of the background around the object here less that around it there."""
-        height, width = cutout.mask.shape
-        ring = min(max(max(height, width) // 2, _LEAST_RING), _MOST_RING)
-        here = self._background.mean(_around(y, x, height, width, ring))
-        there = self._source.background.mean(_around(cutout.y0, cutout.x0, height, width, ring))
+        """Return (C,) float32: the mean of the background around the object here minus that around it there."""
+        here = self._background.mean_around(y, x, *cutout.mask.shape)
+        there = self._source.background.mean_around(cutout.y0, cutout.x0, *cutout.mask.shape)
         return 0.0 if here is None or there is None else here - there
 
 
 def _layers_of(sample: Sample) -> LabelLayers:
     return LabelLayers.empty(sample.height, sample.width) if sample.layers is None else sample.layers
-
-
-def _around(y: int, x: int, height: int, width: int, ring: int) -> Window:
-    """Return the window of a box and `ring` pixels around it."""
-    rows = slice(max(y - ring, 0), max(y + height + ring, 0))
-    return rows, slice(max(x - ring, 0), max(x + width + ring, 0))
 
 
 @functools.cache
@@ -265,10 +258,3 @@ def _mean(image: np.ndarray, where: np.ndarray) -> np.ndarray | None:
     if image.shape[2] <= 4:  # several times as fast
         return np.array(cv2.mean(image, where.view(np.uint8))[: image.shape[2]], dtype=np.float32)
     return image[where].mean(axis=0, dtype=np.float32)
-
-
-def _value_range(*images: np.ndarray) -> tuple[float, float]:
-    """Return the range of images of whole numbers, or from the least to the greatest value of float images."""
-    if images[0].dtype.kind == "u":
-        return 0.0, float(np.iinfo(images[0].dtype).max)
-    return float(min(image.min() for image in images)), float(max(image.max() for image in images))

@@ -1,66 +1,71 @@
-"""Random crops: how large, and where; anywhere, or about an object.
-
-Focus: the box (x0, y0, x1, y1) of an object that the crop shall show, continuous coordinates of the input.
-"""
+"""Random crops, anywhere or around an object; random turns, shears, stretches, shifts and bends of what they show."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detseg.data.augment.geometric import GeometricMap
-from detseg.data.augment.transforms import Displacement
-from detseg.errors import ConfigError
+from detseg.config.options import Options, key
+from detseg.config.problems import Problems
+from detseg.data.augment.displacement import Displacement
+from detseg.data.augment.geometric import Box, GeometricMap
 from detseg.structures.sample import Sample
-
-if TYPE_CHECKING:
-    from detseg.config import Config
-
-
-CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
-Focus = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class RandomCrop:
+class RandomCrop(Options):
     """A crop of a random place.
 
-    kind: one of `CROP_TYPES`, with size (height, width; pixels, fractions, or (least, most) pixels for
-    "absolute_range"), as Detectron2's RandomCrop; smaller images are used whole, or padded to the size where `pad`.
-    after_resize: cut out of the resized and zoomed image. on_objects: probability that the crop is laid about an object
-    of the image; else it may lie anywhere. class_weights: how likely an object of each class is chosen for that,
-    relative to each other; empty for equally.
+    enabled: False for no crop. kind: with the size (height, width; pixels, fractions, or (least, most) pixels for
+    "absolute_range") as Detectron2's RandomCrop; smaller images are used whole, or padded to the size where `pad`.
+    after_resize: cut out of the resized and zoomed image. on_objects: probability that the crop is laid around an
+    object of the image; else it may be anywhere. balance_power: how far rare classes are preferred for that, see
+    `for_counts`. class_weights: how likely an object of each class is chosen, relative to each other; () for equally.
     """
 
-    kind: str = "absolute"
-    size: tuple[float, float] = (512, 512)
-    after_resize: bool = False
-    pad: bool = False
-    on_objects: float = 0.0
+    section = "INPUT.CROP"
+
+    kind: str = key("TYPE", default="absolute", choices=("relative", "relative_range", "absolute", "absolute_range"))
+    size: tuple[float, float] = key("SIZE", default=(512, 512), length=2, above=0)
+    after_resize: bool = key("AFTER_RESIZE", default=False)
+    pad: bool = key("PAD", default=False)
+    on_objects: float = key("ON_OBJECTS", default=0.0, at_least=0, at_most=1)
+    balance_power: float = key("BALANCE_POWER", default=0.0, at_least=0, at_most=1)
+    enabled: bool = key("ENABLED", default=True)
     class_weights: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.kind not in CROP_TYPES:
-            raise ConfigError(f"INPUT.CROP.TYPE is {self.kind!r}; expected one of {', '.join(CROP_TYPES)}")
+    def check(self, problems: Problems) -> None:
+        size = "INPUT.CROP.SIZE"
+        if self.kind.startswith("relative"):
+            problems.within(size, most=1)
+        elif self.enabled and not all(isinstance(length, int) for length in self.size):
+            problems.add(size, f"expected [height, width] in pixels for INPUT.CROP.TYPE {self.kind}")
+        elif self.enabled and self.kind == "absolute_range":
+            problems.pair(size, 1, math.inf, equal=True)
         if self.pad and not (self.kind == "absolute" and self.after_resize):
-            raise ConfigError("INPUT.CROP.PAD needs INPUT.CROP.TYPE absolute and INPUT.CROP.AFTER_RESIZE True")
+            problems.add("INPUT.CROP.PAD", "needs INPUT.CROP.TYPE absolute and INPUT.CROP.AFTER_RESIZE True")
+        for name, value in (("PAD", self.pad), ("ON_OBJECTS", self.on_objects)):
+            if value and not self.enabled:
+                problems.add(f"INPUT.CROP.{name}", "there is no crop: set INPUT.CROP.ENABLED True")
+        if self.balance_power and not self.on_objects:
+            problems.add(
+                "INPUT.CROP.BALANCE_POWER", "chooses among the objects of INPUT.CROP.ON_OBJECTS: set that above 0"
+            )
 
-    @classmethod
-    def from_config(cls, cfg: Config, class_weights: tuple[float, ...] = ()) -> RandomCrop:
-        """Read the keys INPUT.CROP."""
-        keys = cfg.INPUT.CROP
-        return cls(
-            kind=keys.TYPE,
-            size=tuple(keys.SIZE),
-            after_resize=keys.AFTER_RESIZE,
-            pad=keys.PAD,
-            on_objects=keys.ON_OBJECTS,
-            class_weights=class_weights,
-        )
+    def for_counts(self, counts: Sequence[int] | np.ndarray) -> RandomCrop:
+        """Return the crop for data with so many objects of each class.
+
+        `balance_power` 0 gives equal weights, 1 shows all classes equally often. Classes without objects get the weight
+        0.
+        """
+        if self.balance_power == 0:
+            return self
+        weights = tuple(float(count) ** -self.balance_power if count else 0.0 for count in counts)
+        return dataclasses.replace(self, class_weights=weights)
 
     def draw_size(self, height: int, width: int, zoom: float, rng: np.random.Generator) -> list[int]:
         """Return [height, width] of the crop: relative ones in the image's pixels, absolute ones as they shall be seen.
@@ -71,15 +76,15 @@ class RandomCrop:
         if self.kind == "absolute":
             return [int(first), int(second)]
         if self.kind == "absolute_range":
-            longest = [max(edge, between(edge * zoom)) for edge in (height, width)]
+            longest = [max(edge, whole_pixels(edge * zoom)) for edge in (height, width)]
             return [int(rng.integers(min(edge, int(first)), min(edge, int(second)) + 1)) for edge in longest]
         vary = self.kind == "relative_range"
         fractions = (rng.uniform(first, 1.0), rng.uniform(second, 1.0)) if vary else (first, second)
-        return [between(height * fractions[0], height), between(width * fractions[1], width)]
+        return [whole_pixels(height * fractions[0], height), whole_pixels(width * fractions[1], width)]
 
-    def draw_focus(self, sample: Sample, rng: np.random.Generator) -> Focus | None:
-        """Return the box of an object to lay the crop about, or None for anywhere."""
-        if self.on_objects == 0 or rng.random() >= self.on_objects:
+    def draw_object(self, sample: Sample, rng: np.random.Generator) -> Box | None:
+        """Return the box of an object to lay the crop around, or None for anywhere."""
+        if not self.enabled or self.on_objects == 0 or rng.random() >= self.on_objects:
             return None
         if sample.layers is None or not len(sample.layers):
             return None
@@ -97,40 +102,26 @@ class RandomCrop:
         return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
     def cut(
-        self, geometry: GeometricMap, size: Sequence[int], focus: Focus | None, rng: np.random.Generator
+        self, geometry: GeometricMap, size: Sequence[int], box: Box | None, rng: np.random.Generator
     ) -> GeometricMap:
         """Cut [height, width] out of what the map shows, a crop or a resize; pad where it shows less and `pad`.
 
-        Smaller images are cut whole without `pad`. The focus is seen whole, or fills the crop where it is larger.
+        Smaller images are cut whole without `pad`. box: of the input; it is seen whole, or fills the crop where it is
+        larger.
         """
         height, width = size
         if not self.pad:
             height, width = min(height, geometry.height), min(width, geometry.width)
-        left, top, right, bottom = focus_in(geometry, focus) if focus else (None,) * 4
+        left, top, right, bottom = box_in_output(geometry, box) if box else (None,) * 4
         y0 = _draw_start(geometry.height, height, top, bottom, rng)
         x0 = _draw_start(geometry.width, width, left, right, rng)
         return geometry.window(y0, x0, height, width)
 
 
-def class_weights(counts: Sequence[int] | np.ndarray, power: float) -> tuple[float, ...]:
-    """Return one weight a class from how many objects a data set has of each; empty for power 0.
-
-    power: 0 for equal weights, 1 for all classes equally often. Classes without objects get the weight 0.
-    """
-    if power == 0:
-        return ()
-    return tuple(float(count) ** -power if count else 0.0 for count in counts)
-
-
-def focus_in(geometry: GeometricMap, focus: Focus) -> Focus:
-    """Return the focus in the coordinates of the map's output; the map crops and resizes, and does not turn."""
+def box_in_output(geometry: GeometricMap, box: Box) -> Box:
+    """Return a box of the input in coordinates of the map's output; the map crops and resizes, and does not turn."""
     (scale_x, _, x0), (_, scale_y, y0), _ = geometry.matrix
-    return (
-        (focus[0] - x0) / scale_x,
-        (focus[1] - y0) / scale_y,
-        (focus[2] - x0) / scale_x,
-        (focus[3] - y0) / scale_y,
-    )
+    return (box[0] - x0) / scale_x, (box[1] - y0) / scale_y, (box[2] - x0) / scale_x, (box[3] - y0) / scale_y
 
 
 def _draw_start(length: int, size: int, start: float | None, end: float | None, rng: np.random.Generator) -> int:
@@ -144,44 +135,37 @@ def _draw_start(length: int, size: int, start: float | None, end: float | None, 
     return int(rng.integers(least, most + 1))
 
 
-def between(length: float, most: int | None = None) -> int:
+def whole_pixels(length: float, most: int | None = None) -> int:
     """Round an edge's length to whole pixels, at least 1 and at most `most`."""
     rounded = max(int(length + 0.5), 1)
     return rounded if most is None else min(rounded, most)
 
 
-# Random turns by any angle, shears, stretches, shifts and bends of what a map shows.
-
-
 @dataclass(frozen=True)
-class RandomAffine:
+class RandomAffine(Options):
     """An affine change that keeps areas.
 
     probability: of any change. rotation, shear: half ranges, degrees. stretch: the largest ratio, 1 for none, by which
     one direction is stretched and the other one squeezed. translate: half range, fraction of height and width.
     """
 
-    probability: float = 1.0
-    rotation: float = 0.0
-    shear: float = 0.0
-    stretch: float = 1.0
-    translate: float = 0.0
+    section = "INPUT.RANDOM_AFFINE"
 
-    @classmethod
-    def from_config(cls, cfg: Config) -> RandomAffine:
-        """Read the keys INPUT.RANDOM_AFFINE."""
-        keys = cfg.INPUT.RANDOM_AFFINE
-        return cls(keys.PROBABILITY, keys.ROTATION, keys.SHEAR, keys.STRETCH, keys.TRANSLATE)
+    probability: float = key("PROBABILITY", default=1.0, at_least=0, at_most=1)
+    rotation: float = key("ROTATION", default=0.0, at_least=0, at_most=180)
+    shear: float = key("SHEAR", default=0.0, at_least=0, at_most=60)
+    stretch: float = key("STRETCH", default=1.0, at_least=1, at_most=10)
+    translate: float = key("TRANSLATE", default=0.0, at_least=0, at_most=1)
 
     @property
     def is_on(self) -> bool:
         return self.probability > 0 and (self.rotation, self.shear, self.stretch, self.translate) != (0, 0, 1, 0)
 
-    def apply(self, geometry: GeometricMap, rng: np.random.Generator, focus: Focus | None = None) -> GeometricMap:
+    def apply(self, geometry: GeometricMap, rng: np.random.Generator, box: Box | None = None) -> GeometricMap:
         """Draw a change and return the map with it.
 
-        The middle of the output keeps its place, or that of a box (x0, y0, x1, y1) of the output that shall be seen.
-        What is seen is then moved into the image, so that as little as possible lies beyond; the box stays in sight.
+        The middle of the output keeps its place, or that of a box of the output that shall be seen. What is seen is
+        then moved into the image, so that as little as possible is beyond it; the box stays in sight.
         """
         if not self.is_on or rng.random() >= self.probability:
             return geometry
@@ -190,12 +174,15 @@ class RandomAffine:
         factor = math.exp(rng.uniform(-0.5, 0.5) * math.log(self.stretch))
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         linear = turn @ [[1, math.tan(shear)], [0, 1]] @ [[factor, 0], [0, 1 / factor]]
-        x0, y0, x1, y1 = focus or (0, 0, geometry.width, geometry.height)
+        x0, y0, x1, y1 = box or (0, 0, geometry.width, geometry.height)
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        step = np.eye(3)
+        step[:2, :2] = linear
+        step[:2, 2] = np.array([x, y]) - linear @ (x, y)  # (x, y) keeps its place
         # The box around the turned box.
         half_x, half_y = np.abs(np.linalg.inv(linear)) @ ((x1 - x0) / 2, (y1 - y0) / 2)
-        keep = (x - half_x, y - half_y, x + half_x, y + half_y) if focus else None
-        geometry = geometry.affine(_about(linear, x, y)).moved_inside(keep)
+        keep = (x - half_x, y - half_y, x + half_x, y + half_y) if box else None
+        geometry = geometry.affine(step).moved_inside(keep)
         if self.translate:
             shift_y, shift_x = rng.uniform(-self.translate, self.translate, 2) * (geometry.height, geometry.width)
             geometry = geometry.affine(np.array([[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]]))
@@ -203,21 +190,25 @@ class RandomAffine:
 
 
 @dataclass(frozen=True)
-class RandomElastic:
+class RandomElastic(Options):
     """An elastic bend. magnitude: standard deviation of the displacements, spacing: of control points; output pixels.
 
     probability: of any change.
     """
 
-    probability: float = 1.0
-    magnitude: float = 0.0
-    spacing: float = 64.0
+    section = "INPUT.RANDOM_ELASTIC"
 
-    @classmethod
-    def from_config(cls, cfg: Config) -> RandomElastic:
-        """Read the keys INPUT.RANDOM_ELASTIC."""
-        keys = cfg.INPUT.RANDOM_ELASTIC
-        return cls(keys.PROBABILITY, keys.MAGNITUDE, keys.SPACING)
+    probability: float = key("PROBABILITY", default=1.0, at_least=0, at_most=1)
+    magnitude: float = key("MAGNITUDE", default=0.0, at_least=0)
+    spacing: float = key("SPACING", default=64.0, at_least=4)
+
+    def check(self, problems: Problems) -> None:
+        # A larger bend would be cut off, lest it folds the image: see `Displacement.draw`.
+        if self.magnitude > self.spacing / 8:
+            problems.add(
+                "INPUT.RANDOM_ELASTIC.MAGNITUDE",
+                f"expected at most an eighth of INPUT.RANDOM_ELASTIC.SPACING ({self.spacing:g}), lest the image folds",
+            )
 
     @property
     def is_on(self) -> bool:
@@ -230,11 +221,3 @@ class RandomElastic:
         return geometry.elastic(
             Displacement.draw(geometry.height, geometry.width, spacing=self.spacing, magnitude=self.magnitude, rng=rng)
         )
-
-
-def _about(linear: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Return the matrix (3, 3) of a linear map (2, 2) that keeps the point (x, y) in its place."""
-    matrix = np.eye(3)
-    matrix[:2, :2] = linear
-    matrix[:2, 2] = np.array([x, y]) - linear @ (x, y)
-    return matrix

@@ -1,4 +1,7 @@
-"""What is seen where a map leaves the image."""
+"""Resampling of images and label images: by a factor along each axis, or at points that differ for every output pixel.
+
+Coordinates are continuous, in pixels of the input: the centre of pixel (row i, column j) is at (i + 0.5, j + 0.5).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,19 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# One value a channel, or the image mirrored.
+# (y0, x0, y1, x1): a part of the input, continuous.
+Window = tuple[float, float, float, float]
+
+# What is seen beyond the image: the median of each channel, or the image mirrored.
 BORDERS = ("constant", "reflect")
 # The median is taken of every so many pixels along each axis.
-_STEP = 8
+_MEDIAN_STEP = 8
+# Shrinking further than this, a pixel takes the label of most of its area: the one at its centre says little.
+_MAJORITY_BELOW = 0.7
+# Points of an output pixel, along each axis, whose labels are counted for that.
+_LEAST_POINTS, _MOST_POINTS = 3, 16
+# cv2.remap takes images of at most so many pixels along each axis.
+_LONGEST_EDGE = 32766
 
 
 def background_value(image: np.ndarray) -> np.ndarray:
@@ -23,7 +35,8 @@ def background_value(image: np.ndarray) -> np.ndarray:
 
     It is taken of a part of the pixels, which tells as much and is fast.
     """
-    pixels = image[:: min(_STEP, image.shape[0]), :: min(_STEP, image.shape[1])].reshape(-1, image.shape[2])
+    step_y, step_x = (min(_MEDIAN_STEP, length) for length in image.shape[:2])
+    pixels = image[::step_y, ::step_x].reshape(-1, image.shape[2])
     # Of an even number of pixels, the one above the middle: a value that occurs.
     return np.partition(pixels, len(pixels) // 2, axis=0)[len(pixels) // 2]
 
@@ -33,16 +46,6 @@ def filled(image: np.ndarray, height: int, width: int) -> np.ndarray:
     canvas = np.empty((height, width, image.shape[2]), dtype=image.dtype)
     canvas[:] = background_value(image)
     return canvas
-
-
-# Resampling of images and label images by a factor along each axis, at pixel centres.
-
-# Shrinking further than this, the label at the centre is a poor witness: the area decides.
-MAJORITY_BELOW = 0.7
-# Points looked at along each axis of an output pixel when the area decides.
-_LEAST_POINTS, _MOST_POINTS = 3, 16
-
-Window = tuple[float, float, float, float]
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -55,40 +58,32 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_box(image: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
-    """Resize the window (y0, x0, y1, x1), continuous, of an image (H, W, C) to (height, width, C).
+    """Resize a window of an image (H, W, C) to (height, width, C).
 
     A window of whole pixels and the wanted size is cut out, exactly. Else the result is that part of the resized image:
     along the window's edges, the filter sees the pixels outside.
     """
     y0, x0, y1, x1 = window
-    exact = (y1 - y0, x1 - x0) == (height, width) and float(y0).is_integer() and float(x0).is_integer()
+    if (y1 - y0, x1 - x0) == (height, width) and float(y0).is_integer() and float(x0).is_integer():
+        return image[int(y0) : int(y0) + height, int(x0) : int(x0) + width]
     # How far the filter reaches beyond a pixel's centre, in input pixels.
-    reach_y, reach_x = (0, 0) if exact else (math.ceil((y1 - y0) / height) + 1, math.ceil((x1 - x0) / width) + 1)
+    reach_y, reach_x = math.ceil((y1 - y0) / height) + 1, math.ceil((x1 - x0) / width) + 1
     top, left = max(math.floor(y0) - reach_y, 0), max(math.floor(x0) - reach_x, 0)
     image = image[top : math.ceil(y1) + reach_y, left : math.ceil(x1) + reach_x]
-    if exact:
-        return image
     box = (x0 - left, y0 - top, x1 - left, y1 - top)
+
+    def resize(plane: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(plane if plane.dtype == np.uint8 else plane.astype(np.float32))
+        resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box))
+        return np.rint(resized).astype(np.uint16) if plane.dtype == np.uint16 else resized
+
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.asarray(_resize_plane(image, box, height, width))
-    planes = [_resize_plane(image[:, :, channel], box, height, width) for channel in range(image.shape[2])]
-    return np.stack(planes, axis=2)
-
-
-def _resize_plane(plane: np.ndarray, box: tuple[float, ...], height: int, width: int) -> np.ndarray:
-    """Resize (H, W), or RGB of 8 bits."""
-    dtype = plane.dtype
-    if dtype != np.uint8:
-        plane = plane.astype(np.float32)
-    resized = Image.fromarray(np.ascontiguousarray(plane)).resize(
-        (width, height), Image.Resampling.BILINEAR, box=tuple(box)
-    )
-    result = np.asarray(resized)
-    return np.rint(result).astype(dtype) if dtype == np.uint16 else result
+        return resize(image)
+    return np.stack([resize(image[:, :, channel]) for channel in range(image.shape[2])], axis=2)
 
 
 def resize_labels(labels: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
-    """Resize the window (y0, x0, y1, x1), continuous, of label images (L, H, W), integers or bool, to height x width.
+    """Resize a window of label images (L, H, W), integers or bool, to (L, height, width).
 
     An output pixel takes the label at its centre; when shrinking below 0.7 along an axis, the label (background
     included) that covers most of it, the object with the highest label where several cover as much.
@@ -97,35 +92,23 @@ def resize_labels(labels: np.ndarray, window: Window, height: int, width: int) -
     step_y, step_x = (y1 - y0) / height, (x1 - x0) / width
     if step_y == step_x == 1 and float(y0).is_integer() and float(x0).is_integer():
         return labels[:, int(y0) : int(y0) + height, int(x0) : int(x0) + width]
-    if max(step_y, step_x) <= 1 / MAJORITY_BELOW:
-        return _sample(labels, window, height, width, 1, 1)
-    return _area_majority(labels, window, height, width)
-
-
-def _sample(labels: np.ndarray, window: Window, height: int, width: int, points_y: int, points_x: int) -> np.ndarray:
-    """Return (L, height * points_y, width * points_x): the labels at evenly spaced points of every output pixel."""
-    y0, x0, y1, x1 = window
-    rows = _positions(y0, y1, height * points_y, labels.shape[1])
-    columns = _positions(x0, x1, width * points_x, labels.shape[2])
+    points_y = points_x = 1
+    shrinks = max(step_y, step_x) > 1 / _MAJORITY_BELOW
+    if shrinks:  # twice as many points as input pixels along each axis
+        points_y, points_x = (min(max(math.ceil(2 * step), _LEAST_POINTS), _MOST_POINTS) for step in (step_y, step_x))
+    rows = _pixels_at(y0, y1, height * points_y, labels.shape[1])
+    columns = _pixels_at(x0, x1, width * points_x, labels.shape[2])
     # Rows first: whole rows are copied fast, and only those that are seen are looked through for columns.
-    return labels.take(rows, axis=1).take(columns, axis=2)
+    fine = labels.take(rows, axis=1).take(columns, axis=2)
+    if not shrinks:
+        return fine
+    return majority([fine[:, row::points_y, column::points_x] for row in range(points_y) for column in range(points_x)])
 
 
-def _positions(start: float, end: float, count: int, length: int) -> np.ndarray:
+def _pixels_at(start: float, end: float, count: int, length: int) -> np.ndarray:
     """Return the indices (count,) of the pixels at the centres of `count` equal parts of start..end."""
     positions = start + (np.arange(count) + 0.5) * ((end - start) / count)
     return np.clip(np.floor(positions).astype(np.int64), 0, length - 1)
-
-
-def _area_majority(labels: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
-    """The label that most of a fine grid of points in every output pixel has.
-
-    The grid has twice as many points as input pixels along each axis.
-    """
-    y0, x0, y1, x1 = window
-    points_y, points_x = _points((y1 - y0) / height), _points((x1 - x0) / width)
-    fine = _sample(labels, window, height, width, points_y, points_x)
-    return majority([fine[:, row::points_y, column::points_x] for row in range(points_y) for column in range(points_x)])
 
 
 def majority(planes: Sequence[np.ndarray]) -> np.ndarray:
@@ -150,11 +133,6 @@ def majority(planes: Sequence[np.ndarray]) -> np.ndarray:
     return result
 
 
-def _points(step: float) -> int:
-    """Return how many points of an output pixel are looked at along an axis on which it covers `step` input pixels."""
-    return min(max(math.ceil(2 * step), _LEAST_POINTS), _MOST_POINTS)
-
-
 def _most_frequent(votes: np.ndarray) -> np.ndarray:
     """Return the most frequent value of every row (M, K), the highest of several as frequent."""
     votes = np.sort(votes, axis=1)
@@ -167,20 +145,13 @@ def _most_frequent(votes: np.ndarray) -> np.ndarray:
     return votes[np.arange(len(votes)), last_longest]
 
 
-# Resampling of images and label images along points that differ for every output pixel.
-
-# cv2's remap takes images of at most so many pixels along each axis.
-_LONGEST_EDGE = 32766
-_MOST_WARPED_POINTS = 16
-
-
 @dataclass(frozen=True)
 class Points:
     """Where the centres of H x W output pixels lie in an input image.
 
-    x, y: (H, W) float32, continuous coordinates (a pixel's centre is at +0.5) measured from the upper left corner of
-    input pixel (row top, column left), all >= 0: so are they exact to a thousandth of a pixel in large images, too.
-    height, width: of the input; points may lie outside it. linear: (2, 2), how far a step of one output pixel goes.
+    x, y: (H, W) float32, coordinates measured from the upper left corner of input pixel (row top, column left), all
+    >= 0: so are they exact to a thousandth of a pixel in large images, too. height, width: of the input; points may lie
+    outside it. linear: (2, 2), how far a step of one output pixel goes.
     """
 
     x: np.ndarray
@@ -210,26 +181,16 @@ class Points:
         result |= self.y >= self.height - self.top
         return result
 
-    def moved(self, x: float, y: float) -> Points:
-        """Return the points shifted by part of an input pixel."""
-        return dataclasses.replace(self, x=self.x + np.float32(x), y=self.y + np.float32(y))
-
     def mirrored(self) -> Points:
-        """Return the points with those outside thrown back into the input, as often as it takes."""
+        """Return the points with those outside reflected into the input, as often as it takes."""
         if self.outside is None:
             return self
-        x, y = _mirror(self.x + self.left, self.width), _mirror(self.y + self.top, self.height)
+
+        def mirror(places: np.ndarray, length: int) -> np.ndarray:
+            return np.float32(length) - np.abs(np.float32(length) - np.mod(places, np.float32(2 * length)))
+
+        x, y = mirror(self.x + self.left, self.width), mirror(self.y + self.top, self.height)
         return dataclasses.replace(self, x=x, y=y, left=0, top=0)
-
-    def halves(self) -> tuple[Points, Points, int]:
-        """Return the points of the two halves of the output's longer axis, and that axis."""
-        axis = int(np.argmax(self.x.shape))
-        (x0, x1), (y0, y1) = np.array_split(self.x, 2, axis), np.array_split(self.y, 2, axis)
-        return dataclasses.replace(self, x=x0, y=y0), dataclasses.replace(self, x=x1, y=y1), axis
-
-
-def _mirror(places: np.ndarray, length: int) -> np.ndarray:
-    return np.float32(length) - np.abs(np.float32(length) - np.mod(places, np.float32(2 * length)))
 
 
 def warp_image(image: np.ndarray, points: Points) -> np.ndarray:
@@ -238,13 +199,21 @@ def warp_image(image: np.ndarray, points: Points) -> np.ndarray:
     Bilinear. Where it shrinks, it is smoothed first, as far as the growing filter of `resize_image` smooths. Points
     outside see the edge.
     """
-    sigma = _smoothing(points.linear)
+    # What bilinear sampling, whose triangle has the half width 1, lacks when shrinking: a triangle of half width s has
+    # the variance s^2 / 6. What turns without shrinking is not smoothed at all, whatever the last digits say.
+    variances = ((points.linear**2).sum(axis=1) - 1) / 6
+    sigma = [math.sqrt(variance) if variance > 1e-3 else 0.0 for variance in variances.tolist()]
     reach = math.ceil(4 * max(sigma)) + 2
-    left, right = _seen(points.spans[0], reach, image.shape[1])
-    top, bottom = _seen(points.spans[1], reach, image.shape[0])
+    # The first and the last + 1 of the pixels that are seen, of columns and of rows; at least one.
+    starts, ends = [], []
+    for (least, most), length in zip(points.spans, (image.shape[1], image.shape[0]), strict=True):
+        starts.append(min(max(math.floor(least) - reach, 0), length - 1))
+        ends.append(max(min(math.ceil(most) + reach, length), starts[-1] + 1))
+    (left, top), (right, bottom) = starts, ends
     if max(bottom - top, right - left) > _LONGEST_EDGE:
-        first, second, axis = points.halves()
-        return np.concatenate([warp_image(image, first), warp_image(image, second)], axis)
+        axis = int(np.argmax(points.x.shape))
+        halves = zip(np.array_split(points.x, 2, axis), np.array_split(points.y, 2, axis), strict=True)
+        return np.concatenate([warp_image(image, dataclasses.replace(points, x=x, y=y)) for x, y in halves], axis)
     window = np.ascontiguousarray(image[top:bottom, left:right])
     if max(sigma) > 0:
         # Of two directions the one that does not shrink gets a kernel of one pixel.
@@ -256,23 +225,6 @@ def warp_image(image: np.ndarray, points: Points) -> np.ndarray:
     return result.reshape(*map_x.shape, image.shape[2])
 
 
-def _smoothing(linear: np.ndarray) -> tuple[float, float]:
-    """Return the standard deviations along x and y, input pixels, of what bilinear sampling lacks when shrinking.
-
-    A triangle of half width s has the variance s^2 / 6; bilinear sampling is one of half width 1.
-    """
-    variances = ((linear**2).sum(axis=1) - 1) / 6
-    # What turns without shrinking is not smoothed at all, whatever the last digits say.
-    x, y = (math.sqrt(variance) if variance > 1e-3 else 0.0 for variance in variances.tolist())
-    return x, y
-
-
-def _seen(span: tuple[float, float], reach: int, length: int) -> tuple[int, int]:
-    """Return first and last + 1 of the pixels of one axis that are seen; at least one."""
-    first = min(max(math.floor(span[0]) - reach, 0), length - 1)
-    return first, max(min(math.ceil(span[1]) + reach, length), first + 1)
-
-
 def warp_labels(labels: np.ndarray, points: Points) -> np.ndarray:
     """Return label images (L, H, W), integers or bool, seen at the points; 0 outside.
 
@@ -280,16 +232,22 @@ def warp_labels(labels: np.ndarray, points: Points) -> np.ndarray:
     every output pixel has, background included, as `resize_labels`.
     """
     steps = np.hypot(points.linear[0], points.linear[1])
-    if steps.max() <= 1 / MAJORITY_BELOW:
-        return _take(labels, points)
-    count_x, count_y = (min(math.ceil(step) + 1, _MOST_WARPED_POINTS) for step in steps)
+    if steps.max() <= 1 / _MAJORITY_BELOW:
+        return _labels_at(labels, points)
     # An elastic displacement is, within an output pixel, that of its centre.
-    parts_x, parts_y = ((np.arange(count) + 0.5) / count - 0.5 for count in (count_x, count_y))
-    shifts = [points.linear @ (part_x, part_y) for part_y in parts_y for part_x in parts_x]
-    return majority([_take(labels, points.moved(*shift)) for shift in shifts])
+    parts_x, parts_y = (
+        (np.arange(count) + 0.5) / count - 0.5 for count in (min(math.ceil(step) + 1, _MOST_POINTS) for step in steps)
+    )
+    planes = []
+    for part_y in parts_y:
+        for part_x in parts_x:
+            x, y = points.linear @ (part_x, part_y)
+            moved = dataclasses.replace(points, x=points.x + np.float32(x), y=points.y + np.float32(y))
+            planes.append(_labels_at(labels, moved))
+    return majority(planes)
 
 
-def _take(labels: np.ndarray, points: Points) -> np.ndarray:
+def _labels_at(labels: np.ndarray, points: Points) -> np.ndarray:
     """Return the labels (L, H, W) of the pixels in which the points lie; 0 outside."""
     height, width = labels.shape[1:]
     rows, columns = np.floor(points.y).astype(np.intp), np.floor(points.x).astype(np.intp)

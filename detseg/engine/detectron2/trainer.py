@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from detseg.data.loader import Share, build_train_loader
+from detseg.data.loader import LoaderOptions, Share, build_train_loader
 from detseg.detectron2.config import to_cfg_node
 from detseg.engine.detectron2.steps import NotFiniteError, StepBatches, build_step
 from detseg.engine.progress import Progress, Silence, Stopwatch
@@ -261,11 +262,10 @@ def build_loop(cfg: Config, data: CocoDataset, share: Share) -> Loop:
 
     def statistics_batches() -> Batches:
         """Endless enough: each evaluation takes NUM_ITER batches."""
-        settings = cfg.clone()
-        settings.DATALOADER.NUM_WORKERS = 0
+        options = dataclasses.replace(LoaderOptions.from_config(cfg), workers=0)
         images = cfg.SOLVER.IMS_PER_BATCH * cfg.TEST.PRECISE_BN.NUM_ITER
         total = images * (cfg.SOLVER.MAX_ITER + 1)
-        return iter(build_train_loader(settings, data, 0, total, seed=cfg.SEED + _STATISTICS_SEED, share=share))
+        return iter(build_train_loader(options, data, 0, total, seed=cfg.SEED + _STATISTICS_SEED, share=share))
 
     def loop(
         state: TrainingState,
