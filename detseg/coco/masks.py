@@ -10,6 +10,7 @@ import numpy as np
 
 from detseg.images.size import check_size
 from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import EMPTY, MaskCrop, union_of
 
 # A polygon needs three points; parts with fewer cover nothing and are passed over, as Detectron2 does.
 _LEAST_NUMBERS = 6
@@ -94,10 +95,8 @@ def _fill_polygons(polygons: list[list[float]], height: int, width: int) -> dict
 # that follows the edges of pixels thus gives exactly these pixels back. pycocotools, which fills the polygons of COCO
 # files, draws them larger: see `masks`.
 
-Crop = tuple[np.ndarray, int, int]
 
-
-def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Crop:
+def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> MaskCrop:
     """Fill the region that rings enclose by the even-odd rule: a ring within another one is a hole.
 
     Args:
@@ -105,24 +104,24 @@ def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Crop:
         height, width: of the image; what lies outside is cut off.
 
     Returns:
-        crop (h, w) bool, x0, y0: the pixels and where the upper left of them lies; (0, 0) where there is none.
+        The pixels; a crop of shape (0, 0) where there are none.
     """
     starts = [np.asarray(ring, dtype=np.float64).reshape(-1, 2) for ring in rings if len(ring) > 2]
     if not starts:
-        return np.zeros((0, 0), dtype=bool), 0, 0
+        return EMPTY
     points = np.concatenate(starts)
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in starts])
     x0, y0 = (_first_centre(points[:, axis].min(), side) for axis, side in ((0, width), (1, height)))
     x1, y1 = (_first_centre(points[:, axis].max(), side) for axis, side in ((0, width), (1, height)))
     if x0 >= x1 or y0 >= y1:
-        return np.zeros((0, 0), dtype=bool), 0, 0
+        return EMPTY
     check_size(y1 - y0, x1 - x0)
     rows, crossings = _crossings(points, ends, y0, y1)
     columns = np.clip(np.ceil(crossings - 0.5), x0, x1).astype(np.int64) - x0
     # Each crossing turns the pixels right of it from outside to inside, or back.
     turns = np.zeros((y1 - y0, x1 - x0 + 1), dtype=np.int32)
     np.add.at(turns, (rows - y0, columns), 1)
-    return (np.cumsum(turns[:, :-1], axis=1) % 2).astype(bool), x0, y0
+    return MaskCrop((np.cumsum(turns[:, :-1], axis=1) % 2).astype(bool), x0, y0)
 
 
 def _first_centre(position: float, side: int) -> int:
@@ -147,29 +146,7 @@ def _crossings(starts: np.ndarray, ends: np.ndarray, y0: int, y1: int) -> tuple[
     return rows, upper[:, 0] + share * (lower[:, 0] - upper[:, 0])
 
 
-def fill_polygons(polygons: Sequence[Sequence[np.ndarray]], height: int, width: int) -> Crop:
+def fill_polygons(polygons: Sequence[Sequence[np.ndarray]], height: int, width: int) -> MaskCrop:
     """Fill the union of polygons with holes, as `fill_polygon` fills each."""
     filled = [fill_polygon(rings, height, width) for rings in polygons]
-    return union_of([crop for crop in filled if crop[0].any()])
-
-
-def union_of(crops: Sequence[Crop]) -> Crop:
-    """Return the union of crops, tight around its pixels."""
-    if not crops:
-        return np.zeros((0, 0), dtype=bool), 0, 0
-    x0, y0 = min(crop[1] for crop in crops), min(crop[2] for crop in crops)
-    x1 = max(x + pixels.shape[1] for pixels, x, _ in crops)
-    y1 = max(y + pixels.shape[0] for pixels, _, y in crops)
-    union = np.zeros((y1 - y0, x1 - x0), dtype=bool)
-    for pixels, x, y in crops:
-        union[y - y0 : y - y0 + pixels.shape[0], x - x0 : x - x0 + pixels.shape[1]] |= pixels
-    return tight(union, x0, y0)
-
-
-def tight(pixels: np.ndarray, x0: int = 0, y0: int = 0) -> Crop:
-    """Cut a mask (h, w) bool, whose upper left lies at (x0, y0), to the box around its pixels."""
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    if not len(rows):
-        return np.zeros((0, 0), dtype=bool), 0, 0
-    crop = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return crop, x0 + int(columns[0]), y0 + int(rows[0])
+    return union_of([crop for crop in filled if crop.mask.any()]).tight()

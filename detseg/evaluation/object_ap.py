@@ -20,18 +20,18 @@ Symbols: K classes, T IoU thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from detseg.errors import DataError
 from detseg.evaluation.ground_truth import ImageTruth
 from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.overlaps import Overlaps, shared_pixels
 
 # Which prediction is which object: IoUs of the pairs that touch, and a one-to-one matching above a threshold.
 #
@@ -50,81 +50,22 @@ from detseg.structures import Predictions
 IOU_THRESHOLDS = np.arange(10, 20) / 20
 IOU_THRESHOLDS.flags.writeable = False
 
-# IoUs are computed in tables of at most this many entries (8 bytes each) and kept as pairs.
-TABLE_ENTRIES = 4_000_000
 
-
-@dataclass(frozen=True)
-class PairIous:
-    """The P pairs of a prediction and an object that touch.
-
-    prediction, truth: (P,) int64, 0-based, sorted by prediction, then truth. iou: (P,) float64 in (0, 1].
-    """
-
-    prediction: np.ndarray
-    truth: np.ndarray
-    iou: np.ndarray
-    num_predictions: int
-    num_truths: int
-
-    def restricted(self, predictions: np.ndarray, truths: np.ndarray) -> PairIous:
-        """Return the pairs among the chosen predictions (N,) bool and objects (M,) bool; indices stay as they are."""
-        keep = predictions[self.prediction] & truths[self.truth]
-        return PairIous(self.prediction[keep], self.truth[keep], self.iou[keep], self.num_predictions, self.num_truths)
-
-
-def pair_ious(
-    predictions: Sequence[Mapping[str, Any]], truths: Sequence[Mapping[str, Any]], above: float = 0.0
-) -> PairIous:
-    """Return the mask IoUs greater than `above` of all pairs of N predicted and M true masks, given as COCO RLEs.
-
-    No mask is decoded: pycocotools intersects the run-lengths of those pairs alone whose boxes meet. The RLEs have one
-    image size and have been checked (detseg's readers do): pycocotools' C code trusts what it is given.
-    """
-    count = len(truths)
-    rows_each = max(1, TABLE_ENTRIES // max(count, 1))
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for start in range(0, len(predictions) if count else 0, rows_each):
-        # The table is Fortran-ordered; its transpose is searched in memory order, which is several times faster.
-        table = coco_mask.iou(list(predictions[start : start + rows_each]), list(truths), [0] * count).T
-        truth, prediction = np.nonzero(table > above)
-        found.append((prediction + start, truth, table[truth, prediction]))
-    if not found:
-        nothing = np.zeros(0, dtype=np.int64)
-        return PairIous(nothing, nothing.copy(), np.zeros(0), len(predictions), count)
-    prediction, truth, iou = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((truth, prediction))
-    return PairIous(prediction[order], truth[order], iou[order], len(predictions), count)
-
-
-def largest_cover(predictions: Sequence[Mapping[str, Any]], regions: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return the largest fraction (N,) float64 in [0, 1] of every predicted mask that lies inside one of `regions`."""
-    if not len(predictions) or not len(regions):
-        return np.zeros(len(predictions))
-    return coco_mask.iou(list(predictions), list(regions), [1] * len(regions)).max(axis=1)
-
-
-def match_pairs(pairs: PairIous, threshold: float) -> np.ndarray:
+def match_pairs(pairs: Overlaps, threshold: float) -> np.ndarray:
     """Return for every prediction (N,) int64 the object it is matched with, or -1: a maximum one-to-one matching.
 
-    Only pairs with IoU strictly greater than `threshold` are matched.
+    pairs: of predictions and objects. Only pairs with IoU strictly greater than `threshold` are matched.
     """
-    matched = np.full(pairs.num_predictions, -1, dtype=np.int64)
-    keep = pairs.iou > threshold
-    prediction, truth = pairs.prediction[keep], pairs.truth[keep]
-    if not len(prediction):
+    matched = np.full(len(pairs.first_areas), -1, dtype=np.int64)
+    pairs = pairs.select(pairs.iou > threshold)
+    if not len(pairs):
         return matched
-    if _all_different(prediction) and _all_different(truth):
-        matched[prediction] = truth
+    if all(np.bincount(side).max() == 1 for side in (pairs.first, pairs.second)):
+        matched[pairs.first] = pairs.second
         return matched
-    graph = csr_matrix(
-        (np.ones(len(prediction), dtype=np.int8), (prediction, truth)), shape=(pairs.num_predictions, pairs.num_truths)
-    )
+    shape = len(pairs.first_areas), len(pairs.second_areas)
+    graph = csr_matrix((np.ones(len(pairs), dtype=np.int8), (pairs.first, pairs.second)), shape=shape)
     return maximum_bipartite_matching(graph, perm_type="column").astype(np.int64)
-
-
-def _all_different(values: np.ndarray) -> bool:
-    return bool(np.bincount(values).max() == 1)
 
 
 @dataclass(frozen=True)
@@ -171,21 +112,20 @@ def count_objects(
             f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: object AP "
             "needs masks; only COCO box AP can be computed"
         )
-    real = ~truth.crowd
-    objects = [rle for rle, is_real in zip(truth.rles, real, strict=True) if is_real]
-    crowds = [rle for rle, is_real in zip(truth.rles, real, strict=True) if not is_real]
-    object_classes = truth.classes[real]
-    pairs = pair_ious(predictions.rles, objects, above=float(np.min(thresholds)))
-    crowd_cover = largest_cover(predictions.rles, crowds)
+    found = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
+    of_crowd = truth.crowd[found.second]
+    crowds, pairs = found.select(of_crowd), found.select(~of_crowd)
+    crowd_cover = np.zeros(len(predictions))
+    np.maximum.at(crowd_cover, crowds.first, crowds.of_first)
 
     shape = (1 + num_classes, len(thresholds))
     hits, alarms = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     object_counts, prediction_counts = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
     for row in range(1 + num_classes):
-        of_row = np.ones(len(predictions), dtype=bool) if row == 0 else predictions.classes == row - 1
-        true_of_row = np.ones(len(objects), dtype=bool) if row == 0 else object_classes == row - 1
+        of_row = (predictions.classes == row - 1) | (row == 0)
+        true_of_row = ((truth.classes == row - 1) | (row == 0)) & ~truth.crowd
         object_counts[row], prediction_counts[row] = true_of_row.sum(), of_row.sum()
-        pairs_of_row = pairs if row == 0 else pairs.restricted(of_row, true_of_row)
+        pairs_of_row = pairs.select(of_row[pairs.first] & true_of_row[pairs.second])
         for column, threshold in enumerate(thresholds):
             matched = match_pairs(pairs_of_row, threshold) >= 0
             hits[row, column] = matched.sum()

@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from detseg.coco.masks import Crop
 from detseg.errors import DataError
 from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.reader import FoundObjects, check_mask_size, objects_of_crops, path_name
 from detseg.images.reading import SUFFIXES, decode_label_image
+from detseg.structures.mask_crop import MaskCrop
 
 
 class ClassMasks(AnnotatedImages):
@@ -63,16 +63,16 @@ class ClassMasks(AnnotatedImages):
         crops, classes = [crop for crop, _ in found], [index for _, index in found]
         labels, crowd = [self.class_names[index] for index in classes], [False] * len(found)
         if self._ignore is not None and (mask == self._ignore).any():
-            crops, classes = [*crops, (mask == self._ignore, 0, 0)], [*classes, 0]
+            crops, classes = [*crops, MaskCrop(mask == self._ignore, 0, 0)], [*classes, 0]
             labels, crowd = [*labels, ""], [*crowd, True]
         return objects_of_crops(crops, height, width, classes=classes, labels=labels, crowd=crowd)
 
 
-def regions_of(mask: np.ndarray) -> list[Crop]:
-    """Return the 8-connected regions of a mask (H, W) bool, the uppermost first, as crops (h, w) bool, x0, y0."""
+def regions_of(mask: np.ndarray) -> list[MaskCrop]:
+    """Return the 8-connected regions of a mask (H, W) bool, the uppermost first."""
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
     crops = []
     for number in range(1, count):
         x0, y0, width, height = (int(value) for value in boxes[number, :4])
-        crops.append((labels[y0 : y0 + height, x0 : x0 + width] == number, x0, y0))
+        crops.append(MaskCrop(labels[y0 : y0 + height, x0 : x0 + width] == number, x0, y0))
     return crops

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.index import kind_of, shown
-from detseg.coco.masks import Crop, fill_polygons
+from detseg.coco.masks import fill_polygons
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.formats.annotated_images import AnnotatedImages
@@ -20,6 +20,7 @@ from detseg.formats.outlines import Polygon, trace_polygons
 from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.images.reading import SUFFIXES
 from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import MaskCrop
 
 OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
 # Classes of QuPath that end in a star are no objects: Ignore* is a region that nobody has labelled.
@@ -72,7 +73,7 @@ def read_features(
 
     Raises DataError where the file is no GeoJSON.
     """
-    crops: list[Crop] = []
+    crops: list[MaskCrop] = []
     labels: list[str] = []
     problems: list[str] = []
     for number, feature in enumerate(_features(data, where)):
@@ -84,7 +85,7 @@ def read_features(
             geometry = (feature.get("nucleusGeometry") if options.nuclei else None) or feature.get("geometry")
             polygons = _polygons(_object(geometry, "its geometry"))
             crop = fill_polygons([[_ring(ring) for ring in polygon] for polygon in polygons], height, width)
-            if not crop[0].any():
+            if not crop.mask.any():
                 raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
             crops.append(crop)
             labels.append(label)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detseg.coco.masks import Crop, fill_polygon
+from detseg.coco.masks import fill_polygon
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.formats.annotated_images import AnnotatedImages
@@ -19,6 +19,7 @@ from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
 from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import EMPTY, MaskCrop
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi
@@ -66,7 +67,7 @@ def read_roi_file(data: bytes, where: str, height: int, width: int) -> FoundObje
         raise DataError(
             f"{where}: has regions of several slices or points in time; save those of each as a file of its own"
         )
-    crops: list[Crop] = []
+    crops: list[MaskCrop] = []
     labels, problems = [], []
     for name, roi, problem in rois:
         try:
@@ -112,8 +113,8 @@ def _parse(data: bytes) -> tuple[ImagejRoi | None, str]:
         return None, f"is no region of ImageJ, or is cut off ({reason})"
 
 
-def fill_roi(roi: ImagejRoi, height: int, width: int) -> Crop:
-    """Return the pixels of an area of an image of height x width pixels, as a crop (h, w) bool, x0 and y0.
+def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
+    """Return the pixels of an area of an image of height x width pixels.
 
     Raises DataError for what is no area, lies outside or covers no pixel's centre.
     """
@@ -126,7 +127,7 @@ def fill_roi(roi: ImagejRoi, height: int, width: int) -> Crop:
         crop = _fill_oval(_box(roi), height, width)
     else:
         crop = fill_polygon(_rings(roi), height, width)
-    if not crop[0].any():
+    if not crop.mask.any():
         raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
     return crop
 
@@ -159,16 +160,16 @@ def _rings(roi: ImagejRoi) -> list[np.ndarray]:
     return rings
 
 
-def _fill_oval(box: tuple[float, float, float, float], height: int, width: int) -> Crop:
+def _fill_oval(box: tuple[float, float, float, float], height: int, width: int) -> MaskCrop:
     """Fill the ellipse within a box."""
     x0, y0, x1, y1 = box
     left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
     right, bottom = min(int(np.ceil(x1)), width), min(int(np.ceil(y1)), height)
     if left >= right or top >= bottom or x1 <= x0 or y1 <= y0:
-        return np.zeros((0, 0), dtype=bool), 0, 0
+        return EMPTY
     across = (np.arange(left, right) + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
     down = (np.arange(top, bottom) + 0.5 - (y0 + y1) / 2) / ((y1 - y0) / 2)
-    return down[:, None] ** 2 + across[None, :] ** 2 <= 1, left, top
+    return MaskCrop(down[:, None] ** 2 + across[None, :] ** 2 <= 1, left, top)
 
 
 # ImageJ: one zip of regions an image, which its ROI manager opens; holes and separate parts are kept.

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from detseg.coco.masks import Crop
 from detseg.errors import DataError
 from detseg.formats.file_sets import FolderFiles, ZipFiles, open_files
 from detseg.images.planes import SINGLE
 from detseg.images.reading import SUFFIXES, stored_facts
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
+from detseg.structures.mask_crop import MaskCrop
 
 
 @dataclass
@@ -153,7 +153,7 @@ def objects_of_labels(labels: np.ndarray, where: str, height: int, width: int) -
     return FoundObjects(rles, labels=[str(number) for number in numbers[numbers > 0]])
 
 
-def objects_of_crops(crops: Sequence[Crop], height: int, width: int, **further: Any) -> FoundObjects:
+def objects_of_crops(crops: Sequence[MaskCrop], height: int, width: int, **further: Any) -> FoundObjects:
     """Return the objects that crops show. further: other fields of `FoundObjects`."""
     return FoundObjects(rle_codec.encode_crops(crops, height, width), **further)
 

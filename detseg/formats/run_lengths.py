@@ -20,6 +20,7 @@ from detseg.files.table import Row, Table
 from detseg.formats.objects import ImageObjects
 from detseg.formats.reader import FoundObjects
 from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import crops_of_runs
 from detseg.structures.rle import Runs
 
 # Digits beyond this are no position in any image; int64 holds them.
@@ -77,9 +78,9 @@ def to_rles(
         widths=np.full(len(masks), sides[1], dtype=np.int64),
     )
     if not by_rows:
-        return rle_codec.encode_runs(runs, height, width)
+        return rle_codec.encode_runs(runs)
     # Crops are transposed, so that nothing as large as the image is made for a mask.
-    return rle_codec.encode_crops([(crop.T, y0, x0) for crop, x0, y0 in rle_codec.crops_of(runs)], height, width)
+    return rle_codec.encode_crops([(crop.T, y0, x0) for crop, x0, y0 in crops_of_runs(runs)], height, width)
 
 
 def to_texts(rles: Sequence[dict[str, Any]], height: int, width: int, *, by_rows: bool) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.fusion.masks import attach_masks
 from detseg.fusion.options import FusionOptions, check_weights
-from detseg.fusion.pairs import OverlapMeasure, Pairs
+from detseg.fusion.pairs import OverlapMeasure
 from detseg.fusion.pool import (
     Groups,
     Pool,
@@ -26,7 +26,7 @@ from detseg.fusion.pool import (
 from detseg.fusion.soft_masks import rescore
 from detseg.fusion.suppression import decay_scores, group_boxes, join_best, keep_best, mean_boxes
 from detseg.structures import Predictions
-from detseg.structures.bit_masks import BitMasks
+from detseg.structures.overlaps import BitMasks, Pairs
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:

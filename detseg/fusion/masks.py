@@ -20,8 +20,8 @@ from detseg.fusion.options import FusionOptions
 from detseg.fusion.pool import Groups, Pool
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.bit_masks import ColumnRuns, chunks_of
 from detseg.structures.predictions import fit_windows, soft_mask_windows
+from detseg.structures.runs import Runs, chunks_of
 
 # The largest weight; the smallest that counts is this many times smaller.
 FULL_WEIGHT = 2**16
@@ -110,15 +110,16 @@ class _Buffer:
         self._begins = self._ends - _pixels(windows)
         self._sums = np.zeros(int(self._ends[-1]), dtype=np.int64)
 
-    def add_runs(self, runs: ColumnRuns, groups: np.ndarray, weights: np.ndarray) -> None:
+    def add_runs(self, runs: Runs, groups: np.ndarray, weights: np.ndarray) -> None:
         """Add weight x 255 at the runs of M masks, to be called first. groups, weights: (M,)."""
-        if not len(runs.owner):
+        if not len(runs.starts):
             return
-        group, value = groups[runs.owner], weights[runs.owner] * 255
-        top_of_column = (runs.column - self._windows[group, 0]) * self._stride[group] - self._windows[group, 1]
-        begin = self._begins[group] + top_of_column + runs.top
+        group, value = groups[runs.owners], weights[runs.owners] * 255
+        column, top = np.divmod(runs.starts, runs.column_height)
+        top_of_column = (column - self._windows[group, 0]) * self._stride[group] - self._windows[group, 1]
+        begin = self._begins[group] + top_of_column + top
         np.add.at(self._sums, begin, value)
-        np.subtract.at(self._sums, begin + runs.bottom - runs.top, value)
+        np.subtract.at(self._sums, begin + runs.ends - runs.starts, value)
         np.cumsum(self._sums, out=self._sums)
 
     def add_crops(
@@ -146,8 +147,8 @@ class _Buffer:
         column, row = np.divmod(begin - self._begins[group], self._stride[group])
         position = (column + self._windows[group, 0]) * height + row + self._windows[group, 1]
         count = len(levels)
-        runs = rle_codec.Runs(position, position + end - begin, group, np.full(count, height), np.full(count, width))
-        return rle_codec.encode_runs(runs, height, width)
+        runs = Runs(position, position + end - begin, group, np.full(count, height), np.full(count, width))
+        return rle_codec.encode_runs(runs)
 
     def soft_masks(self, totals: np.ndarray) -> list[np.ndarray]:
         """Return the means (h, w) uint8 of all groups. totals: (K,) the sum of weights of each."""

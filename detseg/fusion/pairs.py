@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.structures.bit_masks import BitMasks
-from detseg.structures.overlaps import meeting_boxes
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """P pairs of detections with first[p] < second[p], (P,) int32 each: first is the better one."""
-
-    first: np.ndarray
-    second: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def select(self, keep: np.ndarray) -> Pairs:
-        return Pairs(self.first[keep], self.second[keep])
+from detseg.structures.overlaps import BitMasks, Pairs, meeting_boxes
 
 
 class OverlapMeasure:
@@ -53,9 +36,9 @@ class OverlapMeasure:
         groups: (N,) int64. above: (N,) float64.
         """
         found: list[tuple[np.ndarray, np.ndarray]] = []
-        for first, second in meeting_boxes(self._reach(), groups):
-            keep = self._at_most(first, second) > above[first]
-            found.append((first[keep].astype(np.int32), second[keep].astype(np.int32)))
+        for pairs in meeting_boxes(self._reach(), groups):
+            pairs = pairs.select(self._at_most(pairs.first, pairs.second) > above[pairs.first])
+            found.append((pairs.first.astype(np.int32), pairs.second.astype(np.int32)))
         if not found:
             return Pairs(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
         return Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
@@ -68,7 +51,7 @@ class OverlapMeasure:
         first, second = self._mask_of[pairs.first], self._mask_of[pairs.second]
         both = np.flatnonzero((first >= 0) & (second >= 0))
         first, second = first[both], second[both]
-        shared = self._masks.intersections(first, second)
+        shared = self._masks.shared_pixels(first, second)
         overlaps[both] = self._ratio(shared, self._masks.areas[first], self._masks.areas[second])
         return overlaps
 

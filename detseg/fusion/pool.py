@@ -13,8 +13,8 @@ from detseg.errors import DataError
 from detseg.fusion.options import FusionOptions
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.bit_masks import ColumnRuns, read_column_runs
 from detseg.structures.boxes import box_area, clip_boxes
+from detseg.structures.runs import Runs
 
 # The class of an image by vote, where images hold one kind of cell.
 
@@ -62,7 +62,7 @@ class Pool:
     rles: list[dict[str, Any]]
     soft_masks: list[np.ndarray | None]
     mask_boxes: np.ndarray
-    runs: ColumnRuns
+    runs: Runs
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -117,11 +117,11 @@ def gather(members: Sequence[Predictions], weights: Sequence[float], options: Fu
     order = np.lexsort((classes, *inside.T[::-1], -scores * weight))
     order = order[keep[order]]
     masked = order[has_mask[order]]
-    runs = read_column_runs([rles[index] for index in masked])
+    runs = rle_codec.read_runs([rles[index] for index in masked]).within_columns()
     empty = masked[runs.areas() == 0]
     if len(empty):
         order, masked = order[~np.isin(order, empty)], masked[~np.isin(masked, empty)]
-        runs = read_column_runs([rles[index] for index in masked])
+        runs = rle_codec.read_runs([rles[index] for index in masked]).within_columns()
     return Pool(
         height=first.height,
         width=first.width,

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from detseg.fusion.overlaps import score_order
-from detseg.fusion.pairs import OverlapMeasure, Pairs
+from detseg.fusion.pairs import OverlapMeasure
 from detseg.structures import Predictions
-from detseg.structures.bit_masks import BitMasks, read_column_runs
+from detseg.structures import rle as rle_codec
+from detseg.structures.overlaps import BitMasks, Pairs
 
 Overlaps = Callable[[Pairs], np.ndarray]
 
@@ -120,7 +121,7 @@ def overlapping_pairs(predictions: Predictions) -> tuple[Pairs, np.ndarray]:
 
 def mask_measure(predictions: Predictions) -> OverlapMeasure:
     """Return the IoUs of the masks of one image's predictions."""
-    masks = BitMasks(read_column_runs(predictions.rles))
+    masks = BitMasks(rle_codec.read_runs(predictions.rles))
     return OverlapMeasure("mask_iou", predictions.boxes, masks, np.arange(len(predictions)))
 
 

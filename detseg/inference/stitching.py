@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from detseg.inference.tile_pairs import ObjectsOfTiles, Pair, find_pairs
+from detseg.inference.tile_pairs import ObjectsOfTiles, TilePair, find_pairs
 from detseg.inference.tiling import Tile, TileAnswers, TileGrid
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import clip_boxes
+from detseg.structures.mask_crop import MaskCrop, union_of
 from detseg.structures.predictions import Predictions, move_window, soft_mask_window, soft_mask_windows
 
 AGREE = 0.5
@@ -63,10 +64,10 @@ def stitch(grid: TileGrid, answers: TileAnswers, *, rim: float = 1.0) -> Predict
     """
     objects = ObjectsOfTiles(grid, answers)
     facts: list[_Facts] = []
-    pairs: dict[tuple[int, int], list[Pair]] = {}
+    pairs: dict[tuple[int, int], list[TilePair]] = {}
     for tile in grid:
         shown = objects[tile.index]
-        depth = grid.depth(tile, np.concatenate([shown.boxes, shown.places]).astype(np.float64))
+        depth = grid.depth(tile, np.concatenate([shown.boxes, shown.masks.boxes()]).astype(np.float64))
         depth = np.minimum(*np.split(depth, 2))
         facts.append(_Facts(shown.boxes, shown.scores, shown.classes, depth, depth < rim))
         for other in grid.later_neighbours(tile):
@@ -79,12 +80,12 @@ def stitch(grid: TileGrid, answers: TileAnswers, *, rim: float = 1.0) -> Predict
 class _Decision:
     """Which objects stay, and which of them are pieces of one."""
 
-    def __init__(self, grid: TileGrid, facts: list[_Facts], pairs: dict[tuple[int, int], list[Pair]]) -> None:
+    def __init__(self, grid: TileGrid, facts: list[_Facts], pairs: dict[tuple[int, int], list[TilePair]]) -> None:
         self.grid = grid
         self.facts = facts
         self.pairs = pairs
         # Every object that shares pixels with one of another tile -> these, with the pair.
-        self.near: dict[Place, list[tuple[Place, Pair]]] = defaultdict(list)
+        self.near: dict[Place, list[tuple[Place, TilePair]]] = defaultdict(list)
         for (a, b), found in pairs.items():
             for pair in found:
                 self.near[a, pair.first].append(((b, pair.second), pair))
@@ -128,7 +129,7 @@ class _Decision:
             groups[root(place)].append(place)
         yield from groups.values()
 
-    def _one_to_one(self, a: int, b: int, found: Iterable[Pair]) -> Iterator[Pair]:
+    def _one_to_one(self, a: int, b: int, found: Iterable[TilePair]) -> Iterator[TilePair]:
         """Pairs that agree, the best first, of one class; of pieces that both tiles cut, any class after that."""
         agreeing = sorted((pair for pair in found if pair.agreement >= AGREE), key=lambda pair: -pair.agreement)
         firsts: set[int] = set()
@@ -145,10 +146,10 @@ class _Decision:
             if pair.cover_in_common >= INSIDE and self._both_cut(a, b, pair) and self._one_class(a, b, pair):
                 yield pair
 
-    def _both_cut(self, a: int, b: int, pair: Pair) -> bool:
+    def _both_cut(self, a: int, b: int, pair: TilePair) -> bool:
         return bool(self.facts[a].is_cut[pair.first] and self.facts[b].is_cut[pair.second])
 
-    def _one_class(self, a: int, b: int, pair: Pair) -> bool:
+    def _one_class(self, a: int, b: int, pair: TilePair) -> bool:
         return bool(self.facts[a].classes[pair.first] == self.facts[b].classes[pair.second])
 
     def _representation(self, group: list[Place]) -> list[Place]:
@@ -257,7 +258,7 @@ class _Assembly:
         self.classes = np.zeros(count, dtype=np.int64)
         self.rles: list[Any] | None = [None] * count
         self.soft: list[Any] | None = [None] * count
-        self._masks: dict[int, list[tuple[np.ndarray, int, int]]] = defaultdict(list)
+        self._masks: dict[int, list[MaskCrop]] = defaultdict(list)
         self._probabilities: dict[int, list[tuple[np.ndarray, tuple[int, ...]]]] = defaultdict(list)
 
     def add(self, numbers: Sequence[int], tile: Tile, answer: Predictions) -> None:
@@ -271,8 +272,8 @@ class _Assembly:
         if answer.rles is None:
             self.rles = None
         else:
-            for number, (crop, x0, y0) in zip(numbers, rle_codec.decode_crops(answer.rles), strict=True):
-                self._masks[number].append((crop, x0 + tile.x0, y0 + tile.y0))
+            for number, crop in zip(numbers, rle_codec.decode_crops(answer.rles), strict=True):
+                self._masks[number].append(crop.moved(tile.x0, tile.y0))
         if answer.soft_masks is None:
             self.soft = None
         else:
@@ -283,7 +284,7 @@ class _Assembly:
     def finish(self, numbers: Sequence[int]) -> None:
         """No more pieces come for these."""
         if self.rles is not None:
-            masks = [_joined(self._masks.pop(number)) for number in numbers]
+            masks = [union_of(self._masks.pop(number)) for number in numbers]
             for number, rle in zip(numbers, rle_codec.encode_crops(masks, *self.size), strict=True):
                 self.rles[number] = rle
         if self.soft is not None:
@@ -305,16 +306,3 @@ class _Assembly:
             None if self.rles is None else [self.rles[index] for index in order],
             None if self.soft is None else [self.soft[index] for index in order],
         )
-
-
-def _joined(pieces: list[tuple[np.ndarray, int, int]]) -> tuple[np.ndarray, int, int]:
-    """The union of masks."""
-    if len(pieces) == 1:
-        return pieces[0]
-    x0, y0 = min(x for _, x, _ in pieces), min(y for _, _, y in pieces)
-    x1 = max(x + crop.shape[1] for crop, x, _ in pieces)
-    y1 = max(y + crop.shape[0] for crop, _, y in pieces)
-    union = np.zeros((y1 - y0, x1 - x0), dtype=bool)
-    for crop, x, y in pieces:
-        union[y - y0 : y - y0 + crop.shape[0], x - x0 : x - x0 + crop.shape[1]] |= crop
-    return union, x0, y0

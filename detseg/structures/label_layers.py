@@ -15,9 +15,9 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
-
-# Runs that overlap, for each run there is, up to which pairs of them are listed: 32 bytes a pair.
-_MOST_OVERLAPS = 16
+from detseg.structures.mask_crop import runs_of_crops
+from detseg.structures.overlaps import Overlaps, shared_pixels
+from detseg.structures.runs import Runs
 
 
 class LabelLayers:
@@ -70,8 +70,8 @@ class LabelLayers:
         masks = np.asarray(masks, dtype=bool)
         if masks.ndim != 3:
             raise DataError(f"masks have the axes (object, height, width), but this array has the shape {masks.shape}")
-        crops = [(mask, 0, 0) for mask in masks]
-        return cls._from_crops(crops, masks.shape[1], masks.shape[2])
+        height, width = masks.shape[1:]
+        return cls._from_runs(runs_of_crops([(mask, 0, 0) for mask in masks], height, width), height, width)
 
     @classmethod
     def from_rles(cls, rles: Sequence[Mapping[str, Any]], height: int, width: int) -> LabelLayers:
@@ -86,11 +86,11 @@ class LabelLayers:
                 f"mask {other[0]} was made for an image of {[int(runs.heights[other[0]]), int(runs.widths[other[0]])]} "
                 f"(height, width), but the image has {[height, width]}"
             )
-        pairs = _overlapping_pairs(runs)
-        if pairs is None:
-            crops = rle_codec.crops_of(runs)
-            return cls._from_crops(crops, height, width)
-        layer_of = _color(pairs, len(rles))
+        return cls._from_runs(runs, height, width)
+
+    @classmethod
+    def _from_runs(cls, runs: Runs, height: int, width: int) -> LabelLayers:
+        layer_of = _color(shared_pixels(runs), len(runs))
         layers = np.empty((int(layer_of.max(initial=0)) + 1, height, width), dtype=np.int32)
         for number, layer in enumerate(layers):
             inside = layer_of[runs.owners] == number
@@ -101,12 +101,7 @@ class LabelLayers:
             steps[runs.starts[inside]] += ids
             steps[runs.ends[inside]] -= ids
             layer[...] = np.cumsum(steps[:-1], dtype=np.int32).reshape(width, height).T
-        return cls(layers, len(rles))
-
-    @classmethod
-    def _from_crops(cls, crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> LabelLayers:
-        """Make layers from crops (crop, x0, y0); crop n gets the id n + 1."""
-        return cls(_place(crops, height, width), len(crops))
+        return cls(layers, len(runs))
 
     @property
     def num_layers(self) -> int:
@@ -223,50 +218,11 @@ class LabelLayers:
         return rles
 
 
-def _place(crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> np.ndarray:
-    """Greedy colouring: every object goes to the first layer in which its pixels are free.
-
-    crops: (crop, x0, y0) of every object; crop n gets the label n + 1. Returns (L, height, width) int32.
-    """
-    layers = [np.zeros((height, width), dtype=np.int32)]
-    for label, (crop, x0, y0) in enumerate(crops, start=1):
-        window = (slice(y0, y0 + crop.shape[0]), slice(x0, x0 + crop.shape[1]))
-        for layer in layers:
-            if not layer[window][crop].any():
-                break
-        else:
-            layer = np.zeros((height, width), dtype=np.int32)
-            layers.append(layer)
-        layer[window][crop] = label
-    return np.stack(layers)
-
-
-def _overlapping_pairs(runs: rle_codec.Runs) -> np.ndarray | None:
-    """Return pairs (P, 2) int64 of objects that share a pixel, ascending; None where the runs overlap too often.
-
-    The latter is where objects lie upon each other in heaps: comparing crops takes less memory then.
-    """
-    order = np.argsort(runs.starts, kind="stable")
-    starts, ends, owners = runs.starts[order], runs.ends[order], runs.owners[order]
-    # Behind every run come those that begin before it ends.
-    first = np.arange(1, len(starts) + 1)
-    counts = np.searchsorted(starts, ends, side="left") - first
-    total = int(counts.sum())
-    if total > _MOST_OVERLAPS * max(len(starts), 1):
-        return None
-    left = np.repeat(np.arange(len(starts)), counts)
-    right = np.arange(total) + np.repeat(first - np.cumsum(counts) + counts, counts)
-    pairs = np.sort(np.stack([owners[left], owners[right]], axis=1), axis=1)
-    # One number a pair is sorted several times as fast as rows.
-    keys = np.unique(pairs[:, 0] * len(runs) + pairs[:, 1])
-    return np.stack(np.divmod(keys, max(len(runs), 1)), axis=1)
-
-
-def _color(pairs: np.ndarray, count: int) -> np.ndarray:
+def _color(pairs: Overlaps, count: int) -> np.ndarray:
     """Greedy colouring: return the layer (N,) int64 of each object, the first that no overlapping one before has."""
     layer_of = np.zeros(count, dtype=np.int64)
     earlier: dict[int, list[int]] = {}
-    for first, second in pairs.tolist():
+    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
         earlier.setdefault(second, []).append(first)
     for index in sorted(earlier):
         taken = {int(layer_of[other]) for other in earlier[index]}

@@ -6,26 +6,25 @@ holds the lengths of the runs of zeros and ones in turn, zeros first, compressed
 pycocotools are identical. Unlike those of pycocotools, the readers here check what they read: a hostile string ends in
 `DataError`, never in memory that belongs to something else.
 
-Symbols: N masks, R runs, `start` and `end` positions in the column-major order of the whole image, half-open.
+Symbols: N masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.structures.mask_crop import MaskCrop, crops_of_runs, runs_of_crops
 from detseg.structures.rle_text import compress_many, decompress_many
+from detseg.structures.runs import Runs, fill_runs
 
 RLE = dict[str, Any]
 
 # No image has more pixels than this; a larger claim is a broken or hostile file.
 MAX_PIXELS = 2**38
-# The largest mask or crop that is made in memory, 2 GiB: a few characters of text can claim any size.
-MAX_DECODED = 2**31
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
@@ -46,33 +45,7 @@ def encode_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> 
 
 def encode_crops(crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> list[RLE]:
     """`encode_crop` for many crops (crop, x0, y0) of one image; what they share is done at once."""
-    nothing = np.zeros(0, dtype=np.int64)
-    runs = [_crop_runs(np.asarray(crop), x0, y0, height, width) for crop, x0, y0 in crops]
-    starts = np.concatenate([nothing, *(start for start, _ in runs)])
-    ends = np.concatenate([nothing, *(end for _, end in runs)])
-    owners = np.repeat(np.arange(len(runs)), [len(start) for start, _ in runs])
-    return _from_runs(starts, ends, owners, len(runs), height, width)
-
-
-def _crop_runs(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return starts and ends of the runs of one crop, in the column-major order of the whole image."""
-    crop_height, crop_width = crop.shape
-    if x0 < 0 or y0 < 0 or x0 + crop_width > width or y0 + crop_height > height:
-        raise DataError(
-            f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} leaves the image of {height} x {width}"
-        )
-    # One row of zeros below every column keeps runs of neighbouring columns apart; one zero goes before the first.
-    flat = np.zeros(crop_width * (crop_height + 1) + 1, dtype=bool)
-    flat[1:].reshape(crop_width, crop_height + 1)[:, :crop_height] = crop.T
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    column, row = np.divmod(changes, crop_height + 1)
-    positions = (column + x0) * height + row + y0
-    starts, ends = positions[0::2], positions[1::2]
-    if crop_height == height:
-        # Runs that reach the bottom row and go on at the top of the next column are one run.
-        joined = np.flatnonzero(starts[1:] == ends[:-1])
-        starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
-    return starts, ends
+    return encode_runs(runs_of_crops(crops, height, width))
 
 
 def encode_labels(labels: np.ndarray, count: int) -> list[RLE]:
@@ -82,36 +55,28 @@ def encode_labels(labels: np.ndarray, count: int) -> list[RLE]:
     """
     height, width = labels.shape
     flat = np.ascontiguousarray(np.asarray(labels).T).ravel()
-    starts, ends, values = _label_runs(flat)
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: len(flat)])
+    ends, values = np.append(starts, len(flat))[1:], flat[starts]
     inside = (values > 0) & (values <= count)
     starts, ends, owners = starts[inside], ends[inside], values[inside].astype(np.int64) - 1
     order = np.argsort(owners, kind="stable")
-    return _from_runs(starts[order], ends[order], owners[order], count, height, width)
+    return encode_runs(Runs(starts[order], ends[order], owners[order], np.full(count, height), np.full(count, width)))
 
 
-def _label_runs(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return start, end and value of every run of equal values in a flat array."""
-    if len(flat) == 0:
-        nothing = np.zeros(0, dtype=np.int64)
-        return nothing, nothing, flat[:0]
-    boundaries = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    starts = np.concatenate([[0], boundaries])
-    ends = np.concatenate([boundaries, [len(flat)]])
-    return starts, ends, flat[starts]
-
-
-def _from_runs(
-    starts: np.ndarray, ends: np.ndarray, owners: np.ndarray, count: int, height: int, width: int
-) -> list[RLE]:
-    """Compress the runs of ones of `count` masks; runs are sorted by owner and position and do not touch."""
-    total = height * width
+def encode_runs(runs: Runs) -> list[RLE]:
+    """Encode masks given as runs; runs of one mask that touch become one."""
+    touch = (runs.starts[1:] == runs.ends[:-1]) & (runs.owners[1:] == runs.owners[:-1])
+    number = len(runs.starts)
+    is_first, is_last = np.append(True, ~touch)[:number], np.append(~touch, True)[:number]
+    starts, ends, owners = runs.starts[is_first], runs.ends[is_last], runs.owners[is_last]
+    count, total = len(runs), runs.heights * runs.widths
     runs_each = np.bincount(owners, minlength=count)
     first = np.concatenate([[0], np.cumsum(runs_each)])
     # A mask of r runs has 2 r counts, and one more where zeros follow its last run.
     last_end = np.zeros(count, dtype=np.int64)
     filled = runs_each > 0
     last_end[filled] = ends[first[1:][filled] - 1]
-    tail = (last_end < total) | ~filled
+    tail = (last_end < total) | ~filled  # an image without pixels has one count, 0
     lengths = 2 * runs_each + tail
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     counts = np.zeros(offsets[-1], dtype=np.int64)
@@ -122,32 +87,8 @@ def _from_runs(
     counts[position] = starts - previous_end
     counts[position + 1] = ends - starts
     counts[(offsets[1:] - 1)[tail]] = (total - last_end)[tail]
-    return [{"size": [height, width], "counts": text} for text in compress_many(counts, lengths)]
-
-
-@dataclass(frozen=True)
-class Runs:
-    """The runs of ones of N masks of images height[n] x width[n].
-
-    starts, ends, owners: (R,) int64, sorted by owner and position; empty runs are left out.
-    """
-
-    starts: np.ndarray
-    ends: np.ndarray
-    owners: np.ndarray
-    heights: np.ndarray
-    widths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.heights)
-
-
-def encode_runs(runs: Runs, height: int, width: int) -> list[RLE]:
-    """Encode the runs of masks that all have height x width pixels; runs of one mask that touch become one."""
-    touch = (runs.starts[1:] == runs.ends[:-1]) & (runs.owners[1:] == runs.owners[:-1])
-    count = len(runs.starts)
-    is_first, is_last = np.append(True, ~touch)[:count], np.append(~touch, True)[:count]
-    return _from_runs(runs.starts[is_first], runs.ends[is_last], runs.owners[is_last], len(runs), height, width)
+    sizes = np.stack([runs.heights, runs.widths], axis=1).tolist()
+    return [{"size": size, "counts": text} for size, text in zip(sizes, compress_many(counts, lengths), strict=True)]
 
 
 def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
@@ -197,7 +138,7 @@ def _size_of(rle: Mapping[str, Any], index: int) -> tuple[int, int]:
 
 
 def _read_counts(rles: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of all RLEs behind each other (int64) and the number of counts of each."""
+    """Return the counts of all RLEs concatenated (int64) and the number of counts of each."""
     texts: list[bytes] = []
     for index, rle in enumerate(rles):
         counts = rle["counts"]
@@ -226,11 +167,6 @@ def compress_counts(counts: Sequence[int] | np.ndarray) -> bytes:
     return compress_many(array, np.array([len(array)]))[0]
 
 
-def decompress_counts(text: bytes | str) -> np.ndarray:
-    """Return the run lengths (R,) int64, zeros first, of COCO's compressed text."""
-    return _read_counts([{"counts": text}])[0]
-
-
 def validate(rle: Mapping[str, Any]) -> None:
     """Raise DataError, saying why, where `rle` is not a well-formed COCO RLE."""
     read_runs([rle])
@@ -240,88 +176,30 @@ def decode(rle: Mapping[str, Any]) -> np.ndarray:
     """Decode to a mask (H, W) bool."""
     runs = read_runs([rle])
     height, width = int(runs.heights[0]), int(runs.widths[0])
-    return _fill(runs.starts, runs.ends, height * width).reshape(width, height).T
+    return fill_runs(runs.starts, runs.ends, height * width).reshape(width, height).T
 
 
-def decode_crop(rle: Mapping[str, Any]) -> tuple[np.ndarray, int, int]:
-    """Decode to the smallest crop (h, w) bool that holds the mask, and the x0 and y0 of its upper left pixel.
-
-    An empty mask gives a crop of shape (0, 0) at (0, 0).
-    """
+def decode_crop(rle: Mapping[str, Any]) -> MaskCrop:
+    """Decode to the smallest crop that holds the mask; an empty mask gives a crop of shape (0, 0) at (0, 0)."""
     return decode_crops([rle])[0]
 
 
-def decode_crops(rles: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray, int, int]]:
+def decode_crops(rles: Sequence[Mapping[str, Any]]) -> list[MaskCrop]:
     """`decode_crop` for many masks; what they share is read at once."""
-    return crops_of(read_runs(rles))
-
-
-def crops_of(runs: Runs) -> list[tuple[np.ndarray, int, int]]:
-    """`decode_crops` for runs that are read already."""
-    boxes = _boxes_of(runs)
-    bounds = np.searchsorted(runs.owners, np.arange(len(runs) + 1))
-    crops = []
-    for index, (x0, y0, x1, y1) in enumerate(boxes):
-        if x1 <= x0:
-            crops.append((np.zeros((0, 0), dtype=bool), 0, 0))
-            continue
-        inside = slice(bounds[index], bounds[index + 1])
-        starts, lengths = runs.starts[inside], runs.ends[inside] - runs.starts[inside]
-        column, row = np.divmod(starts, runs.heights[index])
-        crop_starts = (column - x0) * (y1 - y0) + row - y0
-        flat = _fill(crop_starts, crop_starts + lengths, int((y1 - y0) * (x1 - x0)))
-        crops.append((flat.reshape(x1 - x0, y1 - y0).T, int(x0), int(y0)))
-    return crops
-
-
-def _fill(starts: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
-    """Return a flat bool array of `length` that is True inside the runs."""
-    if length > MAX_DECODED:
-        raise DataError(
-            f"a mask of {length} pixels is not decoded, the limit is {MAX_DECODED}: is the size of its RLE right?"
-        )
-    steps = np.zeros(length + 1, dtype=np.int8)
-    steps[starts] += 1
-    steps[ends] -= 1
-    return np.cumsum(steps[:-1], dtype=np.int8).view(bool)
+    return crops_of_runs(read_runs(rles))
 
 
 def area(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return the number of pixels (N,) int64 of every mask."""
-    runs = read_runs(rles)
-    cumulated = np.concatenate([[0], np.cumsum(runs.ends - runs.starts)])
-    bounds = np.searchsorted(runs.owners, np.arange(len(rles) + 1))
-    return cumulated[bounds[1:]] - cumulated[bounds[:-1]]
+    return read_runs(rles).areas()
 
 
 def bounding_boxes(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return the tight half-open boxes (N, 4) float32 XYXY of the masks; zeros for an empty one."""
-    return _boxes_of(read_runs(rles)).astype(np.float32)
+    return read_runs(rles).boxes().astype(np.float32)
 
 
-def _boxes_of(runs: Runs) -> np.ndarray:
-    """Return tight half-open boxes (N, 4) int64; zeros for empty masks."""
-    height = runs.heights[runs.owners]
-    first_column, first_row = np.divmod(runs.starts, np.maximum(height, 1))
-    last_column, last_row = np.divmod(runs.ends - 1, np.maximum(height, 1))
-    # A run over several columns leaves one at the bottom and enters the next at the top.
-    wraps = last_column > first_column
-    first_row = np.where(wraps, 0, first_row)
-    last_row = np.where(wraps, height - 1, last_row)
-    count = len(runs)
-    boxes = np.zeros((count, 4), dtype=np.int64)
-    boxes[:, :2] = np.iinfo(np.int64).max
-    np.minimum.at(boxes[:, 0], runs.owners, first_column)
-    np.minimum.at(boxes[:, 1], runs.owners, first_row)
-    np.maximum.at(boxes[:, 2], runs.owners, last_column + 1)
-    np.maximum.at(boxes[:, 3], runs.owners, last_row + 1)
-    boxes[boxes[:, 2] == 0] = 0
-    return boxes
-
-
-# Run-lengths turned and mirrored exactly, without full-size masks.
-#
-# Symbols as in rle.py: runs lie in the column-major order of an image of height x width, half-open.
+# Masks mirrored and transposed exactly, without full-size masks.
 
 
 def mirror_rles(
@@ -333,34 +211,19 @@ def mirror_rles(
     """
     if not rles:
         return []
-    columns = _by_columns(read_runs(rles))
-    column, first = np.divmod(columns.starts, height)
-    length = columns.ends - columns.starts
+    runs = read_runs(rles).within_columns()
+    column, first = np.divmod(runs.starts, height)
+    length = runs.ends - runs.starts
     if flip_x:
         column = width - 1 - column
     if flip_y:
         first = height - first - length
     starts = column * height + first
-    order = np.argsort(columns.owners * (height * width) + starts, kind="stable")
+    order = np.argsort(runs.owners * (height * width) + starts, kind="stable")
     starts, length = starts[order], length[order]
-    return encode_runs(Runs(starts, starts + length, columns.owners, columns.heights, columns.widths), height, width)
+    return encode_runs(Runs(starts, starts + length, runs.owners, runs.heights, runs.widths))
 
 
 def transpose_rles(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> list[RLE]:
-    """Exchange x and y of N masks of one image, height x width; the answer is of width x height."""
-    crops = crops_of(read_runs(rles)) if rles else []
-    return encode_crops([(crop.T, y0, x0) for crop, x0, y0 in crops], width, height)
-
-
-def _by_columns(runs: Runs) -> Runs:
-    """Cut runs that go on from one column into the next, so that every run lies in one column."""
-    height = runs.heights[runs.owners]
-    first, last = runs.starts // height, (runs.ends - 1) // height
-    pieces = last - first + 1
-    if (pieces == 1).all():
-        return runs
-    number = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    top = (np.repeat(first, pieces) + number) * np.repeat(height, pieces)
-    starts = np.maximum(np.repeat(runs.starts, pieces), top)
-    ends = np.minimum(np.repeat(runs.ends, pieces), top + np.repeat(height, pieces))
-    return Runs(starts, ends, np.repeat(runs.owners, pieces), runs.heights, runs.widths)
+    """Exchange x and y of N masks of one image, height x width; the result is of width x height."""
+    return encode_crops([(crop.T, y0, x0) for crop, x0, y0 in decode_crops(rles)], width, height)

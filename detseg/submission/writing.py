@@ -13,7 +13,7 @@ from detseg.files.atomic import written_whole
 from detseg.fusion.overlaps import resolve_overlaps
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.bit_masks import read_column_runs
+from detseg.structures.overlaps import are_disjoint
 from detseg.submission.formats import CsvFormat, SubmissionImage, name_of
 from detseg.submission.reading import read_submission
 
@@ -85,11 +85,7 @@ def write_submission(
 
 def overlap(predictions: Predictions) -> bool:
     """Whether any pixel lies in two masks of the image."""
-    runs = read_column_runs(predictions.rles)
-    starts = runs.column * predictions.height + runs.top
-    ends = runs.column * predictions.height + runs.bottom
-    order = starts.argsort(kind="stable")
-    return bool((ends[order][:-1] > starts[order][1:]).any())
+    return not are_disjoint(rle_codec.read_runs(predictions.rles))
 
 
 def _problem(
@@ -131,6 +127,6 @@ def _compare(
         raise RunError("the written submission is not valid:\n" + list_problems(back.problems))
     for name, rles in masks.items():
         # Other programs' run-lengths may say the same in another way; those that were read are as detseg writes them.
-        meant = rle_codec.encode_runs(rle_codec.read_runs(rles), images[name].height, images[name].width)
+        meant = rle_codec.encode_runs(rle_codec.read_runs(rles))
         if [rle["counts"] for rle in meant] != [rle["counts"] for rle in back.masks[name]]:
             raise RunError(f"the written submission does not hold the masks of image {name}; report this as a fault")

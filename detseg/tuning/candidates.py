@@ -23,13 +23,12 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.evaluation.ground_truth import ImageTruth
 from detseg.evaluation.object_ap import IOU_THRESHOLDS, ObjectCounts
-from detseg.fusion.atoms import find_atoms
 from detseg.fusion.overlaps import score_order
-from detseg.fusion.pairs import Pairs
 from detseg.fusion.postprocess import Postprocess
 from detseg.fusion.suppression import keep_best, overlapping_pairs
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.structures.overlaps import Pairs, find_regions
 
 # Scores that are a sum over images divided by another.
 OBJECT_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
@@ -199,13 +198,13 @@ def _columns_of_image(truth: ImageTruth, predictions: Predictions, duplicates: b
         )
     image = predictions.select(score_order(predictions.scores))
     count, width = len(image), max(len(truth.rles), 1)
-    partition = find_atoms([*image.rles, *truth.rles])
+    partition = find_regions(rle_codec.read_runs([*image.rles, *truth.rles]))
     predicted = partition.entry_mask < count
-    region, candidate = partition.entry_atom[predicted], partition.entry_mask[predicted]
+    region, candidate = partition.entry_region[predicted], partition.entry_mask[predicted]
     area = partition.areas[region]
 
     # Every entry together with every object on its region; those of one candidate and one object are a pair.
-    truth_region, truth_mask = partition.entry_atom[~predicted], partition.entry_mask[~predicted] - count
+    truth_region, truth_mask = partition.entry_region[~predicted], partition.entry_mask[~predicted] - count
     begin = np.searchsorted(truth_region, region, side="left")
     number = np.searchsorted(truth_region, region, side="right") - begin
     entry = np.repeat(np.arange(len(region)), number)

@@ -16,15 +16,17 @@ from detseg.curation.repair.masks import (
     far_groups,
     filled,
     filled_where_free,
-    hole_areas,
     is_speck,
+    label_holes,
     majority_class,
     one_class_hint,
     pieces_of,
 )
+from detseg.curation.repair.overlaps import covered, near_duplicates, nested
 from detseg.curation.repair.rules import NOTHING, RepairRules
 from detseg.errors import DataError
-from detseg.structures.overlaps import covered, find_overlaps, near_duplicates, nested
+from detseg.structures.mask_crop import MaskCrop, runs_of_crops
+from detseg.structures.overlaps import Overlaps, shared_pixels
 
 masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 
@@ -39,30 +41,35 @@ def same(mask: np.ndarray, *rows: str) -> None:
     assert np.array_equal(mask, drawn(*rows)), f"found\n{found}"
 
 
+def hole_areas(mask: np.ndarray) -> list[int]:
+    labels, count = label_holes(mask)
+    return [int((labels == number).sum()) for number in range(1, count + 1)]
+
+
 def test_holes_are_counted_apart():
     assert sorted(hole_areas(drawn("#######", "#.#...#", "#######"))) == [1, 3]
-    assert hole_areas(drawn("###", "#..", "###")).tolist() == [], "open to the border: no hole"
-    assert hole_areas(np.ones((3, 3), dtype=bool)).tolist() == []
+    assert hole_areas(drawn("###", "#..", "###")) == [], "open to the border: no hole"
+    assert hole_areas(np.ones((3, 3), dtype=bool)) == []
 
 
 @given(masks)
 def test_filling_is_scipys(mask: np.ndarray):
     assert np.array_equal(filled(mask), ndimage.binary_fill_holes(mask))
-    assert hole_areas(mask).sum() == (ndimage.binary_fill_holes(mask) & ~mask).sum()
+    assert sum(hole_areas(mask)) == (ndimage.binary_fill_holes(mask) & ~mask).sum()
 
 
 def test_a_hole_stays_for_the_object_in_it_and_not_for_one_that_crosses():
     ring = drawn("#########", "#..#....#", "#..#....#", "#########")
-    inside = (np.ones((2, 2), dtype=bool), 1, 1)
-    crossing = (np.ones((4, 1), dtype=bool), 5, 0)  # half of its pixels lie in the hole: it counts as lying there
-    longer = (np.ones((5, 1), dtype=bool), 5, 0)
-    mask, left = filled_where_free((ring, 0, 0), [inside, longer])
+    inside = box(1, 1, 2, 2)
+    crossing = box(5, 0, 1, 4)  # half of its pixels lie in the hole: it counts as lying there
+    longer = box(5, 0, 1, 5)
+    mask, left = filled_where_free(MaskCrop(ring, 0, 0), [inside, longer])
     same(mask, "#########", "#..######", "#..######", "#########")
     assert left
-    mask, left = filled_where_free((ring, 0, 0), [crossing])
+    mask, left = filled_where_free(MaskCrop(ring, 0, 0), [crossing])
     same(mask, "#########", "####....#", "####....#", "#########")
     assert left
-    mask, left = filled_where_free((ring, 0, 0), [])
+    mask, left = filled_where_free(MaskCrop(ring, 0, 0), [])
     assert mask.all()
     assert not left
 
@@ -136,46 +143,33 @@ def test_pieces_far_away_are_other_objects_and_chains_join():
     assert len(far_groups(pieces_of(mask), 10.0)) == 1
 
 
-def box(x0: int, y0: int, wide: int, high: int) -> tuple[np.ndarray, int, int]:
-    return np.ones((high, wide), dtype=bool), x0, y0
+def box(x0: int, y0: int, wide: int, high: int) -> MaskCrop:
+    return MaskCrop(np.ones((high, wide), dtype=bool), x0, y0)
+
+
+def overlaps_of(crops: list[MaskCrop]) -> Overlaps:
+    return shared_pixels(runs_of_crops(crops, 30, 30))
 
 
 def test_overlaps_are_counted_by_pixels():
     crops = [box(0, 0, 10, 10), box(5, 5, 10, 10), box(2, 2, 4, 4), box(10, 0, 3, 3), box(0, 0, 10, 9)]
-    overlaps = find_overlaps(crops)
+    overlaps = overlaps_of(crops)
     pairs = list(zip(overlaps.first.tolist(), overlaps.second.tolist(), overlaps.pixels.tolist(), strict=True))
     assert pairs == [(0, 1, 25), (0, 2, 16), (0, 4, 90), (1, 2, 1), (1, 4, 20), (2, 4, 16)]
     assert overlaps.iou[:3].tolist() == [25 / 175, 16 / 100, 0.9]
     assert overlaps.of_smaller[:3].tolist() == [0.25, 1.0, 1.0]
-    assert len(find_overlaps(crops, at_least=0.3)) == 3
-    assert len(find_overlaps([])) == 0
-
-
-@given(st.lists(st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 9)] * 2), max_size=12))
-def test_overlaps_are_those_of_all_pairs(shapes: list[tuple[int, int, int, int]]):
-    crops = [box(*shape) for shape in shapes]
-    full = np.zeros((len(crops), 24, 24), dtype=bool)
-    for mask, (_, x0, y0), (_, _, wide, high) in zip(full, crops, shapes, strict=True):
-        mask[y0 : y0 + high, x0 : x0 + wide] = True
-    expected = {
-        (i, j): int((full[i] & full[j]).sum())
-        for i in range(len(crops))
-        for j in range(i + 1, len(crops))
-        if (full[i] & full[j]).any()
-    }
-    found = find_overlaps(crops)
-    assert dict(zip(zip(found.first, found.second, strict=True), found.pixels, strict=True)) == expected
+    assert len(overlaps_of([])) == 0
 
 
 def test_of_duplicates_the_largest_stays_and_chains_do_not_run_on():
     crops = [box(0, 0, 10, 10), box(1, 0, 10, 10), box(0, 0, 10, 11), box(2, 0, 10, 10), box(0, 0, 10, 11)]
-    pairs = near_duplicates(find_overlaps(crops), 0.76)
+    pairs = near_duplicates(overlaps_of(crops), 0.76)
     assert pairs == [(2, 0), (2, 4), (1, 3)]
 
 
 def test_nested_masks_are_of_one_class():
     crops = [box(0, 0, 10, 10), box(1, 1, 3, 3), box(5, 5, 3, 3), box(9, 9, 4, 4), box(2, 2, 1, 1)]
-    found = nested(find_overlaps(crops), np.array([0, 0, 1, 0, 0]), 0.95)
+    found = nested(overlaps_of(crops), np.array([0, 0, 1, 0, 0]), 0.95)
     assert found == {0: [1, 4], 1: [4]}
     assert covered(crops[0], [crops[1], crops[4], box(20, 20, 2, 2)]) == 0.09
 

@@ -9,8 +9,9 @@ import pytest
 from scoring_cases import predictions_of, random_case, rectangle, truth_of, without_masks
 
 from detseg.errors import DataError
-from detseg.evaluation.object_ap import IOU_THRESHOLDS, count_objects, match_pairs, pair_ious, summarize_objects
+from detseg.evaluation.object_ap import IOU_THRESHOLDS, count_objects, match_pairs, summarize_objects
 from detseg.structures import rle as rle_codec
+from detseg.structures.overlaps import shared_pixels
 
 
 def scores_of(truth, predictions, classes=1, row=0):
@@ -156,29 +157,10 @@ def test_the_order_of_predictions_does_not_matter(seed):
     assert np.array_equal(first.false_alarms, second.false_alarms)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_pair_ious_equal_full_size_masks(seed, monkeypatch):
-    ground_truth, predictions = random_case(seed, images=1, objects=20)
-    truth, found = ground_truth.images[0], predictions[0]
-    expected = np.zeros((len(found), len(truth.rles)))
-    for row, first in enumerate(found.rles):
-        for column, second in enumerate(truth.rles):
-            a, b = rle_codec.decode(first), rle_codec.decode(second)
-            expected[row, column] = np.logical_and(a, b).sum() / np.logical_or(a, b).sum()
-    # Tables of a single row at a time give the same pairs as one table.
-    for entries in (4_000_000, 1):
-        monkeypatch.setattr("detseg.evaluation.object_ap.TABLE_ENTRIES", entries)
-        pairs = pair_ious(found.rles, truth.rles)
-        table = np.zeros_like(expected)
-        table[pairs.prediction, pairs.truth] = pairs.iou
-        assert np.array_equal(table, expected)
-        assert len(pairs.iou) == np.count_nonzero(expected)
-
-
 @pytest.mark.parametrize(("found", "objects"), [(0, 0), (0, 2), (2, 0)])
 def test_pairs_of_nothing(found, objects):
-    rle = rectangle(0, 0, 5, 5)
-    pairs = pair_ious([rle] * found, [rle] * objects)
+    runs, others = (rle_codec.read_runs([rectangle(0, 0, 5, 5)] * count) for count in (found, objects))
+    pairs = shared_pixels(runs, others)
     assert len(pairs.iou) == 0
     assert match_pairs(pairs, 0.5).tolist() == [-1] * found
 

@@ -14,7 +14,6 @@ from scoring_cases import predictions_of, random_case, rectangle, truth_of, with
 from detseg.errors import DataError
 from detseg.evaluation.evaluate import align, count_all, evaluate
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
-from detseg.fusion.atoms import find_atoms
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import rle as rle_codec
 from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, is_fast, object_numbers
@@ -117,21 +116,3 @@ def test_which_settings_the_table_knows():
     assert not is_fast(Postprocess(resolve_overlaps=False))
     assert not is_fast(Postprocess(overlap_policy="watershed"))
     assert not is_fast(Postprocess(classes=["a", "b"], keep_largest_component={"a": False, "b": True}))
-
-
-@given(seed=st.integers(0, 10**6), count=st.integers(0, 6))
-@settings(max_examples=40, deadline=None)
-def test_atoms_are_the_pixels_on_which_the_same_masks_lie(seed, count):
-    random = np.random.default_rng(seed)
-    masks = [random.random((7, 6)) < 0.4 for _ in range(count)]
-    atoms = find_atoms([rle_codec.encode_mask(mask) for mask in masks])
-    wanted = {}
-    for y in range(7):
-        for x in range(6):
-            on_pixel = tuple(index for index, mask in enumerate(masks) if mask[y, x])
-            if on_pixel:
-                wanted[on_pixel] = wanted.get(on_pixel, 0) + 1
-    found = {}
-    for atom in np.unique(atoms.entry_atom):
-        found[tuple(atoms.entry_mask[atoms.entry_atom == atom].tolist())] = int(atoms.areas[atom])
-    assert found == wanted

@@ -24,9 +24,11 @@ from detseg.curation.repair.masks import (
     majority_class,
     pieces_of,
 )
+from detseg.curation.repair.overlaps import near_duplicates, nested, outlines_of_clusters
 from detseg.curation.repair.rules import Change, RepairRules
 from detseg.structures import rle as rle_codec
-from detseg.structures.overlaps import boxes_of, find_overlaps, near_duplicates, nested, outlines_of_clusters
+from detseg.structures.mask_crop import MaskCrop, boxes_of_crops, runs_of_crops
+from detseg.structures.overlaps import Overlaps, shared_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -70,31 +72,28 @@ class RepairedMasks:
 @dataclass(eq=False)
 class _Object:
     origin: int
-    mask: np.ndarray
-    x0: int
-    y0: int
+    crop: MaskCrop
     class_index: int
     changed: bool = False
     gone: bool = False
     absorbed: list[int] = field(default_factory=list)
 
     @property
-    def area(self) -> int:
-        return int(np.count_nonzero(self.mask))
+    def mask(self) -> np.ndarray:
+        return self.crop.mask
 
     @property
-    def crop(self) -> tuple[np.ndarray, int, int]:
-        return self.mask, self.x0, self.y0
+    def area(self) -> int:
+        return self.crop.area
 
     def set_mask(self, mask: np.ndarray) -> None:
         """Take another mask of the same window, cut to what it holds."""
         self.changed = True
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not len(rows):
-            self.mask = mask[:0, :0]
-            return
-        self.mask = np.ascontiguousarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-        self.x0, self.y0 = self.x0 + int(columns[0]), self.y0 + int(rows[0])
+        self.crop = _contiguous(self.crop._replace(mask=mask).tight())
+
+
+def _contiguous(crop: MaskCrop) -> MaskCrop:
+    return crop._replace(mask=np.ascontiguousarray(crop.mask))
 
 
 def repair_image(image: ImageMasks, rules: RepairRules) -> RepairedMasks:
@@ -110,12 +109,12 @@ class _Neighbours:
 
     def __init__(self, objects: Sequence[_Object]) -> None:
         self.objects = list(objects)
-        self.boxes = boxes_of([thing.crop for thing in objects])
+        self.boxes = boxes_of_crops([thing.crop for thing in objects])
 
     def of(self, thing: _Object) -> list[_Object]:
         """Return the other objects whose boxes meet that of an object."""
         boxes = self.boxes
-        x0, y0, x1, y1 = boxes_of([thing.crop])[0]
+        x0, y0, x1, y1 = thing.crop.box
         near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
         found = [self.objects[index] for index in np.flatnonzero(near)]
         return [other for other in found if other is not thing and not other.gone]
@@ -127,11 +126,12 @@ class _ImageRepair:
     def __init__(self, image: ImageMasks, rules: RepairRules) -> None:
         self.image = image
         self.rules = rules
+        self.size = tuple(image.rles[0]["size"]) if len(image.rles) else (0, 0)  # (height, width)
         self.changes: list[Change] = []
         self.neighbours = _Neighbours([])
         self.objects = [
-            _Object(index, np.ascontiguousarray(mask), x0, y0, int(image.classes[index]))
-            for index, (mask, x0, y0) in enumerate(rle_codec.decode_crops(image.rles))
+            _Object(index, _contiguous(crop), int(image.classes[index]))
+            for index, crop in enumerate(rle_codec.decode_crops(image.rles))
         ]
 
     def run(self) -> RepairedMasks:
@@ -208,14 +208,14 @@ class _ImageRepair:
 
     def _split(self, thing: _Object, parts: Sequence[np.ndarray]) -> list[_Object]:
         """Leave the first part to an object and make objects of the others, but for those as small as specks."""
-        before, window = thing.area, (thing.x0, thing.y0)
+        before = thing.area
         large = [part for part in parts[1:] if np.count_nonzero(part) >= self.rules.speck_area]
         if len(large) < len(parts) - 1:
             self._change_mask(thing, np.logical_or.reduce([parts[0], *large]), "specks", "trimmed")
             return [thing]
-        new = [_Object(thing.origin, part, *window, thing.class_index) for part in large]
-        for piece in new:
-            piece.set_mask(piece.mask)
+        new = [_Object(thing.origin, thing.crop, thing.class_index) for _ in large]
+        for piece, part in zip(new, large, strict=True):
+            piece.set_mask(part)
         thing.set_mask(parts[0])
         count = f"{len(parts)} pieces"
         self._record(thing, "fragments", "split", 0, before - thing.area, before, thing.area, count)
@@ -243,10 +243,8 @@ class _ImageRepair:
     def _merge_duplicates(self) -> None:
         if not self.rules.duplicates:
             return
-        # Masks of IoU t share at least the part t of the smaller one.
-        overlaps = find_overlaps([thing.crop for thing in self.objects], at_least=self.rules.duplicates)
         things = list(self.objects)
-        for kept, dropped in near_duplicates(overlaps, self.rules.duplicates):
+        for kept, dropped in near_duplicates(self._overlaps(), self.rules.duplicates):
             self._settle_class(things[kept], things[dropped])
             things[kept].absorbed += [things[dropped].origin, *things[dropped].absorbed]
             self._drop(things[dropped], "duplicates", "merged", other=str(self.image.names[things[kept].origin]))
@@ -267,10 +265,10 @@ class _ImageRepair:
             return
         things = list(self.objects)
         crops = [thing.crop for thing in things]
-        overlaps = find_overlaps(crops, at_least=self.rules.nested)
+        overlaps = self._overlaps()
         inside = nested(overlaps, np.array([thing.class_index for thing in things], dtype=np.int64), self.rules.nested)
         gone: set[int] = set()
-        for outer in sorted(inside, key=lambda index: (-overlaps.areas[index], index)):
+        for outer in sorted(inside, key=lambda index: (-overlaps.first_areas[index], index)):
             inner = [index for index in sorted(inside[outer]) if index not in gone]
             if outer in gone or not inner:
                 continue
@@ -279,6 +277,9 @@ class _ImageRepair:
                 other = inner[0] if index == outer else outer
                 self._drop(things[index], "nested", other=str(self.image.names[things[other].origin]))
             gone |= losers
+
+    def _overlaps(self) -> Overlaps:
+        return shared_pixels(runs_of_crops([thing.crop for thing in self.objects], *self.size))
 
     def _change_mask(self, thing: _Object, mask: np.ndarray, rule: str, action: str) -> None:
         added, removed = np.count_nonzero(mask & ~thing.mask), np.count_nonzero(thing.mask & ~mask)
@@ -296,9 +297,8 @@ class _ImageRepair:
         self.changes.append(Change(self.image.file_name, name, rule, action, *numbers))
 
     def _result(self) -> RepairedMasks:
-        height, width = self.image.rles[0]["size"] if len(self.image.rles) else (0, 0)
         self.objects.sort(key=lambda thing: thing.origin)  # stable: pieces keep their order
-        new = rle_codec.encode_crops([thing.crop for thing in self.objects if thing.changed], height, width)
+        new = rle_codec.encode_crops([thing.crop for thing in self.objects if thing.changed], *self.size)
         encoded = iter(new)
         return RepairedMasks(
             rles=[next(encoded) if thing.changed else dict(self.image.rles[thing.origin]) for thing in self.objects],

@@ -16,7 +16,7 @@ import numpy as np
 from detseg.curation.repair.rules import RepairRules
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
-from detseg.structures.overlaps import MaskCrop, common_pixels
+from detseg.structures.mask_crop import MaskCrop
 
 # A mask that would lose more than this is thin all over and has no crumbs.
 MOST_OF_A_MASK = 0.2
@@ -157,12 +157,6 @@ def label_holes(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return new[labels[1:-1, 1:-1]], count - 2
 
 
-def hole_areas(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels of every hole of a mask (h, w) bool, (holes,) int64."""
-    labels, count = label_holes(mask)
-    return np.bincount(labels.ravel(), minlength=count + 1)[1:]
-
-
 def filled(mask: np.ndarray) -> np.ndarray:
     """Return a mask (h, w) bool without its holes; the mask itself where it has none."""
     labels, count = label_holes(mask)
@@ -176,7 +170,7 @@ def filled_where_free(crop: MaskCrop, others: Iterable[MaskCrop]) -> tuple[np.nd
 
     Returns the mask (h, w) bool, the same array where nothing was filled, and whether a hole was left.
     """
-    mask = crop[0]
+    mask = crop.mask
     labels, count = label_holes(mask)
     if not count:
         return mask, False
@@ -187,14 +181,13 @@ def filled_where_free(crop: MaskCrop, others: Iterable[MaskCrop]) -> tuple[np.nd
 
 def _holes_with_objects(labels: np.ndarray, crop: MaskCrop, others: Iterable[MaskCrop]) -> list[int]:
     """Return the labels of the holes in which other objects lie."""
-    _, x0, y0 = crop
     taken: set[int] = set()
     for other in others:
-        area = np.count_nonzero(other[0])
-        if common_pixels((labels > 0, x0, y0), other) < LIES_IN_HOLE * area:
+        least = LIES_IN_HOLE * other.area
+        if crop._replace(mask=labels > 0).shared_pixels(other) < least:
             continue
         for label in range(1, int(labels.max()) + 1):
-            if common_pixels((labels == label, x0, y0), other) >= LIES_IN_HOLE * area:
+            if crop._replace(mask=labels == label).shared_pixels(other) >= least:
                 taken.add(label)
     return sorted(taken)
 
