@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from detseg.coco.masks import tight
 from detseg.errors import DataError
 from detseg.files.table import read_table
 from detseg.formats.objects import ImageObjects
 from detseg.formats.reader import FoundObjects, Reader, check_mask_size, objects_of_crops
 from detseg.formats.run_lengths import MaskTable, write_mask_table
 from detseg.images.reading import SUFFIXES, decode_label_image
+from detseg.structures.mask_crop import MaskCrop
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Dsb2018(Reader):
                 check_mask_size(mask, where, height, width)
                 if not mask.any():
                     raise DataError(f"{where}: the mask is empty; remove the file, or draw the nucleus")
-                crops.append(tight(mask))
+                crops.append(MaskCrop(mask, 0, 0).tight())
             except DataError as error:
                 problems.append(str(error))
         return objects_of_crops(crops, height, width, problems=problems)

@@ -42,12 +42,6 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.clip(boxes, 0, limits)
 
 
-def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (N, 4) as x, y, width, height, the form of COCO files."""
-    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
     """Return boxes (N, 4) given as x, y, width, height in XYXY form."""
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
