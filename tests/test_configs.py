@@ -14,7 +14,7 @@ from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.engines.choice import as_trained, choose_engine
 from detseg.models.weights.loading import CLASS_ENTRIES
-from detseg.optim.optimizer import build_optimizer, set_learning_rates
+from detseg.optim.optimizer import OptimizerOptions, build_optimizer, set_learning_rates
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
@@ -84,7 +84,7 @@ def test_trains_two_steps_and_predicts(path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(cfg)
     new = {name for name, _ in model.named_parameters() if "predictor" in name}
-    optimizer = build_optimizer(cfg, model, new)
+    optimizer = build_optimizer(OptimizerOptions.from_config(cfg), model, new)
     sample = cells(cfg)
     for iteration in (0, cfg.SOLVER.HEAD_WARMUP_ITERS):
         set_learning_rates(optimizer, 1e-4, iteration)  # random weights under frozen norms: small steps

@@ -12,20 +12,14 @@ from typing import TYPE_CHECKING, Any
 from detseg.errors import ConfigError, DetsegError, RunError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from detseg.coco.dataset import CocoDataset
     from detseg.config import Config
     from detseg.runs.distributed import Processes
-    from detseg.runs.fold_runs import FoldRuns
     from detseg.runs.run_folder import RunFolder
 
 DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
 its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change keys."""
 ACCEPTS_OVERRIDES = True
 EXIT_BAD_INPUT = 2
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue the last run of this configuration (or that in OUTPUT_DIR), with its own settings",
     )
-    parser.add_argument("--overwrite", action="store_true", help="remove the run that lies in OUTPUT_DIR first")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that is in OUTPUT_DIR first")
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the best weights of the last run"
     )
@@ -60,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train or evaluate; print the scores and where everything lies."""
+    """Train or evaluate; print the scores and where everything is."""
     # Threads that wait for each other sleep, not spin: where cores are shared (with the loader's workers, with
     # other programs) training was up to ten times as fast. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -104,27 +98,44 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _launched(arguments: argparse.Namespace) -> None:
     """One of the processes of --num-gpus: the command, and the end of the process."""
-    from detseg.cli import train_net
     from detseg.cli.main import leave, run_parsed
 
-    leave(run_parsed(train_net, arguments))
+    leave(run_parsed(sys.modules[__name__], arguments))
 
 
 def _run(arguments: argparse.Namespace, processes: Processes) -> int:
+    from detseg.engine.evaluate_only import evaluate_only
+    from detseg.engine.start import Start
     from detseg.runs.interrupt import TrainingInterrupted
 
     cfg = processes.from_main(lambda: _given_config(arguments))
+    if arguments.eval_only and arguments.resume:
+        raise RunError("--eval-only evaluates and --resume trains on: give one of them")
+    if arguments.eval_only and arguments.fold is not None:
+        raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
+    start = Start(
+        processes,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        overrides=tuple(arguments.overrides),
+        finished=_print_results,
+        interrupted=lambda run: print(f"to continue: {resume_command(run, arguments, processes)}"),
+    )
     try:
-        if arguments.fold is not None:
-            return _train_folds(cfg, arguments, processes)
-        work = _evaluate if arguments.eval_only else _train
-        folder, metrics = work(cfg, arguments, processes)
+        if arguments.eval_only:
+            folder, metrics = evaluate_only(cfg, arguments.overrides, processes)
+            if processes.is_main:
+                _print_results(folder, metrics)
+        elif arguments.fold is None:
+            start.train(cfg)
+        else:
+            runs, metrics = start.train_folds(cfg, arguments.fold, of_folds=arguments.config is None)
+            if processes.is_main:
+                _print_folds(runs.path, metrics, runs.unfinished(), runs.count)
     except TrainingInterrupted as interrupted:
         if processes.is_main:
             print(interrupted)
         return 128 + interrupted.signal
-    if processes.is_main:
-        _print_results(folder, metrics)
     return 0
 
 
@@ -140,41 +151,7 @@ def _given_config(arguments: argparse.Namespace) -> Config:
     return cfg
 
 
-def _train(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
-    from detseg.engine.train import train
-    from detseg.engine.validation import validate_config
-    from detseg.runs.interrupt import TrainingInterrupted
-    from detseg.runs.run_folder import open_run_together
-
-    if not arguments.resume:
-        processes.from_main(lambda: validate_config(cfg))
-    with open_run_together(cfg, processes, resume=arguments.resume, overwrite=arguments.overwrite) as run_folder:
-        if arguments.resume:
-            cfg = processes.from_main(lambda: _resumed_config(cfg, run_folder, arguments))
-        try:
-            return run_folder.path, train(cfg, run_folder, resume=arguments.resume, processes=processes)
-        except (TrainingInterrupted, KeyboardInterrupt):
-            if processes.is_main:
-                print(f"to continue: {resume_command(run_folder, arguments, processes)}")
-            raise
-
-
-def _resumed_config(cfg: Config, run_folder: RunFolder, arguments: argparse.Namespace) -> Config:
-    from detseg.config import load_config
-    from detseg.engine.validation import validate_config
-    from detseg.engines.choice import as_trained
-    from detseg.engines.imports import same_imports
-    from detseg.runs.run_folder import read_record
-
-    if run_folder.config.is_file():
-        cfg = load_config(run_folder.config, arguments.overrides, imports=same_imports(cfg))
-        cfg = as_trained(cfg, (read_record(run_folder) or {}).get("engine"))
-        logger.info("the settings are those of %s and of this command line", run_folder.config)
-    validate_config(cfg)
-    return cfg
-
-
-def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, processes: Processes) -> str:
+def resume_command(run: RunFolder, arguments: argparse.Namespace, processes: Processes) -> str:
     """The words that continue this run."""
     config = f"--config {arguments.config} " if arguments.config else ""
     program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else "detseg train_net"
@@ -186,85 +163,8 @@ def resume_command(run_folder: RunFolder, arguments: argparse.Namespace, process
             several = "OPTIONS-AS-BEFORE"
         program = f"torchrun {several} {sys.argv[0]}"
     if arguments.fold is not None:
-        return f"{program} {config}--fold {arguments.fold} --resume OUTPUT_DIR {run_folder.path.parent}"
-    return f"{program} {config}--resume OUTPUT_DIR {run_folder.path}"
-
-
-def _train_folds(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> int:
-    """Train the folds that are asked for and, when none is missing, join what they predict."""
-    from detseg.engine.data_sets import load_folded_set
-    from detseg.engine.validation import validate_config
-    from detseg.runs.fold_runs import open_fold_runs
-
-    if arguments.eval_only:
-        raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
-    if arguments.config is None:
-        cfg = processes.from_main(lambda: _config_of_folds(cfg, arguments))
-    elif not arguments.resume:
-        processes.from_main(lambda: validate_config(_with_fold(cfg, 0)))
-    with processes.together():
-        dataset, folds = load_folded_set(cfg)
-    runs = processes.from_main(lambda: open_fold_runs(cfg, arguments.fold, dataset, folds, resume=arguments.resume))
-    if processes.is_main and cfg.DATASETS.TEST:
-        logger.info("DATASETS.TEST is not looked at: every fold is validated on its own images")
-    try:
-        for fold in runs.wanted:
-            if arguments.resume and processes.from_main(lambda fold=fold: runs.is_finished(fold)):
-                logger.info("fold %d is finished: %s", fold, runs.folder(fold))
-                continue
-            folder, metrics = _train(runs.config(cfg, fold), arguments, processes)
-            if processes.is_main:
-                _print_results(folder, metrics)
-    finally:
-        if processes.is_main:
-            runs.forget_unused()
-    if processes.is_main:
-        _join_folds(cfg, runs, dataset, folds)
-    return 0
-
-
-def _config_of_folds(cfg: Config, arguments: argparse.Namespace) -> Config:
-    """The settings of the folds that lie in OUTPUT_DIR."""
-    from detseg.config import load_config
-    from detseg.engines.imports import same_imports
-
-    present = sorted(Path(cfg.OUTPUT_DIR).glob("fold*/config.yaml"))
-    if not present:
-        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no fold that was begun: give --config FILE")
-    own = load_config(present[0], arguments.overrides, imports=same_imports(cfg))
-    return _with_fold(own, -1, OUTPUT_DIR=cfg.OUTPUT_DIR)
-
-
-def _with_fold(cfg: Config, fold: int, **keys: str) -> Config:
-    own = cfg.clone()
-    for key, value in {"DATASETS.FOLD": fold, **keys}.items():
-        own.set(key, value, origin=f"--fold {fold}")
-    own.freeze()
-    return own
-
-
-def _join_folds(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> None:
-    from detseg.engine.out_of_fold import CONTENTS, collect, fold_table
-    from detseg.runs.results_table import contents
-
-    missing = runs.unfinished()
-    if missing:
-        names = ", ".join(map(str, missing))
-        print(f"\nfold {names} of {runs.count} in {runs.path} is not trained yet; the last one joins them all")
-        return
-    metrics = collect(cfg, runs, dataset, folds)
-    print(
-        f"\n{fold_table(metrics)}\n\neach fold with its own score threshold, `together` with one for all images\n\n"
-        f"Everything lies in {runs.path}:\n{contents(runs.path, CONTENTS)}"
-    )
-
-
-def _evaluate(cfg: Config, arguments: argparse.Namespace, processes: Processes) -> tuple[Path, dict[str, Any]]:
-    from detseg.engine.evaluate_only import evaluate_only
-
-    if arguments.resume:
-        raise RunError("--eval-only evaluates and --resume trains on: give one of them")
-    return evaluate_only(cfg, arguments.overrides, processes)
+        return f"{program} {config}--fold {arguments.fold} --resume OUTPUT_DIR {run.path.parent}"
+    return f"{program} {config}--resume OUTPUT_DIR {run.path}"
 
 
 def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
@@ -276,4 +176,18 @@ def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
             f"\n{results_table(metrics)}\n\nobject scores: after score threshold {threshold:.3f} (chosen on "
             "the validation images) and with overlaps resolved by score; COCO scores: all detections"
         )
-    print(f"\nEverything lies in {folder}:\n{contents(folder)}")
+    print(f"\nEverything is in {folder}:\n{contents(folder)}")
+
+
+def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], count: int) -> None:
+    from detseg.engine.out_of_fold import CONTENTS, fold_table
+    from detseg.runs.results_table import contents
+
+    if missing:
+        names = ", ".join(map(str, missing))
+        print(f"\nfold {names} of {count} in {folder} is not trained yet; the last one joins them all")
+        return
+    print(
+        f"\n{fold_table(metrics)}\n\neach fold with its own score threshold, `together` with one for all images\n\n"
+        f"Everything is in {folder}:\n{contents(folder, CONTENTS)}"
+    )

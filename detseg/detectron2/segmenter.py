@@ -223,6 +223,8 @@ class Detectron2Segmenter(Segmenter):
             self.__dict__[name] = network.__dict__[name]
         self.inputs = inputs
         self.trains_everything = trains_everything
+        if hasattr(getattr(network, "backbone", None), "bottom_up"):
+            self.pretrained_prefix = "backbone.bottom_up."
         self._needs_classes = needs_classes
         self._honours_ignored = honour_ignored_regions(network)
         self._warned = False

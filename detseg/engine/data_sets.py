@@ -12,7 +12,9 @@ from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.data.folds import Folds, fold_name
 from detseg.engine.evaluation import set_names
+from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError
+from detseg.models.table import num_classes
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -26,19 +28,19 @@ def load_training_set(cfg: Config) -> CocoDataset:
     With DATASETS.FOLD without the images of this fold.
 
     Raises:
-        DataError: a set cannot be read, images are missing, classes differ. ConfigError: see `check_class_count`.
+        DataError: a set cannot be read, images are missing, classes differ. ConfigError: their number is another one
+            than the model's.
     """
     folds = Folds.from_config(cfg)
     dataset = CocoDataset.concatenate([folds.training_part(_load(cfg, name)) for name in cfg.DATASETS.TRAIN])
-    describe("training", dataset)
-    point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
+    describe("training", dataset, cfg)
     return dataset
 
 
 def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[str, CocoDataset]:
     """DATASETS.TEST by short name, in order, each with its classes in the order of `classes` (None: as they are).
 
-    With DATASETS.FOLD it is the fold, and that alone.
+    With DATASETS.FOLD only the images of this fold.
 
     Raises:
         DataError, ConfigError: as `load_training_set`.
@@ -50,11 +52,9 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     else:
         names = set_names(cfg.DATASETS.TEST)
         found = {short: _load(cfg, name) for short, name in zip(names, cfg.DATASETS.TEST, strict=True)}
-    sets = {}
-    for short, dataset in found.items():
-        sets[short] = dataset if classes is None else dataset.with_classes(classes)
-        describe("test", dataset)
-        point_out_dense_images(dataset, cfg.TEST.DETECTIONS_PER_IMAGE)
+    sets = found if classes is None else {name: dataset.with_classes(classes) for name, dataset in found.items()}
+    for dataset in sets.values():
+        describe("test", dataset, cfg)
     return sets
 
 
@@ -69,48 +69,34 @@ def load_folded_set(cfg: Config) -> tuple[CocoDataset, np.ndarray]:
 
 def _load(cfg: Config, name: str) -> CocoDataset:
     dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT)
-    check_class_count(dataset, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    names, expected = dataset.class_names, num_classes(cfg)
+    if len(names) != expected:
+        raise ConfigError(
+            f"data set {dataset.name} has {len(names)} classes ({', '.join(names)}), but MODEL.ROI_HEADS.NUM_CLASSES "
+            f"is {expected}: set MODEL.ROI_HEADS.NUM_CLASSES {len(names)}, or use other data"
+        )
     dataset.check_images_exist()
     return dataset.with_classes(cfg.DATASETS.CLASSES) if cfg.DATASETS.CLASSES else dataset
 
 
-def check_class_count(dataset: CocoDataset, num_classes: int) -> None:
-    """Refuse data whose number of classes is not the model's.
-
-    Raises:
-        ConfigError: naming both and what to set.
-    """
-    names = dataset.class_names
-    if len(names) != num_classes:
-        raise ConfigError(
-            f"data set {dataset.name} has {len(names)} classes ({', '.join(names)}), but MODEL.ROI_HEADS.NUM_CLASSES "
-            f"is {num_classes}: set MODEL.ROI_HEADS.NUM_CLASSES {len(names)}, or use other data"
-        )
-
-
-def describe(role: str, dataset: CocoDataset) -> None:
-    """Log what a data set holds."""
-    counts = dataset.objects_per_image().sum(axis=0).tolist()
-    by_class = ", ".join(f"{name} {count}" for name, count in zip(dataset.class_names, counts, strict=True))
-    logger.info("%s data %s: %d images, %d objects (%s)", role, dataset.name, len(dataset), sum(counts), by_class)
-
-
-def point_out_dense_images(dataset: CocoDataset, detections_per_image: int) -> int:
-    """Warn of images with more objects than the model may find; return how many there are.
-
-    A negative `detections_per_image` (TEST.DETECTIONS_PER_IMAGE) means without limit.
-    """
-    counts = dataset.objects_per_image().sum(axis=1)
-    dense = int((counts > detections_per_image).sum())
-    if detections_per_image < 0 or not dense:
-        return 0
+def describe(role: str, dataset: CocoDataset, cfg: Config) -> None:
+    """Log what a data set holds; warn of images with more objects than the model may find."""
+    counts = dataset.objects_per_image()
+    totals = counts.sum(axis=0).tolist()
+    by_class = ", ".join(f"{name} {count}" for name, count in zip(dataset.class_names, totals, strict=True))
+    logger.info("%s data %s: %d images, %d objects (%s)", role, dataset.name, len(dataset), sum(totals), by_class)
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    dense = int((counts.sum(axis=1) > limit).sum())
+    if limit < 0 or not dense:  # below 0: without limit
+        return
+    raised = [key for key in architecture_of(cfg).limits if key != "TEST.DETECTIONS_PER_IMAGE"]
     logger.warning(
         "data set %s: %d of %d images have more than TEST.DETECTIONS_PER_IMAGE (%d) objects, the fullest %d; what is "
-        "beyond cannot be found: raise it, and MODEL.RPN.POST_NMS_TOPK_TEST with it",
+        "beyond cannot be found: raise it%s",
         dataset.name,
         dense,
         len(dataset),
-        detections_per_image,
-        int(counts.max()),
+        limit,
+        int(counts.sum(axis=1).max()),
+        f", and {' and '.join(raised)} with it" if raised else "",
     )
-    return dense

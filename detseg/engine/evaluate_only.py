@@ -1,42 +1,34 @@
-"""--eval-only: score weights that are there, without training and without touching what a run has written."""
+"""--eval-only: score weights that are there, without training and without changing what a run has written."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import load_config
 from detseg.engine.data_sets import load_test_sets
-from detseg.engine.evaluation import METRICS_FILE
-from detseg.engine.session import evaluate_weights
+from detseg.engine.evaluation import METRICS_FILE, evaluate_weights
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
-from detseg.engines.choice import choose_engine, for_prediction
+from detseg.engines.choice import EngineChoice, choose_engine, for_prediction
 from detseg.engines.imports import same_imports
 from detseg.errors import ConfigError, WeightsError
 from detseg.models.weights import resolve_weights
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.distributed import ALONE, Processes
 from detseg.runs.interrupt import StopRequest
-from detseg.runs.run_folder import find_run, next_number, open_run
+from detseg.runs.run_folder import RunFolder, find_run, next_number, open_run
+from detseg.runs.session import Session
 
 if TYPE_CHECKING:
     from detseg.config import Config
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class EvaluationTarget:
-    """What is evaluated, where the results go, and why this engine evaluates it."""
-
-    cfg: Config
-    weights: Path
-    folder: Path
-    reason: str
+# What the images go through before the network: weights fit only what they were trained with.
+INPUT_KEYS = ("INPUT.CHANNELS", "INPUT.GRAYSCALE", "INPUT.SCALING", "INPUT.INVERT", "INPUT.FORMAT", "MODEL.PIXEL")
 
 
 def evaluate_only(
@@ -49,7 +41,7 @@ def evaluate_only(
 
     Args:
         cfg: the configuration as it was asked for.
-        overrides: the words of the command line, which go before the run's own settings.
+        overrides: the words of the command line, which override the run's own settings.
         processes: those that predict together.
 
     Returns:
@@ -58,69 +50,53 @@ def evaluate_only(
     Raises:
         ConfigError: nothing to evaluate with, or on. WeightsError: the weights do not fit.
     """
-    target = processes.from_main(lambda: _checked_target(cfg, overrides))
-    cfg, weights, folder = target.cfg, target.weights, target.folder
-    classes = processes.from_main(lambda: stored_classes(weights))
+    cfg, engine, weights, folder, classes = processes.from_main(lambda: _choose(cfg, overrides))
+    session = Session(cfg, engine, RunFolder(folder, locked=False), processes)
+    session.stop = StopRequest(patient=processes.count > 1)
     with processes.together():
         test_sets = load_test_sets(cfg, classes)
         classes = classes or next(iter(test_sets.values())).class_names
         model = build_model(cfg).to(processes.device(cfg.MODEL.DEVICE)).prefer_speed()
-    processes.from_main(lambda: warn_about_other_input(cfg, weights))
     logger.info("evaluating %s", weights)
-    with StopRequest(patient=processes.count > 1) as stop:
-        about = {"processes": processes, "reason": target.reason}
-        return folder, evaluate_weights(cfg, model, weights, test_sets, classes, folder, stop, **about)
+    with session.stop:
+        return folder, evaluate_weights(session, model, weights, test_sets, classes)
 
 
-def _checked_target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
-    target = _target(cfg, overrides)
-    validate_config(target.cfg, training=False)
-    if not target.cfg.DATASETS.TEST and target.cfg.DATASETS.FOLD < 0:
-        raise ConfigError("--eval-only needs images: set DATASETS.TEST")
-    return target
-
-
-def stored_classes(weights: Path) -> list[str] | None:
-    """The class names of a checkpoint of detseg, None for weights of another origin."""
-    try:
-        return load_checkpoint(weights).get("classes")
-    except WeightsError:
-        if not weights.is_file():
-            raise
-        return None
-
-
-def warn_about_other_input(cfg: Config, weights: Path) -> list[str]:
-    """Warn of INPUT keys that differ from those that the weights were trained with; return their names."""
-    try:
-        trained = load_checkpoint(weights).get("config", {})
-    except WeightsError:
-        return []
-    image_keys = ("INPUT.CHANNELS", "INPUT.GRAYSCALE", "INPUT.SCALING", "INPUT.INVERT", "INPUT.FORMAT", "MODEL.PIXEL")
-    present = cfg.flatten()
-    different = [k for k, value in trained.items() if k.startswith(image_keys) and present.get(k, value) != value]
-    for key in different:
-        logger.warning("%s is %r, but these weights were trained with %r", key, present[key], trained[key])
-    return different
-
-
-def _target(cfg: Config, overrides: Sequence[str]) -> EvaluationTarget:
+def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice, Path, Path, list[str] | None]:
+    """The configuration, engine, weights, folder of the results, and the classes that are stored with the weights."""
     run = find_run(cfg)
     own = None if run is None else run / "checkpoints" / "best.pth"
-    given = cfg.origin("MODEL.WEIGHTS") == "command line"
-    if not given and own is not None and own.is_file():
-        config = run / "config.yaml"
-        cfg = load_config(config, overrides, imports=same_imports(cfg)) if config.is_file() else cfg
-        cfg, engine = for_prediction(cfg, load_checkpoint(own).get("engine", "native"))
-        folder = next_number(run / "evaluations") if (run / METRICS_FILE).exists() else run
-        return EvaluationTarget(cfg, own, folder, engine.reason)
-    if not cfg.MODEL.WEIGHTS:
+    if own is not None and own.is_file() and cfg.origin("MODEL.WEIGHTS") != "command line":
+        weights, saved = own, load_checkpoint(own)
+        if (run / "config.yaml").is_file():
+            cfg = load_config(run / "config.yaml", overrides, imports=same_imports(cfg))
+        cfg, engine = for_prediction(cfg, saved.get("engine", "native"))
+        parent = run / "evaluations" if (run / METRICS_FILE).exists() else None
+    elif not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only has nothing to evaluate: set MODEL.WEIGHTS, or OUTPUT_DIR to a run with checkpoints/best.pth"
         )
-    weights = resolve_weights(cfg.MODEL.WEIGHTS)
-    reason = choose_engine(cfg, training=False).reason
-    if run is not None and cfg.origin("OUTPUT_DIR") != "default":
-        return EvaluationTarget(cfg, weights, next_number(run / "evaluations"), reason)
-    with open_run(cfg) as new:
-        return EvaluationTarget(cfg, weights, new.path, reason)
+    else:
+        weights = resolve_weights(cfg.MODEL.WEIGHTS)
+        try:
+            saved = load_checkpoint(weights)
+        except WeightsError:  # no checkpoint of detseg
+            saved = {}
+        engine = choose_engine(cfg, training=False)
+        parent = run / "evaluations" if run is not None and cfg.origin("OUTPUT_DIR") != "default" else None
+        run = None if parent is None else run
+    validate_config(cfg, training=False)
+    if not cfg.DATASETS.TEST and cfg.DATASETS.FOLD < 0:
+        raise ConfigError("--eval-only needs images: set DATASETS.TEST")
+    trained, present = saved.get("config", {}), cfg.flatten()
+    for key, value in trained.items():
+        if key.startswith(INPUT_KEYS) and present.get(key, value) != value:
+            logger.warning("%s is %r, but these weights were trained with %r", key, present[key], value)
+    if parent is not None:
+        folder = next_number(parent)
+    elif run is not None:
+        folder = run
+    else:
+        with open_run(cfg) as new:
+            folder = new.path
+    return cfg, engine, weights, folder, saved.get("classes")

@@ -6,8 +6,7 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,20 +15,23 @@ from torch import nn
 
 from detseg.coco.predictions_file import write_predictions
 from detseg.config import config_hash
+from detseg.engine.plan import EvaluationOptions
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.atomic import write_json, writing
+from detseg.files.hashing import hash_file
 from detseg.inference.predictor import Predictor
 from detseg.inference.views import TestTimeAugmentation
-from detseg.runs.distributed import ALONE, Processes
-from detseg.runs.interrupt import StopRequest
+from detseg.models.weights import load_weights
+from detseg.runs.session import Session
 from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import evaluate_tuned
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
-    from detseg.config import Config
+    from detseg.engine.training import Evaluate
     from detseg.fusion.postprocess import Postprocess
+    from detseg.models.base import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -37,167 +39,122 @@ T = TypeVar("T")
 
 METRICS_FILE = "final_metrics.json"
 POSTPROCESS_FILE = "postprocess.yaml"
-INTERRUPTED = "stopped during an evaluation; the training up to it is saved"
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What an evaluation needs of the configuration.
-
-    max_detections: of an image and class, for COCO AP. coco: whether COCO AP is computed. max_images: how many images
-    are looked at, spread evenly; 0 for all. group_by: image-level field whose values are scored apart, "" for none.
-    overlays: images drawn.
-    """
-
-    max_detections: int = 2000
-    coco: bool = True
-    max_images: int = 0
-    group_by: str = ""
-    overlays: int = 0
-
-    @classmethod
-    def during_training(cls, cfg: Config) -> EvaluationSettings:
-        """A cheap one: COCO AP only where it chooses the best checkpoint."""
-        return cls(
-            max_detections=cfg.TEST.MAX_DETECTIONS_COCO,
-            coco=cfg.TEST.BEST_METRIC.startswith("coco"),
-            max_images=cfg.TEST.MAX_IMAGES_DURING_TRAINING,
-        )
-
-    @classmethod
-    def final(cls, cfg: Config) -> EvaluationSettings:
-        balanced = cfg.DATALOADER.BALANCE_BY
-        return cls(
-            max_detections=cfg.TEST.MAX_DETECTIONS_COCO,
-            group_by="" if balanced == "category" else balanced,
-            overlays=cfg.TEST.OVERLAYS,
-        )
 
 
 def build_quick_evaluation(
-    cfg: Config, dataset: CocoDataset, classes: Sequence[str], processes: Processes = ALONE
-) -> Callable[[nn.Module, StopRequest], dict[str, Any]]:
-    """The evaluation during training: a function of model and stop request that returns the scores.
+    session: Session, dataset: CocoDataset, classes: Sequence[str], best_metric: str
+) -> Evaluate:
+    """The evaluation during training: a function of the model that returns the scores; cheaper than the final one.
 
-    Several processes predict their part of the images each; the main one scores. Images are not augmented (TEST.AUG):
-    that is left to the last evaluation, which chooses the thresholds.
+    COCO AP is computed only where it is the `best_metric`. Several processes predict their part of the images each; the
+    main one scores. Images are not augmented (TEST.AUG): that is left to the final evaluation, which chooses the
+    thresholds.
     """
-    settings = EvaluationSettings.during_training(cfg)
-    TestTimeAugmentation.from_config(cfg)  # what cannot be is refused now and not at the end of the training
-    chosen = spread_evenly(len(dataset), settings.max_images)
+    options = EvaluationOptions.from_config(session.cfg)
+    TestTimeAugmentation.from_config(session.cfg)  # what cannot be is refused now and not at the end of the training
+    chosen = spread_evenly(len(dataset), options.max_images)
     if len(chosen) < len(dataset):
         dataset = dataset.select(chosen)
     truth = GroundTruth.from_coco(dataset)
+    coco = best_metric.startswith("coco")
 
-    def evaluate(model: nn.Module, stop: StopRequest) -> dict[str, Any]:
-        predictor = Predictor.from_model(model, cfg, classes, augmented=False)
-        predictions = predict_all(predictor, dataset, stop, processes)
+    def evaluate(model: nn.Module) -> dict[str, Any]:
+        predictor = Predictor.from_model(model, session.cfg, classes, augmented=False)
+        predictions = predict_all(session, predictor, dataset)
 
         def score() -> dict[str, Any]:
-            metrics, _ = evaluate_tuned(truth, predictions, max_detections=settings.max_detections, coco=settings.coco)
+            metrics, _ = evaluate_tuned(truth, predictions, max_detections=options.max_detections, coco=coco)
             return without_nones(metrics)
 
-        return processes.from_main(score)
+        return session.processes.from_main(score)
 
     return evaluate
 
 
-def evaluate_in_full(
-    cfg: Config,
-    model: nn.Module,
+def evaluate_weights(
+    session: Session,
+    model: Segmenter,
+    weights: Path,
     datasets: Mapping[str, CocoDataset],
     classes: Sequence[str],
-    folder: Path,
     *,
-    stop: StopRequest,
-    provenance: Mapping[str, Any],
-    processes: Processes = ALONE,
+    iteration: int = 0,
 ) -> dict[str, Any]:
-    """Predict and score every test set, and write all that is known about it into `folder`.
+    """Load weights into `model`, predict and score every data set with them, and write all of it into the run's folder.
 
     predictions/NAME.json.gz holds everything above MODEL.ROI_HEADS.SCORE_THRESH_TEST. The score threshold is chosen on
-    the first set and used for all; postprocess.yaml has it. overlays/NAME shows truth and prediction side by side.
+    the first set and used for all; postprocess.yaml has it. overlays/NAME shows truth and prediction side by side; the
+    trackers get these pictures too.
 
     Args:
-        model: in evaluation mode.
-        datasets: test sets by name; the first is the validation set.
-        stop: looked at between images.
-        provenance: what goes into the Predictions files.
-        processes: those that predict together; the main one scores and writes.
+        model: on its device; it is left in evaluation mode.
+        datasets: by name; the first is the validation set.
+        iteration: at which the trackers show the overlays.
 
     Returns:
         what final_metrics.json holds: the first set's scores with `score_threshold`, and where there are more sets
         `datasets`, the scores of each by name.
+
+    Raises:
+        TrainingInterrupted: a signal came.
     """
-    settings = EvaluationSettings.final(cfg)
-    info = {"config_hash": config_hash(cfg), **provenance}
+    cfg, processes, folder = session.cfg, session.processes, session.run.path
+    options = EvaluationOptions.from_config(cfg)
+    processes.from_main(lambda: load_weights(model, weights) and None)
+    processes.share_state(model)
+    info = {
+        "config_hash": config_hash(cfg),
+        "engine": session.engine.name,
+        "engine_reason": session.engine.reason,
+        "weights": str(weights),
+        "checkpoint_hash": processes.from_main(lambda: hash_file(weights)),
+    }
     if cfg.DATASETS.FOLD >= 0:
         info["fold"] = cfg.DATASETS.FOLD
-    predictor = Predictor.from_model(model, cfg, classes, provenance=info)
+    predictor = Predictor.from_model(model.eval(), cfg, classes, provenance=info)
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
+
+    def score(name: str, dataset: CocoDataset, predictions: Sequence[Predictions]) -> tuple[dict[str, Any], Any]:
+        write_set(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
+        truth = GroundTruth.from_coco(dataset)
+        metrics, applied = evaluate_tuned(
+            truth,
+            predictions,
+            score_threshold=None if postprocess is None else postprocess.score_threshold,
+            max_detections=options.max_detections,
+            group_by=group_field(dataset, options),
+        )
+        with writing(folder / "overlays"):
+            drawn = draw_overlays(dataset, truth, predictions, applied, folder / "overlays" / name, options.overlays)
+        session.trackers.images(iteration, {f"overlays/{name}/{path.stem}": path for path in drawn})
+        return metrics, applied
+
+    def keep() -> dict[str, Any]:
+        first = next(iter(scores.values()))
+        final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
+        with writing(folder / POSTPROCESS_FILE):
+            postprocess.save(folder / POSTPROCESS_FILE)
+        write_json(folder / METRICS_FILE, final)
+        return final
+
     for name, dataset in datasets.items():
-        predictions = predict_all(predictor, dataset, stop, processes, description=f"predicting {name}")
-        score = functools.partial(score_set, name, dataset, predictions, folder, settings, info, postprocess)
-        scores[name], chosen = processes.from_main(score)
-        postprocess = postprocess or chosen
-    return processes.from_main(lambda: keep_scores(folder, scores, postprocess))
+        predictions = predict_all(session, predictor, dataset, f"predicting {name}")
+        scores[name], applied = processes.from_main(functools.partial(score, name, dataset, predictions))
+        postprocess = postprocess or applied
+    return processes.from_main(keep)
 
 
-def score_set(
-    name: str,
-    dataset: CocoDataset,
-    predictions: Sequence[Predictions],
-    folder: Path,
-    settings: EvaluationSettings,
-    info: dict[str, Any],
-    postprocess: Postprocess | None,
-) -> tuple[dict[str, Any], Postprocess]:
-    """Score one test set and keep its predictions and overlays; `postprocess` None chooses the score threshold.
-
-    Returns:
-        the scores, and the postprocess that was applied.
-    """
-    truth = GroundTruth.from_coco(dataset)
-    with writing(folder / "predictions"):
-        keep_predictions(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
-    metrics, chosen = evaluate_tuned(
-        truth,
-        predictions,
-        score_threshold=None if postprocess is None else postprocess.score_threshold,
-        max_detections=settings.max_detections,
-        group_by=group_field(dataset, settings.group_by),
-    )
-    with writing(folder / "overlays"):
-        draw_overlays(dataset, truth, predictions, chosen, folder / "overlays" / name, settings.overlays)
-    return metrics, chosen
-
-
-def keep_scores(folder: Path, scores: dict[str, dict[str, Any]], postprocess: Postprocess) -> dict[str, Any]:
-    """Write final_metrics.json, which is returned, and postprocess.yaml."""
-    first = next(iter(scores.values()))
-    final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
-    with writing(folder / POSTPROCESS_FILE):
-        postprocess.save(folder / POSTPROCESS_FILE)
-    write_json(folder / METRICS_FILE, final)
-    return final
-
-
-def keep_predictions(
-    path: Path, predictions: Sequence[Predictions], dataset: CocoDataset, info: dict[str, Any]
-) -> None:
+def write_set(path: Path, predictions: Sequence[Predictions], dataset: CocoDataset, info: dict[str, Any]) -> None:
     """Write a Predictions file with the category ids of the data set."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
-    write_predictions(path, predictions, categories, info)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        categories = [{"id": category.id, "name": category.name} for category in dataset.categories]
+        write_predictions(path, predictions, categories, info)
 
 
 def predict_all(
-    predictor: Predictor,
-    dataset: CocoDataset,
-    stop: StopRequest,
-    processes: Processes = ALONE,
-    description: str = "evaluating",
+    session: Session, predictor: Predictor, dataset: CocoDataset, description: str = "evaluating"
 ) -> list[Predictions]:
     """Predict the images of a data set, with a progress bar where there is a terminal.
 
@@ -209,22 +166,20 @@ def predict_all(
     Raises:
         TrainingInterrupted: a signal came.
     """
+    from tqdm import tqdm
+
+    processes = session.processes
     own = dataset.images[processes.rank :: processes.count]
+    hidden = not processes.is_main or sys.stderr is None or not sys.stderr.isatty()
     predictions: list[Predictions] = []
-    with processes.together(), _bar(len(own), description, shown=processes.is_main) as bar:
+    bar = tqdm(total=len(own), desc=description, unit="image", leave=False, disable=hidden)
+    with processes.together(), bar:
         for prediction in predictor.predict_records(own):
             predictions.append(prediction)
             bar.update()
-            stop.raise_if_requested(INTERRUPTED)
+            session.stop.raise_if_requested("stopped during an evaluation; the training up to it is saved")
     parts = processes.gather(predictions)
     return interleave(parts, len(dataset)) if processes.is_main else []
-
-
-def _bar(total: int, description: str, shown: bool) -> Any:
-    from tqdm import tqdm
-
-    hidden = not shown or sys.stderr is None or not sys.stderr.isatty()
-    return tqdm(total=total, desc=description, unit="image", leave=False, disable=hidden)
 
 
 def interleave(parts: Sequence[Sequence[T]], total: int) -> list[T]:
@@ -242,17 +197,19 @@ def draw_overlays(
     postprocess: Postprocess,
     folder: Path,
     wanted: int,
-) -> None:
-    """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set."""
+) -> list[Path]:
+    """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set; return the PNGs."""
     from detseg.report.overlays import draw_side_by_side
 
+    drawn = []
     for index in spread_evenly(len(dataset), wanted) if wanted > 0 else []:
         shown = postprocess.apply(predictions[index])
         note = ""
         if shown.rles is not None:  # object AP needs masks
             scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
             note = f"object AP {scores['object_ap']:.3f}"
-        draw_side_by_side(dataset, index, shown, folder, note=note)
+        drawn.append(draw_side_by_side(dataset, index, shown, folder, note=note))
+    return drawn
 
 
 def spread_evenly(count: int, wanted: int) -> list[int]:
@@ -262,9 +219,11 @@ def spread_evenly(count: int, wanted: int) -> list[int]:
     return np.linspace(0, count - 1, wanted).round().astype(int).tolist()
 
 
-def group_field(dataset: CocoDataset, field: str) -> str | None:
-    """The field, where images of this data set have it."""
-    return field if field and any(field in record.metadata for record in dataset.images) else None
+def group_field(dataset: CocoDataset, options: EvaluationOptions) -> str | None:
+    """The image-level field that the loader balances, where images of this data set have it."""
+    field = options.balanced_by
+    is_there = field not in ("", "category") and any(field in record.metadata for record in dataset.images)
+    return field if is_there else None
 
 
 def set_names(paths: Sequence[str]) -> list[str]:

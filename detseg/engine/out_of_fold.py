@@ -17,7 +17,8 @@ from detseg.coco.dataset import CocoDataset, annotations_of, image_root_for, wri
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash
 from detseg.data.folds import FOLD, fold_name
-from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, EvaluationSettings, group_field, keep_predictions
+from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, group_field, write_set
+from detseg.engine.plan import EvaluationOptions
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
@@ -61,15 +62,15 @@ def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray
     """
     predictions = join_predictions(runs, dataset, folds)
     info = {"config_hash": config_hash(cfg), "folds": runs.count, "out_of_fold": True}
-    settings = EvaluationSettings.final(cfg)
+    options = EvaluationOptions.from_config(cfg)
+    write_set(runs.path / PREDICTIONS_FILE, predictions, dataset, info)
     with writing(runs.path):
-        keep_predictions(runs.path / PREDICTIONS_FILE, predictions, dataset, info)
         write_truth(runs.path / TRUTH_FILE, dataset, folds)
     metrics, postprocess = evaluate_tuned(
         GroundTruth.from_coco(dataset),
         predictions,
-        max_detections=settings.max_detections,
-        group_by=group_field(dataset, settings.group_by),
+        max_detections=options.max_detections,
+        group_by=group_field(dataset, options),
     )
     own = {fold_name(fold): read_json(runs.folder(fold) / METRICS_FILE) for fold in range(runs.count)}
     metrics = {**metrics, "folds": own}

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from detseg.runs.trackers import TRAINING, MetricLog
+from detseg.runs.session import Session
+from detseg.runs.trackers import TRAINING
 
 logger = logging.getLogger(__name__)
 
@@ -42,79 +43,60 @@ class LossWindow:
         self.sums, self.count = dict(state["sums"]), state["count"]
 
 
-class Stopwatch:
-    """Seconds since it was last read; time spent in evaluation and checkpoints can be left out with `skip`."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    def read(self) -> float:
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        return seconds
-
-    def skip(self) -> None:
-        self._since = time.perf_counter()
-
-
 class Progress:
-    """Shows every iteration, and every `log_period` iterations writes the means since the last line.
+    """Shows every iteration, and every `log_period` iterations gives the means since the last line to the trackers.
+
+    In processes other than the main one it does nothing.
 
     Args:
-        metrics: where the numbers go.
         window: the running means.
-        iteration: finished iterations at the start.
-        max_iter: iterations of the whole training.
+        max_iter: iterations of the whole training; those before `session.iteration` are done.
         log_period: iterations from one line to the next.
-        log_file: the handler of log.txt; while a bar is shown, lines go there alone.
     """
 
-    def __init__(
-        self,
-        *,
-        metrics: MetricLog,
-        window: LossWindow,
-        iteration: int,
-        max_iter: int,
-        log_period: int,
-        log_file: logging.Handler | None = None,
-    ) -> None:
-        self.metrics = metrics
+    def __init__(self, session: Session, window: LossWindow, *, max_iter: int, log_period: int) -> None:
+        self.session = session
         self.window = window
         self.max_iter = max_iter
-        self.log_period = max(1, log_period)
-        self._log_file = log_file
-        self._start = iteration
+        self.log_period = log_period
         self._bar: Any = None
         self._seconds_mean, self._updates = 0.0, 0
         self._stack = ExitStack()
+        self._since = time.perf_counter()
 
     def __enter__(self) -> Progress:
-        if sys.stderr is not None and sys.stderr.isatty():
+        if self.session.processes.is_main and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
             from tqdm.contrib.logging import logging_redirect_tqdm
 
             self._stack.enter_context(logging_redirect_tqdm())
-            self._bar = self._stack.enter_context(
-                tqdm(total=self.max_iter, initial=self._start, desc="training", unit="it", dynamic_ncols=True)
-            )
+            done, total = self.session.iteration, self.max_iter
+            bar = tqdm(total=total, initial=done, desc="training", unit="it", dynamic_ncols=True)
+            self._bar = self._stack.enter_context(bar)
+        self.restart_clock()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self._bar = None
 
-    def update(
-        self, iteration: int, losses: Mapping[str, float], *, seconds: float, data_seconds: float, **other: float
-    ) -> None:
+    def restart_clock(self) -> None:
+        """Leave out the time since the last update: of an evaluation or a checkpoint."""
+        self._since = time.perf_counter()
+
+    def update(self, iteration: int, losses: Mapping[str, float], *, data_seconds: float, **other: float) -> None:
         """Note one finished iteration.
 
         Args:
             iteration: its number, from 1.
             losses: by name, without their sum.
-            seconds: it took in all; data_seconds: of these, waiting for data.
+            data_seconds: spent waiting for data.
             other: further numbers, such as lr and gradient_norm.
         """
+        if not self.session.processes.is_main:
+            return
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
         total = sum(losses.values())
         self.window.add({"total_loss": total, **losses, **other, "seconds": seconds, "data_seconds": data_seconds})
         self._updates += 1
@@ -130,7 +112,7 @@ class Progress:
         means = self.window.means()
         self.window.clear()
         eta = self._seconds_mean * (self.max_iter - iteration)
-        self.metrics.write(iteration, TRAINING, {**means, "eta_seconds": round(eta, 1)})
+        self.session.trackers.log(iteration, TRAINING, {**means, "eta_seconds": round(eta, 1)})
         losses = {name: value for name, value in means.items() if name.startswith("loss")}
         text = (
             f"iteration {iteration}/{self.max_iter}  {describe_losses(means['total_loss'], losses)}  "
@@ -139,25 +121,9 @@ class Progress:
         )
         if self._bar is None:
             logger.info("%s", text)
-        elif self._log_file is not None:
-            self._log_file.handle(logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None))
-
-
-class Silence:
-    """The progress, and its metrics, of a process that is not the main one: nothing is shown or written."""
-
-    @property
-    def metrics(self) -> Silence:
-        return self
-
-    def write(self, *_: Any) -> None:
-        pass
-
-    def write_image(self, *_: Any) -> None:
-        pass
-
-    def update(self, *_: Any, **__: Any) -> None:
-        pass
+        elif self.session.run.log_file is not None:  # the bar shows it on the terminal
+            record = logging.LogRecord(__name__, logging.INFO, __file__, 0, text, None, None)
+            self.session.run.log_file.handle(record)
 
 
 def describe_losses(total: float, losses: Mapping[str, float]) -> str:

@@ -7,40 +7,33 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from detseg.engine.plan import TrainingPlan
 from detseg.engine.progress import LossWindow
-from detseg.engine.reproducibility import capture_rng, environment, undisturbed_rng, warn_about_differences
-from detseg.engines.choice import choose_engine
+from detseg.engine.reproducibility import capture_rng, undisturbed_rng
 from detseg.errors import WeightsError
-from detseg.optim.optimizer import (
-    Clipper,
-    Schedule,
-    build_clipper,
-    build_optimizer,
-    build_schedule,
-    trained_parameters,
-)
+from detseg.optim.average import MovingAverage
+from detseg.optim.optimizer import Clipper, build_clipper, build_optimizer, trained_parameters
 from detseg.optim.precision import Precision, build_precision
+from detseg.optim.schedules import Schedule, build_schedule
 from detseg.runs.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
-from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.distributed import Processes
+from detseg.runs.record import environment, warn_of_another_environment
+from detseg.runs.session import Session
 
-if TYPE_CHECKING:
-    from detseg.config import Config
-
-
-# The best evaluation so far, and when it is time to stop for want of a better one.
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class BestScore:
-    """value: the highest so far, None before the first. iteration: where it was reached.
+    """The best evaluation so far, and when it is time to stop because none is better.
 
-    last_evaluation: iteration of the newest evaluation, 0 before the first. without_improvement: evaluations since the
-    best one.
+    value: the highest so far, None before the first. iteration: where it was reached. last_evaluation: iteration of the
+    newest evaluation, 0 before the first. without_improvement: evaluations since the best one.
     """
 
     value: float | None = None
@@ -49,7 +42,7 @@ class BestScore:
     without_improvement: int = 0
 
     def update(self, iteration: int, value: float | None) -> bool:
-        """Note an evaluation; return whether it is the best so far. Undefined scores (None) only are as the first."""
+        """Note an evaluation; return whether it is the best so far. The first one is, also where it is undefined."""
         self.last_evaluation = iteration
         first = self.iteration == 0
         if first or (value is not None and (self.value is None or value > self.value)):
@@ -70,67 +63,6 @@ class BestScore:
             setattr(self, name, state[name])
 
 
-# Exponential moving average of a model's weights and buffers.
-
-
-class MovingAverage:
-    """Average of everything in a model's state_dict, BatchNorm statistics included.
-
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short trainings are not dominated by their
-    random start. Whole-number buffers (BatchNorm's counter) are copied.
-
-    Args:
-        model: the model whose current state starts the average.
-        decay: in [0, 1); 0.999 averages over about the last 1,000 updates.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's state."""
-        self.updates += 1
-        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in model.state_dict().items():
-            average = self.average[name]
-            if average.is_floating_point():
-                average.lerp_(tensor.detach(), weight)
-            else:
-                average.copy_(tensor)
-
-    @contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Inside the context the model has the averaged state; afterwards its own again, bit for bit."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.average)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"model": self.average, "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's average.
-
-        Raises:
-            WeightsError: it belongs to another model.
-        """
-        if state["model"].keys() != self.average.keys():
-            different = sorted(state["model"].keys() ^ self.average.keys())
-            raise WeightsError(f"the averaged weights in the checkpoint are of another model: {different[:5]} differ")
-        self.updates = state["updates"]
-        for name, tensor in state["model"].items():
-            self.average[name].copy_(tensor)
-
-
-logger = logging.getLogger(__name__)
-
-
 @dataclass
 class TrainingState:
     """A training between two iterations.
@@ -138,7 +70,7 @@ class TrainingState:
     iteration: finished ones. images_per_iteration: samples of the stream that one takes, so that the position in the
     stream is their product. about: config, classes and so on, which every checkpoint carries unchanged.
 
-    processes: those that train together. Each has a state; all of them call `save_last`, `save_best`, `restore` and
+    Each of the `processes` that train together has a state; all of them call `save_last`, `save_best`, `restore` and
     `model_to_evaluate`, and the main process's is what is saved and evaluated.
     """
 
@@ -150,7 +82,7 @@ class TrainingState:
     average: MovingAverage | None
     images_per_iteration: int
     about: dict[str, Any]
-    processes: Processes = ALONE
+    processes: Processes
     iteration: int = 0
     best: BestScore = field(default_factory=BestScore)
     window: LossWindow = field(default_factory=LossWindow)
@@ -167,6 +99,11 @@ class TrainingState:
     def position(self) -> int:
         """Samples taken from the sampler's stream so far."""
         return self.iteration * self.images_per_iteration
+
+    @property
+    def learning_rate(self) -> float:
+        """The base rate of the next iteration."""
+        return self.optimizer.defaults["lr"] * self.schedule(self.iteration)
 
     @contextmanager
     def model_to_evaluate(self) -> Iterator[nn.Module]:
@@ -185,7 +122,18 @@ class TrainingState:
         generators = self.processes.gather(capture_rng())
 
         def write() -> None:
-            save_checkpoint(path, self._everything(generators))
+            entries = {
+                **self._weights(self.model.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": {"max_iter": self.schedule.max_iter, "iteration": self.iteration},
+                "ema": None if self.average is None else self.average.state_dict(),
+                "scaler": self.precision.state_dict(),
+                "position": self.position,
+                "rng": generators[0],
+                "rng_of_others": generators[1:],
+                "progress": {"best": self.best.state_dict(), "window": self.window.state_dict()},
+            }
+            save_checkpoint(path, entries)
             keep_numbered(path, self.iteration, keep)
 
         self.processes.from_main(write)
@@ -195,6 +143,9 @@ class TrainingState:
         weights = self.model.state_dict() if self.average is None else self.average.average
         self.processes.from_main(lambda: save_checkpoint(path, {**self._weights(weights), "metrics": metrics}))
 
+    def _weights(self, model: dict[str, torch.Tensor]) -> dict[str, Any]:
+        return {"model": dict(model), "iteration": self.iteration, "environment": environment(), **self.about}
+
     def restore(self, path: Path) -> dict[str, Any]:
         """Continue from `last.pth`; return it. What differs in versions or threads is warned of.
 
@@ -202,7 +153,7 @@ class TrainingState:
         and so on are those of the present configuration.
 
         Raises:
-            WeightsError: it cannot be read or is of another model or optimizer.
+            WeightsError: it cannot be read or is of another engine, model or optimizer.
         """
         saved = self.processes.from_main(lambda: load_checkpoint(path, for_training=True))
         with self.processes.together():
@@ -237,10 +188,10 @@ class TrainingState:
         self.window.load_state_dict(saved["progress"]["window"])
         self.iteration = saved["iteration"]
         if self.processes.is_main:
-            warn_about_differences(saved["environment"], environment())
-            self._warn_about_processes(1 + len(saved.get("rng_of_others", [])))
+            warn_of_another_environment(saved["environment"])
+            self._warn_of_another_count(1 + len(saved.get("rng_of_others", [])))
 
-    def _warn_about_processes(self, before: int) -> None:
+    def _warn_of_another_count(self, before: int) -> None:
         """Say what is different when a run goes on in another number of processes."""
         count = self.processes.count
         if before == count:
@@ -258,40 +209,23 @@ class TrainingState:
             images // count,
         )
 
-    def _everything(self, generators: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            **self._weights(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"max_iter": self.schedule.max_iter, "iteration": self.iteration},
-            "ema": None if self.average is None else self.average.state_dict(),
-            "scaler": self.precision.state_dict(),
-            "position": self.position,
-            "rng": generators[0],
-            "rng_of_others": generators[1:],
-            "progress": {"best": self.best.state_dict(), "window": self.window.state_dict()},
-        }
-
-    def _weights(self, model: dict[str, torch.Tensor]) -> dict[str, Any]:
-        return {"model": dict(model), "iteration": self.iteration, "environment": environment(), **self.about}
-
 
 def build_state(
-    cfg: Config,
+    session: Session,
+    plan: TrainingPlan,
     model: nn.Module,
     classes: Sequence[str],
-    processes: Processes = ALONE,
     new_entries: Collection[str] | None = None,
 ) -> TrainingState:
     """A training of `model`, on its device, that has not begun; `new_entries`: see build_optimizer."""
-    device = next(model.parameters()).device
     return TrainingState(
         model=model,
-        optimizer=build_optimizer(cfg, model, new_entries),
-        schedule=build_schedule(cfg),
-        precision=build_precision(cfg, device),
-        clipper=build_clipper(cfg),
-        average=MovingAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None,
-        images_per_iteration=cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE,
-        about={"config": cfg.flatten(), "classes": list(classes), "engine": choose_engine(cfg).name},
-        processes=processes,
+        optimizer=build_optimizer(plan.optimizer, model, new_entries),
+        schedule=build_schedule(plan.schedule),
+        precision=build_precision(plan.precision, next(model.parameters()).device),
+        clipper=build_clipper(plan.clipping),
+        average=MovingAverage(model, plan.average.decay) if plan.average.enabled else None,
+        images_per_iteration=plan.images_per_iteration,
+        about={"config": session.cfg.flatten(), "classes": list(classes), "engine": session.engine.name},
+        processes=session.processes,
     )

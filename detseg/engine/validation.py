@@ -5,14 +5,14 @@ from __future__ import annotations
 from detseg.config import Config
 from detseg.config.options import Options
 from detseg.data.folds import DataSetOptions
-from detseg.data.loader import LoaderOptions
+from detseg.engine.plan import ComputeOptions, EvaluationOptions, TrainingPlan
 from detseg.engines.choice import EngineChoice
 from detseg.engines.validation import validate
 from detseg.inference.validation import PREDICTION
 
 # What scoring reads, and what only training reads.
-EVALUATION: tuple[type[Options], ...] = (DataSetOptions,)
-TRAINING: tuple[type[Options], ...] = (LoaderOptions,)
+EVALUATION: tuple[type[Options], ...] = (DataSetOptions, EvaluationOptions)
+TRAINING: tuple[type[Options], ...] = (TrainingPlan, ComputeOptions)
 
 
 def validate_config(cfg: Config, *, training: bool = True) -> EngineChoice:

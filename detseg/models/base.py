@@ -25,9 +25,12 @@ class Segmenter(nn.Module):
     Attributes:
         trains_everything: whether every parameter to train is part of every training pass, also of images without
             objects (with a gradient of zero). Several processes then need not look for those that are not.
+        pretrained_prefix: how the names of the parameters begin that were pretrained for classification; they learn at
+            SOLVER.BACKBONE_MULTIPLIER times the rate. A feature pyramid is no part of them.
     """
 
     trains_everything = False
+    pretrained_prefix = "backbone."
 
     @abstractmethod
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ _FROZEN_PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("laye
 class TorchvisionMaskRCNN(RegionSegmenter):
     """network: torchvision's MaskRCNN, whose `backbone`, `rpn` and `roi_heads` are taken; its classes begin with 1."""
 
+    pretrained_prefix = "backbone.body."
     class_entries = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
     def __init__(self, *, image_input: ImageInput, network: nn.Module, num_classes: int) -> None:

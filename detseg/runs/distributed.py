@@ -183,9 +183,9 @@ class Processes:
 ALONE = Processes()
 
 
-def held_back(model: nn.Module, yes: bool) -> AbstractContextManager:
-    """Where `yes`, backward passes in the context add up gradients without exchanging them: the next one does."""
-    return model.no_sync() if yes and isinstance(model, DistributedDataParallel) else nullcontext()
+def no_sync(model: nn.Module) -> AbstractContextManager:
+    """Backward passes in the context add up gradients without exchanging them, which the next pass outside does."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.config import DEFAULT_OUTPUT_DIR, config_hash, config_name
+from detseg.config import DEFAULT_OUTPUT_DIR, config_hash
 from detseg.data.folds import fold_name
 from detseg.errors import ConfigError, RunError
 from detseg.files.atomic import write_json, writing
 from detseg.files.lock import wait_for_lock
-from detseg.runs.run_folder import holds_run, next_number, numbered, read_record
+from detseg.runs.record import read_record
+from detseg.runs.run_folder import folder_of_runs, holds_run, next_number, numbered
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -106,7 +107,7 @@ def open_fold_runs(
             raise RunError(f"OUTPUT_DIR {path} holds a run and not folds: name another folder for the folds")
         _begin(path, record)
         return FoldRuns(path, count, wanted)
-    parent = Path(DEFAULT_OUTPUT_DIR.replace("<config>", config_name(cfg.source)))
+    parent = folder_of_runs(cfg)
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(parent / ".folds.lock"):

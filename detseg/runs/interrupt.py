@@ -51,10 +51,6 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    @property
-    def requested(self) -> bool:
-        return self.signal is not None
-
     def raise_if_requested(self, message: str) -> None:
         """Raise TrainingInterrupted with `message` where a signal came."""
         if self.signal is not None:

@@ -1,70 +1,194 @@
-"""Numbers of a training: one JSON object a line in metrics.jsonl, and TensorBoard."""
+"""Trackers: what receives the numbers and pictures of a training while it runs.
+
+    trackers.start(session)                  the training begins, or goes on after session.iteration
+    trackers.log(iteration, kind, values)    losses (TRAINING) and scores of an evaluation (EVALUATION)
+    trackers.images(iteration, pictures)     what was drawn
+    trackers.finish(summary, status)         after the final evaluation, or an early end
+
+A further tracker is one class and one row in TRACKERS. Only the main process has any.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from detseg.files.atomic import write_text, writing
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+    from detseg.runs.session import Session
 
 logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 EVALUATION = "evaluation"
+FINAL = "final"
+
+Picture = Path | np.ndarray
 
 
-class MetricLog:
-    """Writes the numbers of a run as they come.
+class Tracker:
+    """One receiver, which overrides what it needs.
 
-    Every line has `iteration` (finished iterations) and `kind` ("training" or "evaluation"); numbers that are not
-    finite are null. Opening it cuts the lines that a resumed training will write again.
-
-    Args:
-        path: the metrics.jsonl of the run.
-        tensorboard: folder for TensorBoard's event files, or None.
-        iteration: lines of later iterations are cut.
-        last_evaluation: lines of later evaluations are cut.
+    required: whether its errors end the training. Any other is warned of once, and the tracker gets nothing more.
     """
 
-    def __init__(
-        self, path: Path, *, tensorboard: Path | None = None, iteration: int = 0, last_evaluation: int = 0
-    ) -> None:
-        cut_lines(path, {TRAINING: iteration, EVALUATION: last_evaluation})
-        self._path = path
-        with writing(path):
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until close)
-        self._writer = _tensorboard_writer(tensorboard, iteration) if tensorboard is not None else None
+    required = False
 
-    def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Add one line; nested mappings are allowed."""
+    def start(self, session: Session) -> None:
+        """Open. `session.iteration` and `session.last_evaluation`: what a resumed training has done already."""
+
+    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Note numbers after `iteration` finished iterations; kind: TRAINING or EVALUATION. Mappings may be nested."""
+
+    def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
+        """Note pictures by name: image files, or arrays (H, W, 3) uint8 RGB."""
+
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        """Close, also where `start` failed.
+
+        summary: what final_metrics.json holds, {} where there is none. status: "finished", "interrupted" or "failed".
+        """
+
+
+class JsonLines(Tracker):
+    """metrics.jsonl, the run's own record: one JSON object a line.
+
+    Every line has `iteration` (finished iterations) and `kind` ("training", "evaluation" or "final"); numbers that are
+    not finite are null. Starting cuts the lines that a resumed training will write again.
+    """
+
+    required = True
+
+    def __init__(self) -> None:
+        self._file: Any = None
+
+    def start(self, session: Session) -> None:
+        self._path, self._iteration = session.run.metrics, session.iteration
+        kept = {TRAINING: session.iteration, EVALUATION: session.last_evaluation, FINAL: -1}
+        cut_lines(self._path, kept)
+        with writing(self._path):
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (held until `finish`)
+
+    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        self._iteration = iteration
         line = {"iteration": iteration, "kind": kind, **finite(dict(values))}
         with writing(self._path):
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
             self._file.flush()
-            if self._writer is not None:
-                for name, value in flatten(values).items():
-                    self._writer.add_scalar(f"{kind}/{name}", value, iteration)
-                self._writer.flush()
 
-    def write_image(self, name: str, image: Any, iteration: int) -> None:
-        """Show an image (C, H, W), uint8 or float 0..1, in TensorBoard; metrics.jsonl holds none."""
-        if self._writer is not None:
-            with writing(self._path):
-                self._writer.add_image(name, image, iteration)
-                self._writer.flush()
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        if self._file is None:
+            return
+        try:
+            if summary:
+                self.log(self._iteration, FINAL, summary)
+        finally:
+            with suppress(OSError):  # all was flushed; what could not be written is known by now
+                self._file.close()
 
-    def close(self) -> None:
-        # All was flushed; what could not be is known by now.
-        with suppress(OSError):
-            self._file.close()
+
+class TensorBoard(Tracker):
+    """Event files in the run's folder `tensorboard`, where TensorBoard is installed."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def start(self, session: Session) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            logger.info("no TensorBoard files are written (%s); metrics.jsonl has the same numbers", error)
+            return
+        self._iteration = session.iteration
+        self._writer = SummaryWriter(str(session.run.tensorboard), purge_step=session.iteration + 1)
+
+    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        self._iteration = iteration
         if self._writer is not None:
-            with suppress(OSError):
+            for name, value in flatten(values).items():
+                self._writer.add_scalar(f"{kind}/{name}", value, iteration)
+            self._writer.flush()
+
+    def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
+        if self._writer is not None:
+            for name, picture in pictures.items():
+                self._writer.add_image(name, as_array(picture), iteration, dataformats="HWC")
+            self._writer.flush()
+
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        if self._writer is not None:
+            try:
+                self.log(self._iteration, FINAL, summary)
+            finally:
                 self._writer.close()
+
+
+# Each makes a tracker of a configuration, or None where it asks for none.
+TRACKERS: dict[str, Callable[[Config], Tracker | None]] = {
+    "jsonl": lambda cfg: JsonLines(),
+    "tensorboard": lambda cfg: TensorBoard(),
+}
+
+
+class Trackers:
+    """Several trackers as one. An error of one that is not required is warned of, and it gets nothing more."""
+
+    def __init__(self, trackers: Iterable[Tracker] = ()) -> None:
+        self._trackers = list(trackers)
+        self._started: list[Tracker] = []
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> Trackers:
+        """Those of TRACKERS that the configuration asks for."""
+        made = [make(cfg) for make in TRACKERS.values()]
+        return cls(tracker for tracker in made if tracker is not None)
+
+    def start(self, session: Session) -> None:
+        for tracker in self._trackers:
+            self._started.append(tracker)
+            self._call(tracker, "start", session)
+
+    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        for tracker in list(self._started):
+            self._call(tracker, "log", iteration, kind, values)
+
+    def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
+        for tracker in list(self._started):
+            self._call(tracker, "images", iteration, pictures)
+
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        """Close those that were started, all of them also where one fails."""
+        failure = None
+        for tracker in list(self._started):
+            try:
+                self._call(tracker, "finish", summary, status)
+            except Exception as error:
+                failure = error
+        self._started = []
+        if failure is not None:
+            raise failure
+
+    def _call(self, tracker: Tracker, method: str, *arguments: Any) -> None:
+        try:
+            getattr(tracker, method)(*arguments)
+        except Exception as error:
+            if tracker.required:
+                raise
+            name = type(tracker).__name__
+            logger.warning("%s gets nothing more of this training: %s: %s", name, type(error).__name__, error)
+            if tracker in self._started:
+                self._started.remove(tracker)
+                with suppress(Exception):
+                    tracker.finish({}, "failed")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -80,11 +204,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def cut_lines(path: Path, limits: Mapping[str, int]) -> None:
     """Remove the lines whose iteration is above the limit of their kind, and a last line that is not whole."""
-    if not path.is_file():
-        return
-    lines = read_metrics(path)
-    kept = [line for line in lines if line["iteration"] <= limits.get(line["kind"], max(limits.values()))]
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    if path.is_file():
+        lines = read_metrics(path)
+        kept = [line for line in lines if line["iteration"] <= limits.get(line["kind"], max(limits.values()))]
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
 def finite(value: Any) -> Any:
@@ -110,10 +233,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def _tensorboard_writer(folder: Path, iteration: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        logger.info("no TensorBoard files are written (%s); metrics.jsonl has the same numbers", error)
-        return None
-    return SummaryWriter(str(folder), purge_step=iteration + 1)
+def as_array(picture: Picture) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB, read where it is a file."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        return np.asarray(image.convert("RGB"))

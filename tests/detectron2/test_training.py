@@ -19,9 +19,8 @@ from detseg import Predictor
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import Config, dump_config, load_config
-from detseg.engine.detectron2.trainer import IterationHook, SafeCheckpointer
+from detseg.engine.detectron2.trainer import IterationHook
 from detseg.engine.evaluate_only import evaluate_only
-from detseg.engine.session import start_state
 from detseg.engine.train import train
 from detseg.engines.build import build_model
 from detseg.errors import RunError, WeightsError
@@ -151,8 +150,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(data: Path, tmp_path: Path, monk
     after_step = IterationHook.after_step
 
     def with_signal(hook: IterationHook) -> None:
-        if hook.trainer.state.iteration == 3:
-            hook.trainer.stop.signal = signal.SIGTERM
+        if hook.trainer.training.state.iteration == 3:
+            hook.trainer.training.session.stop.signal = signal.SIGTERM
         after_step(hook)
 
     cfg = training_config(data, tmp_path / "parts", "detectron2", **changes)
@@ -271,20 +270,7 @@ def test_a_dangerous_file_is_refused(suffix: str, data: Path, tmp_path: Path, mo
     cfg = training_config(data, tmp_path / "run", "detectron2", MODEL__WEIGHTS=str(path))
     with pytest.raises(WeightsError):
         run_training(cfg)
-    state = start_state(training_config(data, tmp_path / "run", "detectron2"), ["round", "rounder"])
-    with pytest.raises(WeightsError):
-        SafeCheckpointer(state, tmp_path).load(str(path))
     assert not (tmp_path / "it_ran").exists()
-
-
-def test_the_checkpointer_loads_what_it_may(data: Path, weights: Path, tmp_path: Path):
-    state = start_state(training_config(data, tmp_path, "detectron2", SEED=77), ["round", "rounder"])
-    expected = load_checkpoint(weights)["model"]
-    checkpointer = SafeCheckpointer(state, tmp_path)
-    checkpointer.load(str(weights))
-    assert all(torch.equal(value, expected[name]) for name, value in state.model.state_dict().items())
-    checkpointer.save("last")
-    assert load_checkpoint(tmp_path / "last.pth", for_training=True)["engine"] == "detectron2"
 
 
 def test_folds(tmp_path: Path):

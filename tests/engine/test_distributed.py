@@ -151,7 +151,7 @@ def test_mask_rcnn_has_the_losses_of_one_process_with_the_double_batch(
     assert "2 processes, 2 of the 4 images of a batch in each" in main
     assert "object AP" in main
     assert "iteration" not in other
-    assert "Everything lies in" not in other
+    assert "Everything is in" not in other
 
 
 def test_a_process_without_objects_trains_on_with_the_others(here: Path) -> None:
@@ -278,4 +278,4 @@ def test_torchrun_starts_it(here: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, text
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record["processes"]) == ("finished", 2)
-    assert text.count("Everything lies in") == 1
+    assert text.count("Everything is in") == 1

@@ -15,7 +15,7 @@ from detseg.cli.main import run_command
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import load_config
-from detseg.engine import session
+from detseg.engine import train
 from detseg.engine.data_sets import load_folded_set, load_test_sets, load_training_set
 from detseg.errors import ConfigError, DataError
 from detseg.runs.checkpoint import load_checkpoint
@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     set_folds(data, [0, 1, 2, 0, 1, 2, -1])
     (tmp_path / "disks.yaml").write_text(CONFIG.format(train=json.dumps([data.as_posix()])))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "build_model", lambda cfg: TinySegmenter())
+    monkeypatch.setattr(train, "build_model", lambda cfg: TinySegmenter())
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)

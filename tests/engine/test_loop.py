@@ -14,14 +14,18 @@ import torch
 from tiny_segmenter import TinySegmenter, disk_batches, disk_sample
 
 from detseg.config import get_default_config
+from detseg.engine.plan import TrainingPlan
 from detseg.engine.progress import Progress
 from detseg.engine.state import TrainingState, build_state
-from detseg.engine.train import Plan, run_iterations
+from detseg.engine.train import run_iterations
+from detseg.engine.training import Training
+from detseg.engines.choice import EngineChoice
 from detseg.errors import RunError, WeightsError
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.interrupt import StopRequest, TrainingInterrupted
 from detseg.runs.run_folder import RunFolder
-from detseg.runs.trackers import MetricLog, read_metrics
+from detseg.runs.session import Session
+from detseg.runs.trackers import JsonLines, Trackers, read_metrics
 
 
 @pytest.fixture
@@ -44,23 +48,27 @@ def config(**solver: object):
     return cfg
 
 
+def new_state(cfg, model: TinySegmenter) -> TrainingState:
+    session = Session(cfg, EngineChoice("native", ""), RunFolder(Path(), locked=False))
+    return build_state(session, TrainingPlan.from_config(cfg), model, ["disk"])
+
+
 def start(cfg) -> TrainingState:
     torch.manual_seed(0)
-    return build_state(cfg, TinySegmenter(), ["disk"])
+    return new_state(cfg, TinySegmenter())
 
 
 def go(state: TrainingState, cfg, run: RunFolder, batches=None, evaluate=None, stop: StopRequest | None = None) -> None:
-    plan = Plan.from_config(cfg)
-    metrics = MetricLog(run.metrics, iteration=state.iteration, last_evaluation=state.best.last_evaluation)
-    progress = Progress(
-        metrics=metrics, window=state.window, iteration=state.iteration, max_iter=plan.max_iter, log_period=3
+    plan = TrainingPlan.from_config(cfg)
+    session = Session(
+        cfg, EngineChoice("native", ""), run, trackers=Trackers([JsonLines()]), stop=stop or StopRequest()
     )
-    batches = batches or disk_batches(state.position)
+    session.iteration, session.last_evaluation = state.iteration, state.best.last_evaluation
+    session.trackers.start(session)
+    progress = Progress(session, state.window, max_iter=plan.max_iter, log_period=3)
     with progress:
-        run_iterations(
-            state, batches, plan=plan, run=run, progress=progress, evaluate=evaluate, stop=stop or StopRequest()
-        )
-    metrics.close()
+        run_iterations(Training(session, plan, state, batches or disk_batches(state.position), progress, evaluate))
+    session.trackers.finish({}, "finished")
 
 
 def assert_same_weights(first: TrainingState, second: TrainingState) -> None:
@@ -90,7 +98,7 @@ def test_accumulated_batches_make_the_gradient_of_their_mean(run: RunFolder) -> 
     for batch, accumulate in ((4, 1), (2, 2)):
         cfg = config(MAX_ITER=3, IMS_PER_BATCH=batch, ACCUMULATE=accumulate)
         torch.manual_seed(0)
-        state = build_state(cfg, Linear(), ["disk"])
+        state = new_state(cfg, Linear())
         go(state, cfg, run, disk_batches(0, batch))
         assert state.position == 12
         weights.append(state.model.first.weight.detach())
@@ -115,7 +123,7 @@ def test_resuming_from_memory_is_bit_identical(run: RunFolder, optimizer: str, e
     lines = [{k: v for k, v in line.items() if "seconds" not in k} for line in read_metrics(run.metrics)]
 
     torch.manual_seed(99)  # other initial weights and another generator state: all must come from the file
-    resumed = build_state(cfg, TinySegmenter(), ["disk"])
+    resumed = new_state(cfg, TinySegmenter())
     saved = resumed.restore(run.checkpoints / "iteration_0000004.pth")
     assert resumed.iteration == 4
     assert resumed.position == saved["position"] == 8
@@ -133,7 +141,7 @@ def evaluation(values: list[float | None]):
     """Scores in turn, drawing random numbers as a careless evaluation may."""
     remaining = iter(values)
 
-    def evaluate(model: torch.nn.Module, stop: StopRequest) -> dict[str, float | None]:
+    def evaluate(model: torch.nn.Module) -> dict[str, float | None]:
         assert not model.training
         torch.rand(3)
         return {"object_ap": next(remaining)}
@@ -171,7 +179,7 @@ def test_with_averaging_the_averaged_weights_are_evaluated_and_kept_as_best(run:
     state = start(cfg)
     seen = {}
 
-    def evaluate(model: torch.nn.Module, stop: StopRequest) -> dict[str, float]:
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
         seen.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"object_ap": 0.5}
 
@@ -225,7 +233,7 @@ def test_a_signal_saves_and_stops_between_iterations(run: RunFolder) -> None:
 def test_a_second_signal_stops_at_once() -> None:
     def press_twice(stop: StopRequest) -> None:
         signal.raise_signal(signal.SIGINT)
-        while not stop.requested:
+        while stop.signal is None:
             time.sleep(0.001)
         signal.raise_signal(signal.SIGINT)
         time.sleep(10)
@@ -273,7 +281,7 @@ def test_a_gradient_that_is_not_finite_stops_too(run: RunFolder) -> None:
             return {**losses, "loss_steep": torch.sqrt(zero.abs())}  # value 0, slope infinite times 0
 
     cfg = config(MAX_ITER=10)
-    state = build_state(cfg, Steep(), ["disk"])
+    state = new_state(cfg, Steep())
     with pytest.raises(RunError, match=r"gradient is not finite in iteration 1 .*0\.png, 1\.png"):
         go(state, cfg, run)
 
@@ -288,7 +296,7 @@ def test_resuming_another_model_is_refused(run: RunFolder) -> None:
             self.more = torch.nn.Linear(1, 1)
 
     with pytest.raises(WeightsError, match=r"last\.pth is of another model"):
-        build_state(cfg, Wider(), ["disk"]).restore(run.last)
+        new_state(cfg, Wider()).restore(run.last)
 
 
 def test_resuming_follows_the_present_configuration(run: RunFolder) -> None:

@@ -72,7 +72,9 @@ def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.
     assert len(list(read_predictions(run / "predictions" / "disks.json.gz"))) == 4
     assert len(list((run / "overlays" / "disks").glob("*.png"))) == 2
     assert f"score_threshold: {metrics['score_threshold']}" in (run / "postprocess.yaml").read_text()
-    assert [line["iteration"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2, 2, 3, 4, 4]
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["iteration"] for line in lines[:-1]] == [1, 2, 2, 3, 4, 4]
+    assert lines[-1] == {"iteration": 4, "kind": "final", **metrics}
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["engine"], record["seed"]) == ("finished", "native", 5)
     assert "iteration 4" in (run / "log.txt").read_text()
@@ -90,7 +92,7 @@ def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.
     states = [load_checkpoint(folder / "checkpoints" / "last.pth") for folder in (run, copy)]
     for name, tensor in states[0]["model"].items():
         assert torch.equal(tensor, states[1]["model"][name]), name
-    assert [line["iteration"] for line in read_metrics(copy / "metrics.jsonl")] == [1, 2, 2, 3, 4, 4]
+    assert [line["iteration"] for line in read_metrics(copy / "metrics.jsonl")] == [1, 2, 2, 3, 4, 4, 4]
 
     # Evaluated again: beside, and the same
     assert train_net("--config", "disks.yaml", "--eval-only", "OUTPUT_DIR", str(run)) == 0

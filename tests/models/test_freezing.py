@@ -9,7 +9,7 @@ from models_for_tests import SMALL_MODEL, disks, small_model
 from detseg.config import load_flat_config
 from detseg.errors import ConfigError
 from detseg.models.weights.loading import load_state
-from detseg.optim.optimizer import build_optimizer, set_learning_rates
+from detseg.optim.optimizer import OptimizerOptions, build_optimizer, set_learning_rates
 
 
 def moved(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
@@ -19,7 +19,8 @@ def moved(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
 def step(model: torch.nn.Module, new: set[str] | None = None, iteration: int = 0, **keys: object) -> set[str]:
     """Take one step of training; return the names of the entries that it changed."""
     changes = {name.replace("__", "."): value for name, value in keys.items()}
-    optimizer = build_optimizer(load_flat_config(SMALL_MODEL | changes), model, new)
+    options = OptimizerOptions.from_config(load_flat_config(SMALL_MODEL | changes))
+    optimizer = build_optimizer(options, model, new)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     set_learning_rates(optimizer, 1.0, iteration)
     sum(model.train()([disks(5, (64, 64))]).values()).backward()
@@ -46,7 +47,7 @@ def test_a_pattern_that_matches_nothing_is_told() -> None:
 def test_the_backbone_learns_slower_but_its_pyramid_does_not() -> None:
     cfg = load_flat_config(SMALL_MODEL | {"SOLVER.BACKBONE_MULTIPLIER": 0.1, "SOLVER.BASE_LR": 0.5})
     model = small_model()
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(OptimizerOptions.from_config(cfg), model)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(0.05 if name.startswith("backbone.bottom_up.") else 0.5), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from torch import nn
 from detseg.config import get_default_config
 from detseg.errors import ConfigError
 from detseg.optim.optimizer import (
+    ClippingOptions,
+    OptimizerOptions,
     build_clipper,
     build_optimizer,
     gradient_norm,
@@ -28,9 +32,16 @@ class Small(nn.Module):
         self.again = self.conv  # shared: must be trained once
 
 
+def options(**solver: object) -> OptimizerOptions:
+    cfg = get_default_config()
+    for key, value in solver.items():
+        cfg.set(f"SOLVER.{key}", value)
+    return OptimizerOptions.from_config(cfg)
+
+
 def settings_of(model: nn.Module, **settings: float | None) -> dict[str, tuple[float, float]]:
-    defaults = {"base_lr": 0.1, "weight_decay": 1e-4, "weight_decay_norm": 0.0, "weight_decay_bias": None}
-    groups = parameter_groups(model, **{**defaults, "bias_lr_factor": 1.0, **settings})
+    given = {"BASE_LR": 0.1, "WEIGHT_DECAY": 1e-4, "WEIGHT_DECAY_NORM": 0.0, "WEIGHT_DECAY_BIAS": None}
+    groups = parameter_groups(model, dataclasses.replace(options(**given), **settings))
     found = {}
     names = {id(p): name for name, p in model.named_parameters()}
     for group in groups:
@@ -61,12 +72,9 @@ def test_no_norm_decay_given_means_the_common_one() -> None:
 
 def test_sgd_steps_as_its_formula() -> None:
     # v = momentum * v + (g + decay * w);  w = w - rate * v
-    cfg = get_default_config()
-    for key, value in {"BASE_LR": 0.1, "MOMENTUM": 0.9, "WEIGHT_DECAY": 0.01}.items():
-        cfg.set(f"SOLVER.{key}", value)
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(2.0)
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(options(BASE_LR=0.1, MOMENTUM=0.9, WEIGHT_DECAY=0.01), model)
     w, v = 2.0, 0.0
     for factor in (1.0, 0.5):
         assert set_learning_rates(optimizer, factor) == pytest.approx(0.1 * factor)
@@ -79,12 +87,9 @@ def test_sgd_steps_as_its_formula() -> None:
 
 def test_adamw_decays_apart_from_the_gradient() -> None:
     # First step: w * (1 - rate * decay) - rate * sign(g)
-    cfg = get_default_config()
-    for key, value in {"OPTIMIZER": "AdamW", "BASE_LR": 0.01, "WEIGHT_DECAY": 0.1}.items():
-        cfg.set(f"SOLVER.{key}", value)
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(2.0)
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(options(OPTIMIZER="AdamW", BASE_LR=0.01, WEIGHT_DECAY=0.1), model)
     assert isinstance(optimizer, torch.optim.AdamW)
     model.weight.grad = torch.full((1, 1), -7.0)
     optimizer.step()
@@ -111,18 +116,18 @@ def test_clipping(clip_type: str, first: list[float], second: list[float]) -> No
     cfg.set("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip_type)
     cfg.set("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0)
     parameters = two_gradients()
-    build_clipper(cfg)(parameters)
+    build_clipper(ClippingOptions.from_config(cfg))(parameters)
     assert parameters[0].grad.tolist() == pytest.approx(first, rel=1e-4)
     assert parameters[1].grad.tolist() == pytest.approx(second, rel=1e-4)
 
 
 def test_clipping_is_off_by_default_and_unknown_kinds_are_refused() -> None:
     cfg = get_default_config()
-    assert build_clipper(cfg) is None
+    assert build_clipper(ClippingOptions.from_config(cfg)) is None
     cfg.set("SOLVER.CLIP_GRADIENTS.ENABLED", True)
     cfg.set("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "gently")
     with pytest.raises(ConfigError, match="gently"):
-        build_clipper(cfg)
+        ClippingOptions.from_config(cfg)
 
 
 def test_gradient_norm_over_all_parameters() -> None:
@@ -133,9 +138,32 @@ def test_gradient_norm_over_all_parameters() -> None:
 def test_a_model_without_anything_to_train_is_refused() -> None:
     model = nn.Linear(1, 1).requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter to train"):
-        build_optimizer(get_default_config(), model)
+        build_optimizer(options(), model)
 
 
 def test_trained_parameters_lists_each_once() -> None:
     model = Small()
-    assert len(trained_parameters(build_optimizer(get_default_config(), model))) == 4
+    assert len(trained_parameters(build_optimizer(options(), model))) == 4
+
+
+def test_the_model_says_what_is_pretrained() -> None:
+    class Backbone(Small):
+        pretrained_prefix = "conv."
+
+    slower = settings_of(Backbone(), backbone_multiplier=0.1)
+    assert slower["conv.weight"][0] == pytest.approx(0.01)
+    assert slower["norm.weight"][0] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("OPTIMIZER", "LARS"), ("BETAS", [0.9]), ("MOMENTUM", 1.0), ("WEIGHT_DECAY_BIAS", -1.0), ("BASE_LR", 0.0)],
+)
+def test_impossible_numbers_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"SOLVER.{key}"):
+        options(**{key: value})
+
+
+def test_nesterov_needs_momentum() -> None:
+    with pytest.raises(ConfigError, match=r"SOLVER\.NESTEROV.*SOLVER\.MOMENTUM"):
+        options(NESTEROV=True, MOMENTUM=0.0)

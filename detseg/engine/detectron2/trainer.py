@@ -1,162 +1,205 @@
-"""Detectron2's DefaultTrainer with detseg's data, evaluation, files and hooks."""
+"""Detectron2's DefaultTrainer with detseg's data, evaluation, files and hooks.
+
+Around Detectron2's own step (SimpleTrainer or AMPTrainer) stand `StepBatches`, which gives it the samples, and
+`StepLosses`, which is the model that it calls. What follows a step is `engine.training.Training`'s, as in the native
+loop.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from detectron2.checkpoint import DetectionCheckpointer
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.solver import build_lr_scheduler
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from detseg.data.loader import LoaderOptions, Share, build_train_loader
 from detseg.detectron2.config import to_cfg_node
-from detseg.engine.detectron2.steps import NotFiniteError, StepBatches, build_step
-from detseg.engine.progress import Progress, Silence, Stopwatch
 from detseg.engine.state import TrainingState
-from detseg.engine.train import Batches, Evaluate, Loop, Plan, dump_not_finite, score_and_keep_best
-from detseg.models.weights.files import read_weights
-from detseg.models.weights.names import names_of_model
-from detseg.models.weights.sources import resolve_weights
-from detseg.optim.optimizer import set_learning_rates
+from detseg.engine.training import Training
+from detseg.optim.optimizer import gradient_norm, set_learning_rates
 from detseg.optim.precision import Precision
-from detseg.runs.interrupt import StopRequest, TrainingInterrupted
-from detseg.runs.run_folder import RunFolder
+from detseg.runs.distributed import no_sync
+from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
     from detseg.config import Config
 
+logger = logging.getLogger(__name__)
 
-# Detectron2's checkpointer with detseg's files: its own reading unpickles whatever a file holds.
+Batches = Iterator[list[Sample]]
+
+# The batches that PRECISE_BN looks at are others than those of training.
+_STATISTICS_SEED = 1
 
 
-class SafeCheckpointer(DetectionCheckpointer):
-    """Reads tensors and plain values only, from every address that MODEL.WEIGHTS takes; writes detseg's checkpoints.
+def build_loop(cfg: Config, data: CocoDataset, share: Share) -> Callable[[Training], None]:
+    """The counterpart of `engine.train.run_iterations`; data and share are used for TEST.PRECISE_BN only."""
+    node = to_cfg_node(cfg)
 
-    state: what is written. folder: where. keep: SOLVER.CHECKPOINT_KEEP.
+    def statistics_batches() -> Batches:
+        """Endless enough: each evaluation takes NUM_ITER batches."""
+        options = dataclasses.replace(LoaderOptions.from_config(cfg), workers=0)
+        total = options.batch_size * node.TEST.PRECISE_BN.NUM_ITER * (node.SOLVER.MAX_ITER + 1)
+        return iter(build_train_loader(options, data, 0, total, seed=cfg.SEED + _STATISTICS_SEED, share=share))
+
+    def loop(training: Training) -> None:
+        state = training.state
+        state.model.train()
+        if state.precision.dtype is not None and state.precision.device.type != "cuda":
+            logger.info("Detectron2's mixed precision needs CUDA: full precision on %s", state.precision.device)
+            state.precision = Precision(state.precision.device)
+        Trainer(node, training, statistics_batches if node.TEST.PRECISE_BN.ENABLED else None).train()
+
+    return loop
+
+
+class Trainer(DefaultTrainer):
+    """Trains in Detectron2's loop.
+
+    cfg: Detectron2's configuration. statistics_batches: gives fresh batches for TEST.PRECISE_BN, None where it is off.
     """
 
-    def __init__(self, state: TrainingState, folder: Path, *, keep: int = 1) -> None:
-        super().__init__(state.model, str(folder), save_to_disk=state.processes.is_main)
-        self._state = state
-        self._keep = keep
+    def __init__(
+        self, cfg: CfgNode, training: Training, statistics_batches: Callable[[], Batches] | None = None
+    ) -> None:
+        # Not DefaultTrainer's own constructor: it builds from registered data sets, and its checkpointer unpickles
+        # whatever a file holds. Checkpoints are written by `Training`.
+        TrainerBase.__init__(self)
+        self.cfg = cfg
+        self.training = training
+        state = training.state
+        self._statistics_batches = statistics_batches
+        self.start_iter, self.max_iter = state.iteration, training.plan.max_iter
+        self.batches = StepBatches(training)
+        self.losses = StepLosses(training)
+        step: dict[str, Any] = {
+            "model": self.losses,
+            "data_loader": self.batches,
+            "optimizer": state.optimizer,
+            "zero_grad_before_forward": True,
+        }
+        if state.precision.dtype is None:
+            self._trainer = SimpleTrainer(**step)
+        else:
+            scaler = state.precision.scaler or torch.amp.GradScaler(state.precision.device.type, enabled=False)
+            self._trainer = AMPTrainer(**step, grad_scaler=scaler, precision=state.precision.dtype)
+        self.gradients = GradientHook(self)
+        self._trainer.register_hooks([self.gradients])
+        self.scheduler = self.build_lr_scheduler(cfg, state.optimizer)
+        if state.iteration:
+            self.scheduler.last_epoch = state.iteration
+        set_learning_rates(state.optimizer, state.schedule(state.iteration))
+        self.register_hooks(self.build_hooks())
 
-    def save(self, name: str, **_: Any) -> None:
-        """Write NAME.pth with everything that continuing needs. Of several processes all call this, the main writes."""
-        self._state.save_last(Path(self.save_dir) / f"{name}.pth", self._keep)
+    def build_hooks(self) -> list[HookBase | None]:
+        """What happens around each step, in this order."""
+        state = self.training.state
+        statistics = None
+        if self._statistics_batches is not None:
+            # Of the model itself: each process would otherwise wait for the others in its training passes.
+            period, count = self.training.plan.evaluation_period, self.cfg.TEST.PRECISE_BN.NUM_ITER
+            statistics = hooks.PreciseBN(period, state.model, self._statistics_batches(), count)
+        return [
+            WaitingGroups(state),
+            hooks.LRScheduler(),
+            statistics,
+            MovingAverageHook(state) if state.average is not None else None,
+            ImageHook(self.training) if self.cfg.VIS_PERIOD > 0 else None,
+            IterationHook(),
+        ]
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """Load weights into the model.
+    def train(self) -> None:
+        """Train to the end, to the early stop, or to a signal.
 
         Raises:
-            WeightsError: no such file, or one with more in it than tensors and plain values.
+            TrainingInterrupted: a signal came. RunError: a loss or gradient is not finite.
         """
-        return super().load(str(resolve_weights(path)) if path else path, *args, **kwargs)
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        path = Path(filename)
-        return {"model": names_of_model(read_weights(path), self.model.state_dict(), path.name).state}
-
-
-logger = logging.getLogger(__name__)
+        with _without_tracebacks(), suppress(StoppedEarlyError):
+            super().train()
 
 
 class StoppedEarlyError(Exception):
     """TEST.EARLY_STOP_PATIENCE ran out: the way out of Detectron2's loop."""
 
 
-class Trainer(DefaultTrainer):
-    """Trains a TrainingState in Detectron2's loop.
+class StepBatches:
+    """What each step takes: the SOLVER.ACCUMULATE batches of an iteration.
 
-    cfg: Detectron2's configuration. state: model, optimizer and so on, new or restored. The other arguments are those
-    of `engine.train.run_iterations`. statistics_batches: gives fresh batches for TEST.PRECISE_BN, None where it is off.
+    latest: all samples of the newest one. seconds: it was waited for them.
     """
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        *,
-        state: TrainingState,
-        batches: Batches,
-        plan: Plan,
-        run: RunFolder,
-        progress: Progress | Silence,
-        evaluate: Evaluate | None,
-        stop: StopRequest,
-        statistics_batches: Callable[[], Batches] | None = None,
-    ) -> None:
-        # Not DefaultTrainer's own constructor: it builds from registered data sets and reads files by unpickling.
-        TrainerBase.__init__(self)
-        self.cfg = cfg
-        self.state, self.plan, self.run = state, plan, run
-        self.progress, self.evaluate, self.stop = progress, evaluate, stop
-        self._statistics_batches = statistics_batches
-        self.start_iter, self.max_iter = state.iteration, plan.max_iter
-        self.batches = self.build_train_loader(batches)
-        self._trainer = build_step(state, self.batches, plan.accumulate)
-        self.scheduler = self.build_lr_scheduler(cfg, state.optimizer)
-        if state.iteration:
-            self.scheduler.last_epoch = state.iteration
-        set_learning_rates(state.optimizer, state.schedule(state.iteration))
-        self.checkpointer = SafeCheckpointer(state, run.checkpoints, keep=plan.checkpoint_keep)
-        self.register_hooks(self.build_hooks())
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.latest: list[Sample] = []
+        self.seconds = 0.0
 
-    def build_train_loader(self, batches: Batches) -> StepBatches:
-        """detseg's samples, so many batches a step as SOLVER.ACCUMULATE says."""
-        return StepBatches(batches, self.plan.accumulate, self.state)
+    def __iter__(self) -> StepBatches:
+        return self
 
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Any) -> Any:
-        """Detectron2's own."""
-        return build_lr_scheduler(cfg, optimizer)
+    def __next__(self) -> list[list[Sample]]:
+        asked = time.perf_counter()
+        with self._training.state.processes.together():
+            batches = [next(self._training.batches) for _ in range(self._training.plan.loader.accumulate)]
+        self.latest = [sample for batch in batches for sample in batch]
+        self.seconds = time.perf_counter() - asked
+        return batches
 
-    def test(self, cfg: CfgNode, model: nn.Module) -> None:
-        """Score the model by detseg's evaluation and keep it where it is the best."""
-        score_and_keep_best(self.state, self.plan, self.run, self.progress.metrics, self.evaluate, self.stop)
 
-    def build_hooks(self) -> list[HookBase | None]:
-        """What happens around each step, in this order."""
-        return [
-            WaitingGroups(self.state),
-            hooks.LRScheduler(),
-            self._precise_statistics(),
-            MovingAverageHook(self.state) if self.state.average is not None else None,
-            ImageHook(self.progress.metrics) if self.cfg.VIS_PERIOD > 0 else None,
-            IterationHook(),
-        ]
+class StepLosses(nn.Module):
+    """The model as Detectron2's step calls it, with the batches of one iteration.
 
-    def _precise_statistics(self) -> HookBase | None:
-        if self._statistics_batches is None:
-            return None
-        # Of the model itself: each process would else wait for the others in its training passes.
-        return hooks.PreciseBN(
-            self.plan.evaluation_period,
-            self.state.model,
-            self._statistics_batches(),
-            self.cfg.TEST.PRECISE_BN.NUM_ITER,
-        )
+    The backward pass of what it returns adds the last batch's gradients to those of the earlier batches, which are
+    computed here; all must be zero before. latest: the losses of the iteration, means over batches and processes.
+    """
 
-    def train(self) -> None:
-        """Train to the end, to the early stop, or to a signal.
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self.model = training.state.trained
+        self._scaled = training.state.precision.scaled
+        self._finite_losses = training.finite_losses
+        self.latest: dict[str, float] = {}
 
-        Raises:
-            TrainingInterrupted: a signal came. NotFiniteError: a loss or gradient is not finite.
-        """
-        with _without_tracebacks():
-            try:
-                super().train()
-            except StoppedEarlyError:
-                logger.info(
-                    "stopped early: %d evaluations without a better %s", self.plan.patience, self.plan.best_metric
-                )
+    def forward(self, batches: list[list[Sample]]) -> dict[str, Tensor]:
+        self.latest = {}
+        earlier: dict[str, Tensor] = {}
+        for samples in batches[:-1]:
+            with no_sync(self.model):
+                losses = self._losses(samples, len(batches))
+                self._scaled(sum(losses.values())).backward()
+            earlier = {name: earlier.get(name, 0.0) + loss.detach() for name, loss in losses.items()}
+        losses = self._losses(batches[-1], len(batches))
+        return {name: loss + earlier.get(name, 0.0) for name, loss in losses.items()}
+
+    def _losses(self, samples: list[Sample], count: int) -> dict[str, Tensor]:
+        losses = {name: loss / count for name, loss in self.model(samples).items()}
+        for name, value in self._finite_losses(losses, samples).items():
+            self.latest[name] = self.latest.get(name, 0.0) + value
+        return losses
+
+
+class GradientHook(HookBase):
+    """Measures the gradients and clips them, after the backward pass. norm: L2, of all together, before clipping."""
+
+    def __init__(self, owner: Trainer) -> None:
+        self._owner = owner  # HookBase.trainer is the step's
+        self.norm = 0.0
+
+    def after_backward(self) -> None:
+        training, state = self._owner.training, self._owner.training.state
+        state.precision.unscale(state.optimizer)
+        self.norm = gradient_norm(state.parameters).item()
+        training.check_gradient(self.norm, self._owner.batches.latest, self._owner.losses.latest)
+        if state.clipper is not None:
+            state.clipper(state.parameters)
 
 
 class WaitingGroups(HookBase):
@@ -182,56 +225,38 @@ class MovingAverageHook(HookBase):
 
 
 class ImageHook(HookBase):
-    """VIS_PERIOD: the images that Detectron2's models draw go to TensorBoard."""
+    """VIS_PERIOD: the trackers get the images that Detectron2's models draw."""
 
-    def __init__(self, metrics: Any) -> None:
-        self.metrics = metrics
+    def __init__(self, training: Training) -> None:
+        self.trackers = training.session.trackers
 
     def after_step(self) -> None:
         storage = get_event_storage()
-        for name, image, iteration in storage._vis_data:  # as Detectron2's own writer takes them
-            self.metrics.write_image(name, image, iteration + 1)
+        for name, image, iteration in storage._vis_data:  # (3, H, W), uint8 or from 0 to 1
+            picture = torch.as_tensor(image).permute(1, 2, 0)
+            if picture.is_floating_point():
+                picture = (picture * 255).clamp(0, 255).to(torch.uint8)
+            self.trackers.images(iteration + 1, {name: picture.numpy()})
         storage.clear_images()
 
 
 class IterationHook(HookBase):
     """What follows a step, in the native loop's order: numbers, checkpoint, signal, evaluation, early stop."""
 
-    def __init__(self) -> None:
-        self.watch = Stopwatch()
-
     def before_train(self) -> None:
         self._evaluate()
-        self.watch.skip()
+        self.trainer.training.progress.restart_clock()
 
     def after_step(self) -> None:
         trainer = self.trainer
-        state, step = trainer.state, trainer._trainer
-        learning_rate = state.optimizer.defaults["lr"] * state.schedule(state.iteration)
-        state.iteration += 1
-        trainer.progress.update(
-            state.iteration,
-            step.losses,
-            lr=learning_rate,
-            gradient_norm=step.gradients.norm,
-            seconds=self.watch.read(),
-            data_seconds=step.data_seconds,
+        trainer.training.finish_iteration(
+            trainer.losses.latest, gradient_norm=trainer.gradients.norm, data_seconds=trainer.batches.seconds
         )
-        signal = state.processes.stop_signal(trainer.stop)
-        if signal or trainer.plan.checkpoint_due(state):
-            trainer.checkpointer.save("last")
-            self.watch.skip()
-        if signal:
-            said = f"stopped after iteration {state.iteration}, which is saved in {trainer.run.last}"
-            raise TrainingInterrupted(said, signal)
         self._evaluate()
 
     def _evaluate(self) -> None:
-        trainer = self.trainer
-        if trainer.evaluate is not None and trainer.plan.evaluation_due(trainer.state):
-            trainer.test(trainer.cfg, trainer.model)
-            self.watch.skip()
-        if trainer.state.best.exhausted(trainer.plan.patience):
+        self.trainer.training.evaluate_if_due()
+        if self.trainer.training.stops_early:
             raise StoppedEarlyError
 
 
@@ -248,54 +273,3 @@ def _without_tracebacks() -> Iterator[None]:
         yield
     finally:
         loop.removeFilter(is_no_traceback)
-
-
-# Detectron2's trainer in the place of the native loop: see `engine.train.run_iterations`.
-
-# The batches that PRECISE_BN looks at are others than those of training.
-_STATISTICS_SEED = 1
-
-
-def build_loop(cfg: Config, data: CocoDataset, share: Share) -> Loop:
-    """The loop of a training by Detectron2; data and share are looked at for TEST.PRECISE_BN alone."""
-    node = to_cfg_node(cfg)
-
-    def statistics_batches() -> Batches:
-        """Endless enough: each evaluation takes NUM_ITER batches."""
-        options = dataclasses.replace(LoaderOptions.from_config(cfg), workers=0)
-        images = cfg.SOLVER.IMS_PER_BATCH * cfg.TEST.PRECISE_BN.NUM_ITER
-        total = images * (cfg.SOLVER.MAX_ITER + 1)
-        return iter(build_train_loader(options, data, 0, total, seed=cfg.SEED + _STATISTICS_SEED, share=share))
-
-    def loop(
-        state: TrainingState,
-        batches: Batches,
-        *,
-        plan: Plan,
-        run: RunFolder,
-        progress: Progress | Silence,
-        evaluate: Evaluate | None,
-        stop: StopRequest,
-    ) -> None:
-        state.model.train()
-        if state.precision.dtype is not None and state.precision.device.type != "cuda":
-            logger.info("Detectron2's mixed precision needs CUDA: full precision on %s", state.precision.device)
-            state.precision = Precision(state.precision.device, None)
-        trainer = Trainer(
-            node,
-            state=state,
-            batches=batches,
-            plan=plan,
-            run=run,
-            progress=progress,
-            evaluate=evaluate,
-            stop=stop,
-            statistics_batches=statistics_batches if cfg.TEST.PRECISE_BN.ENABLED else None,
-        )
-        try:
-            trainer.train()
-        except NotFiniteError as error:
-            learning_rate = state.optimizer.defaults["lr"] * state.schedule(state.iteration)
-            dump_not_finite(state, error.what, trainer.batches.latest, error.losses, run, learning_rate)
-
-    return loop

@@ -93,6 +93,8 @@ class GeneralizedRCNN(RegionSegmenter):
         super().__init__()
         self.image_input = image_input
         self.backbone = backbone
+        if hasattr(backbone, "bottom_up"):
+            self.pretrained_prefix = "backbone.bottom_up."
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
 

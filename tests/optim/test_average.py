@@ -4,12 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from detseg.config import get_default_config
-from detseg.engine.state import MovingAverage
-from detseg.errors import ConfigError, WeightsError
-from detseg.optim.precision import build_precision, cpu_has_bfloat16
-
-CPU = torch.device("cpu")
+from detseg.errors import WeightsError
+from detseg.optim.average import MovingAverage
 
 
 def test_average_follows_its_formula_and_includes_buffers() -> None:
@@ -56,40 +52,3 @@ def test_applied_average_leaves_the_model_bit_for_bit() -> None:
 def test_average_of_another_model_is_refused() -> None:
     with pytest.raises(WeightsError, match="another model"):
         MovingAverage(nn.Linear(1, 1), 0.9).load_state_dict(MovingAverage(nn.BatchNorm1d(1), 0.9).state_dict())
-
-
-def amp_config(dtype: str):
-    cfg = get_default_config()
-    cfg.set("SOLVER.AMP.ENABLED", True)
-    cfg.set("SOLVER.AMP.DTYPE", dtype)
-    return cfg
-
-
-def test_precision_is_plain_unless_asked_for() -> None:
-    assert build_precision(get_default_config(), CPU).dtype is None
-
-
-def test_automatic_precision_on_the_cpu_follows_the_processor() -> None:
-    assert build_precision(amp_config("auto"), CPU).dtype == (torch.bfloat16 if cpu_has_bfloat16() else None)
-
-
-def test_bfloat16_on_the_cpu_computes_in_bfloat16_and_trains() -> None:
-    precision = build_precision(amp_config("bfloat16"), CPU)
-    model = nn.Linear(4, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = model.weight.detach().clone()
-    with precision.autocast():
-        output = model(torch.ones(2, 4))
-    assert output.dtype == torch.bfloat16
-    precision.backward(output.float().sum())
-    precision.unscale(optimizer)
-    precision.step(optimizer)
-    assert model.weight.dtype == torch.float32
-    assert not torch.equal(model.weight, before)
-
-
-def test_float16_without_cuda_and_unknown_formats_are_refused() -> None:
-    with pytest.raises(ConfigError, match="CUDA"):
-        build_precision(amp_config("float16"), CPU)
-    with pytest.raises(ConfigError, match="int3"):
-        build_precision(amp_config("int3"), CPU)

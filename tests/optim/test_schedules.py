@@ -8,14 +8,14 @@ import pytest
 
 from detseg.config import get_default_config
 from detseg.errors import ConfigError
-from detseg.optim.optimizer import build_schedule
+from detseg.optim.schedules import ScheduleOptions, build_schedule
 
 
 def schedule(**solver: object):
     cfg = get_default_config()
     for key, value in solver.items():
         cfg.set(f"SOLVER.{key}", value)
-    return build_schedule(cfg)
+    return build_schedule(ScheduleOptions.from_config(cfg))
 
 
 def test_multi_step_is_one_then_gamma_at_each_step() -> None:

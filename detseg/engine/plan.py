@@ -1,0 +1,115 @@
+"""The plan of a training: how long it takes, how it steps, how often it is logged, saved and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
+from detseg.data.loader import LoaderOptions
+from detseg.errors import ConfigError
+from detseg.optim.average import AverageOptions
+from detseg.optim.optimizer import ClippingOptions, OptimizerOptions
+from detseg.optim.precision import PrecisionOptions
+from detseg.optim.schedules import ScheduleOptions
+
+# The scores that can choose the best checkpoint; all are better when larger.
+BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap")
+
+
+@dataclass(frozen=True)
+class TrainingPlan(Options):
+    """Periods are in iterations. best_metric: a key of the scores. patience: evaluations, 0 for endless."""
+
+    section = "SOLVER"
+
+    loader: LoaderOptions = part(LoaderOptions)
+    schedule: ScheduleOptions = part(ScheduleOptions)
+    optimizer: OptimizerOptions = part(OptimizerOptions)
+    clipping: ClippingOptions = part(ClippingOptions)
+    precision: PrecisionOptions = part(PrecisionOptions)
+    average: AverageOptions = part(AverageOptions)
+    checkpoint_period: int = key("CHECKPOINT_PERIOD", at_least=1)
+    checkpoint_keep: int = key("CHECKPOINT_KEEP", at_least=1)
+    log_period: int = key("LOG_PERIOD", at_least=1)
+    evaluation_period: int = key("TEST.EVAL_PERIOD", at_least=0)
+    best_metric: str = key("TEST.BEST_METRIC", choices=BEST_METRICS)
+    patience: int = key("TEST.EARLY_STOP_PATIENCE", at_least=0)
+
+    def check(self, problems: Problems) -> None:
+        cfg = problems.cfg
+        if self.patience and not self.evaluation_period:
+            problems.add("TEST.EARLY_STOP_PATIENCE", "needs evaluations during training: set TEST.EVAL_PERIOD")
+        if not problems.training:
+            return
+        if self.optimizer.head_warmup_iters and not cfg.MODEL.WEIGHTS:
+            problems.add("SOLVER.HEAD_WARMUP_ITERS", "without MODEL.WEIGHTS everything is new: set 0")
+        if not cfg.DATASETS.TEST and cfg.DATASETS.FOLD < 0:
+            for name in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
+                if cfg[name] > 0:
+                    problems.add(name, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
+        elif not cfg.MODEL.MASK_ON and self.best_metric != "coco_bbox_ap":
+            problems.add("TEST.BEST_METRIC", "MODEL.MASK_ON is False, and only coco_bbox_ap scores boxes: set it")
+
+    @property
+    def max_iter(self) -> int:
+        """Iterations of the whole training."""
+        return self.schedule.max_iter
+
+    @property
+    def images_per_iteration(self) -> int:
+        """Images of one iteration, which is one step of the optimizer."""
+        return self.loader.batch_size * self.loader.accumulate
+
+    def check_processes(self, count: int) -> None:
+        """Raise ConfigError where a batch cannot be divided evenly among `count` processes."""
+        if self.loader.batch_size % count:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH is {self.loader.batch_size}, the images of all processes together, which "
+                f"{count} processes cannot share evenly: set it to a multiple of {count}, or start another number of "
+                "them"
+            )
+
+
+@dataclass(frozen=True)
+class ComputeOptions(Options):
+    """How the computer computes: seed, the backbone by torch.compile, and PyTorch's settings of the same names."""
+
+    seed: int = key("SEED", at_least=-1, at_most=2**32 - 1)
+    compile: bool = key("MODEL.COMPILE")
+    cudnn_benchmark: bool = key("CUDNN_BENCHMARK")
+    float32_precision: str = key("FLOAT32_PRECISION", choices=("", "highest", "high", "medium"))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """PyTorch's settings inside the context are these, afterwards what they were."""
+        benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        if self.float32_precision:
+            torch.set_float32_matmul_precision(self.float32_precision)
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+            torch.set_float32_matmul_precision(precision)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(Options):
+    """How predictions are scored.
+
+    max_detections: of an image and class, for COCO AP. max_images: how many images an evaluation during training looks
+    at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the loader
+    balances; those of a field are scored separately in the final evaluation. overlays: images that it draws.
+    """
+
+    section = "TEST"
+
+    max_detections: int = key("MAX_DETECTIONS_COCO", at_least=1)
+    max_images: int = key("MAX_IMAGES_DURING_TRAINING", at_least=0)
+    overlays: int = key("OVERLAYS", at_least=0)
+    balanced_by: str = key("DATALOADER.BALANCE_BY")

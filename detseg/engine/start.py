@@ -1,0 +1,115 @@
+"""Trainings from their run folders on: a new one, a resumed one, and those of all folds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detseg.config import load_config
+from detseg.engine.data_sets import load_folded_set
+from detseg.engine.out_of_fold import collect
+from detseg.engine.train import train
+from detseg.engine.validation import validate_config
+from detseg.engines.choice import as_trained
+from detseg.engines.imports import same_imports
+from detseg.errors import ConfigError
+from detseg.runs.distributed import Processes
+from detseg.runs.fold_runs import FoldRuns, open_fold_runs
+from detseg.runs.interrupt import TrainingInterrupted
+from detseg.runs.record import read_record
+from detseg.runs.run_folder import RunFolder, open_run_together
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How trainings are started.
+
+    resume: continue the run that is there, with its own settings. overwrite: remove it first. overrides: the words of
+    the command line, which override a resumed run's settings. finished: called in the main process with the folder and
+    the scores of each training. interrupted: called with its folder where a signal ended one.
+    """
+
+    processes: Processes
+    resume: bool = False
+    overwrite: bool = False
+    overrides: tuple[str, ...] = ()
+    finished: Callable[[Path, dict[str, Any]], None] = lambda folder, metrics: None
+    interrupted: Callable[[RunFolder], None] = lambda run: None
+
+    def train(self, cfg: Config) -> None:
+        """Open the run folder and train in it."""
+        processes = self.processes
+        if not self.resume:
+            processes.from_main(lambda: validate_config(cfg))
+        with open_run_together(cfg, processes, resume=self.resume, overwrite=self.overwrite) as run:
+            if self.resume:
+                cfg = processes.from_main(lambda: self._resumed_config(cfg, run))
+            try:
+                metrics = train(cfg, run, resume=self.resume, processes=processes)
+            except (TrainingInterrupted, KeyboardInterrupt):
+                if processes.is_main:
+                    self.interrupted(run)
+                raise
+        if processes.is_main:
+            self.finished(run.path, metrics)
+
+    def _resumed_config(self, cfg: Config, run: RunFolder) -> Config:
+        if run.config.is_file():
+            cfg = load_config(run.config, self.overrides, imports=same_imports(cfg))
+            cfg = as_trained(cfg, (read_record(run.path) or {}).get("engine"))
+            logger.info("the settings are those of %s and of this command line", run.config)
+        validate_config(cfg)
+        return cfg
+
+    def train_folds(self, cfg: Config, asked: str, *, of_folds: bool = False) -> tuple[FoldRuns, dict[str, Any]]:
+        """Train the folds that are asked for ("all", or a number) and, when none is missing, join what they predict.
+
+        of_folds: the settings are those of the folds in OUTPUT_DIR.
+
+        Returns:
+            the folds, and what the final_metrics.json of all together holds; {} while one is missing, and in processes
+            other than the main one.
+        """
+        processes = self.processes
+        if of_folds:
+            cfg = processes.from_main(lambda: self._config_of_folds(cfg))
+        elif not self.resume:
+            processes.from_main(lambda: validate_config(_with_fold(cfg, 0)))
+        with processes.together():
+            dataset, folds = load_folded_set(cfg)
+        runs = processes.from_main(lambda: open_fold_runs(cfg, asked, dataset, folds, resume=self.resume))
+        if processes.is_main and cfg.DATASETS.TEST:
+            logger.info("DATASETS.TEST is not looked at: every fold is validated on its own images")
+        try:
+            for fold in runs.wanted:
+                if self.resume and processes.from_main(lambda fold=fold: runs.is_finished(fold)):
+                    logger.info("fold %d is finished: %s", fold, runs.folder(fold))
+                else:
+                    self.train(runs.config(cfg, fold))
+        finally:
+            if processes.is_main:
+                runs.forget_unused()
+        complete = processes.is_main and not runs.unfinished()
+        return runs, collect(cfg, runs, dataset, folds) if complete else {}
+
+    def _config_of_folds(self, cfg: Config) -> Config:
+        present = sorted(Path(cfg.OUTPUT_DIR).glob("fold*/config.yaml"))
+        if not present:
+            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no fold that was begun: give --config FILE")
+        own = load_config(present[0], self.overrides, imports=same_imports(cfg))
+        return _with_fold(own, -1, OUTPUT_DIR=cfg.OUTPUT_DIR)
+
+
+def _with_fold(cfg: Config, fold: int, **keys: str) -> Config:
+    own = cfg.clone()
+    for key, value in {"DATASETS.FOLD": fold, **keys}.items():
+        own.set(key, value, origin=f"--fold {fold}")
+    return own.freeze()

@@ -1,0 +1,131 @@
+"""A session: what is decided once, when a training or an evaluation starts, and is handed on from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from detseg.config import config_hash, dump_config
+from detseg.engines.choice import EngineChoice, choose_engine
+from detseg.errors import DetsegError, RunError
+from detseg.files.atomic import write_text
+from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.interrupt import StopRequest, TrainingInterrupted
+from detseg.runs.record import read_record, this_process, update_record
+from detseg.runs.run_folder import RunFolder
+from detseg.runs.trackers import Trackers
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """One training or evaluation.
+
+    cfg: the run's configuration, with its seed, its folder and the engine that runs it.
+    engine: that engine, and why it was chosen.
+    run: the folder; one that is not locked where nothing is trained.
+    processes: those that work together, each of which has a session.
+    trackers: what receives numbers and pictures; none in processes other than the main one.
+    stop: notes signals while it is entered.
+    iteration, last_evaluation: of the checkpoint from which a training goes on, 0 at its beginning.
+    summary: the final scores, as in final_metrics.json; {} until there are any.
+    """
+
+    cfg: Config
+    engine: EngineChoice
+    run: RunFolder
+    processes: Processes = ALONE
+    trackers: Trackers = field(default_factory=Trackers)
+    stop: StopRequest = field(default_factory=StopRequest)
+    iteration: int = 0
+    last_evaluation: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def training_session(
+    cfg: Config, run: RunFolder, processes: Processes = ALONE, trackers: Trackers | None = None
+) -> Iterator[Session]:
+    """The session of a training in an opened run folder: its engine and seed are chosen, or are those of the record.
+
+    Writes config.yaml and run.json. At the end the trackers are closed, and run.json says how it went: finished,
+    interrupted or failed ("running" where the process was killed).
+
+    Args:
+        trackers: None for those of the configuration.
+
+    Raises:
+        RunError: the run was begun by another engine, or cannot be written.
+    """
+    engine, recorded = processes.from_main(lambda: _begin(cfg, run, processes.count))
+    session = Session(recorded, engine, run, processes, stop=StopRequest(patient=processes.count > 1))
+    if not processes.is_main:
+        yield session
+        return
+    session.trackers = Trackers.from_config(recorded) if trackers is None else trackers
+    try:
+        yield session
+        session.trackers.finish(session.summary, "finished")
+    except BaseException as error:
+        interrupted = isinstance(error, (TrainingInterrupted, KeyboardInterrupt))
+        status = "interrupted" if interrupted else "failed"
+        said = str(error) if isinstance(error, DetsegError) else f"{type(error).__name__}: {error}"
+        with suppress(Exception):
+            session.trackers.finish(session.summary, status)
+        with suppress(RunError):  # a full disk must not hide what happened
+            update_record(run.path, status=status, **({} if interrupted else {"error": said}))
+        if isinstance(error, DetsegError):
+            run.forget()
+        raise
+    update_record(run.path, status="finished")
+
+
+def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, Config]:
+    before = None if run.new else read_record(run.path)
+    engine = choose_engine(cfg)
+    if before is not None and before["engine"] != engine.name:
+        raise RunError(
+            f"{run.path} was begun by the engine {before['engine']}, and MODEL.ENGINE asks for {engine.name} "
+            f"({cfg.origin('MODEL.ENGINE')}): a run goes on with its own engine. Leave MODEL.ENGINE away, or start "
+            f"another run from its weights: MODEL.WEIGHTS {run.last}"
+        )
+    if before is not None:
+        engine = EngineChoice(engine.name, before["engine_reason"])
+    recorded = cfg.clone()
+    recorded.set("MODEL.ENGINE", engine.name, origin=engine.reason)
+    if before is not None:
+        recorded.SEED = before["seed"]
+    elif cfg.SEED < 0:
+        recorded.SEED = secrets.randbelow(2**31)
+    recorded.OUTPUT_DIR = str(run.path)
+    recorded.freeze()
+    now = {**this_process(engine.name), "processes": processes}
+    entries: dict[str, Any] = {"status": "running", "config_hash": config_hash(recorded)}
+    if before is None:
+        entries |= now
+        entries |= {
+            "folder": os.getcwd(),
+            "config": None if cfg.source is None else str(cfg.source),
+            "seed": recorded.SEED,
+            "engine": engine.name,
+            "engine_reason": engine.reason,
+            "resumed": [],
+        }
+    else:
+        entries["resumed"] = [*before.get("resumed", []), now]
+    update_record(run.path, **entries)
+    write_text(run.config, dump_config(recorded))
+    logger.info("run folder %s, seed %d, engine %s (%s)", run.path, recorded.SEED, engine.name, engine.reason)
+    if processes > 1:
+        images = cfg.SOLVER.IMS_PER_BATCH
+        logger.info("%d processes, %d of the %d images of a batch in each", processes, images // processes, images)
+    return engine, recorded

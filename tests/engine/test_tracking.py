@@ -1,0 +1,140 @@
+"""What trackers get of a training, in which order, however it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_segmenter import TinySegmenter, write_disks
+from train_and_die import tiny_config
+
+from detseg.engine.train import train
+from detseg.errors import RunError
+from detseg.runs.interrupt import TrainingInterrupted
+from detseg.runs.run_folder import open_run
+from detseg.runs.session import Session
+from detseg.runs.trackers import JsonLines, Tracker, Trackers, as_array, flatten, read_metrics
+
+
+class Recording(Tracker):
+    """Notes every call; `draws` uses up random numbers, as an unkind one may."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def start(self, session: Session) -> None:
+        torch.rand(3)
+        np.random.rand(3)
+        assert session.run.path.name == "run"
+        assert session.cfg.SEED == 11
+        self.calls.append(("start", session.engine.name, session.iteration, session.last_evaluation))
+
+    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        self.calls.append((kind, iteration, dict(values)))
+
+    def images(self, iteration: int, pictures: Mapping[str, Any]) -> None:
+        assert all(as_array(picture).shape[2] == 3 for picture in pictures.values())
+        self.calls.append(("images", iteration, sorted(pictures)))
+
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        self.calls.append(("finish", status, dict(summary)))
+
+    def names(self) -> list[Any]:
+        return [call[:2] for call in self.calls]
+
+
+class Stopping(TinySegmenter):
+    """Its seventh training pass is followed by a signal, or gives no number."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.passes = how, 0
+
+    def forward(self, samples):
+        losses = super().forward(samples)
+        self.passes += 1
+        if self.passes == 7 and self.how == "signal":
+            signal.raise_signal(signal.SIGTERM)
+        if self.passes == 7 and self.how == "nan":
+            return {name: loss * float("nan") for name, loss in losses.items()}
+        return losses
+
+
+def run_training(folder: Path, how: str = "", *, resume: bool = False) -> tuple[Recording, dict[str, Any]]:
+    if not (folder / "data").exists():
+        write_disks(folder / "data", count=5)
+    cfg = tiny_config(folder / "data" / "disks.json", folder / "run").clone()
+    cfg.set("TEST.OVERLAYS", 2)
+    recording = Recording()
+    trackers = Trackers([recording, JsonLines()])
+    metrics: dict[str, Any] = {}
+    ends = {"": nullcontext(), "signal": pytest.raises(TrainingInterrupted), "nan": pytest.raises(RunError)}
+    with open_run(cfg.freeze(), resume=resume) as run, ends[how]:
+        metrics = train(cfg, run, resume=resume, build=lambda cfg: Stopping(how), trackers=trackers)
+    return recording, metrics
+
+
+NUMBERS = [("training", 3), ("training", 6), ("evaluation", 6), ("training", 9), ("training", 12), ("evaluation", 12)]
+NUMBERS += [("training", 14), ("evaluation", 14)]
+
+
+def test_a_finished_training(tmp_path: Path) -> None:
+    recording, metrics = run_training(tmp_path)
+    assert recording.names() == [("start", "native"), *NUMBERS, ("images", 14), ("finish", "finished")]
+    assert recording.calls[0] == ("start", "native", 0, 0)
+    assert {"total_loss", "loss_mask", "lr", "gradient_norm", "seconds"} <= recording.calls[1][2].keys()
+    assert "object_ap" in recording.calls[3][2]
+    assert recording.calls[-2][2] == ["overlays/disks/0", "overlays/disks/4"]
+    assert recording.calls[-1][2] == metrics == json.loads((tmp_path / "run" / "final_metrics.json").read_text())
+    assert {"object_ap", "coco_segm_ap", "per_class/disk/object_ap", "score_threshold"} <= flatten(metrics).keys()
+    kinds = [(line["kind"], line["iteration"]) for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert kinds == [*NUMBERS, ("final", 14)]
+
+
+def test_an_interrupted_training_and_its_continuation(tmp_path: Path) -> None:
+    recording, _ = run_training(tmp_path, "signal")
+    assert recording.names() == [("start", "native"), *NUMBERS[:3], ("finish", "interrupted")]
+    assert recording.calls[-1][2] == {}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    resumed, metrics = run_training(tmp_path, resume=True)
+    assert resumed.calls[0] == ("start", "native", 7, 6)
+    assert resumed.names() == [("start", "native"), *NUMBERS[3:], ("images", 14), ("finish", "finished")]
+    assert resumed.calls[-1][2] == metrics
+
+    (tmp_path / "whole").mkdir()
+    whole, _ = run_training(tmp_path / "whole")
+    expected, found = whole.calls[4:], resumed.calls[1:]
+    for name, values in ((name, values) for name, _, values in expected if name in ("training", "evaluation")):
+        own = next(call[2] for call in found if call[0] == name)
+        found = [call for call in found if call[2] is not own]
+        assert {k: v for k, v in own.items() if "seconds" not in k} == {
+            k: v for k, v in values.items() if "seconds" not in k
+        }
+
+
+def test_a_failed_training(tmp_path: Path) -> None:
+    recording, _ = run_training(tmp_path, "nan")
+    assert recording.names() == [("start", "native"), *NUMBERS[:3], ("finish", "failed")]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "not finite in iteration 7" in record["error"]
+    again, _ = run_training(tmp_path, resume=True)
+    assert again.calls[0] == ("start", "native", 6, 6)
+    assert again.names()[1:] == [*NUMBERS[3:], ("images", 14), ("finish", "finished")]
+
+
+def test_a_training_that_cannot_begin_starts_no_tracker(tmp_path: Path) -> None:
+    cfg = tiny_config(write_disks(tmp_path / "data", count=5), tmp_path / "run").clone()
+    cfg.set("MODEL.ROI_HEADS.NUM_CLASSES", 2)
+    recording = Recording()
+    with open_run(cfg.freeze()) as run, pytest.raises(Exception, match="has 1 classes"):
+        train(cfg, run, build=lambda cfg: TinySegmenter(), trackers=Trackers([recording]))
+    assert recording.calls == []
+    assert not (tmp_path / "run").exists()
