@@ -48,6 +48,15 @@ class ScheduleOptions(Options):
             problems.add("SOLVER.STEPS", "expected ascending iterations")
         if self.name == "WarmupCosineLR" and self.base_lr_end > self.base_lr:
             problems.add("SOLVER.BASE_LR_END", f"expected at most SOLVER.BASE_LR ({self.base_lr})")
+        late = [step for step in self.steps if step >= self.max_iter]
+        if late and self.name == "WarmupMultiStepLR":
+            logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, self.max_iter)
+        if self.warmup_iters > self.max_iter:
+            logger.warning(
+                "SOLVER.WARMUP_ITERS (%d) exceeds SOLVER.MAX_ITER (%d): the learning rate never reaches its full value",
+                self.warmup_iters,
+                self.max_iter,
+            )
 
 
 class Schedule:
@@ -62,18 +71,10 @@ class Schedule:
 
 
 def build_schedule(options: ScheduleOptions) -> Schedule:
-    """The schedule that the options describe; numbers of them that have no effect are warned of."""
+    """The schedule that the options describe."""
     max_iter = options.max_iter
-    if max_iter < options.warmup_iters:
-        logger.warning(
-            "SOLVER.WARMUP_ITERS (%d) exceeds SOLVER.MAX_ITER (%d): the learning rate never reaches its full value",
-            options.warmup_iters,
-            max_iter,
-        )
     if options.name == "WarmupMultiStepLR":
         reached = [step for step in options.steps if step < max_iter]
-        if late := options.steps[len(reached) :]:
-            logger.warning("SOLVER.STEPS %s beyond SOLVER.MAX_ITER %d have no effect", list(late), max_iter)
         curve = multi_step(reached, options.gamma, max_iter)
     elif options.name == "WarmupCosineLR":
         curve = cosine(options.base_lr_end / options.base_lr)
