@@ -105,11 +105,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _options(arguments: argparse.Namespace, reader: Reader) -> PrepareOptions:
     from detseg.curation.prepare import PrepareOptions
     from detseg.curation.repair.rules import RepairRules
-    from detseg.formats.picture_options import PictureOptions, input_keys
+    from detseg.formats.picture_options import input_keys
     from detseg.images.planes import PlaneChoice
 
-    keys = input_keys(arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range)
-    plane = PlaneChoice.from_fields(plane_fields(arguments))
     holes = ["holes=all"] if arguments.fill_holes else []
     repair = None
     if arguments.repair is not None:
@@ -128,7 +126,11 @@ def _options(arguments: argparse.Namespace, reader: Reader) -> PrepareOptions:
         classes_from=tuple(arguments.classes_from),
         seed=arguments.seed,
         write_lists=arguments.write_lists,
-        pictures=PictureOptions(plane=plane, pixel_size=arguments.pixel_size or "", input_keys=keys),
+        plane=PlaneChoice.from_fields(plane_fields(arguments)),
+        pixel_size=arguments.pixel_size or "",
+        input_keys=input_keys(
+            arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range
+        ),
         repair=repair,
         skip_bad=arguments.skip_bad,
         overwrite=arguments.overwrite,

@@ -20,11 +20,12 @@ from detseg.curation.repair.rules import Change, RepairRules, changes_table, wri
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import written_whole
+from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
 from detseg.formats.image_column import ImageColumn
-from detseg.formats.picture_options import PictureOptions, with_known_channels, with_pixel_sizes
+from detseg.formats.picture_options import with_known_channels, with_pixel_sizes
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
-from detseg.images.planes import SINGLE
+from detseg.images.planes import SINGLE, PlaneChoice
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,9 @@ class PrepareOptions:
     folds and split_lists override fractions, fractions the split that the data come with; where there is neither,
     `DEFAULT_FRACTIONS`. classes_from: words as `classes.parse_class_rule` reads them. stratify_by: a column of `table`
     (a CSV; key: its column of image names) or, without a table, one of the reader's own; it is stored as `group` and,
-    but for given lists, stratified by. pictures: what the user says of the images. repair: the rules by which masks are
-    mended, None for none.
+    but for given lists, stratified by. plane: of files that hold several pictures. pixel_size: as
+    `picture_options.with_pixel_sizes` reads it, "": as the images' files say. input_keys: INPUT keys for the COCO
+    files. repair: the rules by which masks are mended, None for none.
     """
 
     output: Path
@@ -54,7 +56,9 @@ class PrepareOptions:
     classes_from: tuple[str, ...] = ()
     seed: int = 0
     write_lists: bool = False
-    pictures: PictureOptions = field(default_factory=PictureOptions)
+    plane: PlaneChoice = SINGLE
+    pixel_size: str = ""
+    input_keys: Mapping[str, Any] = field(default_factory=dict)
     repair: RepairRules | None = None
     skip_bad: bool = False
     overwrite: bool = False
@@ -90,10 +94,9 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     if reader.unlabelled:
         parts[UNLABELLED] = list(reader.unlabelled)
     _check_outputs(parts, options)
-    if options.pictures.plane != SINGLE:
-        if not reader.has_metadata:
-            raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
-        reader.plane = options.pictures.plane
+    if options.plane != SINGLE and not reader.has_metadata:
+        raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
+    reader.plane = options.plane
     images = {}
     wanted = sorted({name for members in parts.values() for name in members})
     for name in tqdm(wanted, desc="reading images and masks", unit="image"):
@@ -103,8 +106,9 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         except DataError as error:
             problems.append(str(error))
     images, class_names = assign_classes(images, reader, rule, problems)
-    images = with_known_channels(images, reader, options.pictures, problems)
-    images = with_pixel_sizes(images, reader, options.pictures, options.key, problems)
+    images = with_known_channels(images, reader, options.input_keys, problems)
+    if options.pixel_size:
+        images = with_pixel_sizes(images, reader, options.pixel_size, options.key, problems)
     _stop_at(problems, options)
     _check_some(images, problems)
     changes: list[Change] = []
@@ -156,13 +160,15 @@ def _groups(
         if column is None:
             raise DataError("--table CSV takes --stratify-by COLUMN too: the column is one of the table's")
         values = ImageColumn(options.table, options.key, column, problems)
-        found = {name: values.find(reader.aliases(name)) for name in names}
-        problems += [
-            f"{reader.describe(name)}: {options.table} has no {column} for it" for name in names if not found[name]
-        ]
+        groups = {}
+        for name in names:
+            try:
+                groups[name] = values.of_image(reader, name)
+            except DataError as error:
+                problems.append(str(error))
         _stop_at(problems, options)
-        return {name: value for name, value in found.items() if value}
-    in_tables = (*options.classes_from, options.pictures.pixel_size)
+        return groups
+    in_tables = (*options.classes_from, options.pixel_size)
     if options.key is not None and not any(word.startswith("csv:") for word in in_tables):
         raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
     column = column or reader.stratify_by
@@ -291,7 +297,7 @@ def _write_part(
             first_id += len(found.rles)
 
     # What the COCO file's info says of channels and scaling: what the user says, or the data.
-    keys = {**reader.input_keys, **options.pictures.input_keys}
+    keys = {**reader.input_keys, **options.input_keys}
     root = image_root_for(reader.files.image_root(options.output), options.output)
     write_coco(
         options.output / f"{part}.json",
@@ -330,12 +336,4 @@ def summary_table(
         rows.append((part, "", *numbers(names), f"{output / part}.json"))
         for group in sorted({groups[name] for name in names if name in groups} if groups else ()):
             rows.append(("", group, *numbers([name for name in names if groups.get(name) == group]), ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 2 <= column <= 4 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return text_table(rows, left=(0, 1, 5, 6))

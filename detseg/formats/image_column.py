@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from detseg.errors import DataError
 from detseg.files.table import read_table
+from detseg.formats.reader import Reader
 
 
 class ImageColumn:
@@ -39,3 +41,10 @@ class ImageColumn:
         """Return the value of the first of the names that has one, "" where none has. label: of the object."""
         places = ((name, label if self.per_object else "") for name in names)
         return next((self._values[place] for place in places if self._values.get(place)), "")
+
+    def of_image(self, reader: Reader, name: str) -> str:
+        """Return the value of an image. Raises DataError where the table has none."""
+        value = self.find(reader.aliases(name))
+        if not value:
+            raise DataError(f"{reader.describe(name)}: {self.path} has no {self.column} for it")
+        return value

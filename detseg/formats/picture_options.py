@@ -1,10 +1,9 @@
-"""What the user says of the images: which picture of a stack is meant, pixel size, channels and scaling."""
+"""What the user says of the images: pixel size, channels and scaling."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,7 @@ from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import DataError
 from detseg.formats.image_column import ImageColumn
 from detseg.formats.reader import LabelledImage, Reader
-from detseg.images.planes import SINGLE, PlaneChoice
 from detseg.structures.pixel_size import FIELD, parse_pixel_size_text, pixel_size_field
-
-
-@dataclass(frozen=True)
-class PictureOptions:
-    """What the user says of all images.
-
-    plane: of files that hold several pictures. pixel_size: micrometres as a text ("0.5", or "0.5 0.4" for y and x), or
-    csv:FILE:COLUMN, a table with a row an image; "": as the images' files say. input_keys: INPUT keys that the COCO
-    files shall carry, see `input_keys`.
-    """
-
-    plane: PlaneChoice = SINGLE
-    pixel_size: str = ""
-    input_keys: Mapping[str, Any] = field(default_factory=dict)
 
 
 def input_keys(
@@ -62,14 +46,14 @@ def input_keys(
 
 
 def with_known_channels(
-    images: Mapping[str, LabelledImage], reader: Reader, options: PictureOptions, problems: list[str]
+    images: Mapping[str, LabelledImage], reader: Reader, keys: Mapping[str, Any], problems: list[str]
 ) -> dict[str, LabelledImage]:
-    """Return the images that have the channels that the user named.
+    """Return the images that have the channels that the INPUT keys name.
 
     Images whose files name their channels otherwise become `problems` and go. Files without names stay: the COCO file
     may be told them later.
     """
-    chosen = [one for one in options.input_keys.get("INPUT.CHANNELS", ()) if isinstance(one, str)]
+    chosen = [one for one in keys.get("INPUT.CHANNELS", ()) if isinstance(one, str)]
     known = {}
     for name, image in images.items():
         own = image.fields.get("channel_names")
@@ -84,34 +68,29 @@ def with_known_channels(
 
 
 def with_pixel_sizes(
-    images: Mapping[str, LabelledImage], reader: Reader, options: PictureOptions, key: str | None, problems: list[str]
+    images: Mapping[str, LabelledImage], reader: Reader, text: str, key: str | None, problems: list[str]
 ) -> dict[str, LabelledImage]:
     """Return the images with the pixel size that the user gives, in the place of what their files say.
 
-    key: the table's column of image names, None: the first. Images that a table does not have, or no size for, become
-    `problems` and go.
+    text: micrometres ("0.5", or "0.5 0.4" for y and x), or csv:FILE:COLUMN, a table with a row an image; key: its
+    column of image names, None: the first. Images that the table does not have, or no size for, become `problems` and
+    go.
     """
-    if not options.pixel_size:
-        return dict(images)
     column = None
-    if options.pixel_size.startswith("csv:"):
-        path, _, column_name = options.pixel_size.removeprefix("csv:").rpartition(":")
+    if text.startswith("csv:"):
+        path, _, column_name = text.removeprefix("csv:").rpartition(":")
         if not path or not column_name:
-            raise DataError(f"--pixel-size {options.pixel_size}: expected micrometres, or csv:FILE:COLUMN")
+            raise DataError(f"--pixel-size {text}: expected micrometres, or csv:FILE:COLUMN")
         column = ImageColumn(Path(path), key, column_name, problems)
-    text, where = options.pixel_size, "--pixel-size"
+    else:
+        size = pixel_size_field(parse_pixel_size_text(text, "--pixel-size"))
     sized = {}
     for name, image in images.items():
         try:
             if column is not None:
-                text, where = column.find(reader.aliases(name)), f"{column.path}: {name}: {column.column}"
-                if not text:
-                    raise DataError(f"{reader.describe(name)}: {column.path} has no {column.column} for it")
-            size = pixel_size_field(parse_pixel_size_text(text, where))
+                said = column.of_image(reader, name)
+                size = pixel_size_field(parse_pixel_size_text(said, f"{column.path}: {name}: {column.column}"))
+            sized[name] = dataclasses.replace(image, fields={**image.fields, FIELD: size})
         except DataError as error:
-            if column is None:
-                raise
             problems.append(str(error))
-            continue
-        sized[name] = dataclasses.replace(image, fields={**image.fields, FIELD: size})
     return sized
