@@ -59,9 +59,13 @@ class Cellpose(AnnotatedImages):
         return f"{self._num_both} images have masks and a _seg.npy; the _seg.npy was taken" if self._num_both else ""
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
-        is_segmentation = where.lower().endswith(f"{SEG_SUFFIX}.npy")
-        labels = read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where)
-        return objects_of_labels(labels, where, height, width)
+        return objects_of_labels(decode_masks(data, where), where, height, width)
+
+
+def decode_masks(data: bytes, where: str) -> np.ndarray:
+    """Return the masks (H, W) int32 of a `_seg.npy` or of a label image. where: the file, for messages."""
+    is_segmentation = where.lower().endswith(f"{SEG_SUFFIX}.npy")
+    return read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where)
 
 
 def _name_of_masks(file: str) -> str | None:
@@ -106,54 +110,46 @@ def read_seg_npy(data: bytes, where: str) -> np.ndarray:
     return np.ascontiguousarray(masks, dtype=np.int32)
 
 
-# Cellpose: `NAME_seg.npy`, which its window opens and its training reads, and `NAME_masks.tif`.
+# Writing: `NAME_seg.npy`, which Cellpose's window opens and its training reads, and `NAME_masks.tif`.
 
 
 def write_seg_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
     """Write the dict of Cellpose's window as a pickle in an NPY file; an existing file is replaced.
 
-    Raises DataError where objects overlap and `overlaps` is not "top", or one of them is hidden altogether: the window
-    counts objects by the largest label.
+    Raises DataError where objects overlap and `overlaps` is not "top".
     """
-    labels = _labels(objects, overlaps)
+    _refuse_layers(overlaps)
+    labels = to_label_image(objects, overlaps)
+    # The window counts objects by the largest label: one that is hidden altogether gets none.
     seen = np.unique(labels[labels > 0])
     compact = np.zeros(len(objects) + 1, labels.dtype)
     compact[seen] = np.arange(1, len(seen) + 1)
     labels = compact[labels]
-    content = {
+    # Outlines are the pixels with a neighbour, across an edge, of another label or outside of the image.
+    padded = np.pad(labels, 1)
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    is_outline = np.any([labels != neighbour for neighbour in neighbours], axis=0)
+    # As Cellpose counts it: the median diameter, in pixels, of discs of the objects' areas.
+    diameters = 2 * np.sqrt(rle_codec.area(objects.rles) / np.pi)
+    boxed: Any = np.empty((), dtype=object)
+    boxed[()] = {
         "filename": Path(objects.file_name).name,
         "masks": labels,
-        "outlines": labels * _is_outline(labels),
+        "outlines": labels * is_outline,
         "chan_choose": [0, 0],
         "ismanual": np.zeros(len(seen), dtype=bool),
-        "est_diam": _diameter(objects),
+        "est_diam": float(np.median(diameters)) if len(objects) else 30.0,
     }
-    boxed: Any = np.empty((), dtype=object)
-    boxed[()] = content
     with written_whole(path, "the _seg.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, boxed, allow_pickle=True)
 
 
 def write_masks(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
     """Write the label image that Cellpose's training reads."""
-    _labels(objects, overlaps)
+    _refuse_layers(overlaps)
     write_tiff(path, objects, overlaps)
 
 
-def _labels(objects: ImageObjects, overlaps: str) -> np.ndarray:
+def _refuse_layers(overlaps: str) -> None:
     if overlaps == LAYERS:
         raise DataError("--overlaps layers: Cellpose's files have one label a pixel; take --overlaps top or refuse")
-    return to_label_image(objects, overlaps)
-
-
-def _is_outline(labels: np.ndarray) -> np.ndarray:
-    """Return which pixels of objects (H, W) have a neighbour, across an edge, of another label or outside the image."""
-    padded = np.pad(labels, 1)
-    inner = padded[1:-1, 1:-1]
-    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return (labels > 0) & np.any([inner != neighbour for neighbour in neighbours], axis=0)
-
-
-def _diameter(objects: ImageObjects) -> float:
-    """Return the median diameter, in pixels, of discs of the objects' areas, as Cellpose counts it."""
-    return float(np.median(2 * np.sqrt(rle_codec.area(objects.rles) / np.pi))) if len(objects) else 30.0

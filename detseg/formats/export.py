@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from detseg.coco.dataset import ImageRecord, make_folder
 from detseg.errors import ConfigError, DataError
-from detseg.files.atomic import written_whole
+from detseg.files.table import write_csv
 from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile
 from detseg.formats.table import WRITERS
@@ -75,26 +73,32 @@ def export(
         raise ConfigError(f"there is no form {form_name!r}; there are: {', '.join(WRITERS)}")
     targets = {} if form.is_table else image_targets(output, source.names, form.ending)
     tables = [output / form.ending] if form.is_table else [] if form.has_classes else [output / OBJECTS_NAME]
-    _refuse_existing([*targets.values(), *tables], options.overwrite)
+    files = [*targets.values(), *tables]
+    existing = [path for path in files if path.exists()]
+    if existing and not options.overwrite:
+        what = f"{existing[0]} exists" if len(existing) == 1 else f"{existing[0]} and {len(existing) - 1} more exist"
+        raise DataError(f"{what} already; pass --overwrite to replace, or choose another folder")
     if not form.has_overlaps and options.overlaps == REFUSE:
         for objects in _exported(source, options, ExportCount()):
             to_label_image(objects)
-    count = ExportCount(files=[*targets.values(), *tables])
+    count = ExportCount(files=files)
     images = _exported(progress(source), options, count)
-    writer = form.load()
+    write = form.load()
     make_folder(output)
     if form.is_table:
-        writer(tables[0], images, source.class_names)
+        write(tables[0], images, source.class_names)
         return count
-    given: tuple[Any, ...] = (source.class_names,) if form.has_overlaps else (options.overlaps,)
-    rows: list[tuple[str, int, str, str]] = []
+    # What label images cannot say: the class and score of every label.
+    rows: list[tuple[object, ...]] = [("image", "label", "class", "score")]
     for objects in images:
         path = targets[objects.file_name]
         make_folder(path.parent)
-        writer(path, objects, *given)
-        rows += _rows(objects, source.class_names) if not form.has_classes else []
+        write(path, objects, source.class_names if form.has_overlaps else options.overlaps)
+        for index, class_index in enumerate(objects.classes.tolist()):
+            score = "" if objects.scores is None else f"{objects.scores[index]:.6g}"
+            rows.append((objects.file_name, index + 1, source.class_names[class_index], score))
     if tables:
-        _write_objects(tables[0], rows)
+        write_csv(tables[0], rows, "the table")
     return count
 
 
@@ -139,26 +143,3 @@ def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[
             raise DataError(f"{taken[path]} and {name} would both get the file {path}; export them in separate calls")
         taken[path] = name
     return {name: path for path, name in taken.items()}
-
-
-def _refuse_existing(paths: Sequence[Path], overwrite: bool) -> None:
-    existing = [path for path in paths if path.exists()]
-    if existing and not overwrite:
-        what = f"{existing[0]} exists" if len(existing) == 1 else f"{existing[0]} and {len(existing) - 1} more exist"
-        raise DataError(f"{what} already; pass --overwrite to replace, or choose another folder")
-
-
-def _rows(objects: ImageObjects, class_names: Sequence[str]) -> list[tuple[str, int, str, str]]:
-    scores = [""] * len(objects) if objects.scores is None else [f"{score:.6g}" for score in objects.scores]
-    return [
-        (objects.file_name, index + 1, class_names[class_index], score)
-        for index, (class_index, score) in enumerate(zip(objects.classes.tolist(), scores, strict=True))
-    ]
-
-
-def _write_objects(path: Path, rows: Sequence[tuple[str, int, str, str]]) -> None:
-    """Write what label images cannot say: the class and score of every label."""
-    with written_whole(path, "the table") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image", "label", "class", "score"))
-        writer.writerows(rows)

@@ -102,14 +102,8 @@ def to_label_image(objects: ImageObjects, overlaps: str = REFUSE) -> np.ndarray:
     for index in order:
         crop, x0, y0 = crops[index]
         labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = index + 1
-    if overlaps == REFUSE:
-        _refuse_overlaps(objects, labels, areas)
-    return labels
-
-
-def _refuse_overlaps(objects: ImageObjects, labels: np.ndarray, areas: np.ndarray) -> None:
     lost = areas - np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:]
-    if lost.any():
+    if overlaps == REFUSE and lost.any():
         worst = int(lost.argmax())
         raise DataError(
             f"{objects.file_name}: {int((lost > 0).sum())} of {len(objects)} objects share pixels with others "
@@ -117,6 +111,7 @@ def _refuse_overlaps(objects: ImageObjects, labels: np.ndarray, areas: np.ndarra
             f"pixel; pass --overlaps {TOP} to show one of them, --overlaps {LAYERS} for several label images in one "
             "file, or choose a form that holds overlaps (geojson, imagej)"
         )
+    return labels
 
 
 def write_tiff(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
@@ -144,10 +139,8 @@ def write_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None
         np.save(file, labels)
 
 
-# Label images that are too large for memory: a tiled, compressed BigTIFF, written one row of tiles after the other.
-
-# Images of more pixels are written in tiles of this size.
-LARGE = 2**25
+# Larger images are written in tiles of this side, one row of tiles in memory at a time.
+LARGE = 2**25  # pixels
 TILE = 512
 
 
@@ -160,7 +153,7 @@ def write_labels(path: Path, objects: ImageObjects) -> None:
 
 
 def write_tiled(path: Path, objects: ImageObjects, tile: int = TILE) -> None:
-    """Write a BigTIFF of 16 or 32 bits in tiles; labels are as those of `label_images.to_label_image`."""
+    """Write a BigTIFF of 16 or 32 bits in tiles; labels are as those of `to_label_image`."""
     dtype = np.uint16 if len(objects) <= np.iinfo(np.uint16).max else np.uint32
     with written_whole(path, "the label image") as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
         writer.write(
@@ -177,25 +170,19 @@ def write_tiled(path: Path, objects: ImageObjects, tile: int = TILE) -> None:
 
 def _tiles(objects: ImageObjects, dtype: type, tile: int) -> Iterator[np.ndarray]:
     """Tiles row by row, whole ones: TIFF fills up those at the border."""
-    places = _places(objects)
+    at_once = 20_000  # masks whose runs are in memory together
+    starts = range(0, len(objects), at_once)
+    boxes = [rle_codec.bounding_boxes(objects.rles[start : start + at_once]) for start in starts]
+    boxes = np.concatenate([np.zeros((0, 4), dtype=np.float32), *boxes])
     scores = np.zeros(len(objects)) if objects.scores is None else objects.scores
     for y in range(0, objects.height, tile):
         band = np.zeros((tile, -(-objects.width // tile) * tile), dtype=dtype)
-        inside = np.flatnonzero((places[:, 1] < y + tile) & (places[:, 3] > y))
+        inside = np.flatnonzero((boxes[:, 1] < y + tile) & (boxes[:, 3] > y))
         inside = inside[np.argsort(scores[inside], kind="stable")]
-        for index, (crop, x0, y0) in zip(
-            inside, rle_codec.decode_crops([objects.rles[index] for index in inside]), strict=True
-        ):
+        crops = rle_codec.decode_crops([objects.rles[index] for index in inside])
+        for index, (crop, x0, y0) in zip(inside, crops, strict=True):
             rows = crop[max(y - y0, 0) : y + tile - y0]
             top = max(y0 - y, 0)
             band[top : top + len(rows), x0 : x0 + crop.shape[1]][rows] = index + 1
         for x in range(0, band.shape[1], tile):
             yield np.ascontiguousarray(band[:, x : x + tile])
-
-
-def _places(objects: ImageObjects, at_once: int = 20_000) -> np.ndarray:
-    """Tight boxes (N, 4) of the masks."""
-    parts = [
-        rle_codec.bounding_boxes(objects.rles[start : start + at_once]) for start in range(0, len(objects), at_once)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 4), dtype=np.float32)

@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.formats.cellpose import SEG_SUFFIX, read_seg_npy
+from detseg.formats.cellpose import SEG_SUFFIX, decode_masks
+from detseg.formats.file_sets import FolderFiles
 from detseg.formats.label_images import LABEL_SUFFIXES
-from detseg.images.reading import SUFFIXES, read_label_image
+from detseg.formats.reader import path_name
+from detseg.images.reading import SUFFIXES
 from detseg.structures import Predictions
 from detseg.structures.label_layers import LabelLayers
 
@@ -19,7 +21,7 @@ ENDINGS = ("", "_cp_masks", *LABEL_SUFFIXES, SEG_SUFFIX)
 
 
 class ImageName(Protocol):
-    """What is known of an image: an ImageRecord of a COCO file, or an ImageEntry of a Predictions file."""
+    """What is known of an image: an ImageRecord of a COCO file, or an entry of a Predictions file."""
 
     image_id: int | str
     file_name: str
@@ -30,37 +32,36 @@ class ImageName(Protocol):
 class LabelFolder:
     """Label images below a folder, found by the names of their images.
 
-    Of `plate1/a.png`, it is plate1/a.tif, or another image or `_seg.npy` of this name, with one of `ENDINGS` behind it;
+    Of `plate1/a.png`, it is plate1/a.tif, or another image or `_seg.npy` of this name followed by one of `ENDINGS`;
     where the folder has no such subfolder, a.tif. Every object gets the same score: such files hold none.
     """
 
     def __init__(self, folder: Path, class_index: int, score: float) -> None:
-        """Look at the names in the folder. Raises DataError where it holds no label image."""
+        """List the folder. Raises DataError where it holds no label image."""
         if not 0 <= score <= 1:
             raise DataError(f"the score of the objects of {folder} is {score}, expected a number from 0 to 1")
         self.folder, self.class_index, self.score = folder, class_index, score
-        self._files: dict[str, list[Path]] = {}
-        for path in sorted(folder.rglob("*")):
-            below = path.relative_to(folder)
-            is_hidden = any(part.startswith(".") for part in below.parts)
-            is_known = path.suffix.lower() in SUFFIXES and not path.name.lower().endswith(".npy")
-            if not is_hidden and (is_known or path.name.endswith(f"{SEG_SUFFIX}.npy")):
-                self._files.setdefault(below.with_suffix("").as_posix(), []).append(path)
+        self._listed = FolderFiles(folder)
+        self._files: dict[str, list[str]] = {}
+        for file in self._listed.names:
+            suffix = PurePosixPath(file).suffix.lower()
+            if suffix in SUFFIXES and (suffix != ".npy" or file.endswith(f"{SEG_SUFFIX}.npy")):
+                self._files.setdefault(path_name(file), []).append(file)
         if not self._files:
             raise DataError(
                 f"{folder}: there are no label images in this folder; expected files {', '.join(SUFFIXES)}, or "
                 f"*{SEG_SUFFIX}.npy of Cellpose"
             )
 
-    def find(self, file_name: str) -> Path | None:
+    def find(self, file_name: str) -> str | None:
         """Return the label image of an image, or None. Raises DataError where several files could be it."""
         name = PurePosixPath(file_name.replace("\\", "/")).with_suffix("")
-        for stem in dict.fromkeys([name.as_posix(), name.name]):
-            found = [path for ending in ENDINGS for path in self._files.get(stem + ending, [])]
+        for stem in (name.as_posix(), name.name):
+            found = [file for ending in ENDINGS for file in self._files.get(stem + ending, [])]
             if len(found) > 1:
                 raise DataError(
-                    f"{self.folder}: both {found[0].name} and {found[1].name} could be the label image of {file_name}; "
-                    "keep one of them"
+                    f"{self.folder}: both {found[0]} and {found[1]} could be the label image of {file_name}; keep one "
+                    "of them"
                 )
             if found:
                 return found[0]
@@ -71,14 +72,13 @@ class LabelFolder:
 
         Raises DataError where the file cannot be read or has another size than the image.
         """
-        path = self.find(image.file_name)
-        if path is None:
+        file = self.find(image.file_name)
+        if file is None:
             return None
-        is_segmentation = path.name.endswith(f"{SEG_SUFFIX}.npy")
-        labels = read_seg_npy(_bytes_of(path), str(path)) if is_segmentation else read_label_image(path)
+        labels = decode_masks(self._listed.read(file), self._listed.describe(file))
         if labels.shape != (image.height, image.width):
             raise DataError(
-                f"{path}: has {labels.shape[0]} x {labels.shape[1]} pixels (height x width), the image "
+                f"{self.folder / file}: has {labels.shape[0]} x {labels.shape[1]} pixels (height x width), the image "
                 f"{image.file_name} {image.height} x {image.width}; segment the image at its original size"
             )
         layers = LabelLayers.from_label_image(labels)
@@ -96,10 +96,3 @@ class LabelFolder:
     def missing(self, images: Sequence[ImageName]) -> list[ImageName]:
         """Return the images that have no label image."""
         return [image for image in images if self.find(image.file_name) is None]
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None

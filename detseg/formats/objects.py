@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import PredictionsFile, read_predictions
 from detseg.errors import DataError
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
 
-# An annotation of a data set has no score; where the first one of a file has one, the file holds results.
 _HEAD = 2**20
 
 
@@ -47,20 +46,27 @@ class ImageObjects:
         return len(self.rles)
 
     @classmethod
-    def from_predictions(cls, predictions: Predictions) -> ImageObjects:
+    def from_predictions(cls, found: Predictions) -> ImageObjects:
         """Raises DataError where they are boxes without masks."""
-        if predictions.rles is None:
-            name = predictions.file_name or predictions.image_id
-            raise DataError(f"{name}: masks are needed, but these predictions are boxes alone")
+        if found.rles is None:
+            name = found.file_name or found.image_id
+            raise DataError(f"{name}: masks are needed, but these predictions are only boxes")
+        image = (found.image_id, found.file_name, found.height, found.width)
+        return cls(*image, found.rles, found.classes, scores=found.scores, pixel_size=found.pixel_size)
+
+    @classmethod
+    def from_annotations(cls, dataset: CocoDataset, index: int) -> ImageObjects:
+        """Return the objects of an image of a data set; regions to be ignored are counted."""
+        record = dataset.images[index]
+        rles, classes, crowd = dataset.annotations(index)
+        size = record.metadata.get(FIELD)
         return cls(
-            predictions.image_id,
-            predictions.file_name,
-            predictions.height,
-            predictions.width,
-            predictions.rles,
-            predictions.classes,
-            scores=predictions.scores,
-            pixel_size=predictions.pixel_size,
+            *(record.image_id, record.file_name, record.height, record.width),
+            [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd],
+            classes[~crowd],
+            pixel_size=None if size is None else parse_pixel_size(size, f"{dataset.name}: image {record.file_name}"),
+            fields=record.metadata,
+            num_ignored=int(crowd.sum()),
         )
 
     def select(self, keep: np.ndarray) -> ImageObjects:
@@ -74,14 +80,12 @@ class ImageObjects:
 class ObjectsFile:
     """All images of a file: iterate over it, again and again, for one ImageObjects an image, empty ones included.
 
-    class_names: by class index. names: the file names of the images. has_scores: whether the file holds results.
+    class_names: by class index. names: the file names of the images.
     """
 
     def __init__(self, path: Path, content: CocoDataset | PredictionsFile) -> None:
-        self.path = path
         self._content = content
         self.class_names: Sequence[str] = content.class_names
-        self.has_scores = isinstance(content, PredictionsFile)
         self.names = [image.file_name for image in content.images]
         if not all(self.names):
             raise DataError(
@@ -94,27 +98,10 @@ class ObjectsFile:
 
     def __iter__(self) -> Iterator[ImageObjects]:
         if isinstance(self._content, PredictionsFile):
-            for predictions in self._content:
-                yield ImageObjects.from_predictions(predictions)
+            yield from map(ImageObjects.from_predictions, self._content)
             return
-        for index, record in enumerate(self._content.images):
-            yield _annotated(self._content, index, record)
-
-
-def _annotated(dataset: CocoDataset, index: int, record: ImageRecord) -> ImageObjects:
-    rles, classes, crowd = dataset.annotations(index)
-    size = record.metadata.get(FIELD)
-    return ImageObjects(
-        record.image_id,
-        record.file_name,
-        record.height,
-        record.width,
-        [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd],
-        classes[~crowd],
-        pixel_size=None if size is None else parse_pixel_size(size, f"{dataset.name}: image {record.file_name}"),
-        fields=record.metadata,
-        num_ignored=int(crowd.sum()),
-    )
+        for index in range(len(self)):
+            yield ImageObjects.from_annotations(self._content, index)
 
 
 def open_objects(path: str | os.PathLike[str]) -> ObjectsFile:
@@ -123,18 +110,14 @@ def open_objects(path: str | os.PathLike[str]) -> ObjectsFile:
     Raises DataError where it is neither, or broken.
     """
     path = Path(path)
-    return ObjectsFile(path, read_predictions(path) if _holds_results(path) else CocoDataset.load(path))
-
-
-def _holds_results(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else open(path, "rb") as file:
             head = file.read(_HEAD)
-            if b'"detseg predictions' in head or head.lstrip().startswith(b"["):
-                return True
-            # Other layouts may have long lists in front of the annotations.
-            return b'"score"' in head + file.read()
+            holds_results = b'"detseg predictions' in head or head.lstrip().startswith(b"[")
+            # An annotation has no score. Other layouts may have long lists in front of the annotations.
+            holds_results = holds_results or b'"score"' in head + file.read()
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: cannot be read: {error}; is it there, and complete?") from None
+    return ObjectsFile(path, read_predictions(path) if holds_results else CocoDataset.load(path))
