@@ -1,8 +1,7 @@
-"""Measures of one mask's shape, in any unit of length, also with pixels that are not square."""
+"""Measurements of objects: shapes in pixels and micrometres, also with pixels that are not square, and intensities."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.files.atomic import written_whole
+from detseg.files.table import write_csv
 from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
 from detseg.images.reading import read_picture
@@ -59,7 +58,12 @@ def measure_shape(
     rows, columns = np.nonzero(crop)
     y, x = (rows + 0.5) * dy, (columns + 0.5) * dx
     area = len(rows) * dy * dx
-    major, minor, orientation = _ellipse(y, x, dy, dx)
+    # The ellipse of the same second moments. A pixel is a rectangle and no point: its own moments keep a line of one
+    # pixel's width from being infinitely thin.
+    xx, yy = x.var() + dx * dx / 12, y.var() + dy * dy / 12
+    xy = float(((x - x.mean()) * (y - y.mean())).mean())
+    middle, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
+    major, minor = 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0))
     perimeter = crofton_perimeter(crop, pixel_size)
     points = np.concatenate([polygon[0] for polygon in polygons]).astype(np.int32)
     hull = cv2.contourArea(cv2.convexHull(points)) * dy * dx
@@ -72,20 +76,10 @@ def measure_shape(
         major_axis=major,
         minor_axis=minor,
         eccentricity=math.sqrt(max(1 - (minor / major) ** 2, 0.0)),
-        orientation=orientation,
+        orientation=-math.degrees(0.5 * math.atan2(2 * xy, xx - yy)) + 0.0,  # y points down; no -0.0
         solidity=area / hull,
         circularity=min(4 * math.pi * area / perimeter**2, 1.0),
     )
-
-
-def _ellipse(y: np.ndarray, x: np.ndarray, dy: float, dx: float) -> tuple[float, float, float]:
-    """Return both axes and the orientation of the ellipse with the second moments of pixels at (y, x)."""
-    # A pixel is a rectangle and no point: its own moments keep a line of one pixel's width from being infinitely thin.
-    xx, yy = x.var() + dx * dx / 12, y.var() + dy * dy / 12
-    xy = float(((x - x.mean()) * (y - y.mean())).mean())
-    middle, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
-    turned = -math.degrees(0.5 * math.atan2(2 * xy, xx - yy))  # y points down
-    return 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0)), turned + 0.0
 
 
 def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> float:
@@ -111,9 +105,8 @@ def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> f
 # The table of measurements: a row an object, its place and shape in pixels and micrometres, and its intensities.
 
 # What of a shape has a unit; all else is the same in all units.
-_WITH_UNIT = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")
-_BOX = ("box_x", "box_y", "box_width", "box_height")
-_WITHOUT_UNIT = ("eccentricity", "orientation", "solidity", "circularity")
+_LENGTHS = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")
+_RATIOS = ("eccentricity", "orientation", "solidity", "circularity")
 
 
 def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
@@ -126,23 +119,28 @@ def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: 
     Raises DataError where an image that is given cannot be read, or has another size than its masks.
     """
     tables = [measure_image(objects, class_names) for objects in images if len(objects)]
-    columns = list(dict.fromkeys(name for table in tables for name in table))
-    with written_whole(path, "the table") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_ordered(columns) if columns else ("image", "id", "class"))
-        for table in tables:
-            length = len(table["id"])
-            writer.writerows(zip(*(table.get(name, [""] * length) for name in _ordered(columns)), strict=True))
-
-
-def _ordered(columns: Sequence[str]) -> list[str]:
-    """Return the columns with those of intensities, which may differ from image to image, at the end."""
-    return sorted(columns, key=lambda name: name.startswith("intensity_"))
+    columns = list(dict.fromkeys(name for table in tables for name in table)) or ["image", "id", "class"]
+    # Those of intensities, which may differ from image to image, are at the end.
+    columns.sort(key=lambda name: name.startswith("intensity_"))
+    rows: list[Sequence[object]] = [columns]
+    for table in tables:
+        absent = [""] * len(table["id"])
+        rows += zip(*(table.get(name, absent) for name in columns), strict=True)
+    write_csv(path, rows, "the table")
 
 
 def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str, list[Any]]:
     """Return column -> values of one image's objects, those without a pixel left out; see `write_measurements`."""
-    picture, size = _picture(objects)
+    size, image, facts = objects.pixel_size, None, {}
+    if objects.picture is not None:
+        image, facts = read_picture(objects.picture, objects.fields)
+        if image.shape[:2] != (objects.height, objects.width):
+            raise DataError(
+                f"{objects.picture}: has {image.shape[0]} x {image.shape[1]} pixels (height x width), but its masks "
+                f"{objects.height} x {objects.width}; give the images that the masks were made of"
+            )
+        if size is None and facts.get(FIELD) is not None:
+            size = parse_pixel_size(facts[FIELD], str(objects.picture))
     kept = np.flatnonzero(rle_codec.area(objects.rles)).tolist()
     table: dict[str, list[Any]] = {
         "image": [objects.file_name] * len(kept),
@@ -152,66 +150,30 @@ def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str
     if objects.scores is not None:
         table["score"] = [f"{objects.scores[index]:.6g}" for index in kept]
     crops = rle_codec.decode_crops([objects.rles[index] for index in kept])
-    rows = [_measure(*crop, size) for crop in crops]
-    for name in rows[0] if rows else ():
-        table[name] = [f"{row[name]:.7g}" for row in rows]
-    if picture is not None:
-        table.update(_intensities(*picture, crops))
+    for crop in crops:
+        for name, value in _shape_columns(*crop, size).items():
+            table.setdefault(name, []).append(f"{value:.7g}")
+    if image is not None:
+        inside = [
+            image[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop].astype(np.float64) for crop, x0, y0 in crops
+        ]
+        for channel, name in enumerate(facts.get("channel_names") or range(image.shape[2])):
+            suffix = f"_{name}" if image.shape[2] > 1 else ""
+            for measure in ("mean", "std", "min", "max", "sum"):
+                values = [getattr(pixels[:, channel], measure)() for pixels in inside]
+                table[f"intensity_{measure}{suffix}"] = [f"{value:.7g}" for value in values]
     return table
 
 
-def _measure(crop: np.ndarray, x0: int, y0: int, size: PixelSize | None) -> dict[str, float]:
+def _shape_columns(crop: np.ndarray, x0: int, y0: int, size: PixelSize | None) -> dict[str, float]:
     polygons = trace_polygons(crop, x0, y0)
-    box = (x0, y0, crop.shape[1], crop.shape[0])
-    in_pixels = measure_shape(crop, x0, y0, polygons)
-    row = _with_unit(in_pixels, box, (1.0, 1.0), "px", "px")
-    best = in_pixels
-    if size is not None:
-        best = measure_shape(crop, x0, y0, polygons, size)
-        row.update(_with_unit(best, box, size, "um", "um2"))
-    row.update({name: getattr(best, name) for name in _WITHOUT_UNIT})
-    return row
-
-
-def _with_unit(
-    shape: Shape, box: tuple[int, int, int, int], size: PixelSize, unit: str, area_unit: str
-) -> dict[str, float]:
-    values = dataclasses.asdict(shape)
-    row = {f"area_{area_unit}": values["area"]}
-    row.update({f"{name}_{unit}": values[name] for name in _WITH_UNIT})
-    factors = (size[1], size[0], size[1], size[0])
-    row.update({f"{name}_{unit}": edge * factor for name, edge, factor in zip(_BOX, box, factors, strict=True)})
-    return row
-
-
-def _picture(objects: ImageObjects) -> tuple[tuple[np.ndarray, Sequence[str]] | None, PixelSize | None]:
-    """Return the image with the names of its channels, where it is given, and the size of its pixels, where known."""
-    if objects.picture is None:
-        return None, objects.pixel_size
-    image, facts = read_picture(objects.picture, objects.fields)
-    if image.shape[:2] != (objects.height, objects.width):
-        raise DataError(
-            f"{objects.picture}: has {image.shape[0]} x {image.shape[1]} pixels (height x width), but its masks "
-            f"{objects.height} x {objects.width}; give the images that the masks were made of"
-        )
-    names = facts.get("channel_names") or [str(number) for number in range(image.shape[2])]
-    size = objects.pixel_size
-    if size is None and facts.get(FIELD) is not None:
-        size = parse_pixel_size(facts[FIELD], str(objects.picture))
-    return (image, names), size
-
-
-def _intensities(
-    image: np.ndarray, names: Sequence[str], crops: Sequence[tuple[np.ndarray, int, int]]
-) -> dict[str, list[str]]:
-    """Return mean, std, min, max and sum of every channel within every mask, in the numbers of the file."""
-    table: dict[str, list[str]] = {}
-    values = [
-        image[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop].astype(np.float64) for crop, x0, y0 in crops
-    ]
-    for channel, name in enumerate(names):
-        suffix = f"_{name}" if image.shape[2] > 1 else ""
-        for measure in ("mean", "std", "min", "max", "sum"):
-            numbers = [getattr(one[:, channel], measure)() for one in values]
-            table[f"intensity_{measure}{suffix}"] = [f"{number:.7g}" for number in numbers]
-    return table
+    row: dict[str, float] = {}
+    units = [("px", "px", (1.0, 1.0)), *([("um", "um2", size)] if size is not None else [])]
+    for unit, area_unit, (dy, dx) in units:
+        shape = dataclasses.asdict(measure_shape(crop, x0, y0, polygons, (dy, dx)))
+        row[f"area_{area_unit}"] = shape["area"]
+        row.update({f"{name}_{unit}": shape[name] for name in _LENGTHS})
+        box = {"x": x0 * dx, "y": y0 * dy, "width": crop.shape[1] * dx, "height": crop.shape[0] * dy}
+        row.update({f"box_{name}_{unit}": value for name, value in box.items()})
+    # Of the last unit: micrometres where they are known, which pixels that are not square make another shape.
+    return row | {name: shape[name] for name in _RATIOS}
