@@ -18,17 +18,16 @@ from detseg.files.table import read_table
 from detseg.formats.image_column import ImageColumn
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 
-# Column of a table that has one row an object: its number in the label image, or what else its source calls it.
+# Column of a table that has one row an object: its number in the label image, or what else the data call it.
 OBJECT_COLUMN = "label"
-EXPECTED = "folder, column:NAME, csv:FILE:COLUMN or map:FILE"
 
 
 @dataclass(frozen=True)
 class ClassRule:
     """Where the classes of objects come from.
 
-    kind: `folder` (the one in which the image lies), `column` (a field that the source knows of its images), `csv` (a
-    column of a table) or None (what the source itself calls its objects). column, table: of these. names: what came
+    kind: `folder` (the one of the image), `column` (a field that the data have of their images), `csv` (a column of a
+    table) or None (what the data themselves call their objects). column, table: of these. names: what came
     out -> name of the class, or None to leave the object out; None where nothing is renamed.
     """
 
@@ -41,7 +40,7 @@ class ClassRule:
 
 
 def parse_class_rule(words: Sequence[str], key: str | None = None) -> ClassRule | None:
-    """Read what --classes-from says: one of folder, column:NAME and csv:FILE:COLUMN, and a map:FILE behind it.
+    """Read what --classes-from says: one of folder, column:NAME and csv:FILE:COLUMN, and a map:FILE after it.
 
     key: the table's column of image names; None for its first. Raises DataError for another word, and where the map
     cannot be read.
@@ -57,7 +56,10 @@ def parse_class_rule(words: Sequence[str], key: str | None = None) -> ClassRule 
                 raise DataError(f"--classes-from {word}: expected csv:FILE:COLUMN")
             rule = dataclasses.replace(rule, kind=kind, column=column, table=Path(table) if table else None)
         else:
-            raise DataError(f"--classes-from {word}: expected {EXPECTED}; map:FILE may follow one of the others")
+            raise DataError(
+                f"--classes-from {word}: expected folder, column:NAME, csv:FILE:COLUMN or map:FILE; map:FILE may "
+                "follow one of the others"
+            )
     return rule if words else None
 
 
@@ -159,7 +161,8 @@ def _words_of_objects(
         labels = list(objects.labels) or [reader.class_names[index] for index in objects.classes]
         words: list[str | None] = list(labels)
         if column is not None:
-            words = [column.find(reader.aliases(name), label) for label in labels]
+            aliases = reader.aliases(name)
+            words = [column.find(aliases, label) for label in labels]
         elif rule.kind is not None:
             folder = PurePosixPath(image.file_name).parent.name
             words = [folder if rule.kind == "folder" else reader.columns[rule.column].get(name, _UNKNOWN)] * len(labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +16,7 @@ from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.objects import ImageObjects
-from detseg.formats.outlines import Polygon, trace_polygons
+from detseg.formats.outlines import trace_polygons
 from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.images.reading import SUFFIXES
 from detseg.structures import rle as rle_codec
@@ -166,9 +166,7 @@ def _ring(points: Any) -> np.ndarray:
     return ring
 
 
-# QuPath: one GeoJSON file of objects an image; holes and separate parts are kept.
-
-# Colours that people with any colour vision tell apart (Okabe and Ito 2008).
+# Writing. Colours that people with any colour vision tell apart (Okabe and Ito 2008).
 _COLOURS = ((255, 176, 0), (64, 190, 255), (0, 200, 140), (240, 110, 180), (240, 228, 66), (235, 95, 20))
 
 
@@ -180,32 +178,24 @@ def write_geojson(path: Path, objects: ImageObjects, class_names: Sequence[str])
     """
     with written_whole(path, "the GeoJSON") as temporary, open(temporary, "w", encoding="ascii", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        for number, feature in enumerate(_features_of(objects, class_names)):
-            file.write((",\n" if number else "\n") + json.dumps(feature, separators=(",", ":")))
+        separator = "\n"
+        for index, crop in enumerate(rle_codec.decode_crops(objects.rles)):
+            polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in trace_polygons(*crop)]
+            if not polygons:
+                continue
+            geometry = {"type": "MultiPolygon", "coordinates": polygons}
+            if len(polygons) == 1:
+                geometry = {"type": "Polygon", "coordinates": polygons[0]}
+            class_index = int(objects.classes[index])
+            colour = list(_COLOURS[class_index % len(_COLOURS)])
+            properties: dict[str, Any] = {
+                "objectType": "annotation" if objects.scores is None else "detection",
+                "name": str(index + 1),
+                "classification": {"name": class_names[class_index], "color": colour},
+            }
+            if objects.scores is not None:
+                properties["measurements"] = {"score": float(f"{objects.scores[index]:.6g}")}
+            feature = {"type": "Feature", "geometry": geometry, "properties": properties}
+            file.write(separator + json.dumps(feature, separators=(",", ":")))
+            separator = ",\n"
         file.write("\n]}\n")
-
-
-def _features_of(objects: ImageObjects, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for index, crop in enumerate(rle_codec.decode_crops(objects.rles)):
-        polygons = trace_polygons(*crop)
-        if not polygons:
-            continue
-        class_index = int(objects.classes[index])
-        properties: dict[str, Any] = {
-            "objectType": "annotation" if objects.scores is None else "detection",
-            "name": str(index + 1),
-            "classification": {
-                "name": class_names[class_index],
-                "color": list(_COLOURS[class_index % len(_COLOURS)]),
-            },
-        }
-        if objects.scores is not None:
-            properties["measurements"] = {"score": float(f"{objects.scores[index]:.6g}")}
-        yield {"type": "Feature", "geometry": _geometry_of(polygons), "properties": properties}
-
-
-def _geometry_of(polygons: Sequence[Polygon]) -> dict[str, Any]:
-    coordinates = [[[*ring.tolist(), ring[0].tolist()] for ring in polygon] for polygon in polygons]
-    if len(coordinates) == 1:
-        return {"type": "Polygon", "coordinates": coordinates[0]}
-    return {"type": "MultiPolygon", "coordinates": coordinates}

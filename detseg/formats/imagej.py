@@ -19,13 +19,13 @@ from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
 from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.structures import rle as rle_codec
-from detseg.structures.mask_crop import EMPTY, MaskCrop
+from detseg.structures.mask_crop import MaskCrop
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi
 
 
-# What programs put behind the name of the image (Cellpose: _rois), and people in front of it.
+# What programs append to the name of the image (Cellpose: _rois), and people put before it.
 ENDINGS = ("_rois", "_roi", "_ROIs", "_RoiSet", "-rois")
 BEGINNINGS = ("RoiSet_", "RoiSet-")
 # A region of a million points has 8 MB.
@@ -56,34 +56,33 @@ class ImageJRegions(AnnotatedImages):
 def read_roi_file(data: bytes, where: str, height: int, width: int) -> FoundObjects:
     """Read the regions of an image of height x width pixels from a .zip or .roi.
 
-    Objects are called by the number of their group in ImageJ, else by their name. What is a line or a point, lies
+    Objects are called by the number of their group in ImageJ, else by their name. What is a line or a point, is
     outside of the image or covers no pixel goes to `problems`. An archive without any file has no objects.
 
     Raises DataError where the file is neither, or holds regions of several slices.
     """
-    rois = _rois_of(data, where)
-    places = {(roi.z_position, roi.t_position, roi.position) for _, roi, _ in rois if roi is not None}
-    if len({(z, t) for z, t, _ in places}) > 1 or len({position for _, _, position in places if position}) > 1:
-        raise DataError(
-            f"{where}: has regions of several slices or points in time; save those of each as a file of its own"
-        )
     crops: list[MaskCrop] = []
-    labels, problems = [], []
-    for name, roi, problem in rois:
+    labels, problems, slices, positions = [], [], set(), set()
+    for name, content in _regions_of(data, where):
         try:
-            if roi is None:
-                raise DataError(problem)
+            roi = _parse(content)
+            slices.add((roi.z_position, roi.t_position))
+            positions.add(roi.position)
             crops.append(fill_roi(roi, height, width))
             labels.append(str(roi.group) if roi.group else name)
         except DataError as error:
             problems.append(f"{where}: {name}: {error}")
+    if len(slices) > 1 or len(positions - {0}) > 1:
+        raise DataError(
+            f"{where}: has regions of several slices or points in time; save those of each as a file of its own"
+        )
     return objects_of_crops(crops, height, width, labels=labels, problems=problems)
 
 
-def _rois_of(data: bytes, where: str) -> list[tuple[str, ImagejRoi | None, str]]:
-    """Return name, region and what is wrong with it, of every region of a file."""
+def _regions_of(data: bytes, where: str) -> list[tuple[str, bytes]]:
+    """Return name and content of every region of a file."""
     if data[:4] == b"Iout":
-        return [(PurePosixPath(where.replace("\\", "/")).stem, *_parse(data))]
+        return [(PurePosixPath(where.replace("\\", "/")).stem, data)]
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             others = [name for name in archive.namelist() if not name.lower().endswith(".roi")]
@@ -92,7 +91,7 @@ def _rois_of(data: bytes, where: str) -> list[tuple[str, ImagejRoi | None, str]]
             for member in members:
                 if member.file_size > MAX_ROI_BYTES:
                     raise DataError(f"{member.filename} claims {member.file_size} bytes; no region has as many")
-            found = [(PurePosixPath(member.filename).stem, *_parse(archive.read(member))) for member in members]
+            found = [(PurePosixPath(member.filename).stem, archive.read(member)) for member in members]
     # What zipfile raises for a broken or encrypted member is RuntimeError, EOFError, zlib.error, ...
     except Exception as error:
         raise DataError(
@@ -103,14 +102,14 @@ def _rois_of(data: bytes, where: str) -> list[tuple[str, ImagejRoi | None, str]]
     return found
 
 
-def _parse(data: bytes) -> tuple[ImagejRoi | None, str]:
+def _parse(data: bytes) -> ImagejRoi:
     from roifile import ImagejRoi
 
     try:
-        return ImagejRoi.frombytes(data), ""
+        return ImagejRoi.frombytes(data)
     except Exception as error:  # roifile raises nearly anything for a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return None, f"is no region of ImageJ, or is cut off ({reason})"
+        raise DataError(f"is no region of ImageJ, or is cut off ({reason})") from None
 
 
 def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
@@ -123,56 +122,33 @@ def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
     if roi.roitype not in (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL):
         kind = getattr(roi.roitype, "name", str(roi.roitype)).lower()
         raise DataError(f"is a {kind}; expected an area (polygon, freehand, traced, rectangle, oval, composite)")
-    if roi.roitype == ROI_TYPE.OVAL and roi.multi_coordinates is None:
-        crop = _fill_oval(_box(roi), height, width)
+    is_box = roi.roitype in (ROI_TYPE.RECT, ROI_TYPE.OVAL) and roi.multi_coordinates is None
+    x0, y0, x1, y1 = roi.left, roi.top, roi.right, roi.bottom
+    if is_box and roi.subpixelrect and roi.widthd > 0 and roi.heightd > 0:  # fractions of pixels
+        x0, y0, x1, y1 = roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd
+    if is_box:
+        rings = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)]
     else:
-        crop = fill_polygon(_rings(roi), height, width)
-    if not crop.mask.any():
-        raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
-    return crop
-
-
-def _box(roi: ImagejRoi) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom, which ImageJ may store as fractions of pixels."""
-    if roi.subpixelrect and roi.widthd > 0 and roi.heightd > 0:
-        box = roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd
-        if not np.isfinite(box).all():
-            raise DataError("has a coordinate that is not finite")
-        return box
-    return roi.left, roi.top, roi.right, roi.bottom
-
-
-def _rings(roi: ImagejRoi) -> list[np.ndarray]:
-    """Return the outlines (P, 2) float64 of an area and of its holes."""
-    from roifile import ROI_TYPE
-
-    if roi.roitype == ROI_TYPE.RECT and roi.multi_coordinates is None:
-        x0, y0, x1, y1 = _box(roi)
-        return [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)]
-    try:
-        rings = [np.asarray(ring, dtype=np.float64) for ring in roi.coordinates(multi=True)]
-    except NotImplementedError:
-        raise DataError("has curves; turn it into a polygon in ImageJ (Edit > Selection > Interpolate)") from None
-    except Exception as error:  # roifile raises nearly anything for a broken path
-        raise DataError(f"has a broken outline ({error})") from None
+        try:
+            rings = [np.asarray(ring, dtype=np.float64) for ring in roi.coordinates(multi=True)]
+        except NotImplementedError:
+            raise DataError("has curves; turn it into a polygon in ImageJ (Edit > Selection > Interpolate)") from None
+        except Exception as error:  # roifile raises nearly anything for a broken path
+            raise DataError(f"has a broken outline ({error})") from None
     if not all(np.isfinite(ring).all() for ring in rings):
         raise DataError("has a coordinate that is not finite")
-    return rings
+    crop, left, top = fill_polygon(rings, height, width)
+    if is_box and roi.roitype == ROI_TYPE.OVAL:
+        # Of the box, the pixels whose centres the ellipse within it covers.
+        rows, columns = top + np.arange(crop.shape[0]) + 0.5, left + np.arange(crop.shape[1]) + 0.5
+        down, across = (rows - (y0 + y1) / 2) / ((y1 - y0) / 2), (columns - (x0 + x1) / 2) / ((x1 - x0) / 2)
+        crop = crop & (down[:, None] ** 2 + across[None, :] ** 2 <= 1) & (x1 > x0 and y1 > y0)
+    if not crop.any():
+        raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
+    return MaskCrop(crop, left, top)
 
 
-def _fill_oval(box: tuple[float, float, float, float], height: int, width: int) -> MaskCrop:
-    """Fill the ellipse within a box."""
-    x0, y0, x1, y1 = box
-    left, top = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
-    right, bottom = min(int(np.ceil(x1)), width), min(int(np.ceil(y1)), height)
-    if left >= right or top >= bottom or x1 <= x0 or y1 <= y0:
-        return EMPTY
-    across = (np.arange(left, right) + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2)
-    down = (np.arange(top, bottom) + 0.5 - (y0 + y1) / 2) / ((y1 - y0) / 2)
-    return MaskCrop(down[:, None] ** 2 + across[None, :] ** 2 <= 1, left, top)
-
-
-# ImageJ: one zip of regions an image, which its ROI manager opens; holes and separate parts are kept.
+# Writing: one zip of regions an image, which ImageJ's ROI manager opens; holes and separate parts are kept.
 
 # Regions hold their place in 16 bits with a sign.
 MAX_SIDE = 32767
@@ -224,14 +200,12 @@ def _to_roi(polygons: Sequence[Polygon]) -> ImagejRoi:
         roi.integer_coordinates = (points - (left, top)).astype(np.int32)
         return roi
     roi.roitype = ROI_TYPE.RECT
-    roi.multi_coordinates = np.concatenate([_path(ring) for polygon in polygons for ring in polygon])
+    numbers = []
+    for ring in (ring for polygon in polygons for ring in polygon):
+        # A path: step, x, y, step, x, y, ..., close.
+        steps = np.full((len(ring), 3), _LINE, dtype=np.float32)
+        steps[0, 0], steps[:, 1:] = _MOVE, ring
+        numbers += [steps.ravel(), np.float32([_CLOSE])]
+    roi.multi_coordinates = np.concatenate(numbers)
     roi.shape_roi_size = len(roi.multi_coordinates)
     return roi
-
-
-def _path(ring: np.ndarray) -> np.ndarray:
-    """Return a ring (P, 2) as the numbers of a path: step, x, y, step, x, y, ..., close."""
-    steps = np.full((len(ring), 3), _LINE, dtype=np.float32)
-    steps[0, 0] = _MOVE
-    steps[:, 1:] = ring
-    return np.append(steps.ravel(), np.float32(_CLOSE))
