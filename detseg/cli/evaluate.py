@@ -114,20 +114,16 @@ def _write_json(path: Path, metrics: Mapping[str, Any]) -> None:
 
 def score_table(metrics: Mapping[str, Any]) -> str:
     """Return the scores of all objects, of every class and of every group as a text table; "-" where undefined."""
+    from detseg.files.table import text_table
+
     rows = [("all", metrics)]
     if len(metrics["per_class"]) > 1:
         rows += list(metrics["per_class"].items())
     for name, scores in metrics.get("per_group", {}).items():
         rows.append((f"[{name}]", scores))
     columns = {key: title for key, title in COLUMNS.items() if any(scores.get(key) is not None for _, scores in rows)}
-    cells = [["", *columns.values()]]
-    cells += [[name, *(_cell(scores.get(key)) for key in columns)] for name, scores in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = []
-    for row in cells:
-        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append(f"{row[0]:<{widths[0]}}{numbers}")
-    return "\n".join(lines)
+    cells = [[name, *(_cell(scores.get(key)) for key in columns)] for name, scores in rows]
+    return text_table([["", *columns.values()], *cells])
 
 
 def _cell(value: Any) -> str:

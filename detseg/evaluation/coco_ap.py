@@ -56,18 +56,14 @@ def _add_rows(
     values: Sequence[float],
 ) -> None:
     """Append one COCO annotation an object; `key` is what truth and predictions differ in."""
-    first = len(rows) + 1
-    for index, (box, category, value) in enumerate(zip(_xywh(boxes), (classes + 1).tolist(), values, strict=True)):
-        row = {"id": first + index, "image_id": image, "category_id": category, "bbox": box, key: value}
+    boxes = boxes.astype(np.float64)
+    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+    for index, (box, category, value) in enumerate(zip(xywh, (classes + 1).tolist(), values, strict=True)):
+        row = {"id": len(rows) + 1, "image_id": image, "category_id": category, "bbox": box, key: value}
         row["area"] = box[2] * box[3]
         if rles is not None:
             row["segmentation"] = rles[index]
         rows.append(row)
-
-
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def coco_precision(
@@ -89,17 +85,13 @@ def coco_precision(
         side.dataset = dataset
         side.createIndex()
         sides.append(side)
-    evaluation = COCOeval_faster(*sides, iouType=kind, print_function=_silent)
+    evaluation = COCOeval_faster(*sides, iouType=kind, print_function=lambda *_: None)
     evaluation.params.maxDets = [int(max_detections)]
     evaluation.params.areaRng = [ANY_AREA]
     evaluation.params.areaRngLbl = ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(*shape[:2], -1, 1, 1)[..., 0, 0]
-
-
-def _silent(*_: Any) -> None:
-    """Take the place of faster-coco-eval's printing."""
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float | None]:

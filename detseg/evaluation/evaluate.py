@@ -1,4 +1,4 @@
-"""The scores of a set of predictions, as training, the command line and Python callers get them.
+"""The scores of predictions, for training, the command line and Python callers.
 
 `evaluate` scores predictions as they stand. Object AP has no ranking by score, so it needs predictions above a score
 threshold and without overlaps; `detseg.tuning.thresholds` chooses the threshold first.
@@ -15,7 +15,7 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.evaluation.coco_ap import MAX_DETECTIONS, coco_ap
-from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth, image_names
+from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
 from detseg.files.atomic import written_whole
 from detseg.structures import Predictions
@@ -37,7 +37,7 @@ def evaluate(
     """Score predictions against the truth of a data set.
 
     predictions: at most one Predictions an image, in any order; images without any count as predicted empty.
-    max_detections: of an image and class, for COCO AP alone. group_by: an image-level field of the COCO file; adds
+    max_detections: of an image and class, only for COCO AP. group_by: an image-level field of the COCO file; adds
     `per_group`, the object scores of the images of each of its values. coco: False leaves COCO AP out (its keys are
     None).
 
@@ -66,9 +66,10 @@ def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list
         truth = by_id.get(image.image_id)
         name = f"predictions of image {image.image_id!r}"
         if truth is None:
+            known = ", ".join([*map(repr, list(by_id)[:3]), *(["..."] if len(by_id) > 3 else [])])
             raise DataError(
-                f"{name}: the ground truth has no such image (its ids: {image_names(ground_truth.images)}); "
-                "evaluate against the COCO file that the predictions were made for"
+                f"{name}: the ground truth has no such image (its ids: {known}); evaluate against the COCO file that "
+                "the predictions were made for"
             )
         if image.image_id in found:
             raise DataError(f"{name} occur twice; join them, or fuse them, into one list an image")
@@ -162,7 +163,7 @@ def _per_group(ground_truth: GroundTruth, counts: Sequence[ObjectCounts] | None,
 
 
 def image_table(ground_truth: GroundTruth, counts: Sequence[ObjectCounts]) -> list[dict[str, Any]]:
-    """Return one row of scores an image; counts from `count_all`."""
+    """Return the scores of every image as a row; counts from `count_all`."""
     rows = []
     for image, image_counts in zip(ground_truth.images, counts, strict=True):
         scores = summarize_objects([image_counts])

@@ -1,8 +1,7 @@
-"""The truth of a data set, as the scores need it: run-lengths and classes of every image, in plain arrays."""
+"""The ground truth of a data set as the scores need it: run-lengths and classes of every image, in plain arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,27 +81,11 @@ class GroundTruth:
         images = []
         for index, record in enumerate(dataset.images):
             rles, classes, crowd = dataset.annotations(index)
-            images.append(
-                ImageTruth(
-                    image_id=record.image_id,
-                    file_name=record.file_name,
-                    height=record.height,
-                    width=record.width,
-                    rles=list(rles),
-                    classes=classes,
-                    crowd=crowd,
-                    metadata=dict(record.metadata or {}),
-                )
-            )
+            place = record.image_id, record.file_name, record.height, record.width
+            images.append(ImageTruth(*place, list(rles), classes, crowd, dict(record.metadata or {})))
         return cls([category.name for category in dataset.categories], images)
 
 
 def as_ground_truth(ground_truth: GroundTruth | CocoDataset) -> GroundTruth:
     """Return `ground_truth` itself, or what a CocoDataset holds."""
     return ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)
-
-
-def image_names(images: Sequence[ImageTruth], limit: int = 3) -> str:
-    """Return a few image ids for a message."""
-    names = ", ".join(repr(image.image_id) for image in images[:limit])
-    return names + (", ..." if len(images) > limit else "")

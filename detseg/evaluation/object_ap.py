@@ -6,16 +6,21 @@ Object AP (Data Science Bowl 2018, Sartorius Cell Instance Segmentation 2021): o
 
 averaged over t = 0.50, 0.55, ..., 0.95, then over the images. It has no ranking by score: every prediction in the file
 counts. Mean F1 (Caicedo et al., "Evaluation of Deep Learning Strategies for Nucleus Segmentation in Fluorescence
-Images", Cytometry Part A 95, 2019) puts 2 TP / (2 TP + FP + FN) in its place, over the same thresholds and images.
+Images", Cytometry Part A 95, 2019) is the same with 2 TP / (2 TP + FP + FN).
+
+Where the masks of one side do not overlap, no object can be hit twice: two disjoint predictions would each have to
+cover more than half of it. Files may hold masks that overlap; then hits are a maximum one-to-one matching of the pairs
+with IoU > t. It depends neither on the order nor on the scores of the predictions, a doubled object counts as one hit
+and one false alarm, and it equals the competitions' count whenever that is unambiguous.
 
 Images without objects, as the competitions' scorers treat them: any prediction there makes its score 0, for there can
-be no hit; no prediction makes it 1, for nothing was missed and nothing invented. Of a single class, only the images
-count in which the class occurs in the truth or in the predictions; a class that occurs in none has no score (None).
+be no hit; no prediction makes it 1. Of a single class, only the images count in which the class occurs in the truth or
+in the predictions; a class that occurs in none has no score (None).
 
 Crowd regions of the truth are no objects; a prediction without a match that lies inside one by more than the fraction t
 is left out of the count, as in COCO's evaluation.
 
-Symbols: K classes, T IoU thresholds.
+Symbols: K classes, T IoU thresholds, N predictions.
 """
 
 from __future__ import annotations
@@ -33,39 +38,9 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.overlaps import Overlaps, shared_pixels
 
-# Which prediction is which object: IoUs of the pairs that touch, and a one-to-one matching above a threshold.
-#
-# Symbols: N predictions, M objects of the truth, P pairs, T IoU thresholds.
-#
-# The competitions' metrics (Data Science Bowl 2018, Sartorius) call a prediction a hit when its IoU with an object is
-# greater than a threshold t >= 0.5. Where the masks of one side do not overlap, no object can be hit twice: two
-# disjoint
-# predictions would each have to cover more than half of it. Files as they come may overlap; then the matching here is a
-# maximum one-to-one matching of the pairs with IoU > t. It depends neither on the order nor on the scores of the
-# predictions, a doubled object counts as one hit and one false alarm, and it equals the competitions' count whenever
-# that
-# is unambiguous.
-
 # 0.50, 0.55, ..., 0.95, each correctly rounded: an IoU of exactly 11/20 is then equal to, not greater than, 0.55.
 IOU_THRESHOLDS = np.arange(10, 20) / 20
 IOU_THRESHOLDS.flags.writeable = False
-
-
-def match_pairs(pairs: Overlaps, threshold: float) -> np.ndarray:
-    """Return for every prediction (N,) int64 the object it is matched with, or -1: a maximum one-to-one matching.
-
-    pairs: of predictions and objects. Only pairs with IoU strictly greater than `threshold` are matched.
-    """
-    matched = np.full(len(pairs.first_areas), -1, dtype=np.int64)
-    pairs = pairs.select(pairs.iou > threshold)
-    if not len(pairs):
-        return matched
-    if all(np.bincount(side).max() == 1 for side in (pairs.first, pairs.second)):
-        matched[pairs.first] = pairs.second
-        return matched
-    shape = len(pairs.first_areas), len(pairs.second_areas)
-    graph = csr_matrix((np.ones(len(pairs), dtype=np.int8), (pairs.first, pairs.second)), shape=shape)
-    return maximum_bipartite_matching(graph, perm_type="column").astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -112,9 +87,9 @@ def count_objects(
             f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: object AP "
             "needs masks; only COCO box AP can be computed"
         )
-    found = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
-    of_crowd = truth.crowd[found.second]
-    crowds, pairs = found.select(of_crowd), found.select(~of_crowd)
+    overlaps = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
+    of_crowd = truth.crowd[overlaps.second]
+    crowds, pairs = overlaps.select(of_crowd), overlaps.select(~of_crowd)
     crowd_cover = np.zeros(len(predictions))
     np.maximum.at(crowd_cover, crowds.first, crowds.of_first)
 
@@ -131,6 +106,23 @@ def count_objects(
             hits[row, column] = matched.sum()
             alarms[row, column] = (of_row & ~matched & ~(crowd_cover > threshold)).sum()
     return ObjectCounts(hits, alarms, object_counts[:, None] - hits, object_counts, prediction_counts)
+
+
+def match_pairs(pairs: Overlaps, threshold: float) -> np.ndarray:
+    """Return for every prediction (N,) int64 the object it is matched with, or -1: a maximum one-to-one matching.
+
+    pairs: of predictions and objects. Only pairs with IoU strictly greater than `threshold` are matched.
+    """
+    matched = np.full(len(pairs.first_areas), -1, dtype=np.int64)
+    pairs = pairs.select(pairs.iou > threshold)
+    if not len(pairs):
+        return matched
+    if all(np.bincount(side).max() == 1 for side in (pairs.first, pairs.second)):
+        matched[pairs.first] = pairs.second
+        return matched
+    shape = len(pairs.first_areas), len(pairs.second_areas)
+    graph = csr_matrix((np.ones(len(pairs), dtype=np.int8), (pairs.first, pairs.second)), shape=shape)
+    return maximum_bipartite_matching(graph, perm_type="column").astype(np.int64)
 
 
 def summarize_objects(counts: Sequence[ObjectCounts], row: int = 0) -> dict[str, float | int | None]:

@@ -219,16 +219,13 @@ def _in_window(postprocess: Postprocess, predictions: Predictions) -> Prediction
 
 def _moved(predictions: Predictions, right: int, down: int, height: int, width: int) -> Predictions:
     """The same objects in a window height x width whose origin lies elsewhere."""
-    crops = [
-        (crop, x + right, y + down) if crop.size else (crop, 0, 0)
-        for crop, x, y in rle_codec.decode_crops(predictions.rles)
-    ]
+    masks = rle_codec.read_runs(predictions.rles).moved(right, down, height, width)
     return dataclasses.replace(
         predictions,
         height=height,
         width=width,
         boxes=predictions.boxes + np.float32([right, down, right, down]),
-        rles=rle_codec.encode_crops(crops, height, width),
+        rles=rle_codec.encode_runs(masks),
     )
 
 

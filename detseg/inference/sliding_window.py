@@ -138,9 +138,8 @@ class SlidingWindow:
             given = dataclasses.replace(given, **size, boxes=given.boxes - shift, rles=None, soft_masks=None)
             prepared = self._prepare(source, tile, whole)
             (answer,) = self.detector.predict([prepared], soft_masks=soft_masks, boxes=[given])
-            crops = rle_codec.decode_crops(answer.rles or [])
-            moved = [(crop, x0 + tile.x0, y0 + tile.y0) for crop, x0, y0 in crops]
-            rles = rle_codec.encode_crops(moved, source.height, source.width)
+            masks = rle_codec.read_runs(answer.rles or [])
+            rles = rle_codec.encode_runs(masks.moved(tile.x0, tile.y0, source.height, source.width))
             size = {"height": source.height, "width": source.width}
             parts.append((chosen, dataclasses.replace(answer, **size, boxes=answer.boxes + shift, rles=rles)))
         return _in_order(parts, source, len(boxes))
