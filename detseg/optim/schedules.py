@@ -48,6 +48,8 @@ class ScheduleOptions(Options):
             problems.add("SOLVER.STEPS", "expected ascending iterations")
         if self.name == "WarmupCosineLR" and self.base_lr_end > self.base_lr:
             problems.add("SOLVER.BASE_LR_END", f"expected at most SOLVER.BASE_LR ({self.base_lr})")
+        if not problems.training:  # what follows is said once, before a training begins
+            return
         late = [step for step in self.steps if step >= self.max_iter]
         if late and self.name == "WarmupMultiStepLR":
             logger.warning("SOLVER.STEPS %s are not reached: SOLVER.MAX_ITER is %d", late, self.max_iter)

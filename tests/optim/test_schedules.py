@@ -7,6 +7,7 @@ import math
 import pytest
 
 from detseg.config import get_default_config
+from detseg.config.problems import Problems
 from detseg.errors import ConfigError
 from detseg.optim.schedules import ScheduleOptions, build_schedule
 
@@ -15,7 +16,10 @@ def schedule(**solver: object):
     cfg = get_default_config()
     for key, value in solver.items():
         cfg.set(f"SOLVER.{key}", value)
-    return build_schedule(ScheduleOptions.from_config(cfg))
+    problems = Problems(cfg, training=True)
+    options = ScheduleOptions.read(problems)
+    problems.raise_if_any()
+    return build_schedule(options)
 
 
 def test_multi_step_is_one_then_gamma_at_each_step() -> None:
