@@ -78,22 +78,17 @@ def watched(watch: Stopwatch) -> Iterator[None]:
     """Inside, every part is timed wherever it is called."""
     from detseg.inference import combined, image_model
     from detseg.inference import symmetries as square
-    from detseg.models import answers
-    from detseg.models.base import Segmenter
-    from detseg.models.rcnn import paste
-    from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
+    from detseg.models import paste, region_segmenter
 
     places = [
         (image_model.ImageModel, "prepare", "prepare"),
         (combined, "_arrays", "prepare"),
         (combined.CombinedDetector, "prepare", "prepare"),
-        (GeneralizedRCNN, "look", "network"),
-        (GeneralizedRCNN, "predict", "network"),
-        (answers.RegionLook, "boxes", "network"),
-        (answers.RegionLook, "soft_masks", "network"),
-        (Segmenter, "look", "network"),
-        (answers, "paste_masks", "paste"),
-        (answers, "paste_soft_masks", "paste"),
+        (region_segmenter.CachedFeatures, "__init__", "network"),
+        (region_segmenter.CachedFeatures, "predict", "network"),
+        (region_segmenter.CachedFeatures, "soft_masks", "network"),
+        (region_segmenter, "paste_masks", "paste"),
+        (region_segmenter, "paste_soft_masks", "paste"),
         (paste, "encode_crops", "encode"),
         (square.Symmetry, "predictions", "turn"),
         (combined, "fuse", "fuse"),

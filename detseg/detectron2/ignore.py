@@ -1,12 +1,13 @@
 """Ignored regions (crowds, uncertain labels) in Detectron2's parts: neither object nor background.
 
-An anchor or proposal without object that lies in such a region for the most part, and all that is matched to an object
-which does, is drawn for no loss; ignored pixels do not enter the loss of a mask. As in detseg/models/rcnn/targets.py.
+An anchor or proposal without object most of which lies in such a region, and all that is matched to an object of which
+this holds, is sampled for no loss; ignored pixels do not enter the loss of a mask. As in detseg/models/rcnn/targets.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from detseg.models.rcnn.mask_head import mask_loss
+from detseg.models.rcnn.mask_head import counted_pixels, mask_loss
 
 FIELD = "gt_ignored"
 
@@ -30,7 +31,9 @@ def honour_ignored_regions(network: nn.Module) -> bool:
     done = set()
     for module in list(network.modules()):
         for base, subclass in _SUBCLASSES.items():
-            if isinstance(module, base) and _is_usual(module, base):
+            # A mask head with a loss of its own knows nothing of the regions.
+            has_own_loss = base is BaseMaskRCNNHead and type(module).forward is not BaseMaskRCNNHead.forward
+            if isinstance(module, base) and not has_own_loss:
                 own = type(module)
                 module.__class__ = type(f"Ignoring{own.__name__}", (subclass, own), {})
                 done.add(base)
@@ -38,11 +41,6 @@ def honour_ignored_regions(network: nn.Module) -> bool:
     heads = getattr(network, "roi_heads", None)
     masks_learn = getattr(heads, "mask_head", None) is not None
     return RPN in done and isinstance(heads, ROIHeads) and (BaseMaskRCNNHead in done or not masks_learn)
-
-
-def _is_usual(module: nn.Module, base: type) -> bool:
-    """Not a mask head with a loss of its own, which knows nothing of the regions."""
-    return base is not BaseMaskRCNNHead or type(module).forward is BaseMaskRCNNHead.forward
 
 
 class _Matcher:
@@ -64,43 +62,46 @@ class _Matcher:
         return matches, labels
 
 
+@contextmanager
+def _leaving_out(matchers: Any, place: str | int, objects: Instances, boxes: Tensor) -> Iterator[_Matcher]:
+    """Inside the block `matchers[place]` leaves out what lies in the ignored regions of one image."""
+    usual = matchers[place]
+    matchers[place] = _Matcher(usual, objects, boxes)
+    try:
+        yield matchers[place]
+    finally:
+        matchers[place] = usual
+
+
 class _IgnoringRPN:
-    """An RPN whose anchors in ignored regions are not drawn."""
+    """An RPN whose anchors in ignored regions are not sampled."""
 
     def label_and_sample_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> Any:
         if not _any_ignored(gt_instances):
             return super().label_and_sample_anchors(anchors, gt_instances)
         boxes = Boxes.cat(anchors).tensor
         labels, matched = [], []
-        usual = self.anchor_matcher
         for objects in gt_instances:
-            self.anchor_matcher = _Matcher(usual, objects, boxes)
-            try:
+            with _leaving_out(vars(self), "anchor_matcher", objects, boxes):
                 image_labels, image_matched = super().label_and_sample_anchors(anchors, [objects])
-            finally:
-                self.anchor_matcher = usual
             labels += image_labels
             matched += image_matched
         return labels, matched
 
 
 class _IgnoringROIHeads:
-    """Region heads whose proposals in ignored regions are not drawn."""
+    """Region heads whose proposals in ignored regions are not sampled."""
 
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         if not _any_ignored(targets):
             return super().label_and_sample_proposals(proposals, targets)
         sampled = []
-        usual = self.proposal_matcher
         for image_proposals, objects in zip(proposals, targets, strict=True):
             boxes = image_proposals.proposal_boxes.tensor
             if self.proposal_append_gt:
                 boxes = torch.cat([boxes, objects.gt_boxes.tensor])
-            self.proposal_matcher = _Matcher(usual, objects, boxes)
-            try:
+            with _leaving_out(vars(self), "proposal_matcher", objects, boxes):
                 sampled += super().label_and_sample_proposals([image_proposals], [objects])
-            finally:
-                self.proposal_matcher = usual
         return sampled
 
     def _sample_proposals(
@@ -113,7 +114,7 @@ class _IgnoringROIHeads:
 
 
 class _IgnoringCascade(_IgnoringROIHeads):
-    """A cascade whose boxes in ignored regions fall out of the later stages."""
+    """A cascade whose boxes in ignored regions are left out of the later stages."""
 
     def _match_and_label_boxes(
         self, proposals: list[Instances], stage: int, targets: list[Instances]
@@ -121,14 +122,10 @@ class _IgnoringCascade(_IgnoringROIHeads):
         if not _any_ignored(targets):
             return super()._match_and_label_boxes(proposals, stage, targets)
         labelled = []
-        usual = self.proposal_matchers[stage]
         for image_proposals, objects in zip(proposals, targets, strict=True):
-            matcher = _Matcher(usual, objects, image_proposals.proposal_boxes.tensor)
-            self.proposal_matchers[stage] = matcher
-            try:
+            boxes = image_proposals.proposal_boxes.tensor
+            with _leaving_out(self.proposal_matchers, stage, objects, boxes) as matcher:
                 (image_labelled,) = super()._match_and_label_boxes([image_proposals], stage, [objects])
-            finally:
-                self.proposal_matchers[stage] = usual
             labelled.append(image_labelled[matcher.labels >= 0])
         return labelled
 
@@ -151,8 +148,10 @@ class _IgnoringMaskHead:
                 continue
             boxes = image.proposal_boxes.tensor
             truth.append(image.gt_masks.crop_and_resize(boxes, size))
-            region = image.get(FIELD) if image.has(FIELD) else None
-            counted.append(torch.ones_like(truth[-1]) if region is None else region.counted(boxes, size))
+            has_region = image.has(FIELD)
+            counted.append(
+                counted_pixels(image.get(FIELD).targets, boxes, size) if has_region else torch.ones_like(truth[-1])
+            )
         loss = mask_loss(chosen, torch.cat(truth), torch.cat(counted)) if truth else logits.sum() * 0
         return {"loss_mask": loss * self.loss_weight}
 

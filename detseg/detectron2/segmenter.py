@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage, has_event_storage
 from torch import Tensor, nn
 
 from detseg.config import Config
 from detseg.detectron2.config import to_cfg_node
 from detseg.detectron2.ignore import honour_ignored_regions
-from detseg.errors import ConfigError, DataError
-from detseg.models.answers import RegionLook, scale_boxes, to_predictions
-from detseg.models.base import Look, Segmenter
-from detseg.models.rcnn.box_head import Detections
+from detseg.errors import ConfigError
+from detseg.models.base import Segmenter, check_image
 from detseg.models.rcnn.mask_head import sample_masks
 from detseg.models.rcnn.targets import Targets
+from detseg.models.region_segmenter import Detections, RegionSegmenter
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_mask
 from detseg.structures.sample import Sample
@@ -32,16 +31,14 @@ from detseg.structures.sample import Sample
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
-# Label layers behind the interface of Detectron2's masks: targets are cut out without any full-size mask.
-#
-# N: objects. A region of N may be one object many times: proposals matched to it.
+logger = logging.getLogger(__name__)
 
 
 class LayerMasks:
-    """The masks of N objects, as `gt_masks` of Detectron2's Instances.
+    """The masks of N objects as `gt_masks` of Detectron2's Instances: mask targets without any full-size mask.
 
-    layers: (L, H, W) int32, shared by all selections. layer_of: (N,) int64 and ids: (N,) int32, where each object is.
+    layers: (L, H, W) int32, shared by all selections. layer_of: (N,) int64 and ids: (N,) int32, where each object is;
+    a selection may hold one object many times, once for each proposal that is matched to it.
     """
 
     def __init__(self, layers: Tensor, layer_of: Tensor, ids: Tensor) -> None:
@@ -85,13 +82,10 @@ class LayerMasks:
         return self.layers[self.layer_of] == self.ids[:, None, None]
 
 
-# Samples and images as the dictionaries that Detectron2's models take.
-
-
 class IgnoredRegion:
-    """Where an image counts for nothing, as the field `gt_ignored` of its N objects.
+    """The ignored region of an image as the field `gt_ignored` of its N objects.
 
-    Detectron2 hands fields that begin with gt_ from objects to the proposals that they are matched to.
+    Detectron2 copies fields that begin with gt_ from objects to the proposals that are matched to them.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -104,18 +98,13 @@ class IgnoredRegion:
         parts = {name: getattr(self.targets, name)[item] for name in ("boxes", "classes", "ids", "layer_of", "ignored")}
         return IgnoredRegion(replace(self.targets, **parts))
 
-    def counted(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Return (M, mask_size, mask_size) bool: the cells of boxes (M, 4) that are not ignored."""
-        nothing = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-        return ~sample_masks(self.targets.ignore[None].int(), nothing, nothing.int() + 1, boxes, mask_size)
-
 
 @dataclass(frozen=True)
 class InputMaker:
-    """Makes the inputs of one model.
+    """Makes the dictionaries that Detectron2's models take.
 
-    channels: of its images. bgr: images of three channels come as RGB and are turned around. num_classes: of the
-    objects. masks: "layers", "bitmasks" (N full-size masks, for architectures that insist on them) or "" for none.
+    channels: of the images. bgr: images of three channels come as RGB and are reversed. num_classes: of the objects.
+    masks: "layers", "bitmasks" (N full-size masks, for architectures that need them) or "" for none.
     """
 
     channels: int
@@ -123,26 +112,19 @@ class InputMaker:
     num_classes: int
     masks: str
 
-    def image(self, image: np.ndarray) -> Tensor:
-        """Return an image (H, W, C) as a tensor (C, H, W), uint8 or float32, on the CPU.
+    def from_image(self, image: np.ndarray, output_size: tuple[int, int]) -> dict[str, Any]:
+        """Return the input of an image (H, W, C), on the CPU; `output_size` (height, width) is that of the prediction.
 
         Raises:
             DataError: another number of channels than the model's.
         """
-        if image.ndim != 3 or image.shape[2] != self.channels or 0 in image.shape:
-            raise DataError(
-                f"the model takes images (height, width, {self.channels}) with pixels, but got {image.shape}; "
-                "MODEL.PIXEL_MEAN has one value per channel, INPUT.CHANNELS says which of a file's are taken"
-            )
+        check_image(image, self.channels)
         if image.dtype not in (np.uint8, np.float32):
             image = image.astype(np.float32)
         if self.bgr and self.channels == 3:
             image = image[:, :, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-    def from_image(self, image: np.ndarray, output_size: tuple[int, int]) -> dict[str, Any]:
-        """Return the input of one image to predict; `output_size` (height, width) is that of the answer."""
-        return {"image": self.image(image), "height": output_size[0], "width": output_size[1]}
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": output_size[0], "width": output_size[1]}
 
     def from_sample(self, sample: Sample, device: torch.device) -> dict[str, Any]:
         """Return the input of one sample to train with, its objects as Instances on `device`.
@@ -160,16 +142,11 @@ class InputMaker:
         if targets.ignore is not None:
             objects.gt_ignored = IgnoredRegion(targets)
         return {
-            "image": self.image(sample.image),
+            **self.from_image(sample.image, (sample.height, sample.width)),
             "instances": objects,
-            "height": sample.height,
-            "width": sample.width,
             "file_name": sample.file_name,
             "image_id": sample.image_id,
         }
-
-
-logger = logging.getLogger(__name__)
 
 
 def build_detectron2(cfg: Config) -> Detectron2Segmenter:
@@ -178,54 +155,43 @@ def build_detectron2(cfg: Config) -> Detectron2Segmenter:
     Raises:
         ConfigError: Detectron2 cannot build it.
     """
-    node = to_cfg_node(cfg)
     try:
-        network = build_model(node)
+        network = build_model(to_cfg_node(cfg))
     except (AssertionError, KeyError, ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ConfigError(
             f"Detectron2 cannot build {cfg.MODEL.META_ARCHITECTURE}: {type(error).__name__}: {error}"
         ) from error
-    mask_head = getattr(getattr(network, "roi_heads", None), "mask_head", None)
-    layers_will_do = type(network) is GeneralizedRCNN and isinstance(mask_head, BaseMaskRCNNHead)
+    # Subclasses may find their objects in another way than by regions.
+    is_rcnn = type(network) is GeneralizedRCNN
+    takes_layers = is_rcnn and isinstance(getattr(network.roi_heads, "mask_head", None), BaseMaskRCNNHead)
     inputs = InputMaker(
         channels=len(cfg.MODEL.PIXEL_MEAN),
         bgr=cfg.INPUT.FORMAT == "BGR",
         num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        masks="" if not cfg.MODEL.MASK_ON else "layers" if layers_will_do else "bitmasks",
+        masks="" if not cfg.MODEL.MASK_ON else "layers" if takes_layers else "bitmasks",
     )
     rpn_sees_all = set(getattr(network.backbone, "_out_features", ())) <= set(cfg.MODEL.RPN.IN_FEATURES)
-    return Detectron2Segmenter(
-        network,
-        inputs=inputs,
-        needs_classes=not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK and inputs.num_classes > 1,
-        trains_everything=type(network) is GeneralizedRCNN and rpn_sees_all and not cfg.MODEL.IMPORTS,
-    )
+    model = (Detectron2RegionSegmenter if is_rcnn else Detectron2Segmenter)(network, inputs=inputs)
+    model.trains_everything = is_rcnn and rpn_sees_all and not cfg.MODEL.IMPORTS
+    sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    model.largest_object = max(max(level) if isinstance(level, list) else level for level in sizes)
+    return model
 
 
 class Detectron2Segmenter(Segmenter):
     """A model of Detectron2's. Its parts are this module's own, so that the state_dict has Detectron2's names.
 
-    network: the model, which takes and gives what Detectron2's do. inputs: makes what it takes. needs_classes: whether
-    masks depend on the class. trains_everything: see Segmenter.
+    network: the model, which takes and gives what Detectron2's do. inputs: makes what it takes.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        inputs: InputMaker,
-        needs_classes: bool = True,
-        trains_everything: bool = False,
-    ) -> None:
+    def __init__(self, network: nn.Module, *, inputs: InputMaker) -> None:
         super().__init__()
         self.__dict__["network"] = network  # beside the submodules, not one of them
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[name] = network.__dict__[name]
         self.inputs = inputs
-        self.trains_everything = trains_everything
         if hasattr(getattr(network, "backbone", None), "bottom_up"):
             self.pretrained_prefix = "backbone.bottom_up."
-        self._needs_classes = needs_classes
         self._honours_ignored = honour_ignored_regions(network)
         self._warned = False
         self._loss_names: tuple[str, ...] = ("loss",)
@@ -242,7 +208,8 @@ class Detectron2Segmenter(Segmenter):
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """See Segmenter.forward; the losses are those of the architecture."""
-        if not self._honours_ignored and not self._warned and any(_has_ignored(sample) for sample in samples):
+        has_ignored = any(sample.ignore is not None and sample.ignore.any() for sample in samples)
+        if has_ignored and not self._honours_ignored and not self._warned:
             self._warned = True
             logger.warning(
                 "%s counts ignored regions of the images as background in some of its losses",
@@ -250,7 +217,8 @@ class Detectron2Segmenter(Segmenter):
             )
         inputs = [self.inputs.from_sample(sample, self.device) for sample in samples]
         try:
-            with _event_storage():
+            # Detectron2's heads log numbers to a storage, which only its own trainer sets up.
+            with nullcontext() if has_event_storage() else EventStorage():
                 losses = self.network(inputs)
         except FloatingPointError as error:
             # As losses it reaches all processes of a training, of which the others wait for this one's gradients.
@@ -265,110 +233,65 @@ class Detectron2Segmenter(Segmenter):
     def predict(
         self,
         images: Sequence[np.ndarray],
-        *,
         output_sizes: Sequence[tuple[int, int]] | None = None,
-        boxes: Sequence[np.ndarray] | None = None,
-        classes: Sequence[np.ndarray] | None = None,
-        scores: Sequence[np.ndarray] | None = None,
+        *,
         soft_masks: bool = False,
     ) -> list[Predictions]:
-        """See Segmenter.predict."""
-        if len(images) == 0:
-            return []
-        if boxes is not None:
-            look = self.look(images, output_sizes=output_sizes)
-            if not isinstance(look, RegionLook):
-                raise DataError(f"{type(self.network).__name__} cannot predict masks for given boxes")
-            return look.given(boxes, classes, scores, soft_masks=soft_masks)
-        self._check_mode()
-        sizes = [image.shape[:2] for image in images]
-        output_sizes = sizes if output_sizes is None else output_sizes
-        inputs = [self.inputs.from_image(*pair) for pair in zip(images, output_sizes, strict=True)]
-        if not isinstance(self.network, GeneralizedRCNN):
-            return self._whole_answers(inputs, soft_masks)
-        answers = self.network.inference(inputs, do_postprocess=False)
-        return [
-            to_predictions(
-                _detections(answer),
-                answer.pred_masks[:, 0] if answer.has("pred_masks") else None,
-                scale_boxes(answer.pred_boxes.tensor, size, output).cpu().numpy(),
-                output,
-                soft_masks=soft_masks,
-                drop_empty=True,
-            )
-            for answer, size, output in zip(answers, sizes, output_sizes, strict=True)
-        ]
-
-    @torch.inference_mode()
-    def look(self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None) -> Look:
-        """See Segmenter.look; an R-CNN's feature maps are kept."""
-        if not isinstance(self.network, GeneralizedRCNN):
-            return super().look(images, output_sizes=output_sizes)
-        self._check_mode()
-        network, sizes = self.network, [image.shape[:2] for image in images]
+        """See Segmenter.predict; such architectures paste their masks (N, H, W) at the output size themselves."""
+        self.require_evaluation_mode()
+        sizes = [image.shape[:2] for image in images] if output_sizes is None else output_sizes
         inputs = [self.inputs.from_image(image, size) for image, size in zip(images, sizes, strict=True)]
-        batch = network.preprocess_image(inputs)
-        features = network.backbone(batch.tensor)
-
-        def detect() -> list[Detections]:
-            proposals, _ = network.proposal_generator(batch, features, None)
-            found, _ = network.roi_heads(batch, features, proposals, None)
-            return [_detections(one) for one in found]
-
-        def masks(boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
-            given = [_given(*one) for one in zip(boxes, classes, sizes, strict=True)]
-            return [one.pred_masks[:, 0] for one in network.roi_heads.forward_with_given_boxes(features, given)]
-
-        return RegionLook(
-            sizes=sizes,
-            output_sizes=output_sizes,
-            detect=detect,
-            masks=masks if self.inputs.masks else None,
-            needs_classes=self._needs_classes,
-            device=self.device,
-        )
-
-    def _whole_answers(self, inputs: list[dict[str, Any]], soft_masks: bool) -> list[Predictions]:
-        """Return the answers of an architecture that postprocesses itself, its masks (N, H, W) at the output size."""
-        if soft_masks:
-            raise DataError(f"{type(self.network).__name__} gives no mask probabilities: predict without soft masks")
-        answers = [answer["instances"].to("cpu") for answer in self.network(inputs)]
         predictions = []
-        for answer, given in zip(answers, inputs, strict=True):
-            found = _detections(answer)
-            boxes = found.boxes.numpy()
-            prediction = to_predictions(found, None, boxes, (given["height"], given["width"]))
-            if answer.has("pred_masks"):
-                masks = answer.pred_masks
-                masks = masks.tensor if hasattr(masks, "tensor") else masks
-                prediction.rles = [encode_mask(mask.numpy() > 0.5) for mask in masks]
+        for found, size in zip(self.network(inputs) if inputs else [], sizes, strict=True):
+            objects = found["instances"].to("cpu")
+            rles = None
+            if objects.has("pred_masks"):
+                masks = getattr(objects.pred_masks, "tensor", objects.pred_masks)
+                rles = [encode_mask(mask.numpy() > 0.5) for mask in masks]
+            boxes = objects.pred_boxes.tensor.numpy()
+            scores, classes = objects.scores.float().numpy(), objects.pred_classes.numpy()
             keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            predictions.append(prediction.select(keep))
+            predictions.append(Predictions(0, "", *size, boxes, scores, classes, rles).select(keep))
         return predictions
-
-    def _check_mode(self) -> None:
-        if self.training:
-            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self.network._load_from_state_dict(*args)  # architectures convert old names of weights in it
 
 
-def _detections(answer: Instances) -> Detections:
-    return Detections(answer.pred_boxes.tensor, answer.scores, answer.pred_classes)
+class Detectron2RegionSegmenter(RegionSegmenter, Detectron2Segmenter):
+    """Detectron2's GeneralizedRCNN, whose features are kept between boxes and masks."""
 
+    @property
+    def has_mask_head(self) -> bool:
+        """See RegionSegmenter."""
+        return bool(self.inputs.masks)
 
-def _given(boxes: Tensor, classes: Tensor, size: tuple[int, int]) -> Instances:
-    given = Instances(size)
-    given.pred_boxes = Boxes(boxes)
-    given.pred_classes = classes
-    return given
+    def extract(self, images: Sequence[np.ndarray]) -> tuple[ImageList, dict[str, Tensor]]:
+        """See RegionSegmenter.extract: the batch and its feature maps by name."""
+        batch = self.network.preprocess_image([self.inputs.from_image(image, image.shape[:2]) for image in images])
+        return batch, self.network.backbone(batch.tensor)
 
+    def detect(self, features: tuple[ImageList, dict[str, Tensor]]) -> list[Detections]:
+        """See RegionSegmenter.detect; Detectron2 computes the masks of what it finds at once."""
+        batch, maps = features
+        proposals, _ = self.network.proposal_generator(batch, maps, None)
+        found, _ = self.network.roi_heads(batch, maps, proposals, None)
+        return [
+            Detections(
+                boxes=one.pred_boxes.tensor,
+                scores=one.scores,
+                classes=one.pred_classes,
+                masks=one.pred_masks[:, 0] if one.has("pred_masks") else None,
+            )
+            for one in found
+        ]
 
-def _has_ignored(sample: Sample) -> bool:
-    return sample.ignore is not None and bool(sample.ignore.any())
-
-
-def _event_storage() -> AbstractContextManager:
-    """Detectron2's heads note numbers somewhere; outside of its trainer nobody asks for them."""
-    return nullcontext() if has_event_storage() else EventStorage()
+    def mask_probabilities(
+        self, features: tuple[ImageList, dict[str, Tensor]], boxes: list[Tensor], classes: list[Tensor]
+    ) -> list[Tensor]:
+        """See RegionSegmenter.mask_probabilities."""
+        batch, maps = features
+        given = []
+        for image_boxes, image_classes, size in zip(boxes, classes, batch.image_sizes, strict=True):
+            given.append(Instances(size, pred_boxes=Boxes(image_boxes), pred_classes=image_classes))
+        return [one.pred_masks[:, 0] for one in self.network.roi_heads.forward_with_given_boxes(maps, given)]

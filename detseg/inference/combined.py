@@ -25,7 +25,7 @@ from detseg.fusion.fuse import fuse
 from detseg.inference.detector import Detector, InputImage, Prepared
 from detseg.inference.image_model import ImageModel
 from detseg.inference.views import FUSE, PLAIN, Intensities, TestTimeAugmentation, View
-from detseg.models.base import Look
+from detseg.models.region_segmenter import CachedFeatures
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
 from detseg.structures.rle import encode_crops
@@ -129,14 +129,14 @@ class CombinedDetector(Detector):
             weights = [weight for answers, weight in found for _ in answers]
             boxes = self._best(fuse([one for answers, _ in found for one in answers], self.settings.fusion, weights))
         height, width = prepared.size
-        places = clip_boxes(boxes.boxes, height, width)
-        mean = _MeanMasks(places, height, width)
+        boxes = dataclasses.replace(boxes, boxes=clip_boxes(boxes.boxes, height, width), rles=None, soft_masks=None)
+        mean = _MeanMasks(boxes.boxes, height, width)
         if len(boxes):
             for batch in batches:
                 if batch.member.gives_masks:
-                    batch.add_masks(mean, places, boxes.classes)
+                    batch.add_masks(mean, boxes)
         rles, soft = mean.result(self.settings.fusion.values("mask_threshold", boxes.classes))
-        return dataclasses.replace(boxes, boxes=places, rles=rles, soft_masks=soft if soft_masks else None)
+        return dataclasses.replace(boxes, rles=rles, soft_masks=soft if soft_masks else None)
 
     def _best(self, predictions: Predictions) -> Predictions:
         """The best scores, as many as an image may have; fused predictions come by descending score."""
@@ -186,7 +186,7 @@ class _Batch:
         self.views: list[View] = []
         self.arrays: list[np.ndarray] = []
         self.keep = False
-        self._look: Look | None = None
+        self._cached: CachedFeatures | None = None
 
     @property
     def pixels(self) -> int:
@@ -196,28 +196,29 @@ class _Batch:
     def detect(self, soft_masks: bool) -> list[Predictions]:
         """Boxes and masks that every view finds, in the pixels of the image."""
         with self.member.model.computing():
-            answers = self.member.model.model.predict(
-                self.arrays, output_sizes=self._output_sizes(), soft_masks=soft_masks
-            )
+            answers = self.member.model.model.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
         return self._mapped_back(answers)
 
     def boxes(self) -> list[Predictions]:
         """Boxes that every view finds, in the pixels of the image."""
         with self.member.model.computing():
-            answers = self._asked().boxes()
-        return self._mapped_back(answers)
+            if self.member.model.model.takes_boxes:
+                found = self._features().predict(masks=False)
+            else:
+                found = self.member.model.model.predict(self.arrays, self._output_sizes())
+        return self._mapped_back([dataclasses.replace(one, rles=None, soft_masks=None) for one in found])
 
-    def add_masks(self, mean: _MeanMasks, boxes: np.ndarray, classes: np.ndarray) -> None:
-        """Add the probabilities that every view gives to boxes (N, 4) of the image."""
-        turned = [view.symmetry.boxes(boxes, *self.size) for view in self.views]
+    def add_masks(self, mean: _MeanMasks, boxes: Predictions) -> None:
+        """Add the probabilities that every view gives to boxes of the image."""
+        turned = [view.symmetry.predictions(boxes) for view in self.views]
         with self.member.model.computing():
-            masks = self._asked().soft_masks(turned, [classes] * len(self.views))
-        for view, view_boxes, crops in zip(self.views, turned, masks, strict=True):
+            masks = self._features().soft_masks(turned)
+        for view, given, crops in zip(self.views, turned, masks, strict=True):
             back = view.symmetry.inverse
-            size = view.symmetry.size(*self.size)
-            windows = back.boxes(soft_mask_windows(view_boxes, *size), *size).astype(np.int64)
+            size = given.height, given.width
+            windows = back.boxes(soft_mask_windows(given.boxes, *size), *size).astype(np.int64)
             mean.add([back.array(crop) for crop in crops], windows, self.member.weight)
-        self._look = None  # nothing is asked of these features any more
+        self._cached = None  # nothing is asked of these features any more
 
     def _output_sizes(self) -> list[tuple[int, int]]:
         return [view.symmetry.size(*self.size) for view in self.views]
@@ -225,14 +226,14 @@ class _Batch:
     def _mapped_back(self, answers: Sequence[Predictions]) -> list[Predictions]:
         return [view.symmetry.inverse.predictions(one) for view, one in zip(self.views, answers, strict=True)]
 
-    def _asked(self) -> Look:
-        """What the model sees, kept for the next question where there is room."""
-        if self._look is not None:
-            return self._look
-        look = self.member.model.model.look(self.arrays, output_sizes=self._output_sizes())
+    def _features(self) -> CachedFeatures:
+        """The features of the views, kept for the next question where there is memory for them."""
+        if self._cached is not None:
+            return self._cached
+        features = self.member.model.model.cache_features(self.arrays, self._output_sizes())
         if self.keep:
-            self._look = look
-        return look
+            self._cached = features
+        return features
 
 
 def _keep_features(batches: Sequence[_Batch]) -> None:

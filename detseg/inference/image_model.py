@@ -153,17 +153,8 @@ class ImageModel(Detector):
         boxes: Sequence[Predictions] | None = None,
     ) -> list[Predictions]:
         """See Detector.predict."""
-        given = {}
-        if boxes is not None:
-            given = {
-                "boxes": [one.boxes for one in boxes],
-                "classes": [one.classes for one in boxes],
-                "scores": [one.scores for one in boxes],
-            }
+        images, sizes = [one.content for one in prepared], [one.size for one in prepared]
         with self.computing():
-            return self.model.predict(
-                [one.content for one in prepared],
-                output_sizes=[one.size for one in prepared],
-                soft_masks=soft_masks,
-                **given,
-            )
+            if boxes is None:
+                return self.model.predict(images, sizes, soft_masks=soft_masks)
+            return self.model.predict_masks(images, boxes, sizes, soft_masks=soft_masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.errors import DataError
-from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
+from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
@@ -27,10 +26,17 @@ class Segmenter(nn.Module):
             objects (with a gradient of zero). Several processes then need not look for those that are not.
         pretrained_prefix: how the names of the parameters begin that were pretrained for classification; they learn at
             SOLVER.BACKBONE_MULTIPLIER times the rate. A feature pyramid is no part of them.
+        gives_soft_masks: whether `predict` can keep the probabilities of its masks.
+        takes_boxes: whether it gives masks to boxes that something else has found: a RegionSegmenter with masks.
+        largest_object: the longest side of the objects that it is made for, in pixels of the image as the network sees
+            it. Tiles of a large image overlap by this and some context.
     """
 
     trains_everything = False
     pretrained_prefix = "backbone."
+    gives_soft_masks = False
+    takes_boxes = False
+    largest_object = 128.0
 
     @abstractmethod
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -40,32 +46,27 @@ class Segmenter(nn.Module):
     def predict(
         self,
         images: Sequence[np.ndarray],
-        *,
         output_sizes: Sequence[tuple[int, int]] | None = None,
-        boxes: Sequence[np.ndarray] | None = None,
-        classes: Sequence[np.ndarray] | None = None,
-        scores: Sequence[np.ndarray] | None = None,
+        *,
         soft_masks: bool = False,
     ) -> list[Predictions]:
         """Find the objects of images; runs in evaluation mode and without gradients.
 
-        images: B arrays (H, W, C) as in Sample, at the size at which the model shall see them.
-        output_sizes: (height, width) of the original images, in whose pixels the answer is given; None for the sizes of
-            `images`.
-        boxes: B arrays (N, 4) XYXY in pixels of the output size: only masks are predicted, for these boxes. The answer
-            holds them in their order, all of them. `classes` (N,) is needed where masks depend on the class; `scores`
-            (N,), ones where None, are passed on.
-        soft_masks: keep the probabilities of the pixels of every box too.
+        Args:
+            images: arrays (H, W, C) as in Sample, at the size at which the network shall see them.
+            output_sizes: (height, width) of the original images, in whose pixels the predictions are; None for the
+                sizes of `images`.
+            soft_masks: keep the probabilities of the pixels of every box too; asked only of models that
+                `gives_soft_masks`.
 
-        image_id and file_name of the answer are left to the caller.
+        Returns:
+            Predictions of every image; image_id and file_name are left to the caller.
         """
 
-    def look(self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None) -> Look:
-        """Look at images, as `predict`, to ask for boxes first and for the masks of any boxes later.
-
-        A model that can keep its features between the two overrides this.
-        """
-        return Look(self, images, output_sizes)
+    def require_evaluation_mode(self) -> None:
+        """Raise RuntimeError in training mode, in which predictions would be others."""
+        if self.training:
+            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
 
     def prefer_speed(self) -> Self:
         """Lay out and compute for speed, at the price of other rounding than the reference's; return self.
@@ -90,37 +91,10 @@ class Segmenter(nn.Module):
         return next(self.parameters()).device
 
 
-class Look:
-    """A batch of images that a model looks at, by asking `Segmenter.predict` again for every question."""
-
-    def __init__(
-        self, model: Segmenter, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None
-    ) -> None:
-        self.output_sizes = output_sizes or [image.shape[:2] for image in images]
-        self._model = model
-        self._images = images
-
-    def boxes(self) -> list[Predictions]:
-        """Return the detections without masks (`rles` None)."""
-        found = self._model.predict(self._images, output_sizes=self.output_sizes)
-        return [dataclasses.replace(answer, rles=None, soft_masks=None) for answer in found]
-
-    def soft_masks(self, boxes: Sequence[np.ndarray], classes: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Return N crops of probability for the boxes (N, 4) of every image, in pixels of the output, and classes (N,).
-
-        Crops are uint8 as `Predictions.soft_masks`, of the windows of the boxes cut off at the image's border.
-
-        Raises:
-            DataError: the model gives no probabilities.
-        """
-        answers = self._model.predict(
-            self._images, output_sizes=self.output_sizes, boxes=boxes, classes=classes, soft_masks=True
+def check_image(image: np.ndarray, channels: int) -> None:
+    """Raise DataError unless an image is (H, W, channels) with pixels."""
+    if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+        raise DataError(
+            f"the model takes images (height, width, {channels}) with pixels, but got {image.shape}; "
+            "MODEL.PIXEL_MEAN has one value per channel, INPUT.CHANNELS says which of a file's are taken"
         )
-        crops = []
-        for given, answer in zip(boxes, answers, strict=True):
-            if answer.soft_masks is None:
-                raise DataError(f"{type(self._model).__name__} gives no mask probabilities for given boxes")
-            size = answer.height, answer.width
-            old, new = soft_mask_windows(answer.boxes, *size), soft_mask_windows(given, *size)
-            crops.append(fit_windows(answer.soft_masks, old, new))
-        return crops

@@ -1,14 +1,15 @@
-"""Parameters that a training leaves as they are, chosen by the patterns of their names."""
+"""Freezing of parameters by the patterns of their names, and BatchNorm with fixed statistics."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from detseg.errors import ConfigError
-from detseg.models.rcnn.layers import FrozenBatchNorm2d
 
 
 def freeze_by_name(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -22,29 +23,53 @@ def freeze_by_name(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a pattern that matches no parameter: a typing error would train what shall stay.
     """
-    frozen = []
-    names = [name for name, _ in model.named_parameters()]
+    parameters = dict(model.named_parameters())
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            parts = sorted({".".join(name.split(".")[:2]) + ".*" for name in names})
+        if not fnmatch.filter(parameters, pattern):
+            parts = sorted({".".join(name.split(".")[:2]) + ".*" for name in parameters})
             raise ConfigError(
                 f"MODEL.FREEZE has {pattern!r}, which matches no parameter of the model; its parts are "
                 + ", ".join(parts)
             )
-    for name, parameter in model.named_parameters():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad = False
-            frozen.append(name)
-    _freeze_statistics(model)
+    frozen = [name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    for name in frozen:
+        parameters[name].requires_grad = False
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            is_affine_norm = isinstance(child, nn.BatchNorm2d) and child.affine
+            if is_affine_norm and not any(parameter.requires_grad for parameter in child.parameters()):
+                setattr(module, name, FrozenBatchNorm2d.from_batch_norm(child))
     return frozen
 
 
-def _freeze_statistics(model: nn.Module) -> None:
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if (
-                isinstance(child, nn.BatchNorm2d)
-                and child.affine
-                and not any(p.requires_grad for p in child.parameters())
-            ):
-                setattr(module, name, FrozenBatchNorm2d.from_batch_norm(child))
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm with statistics and affine parameters that never change: four buffers (C,), no parameters."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        # As in Detectron2, so that an untouched layer is the identity.
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+        """Freeze a BatchNorm as it is now."""
+        frozen = cls(norm.num_features, norm.eps)
+        frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
+        return frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Detectron2's two ways, which round differently: the second is faster, the first has a gradient to x alone.
+        if x.requires_grad:
+            scale, shift = scale_and_shift(self)
+            return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def scale_and_shift(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return scale (C,) and shift (C,) by which a BatchNorm with fixed statistics acts: x * scale + shift."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale

@@ -7,7 +7,6 @@ run-lengths, and ignored regions are neither object nor background. The state_di
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,16 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
-from detseg.models.answers import RegionLook, RegionSegmenter
+from detseg.models.freezing import FrozenBatchNorm2d
 from detseg.models.image_input import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorShapes, Rows
-from detseg.models.rcnn.box_head import DetectionOptions, Detections
+from detseg.models.rcnn.box_head import DetectionOptions
 from detseg.models.rcnn.generalized_rcnn import ImageBatch, ImageInput
-from detseg.models.rcnn.layers import FrozenBatchNorm2d
 from detseg.models.rcnn.mask_head import sample_masks
 from detseg.models.rcnn.matching import SamplingOptions
 from detseg.models.rcnn.rpn import ProposalOptions
 from detseg.models.rcnn.targets import Targets
+from detseg.models.region_segmenter import Detections, RegionSegmenter
 from detseg.models.torchvision_ops import require_operators
 from detseg.structures.sample import Sample
 
@@ -50,6 +49,11 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         self.backbone = network.backbone
         self.rpn = network.rpn
         self.roi_heads = network.roi_heads
+
+    @property
+    def largest_object(self) -> float:
+        """See Segmenter: as large as the largest anchors."""
+        return max(size for level_sizes in self.rpn.anchor_generator.sizes for size in level_sizes)
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg and loss_mask of a batch."""
@@ -96,41 +100,33 @@ class TorchvisionMaskRCNN(RegionSegmenter):
     def _mask_logits(
         self, features: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Return (M, K + 1, s, s) for the boxes of all images behind each other."""
+        """Return (M, K + 1, s, s) for the boxes of all images, concatenated."""
         pooled = self.roi_heads.mask_roi_pool(features, boxes, list(sizes))
         return self.roi_heads.mask_predictor(self.roi_heads.mask_head(pooled))
 
-    @torch.inference_mode()
-    def look(
-        self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> RegionLook:
-        """See Segmenter.look; the feature maps are kept."""
-        if self.training:
-            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
+    def extract(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], ImageBatch]:
+        """See RegionSegmenter.extract: feature maps by name, and the batch that they are of."""
         batch = self.image_input(images, self.device)
-        features = self.backbone(batch.tensor)
+        return self.backbone(batch.tensor), batch
 
-        def masks(boxes: list[Tensor], classes: list[Tensor]) -> list[Tensor]:
-            logits = self._mask_logits(features, boxes, batch.sizes)
-            of_class = torch.cat(classes) + 1
-            own = logits[torch.arange(len(logits), device=logits.device), of_class].sigmoid()
-            return list(own.split([len(image_boxes) for image_boxes in boxes]))
-
-        return RegionLook(
-            sizes=batch.sizes,
-            output_sizes=output_sizes,
-            detect=functools.partial(self._detect, features, batch),
-            masks=masks,
-            needs_classes=self.num_classes > 1,
-            device=self.device,
-        )
-
-    def _detect(self, features: dict[str, Tensor], batch: ImageBatch) -> list[Detections]:
-        proposals, _ = self.rpn(_image_list(batch), features)
+    def detect(self, features: tuple[dict[str, Tensor], ImageBatch]) -> list[Detections]:
+        """See RegionSegmenter.detect."""
+        maps, batch = features
+        proposals, _ = self.rpn(_image_list(batch), maps)
         heads = self.roi_heads
-        scores, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, batch.sizes)))
-        answers = heads.postprocess_detections(scores.float(), deltas.float(), proposals, batch.sizes)
-        return [Detections(box, score, label - 1) for box, score, label in zip(*answers, strict=True)]
+        scores, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, proposals, batch.sizes)))
+        found = heads.postprocess_detections(scores.float(), deltas.float(), proposals, batch.sizes)
+        return [Detections(box, score, label - 1) for box, score, label in zip(*found, strict=True)]
+
+    def mask_probabilities(
+        self, features: tuple[dict[str, Tensor], ImageBatch], boxes: list[Tensor], classes: list[Tensor]
+    ) -> list[Tensor]:
+        """See RegionSegmenter.mask_probabilities."""
+        maps, batch = features
+        logits = self._mask_logits(maps, boxes, batch.sizes)
+        of_class = torch.cat(classes) + 1
+        own = logits[torch.arange(len(logits), device=logits.device), of_class].sigmoid()
+        return list(own.split([len(image_boxes) for image_boxes in boxes]))
 
 
 class _Ignoring:
@@ -155,7 +151,7 @@ class _Ignoring:
             matches, labels = match_proposals(boxes, *objects)
             return matches, self._left_out(labels, boxes)
 
-        # attributes of the two objects, which go before the methods of their classes
+        # attributes of the two objects, which override the methods of their classes
         rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals = anchors, proposals
 
     def __exit__(self, *_: object) -> None:

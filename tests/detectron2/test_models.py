@@ -12,6 +12,7 @@ require_detectron2()
 from detseg.detectron2.segmenter import Detectron2Segmenter
 from detseg.errors import DataError
 from detseg.models.base import Segmenter
+from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
 IMAGES = [disks(6, seed=1), disks(9, (100, 90), seed=2), without_objects()]
@@ -74,20 +75,21 @@ def test_masks_of_given_boxes_agree():
     image = IMAGES[0].image
     boxes = [np.array([[3, 4, 30, 40], [10.5, 20, 61, 70.25]], dtype=np.float32)]
     for given in (boxes, [np.zeros((0, 4), dtype=np.float32)]):
-        classes = [np.arange(len(given[0])) % 2]
-        asked = {"output_sizes": [(192, 256)], "boxes": given, "classes": classes, "soft_masks": True}
-        (a,), (b,) = theirs.eval().predict([image], **asked), ours.eval().predict([image], **asked)
+        asked = [Predictions(0, "", 192, 256, given[0], np.ones(len(given[0])), np.arange(len(given[0])) % 2)]
+        (a,), (b,) = (
+            model.eval().predict_masks([image], asked, [(192, 256)], soft_masks=True) for model in (theirs, ours)
+        )
         np.testing.assert_allclose(a.boxes, given[0], atol=1e-3)
         np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-5)
         for x, y in zip(a.soft_masks, b.soft_masks, strict=True):
             assert np.abs(x.astype(int) - y.astype(int)).max() <= 1
 
 
-def test_a_look_finds_what_predict_finds():
+def test_boxes_of_cached_features_are_those_of_predict():
     theirs, _ = in_both_engines("cascade")
     images = [sample.image for sample in IMAGES]
-    look = theirs.eval().look(images)
-    for seen, predicted in zip(look.boxes(), theirs.predict(images), strict=True):
+    features = theirs.eval().cache_features(images)
+    for seen, predicted in zip(features.predict(masks=False), theirs.predict(images), strict=True):
         np.testing.assert_array_equal(seen.boxes, predicted.boxes)
         assert seen.rles is None
 

@@ -43,7 +43,7 @@ class TinySegmenter(Segmenter):
         return {"loss_mask": loss, "loss_size": 0.01 * logits.float().square().mean()}
 
     @torch.no_grad()
-    def predict(self, images, *, output_sizes=None, boxes=None, classes=None, scores=None, soft_masks=False):
+    def predict(self, images, output_sizes=None, *, soft_masks=False):
         answers = []
         for image in images:
             mask = (self.logits([image])[0].sigmoid() > 0.5).cpu().numpy()

@@ -156,14 +156,14 @@ def test_tiles_that_cannot_be_are_refused(tile, overlap):
 class ImaginingSegmenter(ThresholdSegmenter):
     """Sees something at the right side of every full tile, where it knows nothing of what comes after it."""
 
-    def predict(self, images, **options):
+    def predict(self, images, output_sizes=None, **options):
         changed = []
         for image in images:
             image = image.copy()
             if image.shape[1] == TILE:
                 image[20::30, -6:] = 255
             changed.append(image)
-        return super().predict(changed, **options)
+        return super().predict(changed, output_sizes, **options)
 
 
 def test_what_only_the_border_of_a_tile_shows_is_dropped():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detseg.curation.synthetic import make_image
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
 from detseg.inference.ensemble import combine
 from detseg.inference.predictor import Predictor
@@ -68,24 +68,21 @@ def test_mirrored_boxes_of_a_symmetric_image_get_mirrored_masks(small_run, size,
     assert len({rle["counts"] for rle in masks.rles}) == 3
 
 
-def test_looking_once_gives_what_predicting_gives(small_run):
+def test_cached_features_give_what_predicting_gives(small_run):
     model = load(small_run).model
     images = [np.repeat(make_image((1, n), 64, 80, 5)[0], 3, axis=2)[:, :, :3] for n in range(2)]
     sizes = [(64, 80), (50, 61)]
     plain = model.predict(images, output_sizes=sizes, soft_masks=True)
-    look = model.look(images, output_sizes=sizes)
-    boxes = look.boxes()
+    features = model.cache_features(images, sizes)
+    boxes = features.predict(masks=False)
     for one, other in zip(boxes, plain, strict=True):
         assert np.array_equal(one.boxes, other.boxes)
         assert np.array_equal(one.scores, other.scores)
         assert one.rles is None
-    given = {"boxes": [one.boxes for one in plain], "classes": [one.classes for one in plain]}
-    masks = look.soft_masks(**given)
-    asked = model.predict(images, output_sizes=sizes, soft_masks=True, **given)
+    masks = features.soft_masks(plain)
+    asked = model.predict_masks(images, plain, sizes, soft_masks=True)
     for crops, answer in zip(masks, asked, strict=True):
         assert all(np.array_equal(one, other) for one, other in zip(crops, answer.soft_masks, strict=True))
-    with pytest.raises(DataError, match="classes"):
-        look.soft_masks(given["boxes"], None)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -28,7 +28,7 @@ class ThresholdSegmenter(Segmenter):
     def forward(self, samples):
         return {"loss": self.scale.sum() * len(samples)}
 
-    def predict(self, images, *, output_sizes=None, boxes=None, classes=None, scores=None, soft_masks=False):
+    def predict(self, images, output_sizes=None, *, soft_masks=False):
         self.seen.append([(image.shape, str(image.dtype)) for image in images])
         sizes = output_sizes or [image.shape[:2] for image in images]
         return [self._one(image, size) for image, size in zip(images, sizes, strict=True)]

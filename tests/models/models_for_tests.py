@@ -10,6 +10,7 @@ from detseg.config import load_flat_config
 from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
 from detseg.structures.label_layers import LabelLayers
+from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
 SMALL_MODEL = {
@@ -112,3 +113,8 @@ def without_objects(size: tuple[int, int], channels: int = 3) -> Sample:
     """Return an image of noise without objects."""
     image = np.random.default_rng(0).integers(0, 255, (*size, channels)).astype(np.uint8)
     return Sample(image, LabelLayers.empty(*size), file_name="nothing.png")
+
+
+def given_boxes(boxes, size: tuple[int, int], classes=None) -> Predictions:
+    """External boxes (N, 4) of an image of size (height, width), of class 0 unless `classes` says others."""
+    return Predictions(0, "", *size, boxes, np.ones(len(boxes)), np.zeros(len(boxes)) if classes is None else classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models_for_tests import disks, small_model, without_objects
+from models_for_tests import disks, given_boxes, small_model, without_objects
 
 from detseg.errors import ConfigError, DataError
 from detseg.structures.label_layers import LabelLayers
@@ -116,9 +116,7 @@ def test_masks_for_given_boxes() -> None:
     model = small_model().eval()
     image = disks(8, (64, 96)).image
     first = model.predict([image], output_sizes=[(128, 192)])[0]
-    again = model.predict(
-        [image], output_sizes=[(128, 192)], boxes=[first.boxes], classes=[first.classes], scores=[first.scores]
-    )[0]
+    again = model.predict_masks([image], [first], [(128, 192)])[0]
     np.testing.assert_allclose(again.boxes, first.boxes, atol=1e-4)
     np.testing.assert_array_equal(again.scores, first.scores)
     np.testing.assert_array_equal(again.classes, first.classes)
@@ -130,20 +128,20 @@ def test_given_boxes_keep_their_number() -> None:
     model = small_model(MODEL__ROI_HEADS__NUM_CLASSES=1).eval()
     image = disks(8, (64, 96)).image
     boxes = np.array([[10, 10, 30, 30], [-20, -20, -5, -5], [90, 60, 200, 200], [5, 5, 5, 9]], dtype=np.float32)
-    answer = model.predict([image, image], boxes=[boxes, np.zeros((0, 4))])
+    answer = model.predict_masks([image, image], [given_boxes(boxes, (64, 96)), given_boxes([], (64, 96))])
     assert [len(one) for one in answer] == [4, 0]
     assert not decode(answer[0].rles[1]).any()
     assert not decode(answer[0].rles[3]).any()
 
 
-def test_given_boxes_need_classes_where_masks_depend_on_them() -> None:
-    boxes = [np.array([[1, 1, 9, 9]], dtype=np.float32)]
+def test_masks_of_given_boxes_depend_on_their_classes_unless_class_agnostic() -> None:
     images = [disks(3, (32, 32)).image]
-    with pytest.raises(DataError, match="classes"):
-        small_model().eval().predict(images, boxes=boxes)
-    small_model(MODEL__ROI_MASK_HEAD__CLS_AGNOSTIC_MASK=True).eval().predict(images, boxes=boxes)
-    with pytest.raises(DataError, match="1 boxes, 2 classes"):
-        small_model().eval().predict(images, boxes=boxes, classes=[np.array([0, 1])])
+    given = [given_boxes([[1, 1, 25, 25]] * 2, (32, 32), classes=[0, 1])]
+    (first, second) = small_model().eval().predict_masks(images, given, soft_masks=True)[0].soft_masks
+    assert not np.array_equal(first, second)
+    agnostic = small_model(MODEL__ROI_MASK_HEAD__CLS_AGNOSTIC_MASK=True).eval()
+    (first, second) = agnostic.predict_masks(images, given, soft_masks=True)[0].soft_masks
+    assert np.array_equal(first, second)
 
 
 def test_masks_lie_in_their_boxes() -> None:
@@ -196,7 +194,7 @@ def test_without_masks() -> None:
     answer = model.eval().predict([disks(5, (64, 64)).image])[0]
     assert answer.rles is None
     with pytest.raises(DataError, match="mask head"):
-        model.predict([disks(5, (64, 64)).image], boxes=[answer.boxes])
+        model.predict_masks([disks(5, (64, 64)).image], [answer])
 
 
 def test_bfloat16_on_the_cpu() -> None:

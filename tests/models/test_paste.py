@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detseg.models.rcnn.paste import paste_rles, paste_soft_masks
+from detseg.models.paste import paste_rles, paste_soft_masks
 from detseg.structures.predictions import soft_mask_window
 from detseg.structures.rle import decode
 

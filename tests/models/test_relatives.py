@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import RELATIVES, disks, relative, without_objects
+from models_for_tests import RELATIVES, disks, given_boxes, relative, without_objects
 
 from detseg.config import load_config
 from detseg.engines.build import build_model
@@ -57,12 +57,12 @@ def test_masks_for_given_boxes_are_those_of_the_detections(name: str) -> None:
     image = disks(8, (64, 96)).image
     first = model.predict([image], output_sizes=[(128, 192)])[0]
     assert len(first) > 0
-    again = model.predict([image], output_sizes=[(128, 192)], boxes=[first.boxes], classes=[first.classes])[0]
+    again = model.predict_masks([image], [first], [(128, 192)])[0]
     np.testing.assert_allclose(again.boxes, first.boxes, atol=1e-4)
     different = [np.sum(decode(a) != decode(b)) for a, b in zip(again.rles, first.rles, strict=True)]
     assert max(different) <= 3
-    assert [len(one) for one in model.predict([image, image], boxes=[first.boxes[:0], first.boxes[:0]],
-                                              classes=[first.classes[:0]] * 2)] == [0, 0]  # fmt: skip
+    nothing = given_boxes([], (64, 96))
+    assert [len(one) for one in model.predict_masks([image, image], [nothing, nothing])] == [0, 0]
 
 
 @every_relative
@@ -70,10 +70,8 @@ def test_speed_changes_little_and_no_name(name: str) -> None:
     slow, fast = relative(name).eval(), relative(name).prefer_speed().eval()
     assert slow.state_dict().keys() == fast.state_dict().keys()
     images = [disks(8, (64, 96)).image]
-    boxes, classes = [np.array([[4, 4, 30, 30], [40, 10, 90, 60]], np.float32)], [np.array([0, 1])]
-    first, second = (
-        model.predict(images, boxes=boxes, classes=classes, soft_masks=True)[0].soft_masks for model in (slow, fast)
-    )
+    boxes = [given_boxes([[4, 4, 30, 30], [40, 10, 90, 60]], (64, 96), classes=[0, 1])]
+    first, second = (model.predict_masks(images, boxes, soft_masks=True)[0].soft_masks for model in (slow, fast))
     for one, other in zip(first, second, strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
 
@@ -98,7 +96,7 @@ def test_boxes_alone(name: str) -> None:
     assert answer.rles is None
     assert len(answer) > 0
     with pytest.raises(DataError, match="mask head"):
-        model.predict([disks(5, (64, 64)).image], boxes=[answer.boxes])
+        model.predict_masks([disks(5, (64, 64)).image], [answer])
 
 
 def test_a_pyramid_from_stride_2_keeps_the_names_of_the_usual_one() -> None:

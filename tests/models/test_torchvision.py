@@ -12,7 +12,7 @@ from models_for_tests import disks, without_objects
 from detseg.config import load_flat_config
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
 from detseg.models.weights.files import StoredWeights
 from detseg.models.weights.loading import load_state
@@ -62,11 +62,9 @@ def test_answers_in_pixels_of_the_output_and_for_given_boxes(model: Segmenter) -
     assert 0 < len(found) <= 7
     assert set(found.classes) <= {0, 1}
     assert all(rle["size"] == [128, 160] for rle in found.rles)
-    (again,) = model.predict([image], output_sizes=[(128, 160)], boxes=[found.boxes], classes=[found.classes])
+    (again,) = model.predict_masks([image], [found], [(128, 160)])
     assert again.rles == found.rles
-    with pytest.raises(DataError, match="classes"):
-        model.predict([image], boxes=[found.boxes])
-    (none,) = model.predict([image], boxes=[np.zeros((0, 4))], classes=[np.zeros(0)])
+    (none,) = model.predict_masks([image], [found.select(np.zeros(0))])
     assert len(none) == 0
 
 

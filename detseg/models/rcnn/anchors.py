@@ -110,6 +110,7 @@ class AnchorGenerator(nn.Module):
         self.strides = tuple(strides)
         self.offset = offset
         sizes = _one_per_level(sizes, len(self.strides), "sizes")
+        self.largest_size = float(max(max(level_sizes) for level_sizes in sizes))
         aspect_ratios = _one_per_level(aspect_ratios, len(self.strides), "aspect ratios")
         self.cell_anchors = nn.Module()
         for level, (level_sizes, level_ratios) in enumerate(zip(sizes, aspect_ratios, strict=True)):

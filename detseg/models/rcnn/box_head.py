@@ -15,16 +15,8 @@ from detseg.models.rcnn.boxes import BoxCoder, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier, norm_key
 from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
+from detseg.models.region_segmenter import Detections
 from detseg.models.torchvision_ops import batched_nms
-
-
-@dataclass(frozen=True)
-class Detections:
-    """D objects found in one image, best first: boxes (D, 4), scores (D,), classes (D,) int64."""
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
 
 
 def _not_a_limit(value: int) -> str | None:

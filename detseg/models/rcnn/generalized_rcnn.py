@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detseg.errors import DataError
-from detseg.models.answers import RegionLook, RegionSegmenter
-from detseg.models.rcnn.box_head import Detections
+from detseg.models.base import check_image
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.roi_align import Pooler
 from detseg.models.rcnn.rpn import RPN
 from detseg.models.rcnn.targets import Targets
+from detseg.models.region_segmenter import Detections, RegionSegmenter
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
@@ -57,11 +55,7 @@ class ImageInput(nn.Module):
         """Make a batch of B arrays (H, W, C)."""
         channels, step = len(self.mean), self.size_divisibility
         for image in images:
-            if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
-                raise DataError(
-                    f"the model takes images (height, width, {channels}) with pixels, but got {image.shape}; "
-                    "MODEL.PIXEL_MEAN has one value per channel, INPUT.CHANNELS says which of a file's are taken"
-                )
+            check_image(image, channels)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         height = -(-max(size[0] for size in sizes) // step) * step
         width = -(-max(size[1] for size in sizes) // step) * step
@@ -103,6 +97,11 @@ class GeneralizedRCNN(RegionSegmenter):
         """See Segmenter: the RPN looks at whole feature maps, the region heads only where there are regions."""
         return set(self.backbone.channels) <= set(self.proposal_generator.in_features)
 
+    @property
+    def largest_object(self) -> float:
+        """See Segmenter: as large as the largest anchors."""
+        return self.proposal_generator.anchor_generator.largest_size
+
     def prefer_speed(self) -> Self:
         """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products,
         wide 3 x 3 convolutions by Winograd's."""
@@ -123,26 +122,26 @@ class GeneralizedRCNN(RegionSegmenter):
         losses.update(self.roi_heads.losses(features, proposals, targets))
         return losses
 
-    @torch.inference_mode()
-    def look(
-        self, images: Sequence[np.ndarray], *, output_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> RegionLook:
-        """See Segmenter.look; the feature maps are kept."""
-        if self.training:
-            raise RuntimeError("predict() needs the model in evaluation mode: call model.eval() before")
+    @property
+    def has_mask_head(self) -> bool:
+        """See RegionSegmenter."""
+        return self.roi_heads.mask_head is not None
+
+    def extract(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+        """See RegionSegmenter.extract: feature maps by name, and the (height, width) of every image."""
         batch = self.image_input(images, self.device)
-        features = self.backbone(batch.tensor)
+        return self.backbone(batch.tensor), batch.sizes
 
-        def detect() -> list[Detections]:
-            proposals = self.proposal_generator.propose(self.proposal_generator(features), batch.sizes)
-            return self.roi_heads.detect(features, proposals, batch.sizes)
+    def detect(self, features: tuple[dict[str, Tensor], list[tuple[int, int]]]) -> list[Detections]:
+        """See RegionSegmenter.detect."""
+        maps, sizes = features
+        return self.roi_heads.detect(maps, self.proposal_generator.propose(self.proposal_generator(maps), sizes), sizes)
 
-        head = self.roi_heads.mask_head
-        return RegionLook(
-            sizes=batch.sizes,
-            output_sizes=output_sizes,
-            detect=detect,
-            masks=None if head is None else functools.partial(self.roi_heads.masks, features),
-            needs_classes=head is not None and not head.class_agnostic and self.roi_heads.num_classes > 1,
-            device=self.device,
-        )
+    def mask_probabilities(
+        self,
+        features: tuple[dict[str, Tensor], list[tuple[int, int]]],
+        boxes: list[Tensor],
+        classes: list[Tensor],
+    ) -> list[Tensor]:
+        """See RegionSegmenter.mask_probabilities."""
+        return self.roi_heads.masks(features[0], boxes, classes)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from detseg.config.options import key
 from detseg.config.problems import Problems
+from detseg.models.freezing import FrozenBatchNorm2d, scale_and_shift
 from detseg.models.rcnn import winograd
 
 if TYPE_CHECKING:
@@ -136,39 +137,6 @@ def check_group_norm(problems: Problems, norm: str, channels_key: str, channels:
         problems.add(
             channels_key, f"{norm} is GN, whose {GROUPS_OF_GROUP_NORM} groups do not divide {channels} channels"
         )
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm with statistics and affine parameters that never change: four buffers (C,), no parameters."""
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        # As in Detectron2, so that an untouched layer is the identity.
-        self.register_buffer("running_var", torch.ones(channels) - eps)
-
-    @classmethod
-    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-        """Freeze a BatchNorm as it is now."""
-        frozen = cls(norm.num_features, norm.eps)
-        frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
-        return frozen
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Detectron2's two ways, which round differently: the second is faster, the first has a gradient to x alone.
-        if x.requires_grad:
-            scale, shift = scale_and_shift(self)
-            return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-
-
-def scale_and_shift(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return scale (C,) and shift (C,) by which a BatchNorm with fixed statistics acts: x * scale + shift."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
 
 
 def make_norm(name: str, channels: int) -> nn.Module | None:

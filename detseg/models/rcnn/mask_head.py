@@ -161,7 +161,7 @@ def foreground_mask_loss(
     for image_boxes, region, target in zip(boxes, regions, targets, strict=True):
         objects = region.objects[: region.foreground]
         truth.append(sample_masks(target.layers, target.layer_of[objects], target.ids[objects], image_boxes, size))
-        counted.append(_counted_pixels(target, image_boxes, size))
+        counted.append(counted_pixels(target, image_boxes, size))
     anything_ignored = any(target.ignore is not None for target in targets)
     return mask_loss(logits, torch.cat(truth), torch.cat(counted) if anything_ignored else None)
 
@@ -185,7 +185,7 @@ def mask_probabilities(
     return list(torch.cat(probabilities).split([len(image_boxes) for image_boxes in boxes]))
 
 
-def _counted_pixels(target: Targets, boxes: Tensor, size: int) -> Tensor:
+def counted_pixels(target: Targets, boxes: Tensor, size: int) -> Tensor:
     """Return (M, size, size) bool: the cells that enter the mask loss, those that are not ignored."""
     if target.ignore is None:
         return torch.ones((len(boxes), size, size), dtype=torch.bool, device=boxes.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
-from detseg.models.rcnn.box_head import BoxHeadOptions, BoxPredictor, DetectionOptions, Detections
+from detseg.models.rcnn.box_head import BoxHeadOptions, BoxPredictor, DetectionOptions
 from detseg.models.rcnn.boxes import BoxRegressionOptions, clip_boxes
 from detseg.models.rcnn.mask_head import (
     MaskHead,
@@ -26,6 +26,7 @@ from detseg.models.rcnn.resnet import BottleneckBlock, make_stage
 from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
+from detseg.models.region_segmenter import Detections
 
 _BOX_HEAD = "MODEL.ROI_BOX_HEAD"
 

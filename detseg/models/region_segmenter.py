@@ -1,0 +1,195 @@
+"""Models that find boxes first and then give masks to boxes, their own or external ones.
+
+Their features are kept between the two (`CachedFeatures`), so that test-time augmentation can merge the boxes of
+several views before it asks every view for the masks of the merged boxes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detseg.errors import DataError
+from detseg.models.base import Segmenter
+from detseg.models.paste import paste_masks, paste_soft_masks
+from detseg.structures.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Detections:
+    """D objects found in one image, best first, in pixels of the image as the network sees it.
+
+    boxes: (D, 4) XYXY. scores: (D,). classes: (D,) int64. masks: (D, s, s) probabilities within the boxes, of networks
+    that compute boxes and masks in one go; None: `RegionSegmenter.mask_probabilities` is asked for them.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor | None = None
+
+
+class RegionSegmenter(Segmenter):
+    """A model that finds boxes first and then gives masks to boxes, its own or external ones.
+
+    Subclasses implement `extract`, `detect` and `mask_probabilities`, which run in evaluation mode and without
+    gradients; their boxes are in pixels of the images as the network sees them.
+
+    Attributes:
+        has_mask_head: whether there are masks at all.
+    """
+
+    has_mask_head = True
+
+    @property
+    def gives_soft_masks(self) -> bool:
+        """See Segmenter."""
+        return self.has_mask_head
+
+    @property
+    def takes_boxes(self) -> bool:
+        """See Segmenter."""
+        return self.has_mask_head
+
+    @abstractmethod
+    def extract(self, images: Sequence[np.ndarray]) -> Any:
+        """Return the features of images (H, W, C), in the form that the two other methods take."""
+
+    @abstractmethod
+    def detect(self, features: Any) -> list[Detections]:
+        """Find the objects of every image."""
+
+    @abstractmethod
+    def mask_probabilities(self, features: Any, boxes: list[Tensor], classes: list[Tensor]) -> list[Tensor]:
+        """Return the mask probabilities (N, s, s) within the boxes (N, 4), of classes (N,), of every image."""
+
+    def cache_features(
+        self, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> CachedFeatures:
+        """Compute the features of images once, to ask for boxes and masks; arguments as those of `predict`."""
+        return CachedFeatures(self, images, output_sizes)
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        soft_masks: bool = False,
+    ) -> list[Predictions]:
+        """See Segmenter.predict."""
+        return self.cache_features(images, output_sizes).predict(soft_masks=soft_masks) if len(images) else []
+
+    def predict_masks(
+        self,
+        images: Sequence[np.ndarray],
+        boxes: Sequence[Predictions],
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        soft_masks: bool = False,
+    ) -> list[Predictions]:
+        """Give masks to boxes, in pixels of the output: all of them, in their order, with their scores and classes.
+
+        Raises:
+            DataError: the model has no mask head.
+        """
+        return self.cache_features(images, output_sizes).predict_masks(boxes, soft_masks=soft_masks)
+
+
+class CachedFeatures:
+    """The features of a batch of images, kept to ask for boxes first and for the masks of any boxes later.
+
+    Arguments as those of `Segmenter.predict`, all predictions are in pixels of the output.
+    """
+
+    def __init__(
+        self,
+        model: RegionSegmenter,
+        images: Sequence[np.ndarray],
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        model.require_evaluation_mode()
+        self.model = model
+        self.sizes = [image.shape[:2] for image in images]
+        self.output_sizes = self.sizes if output_sizes is None else output_sizes
+        with torch.inference_mode():
+            self._features = model.extract(images)
+
+    @torch.inference_mode()
+    def predict(self, *, masks: bool = True, soft_masks: bool = False) -> list[Predictions]:
+        """Return the detections of every image, best first; boxes only (`rles` None) where `masks` is False."""
+        found = self.model.detect(self._features)
+        probabilities = [one.masks for one in found]
+        if masks and self.model.has_mask_head and any(one is None for one in probabilities):
+            boxes, classes = [one.boxes for one in found], [one.classes for one in found]
+            probabilities = self.model.mask_probabilities(self._features, boxes, classes)
+        predictions = []
+        for one, mask, size, output in zip(found, probabilities, self.sizes, self.output_sizes, strict=True):
+            boxes = scale_boxes(one.boxes, size, output).cpu().numpy()
+            # clipping at the border leaves some without area
+            keep = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+            scores, classes = one.scores.float().cpu().numpy()[keep], one.classes.cpu().numpy()[keep]
+            mask = mask.float().cpu().numpy()[keep] if masks and mask is not None else None
+            predictions.append(_with_masks(boxes[keep], scores, classes, mask, output, soft_masks))
+        return predictions
+
+    @torch.inference_mode()
+    def predict_masks(self, boxes: Sequence[Predictions], *, soft_masks: bool = False) -> list[Predictions]:
+        """See RegionSegmenter.predict_masks."""
+        probabilities, places = self._masks_of(boxes)
+        return [
+            _with_masks(place, given.scores, given.classes, mask, output, soft_masks)
+            for place, given, mask, output in zip(places, boxes, probabilities, self.output_sizes, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def soft_masks(self, boxes: Sequence[Predictions]) -> list[list[np.ndarray]]:
+        """Return N crops of probability for the N boxes of every image, as `Predictions.soft_masks`; no run-lengths."""
+        probabilities, places = self._masks_of(boxes)
+        return [
+            paste_soft_masks(mask, place, *output)
+            for mask, place, output in zip(probabilities, places, self.output_sizes, strict=True)
+        ]
+
+    def _masks_of(self, boxes: Sequence[Predictions]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return mask probabilities (N, s, s) float32, and the boxes (N, 4) float32 cut off at the output's border.
+
+        The latter are not scaled to the network and back, which would move them by rounding.
+        """
+        if not self.model.has_mask_head:
+            raise DataError("masks for given boxes need a model with a mask head (MODEL.MASK_ON)")
+        device = self.model.device
+        places, scaled, classes = [], [], []
+        for given, size, output in zip(boxes, self.sizes, self.output_sizes, strict=True):
+            places.append(np.clip(given.boxes, 0, np.float32([output[1], output[0]] * 2)))
+            scaled.append(scale_boxes(torch.from_numpy(given.boxes).to(device), output, size))
+            classes.append(torch.from_numpy(given.classes).to(device))
+        probabilities = self.model.mask_probabilities(self._features, scaled, classes)
+        return [mask.float().cpu().numpy() for mask in probabilities], places
+
+
+def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Bring boxes (N, 4) from an image of one (height, width) to another and cut them off at its border."""
+    x, y = to_size[1] / from_size[1], to_size[0] / from_size[0]
+    scaled = boxes * boxes.new_tensor([x, y, x, y])
+    return scaled.clamp(min=scaled.new_zeros(4), max=scaled.new_tensor([to_size[1], to_size[0]] * 2))
+
+
+def _with_masks(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    masks: np.ndarray | None,
+    size: tuple[int, int],
+    soft_masks: bool,
+) -> Predictions:
+    """Paste masks (D, s, s) into an image of `size` (height, width); None for boxes only."""
+    rles = soft = None
+    if masks is not None:
+        rles, soft = paste_masks(masks, boxes, *size, soft_masks=soft_masks)
+    return Predictions(0, "", *size, boxes, scores, classes, rles, soft)
