@@ -1,4 +1,4 @@
-"""COCO files: any of them to images, classes and masks, and ours out of them.
+"""COCO data sets: any COCO file to images, classes and masks, and ours out of them.
 
 Masks stay text until their image is asked for, so that a data set of a million objects takes as much memory as its file
 and goes to worker processes as one shared block.
@@ -6,40 +6,25 @@ and goes to worker processes as one shared block.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gzip
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detseg.coco.index import AnnotationTable, Category, ImageEntry, index_coco, is_text, shown
+from detseg.coco.checking import read_coco
+from detseg.coco.records import AnnotationTable, Category, ImageRecord
+from detseg.coco.writing import annotations_of, image_root_for, write_coco
 from detseg.errors import DataError, list_problems
-from detseg.files.atomic import written_whole
 from detseg.images.reading import read_picture
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
-__all__ = ["Category", "CocoDataset", "ImageAnnotations", "ImageRecord", "annotations_of", "write_coco"]
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image of a data set. height, width: pixels. metadata: the further fields of the image in the COCO file."""
-
-    image_id: int | str
-    file_name: str
-    path: Path
-    height: int
-    width: int
-    metadata: dict[str, Any] = field(default_factory=dict)
+__all__ = ["AnnotationTable", "Category", "CocoDataset", "ImageAnnotations", "ImageRecord"]
 
 
 class ImageAnnotations(NamedTuple):
@@ -54,25 +39,25 @@ class ImageAnnotations(NamedTuple):
     crowd: np.ndarray
 
 
+@dataclass(eq=False, repr=False)
 class CocoDataset:
     """Images with annotations. Class index c is `categories[c]`; categories are sorted by id unless reordered.
 
-    origins: (images,) int64, of which of several data sets that were joined every image comes.
+    name: what messages call it. origins: (images,) int64, of which of several data sets that were joined every image
+    comes. info, further: the file's info, and its further keys (licenses, ...).
     """
 
-    def __init__(
-        self,
-        images: list[ImageRecord],
-        categories: list[Category],
-        table: AnnotationTable,
-        name: str,
-        origins: np.ndarray | None = None,
-    ) -> None:
-        self.images = images
-        self.categories = categories
-        self.table = table
-        self.name = name
-        self.origins = np.zeros(len(images), dtype=np.int64) if origins is None else origins
+    images: list[ImageRecord]
+    categories: list[Category]
+    table: AnnotationTable
+    name: str
+    origins: np.ndarray = None  # type: ignore[assignment]  (zeros)
+    info: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.origins is None:
+            self.origins = np.zeros(len(self.images), dtype=np.int64)
 
     @classmethod
     def load(
@@ -81,6 +66,7 @@ class CocoDataset:
         image_root: str | os.PathLike[str] | None = None,
         *,
         skipped: list[str] | None = None,
+        keep_empty: bool = False,
     ) -> CocoDataset:
         """Read a COCO file (.json or .json.gz): polygons, RLE compressed or not, crowds; area and bbox are not needed.
 
@@ -89,25 +75,89 @@ class CocoDataset:
             image_root: folder that file names are relative to. None: the file's `info.image_root` (relative to the
                 file's folder), else the file's folder.
             skipped: where given, bad images and annotations are left out, and what is wrong with them is added to it.
+            keep_empty: annotations without a pixel stay, for whoever repairs them.
 
         Raises:
             DataError: the file is missing or no COCO data set; or all that is wrong with its images, categories and
                 annotations, in one list. The images themselves are not looked at: see `check_images_exist`.
         """
-        path = Path(path)
-        info, entries, categories, table = index_coco(path, skipped)
-        said = info.get("image_root") or ""
-        if not is_text(said) or "\0" in said:
-            raise DataError(f"{path}: its info.image_root is {shown(said)}; expected the path of a folder")
-        root = Path(image_root) if image_root else path.parent / said
-        return cls.of_entries(entries, categories, table, root=root, name=str(path))
+        root = Path(image_root) if image_root else None
+        content = read_coco(Path(path), root, skipped=skipped, keep_empty=keep_empty)
+        return cls(
+            content.images,
+            content.categories,
+            content.table,
+            str(path),
+            info=content.info,
+            further=content.further,
+        )
 
-    @classmethod
-    def of_entries(
-        cls, entries: Sequence[ImageEntry], categories: list[Category], table: AnnotationTable, *, root: Path, name: str
-    ) -> CocoDataset:
-        """Return the data set of what `index_coco` found; file names are relative to `root`."""
-        return cls([_record(entry, root) for entry in entries], categories, table, name)
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        annotations: Iterable[Mapping[str, Any]] | None = None,
+        image_fields: Sequence[Mapping[str, Any]] | None = None,
+        info: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write a COCO file with all that the data set's own file had, and what is to differ.
+
+        Args:
+            path: .json or .json.gz; `info.image_root` is made to fit it.
+            annotations: instead of `raw_annotations`.
+            image_fields: further fields of each image.
+            info: further keys of the file's info.
+            overwrite: replace an existing file; else DataError.
+        """
+        path = Path(path)
+        root, names = self._common_root()
+        fields = image_fields or [{}] * len(self)
+        write_coco(
+            path,
+            images=(
+                {"id": record.image_id, "file_name": name, "height": record.height, "width": record.width}
+                | {**record.metadata, **more}
+                for record, name, more in zip(self.images, names, fields, strict=True)
+            ),
+            annotations=self.raw_annotations() if annotations is None else annotations,
+            categories=(
+                {"id": one.id, "name": one.name, **one.metadata}
+                for one in sorted(self.categories, key=lambda category: category.position)
+            ),
+            info={**self.info, "image_root": image_root_for(root, path.parent), **(info or {})},
+            further=self.further,
+            overwrite=overwrite,
+        )
+
+    def raw_annotations(self) -> Iterator[dict[str, Any]]:
+        """Yield all annotations as the file has them, in the order of the images."""
+        for index in range(len(self)):
+            classes = self.table.classes[self.table.rows(index)].tolist()
+            for row, class_index in zip(self.table.decode(index), classes, strict=True):
+                # Another one where data sets of other ids were joined.
+                row["category_id"] = self.categories[class_index].id
+                yield row
+
+    def rle_annotations(self) -> Iterator[dict[str, Any]]:
+        """Yield all annotations in the order of the images, as compressed RLEs with area, bbox and new ids."""
+        first_id = 1
+        for index, record in enumerate(self.images):
+            rles, classes, crowd = self.annotations(index)
+            ids = [self.categories[class_index].id for class_index in classes.tolist()]
+            yield from annotations_of(rles, ids, image_id=record.image_id, first_id=first_id, crowd=crowd)
+            first_id += len(rles)
+
+    def _common_root(self) -> tuple[Path, list[str]]:
+        """Return the folder that all images are below, and their names there; the names of a single root stay."""
+        names = [record.file_name.replace("\\", "/") for record in self.images]
+        roots = {
+            record.path.parents[len(Path(name).parts) - 1] for record, name in zip(self.images, names, strict=True)
+        }
+        if len(roots) <= 1:
+            return (roots.pop() if roots else Path(self.name).parent), [record.file_name for record in self.images]
+        root = Path(os.path.commonpath([path.resolve() for path in roots]))
+        return root, [record.path.resolve().relative_to(root).as_posix() for record in self.images]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -196,7 +246,7 @@ class CocoDataset:
         """Return the data set of these images, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         images = [self.images[index] for index in indices]
-        return CocoDataset(images, self.categories, self.table.select(indices), self.name, self.origins[indices])
+        return dataclasses.replace(self, images=images, table=self.table.select(indices), origins=self.origins[indices])
 
     def with_classes(self, names: Sequence[str]) -> CocoDataset:
         """Return the data set with the classes in the order of `names`, which must be those of its categories."""
@@ -209,8 +259,7 @@ class CocoDataset:
         order = [by_name[name] for name in names]
         new_index = np.argsort(order)
         table = dataclasses.replace(self.table, classes=new_index[self.table.classes].astype(np.int32))
-        categories = [self.categories[number] for number in order]
-        return CocoDataset(self.images, categories, table, self.name, self.origins)
+        return dataclasses.replace(self, categories=[self.categories[number] for number in order], table=table)
 
     def with_objects_of(self, names: Sequence[str]) -> CocoDataset:
         """Return the data set with the classes `names`, in this order; objects of its other classes are left out.
@@ -228,7 +277,7 @@ class CocoDataset:
         new_index = np.array([index.get(name, -1) for name in self.class_names], dtype=np.int32)
         classes = new_index[self.table.classes]
         table = dataclasses.replace(self.table, classes=np.maximum(classes, 0))
-        return CocoDataset(self.images, categories, table.keep((classes >= 0) | table.crowd), self.name, self.origins)
+        return dataclasses.replace(self, categories=categories, table=table.keep((classes >= 0) | table.crowd))
 
     @classmethod
     def concatenate(cls, datasets: Sequence[CocoDataset]) -> CocoDataset:
@@ -242,133 +291,3 @@ class CocoDataset:
         table = AnnotationTable.concatenate([dataset.table for dataset in datasets])
         origins = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
         return cls(images, datasets[0].categories, table, " + ".join(dataset.name for dataset in datasets), origins)
-
-
-def _record(entry: ImageEntry, root: Path) -> ImageRecord:
-    return ImageRecord(
-        image_id=entry.image_id,
-        file_name=entry.file_name,
-        path=root / entry.file_name.replace("\\", "/"),
-        height=entry.height,
-        width=entry.width,
-        metadata=entry.metadata,
-    )
-
-
-# Writing COCO files: streamed, one annotation a line, whole or not at all.
-
-
-def write_coco(
-    path: str | os.PathLike[str],
-    *,
-    images: Sequence[Mapping[str, Any]],
-    annotations: Iterable[Mapping[str, Any]],
-    categories: Sequence[Mapping[str, Any]],
-    info: Mapping[str, Any] | None = None,
-    further: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a COCO data set (gzip where the name ends in .gz) to a temporary name, then rename it.
-
-    `annotations` may be a generator; see `annotations_of`. further: other keys of the file (licenses, ...).
-    Raises DataError where the file exists, unless `overwrite`, and where it cannot be written.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
-    make_folder(path.parent)
-    with (
-        written_whole(path, "the COCO file") as temporary,
-        _open_text(temporary, compress=path.suffix == ".gz") as file,
-    ):
-        file.write(f'{{"info": {json.dumps(dict(info or {}))},\n"categories": ')
-        _write_list(file, categories)
-        file.write(',\n"images": ')
-        _write_list(file, images)
-        file.write(',\n"annotations": ')
-        _write_list(file, annotations)
-        for key, value in (further or {}).items():
-            file.write(f",\n{json.dumps(key)}: {json.dumps(value)}")
-        file.write("}\n")
-
-
-def image_root_for(images: Path, output: Path) -> str:
-    """Return the folder of the images as a COCO file in the folder `output` names it.
-
-    Relative where it lies beside or below the output, so that both can move.
-    """
-    images, output = images.resolve(), output.resolve()
-    try:
-        relative = Path(os.path.relpath(images, output))
-    except ValueError:  # another drive on Windows
-        return images.as_posix()
-    return relative.as_posix() if relative.parts.count("..") <= 1 else images.as_posix()
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it. Raises DataError where that is impossible, and where a file has its name."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the output folder cannot be made ({error.strerror or error}); name another one"
-        ) from None
-
-
-@contextlib.contextmanager
-def _open_text(path: Path, *, compress: bool) -> Iterator[TextIO]:
-    if not compress:
-        with open(path, "w", encoding="ascii", newline="\n") as file:
-            yield file
-        return
-    # Without a name and a time in the header the same data give the same bytes.
-    with (
-        open(path, "wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", mtime=0, fileobj=raw) as packed,
-        io.TextIOWrapper(packed, encoding="ascii", newline="\n") as file,
-    ):
-        yield file
-
-
-def _write_list(file: TextIO, rows: Iterable[Mapping[str, Any]]) -> None:
-    file.write("[")
-    for number, row in enumerate(rows):
-        file.write(",\n" if number else "\n")
-        file.write(json.dumps(row, separators=(",", ":")))
-    file.write("]")
-
-
-def annotations_of(
-    rles: Sequence[Mapping[str, Any]],
-    category_ids: Sequence[int] | np.ndarray,
-    *,
-    image_id: int | str,
-    first_id: int,
-    crowd: Sequence[bool] | np.ndarray | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the annotations of one image, with area and bbox (x, y, width, height), from its N compressed RLEs.
-
-    Ids count from `first_id` on.
-    """
-    if not len(rles) == len(category_ids) == (len(rles) if crowd is None else len(crowd)):
-        raise DataError(
-            f"image {image_id}: {len(rles)} masks and {len(category_ids)} classes; expected one class a mask"
-        )
-    if not len(rles):
-        return
-    areas = rle_codec.area(rles).tolist()
-    boxes = rle_codec.bounding_boxes(rles).astype(np.int64).tolist()
-    for number, (rle, area, (x0, y0, x1, y1)) in enumerate(zip(rles, areas, boxes, strict=True)):
-        counts = rle["counts"]
-        yield {
-            "id": first_id + number,
-            "image_id": image_id,
-            "category_id": int(category_ids[number]),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "area": area,
-            "iscrowd": int(crowd[number]) if crowd is not None else 0,
-            "segmentation": {
-                "size": [int(side) for side in rle["size"]],
-                "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-            },
-        }

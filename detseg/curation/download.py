@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from detseg.coco.catalog import datasets_folder
-from detseg.coco.dataset import make_folder
 from detseg.errors import DataError
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 from detseg.files.hashing import sha256_of
 from detseg.files.lock import wait_for_lock
 from detseg.files.transfer import TransferError, transfer

@@ -13,13 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from detseg.coco.catalog import FIELD as INPUT_FIELD
-from detseg.coco.dataset import annotations_of, image_root_for, make_folder, write_coco
+from detseg.coco.writing import annotations_of, image_root_for, write_coco
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.masks import allowed_classes, check_kinds
 from detseg.curation.repair.rules import Change, RepairRules, changes_table, write_changes
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, list_problems
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
 from detseg.formats.image_column import ImageColumn

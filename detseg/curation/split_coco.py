@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from detseg.coco.dataset import CocoDataset, make_folder
-from detseg.coco.raw import RawCoco
+from detseg.coco.dataset import CocoDataset
 from detseg.curation.balance import balance_features, balance_table, split_groups
 from detseg.curation.leaks import SIMILAR, SimilarPair, join_groups, leaks, similar_images
 from detseg.curation.splits import PART_NAMES, check_fractions
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
 from detseg.errors import DataError, list_problems
+from detseg.files.atomic import make_folder
 from detseg.files.table import text_table, write_csv
 from detseg.formats.image_column import ImageColumn
 
@@ -95,14 +95,14 @@ def split_coco(source: Path, options: SplitOptions) -> str:
         DataError: the file is no COCO data set, an image cannot be read or lacks a field, there are too few groups, or
             a file exists, unless `overwrite`.
     """
-    coco = RawCoco(source)
+    dataset = CocoDataset.load(source)
     _check_free(options)
-    split = find_split(coco.dataset, options)
-    written = _write(coco, split, options)
-    rows = balance_table(coco.dataset, split.parts, split.part_of, split.groups, split.strata)
+    split = find_split(dataset, options)
+    written = _write(dataset, split, options)
+    rows = balance_table(dataset, split.parts, split.part_of, split.groups, split.strata)
     written.append(options.output / BALANCE_NAME)
     write_csv(written[-1], rows, "the table")
-    about_leaks = _write_similar(coco.dataset, split, options)
+    about_leaks = _write_similar(dataset, split, options)
     return f"{text_table(rows)}\n\n{about_leaks}\n\nwritten: {', '.join(map(str, written))}"
 
 
@@ -195,7 +195,7 @@ def _check_free(options: SplitOptions) -> None:
         )
 
 
-def _write(coco: RawCoco, split: Split, options: SplitOptions) -> list[Path]:
+def _write(dataset: CocoDataset, split: Split, options: SplitOptions) -> list[Path]:
     """Write the COCO files and the index; return their paths."""
     info = {
         "split": {"seed": options.seed, "group_by": list(options.group_by), "stratify_by": list(options.stratify_by)}
@@ -216,10 +216,11 @@ def _write(coco: RawCoco, split: Split, options: SplitOptions) -> list[Path]:
         written.append(options.output / f"{name}.json")
         has_folds = options.fractions is None and name != HOLDOUT
         fields = [{FOLD: int(split.part_of[index])} for index in indices] if has_folds else None
-        coco.write(written[-1], indices=indices, image_fields=fields, info=info, overwrite=options.overwrite)
+        part = dataset.select(indices)
+        part.save(written[-1], image_fields=fields, info=info, overwrite=options.overwrite)
     if options.fractions is None:
         written.append(options.output / INDEX_NAMES[options.index])
-        counts = coco.dataset.objects_per_image().sum(axis=1).tolist()
+        counts = dataset.objects_per_image().sum(axis=1).tolist()
         rows = [
             {
                 FILE_NAME: record.file_name,
@@ -230,7 +231,7 @@ def _write(coco: RawCoco, split: Split, options: SplitOptions) -> list[Path]:
                 "objects": counts[number],
                 **{field: values[number] for field, values in split.strata.items() if field != "group"},
             }
-            for number, (record, part) in enumerate(zip(coco.dataset.images, split.part_names, strict=True))
+            for number, (record, part) in enumerate(zip(dataset.images, split.part_names, strict=True))
         ]
         write_index(written[-1], rows)
     return written

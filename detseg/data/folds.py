@@ -22,11 +22,11 @@ import numpy as np
 import yaml
 
 from detseg.coco.catalog import datasets_folder
-from detseg.coco.dataset import CocoDataset, ImageRecord, make_folder
+from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.errors import ConfigError, DataError, list_problems
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 from detseg.files.table import read_table
 
 FOLD, FILE_NAME, IMAGE_ID = "fold", "file_name", "image_id"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detseg.coco.dataset import CocoDataset, annotations_of, image_root_for, write_coco
+from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash
 from detseg.data.folds import FOLD, fold_name
@@ -105,45 +104,13 @@ def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) ->
 
 def write_truth(path: Path, dataset: CocoDataset, folds: np.ndarray) -> None:
     """Write the images with their folds and annotations as a COCO file; replaces one that is there."""
-    root, names = _common_root(dataset)
-    rows = [
-        {
-            "id": record.image_id,
-            "file_name": name,
-            "height": record.height,
-            "width": record.width,
-            **record.metadata,
-            FOLD: int(fold),
-        }
-        for record, name, fold in zip(dataset.images, names, folds, strict=True)
-    ]
-    write_coco(
+    dataset.save(
         path,
-        images=rows,
-        annotations=_annotations(dataset),
-        categories=[{"id": category.id, "name": category.name} for category in dataset.categories],
-        info={"description": f"ground truth of {PREDICTIONS_FILE}", "image_root": image_root_for(root, path.parent)},
+        annotations=dataset.rle_annotations(),
+        image_fields=[{FOLD: fold} for fold in folds.tolist()],
+        info={"description": f"ground truth of {PREDICTIONS_FILE}"},
         overwrite=True,
     )
-
-
-def _annotations(dataset: CocoDataset) -> Iterator[dict[str, Any]]:
-    first_id = 1
-    for index, record in enumerate(dataset.images):
-        rles, classes, crowd = dataset.annotations(index)
-        ids = [dataset.categories[class_index].id for class_index in classes]
-        yield from annotations_of(rles, ids, image_id=record.image_id, first_id=first_id, crowd=crowd)
-        first_id += len(rles)
-
-
-def _common_root(dataset: CocoDataset) -> tuple[Path, list[str]]:
-    """Return the folder that all images lie below, and their names there; the names of a single root stay."""
-    names = [record.file_name.replace("\\", "/") for record in dataset.images]
-    roots = {record.path.parents[len(Path(name).parts) - 1] for record, name in zip(dataset.images, names, strict=True)}
-    if len(roots) == 1:
-        return roots.pop(), names
-    root = Path(os.path.commonpath([path.resolve() for path in roots]))
-    return root, [record.path.resolve().relative_to(root).as_posix() for record in dataset.images]
 
 
 def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

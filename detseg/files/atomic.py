@@ -122,3 +122,13 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what killed processes left half-written in `folder`."""
     for left in folder.glob(f"*{TEMPORARY_MARK}*"):
         left.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises DataError where that is impossible, and where a file has its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the output folder cannot be made ({error.strerror or error}); name another one"
+        ) from None

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from detseg.coco.dataset import ImageRecord, make_folder
+from detseg.coco.dataset import ImageRecord
 from detseg.errors import ConfigError, DataError
+from detseg.files.atomic import make_folder
 from detseg.files.table import write_csv
 from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detseg.coco.dataset import make_folder
-from detseg.coco.index import is_text
+from detseg.coco.checking import is_text
 from detseg.errors import DataError, list_problems
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 from detseg.images.reading import decode_picture, read_picture
 
 # The largest member of an archive that is unpacked: a few bytes can claim any size.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detseg.coco.index import kind_of, shown
+from detseg.coco.checking import kind_of, shown
 from detseg.coco.masks import fill_polygons
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole

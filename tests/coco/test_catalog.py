@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detseg.coco.catalog import load_dataset, read_catalog, resolve_dataset
-from detseg.coco.dataset import write_coco
+from detseg.coco.writing import write_coco
 from detseg.errors import DataError
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.writing import annotations_of, write_coco
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 

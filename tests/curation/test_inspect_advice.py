@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detseg.coco.dataset import CocoDataset, ImageRecord
-from detseg.coco.index import AnnotationTable, Category
+from detseg.coco.records import AnnotationTable, Category
 from detseg.curation.inspection.advice import (
     advise_balance,
     advise_pictures,

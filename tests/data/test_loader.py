@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.writing import annotations_of, write_coco
 from detseg.config import load_config
 from detseg.data import sample_reader
 from detseg.data.augment.policy import TrainPolicy

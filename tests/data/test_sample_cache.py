@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detseg.coco.dataset import CocoDataset, annotations_of, write_coco
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.writing import annotations_of, write_coco
 from detseg.config import load_config
 from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.data.preprocess import ImagePreprocess

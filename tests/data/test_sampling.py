@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detseg.coco.dataset import Category, CocoDataset, ImageRecord
-from detseg.coco.index import AnnotationTable
+from detseg.coco.records import AnnotationTable
 from detseg.config import load_config
 from detseg.data.loader import LoaderOptions
 from detseg.data.sampling import EpochOrder, SamplingOptions, mix, repeat_factors

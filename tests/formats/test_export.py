@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detseg.cli.main import main
-from detseg.coco.dataset import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
+from detseg.coco.writing import annotations_of, write_coco
 from detseg.errors import DataError
 from detseg.formats.export import image_targets
 from detseg.formats.imagej import write_rois

@@ -8,8 +8,9 @@ from PIL import Image
 from scoring_cases import predictions_of, random_case, rectangle, truth_of, without_masks
 
 from detseg.cli.main import run_command
-from detseg.coco.dataset import CocoDataset, ImageRecord, annotations_of, write_coco
+from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.predictions_file import write_predictions
+from detseg.coco.writing import annotations_of, write_coco
 from detseg.errors import DataError
 from detseg.report.layout import LegendEntry, Panel, compose
 from detseg.report.overlays import ImageFinder, draw_side_by_side, overlay_name, side_by_side, write_png

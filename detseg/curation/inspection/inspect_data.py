@@ -13,14 +13,14 @@ import yaml
 
 from detseg import __version__
 from detseg.coco.catalog import resolve_dataset
-from detseg.coco.dataset import CocoDataset, make_folder
+from detseg.coco.dataset import CocoDataset
 from detseg.curation.inspection.advice import Suggestion, advise_balance, advise_pictures, advise_split
 from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits
 from detseg.curation.inspection.advise_scale import Crops, NetworkScale, choose_crop, choose_scale
 from detseg.curation.inspection.gather import Gathered, GatherOptions, gather
 from detseg.curation.inspection.numbers import clean, describe, report_numbers
 from detseg.errors import DataError
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 
 _WIDTH = 118
 

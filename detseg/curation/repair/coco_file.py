@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detseg.coco.dataset import annotations_of
+from detseg.coco.dataset import CocoDataset
 from detseg.coco.masks import to_rle
-from detseg.coco.raw import RawCoco
+from detseg.coco.writing import annotations_of
 from detseg.curation.repair.image import ImageMasks, RepairedMasks, repair_image
 from detseg.curation.repair.masks import allowed_classes, check_kinds, one_class_hint
 from detseg.curation.repair.rules import Change, RepairRules, check_free, write_changes
@@ -53,9 +53,9 @@ def repair_coco(
     changes_csv = changes_csv or default_changes_csv(target)
     for path in (target, changes_csv):
         check_free(path, overwrite)
-    repair = _FileRepair(RawCoco(source, skipped=skipped, keep_empty=True), rules)
+    repair = _FileRepair(CocoDataset.load(source, skipped=skipped, keep_empty=True), rules)
     changes: list[Change] = []
-    repair.coco.write(
+    repair.dataset.save(
         target, annotations=repair.annotations(changes), info={"repair": rules.to_dict()}, overwrite=overwrite
     )
     write_changes(changes_csv, changes, overwrite=overwrite)
@@ -70,22 +70,23 @@ def default_changes_csv(target: Path) -> Path:
 class _FileRepair:
     """A COCO file as it is repaired, image by image."""
 
-    def __init__(self, coco: RawCoco, rules: RepairRules) -> None:
+    def __init__(self, dataset: CocoDataset, rules: RepairRules) -> None:
         self.rules = rules
-        self.coco = coco
-        self.dataset = coco.dataset
-        self.category_ids = [category.id for category in coco.dataset.categories]
-        self.next_id = _highest_id(coco) + 1
-        check_kinds([image.metadata.get(rules.kind_field) for image in coco.dataset.images], rules)
+        self.dataset = dataset
+        self.category_ids = [category.id for category in dataset.categories]
+        # The highest id of an annotation that is a number.
+        ids = (row.get("id") for row in dataset.raw_annotations())
+        self.next_id = max((value for value in ids if type(value) is int), default=0) + 1
+        check_kinds([image.metadata.get(rules.kind_field) for image in dataset.images], rules)
         if not rules.one_class_per_image and not rules.kind_field and len(self.category_ids) > 1:
-            hint = one_class_hint(coco.dataset.objects_per_image())
+            hint = one_class_hint(dataset.objects_per_image())
             if hint:
                 logger.info("%s", hint)
 
     def annotations(self, changes: list[Change]) -> Iterator[dict[str, Any]]:
         """Yield the annotations after repair; what was done is added to `changes`."""
-        for index in tqdm(range(len(self.coco)), desc="repairing", unit="image"):
-            rows = self.coco.annotations(index)
+        for index in tqdm(range(len(self.dataset)), desc="repairing", unit="image"):
+            rows = self.dataset.table.decode(index)
             crowd = self.dataset.table.crowd[self.dataset.table.rows(index)]
             objects = np.flatnonzero(~crowd)
             repaired = self._repair(index, rows, objects)
@@ -130,9 +131,3 @@ class _FileRepair:
                 row["id"], self.next_id = self.next_id, self.next_id + 1
             seen.add(origin)
             yield row
-
-
-def _highest_id(coco: RawCoco) -> int:
-    """Return the highest id of an annotation that is a number, 0 where there is none."""
-    ids = (row.get("id") for index in range(len(coco)) for row in coco.annotations(index))
-    return max((value for value in ids if type(value) is int), default=0)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detseg.coco.dataset import make_folder
 from detseg.errors import DataError
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 
 _WORDS = {
     "holes": ("free", "all", "off"),

@@ -1,0 +1,289 @@
+"""Reading a COCO file and checking all of it: images, categories, and where in its text every annotation is."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.json_scan import read_json_text, scan_object
+from detseg.coco.masks import is_empty, segmentation_problem
+from detseg.coco.records import AnnotationTable, Category, ImageRecord
+from detseg.errors import DataError, list_problems
+from detseg.images.size import size_problem
+from detseg.structures import rle as rle_codec
+
+_DECODER = json.JSONDecoder()
+
+# RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
+_CHECKED_TOGETHER = 4096
+
+_REMEDY = "mend the file, or leave them out by `detseg prepare coco --skip-bad`"
+_KNOWN = ("info", "images", "categories", "annotations")
+
+
+@dataclass(frozen=True)
+class CocoContent:
+    """What a COCO file holds, without those that are bad. further: its other keys, as licenses."""
+
+    images: list[ImageRecord]
+    categories: list[Category]
+    table: AnnotationTable
+    info: dict[str, Any]
+    further: dict[str, Any]
+
+
+def read_coco(
+    path: Path, image_root: Path | None = None, *, skipped: list[str] | None = None, keep_empty: bool = False
+) -> CocoContent:
+    """Read a COCO file.
+
+    Args:
+        path: the file.
+        image_root: see CocoDataset.load.
+        skipped: where given, bad images and annotations are left out and what is wrong with them is added to this
+            list. Of images with the same id or file name none is kept, since nobody knows whose the annotations are.
+        keep_empty: annotations without a pixel stay, for whoever repairs them.
+
+    Raises:
+        DataError: with all problems of the file in one list.
+    """
+    text = read_json_text(path)
+    spans: list[tuple[int, int]] = []
+    other = scan_object(text, "annotations", lambda _, start, end: spans.append((start, end)), path)
+    for key in ("images", "categories"):
+        if not isinstance(other.get(key), list):
+            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {kind_of(other.get(key))}')
+    if not isinstance(other.get("annotations"), int):
+        raise DataError(f'{path}: is no COCO data set: expected a list "annotations"; for none, write an empty list')
+    info = other.get("info") if isinstance(other.get("info"), dict) else {}
+    if image_root is None:
+        said = info.get("image_root") or ""
+        if not is_text(said) or "\0" in said:
+            raise DataError(f"{path}: its info.image_root is {shown(said)}; expected the path of a folder")
+        image_root = path.parent / said
+
+    problems: list[str] = []
+    categories = _read_categories(other["categories"], problems)
+    is_fatal = bool(problems) or skipped is None
+    images, is_bad = _read_images(other["images"], image_root, problems)
+    checker = _AnnotationChecker(images, categories, problems, keep_empty)
+    for start, _ in spans:
+        checker.add(_DECODER.raw_decode(text, start)[0])
+    checker.check_rles()
+    # Ids are used only in messages, and written anew where bad annotations are left out.
+    if skipped is None:
+        counts = Counter(checker.ids) if len(set(checker.ids)) < len(checker.ids) else {}
+        problems += [
+            f"annotation {number}: the id occurs {count} times" for number, count in counts.items() if count > 1
+        ]
+    if problems and is_fatal:
+        raise DataError(
+            f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; {_REMEDY}:\n{list_problems(problems)}"
+        )
+    table = checker.table(text, spans)
+    if skipped is not None and problems:
+        skipped += problems
+        good = np.flatnonzero(~np.array(is_bad, dtype=bool))
+        images, table = [images[index] for index in good], table.select(good)
+    further = {key: value for key, value in other.items() if key not in _KNOWN}
+    return CocoContent(images, categories, table, info, further)
+
+
+def _read_categories(rows: list[Any], problems: list[str]) -> list[Category]:
+    """Return the categories, sorted by id."""
+    categories: list[Category] = []
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and type(row.get("id")) is int and is_text(row.get("name")):
+            further = {key: value for key, value in row.items() if key not in ("id", "name")}
+            categories.append(Category(row["id"], row["name"], further, number))
+        else:
+            problems.append(f"category number {number}: expected an id (a number) and a name, found {shown(row)}")
+    for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
+        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
+            problems.append(f"the category {what} {value!r} occurs twice")
+    return sorted(categories, key=lambda category: category.id)
+
+
+def _read_images(rows: list[Any], root: Path, problems: list[str]) -> tuple[list[ImageRecord], list[bool]]:
+    """Return the images of a COCO file's list, and which of them are bad; what is wrong goes to `problems`.
+
+    Rows without an id are left out. Of several images with the same id or file name all are bad. The size of an image
+    without one is 0 x 0.
+    """
+    images: list[ImageRecord] = []
+    is_bad: list[bool] = []
+    first: dict[tuple[str, int | str], int] = {}  # ("id" or "file_name", its value) -> number of the image
+    twice: list[str] = []
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict):
+            problems.append(f"image number {position}: expected an object, found {kind_of(row)}")
+            continue
+        image_id, file_name = row.get("id"), row.get("file_name")
+        if not isinstance(image_id, (int, str)):
+            problems.append(
+                f"image number {position}: its id is {kind_of(image_id)}; expected a whole number or a text"
+            )
+            continue
+        height, width = _pixels(row.get("height")), _pixels(row.get("width"))
+        if height and width:
+            wrong_size = size_problem(height, width)
+        else:
+            sides = f"{shown(row.get('height'))} and {shown(row.get('width'))}"
+            wrong_size, height, width = f"expected height and width in pixels, found {sides}", 0, 0
+        found = [problem for problem in (_file_name_problem(file_name), wrong_size) if problem]
+        name = f"image {file_name if is_text(file_name) else image_id} (number {position})"
+        problems += [f"{name}: {problem}" for problem in found]
+        metadata = {key: value for key, value in row.items() if key not in ("id", "file_name", "height", "width")}
+        path = root / str(file_name).replace("\\", "/")
+        number = len(images)
+        images.append(ImageRecord(image_id, str(file_name), path, height, width, metadata))
+        is_bad.append(bool(found))
+        for key, value in (("id", image_id), ("file_name", str(file_name))):
+            other = first.setdefault((key, value), number)
+            if other != number and not (key == "file_name" and is_bad[number]):
+                is_bad[number] = is_bad[other] = True
+                twice.append(
+                    f"image {file_name} (number {number}): the {key} {shown(value)} occurs twice (number {other} has "
+                    "it too); give every image one entry and an id of its own"
+                )
+    problems += twice
+    return images, is_bad
+
+
+def _pixels(value: Any) -> int | None:
+    """Return a whole number of pixels from 1 on, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 1 <= value < 2**31:
+        return None
+    return int(value) if int(value) == value else None
+
+
+def _file_name_problem(name: Any) -> str | None:
+    """Say why a file name cannot be used below the image root, on any system, or None."""
+    if not is_text(name) or not name or "\0" in name:
+        return f"its file_name is {shown(name)}; expected a path relative to the image root"
+    slashed = name.replace("\\", "/")
+    leads_out = posixpath.normpath(slashed).split("/")[0] in ("..", ".")
+    if slashed.startswith("/") or PureWindowsPath(name).drive or leads_out:
+        return "its file_name leads out of the image root; expected a path below it (see DATASETS.IMAGE_ROOT)"
+    return None
+
+
+class _AnnotationChecker:
+    """Looks at one annotation after the other and keeps the little that is needed of it."""
+
+    def __init__(
+        self, images: list[ImageRecord], categories: list[Category], problems: list[str], keep_empty: bool
+    ) -> None:
+        self._images = images
+        self._keep_empty = keep_empty
+        self._index_of_image = {image.image_id: index for index, image in enumerate(images)}
+        self._index_of_category = {category.id: index for index, category in enumerate(categories)}
+        self._problems = problems
+        self._waiting: list[tuple[int, str, dict[str, Any]]] = []
+        self.ids: list[Any] = []
+        self._image_indices: list[int] = []
+        self._class_indices: list[int] = []
+        self._crowd: list[bool] = []
+        self._bad: list[bool] = []
+
+    def add(self, annotation: Any) -> None:
+        number = len(self._bad)
+        image, category, crowd, name = 0, 0, False, f"annotation number {number}"
+        self._bad.append(False)
+        if not isinstance(annotation, dict):
+            self._report(number, f"{name}: expected an object, found {kind_of(annotation)}")
+        else:
+            annotation_id = annotation.get("id")
+            if isinstance(annotation_id, (int, str)):
+                self.ids.append(annotation_id)
+                name = f"annotation {annotation_id}"
+            image = self._lookup(self._index_of_image, annotation, "image_id", name, "images")
+            category = self._lookup(self._index_of_category, annotation, "category_id", name, "categories")
+            crowd = bool(annotation.get("iscrowd", 0))
+            if image >= 0 and self._images[image].height:  # else its size is not known
+                self._check_mask(annotation, self._images[image], name)
+        self._image_indices.append(image)
+        self._class_indices.append(category)
+        self._crowd.append(crowd)
+
+    def _report(self, number: int, problem: str) -> None:
+        self._problems.append(problem)
+        self._bad[number] = True
+
+    def _lookup(self, indices: dict[Any, int], annotation: dict[str, Any], key: str, name: str, where: str) -> int:
+        value = annotation.get(key)
+        index = indices.get(value, -1) if isinstance(value, (int, str)) else -1
+        if index < 0:
+            self._report(len(self._bad) - 1, f'{name}: its {key} {shown(value)} is none of the file\'s "{where}"')
+        return index
+
+    def _check_mask(self, annotation: dict[str, Any], image: ImageRecord, name: str) -> None:
+        name = f"{name} (image {image.file_name})"
+        segmentation = annotation.get("segmentation")
+        problem = segmentation_problem(segmentation, image.height, image.width)
+        if problem and self._keep_empty and is_empty(segmentation):
+            return
+        if problem:
+            self._report(len(self._bad) - 1, f"{name}: {problem}")
+        elif isinstance(segmentation, dict):
+            self._waiting.append((len(self._bad) - 1, name, segmentation))
+            if len(self._waiting) >= _CHECKED_TOGETHER:
+                self.check_rles()
+
+    def check_rles(self) -> None:
+        """Decode the RLEs that wait, all at once, and where one is broken, one by one to find all that are."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            areas = rle_codec.area([segmentation for _, _, segmentation in waiting]).tolist()
+        except DataError:
+            areas = []
+            for number, name, segmentation in waiting:
+                try:
+                    areas.append(int(rle_codec.area([segmentation])[0]))
+                except DataError as error:
+                    self._report(number, f"{name}: {error}")
+                    areas.append(-1)
+        for (number, name, _), area in zip(waiting, areas, strict=True):
+            if area == 0 and not self._keep_empty:
+                self._report(number, f"{name}: has no mask (its RLE has no pixel)")
+
+    def table(self, text: str, spans: list[tuple[int, int]]) -> AnnotationTable:
+        """Return the table of the annotations that are not bad."""
+        num_images = len(self._images)
+        # Bad annotations go to the end, after those of the last image, where no image has its rows.
+        owner = np.where(self._bad, num_images, np.array(self._image_indices, dtype=np.int64)).astype(np.int64)
+        order = np.argsort(owner, kind="stable")
+        limits = np.array(spans, dtype=np.int64).reshape(-1, 2)[order]
+        return AnnotationTable(
+            text=np.frombuffer(text.encode("ascii"), dtype=np.uint8),
+            starts=limits[:, 0].copy(),
+            ends=limits[:, 1].copy(),
+            classes=np.array(self._class_indices, dtype=np.int32)[order],
+            crowd=np.array(self._crowd, dtype=bool)[order],
+            offsets=np.searchsorted(owner[order], np.arange(num_images + 1)).astype(np.int64),
+        )
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that UTF-8 can hold.
+
+    JSON can hold halves of characters, and Python uses them for the bytes of a file name in another encoding.
+    """
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def kind_of(value: Any) -> str:
+    """Return what messages call a JSON value of another kind than expected."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def shown(value: Any) -> str:
+    """Return a JSON value as messages show it: short, and of lists and objects only their kind."""
+    return kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:80]

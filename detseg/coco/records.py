@@ -1,0 +1,107 @@
+"""What a COCO data set is made of: its images, its classes, and the table of its annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.masks import to_rle
+from detseg.structures import rle as rle_codec
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a data set. height, width: pixels. metadata: the further fields of the image in the COCO file."""
+
+    image_id: int | str
+    file_name: str
+    path: Path
+    height: int
+    width: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of a COCO file: its id there, its name, its further fields and its place in the file's list."""
+
+    id: int
+    name: str
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    position: int = field(default=0, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """All annotations, those of one image one after the other; they stay text until their image is asked for.
+
+    text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, where each annotation's JSON is in it.
+    classes: (A,) int32, 0-based. crowd: (A,) bool. offsets: (images + 1,) int64; image i has rows
+    offsets[i]:offsets[i + 1].
+    """
+
+    text: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    offsets: np.ndarray
+
+    def rows(self, image: int) -> slice:
+        """Return the rows of image number `image`."""
+        return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def decode(self, image: int) -> list[dict[str, Any]]:
+        """Return the annotations of an image as the file has them."""
+        rows = self.rows(image)
+        parts = [self.text[start:end].tobytes() for start, end in zip(self.starts[rows], self.ends[rows], strict=True)]
+        return json.loads(b"[" + b",".join(parts) + b"]")
+
+    def rles(self, image: int, height: int, width: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Return the masks of an image as compressed RLEs, and which of them (N,) bool are polygons without a pixel."""
+        annotations = self.decode(image)
+        rles = [to_rle(annotation["segmentation"], height, width) for annotation in annotations]
+        empty = np.zeros(len(rles), dtype=bool)
+        polygons = [n for n, annotation in enumerate(annotations) if isinstance(annotation["segmentation"], list)]
+        if polygons:
+            empty[polygons] = rle_codec.area([rles[number] for number in polygons]) == 0
+        return rles, empty
+
+    def select(self, images: np.ndarray) -> AnnotationTable:
+        """Return the table of these images, in this order; the text is shared."""
+        counts = np.diff(self.offsets)[images]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[images] - offsets[:-1], counts)
+        return self._of_rows(rows, offsets)
+
+    def keep(self, rows: np.ndarray) -> AnnotationTable:
+        """Return the table with only the annotations `rows`, (A,) bool; the text is shared."""
+        return self._of_rows(rows, np.concatenate([[0], np.cumsum(rows)])[self.offsets].astype(np.int64))
+
+    def _of_rows(self, rows: np.ndarray, offsets: np.ndarray) -> AnnotationTable:
+        columns = {name: getattr(self, name)[rows] for name in ("starts", "ends", "classes", "crowd")}
+        return dataclasses.replace(self, offsets=offsets, **columns)
+
+    @staticmethod
+    def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
+        """Join tables whose classes mean the same."""
+        shifts = np.cumsum([0, *(len(table.text) for table in tables[:-1])])
+        first_rows = np.cumsum([0, *(len(table.starts) for table in tables)])
+        return AnnotationTable(
+            text=np.concatenate([table.text for table in tables]),
+            starts=np.concatenate([table.starts + shift for table, shift in zip(tables, shifts, strict=True)]),
+            ends=np.concatenate([table.ends + shift for table, shift in zip(tables, shifts, strict=True)]),
+            classes=np.concatenate([table.classes for table in tables]),
+            crowd=np.concatenate([table.crowd for table in tables]),
+            offsets=np.concatenate(
+                [table.offsets[:-1] + row for table, row in zip(tables, first_rows[:-1], strict=True)]
+                + [first_rows[-1:]],
+                dtype=np.int64,
+            ),
+        )
