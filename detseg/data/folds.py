@@ -203,7 +203,7 @@ class Folds(Options):
         images = whole.images
         if len({record.image_id for record in images}) < len(images):
             images = [dataclasses.replace(record, image_id=number) for number, record in enumerate(images, start=1)]
-            whole = CocoDataset(images, whole.categories, whole.table, whole.name, whole.origins)
+            whole = dataclasses.replace(whole, images=images)
         all_folds = np.concatenate([folds for _, folds in found])
         chosen = np.flatnonzero(all_folds >= 0)
         return whole.select(chosen), all_folds[chosen]
