@@ -1,15 +1,13 @@
 """Decoded samples kept in files of a folder, in memory or on the disk, for all processes that read them.
 
-A sample is one file of NumPy arrays, of which the image is mapped into memory. Its name is a hash of all that it is
-made of, so that what changed is simply not found. Files appear whole or not at all, and readers need no lock. The sum
-of all sizes is a number in a file of the folder, changed under a lock, so that the limit holds for all processes
-together.
+A sample is one .npy file, which is mapped into memory. Its name is a hash of all that it is made of, so that what
+changed is simply not found. Files appear whole or not at all, and readers need no lock. The sum of all sizes is a
+number in a file of the folder, changed under a lock, so that the limit holds for all processes together.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import math
@@ -35,6 +33,7 @@ from detseg.structures.sample import Sample
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".npy"
+_HEADER_BYTES = 1024  # more than the header of a sample's file has
 _TOTAL, _LOCK, _OWNER = "total.txt", "total.lock", "owner.lock"
 _TEMPORARY = "detseg-samples-"
 _MEMORY_FOLDER = Path("/dev/shm")  # files here are in memory, on Linux
@@ -81,6 +80,8 @@ class SampleCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
+                for left in folder.glob("??/*.sample"):  # of the format before this one
+                    left.unlink(missing_ok=True)
                 self._write_total(self._remove_oldest(limit))
         except OSError as error:
             raise DataError(
@@ -124,15 +125,15 @@ class SampleCache:
         """Keep a sample, where there is room for it. That it cannot be written is logged, once."""
         if self._is_full:
             return
-        content = pack_sample(sample)
+        record = pack_sample(sample)
         path = self.folder / f"{name}{_SUFFIX}"
         try:
-            if not self._reserve(len(content)):
+            if not self._reserve(record.nbytes + _HEADER_BYTES):
                 self._is_full = True
                 logger.info("%s holds DATALOADER.CACHE_SIZE: further images are read from their files", self.folder)
                 return
-            with written_whole(path, "a decoded sample") as temporary:
-                temporary.write_bytes(content)
+            with written_whole(path, "a decoded sample") as temporary, open(temporary, "wb") as file:
+                np.save(file, record, allow_pickle=False)
         except (OSError, DataError) as error:
             self._is_full = True
             if self.folder.exists():  # else the training is over, and took the cache with it
@@ -178,43 +179,43 @@ class SampleCache:
         return total
 
 
-def pack_sample(sample: Sample) -> memoryview:
-    """Return the file of a sample with layers: image, layers, classes, ignore and metadata, each as in a .npy file.
+def pack_sample(sample: Sample) -> np.ndarray:
+    """Return a sample with layers as an array of one record, whose fields are the arrays of the sample.
 
-    The image is the first: it can be mapped as the array of a .npy file. Labels are kept in 16 bits where they fit.
+    Labels are kept in 16 bits where they fit; metadata are JSON.
     """
     assert sample.layers is not None
     labels = sample.layers.layers
-    file = io.BytesIO()
-    for array in (
-        sample.image,
-        labels.astype(np.uint16) if len(sample.layers) < 2**16 else labels,
-        sample.classes,
-        np.zeros((0, 0), dtype=bool) if sample.ignore is None else sample.ignore,
-        np.frombuffer(json.dumps(sample.metadata).encode(), dtype=np.uint8),
-    ):
-        np.save(file, array, allow_pickle=False)
-    return file.getbuffer()
+    fields = {
+        "image": sample.image,
+        "layers": labels.astype(np.uint16) if len(sample.layers) < 2**16 else labels,
+        "classes": sample.classes,
+        "metadata": np.frombuffer(json.dumps(sample.metadata).encode(), dtype=np.uint8),
+    }
+    if sample.ignore is not None:
+        fields["ignore"] = sample.ignore
+    record = np.empty(1, dtype=[(name, array.dtype, array.shape) for name, array in fields.items()])
+    for name, array in fields.items():
+        record[name][0] = array
+    return record
 
 
 def read_sample(path: Path) -> Sample | None:
-    """Return the sample of such a file, without id and file name; None where the file is absent or not whole.
+    """Return the sample of the .npy file of such a record, without id and name; None where it is absent or broken.
 
     The image is read-only and stays in the file until it is looked at.
     """
     try:
-        image = np.load(path, mmap_mode="r", allow_pickle=False)
-        with open(path, "rb") as file:
-            file.seek(image.offset + image.nbytes)
-            labels, classes, ignore, metadata = (np.load(file, allow_pickle=False) for _ in range(4))
+        record = np.load(path, mmap_mode="r", allow_pickle=False)[0]
+        classes = record["classes"].copy()
         return Sample(
-            image=np.asarray(image),
-            layers=LabelLayers(labels.astype(np.int32, copy=False), len(classes)),
+            image=np.asarray(record["image"]),
+            layers=LabelLayers(record["layers"].astype(np.int32), len(classes)),
             classes=classes,
-            ignore=ignore if ignore.size else None,
-            metadata=json.loads(metadata.tobytes()),
+            ignore=np.array(record["ignore"]) if "ignore" in record.dtype.names else None,
+            metadata=json.loads(record["metadata"].tobytes()),
         )
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, TypeError, LookupError):  # of what is no such file
         return None
 
 
