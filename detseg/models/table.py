@@ -8,14 +8,19 @@ configuration that Detectron2 runs.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from detseg.config import Config
-from detseg.config.options import Options
+from detseg.config.options import Options, Rule, key, part
+from detseg.config.problems import Problems
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
+from detseg.models.image_input import ImageInputOptions
+from detseg.models.pretrained import is_torchvision_address, note_torchvision_input
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,51 @@ ARCHITECTURES = {
 }
 
 
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
+
+
+def _no_device(name: str) -> str | None:
+    return None if _DEVICE.fullmatch(name) else "expected auto, cpu, cuda, cuda:0 (any number), mps or xpu"
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """What every model has, with either engine."""
+
+    section = "MODEL"
+
+    architecture: str = key("META_ARCHITECTURE", choices=tuple(ARCHITECTURES), registry=True)
+    device: str = key("DEVICE", test=_no_device)
+    weights: str = key("WEIGHTS")
+    freeze: tuple[str, ...] = key("FREEZE")
+    compile: bool = key("COMPILE")
+    num_classes: int = key("ROI_HEADS.NUM_CLASSES", at_least=1)
+    image_input: ImageInputOptions = part(ImageInputOptions)
+
+    def check(self, problems: Problems) -> None:
+        named = len(problems.cfg.DATASETS.CLASSES)
+        if named and named != self.num_classes:
+            expected = f"MODEL.ROI_HEADS.NUM_CLASSES is {self.num_classes}: make them agree"
+            problems.add("DATASETS.CLASSES", expected)
+        if not problems.training:
+            return
+        keys = model_rules(problems.cfg)
+        if not self.weights:
+            self._check_from_scratch(problems, keys)
+        elif is_torchvision_address(self.weights):
+            note_torchvision_input(problems, self.weights, keys)
+
+    def _check_from_scratch(self, problems: Problems, keys: Mapping[str, Rule]) -> None:
+        for name in keys:
+            if name.endswith(".NORM") and problems.cfg[name] == "FrozenBN":
+                problems.add(name, "frozen statistics need pretrained MODEL.WEIGHTS; from scratch take BN or GN")
+        freeze_at = "MODEL.BACKBONE.FREEZE_AT"
+        if freeze_at in keys and problems.cfg[freeze_at] > 0:
+            problems.add(freeze_at, "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
+        if self.freeze:
+            problems.add("MODEL.FREEZE", "what is frozen needs pretrained MODEL.WEIGHTS; from scratch set []")
+
+
 def num_classes(cfg: Config) -> int:
     """The number of classes of objects, whatever the architecture."""
     return cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -66,6 +116,16 @@ def num_classes(cfg: Config) -> int:
 def options_of(name: str) -> type[Options]:
     """The options of the native architecture `name`."""
     return _imported(ARCHITECTURES[name].options)
+
+
+def model_rules(cfg: Config) -> dict[str, Rule]:
+    """The keys that the model of a configuration acts on, with their rules.
+
+    Of an architecture that only Detectron2 has not more is known than the keys of its backbone.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    backbone = ("MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM", "MODEL.FPN.NORM")
+    return options_of(name).rules(cfg) if name in ARCHITECTURES else {key: Rule(key) for key in backbone}
 
 
 def build_native(cfg: Config) -> Segmenter:

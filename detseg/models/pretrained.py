@@ -1,0 +1,82 @@
+"""What pretrained weights ask of the images: order of channels, mean, spread, and where a ResNet has its strides.
+
+With another input such weights load and train, but never reach what they could: a mistake that no error would show.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection
+from typing import Any
+
+from detseg.config.node import Config
+from detseg.config.problems import Problems
+
+_logger = logging.getLogger(__name__)
+
+_STRIDE = "MODEL.RESNETS.STRIDE_IN_1X1"
+# torchvision takes RGB in 0..1 with the mean (0.485, 0.456, 0.406) and the standard deviation (0.229, 0.224, 0.225).
+_TORCHVISION: dict[str, Any] = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+}
+# Detectron2's zoo takes OpenCV's BGR in 0..255; by a part of the address, what differs between its models.
+_ZOO: dict[str, Any] = {"INPUT.FORMAT": "BGR", "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]}
+_ZOO_MODELS: tuple[tuple[re.Pattern[str], dict[str, Any]], ...] = (
+    (re.compile(r"MSRA/R-|mask_rcnn_R_\d+_(FPN|C4|DC5)_[13]x/"), {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0], _STRIDE: True}),
+    (re.compile(r"X.101.32x8d"), {"MODEL.PIXEL_STD": [57.375, 57.12, 58.395], _STRIDE: False}),
+    (re.compile(r"X.152.32x8d|R-\d+-GN|_R_50_FPN_3x_gn/"), {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0], _STRIDE: False}),
+)
+_RELATIVE_TOLERANCE = 0.01
+
+
+def is_torchvision_address(source: str) -> bool:
+    """Whether MODEL.WEIGHTS names weights of torchvision."""
+    return source.startswith("torchvision://") or "://download.pytorch.org/" in source
+
+
+def note_torchvision_input(problems: Problems, source: str, keys: Collection[str]) -> None:
+    """Note an input that weights of torchvision were not trained with; `source` names them.
+
+    keys: those that the model acts on.
+    """
+    cfg = problems.cfg
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    if channels == 3:
+        for key in _different_keys(cfg, _TORCHVISION):
+            problems.add(key, f"{source} was trained with {_TORCHVISION[key]!r}: set it")
+    else:
+        _logger.warning(
+            "%s was trained on RGB images of mean 116 and standard deviation 57; for %d channels MODEL.PIXEL_MEAN and "
+            "MODEL.PIXEL_STD should bring yours to mean 0 and standard deviation 1",
+            source,
+            channels,
+        )
+    if _STRIDE in keys and cfg[_STRIDE]:
+        problems.add(_STRIDE, f"{source} has its strides in the 3 x 3 convolutions: set False")
+
+
+def warn_of_other_zoo_input(cfg: Config, source: str) -> list[str]:
+    """Warn of keys that differ from what weights of Detectron2's zoo were trained with; return the keys."""
+    if not source.startswith(("detectron2://", "catalog://")) or len(cfg.MODEL.PIXEL_MEAN) != 3:
+        return []
+    of_model = next((values for pattern, values in _ZOO_MODELS if pattern.search(source)), {})
+    expected = _ZOO | of_model
+    different = _different_keys(cfg, expected)
+    for key in different:
+        _logger.warning("%s is %r, but %s was trained with %r", key, cfg[key], source, expected[key])
+    return different
+
+
+def _different_keys(cfg: Config, expected: dict[str, Any]) -> list[str]:
+    """The keys whose values are not the expected ones, up to rounding."""
+
+    def agree(given: Any, wanted: Any) -> bool:
+        if not isinstance(wanted, list):
+            return given == wanted
+        pairs = zip(given, wanted, strict=True)
+        return len(given) == len(wanted) and all(abs(a - b) <= _RELATIVE_TOLERANCE * b for a, b in pairs)
+
+    return [key for key, value in expected.items() if not agree(cfg[key], value)]
