@@ -257,3 +257,18 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
         "HACK": 1.0,
     },
 }
+
+# Parts that only Detectron2 has, by the beginnings of their keys. Each is switched on by a key elsewhere (KEYPOINT_ON,
+# META_ARCHITECTURE, ...), and that one is refused where the part is not there; the keys of the part then do not matter.
+SWITCHED_PARTS = (
+    "MODEL.ROI_KEYPOINT_HEAD.",
+    "MODEL.RETINANET.",
+    "MODEL.SEM_SEG_HEAD.",
+    "MODEL.PANOPTIC_FPN.",
+    "MODEL.ANCHOR_GENERATOR.ANGLES",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_",
+    "DATASETS.PROPOSAL_FILES_",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+    "TEST.PRECISE_BN.NUM_ITER",
+)

@@ -38,7 +38,7 @@ class Problems:
     def elsewhere(self) -> str:
         """The advice to take the other engine; see `blames_native`."""
         self.blames_native = True
-        return "; the native engine implements nothing else, MODEL.ENGINE detectron2 takes what Detectron2 itself does"
+        return "; for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
 
     def one_of(self, key: str, choices: Sequence[Any]) -> None:
         """The value must be one of `choices`."""

@@ -1,4 +1,4 @@
-"""What Detectron2 can be asked for here: refused before any data is read, by key."""
+"""What Detectron2 can be asked for here, by key."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 
-from detseg.config import Config
 from detseg.config.problems import Problems
-from detseg.engines.detectron2_keys import check_keys
+from detseg.detectron2.keys import note_keys
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -33,18 +32,12 @@ _NATIVE_STAGE = "res1"
 _WIDTH_OF_SMALL = 64
 
 
-def check_detectron2(cfg: Config, *, training: bool = True) -> None:
-    """Refuse what Detectron2 does not know, and every key that this engine would have to ignore.
-
-    Raises:
-        ConfigError: with all problems, each with its key and where it was set.
-    """
-    problems = Problems(cfg)
+def note_problems(problems: Problems) -> None:
+    """Note what Detectron2 does not know or cannot compute here, and keys that this engine would have to ignore."""
     _check_names(problems)
-    check_keys(cfg, problems, training=training)
+    note_keys(problems)
     _check_classes(problems)
-    _check_device(problems, training)
-    problems.raise_if_any()
+    _check_device(problems)
 
 
 def _check_names(problems: Problems) -> None:
@@ -56,7 +49,7 @@ def _check_names(problems: Problems) -> None:
             problems.add(key, f"Detectron2 knows {known}; MODEL.IMPORTS adds code of yours")
     for key in ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES"):
         if _NATIVE_STAGE in cfg[key]:
-            problems.add(key, f"{_NATIVE_STAGE} is the native engine's alone: set MODEL.ENGINE native")
+            problems.add(key, f"{_NATIVE_STAGE} is only the native engine's: set MODEL.ENGINE native")
     resnets = cfg.MODEL.RESNETS
     is_resnet = cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone")
     if is_resnet and resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != _WIDTH_OF_SMALL:
@@ -76,18 +69,18 @@ def _check_classes(problems: Problems) -> None:
         problems.add("MODEL.RETINANET.NUM_CLASSES", "expected MODEL.ROI_HEADS.NUM_CLASSES: set both")
 
 
-def _check_device(problems: Problems, training: bool) -> None:
-    """What Detectron2 computes on CUDA alone."""
+def _check_device(problems: Problems) -> None:
+    """What Detectron2 computes only on CUDA."""
     cfg = problems.cfg
     if cfg.MODEL.DEVICE.startswith("cuda") or (cfg.MODEL.DEVICE == "auto" and torch.cuda.is_available()):
         return
     resnets = cfg.MODEL.RESNETS
-    if any(resnets.DEFORM_ON_PER_STAGE) and (training or resnets.DEFORM_MODULATED):
+    if any(resnets.DEFORM_ON_PER_STAGE) and (problems.training or resnets.DEFORM_MODULATED):
         problems.add(
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
             "Detectron2's deformable convolutions need CUDA: set MODEL.ENGINE native",
         )
-    if not training:
+    if not problems.training:
         return
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE != "auto":
         problems.add("SOLVER.AMP.DTYPE", "Detectron2's mixed precision needs CUDA: set auto, or MODEL.ENGINE native")

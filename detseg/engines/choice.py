@@ -1,7 +1,4 @@
-"""Which engine trains and predicts, and why: the one place that decides it.
-
-Names an engine's own check by module and function, imported when it is asked: this room imports neither engine.
-"""
+"""Which engine trains and predicts, and why: the one place that decides it."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from detseg.config.node import Config
-from detseg.engines.native_keys import check_native
-from detseg.errors import ConfigError
+from detseg.config.problems import Problems
+from detseg.engines.model_keys import note_model
 
 _logger = logging.getLogger(__name__)
 
@@ -43,40 +40,14 @@ def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
     missing = missing_detectron2()
     if missing:
         return EngineChoice("native", f"MODEL.ENGINE is auto, and detectron2 does not import here ({missing})")
-    try:
-        _check_detectron2(cfg, training)
-    except ConfigError as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines())
+    problems = Problems(cfg, "detectron2", training=training)
+    import_module("detseg.detectron2.support").note_problems(problems)
+    if problems.found:
+        reason = "; ".join(problems.found)
         return EngineChoice("native", f"MODEL.ENGINE is auto, and detectron2 does not take this: {reason}")
     return EngineChoice(
         "detectron2", "MODEL.ENGINE is auto, and detectron2 imports, knows the architecture and implements every key"
     )
-
-
-def check_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
-    """Refuse what the engine of this configuration would have to ignore; return the engine.
-
-    Raises:
-        ConfigError: naming each such key; or the engine is not installed.
-    """
-    choice = choose_engine(cfg, training=training)
-    if choice.name == "native":
-        try:
-            check_native(cfg, training=training)
-        except ConfigError as error:
-            if cfg.MODEL.ENGINE != "auto":
-                raise
-            raise ConfigError(f"{error}\n(native because {choice.reason})") from None
-        return choice
-    missing = missing_detectron2()
-    if missing:
-        raise ConfigError(
-            f"MODEL.ENGINE = 'detectron2' ({cfg.origin('MODEL.ENGINE')}): Detectron2 does not import here ({missing}); "
-            f"install it ({INSTALL}), or, for a new run, set MODEL.ENGINE native, which needs torchvision alone"
-        )
-    if cfg.MODEL.ENGINE != "auto":  # auto has just been judged
-        _check_detectron2(cfg, training)
-    return choice
 
 
 def as_trained(cfg: Config, engine: str | None) -> Config:
@@ -107,9 +78,9 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
     reason = f"{reason}, which does not import here ({missing})"
     native = cfg.clone()
     native.set("MODEL.ENGINE", "native", origin=reason)
-    try:
-        check_native(native, training=False)
-    except ConfigError:
+    problems = Problems(native)
+    note_model(problems)
+    if problems.found:
         return cfg, EngineChoice("detectron2", reason)  # the message about Detectron2 is the one that helps
     _logger.warning("the native engine predicts: %s", reason)
     return native.freeze(), EngineChoice("native", reason)
@@ -123,7 +94,3 @@ def missing_detectron2() -> str | None:
     except Exception as error:  # a build for another torch fails in any way
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None
-
-
-def _check_detectron2(cfg: Config, training: bool) -> None:
-    import_module("detseg.detectron2.support").check_detectron2(cfg, training=training)

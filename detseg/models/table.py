@@ -34,6 +34,7 @@ class Architecture:
             test-time augmentation merge boxes before there are masks (`merge_then_mask`).
         soft_masks: it gives the probability of every pixel of an object (`--soft-masks`), not only its mask.
         limits: the keys that limit how many objects of an image can be found.
+        in_detectron2: Detectron2 has this architecture too, with the same keys.
     """
 
     options: str
@@ -41,6 +42,7 @@ class Architecture:
     finds_boxes: bool = False
     soft_masks: bool = False
     limits: tuple[str, ...] = ("TEST.DETECTIONS_PER_IMAGE",)
+    in_detectron2: bool = False
 
 
 _PROPOSALS = ("TEST.DETECTIONS_PER_IMAGE", "MODEL.RPN.POST_NMS_TOPK_TEST")
@@ -52,6 +54,7 @@ ARCHITECTURES = {
         finds_boxes=True,
         soft_masks=True,
         limits=_PROPOSALS,
+        in_detectron2=True,
     ),
     "TorchvisionMaskRCNN": Architecture(
         options="detseg.models.torchvision:TorchvisionOptions",

@@ -76,7 +76,7 @@ def test_what_must_hold_between_values_is_judged_only_when_each_is_legal():
 
 def test_a_value_that_only_detectron2_implements_is_refused_by_the_native_engine_with_the_way_out():
     cfg = load_config(None, ["MODEL.ROI_BOX_HEAD.NORM", "LN"])
-    with pytest.raises(ConfigError, match=r"MODEL\.ENGINE detectron2 takes"):
+    with pytest.raises(ConfigError, match=r"set MODEL\.ENGINE detectron2"):
         Pooling.from_config(cfg)
     problems = Problems(cfg, engine="detectron2")
     options = Pooling.read(problems)
@@ -94,7 +94,7 @@ def test_a_name_that_detectron2s_registries_know_is_theirs_to_judge():
     problems = Problems(cfg)
     assert Head.read(problems) is None
     assert problems.blames_native
-    assert "expected 'StandardRPNHead'; the native engine implements nothing else" in problems.found[0]
+    assert "expected 'StandardRPNHead'; for anything else set MODEL.ENGINE detectron2" in problems.found[0]
 
 
 def test_elements_of_lists_are_judged():

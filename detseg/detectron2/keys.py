@@ -1,0 +1,76 @@
+"""Which keys the Detectron2 engine implements, beside all that is written in the registries of Detectron2 itself.
+
+Data, augmentation, evaluation and prediction are detseg's own with either engine, and so are their keys. The network
+and the loop are Detectron2's: of Detectron2's MODEL keys all are honoured, of detseg's own MODEL and SOLVER keys those
+listed here. This module does not import Detectron2.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from detseg.config.problems import Problems
+from detseg.config.schema import default_values, detectron2_defaults
+
+# Keys of Detectron2 that only this engine acts on, beside those of MODEL.
+DETECTRON2_ONLY = ("VIS_PERIOD", "TEST.PRECISE_BN.ENABLED", "TEST.PRECISE_BN.NUM_ITER")
+
+# detseg's own MODEL and SOLVER keys that this engine implements, by hooks and builders; others stay at their default.
+OWN_KEYS = (
+    "MODEL.ENGINE",
+    "MODEL.IMPORTS",
+    "MODEL.FREEZE",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.BETAS",
+    "SOLVER.BACKBONE_MULTIPLIER",
+    "SOLVER.HEAD_WARMUP_ITERS",
+    "SOLVER.ACCUMULATE",
+    "SOLVER.EMA.*",
+    "SOLVER.AMP.DTYPE",
+    "SOLVER.CHECKPOINT_KEEP",
+    "SOLVER.LOG_PERIOD",
+)
+
+# Values that detseg has no data for, or no way to use the predictions of, each with what is missing.
+_NO_BOXES_WITH_ANGLES = "the data have no rotated boxes"
+REFUSED: dict[str, dict[Any, str]] = {
+    "MODEL.KEYPOINT_ON": {True: "the data have no keypoints"},
+    "MODEL.LOAD_PROPOSALS": {True: "proposals from files are not read"},
+    "MODEL.META_ARCHITECTURE": {
+        "PanopticFPN": "the data have no semantic labels",
+        "SemanticSegmentor": "the data have no semantic labels",
+        "ProposalNetwork": "it finds no classes",
+    },
+    "MODEL.PROPOSAL_GENERATOR.NAME": {
+        "RRPN": _NO_BOXES_WITH_ANGLES,
+        "PrecomputedProposals": "proposals from files are not read",
+    },
+    "MODEL.ANCHOR_GENERATOR.NAME": {"RotatedAnchorGenerator": _NO_BOXES_WITH_ANGLES},
+    "MODEL.ROI_HEADS.NAME": {"RROIHeads": _NO_BOXES_WITH_ANGLES},
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": {True: "it asks for classes' frequencies of data registered with Detectron2"},
+}
+
+
+def implements(key: str) -> bool:
+    """Whether this engine acts on a key of the model or of the loop; keys of MODEL.IMPORTS are among them.
+
+    Keys that the engines share (data, evaluation, prediction) are declared by their parts.
+    """
+    if key not in default_values() or key in DETECTRON2_ONLY:
+        return True
+    if key in detectron2_defaults():
+        return key.startswith("MODEL.")
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in OWN_KEYS)
+
+
+def note_keys(problems: Problems) -> None:
+    """Note every key of the model and the loop that this engine would ignore, and values that it refuses."""
+    ours = default_values()
+    for key, value in problems.cfg.flatten().items():
+        own = key not in detectron2_defaults() and key.startswith(("MODEL.", "SOLVER." if problems.training else "MODEL."))
+        if own and not implements(key) and value != ours[key]:
+            expected = "the detectron2 engine does not implement this key"
+            problems.add(key, f"{expected}; leave it at {ours[key]!r}, or set MODEL.ENGINE native")
+        elif not isinstance(value, list) and value in REFUSED.get(key, {}):
+            problems.add(key, f"not with the detectron2 engine: {REFUSED[key][value]}")
