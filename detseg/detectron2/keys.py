@@ -68,8 +68,8 @@ def note_keys(problems: Problems) -> None:
     """Note every key of the model and the loop that this engine would ignore, and values that it refuses."""
     ours = default_values()
     for key, value in problems.cfg.flatten().items():
-        own = key not in detectron2_defaults() and key.startswith(("MODEL.", "SOLVER." if problems.training else "MODEL."))
-        if own and not implements(key) and value != ours[key]:
+        judged = key.startswith("MODEL.") or (key.startswith("SOLVER.") and problems.training)
+        if judged and key not in detectron2_defaults() and not implements(key) and value != ours[key]:
             expected = "the detectron2 engine does not implement this key"
             problems.add(key, f"{expected}; leave it at {ours[key]!r}, or set MODEL.ENGINE native")
         elif not isinstance(value, list) and value in REFUSED.get(key, {}):

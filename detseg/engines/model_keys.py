@@ -15,8 +15,10 @@ from detseg.models.table import ARCHITECTURES, ModelOptions, options_of
 _logger = logging.getLogger(__name__)
 
 
-def note_model(problems: Problems) -> None:
+def note_model(problems: Problems) -> set[str]:
     """Note values that the model does not take, and keys of MODEL that its architecture does not have.
+
+    Returns the keys that it declares, those of parts that are switched off included.
 
     Of an architecture of Detectron2's own, or of MODEL.IMPORTS, Detectron2's registries judge the names.
     """
@@ -28,11 +30,12 @@ def note_model(problems: Problems) -> None:
         options.append(options_of(name))
     for each in options:
         each.read(problems)
+    declared = {"MODEL.ENGINE", "MODEL.IMPORTS"} | {key for each in options for key in each.rules()}
     if detectron2:
         import_module("detseg.detectron2.support").note_problems(problems)
     elif known:
-        declared = {"MODEL.ENGINE", "MODEL.IMPORTS"} | {key for each in options for key in each.rules()}
         note_ignored(problems, declared, [key for key in default_values() if key.startswith("MODEL.")])
+    return declared
 
 
 def note_ignored(problems: Problems, declared: Collection[str], keys: Iterable[str]) -> None:
@@ -48,10 +51,8 @@ def note_ignored(problems: Problems, declared: Collection[str], keys: Iterable[s
         if key in declared or value == ours[key] or key.startswith(SWITCHED_PARTS):
             continue
         if value == theirs.get(key, ours[key]):
-            where = cfg.origin(key)
-            _logger.warning(
-                "%s = %r (%s) is Detectron2's default, which is not followed here: it does %r", key, value, where, ours[key]
-            )
+            text = "%s = %r (%s) is Detectron2's default, which is not followed here: it does %r"
+            _logger.warning(text, key, value, cfg.origin(key), ours[key])
             continue
         architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
         if not key.startswith("MODEL.") and key not in DETECTRON2_ONLY:

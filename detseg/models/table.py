@@ -19,7 +19,7 @@ from detseg.config.options import Options, Rule, key, part
 from detseg.config.problems import Problems
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
-from detseg.models.image_input import ImageInputOptions
+from detseg.models.options import ImageInputOptions, LimitOptions
 from detseg.models.pretrained import is_torchvision_address, note_torchvision_input
 
 
@@ -86,6 +86,7 @@ class ModelOptions(Options):
     compile: bool = key("COMPILE")
     num_classes: int = key("ROI_HEADS.NUM_CLASSES", at_least=1)
     image_input: ImageInputOptions = part(ImageInputOptions)
+    limit: LimitOptions = part(LimitOptions)
 
     def check(self, problems: Problems) -> None:
         named = len(problems.cfg.DATASETS.CLASSES)

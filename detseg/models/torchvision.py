@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.models.freezing import FrozenBatchNorm2d
-from detseg.models.image_input import ImageInputOptions
+from detseg.models.options import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorShapes, Rows
 from detseg.models.rcnn.box_head import DetectionOptions
 from detseg.models.rcnn.generalized_rcnn import ImageBatch, ImageInput

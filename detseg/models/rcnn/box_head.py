@@ -11,16 +11,13 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
+from detseg.models.options import LimitOptions
 from detseg.models.rcnn.boxes import BoxCoder, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier, norm_key
 from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import Detections
 from detseg.models.torchvision_ops import batched_nms
-
-
-def _not_a_limit(value: int) -> str | None:
-    return None if value == -1 or value >= 1 else "expected 1 or more, or -1 for no limit"
 
 
 @dataclass(frozen=True)
@@ -82,19 +79,14 @@ class ConvFCHead(nn.Sequential):
 
 
 @dataclass(frozen=True)
-class DetectionOptions(Options):
-    """Which scored boxes are detections. detections_per_image: the most of one image, None for all."""
+class DetectionOptions(LimitOptions):
+    """Which scored boxes are detections."""
 
     section = "MODEL.ROI_HEADS"
 
     num_classes: int = key("NUM_CLASSES", at_least=1)
     score_threshold: float = key("SCORE_THRESH_TEST", at_least=0, at_most=1)
     nms_threshold: float = key("NMS_THRESH_TEST", above=0, at_most=1)
-    max_detections: int = key("TEST.DETECTIONS_PER_IMAGE", test=_not_a_limit)
-
-    @property
-    def detections_per_image(self) -> int | None:
-        return None if self.max_detections == -1 else self.max_detections
 
 
 class BoxPredictor(nn.Module):

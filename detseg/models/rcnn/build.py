@@ -12,7 +12,7 @@ from detseg.config.node import Config
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.errors import ConfigError
-from detseg.models.image_input import ImageInputOptions
+from detseg.models.options import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorGenerator
 from detseg.models.rcnn.box_head import BoxPredictor, ConvFCHead
 from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions

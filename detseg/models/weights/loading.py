@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detseg.engines.rules import check_pretrained_input
+from detseg.config.problems import Problems
 from detseg.errors import WeightsError, list_problems
+from detseg.models.pretrained import note_torchvision_input
+from detseg.models.table import model_rules
 from detseg.models.weights.files import read_weights
 from detseg.models.weights.names import TORCHVISION, names_of_model
 from detseg.models.weights.sources import resolve_weights
@@ -133,7 +135,9 @@ def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = Fals
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     if cfg is not None and named.origin == TORCHVISION:
-        check_pretrained_input(cfg, str(source))
+        problems = Problems(cfg)
+        note_torchvision_input(problems, str(source), model_rules(cfg))
+        problems.raise_if_any()
     report = load_state(model, named.state, source=str(source), fine_tune=fine_tune)
     _log(report, source)
     return report

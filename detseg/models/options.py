@@ -1,4 +1,4 @@
-"""What a network is given: which channels in which order, and how they are normalised."""
+"""Keys that every model has: what it is given, and how much it may find."""
 
 from __future__ import annotations
 
@@ -20,3 +20,16 @@ class ImageInputOptions(Options):
         channels = len(self.pixel_mean)
         if len(self.pixel_std) != channels:
             problems.add("MODEL.PIXEL_STD", f"expected as many values as MODEL.PIXEL_MEAN has ({channels})")
+
+
+def _no_limit(value: int) -> str | None:
+    return None if value == -1 or value >= 1 else "expected 1 or more, or -1 for no limit"
+
+
+@dataclass(frozen=True)
+class LimitOptions(Options):
+    """detections_per_image: the most objects that are found in one image, None for all."""
+
+    detections_per_image: int | None = key(
+        "TEST.DETECTIONS_PER_IMAGE", test=_no_limit, convert=lambda value: None if value == -1 else value
+    )
