@@ -84,10 +84,14 @@ def _launch(arguments: argparse.Namespace) -> int:
     """Start the processes of --num-gpus, each of which runs this command; return their exit status."""
     from importlib import import_module
 
-    from detseg.engines.choice import check_engine
+    from detseg.engines.choice import choose_engine, not_installed
 
     count = arguments.num_gpus
-    engine = check_engine(_given_config(arguments))
+    cfg = _given_config(arguments)
+    engine = choose_engine(cfg)
+    missing = not_installed(engine)
+    if missing:
+        raise ConfigError(f"MODEL.ENGINE ({cfg.origin('MODEL.ENGINE')}): {missing}")
     if engine.name != "detectron2":
         raise ConfigError(
             f"--num-gpus {count} starts processes by Detectron2's launch, and the engine is native ({engine.reason}): "

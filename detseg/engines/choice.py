@@ -86,6 +86,15 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
     return native.freeze(), EngineChoice("native", reason)
 
 
+def not_installed(choice: EngineChoice) -> str | None:
+    """What to do where the engine does not import here; None where it does."""
+    missing = missing_detectron2() if choice.name == "detectron2" else None
+    return missing and (
+        f"Detectron2 does not import here ({missing}); install it ({INSTALL}), or, for a new run, set MODEL.ENGINE "
+        "native, which needs only torchvision"
+    )
+
+
 @functools.cache
 def missing_detectron2() -> str | None:
     """Why Detectron2 cannot be imported here, on one line; None where it can."""

@@ -22,7 +22,7 @@ from detseg.config.options import Options, key
 from detseg.config.problems import Problems
 from detseg.config.schema import default_values
 from detseg.detectron2.keys import DETECTRON2_ONLY
-from detseg.engines.choice import ENGINES, INSTALL, EngineChoice, choose_engine, missing_detectron2
+from detseg.engines.choice import ENGINES, EngineChoice, choose_engine, not_installed
 from detseg.engines.model_keys import note_ignored, note_model
 from detseg.errors import ConfigError
 from detseg.models.pretrained import warn_of_other_zoo_input
@@ -65,13 +65,9 @@ def validate(
     parts = (EngineOptions, *parts)
     for options in parts:
         options.read(problems)
-    missing = missing_detectron2() if choice.name == "detectron2" else None
+    missing = not_installed(choice)
     if missing:
-        problems.add(
-            "MODEL.ENGINE",
-            f"Detectron2 does not import here ({missing}); install it ({INSTALL}), or, for a new run, set MODEL.ENGINE "
-            "native, which needs only torchvision",
-        )
+        problems.add("MODEL.ENGINE", missing)
     else:
         declared = note_model(problems)
     if honoured is not None and not missing:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from detseg.config.keys import OWN_KEYS
-from detseg.engines.document import fill_tables
+from detseg.engine.document import fill_tables
 from detseg.errors import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 @pytest.mark.parametrize("page", [PAGE, PAGE.with_name("engines.md")], ids=lambda page: page.name)
 def test_tables_are_up_to_date(page: Path):
     text = page.read_text(encoding="utf-8")
-    assert fill_tables(text) == text, f"run: python -m detseg.engines.document {page}"
+    assert fill_tables(text) == text, f"run: python -m detseg.engine.document {page}"
 
 
 def test_every_own_key_is_documented():

@@ -13,11 +13,10 @@ from detseg.cli.main import run_command
 from detseg.config import load_config, load_flat_config
 from detseg.config.keys import OWN_KEYS as ALL_OWN_KEYS
 from detseg.config.schema import kinds
+from detseg.detectron2.keys import DETECTRON2_ONLY, OWN_KEYS, REFUSED, implements
 from detseg.engine.validation import validate_config
 from detseg.engines.choice import as_trained, choose_engine, for_prediction, missing_detectron2
-from detseg.engines.detectron2_keys import OWN_KEYS, REFUSED, implements
 from detseg.engines.imports import run_imports
-from detseg.engines.native_keys import DETECTRON2_ALONE, check_native
 from detseg.errors import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart" / "mask_rcnn.yaml"
@@ -97,7 +96,7 @@ def test_the_recorded_engine_is_kept():
     assert for_prediction(cfg, "native")[1].reason == "the model was trained by native"
 
 
-@pytest.mark.parametrize("pattern", [*DETECTRON2_ALONE, *OWN_KEYS, *REFUSED])
+@pytest.mark.parametrize("pattern", [*DETECTRON2_ONLY, *OWN_KEYS, *REFUSED])
 def test_what_is_said_of_the_detectron2_engine_names_keys(pattern: str):
     assert fnmatch.filter(kinds(), pattern), f"{pattern} names no key"
 
@@ -109,7 +108,7 @@ def test_no_engine_is_advised_that_refuses_too():
         (["TEST.EXPECTED_RESULTS", '[["bbox", "AP", 38.5, 0.2]]'], False),
     ):
         with pytest.raises(ConfigError) as caught:
-            check_native(load_config(QUICKSTART, words))
+            validate_config(load_config(QUICKSTART, [*words, "MODEL.ENGINE", "native"]))
         assert ("set MODEL.ENGINE detectron2" in str(caught.value)) == advised
 
 
