@@ -34,6 +34,7 @@ BASE = [
     "albumentations>=2.0,<2.1",
     "ensemble-boxes>=1.0.9",
     "faster-coco-eval>=1.6",
+    "jinja2>=3.0",
     "matplotlib>=3.7",
     "roifile>=2023.2",
     "tensorboard>=2.11",
@@ -56,7 +57,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["detseg", "detseg.*"]),
-    package_data={"detseg": ["py.typed"]},
+    package_data={"detseg": ["py.typed", "report/templates/*.jinja"]},
     install_requires=BASE,
     extras_require={
         "inference": INFERENCE,

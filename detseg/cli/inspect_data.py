@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 DESCRIPTION = (
     "Look at a data set: numbers and figures of images, objects, sizes, contacts, intensities and focus, problems with "
@@ -56,18 +57,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the report, and print what matters most."""
-    from detseg.curation.inspection.gather import GatherOptions
-    from detseg.curation.inspection.inspect_data import check_suggested, inspect_data, suggested_yaml, write_suggested
+    from detseg.coco.dataset import make_folder
+    from detseg.curation.inspection.gather import InspectionOptions
+    from detseg.curation.inspection.inspect_data import inspect_data, suggested_yaml
     from detseg.curation.repair.rules import RepairRules
     from detseg.errors import DataError
-    from detseg.report.inspection.sections import check_folder, write_report
+    from detseg.files.atomic import check_free, written_whole
+    from detseg.report.inspection.page import NUMBERS, check_folder, write_report
 
     if arguments.pictures < 0 or not 0 <= arguments.similar <= 1:
         raise DataError("--pictures is a number of images, 0 or more, and --similar a correlation from 0 to 1")
     check_folder(arguments.output, overwrite=arguments.overwrite)
     if arguments.suggest:
-        check_suggested(arguments.suggest, overwrite=arguments.overwrite)
-    options = GatherOptions(
+        check_free(arguments.suggest, arguments.overwrite)
+    options = InspectionOptions(
         group_by=arguments.group_by,
         pictures=arguments.pictures,
         similar=arguments.similar,
@@ -78,13 +81,15 @@ def run(arguments: argparse.Namespace) -> None:
     config = suggested_yaml(found.suggestions, arguments.data, len(found.report["classes"]), name)
     page = write_report(arguments.output, found.report, found.dataset, config, overwrite=arguments.overwrite)
     print(_summary(found.report))
-    print(f"\n{page} shows it; {page.with_name('report.json')} has all numbers")
+    print(f"\n{page} shows it; {page.with_name(NUMBERS)} has all numbers")
     if arguments.suggest:
-        write_suggested(arguments.suggest, config, overwrite=arguments.overwrite)
+        make_folder(arguments.suggest.parent)
+        with written_whole(arguments.suggest, "the suggested configuration") as temporary:
+            temporary.write_text(config, encoding="utf-8")
         print(f"{arguments.suggest} is a configuration to build on")
 
 
-def _summary(report: dict) -> str:
+def _summary(report: dict[str, Any]) -> str:
     wrong = report["problems"]
     lines = [f"{report['images']['count']:,} images, {report['objects']['count']:,} objects"]
     lines += [f"{one['objects']:7,}  {one['title']}" for one in wrong["masks"].values()]
@@ -97,5 +102,5 @@ def _summary(report: dict) -> str:
         (wrong["similar"]["leaks"], "of these pairs in different files: leaks"),
     ):
         lines += [f"{count:7,}  {what}"] if count else []
-    lines += [f"{one['topic']}: {one['what']}" for one in report["suggestions"]]
+    lines += [f"{one['topic']}: {one['advice']}" for one in report["suggestions"]]
     return "\n".join(lines)

@@ -39,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Repair the file and print a table of what was found."""
     from detseg.curation.repair.coco_file import default_changes_csv, repair_coco
-    from detseg.curation.repair.rules import RepairRules, changes_table, check_free
+    from detseg.curation.repair.rules import RepairRules, changes_table
     from detseg.errors import list_problems
+    from detseg.files.atomic import check_free
 
     rules = RepairRules.parse(arguments.rules)
     if arguments.pictures:
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(skipped)} problems; left out:\n{list_problems(skipped)}")
     print(f"{changes_table(changes)}\n\nwritten: {arguments.target}, and {csv} with every change")
     if arguments.pictures and changes:
-        from detseg.report.contact_sheets import draw_repairs
+        from detseg.report.repairs import draw_repairs
 
         drawn = draw_repairs(arguments.source, arguments.target, changes, arguments.pictures)
         print(f"{arguments.pictures} shows the {drawn} annotations that changed most")

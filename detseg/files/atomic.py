@@ -62,6 +62,12 @@ def written_whole(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         ) from None
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise DataError where a file exists that would be replaced, unless `overwrite`."""
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the system refuses inside the block, where a run writes `path`, into a message.

@@ -12,30 +12,30 @@ from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.records import AnnotationTable, Category
 from detseg.curation.inspection.advice import (
     advise_balance,
-    advise_pictures,
+    advise_intensities,
     advise_split,
+    appearance_of,
     class_weights,
-    kind_of,
     percent,
     round_up,
 )
 from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits
 from detseg.curation.inspection.advise_scale import Crops, choose_crop, choose_scale, scaled, wanted_factor
-from detseg.curation.inspection.gather import Gathered
-from detseg.curation.inspection.measure import Intensities, ObjectTable
+from detseg.curation.inspection.gather import Measurements
+from detseg.curation.inspection.measure import OBJECT, IntensityStatistics
 from detseg.curation.leaks import SimilarPair
 from detseg.curation.repair.rules import RepairRules
 
 
-def gathered(
+def measured(
     sizes: list[tuple[int, int]],
     boxes: list[list[list[float]]],
     metadata: list[dict[str, Any]] | None = None,
     classes: list[list[int]] | None = None,
     names: tuple[str, ...] = ("cell",),
     groups: list[str] | None = None,
-    pictures: dict[int, Intensities] | None = None,
-) -> Gathered:
+    pictures: dict[int, IntensityStatistics] | None = None,
+) -> Measurements:
     """A data set of images (height, width) with boxes (XYXY) for objects, as if it had been measured."""
     metadata = metadata or [{} for _ in sizes]
     images = [
@@ -55,22 +55,11 @@ def gathered(
         crowd=np.zeros(count, dtype=bool),
         offsets=np.concatenate([[0], np.cumsum([len(own) for own in boxes])]).astype(np.int64),
     )
-    columns = dict.fromkeys(("holes", "hole_pixels", "pieces", "lesser_pixels"), nothing)
-    columns |= dict.fromkeys(("overlapping", "touching", "near", "number"), nothing)
-    area = ((table[:, 2] - table[:, 0]) * (table[:, 3] - table[:, 1])).astype(np.int64)
-    objects = ObjectTable(
-        image=owner,
-        classes=kinds,
-        areas=area,
-        boxes=table,
-        elongation=np.ones(count),
-        shared=np.zeros(count),
-        at_border=np.zeros(count, dtype=bool),
-        box_iou=np.zeros(count),
-        **columns,
-    )
-    return Gathered(
-        names=["made.json"],
+    objects = np.zeros(count, dtype=OBJECT).view(np.recarray)
+    objects.image, objects.class_index, objects.box, objects.elongation = owner, kinds, table, 1
+    objects.area = (table[:, 2] - table[:, 0]) * (table[:, 3] - table[:, 1])
+    return Measurements(
+        files=["made.json"],
         dataset=CocoDataset(images, [Category(n + 1, name) for n, name in enumerate(names)], places, "made.json"),
         group_field="group" if groups else "",
         groups=groups or [""] * len(sizes),
@@ -81,7 +70,7 @@ def gathered(
         chosen=np.arange(len(sizes)),
         unreadable={},
         missing=[],
-        pairs=[],
+        similar=[],
         skipped=[],
         one_class_hint=None,
         rules=RepairRules(),
@@ -94,10 +83,10 @@ def squares(side: float, count: int, height: int, width: int, seed: int = 0) -> 
     return np.stack([x, y, x + side, y + side], axis=1).tolist()
 
 
-def picture(**changes: Any) -> Intensities:
+def picture(**changes: Any) -> IntensityStatistics:
     values = {"dtype": "uint8", "channels": 1, "low": 5, "median": 20, "high": 240, "mean": 40, "std": 30}
     values |= {"saturated": 0, "objects": 150, "background": 20, "noise": 4, "focus": 100, "colour": 0, "purple": 0}
-    return Intensities(**(values | changes))
+    return IntensityStatistics(**(values | changes))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +103,7 @@ def test_huge_objects_are_not_reduced_at_the_cost_of_small_ones() -> None:
 
 
 def test_images_of_one_size_get_a_shorter_edge() -> None:
-    data = gathered([(520, 704)] * 4, [squares(14, 30, 520, 704, n) for n in range(4)])
+    data = measured([(520, 704)] * 4, [squares(14, 30, 520, 704, n) for n in range(4)])
     scale, advice = choose_scale(data)
     assert (scale.min_size, scale.pixel_size) == (1040, 0)
     assert advice.keys["INPUT.MIN_SIZE_TRAIN"] == [1040]
@@ -127,7 +116,7 @@ def test_images_of_one_size_get_a_shorter_edge() -> None:
 
 def test_images_whose_objects_grow_with_them_get_a_shorter_edge() -> None:
     sizes = [(256, 256), (512, 512), (1024, 1024)] * 3
-    data = gathered(sizes, [squares(side / 10, 20, side, side, n) for n, (side, _) in enumerate(sizes)])
+    data = measured(sizes, [squares(side / 10, 20, side, side, n) for n, (side, _) in enumerate(sizes)])
     scale, advice = choose_scale(data)
     assert scale.min_size
     assert scale.spreads["min_size"] < 0.05 < scale.spreads["own"]
@@ -137,7 +126,7 @@ def test_images_whose_objects_grow_with_them_get_a_shorter_edge() -> None:
 
 def test_images_of_any_size_with_objects_of_one_size_keep_theirs() -> None:
     sizes = [(256, 256), (512, 512), (1024, 1024)] * 3
-    data = gathered(sizes, [squares(14, 20, side, side, n) for n, (side, _) in enumerate(sizes)])
+    data = measured(sizes, [squares(14, 20, side, side, n) for n, (side, _) in enumerate(sizes)])
     scale, advice = choose_scale(data)
     assert (scale.min_size, scale.pixel_size, scale.factor) == (0, 0, 1)
     assert "A factor of 2 would suit" in advice.reason
@@ -147,7 +136,7 @@ def test_pixel_sizes_that_explain_the_sizes_are_used() -> None:
     micrometres = [0.25, 0.5, 1.0] * 3
     sizes = [(512, 512)] * 9
     boxes = [squares(16 / um, 20, 512, 512, n) for n, um in enumerate(micrometres)]
-    data = gathered(sizes, boxes, [{"pixel_size": um} for um in micrometres])
+    data = measured(sizes, boxes, [{"pixel_size": um} for um in micrometres])
     scale, advice = choose_scale(data)
     assert scale.pixel_size == pytest.approx(0.5)
     assert not scale.min_size
@@ -155,17 +144,17 @@ def test_pixel_sizes_that_explain_the_sizes_are_used() -> None:
     assert advice.keys["INPUT.MIN_SIZE_TRAIN"] == [0]
     assert scale.sides.std() < 1
     # One image without a pixel size would stop a training.
-    data.dataset.images[0].metadata.clear()
+    data = measured(sizes, boxes, [{}, *({"pixel_size": um} for um in micrometres[1:])])
     assert choose_scale(data)[0].pixel_size == 0
 
 
 def test_enlarging_stops_at_a_size_that_fits_into_memory() -> None:
-    data = gathered([(2000, 2000)], [squares(10, 50, 2000, 2000)])
+    data = measured([(2000, 2000)], [squares(10, 50, 2000, 2000)])
     assert choose_scale(data)[0].sizes.max() <= 2000
 
 
 def test_crops_hold_the_objects_and_empty_ones_are_told() -> None:
-    data = gathered([(2000, 2000)] * 4, [squares(40, 3, 2000, 2000, n) for n in range(4)])
+    data = measured([(2000, 2000)] * 4, [squares(40, 3, 2000, 2000, n) for n in range(4)])
     crops, advice = choose_crop(data, scaled(data, 0))
     assert crops.size == 320
     assert advice.keys["INPUT.CROP.SIZE"] == [320, 320]
@@ -175,7 +164,7 @@ def test_crops_hold_the_objects_and_empty_ones_are_told() -> None:
 
 
 def test_small_images_are_shown_whole() -> None:
-    data = gathered([(256, 256)] * 2, [squares(30, 20, 256, 256)] * 2)
+    data = measured([(256, 256)] * 2, [squares(30, 20, 256, 256)] * 2)
     crops, advice = choose_crop(data, scaled(data, 0))
     assert crops.size == 0
     assert advice.keys == {"INPUT.CROP.ENABLED": False}
@@ -183,7 +172,7 @@ def test_small_images_are_shown_whole() -> None:
 
 
 def test_limits_leave_room_for_the_fullest_image() -> None:
-    data = gathered([(512, 512)] * 3, [squares(9, count, 512, 512) for count in (10, 375, 20)])
+    data = measured([(512, 512)] * 3, [squares(9, count, 512, 512) for count in (10, 375, 20)])
     limits, nms = advise_limits(data, Crops(256, np.array([10, 20, 90])))
     assert limits.keys["TEST.DETECTIONS_PER_IMAGE"] == 600
     assert limits.keys["MODEL.RPN.POST_NMS_TOPK_TEST"] >= 1200
@@ -193,7 +182,7 @@ def test_limits_leave_room_for_the_fullest_image() -> None:
 
 
 def test_boxes_that_nms_would_drop_raise_its_threshold() -> None:
-    data = gathered([(512, 512)], [squares(30, 100, 512, 512)])
+    data = measured([(512, 512)], [squares(30, 100, 512, 512)])
     data.objects.box_iou[:10] = 0.65
     nms = advise_limits(data, Crops(0, np.array([100])))[1]
     assert nms.keys["MODEL.ROI_HEADS.NMS_THRESH_TEST"] == 0.7
@@ -201,7 +190,7 @@ def test_boxes_that_nms_would_drop_raise_its_threshold() -> None:
 
 
 def test_anchors_say_what_they_bring() -> None:
-    data = gathered([(512, 512)] * 3, [squares(23, 40, 512, 512, n) for n in range(3)])
+    data = measured([(512, 512)] * 3, [squares(23, 40, 512, 512, n) for n in range(3)])
     numbers, advice = advise_anchors(data, scaled(data, 0))
     assert numbers["cases"]["suggested"]["recall70"] > numbers["cases"]["before"]["recall70"] + 0.2
     assert len(advice.keys["MODEL.ANCHOR_GENERATOR.SIZES"]) == 5
@@ -209,7 +198,7 @@ def test_anchors_say_what_they_bring() -> None:
 
 
 def test_data_without_an_object_gets_no_wrong_advice() -> None:
-    data = gathered([(64, 64)] * 2, [[], []])
+    data = measured([(64, 64)] * 2, [[], []])
     scale, _ = choose_scale(data)
     crops, _ = choose_crop(data, scale)
     assert scale.min_size == 0
@@ -222,20 +211,20 @@ def test_data_without_an_object_gets_no_wrong_advice() -> None:
 
 def test_rare_groups_and_classes_are_balanced() -> None:
     boxes = [squares(9, 5, 64, 64)] * 10
-    data = gathered([(64, 64)] * 10, boxes, groups=["a"] * 9 + ["b"])
+    data = measured([(64, 64)] * 10, boxes, groups=["a"] * 9 + ["b"])
     assert advise_balance(data)[0].keys == {"DATALOADER.BALANCE_BY": "group", "DATALOADER.BALANCE_POWER": 0.5}
     classes = [[0] * 5] * 9 + [[1] * 5]
-    data = gathered([(64, 64)] * 10, boxes, classes=classes, names=("x", "y"))
+    data = measured([(64, 64)] * 10, boxes, classes=classes, names=("x", "y"))
     assert advise_balance(data)[0].keys["DATALOADER.BALANCE_BY"] == "category"
-    assert advise_balance(gathered([(64, 64)] * 10, boxes)) == []
+    assert advise_balance(measured([(64, 64)] * 10, boxes)) == []
     assert class_weights(np.array([90, 10, 0])).tolist() == pytest.approx([0.2, 1.8, 0])
 
 
 def test_split_keeps_places_together_and_spreads_kinds() -> None:
     places = [{"plate": f"p{n // 3}"} for n in range(12)]
     groups = ["a", "b", "c"] * 4
-    data = gathered([(64, 64)] * 12, [squares(9, 5, 64, 64)] * 12, places, groups=groups)
-    data.pairs.append(SimilarPair(0, 1, 0.99, False))
+    data = measured([(64, 64)] * 12, [squares(9, 5, 64, 64)] * 12, places, groups=groups)
+    data.similar.append(SimilarPair(0, 1, 0.99, False))
     advice = advise_split(data, "a.json")
     assert advice.command == "detseg split a.json --folds 4 --stratify-by group --group-by plate --output folds"
     assert "2 images are nearly the same" in advice.reason
@@ -244,23 +233,23 @@ def test_split_keeps_places_together_and_spreads_kinds() -> None:
 
 def test_plates_are_found_inside_of_a_field() -> None:
     places = [{"sample_id": f"astro_plate{n // 3}_well{n}"} for n in range(12)]
-    data = gathered([(64, 64)] * 12, [squares(9, 5, 64, 64)] * 12, places)
+    data = measured([(64, 64)] * 12, [squares(9, 5, 64, 64)] * 12, places)
     command = advise_split(data, "a.json").command
     assert "--folds 4 --group-by sample_id --group-pattern 'plate[0-9]+'" in command
 
 
 def test_kinds_of_pictures() -> None:
-    assert kind_of(picture()) == "fluorescence"
-    assert kind_of(picture(median=120, objects=110, background=122)) == "phase_contrast"
-    assert kind_of(picture(channels=3, colour=0.2, purple=0.1)) == "histology"
-    assert kind_of(picture(channels=3, colour=0.2, purple=-0.1)) == "thin_sections"
+    assert appearance_of(picture()) == "fluorescence"
+    assert appearance_of(picture(median=120, objects=110, background=122)) == "phase_contrast"
+    assert appearance_of(picture(channels=3, colour=0.2, purple=0.1)) == "histology"
+    assert appearance_of(picture(channels=3, colour=0.2, purple=-0.1)) == "thin_sections"
 
 
-def advice_on(*pictures: Intensities) -> dict[str, Any]:
-    data = gathered([(64, 64)] * len(pictures), [[] for _ in pictures], pictures=dict(enumerate(pictures)))
-    found = advise_pictures(data)
+def advice_on(*pictures: IntensityStatistics) -> dict[str, Any]:
+    data = measured([(64, 64)] * len(pictures), [[] for _ in pictures], pictures=dict(enumerate(pictures)))
+    found = advise_intensities(data)
     keys = {key: value for one in found for key, value in one.keys.items()}
-    return keys | {"preset": [one.base for one in found if one.base]}
+    return keys | {"preset": [one.preset for one in found if one.preset]}
 
 
 def test_intensities_that_use_their_range_stay() -> None:

@@ -83,13 +83,14 @@ def write_data(folder: Path, name: str, seeds: range, *, changes: dict[int, dict
 
 
 class Page(HTMLParser):
-    """Collects what a page would load, and the ids of its elements."""
+    """Collects what a page would load, the ids of its elements, and its figures by what the blind are told."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loaded: list[str] = []
         self.ids: list[str] = []
         self.tags: list[str] = []
+        self.figures: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -99,6 +100,8 @@ class Page(HTMLParser):
                 self.loaded.append(value or "")
             if name == "id":
                 self.ids.append(value or "")
+            if tag == "svg" and name == "aria-label":
+                self.figures.append(value or "")
 
 
 @pytest.fixture
@@ -138,7 +141,16 @@ def test_a_page_of_its_own_and_all_numbers(here: Path, capsys: pytest.CaptureFix
     assert all(value.startswith(("data:image/", "#")) for value in page.loaded), page.loaded
     assert not re.search(r"url\((?!#)|@import|<script", text)
     assert len(set(page.ids)) == len(page.ids)
-    assert page.tags.count("svg") >= 8
+    assert page.figures == [
+        "objects per image",
+        "sizes",
+        "shapes",
+        "neighbours",
+        "intensities",
+        "focus",
+        "anchors",
+    ]
+    assert page.tags.count("table") >= 7
     assert page.tags.count("img") > 10
     # Names of the data are text, never markup.
     assert "b" not in [tag for tag in page.tags if tag == "i"]

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.curation.inspection.gather import choose_pictures
+from detseg.curation.inspection.gather import choose_images
 from detseg.curation.inspection.measure import (
     NEAR,
-    ObjectTable,
     elongation,
     find_contacts,
     largest_box_iou,
@@ -38,14 +37,15 @@ def drawn() -> np.ndarray:
 
 
 def test_contacts_of_a_drawn_image() -> None:
-    found = find_contacts(LabelLayers.from_label_image(drawn()))
-    pairs = {tuple(pair): int(distance) for pair, distance in zip(found.pairs.tolist(), found.distance, strict=True)}
-    assert pairs == {(0, 1): 1, (1, 2): 1, (2, 3): 3}
-    assert found.neighbours(6, 1, 1).tolist() == [1, 2, 1, 0, 0, 0]
-    assert found.neighbours(6, NEAR, 2).tolist() == [0, 0, 1, 1, 0, 0]
+    layers = LabelLayers.from_label_image(drawn())
+    pairs, distances, shared = find_contacts(layers)
+    assert dict(zip(map(tuple, pairs.tolist()), distances.tolist(), strict=True)) == {(0, 1): 1, (1, 2): 1, (2, 3): 3}
+    table = measure_objects(layers.to_rles(), np.zeros(6, dtype=np.int64), np.arange(6), 0, 24, 40)
+    assert table.touching.tolist() == [1, 2, 1, 0, 0, 0]
+    assert table.near.tolist() == [0, 0, 1, 1, 0, 0]
     # Of the 20 outline pixels of the 6 x 6 square the 6 of one side have a neighbour across it.
-    assert found.shared[0] == pytest.approx(6 / 20)
-    assert found.shared[5] == 0
+    assert shared[0] == pytest.approx(6 / 20)
+    assert shared[5] == 0
 
 
 def test_contacts_of_overlapping_and_nested_masks() -> None:
@@ -53,17 +53,16 @@ def test_contacts_of_overlapping_and_nested_masks() -> None:
     masks[0, 2:20, 2:20] = True
     masks[1, 8:12, 8:12] = True
     masks[2, 18:26, 18:26] = True
-    found = find_contacts(LabelLayers.from_masks(masks))
-    assert found.pairs.tolist() == [[0, 1], [0, 2]]
-    assert found.distance.tolist() == [0, 0]
-    assert found.shared[1] == 1
+    pairs, distances, shared = find_contacts(LabelLayers.from_masks(masks))
+    assert pairs.tolist() == [[0, 1], [0, 2]]
+    assert distances.tolist() == [0, 0]
+    assert shared[1] == 1
 
 
 def test_contacts_without_an_object() -> None:
-    found = find_contacts(LabelLayers.empty(5, 7))
-    assert len(found.pairs) == 0
-    assert found.neighbours(0, 3).shape == (0,)
-    assert found.shared.shape == (0,)
+    pairs, distances, shared = find_contacts(LabelLayers.empty(5, 7))
+    assert (pairs.shape, distances.shape, shared.shape) == ((0, 2), (0,), (0,))
+    assert len(measure_objects([], np.zeros(0, np.int64), np.zeros(0, np.int64), 0, 5, 7)) == 0
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -73,14 +72,14 @@ def test_contacts_are_those_of_distances_between_all_pixels(seed: int) -> None:
     for mask in masks:
         y, x = rng.integers(0, 12), rng.integers(0, 15)
         mask[y : y + rng.integers(1, 6), x : x + rng.integers(1, 6)] = True
-    found = find_contacts(LabelLayers.from_masks(masks))
+    pairs, distances, _ = find_contacts(LabelLayers.from_masks(masks))
     expected = {}
     for a in range(4):
         for b in range(a + 1, 4):
             gap = np.abs(np.argwhere(masks[a])[:, None] - np.argwhere(masks[b])[None]).max(axis=2).min()
             if gap <= NEAR:
                 expected[a, b] = int(gap)
-    assert dict(zip(map(tuple, found.pairs.tolist()), found.distance.tolist(), strict=True)) == expected
+    assert dict(zip(map(tuple, pairs.tolist()), distances.tolist(), strict=True)) == expected
 
 
 def test_shapes_of_objects() -> None:
@@ -97,11 +96,9 @@ def test_shapes_of_objects() -> None:
     assert table.hole_pixels.tolist() == [4, 0, 0]
     assert table.pieces.tolist() == [1, 2, 1]
     assert table.lesser_pixels.tolist() == [0, 4, 0]
-    assert table.areas.tolist() == [96, 44, 10]
+    assert table.area.tolist() == [96, 44, 10]
     assert table.at_border.tolist() == [True, False, True]
     assert table.image.tolist() == [7, 7, 7]
-    assert len(ObjectTable.concatenate([])) == 0
-    assert len(ObjectTable.concatenate([table, table.select(np.array([1]))])) == 4
 
 
 def test_elongation_does_not_depend_on_direction() -> None:
@@ -173,12 +170,12 @@ def test_channels_and_floats_are_measured() -> None:
 
 def test_sample_of_pictures_is_spread_over_groups_and_leaves_missing_ones_out() -> None:
     groups = ["a"] * 90 + ["b"] * 6 + ["c"] * 4
-    chosen = choose_pictures(groups, missing=[0, 99], most=15, seed=3)
+    chosen = choose_images(groups, missing=[0, 99], most=15, seed=3)
     counts = {name: sum(groups[index] == name for index in chosen) for name in "abc"}
     assert len(chosen) == 15
     assert counts["c"] == 3
     assert counts["b"] == 6
     assert counts["a"] == 6
     assert not {0, 99} & set(chosen.tolist())
-    assert len(choose_pictures(groups, [], 0, 0)) == 100
-    assert choose_pictures([], [], 5, 0).tolist() == []
+    assert len(choose_images(groups, [], 0, 0)) == 100
+    assert choose_images([], [], 5, 0).tolist() == []

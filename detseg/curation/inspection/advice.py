@@ -1,4 +1,4 @@
-"""One piece of advice: settings or a command, the reason, and the numbers that it rests on."""
+"""Suggestions for what the images look like, for rare classes and kinds, and for the split."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from detseg.curation.inspection.gather import NO_GROUP, Gathered
-from detseg.curation.inspection.measure import Intensities
+from detseg.curation.inspection.gather import NO_GROUP, Measurements
+from detseg.curation.inspection.measure import IntensityStatistics
 from detseg.curation.leaks import join_groups
 from detseg.data.folds import FOLD
 
@@ -22,29 +22,18 @@ _STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 @dataclass(frozen=True)
 class Suggestion:
-    """topic: scale, crop, anchors, limits, balance, intensities, split or augmentation. what: the advice in a sentence.
+    """topic: scale, crop, anchors, limits, balance, intensities, split or augmentation. advice: in a sentence.
 
-    reason: why, with its numbers. keys: configuration keys. command: what to run. base: file of configs/_base_ to build
-    on.
+    reason: why, with its numbers. keys: configuration keys. command: what to run. preset: file of configs/_base_ to
+    build on.
     """
 
     topic: str
-    what: str
+    advice: str
     reason: str
     keys: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
-    base: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {
-            "topic": self.topic,
-            "what": self.what,
-            "reason": self.reason,
-            "keys": dict(self.keys),
-            "command": self.command,
-            "base": self.base,
-        }
+    preset: str = ""
 
 
 def round_up(value: float, least: int = 1) -> int:
@@ -59,20 +48,18 @@ def percent(share: float) -> str:
     value = 100 * share
     if 0 < value < 0.05:
         return "under 0.1 %"
-    if 99.5 <= value < 100:
-        return f"{value:.1f} %"
-    return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"
+    return f"{value:.1f} %" if 0 < value < 9.95 or 99.5 <= value < 100 else f"{value:.0f} %"
 
 
-# What to do about intensities and colours, and which random changes suit.
+# Intensities and colours, and which random changes suit.
 
 # Contrast of objects from which on its sign means something.
 VISIBLE = 0.1
-# A kind of picture is a part of a data set from this share on.
+# A kind of image is a part of a data set from this share on.
 A_PART = 0.03
 # Median below this part of the range: dark ground.
 DARK = 0.35
-KINDS = {
+APPEARANCES = {
     "fluorescence": "gray, bright objects on dark ground",
     "phase_contrast": "gray, on bright or middle ground",
     "histology": "coloured, red and blue above green, as stained tissue",
@@ -80,97 +67,85 @@ KINDS = {
 }
 
 
-def kind_of(picture: Intensities) -> str:
-    """Return which preset of augmentation, a key of `KINDS`, a picture asks for."""
-    if picture.is_coloured:
-        return "histology" if picture.purple > 0 else "thin_sections"
-    return "fluorescence" if picture.position < DARK and not picture.contrast < 0 else "phase_contrast"
+def appearance_of(image: IntensityStatistics) -> str:
+    """Return which preset of augmentation, a key of `APPEARANCES`, an image asks for."""
+    if image.is_coloured:
+        return "histology" if image.purple > 0 else "thin_sections"
+    return "fluorescence" if image.position < DARK and not image.contrast < 0 else "phase_contrast"
 
 
-def advise_pictures(gathered: Gathered) -> list[Suggestion]:
-    """Suggest scaling, channels, inversion and random changes, by the pictures that were read."""
-    pictures = list(gathered.intensities.values())
-    if not pictures:
+def advise_intensities(data: Measurements) -> list[Suggestion]:
+    """Suggest scaling, channels, inversion and random changes, by the images that were read."""
+    images = list(data.intensities.values())
+    if not images:
         return []
-    return [
-        *_advise_channels(pictures),
-        _advise_scaling(pictures),
-        *_advise_inversion(pictures),
-        _advise_preset(pictures),
-    ]
+    return [*_advise_channels(images), _advise_scaling(images), *_advise_inversion(images), _advise_preset(images)]
 
 
-def _advise_channels(pictures: list[Intensities]) -> list[Suggestion]:
-    counts = Counter(picture.channels for picture in pictures)
-    coloured = np.mean([picture.is_coloured for picture in pictures])
-    most = max(counts)
-    if most not in (1, 3):
+def _advise_channels(images: list[IntensityStatistics]) -> list[Suggestion]:
+    counts = Counter(image.channels for image in images)
+    fewest = min(counts)
+    if max(counts) not in (1, 3):
         keys = {
-            "INPUT.CHANNELS": list(range(min(counts))),
-            "MODEL.PIXEL_MEAN": [128.0] * min(counts),
-            "MODEL.PIXEL_STD": [64.0] * min(counts),
+            "INPUT.CHANNELS": list(range(fewest)),
+            "MODEL.PIXEL_MEAN": [128.0] * fewest,
+            "MODEL.PIXEL_STD": [64.0] * fewest,
         }
         text = ", ".join(f"{number} with {count}" for count, number in sorted(counts.items()))
         reason = f"Images by their number of channels: {text}. Take out those that show nothing of the objects."
-        return [Suggestion("intensities", f"The network takes {min(counts)} channels.", reason, keys)]
-    if A_PART < coloured < 1 - A_PART:
-        reason = (
-            f"{percent(coloured)} of the images are coloured, the others gray: one network learns from both by luma."
-        )
-        return [Suggestion("intensities", "Gray values instead of colours.", reason, {"INPUT.GRAYSCALE": True})]
-    return []
+        return [Suggestion("intensities", f"The network takes {fewest} channels.", reason, keys)]
+    coloured = np.mean([image.is_coloured for image in images])
+    if not A_PART < coloured < 1 - A_PART:
+        return []
+    reason = f"{percent(coloured)} of the images are coloured, the others gray: one network learns from both by luma."
+    return [Suggestion("intensities", "Gray values instead of colours.", reason, {"INPUT.GRAYSCALE": True})]
 
 
-def _advise_scaling(pictures: list[Intensities]) -> Suggestion:
-    deep = [picture.dtype for picture in pictures if picture.dtype != "uint8"]
-    spans = np.array([picture.high - picture.low for picture in pictures])
+def _advise_scaling(images: list[IntensityStatistics]) -> Suggestion:
+    deep = [image.dtype for image in images if image.dtype != "uint8"]
     keys = {"INPUT.SCALING": "percentile", "INPUT.SCALING_PERCENTILES": [0.5, 99.5]}
-    what = "Intensities stretched by each image's own percentiles."
+    advice = "Intensities stretched by each image's own percentiles."
     if deep:
         kinds = ", ".join(sorted(set(deep)))
-        reason = f"{len(deep)} of {len(pictures)} pictures are {kinds}: the network wants values of 0 to 255."
-        return Suggestion("intensities", what, reason, keys)
-    lesser, greater = np.quantile(spans, 0.1), np.quantile(spans, 0.9)
+        reason = f"{len(deep)} of {len(images)} pictures are {kinds}: the network wants values of 0 to 255."
+        return Suggestion("intensities", advice, reason, keys)
+    lesser, median, greater = np.quantile([image.high - image.low for image in images], (0.1, 0.5, 0.9))
     reason = (
-        f"Between their percentiles 0.5 and 99.5 the pictures span {np.median(spans):.0f} of 256 gray values in the "
+        f"Between their percentiles 0.5 and 99.5 the pictures span {median:.0f} of 256 gray values in the "
         f"median, a tenth of them under {lesser:.0f} and a tenth over {greater:.0f}"
     )
-    if np.median(spans) < 128 or greater > 2 * max(lesser, 1):
-        return Suggestion("intensities", what, reason + ".", keys)
-    return Suggestion(
-        "intensities", "Intensities as they are.", reason + ": they use their range alike.", {"INPUT.SCALING": "none"}
-    )
+    if median < 128 or greater > 2 * max(lesser, 1):
+        return Suggestion("intensities", advice, reason + ".", keys)
+    reason += ": they use their range alike."
+    return Suggestion("intensities", "Intensities as they are.", reason, {"INPUT.SCALING": "none"})
 
 
-def _advise_inversion(pictures: list[Intensities]) -> list[Suggestion]:
+def _advise_inversion(images: list[IntensityStatistics]) -> list[Suggestion]:
     # On middle ground, as in phase contrast, objects are dark and bright at once.
-    seen = [p for p in pictures if abs(p.contrast) > VISIBLE and not DARK <= p.position <= 1 - DARK]
-    if len(seen) < len(pictures) / 2:
+    seen = [one for one in images if abs(one.contrast) > VISIBLE and not DARK <= one.position <= 1 - DARK]
+    dark = sum(image.contrast < 0 for image in seen)
+    if len(seen) < len(images) / 2 or not A_PART < dark / len(seen) < 1 - A_PART:
         return []
-    dark = [picture for picture in seen if picture.contrast < 0]
-    share = len(dark) / len(seen) if seen else 0.0
-    if not A_PART < share < 1 - A_PART:
-        return []
-    right = float(np.mean([picture.is_bright == (picture.contrast < 0) for picture in seen]))
+    right = float(np.mean([image.is_bright == (image.contrast < 0) for image in seen]))
     reason = (
-        f"In {len(dark)} of {len(seen)} pictures with dark or bright ground the objects are darker than it, in the "
+        f"In {dark} of {len(seen)} pictures with dark or bright ground the objects are darker than it, in the "
         f"others brighter. The rule (median above the middle of the range) is right for {percent(right)}."
     )
     if right < 0.9:
-        what = "No inversion by rule; INPUT.RANDOM_INVERT shows the network both."
-        return [Suggestion("intensities", what, reason, {"INPUT.INVERT": "none", "INPUT.RANDOM_INVERT": 0.5})]
+        advice = "No inversion by rule; INPUT.RANDOM_INVERT shows the network both."
+        return [Suggestion("intensities", advice, reason, {"INPUT.INVERT": "none", "INPUT.RANDOM_INVERT": 0.5})]
     return [Suggestion("intensities", "Pictures with bright ground inverted.", reason, {"INPUT.INVERT": "auto"})]
 
 
-def _advise_preset(pictures: list[Intensities]) -> Suggestion:
-    counts = Counter(kind_of(picture) for picture in pictures)
-    kind, number = counts.most_common(1)[0]
-    text = "; ".join(f"{count} {KINDS[name]}" for name, count in counts.most_common())
-    mixed = number < 0.8 * len(pictures)
-    reason = f"Pictures by their looks: {text}." + (
-        " They are mixed: take out of the preset what would spoil the others." if mixed else ""
-    )
-    return Suggestion("augmentation", f"The preset for {kind.replace('_', ' ')}.", reason, base=f"augment_{kind}.yaml")
+def _advise_preset(images: list[IntensityStatistics]) -> Suggestion:
+    counts = Counter(map(appearance_of, images))
+    name, number = counts.most_common(1)[0]
+    text = "; ".join(f"{count} {APPEARANCES[one]}" for one, count in counts.most_common())
+    reason = f"Pictures by their looks: {text}."
+    if number < 0.8 * len(images):
+        reason += " They are mixed: take out of the preset what would spoil the others."
+    advice = f"The preset for {name.replace('_', ' ')}."
+    return Suggestion("augmentation", advice, reason, preset=f"augment_{name}.yaml")
 
 
 # Balance of classes and kinds, and how to split without leaks.
@@ -178,7 +153,7 @@ def _advise_preset(pictures: list[Intensities]) -> Suggestion:
 # How much more often the most frequent comes than the rarest, from which on it matters.
 UNEVEN = 3.0
 # Fields whose values are places that images come from.
-SOURCES = (
+PLACE_FIELDS = (
     "plate",
     "well",
     "source",
@@ -201,97 +176,89 @@ def class_weights(counts: np.ndarray) -> np.ndarray:
     return weights / weights[counts > 0].mean() if (counts > 0).any() else weights
 
 
-def advise_balance(gathered: Gathered) -> list[Suggestion]:
+def advise_balance(data: Measurements) -> list[Suggestion]:
     """Suggest to show rare kinds or classes more often."""
-    groups = Counter(group for group in gathered.groups if group != NO_GROUP)
-    names = gathered.dataset.class_names
-    classes = gathered.dataset.objects_per_image().sum(axis=0)
+    groups = Counter(group for group in data.groups if group != NO_GROUP)
     if len(groups) > 1 and max(groups.values()) >= UNEVEN * min(groups.values()):
         text = ", ".join(f"{name} {count}" for name, count in groups.most_common(8))
-        keys = {"DATALOADER.BALANCE_BY": gathered.group_field, "DATALOADER.BALANCE_POWER": 0.5}
-        what = f"Images balanced half of the way by their field {gathered.group_field}."
-        return [Suggestion("balance", what, f"Images of each: {text}.", keys)]
-    if len(names) > 1 and classes.min() and classes.max() >= UNEVEN * classes.min():
-        weights = class_weights(classes)
-        text = ", ".join(
-            f"{name} {count:,} (weight by inverse frequency {weight:.2f})"
-            for name, count, weight in zip(names, classes.tolist(), weights, strict=True)
-        )
-        in_images = (gathered.dataset.objects_per_image() > 0).sum(axis=0)
-        if in_images.min() > 0.5 * in_images.max():
-            what = "No balancing of images: each class is in as many of them."
-            return [Suggestion("balance", what, f"Objects of each: {text}.")]
-        keys = {"DATALOADER.BALANCE_BY": "category", "DATALOADER.BALANCE_POWER": 0.5}
-        return [Suggestion("balance", "Images with rare classes shown more often.", f"Objects of each: {text}.", keys)]
-    return []
+        keys = {"DATALOADER.BALANCE_BY": data.group_field, "DATALOADER.BALANCE_POWER": 0.5}
+        advice = f"Images balanced half of the way by their field {data.group_field}."
+        return [Suggestion("balance", advice, f"Images of each: {text}.", keys)]
+    per_image = data.dataset.objects_per_image()
+    counts, names = per_image.sum(axis=0), data.dataset.class_names
+    if len(names) == 1 or not counts.min() or counts.max() < UNEVEN * counts.min():
+        return []
+    text = ", ".join(
+        f"{name} {count:,} (weight by inverse frequency {weight:.2f})"
+        for name, count, weight in zip(names, counts.tolist(), class_weights(counts), strict=True)
+    )
+    reason = f"Objects of each: {text}."
+    in_images = (per_image > 0).sum(axis=0)
+    if in_images.min() > 0.5 * in_images.max():
+        return [Suggestion("balance", "No balancing of images: each class is in as many of them.", reason)]
+    keys = {"DATALOADER.BALANCE_BY": "category", "DATALOADER.BALANCE_POWER": 0.5}
+    return [Suggestion("balance", "Images with rare classes shown more often.", reason, keys)]
 
 
-def advise_split(gathered: Gathered, source: str) -> Suggestion:
-    """Suggest folds: what is spread over them and what stays together."""
-    images = len(gathered.dataset)
-    groups = sorted({group for group in gathered.groups if group != NO_GROUP})
-    own = find_source(gathered)
-    words = ["detseg split", source]
-    reasons = [f"There are {images} images."]
-    together = images
-    if own:
-        together = len(set(own.values))
+def advise_split(data: Measurements, source: str) -> Suggestion:
+    """Suggest folds: what is spread over them and what stays together. source: the data set, for the command."""
+    count = len(data.dataset)
+    kinds = set(data.groups) - {NO_GROUP}
+    reasons, options, together = [f"There are {count} images."], [], count
+    if len(kinds) > 1:
+        options += ["--stratify-by", data.group_field]
+    places = find_places(data)
+    if places:
+        together = len(set(places.values))
+        options += ["--group-by", places.field, *(["--group-pattern", f"'{places.pattern}'"] if places.pattern else [])]
         reasons.append(
-            f"They come from {together} places ({own.field}), which stay together: neighbours share light and stain."
+            f"They come from {together} places ({places.field}), which stay together: neighbours share light and stain."
         )
-    if gathered.pairs:
-        joined = join_groups(np.arange(images), gathered.pairs)
+    if data.similar:
+        joined = join_groups(np.arange(count), data.similar)
         alike = int((np.bincount(joined)[joined] > 1).sum())
         together = min(together, len(set(joined.tolist())))
         reasons.append(f"{alike} images are nearly the same as another one; split keeps these together, too.")
-    folds = max(min(USUAL_FOLDS, together, images // 2), 2)
-    words += ["--folds", str(folds)]
-    if len(groups) > 1:
-        words += ["--stratify-by", gathered.group_field]
-        reasons.append(f"{gathered.group_field} has {len(groups)} values, spread over all folds.")
-        if len(groups) > 2:
-            reasons.append(
-                f"Only folds by {gathered.group_field} (--group-by {gathered.group_field}) tell how a model does on "
-                "a kind that it has not seen."
-            )
-    if own:
-        words += own.options
-    if images < 20:
+    if len(kinds) > 1:
+        reasons.append(f"{data.group_field} has {len(kinds)} values, spread over all folds.")
+    if len(kinds) > 2:
+        reasons.append(
+            f"Only folds by {data.group_field} (--group-by {data.group_field}) tell how a model does on "
+            "a kind that it has not seen."
+        )
+    if count < 20:
         reasons.append("With so few images a score of one split is luck: judge by the mean of all folds.")
-    return Suggestion("split", f"{folds} folds.", " ".join(reasons), command=" ".join([*words, "--output folds"]))
+    folds = max(min(USUAL_FOLDS, together, count // 2), 2)
+    command = " ".join(["detseg split", source, "--folds", str(folds), *options, "--output folds"])
+    return Suggestion("split", f"{folds} folds.", " ".join(reasons), command=command)
 
 
 @dataclass(frozen=True)
-class Source:
+class Places:
     """Where images come from: a field of theirs, or what `pattern` finds in it. values: of every image."""
 
     field: str
     pattern: str
     values: list[str]
 
-    @property
-    def options(self) -> list[str]:
-        """The options of `detseg split` that keep its images together."""
-        return ["--group-by", self.field, *(["--group-pattern", f"'{self.pattern}'"] if self.pattern else [])]
 
-
-def find_source(gathered: Gathered) -> Source | None:
+def find_places(data: Measurements) -> Places | None:
     """Find the field of the images that says where they come from, by its name and values; None where there is none.
 
     Where no field is called so, one that names a plate in all its texts is taken, as Sartorius's sample_id does.
     """
-    images = gathered.dataset.images
-    columns = sorted({key for record in images for key in record.metadata} - {gathered.group_field, FOLD})
-    texts = {column: [record.metadata.get(column) for record in images] for column in columns}
-    for name in SOURCES:
-        for column in [column for column in columns if column.lower() == name]:
-            if all(isinstance(value, (str, int)) for value in texts[column]) and _are_places(texts[column]):
-                return Source(column, "", [str(value) for value in texts[column]])
-    for column in columns:
-        found = [re.search(PLATE, str(value)) for value in texts[column]]
-        places = [match[0] for match in found if match]
-        if len(places) == len(images) and _are_places(places):
-            return Source(column, PLATE, places)
+    images = data.dataset.images
+    fields = sorted({key for record in images for key in record.metadata} - {data.group_field, FOLD})
+    texts = {name: [record.metadata.get(name) for record in images] for name in fields}
+    for usual in PLACE_FIELDS:
+        for name in fields:
+            named = name.lower() == usual and all(isinstance(value, (str, int)) for value in texts[name])
+            if named and _are_places(texts[name]):
+                return Places(name, "", [str(value) for value in texts[name]])
+    for name in fields:
+        found = [match[0] for value in texts[name] if (match := re.search(PLATE, str(value)))]
+        if len(found) == len(images) and _are_places(found):
+            return Places(name, PLATE, found)
     return None
 
 

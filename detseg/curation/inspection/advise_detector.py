@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from detseg.curation.inspection.advice import Suggestion, percent, round_up
-from detseg.curation.inspection.advise_scale import Crops, NetworkScale, image_sizes
+from detseg.curation.inspection.advise_scale import Crops, NetworkScale
 from detseg.curation.inspection.anchors import (
     HIGH_IOU,
     LOW_IOU,
@@ -18,9 +18,8 @@ from detseg.curation.inspection.anchors import (
     cluster_shapes,
     fitness,
     recall,
-    recall_curve,
 )
-from detseg.curation.inspection.gather import Gathered
+from detseg.curation.inspection.gather import Measurements
 
 # What there is without advice: Detectron2's for photographs, and those of configs/_base_/mask_rcnn_fpn.yaml.
 DETECTRON2 = Anchors(((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
@@ -31,26 +30,30 @@ _WORTH = 0.02
 CLUSTERS = 9
 
 
-def advise_anchors(gathered: Gathered, scale: NetworkScale) -> tuple[dict[str, Any], Suggestion]:
+def advise_anchors(data: Measurements, scale: NetworkScale) -> tuple[dict[str, Any], Suggestion]:
     """Return the numbers of the report and the suggestion."""
-    objects = gathered.objects
+    objects = data.objects
     if not len(objects):
         return {}, Suggestion("anchors", "Those of the base.", "There is no object to go by.")
-    own_sizes, sizes = image_sizes(gathered)[objects.image], scale.sizes[objects.image]
-    chosen = choose_anchors(scale.boxes, sizes)
+    own = objects.box, data.image_sizes[objects.image]
+    at_network = scale.boxes, scale.sizes[objects.image]
     cases = {
-        "detectron2": ("Detectron2's 32 to 512, own size", DETECTRON2, objects.boxes, own_sizes),
-        "before": ("base's 8 to 128, own size", MICROSCOPY, objects.boxes, own_sizes),
-        "scaled": ("base's 8 to 128, suggested size", MICROSCOPY, scale.boxes, sizes),
-        "suggested": ("suggested", chosen, scale.boxes, sizes),
+        "detectron2": ("Detectron2's 32 to 512, own size", DETECTRON2, own),
+        "before": ("base's 8 to 128, own size", MICROSCOPY, own),
+        "scaled": ("base's 8 to 128, suggested size", MICROSCOPY, at_network),
+        "suggested": ("suggested", choose_anchors(*at_network), at_network),
     }
     if scale.factor == 1 and not scale.min_size and not scale.pixel_size:
         del cases["scaled"]
-    ious = {name: best_iou(boxes, of, anchors) for name, (_, anchors, boxes, of) in cases.items()}
-    if fitness(ious.get("scaled", ious["before"])) >= fitness(ious["suggested"]) - _WORTH:
-        chosen = MICROSCOPY
-        cases["suggested"] = (cases["suggested"][0] + " (the base's)", chosen, scale.boxes, sizes)
-        ious["suggested"] = ious.get("scaled", ious["before"])
+    ious = {name: best_iou(*boxes, anchors) for name, (_, anchors, boxes) in cases.items()}
+    base = "scaled" if "scaled" in cases else "before"
+    if fitness(ious[base]) >= fitness(ious["suggested"]) - _WORTH:
+        cases["suggested"] = ("suggested (the base's)", MICROSCOPY, at_network)
+        ious["suggested"] = ious[base]
+    shapes = scale.boxes[:, 2:] - scale.boxes[:, :2]
+    if len(shapes) > MOST_BOXES:
+        shapes = shapes[np.random.default_rng(0).choice(len(shapes), MOST_BOXES, replace=False)]
+    means, fit = cluster_shapes(shapes, CLUSTERS)
     numbers = {
         "thresholds": THRESHOLDS,
         "cases": {
@@ -61,36 +64,28 @@ def advise_anchors(gathered: Gathered, scale: NetworkScale) -> tuple[dict[str, A
                 "mean_iou": float(ious[name].mean()),
                 "recall50": recall(ious[name], LOW_IOU),
                 "recall70": recall(ious[name], HIGH_IOU),
-                "curve": recall_curve(ious[name], THRESHOLDS),
+                "curve": [recall(ious[name], threshold) for threshold in THRESHOLDS],
             }
-            for name, (title, anchors, _, _) in cases.items()
+            for name, (title, anchors, _) in cases.items()
         },
-        "clusters": _clusters(scale),
+        "clusters": {"shapes": np.round(means, 1).tolist(), "mean_iou": fit},
     }
-    return numbers, _suggest_anchors(numbers["cases"], chosen)
-
-
-def _clusters(scale: NetworkScale) -> dict[str, Any]:
-    shapes = scale.boxes[:, 2:] - scale.boxes[:, :2]
-    if len(shapes) > MOST_BOXES:
-        shapes = shapes[np.random.default_rng(0).choice(len(shapes), MOST_BOXES, replace=False)]
-    means, fit = cluster_shapes(shapes, CLUSTERS)
-    return {"shapes": np.round(means, 1).tolist(), "mean_iou": fit}
+    return numbers, _suggest_anchors(numbers["cases"], cases["suggested"][1])
 
 
 def _suggest_anchors(cases: dict[str, Any], chosen: Anchors) -> Suggestion:
-    before, after = cases["before"], cases["suggested"]
-    sizes = ", ".join("/".join(f"{size:g}" for size in level) for level in chosen.sizes)
+    before, after, detectron2 = cases["before"], cases["suggested"], cases["detectron2"]
     reason = (
         f"On the grids of p2 to p6 {percent(after['recall50'])} of the objects meet an anchor with IoU 0.5 and "
         f"{percent(after['recall70'])} with 0.7 (RPN's limit for an object); before it were "
         f"{percent(before['recall50'])} and {percent(before['recall70'])}, with Detectron2's own "
-        f"{percent(cases['detectron2']['recall50'])} and {percent(cases['detectron2']['recall70'])}."
+        f"{percent(detectron2['recall50'])} and {percent(detectron2['recall70'])}."
     )
     keys = {
         "MODEL.ANCHOR_GENERATOR.SIZES": [[_plain(size) for size in level] for level in chosen.sizes],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[_plain(ratio) for ratio in chosen.ratios]],
     }
+    sizes = ", ".join("/".join(f"{size:g}" for size in level) for level in chosen.sizes)
     ratios = ", ".join(f"{ratio:g}" for ratio in chosen.ratios)
     kept = " (those of the base: others bring next to nothing)" if chosen == MICROSCOPY else ""
     return Suggestion("anchors", f"Anchors of {sizes} pixels with ratios {ratios}{kept}.", reason, keys)
@@ -100,15 +95,15 @@ def _plain(number: float) -> float | int:
     return int(number) if float(number).is_integer() else float(number)
 
 
-def advise_limits(gathered: Gathered, crops: Crops) -> list[Suggestion]:
-    """Suggest how many detections and proposals there may be, and which overlap of boxes is no doublet."""
-    counts = np.bincount(gathered.objects.image, minlength=len(gathered.dataset))
+def advise_limits(data: Measurements, crops: Crops) -> list[Suggestion]:
+    """Suggest how many detections and proposals there may be, and which overlap of boxes is no duplicate."""
+    counts = np.bincount(data.objects.image, minlength=len(data.dataset))
     most, typical = int(counts.max()), float(np.median(counts))
     detections = round_up(1.5 * most, 100)
     after_nms = round_up(2 * detections, 500)
-    in_crop = float(np.quantile(crops.counts, 0.95)) if len(crops.counts) else 0.0
-    middle = float(np.median(crops.counts)) if len(crops.counts) else 0.0
+    middle, in_crop = np.quantile(crops.counts, (0.5, 0.95)) if len(crops.counts) else (0.0, 0.0)
     train_after = round_up(10 * in_crop, 500)
+    head_samples = next(n for n in (64, 128, 192, 256, 384, 512) if n >= min(3 * in_crop, 512))
     keys = {
         "TEST.DETECTIONS_PER_IMAGE": detections,
         "TEST.MAX_DETECTIONS_COCO": max(detections, 2000),
@@ -117,36 +112,33 @@ def advise_limits(gathered: Gathered, crops: Crops) -> list[Suggestion]:
         "MODEL.RPN.POST_NMS_TOPK_TRAIN": train_after,
         "MODEL.RPN.PRE_NMS_TOPK_TRAIN": round_up(1.5 * train_after),
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256 if 4 * in_crop <= 256 else 512,
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": next(
-            n for n in (64, 128, 192, 256, 384, 512) if n >= min(3 * in_crop, 512)
-        ),
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": head_samples,
     }
-    part = "crop" if crops.size else "image"
     reason = (
         f"Images have up to {most:,} objects, {typical:.0f} in the median; half as many more detections leave room, "
-        f"and there are two proposals for each. In training a {part} shows {middle:.0f} objects in the median and 5 % "
-        f"more than {in_crop:.0f}: for these ten proposals each, and a sample of the box head three times as large."
+        f"and there are two proposals for each. In training a {'crop' if crops.size else 'image'} shows {middle:.0f} "
+        f"objects in the median and 5 % more than {in_crop:.0f}: for these ten proposals each, and a sample of the box "
+        "head three times as large."
     )
     limits = Suggestion("limits", f"{detections:,} detections an image, {after_nms:,} proposals.", reason, keys)
-    return [limits, *_advise_nms(gathered)]
+    return [limits, *_advise_nms(data.objects.box_iou)]
 
 
-def _advise_nms(gathered: Gathered) -> list[Suggestion]:
-    """Suggest NMS thresholds at which boxes of true neighbours survive. Of a pair that overlaps more, one would go."""
-    overlaps = gathered.objects.box_iou
+def _advise_nms(overlaps: np.ndarray) -> list[Suggestion]:
+    """Suggest NMS thresholds at which boxes of true neighbours survive. Of a pair that overlaps more, one would go.
+
+    overlaps: (N,) largest IoU of each object's box with another of its class.
+    """
     if not len(overlaps):
         return []
-    lost = {threshold: float((overlaps > threshold).mean()) / 2 for threshold in (0.5, 0.6, 0.7, 0.8)}
+    lost = {threshold: float((overlaps > threshold).mean()) / 2 for threshold in (0.5, 0.6, 0.7)}
     boxes = next((threshold for threshold in (0.5, 0.6, 0.7) if lost[threshold] < 0.005), 0.7)
     proposals = 0.7 if lost[0.7] < 0.005 else 0.8
     reason = (
         f"NMS at 0.5 would drop {percent(lost[0.5])} of the true objects, whose boxes overlap another one's of their "
         f"class by more; at 0.6 {percent(lost[0.6])}, at 0.7, that of RPN, {percent(lost[0.7])}. A higher threshold "
-        "keeps more doublets, which fusing by masks can remove."
+        "keeps more duplicates, which fusing by masks can remove."
     )
-    what = f"NMS of detections at {boxes:g}, of proposals at {proposals:g}."
-    return [
-        Suggestion(
-            "limits", what, reason, {"MODEL.ROI_HEADS.NMS_THRESH_TEST": boxes, "MODEL.RPN.NMS_THRESH": proposals}
-        )
-    ]
+    advice = f"NMS of detections at {boxes:g}, of proposals at {proposals:g}."
+    keys = {"MODEL.ROI_HEADS.NMS_THRESH_TEST": boxes, "MODEL.RPN.NMS_THRESH": proposals}
+    return [Suggestion("limits", advice, reason, keys)]

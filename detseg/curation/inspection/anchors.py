@@ -5,7 +5,7 @@ N boxes, A shapes of anchors. Shapes are (width, height) in pixels of the image 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,16 @@ import numpy as np
 STRIDES = (4, 8, 16, 32, 64)
 # IoU from which on an anchor is told to find an object, MODEL.RPN.IOU_THRESHOLDS, and the usual one of scores.
 HIGH_IOU, LOW_IOU = 0.7, 0.5
+# Recalls at these say how good anchors are: of what RPN can still learn, the usual one, and that of its own limit.
+FOUND_FROM = (0.3, LOW_IOU, HIGH_IOU)
 _BOXES_TOGETHER = 65536
+# Enough boxes to choose by; more say the same.
+MOST_BOXES = 20000
+RATIOS = 3
+# Of k-means.
+_ROUNDS, _STARTS = 100, 5
+# A second size a level doubles the anchors: taken where so much more is found.
+_WORTH = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,22 +86,14 @@ def recall(ious: np.ndarray, threshold: float) -> float:
     return float((ious >= threshold).mean()) if len(ious) else float("nan")
 
 
-def recall_curve(ious: np.ndarray, thresholds: Sequence[float]) -> list[float]:
-    return [recall(ious, threshold) for threshold in thresholds]
+def fitness(ious: np.ndarray) -> float:
+    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, for objects count that none fits well."""
+    return float(np.mean([recall(ious, threshold) for threshold in FOUND_FROM]))
 
 
 # Anchors that suit given boxes: k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), in a pyramid.
 #
 # N boxes; shapes are (width, height), compared as if they had one centre.
-
-# Enough boxes to choose by; more say the same.
-MOST_BOXES = 20000
-RATIOS = 3
-_ROUNDS, _STARTS = 100, 5
-# Recalls at these say how good anchors are: of what RPN can still learn, the usual one, and that of its own limit.
-FOUND_FROM = (0.3, 0.5, HIGH_IOU)
-# A second size a level doubles the anchors: taken where so much more is found.
-_WORTH = 0.05
 
 
 def shape_iou(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -155,13 +156,11 @@ def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
     return tuple(ratios) or (0.5, 1.0, 2.0)
 
 
-def choose_anchors(
-    boxes: np.ndarray, image_sizes: np.ndarray, strides: tuple[int, ...] = STRIDES, seed: int = 0
-) -> Anchors:
+def choose_anchors(boxes: np.ndarray, image_sizes: np.ndarray, seed: int = 0) -> Anchors:
     """Choose sizes and ratios for a pyramid: those whose anchors on the grids meet the boxes best (`fitness`).
 
-    Candidates are the clusters of the boxes' sizes, one a level, and ladders of doubled sizes; no size is below twice
-    its level's stride, where the grid's gaps would cost more than a better shape brings.
+    Candidates are the clusters of the boxes' sizes, one or two a level, and ladders of sizes that grow by a factor; no
+    size is below twice its level's stride, where the grid's gaps would cost more than a better shape brings.
 
     Args:
         boxes: (N, 4) XYXY, N > 0. image_sizes: (N, 2) height, width. Both at the network.
@@ -172,56 +171,21 @@ def choose_anchors(
     shapes = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
     ratios = choose_ratios(shapes)
     sides = np.sqrt(shapes.prod(axis=1))
-    square = np.repeat(sides[:, None], 2, axis=1)
-
-    def best_of(candidates: list[tuple[tuple[float, ...], ...]]) -> tuple[Anchors, np.ndarray]:
-        tried = [Anchors(sizes, ratios, strides) for sizes in candidates]
-        ious = [best_iou(boxes, image_sizes, anchors) for anchors in tried]
-        best = int(np.argmax([fitness(values) for values in ious]))
-        return tried[best], ious[best]
-
-    one, one_iou = best_of(_one_a_level(sides, square, strides))
-    two, two_iou = best_of(_two_a_level(sides, square, strides))
-    return two if fitness(two_iou) >= fitness(one_iou) + _WORTH else one
-
-
-def fitness(ious: np.ndarray) -> float:
-    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, for objects count that none fits well."""
-    return float(np.mean([recall(ious, threshold) for threshold in FOUND_FROM]))
-
-
-def _one_a_level(
-    sides: np.ndarray, square: np.ndarray, strides: tuple[int, ...]
-) -> list[tuple[tuple[float, ...], ...]]:
-    clusters = cluster_shapes(square, len(strides))[0][:, 0]
-    candidates = [_filled(clusters, strides, 1)]
-    for quantile in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5):
-        first = np.quantile(sides, quantile)
-        candidates += [_filled(first * growth ** np.arange(len(strides)), strides, 1) for growth in (1.5, 2.0)]
-    return candidates
-
-
-def _two_a_level(
-    sides: np.ndarray, square: np.ndarray, strides: tuple[int, ...]
-) -> list[tuple[tuple[float, ...], ...]]:
-    count = 2 * len(strides)
-    candidates = [_filled(cluster_shapes(square, count)[0][:, 0], strides, 2)]
-    for quantile in (0.02, 0.05, 0.1, 0.2, 0.35):
-        first = np.quantile(sides, quantile)
-        candidates += [_filled(first * growth ** np.arange(count), strides, 2) for growth in (1.25, 1.41, 1.6)]
-    return candidates
-
-
-def _filled(sizes: np.ndarray, strides: tuple[int, ...], per_level: int) -> tuple[tuple[float, ...], ...]:
-    """Give sizes, ascending, to the levels; where there are too few, larger ones follow."""
-    sizes = list(sizes)
-    while len(sizes) < per_level * len(strides):
-        sizes.append(sizes[-1] * 2 ** (1 / per_level))
-    return tuple(
-        tuple(_rounded(max(size, 2.0 * stride)) for size in sizes[per_level * level : per_level * (level + 1)])
-        for level, stride in enumerate(strides)
-    )
-
-
-def _rounded(size: float) -> float:
-    return float(round(size)) if size >= 10 else round(float(size), 1)
+    best: dict[int, tuple[float, Anchors]] = {}
+    for per_level, quantiles, factors in (
+        (1, (0.02, 0.05, 0.1, 0.2, 0.35, 0.5), (1.5, 2.0)),
+        (2, (0.02, 0.05, 0.1, 0.2, 0.35), (1.25, 1.41, 1.6)),
+    ):
+        count = per_level * len(STRIDES)
+        clusters = list(cluster_shapes(np.repeat(sides[:, None], 2, axis=1), count)[0][:, 0])
+        while len(clusters) < count:  # where there are too few different sizes, larger ones follow
+            clusters.append(clusters[-1] * 2 ** (1 / per_level))
+        starts = itertools.product(np.quantile(sides, quantiles), factors)
+        for sizes in [clusters, *(first * factor ** np.arange(count) for first, factor in starts)]:
+            levels = np.maximum(np.reshape(sizes, (-1, per_level)), 2.0 * np.array(STRIDES)[:, None])
+            rounded = tuple(tuple(round(size, 0 if size >= 10 else 1) for size in level) for level in levels.tolist())
+            anchors = Anchors(rounded, ratios)
+            found = fitness(best_iou(boxes, image_sizes, anchors))
+            if per_level not in best or found > best[per_level][0]:
+                best[per_level] = found, anchors
+    return best[2][1] if best[2][0] >= best[1][0] + _WORTH else best[1][1]

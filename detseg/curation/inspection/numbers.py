@@ -1,21 +1,19 @@
-"""The report of what was gathered: plain values for JSON, distributions as counts: figures need nothing else."""
+"""The report of what was measured: plain values for JSON, distributions as counts: figures need nothing else."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from detseg.curation.inspection.advice import class_weights
-from detseg.curation.inspection.advise_scale import pixel_sizes
-from detseg.curation.inspection.gather import Gathered
+from detseg.curation.inspection.gather import Measurements
 from detseg.curation.inspection.problems import problem_numbers
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-# Bins an octave.
-_FINE = 4
 
 
 def describe(values: np.ndarray) -> dict[str, float] | None:
@@ -24,14 +22,8 @@ def describe(values: np.ndarray) -> dict[str, float] | None:
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    quantiles = {name: float(np.quantile(values, share)) for name, share in _QUANTILES.items()}
-    return {
-        "count": len(values),
-        "mean": float(values.mean()),
-        "min": float(values.min()),
-        **quantiles,
-        "max": float(values.max()),
-    }
+    quantiles = dict(zip(_QUANTILES, np.quantile(values, list(_QUANTILES.values())), strict=True))
+    return {"count": len(values), "mean": values.mean(), "min": values.min(), **quantiles, "max": values.max()}
 
 
 def clean(value: Any) -> Any:
@@ -43,183 +35,148 @@ def clean(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
-        return None if not math.isfinite(value) else float(f"{value:.6g}")
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
 
-def report_numbers(gathered: Gathered) -> dict[str, Any]:
-    """Return all sections of the report but anchors and suggestions."""
+def report_numbers(data: Measurements) -> dict[str, Any]:
+    """Return all sections of the report but anchors and suggestions; `clean` makes plain values of it."""
+    origins = data.dataset.origins
+    object_origins = origins[data.objects.image]
     return {
-        "files": _files(gathered),
-        "classes": gathered.dataset.class_names,
-        "group_field": gathered.group_field,
-        "images": _images(gathered),
-        "objects": _objects(gathered),
-        "distributions": _distributions(gathered),
-        "pictures": _pictures(gathered),
-        "problems": problem_numbers(gathered),
+        "files": [
+            {"name": name, "images": (origins == number).sum(), "objects": (object_origins == number).sum()}
+            for number, name in enumerate(data.files)
+        ],
+        "classes": data.dataset.class_names,
+        "group_field": data.group_field,
+        "images": _images(data),
+        "objects": _objects(data),
+        "distributions": _distributions(data),
+        "pictures": _intensities(data),
+        "problems": problem_numbers(data),
     }
 
 
-def diameters(gathered: Gathered) -> np.ndarray:
-    """Return the diameters of discs of the objects' areas, pixels: (N,) float64."""
-    return np.sqrt(4 / np.pi * gathered.objects.areas)
-
-
-def _files(gathered: Gathered) -> list[dict[str, Any]]:
-    origins, images = gathered.dataset.origins, gathered.objects.image
-    return [
-        {"name": name, "images": int((origins == n).sum()), "objects": int((origins[images] == n).sum())}
-        for n, name in enumerate(gathered.names)
-    ]
-
-
-def _images(gathered: Gathered) -> dict[str, Any]:
-    records = gathered.dataset.images
-    sizes: dict[tuple[int, int], int] = {}
-    for record in records:
-        sizes[record.height, record.width] = sizes.get((record.height, record.width), 0) + 1
-    counts = gathered.dataset.objects_per_image()
-    micrometres = pixel_sizes(gathered)
-    frequent = sorted(sizes.items(), key=lambda item: -item[1])
-    return {
-        "count": len(records),
-        "empty": int((counts.sum(axis=1) == 0).sum()),
-        "crowd_regions": int(gathered.crowd.sum()),
-        "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in frequent],
-        "pixel_size": describe(micrometres),
-        "by_group": _by_group(gathered, counts),
-        "rows": _image_rows(gathered, counts),
-    }
-
-
-def _by_group(gathered: Gathered, counts: np.ndarray) -> dict[str, Any]:
-    groups = np.array(gathered.groups)
-    names = gathered.dataset.class_names
-    return {
-        group: {
-            "images": int((groups == group).sum()),
-            "objects": dict(zip(names, counts[groups == group].sum(axis=0).tolist(), strict=True)),
-        }
-        for group in sorted(set(gathered.groups))
-    }
-
-
-def _image_rows(gathered: Gathered, counts: np.ndarray) -> list[dict[str, Any]]:
-    """Return one row an image; measurements of pictures are there where it was read."""
-    records = gathered.dataset.images
-    covered = np.bincount(gathered.objects.image, weights=gathered.objects.areas, minlength=len(records))
+def _images(data: Measurements) -> dict[str, Any]:
+    records, names, groups = data.dataset.images, data.dataset.class_names, np.array(data.groups)
+    counts = data.dataset.objects_per_image()
+    covered = np.bincount(data.objects.image, weights=data.objects.area, minlength=len(records))
     rows = []
     for index, record in enumerate(records):
-        picture = gathered.intensities.get(index)
         row = {
             "file_name": record.file_name,
-            "file": int(gathered.dataset.origins[index]),
-            "group": gathered.groups[index],
-            "objects": int(counts[index].sum()),
+            "file": data.dataset.origins[index],
+            "group": data.groups[index],
+            "objects": counts[index].sum(),
             "covered": covered[index] / (record.height * record.width),
         }
-        if picture is not None:
-            names = ("dtype", "channels", "low", "median", "high", "mean", "std", "saturated", "focus", "colour")
-            row |= {name: getattr(picture, name) for name in names} | {"contrast": picture.contrast}
+        # Only of images that were read.
+        if (one := data.intensities.get(index)) is not None:
+            for name in ("dtype", "channels", "low", "median", "high", "mean", "std", "saturated", "focus", "colour"):
+                row[name] = getattr(one, name)
+            row["contrast"] = one.contrast
         rows.append(row)
-    return rows
-
-
-def _objects(gathered: Gathered) -> dict[str, Any]:
-    objects = gathered.objects
-    counts = np.bincount(objects.classes, minlength=len(gathered.dataset.class_names))
-    weights = class_weights(counts)
-    numbers = {"count": len(objects), **_summary(gathered, np.ones(len(objects), dtype=bool))}
-    numbers["classes"] = {
-        name: {"weight": weights[number], **_summary(gathered, objects.classes == number)}
-        for number, name in enumerate(gathered.dataset.class_names)
+    sizes = Counter((record.height, record.width) for record in records)
+    return {
+        "count": len(records),
+        "empty": (counts.sum(axis=1) == 0).sum(),
+        "crowd_regions": data.crowd.sum(),
+        "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in sizes.most_common()],
+        "pixel_size": describe(data.pixel_sizes),
+        "by_group": {
+            group: {
+                "images": (groups == group).sum(),
+                "objects": dict(zip(names, counts[groups == group].sum(axis=0), strict=True)),
+            }
+            for group in sorted(set(data.groups))
+        },
+        "rows": rows,
     }
-    groups = np.array(gathered.groups)[objects.image]
-    numbers["groups"] = {name: _summary(gathered, groups == name) for name in sorted(set(gathered.groups))}
-    pairs = {"overlapping": objects.overlapping, "touching": objects.touching, "near": objects.near}
-    numbers["pairs"] = {name: int(values.sum()) // 2 for name, values in pairs.items()}
-    return numbers
 
 
-def _summary(gathered: Gathered, rows: np.ndarray) -> dict[str, Any]:
-    objects = gathered.objects.select(rows)
-    micrometres = pixel_sizes(gathered)[objects.image]
-    size = np.sqrt(4 / np.pi * objects.areas)
+def _objects(data: Measurements) -> dict[str, Any]:
+    objects, names = data.objects, data.dataset.class_names
+    weights = class_weights(np.bincount(objects.class_index, minlength=len(names)))
+    return {
+        "count": len(objects),
+        **_summary(data, np.ones(len(objects), dtype=bool)),
+        "classes": {
+            name: {"weight": weights[number], **_summary(data, objects.class_index == number)}
+            for number, name in enumerate(names)
+        },
+        "groups": {name: _summary(data, data.object_groups == name) for name in sorted(set(data.groups))},
+        "pairs": {name: objects[name].sum() // 2 for name in ("overlapping", "touching", "near")},
+    }
+
+
+def _summary(data: Measurements, rows: np.ndarray) -> dict[str, Any]:
+    """Return what is said of the objects of one class or group; rows: which, (N,) bool."""
+    objects = data.objects[rows]
+    diameters = _diameters(objects)
     total = max(len(objects), 1)
+    touching = objects.touching + objects.overlapping
     return {
         "objects": len(objects),
         "images": len(np.unique(objects.image)),
-        "diameter": describe(size),
-        "diameter_um": describe(size * micrometres),
+        "diameter": describe(diameters),
+        "diameter_um": describe(diameters * data.pixel_sizes[objects.image]),
         "elongation": describe(objects.elongation),
-        "at_border": float(objects.at_border.sum() / total),
-        "overlapping": float((objects.overlapping > 0).sum() / total),
-        "touching": float(((objects.touching > 0) | (objects.overlapping > 0)).sum() / total),
-        "near": float(((objects.near + objects.touching + objects.overlapping) > 0).sum() / total),
-        "shared": float(objects.shared.mean()) if len(objects) else None,
+        "at_border": objects.at_border.sum() / total,
+        "overlapping": (objects.overlapping > 0).sum() / total,
+        "touching": (touching > 0).sum() / total,
+        "near": (objects.near + touching > 0).sum() / total,
+        "shared": objects.shared.mean() if len(objects) else None,
     }
 
 
-def _distributions(gathered: Gathered) -> dict[str, Any]:
+def _diameters(objects: np.recarray) -> np.ndarray:
+    """Return the diameters of discs of the objects' areas, pixels: (N,) float64."""
+    return np.sqrt(4 / np.pi * objects.area)
+
+
+def _distributions(data: Measurements) -> dict[str, Any]:
     """Return counts of objects in bins, for all classes and groups."""
-    objects = gathered.objects
-    aspect = np.log2(objects.heights / np.maximum(objects.widths, 1e-9)) if len(objects) else np.zeros(0)
-    contacts = objects.overlapping + objects.touching
-    values = {
-        "diameter": (np.log2(np.maximum(diameters(gathered), 0.5)), 1 / _FINE),
-        "aspect": (np.clip(aspect, -4, 4), 1 / 4),
+    objects = data.objects
+    width, height = (objects.box[:, 2:] - objects.box[:, :2]).T
+    columns = {
+        # In octaves: values, width of a bin.
+        "diameter": (np.log2(np.maximum(_diameters(objects), 0.5)), 1 / 4),
+        "aspect": (np.clip(np.log2(height / np.maximum(width, 1e-9)), -4, 4), 1 / 4),
         "elongation": (np.clip(objects.elongation, 1, 8), 1 / 4),
-        "contacts": (np.minimum(contacts, 10).astype(np.float64), 1.0),
+        "contacts": (np.minimum(objects.overlapping + objects.touching, 10), 1.0),
     }
-    groups = np.array(gathered.groups)[objects.image]
-    names = gathered.dataset.class_names
     result = {}
-    for name, (column, step) in values.items():
-        edges = _edges(column, step)
-        result[name] = {
-            "edges": edges,
-            "classes": {c: _counts(column[objects.classes == n], edges) for n, c in enumerate(names)},
-            "groups": {g: _counts(column[groups == g], edges) for g in sorted(set(gathered.groups))},
+    for name, (values, step) in columns.items():
+        first, last = (math.floor(limit / step) for limit in (values.min(), values.max())) if len(values) else (0, 0)
+        edges = [step * number for number in range(first, last + 2)]
+        classes = {
+            one: np.histogram(values[objects.class_index == number], bins=edges)[0]
+            for number, one in enumerate(data.dataset.class_names)
         }
+        groups = {
+            one: np.histogram(values[data.object_groups == one], bins=edges)[0] for one in sorted(set(data.groups))
+        }
+        result[name] = {"edges": edges, "classes": classes, "groups": groups}
     return result
 
 
-def _edges(values: np.ndarray, step: float) -> list[float]:
-    if not len(values):
-        return [0.0, step]
-    first, last = math.floor(values.min() / step), math.floor(values.max() / step) + 1
-    return [step * number for number in range(first, last + 1)]
-
-
-def _counts(values: np.ndarray, edges: list[float]) -> list[int]:
-    return np.histogram(values, bins=edges)[0].tolist()
-
-
-def _pictures(gathered: Gathered) -> dict[str, Any]:
-    read = gathered.intensities
-    groups = sorted(set(gathered.groups))
-    chosen = {group: [read[i] for i in read if gathered.groups[i] == group] for group in groups}
+def _intensities(data: Measurements) -> dict[str, Any]:
+    read = data.intensities.values()
+    by_group = {}
+    for group in sorted(set(data.groups)):
+        own = [one for index, one in data.intensities.items() if data.groups[index] == group]
+        by_group[group] = {
+            name: describe(np.array([getattr(one, name) for one in own], dtype=np.float64))
+            for name in ("low", "median", "high", "contrast", "noise", "focus", "saturated")
+        }
     return {
-        "there": len(gathered.dataset) - len(gathered.missing),
-        "chosen": len(gathered.chosen),
+        "there": len(data.dataset) - len(data.missing),
+        "chosen": len(data.chosen),
         "read": len(read),
-        "dtypes": _tally(picture.dtype for picture in read.values()),
-        "channels": _tally(picture.channels for picture in read.values()),
-        "coloured": sum(picture.is_coloured for picture in read.values()),
-        "bright_ground": sum(picture.is_bright for picture in read.values()),
-        "by_group": {
-            group: {
-                name: describe(np.array([getattr(picture, name) for picture in own], dtype=np.float64))
-                for name in ("low", "median", "high", "contrast", "noise", "focus", "saturated")
-            }
-            for group, own in chosen.items()
-        },
+        "dtypes": Counter(one.dtype for one in read),
+        "channels": Counter(one.channels for one in read),
+        "coloured": sum(one.is_coloured for one in read),
+        "bright_ground": sum(one.is_bright for one in read),
+        "by_group": by_group,
     }
-
-
-def _tally(values: Iterable[Any]) -> dict[str, int]:
-    result: dict[str, int] = {}
-    for value in values:
-        result[str(value)] = result.get(str(value), 0) + 1
-    return result

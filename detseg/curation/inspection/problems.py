@@ -1,14 +1,14 @@
-"""What is wrong with a data set: its file, its masks, its pictures, its parts. The worst of each kind are listed."""
+"""What is wrong with a data set: its file, its masks, its images, its parts. The worst of each kind are listed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.curation.inspection.gather import Gathered
+from detseg.curation.inspection.gather import Measurements
 from detseg.curation.leaks import leaks
 from detseg.curation.repair.masks import crumbs_of, label_holes, pieces_of
 from detseg.curation.repair.rules import RULES, RepairRules
@@ -18,134 +18,104 @@ from detseg.structures import rle as rle_codec
 WORST = 12
 # An object of more or less than so many times the median area of its class and kind is told of.
 OUTSIZED = 25.0
-# A picture whose focus is so many times below the median of its kind is told of; half is a matter of taste.
+# An image whose focus is so many times below the median of its kind is told of; half is a matter of taste.
 BLURRED = 6.0
 SATURATED = 0.2
 FLAT = 4.0
 
 
-def problem_numbers(gathered: Gathered) -> dict[str, Any]:
-    """Return what is wrong: masks by rule of repair, odd objects, pictures, images that are nearly the same."""
+def problem_numbers(data: Measurements) -> dict[str, Any]:
+    """Return what is wrong: masks by rule of repair, odd objects, images, images that are nearly the same."""
+    names = [record.file_name for record in data.dataset.images]
     return {
-        "file": gathered.skipped[:200],
-        "file_count": len(gathered.skipped),
-        "missing": [_name(gathered, index) for index in gathered.missing],
-        "unreadable": [{"file_name": _name(gathered, i), "problem": text} for i, text in gathered.unreadable.items()],
-        "masks": {**_repairs(gathered), **_shapes(gathered)},
-        "pictures": _pictures(gathered),
-        "similar": _similar(gathered),
-        "one_class_hint": gathered.one_class_hint,
+        "file": data.skipped[:200],
+        "file_count": len(data.skipped),
+        "missing": [names[index] for index in data.missing],
+        "unreadable": [{"file_name": names[index], "problem": text} for index, text in data.unreadable.items()],
+        "masks": {**_repairs(data), **_odd_objects(data)},
+        "pictures": _images(data),
+        "similar": _similar(data),
+        "one_class_hint": data.one_class_hint,
     }
 
 
-def _name(gathered: Gathered, index: int) -> str:
-    return gathered.dataset.images[index].file_name
-
-
-def _entry(
-    title: str, remedy: str, image: np.ndarray, pixels: int | None, worst: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "title": title,
-        "remedy": remedy,
-        "objects": len(image),
-        "images": len(np.unique(image)),
-        "pixels": pixels,
-        "worst": list(worst),
-    }
-
-
-def _repairs(gathered: Gathered) -> dict[str, Any]:
+def _repairs(data: Measurements) -> dict[str, Any]:
     """Return what the rules of repair find."""
-    result = {}
     titles = dict(RULES)
-    if gathered.rules.fragments == "keep":
+    if data.rules.fragments == "keep":
         titles["fragments"] = "masks with pieces far apart: two objects under one number"
+    result = {}
     for rule, title in titles.items():
-        own = [(index, change) for index, change in gathered.changes if change.rule == rule]
-        if not own:
-            continue
+        own = [(index, change) for index, change in data.changes if change.rule == rule]
         own.sort(key=lambda item: (-item[1].pixels, item[0], item[1].annotation))
-        worst = [
-            {
-                "image": index,
-                "number": change.annotation,
-                "pixels": change.pixels,
-                "note": _note(change),
-                "defect": defect_of(gathered.dataset, index, int(change.annotation), rule, gathered.rules),
-            }
-            for index, change in own[:WORST]
-        ]
-        images = np.array([index for index, _ in own])
-        result[rule] = _entry(title, "detseg repair", images, sum(change.pixels for _, change in own), worst)
+        worst = []
+        for index, change in own[:WORST]:
+            note = f"{change.action}, {change.area_before} to {change.area_after} px"
+            note += f" ({change.other})" if change.action in ("split", "relabelled") else ""
+            worst.append(_object(data, index, int(change.annotation), change.pixels, note, rule))
+        if own:
+            images = np.array([index for index, _ in own])
+            pixels = sum(change.pixels for _, change in own)
+            result[rule] = _finding(title, "detseg repair", images, pixels, worst)
     return result
 
 
-def _note(change: Any) -> str:
-    text = f"{change.action}, {change.area_before} to {change.area_after} px"
-    return f"{text} ({change.other})" if change.action in ("split", "relabelled") else text
-
-
-def _shapes(gathered: Gathered) -> dict[str, Any]:
+def _odd_objects(data: Measurements) -> dict[str, Any]:
     """Return what repair leaves by default: all holes, masks of several pieces, objects of odd size."""
-    objects = gathered.objects
-    result = {}
-    for name, title, rows, pixels, remedy in (
-        (
-            "all_holes",
-            "masks with holes, those around other objects too",
-            objects.holes > 0,
-            objects.hole_pixels,
-            "holes=all",
-        ),
+    objects, result = data.objects, {}
+    for name, title, found, pixels, rules in (
+        ("all_holes", "masks with holes, those around other objects too", objects.holes, "hole_pixels", "holes=all"),
         (
             "pieces",
             "masks of several pieces, near ones too",
-            objects.pieces > 1,
-            objects.lesser_pixels,
+            objects.pieces - 1,
+            "lesser_pixels",
             "fragments=split or largest",
         ),
     ):
-        found = np.flatnonzero(rows)
-        worst = found[np.argsort(-pixels[found], kind="stable")][:WORST]
+        rows = objects[found > 0]
         # Where repair fills all holes, they are told of already.
-        if len(found) and not (name == "all_holes" and _is_told(gathered, "holes", len(found))):
-            rows_of_worst = [_row(gathered, index, int(pixels[index]), f"{pixels[index]} px", name) for index in worst]
-            remedy = f"detseg repair --rules {remedy}"
-            result[name] = _entry(title, remedy, objects.image[found], int(pixels[found].sum()), rows_of_worst)
-    times = _times_typical(gathered)
-    found = np.flatnonzero(np.maximum(times, 1 / times) > OUTSIZED) if len(times) else np.zeros(0, dtype=np.int64)
-    if len(found):
-        worst = found[np.argsort(-np.abs(np.log(times[found])), kind="stable")][:WORST]
-        rows_of_worst = [
-            _row(
-                gathered,
-                index,
-                int(objects.areas[index]),
-                f"{objects.areas[index]} px, {times[index]:.2g} x the median",
-            )
-            for index in worst
+        if not len(rows) or (name == "all_holes" and sum(c.rule == "holes" for _, c in data.changes) >= len(rows)):
+            continue
+        worst = [
+            _object(data, int(row.image), int(row.number), int(row[pixels]), f"{row[pixels]} px", name)
+            for row in rows[np.argsort(-rows[pixels], kind="stable")][:WORST]
         ]
+        result[name] = _finding(title, f"detseg repair --rules {rules}", rows.image, int(rows[pixels].sum()), worst)
+    # By the median of the object's class in images of its kind.
+    _, kind = np.unique(data.object_groups, return_inverse=True)
+    times = np.ones(len(objects))
+    for key in set(zip(kind.tolist(), objects.class_index.tolist(), strict=True)):
+        own = (kind == key[0]) & (objects.class_index == key[1])
+        times[own] = objects.area[own] / np.median(objects.area[own])
+    found = np.flatnonzero(np.maximum(times, 1 / times) > OUTSIZED)
+    if len(found):
+        worst = []
+        for index in found[np.argsort(-np.abs(np.log(times[found])), kind="stable")][:WORST]:
+            row = objects[index]
+            note = f"{row.area} px, {times[index]:.2g} x the median"
+            worst.append(_object(data, int(row.image), int(row.number), int(row.area), note))
         title = f"objects of more, or less, than {OUTSIZED:g} times the median area of their class and kind"
-        result["outsized"] = _entry(title, "look at them", objects.image[found], None, rows_of_worst)
+        result["outsized"] = _finding(title, "look at them", objects.image[found], None, worst)
     return result
 
 
-def _is_told(gathered: Gathered, rule: str, count: int) -> bool:
-    return sum(change.rule == rule for _, change in gathered.changes) >= count
+def _finding(title: str, remedy: str, images: np.ndarray, pixels: int | None, worst: list[Any]) -> dict[str, Any]:
+    """Return what the report says of one kind of problem; images: of each of the objects that have it."""
+    counts = {"objects": len(images), "images": len(np.unique(images)), "pixels": pixels}
+    return {"title": title, "remedy": remedy, **counts, "worst": worst}
 
 
-def _row(gathered: Gathered, index: int, pixels: int, note: str, rule: str = "") -> dict[str, Any]:
-    image, number = int(gathered.objects.image[index]), int(gathered.objects.number[index])
-    row = {"image": image, "number": number, "pixels": pixels, "note": note}
-    return row | ({"defect": defect_of(gathered.dataset, image, number, rule, gathered.rules)} if rule else {})
+def _object(data: Measurements, image: int, number: int, pixels: int, note: str, rule: str = "") -> dict[str, Any]:
+    row: dict[str, Any] = {"image": image, "number": number, "pixels": pixels, "note": note}
+    return row | ({"defect": defect_of(data.dataset, image, number, rule, data.rules)} if rule else {})
 
 
 def defect_of(dataset: CocoDataset, image: int, number: int, rule: str, rules: RepairRules) -> dict[str, Any] | None:
     """Return the pixels that a rule is about, as an RLE with text counts: holes, crumbs, lesser pieces; else None."""
     record = dataset.images[image]
-    mask, x0, y0 = rle_codec.decode_crop(dataset.table.rles(image, record.height, record.width)[0][number])
-    mask = np.ascontiguousarray(mask)
+    crop, x0, y0 = rle_codec.decode_crop(dataset.table.rles(image, record.height, record.width)[0][number])
+    mask = np.ascontiguousarray(crop)
     if rule in ("holes", "all_holes"):
         found = label_holes(mask)[0] > 0
     elif rule == "crumbs":
@@ -160,76 +130,49 @@ def defect_of(dataset: CocoDataset, image: int, number: int, rule: str, rules: R
     return {"size": rle["size"], "counts": bytes(rle["counts"]).decode("ascii")}
 
 
-def _times_typical(gathered: Gathered) -> np.ndarray:
-    """Return the areas as multiples of the median of the object's class in images of its kind, (N,)."""
-    objects = gathered.objects
-    groups = np.unique(np.array(gathered.groups), return_inverse=True)[1][objects.image]
-    keys = groups * (int(objects.classes.max(initial=0)) + 1) + objects.classes
-    times = np.ones(len(objects))
-    for key in np.unique(keys):
-        own = keys == key
-        times[own] = objects.areas[own] / np.median(objects.areas[own])
-    return times
+def _images(data: Measurements) -> dict[str, Any]:
+    """Return images that are out of focus for their kind, saturated, or flat."""
+    read = data.intensities
+    by_kind: dict[str, list[float]] = {}
+    for index, one in read.items():
+        by_kind.setdefault(data.groups[index], []).append(one.focus)
+    typical = {kind: np.median(values) for kind, values in by_kind.items()}
+    focus = {index: one.focus / max(typical[data.groups[index]], 1e-12) for index, one in read.items()}
+    blurred = [index for index in read if focus[index] < 1 / BLURRED]
+    saturated = [index for index in read if read[index].saturated > SATURATED]
+    flat = [i for i, one in read.items() if one.high - one.low < FLAT and one.dtype == "uint8"]
+    flat += [i for i, one in read.items() if one.high <= one.low and one.dtype != "uint8"]
 
-
-def _pictures(gathered: Gathered) -> dict[str, Any]:
-    """Return pictures that are out of focus for their kind, saturated, or flat."""
-    read = gathered.intensities
-    typical = {
-        group: np.median([picture.focus for index, picture in read.items() if gathered.groups[index] == group])
-        for group in {gathered.groups[index] for index in read}
-    }
-    ratio = {index: picture.focus / max(typical[gathered.groups[index]], 1e-12) for index, picture in read.items()}
-    blurred = sorted((index for index in read if ratio[index] < 1 / BLURRED), key=lambda index: ratio[index])
-    saturated = [index for index, picture in read.items() if picture.saturated > SATURATED]
-    flat = [index for index, picture in read.items() if picture.high - picture.low < FLAT and picture.dtype == "uint8"]
-    flat += [index for index, picture in read.items() if picture.high <= picture.low and picture.dtype != "uint8"]
-
-    def entry(title: str, found: list[int], note: Any) -> dict[str, Any]:
+    def finding(title: str, found: list[int], note: Callable[[int], str]) -> dict[str, Any]:
         worst = [{"image": index, "note": note(index)} for index in found[:WORST]]
         return {"title": title, "images": len(found), "worst": worst}
 
-    entries = {
-        "blurred": entry(
+    findings = {
+        "blurred": finding(
             f"pictures with less than 1/{BLURRED:g} of the usual focus of their kind",
-            blurred,
-            lambda index: f"{percent_of(ratio[index])} of the median focus",
+            sorted(blurred, key=focus.__getitem__),
+            lambda index: f"{100 * focus[index]:.0f} % of the median focus",
         ),
-        "saturated": entry(
-            f"pictures with more than {percent_of(SATURATED)} of their pixels at the largest value",
+        "saturated": finding(
+            f"pictures with more than {100 * SATURATED:.0f} % of their pixels at the largest value",
             sorted(saturated, key=lambda index: -read[index].saturated),
-            lambda index: f"{percent_of(read[index].saturated)} saturated",
+            lambda index: f"{100 * read[index].saturated:.0f} % saturated",
         ),
-        "flat": entry(
+        "flat": finding(
             "pictures that show nothing", flat, lambda index: f"from {read[index].low:g} to {read[index].high:g}"
         ),
     }
-    return {name: one for name, one in entries.items() if one["images"]}
+    return {name: one for name, one in findings.items() if one["images"]}
 
 
-def percent_of(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _similar(gathered: Gathered) -> dict[str, Any]:
-    """Return images that are nearly the same; those of different files, or folds, are leaks."""
-    origins = gathered.dataset.origins
-    leaking = leaks(gathered.pairs, origins.tolist())
-    ordered = sorted(leaking, key=lambda p: -p.similarity)
-    ordered += sorted((p for p in gathered.pairs if origins[p.first] == origins[p.second]), key=lambda p: -p.similarity)
-    images = {index for pair in gathered.pairs for index in (pair.first, pair.second)}
+def _similar(data: Measurements) -> dict[str, Any]:
+    """Return images that are nearly the same; those of different files are leaks, which are listed first."""
+    origins = data.dataset.origins.tolist()
+    leaking = leaks(data.similar, origins)
+    ordered = sorted(data.similar, key=lambda pair: (origins[pair.first] == origins[pair.second], -pair.similarity))
     return {
-        "pairs": len(gathered.pairs),
-        "images": len(images),
+        "pairs": len(data.similar),
+        "images": len({index for pair in data.similar for index in (pair.first, pair.second)}),
         "leaks": len(leaking),
-        "worst": [
-            {
-                "first": pair.first,
-                "second": pair.second,
-                "similarity": pair.similarity,
-                "turned": pair.turned,
-                "leak": bool(origins[pair.first] != origins[pair.second]),
-            }
-            for pair in ordered[:WORST]
-        ],
+        "worst": [{**vars(pair), "leak": origins[pair.first] != origins[pair.second]} for pair in ordered[:WORST]],
     }

@@ -15,8 +15,9 @@ from detseg.coco.masks import to_rle
 from detseg.coco.writing import annotations_of
 from detseg.curation.repair.image import ImageMasks, RepairedMasks, repair_image
 from detseg.curation.repair.masks import allowed_classes, check_kinds, one_class_hint
-from detseg.curation.repair.rules import Change, RepairRules, check_free, write_changes
+from detseg.curation.repair.rules import Change, RepairRules, write_changes
 from detseg.errors import DataError
+from detseg.files.atomic import check_free
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.errors import DataError
-from detseg.files.atomic import make_folder, written_whole
+from detseg.files.atomic import check_free, make_folder, written_whole
 
 _WORDS = {
     "holes": ("free", "all", "off"),
@@ -212,12 +212,6 @@ def write_changes(path: Path, changes: Iterable[Change], *, overwrite: bool) -> 
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
         rows.writerows([getattr(change, column) for column in COLUMNS] for change in changes)
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise DataError where a file exists, unless `overwrite`."""
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
 
 
 def changes_table(changes: Sequence[Change]) -> str:

@@ -1,26 +1,21 @@
-"""Figures of objects: how many, how large, of which shape, how near each other. Each makes SVG of the report."""
+"""Figures of the page of `detseg inspect_data`, each made of the report only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from textwrap import fill
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detseg.report.inspection.page import (
-    INK,
-    LINE,
-    MOST_ROWS,
-    colour,
-    count_ticks,
-    new_figure,
-    octave_ticks,
-    styled,
-    to_svg,
-)
+from detseg.report.html import INK, LINE, colour, count_ticks, new_figure, octave_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Report = Mapping[str, Any]
+# Of more groups than this the most frequent are drawn.
+MOST_ROWS = 12
 
 
 def groups_of(report: Report) -> list[str]:
@@ -44,133 +39,93 @@ def label_of(group: str) -> str:
     return group or "all"
 
 
-@styled
-def draw_counts(report: Report) -> str:
-    """Images and objects of every group, the objects by class."""
+def _percent_axis(axis: Any) -> None:
+    axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+
+
+def _dots(report: Report, rows: Sequence[Report], columns: Mapping[str, Sequence[float | None]]) -> tuple[Any, Any]:
+    """Draw columns (title -> value of every row) side by side: one dot a row, by group, and a mark at the median.
+
+    Dots are moved up and down so that equal ones show.
+    """
     groups = groups_of(report)[::-1]
-    rows = report["images"]["by_group"]
-    figure, (left, right) = new_figure(0.9 + 0.34 * len(groups) + 0.2 * (len(report["classes"]) > 1), 2, (1, 1.6))
-    places = np.arange(len(groups))
-    images = [rows[group]["images"] for group in groups]
-    left.barh(places, images, height=0.62, color="#8a929c")
-    _write_values(left, images, places)
-    left.set_yticks(places, [label_of(group) for group in groups])
-    start = np.zeros(len(groups))
-    for number, name in enumerate(report["classes"]):
-        widths = np.array([rows[group]["objects"][name] for group in groups], dtype=np.float64)
-        right.barh(places, widths, left=start, height=0.62, color=colour(number), label=name)
-        start += widths
-    _write_values(right, start, places)
-    right.set_yticks(places, [""] * len(groups))
-    for axes in (left, right):
-        axes.set_ylim(-0.7, max(len(groups) - 0.3, 1.3))
-    left.set_title("Images")
-    right.set_title("Objects")
-    if len(report["classes"]) > 1:
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=6)
-    for axes in (left, right):
-        axes.grid(False)
-        axes.spines["bottom"].set_visible(False)
-        axes.set_xticks([])
-    return to_svg(figure, "images and objects")
-
-
-def _write_values(axes: Any, values: Any, places: np.ndarray) -> None:
-    most = max(max(values, default=1), 1)
-    axes.set_xlim(0, most * 1.15)
-    for value, place in zip(values, places, strict=True):
-        axes.text(value + most * 0.012, place, f"{int(value):,}", va="center", fontsize=9)
-
-
-@styled
-def draw_objects_per_image(report: Report) -> str:
-    """How many objects images have, and how much of an image they cover, one dot an image."""
-    groups = groups_of(report)[::-1]
-    rows = report["images"]["rows"]
-    figure, (left, right) = new_figure(1.15 + 0.42 * len(groups), 2, (1.25, 1))
-    columns = (
-        (left, [np.log2(max(row["objects"], 0.5)) for row in rows], "Objects an image"),
-        (right, [row["covered"] for row in rows], "Part of the image that they cover"),
-    )
-    for axes, values, title in columns:
-        strips(
-            axes, {group: [v for v, row in zip(values, rows, strict=True) if row["group"] == group] for group in groups}
-        )
+    figure, all_axes = new_figure(1.25 + 0.42 * len(groups), len(columns), (1.15, 1))
+    for axes, (title, values) in zip(all_axes, columns.items(), strict=True):
+        rng = np.random.default_rng(0)
+        for place, group in enumerate(groups):
+            own = [v for v, row in zip(values, rows, strict=True) if row["group"] == group and v is not None]
+            if not own:
+                continue
+            shade, size = colour(len(groups) - 1 - place), float(np.clip(400 / len(own), 3, 18))
+            spread = rng.uniform(-0.26, 0.26, len(own))
+            # Thousands of dots are a picture in the page, not thousands of elements.
+            many = len(own) > 1500
+            axes.scatter(own, place + spread, s=size, color=shade, alpha=0.55, linewidths=0, rasterized=many)
+            axes.plot([np.median(own)] * 2, [place - 0.36, place + 0.36], color=shade, linewidth=2.6)
+        axes.set_yticks(range(len(groups)), [label_of(group) for group in groups])
+        axes.set_ylim(-0.6, len(groups) - 0.4)
+        axes.grid(axis="y", visible=False)
         axes.set_title(title)
+    all_axes[1].set_yticklabels([])
+    return figure, all_axes
+
+
+def draw_objects_per_image(report: Report) -> Figure:
+    """How many objects images have, and how much of an image they cover."""
+    rows = report["images"]["rows"]
+    figure, (left, right) = _dots(
+        report,
+        rows,
+        {
+            "Objects an image": [np.log2(max(row["objects"], 0.5)) for row in rows],
+            "Part of the image that they cover": [row["covered"] for row in rows],
+        },
+    )
     low, high = left.get_xlim()
     count_ticks(left.xaxis, max(low, 0), high)
     if min(row["objects"] for row in rows) == 0:
         names = [label.get_text() for label in left.get_xticklabels()]
         left.set_xticks([-1.0, *left.get_xticks()], ["none", *names])
-    right.set_yticklabels([])
-    right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    return to_svg(figure, "objects per image")
+    _percent_axis(right.xaxis)
+    return figure
 
 
-def strips(axes: Any, values: Mapping[str, list[float]], first: int = 0) -> None:
-    """Draw one dot a value in a row a group, moved up and down so that equal ones show, and a mark at the median."""
-    rng = np.random.default_rng(0)
-    for place, column in enumerate(values.values()):
-        shown = np.array([value for value in column if value is not None], dtype=np.float64)
-        if not len(shown):
-            continue
-        spread = rng.uniform(-0.26, 0.26, len(shown))
-        size = float(np.clip(400 / len(shown), 3, 18))
-        own = colour(first + len(values) - 1 - place)
-        axes.scatter(shown, place + spread, s=size, color=own, alpha=0.55, linewidths=0, rasterized=len(shown) > 1500)
-        axes.plot([np.median(shown)] * 2, [place - 0.36, place + 0.36], color=own, linewidth=2.6)
-    axes.set_yticks(range(len(values)), [label_of(group) for group in values])
-    axes.set_ylim(-0.6, len(values) - 0.4)
-    axes.grid(axis="y", visible=False)
-
-
-@styled
-def draw_sizes(report: Report) -> str:
-    """Diameters of objects by class, and by group where there are some."""
-    several = len(report["classes"]) > 1
-    by = [("classes", ", by class" if several else "", report["classes"])]
-    if has_groups(report) and not are_classes(report):
-        by.append(("groups", f", by {report['group_field']}", groups_of(report)))
-    data = report["distributions"]["diameter"]
-    figure, all_axes = new_figure(3.1, len(by))
-    for axes, (key, title, names) in zip(all_axes, by, strict=True):
-        _steps(axes, data, {name: data[key][name] for name in names})
-        octave_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
-        axes.set_title(f"Diameter{title}")
-        axes.set_xlabel("pixels, of a disc of the same area")
-        _add_micrometres(axes, report)
-    all_axes[0].set_ylabel("part of the objects")
-    return to_svg(figure, "sizes of objects")
-
-
-def _steps(axes: Any, data: Report, rows: Mapping[str, list[int]]) -> None:
-    """Draw distributions as shares, one line each."""
+def _draw_distributions(axes: Axes, data: Report, rows: Mapping[str, list[int]]) -> None:
+    """Draw counts in the bins of `data` as shares, one line each."""
     edges = np.array(data["edges"])
-    for number, (name, counts) in enumerate(rows.items()):
-        total = sum(counts)
-        if not total:
-            continue
-        shares = np.array(counts) / total
-        axes.stairs(shares, edges, color=colour(number), linewidth=1.8, label=f"{label_of(name)} ({total:,})")
-        axes.stairs(shares, edges, color=colour(number), alpha=0.12, fill=True)
+    for index, (name, counts) in enumerate(rows.items()):
+        if total := sum(counts):
+            shares = np.array(counts) / total
+            axes.stairs(shares, edges, color=colour(index), linewidth=1.8, label=f"{label_of(name)} ({total:,})")
+            axes.stairs(shares, edges, color=colour(index), alpha=0.12, fill=True)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    _percent_axis(axes.yaxis)
     if len(rows) > 1:
         axes.legend(loc="upper right", ncols=1 if len(rows) < 6 else 2)
 
 
-def _add_micrometres(axes: Any, report: Report) -> None:
-    size = report["images"]["pixel_size"]
-    if not size or size["max"] > 1.01 * size["min"]:
-        return
-    shift = np.log2(size["median"])
-    top = axes.secondary_xaxis("top", functions=(lambda value: value + shift, lambda value: value - shift))
-    low, high = axes.get_xlim()
-    octave_ticks(top.xaxis, low + shift, high + shift, " µm")
+def draw_sizes(report: Report) -> Figure:
+    """Diameters of objects by class, and by group where there are some; in micrometres too where they are known."""
+    by = [("classes", ", by class" if len(report["classes"]) > 1 else "", report["classes"])]
+    if has_groups(report) and not are_classes(report):
+        by.append(("groups", f", by {report['group_field']}", groups_of(report)))
+    data, size = report["distributions"]["diameter"], report["images"]["pixel_size"]
+    figure, all_axes = new_figure(3.1, len(by))
+    for axes, (key, title, names) in zip(all_axes, by, strict=True):
+        _draw_distributions(axes, data, {name: data[key][name] for name in names})
+        octave_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
+        axes.set_title(f"Diameter{title}")
+        axes.set_xlabel("pixels, of a disc of the same area")
+        if size and size["max"] <= 1.01 * size["min"]:
+            shift = np.log2(size["median"])
+            low, high = axes.get_xlim()
+            top = axes.secondary_xaxis("top", functions=(lambda x, by=shift: x + by, lambda x, by=shift: x - by))
+            octave_ticks(top.xaxis, low + shift, high + shift, " µm")
+    all_axes[0].set_ylabel("part of the objects")
+    return figure
 
 
-@styled
-def draw_shapes(report: Report) -> str:
+def draw_shapes(report: Report) -> Figure:
     """Height by width of boxes, and the ratio of the axes of the ellipse of the same moments."""
     figure, (left, right) = new_figure(2.7, 2)
     for axes, name, title in (
@@ -178,82 +133,49 @@ def draw_shapes(report: Report) -> str:
         (right, "elongation", "Length by width, whatever the direction"),
     ):
         data = report["distributions"][name]
-        _steps(axes, data, {key: data["classes"][key] for key in report["classes"]})
+        _draw_distributions(axes, data, {key: data["classes"][key] for key in report["classes"]})
         axes.set_title(title)
     places = np.arange(-4, 5)
     left.set_xticks(places, [f"{2.0**place:g}" if place >= 0 else f"1/{2.0**-place:g}" for place in places])
     left.set_xlim(-3.2, 3.2)
     right.set_xticks(range(1, 9), [*map(str, range(1, 8)), "8+"])
     left.set_ylabel("part of the objects")
-    return to_svg(figure, "shapes of objects")
+    return figure
 
 
-@styled
-def draw_contacts(report: Report) -> str:
-    """How many objects overlap, touch, or nearly do, by class and group; and how many others one touches."""
-    numbers = report["objects"]
-    rows = [("all", numbers)]
-    if len(report["classes"]) > 1:
-        rows += [(name, numbers["classes"][name]) for name in report["classes"]]
-    if has_groups(report) and not are_classes(report):
-        rows += [(f"{report['group_field']} {name}", numbers["groups"][name]) for name in groups_of(report)]
-    rows = [row for row in rows if row[1]["objects"]][::-1]
-    figure, (left, right) = new_figure(max(1.1 + 0.36 * len(rows), 2.5), 2, (1.6, 1))
-    places = np.arange(len(rows))
-    for key, name, shade in (
-        ("near", "at most 2 pixels apart", "#c9d3dd"),
-        ("touching", "touching or overlapping", colour(0)),
-        ("overlapping", "overlapping", colour(1)),
-    ):
-        height = 0.62 if key != "overlapping" else 0.3
-        left.barh(places, [row[key] for _, row in rows], height=height, color=shade, label=name)
-    left.set_yticks(places, [name for name, _ in rows])
-    room = max(2.4 - len(rows), 0) / 2  # a single bar is not to fill the figure
-    left.set_ylim(-0.6 - room, len(rows) - 0.4 + room)
-    left.set_xlim(0, 1)
-    left.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    left.grid(axis="y", visible=False)
-    left.set_title("Objects with others so near")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+def draw_neighbours(report: Report) -> Figure:
+    """How many others an object touches or overlaps."""
     data = report["distributions"]["contacts"]
     counts = np.sum([data["classes"][name] for name in report["classes"]], axis=0)
-    right.bar(data["edges"][:-1], counts / max(counts.sum(), 1), color=colour(0), width=0.8)
-    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    right.set_title("Neighbours touched")
-    right.set_xticks(range(0, 11, 2), ["0", "2", "4", "6", "8", "10+"])
-    right.set_xlim(-0.6, max(len(counts) - 0.4, 4.6))
-    right.grid(axis="x", visible=False)
-    right.axhline(0, color=LINE, linewidth=0.8)
-    return to_svg(figure, "contacts")
+    figure, (axes,) = new_figure(2.2)
+    axes.bar(data["edges"][:-1], counts / max(counts.sum(), 1), color=colour(0), width=0.8)
+    axes.set_title("How many others an object touches or overlaps")
+    axes.set_xticks(range(11), [*map(str, range(10)), "10+"])
+    axes.set_xlim(-0.6, max(len(counts) - 0.4, 4.6))
+    axes.grid(axis="x", visible=False)
+    axes.axhline(0, color=LINE, linewidth=0.8)
+    axes.set_ylabel("part of the objects")
+    _percent_axis(axes.yaxis)
+    return figure
 
 
-# Figures of pictures: intensities, contrast and focus; and of what a detector's anchors meet.
-
-
-@styled
-def draw_intensities(report: Report) -> str:
-    """The range and the median of every picture, group by group."""
+def draw_intensities(report: Report) -> Figure:
+    """The range and the median of every image that was read, group by group."""
     groups = groups_of(report)
     rows = [row for row in report["images"]["rows"] if "median" in row]
     figure, (axes,) = new_figure(2.9)
+    thickness = float(np.clip(500 / max(len(rows), 1), 0.6, 9))
     place = 0
-    for number, group in enumerate(groups):
+    for index, group in enumerate(groups):
         own = sorted((row for row in rows if row["group"] == group), key=lambda row: row["median"])
         if not own:
             continue
-        x = place + np.arange(len(own))
-        axes.vlines(
-            x,
-            [row["low"] for row in own],
-            [row["high"] for row in own],
-            color=colour(number),
-            alpha=0.35,
-            linewidth=_thickness(len(rows)),
-        )
+        x, shade = place + np.arange(len(own)), colour(index)
+        low, median, high = ([row[name] for row in own] for name in ("low", "median", "high"))
+        axes.vlines(x, low, high, color=shade, alpha=0.35, linewidth=thickness)
+        marker = "o" if len(own) == 1 else ""
         name = f"{label_of(group)} ({len(own)})"
-        axes.plot(x, [row["median"] for row in own], color=colour(number), linewidth=2.4, label=name)
-        if len(own) == 1:
-            axes.plot(x, [own[0]["median"]], "o", color=colour(number))
+        axes.plot(x, median, marker=marker, color=shade, linewidth=2.4, label=name)
         place += len(own) + max(len(rows) // 40, 1)
     axes.set_xticks([])
     if len(groups) > 1:
@@ -261,111 +183,83 @@ def draw_intensities(report: Report) -> str:
     axes.grid(axis="x", visible=False)
     axes.set_title("Intensities of every picture: percentiles 0.5 to 99.5, and the median (line); sorted by it")
     axes.set_ylabel("value in the file")
-    return to_svg(figure, "intensities")
+    return figure
 
 
-def _thickness(count: int) -> float:
-    return float(np.clip(500 / max(count, 1), 0.6, 9))
-
-
-@styled
-def draw_focus(report: Report) -> str:
-    """Focus and contrast, one dot a picture."""
-    groups = groups_of(report)[::-1]
+def draw_focus(report: Report) -> Figure:
+    """Focus and contrast of every image that was read."""
     rows = [row for row in report["images"]["rows"] if "median" in row]
-    figure, (left, right) = new_figure(1.25 + 0.42 * len(groups), 2)
-    columns = (
-        (left, [np.log2(max(row["focus"], 2**-6)) for row in rows], "Focus: variance of the Laplacian"),
-        (right, [row["contrast"] for row in rows], "Objects minus background, part of the range"),
+    figure, (left, right) = _dots(
+        report,
+        rows,
+        {
+            "Focus: variance of the Laplacian": [np.log2(max(row["focus"], 2**-6)) for row in rows],
+            "Objects minus background, part of the range": [row["contrast"] for row in rows],
+        },
     )
-    for axes, values, title in columns:
-        strips(
-            axes, {group: [v for v, row in zip(values, rows, strict=True) if row["group"] == group] for group in groups}
-        )
-        axes.set_title(title)
     count_ticks(left.xaxis, *left.get_xlim())
     left.set_xlabel("low: blurred or empty; high: sharp or noisy")
-    right.set_yticklabels([])
     right.axvline(0, color=INK, linewidth=0.8)
     right.set_xlabel("below 0 objects are darker")
-    return to_svg(figure, "focus and contrast")
+    return figure
 
 
-@styled
-def draw_anchors(report: Report) -> str:
+def draw_anchors(report: Report) -> Figure:
     """Boxes at the network by width and height with the suggested anchors; and recall by IoU."""
     figure, (left, right) = new_figure(4.0, 2, (1, 1.05))
-    _draw_shapes(left, report["network"]["shapes"], report["anchors"]["cases"]["suggested"])
-    _draw_recall(right, report["anchors"])
-    return to_svg(figure, "anchors")
-
-
-def _draw_shapes(axes: Any, shapes: Report, suggested: Report) -> None:
-    _cells(axes, np.array(shapes["cells"], dtype=np.float64).reshape(-1, 3), 1 / shapes["bins_an_octave"])
+    _draw_boxes(left, report["network"]["shapes"])
+    suggested = report["anchors"]["cases"]["suggested"]
     for level, sizes in enumerate(suggested["sizes"]):
         own = [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in suggested["ratios"]]
         x, y = np.log2(np.array(own)).T
-        shade, name = colour(level + 1), f"p{level + 2}"
-        axes.scatter(x, y, s=44, facecolors="none", edgecolors=shade, linewidths=1.8, label=name)
-    octave_ticks(axes.xaxis, *axes.get_xlim())
-    octave_ticks(axes.yaxis, *axes.get_ylim())
-    axes.set_aspect("equal")
-    axes.set_xlabel("width at the network, pixels")
-    axes.set_ylabel("height")
-    axes.set_title("Boxes (the more the darker) and anchors")
-    axes.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
+        ring = {"facecolors": "none", "edgecolors": colour(level + 1), "linewidths": 1.8}
+        left.scatter(x, y, s=44, label=f"p{level + 2}", **ring)
+    octave_ticks(left.xaxis, *left.get_xlim())
+    octave_ticks(left.yaxis, *left.get_ylim())
+    left.set_aspect("equal")
+    left.set_xlabel("width at the network, pixels")
+    left.set_ylabel("height")
+    left.set_title("Boxes (the more the darker) and anchors")
+    left.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
 
-
-def _draw_recall(axes: Any, anchors: Report) -> None:
     shades = {"detectron2": "#9aa2ab", "before": colour(0), "scaled": colour(4), "suggested": colour(1)}
-    for name, case in anchors["cases"].items():
+    for name, case in report["anchors"]["cases"].items():
         width = 2.6 if name == "suggested" else 1.7
-        axes.plot(anchors["thresholds"], case["curve"], color=shades[name], label=case["name"], linewidth=width)
+        right.plot(
+            report["anchors"]["thresholds"], case["curve"], color=shades[name], label=case["name"], linewidth=width
+        )
     for threshold in (0.5, 0.7):
-        axes.axvline(threshold, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
-    axes.set_ylim(0, 1.01)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    axes.set_xlabel("IoU of the best anchor on the grid, at least")
-    axes.set_title("Objects that an anchor meets")
-    axes.legend(loc="lower left")
+        right.axvline(threshold, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
+    right.set_ylim(0, 1.01)
+    _percent_axis(right.yaxis)
+    right.set_xlabel("IoU of the best anchor on the grid, at least")
+    right.set_title("Objects that an anchor meets")
+    right.legend(loc="lower left")
+    return figure
 
 
-def _cells(axes: Any, cells: np.ndarray, step: float) -> None:
-    """Draw counts (n, 3) of bins x, y, count as a map over their bounding square, with some room."""
-    if not len(cells):
-        return
-    low = int(cells[:, :2].min()) - 2
-    high = int(cells[:, :2].max()) + 3
-    grid = np.zeros((high - low, high - low))
-    x, y = (cells[:, axis].astype(np.int64) - low for axis in (0, 1))
-    grid[y, x] = cells[:, 2]
-    edges = np.arange(low, high + 1) * step
-    shown = np.ma.masked_equal(np.sqrt(grid), 0)
+def _draw_boxes(axes: Axes, shapes: Report) -> None:
+    """Draw counts of boxes in bins of width and height as a map over their bounding square, with some space around."""
     from matplotlib.colors import LinearSegmentedColormap
 
+    cells = np.array(shapes["cells"], dtype=np.int64).reshape(-1, 3)
+    low, high = int(cells[:, :2].min()) - 2, int(cells[:, :2].max()) + 3
+    grid = np.zeros((high - low, high - low))
+    grid[cells[:, 1] - low, cells[:, 0] - low] = cells[:, 2]
+    edges = np.arange(low, high + 1) / shapes["bins_an_octave"]
     # From faint to strong in one hue, seen on light and dark pages.
     shades = LinearSegmentedColormap.from_list("counts", ["#3d86c630", "#3d86c6ff"])
-    axes.pcolormesh(edges, edges, shown, cmap=shades, rasterized=True)
+    axes.pcolormesh(edges, edges, np.ma.masked_equal(np.sqrt(grid), 0), cmap=shades, rasterized=True)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(edges[0], edges[-1])
 
 
-@styled
-def draw_problems(report: Report) -> str:
-    """How many masks each kind of problem concerns."""
-    found = report["problems"]["masks"]
-    names = sorted(found, key=lambda name: found[name]["objects"])
-    figure, (axes,) = new_figure(0.7 + 0.4 * max(len(names), 1))
-    places = np.arange(len(names))
-    counts = [found[name]["objects"] for name in names]
-    axes.barh(places, counts, height=0.62, color=colour(1))
-    total = max(report["objects"]["count"], 1)
-    most = max(counts, default=1)
-    for count, place in zip(counts, places, strict=True):
-        axes.text(count + most * 0.01, place, f"{count:,} ({100 * count / total:.2g} %)", va="center", fontsize=9)
-    axes.set_yticks(places, [fill(found[name]["title"], 44) for name in names])
-    axes.set_xlim(0, most * 1.2)
-    axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
-    axes.grid(False)
-    return to_svg(figure, "problems")
+FIGURES = {
+    "objects_per_image": draw_objects_per_image,
+    "sizes": draw_sizes,
+    "shapes": draw_shapes,
+    "neighbours": draw_neighbours,
+    "intensities": draw_intensities,
+    "focus": draw_focus,
+    "anchors": draw_anchors,
+}

@@ -1,224 +1,289 @@
-"""The HTML page: one file, nothing from outside, light or dark as the reader's system is."""
+"""The report of a data set as a folder: index.html for people, report.json for programs."""
 
 from __future__ import annotations
 
-import functools
+import base64
 import io
-import re
-from collections.abc import Callable, Iterable, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from detseg.errors import RunError
+from detseg.coco.dataset import CocoDataset, make_folder
+from detseg.curation.repair.masks import pieces_of
+from detseg.errors import DataError
+from detseg.files.atomic import check_free, written_whole
+from detseg.report.close_ups import draw_close_up, window_around
+from detseg.report.drawing import (
+    class_colour,
+    draw_objects,
+    fitting_line_width,
+    resize_display,
+    to_display,
+    typical_thickness,
+)
+from detseg.report.html import colour, number, render, share, svg
+from detseg.report.inspection.figures import FIGURES, Report, are_classes, groups_of, has_groups, label_of
+from detseg.structures import rle as rle_codec
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-# How figures look: no frame, few lines, colours that stand out from light and dark pages, text in the page's own font.
-#
-# Figures become SVG inside the page. Ink and lines have the page's colours, light or dark as the reader's theme.
-
-# Stand-ins that no data has, replaced by the page's variables.
-INK, LINE = "#010203", "#040506"
-COLOURS = ("#3d86c6", "#e07b39", "#2a9d6f", "#c8588f", "#8c6bb1", "#a8901c", "#4fa3a8", "#a0705a")
-# Of more groups than this the most frequent are drawn.
-MOST_ROWS = 12
-WIDTH = 9.2
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "detseg",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-}
+PAGE, NUMBERS = "index.html", "report.json"
+# Pictures of each kind of problem, and groups with an example.
+_SHOWN, _EXAMPLES = 6, 6
+# Sides in pixels of a close-up, and the least part of the image that it shows; of an example.
+CLOSE_UP, LEAST_WINDOW, EXAMPLE = 220, 32, 460
+FOUND, OTHERS, DEFECT = (255, 176, 0), (64, 190, 255), (235, 30, 60)
+# A large object is cut so that a small defect can be seen: so many times its length, or so many pixels, are shown.
+DETAIL, LEAST_DETAIL = 6, 96
 
 
-def styled(draw: Callable[..., str]) -> Callable[..., str]:
-    """Make a function that draws do so in this style, whatever style matplotlib has been given elsewhere."""
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise DataError where the report would replace a file, unless `overwrite`."""
+    for name in (PAGE, NUMBERS):
+        check_free(folder / name, overwrite)
 
-    @functools.wraps(draw)
-    def drawn(*arguments: Any) -> str:
+
+def write_report(
+    folder: Path, report: Mapping[str, Any], dataset: CocoDataset, config: str, *, overwrite: bool = False
+) -> Path:
+    """Write the page and the numbers; return the path of the page.
+
+    report: of curation/inspection/inspect_data.py. dataset: what its image indices count. config: the suggested YAML.
+    Raises DataError where a file is there, unless `overwrite`, or cannot be written.
+    """
+    check_folder(folder, overwrite=overwrite)
+    contents = {PAGE: whole_page(report, dataset, config), NUMBERS: json.dumps(report, indent=1) + "\n"}
+    make_folder(folder)
+    for name, content in contents.items():
+        with written_whole(folder / name, "the report") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return folder / PAGE
+
+
+def whole_page(report: Report, dataset: CocoDataset, config: str) -> str:
+    """Return the page. dataset: for pictures. config: the suggested configuration as text."""
+    names = ", ".join(file["name"] for file in report["files"])
+    pictures = _Pictures(report, dataset)
+    wrong, groups = report["problems"], groups_of(report)
+    return render(
+        "inspection.html.jinja",
+        title=f"{names}: data report",
+        names=names,
+        report=report,
+        config=config,
+        groups=groups,
+        figure=lambda name: svg(FIGURES[name], report, label=name.replace("_", " ")),
+        tiles=_tiles(report),
+        class_colours=[(name, colour(index)) for index, name in enumerate(report["classes"])],
+        counts=_counts(report),
+        examples=pictures.examples(),
+        **_object_tables(report),
+        intensities=_intensities(report),
+        most_masks=max((one["objects"] for one in wrong["masks"].values()), default=1),
+        close_ups=[
+            {"title": one["title"], "images": one["images"], "has_masks": "objects" in one, "pictures": shown}
+            for one in (*wrong["masks"].values(), *wrong["pictures"].values())
+            if (shown := pictures.worst_of(one)) or "objects" not in one
+        ],
+        similar=pictures.similar(),
+        unreadable=[f"{one['file_name']}: {one['problem']}" for one in wrong["unreadable"]],
+        anchors=[
+            (
+                one["name"],
+                ", ".join("/".join(f"{size:g}" for size in level) for level in one["sizes"]),
+                ", ".join(f"{ratio:g}" for ratio in one["ratios"]),
+                share(one["recall50"]),
+                share(one["recall70"]),
+                f"{one['mean_iou']:.2f}",
+            )
+            for one in report["anchors"].get("cases", {}).values()
+        ],
+    )
+
+
+def _tiles(report: Report) -> list[tuple[str, str]]:
+    """Return large numbers with what they count."""
+    objects, images, wrong = report["objects"], report["images"], report["problems"]
+    counts = [row["objects"] for row in images["rows"]]
+    tiles = [
+        (number(images["count"]), "images"),
+        (number(objects["count"]), "objects"),
+        (f"{min(counts)} to {max(counts)}", f"objects an image, {np.median(counts):.0f} in the median"),
+    ]
+    if objects["diameter"]:
+        tiles.append((f"{objects['diameter']['median']:.0f} px", "median diameter of an object"))
+        if objects["diameter_um"]:
+            tiles.append((f"{number(objects['diameter_um']['median'])} µm", "the same in micrometres"))
+        tiles.append((share(objects["touching"]), "objects that touch or overlap others"))
+    repairs = sum(one["objects"] for one in wrong["masks"].values() if one["remedy"] == "detseg repair")
+    tiles.append((number(repairs), "findings that repair would mend"))
+    if len(report["files"]) > 1:
+        tiles.append((number(wrong["similar"]["leaks"]), "leaks between the files"))
+    return tiles
+
+
+def _counts(report: Report) -> list[dict[str, Any]]:
+    """Return images and objects of every group, the objects by class, with bars as shares of the largest group."""
+    rows = [report["images"]["by_group"][group] for group in groups_of(report)]
+    totals = [sum(row["objects"].values()) for row in rows]
+    most_images, most_objects = max(row["images"] for row in rows), max(*totals, 1)
+    counts = []
+    for group, row, total in zip(groups_of(report), rows, totals, strict=True):
+        ends = np.cumsum([0, *row["objects"].values()]) / most_objects
+        bar = [(ends[index], ends[index + 1], colour(index)) for index in range(len(report["classes"]))]
+        images = {"images": row["images"], "image_bar": [(0, row["images"] / most_images, "#8a929c")]}
+        counts.append({"name": label_of(group), **images, "objects": total, "object_bar": bar})
+    return counts
+
+
+def _object_tables(report: Report) -> dict[str, Any]:
+    """Return the tables of sizes and contacts, a row for all objects and for each class and group."""
+    objects = report["objects"]
+    kinds = [("all", objects)]
+    if len(report["classes"]) > 1:
+        kinds += [(name, objects["classes"][name]) for name in report["classes"]]
+    if has_groups(report) and not are_classes(report):
+        kinds += [(f"{report['group_field']} {name}", objects["groups"][name]) for name in groups_of(report)]
+    near, touching, overlapping = "#9fb0c0", colour(0), colour(1)
+    sizes, contacts = [], []
+    for name, one in kinds:
+        if not one["objects"]:
+            continue
+        row = [name, number(one["objects"]), *(number(one["diameter"][q]) for q in ("q05", "median", "q95", "max"))]
+        if objects["diameter_um"]:
+            row.append(number(one["diameter_um"]["median"]) if one["diameter_um"] else "-")
+        sizes.append([*row, number(one["elongation"]["median"]), share(one["at_border"])])
+        shares = {key: one[key] for key in ("overlapping", "touching", "near")}
+        bar = [
+            (0, shares["overlapping"], overlapping),
+            (shares["overlapping"], shares["touching"], touching),
+            (shares["touching"], shares["near"], near),
+        ]
+        contacts.append({"name": name, **shares, "bar": bar})
+    in_um = ["median, µm"] if objects["diameter_um"] else []
+    head = ["", "objects", "5 % below", "median", "5 % above", "largest", *in_um, "length by width", "at the border"]
+    return {
+        "sizes": sizes,
+        "size_head": head,
+        "contacts": contacts,
+        "contact_colours": [
+            ("overlapping", overlapping),
+            ("touching", touching),
+            ("at most 2 pixels apart", near),
+        ],
+    }
+
+
+def _intensities(report: Report) -> list[list[str]]:
+    """Return the table of medians of the images of every group."""
+    rows = []
+    for group in groups_of(report):
+        one = report["pictures"]["by_group"][group]
+        if one["median"]:
+            medians = [number(one[name]["median"]) for name in ("low", "median", "high", "focus")]
+            contrast = f"{100 * one['contrast']['median']:+.0f} %" if one["contrast"] else "-"
+            rows.append([label_of(group), *medians, contrast])
+    return rows
+
+
+class _Pictures:
+    """Draws from the images of a data set; what cannot be read is left out."""
+
+    def __init__(self, report: Report, dataset: CocoDataset) -> None:
+        self.report, self.dataset = report, dataset
+        self.rows = report["images"]["rows"]
+        # Problems and examples of one image follow each other.
+        self._read = lru_cache(maxsize=2)(self._read_image)
+
+    def examples(self) -> list[dict[str, str]]:
+        """Return the image of each group whose number of objects is the group's median, without and with contours."""
+        items = []
+        several = has_groups(self.report)
+        for group in groups_of(self.report)[:_EXAMPLES]:
+            own = [index for index, row in enumerate(self.rows) if row["group"] == group and "median" in row]
+            own.sort(key=lambda index: (self.rows[index]["objects"], index))
+            chosen = own[len(own) // 2 :][:1] if several else own[:: max(len(own) // 3, 1)][:3]
+            for index in chosen:
+                prefix = f"{label_of(group)}: " if several else ""
+                items += self._item(index, self._whole(index), "", prefix)
+                note = f"{self.rows[index]['objects']} objects"
+                items += self._item(index, self._whole(index, with_masks=True), note, prefix)
+        return items
+
+    def worst_of(self, finding: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Return pictures of the worst cases of a problem, of masks or of images."""
+        items = []
+        for worst in finding["worst"][:_SHOWN]:
+            index = worst["image"]
+            picture = self._close_up(worst) if "number" in worst else self._whole(index)
+            items += self._item(index, picture, worst["note"])
+        return items
+
+    def similar(self) -> list[dict[str, str]]:
+        """Return pictures of the images that are nearly the same, the two of a pair one after the other."""
+        items = []
+        for pair in self.report["problems"]["similar"]["worst"][:_SHOWN]:
+            note = f"{pair['similarity']:.3f}{', turned' if pair['turned'] else ''}"
+            for index in (pair["first"], pair["second"]):
+                file = self.report["files"][self.rows[index]["file"]]["name"]
+                items += self._item(index, self._whole(index), note + (f", leak: {file}" if pair["leak"] else ""))
+        return items
+
+    def _item(self, index: int, picture: np.ndarray | None, note: str, prefix: str = "") -> list[dict[str, str]]:
+        if picture is None:
+            return []
+        name = self.rows[index]["file_name"].rsplit("/", 1)[-1]
+        name = name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
+        stream = io.BytesIO()
+        Image.fromarray(picture).save(stream, format="JPEG", quality=86, subsampling=0)
+        url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+        return [{"url": url, "name": prefix + name, "note": note}]
+
+    def _read_image(self, index: int) -> np.ndarray | None:
         try:
-            import matplotlib
-        except ImportError:
-            raise RunError("figures need matplotlib: pip install matplotlib") from None
-        with matplotlib.rc_context(
-            {**matplotlib.rcParamsDefault, **_SETTINGS, "backend": matplotlib.rcParams["backend"]}
-        ):
-            return draw(*arguments)
+            return to_display(self.dataset.read_image(index))
+        except DataError:
+            return None
 
-    return drawn
+    def _whole(self, index: int, *, with_masks: bool = False) -> np.ndarray | None:
+        """Return an image, its longer side `EXAMPLE`, with or without the contours of its objects."""
+        picture = self._read(index)
+        if picture is None:
+            return None
+        scale = EXAMPLE / max(picture.shape[:2])
+        shown = resize_display(picture, scale)
+        if not with_masks:
+            return shown
+        rles, classes, crowd = self.dataset.annotations(index)
+        own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
+        width = fitting_line_width(typical_thickness(own), scale)
+        return draw_objects(shown, own, [class_colour(c) for c in classes[~crowd]], scale, width)
 
+    def _close_up(self, worst: Mapping[str, Any]) -> np.ndarray | None:
+        """Return an object in yellow with its neighbours in blue, and the pixels that are wrong in red.
 
-def colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `height` inches with axes side by side, `ratios` their widths."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0]
-    figure.patch.set_alpha(0)
-    for one in axes:
-        one.patch.set_alpha(0)
-    return figure, list(axes)
-
-
-def to_svg(figure: Figure, label: str) -> str:
-    """Return a figure as an <svg> element that scales with the page. label: what readers without sight are told."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{label}"', text, count=1)
-    # Ids are the page's, not the figure's: two figures must not share one.
-    mark = re.sub(r"\W", "", label)[:24]
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', text)
-    text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{mark}-", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    return text.replace(INK, "var(--ink)").replace(LINE, "var(--line)")
+        It is shown whole, or only what is about the wrong pixels where these are much smaller.
+        """
+        picture = self._read(worst["image"])
+        if picture is None:
+            return None
+        record = self.dataset.images[worst["image"]]
+        rles, _ = self.dataset.table.rles(worst["image"], record.height, record.width)
+        found, defect = rles[worst["number"]], worst.get("defect")
+        boxes = rle_codec.bounding_boxes([found, _largest_piece(defect) if defect else found]).astype(np.float64)
+        whole, detail = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+        side = int(min(max(1.5 * whole, 1.5 * detail, LEAST_WINDOW), max(DETAIL * detail, LEAST_DETAIL)))
+        # An object that fits is shown with its own centre.
+        window = window_around(boxes[0 if side >= whole else 1], side, record.height, record.width)
+        others = [rle for index, rle in enumerate(rles) if index != worst["number"]]
+        masks = [(others, OTHERS, 1), ([found], FOUND, 2)]
+        return draw_close_up(picture, window, masks, side=CLOSE_UP, painted=defect, paint=DEFECT, background=128)
 
 
-def octave_ticks(axis: Any, low: float, high: float, unit: str = "") -> None:
-    """Label an axis whose values are log2 by powers of two: lengths, which a feature pyramid doubles."""
-    places = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
-    places = places[:: max(int(np.ceil(len(places) / 12)), 1)]
-    axis.set_ticks(places, [f"{2.0**place:g}{unit}" for place in places])
-
-
-def count_ticks(axis: Any, low: float, high: float) -> None:
-    """Label an axis whose values are log2 by round decimal numbers, as many as help."""
-    for digits in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 4, 5, 6, 8),
-        (1, 1.2, 1.4, 1.6, 1.8, *np.arange(2, 10, 0.5)),
-    ):
-        values = np.array(sorted(digit * 10.0**power for power in range(-3, 8) for digit in digits))
-        places = np.log2(values)
-        inside = (places >= low - 1e-9) & (places <= high + 1e-9)
-        if inside.sum() >= 4:
-            break
-    axis.set_ticks(places[inside], [f"{value:,.10g}" for value in values[inside]])
-
-
-_STYLE = """
-:root { --paper: #ffffff; --ink: #23272e; --faint: #6b7280; --line: #dfe3e8; --panel: #f5f7f9;
-  --accent: #2f74b5; --warn: #b4530f; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #15181d; --ink: #dde1e6; --faint: #98a1ad; --line: #343b45; --panel: #1e232a;
-    --accent: #79b4ea; --warn: #f0a868; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1080px; padding: 28px 28px 80px; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; }
-h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
-h3 { font-size: 16px; margin: 26px 0 4px; } p { margin: 6px 0 12px; max-width: 78ch; }
-.faint, figcaption { color: var(--faint); } .warn { color: var(--warn); } a { color: var(--accent); }
-nav a { margin-right: 16px; text-decoration: none; }
-.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0; }
-.tile { flex: 1 1 140px; background: var(--panel); border-radius: 8px; padding: 10px 14px; }
-.tile b { display: block; font-size: 22px; line-height: 1.25; }
-.tile span { color: var(--faint); font-size: 13px; }
-figure { margin: 14px 0 22px; } figure svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: 13px; }
-svg text { font-family: inherit; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 8px 0 18px; font-size: 14px; }
-th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; color: var(--faint); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.pictures { display: flex; flex-wrap: wrap; gap: 12px; } .pictures figure { margin: 0; width: 160px; }
-.pictures.wide figure { width: 330px; } .pictures img { width: 100%; border-radius: 4px; display: block; }
-.pictures figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; margin-top: 3px; }
-code, pre { font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: var(--panel); padding: 14px 16px; border-radius: 8px; overflow-x: auto; }
-.advice { border-left: 3px solid var(--accent); padding: 2px 0 2px 14px; margin: 14px 0; }
-.advice p { margin: 2px 0 6px; max-width: 90ch; }
-.advice b { font-size: 15px; }
-.topic { color: var(--faint); font-size: 12px; text-transform: uppercase; letter-spacing: .05em; }
-"""
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    """Return the page of its parts, HTML each."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def section(name: str, title: str, *parts: str) -> str:
-    return f'<h2 id="{name}">{escape(title)}</h2>\n' + "\n".join(part for part in parts if part)
-
-
-def text(words: str, kind: str = "") -> str:
-    """Return a paragraph of plain words."""
-    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
-
-
-def figure(svg: str, caption: str = "") -> str:
-    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{svg}{note}</figure>"
-
-
-def tiles(values: Sequence[tuple[str, str]]) -> str:
-    """Return large numbers with what they count below."""
-    cells = "".join(
-        f'<div class="tile"><b>{escape(number)}</b><span>{escape(name)}</span></div>' for number, name in values
-    )
-    return f'<div class="tiles">{cells}</div>'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """Return a table; `numbers` are the columns set to the right."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marked = (f'<{tag} class="n">' if number in numbers else f"<{tag}>" for number in range(len(cells)))
-        return "<tr>" + "".join(f"{m}{escape(c)}</{tag}>" for m, c in zip(marked, cells, strict=True)) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
-
-
-def pictures(items: Sequence[tuple[str, str, str]], *, wide: bool = False) -> str:
-    """Return pictures (address, name, note) in rows."""
-    cells = "".join(
-        f'<figure><img src="{address}" alt="{escape(name, quote=True)}">'
-        f"<figcaption>{escape(name)}<br>{escape(note)}</figcaption></figure>"
-        for address, name, note in items
-    )
-    return f'<div class="pictures{" wide" if wide else ""}">{cells}</div>' if items else ""
+def _largest_piece(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the largest 8-connected piece of a mask: where to look."""
+    mask, x0, y0 = rle_codec.decode_crop(rle)
+    return rle_codec.encode_crop(pieces_of(np.ascontiguousarray(mask))[0], x0, y0, *rle["size"])

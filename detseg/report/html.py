@@ -1,0 +1,146 @@
+"""HTML pages of templates: one file each, nothing from outside, figures as SVG in the page's colours.
+
+Figures have no frame, few lines and the page's own font; ink and lines have the page's colours, light or dark as the
+reader's theme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detseg.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that no data has, replaced by the page's variables.
+INK, LINE = "#010203", "#040506"
+COLOURS = ("#3d86c6", "#e07b39", "#2a9d6f", "#c8588f", "#8c6bb1", "#a8901c", "#4fa3a8", "#a0705a")
+WIDTH = 9.2
+_SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "detseg",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """Return the page of a template of `templates/`; texts are escaped, `svg` elements are to be marked as safe.
+
+    Filters: `number`, `share`. Raises RunError where Jinja is missing.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise RunError("pages need Jinja: pip install jinja2") from None
+    environment = Environment(
+        loader=PackageLoader("detseg.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "share": share}
+    return environment.get_template(template).render(values)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number as people read it, a dash where there is none."""
+    if value is None:
+        return "-"
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def share(value: float | None) -> str:
+    """Return a share in percent, a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
+
+
+def colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `height` inches with axes side by side, `ratios` their widths."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0])
+
+
+def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
+    """Return the figure that `draw` makes of `arguments` as an <svg> element that scales with the page, safe HTML.
+
+    label: what readers without sight are told, of the page's figures each another one.
+    Raises RunError where matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise RunError("figures need matplotlib: pip install matplotlib") from None
+    from markupsafe import Markup
+
+    stream = io.StringIO()
+    # In this style, whatever style matplotlib has been given elsewhere.
+    usual = {**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"]}
+    with matplotlib.rc_context({**usual, **_SETTINGS}):
+        draw(*arguments).savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{label}"', text, count=1)
+    # Ids are the page's, not the figure's: two figures must not share one.
+    mark = re.sub(r"\W", "", label)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{mark}-", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    return Markup(text.replace(INK, "var(--ink)").replace(LINE, "var(--line)"))
+
+
+def octave_ticks(axis: Any, low: float, high: float, unit: str = "") -> None:
+    """Label an axis whose values are log2 by powers of two: lengths, which a feature pyramid doubles."""
+    places = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
+    places = places[:: max(int(np.ceil(len(places) / 12)), 1)]
+    axis.set_ticks(places, [f"{2.0**place:g}{unit}" for place in places])
+
+
+def count_ticks(axis: Any, low: float, high: float) -> None:
+    """Label an axis whose values are log2 by round decimal numbers, as many as help."""
+    fine = (1, 1.2, 1.4, 1.6, 1.8, *np.arange(2, 10, 0.5))
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), fine):
+        values = np.array(sorted(digit * 10.0**power for power in range(-3, 8) for digit in digits))
+        values = values[(np.log2(values) >= low - 1e-9) & (np.log2(values) <= high + 1e-9)]
+        if len(values) >= 4:
+            break
+    axis.set_ticks(np.log2(values), [f"{value:,.10g}" for value in values])
