@@ -61,9 +61,6 @@ def _cut(rles: Rles, window: Box) -> list[dict[str, Any]]:
     x0, y0, x1, y1 = window
     boxes = rle_codec.bounding_boxes(rles).reshape(-1, 4)
     near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
-    cut = []
-    for mask, left, top in rle_codec.decode_crops([rles[index] for index in np.flatnonzero(near)]):
-        part = mask[max(y0 - top, 0) : max(y1 - top, 0), max(x0 - left, 0) : max(x1 - left, 0)]
-        if part.any():
-            cut.append((part, max(left - x0, 0), max(top - y0, 0)))
+    crops = rle_codec.decode_crops([rles[index] for index in np.flatnonzero(near)])
+    cut = [part.moved(-x0, -y0) for crop in crops if (part := crop.within(window)).mask.any()]
     return rle_codec.encode_crops(cut, y1 - y0, x1 - x0)

@@ -86,7 +86,8 @@ def largest_box_iou(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return for each of N boxes (N, 4) XYXY the largest IoU with another of its class (N,), 0 where there is none."""
     best = np.zeros(len(boxes), dtype=np.float64)
     areas = box_area(boxes)
-    for first, second in meeting_boxes(boxes, classes):
+    for pairs in meeting_boxes(boxes, classes):
+        first, second = pairs.first, pairs.second
         lengths = np.minimum(boxes[first, 2:], boxes[second, 2:]) - np.maximum(boxes[first, :2], boxes[second, :2])
         shared = lengths.prod(axis=1)
         iou = shared / (areas[first] + areas[second] - shared)
