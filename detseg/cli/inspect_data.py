@@ -57,12 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the report, and print what matters most."""
-    from detseg.coco.dataset import make_folder
     from detseg.curation.inspection.gather import InspectionOptions
     from detseg.curation.inspection.inspect_data import inspect_data, suggested_yaml
     from detseg.curation.repair.rules import RepairRules
     from detseg.errors import DataError
-    from detseg.files.atomic import check_free, written_whole
+    from detseg.files.atomic import check_free, make_folder, written_whole
     from detseg.report.inspection.page import NUMBERS, check_folder, write_report
 
     if arguments.pictures < 0 or not 0 <= arguments.similar <= 1:

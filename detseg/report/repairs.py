@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detseg.coco.dataset import CocoDataset, make_folder
+from detseg.coco.dataset import CocoDataset
 from detseg.curation.repair.rules import Change
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import make_folder, written_whole
 from detseg.report.close_ups import draw_close_up, window_around
 from detseg.report.drawing import to_display
 from detseg.report.layout import Panel, compose

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detseg.coco.dataset import CocoDataset, make_folder
+from detseg.coco.dataset import CocoDataset
 from detseg.curation.repair.masks import pieces_of
 from detseg.errors import DataError
-from detseg.files.atomic import check_free, written_whole
+from detseg.files.atomic import check_free, make_folder, written_whole
 from detseg.report.close_ups import draw_close_up, window_around
 from detseg.report.drawing import (
     class_colour,
