@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from detseg.cli.image_fields import add_image_fields, plane_fields
+from detseg.cli.image_fields import add_image_fields
 from detseg.cli.repair import RULES_HELP
 from detseg.formats.table import FORMATS
-
-if TYPE_CHECKING:
-    from detseg.curation.prepare import PrepareOptions
-    from detseg.formats.reader import Reader
 
 DESCRIPTION = (
     "Turn images with annotations of any of these formats into COCO files: train.json, val.json and test.json, or two "
@@ -38,6 +33,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parts = split.add_mutually_exclusive_group()
     parts.add_argument(
         "--split",
+        dest="fractions",
         type=float,
         nargs="+",
         metavar="FRACTION",
@@ -95,43 +91,27 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
-    from detseg.curation.prepare import prepare
-
-    row = FORMATS[arguments.format]
-    reader = row.load_reader()(**{option.name: getattr(arguments, option.name) for option in row.options})
-    print(prepare(reader, _options(arguments, reader)))
-
-
-def _options(arguments: argparse.Namespace, reader: Reader) -> PrepareOptions:
-    from detseg.curation.prepare import PrepareOptions
+    from detseg.curation.prepare import PrepareOptions, prepare
     from detseg.curation.repair.rules import RepairRules
     from detseg.formats.picture_options import input_keys
     from detseg.images.planes import PlaneChoice
 
+    row = FORMATS[arguments.format]
+    reader = row.load_reader()(**{option.name: getattr(arguments, option.name) for option in row.options})
     holes = ["holes=all"] if arguments.fill_holes else []
-    repair = None
+    repair = RepairRules.parse(["none", *holes]) if holes else None
     if arguments.repair is not None:
         rules = RepairRules(one_class_per_image=reader.one_class_per_image)
         repair = RepairRules.parse([*holes, *arguments.repair], rules)
-    elif holes:
-        repair = RepairRules.parse(["none", *holes])
-    return PrepareOptions(
-        output=arguments.output,
-        fractions=tuple(arguments.split) if arguments.split else None,
-        folds=arguments.folds,
-        split_lists=arguments.split_lists,
-        table=arguments.table,
-        key=arguments.key,
-        stratify_by=arguments.stratify_by,
-        classes_from=tuple(arguments.classes_from),
-        seed=arguments.seed,
-        write_lists=arguments.write_lists,
-        plane=PlaneChoice.from_fields(plane_fields(arguments)),
+    as_typed = ("output", "fractions", "folds", "split_lists", "table", "key", "stratify_by", "classes_from")
+    as_typed += ("seed", "write_lists", "skip_bad", "overwrite")
+    options = PrepareOptions(
+        **{name: getattr(arguments, name) for name in as_typed},
+        plane=PlaneChoice.from_texts(arguments.z, arguments.t, arguments.axes),
         pixel_size=arguments.pixel_size or "",
         input_keys=input_keys(
             arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range
         ),
         repair=repair,
-        skip_bad=arguments.skip_bad,
-        overwrite=arguments.overwrite,
     )
+    print(prepare(reader, options))

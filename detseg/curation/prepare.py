@@ -47,13 +47,13 @@ class PrepareOptions:
     """
 
     output: Path
-    fractions: tuple[float, ...] | None = None
+    fractions: Sequence[float] | None = None
     folds: int | None = None
     split_lists: Path | None = None
     table: Path | None = None
     key: str | None = None
     stratify_by: str | None = None
-    classes_from: tuple[str, ...] = ()
+    classes_from: Sequence[str] = ()
     seed: int = 0
     write_lists: bool = False
     plane: PlaneChoice = SINGLE

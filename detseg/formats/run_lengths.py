@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.files.atomic import written_whole
-from detseg.files.table import Row, Table
+from detseg.files.table import Row, Table, write_csv
 from detseg.formats.objects import ImageObjects
 from detseg.formats.reader import FoundObjects
 from detseg.structures import rle as rle_codec
@@ -79,24 +78,14 @@ def to_rles(
     )
     if not by_rows:
         return rle_codec.encode_runs(runs)
-    # Crops are transposed, so that nothing as large as the image is made for a mask.
     return rle_codec.encode_crops([(crop.T, y0, x0) for crop, x0, y0 in crops_of_runs(runs)], height, width)
 
 
 def to_texts(rles: Sequence[dict[str, Any]], height: int, width: int, *, by_rows: bool) -> list[str]:
     """Return N masks as pairs "start length", "" for one without a pixel."""
-    texts = []
-    for crop, x0, y0 in rle_codec.decode_crops(rles):
-        if by_rows:
-            rows, columns = np.nonzero(crop)
-            places = (rows + y0) * width + columns + x0 + 1
-        else:
-            columns, rows = np.nonzero(crop.T)
-            places = (columns + x0) * height + rows + y0 + 1
-        first = np.append(True, np.diff(places) > 1)[: len(places)]
-        starts, bounds = places[first], np.append(np.flatnonzero(first), len(places))
-        texts.append(" ".join(map(str, np.stack([starts, np.diff(bounds)], axis=1).ravel().tolist())))
-    return texts
+    runs = rle_codec.read_runs(rle_codec.transpose_rles(rles, height, width) if by_rows else rles)
+    pairs = np.stack([runs.starts + 1, runs.ends - runs.starts], axis=1)
+    return [" ".join(map(str, pairs[a:b].ravel().tolist())) for a, b in itertools.pairwise(runs.bounds)]
 
 
 def competition_name(file_name: str) -> str:
@@ -197,10 +186,4 @@ def write_mask_table(
             texts = to_texts(objects.rles, objects.height, objects.width, by_rows=by_rows)
             yield from (row_of(objects, index, name, runs) for index, runs in enumerate(texts) if runs)
 
-    with (
-        written_whole(path, "the table") as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows())
+    write_csv(path, itertools.chain([columns], rows()), "the table")
