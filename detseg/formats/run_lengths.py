@@ -83,7 +83,12 @@ def to_rles(
 
 def to_texts(rles: Sequence[dict[str, Any]], height: int, width: int, *, by_rows: bool) -> list[str]:
     """Return N masks as pairs "start length", "" for one without a pixel."""
-    runs = rle_codec.read_runs(rle_codec.transpose_rles(rles, height, width) if by_rows else rles)
+    if by_rows:
+        rles = rle_codec.transpose_rles(rles, height, width)
+    else:
+        # RLEs of other programs may cut one run into several.
+        rles = rle_codec.encode_runs(rle_codec.read_runs(rles))
+    runs = rle_codec.read_runs(rles)
     pairs = np.stack([runs.starts + 1, runs.ends - runs.starts], axis=1)
     return [" ".join(map(str, pairs[a:b].ravel().tolist())) for a, b in itertools.pairwise(runs.bounds)]
 
