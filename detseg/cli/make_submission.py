@@ -94,8 +94,9 @@ def _write(arguments: argparse.Namespace, images: dict[str, SubmissionImage] | N
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import is_plain_list, read_predictions
     from detseg.errors import ConfigError
+    from detseg.formats.run_lengths import competition_name
     from detseg.fusion.postprocess import Postprocess
-    from detseg.submission.formats import FORMATS, SubmissionImage, by_name, name_of
+    from detseg.submission.formats import FORMATS, SubmissionImage, by_name
     from detseg.submission.writing import write_submission
 
     is_coco = bool(arguments.images) and arguments.images.endswith(".json")
@@ -107,7 +108,7 @@ def _write(arguments: argparse.Namespace, images: dict[str, SubmissionImage] | N
     file = read_predictions(arguments.predictions, CocoDataset.load(arguments.images) if plain else None)
     if images is None:
         images = by_name(
-            SubmissionImage(name_of(image.file_name or str(image.image_id)), image.height, image.width)
+            SubmissionImage(competition_name(image.file_name or str(image.image_id)), image.height, image.width)
             for image in file.images
         )
     postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
@@ -158,7 +159,8 @@ def read_images(path: Path) -> dict[str, SubmissionImage]:
     """Return the images of a folder (also ID/images/ID.png), of a COCO file, or of a sample submission."""
     from detseg.coco.dataset import CocoDataset
     from detseg.errors import DataError
-    from detseg.submission.formats import SubmissionImage, by_name, name_of
+    from detseg.formats.run_lengths import competition_name
+    from detseg.submission.formats import SubmissionImage, by_name
 
     if not path.exists():
         raise DataError(f"--images {path}: there is no such file or folder")
@@ -168,7 +170,7 @@ def read_images(path: Path) -> dict[str, SubmissionImage]:
         return _sample_images(path)
     if path.suffix == ".json":
         return by_name(
-            SubmissionImage(name_of(image.file_name), image.height, image.width)
+            SubmissionImage(competition_name(image.file_name), image.height, image.width)
             for image in CocoDataset.load(path).images
         )
     raise DataError(f"--images {path}: expected a folder, a COCO file (.json) or a sample submission (.csv)")

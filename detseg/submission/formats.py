@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -64,11 +63,6 @@ class SubmissionImage:
     name: str
     height: int | None = None
     width: int | None = None
-
-
-def name_of(file_name: str) -> str:
-    """Return the name of an image in a submission."""
-    return PurePosixPath(file_name.replace("\\", "/")).stem
 
 
 def by_name(images: Iterable[SubmissionImage]) -> dict[str, SubmissionImage]:

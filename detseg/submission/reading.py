@@ -13,10 +13,10 @@ from detseg.errors import DataError, list_problems
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.table import Row, Table, parse_table
-from detseg.formats.run_lengths import read_pairs
+from detseg.formats.run_lengths import competition_name, read_pairs
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, by_name, format_of, name_of
+from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, by_name, format_of
 
 # Where the size of an image is not known, no position is too large.
 _ANY_SIZE = 2**40
@@ -164,7 +164,9 @@ def _line_of(problem: str) -> int:
 
 def images_of(truth: GroundTruth) -> dict[str, SubmissionImage]:
     """Return the images of a ground truth by their names in a submission."""
-    return by_name(SubmissionImage(name_of(image.file_name), image.height, image.width) for image in truth.images)
+    return by_name(
+        SubmissionImage(competition_name(image.file_name), image.height, image.width) for image in truth.images
+    )
 
 
 def score_submission(truth: GroundTruth, submission: Submission) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def score_submission(truth: GroundTruth, submission: Submission) -> dict[str, An
         raise DataError("a submission that is not valid has no score:\n" + list_problems(submission.problems))
     counts = []
     for image in truth.images:
-        rles = submission.masks[name_of(image.file_name)]
+        rles = submission.masks[competition_name(image.file_name)]
         found = Predictions(
             image.image_id,
             image.file_name,

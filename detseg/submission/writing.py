@@ -10,11 +10,12 @@ from typing import Any
 
 from detseg.errors import DataError, RunError, list_problems
 from detseg.files.atomic import written_whole
+from detseg.formats.run_lengths import competition_name
 from detseg.fusion.overlaps import resolve_overlaps
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.overlaps import are_disjoint
-from detseg.submission.formats import CsvFormat, SubmissionImage, name_of
+from detseg.submission.formats import CsvFormat, SubmissionImage
 from detseg.submission.reading import read_submission
 
 # What less is left of than this, when overlaps are resolved, repeats a better object.
@@ -54,7 +55,7 @@ def write_submission(
     problems: list[str] = []
     resolved = dropped = 0
     for found in predictions:
-        name = name_of(found.file_name or str(found.image_id))
+        name = competition_name(found.file_name or str(found.image_id))
         problem = _problem(found, name, images, masks)
         if problem:
             problems.append(problem)
