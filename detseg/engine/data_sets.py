@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ import numpy as np
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.data.folds import Folds, fold_name
-from detseg.engine.evaluation import set_names
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError
 from detseg.models.table import num_classes
@@ -77,6 +77,20 @@ def _load(cfg: Config, name: str) -> CocoDataset:
         )
     dataset.check_images_exist()
     return dataset.with_classes(cfg.DATASETS.CLASSES) if cfg.DATASETS.CLASSES else dataset
+
+
+def set_names(paths: Sequence[str]) -> list[str]:
+    """Short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
+    names: list[str] = []
+    for path in paths:
+        stem = re.split(r"[/\\]", path)[-1].removesuffix(".gz").removesuffix(".json")
+        name = re.sub(r"[^\w.-]+", "_", stem) or "data"
+        number, unique = 1, name
+        while unique in names:
+            number += 1
+            unique = f"{name}_{number}"
+        names.append(unique)
+    return names
 
 
 def describe(role: str, dataset: CocoDataset, cfg: Config) -> None:

@@ -17,7 +17,7 @@ from detseg.engines.imports import same_imports
 from detseg.errors import ConfigError, WeightsError
 from detseg.models.weights import resolve_weights
 from detseg.runs.checkpoint import load_checkpoint
-from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.distributed import SINGLE, Processes
 from detseg.runs.interrupt import StopRequest
 from detseg.runs.run_folder import RunFolder, find_run, next_number, open_run
 from detseg.runs.session import Session
@@ -32,7 +32,7 @@ INPUT_KEYS = ("INPUT.CHANNELS", "INPUT.GRAYSCALE", "INPUT.SCALING", "INPUT.INVER
 
 
 def evaluate_only(
-    cfg: Config, overrides: Sequence[str] = (), processes: Processes = ALONE
+    cfg: Config, overrides: Sequence[str] = (), processes: Processes = SINGLE
 ) -> tuple[Path, dict[str, Any]]:
     """Evaluate MODEL.WEIGHTS of the command line, or where there is no run; else the run's best weights.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from detseg.models.base import Segmenter
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 METRICS_FILE = "final_metrics.json"
 POSTPROCESS_FILE = "postprocess.yaml"
@@ -178,15 +175,12 @@ def predict_all(
             predictions.append(prediction)
             bar.update()
             session.stop.raise_if_requested("stopped during an evaluation; the training up to it is saved")
-    parts = processes.gather(predictions)
-    return interleave(parts, len(dataset)) if processes.is_main else []
-
-
-def interleave(parts: Sequence[Sequence[T]], total: int) -> list[T]:
-    """One list from its every n-th elements: [[a, c], [b]] is [a, b, c]."""
-    whole: list[T | None] = [None] * total
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
+    if not processes.is_main:
+        processes.gather(predictions)
+        return []
+    whole: list[Predictions | None] = [None] * len(dataset)
+    for rank, part in enumerate(processes.gather(predictions)):
+        whole[rank :: processes.count] = part
     return whole
 
 
@@ -224,20 +218,6 @@ def group_field(dataset: CocoDataset, options: EvaluationOptions) -> str | None:
     field = options.balanced_by
     is_there = field not in ("", "category") and any(field in record.metadata for record in dataset.images)
     return field if is_there else None
-
-
-def set_names(paths: Sequence[str]) -> list[str]:
-    """Short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
-    names: list[str] = []
-    for path in paths:
-        stem = re.split(r"[/\\]", path)[-1].removesuffix(".gz").removesuffix(".json")
-        name = re.sub(r"[^\w.-]+", "_", stem) or "data"
-        number, unique = 1, name
-        while unique in names:
-            number += 1
-            unique = f"{name}_{number}"
-        names.append(unique)
-    return names
 
 
 def without_nones(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +18,14 @@ from detseg.engine.plan import EvaluationOptions
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
+from detseg.files.table import write_csv
 from detseg.runs.fold_runs import FoldRuns
-from detseg.runs.results_table import COLUMNS, format_value, text_table
+from detseg.runs.results_table import COLUMNS, table_of_scores
 from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import evaluate_tuned
 
 if TYPE_CHECKING:
     from detseg.config import Config
-
-logger = logging.getLogger(__name__)
 
 PREDICTIONS_FILE = "oof.json.gz"
 TRUTH_FILE = "oof_ground_truth.json"
@@ -41,14 +37,12 @@ CONTENTS = {
     METRICS_FILE: "all scores",
     POSTPROCESS_FILE: "the score threshold chosen on all images",
 }
-TOGETHER = "together"
 
 
 def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> dict[str, Any]:
     """Join the predictions of all folds, score them and write everything into the folder of the folds.
 
     Args:
-        cfg: the configuration.
         runs: the folds, all finished.
         dataset, folds: the images that are in a fold, with ground truth, and their folds (N,).
 
@@ -64,7 +58,13 @@ def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray
     options = EvaluationOptions.from_config(cfg)
     write_set(runs.path / PREDICTIONS_FILE, predictions, dataset, info)
     with writing(runs.path):
-        write_truth(runs.path / TRUTH_FILE, dataset, folds)
+        dataset.save(
+            runs.path / TRUTH_FILE,
+            annotations=dataset.rle_annotations(),
+            image_fields=[{FOLD: fold} for fold in folds.tolist()],
+            info={"description": f"ground truth of {PREDICTIONS_FILE}"},
+            overwrite=True,
+        )
     metrics, postprocess = evaluate_tuned(
         GroundTruth.from_coco(dataset),
         predictions,
@@ -76,20 +76,23 @@ def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray
     write_json(runs.path / METRICS_FILE, metrics)
     with writing(runs.path):
         postprocess.save(runs.path / POSTPROCESS_FILE)
-        _write_scores(runs.path / SCORES_FILE, metrics)
+    columns = [*(key for key, _ in COLUMNS), "images", "score_threshold"]
+    table = [["fold", *columns]]
+    for name, scores in fold_rows(metrics):
+        table.append([name, *("" if scores.get(key) is None else scores[key] for key in columns)])
+    write_csv(runs.path / SCORES_FILE, table, "the scores")
     return metrics
 
 
 def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> list[Predictions]:
-    """Return the predictions of all images in the order of the data set, `provenance["fold"]` says by which run.
+    """The predictions of all images in the order of the data set; `provenance["fold"]` says by which run.
 
     Raises RunError where those of an image are missing.
     """
     joined: dict[int | str, Predictions] = {}
     for fold in range(runs.count):
         expected = {dataset.images[index].image_id for index in np.flatnonzero(folds == fold)}
-        found = read_predictions(runs.predictions(fold), dataset)
-        for prediction in found:
+        for prediction in read_predictions(runs.predictions(fold), dataset):
             if prediction.image_id in expected:
                 provenance = {**prediction.provenance, FOLD: fold}
                 joined[prediction.image_id] = dataclasses.replace(prediction, provenance=provenance)
@@ -102,39 +105,15 @@ def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) ->
     return [joined[record.image_id] for record in dataset.images]
 
 
-def write_truth(path: Path, dataset: CocoDataset, folds: np.ndarray) -> None:
-    """Write the images with their folds and annotations as a COCO file; replaces one that is there."""
-    dataset.save(
-        path,
-        annotations=dataset.rle_annotations(),
-        image_fields=[{FOLD: fold} for fold in folds.tolist()],
-        info={"description": f"ground truth of {PREDICTIONS_FILE}"},
-        overwrite=True,
-    )
-
-
-def _rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return what is scored: every fold, their mean and standard deviation, and all images together."""
+def fold_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What is scored: every fold, their mean and standard deviation, and all images together."""
     folds: Mapping[str, Mapping[str, Any]] = metrics["folds"]
     keys = [key for key, _ in COLUMNS if all(isinstance(own.get(key), float) for own in folds.values())]
-    rows = list(folds.items())
-    rows.append(("mean", {key: fmean(own[key] for own in folds.values()) for key in keys}))
-    rows.append(("deviation", {key: stdev(own[key] for own in folds.values()) for key in keys}))
-    return [*rows, (TOGETHER, metrics)]
+    mean = {key: fmean(own[key] for own in folds.values()) for key in keys}
+    deviation = {key: stdev(own[key] for own in folds.values()) for key in keys}
+    return [*folds.items(), ("mean", mean), ("deviation", deviation), ("together", metrics)]
 
 
 def fold_table(metrics: Mapping[str, Any]) -> str:
-    """Return the scores of the folds and of all as a table for people."""
-    cells = [["", *(title for _, title in COLUMNS), "threshold"]]
-    for name, own in _rows(metrics):
-        values = [own.get(key) for key, _ in COLUMNS]
-        cells.append([name, *map(format_value, values), format_value(own.get("score_threshold"))])
-    return text_table(cells)
-
-
-def _write_scores(path: Path, metrics: Mapping[str, Any]) -> None:
-    columns = [*(key for key, _ in COLUMNS), "images", "score_threshold"]
-    lines: list[Sequence[Any]] = [["fold", *columns]]
-    lines += [[name, *("" if own.get(key) is None else own[key] for key in columns)] for name, own in _rows(metrics)]
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
+    """The scores of the folds and of all as a table for people."""
+    return table_of_scores(fold_rows(metrics), (*COLUMNS, ("score_threshold", "threshold")))

@@ -29,7 +29,7 @@ from detseg.engines.build import build_model
 from detseg.models.weights import load_weights
 from detseg.optim.compilation import compile_backbone
 from detseg.optim.optimizer import gradient_norm, set_learning_rates
-from detseg.runs.distributed import ALONE, Processes, no_sync
+from detseg.runs.distributed import SINGLE, Processes, no_sync
 from detseg.runs.run_folder import RunFolder
 from detseg.runs.session import Session, training_session
 from detseg.runs.trackers import Trackers
@@ -50,7 +50,7 @@ def train(
     *,
     resume: bool = False,
     build: BuildModel | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
     trackers: Trackers | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and leave everything in the run folder.

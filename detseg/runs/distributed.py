@@ -1,8 +1,8 @@
 """Several processes that train one model, as `torchrun` starts them: who they are, and what they decide together.
 
-Rank 0 is the main process: it alone writes. Everything that only one of them can know (a file that cannot be read, a
-signal, a loss that is not finite) is exchanged before anybody acts on it, so that all go on or all stop, and none
-waits for one that is gone. For one process alone every method here is the plain action itself.
+Rank 0 is the main process, the only one that writes. What only one of them can know (a file that cannot be read, a
+signal, a loss that is not finite) is exchanged before any of them acts on it, so that all continue or all stop, and
+none waits for one that has ended. For a single process every method is the plain action itself.
 
 Small things travel over gloo, gradients over NCCL where the model is on CUDA.
 """
@@ -92,7 +92,7 @@ class Processes:
         self._agree(failure)
 
     def from_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns in the main process, which alone calls it. Other processes get a pickled copy."""
+        """What `action` returns. Only the main process calls it, the others get a pickled copy of the result."""
         if self.count == 1:
             return action()
         result, failure = None, None
@@ -156,8 +156,8 @@ class Processes:
         """Whether all processes raise this error, so that it is enough if the main process shows it."""
         return error is self._agreed
 
-    def _leave(self) -> None:
-        """Nobody ends while another still waits for an answer, whose connection that would cut."""
+    def leave(self) -> None:
+        """End the exchange: no process closes its connections while another still waits for an answer."""
         with suppress(RuntimeError):
             self._maximum(0)
         dist.destroy_process_group()
@@ -171,16 +171,18 @@ class Processes:
         """Raise in all processes where there is a failure in any."""
         if not self._maximum(int(failure is not None)):
             return
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, None if failure is None else _tell(failure), group=self._group)
+        own = None if failure is None else (type(failure).__name__, str(failure), getattr(failure, "signal", None))
+        failures: list[Any] = [None] * self.count
+        dist.all_gather_object(failures, own, group=self._group)
         if failure is None:
-            rank = next(rank for rank, failed in enumerate(told) if failed is not None)
-            failure = _retell(rank, *told[rank])
+            rank = next(rank for rank, failed in enumerate(failures) if failed is not None)
+            failure = _rebuilt(rank, *failures[rank])
         self._agreed = failure
         raise failure
 
 
-ALONE = Processes()
+SINGLE = Processes()
+"""A process that works by itself."""
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager:
@@ -190,51 +192,43 @@ def no_sync(model: nn.Module) -> AbstractContextManager:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun, or Detectron2's launch, started; alone, or with one process, ALONE.
+    """Join the processes that torchrun, or Detectron2's launch, started; SINGLE where there are no others.
 
     Raises:
         RunError: the others cannot be reached, or one of them was lost on the way.
     """
     if dist.is_available() and dist.is_initialized():
-        # Detectron2's launch leaves a group for the model's device alone.
-        own = {"local_rank": int(os.environ["LOCAL_RANK"]), "local_count": int(os.environ["LOCAL_WORLD_SIZE"])}
+        # Detectron2's launch makes a group for tensors on the model's device only.
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        with _joined(Processes(dist.get_rank(), dist.get_world_size(), group=group, **own)) as processes:
-            yield processes
+        rank, count = dist.get_rank(), dist.get_world_size()
+    elif int(os.environ.get("WORLD_SIZE", 1)) == 1 or not all(name in os.environ for name in _TORCHRUN_SETS):
+        yield SINGLE
         return
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not all(name in os.environ for name in _TORCHRUN_SETS):
-        yield ALONE
-        return
-    rank, count, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    local_count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=count)
-    except (RuntimeError, ValueError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RunError(f"process {rank} of {count} does not reach the others over {address}: {error}") from error
-    with _joined(Processes(rank, count, local_rank=local_rank, local_count=local_count)) as processes:
-        yield processes
-
-
-@contextmanager
-def _joined(processes: Processes) -> Iterator[Processes]:
-    """All processes leave together, where all are still there."""
+    else:
+        group, rank, count = None, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=count)
+        except (RuntimeError, ValueError) as error:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RunError(f"process {rank} of {count} does not reach the others over {address}: {error}") from error
+    local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    processes = Processes(rank, count, local_rank=local_rank, local_count=local_count, group=group)
     try:
         yield processes
     except RuntimeError as error:
         if not _connection_lost(error):
             raise
         raise RunError(
-            f"process {processes.rank} of {processes.count} lost another one, which ended or hangs; what it said "
-            "stands above or in its own output, else its memory may have been full. --resume continues from the last "
-            f"checkpoint ({error})"
+            f"process {rank} of {count} lost another one, which ended or hangs; what it said stands above or in its "
+            "own output, else its memory may have been full. --resume continues from the last checkpoint "
+            f"({error})"
         ) from error
     except Exception as error:
         if processes.agreed_on(error):
-            processes._leave()
+            processes.leave()
         raise
-    processes._leave()
+    processes.leave()
 
 
 def _connection_lost(error: RuntimeError) -> bool:
@@ -242,11 +236,8 @@ def _connection_lost(error: RuntimeError) -> bool:
     return isinstance(error, getattr(dist, "DistError", ())) or any(word in str(error).lower() for word in words)
 
 
-def _tell(error: Exception) -> tuple[str, str, int | None]:
-    return type(error).__name__, str(error), getattr(error, "signal", None)
-
-
-def _retell(rank: int, kind: str, message: str, signal: int | None) -> Exception:
+def _rebuilt(rank: int, kind: str, message: str, signal: int | None) -> Exception:
+    """The error of another process, from the name of its type, its message and its signal."""
     if kind == TrainingInterrupted.__name__ and signal is not None:
         return TrainingInterrupted(message, signal)
     known = getattr(errors, kind, None)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,20 +38,20 @@ class FoldRuns:
     wanted: tuple[int, ...]
 
     def folder(self, fold: int) -> Path:
-        """Return the run folder of a fold."""
+        """The run folder of a fold."""
         return self.path / fold_name(fold)
+
+    def predictions(self, fold: int) -> Path:
+        """The Predictions file of a fold's validation images."""
+        return self.folder(fold) / "predictions" / f"{fold_name(fold)}.json.gz"
 
     def is_finished(self, fold: int) -> bool:
         """Whether a fold is trained and its predictions are there."""
-        record = read_record(self.folder(fold)) if self.folder(fold).is_dir() else None
-        return record is not None and record.get("status") == "finished" and self.predictions(fold).is_file()
-
-    def predictions(self, fold: int) -> Path:
-        """Return the Predictions file of a fold's validation images."""
-        return self.folder(fold) / "predictions" / f"{fold_name(fold)}.json.gz"
+        record = read_record(self.folder(fold)) or {}
+        return record.get("status") == "finished" and self.predictions(fold).is_file()
 
     def unfinished(self) -> list[int]:
-        """Return the folds that are not trained yet."""
+        """The folds that are not trained yet."""
         return [fold for fold in range(self.count) if not self.is_finished(fold)]
 
     def forget_unused(self) -> None:
@@ -67,12 +65,11 @@ class FoldRuns:
                 self.path.rmdir()
 
     def config(self, cfg: Config, fold: int) -> Config:
-        """Return the configuration of the run of a fold."""
+        """The configuration of the run of a fold."""
         own = cfg.clone()
         own.set("DATASETS.FOLD", fold, origin=f"--fold {fold}")
         own.set("OUTPUT_DIR", str(self.folder(fold)), origin="the folder of the folds")
-        own.freeze()
-        return own
+        return own.freeze()
 
 
 def open_fold_runs(
@@ -85,21 +82,25 @@ def open_fold_runs(
     trained one by one, also at the same time.
 
     Args:
-        cfg: the configuration.
         asked: `all`, or the number of a fold.
         dataset, folds: the images that are in a fold, and their folds (N,).
-        resume: continue what lies there.
+        resume: continue the folds that are there.
 
     Raises:
         ConfigError: there is no such fold. RunError: the folder holds a run of its own, or folds of other images.
     """
     count = int(folds.max()) + 1
-    wanted = wanted_folds(asked, count)
+    if asked != ALL and (not asked.isdecimal() or int(asked) >= count):
+        raise ConfigError(f"--fold is {asked!r}; expected all, or one of 0 to {count - 1}")
+    wanted = tuple(range(count)) if asked == ALL else (int(asked),)
+    lines = sorted(f"{image.file_name}\t{fold}" for image, fold in zip(dataset.images, folds.tolist(), strict=True))
+    unfolded = cfg.clone()
+    unfolded.set("DATASETS.FOLD", -1)
     record = {
         "folds": count,
         "images": len(dataset),
-        "images_hash": _hash_of(dataset, folds),
-        "config_hash": config_hash(_without_fold(cfg)),
+        "images_hash": hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        "config_hash": config_hash(unfolded),
     }
     if cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR:
         path = Path(cfg.OUTPUT_DIR)
@@ -111,7 +112,15 @@ def open_fold_runs(
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(parent / ".folds.lock"):
-        path = _present(parent, record, wanted, resume=resume) or next_number(parent)
+        last = next((path for path in reversed(numbered(parent)) if (path / RECORD).is_file()), None)
+        if last is None and resume:
+            logger.warning("there are no folds in %s to resume: they start from the beginning", parent)
+        if last is not None and not resume:
+            there = read_record(last, RECORD)
+            alike = all(there.get(key) == record[key] for key in ("images_hash", "config_hash"))
+            if len(wanted) > 1 or not alike or (last / fold_name(wanted[0])).exists():
+                last = None
+        path = last or next_number(parent)
         _begin(path, record)
         runs = FoldRuns(path, count, wanted)
         if len(wanted) == 1:  # taken: another process that looks now goes on to another folder
@@ -119,35 +128,9 @@ def open_fold_runs(
     return runs
 
 
-def wanted_folds(asked: str, count: int) -> tuple[int, ...]:
-    """Return the folds that `all` or a number means. Raises ConfigError for what is none of `count` folds."""
-    if asked == ALL:
-        return tuple(range(count))
-    if not asked.isdecimal() or int(asked) >= count:
-        raise ConfigError(f"--fold is {asked!r}; expected all, or one of 0 to {count - 1}")
-    return (int(asked),)
-
-
-def _present(parent: Path, record: dict[str, Any], wanted: Sequence[int], *, resume: bool) -> Path | None:
-    """Return the folder of folds to go on with, or None for a new one."""
-    for path in reversed(numbered(parent)):
-        there = _read_record(path)
-        if there is None:
-            continue
-        if resume:
-            return path
-        alike = all(there.get(key) == record[key] for key in ("images_hash", "config_hash"))
-        if len(wanted) == 1 and alike and not (path / fold_name(wanted[0])).exists():
-            return path
-        return None
-    if resume:
-        logger.warning("there are no folds in %s to resume: they start from the beginning", parent)
-    return None
-
-
 def _begin(path: Path, record: dict[str, Any]) -> None:
     """Write what the folds of this folder are, or check that they are the same."""
-    there = _read_record(path)
+    there = read_record(path, RECORD)
     if there is None:
         write_json(path / RECORD, record)
     elif there.get("images_hash") != record["images_hash"]:
@@ -158,24 +141,3 @@ def _begin(path: Path, record: dict[str, Any]) -> None:
         )
     elif there.get("config_hash") != record["config_hash"]:
         logger.warning("the folds in %s were begun with other settings; each goes on with its own", path)
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    file = path / RECORD
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file} is damaged ({error}); remove it, and the folds are read anew") from error
-
-
-def _hash_of(dataset: CocoDataset, folds: np.ndarray) -> str:
-    lines = sorted(f"{record.file_name}\t{fold}" for record, fold in zip(dataset.images, folds.tolist(), strict=True))
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _without_fold(cfg: Config) -> Config:
-    own = cfg.clone()
-    own.set("DATASETS.FOLD", -1)
-    return own

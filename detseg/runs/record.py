@@ -25,19 +25,19 @@ from detseg.runs.run_folder import RECORD
 logger = logging.getLogger(__name__)
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
     """The record of a run folder, None where there is none yet.
 
     Raises:
         RunError: it cannot be read.
     """
-    path = folder / RECORD
+    path = folder / name
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); start the run again with --overwrite") from error
+        raise RunError(f"{path} is damaged ({error}); start again with --overwrite, or without this file") from error
 
 
 def update_record(folder: Path, /, **values: Any) -> None:

@@ -1,10 +1,12 @@
-"""The scores of a run as a table for people."""
+"""The scores of a run as a table for people, and what its folder holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from detseg.files.table import text_table
 
 COLUMNS = (
     ("object_ap", "object AP"),
@@ -39,34 +41,20 @@ def results_table(metrics: Mapping[str, Any]) -> str:
         rows += [(f"class {name}", values) for name, values in metrics["per_class"].items()]
     rows += [(f"group {name}", values) for name, values in metrics.get("per_group", {}).items()]
     rows += [(f"set {name}", values) for name, values in metrics.get("datasets", {}).items()]
-    cells = [["", *(title for _, title in COLUMNS)]]
-    cells += [[name, *(format_value(values.get(key)) for key, _ in COLUMNS)] for name, values in rows]
-    return text_table(cells)
+    return table_of_scores(rows)
 
 
-def text_table(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of texts, the first one a heading, as a table: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def format_value(value: float | int | None) -> str:
-    """Counts as they are, scores with four digits, a dash for what is not defined."""
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
+def table_of_scores(rows: Sequence[tuple[str, Mapping[str, Any]]], columns: Sequence[tuple[str, str]] = COLUMNS) -> str:
+    """Named scores as a table. Counts as they are, scores with four digits, a dash for what is not defined."""
+    cells = [["", *(title for _, title in columns)]]
+    for name, scores in rows:
+        values = [scores.get(key) for key, _ in columns]
+        texts = ["-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}" for value in values]
+        cells.append([name, *texts])
+    heading, *lines = text_table(cells).splitlines()
+    return "\n".join([heading, "-" * len(heading), *lines])
 
 
 def contents(folder: Path, known: Mapping[str, str] = CONTENTS) -> str:
-    """What lies in a run folder, of what is `known` (name -> what it is), one line each."""
-    lines = []
-    for name, text in known.items():
-        if (folder / name).exists():
-            lines.append(f"  {name:22}{text}")
-    return "\n".join(lines)
+    """What a run folder holds of what is `known` (name -> what it is), one line each."""
+    return "\n".join(f"  {name:22}{text}" for name, text in known.items() if (folder / name).exists())

@@ -14,7 +14,7 @@ from detseg.config import config_hash, dump_config
 from detseg.engines.choice import EngineChoice, choose_engine
 from detseg.errors import DetsegError, RunError
 from detseg.files.atomic import write_text
-from detseg.runs.distributed import ALONE, Processes
+from detseg.runs.distributed import SINGLE, Processes
 from detseg.runs.interrupt import StopRequest, TrainingInterrupted
 from detseg.runs.record import read_record, this_process, update_record
 from detseg.runs.run_folder import RunFolder
@@ -43,7 +43,7 @@ class Session:
     cfg: Config
     engine: EngineChoice
     run: RunFolder
-    processes: Processes = ALONE
+    processes: Processes = SINGLE
     trackers: Trackers = field(default_factory=Trackers)
     stop: StopRequest = field(default_factory=StopRequest)
     iteration: int = 0
@@ -53,7 +53,7 @@ class Session:
 
 @contextmanager
 def training_session(
-    cfg: Config, run: RunFolder, processes: Processes = ALONE, trackers: Trackers | None = None
+    cfg: Config, run: RunFolder, processes: Processes = SINGLE, trackers: Trackers | None = None
 ) -> Iterator[Session]:
     """The session of a training in an opened run folder: its engine and seed are chosen, or are those of the record.
 

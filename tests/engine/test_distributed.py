@@ -21,9 +21,8 @@ from two_processes import WholeBatchSegmenter, tiny_run
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
 from detseg.data.loader import Share
-from detseg.engine.evaluation import interleave
 from detseg.runs.checkpoint import load_checkpoint
-from detseg.runs.distributed import ALONE
+from detseg.runs.distributed import SINGLE
 from detseg.runs.trackers import read_metrics
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scenarios fork")
@@ -133,7 +132,7 @@ def test_synchronised_batch_norm_is_batch_norm_over_all_values(here: Path) -> No
 
 def test_accumulated_and_shared_batches_train_as_one_process(here: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(here / "data")
-    tiny_run(ALONE, tmp_path, "whole_batch", WholeBatchSegmenter, SOLVER__ACCUMULATE=2, SOLVER__OPTIMIZER="SGD")
+    tiny_run(SINGLE, tmp_path, "whole_batch", WholeBatchSegmenter, SOLVER__ACCUMULATE=2, SOLVER__OPTIMIZER="SGD")
     assert_close_metrics(tmp_path / "whole_batch", here / "whole_batch")
     assert_close_weights(tmp_path / "whole_batch", here / "whole_batch", 1e-4)
     assert statuses(here)["whole_batch"] == [0, 0]
@@ -170,8 +169,6 @@ def test_an_odd_number_of_images_is_evaluated_once_each(here: Path) -> None:
     assert reports(here, "mask_rcnn_evaluated") == [0, 0]
     again = json.loads((here / "two" / "evaluations" / "001" / "final_metrics.json").read_text())
     assert again == final
-    assert interleave([["a", "c", "e"], ["b", "d"]], 5) == list("abcde")
-    assert interleave([[], []], 0) == []
 
 
 def test_shares_of_a_batch_are_the_batch() -> None:
@@ -206,7 +203,7 @@ def test_one_process_continues_what_two_began_and_says_what_changes(
     (tmp_path / "data").symlink_to(here / "data")
     shutil.copytree(here / "uninterrupted", tmp_path / "run")
     with caplog.at_level(logging.WARNING):
-        tiny_run(ALONE, tmp_path, "run", TinySegmenter, resume=True, SOLVER__MAX_ITER=8)
+        tiny_run(SINGLE, tmp_path, "run", TinySegmenter, resume=True, SOLVER__MAX_ITER=8)
     assert "resumed with 1 process, was 2." in caplog.text
     assert "4 at a time" in caplog.text
     last = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from detseg.engine.evaluation import set_names, spread_evenly, without_nones
+from detseg.engine.data_sets import set_names
+from detseg.engine.evaluation import spread_evenly, without_nones
 from detseg.runs.results_table import results_table
 
 

@@ -28,7 +28,7 @@ from detseg.cli.main import run_command
 from detseg.engine.train import train
 from detseg.errors import DataError
 from detseg.models.rcnn.layers import SyncBatchNorm2d
-from detseg.runs.distributed import ALONE, Processes, join_processes
+from detseg.runs.distributed import SINGLE, Processes, join_processes
 from detseg.runs.run_folder import open_run_together
 
 
@@ -96,7 +96,7 @@ def resumed(processes: Processes, folder: Path) -> dict:
 
 def grown(processes: Processes, folder: Path) -> dict:
     """What one process began, two continue."""
-    processes.from_main(lambda: tiny_run(ALONE, folder, "grown", TinySegmenter, SOLVER__MAX_ITER=2))
+    processes.from_main(lambda: tiny_run(SINGLE, folder, "grown", TinySegmenter, SOLVER__MAX_ITER=2))
     return tiny_run(processes, folder, "grown", TinySegmenter, resume=True)
 
 
@@ -209,7 +209,7 @@ def run_one(name: str, rank: int, port: int, folder: Path) -> int:
     scenario = globals()[name]
     try:
         if hasattr(scenario, "joins"):
-            report = {"result": scenario(ALONE, folder)}
+            report = {"result": scenario(SINGLE, folder)}
         else:
             with join_processes() as processes:
                 report = {"result": scenario(processes, folder)}
