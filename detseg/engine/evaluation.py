@@ -158,7 +158,7 @@ def predict_all(
     Of several processes each predicts every `processes.count`-th image.
 
     Returns:
-        the predictions of all images in order, once each; of several processes, in the main one.
+        the predictions of all images in order, once each; of several processes, only in the main one.
 
     Raises:
         TrainingInterrupted: a signal came.
@@ -175,11 +175,8 @@ def predict_all(
             predictions.append(prediction)
             bar.update()
             session.stop.raise_if_requested("stopped during an evaluation; the training up to it is saved")
-    if not processes.is_main:
-        processes.gather(predictions)
-        return []
-    whole: list[Predictions | None] = [None] * len(dataset)
-    for rank, part in enumerate(processes.gather(predictions)):
+    whole: list[Any] = [None] * len(dataset)
+    for rank, part in enumerate(processes.gather(predictions)):  # nothing in processes other than the main one
         whole[rank :: processes.count] = part
     return whole
 
