@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,22 +45,19 @@ def contact_sheet(
     longest = max(max(sample.height, sample.width) for sample in samples)
     scale = float(_SIDE // longest) if longest <= _SIDE else _SIDE / longest
     panels = [_panel(sample, scale, value_range) for sample in samples]
-    height = max(panel.picture.shape[0] for panel in panels)
-    width = max(panel.picture.shape[1] for panel in panels)
-    panels = [Panel(_padded(panel.picture, height, width), panel.title, panel.note) for panel in panels]
+    height, width = np.max([panel.picture.shape[:2] for panel in panels], axis=0)
+    panels = [dataclasses.replace(panel, picture=_padded(panel.picture, height, width)) for panel in panels]
     rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
-    legend = _legend(samples, class_names)
-    last = len(rows) - 1
-    pictures = [
-        compose(row, caption if number == last else "", legend if number == last else [])
-        for number, row in enumerate(rows)
-    ]
+    pictures = [compose(row, "", []) for row in rows[:-1]]
+    pictures.append(compose(rows[-1], caption, _legend(samples, class_names)))
     widest = max(picture.shape[1] for picture in pictures)
     return np.concatenate([_padded(picture, picture.shape[0], widest) for picture in pictures])
 
 
 def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None) -> Panel:
-    base = resize_display(_shown(sample.image, value_range), scale)
+    if value_range is None and sample.image.dtype == np.uint8:
+        value_range = (0, 255)  # a stretch would undo changes of intensities
+    base = resize_display(to_display(sample.image, value_range), scale)
     picture, note = base, ""
     if sample.ignore is not None:
         picture = _striped(picture, sample.ignore, scale)
@@ -68,26 +66,11 @@ def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None
         line_width = fitting_line_width(typical_thickness(rles), scale)
         picture = draw_objects(picture, rles, [class_colour(index) for index in sample.classes], scale, line_width)
         note = f"{len(rles):,} object{'' if len(rles) == 1 else 's'}"
+    name = sample.file_name
+    if len(name) > _LONGEST_NAME:  # so that the number of objects has its place after it
+        name = f"{name[: _LONGEST_NAME - 13]}...{name[-10:]}"
     gap = np.full((base.shape[0], _GAP, 3), BACKGROUND, dtype=np.uint8)
-    return Panel(np.concatenate([base, gap, picture], axis=1), _short(sample.file_name), note)
-
-
-def _short(name: str) -> str:
-    """Cut the middle out of a long name, so that the number of objects has its place behind it."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 13]}...{name[-10:]}"
-
-
-def _shown(image: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
-    """Return an image (H, W, C) as (H, W, 3) uint8 without a stretch of its own, which would undo changes."""
-    if value_range is not None:
-        low, high = value_range
-        image = np.clip((image.astype(np.float32) - low) * (255 / max(high - low, 1e-12)), 0, 255)
-        image = np.rint(image).astype(np.uint8)
-    if image.dtype != np.uint8:
-        return to_display(image)
-    if image.shape[2] == 2:
-        image = np.concatenate([image, np.zeros_like(image[:, :, :1])], axis=2)
-    return np.ascontiguousarray(np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] == 1 else image[:, :, :3])
+    return Panel(np.concatenate([base, gap, picture], axis=1), name, note)
 
 
 def _striped(picture: np.ndarray, ignore: np.ndarray, scale: float) -> np.ndarray:

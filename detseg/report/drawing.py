@@ -1,4 +1,8 @@
-"""From whatever a microscope stores to something that a screen can show."""
+"""Images as something that a screen can show, and contours of many objects on them: thin, smooth, one colour a class.
+
+Every object is traced in the crop that holds it, never in a full-size mask, and its line runs inside its border, so
+that touching cells keep two lines with a gap between them.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,35 @@ MAX_ENLARGEMENT = 8
 VISIBLE = 9
 ENLARGED_SIDE = 1536
 
+# Colours that people with any colour vision tell apart (Okabe and Ito 2008), those first that stand out from black,
+# gray and stained tissue alike.
+PALETTE = (
+    (255, 176, 0),
+    (64, 190, 255),
+    (0, 200, 140),
+    (240, 110, 180),
+    (240, 228, 66),
+    (235, 95, 20),
+    (70, 110, 255),
+    (190, 190, 190),
+)
+CROWD_COLOUR = (150, 150, 150)
+# A dark line under the coloured one keeps it visible on bright images.
+SHADOW = 0.35
+FILL = 0.10
+# Objects thinner than this on the screen get lines of one pixel.
+THIN = 8
+# cv2 takes coordinates as whole sixteenths of a pixel.
+FRACTION_BITS = 4
 
-def to_display(image: np.ndarray) -> np.ndarray:
+
+def to_display(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
     """Return an image (H, W) or (H, W, C) of any numbers as (H, W, 3) uint8 RGB.
 
-    8-bit images that use their range are shown as they are; all others are stretched between two percentiles, all
-    channels alike so that colours stay. Of two channels the first becomes red and the second green, of more than three
-    the first three are shown. Values that are not finite are black.
+    limits: intensities that become black and white. None: 8-bit images that use their range are shown as they are; all
+    others are stretched between two percentiles, all channels alike so that colours stay. Of two channels the first
+    becomes red and the second green, of more than three the first three are shown. Values that are not finite are
+    black.
     """
     image = np.asarray(image)
     if image.ndim == 2:
@@ -35,26 +61,18 @@ def to_display(image: np.ndarray) -> np.ndarray:
     if channels == 2:
         image = np.concatenate([image, np.zeros_like(image[:, :, :1])], axis=2)
     image = image[:, :, :1] if channels == 1 else image[:, :, :3]
-    shown = image if image.dtype == np.uint8 and _uses_range(image) else _stretch(image)
-    return np.ascontiguousarray(np.repeat(shown, 3, axis=2) if channels == 1 else shown)
-
-
-def _uses_range(image: np.ndarray) -> bool:
-    """Whether an 8-bit image can be seen without a stretch."""
-    if image.size == 0:
-        return True
-    low, high = np.percentile(image, STRETCH)
-    return bool(high - low >= 100)
-
-
-def _stretch(image: np.ndarray) -> np.ndarray:
-    values = image.astype(np.float32)
-    finite = np.isfinite(values)
-    low, high = np.percentile(values[finite], STRETCH) if finite.any() else (0.0, 1.0)
-    if high <= low:
-        high = low + 1
-    values = np.where(finite, (values - low) / (high - low), 0)
-    return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+    if limits is None and image.dtype == np.uint8:
+        low, high = np.percentile(image, STRETCH) if image.size else (0, 255)
+        limits = (0, 255) if high - low >= 100 else (low, high)
+    if image.dtype != np.uint8 or limits != (0, 255):
+        values = image.astype(np.float32)
+        finite = np.isfinite(values)
+        if limits is None:
+            limits = np.percentile(values[finite], STRETCH) if finite.any() else (0.0, 1.0)
+        low, high = limits
+        values = np.where(finite, (values - low) / (high - low if high > low else 1), 0)
+        image = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(image, 3, axis=2) if channels == 1 else image)
 
 
 def display_scale(height: int, width: int, thickness: float | None = None) -> float:
@@ -80,75 +98,9 @@ def resize_display(image: np.ndarray, scale: float) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
 
 
-# Contours of many objects: thin, smooth, one colour a class, fast for thousands.
-#
-# Every object is traced in the crop that holds it, never in a full-size mask, and its line runs inside its border, so
-# that touching cells keep two lines with a gap between them.
-
-# Colours that people with any colour vision tell apart (Okabe and Ito 2008), those first that stand out from black,
-# gray and stained tissue alike.
-PALETTE = (
-    (255, 176, 0),
-    (64, 190, 255),
-    (0, 200, 140),
-    (240, 110, 180),
-    (240, 228, 66),
-    (235, 95, 20),
-    (70, 110, 255),
-    (190, 190, 190),
-)
-CROWD_COLOUR = (150, 150, 150)
-# A dark line under the coloured one keeps it visible on bright images.
-SHADOW = 0.35
-FILL = 0.10
-# Objects thinner than this on the screen get lines of one pixel.
-THIN = 8
-# cv2 takes coordinates as whole sixteenths of a pixel.
-FRACTION_BITS = 4
-
-
 def class_colour(class_index: int) -> tuple[int, int, int]:
     """Return the RGB colour of a class; after eight classes they repeat."""
     return PALETTE[class_index % len(PALETTE)]
-
-
-def draw_objects(
-    picture: np.ndarray,
-    rles: Sequence[Mapping[str, Any]],
-    colours: Sequence[tuple[int, int, int]],
-    scale: float,
-    line_width: int = 2,
-) -> np.ndarray:
-    """Return `picture` (h, w, 3) uint8 with the contours of N objects and a breath of their colour inside.
-
-    rles: masks at the size of the image that `picture` shows `scale` times enlarged. colours: RGB, one an object.
-    line_width: in pixels of the picture; see `fitting_line_width`.
-    """
-    shapes = trace(rles, scale)
-    colours = [colour for colour, shape in zip(colours, shapes, strict=True) if shape]
-    shapes = [shape for shape in shapes if shape]
-    result = picture.copy()
-    if not shapes:
-        return result
-    for colour in sorted(set(colours)):
-        lines = [line for own, shape in zip(colours, shapes, strict=True) if own == colour for line in shape]
-        cv2.fillPoly(result, lines, colour, lineType=cv2.LINE_AA, shift=FRACTION_BITS)
-    result = _blend(picture, result, FILL)
-    shadow = result.copy()
-    every_line = [line for shape in shapes for line in shape]
-    _polylines(shadow, every_line, (0, 0, 0), line_width + 2)
-    result = _blend(result, shadow, SHADOW)
-    for colour, shape in zip(colours, shapes, strict=True):
-        _polylines(result, shape, colour, line_width)
-    return result
-
-
-def _blend(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
-    return cv2.addWeighted(first, 1 - weight, second, weight, 0)
-
-
-def _polylines(picture: np.ndarray, lines: Sequence[np.ndarray], colour: tuple[int, int, int], width: int) -> None:
-    cv2.polylines(picture, list(lines), True, colour, width, lineType=cv2.LINE_AA, shift=FRACTION_BITS)
 
 
 def typical_thickness(rles: Sequence[Mapping[str, Any]]) -> float | None:
@@ -167,34 +119,53 @@ def fitting_line_width(thickness: float | None, scale: float) -> int:
     return 1 if thickness is not None and thickness * scale < THIN else 2
 
 
+def draw_objects(
+    picture: np.ndarray,
+    rles: Sequence[Mapping[str, Any]],
+    colours: Sequence[tuple[int, int, int]],
+    scale: float,
+    line_width: int = 2,
+) -> np.ndarray:
+    """Return `picture` (h, w, 3) uint8 with the contours of N objects and a little of their colour inside.
+
+    rles: masks at the size of the image that `picture` shows `scale` times enlarged. colours: RGB, one an object.
+    line_width: in pixels of the picture; see `fitting_line_width`.
+    """
+    objects = [(colour, lines) for colour, lines in zip(colours, trace(rles, scale), strict=True) if lines]
+    if not objects:
+        return picture.copy()
+    options = {"lineType": cv2.LINE_AA, "shift": FRACTION_BITS}
+    filled = picture.copy()
+    for colour in sorted({colour for colour, _ in objects}):
+        cv2.fillPoly(filled, [line for own, lines in objects if own == colour for line in lines], colour, **options)
+    result = cv2.addWeighted(picture, 1 - FILL, filled, FILL, 0)
+    shadow = result.copy()
+    every_line = [line for _, lines in objects for line in lines]
+    cv2.polylines(shadow, every_line, True, (0, 0, 0), line_width + 2, **options)
+    result = cv2.addWeighted(result, 1 - SHADOW, shadow, SHADOW, 0)
+    for colour, lines in objects:
+        cv2.polylines(result, lines, True, colour, line_width, **options)
+    return result
+
+
 def trace(rles: Sequence[Mapping[str, Any]], scale: float) -> list[list[np.ndarray]]:
     """Return for each of N masks its closed lines, (P, 1, 2) int32 x, y in sixteenths of a pixel of the picture.
 
     Outer borders and those of holes; an empty mask has none.
     """
-    shapes = []
     # Doubled pixels let the line run a quarter of a pixel inside the border instead of half a pixel.
-    doubled = scale > 1
+    factor = 2 if scale > 1 else 1
+    shapes = []
     for crop, x0, y0 in rle_codec.decode_crops(rles):
-        mask = crop.astype(np.uint8)
-        if doubled:
-            mask = mask.repeat(2, axis=0).repeat(2, axis=1)
+        mask = crop.astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
         found, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE) if mask.size else ((), None)
-        shapes.append([_to_picture(line[:, 0, :], x0, y0, scale, doubled) for line in found])
+        lines = []
+        for points in found:
+            line = points[:, 0, :].astype(np.float64)
+            for _ in range(2 * factor - 1 if len(line) >= 8 else 0):  # the stairs of its pixels are smoothed
+                line = 0.25 * np.roll(line, 1, axis=0) + 0.5 * line + 0.25 * np.roll(line, -1, axis=0)
+            in_image = (line + 0.5) / factor + (x0, y0)
+            in_picture = in_image * scale - 0.5
+            lines.append(np.round(in_picture * (1 << FRACTION_BITS)).astype(np.int32)[:, None, :])
+        shapes.append(lines)
     return shapes
-
-
-def _to_picture(points: np.ndarray, x0: int, y0: int, scale: float, doubled: bool) -> np.ndarray:
-    """Smooth the stairs of a traced line (P, 2) and move it to the picture."""
-    line = _smooth(points.astype(np.float64), 3 if doubled else 1)
-    in_image = (line + 0.5) / (2 if doubled else 1) + (x0, y0)
-    in_picture = in_image * scale - 0.5
-    return np.round(in_picture * (1 << FRACTION_BITS)).astype(np.int32)[:, None, :]
-
-
-def _smooth(line: np.ndarray, times: int) -> np.ndarray:
-    if len(line) < 8:
-        return line
-    for _ in range(times):
-        line = 0.25 * np.roll(line, 1, axis=0) + 0.5 * line + 0.25 * np.roll(line, -1, axis=0)
-    return line

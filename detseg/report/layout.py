@@ -18,7 +18,7 @@ USUAL_WIDTH = 760
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture (h, w, 3) uint8 with a title above it and, behind that, a note in a fainter colour."""
+    """A picture (h, w, 3) uint8 with a title above it and, after that, a note in a fainter colour."""
 
     picture: np.ndarray
     title: str
@@ -69,17 +69,17 @@ class _Pen:
         return int(np.ceil(self.draw.textlength(text, font=_font(size))))
 
     def write(self, x: int, middle: int, text: str, size: int, colour: tuple[int, int, int]) -> None:
-        """Write text whose vertical middle lies at `middle`."""
+        """Write text whose vertical middle is at `middle`."""
         top, bottom = self.draw.textbbox((0, 0), "Agpy", font=_font(size))[1::2]
         self.draw.text((x, middle - (top + bottom) // 2), text, fill=colour, font=_font(size))
 
-    def shorten(self, text: str, size: int, room: int) -> str:
+    def shorten(self, text: str, size: int, width: int) -> str:
         """Cut the middle out of a text that is too wide: names of images differ at their ends."""
-        if self.width(text, size) <= room:
+        if self.width(text, size) <= width:
             return text
         for kept in range(len(text) - 1, 1, -1):
             short = f"{text[: (kept + 1) // 2]}...{text[len(text) - kept // 2 :]}"
-            if self.width(short, size) <= room:
+            if self.width(short, size) <= width:
                 return short
         return ""
 
@@ -87,58 +87,46 @@ class _Pen:
 def compose(panels: Sequence[Panel], footer: str, legend: Sequence[LegendEntry]) -> np.ndarray:
     """Return one picture (h, w, 3) uint8: the panels in a row, below them the legend and then `footer`."""
     sizes = Sizes.for_panels(max(panel.picture.shape[1] for panel in panels))
-    measuring = _Pen(Image.new("RGB", (1, 1)))
     width = 2 * sizes.margin + sum(panel.picture.shape[1] for panel in panels) + sizes.gap * (len(panels) - 1)
-    room = width - 2 * sizes.margin
-    rows = _wrap(measuring, legend, room, sizes)
-    lines = len(rows) + (1 if footer else 0)
+    inner = width - 2 * sizes.margin
+    measuring = _Pen(Image.new("RGB", (1, 1)))
+    # The legend in rows: each entry with the place where it begins.
+    rows: list[list[tuple[int, LegendEntry]]] = []
+    used = inner + 1
+    for entry in legend:
+        needed = sizes.square + sizes.gap * 3 + measuring.width(entry.text, sizes.text)
+        if used + needed > inner:
+            rows.append([])
+            used = 0
+        rows[-1].append((sizes.margin + used, entry))
+        used += needed
     top = sizes.margin // 2 + sizes.header
     below = top + max(panel.picture.shape[0] for panel in panels) + sizes.gap // 2
+    lines = len(rows) + (1 if footer else 0)
     canvas = Image.new("RGB", (width, below + sizes.line * lines + sizes.gap), BACKGROUND)
     pen = _Pen(canvas)
     x = sizes.margin
     for panel in panels:
-        _draw_title(pen, panel, x, top, sizes)
+        _write_title(pen, panel, x, top - sizes.header // 2, sizes)
         canvas.paste(Image.fromarray(panel.picture), (x, top))
         x += panel.picture.shape[1] + sizes.gap
-    for number, row in enumerate(rows):
-        _draw_row(pen, row, below + sizes.line * number, sizes)
+    middle = below + sizes.line // 2
+    for row in rows:
+        for x, entry in row:
+            upper = middle - sizes.square // 2
+            square = (x, upper, x + sizes.square, upper + sizes.square)
+            pen.draw.rounded_rectangle(square, radius=sizes.square // 4, fill=entry.colour)
+            pen.write(x + sizes.square + sizes.gap, middle, entry.text, sizes.text, INK)
+        middle += sizes.line
     if footer:
-        text = measuring.shorten(footer, sizes.text, room)
-        pen.write(sizes.margin, below + sizes.line * len(rows) + sizes.line // 2, text, sizes.text, FAINT)
+        pen.write(sizes.margin, middle, pen.shorten(footer, sizes.text, inner), sizes.text, FAINT)
     return np.array(canvas)
 
 
-def _draw_title(pen: _Pen, panel: Panel, x: int, bottom: int, sizes: Sizes) -> None:
-    width, middle = panel.picture.shape[1], bottom - sizes.header // 2
+def _write_title(pen: _Pen, panel: Panel, x: int, middle: int, sizes: Sizes) -> None:
+    width = panel.picture.shape[1]
     title = pen.shorten(panel.title, sizes.title, width)
     pen.write(x, middle, title, sizes.title, INK)
     start = pen.width(title, sizes.title) + sizes.gap
     if panel.note and start + pen.width(panel.note, sizes.text) <= width:
         pen.write(x + start, middle + 1, panel.note, sizes.text, FAINT)
-
-
-def _entry_width(pen: _Pen, entry: LegendEntry, sizes: Sizes) -> int:
-    return sizes.square + sizes.gap * 3 + pen.width(entry.text, sizes.text)
-
-
-def _wrap(pen: _Pen, legend: Sequence[LegendEntry], room: int, sizes: Sizes) -> list[list[LegendEntry]]:
-    rows: list[list[LegendEntry]] = []
-    used = room + 1
-    for entry in legend:
-        needed = _entry_width(pen, entry, sizes)
-        if used + needed > room:
-            rows.append([])
-            used = 0
-        rows[-1].append(entry)
-        used += needed
-    return rows
-
-
-def _draw_row(pen: _Pen, row: Sequence[LegendEntry], top: int, sizes: Sizes) -> None:
-    x, middle = sizes.margin, top + sizes.line // 2
-    for entry in row:
-        square = (x, middle - sizes.square // 2, x + sizes.square, middle + sizes.square - sizes.square // 2)
-        pen.draw.rounded_rectangle(square, radius=sizes.square // 4, fill=entry.colour)
-        pen.write(x + sizes.square + sizes.gap, middle, entry.text, sizes.text, INK)
-        x += _entry_width(pen, entry, sizes)
