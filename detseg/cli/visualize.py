@@ -6,11 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from detseg.coco.dataset import CocoDataset, ImageAnnotations, ImageRecord
-    from detseg.coco.predictions_file import PredictionsFile
-    from detseg.fusion.postprocess import Postprocess
+    from detseg.coco.dataset import CocoDataset
     from detseg.report.overlays import Overlay
 
 DESCRIPTION = (
@@ -53,32 +49,44 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _draw_overlays(arguments: argparse.Namespace) -> None:
+    import dataclasses
+    from pathlib import Path
+
     from tqdm import tqdm
 
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import read_predictions
-    from detseg.report.overlays import draw_overlays, match_images
+    from detseg.errors import DataError
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.inference.sources import find_images
+    from detseg.report.overlays import draw_overlay, match_images, overlay_name
 
     _check(arguments)
-    postprocess = _postprocess(arguments)
+    postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
+    if arguments.score_threshold is not None:
+        postprocess = postprocess or Postprocess(resolve_overlaps=False)
+        postprocess = dataclasses.replace(postprocess, score_threshold=arguments.score_threshold)
     truth = None
     if arguments.ground_truth:
         truth = CocoDataset.load(arguments.ground_truth, image_root=arguments.image_root)
-    records = _records(arguments, truth)
+    records = truth.images if truth is not None else []
+    if arguments.images:
+        records = find_images(arguments.images, image_root=arguments.image_root).records
     predictions = read_predictions(arguments.predictions, truth) if arguments.predictions else None
-    chosen = _spread(list(match_images(records, truth, predictions)), arguments.limit)
-    if postprocess is not None:
-        chosen = [_with_postprocess(overlay, postprocess) for overlay in chosen]
-    _refuse_existing(chosen, arguments)
-    files = draw_overlays(
-        chosen,
-        arguments.output,
-        _class_names(truth, predictions),
-        truth=truth,
-        note=_object_ap,
-        progress=lambda overlays: iter(tqdm(overlays, desc="drawing", unit="image")),
-    )
-    print(f"{len(files)} pictures in {arguments.output}, for example {files[0].name}")
+    overlays = list(match_images(records, truth, predictions))
+    if 0 < arguments.limit < len(overlays):
+        overlays = [overlays[number * len(overlays) // arguments.limit] for number in range(arguments.limit)]
+    for overlay in overlays:
+        path = Path(arguments.output) / overlay_name(overlay.record.file_name, overlay.record.image_id)
+        if path.exists() and not arguments.overwrite:
+            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
+    class_names = truth.class_names if truth is not None else predictions.class_names
+    for overlay in tqdm(overlays, desc="drawing", unit="image"):
+        if postprocess is not None and overlay.predictions is not None:
+            overlay = dataclasses.replace(overlay, predictions=postprocess.apply(overlay.predictions))
+        note = _object_ap(overlay, truth)
+        path = draw_overlay(overlay, arguments.output, class_names, truth=truth, note=note)
+    print(f"{len(overlays)} pictures in {arguments.output}, for example {path.name}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -99,65 +107,17 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ConfigError(message)
 
 
-def _postprocess(arguments: argparse.Namespace) -> Postprocess | None:
-    import dataclasses
-
-    from detseg.fusion.postprocess import Postprocess
-
-    settings = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
-    if arguments.score_threshold is not None:
-        settings = settings or Postprocess(resolve_overlaps=False)
-        settings = dataclasses.replace(settings, score_threshold=arguments.score_threshold)
-    return settings
-
-
-def _records(arguments: argparse.Namespace, truth: CocoDataset | None) -> list[ImageRecord]:
-    from detseg.inference.sources import find_images
-
-    if arguments.images:
-        return find_images(arguments.images, image_root=arguments.image_root).records
-    return truth.images
-
-
-def _class_names(truth: CocoDataset | None, predictions: PredictionsFile | None) -> Sequence[str]:
-    return truth.class_names if truth is not None else predictions.class_names
-
-
-def _spread(overlays: list[Overlay], limit: int) -> list[Overlay]:
-    """Return `limit` of the overlays, spread evenly."""
-    if not limit or limit >= len(overlays):
-        return overlays
-    return [overlays[number * len(overlays) // limit] for number in range(limit)]
-
-
-def _with_postprocess(overlay: Overlay, postprocess: Postprocess) -> Overlay:
-    import dataclasses
-
-    if overlay.predictions is None:
-        return overlay
-    return dataclasses.replace(overlay, predictions=postprocess.apply(overlay.predictions))
-
-
-def _refuse_existing(overlays: list[Overlay], arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from detseg.errors import DataError
-    from detseg.report.overlays import overlay_name
-
-    for overlay in overlays:
-        path = Path(arguments.output) / overlay_name(overlay.record.file_name, overlay.record.image_id)
-        if path.exists() and not arguments.overwrite:
-            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
-
-
-def _object_ap(overlay: Overlay, annotations: ImageAnnotations) -> str:
-    """Return the image's own score, for the line below the picture."""
+def _object_ap(overlay: Overlay, truth: CocoDataset | None) -> str:
+    """Return the image's own score, for the line below the picture; "" where there is none."""
     from detseg.evaluation.ground_truth import ImageTruth
     from detseg.evaluation.object_ap import count_objects, summarize_objects
 
     found = overlay.predictions
-    if found.rles is None:
+    if truth is None or overlay.truth is None or found is None or found.rles is None:
         return ""
-    truth = ImageTruth(found.image_id, found.file_name, found.height, found.width, *annotations)
-    scores = summarize_objects([count_objects(truth, found, 0)])
+    record = truth.images[overlay.truth]
+    if (record.height, record.width) != (found.height, found.width):
+        return ""  # refused where it is drawn
+    image = ImageTruth(found.image_id, found.file_name, found.height, found.width, *truth.annotations(overlay.truth))
+    scores = summarize_objects([count_objects(image, found, 0)])
     return f"object AP {scores['object_ap']:.2f}, AP50 {scores['object_ap50']:.2f}"

@@ -190,7 +190,7 @@ def draw_overlays(
     wanted: int,
 ) -> list[Path]:
     """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set; return the PNGs."""
-    from detseg.report.overlays import draw_side_by_side
+    from detseg.report.overlays import Overlay, draw_overlay
 
     drawn = []
     for index in spread_evenly(len(dataset), wanted) if wanted > 0 else []:
@@ -199,7 +199,8 @@ def draw_overlays(
         if shown.rles is not None:  # object AP needs masks
             scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
             note = f"object AP {scores['object_ap']:.3f}"
-        drawn.append(draw_side_by_side(dataset, index, shown, folder, note=note))
+        overlay = Overlay(dataset.images[index], index, shown)
+        drawn.append(draw_overlay(overlay, folder, dataset.class_names, truth=dataset, note=note))
     return drawn
 
 

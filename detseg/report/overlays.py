@@ -1,10 +1,9 @@
-"""Overlays: an image, its ground truth and its prediction side by side."""
+"""Overlays: an image, its ground truth and its prediction side by side; and which of them belong together."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from detseg.coco.dataset import CocoDataset, ImageAnnotations, ImageRecord
+from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.predictions_file import PredictionsFile
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
@@ -64,25 +63,23 @@ def side_by_side(
     base = resize_display(shown, scale)
     panels = [Panel(base, "Image")]
     sides: list[tuple[str, np.ndarray]] = []
-    if truth is not None:
+
+    def add(title: str, word: str, rles: Sequence[Mapping[str, Any]], classes: np.ndarray, crowd: np.ndarray) -> None:
         colours = [
-            CROWD_COLOUR if crowd else class_colour(index)
-            for index, crowd in zip(truth.classes.tolist(), truth.crowd.tolist(), strict=True)
+            CROWD_COLOUR if is_crowd else class_colour(index)
+            for index, is_crowd in zip(classes.tolist(), crowd.tolist(), strict=True)
         ]
-        real = truth.classes[~truth.crowd]
-        picture = draw_objects(base, rles_of["truth"], colours, scale, line_width)
-        panels.append(Panel(picture, "Ground truth", _count(len(real))))
-        sides.append(("true", real))
+        counted = classes[~crowd]
+        note = f"{len(counted):,} object{'' if len(counted) == 1 else 's'}"
+        panels.append(Panel(draw_objects(base, rles, colours, scale, line_width), title, note))
+        sides.append((word, counted))
+
+    if truth is not None:
+        add("Ground truth", "true", rles_of["truth"], truth.classes, truth.crowd)
     if predictions is not None:
-        colours = [class_colour(index) for index in predictions.classes.tolist()]
-        picture = draw_objects(base, rles_of["predictions"], colours, scale, line_width)
-        panels.append(Panel(picture, "Prediction", _count(len(predictions))))
-        sides.append(("predicted", predictions.classes))
+        no_crowd = np.zeros(len(predictions), dtype=bool)
+        add("Prediction", "predicted", rles_of["predictions"], predictions.classes, no_crowd)
     return compose(panels, caption, _legend(sides, class_names))
-
-
-def _count(number: int) -> str:
-    return f"{number:,} object{'' if number == 1 else 's'}"
 
 
 def _rectangles(predictions: Predictions) -> list[dict[str, Any]]:
@@ -110,32 +107,6 @@ def _legend(sides: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str])
     return entries
 
 
-def draw_side_by_side(
-    dataset: CocoDataset,
-    index: int,
-    predictions: Predictions | None,
-    folder: str | os.PathLike[str],
-    *,
-    note: str = "",
-) -> Path:
-    """Draw image number `index` of a data set, its ground truth and its prediction; return the PNG written in `folder`.
-
-    The folder is made where it is missing. note: a remark behind the image's name. Raises DataError where the image
-    cannot be read or the picture cannot be written.
-    """
-    record = dataset.images[index]
-    picture = side_by_side(
-        dataset.read_image(index),
-        truth=dataset.annotations(index),
-        predictions=predictions,
-        class_names=dataset.class_names,
-        caption="    ".join(part for part in (record.file_name, note) if part),
-    )
-    path = Path(folder) / overlay_name(record.file_name, record.image_id)
-    write_png(path, picture)
-    return path
-
-
 def overlay_name(file_name: str, image_id: int | str) -> str:
     """Return the name of an image's overlay: its own path in one word, so that images of several folders differ."""
     name = file_name or str(image_id)
@@ -151,13 +122,8 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
 
 
-# Which image belongs to which truth and prediction, and one overlay for each.
-
-logger = logging.getLogger(__name__)
-
-
 class Named(Protocol):
-    """What images, truths and predictions have in common."""
+    """What images, ground truth and predictions have in common."""
 
     image_id: int | str
     file_name: str
@@ -215,11 +181,11 @@ def match_images(
                 found += 1
                 yield Overlay(record, index, None)
     else:
-        for answer in predictions:
-            index = images.find(answer)
+        for predicted in predictions:
+            index = images.find(predicted)
             if index is not None:
                 found += 1
-                yield Overlay(records[index], truths.find(answer), answer)
+                yield Overlay(records[index], truths.find(predicted), predicted)
     if not found:
         others = truth.images if predictions is None else predictions.images
         raise DataError(
@@ -234,47 +200,36 @@ def _names(images: Sequence[Named]) -> str:
     return names + (", ..." if len(images) > 2 else "")
 
 
-def draw_overlays(
-    overlays: Sequence[Overlay],
+def draw_overlay(
+    overlay: Overlay,
     folder: str | os.PathLike[str],
     class_names: Sequence[str],
     *,
     truth: CocoDataset | None = None,
-    note: Callable[[Overlay, ImageAnnotations], str] | None = None,
-    progress: Callable[[Sequence[Overlay]], Iterator[Overlay]] = iter,
-) -> list[Path]:
-    """Draw every overlay into `folder`; return the files.
+    note: str = "",
+) -> Path:
+    """Draw an overlay; return the PNG written in `folder`, which is made where it is missing.
 
-    note: a remark below the pictures that have both truth and prediction. progress: wraps the loop.
-    Raises DataError where an image cannot be read or has another size than its masks.
+    truth: what `overlay.truth` is an index of. note: a remark after the image's name. Raises DataError where the image
+    cannot be read or has another size than its masks, or the picture cannot be written.
     """
-    written = []
-    for overlay in progress(overlays):
-        image = read_image(overlay.record.path, overlay.record.metadata)
-        annotations = truth.annotations(overlay.truth) if truth is not None and overlay.truth is not None else None
-        _check_size(overlay, image.shape[:2], truth)
-        caption = overlay.record.file_name
-        if annotations is not None and overlay.predictions is not None and note is not None:
-            caption += f"    {note(overlay, annotations)}"
-        picture = side_by_side(
-            image, truth=annotations, predictions=overlay.predictions, class_names=class_names, caption=caption
-        )
-        path = Path(folder) / overlay_name(overlay.record.file_name, overlay.record.image_id)
-        write_png(path, picture)
-        written.append(path)
-    return written
-
-
-def _check_size(overlay: Overlay, size: tuple[int, int], truth: CocoDataset | None) -> None:
-    others = []
-    if overlay.predictions is not None:
-        others.append(("predictions", overlay.predictions.height, overlay.predictions.width))
+    record, predictions = overlay.record, overlay.predictions
+    image = read_image(record.path, record.metadata)
+    sizes = {}
+    if predictions is not None:
+        sizes["predictions"] = (predictions.height, predictions.width)
+    annotations = None
     if truth is not None and overlay.truth is not None:
-        record = truth.images[overlay.truth]
-        others.append(("ground truth", record.height, record.width))
-    for name, height, width in others:
-        if (height, width) != tuple(size):
+        sizes["ground truth"] = (truth.images[overlay.truth].height, truth.images[overlay.truth].width)
+        annotations = truth.annotations(overlay.truth)
+    for name, (height, width) in sizes.items():
+        if (height, width) != image.shape[:2]:
             raise DataError(
-                f"{overlay.record.path}: the image has {size[0]} x {size[1]} pixels (height x width), but its {name} "
-                f"{height} x {width}; give the images that it was made for"
+                f"{record.path}: the image has {image.shape[0]} x {image.shape[1]} pixels (height x width), but its "
+                f"{name} {height} x {width}; give the images that it was made for"
             )
+    caption = "    ".join(part for part in (record.file_name, note) if part)
+    picture = side_by_side(image, truth=annotations, predictions=predictions, class_names=class_names, caption=caption)
+    path = Path(folder) / overlay_name(record.file_name, record.image_id)
+    write_png(path, picture)
+    return path

@@ -13,7 +13,7 @@ from detseg.coco.predictions_file import write_predictions
 from detseg.coco.writing import annotations_of, write_coco
 from detseg.errors import DataError
 from detseg.report.layout import LegendEntry, Panel, compose
-from detseg.report.overlays import ImageFinder, draw_side_by_side, overlay_name, side_by_side, write_png
+from detseg.report.overlays import ImageFinder, Overlay, draw_overlay, overlay_name, side_by_side, write_png
 
 GRAY = np.tile(np.arange(50, dtype=np.uint8) * 5, (40, 1))
 
@@ -84,7 +84,8 @@ def test_names_of_overlays():
 
 def test_a_data_set_is_drawn(project):
     dataset = CocoDataset.load(project / "gt.json")
-    path = draw_side_by_side(dataset, 1, None, project / "new" / "folder", note="hello")
+    overlay = Overlay(dataset.images[1], 1, None)
+    path = draw_overlay(overlay, project / "new" / "folder", dataset.class_names, truth=dataset, note="hello")
     assert path == project / "new" / "folder" / "images_2.png"
     assert Image.open(path).size[0] > 600
     assert list(path.parent.iterdir()) == [path]
