@@ -54,8 +54,8 @@ def validate(
     Args:
         parts: the options that will be read, beside those of the model.
         training: False for prediction and evaluation with given weights, which ask for less.
-        honoured: further options whose keys somebody reads, whose values do not matter here. With None the caller knows
-            only its own parts: of the keys that no part has only those of MODEL are refused.
+        honoured: further options whose keys are read elsewhere, whose values do not matter here. With None the caller
+            knows only its own parts: of the keys that no part has only those of MODEL are refused.
 
     Raises:
         ConfigError: all problems in one message, each with its key and where it was set.
@@ -72,9 +72,11 @@ def validate(
         declared = note_model(problems)
     if honoured is not None and not missing:
         declared |= {name for options in (*parts, *honoured) for name in options.rules()}
-        if choice.name == "detectron2":
+        if choice.name == "detectron2" or not training:
             declared.update(DETECTRON2_ONLY)
         rest = [name for name in default_values() if not name.startswith("MODEL.")]
+        if not training:  # a model predicts, and is scored, however it was trained
+            rest = [name for name in rest if name.startswith(("TEST.", "GLOBAL."))]
         note_ignored(problems, declared, rest)
     try:
         problems.raise_if_any()

@@ -118,8 +118,15 @@ def test_a_full_dump_of_detectron2s_defaults_is_not_refused_for_what_nothing_rea
 def test_a_model_predicts_however_it_was_trained(words: list[str]):
     cfg = load_config(QUICKSTART, [*words, *NATIVE])
     validate_for_prediction(cfg)
+    validate_config(cfg, training=False)
     with pytest.raises(ConfigError):
         validate_config(cfg)
+
+
+def test_a_score_that_would_not_be_checked_is_refused_by_evaluation_too():
+    cfg = load_config(QUICKSTART, ["TEST.EXPECTED_RESULTS", '[["bbox", "AP", 38.5, 0.2]]'])
+    with pytest.raises(ConfigError, match=r"TEST\.EXPECTED_RESULTS.*neither engine"):
+        validate_config(cfg, training=False)
 
 
 @pytest.mark.parametrize(
