@@ -97,10 +97,10 @@ FORMATS = {
         "label_images:LabelImages",
         "Images and label images: 0 is background, every other number one object. The images stay where they are.",
         (
-            _path("--images", "folder of PNG, JPEG, TIFF, BMP or NPY; with subfolders", required=True),
+            _path("--images", "folder or zip archive of PNG, JPEG, TIFF, BMP or NPY; with subfolders", required=True),
             _path(
                 "--labels",
-                "folder of label images (PNG, TIFF or NPY; 8, 16 or 32 bit), named as the images; with subfolders",
+                "the same of label images (PNG, TIFF or NPY; 8, 16 or 32 bit), named as the images",
                 required=True,
             ),
             Option(

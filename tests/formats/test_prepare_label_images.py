@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,15 @@ def test_suffixes_of_labels_and_one_folder_for_both(tmp_path: Path) -> None:
     reader = LabelImages(together, together, label_suffix="_cells")
     assert reader.problems == []
     assert reader.annotation_of == {"a": "a_cells.npy", "b": "b_cells.npy"}
+
+
+def test_archives_are_read_as_folders_are(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    packed = [Path(shutil.make_archive(str(tmp_path / f"{folder.name}_zip"), "zip", folder)) for folder in folders]
+    assert prepare(*packed, tmp_path / "out", "--split", "1") == 0
+    dataset = CocoDataset.load(tmp_path / "out" / "all.json")
+    assert len(dataset) == 20
+    assert_pixel_equal(dataset, folders[1])
+    assert json.loads((tmp_path / "out" / "all.json").read_text())["info"]["image_root"] == "images"
 
 
 def test_a_mask_of_0_and_255_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
