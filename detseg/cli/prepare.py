@@ -66,7 +66,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--repair",
         nargs="*",
         metavar="RULE=VALUE",
-        help=f"mend the masks, and list what was changed in repairs.csv; {RULES_HELP}",
+        help=f"repair the masks, and list what was changed in repairs.csv; {RULES_HELP}",
     )
     parser.add_argument(
         "--fill-holes", action="store_true", help="fill all background that a mask encloses: --repair none holes=all"
@@ -83,7 +83,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    # As every command has it: argparse reads it here where it stands after FORMAT.
+    # As every command has it: argparse reads it here where it is typed after FORMAT.
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )

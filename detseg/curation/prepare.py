@@ -43,7 +43,7 @@ class PrepareOptions:
     (a CSV; key: its column of image names) or, without a table, one of the reader's own; it is stored as `group` and,
     but for given lists, stratified by. plane: of files that hold several pictures. pixel_size: as
     `picture_options.with_pixel_sizes` reads it, "": as the images' files say. input_keys: INPUT keys for the COCO
-    files. repair: the rules by which masks are mended, None for none.
+    files. repair: the rules by which masks are repaired, None for none.
     """
 
     output: Path
@@ -136,7 +136,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:
     if problems and not options.skip_bad:
         raise DataError(
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}; mend, or leave out with --skip-bad:\n"
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}; fix them, or leave them out with --skip-bad:\n"
             f"{list_problems(problems)}"
         )
 
@@ -233,12 +233,12 @@ def repair_images(
         # Crowd regions keep their place among the others.
         order = np.argsort(np.concatenate([objects[result.origins], crowd]), kind="stable")
         rles = [*result.rles, *(found.rles[index] for index in crowd)]
-        mended = FoundObjects(
+        new = FoundObjects(
             [rles[index] for index in order],
             np.concatenate([result.classes, classes[crowd]])[order].tolist(),
             crowd=(order >= len(result.rles)).tolist(),
         )
-        repaired[name] = dataclasses.replace(image, objects=mended)
+        repaired[name] = dataclasses.replace(image, objects=new)
         changes += result.changes
     return repaired, changes
 

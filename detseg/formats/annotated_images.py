@@ -93,16 +93,16 @@ class AnnotatedImages(Reader):
         """Note what is wrong; return the names of images that cannot be used."""
         lost = set()
         folders = {PurePosixPath(name).parent for name in matched}
-        alone = [name for name in self.file_of if name not in matched]
+        without = [name for name in self.file_of if name not in matched]
         if self.unlabelled_folders:
-            self.unlabelled = sorted(name for name in alone if PurePosixPath(name).parent not in folders)
-            alone = [name for name in alone if PurePosixPath(name).parent in folders]
+            self.unlabelled = sorted(name for name in without if PurePosixPath(name).parent not in folders)
+            without = [name for name in without if PurePosixPath(name).parent in folders]
         if not allow_empty:
-            lost.update(alone)
+            lost.update(without)
             self.problems += [
                 f"{self.describe(name)}: has no {self.annotation}; expected "
                 f"{self.expected.replace('NAME', PurePosixPath(name).name)}; with --allow-empty it has no objects"
-                for name in alone
+                for name in without
             ]
         for name, other in matched.items():
             if len(found[other]) > 1:

@@ -112,9 +112,9 @@ def assign_classes(
 ) -> tuple[dict[str, LabelledImage], list[str]]:
     """Return the images with the classes that the rule gives their objects, and the names of the classes.
 
-    Objects whose class is not said are left out and told in `problems`; an image that has no other goes too. Without a
-    rule only readers that name the class of every object (and have no `class_names`) get indices here. Classes are in
-    the order of the map, else sorted.
+    Objects whose class is not said are left out and reported in `problems`, and so are images that have no others.
+    Without a rule only readers that name the class of every object (and have no `class_names`) get indices here.
+    Classes are in the order of the map, else sorted.
     """
     if rule is None and reader.class_names:
         return dict(images), list(reader.class_names)
@@ -141,7 +141,7 @@ def assign_classes(
     return assigned, class_names
 
 
-# The class of an object that nobody says. None is that of a region to be ignored, and of what a map leaves out.
+# The class of an object that is not said. None is that of a region to be ignored, and of what a map leaves out.
 _UNKNOWN = ""
 
 

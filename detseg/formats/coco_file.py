@@ -65,7 +65,7 @@ def objects_of_record(dataset: CocoDataset, index: int, where: str, height: int,
     if (height, width) != (record.height, record.width):
         raise DataError(
             f"{where}: the image has {height} x {width} pixels (height x width), but {dataset.name} says "
-            f"{record.height} x {record.width}: its masks would not lie on it; put back the images that the file was "
+            f"{record.height} x {record.width}: its masks do not fit; put back the images that the file was "
             "made from"
         )
     rles, classes, crowd = dataset.annotations(index)

@@ -23,7 +23,7 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop
 
 OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
-# Classes of QuPath that end in a star are no objects: Ignore* is a region that nobody has labelled.
+# Classes of QuPath that end in a star are no objects: Ignore* is a region that is not labelled.
 _IGNORED = "Ignore*"
 
 

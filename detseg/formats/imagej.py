@@ -115,7 +115,7 @@ def _parse(data: bytes) -> ImagejRoi:
 def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
     """Return the pixels of an area of an image of height x width pixels.
 
-    Raises DataError for what is no area, lies outside or covers no pixel's centre.
+    Raises DataError for what is no area, is outside or covers no pixel's centre.
     """
     from roifile import ROI_TYPE
 

@@ -56,8 +56,7 @@ class LiveCell(Reader):
             )
         super().__init__(place)
         self.description = f"LIVECell, {source}" + (f", {cell_type}" if cell_type else "")
-        found = image_names(self.files.names, self.problems)
-        by_stem = {PurePosixPath(name).name: file for name, file in found.items()}
+        by_stem = image_names(self.files.names, self.problems, lambda file: PurePosixPath(file).stem)
         self.file_of: dict[str, str] = {}
         self._record_of: dict[str, tuple[CocoDataset, int]] = {}
         self.parts = {part: self._read_part(file, by_stem) for part, file in annotations.items()}

@@ -13,7 +13,7 @@ Polygon = list[np.ndarray]
 
 
 def trace_polygons(pixels: np.ndarray, x0: int = 0, y0: int = 0) -> list[Polygon]:
-    """Trace a mask (h, w) bool whose upper left lies at (x0, y0) of the image.
+    """Trace a mask (h, w) bool whose upper left pixel is (x0, y0) of the image.
 
     Returns:
         One polygon for every part whose pixels share edges. A ring has a point where it turns, none twice, and is not
@@ -28,7 +28,7 @@ def trace_polygons(pixels: np.ndarray, x0: int = 0, y0: int = 0) -> list[Polygon
         left, top, width, height = boxes[number, :4]
         part = labels[top : top + height, left : left + width] == number
         rings = [ring + np.array([x0 + left, y0 + top]) for ring in _rings(part)]
-        # The interior lies on the same side of all rings: the outline is the one that turns the other way.
+        # The interior is on the same side of all rings: the outline is the one that turns the other way.
         polygons.append(sorted(rings, key=lambda ring: -_twice_area(ring)))
     return polygons
 
@@ -55,9 +55,9 @@ def _rings(part: np.ndarray) -> list[np.ndarray]:
 
 
 def _corners(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
-    """Return x, y (P,) int64 of the points where outlines turn, and the partners along their rows and columns.
+    """Return x, y (P,) int64 of the points where outlines turn, and the next ones along their rows and columns.
 
-    Two pixels that share a corner alone have it twice, once each, so that no ring crosses from one to the other.
+    Two pixels that share only a corner have it twice, once each, so that no ring crosses from one to the other.
     """
     padded = np.pad(part, 1)
     upper_left, upper_right = padded[:-1, :-1], padded[:-1, 1:]

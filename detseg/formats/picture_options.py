@@ -51,7 +51,7 @@ def with_known_channels(
     """Return the images that have the channels that the INPUT keys name.
 
     Images whose files name their channels otherwise become `problems` and go. Files without names stay: the COCO file
-    may be told them later.
+    may get them later.
     """
     chosen = [one for one in keys.get("INPUT.CHANNELS", ()) if isinstance(one, str)]
     known = {}

@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 from detseg.errors import DataError
 from detseg.files.table import Row, parse_table
 from detseg.formats.objects import ImageObjects
-from detseg.formats.reader import FoundObjects, Reader
+from detseg.formats.reader import FoundObjects, Reader, image_names
 from detseg.formats.run_lengths import MaskTable, write_mask_table
-from detseg.images.reading import SUFFIXES
 
 CSV_NAME, LABELLED, UNLABELLED = "train.csv", "train", "train_semi_supervised"
 KEY, RUNS, SIZE, KIND = "id", "annotation", ("height", "width"), "cell_type"
@@ -45,14 +44,20 @@ class Sartorius(Reader):
         tables = [name for name in self.files.names if PurePosixPath(name).name == CSV_NAME]
         if not tables:
             raise DataError(f"{source}: there is no {CSV_NAME}; expected {CSV_NAME} and {LABELLED}/*.png")
-        # LIVECell comes along in a folder of its own; the competition's table is the one nearest to the top.
+        # The archive has LIVECell in a folder of its own; the competition's table is the one nearest to the top.
         csv_name = min(tables, key=lambda name: (len(PurePosixPath(name).parts), name))
         base = PurePosixPath(csv_name).parent
         table = parse_table(self.files.read(csv_name), self.files.describe(csv_name), [KEY, RUNS, KIND])
         self._table = MaskTable(table, key=KEY, runs=RUNS, size=SIZE, by_rows=True, allow_empty=allow_empty)
         self.problems += table.problems
-        labelled = self._list_images(base / LABELLED, "")
-        unlabelled = self._list_images(base / UNLABELLED, f"{UNLABELLED}/")
+        labelled, unlabelled = (
+            image_names(
+                [name for name in self.files.names if PurePosixPath(name).parent == base / folder],
+                self.problems,
+                lambda name, prefix=prefix: prefix + PurePosixPath(name).stem,
+            )
+            for folder, prefix in ((LABELLED, ""), (UNLABELLED, f"{UNLABELLED}/"))
+        )
         if not labelled:
             raise DataError(f"{source}: there are no images {base / LABELLED}/*.png; unpack the whole of the data set")
         self.file_of = {**labelled, **unlabelled}
@@ -65,17 +70,6 @@ class Sartorius(Reader):
                 self.columns[column] = {
                     name: rows_of[name][0].values[column] if name in rows_of else "" for name in labelled
                 }
-
-    def _list_images(self, folder: PurePosixPath, prefix: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for file in self.files.names:
-            path = PurePosixPath(file)
-            if path.parent != folder or path.suffix.lower() not in SUFFIXES:
-                continue
-            other = found.setdefault(prefix + path.stem, file)
-            if other != file:
-                self.problems.append(f"{self.files.describe(file)}: has the same name as {other}; keep one of them")
-        return found
 
     def fields(self, name: str) -> Mapping[str, str]:
         if name in self.columns[KIND]:
