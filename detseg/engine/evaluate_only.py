@@ -12,7 +12,7 @@ from detseg.engine.data_sets import load_test_sets
 from detseg.engine.evaluation import METRICS_FILE, evaluate_weights
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
-from detseg.engines.choice import EngineChoice, choose_engine, for_prediction
+from detseg.engines.choice import EngineChoice, for_prediction
 from detseg.engines.imports import same_imports
 from detseg.errors import ConfigError, WeightsError
 from detseg.models.weights import resolve_weights
@@ -66,11 +66,12 @@ def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice
     """The configuration, engine, weights, folder of the results, and the classes that are stored with the weights."""
     run = find_run(cfg)
     own = None if run is None else run / "checkpoints" / "best.pth"
+    trained_by = None
     if own is not None and own.is_file() and cfg.origin("MODEL.WEIGHTS") != "command line":
         weights, saved = own, load_checkpoint(own)
         if (run / "config.yaml").is_file():
             cfg = load_config(run / "config.yaml", overrides, imports=same_imports(cfg))
-        cfg, engine = for_prediction(cfg, saved.get("engine", "native"))
+        cfg, trained_by = for_prediction(cfg, saved.get("engine", "native"))
         parent = run / "evaluations" if (run / METRICS_FILE).exists() else None
     elif not cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -82,10 +83,9 @@ def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice
             saved = load_checkpoint(weights)
         except WeightsError:  # no checkpoint of detseg
             saved = {}
-        engine = choose_engine(cfg, training=False)
         parent = run / "evaluations" if run is not None and cfg.origin("OUTPUT_DIR") != "default" else None
         run = None if parent is None else run
-    validate_config(cfg, training=False)
+    judged = validate_config(cfg, training=False)
     if not cfg.DATASETS.TEST and cfg.DATASETS.FOLD < 0:
         raise ConfigError("--eval-only needs images: set DATASETS.TEST")
     trained, present = saved.get("config", {}), cfg.flatten()
@@ -99,4 +99,4 @@ def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice
     else:
         with open_run(cfg) as new:
             folder = new.path
-    return cfg, engine, weights, folder, saved.get("classes")
+    return cfg, trained_by or judged, weights, folder, saved.get("classes")
