@@ -1,4 +1,4 @@
-"""Reading a large COCO file piece by piece: its annotations are never all Python objects at once.
+"""Reading a large JSON file piece by piece: a COCO file's annotations are never all Python objects at once.
 
 A file of a million polygons is 1 GB of text and 10 GB of lists; here the text is kept and the lists come and go.
 """
@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from detseg.errors import DataError
 
@@ -19,6 +19,13 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _CLOSING = {"[": "]", "{": "}"}
 _EMPTY = re.compile(r"\{[ \t\n\r]*\}")
+
+
+def open_json(path: Path) -> IO[str]:
+    """Open a text file in UTF-8, or gzip of it, which its first bytes tell."""
+    with open(path, "rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rt", encoding="utf-8") if is_packed else open(path, encoding="utf-8")
 
 
 def read_json_text(path: Path) -> str:

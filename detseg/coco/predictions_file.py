@@ -21,21 +21,19 @@ Other layouts are read as well: any JSON of this structure, and COCO's plain lis
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import gzip
-import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from detseg.coco.predictions_parsing import ImageEntry, ResultParser, categories_of, image_entries
+from detseg.coco.json_scan import open_json
+from detseg.coco.predictions_parsing import ImageEntry, ResultParser, categories_of, image_entries, pack_soft_mask
+from detseg.coco.writing import json_file, json_rle
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
@@ -70,19 +68,16 @@ class PredictionsWriter:
             for number, category in enumerate(categories, start=1)
         ]
         self.info = {"format": FORMAT, **(info or {})}
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._images: list[dict[str, Any]] = []
         self._seen: set[int | str] = set()
         self._next_id = 1
         self._file: IO[str] | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> PredictionsWriter:
+        self._file = self._open.enter_context(json_file(self.path, "the predictions"))
         header = json.dumps({"info": self.info, "categories": self.categories}, ensure_ascii=False)
-        try:
-            self._file = _open_for_writing(self._temporary, compressed=self.path.suffix == ".gz")
-            self._file.write(header[:-1] + ', "annotations": [')
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error}; give a folder that exists") from None
+        self._file.write(header[:-1] + ', "annotations": [')
         return self
 
     def write(self, predictions: Predictions) -> None:
@@ -128,10 +123,10 @@ class PredictionsWriter:
                 "score": score,
             }
             if predictions.rles is not None:
-                result["segmentation"] = _text_rle(predictions.rles[index])
+                result["segmentation"] = json_rle(predictions.rles[index])
                 result["area"] = areas[index]
             if predictions.soft_masks is not None:
-                result["soft_mask"] = _pack(predictions.soft_masks[index])
+                result["soft_mask"] = pack_soft_mask(predictions.soft_masks[index])
             self._next_id += 1
             try:
                 yield json.dumps(result, allow_nan=False)
@@ -141,24 +136,14 @@ class PredictionsWriter:
                     f"finite (score {score}, box {box})"
                 ) from None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         file, self._file = self._file, None
-        try:
-            if kind is None:
-                rows = ",\n".join(json.dumps(image, ensure_ascii=False) for image in self._images)
-                file.write(f"\n{ANNOTATIONS_END}\n{rows}\n]}}\n")
-            file.close()
-            if kind is None:
-                os.replace(self._temporary, self.path)
-        except OSError as problem:
-            raise DataError(f"{self.path}: cannot be written: {problem}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                file.close()
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
+        if kind is not None:
+            self._open.__exit__(kind, *error)
+            return
+        with self._open:
+            rows = ",\n".join(json.dumps(image, ensure_ascii=False) for image in self._images)
+            file.write(f"\n{ANNOTATIONS_END}\n{rows}\n]}}\n")
 
 
 def write_predictions(
@@ -182,12 +167,9 @@ class PredictionsFile:
     """
 
     def __init__(
-        self,
-        path: Path,
-        info: dict[str, Any],
-        parser: ResultParser,
-        results: dict[int | str, list[Any]] | None,
+        self, path: Path, info: dict[str, Any], parser: ResultParser, results: dict[int | str, list[Any]] | None
     ) -> None:
+        """results: of every image, in memory; None: they are read from the file."""
         self.path = path
         self.info = info
         self.categories = parser.categories
@@ -222,8 +204,8 @@ class PredictionsFile:
             )
 
     def _lines(self) -> Iterator[tuple[int | str, list[Any]]]:
-        """Return image id and results of every line of annotations."""
-        with _open_for_reading(self.path) as file:
+        """Yield image id and results of every line of annotations."""
+        with open_json(self.path) as file:
             next(file)
             for number, line in enumerate(file, start=2):
                 if line.startswith("]"):
@@ -243,21 +225,29 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
     for a broken result.
     """
     path = Path(path)
-    try:
-        head = _read_head(path)
-        if head is not None:
-            info, categories, images = head
-            parser = ResultParser(path, categories, image_entries(images, path), ground_truth)
-            return PredictionsFile(path, info, parser, None)
-        return _read_whole(path, ground_truth)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read: {error or type(error).__name__}; is it there, and complete?"
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{path}: is no JSON text; expected a Predictions file or COCO results (.json or .json.gz)"
-        ) from None
+    with _readable(path):
+        content = _read_frame(path)
+        results = None
+        if content is None:
+            with open_json(path) as file:
+                content = _parse_json(file.read(), str(path))
+            if isinstance(content, list):
+                content = {"annotations": content}
+            elif not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+                raise DataError(
+                    f"{path}: is neither a Predictions file nor COCO results: expected a list of results, or an object "
+                    "with a list `annotations`"
+                )
+            results = content["annotations"]
+        info = content.get("info") or {}
+        if not isinstance(info, dict):
+            raise DataError(f"{path}: `info` is {type(info).__name__}, expected an object")
+        categories = content.get("categories")
+        if categories is None and results is not None:
+            categories = categories_of(results, path, ground_truth)
+        images = None if content.get("images") is None else image_entries(content["images"], path)
+        parser = ResultParser(path, categories, images, ground_truth)
+        return PredictionsFile(path, info, parser, None if results is None else parser.group(results))
 
 
 def is_plain_list(path: str | os.PathLike[str]) -> bool:
@@ -265,56 +255,38 @@ def is_plain_list(path: str | os.PathLike[str]) -> bool:
 
     Raises DataError where it cannot be read.
     """
+    with _readable(Path(path)), open_json(Path(path)) as file:
+        return file.read(100).lstrip().startswith("[")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with _open_for_reading(Path(path)) as file:
-            return file.read(100).lstrip().startswith("[")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}; is it there, and text?") from None
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error or type(error).__name__}; does it exist, and is it complete?"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: is no JSON text; expected a Predictions file or COCO results (.json or .json.gz)"
+        ) from None
 
 
-def _read_head(path: Path) -> tuple[dict[str, Any], Any, Any] | None:
-    """Return info, categories and images of a file in the layout of PredictionsWriter; None for any other."""
-    with _open_for_reading(path) as file:
+def _read_frame(path: Path) -> dict[str, Any] | None:
+    """Return what is around the annotations in the layout of PredictionsWriter; None for any other."""
+    with open_json(path) as file:
         first = file.readline(1_000_000).rstrip("\r\n")
         if FORMAT not in first or not first.endswith(', "annotations": ['):
             return None
-        head = _parse_json(first[: -len(', "annotations": [')] + "}", f"{path}: line 1")
+        frame = _parse_json(first[: -len(', "annotations": [')] + "}", f"{path}: line 1")
         for line in file:
             if line.startswith("]"):
-                tail = line.rstrip("\r\n")
-                if tail != ANNOTATIONS_END:
+                if line.rstrip("\r\n") != ANNOTATIONS_END:
                     return None
                 images = _parse_json("[" + file.read().rstrip().removesuffix("}"), f"{path}: `images`")
-                return _info_of(head, path), head.get("categories"), images
+                return {**frame, "images": images}
     raise DataError(f"{path}: is cut off: the list of images is missing at its end; copy or predict it again")
-
-
-def _read_whole(path: Path, ground_truth: Any) -> PredictionsFile:
-    """Read JSON of any layout."""
-    with _open_for_reading(path) as file:
-        content = _parse_json(file.read(), str(path))
-    if isinstance(content, list):
-        info, results, categories, images = {}, content, None, None
-    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        info, results = _info_of(content, path), content["annotations"]
-        categories, images = content.get("categories"), content.get("images")
-    else:
-        raise DataError(
-            f"{path}: is neither a Predictions file nor COCO results: expected a list of results, or an object with a "
-            "list `annotations`"
-        )
-    if categories is None:
-        categories = categories_of(results, path, ground_truth)
-    entries = None if images is None else image_entries(images, path)
-    parser = ResultParser(path, categories, entries, ground_truth)
-    return PredictionsFile(path, info, parser, parser.group(results))
-
-
-def _info_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    info = content.get("info") or {}
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: `info` is {type(info).__name__}, expected an object")
-    return info
 
 
 def _parse_json(text: str, place: str) -> Any:
@@ -328,35 +300,3 @@ def _parse_json(text: str, place: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number that JSON allows")
-
-
-def _open_for_reading(path: Path) -> IO[str]:
-    with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if compressed:
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
-
-
-def _open_for_writing(path: Path, compressed: bool) -> IO[str]:
-    if not compressed:
-        return open(path, "w", encoding="utf-8", newline="\n")
-    # Neither name nor time in the header: the same predictions give the same bytes.
-    raw = open(path, "wb")  # noqa: SIM115
-    packed = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
-    packed.myfileobj = raw  # closed together with the packed file
-    return io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
-
-
-def _text_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    if not isinstance(counts, (bytes, str)):
-        counts = rle_codec.compress_counts(counts)
-    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-    return {"size": [int(side) for side in rle["size"]], "counts": text}
-
-
-def _pack(soft_mask: np.ndarray) -> dict[str, Any]:
-    soft_mask = np.ascontiguousarray(soft_mask, dtype=np.uint8)
-    data = base64.b64encode(zlib.compress(soft_mask.tobytes(), 6)).decode("ascii")
-    return {"size": list(soft_mask.shape), "zlib": data}

@@ -18,6 +18,8 @@ from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
 from detseg.structures.pixel_size import PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions, soft_mask_window
 
+_LARGEST_COORDINATE = 1e9
+
 
 @dataclass(frozen=True)
 class ImageEntry:
@@ -31,43 +33,30 @@ class ImageEntry:
     pixel_size: PixelSize | None = None
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
-
-
-def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
 def image_entries(images: Any, path: Path) -> list[ImageEntry]:
     """Check the `images` of a file. Raises DataError naming the entry."""
     if not isinstance(images, list):
         raise DataError(f"{path}: `images` is {type(images).__name__}, expected a list")
-    entries: list[ImageEntry] = []
-    seen: set[int | str] = set()
+    entries: dict[int | str, ImageEntry] = {}
     for position, image in enumerate(images):
         valid = isinstance(image, dict) and _is_id(image.get("id"))
-        valid = valid and _is_side(image.get("height")) and _is_side(image.get("width"))
-        if not valid:
+        if not (valid and _is_side(image.get("height")) and _is_side(image.get("width"))):
             raise DataError(
                 f"{path}: images[{position}] is {str(image)[:80]}; expected an object with id, file_name, height and "
                 "width"
             )
-        if image["id"] in seen:
+        if image["id"] in entries:
             raise DataError(f"{path}: the image id {image['id']!r} occurs twice under `images`")
-        seen.add(image["id"])
         provenance, pixel_size = image.get("provenance"), image.get(PIXEL_SIZE)
-        entries.append(
-            ImageEntry(
-                image_id=image["id"],
-                file_name=str(image.get("file_name", "")),
-                height=image["height"],
-                width=image["width"],
-                provenance=provenance if isinstance(provenance, dict) else {},
-                pixel_size=None if pixel_size is None else parse_pixel_size(pixel_size, f"{path}: images[{position}]"),
-            )
+        entries[image["id"]] = ImageEntry(
+            image_id=image["id"],
+            file_name=str(image.get("file_name", "")),
+            height=image["height"],
+            width=image["width"],
+            provenance=provenance if isinstance(provenance, dict) else {},
+            pixel_size=None if pixel_size is None else parse_pixel_size(pixel_size, f"{path}: images[{position}]"),
         )
-    return entries
+    return list(entries.values())
 
 
 def categories_of(results: Sequence[Any], path: Path, ground_truth: Any) -> list[dict[str, Any]]:
@@ -82,6 +71,21 @@ def categories_of(results: Sequence[Any], path: Path, ground_truth: Any) -> list
     return [{"id": value, "name": str(value)} for value in ids]
 
 
+def _checked_categories(categories: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(categories, list):
+        raise DataError(f"{path}: `categories` is {type(categories).__name__}, expected a list")
+    seen: set[int | str] = set()
+    for position, category in enumerate(categories):
+        if not (isinstance(category, dict) and _is_id(category.get("id")) and "name" in category):
+            raise DataError(
+                f"{path}: categories[{position}] is {str(category)[:80]}; expected an object with id and name"
+            )
+        if category["id"] in seen:
+            raise DataError(f"{path}: the category id {category['id']!r} occurs twice")
+        seen.add(category["id"])
+    return categories
+
+
 class ResultParser:
     """Turns lists of results into Predictions; knows the images and categories of the file and of the ground truth.
 
@@ -90,41 +94,27 @@ class ResultParser:
 
     def __init__(self, path: Path, categories: Any, images: list[ImageEntry] | None, ground_truth: Any) -> None:
         self.path = path
-        self.categories = self._check_categories(categories)
+        self.categories = _checked_categories(categories, path)
         self._class_of = {category["id"]: index for index, category in enumerate(self.categories)}
-        self.known: dict[int | str, ImageEntry] | None = None
+        self._known: dict[int | str, ImageEntry] | None = None  # the images of the ground truth
         if ground_truth is not None:
-            self._map_to(ground_truth)
-            self.known = {
+            self._take_classes_of(ground_truth)
+            self._known = {
                 image.image_id: ImageEntry(image.image_id, image.file_name, image.height, image.width)
                 for image in ground_truth.images
             }
-        self.lists_images = images is not None
-        self.images = {image.image_id: image for image in images} if images is not None else dict(self.known or {})
-        if self.lists_images and self.known is not None:
-            unknown = [image for image in self.images if image not in self.known]
+        self._lists_images = images is not None
+        self.images = {image.image_id: image for image in images} if images is not None else dict(self._known or {})
+        if images is not None and self._known is not None:
+            unknown = [image for image in self.images if image not in self._known]
             if unknown:
                 raise DataError(
                     f"{path}: the image id {unknown[0]!r} is not in the ground truth ({len(unknown)} such); use the "
                     "COCO file that the predictions were made for"
                 )
 
-    def _check_categories(self, categories: Any) -> list[dict[str, Any]]:
-        if not isinstance(categories, list):
-            raise DataError(f"{self.path}: `categories` is {type(categories).__name__}, expected a list")
-        seen: set[int | str] = set()
-        for position, category in enumerate(categories):
-            if not (isinstance(category, dict) and _is_id(category.get("id")) and "name" in category):
-                raise DataError(
-                    f"{self.path}: categories[{position}] is {str(category)[:80]}; expected an object with id and name"
-                )
-            if category["id"] in seen:
-                raise DataError(f"{self.path}: the category id {category['id']!r} occurs twice")
-            seen.add(category["id"])
-        return list(categories)
-
-    def _map_to(self, ground_truth: Any) -> None:
-        """Take the class indices of the ground truth, by name."""
+    def _take_classes_of(self, ground_truth: Any) -> None:
+        """Number the classes as the ground truth does, by name."""
         names = [category.name for category in ground_truth.categories]
         own = {str(category["name"]): category["id"] for category in self.categories}
         unknown = [name for name in own if name not in names]
@@ -138,12 +128,12 @@ class ResultParser:
 
     def image_id_of(self, results: Sequence[Any], place: str) -> int | str:
         """Return the image of results that must all be of one. Raises DataError naming `place`."""
-        ids = {result.get("image_id") if isinstance(result, dict) else None for result in results if _hashable(result)}
-        if len(ids) != 1 or not _is_id(next(iter(ids))):
+        ids = [result.get("image_id") if isinstance(result, dict) else None for result in results]
+        if not ids or not _is_id(ids[0]) or any(one != ids[0] for one in ids):
             raise DataError(
-                f"{self.path}: {place}: expected the results of one image, not of {str(sorted(map(str, ids)))[:80]}"
+                f"{self.path}: {place}: expected the results of one image, not of {sorted(set(map(str, ids)))!s:.80}"
             )
-        return ids.pop()
+        return ids[0]
 
     def group(self, results: Sequence[Any]) -> dict[int | str, list[Any]]:
         """Sort results by image, their order kept; complete `images` where the file lists none."""
@@ -158,81 +148,75 @@ class ResultParser:
         for image_id, of_image in grouped.items():
             if image_id in self.images:
                 continue
-            if self.lists_images or self.known is not None:
+            if self._lists_images or self._known is not None:
                 raise DataError(
-                    f"{self.path}: {self._name(of_image[0], 0)}: the image id {image_id!r} is unknown "
-                    f"{'under `images`' if self.lists_images else 'in the ground truth'}; use the COCO file that the "
+                    f"{self.path}: {_name_of(of_image[0], 0)}: the image id {image_id!r} is unknown "
+                    f"{'under `images`' if self._lists_images else 'in the ground truth'}; use the COCO file that the "
                     "predictions were made for"
                 )
-            self.images[image_id] = self._entry_from_mask(image_id, of_image[0])
+            segmentation = of_image[0].get("segmentation")
+            size = segmentation.get("size") if isinstance(segmentation, dict) else None
+            if not (isinstance(size, list) and len(size) == 2 and all(_is_side(side) for side in size)):
+                raise DataError(
+                    f"{self.path}: does not say how large image {image_id!r} is; give the ground truth's COCO file as "
+                    "well"
+                )
+            self.images[image_id] = ImageEntry(image_id, "", size[0], size[1])
         return grouped
-
-    def _entry_from_mask(self, image_id: int | str, result: Mapping[str, Any]) -> ImageEntry:
-        segmentation = result.get("segmentation")
-        size = segmentation.get("size") if isinstance(segmentation, dict) else None
-        if not (isinstance(size, list) and len(size) == 2 and all(_is_side(side) for side in size)):
-            raise DataError(
-                f"{self.path}: does not say how large image {image_id!r} is; give the ground truth's COCO file as well"
-            )
-        return ImageEntry(image_id, "", size[0], size[1])
 
     def parse(self, image: ImageEntry, results: Sequence[Any]) -> Predictions:
         """Return the checked results of one image. Raises DataError naming the file, the image and the annotation."""
-        if not results:
-            return self._made(Predictions.empty(image.image_id, image.file_name, image.height, image.width), image)
         boxes, scores, classes, rles, soft_masks = [], [], [], [], []
         for index, result in enumerate(results):
-            place = f"{self.path}: image {image.image_id!r}, {self._name(result, index)}"
+            place = self._place(image, results, index)
             if not isinstance(result, dict):
                 raise DataError(f"{place}: is {type(result).__name__}, expected an object")
             scores.append(_score(result, place))
             classes.append(self._class(result, place))
             boxes.append(_box(result, place))
-            rles.append(_segmentation(result, image, place))
+            rles.append(_rle(result, image, place))
             soft_masks.append(result.get("soft_mask"))
-        self._same_kind(image, results, boxes, rles, soft_masks)
-        has_masks = rles[0] is not None
-        if has_masks:
+        has_masks, has_soft_masks = (
+            self._all_or_none(image, results, name, values)
+            for name, values in (("segmentation", rles), ("soft_mask", soft_masks))
+        )
+        if has_masks and results:
             self._check_masks(image, results, rles)
-        if has_masks and None in boxes:
-            tight = rle_codec.bounding_boxes(rles)
-            boxes = [tight[index] if box is None else box for index, box in enumerate(boxes)]
+            if None in boxes:
+                tight = rle_codec.bounding_boxes(rles)
+                boxes = [tight[index] if box is None else box for index, box in enumerate(boxes)]
+        elif None in boxes:
+            place = self._place(image, results, boxes.index(None))
+            raise DataError(f"{place}: has neither segmentation nor bbox")
         made = Predictions(
             image_id=image.image_id,
             file_name=image.file_name,
             height=image.height,
             width=image.width,
-            boxes=np.array(boxes, dtype=np.float32),
+            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
             scores=np.array(scores, dtype=np.float32),
             classes=np.array(classes, dtype=np.int64),
             rles=rles if has_masks else None,
+            provenance=dict(image.provenance),
+            pixel_size=image.pixel_size,
         )
-        if soft_masks[0] is not None:
+        if has_soft_masks and results:
             made.soft_masks = [
-                _unpack(
-                    packed, made, index, f"{self.path}: image {image.image_id!r}, {self._name(results[index], index)}"
-                )
+                _unpack_soft_mask(packed, made, index, self._place(image, results, index))
                 for index, packed in enumerate(soft_masks)
             ]
-        return self._made(made, image)
-
-    def _made(self, predictions: Predictions, image: ImageEntry) -> Predictions:
-        """Check against the ground truth, and add what the file says of the image."""
-        known = None if self.known is None else self.known[image.image_id]
+        known = None if self._known is None else self._known[image.image_id]
         if known is not None:
             if (known.height, known.width) != (image.height, image.width):
                 raise DataError(
                     f"{self.path}: image {image.image_id!r} has {image.height} x {image.width} pixels (height x "
                     f"width), but {known.height} x {known.width} in the ground truth; predict at the original size"
                 )
-            predictions.file_name = predictions.file_name or known.file_name
-        predictions.provenance = dict(image.provenance)
-        predictions.pixel_size = image.pixel_size
-        return predictions
+            made.file_name = made.file_name or known.file_name
+        return made
 
-    def _name(self, result: Any, index: int) -> str:
-        number = result.get("id") if isinstance(result, dict) else None
-        return f"annotation id {number}" if number is not None else f"result {index} of this image"
+    def _place(self, image: ImageEntry, results: Sequence[Any], index: int) -> str:
+        return f"{self.path}: image {image.image_id!r}, {_name_of(results[index], index)}"
 
     def _class(self, result: Mapping[str, Any], place: str) -> int:
         category = result.get("category_id")
@@ -243,21 +227,15 @@ class ResultParser:
             )
         return self._class_of[category]
 
-    def _same_kind(self, image: ImageEntry, results: Sequence[Any], *columns: Sequence[Any]) -> None:
-        boxes, rles, soft_masks = columns
-        for name, values in (("segmentation", rles), ("soft_mask", soft_masks)):
-            missing = [index for index, value in enumerate(values) if value is None]
-            if missing and len(missing) < len(values):
-                raise DataError(
-                    f"{self.path}: image {image.image_id!r}, {self._name(results[missing[0]], missing[0])}: has no "
-                    f"{name}, but other results of this image have; give it to all or to none"
-                )
-        if rles[0] is None and None in boxes:
-            index = boxes.index(None)
+    def _all_or_none(self, image: ImageEntry, results: Sequence[Any], name: str, values: Sequence[Any]) -> bool:
+        """Return whether all results have a value; DataError where only some have."""
+        missing = [index for index, value in enumerate(values) if value is None]
+        if missing and len(missing) < len(values):
             raise DataError(
-                f"{self.path}: image {image.image_id!r}, {self._name(results[index], index)}: has neither segmentation "
-                "nor bbox"
+                f"{self._place(image, results, missing[0])}: has no {name}, but other results of this image have; give "
+                "it to all or to none"
             )
+        return not missing
 
     def _check_masks(self, image: ImageEntry, results: Sequence[Any], rles: list[dict[str, Any]]) -> None:
         """Check all RLEs at once; where one is broken, find out which."""
@@ -268,23 +246,30 @@ class ResultParser:
                 try:
                     rle_codec.validate(rle)
                 except DataError as error:
-                    raise DataError(
-                        f"{self.path}: image {image.image_id!r}, {self._name(results[index], index)}: {error}"
-                    ) from None
+                    raise DataError(f"{self._place(image, results, index)}: {error}") from None
             raise
 
 
-def _hashable(result: Any) -> bool:
-    return not isinstance(result, dict) or not isinstance(result.get("image_id"), (list, dict))
+def _name_of(result: Any, index: int) -> str:
+    number = result.get("id") if isinstance(result, dict) else None
+    return f"annotation id {number}" if number is not None else f"result {index} of this image"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit < value < limit
 
 
 def _score(result: Mapping[str, Any], place: str) -> float:
     score = result.get("score")
-    if not _is_number(score) or not 0 <= score <= 1:
+    if not _is_number(score, 2) or not 0 <= score <= 1:
         raise DataError(
             f"{place}: the score is {score!r}, expected a number from 0 to 1"
             + ("; is this a ground truth file instead of predictions?" if score is None else "")
@@ -297,14 +282,13 @@ def _box(result: Mapping[str, Any], place: str) -> list[float] | None:
     box = result.get("bbox")
     if box is None or box == []:
         return None
-    limit = 1e9
-    valid = isinstance(box, list) and len(box) == 4 and all(_is_number(value) and abs(value) < limit for value in box)
+    valid = isinstance(box, list) and len(box) == 4 and all(_is_number(value, _LARGEST_COORDINATE) for value in box)
     if not valid or box[2] < 0 or box[3] < 0:
         raise DataError(f"{place}: the bbox is {repr(box)[:80]}, expected [x, y, width, height] in pixels")
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
-def _segmentation(result: Mapping[str, Any], image: ImageEntry, place: str) -> dict[str, Any] | None:
+def _rle(result: Mapping[str, Any], image: ImageEntry, place: str) -> dict[str, Any] | None:
     """Return the mask as compressed RLE, or None where the result has none."""
     segmentation = result.get("segmentation")
     if segmentation is None:
@@ -315,13 +299,12 @@ def _segmentation(result: Mapping[str, Any], image: ImageEntry, place: str) -> d
             f"{place}: the segmentation is {kind}, expected a COCO RLE {{size, counts}}; convert it with pycocotools' "
             "mask.frPyObjects and mask.merge"
         )
-    size = segmentation.get("size")
+    size, counts = segmentation.get("size"), segmentation["counts"]
     if size != [image.height, image.width]:
         raise DataError(
             f"{place}: the RLE has the size {str(size)[:40]}, but the image {[image.height, image.width]} (height, "
             "width)"
         )
-    counts = segmentation["counts"]
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else rle_codec.compress_counts(counts)
     except UnicodeEncodeError:
@@ -331,7 +314,14 @@ def _segmentation(result: Mapping[str, Any], image: ImageEntry, place: str) -> d
     return {"size": [image.height, image.width], "counts": text}
 
 
-def _unpack(packed: Any, predictions: Predictions, index: int, place: str) -> np.ndarray:
+def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
+    """Return a soft mask (h, w) uint8 as the file stores it."""
+    soft_mask = np.ascontiguousarray(soft_mask, dtype=np.uint8)
+    data = base64.b64encode(zlib.compress(soft_mask.tobytes(), 6)).decode("ascii")
+    return {"size": list(soft_mask.shape), "zlib": data}
+
+
+def _unpack_soft_mask(packed: Any, predictions: Predictions, index: int, place: str) -> np.ndarray:
     """Return a soft mask (h, w) uint8 of the box's pixels."""
     x0, y0, x1, y1 = soft_mask_window(predictions.boxes[index], predictions.height, predictions.width)
     expected = [y1 - y0, x1 - x0]
