@@ -26,6 +26,7 @@ from measuring import MIB, Timing, machine, take_turns, verdict
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.config import Config, load_config
+from detseg.curation.synthetic import make_missing_sets
 from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.data.sample_cache import SampleCache
 from detseg.data.sample_reader import SampleReader
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("policy", "parts", "cache", "loader"))
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
+    make_missing_sets([arguments.data])
     dataset = load_dataset(arguments.data)
     if arguments.group:
         members = [n for n, record in enumerate(dataset.images) if record.metadata.get("group") == arguments.group]

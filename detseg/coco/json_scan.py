@@ -21,11 +21,13 @@ _CLOSING = {"[": "]", "{": "}"}
 _EMPTY = re.compile(r"\{[ \t\n\r]*\}")
 
 
-def open_json(path: Path) -> IO[str]:
+def open_json(path: Path, *, errors: str = "strict") -> IO[str]:
     """Open a text file in UTF-8, or gzip of it, which its first bytes tell."""
     with open(path, "rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rt", encoding="utf-8") if is_packed else open(path, encoding="utf-8")
+    if is_packed:
+        return gzip.open(path, "rt", encoding="utf-8", errors=errors)
+    return open(path, encoding="utf-8", errors=errors)
 
 
 def read_json_text(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detseg.coco.catalog import FIELD as INPUT_FIELD
+from detseg.coco.input_keys import FIELD as INPUT_FIELD
 from detseg.coco.writing import annotations_of, image_root_for, write_coco
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.masks import allowed_classes, check_kinds

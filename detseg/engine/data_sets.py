@@ -11,6 +11,7 @@ import numpy as np
 
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
+from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import Folds, fold_name
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError
@@ -31,6 +32,7 @@ def load_training_set(cfg: Config) -> CocoDataset:
         DataError: a set cannot be read, images are missing, classes differ. ConfigError: their number is another one
             than the model's.
     """
+    make_missing_sets(cfg.INPUT.COPY_PASTE.SOURCES)
     folds = Folds.from_config(cfg)
     dataset = CocoDataset.concatenate([folds.training_part(_load(cfg, name)) for name in cfg.DATASETS.TRAIN])
     describe("training", dataset, cfg)
@@ -68,6 +70,7 @@ def load_folded_set(cfg: Config) -> tuple[CocoDataset, np.ndarray]:
 
 
 def _load(cfg: Config, name: str) -> CocoDataset:
+    make_missing_sets([name])
     dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT)
     names, expected = dataset.class_names, num_classes(cfg)
     if len(names) != expected:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detseg.coco.catalog import with_input_keys
+from detseg.coco.input_keys import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights

@@ -79,8 +79,8 @@ class Reader(ABC):
     none. unlabelled: names of images without annotations, which go to a COCO file of their own. problems: found while
     listing. columns: column -> image name -> value, what the data say of their images. stratify_by: the column by which
     splits are stratified unless another is named, or None. input_keys: INPUT keys for the COCO files, see
-    `coco.catalog`. has_metadata: whether the images' files may hold several pictures (see `plane`) and say pixel size
-    and channels. one_class_per_image: whether all objects of an image are of one class, for `--repair`.
+    `coco.input_keys`. has_metadata: whether the images' files may hold several pictures (see `plane`) and say pixel
+    size and channels. one_class_per_image: whether all objects of an image are of one class, for `--repair`.
     plane: which picture of its file an image is; set from the user's options before images are read.
     """
 

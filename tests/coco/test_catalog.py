@@ -1,15 +1,12 @@
-"""Names of data sets: found, made on first use, or refused with the names that there are."""
+"""Names of data sets: found, or refused with the names that there are."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from detseg.coco.catalog import load_dataset, read_catalog, resolve_dataset
+from detseg.coco.catalog import find_dataset, load_dataset, read_catalog, resolve_dataset
 from detseg.coco.writing import write_coco
 from detseg.errors import DataError
 
@@ -27,14 +24,6 @@ def write_empty(path: Path) -> None:
     images = [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}]
     categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
     write_coco(path, images=images, annotations=[], categories=categories)
-
-
-TINY = """
-- name: tiny_train
-  generate: synthetic
-  split: train
-  options: {seed: 3, counts: {train: 2, val: 1}, height: 64, width: 80, cells: [3, 6], progress: false}
-"""
 
 
 def test_the_catalog_that_comes_with_detseg_knows_its_sets(home: Path) -> None:
@@ -79,25 +68,9 @@ def test_a_broken_catalog_is_refused(home: Path, text: str) -> None:
         resolve_dataset("a")
 
 
-def test_a_synthetic_set_is_made_once_and_again_for_other_options(home: Path) -> None:
-    (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
-    dataset = load_dataset("tiny_train")
-    assert len(dataset) == 2
-    dataset.check_images_exist()
-    path = resolve_dataset("tiny_train").json
-    made = path.stat().st_mtime_ns
-    assert resolve_dataset("tiny_train").json == path
-    assert path.stat().st_mtime_ns == made
-    (home / "catalog.yaml").write_text(TINY.replace("seed: 3", "seed: 4"), encoding="utf-8")
-    other = load_dataset("tiny_train")
-    assert resolve_dataset("tiny_train").json != path
-    assert not np.array_equal(other.read_image(0), dataset.read_image(0))
-
-
-def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> None:
-    (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
-    code = "from detseg.coco.catalog import load_dataset; load_dataset('tiny_train').check_images_exist()"
-    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert len([path for path in (home / "generated").iterdir() if path.is_dir()]) == 1
+def test_a_set_that_is_drawn_says_who_draws_it(home: Path) -> None:
+    with pytest.raises(DataError, match=r"synthetic_cells_train is not there.*train\.json.*make_missing_sets"):
+        resolve_dataset("synthetic_cells_train")
+    entry = find_dataset("synthetic_cells_val")
+    assert (entry.generator, entry.json.name) == ("synthetic", "val.json")
+    assert entry.json.parent == find_dataset("synthetic_cells_train").json.parent

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +14,8 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from detseg.cli.main import main
-from detseg.curation.synthetic import KINDS, generate_dataset, make_image
+from detseg.coco.catalog import load_dataset, resolve_dataset
+from detseg.curation.synthetic import KINDS, generate_dataset, make_image, make_missing_sets
 from detseg.curation.synthetic.cells import MEAN_AREA, cell_outline, fill_outline
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
@@ -231,3 +235,50 @@ def test_the_command_makes_the_same_as_the_function(tmp_path, capsys):
     assert {annotation["category_id"] for annotation in first["annotations"]} == {3}
     assert main(["make_synthetic", "--output", str(tmp_path / "cells"), "--cells", "9", "2", "--overwrite"]) == 2
     assert (tmp_path / "cells" / "train.json").exists(), "what was there stays when the new one fails"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of data sets of one's own."""
+    monkeypatch.setenv("DETSEG_DATASETS", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+TINY = """
+- name: tiny_train
+  generate: synthetic
+  split: train
+  options: {seed: 3, counts: {train: 2, val: 1}, height: 64, width: 80, cells: [3, 6], progress: false}
+"""
+
+
+def test_a_synthetic_set_is_made_once_and_again_for_other_options(home: Path) -> None:
+    (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
+    make_missing_sets(["tiny_train", "nowhere.json", "dsb2018_train"])
+    dataset = load_dataset("tiny_train")
+    assert len(dataset) == 2
+    dataset.check_images_exist()
+    path = resolve_dataset("tiny_train").json
+    made = path.stat().st_mtime_ns
+    make_missing_sets(["tiny_train"])
+    assert resolve_dataset("tiny_train").json == path
+    assert path.stat().st_mtime_ns == made
+    (home / "catalog.yaml").write_text(TINY.replace("seed: 3", "seed: 4"), encoding="utf-8")
+    make_missing_sets(["tiny_train"])
+    other = load_dataset("tiny_train")
+    assert resolve_dataset("tiny_train").json != path
+    assert not np.array_equal(other.read_image(0), dataset.read_image(0))
+
+
+def test_two_processes_that_need_a_synthetic_set_make_it_once(home: Path) -> None:
+    (home / "catalog.yaml").write_text(TINY, encoding="utf-8")
+    code = (
+        "from detseg.coco.catalog import load_dataset; from detseg.curation.synthetic import make_missing_sets; "
+        "make_missing_sets(['tiny_train']); load_dataset('tiny_train').check_images_exist()"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert len([path for path in (home / "generated").iterdir() if path.is_dir()]) == 1

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.coco.catalog import read_input_keys, with_input_keys
+from detseg.coco.input_keys import read_input_keys, with_input_keys
 from detseg.coco.writing import write_coco
 from detseg.config import load_config
 from detseg.data.preprocess import ImagePreprocess

@@ -20,6 +20,7 @@ from detseg.curation.inspection.advise_detector import advise_anchors, advise_li
 from detseg.curation.inspection.advise_scale import Crops, NetworkScale, choose_crop, choose_scale
 from detseg.curation.inspection.gather import InspectionOptions, Measurements, gather
 from detseg.curation.inspection.numbers import clean, describe, report_numbers
+from detseg.curation.synthetic import make_missing_sets
 from detseg.errors import DataError
 
 # Of the report's form.
@@ -51,6 +52,7 @@ def inspect_data(sources: Sequence[str], options: InspectionOptions, image_root:
     skipped: list[str] = []
     datasets = []
     for source in sources:
+        make_missing_sets([source])
         entry = resolve_dataset(source)
         dataset = CocoDataset.load(entry.json, Path(image_root) if image_root else entry.image_root, skipped=skipped)
         datasets.append(dataset.with_classes(entry.classes) if entry.classes else dataset)

@@ -17,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 import detseg
+from detseg.coco.catalog import find_dataset
+from detseg.coco.writing import annotations_of, write_coco
 from detseg.curation.synthetic.cells import KINDS
 from detseg.curation.synthetic.rendering import make_image
 from detseg.errors import DataError
-from detseg.structures import rle as rle_codec
-from detseg.structures.label_layers import LabelLayers
+from detseg.files.lock import wait_for_lock
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ def _write_sets(
         temporary.chmod(0o755)
         with tqdm(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
             for name, count in counts.items():
-                dataset = _draw_set(temporary, name, count, bar, recorded, options)
-                (temporary / f"{name}.json").write_text(json.dumps({"info": info, **dataset}), encoding="utf-8")
+                _draw_set(temporary, name, count, bar, recorded, options, info)
         _move(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,12 +95,18 @@ def _write_sets(
 
 
 def _draw_set(
-    folder: Path, name: str, count: int, bar: tqdm, recorded: Mapping[str, Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Draw the pictures of one set into folder/name and return its COCO images, annotations and categories."""
+    folder: Path,
+    name: str,
+    count: int,
+    bar: tqdm,
+    recorded: Mapping[str, Any],
+    options: Mapping[str, Any],
+    info: Mapping[str, Any],
+) -> None:
+    """Draw the pictures of one set into folder/name, and write folder/name.json."""
     (folder / name).mkdir()
-    categories = [{"id": index + 1, "name": kind, "supercategory": "cell"} for index, kind in enumerate(KINDS)]
-    dataset: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     kinds = recorded["kinds"]
     for index in range(count):
         image_seed = (int(recorded["seed"]), zlib.crc32(name.encode()), index)
@@ -112,34 +118,27 @@ def _draw_set(
         )
         file_name = f"{name}/{index:05d}.png"
         _write_png(folder / file_name, image)
-        _append(dataset, file_name, layers, classes, group=one_kind or "mixed")
+        row = {"id": index + 1, "file_name": file_name, "height": layers.height, "width": layers.width}
+        images.append({**row, "group": one_kind or "mixed"})
+        annotations += annotations_of(layers.to_rles(), classes + 1, image_id=index + 1, first_id=len(annotations) + 1)
         bar.update()
-    return dataset
+    categories = [{"id": index + 1, "name": kind, "supercategory": "cell"} for index, kind in enumerate(KINDS)]
+    write_coco(folder / f"{name}.json", images=images, annotations=annotations, categories=categories, info=info)
 
 
-def _append(dataset: dict[str, Any], file_name: str, layers: LabelLayers, classes: np.ndarray, *, group: str) -> None:
-    """Add one image and its objects to a COCO data set, in place."""
-    image_id = len(dataset["images"]) + 1
-    dataset["images"].append(
-        {"id": image_id, "file_name": file_name, "height": layers.height, "width": layers.width, "group": group}
-    )
-    rles = layers.to_rles()
-    areas = rle_codec.area(rles)
-    boxes = layers.boxes().astype(int).tolist()
-    for index, rle in enumerate(rles):
-        x0, y0, x1, y1 = boxes[index]
-        counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
-        dataset["annotations"].append(
-            {
-                "id": len(dataset["annotations"]) + 1,
-                "image_id": image_id,
-                "category_id": int(classes[index]) + 1,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": int(areas[index]),
-                "iscrowd": 0,
-                "segmentation": {"size": list(rle["size"]), "counts": counts},
-            }
-        )
+def make_missing_sets(names: Sequence[str]) -> None:
+    """Draw the synthetic sets of the catalog among `names` that do not exist yet; one process at a time."""
+    for name in names:
+        try:
+            entry = find_dataset(name)
+        except DataError:  # whoever loads it says that there is no such set
+            continue
+        if entry.generator != "synthetic" or entry.json.is_file():
+            continue
+        folder = entry.json.parent
+        with wait_for_lock(folder.with_name(f".{folder.name}.lock")):
+            if not entry.json.is_file():
+                generate_dataset(folder, **entry.options)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
