@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detseg.config.node import Config
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
@@ -72,6 +73,14 @@ class MaskConvOptions(Options):
             check_group_norm(problems, f"{self.section}.NORM", f"{self.section}.CONV_DIM", self.channels)
 
 
+def _is_conv_head(cfg: Config) -> bool:
+    return cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
+
+
+def _pools_itself(cfg: Config) -> bool:
+    return _is_conv_head(cfg) and cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads"
+
+
 @dataclass(frozen=True)
 class MaskHeadOptions(Options):
     """pooler: None where the head gets the features of the box head (Res5ROIHeads)."""
@@ -79,12 +88,8 @@ class MaskHeadOptions(Options):
     section = "MODEL.ROI_MASK_HEAD"
 
     name: str = key("NAME", choices=("MaskRCNNConvUpsampleHead",), registry=True)
-    layers: MaskConvOptions | None = part(
-        MaskConvOptions, when=lambda cfg: cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskRCNNConvUpsampleHead"
-    )
-    pooler: PoolerOptions | None = part(
-        PoolerOptions, section="MODEL.ROI_MASK_HEAD", when=lambda cfg: cfg.MODEL.ROI_HEADS.NAME != "Res5ROIHeads"
-    )
+    layers: MaskConvOptions | None = part(MaskConvOptions, when=_is_conv_head)
+    pooler: PoolerOptions | None = part(PoolerOptions, section="MODEL.ROI_MASK_HEAD", when=_pools_itself)
 
 
 class MaskHead(nn.Module):
