@@ -64,7 +64,7 @@ class MaskPolicy:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2), masks, classes
 
     def geometry(self, image: np.ndarray, masks: np.ndarray, classes: np.ndarray) -> MaskSample:
-        """Change image and masks alike; objects that are gone are dropped."""
+        """Change image and masks; objects without pixels are dropped."""
         changed = self._geometry(image=image, masks=list(masks))  # a little faster than as one array
         masks = np.asarray(changed["masks"])
         left = masks.any(axis=(1, 2))

@@ -169,7 +169,7 @@ def time_parts(cfg: Config, dataset: CocoDataset, rounds: int) -> None:
 
 
 def compare_caches(cfg: Config, dataset: CocoDataset, folder: Path, rounds: int) -> None:
-    """What keeping decoded samples gains, for reading alone and for whole samples."""
+    """What keeping decoded samples gains, for reading and for whole samples."""
     preprocess = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 1).preprocess
     limit = 4 * 10**9
     readers = {
@@ -215,27 +215,27 @@ def compare_loaders(cfg: Config, dataset: CocoDataset, workers: tuple[int, ...],
     """Samples a second of the loader's processes, by the clock on the wall."""
     stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, 1)
     print(f"\nLoader, {batches} batches of 4 by the clock, without their start")
-    alone = None
+    single = None
     for count in (0, *workers):
         loader = iter(
             TrainLoader(stream, batch_size=4, start_position=0, total=4 * (batches + 2 * count + 2), workers=count)
         )
-        for _ in range(2 * count + 2):  # what was made ahead does not count
+        for _ in range(2 * count + 2):  # what was prefetched does not count
             next(loader)
         start = time.perf_counter()
         for _ in range(batches):
             next(loader)
         rate = 4 * batches / (time.perf_counter() - start)
         del loader
-        alone = alone or rate
+        single = single or rate
         name = "in this process" if not count else f"{count} process{'es' if count > 1 else ''}"
-        print(f"  {name:16} {rate:6.1f} samples a second, {rate / alone:.2f} x")
+        print(f"  {name:16} {rate:6.1f} samples a second, {rate / single:.2f} x")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="sartorius_train", help="a prepared data set, by name or COCO file")
-    parser.add_argument("--group", default="shsy5y", help="images of this group alone; empty for all")
+    parser.add_argument("--group", default="shsy5y", help="images of this group only; empty for all")
     parser.add_argument("--samples", type=int, default=20, help="samples of each side")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="processes of the loader")
     parser.add_argument("--only", choices=("policy", "parts", "cache", "loader"))

@@ -127,7 +127,7 @@ class TrainingStream:
     def expand(self, sample: Sample) -> Sample:
         """Return what `make` made as the model takes it."""
         image = self.preprocess.expand(sample.image)
-        # What comes from a cache is in a file that nobody may write to.
+        # What comes from a cache is mapped read-only.
         return dataclasses.replace(sample, image=image if image.flags.writeable else image.copy())
 
     def _paste(self, pasting: PasteStage, sample: Sample, whole: Sample, index: int, position: int) -> Sample:
@@ -176,15 +176,15 @@ class _Failure:
     details: str
 
 
+@dataclass
 class _Batches(Dataset):
     """Map-style data set of the loader: batch number -> list of samples, not yet expanded, or a _Failure."""
 
-    def __init__(self, stream: TrainingStream, batch_size: int, start: int, total: int, share: Share) -> None:
-        self.stream = stream
-        self.batch_size = batch_size
-        self.start = start
-        self.total = total
-        self.share = share
+    stream: TrainingStream
+    batch_size: int
+    start: int
+    total: int
+    share: Share
 
     def __len__(self) -> int:
         return max(-(-(self.total - self.start) // self.batch_size), 0)
@@ -271,16 +271,13 @@ class TrainLoader:
         except RuntimeError as error:
             if _WORKER_DIED not in str(error):
                 raise
-            raise DataError(self._death_message(self._asked, error)) from error
-
-    def _death_message(self, number: int, error: RuntimeError) -> str:
-        last = min(number + _PREFETCH * max(self.workers, 1), len(self._batches))
-        names = [self.stream.file_name(p) for batch in range(number, last) for p in self._batches.positions(batch)]
-        reason = str(error).splitlines()[0]
-        return (
-            f"a worker process of the data loader died ({reason}). Most often the memory was full: lower "
-            f"DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: {', '.join(names)}"
-        )
+            last = min(self._asked + _PREFETCH * max(self.workers, 1), len(self._batches))
+            positions = [p for number in range(self._asked, last) for p in self._batches.positions(number)]
+            raise DataError(
+                f"a worker process of the data loader died ({str(error).splitlines()[0]}). Most often the memory was "
+                "full: lower DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: "
+                f"{', '.join(map(self.stream.file_name, positions))}"
+            ) from error
 
 
 def _unchanged(batch: list[Sample] | _Failure) -> list[Sample] | _Failure:
@@ -310,7 +307,7 @@ def build_train_loader(
 
     Args:
         dataset: what to train on.
-        start_position: the first position of the sample stream, a checkpoint's where training goes on.
+        start_position: the first position of the sample stream, a checkpoint's where training resumes.
         total: the position after the last.
         seed: of the data, >= 0.
         share: the part of each batch that this process trains with, where there are several.

@@ -1,4 +1,4 @@
-"""What every image goes through before a model sees it, in training and in prediction alike."""
+"""What every image goes through before a model sees it, in training and in prediction."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ class CacheOptions(Options):
 class SampleCache:
     """Samples by key in `folder`, made where absent, of `limit` bytes in all; what is beyond is removed.
 
-    Samples that nobody used since this cache was opened make room for new ones; those that were used stay, since
-    training asks for all images again and again: removing what comes next would help nobody.
+    Samples that were not used since this cache was opened make room for new ones; those that were used stay, since
+    training asks for all images again and again: removing what comes next would gain nothing.
 
     Raises DataError where the folder cannot be written.
     """
@@ -91,8 +91,10 @@ class SampleCache:
 
     @classmethod
     def in_memory(cls, limit: int) -> SampleCache:
-        """Open a cache that goes with this object: in memory where the system has a folder for that (Linux) with room
-        for `limit` bytes, else in a temporary folder, of which the system keeps in memory what it can.
+        """Open a cache that is removed with this object.
+
+        In memory where the system has a folder for that (Linux) with room for `limit` bytes, else in a temporary
+        folder, of which the system keeps in memory what it can.
         """
         parent = _MEMORY_FOLDER
         if not os.access(parent, os.W_OK) or shutil.disk_usage(parent).free <= limit:
@@ -136,11 +138,11 @@ class SampleCache:
                 np.save(file, record, allow_pickle=False)
         except (OSError, DataError) as error:
             self._is_full = True
-            if self.folder.exists():  # else the training is over, and took the cache with it
+            if self.folder.exists():  # else the training is over, and its cache was removed
                 logger.warning("%s: decoded samples are no longer kept: %s", self.folder, error)
 
     def _reserve(self, size: int) -> bool:
-        """Count `size` bytes more, removing samples that nobody used since this cache was opened; False for no room."""
+        """Count `size` bytes more, removing unused samples (see the class); False where there is no room."""
         with self._locked():
             try:
                 total = int((self.folder / _TOTAL).read_text())

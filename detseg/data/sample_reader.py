@@ -100,7 +100,7 @@ class SampleReader:
 class _TextFile:
     """The annotations of a large data set in a temporary file, one copy for all processes.
 
-    Not shared memory: containers have little of it. The file goes with this object, at the latest when Python ends.
+    Not shared memory: containers have little of it. The file is removed with this object, or when Python ends.
     """
 
     def __init__(self, text: np.ndarray) -> None:

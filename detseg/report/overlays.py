@@ -49,7 +49,7 @@ def side_by_side(
 ) -> np.ndarray:
     """Return a picture (h, w, 3) uint8 RGB: the image, then what there is of ground truth and prediction over it.
 
-    image: (H, W, C) of any numbers. truth, predictions: masks of its size; predictions that are boxes alone are drawn
+    image: (H, W, C) of any numbers. truth, predictions: masks of its size; predictions without masks are drawn
     as boxes. class_names: by class index, for the legend. caption: the line below.
     """
     rles_of = {} if truth is None else {"truth": truth.rles}

@@ -184,7 +184,7 @@ class _Builder:
         if not isinstance(params, dict):
             raise _RefusedError(f"params is {shorten(params)}, expected names with values")
         if "p" in params or "strict" in params:
-            raise _RefusedError("p stands beside name, not in params; strict is not chosen")
+            raise _RefusedError("p is a field beside name, not one of params; strict is always True")
         arguments = {name: _tuples(value) for name, value in params.items()} | ({} if p is None else {"p": p})
         if name not in _HOLDERS:
             if "transforms" in entry:
@@ -237,7 +237,7 @@ def _refusing(before: str = "") -> Iterator[None]:
     """What Albumentations raises becomes a problem of the entry."""
     try:
         with warnings.catch_warnings():
-            # Albumentations warns of arguments that it then replaces by others: nobody would notice.
+            # Albumentations warns of arguments that it then replaces by others: a warning would be overlooked.
             warnings.simplefilter("error", UserWarning)
             yield
     except Exception as error:  # whatever a transform raises, of pydantic, OpenCV or its own

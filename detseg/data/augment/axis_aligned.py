@@ -19,8 +19,8 @@ class AxisAligned:
     """One such map.
 
     window: (y0, x0, y1, x1), the part of the input that is seen, continuous. height, width: of the output before it is
-    turned. rows, columns: where the window lies in it; what is around is beyond the image. swaps: the output runs along
-    the input's other axis. flips: of rows and of columns of the output, after that.
+    turned. rows, columns: where the window is in it; around it is what is beyond the image. swaps: the output runs
+    along the input's other axis. flips: of rows and of columns of the output, after that.
     """
 
     window: Window

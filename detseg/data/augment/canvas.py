@@ -1,6 +1,6 @@
 """The image that objects are pasted on: what each of them hides, and what is seen of all in the end.
 
-Symbols: y, x: the target's row and column of a cutout's upper left pixel, which may lie outside the target.
+Symbols: y, x: the target's row and column of a cutout's upper left pixel, which may be outside the target.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detseg.structures.sample import Sample
 _EDGE_REACH = 3
 # The surroundings of an object: so many pixels around its box, half of its longer side between these.
 _LEAST_RING, _MOST_RING = 4, 32
-# With fewer pixels of background around an object, the background of the whole image stands for them.
+# With fewer pixels of background around an object, the background of the whole image is taken.
 _LEAST_BACKGROUND = 16
 
 Window = tuple[slice, slice]
@@ -143,7 +143,7 @@ class Canvas:
         return covered.sum() <= max_overlap * visible and not (covered > 0)[too_much].any()
 
     def paste(self, cutout: Cutout, y: int, x: int) -> None:
-        """Paste an object; some of it must lie inside the target."""
+        """Paste an object; some of it must be inside the target."""
         mask, window = self._visible(cutout, y, x)
         self._copy_pixels(cutout, y, x)
         covered = self._count_covered(mask, window)

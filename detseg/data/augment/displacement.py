@@ -23,7 +23,7 @@ class Displacement:
     """What is added to the coordinates of a frame of height x width pixels.
 
     control: (R, C, 2) float64, (x, y) displacements in pixels of the control points; point (r, c) is at
-    ((c - 1) * spacing, (r - 1) * spacing). Beyond the frame, the displacement of its edge goes on.
+    ((c - 1) * spacing, (r - 1) * spacing). Beyond the frame, the displacement is that of its edge.
     """
 
     control: np.ndarray

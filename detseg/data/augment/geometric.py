@@ -96,7 +96,7 @@ class GeometricMap:
             least, most = sorted((0.0, length - (seen.max() - seen.min())))
             shift[axis] = min(max(seen.min(), least), most) - seen.min()
         if keep is not None and shift.any():
-            # What is seen at a place of the output goes the other way there.
+            # What is seen moves in the output in the opposite direction.
             moves = -np.linalg.solve(self.matrix[:2, :2], shift)
             for axis, (start, end, length) in enumerate(
                 ((keep[0], keep[2], self.width), (keep[1], keep[3], self.height))

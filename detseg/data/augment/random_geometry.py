@@ -203,11 +203,11 @@ class RandomElastic(Options):
     spacing: float = key("SPACING", default=64.0, at_least=4)
 
     def check(self, problems: Problems) -> None:
-        # A larger bend would be cut off, lest it folds the image: see `Displacement.draw`.
+        # A larger bend would be clipped so that it does not fold the image: see `Displacement.draw`.
         if self.magnitude > self.spacing / 8:
             problems.add(
                 "INPUT.RANDOM_ELASTIC.MAGNITUDE",
-                f"expected at most an eighth of INPUT.RANDOM_ELASTIC.SPACING ({self.spacing:g}), lest the image folds",
+                f"expected at most an eighth of INPUT.RANDOM_ELASTIC.SPACING ({self.spacing:g}): more folds the image",
             )
 
     @property

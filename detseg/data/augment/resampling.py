@@ -150,7 +150,7 @@ class Points:
     """Where the centres of H x W output pixels lie in an input image.
 
     x, y: (H, W) float32, coordinates measured from the upper left corner of input pixel (row top, column left), all
-    >= 0: so are they exact to a thousandth of a pixel in large images, too. height, width: of the input; points may lie
+    >= 0: so are they exact to a thousandth of a pixel in large images, too. height, width: of the input; points may be
     outside it. linear: (2, 2), how far a step of one output pixel goes.
     """
 
@@ -172,7 +172,7 @@ class Points:
 
     @cached_property
     def outside(self) -> np.ndarray | None:
-        """Which points (H, W) bool lie outside the input; None where none does."""
+        """Which points (H, W) bool are outside the input; None where none does."""
         (x0, x1), (y0, y1) = self.spans
         if x0 >= 0 and y0 >= 0 and x1 < self.width and y1 < self.height:
             return None
@@ -248,7 +248,7 @@ def warp_labels(labels: np.ndarray, points: Points) -> np.ndarray:
 
 
 def _labels_at(labels: np.ndarray, points: Points) -> np.ndarray:
-    """Return the labels (L, H, W) of the pixels in which the points lie; 0 outside."""
+    """Return the labels (L, H, W) of the pixels in which the points are; 0 outside."""
     height, width = labels.shape[1:]
     rows, columns = np.floor(points.y).astype(np.intp), np.floor(points.x).astype(np.intp)
     outside = points.outside

@@ -129,7 +129,7 @@ def test_the_policy_changes_intensities_and_leaves_masks() -> None:
         ([{"name": "Blur", "probability": 1}], ["'probability'", "fields are name"]),
         ([{"name": "Blur", "p": 1.5}], ["p is 1.5"]),
         ([{"name": "Blur", "p": True}], ["p is True"]),
-        ([{"name": "Blur", "params": {"p": 1}}], ["p stands beside name"]),
+        ([{"name": "Blur", "params": {"p": 1}}], ["p is a field beside name"]),
         ([{"name": "Blur", "params": 3}], ["params is 3"]),
         ([{"name": "Blur", "transforms": []}], ["holds no other transforms"]),
         ([{"name": "OneOf"}], ["a list of other entries"]),

@@ -1,4 +1,4 @@
-"""Copy-paste in the training stream: partners by seed and position, sources, groups, an end; whatever the workers."""
+"""Copy-paste in the training stream: source images by seed and position, groups, an end; whatever the workers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def pasted(stream: TrainingStream, positions: range = range(12)) -> list[int]:
     return [len(stream[position].layers) - len(plain[position].layers) for position in positions]
 
 
-def test_a_sample_with_its_partner_depends_on_seed_and_position_only(train: CocoDataset) -> None:
+def test_a_sample_with_pasted_objects_depends_on_seed_and_position_only(train: CocoDataset) -> None:
     stream = stream_of(train)
     forwards = [stream[position] for position in range(14)]
     again = stream_of(train)
@@ -164,7 +164,7 @@ def test_the_same_image_as_source(train: CocoDataset) -> None:
     assert all((sample.classes == 1).all() for sample in rare)
 
 
-def test_partners_of_the_same_group_alone(train: CocoDataset, tmp_path: Path) -> None:
+def test_source_images_of_the_same_group_only(train: CocoDataset, tmp_path: Path) -> None:
     stream = stream_of(train, "INPUT.COPY_PASTE.GROUP_BY=group", "INPUT.COPY_PASTE.BALANCE_POWER=1.0")
     for position in range(24):
         sample = stream[position]
