@@ -76,23 +76,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     problems = list(reader.problems)
     rule = parse_class_rule(options.classes_from, options.key)
     _stop_at(problems, options)
-    names, listed = reader.names, None
-    if options.split_lists is not None:
-        listed, missing = read_split_lists(options.split_lists, names)
-        problems += missing
-        _stop_at(problems, options)
-        num_all, names = len(names), [name for members in listed.values() for name in members]
-        if num_all > len(names):
-            logger.warning(
-                "%d images are in none of the lists %s and left out", num_all - len(names), options.split_lists
-            )
-    # Only images of given lists need a value in the table; only split ones need it before they are split.
-    groups = _groups(reader, names, options, problems)
-    names = [name for name in names if groups is None or name in groups]
-    _check_some(names, problems)
-    parts = _restricted(listed, set(names)) if listed is not None else _split(names, options, groups, reader.parts)
-    if reader.unlabelled:
-        parts[UNLABELLED] = list(reader.unlabelled)
+    parts, groups = _choose_parts(reader, options, problems)
     _check_outputs(parts, options)
     if options.plane != SINGLE and not reader.has_metadata:
         raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
@@ -113,7 +97,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     _check_some(images, problems)
     changes: list[Change] = []
     if options.repair is not None:
-        images, changes = repair_images(images, groups or {}, class_names, options.repair)
+        images, changes = repair_images(images, groups, class_names, options.repair)
     # Bad images leave gaps and move no other image to another part.
     parts = _restricted(parts, images)
     file_names = [image.file_name for image in images.values()]
@@ -122,7 +106,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     # Images before the files that name them: a COCO file that is there is whole.
     reader.files.provide(file_names, options.output)
     for part, members in parts.items():
-        _write_part(part, [images[name] for name in members], groups or {}, class_names, reader, options)
+        _write_part(part, [images[name] for name in members], groups, class_names, reader, options)
     said = [summary_table(parts, images, groups, options.output)]
     if problems:
         said.append(f"{len(problems)} problems: what was left out is listed in {options.output / SKIPPED_NAME}")
@@ -149,6 +133,40 @@ def _check_some(images: Sized, problems: Sequence[str]) -> None:
 def _restricted(parts: Mapping[str, Sequence[str]], names: Container[str]) -> dict[str, list[str]]:
     """Return the parts without the images that are not in `names`."""
     return {part: [name for name in members if name in names] for part, members in parts.items()}
+
+
+def _choose_parts(
+    reader: Reader, options: PrepareOptions, problems: list[str]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return part (the name of its file) -> image names, and image name -> value of the column to stratify by."""
+    names, parts = reader.names, reader.parts
+    if options.split_lists is not None:
+        parts, missing = read_split_lists(options.split_lists, names)
+        problems += missing
+        _stop_at(problems, options)
+        num_all, names = len(names), [name for members in parts.values() for name in members]
+        if num_all > len(names):
+            logger.warning(
+                "%d images are in none of the lists %s and left out", num_all - len(names), options.split_lists
+            )
+    # Only images of given lists need a value in the table; only split ones need it before they are split.
+    groups = _groups(reader, names, options, problems)
+    names = [name for name in names if groups is None or name in groups]
+    _check_some(names, problems)
+    takes_given = options.split_lists is not None or (options.folds is None and options.fractions is None)
+    if takes_given and parts is not None:
+        chosen = _restricted(parts, set(names))
+    elif options.folds is not None:
+        folds = split_folds(names, options.folds, seed=options.seed, groups=groups)
+        chosen = {}
+        for number, fold in enumerate(folds):
+            others = sorted(name for other in folds if other is not fold for name in other)
+            chosen[f"fold{number}_train"], chosen[f"fold{number}_val"] = others, fold
+    else:
+        chosen = split_fractions(names, options.fractions or DEFAULT_FRACTIONS, seed=options.seed, groups=groups)
+    if reader.unlabelled:
+        chosen[UNLABELLED] = list(reader.unlabelled)
+    return chosen, groups or {}
 
 
 def _groups(
@@ -178,25 +196,6 @@ def _groups(
         own = f"; without a table there are {', '.join(reader.columns)}" if reader.columns else ""
         raise DataError(f"--stratify-by {column} takes --table CSV too: the column is one of the table's{own}")
     return dict(reader.columns[column])
-
-
-def _split(
-    names: Sequence[str],
-    options: PrepareOptions,
-    groups: Mapping[str, str] | None,
-    own_parts: Mapping[str, Sequence[str]] | None,
-) -> dict[str, list[str]]:
-    """Return part (the name of its file) -> image names by folds, fractions or the split that the data come with."""
-    if options.folds is None and options.fractions is None and own_parts is not None:
-        return _restricted(own_parts, set(names))
-    if options.folds is None:
-        return split_fractions(names, options.fractions or DEFAULT_FRACTIONS, seed=options.seed, groups=groups)
-    folds = split_folds(names, options.folds, seed=options.seed, groups=groups)
-    parts = {}
-    for number, fold in enumerate(folds):
-        others = sorted(name for other in folds if other is not fold for name in other)
-        parts[f"fold{number}_train"], parts[f"fold{number}_val"] = others, fold
-    return parts
 
 
 # Repair of what a reader found, before it is written.
@@ -314,7 +313,7 @@ def _write_part(
 def summary_table(
     parts: Mapping[str, Sequence[str]],
     images: Mapping[str, LabelledImage],
-    groups: Mapping[str, str] | None,
+    groups: Mapping[str, str],
     output: Path,
 ) -> str:
     """Return a table of images, objects and sizes of every part, and of every group in it, and its file."""
@@ -334,6 +333,6 @@ def summary_table(
     rows = [("part", "group", "images", "objects", "per image", "height x width", "file")]
     for part, names in parts.items():
         rows.append((part, "", *numbers(names), f"{output / part}.json"))
-        for group in sorted({groups[name] for name in names if name in groups} if groups else ()):
+        for group in sorted({groups[name] for name in names if name in groups}):
             rows.append(("", group, *numbers([name for name in names if groups.get(name) == group]), ""))
     return text_table(rows, left=(0, 1, 5, 6))
