@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detseg.coco.dataset import CocoDataset
     from detseg.evaluation.ground_truth import GroundTruth
     from detseg.structures import Predictions
     from detseg.tuning.space import Coordinate, State
@@ -86,12 +85,16 @@ def run(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from detseg.report.tuning_curves import draw_tuning_curves
+    from detseg.tuning.inputs import classes_to_tune, folds_of, read_inputs
     from detseg.tuning.trials import Trials
-    from detseg.tuning.tuning import classes_to_tune, curves, folds_of, random_folds, to_plain, tune
+    from detseg.tuning.tuning import curves, random_folds, to_plain, tune
 
     outputs = _outputs(arguments)
     _check_numbers(arguments)
-    truth, members, infos = _read(arguments)
+    inputs = read_inputs(
+        arguments.predictions, arguments.ground_truth, fused=bool(arguments.fusion), missing=arguments.missing
+    )
+    truth, members, infos = inputs.truth, inputs.members, inputs.files
     start = _start(arguments, truth)
     everything = [image for member in members for image in member]
     active, idle = classes_to_tune(truth, everything)
@@ -142,41 +145,6 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} is {value}; expected {least} or more")
     if arguments.fusion and len(arguments.predictions) < 2:
         raise ConfigError("--fusion needs several predictions files, one a member")
-
-
-def _read(arguments: argparse.Namespace) -> tuple[GroundTruth, list[list[Predictions]], list[dict[str, Any]]]:
-    """Return the truth, the predictions of its images by member, and what is known of each file."""
-    from detseg.coco.dataset import CocoDataset
-    from detseg.coco.predictions_file import is_plain_list, read_predictions
-    from detseg.coco.predictions_parsing import ImageEntry
-    from detseg.errors import DataError
-    from detseg.evaluation.evaluate import align
-    from detseg.evaluation.ground_truth import GroundTruth
-    from detseg.fusion.members import FileMember, common_categories
-    from detseg.tuning.tuning import read_members, read_parts
-
-    dataset: CocoDataset = CocoDataset.load(arguments.ground_truth)
-    truth = GroundTruth.from_coco(dataset)
-    files = {
-        path: read_predictions(path, dataset if is_plain_list(path) else None)
-        for path in dict.fromkeys(arguments.predictions)
-    }
-    first = [{"id": item.id, "name": item.name} for item in dataset.categories]
-    categories = common_categories(list(files.values()), first, {})
-    sources = {path: FileMember(file, categories) for path, file in files.items()}
-    images = [ImageEntry(image.image_id, image.file_name, image.height, image.width) for image in dataset.images]
-    if arguments.fusion:
-        found = read_members(sources, images, arguments.missing)
-    else:
-        found = [read_parts(sources, images, arguments.missing)]
-    used = [index for index in range(len(images)) if found[0][index] is not None]
-    truth = GroundTruth(truth.class_names, [truth.images[index] for index in used])
-    if not any(image.num_objects for image in truth.images):
-        raise DataError(
-            f"{arguments.ground_truth}: has no objects in {len(used)} images with predictions; nothing can be tuned"
-        )
-    members = [align(truth, [member[index] for index in used]) for member in found]
-    return truth, members, [{"file": path, "info": file.info} for path, file in files.items()]
 
 
 def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:

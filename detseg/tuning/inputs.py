@@ -1,0 +1,121 @@
+"""What is tuned on: a ground truth, Predictions files brought to its images and classes, and folds of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.predictions_file import is_plain_list, read_predictions
+from detseg.coco.predictions_parsing import ImageEntry
+from detseg.errors import DataError, list_problems
+from detseg.evaluation.evaluate import align
+from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
+from detseg.fusion.members import FileMember, common_categories
+from detseg.structures import Predictions
+
+FOLD = "fold"
+# Fewer folds than this cannot be left out.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class TuningInputs:
+    """The truth of I images, the predictions of these images by every member, and file and info of every member.
+
+    Files that are not fused share out the images among them, as those of folds do: they are one member.
+    """
+
+    truth: GroundTruth
+    members: list[list[Predictions]]
+    files: list[dict[str, Any]]
+
+
+def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing: str = "refuse") -> TuningInputs:
+    """Read Predictions files and the COCO file of their ground truth.
+
+    fused: every file is a member of a fusion and has all images; otherwise each image is in one of the files.
+    missing: what an image without predictions means: "refuse", "empty" (nothing was found in it) or "leave-out".
+
+    Raises:
+        DataError: images are missing or in several files, classes do not fit, or there is no object at all.
+    """
+    dataset = CocoDataset.load(ground_truth)
+    opened = {path: read_predictions(path, dataset if is_plain_list(path) else None) for path in dict.fromkeys(paths)}
+    first = [{"id": item.id, "name": item.name} for item in dataset.categories]
+    categories = common_categories(list(opened.values()), first, {})
+    members = {path: FileMember(file, categories) for path, file in opened.items()}
+
+    absent, doubled, used = [], [], []
+    columns: list[list[Predictions]] = [[] for _ in (members if fused else "1")]
+    for index, record in enumerate(dataset.images):
+        image = ImageEntry(record.image_id, record.file_name, record.height, record.width)
+        name = f"image {image.file_name or image.image_id}"
+        found = {path: member.read(image) for path, member in members.items()}
+        having = [path for path, predictions in found.items() if predictions is not None]
+        if fused:
+            row = list(found.values())
+            absent += [f"{path}: lacks {name}" for path in found if path not in having]
+        else:
+            row = [found[having[0]] if having else None]
+            if len(having) > 1:
+                doubled.append(f"{name}: is in {' and '.join(having)}")
+            if not having:
+                absent.append(name)
+        if None in row and missing == "leave-out":
+            continue
+        empty = Predictions.empty(image.image_id, image.file_name, image.height, image.width)
+        for column, predictions in zip(columns, row, strict=True):
+            column.append(empty if predictions is None else predictions)
+        used.append(index)
+    if doubled:
+        raise DataError(
+            f"images are in several files:\n{list_problems(doubled)}\ngive --fusion FILE to fuse them, or one file"
+        )
+    if absent and missing == "refuse":
+        raise DataError(
+            f"images of the ground truth are not in the predictions:\n{list_problems(absent)}\ngive --missing "
+            "leave-out to tune on the others, or --missing empty where nothing was found in them"
+        )
+    whole = GroundTruth.from_coco(dataset)
+    truth = GroundTruth(whole.class_names, [whole.images[index] for index in used])
+    if not any(image.num_objects for image in truth.images):
+        raise DataError(f"{ground_truth}: has no objects in {len(used)} images with predictions; nothing can be tuned")
+    aligned = [align(truth, column) for column in columns]
+    return TuningInputs(truth, aligned, [{"file": path, "info": file.info} for path, file in opened.items()])
+
+
+def folds_of(images: Sequence[ImageTruth], predictions: Sequence[Predictions], field: str | None) -> list[Any] | None:
+    """Return the fold of every image, or None where they are not known.
+
+    field: an image-level field of the ground truth whose values are the folds; None looks for the fold that the
+    predictions come from, then for the field `fold`. Raises DataError where images lack the field.
+    """
+    if field is None:
+        for values in (
+            [image.provenance.get(FOLD) for image in predictions],
+            [image.metadata.get(FOLD) for image in images],
+        ):
+            if None not in values and len(set(map(str, values))) >= FEWEST:
+                return values
+        return None
+    lacking = [image.file_name for image in images if image.metadata.get(field) is None]
+    if lacking:
+        raise DataError(f"ground truth: {len(lacking)} images lack the field {field!r}, such as {lacking[0]}")
+    return [image.metadata[field] for image in images]
+
+
+def classes_to_tune(truth: GroundTruth, predictions: Sequence[Predictions]) -> tuple[list[str], list[str]]:
+    """Return the names of the classes that have objects and predictions, and of those that lack one of both."""
+    number = len(truth.class_names)
+    objects, found = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
+    for image in truth.images:
+        objects += np.bincount(image.classes[~image.crowd], minlength=number)
+    for image in predictions:
+        found += np.bincount(image.classes, minlength=number)
+    good = (objects > 0) & (found > 0)
+    names = np.array(truth.class_names, dtype=object)
+    return names[good].tolist(), names[~good].tolist()
