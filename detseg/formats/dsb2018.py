@@ -36,12 +36,7 @@ class Dsb2018(Reader):
         class_name: str = "nucleus",
         allow_empty: bool = False,
     ) -> None:
-        """List the images and masks.
-
-        allow_empty: an image without masks, or without a row in `run_lengths`, has no objects; else it is a problem.
-
-        Raises DataError where there are no images, or the CSV is no table of masks.
-        """
+        """List the images and masks. Raises DataError where there are no images, or the CSV is no table of masks."""
         super().__init__(source)
         self.description = f"Data Science Bowl 2018, {run_lengths or source}"
         self.class_names = [class_name]

@@ -35,16 +35,11 @@ class LiveCell(Reader):
     def __init__(
         self, source: Path, *, images: Path | None = None, cell_type: str | None = None, percent: int | None = None
     ) -> None:
-        """Read the annotations below a folder.
+        """Read the annotations below a folder, see `find_annotations`.
 
-        Args:
-            source: folder with the COCO files, in subfolders or not.
-            images: folder or zip archive of the images. None: `images` or images.zip in the folder.
-            cell_type: take only the files of the experiment with this cell type. None: those of all together.
-            percent: take the training file of the experiment with so few of the training images.
+        images: folder or zip archive of the images; None: `images` or images.zip in the folder.
 
-        Raises:
-            DataError: there is no such file, one is no COCO file, or there are no images.
+        Raises DataError where there are no annotations, one is no COCO file, or there are no images.
         """
         annotations = find_annotations(source, cell_type, percent)
         places = [images] if images is not None else [source / "images", source / "images.zip"]
@@ -99,8 +94,10 @@ class LiveCell(Reader):
 def find_annotations(path: Path, cell_type: str | None = None, percent: int | None = None) -> dict[str, Path]:
     """Find the COCO files of an experiment below a folder: part (train, val, test) -> file, of those that are there.
 
-    They are named as in the bucket (LIVECell/livecell_coco_train.json, LIVECell_single_cells/a172/train.json,
-    0_train2percent.json) or as in the copy that comes with the Sartorius competition (livecell_a172_train.json).
+    cell_type: of the experiment with this cell type; None: of that with all. percent: of that with so few of the
+    training images. They are named as in the bucket (LIVECell/livecell_coco_train.json, 0_train2percent.json,
+    LIVECell_single_cells/a172/train.json) or as in the copy that comes with the Sartorius competition
+    (livecell_a172_train.json).
 
     Raises DataError where there is none, or one is there twice.
     """

@@ -33,12 +33,7 @@ class Sartorius(Reader):
     one_class_per_image = True
 
     def __init__(self, source: Path, *, allow_empty: bool = False) -> None:
-        """Read the CSV and list the images.
-
-        allow_empty: an image without a row has no objects; else it is a problem.
-
-        Raises DataError where the CSV or images are missing, or the CSV is another.
-        """
+        """Read the CSV and list the images. Raises DataError where one is missing, or the CSV is another."""
         super().__init__(source)
         self.description = f"Sartorius cell instance segmentation, {source}"
         tables = [name for name in self.files.names if PurePosixPath(name).name == CSV_NAME]
