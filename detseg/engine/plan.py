@@ -85,14 +85,14 @@ class ComputeOptions(Options):
     float32_precision: str = key("FLOAT32_PRECISION", choices=("", "highest", "high", "medium"))
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Iterator[ComputeOptions]:
         """PyTorch's settings inside the context are these, afterwards what they were."""
         benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         if self.float32_precision:
             torch.set_float32_matmul_precision(self.float32_precision)
         try:
-            yield
+            yield self
         finally:
             torch.backends.cudnn.benchmark = benchmark
             torch.set_float32_matmul_precision(precision)

@@ -70,49 +70,50 @@ def train(
         TrainingInterrupted: a signal came; `resume` continues.
         DetsegError: data, weights or configuration are wrong, or a loss is not finite.
     """
-    with run.logging(), training_session(_with_input_of_data(cfg), run, processes, trackers) as session:
-        cfg = session.cfg
-        plan, compute = TrainingPlan.from_config(cfg), ComputeOptions.from_config(cfg)
-        with compute.applied():
-            with processes.together():
-                plan.check_processes(processes.count)
-                data = load_training_set(cfg)
-                test_sets = load_test_sets(cfg, data.class_names)
-                state = start_state(session, plan, data.class_names, build, compile=compute.compile)
-            saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
-            state.exchange_gradients()
-            with processes.together():
-                evaluate = None
-                if test_sets and plan.evaluation_period:
-                    first = next(iter(test_sets.values()))
-                    evaluate = build_quick_evaluation(session, first, data.class_names, plan.best_metric)
-                share = Share(processes.rank, processes.count)
-                total = plan.max_iter * plan.images_per_iteration
-                loader = build_train_loader(plan.loader, data, state.position, total, seed=compute.seed, share=share)
-                loop: Callable[[Training], None] = run_iterations
-                if session.engine.name == "detectron2":
-                    loop = import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data, share)
-                batches = iter(loader)
+    with (
+        run.logging(),
+        training_session(_with_input_of_data(cfg), run, processes, trackers) as session,
+        ComputeOptions.from_config(session.cfg).applied() as compute,
+    ):
+        cfg, plan = session.cfg, TrainingPlan.from_config(session.cfg)
+        with processes.together():
+            plan.check_processes(processes.count)
+            data = load_training_set(cfg)
+            classes = data.class_names
+            test_sets = load_test_sets(cfg, classes)
+            state = start_state(session, plan, classes, build, compile=compute.compile)
+        saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
+        state.exchange_gradients()
+        with processes.together():
+            evaluate = None
+            if test_sets and plan.evaluation_period:
+                validation_set = next(iter(test_sets.values()))
+                evaluate = build_quick_evaluation(session, validation_set, classes, plan.best_metric)
+            share = Share(processes.rank, processes.count)
+            total = plan.max_iter * plan.images_per_iteration
+            loader = build_train_loader(plan.loader, data, state.position, total, seed=compute.seed, share=share)
+            loop: Callable[[Training], None] = run_iterations
+            if session.engine.name == "detectron2":
+                loop = import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data, share)
+            batches = iter(loader)
             session.iteration, session.last_evaluation = state.iteration, state.best.last_evaluation
-            if state.iteration and processes.is_main:
-                logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
             session.trackers.start(session)
-            # After loader and trackers, which may draw: a resumed model must go on with the numbers that were next.
-            begin_rng(compute.seed, processes.rank, saved)
-            progress = Progress(session, state.window, max_iter=plan.max_iter, log_period=plan.log_period)
-            with deterministic(next(state.model.parameters()).device), session.stop:
-                with loader.watched(), progress:
-                    loop(Training(session, plan, state, batches, progress, evaluate))
-                if state.best.iteration == 0:  # never evaluated: the newest weights are the best that are known
-                    state.save_best(run.best, {})
-                if test_sets:
-                    session.summary = evaluate_weights(
-                        session, state.model, run.best, test_sets, data.class_names, iteration=state.iteration
-                    )
-                else:
-                    logger.warning(
-                        "there is no DATASETS.TEST: the last weights are kept as %s, without a score", run.best
-                    )
+        if state.iteration and processes.is_main:
+            logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
+        # After loader and trackers, which may draw: a resumed model must go on with the very numbers that were next.
+        begin_rng(compute.seed, processes.rank, saved)
+        progress = Progress(session, state.window, max_iter=plan.max_iter, log_period=plan.log_period)
+        with deterministic(next(state.model.parameters()).device), session.stop:
+            with loader.watched(), progress:
+                loop(Training(session, plan, state, batches, progress, evaluate))
+            if state.best.iteration == 0:  # never evaluated: the newest weights are the best that are known
+                state.save_best(run.best, {})
+            if test_sets:
+                session.summary = evaluate_weights(
+                    session, state.model, run.best, test_sets, classes, iteration=state.iteration
+                )
+            else:
+                logger.warning("there is no DATASETS.TEST: the last weights are kept as %s, without a score", run.best)
     return session.summary
 
 
