@@ -22,15 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from detseg.models.weights import resolve_weights
-    from detseg.models.weights.files import read_weights
-    from detseg.models.weights.names import detectron2_names, is_backbone_alone
-    from detseg.models.weights.writing import SUFFIXES, write_weights
+    from detseg.models.weights.files import WRITTEN_SUFFIXES, is_backbone_alone, read_weights, write_weights
+    from detseg.models.weights.names import detectron2_names
 
     output = Path(arguments.output)
-    if output.suffix.lower() not in SUFFIXES:
-        raise WeightsError(f"{output}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if output.suffix.lower() not in WRITTEN_SUFFIXES:  # before anything is downloaded
+        raise WeightsError(f"{output}: expected a name that ends in {' or '.join(WRITTEN_SUFFIXES)}")
     if output.exists() and not arguments.overwrite:
-        raise WeightsError(f"{output} is there already: give another name, or --overwrite")
+        raise WeightsError(f"{output} exists already: give another name, or --overwrite")
     path = resolve_weights(arguments.source)
     named = detectron2_names(read_weights(path), path.name)
     write_weights(output, named)

@@ -36,12 +36,12 @@ def test_a_backbone_is_marked_for_detectron2_and_keeps_its_origin(tmp_path: Path
     state = {"conv1.weight": torch.zeros(64, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}
     torch.save(state, tmp_path / "resnet18.pth")
     assert main(["convert_weights", str(tmp_path / "resnet18.pth"), str(tmp_path / "a.safetensors")]) == 0
-    assert read_weights(tmp_path / "a.safetensors").metadata["detseg.origin"] == "torchvision"
+    assert read_weights(tmp_path / "a.safetensors").origin == "torchvision"
     assert main(["convert_weights", str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth")]) == 0
     content = torch.load(tmp_path / "b.pth", weights_only=True)
     assert content["matching_heuristics"] is True
     assert sorted(content["model"]) == ["res2.0.conv1.weight", "stem.conv1.weight"]
-    assert read_weights(tmp_path / "b.pth").metadata["detseg.origin"] == "torchvision"
+    assert read_weights(tmp_path / "b.pth").origin == "torchvision"
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
-from detseg.models.weights.files import StoredWeights
+from detseg.models.weights.files import Weights
 from detseg.models.weights.loading import load_state
 from detseg.models.weights.names import names_of_model
 
@@ -72,7 +72,7 @@ def test_its_own_names_load_and_other_classes_begin_anew(model: Segmenter) -> No
     with torch.device("meta"):
         other = build_model(load_flat_config(KEYS | {"MODEL.ROI_HEADS.NUM_CLASSES": 5}))
     other = other.to_empty(device="cpu")
-    named = names_of_model(StoredWeights(model.state_dict()), other.state_dict())
+    named = names_of_model(Weights(model.state_dict()), other.state_dict())
     report = load_state(other, named.state, fine_tune=True)
     assert sorted({name.rsplit(".", 1)[0] for name in report.new}) == [
         "roi_heads.box_predictor.bbox_pred",
@@ -84,7 +84,7 @@ def test_its_own_names_load_and_other_classes_begin_anew(model: Segmenter) -> No
         for name, value in model.state_dict().items()
         if name.startswith("backbone.body.")
     }
-    named = names_of_model(StoredWeights(backbone), other.state_dict())
+    named = names_of_model(Weights(backbone), other.state_dict())
     assert all(name.startswith("backbone.body.") for name in named.state)
 
 

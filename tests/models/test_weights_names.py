@@ -14,7 +14,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 from detseg.config import load_flat_config
 from detseg.engines.build import build_model
 from detseg.errors import ConfigError
-from detseg.models.weights.files import StoredWeights
+from detseg.models.weights.files import Weights
 from detseg.models.weights.loading import load_state, load_weights
 from detseg.models.weights.names import (
     backbone_name,
@@ -64,7 +64,7 @@ def test_a_bare_backbone_finds_its_place(c4: bool) -> None:
     if c4:
         own = ["backbone.stem.conv1.weight", "roi_heads.res5.0.conv1.weight"]
     state = {"stem.conv1.weight": torch.zeros(1), "res5.0.conv1.weight": torch.ones(1), "fc1000.weight": torch.ones(1)}
-    assert list(names_of_model(StoredWeights(state), own).state) == [*own, "fc1000.weight"]
+    assert list(names_of_model(Weights(state), own).state) == [*own, "fc1000.weight"]
 
 
 def test_torchvision_resnets_compute_the_same() -> None:
@@ -72,7 +72,7 @@ def test_torchvision_resnets_compute_the_same() -> None:
     theirs = get_model_builder("resnet18")(weights=None).eval()
     keys = SMALL_MODEL | {"MODEL.RESNETS.STEM_OUT_CHANNELS": 64, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
     ours = build_model(load_flat_config(keys)).eval()
-    named = names_of_model(StoredWeights(theirs.state_dict()), ours.state_dict())
+    named = names_of_model(Weights(theirs.state_dict()), ours.state_dict())
     assert named.origin == "torchvision"
     report = load_state(ours, named.state, fine_tune=True)
     assert report.unused == ["fc.weight", "fc.bias"]

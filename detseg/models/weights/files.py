@@ -1,11 +1,11 @@
-"""Files of weights, whatever their format, to tensors by name. Nothing in a file is ever run."""
+"""Files of weights: any format is read, and nothing in a file is ever run; .safetensors and .pth are written."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,26 @@ import torch
 from torch import Tensor
 
 from detseg.errors import WeightsError
+from detseg.files.atomic import written_whole
 from detseg.files.safe_pickle import as_array, loads
 
 # How torch.save began its files before they were zip archives: a pickled magic number.
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit for safetensors
-ORIGIN = "detseg.origin"  # in the metadata: whose training made the weights, where that asks for a certain input
+_ORIGIN = "detseg.origin"  # the key of `Weights.origin` in files
+WRITTEN_SUFFIXES = (".safetensors", ".pth")
 
 
 @dataclass(frozen=True)
-class StoredWeights:
-    """state: tensors by the names of the file. metadata: texts that came with them."""
+class Weights:
+    """state: tensors by name. origin: whose training made them, where that asks for a certain input: "torchvision",
+    "caffe2"; "" for detseg's and Detectron2's own."""
 
     state: dict[str, Tensor]
-    metadata: dict[str, str] = field(default_factory=dict)
+    origin: str = ""
 
 
-def read_weights(path: str | Path) -> StoredWeights:
+def read_weights(path: str | Path) -> Weights:
     """Read a .pth, .pkl or .safetensors file; its content, not its name, says which it is.
 
     Raises:
@@ -94,12 +97,11 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _from_content(path: Path, content: Any) -> StoredWeights:
+def _from_content(path: Path, content: Any) -> Weights:
     """Find the state_dict in what a file holds: under "model" (detseg, Detectron2), "blobs" (Detectron) or bare."""
-    metadata = {}
+    origin: Any = ""
     if isinstance(content, Mapping):
-        origin = content.get(ORIGIN)
-        metadata = {ORIGIN: origin} if isinstance(origin, str) else {}
+        origin = content.get(_ORIGIN)
         average = content.get("ema")
         if isinstance(average, Mapping) and isinstance(average.get("model"), Mapping):
             content = average["model"]  # the averaged weights are what a run evaluates
@@ -116,7 +118,7 @@ def _from_content(path: Path, content: Any) -> StoredWeights:
                 '{"model": {name: tensor}} or {name: tensor}'
             )
         state[name] = tensor
-    return StoredWeights(state, metadata)
+    return Weights(state, origin if isinstance(origin, str) else "")
 
 
 def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
@@ -131,7 +133,7 @@ def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
         raise WeightsError(f"{path}: {name} has numbers of a type that torch does not know: {error}") from error
 
 
-def _read_safetensors(path: Path) -> StoredWeights:
+def _read_safetensors(path: Path) -> Weights:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -139,9 +141,40 @@ def _read_safetensors(path: Path) -> StoredWeights:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            metadata = dict(file.metadata() or {})
+            origin = (file.metadata() or {}).get(_ORIGIN, "")
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from error
     if not state:
         raise WeightsError(f"{path}: holds no weights")
-    return StoredWeights(state, metadata)
+    return Weights(state, origin)
+
+
+def write_weights(path: str | Path, weights: Weights) -> None:
+    """Write a .safetensors file, or a .pth file {"model": state_dict, ...} that Detectron2's checkpointer loads.
+
+    The names are to be Detectron2's; a backbone alone is marked for Detectron2's matching by the ends of names.
+
+    Raises:
+        WeightsError: another suffix. DataError: it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in WRITTEN_SUFFIXES:
+        raise WeightsError(f"{path}: expected a name that ends in {' or '.join(WRITTEN_SUFFIXES)}")
+    state = {name: value.detach().clone().contiguous() for name, value in weights.state.items()}
+    with written_whole(path, "the weights") as temporary:
+        if path.suffix.lower() == ".pth":
+            content = {"model": state, "__author__": "detseg", _ORIGIN: weights.origin}
+            # Detectron2 then finds a backbone's place in the model, as detseg does.
+            torch.save(content | {"matching_heuristics": is_backbone_alone(state)}, temporary)
+            return
+        try:
+            from safetensors.torch import save
+        except ImportError as error:
+            raise WeightsError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
+        # Not by its save_file, whose files nobody but their owner can read.
+        temporary.write_bytes(save(state, metadata={"format": "pt", _ORIGIN: weights.origin}))
+
+
+def is_backbone_alone(state: Collection[str]) -> bool:
+    """Whether the names are Detectron2's of a backbone without the prefix that it has in a model."""
+    return "stem.conv1.weight" in state

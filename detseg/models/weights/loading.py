@@ -1,4 +1,4 @@
-"""From an address to a model with these weights."""
+"""Loading weights of any address into a model, and refusing what does not fit."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ from detseg.models.weights.files import read_weights
 from detseg.models.weights.names import TORCHVISION, names_of_model
 from detseg.models.weights.sources import resolve_weights
 
-# Fitting weights to a model, and refusing what does not fit.
+_logger = logging.getLogger(__name__)
 
 # Older Detectron2 checkpoints store these, although they follow from the configuration.
 DERIVED_ENTRIES = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")
 # Counts of batches that a norm with fixed statistics does not have, and that nothing here depends on.
 COUNTS = "num_batches_tracked"
 # Their sizes follow from the number of classes: started anew for other classes. A model may name its own.
-CLASS_ENTRIES = (
-    "roi_heads.box_predictor.",
-    "roi_heads.mask_head.predictor.",
-)
+CLASS_ENTRIES = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
 STEM_WEIGHTS = ("stem.conv1.weight", "backbone.body.conv1.weight")
 
 
@@ -109,9 +106,6 @@ def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
     """
     mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / channels)
     return mean.repeat(1, channels, 1, 1)
-
-
-_logger = logging.getLogger(__name__)
 
 
 def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = False, cfg: Any = None) -> LoadReport:

@@ -11,9 +11,7 @@ from detseg.errors import WeightsError
 from detseg.files.lock import wait_for_lock
 from detseg.files.transfer import CACHE_VARIABLE, TransferError, cache_folder, transfer
 
-# What the short addresses of Detectron2's model zoo stand for.
-
-# detectron2://PATH is this address with PATH behind it.
+# detectron2://PATH is this address followed by PATH.
 DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
 
 _DETECTRON1 = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/"
@@ -28,14 +26,23 @@ CATALOG = {
     "ImageNetPretrained/FAIR/X-152-32x8d-IN5k": _DETECTRON1 + "25093814/X-152-32x8d-IN5k.pkl",
 }
 
-
-# Downloads of weights into the cache, once for all runs and processes.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.IGNORECASE)
+_SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth")  # torch's files end in the first digits of their SHA-256
+_TORCHVISION_MODELS = re.compile(r"(wide_resnet|resnet|resnext)\d+\w*|maskrcnn_resnet50_fpn(_v2)?")
+_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pkl")
+KNOWN = (
+    "a .pth, .pkl or .safetensors file, detectron2://..., catalog://ImageNetPretrained/..., torchvision://resnet50, "
+    "https://..., wandb://entity/project/artifact:version"
+)
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of a web address lies in the cache: weights/HOST/PATH; nothing in an address leads out of it."""
+    """Return where the cache keeps the file of a web address: weights/HOST/PATH; no address leads out of it."""
     parts = urlsplit(url)
-    names = [_safe(name) for name in [parts.netloc.rpartition("@")[2], *parts.path.split("/")] if name]
+    names = [parts.netloc.rpartition("@")[2], *parts.path.split("/")]
+    names = [re.sub(r"[^A-Za-z0-9._=+-]", "_", name) for name in names if name]
+    names = ["_" if name in (".", "..") else name for name in names]
     path = cache_folder().joinpath("weights", *names)
     if parts.query:
         path = path.with_name(f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}-{path.name}")
@@ -49,8 +56,8 @@ def download(url: str, *, sha256: str | None = None) -> Path:
     the one that is at it. sha256: the hexadecimal digest, or how it begins.
 
     Raises:
-        WeightsError: not to be had (the message names the address and where a file downloaded elsewhere is to be put),
-            or not the file that sha256 tells.
+        WeightsError: it cannot be downloaded (the message names the address and where to put a file that was downloaded
+            elsewhere), or is not the file of this sha256.
     """
     target = cached_path(url)
     if target.is_file():
@@ -59,18 +66,7 @@ def download(url: str, *, sha256: str | None = None) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(target.with_name(f".{target.name}.lock")):
             if not target.is_file():
-                _fetch(url, target, sha256)
-    except OSError as error:
-        raise WeightsError(
-            f"{url} cannot be stored at {target}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can "
-            "be written and has room"
-        ) from error
-    return target
-
-
-def _fetch(url: str, target: Path, sha256: str | None) -> None:
-    try:
-        transfer(url, target, sha256=sha256)
+                transfer(url, target, sha256=sha256)
     except TransferError as error:
         if error.is_wrong_file:
             raise WeightsError(
@@ -82,22 +78,12 @@ def _fetch(url: str, target: Path, sha256: str | None) -> None:
             f"{target} (the cache is the folder that {CACHE_VARIABLE} names, else ~/.cache/detseg), or give its path "
             "as MODEL.WEIGHTS"
         ) from error
-
-
-def _safe(name: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._=+-]", "_", name)
-    return "_" if name in (".", "..") else name
-
-
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.+)", re.IGNORECASE)
-_SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
-_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth")  # torch's files end in the first digits of their SHA-256
-_TORCHVISION_MODELS = re.compile(r"(wide_resnet|resnet|resnext)\d+\w*|maskrcnn_resnet50_fpn(_v2)?")
-_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pkl")
-KNOWN = (
-    "a .pth, .pkl or .safetensors file, detectron2://..., catalog://ImageNetPretrained/..., torchvision://resnet50, "
-    "https://..., wandb://entity/project/artifact:version"
-)
+    except OSError as error:
+        raise WeightsError(
+            f"{url} cannot be stored at {target}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can "
+            "be written and has room"
+        ) from error
+    return target
 
 
 def resolve_weights(source: str | Path) -> Path:
@@ -105,10 +91,10 @@ def resolve_weights(source: str | Path) -> Path:
 
     source: a path; `detectron2://PATH` and `catalog://ImageNetPretrained/...` of Detectron2's zoo;
         `torchvision://NAME` or `torchvision://NAME/WEIGHTS` (resnet50/IMAGENET1K_V1); `https://...`;
-        `wandb://ENTITY/PROJECT/ARTIFACT:VERSION`. `#sha256=DIGITS` behind a web address is checked.
+        `wandb://ENTITY/PROJECT/ARTIFACT:VERSION`. `#sha256=DIGITS` after a web address is checked.
 
     Raises:
-        WeightsError: an unknown address, or what it stands for cannot be had; with the address and the remedy.
+        WeightsError: an unknown address, or what it stands for cannot be downloaded; with the address and the remedy.
     """
     match = _SCHEME.fullmatch(str(source)) if isinstance(source, str) else None
     if match is None:
@@ -157,7 +143,7 @@ def _from_web(url: str) -> Path:
     if parts.fragment:
         match = _SHA256.fullmatch(parts.fragment)
         if match is None:
-            raise WeightsError(f"{url}: behind # expected sha256= and 64 hexadecimal digits")
+            raise WeightsError(f"{url}: after # expected sha256= and 64 hexadecimal digits")
         sha256 = match[1].lower()
     elif match := _HASH_IN_NAME.search(parts.path):
         sha256 = match[1] if parts.hostname == "download.pytorch.org" else None
@@ -165,7 +151,7 @@ def _from_web(url: str) -> Path:
 
 
 def _from_wandb(name: str) -> Path:
-    """The one file of weights in an artifact; with `#FILE` behind the name that file."""
+    """The one file of weights in an artifact; with `#FILE` after the name that file."""
     name, _, wanted = name.partition("#")
     try:
         import wandb
@@ -177,12 +163,12 @@ def _from_wandb(name: str) -> Path:
         folder = Path(artifact.download(root=str(folder)))
     except Exception as error:  # wandb's own errors, of many kinds
         raise WeightsError(
-            f"wandb://{name}: cannot be had ({error}); expected ENTITY/PROJECT/ARTIFACT:VERSION, and `wandb login` "
-            "done before. Without a network give the file that another machine downloaded as MODEL.WEIGHTS"
+            f"wandb://{name}: cannot be downloaded ({error}); expected ENTITY/PROJECT/ARTIFACT:VERSION, and `wandb "
+            "login` done before. Without a network give the file that another machine downloaded as MODEL.WEIGHTS"
         ) from error
     files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS_SUFFIXES)
     chosen = [path for path in files if not wanted or path.relative_to(folder).as_posix() == wanted]
     if len(chosen) != 1:
         there = ", ".join(path.relative_to(folder).as_posix() for path in files) or "no file of weights"
-        raise WeightsError(f"wandb://{name}: expected one file of weights, or its name behind #; it holds {there}")
+        raise WeightsError(f"wandb://{name}: expected one file of weights, or its name after #; it holds {there}")
     return chosen[0]
