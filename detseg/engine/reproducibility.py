@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def begin_rng(seed: int, rank: int, saved: dict[str, Any] | None) -> None:
     Args:
         seed: the run's.
         rank: of this process; each draws numbers of its own.
-        saved: the checkpoint that is continued. A process that was not there when it was written begins anew.
+        saved: the checkpoint that is continued. A process that it does not know starts from the seed.
     """
     states = [saved["rng"], *saved.get("rng_of_others", [])] if saved else []
     if rank < len(states):
@@ -71,7 +70,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    settings = getattr(torch.utils, "deterministic", SimpleNamespace(fill_uninitialized_memory=False))  # torch >= 2.2
+    settings = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     settings.fill_uninitialized_memory = False  # a safety net for bugs that costs time

@@ -165,6 +165,6 @@ class Training:
         parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise RunError(
             f"the {what} is not finite in iteration {iteration} (learning rate {learning_rate:.3g}; {parts}). "
-            f"Images of this batch: {named}. The batch and the model lie in {folder}. Look at the images; if they are "
+            f"Images of this batch: {named}. The batch and the model are in {folder}. Look at the images; if they are "
             "right, lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True"
         )

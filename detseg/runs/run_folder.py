@@ -54,6 +54,14 @@ class RunFolder:
         self.path = path
         self.new = new
         self.created = created
+        self.record = path / RECORD  # versions, command, seed, engine
+        self.config = path / "config.yaml"  # every key of the run
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last.pth"  # the newest state of the training
+        self.best = self.checkpoints / "best.pth"  # the weights of the best evaluation
+        self.tensorboard = path / "tensorboard"
+        self.non_finite = path / "non_finite"
         self.log_file: logging.Handler | None = None
         self._lock = FolderLock(path) if locked else None
         if locked:
@@ -83,42 +91,6 @@ class RunFolder:
         if self.new and not self.metrics.exists() and not self.checkpoints.exists():
             self.record.unlink(missing_ok=True)
             self.config.unlink(missing_ok=True)
-
-    @property
-    def record(self) -> Path:
-        """run.json: versions, command, seed, engine."""
-        return self.path / RECORD
-
-    @property
-    def config(self) -> Path:
-        """config.yaml: every key of the run."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """The newest state of the training."""
-        return self.checkpoints / "last.pth"
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best evaluation."""
-        return self.checkpoints / "best.pth"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def non_finite(self) -> Path:
-        return self.path / "non_finite"
 
     @contextmanager
     def logging(self) -> Iterator[None]:
