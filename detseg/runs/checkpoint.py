@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain Python values only, so that reading one runs no code from it.
 
 `last.pth` continues a training: model, optimizer, schedule, ema, scaler, progress, iteration, position (samples taken
-from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: only the model. Both
-hold config (flat keys), classes (names), versions, threads. 'model' is a state_dict under Detectron2's names; in
+from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: only the model.
+Both hold config (flat keys), classes (names), versions, threads. 'model' is a state_dict under Detectron2's names; in
 `best.pth` it is the averaged one where SOLVER.EMA is on.
 """
 

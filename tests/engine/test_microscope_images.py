@@ -132,9 +132,9 @@ def test_the_size_at_the_network_is_that_of_the_pixels(prepared: Path, run: Path
     predictor = Predictor.from_run(run, device="cpu", checkpoint="last", postprocess=False)
     seen: list[tuple[int, ...]] = []
     predict = predictor.model.predict
-    predictor.model.predict = lambda images, **options: (
+    predictor.model.predict = lambda images, *sizes, **options: (
         seen.extend(i.shape for i in images),
-        predict(images, **options),
+        predict(images, *sizes, **options),
     )[1]
     facts = PlaneChoice(z="max").fields()
     predictor(prepared / "images" / "0.ome.tif", facts=facts)
