@@ -89,17 +89,16 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
 def load_dataset(name_or_path: str | os.PathLike[str], image_root: str | os.PathLike[str] = "") -> CocoDataset:
     """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) overrides what catalog and JSON say."""
     entry = resolve_dataset(name_or_path)
-    root = _find_folder(image_root) if image_root else entry.image_root
+    root = entry.image_root
+    if image_root:  # relative to the working folder, else to `$DETSEG_DATASETS`
+        found = [base / image_root for base in (Path(), datasets_folder()) if (base / image_root).is_dir()]
+        if not found:
+            raise DataError(
+                f"DATASETS.IMAGE_ROOT: there is no folder {image_root} in {Path.cwd()} or {datasets_folder()}"
+            )
+        root = found[0]
     dataset = CocoDataset.load(entry.json, root)
     return dataset.with_classes(entry.classes) if entry.classes else dataset
-
-
-def _find_folder(image_root: str | os.PathLike[str]) -> Path:
-    """Find a given image root relative to the working folder, else to `$DETSEG_DATASETS`."""
-    for base in (Path(), datasets_folder()):
-        if (base / image_root).is_dir():
-            return base / image_root
-    raise DataError(f"DATASETS.IMAGE_ROOT: there is no folder {image_root} in {Path.cwd()} or {datasets_folder()}")
 
 
 def read_catalog() -> dict[str, dict[str, Any]]:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.json_scan import read_json_text, scan_object
-from detseg.coco.masks import is_empty, segmentation_problem
+from detseg.coco.masks import areas_of, is_empty, segmentation_problem
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
 from detseg.errors import DataError, list_problems
 from detseg.images.size import size_problem
-from detseg.structures import rle as rle_codec
 
 _DECODER = json.JSONDecoder()
 
@@ -207,10 +206,18 @@ class _AnnotationChecker:
             category = self._lookup(self._index_of_category, annotation, "category_id", name, "categories")
             crowd = bool(annotation.get("iscrowd", 0))
             if image >= 0 and self._images[image].height:  # else its size is not known
-                self._check_mask(annotation, self._images[image], name)
+                record, segmentation = self._images[image], annotation.get("segmentation")
+                name = f"{name} (image {record.file_name})"
+                problem = segmentation_problem(segmentation, record.height, record.width)
+                if problem and not (self._keep_empty and is_empty(segmentation)):
+                    self._report(number, f"{name}: {problem}")
+                elif not problem and isinstance(segmentation, dict):
+                    self._waiting.append((number, name, segmentation))
         self._image_indices.append(image)
         self._class_indices.append(category)
         self._crowd.append(crowd)
+        if len(self._waiting) >= _CHECKED_TOGETHER:
+            self.check_rles()
 
     def _report(self, number: int, problem: str) -> None:
         self._problems.append(problem)
@@ -223,34 +230,14 @@ class _AnnotationChecker:
             self._report(len(self._bad) - 1, f'{name}: its {key} {shown(value)} is none of the file\'s "{where}"')
         return index
 
-    def _check_mask(self, annotation: dict[str, Any], image: ImageRecord, name: str) -> None:
-        name = f"{name} (image {image.file_name})"
-        segmentation = annotation.get("segmentation")
-        problem = segmentation_problem(segmentation, image.height, image.width)
-        if problem and self._keep_empty and is_empty(segmentation):
-            return
-        if problem:
-            self._report(len(self._bad) - 1, f"{name}: {problem}")
-        elif isinstance(segmentation, dict):
-            self._waiting.append((len(self._bad) - 1, name, segmentation))
-            if len(self._waiting) >= _CHECKED_TOGETHER:
-                self.check_rles()
-
     def check_rles(self) -> None:
-        """Decode the RLEs that wait, all at once, and where one is broken, one by one to find all that are."""
+        """Decode the RLEs that wait, all at once."""
         waiting, self._waiting = self._waiting, []
-        try:
-            areas = rle_codec.area([segmentation for _, _, segmentation in waiting]).tolist()
-        except DataError:
-            areas = []
-            for number, name, segmentation in waiting:
-                try:
-                    areas.append(int(rle_codec.area([segmentation])[0]))
-                except DataError as error:
-                    self._report(number, f"{name}: {error}")
-                    areas.append(-1)
-        for (number, name, _), area in zip(waiting, areas, strict=True):
-            if area == 0 and not self._keep_empty:
+        areas, broken = areas_of([segmentation for _, _, segmentation in waiting])
+        for position, (number, name, _) in enumerate(waiting):
+            if position in broken:
+                self._report(number, f"{name}: {broken[position]}")
+            elif areas[position] == 0 and not self._keep_empty:
                 self._report(number, f"{name}: has no mask (its RLE has no pixel)")
 
     def table(self, text: str, spans: list[tuple[int, int]]) -> AnnotationTable:

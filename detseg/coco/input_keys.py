@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,19 @@ def with_input_keys(cfg: Config) -> Config:
     Raises:
         DetsegError: data sets say different things.
     """
-    said = _of_all(cfg.DATASETS.TRAIN)
+    said: dict[str, tuple[Any, Path]] = {}  # key -> value and the file that says it
+    for name in cfg.DATASETS.TRAIN:
+        try:
+            path = find_dataset(name).json
+        except DetsegError:  # whoever loads it says that there is no such set
+            continue
+        for key, value in (read_input_keys(path) if path.is_file() else {}).items():
+            other, elsewhere = said.setdefault(key, (value, path))
+            if other != value:
+                raise DataError(
+                    f"{elsewhere} was prepared for {key} {other}, {path} for {value}; set {key} in the configuration, "
+                    "or prepare both alike"
+                )
     changed = cfg.clone()
     for key, (value, path) in said.items():
         if cfg[key] == value:
@@ -83,21 +95,3 @@ def with_input_keys(cfg: Config) -> Config:
                 "%s is %s (%s), although %s was prepared for %s", key, cfg[key], cfg.origin(key), path, value
             )
     return cfg if changed == cfg else changed.freeze()
-
-
-def _of_all(names: Sequence[str]) -> dict[str, tuple[Any, Path]]:
-    """Return key -> value and the file that says it, of all data sets."""
-    said: dict[str, tuple[Any, Path]] = {}
-    for name in names:
-        try:
-            path = find_dataset(name).json
-        except DetsegError:  # whoever loads it says that there is no such set
-            continue
-        for key, value in (read_input_keys(path) if path.is_file() else {}).items():
-            other, elsewhere = said.setdefault(key, (value, path))
-            if other != value:
-                raise DataError(
-                    f"{elsewhere} was prepared for {key} {other}, {path} for {value}; set {key} in the configuration, "
-                    "or prepare both alike"
-                )
-    return said

@@ -66,28 +66,24 @@ def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], pat
     `visit(element, start, end)` gets each element and where its text lies. Returns the other keys with their values,
     and `key` with its number of elements. Raises DataError where the text is no JSON object.
     """
+    values: dict[str, Any] = {}
     try:
-        return _scan(text, key, visit)
+        position = _expect(text, _skip(text, 0), "{")
+        while text[position : position + 1] != "}":
+            found, position = _DECODER.raw_decode(text, position)
+            if not isinstance(found, str):
+                raise json.JSONDecodeError("expected a key", text, position)
+            position = _expect(text, _skip(text, position), ":")
+            opening = text[position : position + 1]
+            if found == key and opening in _CLOSING and not _EMPTY.match(text, position):
+                values[found], position = _scan_elements(text, position + 1, _CLOSING[opening], visit)
+            else:
+                values[found], position = _DECODER.raw_decode(text, position)
+            position = _next(text, position, "}")
+        if _skip(text, position + 1) != len(text):
+            raise json.JSONDecodeError("expected the end", text, position + 1)
     except (ValueError, RecursionError) as error:
         raise not_json(path, error) from None
-
-
-def _scan(text: str, wanted: str, visit: Callable[[Any, int, int], None]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    position = _expect(text, _skip(text, 0), "{")
-    while text[position : position + 1] != "}":
-        key, position = _DECODER.raw_decode(text, position)
-        if not isinstance(key, str):
-            raise json.JSONDecodeError("expected a key", text, position)
-        position = _expect(text, _skip(text, position), ":")
-        opening = text[position : position + 1]
-        if key == wanted and opening in _CLOSING and not _EMPTY.match(text, position):
-            values[key], position = _scan_elements(text, position + 1, _CLOSING[opening], visit)
-        else:
-            values[key], position = _DECODER.raw_decode(text, position)
-        position = _next(text, position, "}")
-    if _skip(text, position + 1) != len(text):
-        raise json.JSONDecodeError("expected the end", text, position + 1)
     return values
 
 

@@ -1,4 +1,4 @@
-"""The masks of COCO annotations: polygons and run-lengths of every form to compressed RLE."""
+"""The masks of COCO annotations: polygons and run-lengths of every form to compressed RLE; polygons with holes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from detseg.errors import DataError
 from detseg.images.size import check_size
 from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import EMPTY, MaskCrop, union_of
@@ -21,32 +22,24 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
     if segmentation is None or segmentation in ([], {}):
         return "has no mask (its segmentation is missing or empty)"
     if isinstance(segmentation, dict):
-        return _rle_problem(segmentation, height, width)
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if not isinstance(size, list) or not isinstance(counts, (str, list)):
+            return 'its RLE is incomplete; expected {"size": [height, width], "counts": text or numbers}'
+        if size != [height, width]:
+            return f"its RLE was made for an image of {size} (height, width), but the image has {[height, width]}"
+        return None
     if not isinstance(segmentation, list):
         return f"its segmentation is {str(segmentation)[:40]!r}; expected polygons [[x, y, x, y, ...]] or an RLE"
-    return _polygon_problem(segmentation)
-
-
-def _rle_problem(segmentation: dict[str, Any], height: int, width: int) -> str | None:
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(size, list) or not isinstance(counts, (str, list)):
-        return 'its RLE is incomplete; expected {"size": [height, width], "counts": text or numbers}'
-    if size != [height, width]:
-        return f"its RLE was made for an image of {size} (height, width), but the image has {[height, width]}"
-    return None
-
-
-def _polygon_problem(polygons: list[Any]) -> str | None:
-    if not all(isinstance(polygon, list) for polygon in polygons):
+    if not all(isinstance(polygon, list) for polygon in segmentation):
         return "its polygon is a flat list; expected a list of polygons [[x, y, x, y, ...]]"
-    for polygon in polygons:
+    for polygon in segmentation:
         if not all(type(number) in (int, float) for number in polygon):
             return "its polygon holds what is no number"
         if len(polygon) % 2:
             return f"its polygon has {len(polygon)} numbers; expected pairs x, y"
         if not all(map(math.isfinite, polygon)):
             return "its polygon has a coordinate that is not finite"
-    if is_empty(polygons):
+    if is_empty(segmentation):
         return "has no mask (no polygon of three points or more)"
     return None
 
@@ -66,27 +59,40 @@ def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int,
     Polygons are filled by pycocotools, so that masks are those that everybody scores with. Where there is none, the RLE
     has no pixel.
     """
+    size = [height, width]
     if is_empty(segmentation):
-        return {"size": [height, width], "counts": rle_codec.compress_counts([height * width])}
-    if isinstance(segmentation, list):
-        return _fill_polygons(segmentation, height, width)
-    if isinstance(segmentation["counts"], list):
-        return {"size": [height, width], "counts": rle_codec.compress_counts(segmentation["counts"])}
-    return {"size": [height, width], "counts": segmentation["counts"].encode("ascii")}
-
-
-def _fill_polygons(polygons: list[list[float]], height: int, width: int) -> dict[str, Any]:
+        return {"size": size, "counts": rle_codec.compress_counts([height * width])}
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return {
+            "size": size,
+            "counts": rle_codec.compress_counts(counts) if isinstance(counts, list) else counts.encode("ascii"),
+        }
     from pycocotools import mask as coco_mask
 
     # pycocotools holds coordinates as int32 after multiplying by 5; far outside is as good as a little outside.
     limit = 4 * max(height, width, 1)
     parts = [
         [min(max(float(number), -limit), limit) for number in polygon]
-        for polygon in polygons
+        for polygon in segmentation
         if len(polygon) >= _LEAST_NUMBERS
     ]
-    rle = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
-    return {"size": [height, width], "counts": rle["counts"]}
+    return {"size": size, "counts": coco_mask.merge(coco_mask.frPyObjects(parts, height, width))["counts"]}
+
+
+def areas_of(rles: Sequence[dict[str, Any]]) -> tuple[list[int], dict[int, str]]:
+    """Return the pixels of each RLE, 0 for a broken one, and number -> what is wrong of those that are broken."""
+    try:
+        return rle_codec.area(rles).tolist(), {}
+    except DataError:
+        pass  # one by one, to find all that are broken
+    areas, problems = [0] * len(rles), {}
+    for number, rle in enumerate(rles):
+        try:
+            areas[number] = int(rle_codec.area([rle])[0])
+        except DataError as error:
+            problems[number] = str(error)
+    return areas, problems
 
 
 def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> MaskCrop:

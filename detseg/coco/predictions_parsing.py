@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from detseg.coco.masks import areas_of
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
@@ -168,26 +169,28 @@ class ResultParser:
         """Return the checked results of one image. Raises DataError naming the file, the image and the annotation."""
         boxes, scores, classes, rles, soft_masks = [], [], [], [], []
         for index, result in enumerate(results):
-            place = self._place(image, results, index)
-            if not isinstance(result, dict):
-                raise DataError(f"{place}: is {type(result).__name__}, expected an object")
-            scores.append(_score(result, place))
-            classes.append(self._class(result, place))
-            boxes.append(_box(result, place))
-            rles.append(_rle(result, image, place))
-            soft_masks.append(result.get("soft_mask"))
+            try:
+                if not isinstance(result, dict):
+                    raise DataError(f"is {type(result).__name__}, expected an object")
+                scores.append(_score(result))
+                classes.append(self._class(result))
+                boxes.append(_box(result))
+                rles.append(_rle(result, image))
+                soft_masks.append(result.get("soft_mask"))
+            except DataError as error:
+                raise self._error(image, results, index, error) from None
         has_masks, has_soft_masks = (
             self._all_or_none(image, results, name, values)
             for name, values in (("segmentation", rles), ("soft_mask", soft_masks))
         )
-        if has_masks and results:
-            self._check_masks(image, results, rles)
+        if has_masks:
+            for index, problem in areas_of(rles)[1].items():
+                raise self._error(image, results, index, problem)
             if None in boxes:
                 tight = rle_codec.bounding_boxes(rles)
                 boxes = [tight[index] if box is None else box for index, box in enumerate(boxes)]
         elif None in boxes:
-            place = self._place(image, results, boxes.index(None))
-            raise DataError(f"{place}: has neither segmentation nor bbox")
+            raise self._error(image, results, boxes.index(None), "has neither segmentation nor bbox")
         made = Predictions(
             image_id=image.image_id,
             file_name=image.file_name,
@@ -196,15 +199,17 @@ class ResultParser:
             boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
             scores=np.array(scores, dtype=np.float32),
             classes=np.array(classes, dtype=np.int64),
-            rles=rles if has_masks else None,
+            rles=rles if has_masks or not results else None,
             provenance=dict(image.provenance),
             pixel_size=image.pixel_size,
         )
-        if has_soft_masks and results:
-            made.soft_masks = [
-                _unpack_soft_mask(packed, made, index, self._place(image, results, index))
-                for index, packed in enumerate(soft_masks)
-            ]
+        if has_soft_masks:
+            made.soft_masks = []
+            for index, packed in enumerate(soft_masks):
+                try:
+                    made.soft_masks.append(_unpack_soft_mask(packed, made, index))
+                except DataError as error:
+                    raise self._error(image, results, index, error) from None
         known = None if self._known is None else self._known[image.image_id]
         if known is not None:
             if (known.height, known.width) != (image.height, image.width):
@@ -215,39 +220,23 @@ class ResultParser:
             made.file_name = made.file_name or known.file_name
         return made
 
-    def _place(self, image: ImageEntry, results: Sequence[Any], index: int) -> str:
-        return f"{self.path}: image {image.image_id!r}, {_name_of(results[index], index)}"
+    def _error(self, image: ImageEntry, results: Sequence[Any], index: int, problem: object) -> DataError:
+        return DataError(f"{self.path}: image {image.image_id!r}, {_name_of(results[index], index)}: {problem}")
 
-    def _class(self, result: Mapping[str, Any], place: str) -> int:
+    def _class(self, result: Mapping[str, Any]) -> int:
         category = result.get("category_id")
         if not _is_id(category) or category not in self._class_of:
             known = ", ".join(str(key) for key in list(self._class_of)[:20])
-            raise DataError(
-                f"{place}: unknown category_id {category!r}; the ids of `categories` are: {known or 'none'}"
-            )
+            raise DataError(f"unknown category_id {category!r}; the ids of `categories` are: {known or 'none'}")
         return self._class_of[category]
 
     def _all_or_none(self, image: ImageEntry, results: Sequence[Any], name: str, values: Sequence[Any]) -> bool:
-        """Return whether all results have a value; DataError where only some have."""
+        """Return whether the results have a value; DataError where only some have."""
         missing = [index for index, value in enumerate(values) if value is None]
         if missing and len(missing) < len(values):
-            raise DataError(
-                f"{self._place(image, results, missing[0])}: has no {name}, but other results of this image have; give "
-                "it to all or to none"
-            )
-        return not missing
-
-    def _check_masks(self, image: ImageEntry, results: Sequence[Any], rles: list[dict[str, Any]]) -> None:
-        """Check all RLEs at once; where one is broken, find out which."""
-        try:
-            rle_codec.read_runs(rles)
-        except DataError:
-            for index, rle in enumerate(rles):
-                try:
-                    rle_codec.validate(rle)
-                except DataError as error:
-                    raise DataError(f"{self._place(image, results, index)}: {error}") from None
-            raise
+            problem = f"has no {name}, but other results of this image have; give it to all or to none"
+            raise self._error(image, results, missing[0], problem)
+        return len(values) > 0 and not missing
 
 
 def _name_of(result: Any, index: int) -> str:
@@ -267,28 +256,28 @@ def _is_number(value: Any, limit: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit < value < limit
 
 
-def _score(result: Mapping[str, Any], place: str) -> float:
+def _score(result: Mapping[str, Any]) -> float:
     score = result.get("score")
     if not _is_number(score, 2) or not 0 <= score <= 1:
         raise DataError(
-            f"{place}: the score is {score!r}, expected a number from 0 to 1"
+            f"the score is {score!r}, expected a number from 0 to 1"
             + ("; is this a ground truth file instead of predictions?" if score is None else "")
         )
     return float(score)
 
 
-def _box(result: Mapping[str, Any], place: str) -> list[float] | None:
+def _box(result: Mapping[str, Any]) -> list[float] | None:
     """Return the box as XYXY, or None where the result has none."""
     box = result.get("bbox")
     if box is None or box == []:
         return None
     valid = isinstance(box, list) and len(box) == 4 and all(_is_number(value, _LARGEST_COORDINATE) for value in box)
     if not valid or box[2] < 0 or box[3] < 0:
-        raise DataError(f"{place}: the bbox is {repr(box)[:80]}, expected [x, y, width, height] in pixels")
+        raise DataError(f"the bbox is {repr(box)[:80]}, expected [x, y, width, height] in pixels")
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
-def _rle(result: Mapping[str, Any], image: ImageEntry, place: str) -> dict[str, Any] | None:
+def _rle(result: Mapping[str, Any], image: ImageEntry) -> dict[str, Any] | None:
     """Return the mask as compressed RLE, or None where the result has none."""
     segmentation = result.get("segmentation")
     if segmentation is None:
@@ -296,22 +285,19 @@ def _rle(result: Mapping[str, Any], image: ImageEntry, place: str) -> dict[str, 
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), (str, list)):
         kind = "polygons" if isinstance(segmentation, list) else type(segmentation).__name__
         raise DataError(
-            f"{place}: the segmentation is {kind}, expected a COCO RLE {{size, counts}}; convert it with pycocotools' "
+            f"the segmentation is {kind}, expected a COCO RLE {{size, counts}}; convert it with pycocotools' "
             "mask.frPyObjects and mask.merge"
         )
     size, counts = segmentation.get("size"), segmentation["counts"]
     if size != [image.height, image.width]:
         raise DataError(
-            f"{place}: the RLE has the size {str(size)[:40]}, but the image {[image.height, image.width]} (height, "
-            "width)"
+            f"the RLE has the size {str(size)[:40]}, but the image {[image.height, image.width]} (height, width)"
         )
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else rle_codec.compress_counts(counts)
     except UnicodeEncodeError:
-        raise DataError(f"{place}: the RLE has characters that no compressed RLE has") from None
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from None
-    return {"size": [image.height, image.width], "counts": text}
+        raise DataError("the RLE has characters that no compressed RLE has") from None
+    return {"size": size, "counts": text}
 
 
 def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
@@ -321,21 +307,19 @@ def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(soft_mask.shape), "zlib": data}
 
 
-def _unpack_soft_mask(packed: Any, predictions: Predictions, index: int, place: str) -> np.ndarray:
+def _unpack_soft_mask(packed: Any, predictions: Predictions, index: int) -> np.ndarray:
     """Return a soft mask (h, w) uint8 of the box's pixels."""
     x0, y0, x1, y1 = soft_mask_window(predictions.boxes[index], predictions.height, predictions.width)
     expected = [y1 - y0, x1 - x0]
     pixels = expected[0] * expected[1]
     try:
         if packed["size"] != expected:
-            raise DataError(
-                f"{place}: the soft mask has the size {str(packed['size'])[:40]}, but its box {expected} pixels "
-                "(height, width)"
-            )
+            size = str(packed["size"])[:40]
+            raise DataError(f"the soft mask has the size {size}, but its box {expected} pixels (height, width)")
         # Never unpack more than the box holds: a few bytes can claim gigabytes.
         data = zlib.decompressobj().decompress(base64.b64decode(packed["zlib"], validate=True), pixels + 1)
     except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
-        raise DataError(f"{place}: the soft mask is no packed image: {error}") from None
+        raise DataError(f"the soft mask is no packed image: {error}") from None
     if len(data) != pixels:
-        raise DataError(f"{place}: the soft mask holds {len(data)} bytes, expected {pixels}")
+        raise DataError(f"the soft mask holds {len(data)} bytes, expected {pixels}")
     return np.frombuffer(data, dtype=np.uint8).reshape(expected).copy()
