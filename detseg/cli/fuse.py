@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _options(arguments: argparse.Namespace) -> FusionOptions:
     """Return the settings of --config with those of the command line over them."""
-    from detseg.fusion.options import FusionOptions, parse_words
+    from detseg.fusion.options import FusionOptions
+    from detseg.fusion.settings import parse_words
 
     base = FusionOptions.load(arguments.config) if arguments.config else FusionOptions()
     changed = parse_words(arguments.overrides)

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.fusion.detections import Clusters, Detections, check_members
 from detseg.fusion.masks import attach_masks
 from detseg.fusion.options import FusionOptions, check_weights
-from detseg.fusion.pairs import OverlapMeasure
-from detseg.fusion.pool import (
-    Groups,
-    Pool,
-    apply_image_class,
-    best_of_members,
-    check_members,
-    found_by,
-    gather,
-    group_classes,
-    group_scores,
-)
+from detseg.fusion.overlap_measure import OverlapMeasure
 from detseg.fusion.soft_masks import rescore
-from detseg.fusion.suppression import decay_scores, group_boxes, join_best, keep_best, mean_boxes
+from detseg.fusion.suppression import decay_scores, join_best, keep_best
+from detseg.fusion.wbf import cluster_boxes
 from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import box_area
 from detseg.structures.overlaps import BitMasks, Pairs
 
 
@@ -42,99 +34,96 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
     Raises DataError where members are of different images or sizes, or have impossible scores or boxes.
     """
     check_members(members)
-    given = np.array(_weights(members, options, weights))
+    chosen = check_weights(options.weights if weights is None else weights, options.source) or (1.0,) * len(members)
+    if len(chosen) != len(members):
+        raise DataError(f"{options.source}: {len(chosen)} weights for {len(members)} members; give one a member")
     if options.mask_quality:
         members = [member if member.rles is None else rescore(member, options.mask_quality) for member in members]
     if options.backend == "ensemble_boxes":
         from detseg.fusion.ensemble_boxes_backend import fuse_boxes
 
-        fused = fuse_boxes(members, options, given)
+        fused = fuse_boxes(members, options, np.array(chosen))
     else:
-        fused = _fuse(members, options, given)
-    fused = apply_image_class(fused.select(np.argsort(-fused.scores, kind="stable")), options)
+        fused = _fuse(members, options, np.array(chosen))
+    fused = fused.select(np.argsort(-fused.scores, kind="stable"))
+    if options.image_class != "keep" and len(fused):
+        image_class = _image_class(fused, options.image_class_by)
+        if options.image_class == "drop":
+            fused = fused.select(fused.classes == image_class)
+        else:
+            fused = dataclasses.replace(fused, classes=np.full(len(fused), image_class))
+    # What all members have in common (their fold, for example), and how they were fused.
+    shared = {
+        key: value
+        for key, value in members[0].provenance.items()
+        if all(key in member.provenance and member.provenance[key] == value for member in members)
+    }
+    shared["fused"] = {"members": len(members), "method": options.method, "overlap": options.overlap}
     pixel_size = next((member.pixel_size for member in members if member.pixel_size is not None), None)
-    return dataclasses.replace(fused, provenance=_provenance(members, options), pixel_size=pixel_size)
+    return dataclasses.replace(fused, provenance=shared, pixel_size=pixel_size)
 
 
 def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.ndarray) -> Predictions:
-    pool = gather(members, weights, options)
-    masks = BitMasks(pool.runs) if options.overlap != "box_iou" else None
-    measure = OverlapMeasure(options.overlap, pool.boxes, masks, pool.mask_of)
+    detections = Detections.gather(members, weights, options)
+    masks = BitMasks(detections.runs) if options.overlap != "box_iou" else None
+    measure = OverlapMeasure(options.overlap, detections.boxes, masks, detections.has_mask)
+    kinds = np.zeros(len(detections), dtype=np.int64) if options.across_classes else detections.classes
     if options.method == "soft_nms":
-        scores = _decayed(pool, measure, options) / weights.max()
-        groups = Groups.from_leaders(np.arange(len(pool)))
-        boxes = pool.boxes
+        clusters = Clusters.of_leaders(detections, np.arange(len(detections)), weights)
+        scores = _decayed_scores(detections, measure, kinds, options) / weights.max()
         keep = scores >= options.min_decayed_score
     else:
-        groups = Groups.from_leaders(_leaders(pool, measure, options))
+        leader = _leaders(detections, measure, kinds, options)
+        clusters = Clusters.of_leaders(detections, leader, weights)
         if options.one_per_member:
-            pool, groups = best_of_members(pool, groups)
-        scores = group_scores(pool, groups, weights, options.score_rule, options.agreement)
-        members_each = found_by(pool, groups, weights)[0]
-        keep = members_each >= options.values("min_members", pool.classes[groups.leaders])
-        if options.method == "wbf":
-            boxes = mean_boxes(pool.boxes, pool.weighted_scores, groups.number, len(groups))
-        else:
-            boxes = pool.boxes[groups.leaders]
+            clusters = clusters.best_of_members()
+            detections = clusters.detections
+        scores = clusters.scores(options.score_rule, options.agreement)
+        keep = clusters.found_by()[0] >= options.values("min_members", detections.classes[clusters.leaders])
+    boxes = clusters.mean_boxes() if options.method == "wbf" else detections.boxes[clusters.leaders]
     first = members[0]
-    classes = group_classes(pool, groups, options.cluster_class)
+    classes = clusters.classes(options.cluster_class)
     fused = Predictions(first.image_id, first.file_name, first.height, first.width, boxes, scores, classes)
-    if not _have_masks(members):
+    # There are masks where any detection has one; without any detection, where any member could have one.
+    if all(member.rles is None for member in [member for member in members if len(member)] or members):
         return fused.select(keep)
-    return attach_masks(fused, pool, groups, keep, options)
+    return attach_masks(fused, clusters, keep, options)
 
 
-def _have_masks(members: Sequence[Predictions]) -> bool:
-    """Whether the answer has masks: any detection has one; without any detection, any member could have."""
-    speaking = [member for member in members if len(member)] or members
-    return any(member.rles is not None for member in speaking)
+def _leaders(detections: Detections, measure: OverlapMeasure, kinds: np.ndarray, options: FusionOptions) -> np.ndarray:
+    """Return for every detection (N,) int64 the best one of its cluster, for nms and wbf.
 
-
-def _leaders(pool: Pool, measure: OverlapMeasure, options: FusionOptions) -> np.ndarray:
-    """Return for every detection (N,) int64 the best one of its group, for nms and wbf.
-
-    wbf on boxes compares with the mean box of the group, as its authors do. A mean mask would have to be made anew for
-    every detection, and hardly moves: on masks, a detection joins the best one of a group, as in nms.
+    wbf on boxes compares with the mean box of the cluster, as its authors do. A mean mask would have to be made anew
+    for every detection, and hardly moves: on masks, a detection joins the best one of a cluster, as in nms.
     """
-    kinds = np.zeros(len(pool), dtype=np.int64) if options.across_classes else pool.classes
-    thresholds = options.values("threshold", pool.classes)
+    thresholds = options.values("threshold", detections.classes)
     if options.method == "wbf" and not measure.by_masks:
-        return group_boxes(pool.boxes, pool.weighted_scores, kinds, thresholds, over_smaller=measure.over_smaller)
-    pairs = measure.near(kinds, thresholds)
+        scores = detections.weighted_scores
+        return cluster_boxes(detections.boxes, scores, kinds, thresholds, over_smaller=measure.over_smaller)
+    pairs = measure.close_pairs(kinds, thresholds)
     return join_best(pairs, measure, thresholds, keep_best(pairs, measure, thresholds))
 
 
-def _decayed(pool: Pool, measure: OverlapMeasure, options: FusionOptions) -> np.ndarray:
+def _decayed_scores(
+    detections: Detections, measure: OverlapMeasure, kinds: np.ndarray, options: FusionOptions
+) -> np.ndarray:
     """Return the weighted scores (N,) float64 after soft-NMS."""
-    kinds = np.zeros(len(pool), dtype=np.int64) if options.across_classes else pool.classes
-    thresholds = options.values("threshold", pool.classes)
+    thresholds = options.values("threshold", detections.classes)
 
     def factor(pairs: Pairs, overlap: np.ndarray) -> np.ndarray:
         if options.decay == "gaussian":
             return np.exp(-(overlap**2) / options.sigma)
         return np.where(overlap > thresholds[pairs.first], 1 - overlap, 1.0)
 
-    pairs = measure.near(kinds, np.zeros(len(pool)))
-    overlap = measure(pairs)
-    low = options.min_decayed_score * max(pool.weights.max(initial=0.0), 0.0)
-    return decay_scores(pairs, overlap, pool.weighted_scores, factor, low)
+    pairs = measure.close_pairs(kinds, np.zeros(len(detections)))
+    low = options.min_decayed_score * max(detections.weights.max(initial=0.0), 0.0)
+    return decay_scores(pairs, measure(pairs), detections.weighted_scores, factor, low)
 
 
-def _provenance(members: Sequence[Predictions], options: FusionOptions) -> dict[str, Any]:
-    """Return what all members have in common (their fold, for example), and how they were fused."""
-    first = members[0].provenance
-    shared = {
-        key: value
-        for key, value in first.items()
-        if all(key in member.provenance and member.provenance[key] == value for member in members)
-    }
-    return {**shared, "fused": {"members": len(members), "method": options.method, "overlap": options.overlap}}
-
-
-def _weights(
-    members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None
-) -> tuple[float, ...]:
-    chosen = check_weights(options.weights if weights is None else weights, options.source) or (1.0,) * len(members)
-    if len(chosen) != len(members):
-        raise DataError(f"{options.source}: {len(chosen)} weights for {len(members)} members; give one a member")
-    return chosen
+def _image_class(predictions: Predictions, by: str) -> int:
+    """Return the class with the largest sum of "score", of "area" x score, or "count"; of equal ones, the lowest."""
+    votes = np.ones(len(predictions)) if by == "count" else predictions.scores.astype(np.float64)
+    if by == "area":
+        has_masks = predictions.rles is not None
+        votes = votes * (rle_codec.area(predictions.rles) if has_masks else box_area(predictions.boxes))
+    return int(np.argmax(np.bincount(predictions.classes, votes)))

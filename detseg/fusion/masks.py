@@ -1,23 +1,14 @@
-"""One mask for every group of detections: the best one, a vote of the pixels, or the mean of the soft masks.
-
-The pixels of all groups lie in one flat buffer, every group's window column by column with one zero behind each column.
-A mask adds its weight where one of its vertical runs begins and takes it away where it ends, so that a sum along the
-buffer gives every pixel its votes, without decoding a mask. Weights are whole numbers, so that sums are exact and half
-of the votes is half of them.
-
-Symbols: K groups, M masks, R runs.
-"""
+"""One mask for every cluster of detections: the best one, a vote of the pixels, or the mean of the soft masks."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from detseg.fusion.detections import Clusters, Detections
 from detseg.fusion.options import FusionOptions
-from detseg.fusion.pool import Groups, Pool
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import fit_windows, soft_mask_windows
@@ -25,186 +16,70 @@ from detseg.structures.runs import Runs, chunks_of
 
 # The largest weight; the smallest that counts is this many times smaller.
 FULL_WEIGHT = 2**16
-# Pixels of groups that are summed at once; bounds memory to some 100 MB.
+# Pixels of clusters that are summed at once; bounds memory to some 100 MB.
 PIXELS_AT_ONCE = 2**21
 
-
-@dataclass(frozen=True)
-class GroupMasks:
-    """rles: K masks. soft_masks: K crops (h, w) uint8 of 255 x probability, at windows (K, 4) int64 XYXY; or None."""
-
-    rles: list[dict[str, Any]]
-    soft_masks: list[np.ndarray] | None
-    windows: np.ndarray
+# K masks as RLEs; soft ones as crops (h, w) uint8 of 255 x probability, or None; and the windows (K, 4) int64 XYXY of
+# these.
+Masks = tuple[list[dict[str, Any]], "list[np.ndarray] | None", np.ndarray]
 
 
-def best_masks(mask_group: np.ndarray, count: int) -> np.ndarray:
-    """Return the first mask (K,) int64 of every group.
+def attach_masks(fused: Predictions, clusters: Clusters, keep: np.ndarray, options: FusionOptions) -> Predictions:
+    """Return the clusters of `keep` (K,) bool with masks, and with soft masks where members have any.
 
-    mask_group: (M,) int64, the group of every mask, -1 for none, best masks first; every group has a mask.
+    fused: K boxes without masks, one a cluster. Clusters that no member with masks has found are dropped, or get their
+    box as mask (`options.without_mask`). A box is widened where its mask reaches out of it, unless one detection gave
+    both.
     """
-    best = np.zeros(count, dtype=np.int64)
-    group, first = np.unique(mask_group, return_index=True)
-    best[group[group >= 0]] = first[group >= 0]
-    return best
+    detections = clusters.detections
+    has_mask = np.zeros(len(clusters), dtype=bool)
+    has_mask[clusters.number[detections.has_mask]] = True
+    kept = np.flatnonzero(keep & has_mask) if options.without_mask == "drop" else np.flatnonzero(keep)
+    fused, masked = fused.select(kept), np.flatnonzero(has_mask[kept])
+    # The detections with a mask of the kept clusters, and for each the number of its cluster among those with a mask.
+    new_number = np.full(len(clusters), -1, dtype=np.int64)
+    new_number[kept[masked]] = np.arange(len(masked))
+    chosen = np.flatnonzero(detections.has_mask & (new_number[clusters.number] >= 0))
+    cluster = new_number[clusters.number[chosen]]
+    best = chosen[np.unique(cluster, return_index=True)[1]]
+    if options.masks == "best":
+        rles, crops, windows = _as_given(detections, best)
+        as_given = (best == clusters.leaders[kept[masked]]) & (options.method != "wbf")
+    else:
+        by_score = options.masks == "mean"
+        weights = (detections.weighted_scores if by_score else detections.weights)[chosen]
+        levels = options.values("mask_threshold", fused.classes[masked])
+        rles, crops, windows = mean_masks(detections, chosen, cluster, weights, levels, soft=by_score)
+        # A cluster no pixel of which reaches its threshold gets its best mask.
+        for index in np.flatnonzero(rle_codec.area(rles) == 0):
+            rles[index] = detections.rles[best[index]]
+        as_given = np.zeros(len(masked), dtype=bool)
+    _widen(fused, masked[~as_given], [rles[index] for index in np.flatnonzero(~as_given)])
 
-
-def mean_masks(
-    pool: Pool, mask_group: np.ndarray, count: int, weights: np.ndarray, thresholds: np.ndarray, *, soft: bool
-) -> GroupMasks:
-    """Return the weighted mean of the masks of every group, and where it is at least thresholds (K,), in (0, 1].
-
-    mask_group: (M,) int64, the group 0..count-1 of every mask of the pool, -1 for none; every group has a mask.
-    weights: (M,) float64 > 0. soft: take soft masks where there are any; else every mask is 0 or 1.
-    A group no pixel of which reaches its threshold gets its first mask.
-    """
-    weights = np.maximum(np.rint(weights / max(weights.max(initial=0.0), 1e-300) * FULL_WEIGHT), 1).astype(np.int64)
-    use_soft = np.array([soft and crop is not None for crop in pool.soft_masks], dtype=bool)
-    reach = pool.runs.boxes()
-    reach[use_soft] = soft_mask_windows(pool.mask_boxes[use_soft], pool.height, pool.width)
-    member = mask_group >= 0
-    windows = _hulls(reach[member], mask_group[member], count)
-    order = np.argsort(mask_group, kind="stable")
-    bounds = np.searchsorted(mask_group[order], np.arange(count + 1))
-    result = GroupMasks([], [], windows)
-    for part in chunks_of(_pixels(windows), PIXELS_AT_ONCE):
-        masks = order[bounds[part.start] : bounds[part.stop]]
-        buffer = _Buffer(windows[part])
-        local = mask_group[masks] - part.start
-        hard = ~use_soft[masks]
-        buffer.add_runs(pool.runs.select(masks[hard]), local[hard], weights[masks[hard]])
-        buffer.add_crops(
-            [pool.soft_masks[index] for index in masks[~hard]], reach[masks[~hard]], local[~hard], weights[masks[~hard]]
-        )
-        totals = np.bincount(local, weights[masks], len(windows[part]))
-        result.rles.extend(buffer.masks(thresholds[part] * totals * 255, pool.height, pool.width))
-        result.soft_masks.extend(buffer.soft_masks(totals))
-    areas = rle_codec.area(result.rles)
-    best = best_masks(mask_group, count)
-    for index in np.flatnonzero(areas == 0):
-        result.rles[index] = pool.rles[best[index]]
+    # Clusters without mask get rectangles, the others the masks found.
+    box_windows = soft_mask_windows(fused.boxes, fused.height, fused.width)
+    bare = np.setdiff1d(np.arange(len(fused)), masked)
+    full = [np.ones((y1 - y0, x1 - x0), dtype=bool) for x0, y0, x1, y1 in box_windows[bare]]
+    places = [(crop, int(x0), int(y0)) for crop, (x0, y0) in zip(full, box_windows[bare, :2], strict=True)]
+    rectangles = rle_codec.encode_crops(places, fused.height, fused.width)
+    result = dataclasses.replace(fused, rles=_merged(masked, rles, bare, rectangles))
+    if crops is not None:
+        crops = fit_windows(crops, windows, box_windows[masked])
+        result.soft_masks = _merged(masked, crops, bare, [crop * np.uint8(255) for crop in full])
     return result
 
 
-def _hulls(boxes: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
-    """Return the boxes (K, 4) int64 around all boxes (M, 4) of every group."""
-    hulls = np.zeros((count, 4), dtype=np.int64)
-    hulls[:, :2] = np.iinfo(np.int64).max
-    for side, choose in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
-        choose.at(hulls[:, side], number, boxes[:, side])
-    return hulls
-
-
-def _pixels(windows: np.ndarray) -> np.ndarray:
-    """Return the pixels (K,) int64 of a buffer that the windows take, the zeros behind the columns included."""
-    return (windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1] + 1)
-
-
-class _Buffer:
-    """The windows (K, 4) of groups as one flat array of sums of weight x value, int64; values go from 0 to 255."""
-
-    def __init__(self, windows: np.ndarray) -> None:
-        self._windows = windows
-        self._stride = windows[:, 3] - windows[:, 1] + 1
-        self._ends = np.cumsum(_pixels(windows))
-        self._begins = self._ends - _pixels(windows)
-        self._sums = np.zeros(int(self._ends[-1]), dtype=np.int64)
-
-    def add_runs(self, runs: Runs, groups: np.ndarray, weights: np.ndarray) -> None:
-        """Add weight x 255 at the runs of M masks, to be called first. groups, weights: (M,)."""
-        if not len(runs.starts):
-            return
-        group, value = groups[runs.owners], weights[runs.owners] * 255
-        column, top = np.divmod(runs.starts, runs.column_height)
-        top_of_column = (column - self._windows[group, 0]) * self._stride[group] - self._windows[group, 1]
-        begin = self._begins[group] + top_of_column + top
-        np.add.at(self._sums, begin, value)
-        np.subtract.at(self._sums, begin + runs.ends - runs.starts, value)
-        np.cumsum(self._sums, out=self._sums)
-
-    def add_crops(
-        self, crops: list[np.ndarray | None], places: np.ndarray, groups: np.ndarray, weights: np.ndarray
-    ) -> None:
-        """Add weight x crop. crops: M arrays (h, w) uint8. places: (M, 4) int64 XYXY. groups, weights: (M,)."""
-        places = places - np.tile(self._windows[groups, :2], 2)
-        views: dict[int, np.ndarray] = {}
-        for crop, (x0, y0, x1, y1), group, weight in zip(
-            crops, places.tolist(), groups.tolist(), weights.tolist(), strict=True
-        ):
-            view = views.get(group)
-            if view is None:
-                view = views[group] = self._view(self._sums, group)
-            view[x0:x1, y0:y1] += np.multiply(crop, weight, dtype=np.int32).T
-
-    def masks(self, levels: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
-        """Return as RLEs where the sum is at least the group's level (K,) float64 > 0."""
-        # Levels such as 0.3 x 10 are not exact: what misses one by rounding alone reaches it.
-        whole_levels = np.maximum(np.ceil(levels - 1e-6), 1).astype(np.int64)
-        inside = self._sums >= np.repeat(whole_levels, self._ends - self._begins)
-        changes = np.flatnonzero(np.diff(inside, prepend=False))
-        begin, end = changes[0::2], changes[1::2]
-        group = np.searchsorted(self._ends, begin, side="right")
-        column, row = np.divmod(begin - self._begins[group], self._stride[group])
-        position = (column + self._windows[group, 0]) * height + row + self._windows[group, 1]
-        count = len(levels)
-        runs = Runs(position, position + end - begin, group, np.full(count, height), np.full(count, width))
-        return rle_codec.encode_runs(runs)
-
-    def soft_masks(self, totals: np.ndarray) -> list[np.ndarray]:
-        """Return the means (h, w) uint8 of all groups. totals: (K,) the sum of weights of each."""
-        means = np.rint(self._sums / np.repeat(totals, self._ends - self._begins)).astype(np.uint8)
-        return [np.ascontiguousarray(self._view(means, group).T) for group in range(len(totals))]
-
-    def _view(self, flat: np.ndarray, group: int) -> np.ndarray:
-        """Return the pixels (w, h) of a group."""
-        stride = int(self._stride[group])
-        return flat[self._begins[group] : self._ends[group]].reshape(-1, stride)[:, : stride - 1]
-
-
-# Masks for fused boxes, from the masks of the detections behind each.
-
-
-def attach_masks(
-    fused: Predictions, pool: Pool, groups: Groups, keep: np.ndarray, options: FusionOptions
-) -> Predictions:
-    """Return the groups of `keep` (K,) bool with masks, and with soft masks where members have any.
-
-    fused: K boxes without masks, one a group. Groups that no member with masks has found are dropped, or get their box
-    as mask (`options.without_mask`). A box is widened where its mask reaches out of it, unless one detection gave both.
-    """
-    has_mask = np.zeros(len(groups), dtype=bool)
-    has_mask[groups.number[pool.has_mask]] = True
-    kept = np.flatnonzero(keep & has_mask) if options.without_mask == "drop" else np.flatnonzero(keep)
-    fused, masked = fused.select(kept), np.flatnonzero(has_mask[kept])
-    new_number = np.full(len(groups), -1, dtype=np.int64)
-    new_number[kept[masked]] = np.arange(len(masked))
-    mask_group = new_number[groups.number[pool.has_mask]]
-    best = best_masks(mask_group, len(masked))
-    if options.masks == "best":
-        found = _of_detections(pool, best)
-        as_given = (best == pool.mask_of[groups.leaders[kept[masked]]]) & (options.method != "wbf")
-    else:
-        levels = options.values("mask_threshold", fused.classes[masked])
-        by_score = options.masks == "mean"
-        weights = (pool.weighted_scores if by_score else pool.weights)[pool.has_mask]
-        found = mean_masks(pool, mask_group, len(masked), weights, levels, soft=by_score)
-        as_given = np.zeros(len(masked), dtype=bool)
-    _widen(fused, masked[~as_given], [found.rles[index] for index in np.flatnonzero(~as_given)])
-    return _complete(fused, masked, found)
-
-
-def _of_detections(pool: Pool, chosen: np.ndarray) -> GroupMasks:
-    """Return masks of the pool as they are; soft ones None where none of them has any, else made from hard ones."""
-    rles = [pool.rles[index] for index in chosen]
-    windows = soft_mask_windows(pool.mask_boxes[chosen], pool.height, pool.width)
-    crops = [pool.soft_masks[index] for index in chosen]
+def _as_given(detections: Detections, chosen: np.ndarray) -> Masks:
+    """Return the masks of detections; soft ones None where none of them has any, else made from hard ones."""
+    rles = [detections.rles[index] for index in chosen]
+    windows = soft_mask_windows(detections.given_boxes[chosen], detections.height, detections.width)
+    crops = [detections.soft_masks[index] for index in chosen]
     hard = [place for place, crop in enumerate(crops) if crop is None]
     if len(hard) == len(crops):
-        return GroupMasks(rles, None, windows)
-    for place, (crop, x0, y0) in zip(hard, rle_codec.decode_crops([rles[place] for place in hard]), strict=True):
-        windows[place] = x0, y0, x0 + crop.shape[1], y0 + crop.shape[0]
-        crops[place] = crop * np.uint8(255)
-    return GroupMasks(rles, crops, windows)
+        return rles, None, windows
+    for place, crop in zip(hard, rle_codec.decode_crops([rles[place] for place in hard]), strict=True):
+        windows[place], crops[place] = crop.box, crop.mask * np.uint8(255)
+    return rles, crops, windows
 
 
 def _widen(fused: Predictions, chosen: np.ndarray, rles: list[dict[str, Any]]) -> None:
@@ -217,23 +92,115 @@ def _widen(fused: Predictions, chosen: np.ndarray, rles: list[dict[str, Any]]) -
     fused.boxes[chosen] = boxes
 
 
-def _complete(fused: Predictions, masked: np.ndarray, found: GroupMasks) -> Predictions:
-    """Return the boxes with the found masks at the places `masked`, and rectangles at the others."""
-    windows = soft_mask_windows(fused.boxes, fused.height, fused.width)
-    bare = np.setdiff1d(np.arange(len(fused)), masked)
-    full = [np.ones((y1 - y0, x1 - x0), dtype=bool) for x0, y0, x1, y1 in windows[bare]]
-    places = [(crop, int(x0), int(y0)) for crop, (x0, y0) in zip(full, windows[bare, :2], strict=True)]
-    rectangles = rle_codec.encode_crops(places, fused.height, fused.width) if len(bare) else []
-    result = dataclasses.replace(fused, rles=_merged(masked, found.rles, bare, rectangles))
-    if found.soft_masks is not None:
-        crops = fit_windows(found.soft_masks, found.windows, windows[masked])
-        result.soft_masks = _merged(masked, crops, bare, [crop * np.uint8(255) for crop in full])
-    return result
-
-
 def _merged(first: np.ndarray, of_first: list[Any], second: np.ndarray, of_second: list[Any]) -> list[Any]:
     """Return one list with the items of two at their places."""
     items: list[Any] = [None] * (len(first) + len(second))
     for place, item in [*zip(first, of_first, strict=True), *zip(second, of_second, strict=True)]:
         items[place] = item
     return items
+
+
+def mean_masks(
+    detections: Detections,
+    chosen: np.ndarray,
+    cluster: np.ndarray,
+    weights: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    soft: bool,
+) -> Masks:
+    """Return the weighted mean of the masks of every cluster, and where it is at least thresholds (K,), in (0, 1].
+
+    chosen: (M,) int64, ascending, the detections whose masks are averaged. cluster: (M,) int64, the cluster 0..K-1 of
+    each; every cluster has one. weights: (M,) float64 > 0. soft: take soft masks where there are any; else every mask
+    is 0 or 1.
+    """
+    # Weights are whole numbers, so that sums are exact and half of the votes is half of them.
+    weights = np.maximum(np.rint(weights / max(weights.max(initial=0.0), 1e-300) * FULL_WEIGHT), 1).astype(np.int64)
+    use_soft = np.array([soft and detections.soft_masks[index] is not None for index in chosen], dtype=bool)
+    count = len(thresholds)
+    runs = detections.runs.select(chosen)
+    reach = runs.boxes()
+    reach[use_soft] = soft_mask_windows(detections.given_boxes[chosen[use_soft]], detections.height, detections.width)
+    windows = np.zeros((count, 4), dtype=np.int64)
+    windows[:, :2] = np.iinfo(np.int64).max
+    for side, choose in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
+        choose.at(windows[:, side], cluster, reach[:, side])
+
+    order = np.argsort(cluster, kind="stable")
+    bounds = np.searchsorted(cluster[order], np.arange(count + 1))
+    rles: list[dict[str, Any]] = []
+    crops: list[np.ndarray] = []
+    for part in chunks_of((windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1]), PIXELS_AT_ONCE):
+        masks = order[bounds[part.start] : bounds[part.stop]]
+        local, is_soft = cluster[masks] - part.start, use_soft[masks]
+        sums = _WindowSums(windows[part], detections.height, detections.width)
+        hard = masks[~is_soft]
+        sums.add_runs(runs.select(hard), local[~is_soft], weights[hard])
+        of_soft = masks[is_soft]
+        found = [detections.soft_masks[index] for index in chosen[of_soft]]
+        sums.add_crops(found, reach[of_soft], local[is_soft], weights[of_soft])
+        totals = np.bincount(local, weights[masks], len(windows[part]))
+        rles += sums.masks(thresholds[part] * totals * 255)
+        crops += sums.means(totals)
+    return rles, crops, windows
+
+
+class _WindowSums:
+    """Sums of weight x value, values from 0 to 255, of every pixel of K windows, in one flat int64 buffer.
+
+    The windows are stored column by column, with one zero below each column. A mask adds its weight where one of its
+    vertical runs begins and takes it away where it ends, so that a cumulated sum along the buffer gives every pixel its
+    votes, without decoding a mask.
+    """
+
+    def __init__(self, windows: np.ndarray, height: int, width: int) -> None:
+        self._windows, self._size = windows, (height, width)
+        self._stride = windows[:, 3] - windows[:, 1] + 1
+        lengths = (windows[:, 2] - windows[:, 0]) * self._stride
+        self._ends = np.cumsum(lengths)
+        self._begins = self._ends - lengths
+        self._sums = np.zeros(int(self._ends[-1]), dtype=np.int64)
+
+    def add_runs(self, runs: Runs, numbers: np.ndarray, weights: np.ndarray) -> None:
+        """Add weight x 255 at the runs of M masks, to be called first. numbers: (M,) windows. weights: (M,)."""
+        number, value = numbers[runs.owners], weights[runs.owners] * 255
+        column, top = runs.column_and_row(runs.starts)
+        top_of_column = (column - self._windows[number, 0]) * self._stride[number] - self._windows[number, 1]
+        begin = self._begins[number] + top_of_column + top
+        np.add.at(self._sums, begin, value)
+        np.subtract.at(self._sums, begin + runs.ends - runs.starts, value)
+        np.cumsum(self._sums, out=self._sums)
+
+    def add_crops(
+        self, crops: list[np.ndarray | None], places: np.ndarray, numbers: np.ndarray, weights: np.ndarray
+    ) -> None:
+        """Add weight x crop. crops: M arrays (h, w) uint8. places: (M, 4) XYXY. numbers, weights: (M,)."""
+        places = places - np.tile(self._windows[numbers, :2], 2)
+        views = [self._view(self._sums, number) for number in range(len(self._windows))]
+        rows = zip(crops, places.tolist(), numbers.tolist(), weights.tolist(), strict=True)
+        for crop, (x0, y0, x1, y1), number, weight in rows:
+            views[number][x0:x1, y0:y1] += np.multiply(crop, weight, dtype=np.int32).T
+
+    def masks(self, levels: np.ndarray) -> list[dict[str, Any]]:
+        """Return as RLEs where the sum is at least the window's level (K,) float64 > 0."""
+        # Levels such as 0.3 x 10 are not exact: what misses one only by rounding reaches it.
+        whole_levels = np.maximum(np.ceil(levels - 1e-6), 1).astype(np.int64)
+        inside = self._sums >= np.repeat(whole_levels, self._ends - self._begins)
+        changes = np.flatnonzero(np.diff(inside, prepend=False))
+        begin, end = changes[0::2], changes[1::2]
+        number = np.searchsorted(self._ends, begin, side="right")
+        column, row = np.divmod(begin - self._begins[number], self._stride[number])
+        starts = (column + self._windows[number, 0]) * self._size[0] + row + self._windows[number, 1]
+        sizes = (np.full(len(levels), side) for side in self._size)
+        return rle_codec.encode_runs(Runs(starts, starts + end - begin, number, *sizes))
+
+    def means(self, totals: np.ndarray) -> list[np.ndarray]:
+        """Return the means (h, w) uint8 of all windows. totals: (K,) the sum of weights of each."""
+        means = np.rint(self._sums / np.repeat(totals, self._ends - self._begins)).astype(np.uint8)
+        return [np.ascontiguousarray(self._view(means, number).T) for number in range(len(totals))]
+
+    def _view(self, flat: np.ndarray, number: int) -> np.ndarray:
+        """Return the pixels (w, h) of a window."""
+        stride = int(self._stride[number])
+        return flat[self._begins[number] : self._ends[number]].reshape(-1, stride)[:, : stride - 1]

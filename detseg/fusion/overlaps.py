@@ -13,6 +13,9 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import move_window, soft_mask_windows
 
+# Who gets a pixel that several objects claim.
+POLICIES = ("score", "probability", "watershed")
+
 
 def score_order(scores: np.ndarray) -> np.ndarray:
     """Return indices (N,) int64 by descending score; of equal scores, the earlier prediction comes first."""
@@ -107,8 +110,6 @@ def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictio
 # An object without soft mask has probability 1 all over its mask.
 #
 # Symbols: N objects, C contested pixels, Q claims (an object and a pixel that it contests).
-
-POLICIES = ("probability", "watershed")
 
 
 @dataclass(frozen=True)

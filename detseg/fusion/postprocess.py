@@ -1,7 +1,6 @@
 """What is done to the predictions of a model before they are scored or used: thresholds, sizes, holes, overlaps.
 
-A Postprocess is stored as YAML (`postprocess.yaml` of a run folder). Every setting is one value for all classes, or one
-value a class, by name:
+A Postprocess is stored as YAML (`postprocess.yaml` of a run folder):
 
     classes: [shsy5y, astro, cort]
     score_threshold: {shsy5y: 0.42, astro: 0.5, cort: 0.61}
@@ -20,56 +19,28 @@ value a class, by name:
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage
 
-from detseg.errors import DataError
-from detseg.fusion import overlaps as contested
-from detseg.fusion.options import (
-    PerClass,
-    checked_names,
-    from_mapping,
-    is_number,
-    per_class_values,
-    read_settings,
-    to_mapping,
-    write_settings,
-)
-from detseg.fusion.overlaps import replace_masks, resolve_overlaps
+from detseg.fusion.overlaps import POLICIES, replace_masks, resolve_overlaps
+from detseg.fusion.settings import FRACTION, POWER, SWITCH, PerClass, Settings, number, one_of, setting
 from detseg.fusion.soft_masks import rescore, threshold_masks
 from detseg.fusion.suppression import suppress_duplicates
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
-# Name -> whether the setting may differ from class to class.
-SETTINGS = {
-    "score_threshold": True,
-    "mask_threshold": True,
-    "mask_quality": False,
-    "min_area": True,
-    "max_area": True,
-    "nms_iou": True,
-    "fill_holes": True,
-    "keep_largest_component": True,
-    "resolve_overlaps": False,
-    "overlap_policy": False,
-    "min_visible_fraction": False,
-}
-SWITCHES = ("fill_holes", "keep_largest_component", "resolve_overlaps")
-FRACTIONS = ("score_threshold", "min_visible_fraction")
-FRACTIONS_OR_NONE = ("mask_threshold", "nms_iou")
-OVERLAP_POLICIES = ("score", *contested.POLICIES)
+_FRACTION_OR_NONE = number("a number from 0 to 1, or null", 0, 1, or_none=True)
+_PIXELS = number("a number of pixels", at_most=float("inf"))
+_PIXELS_OR_NONE = number("a number of pixels, or null for no limit", at_most=float("inf"), or_none=True)
 
 
 @dataclass(frozen=True)
-class Postprocess:
-    """Settings; those that `SETTINGS` allows are one value or a mapping class name -> value (all classes are named).
+class Postprocess(Settings):
+    """Settings; most of them may be a mapping class name -> value.
 
     classes: the class names in the order of their indices; needed only where a setting is per class.
     score_threshold: a prediction with score >= it is kept. mask_threshold: masks become the pixels of at least this
@@ -84,66 +55,28 @@ class Postprocess:
     repeats a better one.
     """
 
+    kind: ClassVar[str] = "postprocess settings"
+
     classes: Sequence[str] = ()
-    score_threshold: PerClass = 0.0
-    mask_threshold: PerClass = None
-    mask_quality: float = 0.0
-    min_area: PerClass = 0
-    max_area: PerClass = None
-    nms_iou: PerClass = None
-    fill_holes: PerClass = False
-    keep_largest_component: PerClass = False
-    resolve_overlaps: bool = True
-    overlap_policy: str = "score"
-    min_visible_fraction: float = 0.5
-    source: str = field(default="postprocess", compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", checked_names(self.classes, self.source))
-        for key, may_differ in SETTINGS.items():
-            value = getattr(self, key)
-            if isinstance(value, Mapping) and may_differ:
-                if set(value) != set(self.classes):
-                    raise DataError(
-                        f"{self.source}: {key} names the classes {', '.join(map(str, value)) or '(none)'}, expected "
-                        f"one value for each of: {', '.join(self.classes) or '(no classes are listed under `classes`)'}"
-                    )
-                for name, entry in value.items():
-                    self._check(f"{key} of {name}", key, entry)
-            else:
-                self._check(key, key, value)
-
-    def _check(self, place: str, key: str, value: Any) -> None:
-        number = is_number(value)
-        if key in SWITCHES:
-            valid, expected = isinstance(value, bool), "true or false"
-        elif key in FRACTIONS:
-            valid, expected = number and 0 <= value <= 1, "a number from 0 to 1"
-        elif key in FRACTIONS_OR_NONE:
-            valid = value is None or (number and 0 <= value <= 1)
-            expected = "a number from 0 to 1, or null"
-        elif key == "mask_quality":
-            valid, expected = number and 0 <= value < math.inf, "a power of 0 or more"
-        elif key == "overlap_policy":
-            valid, expected = value in OVERLAP_POLICIES, f"one of: {', '.join(OVERLAP_POLICIES)}"
-        elif key == "max_area":
-            valid, expected = value is None or (number and value >= 0), "a number of pixels, or null for no limit"
-        else:
-            valid, expected = number and value >= 0, "a number of pixels"
-        if not valid:
-            raise DataError(f"{self.source}: {place} is {value!r}, expected {expected}")
-
-    def values(self, key: str, classes: np.ndarray) -> np.ndarray:
-        """Return a setting for every prediction of classes (N,) int64, as (N,) float64; None becomes infinity."""
-        return per_class_values(getattr(self, key), classes, self.classes, self.source)
+    score_threshold: PerClass = setting(0.0, FRACTION, per_class=True)
+    mask_threshold: PerClass = setting(None, _FRACTION_OR_NONE, per_class=True)
+    mask_quality: float = setting(0.0, POWER)
+    min_area: PerClass = setting(0, _PIXELS, per_class=True)
+    max_area: PerClass = setting(None, _PIXELS_OR_NONE, per_class=True)
+    nms_iou: PerClass = setting(None, _FRACTION_OR_NONE, per_class=True)
+    fill_holes: PerClass = setting(False, SWITCH, per_class=True)
+    keep_largest_component: PerClass = setting(False, SWITCH, per_class=True)
+    resolve_overlaps: bool = setting(True, SWITCH)
+    overlap_policy: str = setting("score", one_of(*POLICIES))
+    min_visible_fraction: float = setting(0.5, FRACTION)
+    source: str = field(default=kind, compare=False, repr=False)
 
     def apply(self, predictions: Predictions) -> Predictions:
         """Return the predictions of one image after all settings, in their old order.
 
         Order: masks and scores by mask probability; score threshold; holes and components; area limits; duplicates;
-        overlaps; components and the lower area limit again for what overlaps tore or shrank. Each step looks at single
-        predictions or at those of higher score alone.
-        Predictions that are boxes alone get the score threshold only.
+        overlaps; components and the lower area limit again for what overlaps tore or shrank. Each step depends only on
+        single predictions or on those of higher score. Predictions without masks get only the score threshold.
         """
         # Scores only fall, so that what is below the threshold already needs no new mask.
         result = self._limit_scores(predictions)
@@ -204,24 +137,6 @@ class Postprocess:
             if np.count_nonzero(new != crop):
                 repaired[index] = rle_codec.encode_crop(new, x0, y0, predictions.height, predictions.width)
         return replace_masks(predictions, repaired) if repaired else predictions
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], source: str = "postprocess") -> Postprocess:
-        """Make from plain values. Raises DataError naming `source` and the key for anything unknown or ill-typed."""
-        return from_mapping(cls, settings, source)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that `from_dict` reads."""
-        return to_mapping(self, ["classes", *SETTINGS])
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Postprocess:
-        """Read YAML. Raises DataError naming the file."""
-        return cls.from_dict(read_settings(path, "a postprocess file"), source=str(path))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write YAML, under a temporary name first."""
-        write_settings(path, self.to_dict(), "the postprocess file")
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:

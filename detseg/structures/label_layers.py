@@ -92,15 +92,16 @@ class LabelLayers:
     def _from_runs(cls, runs: Runs, height: int, width: int) -> LabelLayers:
         layer_of = _color(shared_pixels(runs), len(runs))
         layers = np.empty((int(layer_of.max(initial=0)) + 1, height, width), dtype=np.int32)
+        labels = np.empty(height * width + 1, dtype=np.int32)
         for number, layer in enumerate(layers):
             inside = layer_of[runs.owners] == number
             ids = runs.owners[inside].astype(np.int32) + 1
             # Objects of a layer share no pixel: each run begins and ends where no other does, so that nothing is lost
             # in these two lines, and the sum along the image is the label of every pixel.
-            steps = np.zeros(height * width + 1, dtype=np.int32)
-            steps[runs.starts[inside]] += ids
-            steps[runs.ends[inside]] -= ids
-            layer[...] = np.cumsum(steps[:-1], dtype=np.int32).reshape(width, height).T
+            labels[:] = 0
+            labels[runs.starts[inside]] += ids
+            labels[runs.ends[inside]] -= ids
+            layer[...] = np.cumsum(labels, out=labels)[:-1].reshape(width, height).T
         return cls(layers, len(runs))
 
     @property

@@ -24,8 +24,8 @@ import numpy as np
 
 from detseg.structures.runs import Runs, chunks_of, spread
 
-# Pairs of runs or boxes, and words, that are looked at together; bounds the memory taken to some 30 MB.
-AT_ONCE = 2**19
+# Pairs of runs or boxes, and words, that are looked at together; bounds the memory taken to some 10 MB.
+AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class BitMasks:
         ends = np.cumsum(self._stride * down)
         self._offset = ends - self._stride * down
         # Bit 16 (x mod 4) + (y mod 16) of the word of its tile is pixel (x, y); runs set the bits of one tile each.
-        column, top = np.divmod(runs.starts, runs.column_height)
+        column, top = runs.column_and_row(runs.starts)
         bottom = top + runs.ends - runs.starts
         first_row, last_row = top // TILE_ROWS, (bottom - 1) // TILE_ROWS
         run, step = spread(last_row - first_row + 1)

@@ -42,12 +42,17 @@ class Runs:
         return np.searchsorted(self.owners, np.arange(len(self) + 1))
 
     @cached_property
-    def column_height(self) -> int | np.ndarray:
+    def _height(self) -> int | np.ndarray:
         """The height of every run's image, (R,) int64, at least 1; where all agree a number, which divides faster."""
         heights = np.maximum(self.heights, 1)
         if (heights == heights[:1]).all():
             return int(heights[0]) if len(heights) else 1
         return heights[self.owners]
+
+    def column_and_row(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the column and row (R,) int64 of one position in every run."""
+        column = positions // self._height  # np.divmod takes several times as long
+        return column, positions - column * self._height
 
     def areas(self) -> np.ndarray:
         """Return the number of pixels (N,) int64 of every mask."""
@@ -58,18 +63,18 @@ class Runs:
         """Return the tight half-open boxes (N, 4) int64 XYXY; zeros for an empty mask."""
         boxes = np.zeros((len(self), 4), dtype=np.int64)
         if len(self.starts):
-            height = self.column_height
-            first_column, top = np.divmod(self.starts, height)
-            last_column, last_row = np.divmod(self.ends - 1, height)
+            first_column, top = self.column_and_row(self.starts)
+            last_column, bottom = self.column_and_row(self.ends - 1)
             # A run over several columns leaves one at the bottom and enters the next at the top.
             wraps = last_column > first_column
-            top, bottom = np.where(wraps, 0, top), np.where(wraps, height, last_row + 1)
+            if wraps.any():
+                top, bottom = np.where(wraps, 0, top), np.where(wraps, self._height - 1, bottom)
             filled = np.flatnonzero(np.diff(self.bounds))
             begins = self.bounds[filled]
             boxes[filled, 0] = np.minimum.reduceat(first_column, begins)
             boxes[filled, 1] = np.minimum.reduceat(top, begins)
             boxes[filled, 2] = np.maximum.reduceat(last_column, begins) + 1
-            boxes[filled, 3] = np.maximum.reduceat(bottom, begins)
+            boxes[filled, 3] = np.maximum.reduceat(bottom, begins) + 1
         return boxes
 
     def select(self, masks: np.ndarray) -> Runs:
@@ -80,7 +85,7 @@ class Runs:
 
     def within_columns(self) -> Runs:
         """Return the same pixels as runs none of which goes on from one column into the next."""
-        first, last = self.starts // self.column_height, (self.ends - 1) // self.column_height
+        first, last = self.starts // self._height, (self.ends - 1) // self._height
         if np.array_equal(first, last):
             return self
         run, step = spread(last - first + 1)
@@ -93,7 +98,7 @@ class Runs:
     def moved(self, x: int, y: int, height: int, width: int) -> Runs:
         """Return the masks moved to the right by x and down by y pixels, as those of an image of height x width."""
         runs = self.within_columns()
-        column, top = np.divmod(runs.starts, runs.column_height)
+        column, top = runs.column_and_row(runs.starts)
         starts = (column + x) * height + top + y
         sizes = np.full(len(self), height), np.full(len(self), width)
         return Runs(starts, starts + runs.ends - runs.starts, runs.owners, *sizes)
@@ -102,7 +107,7 @@ class Runs:
         """Return what of the masks lies in a box XYXY."""
         x0, y0, x1, y1 = box
         runs = self.within_columns()
-        column, top = np.divmod(runs.starts, runs.column_height)
+        column, top = runs.column_and_row(runs.starts)
         first_pixel = runs.starts - top
         starts, ends = np.maximum(runs.starts, first_pixel + y0), np.minimum(runs.ends, first_pixel + y1)
         inside = (column >= x0) & (column < x1) & (starts < ends)

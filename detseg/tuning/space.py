@@ -12,7 +12,7 @@ import numpy as np
 from detseg.errors import ConfigError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.options import FusionOptions
-from detseg.fusion.postprocess import SETTINGS, Postprocess
+from detseg.fusion.postprocess import Postprocess
 from detseg.structures import rle as rle_codec
 
 Value = float | int | None
@@ -157,7 +157,7 @@ def make_coordinates(
             coordinates += [Coordinate(name, member, _GRIDS[name]) for member in range(members)]
         elif name == FUSION + "min_members":
             coordinates.append(Coordinate(name, None, tuple(range(1, members + 1))))
-        elif classes is None or not SETTINGS.get(name, False):
+        elif classes is None or name not in Postprocess.per_class_keys():
             coordinates.append(Coordinate(name, None, _values(name, truth, None)))
         else:
             coordinates += [Coordinate(name, part, _values(name, truth, part)) for part in classes]

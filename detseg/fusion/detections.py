@@ -1,0 +1,216 @@
+"""All detections of all members about one image in one list, best first, and the clusters that show one object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.fusion.options import FusionOptions
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import clip_boxes
+from detseg.structures.runs import Runs
+
+
+@dataclass(frozen=True)
+class Detections:
+    """N detections by descending score x weight of their member, equal ones by box: the members' order does not matter.
+
+    boxes: (N, 4) float64 XYXY inside the image. scores: (N,) float64, as the members gave them. weights: (N,) float64,
+    of their members. classes, members: (N,) int64. rles, soft_masks: None for a detection that has none. given_boxes:
+    (N, 4) float64, as the members gave them; they say where the soft masks lie. runs: pixels of the N masks, within
+    columns; a detection without mask has none.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    weights: np.ndarray
+    classes: np.ndarray
+    members: np.ndarray
+    rles: list[dict[str, Any] | None]
+    soft_masks: list[np.ndarray | None]
+    given_boxes: np.ndarray
+    runs: Runs
+
+    @classmethod
+    def gather(cls, members: Sequence[Predictions], weights: Sequence[float], options: FusionOptions) -> Detections:
+        """Put the detections of checked members together.
+
+        Left out are scores below `options.min_score`, boxes without area and masks without pixels.
+        """
+        height, width = members[0].height, members[0].width
+        boxes = np.concatenate([member.boxes for member in members])
+        scores = np.concatenate([member.scores for member in members]).astype(np.float64)
+        classes = np.concatenate([member.classes for member in members])
+        lengths = [len(member) for member in members]
+        weight = np.repeat(np.asarray(weights, dtype=np.float64), lengths)
+        inside = clip_boxes(boxes, height, width).astype(np.float64)
+        rles = [rle for member in members for rle in (member.rles or [None] * len(member))]
+        soft_masks = [soft for member in members for soft in (member.soft_masks or [None] * len(member))]
+        has_mask = np.array([rle is not None for rle in rles], dtype=bool)
+
+        keep = scores >= options.values("min_score", classes)
+        # The box of a detection with a mask does not matter; a box alone must have area.
+        keep &= has_mask | ((inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1]))
+        order = np.lexsort((classes, *inside.T[::-1], -scores * weight))
+        order = order[keep[order]]
+        masked = np.flatnonzero(has_mask[order])
+        runs = rle_codec.read_runs([rles[index] for index in order[masked]]).within_columns()
+        sizes = np.full(len(order), height), np.full(len(order), width)
+        found = cls(
+            height=height,
+            width=width,
+            boxes=inside[order],
+            scores=scores[order],
+            weights=weight[order],
+            classes=classes[order],
+            members=np.repeat(np.arange(len(members)), lengths)[order],
+            rles=[rles[index] for index in order],
+            soft_masks=[soft_masks[index] for index in order],
+            given_boxes=boxes[order].astype(np.float64),
+            runs=Runs(runs.starts, runs.ends, masked[runs.owners], *sizes),
+        )
+        empty = has_mask[order] & ~found.has_mask
+        return found.select(np.flatnonzero(~empty)) if empty.any() else found
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, keep: np.ndarray) -> Detections:
+        """Return the detections of `keep`, ascending indices (M,) int64."""
+        arrays = ("boxes", "scores", "weights", "classes", "members", "given_boxes")
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[keep] for name in arrays},
+            rles=[self.rles[index] for index in keep],
+            soft_masks=[self.soft_masks[index] for index in keep],
+            runs=self.runs.select(keep),
+        )
+
+    @property
+    def weighted_scores(self) -> np.ndarray:
+        return self.scores * self.weights
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        """Which detections have a mask, (N,) bool."""
+        return np.diff(self.runs.bounds) > 0
+
+
+def check_members(members: Sequence[Predictions]) -> None:
+    """Raise DataError where members are none, of different images or sizes, or have impossible scores or boxes."""
+    if not members:
+        raise DataError("there is nothing to fuse: give the predictions of at least one member")
+    first = members[0]
+    for position, member in enumerate(members):
+        place = f"member {position} of the image {member.file_name or member.image_id}"
+        if member.image_id != first.image_id:
+            raise DataError(
+                f"{place}: has the image id {member.image_id!r}, member 0 {first.image_id!r}; fuse predictions of one "
+                "image at a time"
+            )
+        if (member.height, member.width) != (first.height, first.width):
+            raise DataError(
+                f"{place}: made at {member.height} x {member.width} pixels (height x width), member 0 at "
+                f"{first.height} x {first.width}; predict at the original size"
+            )
+        wrong = np.flatnonzero(~((member.scores >= 0) & (member.scores <= 1)))
+        if len(wrong):
+            raise DataError(
+                f"{place}: detection {wrong[0]} has the score {member.scores[wrong[0]]}, expected a number from 0 to 1"
+            )
+        wrong = np.flatnonzero(~np.isfinite(member.boxes).all(axis=1))
+        if len(wrong):
+            raise DataError(
+                f"{place}: detection {wrong[0]} has the box {member.boxes[wrong[0]].tolist()}, expected finite numbers"
+            )
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """K clusters of detections, each of which shows one object; what their scores and classes are.
+
+    number: (N,) int64, the cluster of every detection, 0..K-1. leaders: (K,) int64, the best of each, ascending.
+    weights: (M,) float64 of all members, those that found nothing included.
+    """
+
+    detections: Detections
+    number: np.ndarray
+    leaders: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of_leaders(cls, detections: Detections, leader: np.ndarray, weights: np.ndarray) -> Clusters:
+        """Make clusters of the detections that have the same leader, (N,) int64."""
+        leaders, number = np.unique(leader, return_inverse=True)
+        return cls(detections, number.reshape(-1), leaders, weights)
+
+    def __len__(self) -> int:
+        return len(self.leaders)
+
+    def best_of_members(self) -> Clusters:
+        """Return the clusters without detections that are not the best of their member in their cluster."""
+        keys = self.number * len(self.weights) + self.detections.members
+        keep = np.sort(np.unique(keys, return_index=True)[1])
+        # A leader is the best of its cluster, and therefore of its member.
+        leaders = np.searchsorted(keep, self.leaders)
+        return Clusters(self.detections.select(keep), self.number[keep], leaders, self.weights)
+
+    def found_by(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many different members (K,) int64 found each cluster, and the sum (K,) of their weights."""
+        pairs = np.unique(self.number * len(self.weights) + self.detections.members)
+        cluster, member = np.divmod(pairs, len(self.weights))
+        return np.bincount(cluster, minlength=len(self)), np.bincount(cluster, self.weights[member], len(self))
+
+    def scores(self, rule: str, agreement: float) -> np.ndarray:
+        """Return the scores (K,) float64 in [0, 1]; the rules are explained at `FusionOptions.scores`."""
+        total = self.weights.sum()
+        weighted = self.detections.weighted_scores
+        sizes = np.bincount(self.number, minlength=len(self))
+        sums = np.bincount(self.number, weighted, len(self))
+        of_detections = np.bincount(self.number, self.detections.weights, len(self))
+        of_members = self.found_by()[1]
+        if rule == "max":
+            scores = weighted[self.leaders] / self.weights.max()
+        elif rule == "mean":
+            scores = sums / of_detections
+        elif rule == "avg":
+            scores = sums / sizes * np.minimum(sizes, len(self.weights)) / total
+        elif rule == "box_and_model_avg":
+            scores = sums / of_detections * of_members / total
+        else:  # absent_model_aware_avg
+            scores = sums / (of_detections + total - of_members)
+        if agreement:
+            scores = scores * (of_members / total) ** agreement
+        return np.clip(scores, 0.0, 1.0)
+
+    def classes(self, rule: str) -> np.ndarray:
+        """Return the classes (K,) int64: of the "best" detection, or by "vote" of weighted scores."""
+        best = self.detections.classes[self.leaders]
+        if rule == "best" or not len(self):
+            return best
+        kinds = int(self.detections.classes.max()) + 1
+        keys, inverse = np.unique(self.number * kinds + self.detections.classes, return_inverse=True)
+        votes = np.bincount(inverse.reshape(-1), self.detections.weighted_scores)
+        cluster, kind = np.divmod(keys, kinds)
+        # The last of a cluster in this order has most votes; of equal ones, the class of the best detection, then the
+        # lower one.
+        order = np.lexsort((-kind, kind == best[cluster], votes, cluster))
+        last = np.append(np.diff(cluster[order]) > 0, True)
+        return kind[order][last]
+
+    def mean_boxes(self) -> np.ndarray:
+        """Return the mean boxes (K, 4) float64, weighted by score; the plain mean where all scores are 0."""
+        weights = self.detections.weighted_scores
+        has_score = np.bincount(self.number, weights, len(self))[self.number] > 0
+        weights = np.where(has_score, weights, 1.0)
+        totals = np.bincount(self.number, weights, len(self))
+        sums = [np.bincount(self.number, weights * side, len(self)) for side in self.detections.boxes.T]
+        return np.stack(sums, axis=1) / totals[:, None]
