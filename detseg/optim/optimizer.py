@@ -16,18 +16,8 @@ from detseg.errors import ConfigError
 Clipper = Callable[[Sequence[nn.Parameter]], Any]
 """Limits the gradients of parameters in place."""
 
-NORM_LAYERS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-)
+# _NormBase: all of BatchNorm, SyncBatchNorm and InstanceNorm
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
