@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 DESCRIPTION = (
-    "Mend the masks of a COCO file: holes, crumbs, specks and fragments, doubles, nested and empty masks, wrong "
+    "Mend the masks of a COCO file: holes, spurs, specks and fragments, duplicates, nested and empty masks, wrong "
     "classes. What no rule touches is written as it was, further fields too; a CSV lists what was changed. Repairing "
     "the result again changes nothing."
 )
 
 # `detseg prepare --repair` takes the same words.
-RULES_HELP = """rules and their defaults: holes=free (fill those in which no other object lies; all, off), crumbs=8
-(pixels of the largest crumb that is smoothed away), fragments=keep (split, largest, off) but for pieces that lie
+RULES_HELP = """rules and their defaults: holes=free (fill those in which no other object lies; all, off), spurs=8
+(pixels of the largest spur that is trimmed), fragments=keep (split, largest, off) but for pieces that are
 far=1.0 times the longer side of the largest piece away, which are split off, and for specks under speck_area=10 pixels
 or speck_fraction=0.1 of the largest piece, min_area=10, duplicates=0.8 (IoU), nested=0.95 (part of a mask inside
 another of its class), wrong_class=relabel (drop, off) in images whose kind is known by kind_field=FIELD and

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from detseg.coco.input_keys import FIELD as INPUT_FIELD
 from detseg.coco.writing import annotations_of, image_root_for, write_coco
 from detseg.curation.repair.image import ImageMasks, repair_image
-from detseg.curation.repair.masks import allowed_classes, check_kinds
 from detseg.curation.repair.rules import Change, RepairRules, changes_table, write_changes
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, list_problems
@@ -213,7 +212,7 @@ def repair_images(
     kinds = {
         name: groups.get(name) if is_group else image.fields.get(rules.kind_field) for name, image in images.items()
     }
-    check_kinds(kinds.values(), rules)
+    rules.check_kinds(kinds.values())
     repaired: dict[str, LabelledImage] = {}
     changes: list[Change] = []
     for name, image in tqdm(images.items(), desc="repairing", unit="image"):
@@ -226,7 +225,7 @@ def repair_images(
             classes=classes[objects],
             names=(objects + 1).tolist(),
             class_names=class_names,
-            allowed=None if kinds[name] is None else allowed_classes(kinds[name], class_names, rules),
+            allowed=rules.allowed_classes(kinds[name], class_names),
         )
         result = repair_image(masks, rules)
         # Crowd regions keep their place among the others.

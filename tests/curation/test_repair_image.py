@@ -75,6 +75,15 @@ def test_fragments_are_kept_split_or_the_largest_is():
     assert said(repaired([two | rectangle(30, 30, 1, 1)], RepairRules(fragments="off"))) == []
 
 
+def test_specks_are_small_pieces_but_never_the_largest():
+    mask = rectangle(0, 0, 10, 10) | rectangle(11, 0, 1, 11) | rectangle(13, 0, 1, 9) | rectangle(15, 0, 1, 4)
+    nothing = {"spurs": 0, "min_area": 0}
+    for area, fraction, left in ((0, 0.1, 111), (5, 0.0, 120), (200, 0.0, 100)):
+        rules = RepairRules(speck_area=area, speck_fraction=fraction, **nothing)
+        assert rle_codec.area(repaired([mask], rules).rles).tolist() == [left]
+    assert said(repaired([rectangle(0, 0, 2, 2)], RepairRules(**nothing))) == []
+
+
 def test_the_outline_of_a_cluster_goes_and_not_the_cells_in_it():
     cells = [rectangle(x, 0, 9, 18) for x in (0, 10)]
     result = repaired([rectangle(0, 0, 20, 20), *cells])
@@ -144,7 +153,7 @@ def damaged_masks(draw: st.DrawFn) -> tuple[list[np.ndarray], list[int]]:
 
 RULES = [
     RepairRules(),
-    RepairRules(holes="all", fragments="split", crumbs=30, min_area=3, speck_area=3),
+    RepairRules(holes="all", fragments="split", spurs=30, min_area=3, speck_area=3),
     RepairRules(fragments="largest", nested=0.6, duplicates=0.5, one_class_per_image=True),
     RepairRules(min_area=25, far=0.2, speck_fraction=0.0, wrong_class="drop", nested=0.5),
 ]

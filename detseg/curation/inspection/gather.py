@@ -15,8 +15,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.curation.inspection.measure import OBJECT, IntensityStatistics, measure_image, measure_objects
 from detseg.curation.leaks import SIMILAR, SimilarPair, find_similar, thumbnail
 from detseg.curation.repair.image import ImageMasks, repair_image
-from detseg.curation.repair.masks import allowed_classes, one_class_hint
-from detseg.curation.repair.rules import Change, RepairRules
+from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.pixel_size import FIELD, parse_pixel_size
@@ -181,7 +180,7 @@ def _measure_masks(dataset: CocoDataset, index: int, rules: RepairRules) -> tupl
         classes=classes,
         names=kept.tolist(),
         class_names=dataset.class_names,
-        allowed=allowed_classes(kind, dataset.class_names, rules) if kind is not None else None,
+        allowed=rules.allowed_classes(kind, dataset.class_names),
     )
     objects = measure_objects(own, classes, kept, index, record.height, record.width)
     return objects, repair_image(masks, rules).changes

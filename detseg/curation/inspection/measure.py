@@ -62,8 +62,7 @@ def measure_objects(
     pairs, distances, objects.shared = find_contacts(LabelLayers.from_rles(rles, height, width))
     for name, chosen in (("overlapping", distances == 0), ("touching", distances == 1), ("near", distances > 1)):
         objects[name] = np.bincount(pairs[chosen].ravel(), minlength=len(rles))
-    for row, (crop, _, _) in zip(objects, rle_codec.decode_crops(rles), strict=True):
-        mask = np.ascontiguousarray(crop)
+    for row, (mask, _, _) in zip(objects, rle_codec.decode_crops(rles), strict=True):
         holes, row.holes = label_holes(mask)
         _, pieces = label_pieces(mask)
         row.hole_pixels, row.pieces = np.count_nonzero(holes), len(pieces)

@@ -10,7 +10,7 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.inspection.gather import Measurements
 from detseg.curation.leaks import leaks
-from detseg.curation.repair.masks import crumbs_of, label_holes, pieces_of
+from detseg.curation.repair.masks import label_holes, pieces_of, spurs_of
 from detseg.curation.repair.rules import RULES, RepairRules
 from detseg.structures import rle as rle_codec
 
@@ -112,14 +112,13 @@ def _object(data: Measurements, image: int, number: int, pixels: int, note: str,
 
 
 def defect_of(dataset: CocoDataset, image: int, number: int, rule: str, rules: RepairRules) -> dict[str, Any] | None:
-    """Return the pixels that a rule is about, as an RLE with text counts: holes, crumbs, lesser pieces; else None."""
+    """Return the pixels that a rule is about, as an RLE with text counts: holes, spurs, lesser pieces; else None."""
     record = dataset.images[image]
-    crop, x0, y0 = rle_codec.decode_crop(dataset.table.rles(image, record.height, record.width)[0][number])
-    mask = np.ascontiguousarray(crop)
+    mask, x0, y0 = rle_codec.decode_crop(dataset.table.rles(image, record.height, record.width)[0][number])
     if rule in ("holes", "all_holes"):
         found = label_holes(mask)[0] > 0
-    elif rule == "crumbs":
-        found = crumbs_of(mask, rules.crumbs)
+    elif rule == "spurs":
+        found = spurs_of(mask, rules.spurs)
     elif rule in ("specks", "fragments", "pieces"):
         found = mask & ~pieces_of(mask)[0]
     else:

@@ -1,8 +1,8 @@
 """Repairing the masks of one image: the rules in their order, until none of them finds anything.
 
-Masks live in crops, so that time and memory grow with the objects' boxes and not with objects x image area.
+Masks are held as crops, so that time and memory grow with the objects' boxes and not with objects x image area.
 
-Why it ends: trimming and splitting make no holes, a filled hole adds neither crumb nor piece, and every object that
+Why it ends: trimming and splitting make no holes, a filled hole adds neither spur nor piece, and every object that
 goes is one less; so each of them can happen only so often.
 """
 
@@ -15,25 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from detseg.curation.repair.masks import (
-    crumbs_of,
-    far_groups,
-    filled,
-    filled_where_free,
-    is_speck,
-    majority_class,
-    pieces_of,
-)
-from detseg.curation.repair.overlaps import near_duplicates, nested, outlines_of_clusters
+from detseg.curation.repair.masks import far_groups, filled, filled_where_free, pieces_of, spurs_of
+from detseg.curation.repair.overlaps import near_duplicates, nested
 from detseg.curation.repair.rules import Change, RepairRules
 from detseg.structures import rle as rle_codec
-from detseg.structures.mask_crop import MaskCrop, boxes_of_crops, runs_of_crops
+from detseg.structures.mask_crop import MaskCrop, boxes_of_crops, runs_of_crops, union_of
 from detseg.structures.overlaps import Overlaps, shared_pixels
 
 logger = logging.getLogger(__name__)
 
 # Far more than any image needs; a bound all the same.
 _MOST_ROUNDS = 50
+# Part of an image's objects that the one class of an image must have, so that the others are called wrong.
+MAJORITY = 0.8
+# Part of a mask that masks inside it cover, from which on it was drawn around a group of objects.
+GROUP_COVERED = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class ImageMasks:
 
     rles: compressed COCO RLEs of one size. classes: (N,) int64, 0-based. names: what the list of changes calls them,
     ids or numbers. class_names: for that list. allowed: the class indices of the image's kind, None where nothing is
-    known of it.
+    known of it; see `RepairRules.allowed_classes`.
     """
 
     file_name: str
@@ -55,7 +51,7 @@ class ImageMasks:
 
 @dataclass(frozen=True)
 class RepairedMasks:
-    """The M masks after repair, those of one origin behind each other.
+    """The M masks after repair, those of one origin one after the other.
 
     rles, classes (M,) int64: as before. origins: (M,) int64, which mask each one was. changed: (M,) bool, whether its
     pixels are others. absorbed: for each, the masks that were merged into it. changes: what was done.
@@ -69,13 +65,20 @@ class RepairedMasks:
     changes: list[Change]
 
 
+def repair_image(image: ImageMasks, rules: RepairRules) -> RepairedMasks:
+    """Apply the rules to the masks of one image; what they find is in `changes`.
+
+    Repairing the result again changes nothing.
+    """
+    return _ImageRepair(image, rules).run()
+
+
 @dataclass(eq=False)
 class _Object:
     origin: int
     crop: MaskCrop
     class_index: int
     changed: bool = False
-    gone: bool = False
     absorbed: list[int] = field(default_factory=list)
 
     @property
@@ -89,35 +92,7 @@ class _Object:
     def set_mask(self, mask: np.ndarray) -> None:
         """Take another mask of the same window, cut to what it holds."""
         self.changed = True
-        self.crop = _contiguous(self.crop._replace(mask=mask).tight())
-
-
-def _contiguous(crop: MaskCrop) -> MaskCrop:
-    return crop._replace(mask=np.ascontiguousarray(crop.mask))
-
-
-def repair_image(image: ImageMasks, rules: RepairRules) -> RepairedMasks:
-    """Apply the rules to the masks of one image; what they find stands in `changes`.
-
-    Repairing the result again changes nothing.
-    """
-    return _ImageRepair(image, rules).run()
-
-
-class _Neighbours:
-    """Finds objects by their boxes, as they were when this was made: trimmed objects have smaller ones since."""
-
-    def __init__(self, objects: Sequence[_Object]) -> None:
-        self.objects = list(objects)
-        self.boxes = boxes_of_crops([thing.crop for thing in objects])
-
-    def of(self, thing: _Object) -> list[_Object]:
-        """Return the other objects whose boxes meet that of an object."""
-        boxes = self.boxes
-        x0, y0, x1, y1 = thing.crop.box
-        near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
-        found = [self.objects[index] for index in np.flatnonzero(near)]
-        return [other for other in found if other is not thing and not other.gone]
+        self.crop = self.crop._replace(mask=mask).tight()
 
 
 class _ImageRepair:
@@ -128,14 +103,12 @@ class _ImageRepair:
         self.rules = rules
         self.size = tuple(image.rles[0]["size"]) if len(image.rles) else (0, 0)  # (height, width)
         self.changes: list[Change] = []
-        self.neighbours = _Neighbours([])
-        self.objects = [
-            _Object(index, _contiguous(crop), int(image.classes[index]))
-            for index, crop in enumerate(rle_codec.decode_crops(image.rles))
-        ]
+        crops = rle_codec.decode_crops(image.rles)
+        self.objects = [_Object(index, crop, int(image.classes[index])) for index, crop in enumerate(crops)]
 
     def run(self) -> RepairedMasks:
-        self._drop_empty()
+        for one in [one for one in self.objects if not one.area]:
+            self._drop(one, "empty")
         pending = list(self.objects)
         for _ in range(_MOST_ROUNDS):
             before = len(self.changes)
@@ -146,165 +119,157 @@ class _ImageRepair:
             if len(self.changes) == before:
                 break
         else:
-            logger.warning("%s: repair did not come to rest; run it again", self.image.file_name)
-        return self._result()
+            logger.warning("%s: repair did not come to an end; run it again", self.image.file_name)
+        self.objects.sort(key=lambda one: one.origin)  # stable: pieces keep their order
+        changed = rle_codec.encode_crops([one.crop for one in self.objects if one.changed], *self.size)
+        encoded = iter(changed)
+        return RepairedMasks(
+            rles=[next(encoded) if one.changed else dict(self.image.rles[one.origin]) for one in self.objects],
+            classes=np.array([one.class_index for one in self.objects], dtype=np.int64),
+            origins=np.array([one.origin for one in self.objects], dtype=np.int64),
+            changed=np.array([one.changed for one in self.objects], dtype=bool),
+            absorbed=[one.absorbed for one in self.objects],
+            changes=self.changes,
+        )
 
-    def _mend_shapes(self, pending: list[_Object]) -> list[_Object]:
+    def _mend_shapes(self, pending: Sequence[_Object]) -> list[_Object]:
         """Apply the rules of single masks; return the objects to look at again: changed ones, and those with holes."""
         again = []
-        self.neighbours = _Neighbours(self.objects)
-        for thing in [thing for thing in pending if not thing.gone]:
+        self._index_boxes()
+        present = set(self.objects)
+        for one in [one for one in pending if one in present]:
             before = len(self.changes)
-            left = self._fill_holes(thing)
-            self._trim_crumbs(thing)
-            pieces = self._separate(thing)
-            if left or len(self.changes) > before:
+            holes_left = self._fill_holes(one)
+            if self.rules.spurs and (spurs := spurs_of(one.mask, self.rules.spurs)).any():
+                self._change_mask(one, one.mask & ~spurs, "spurs", "trimmed")
+            pieces = self._separate(one)
+            if holes_left or len(self.changes) > before:
                 again += pieces
-        for thing in [thing for thing in self.objects if thing.area < self.rules.min_area]:
-            self._drop(thing, "min_area")
+        for one in [one for one in self.objects if one.area < self.rules.min_area]:
+            self._drop(one, "min_area")
         return again
 
-    def _drop_empty(self) -> None:
-        for thing in [thing for thing in self.objects if not thing.area]:
-            self._drop(thing, "empty")
+    def _index_boxes(self) -> None:
+        """Note where the objects are; trimmed ones have smaller boxes since, which loses no neighbour."""
+        self.indexed = list(self.objects)
+        self.boxes = boxes_of_crops([one.crop for one in self.objects])
 
-    def _fill_holes(self, thing: _Object) -> bool:
+    def _fill_holes(self, one: _Object) -> bool:
         """Fill the holes of an object; return whether some are left because of other objects in them."""
-        whole, left = (thing.mask if self.rules.holes == "off" else filled(thing.mask)), False
-        if whole is not thing.mask and self.rules.holes == "free":
-            whole, left = filled_where_free(thing.crop, [other.crop for other in self.neighbours.of(thing)])
-        if whole is not thing.mask:
-            self._change_mask(thing, whole, "holes", "filled")
+        whole, left = (one.mask if self.rules.holes == "off" else filled(one.mask)), False
+        if whole is not one.mask and self.rules.holes == "free":
+            x0, y0, x1, y1 = one.crop.box
+            boxes = self.boxes
+            near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+            others = [self.indexed[index] for index in np.flatnonzero(near)]
+            whole, left = filled_where_free(one.crop, [other.crop for other in others if other is not one])
+        if whole is not one.mask:
+            self._change_mask(one, whole, "holes", "filled")
         return left
 
-    def _trim_crumbs(self, thing: _Object) -> None:
-        if not self.rules.crumbs:
-            return
-        crumbs = crumbs_of(thing.mask, self.rules.crumbs)
-        if crumbs.any():
-            self._change_mask(thing, thing.mask & ~crumbs, "crumbs", "trimmed")
-
-    def _separate(self, thing: _Object) -> list[_Object]:
+    def _separate(self, one: _Object) -> list[_Object]:
         """Drop the specks of an object and split off others; return its pieces."""
         rules = self.rules
-        pieces = [thing.mask] if rules.fragments == "off" else pieces_of(thing.mask)
+        pieces = [one.mask] if rules.fragments == "off" else pieces_of(one.mask)
         if len(pieces) == 1:
-            return [thing]
+            return [one]
         if rules.far:
             groups = far_groups(pieces, rules.far)
             if len(groups) > 1:
-                return self._split(thing, groups)
-        areas = np.array([np.count_nonzero(piece) for piece in pieces])
-        specks = is_speck(areas, rules.speck_area, rules.speck_fraction)
-        if specks.any():
-            large = [piece for piece, speck in zip(pieces, specks, strict=True) if not speck]
-            self._change_mask(thing, np.logical_or.reduce(large), "specks", "trimmed")
-            pieces = pieces_of(thing.mask)
+                return self._split(one, groups)
+        areas = [np.count_nonzero(piece) for piece in pieces]
+        least = max(rules.speck_area, rules.speck_fraction * areas[0])
+        # The largest piece is no speck, however small.
+        large = [pieces[0], *(piece for piece, area in zip(pieces[1:], areas[1:], strict=True) if area >= least)]
+        if len(large) < len(pieces):
+            self._change_mask(one, np.logical_or.reduce(large), "specks", "trimmed")
+            pieces = pieces_of(one.mask)
         if len(pieces) > 1 and rules.fragments == "split":
-            return self._split(thing, pieces)
+            return self._split(one, pieces)
         if len(pieces) > 1 and rules.fragments == "largest":
-            self._change_mask(thing, pieces[0], "fragments", "trimmed")
-        return [thing]
+            self._change_mask(one, pieces[0], "fragments", "trimmed")
+        return [one]
 
-    def _split(self, thing: _Object, parts: Sequence[np.ndarray]) -> list[_Object]:
+    def _split(self, one: _Object, parts: Sequence[np.ndarray]) -> list[_Object]:
         """Leave the first part to an object and make objects of the others, but for those as small as specks."""
-        before = thing.area
+        before = one.area
         large = [part for part in parts[1:] if np.count_nonzero(part) >= self.rules.speck_area]
         if len(large) < len(parts) - 1:
-            self._change_mask(thing, np.logical_or.reduce([parts[0], *large]), "specks", "trimmed")
-            return [thing]
-        new = [_Object(thing.origin, thing.crop, thing.class_index) for _ in large]
+            self._change_mask(one, np.logical_or.reduce([parts[0], *large]), "specks", "trimmed")
+            return [one]
+        new = [_Object(one.origin, one.crop, one.class_index) for _ in large]
         for piece, part in zip(new, large, strict=True):
             piece.set_mask(part)
-        thing.set_mask(parts[0])
-        count = f"{len(parts)} pieces"
-        self._record(thing, "fragments", "split", 0, before - thing.area, before, thing.area, count)
-        position = self.objects.index(thing) + 1
+        one.set_mask(parts[0])
+        self._record(one, "fragments", "split", 0, before - one.area, before, one.area, f"{len(parts)} pieces")
+        position = self.objects.index(one) + 1
         self.objects[position:position] = new
-        self.neighbours = _Neighbours(self.objects)
-        return [thing, *new]
+        self._index_boxes()
+        return [one, *new]
 
     def _mend_classes(self) -> None:
         if self.rules.wrong_class == "off":
             return
         allowed = self.image.allowed
-        if allowed is None and self.rules.one_class_per_image:
-            allowed = majority_class(np.array([thing.class_index for thing in self.objects], dtype=np.int64))
-        if allowed is None:
-            return
-        for thing in [thing for thing in self.objects if thing.class_index not in allowed]:
+        if allowed is None and self.rules.one_class_per_image and self.objects:
+            counts = np.bincount([one.class_index for one in self.objects])
+            if counts.max() >= MAJORITY * len(self.objects):
+                allowed = {int(counts.argmax())}
+        for one in [one for one in self.objects if allowed is not None and one.class_index not in allowed]:
             if self.rules.wrong_class == "drop" or len(allowed) > 1:
-                self._drop(thing, "wrong_class", other=self.image.class_names[thing.class_index])
-                continue
-            old, thing.class_index = thing.class_index, next(iter(allowed))
-            names = f"{self.image.class_names[old]} to {self.image.class_names[thing.class_index]}"
-            self._record(thing, "wrong_class", "relabelled", 0, 0, thing.area, thing.area, names)
+                self._drop(one, "wrong_class", other=self.image.class_names[one.class_index])
+            else:
+                self._relabel(one, next(iter(allowed)), "wrong_class")
 
     def _merge_duplicates(self) -> None:
         if not self.rules.duplicates:
             return
-        things = list(self.objects)
+        objects = list(self.objects)
         for kept, dropped in near_duplicates(self._overlaps(), self.rules.duplicates):
-            self._settle_class(things[kept], things[dropped])
-            things[kept].absorbed += [things[dropped].origin, *things[dropped].absorbed]
-            self._drop(things[dropped], "duplicates", "merged", other=str(self.image.names[things[kept].origin]))
-
-    def _settle_class(self, kept: _Object, dropped: _Object) -> None:
-        """Of two classes for one object take the one that more objects of the image have; else that of the larger."""
-        if kept.class_index == dropped.class_index:
-            return
-        classes = [thing.class_index for thing in self.objects]
-        old, new = kept.class_index, dropped.class_index
-        if classes.count(new) > classes.count(old):
-            kept.class_index = new
-            names = f"{self.image.class_names[old]} to {self.image.class_names[new]}"
-            self._record(kept, "duplicates", "relabelled", 0, 0, kept.area, kept.area, names)
+            one, twin = objects[kept], objects[dropped]
+            # Of two classes for one object that which more objects of the image have; else that of the larger.
+            classes = [other.class_index for other in self.objects]
+            if classes.count(twin.class_index) > classes.count(one.class_index):
+                self._relabel(one, twin.class_index, "duplicates")
+            one.absorbed += [twin.origin, *twin.absorbed]
+            self._drop(twin, "duplicates", "merged", other=str(self.image.names[one.origin]))
 
     def _resolve_nested(self) -> None:
         if not self.rules.nested:
             return
-        things = list(self.objects)
-        crops = [thing.crop for thing in things]
+        objects = list(self.objects)
         overlaps = self._overlaps()
-        inside = nested(overlaps, np.array([thing.class_index for thing in things], dtype=np.int64), self.rules.nested)
+        inside = nested(overlaps, np.array([one.class_index for one in objects], dtype=np.int64), self.rules.nested)
         gone: set[int] = set()
         for outer in sorted(inside, key=lambda index: (-overlaps.first_areas[index], index)):
             inner = [index for index in sorted(inside[outer]) if index not in gone]
             if outer in gone or not inner:
                 continue
-            losers = {outer} if outlines_of_clusters(crops, {outer: inner}) else set(inner)
-            for index in sorted(losers):
-                other = inner[0] if index == outer else outer
-                self._drop(things[index], "nested", other=str(self.image.names[things[other].origin]))
-            gone |= losers
+            covered = objects[outer].crop.shared_pixels(union_of([objects[index].crop for index in inner]))
+            is_group = len(inner) > 1 and covered >= GROUP_COVERED * objects[outer].area
+            losers = [outer] if is_group else inner
+            for index in losers:
+                other = inner[0] if is_group else outer
+                self._drop(objects[index], "nested", other=str(self.image.names[objects[other].origin]))
+            gone.update(losers)
 
     def _overlaps(self) -> Overlaps:
-        return shared_pixels(runs_of_crops([thing.crop for thing in self.objects], *self.size))
+        return shared_pixels(runs_of_crops([one.crop for one in self.objects], *self.size))
 
-    def _change_mask(self, thing: _Object, mask: np.ndarray, rule: str, action: str) -> None:
-        added, removed = np.count_nonzero(mask & ~thing.mask), np.count_nonzero(thing.mask & ~mask)
-        before = thing.area
-        thing.set_mask(mask)
-        self._record(thing, rule, action, int(added), int(removed), before, thing.area)
+    def _change_mask(self, one: _Object, mask: np.ndarray, rule: str, action: str) -> None:
+        added, removed = int(np.count_nonzero(mask & ~one.mask)), int(np.count_nonzero(one.mask & ~mask))
+        before = one.area
+        one.set_mask(mask)
+        self._record(one, rule, action, added, removed, before, one.area)
 
-    def _drop(self, thing: _Object, rule: str, action: str = "dropped", other: str = "") -> None:
-        thing.gone = True
-        self.objects.remove(thing)
-        self._record(thing, rule, action, 0, thing.area, thing.area, 0, other)
+    def _relabel(self, one: _Object, class_index: int, rule: str) -> None:
+        names = f"{self.image.class_names[one.class_index]} to {self.image.class_names[class_index]}"
+        one.class_index = class_index
+        self._record(one, rule, "relabelled", 0, 0, one.area, one.area, names)
 
-    def _record(self, thing: _Object, rule: str, action: str, *numbers: int | str) -> None:
-        name = self.image.names[thing.origin]
-        self.changes.append(Change(self.image.file_name, name, rule, action, *numbers))
+    def _drop(self, one: _Object, rule: str, action: str = "dropped", other: str = "") -> None:
+        self.objects.remove(one)
+        self._record(one, rule, action, 0, one.area, one.area, 0, other)
 
-    def _result(self) -> RepairedMasks:
-        self.objects.sort(key=lambda thing: thing.origin)  # stable: pieces keep their order
-        new = rle_codec.encode_crops([thing.crop for thing in self.objects if thing.changed], *self.size)
-        encoded = iter(new)
-        return RepairedMasks(
-            rles=[next(encoded) if thing.changed else dict(self.image.rles[thing.origin]) for thing in self.objects],
-            classes=np.array([thing.class_index for thing in self.objects], dtype=np.int64),
-            origins=np.array([thing.origin for thing in self.objects], dtype=np.int64),
-            changed=np.array([thing.changed for thing in self.objects], dtype=bool),
-            absorbed=[thing.absorbed for thing in self.objects],
-            changes=self.changes,
-        )
+    def _record(self, one: _Object, rule: str, action: str, *numbers: int | str) -> None:
+        self.changes.append(Change(self.image.file_name, self.image.names[one.origin], rule, action, *numbers))

@@ -1,12 +1,9 @@
-"""Masks that are there twice, and masks that lie in others."""
+"""Masks that are there twice, and masks that are inside of others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from detseg.structures.mask_crop import MaskCrop, union_of
 from detseg.structures.overlaps import Overlaps
 
 
@@ -17,24 +14,21 @@ def near_duplicates(overlaps: Overlaps, least_iou: float) -> list[tuple[int, int
     least `least_iou` with it is dropped, then the same with those that are left.
     """
     close = overlaps.select(overlaps.iou >= least_iou)
-    partners: dict[int, list[int]] = {}
+    like: dict[int, list[int]] = {}
     for first, second in zip(close.first.tolist(), close.second.tolist(), strict=True):
-        partners.setdefault(first, []).append(second)
-        partners.setdefault(second, []).append(first)
+        like.setdefault(first, []).append(second)
+        like.setdefault(second, []).append(first)
     gone: set[int] = set()
     pairs = []
-    for kept in sorted(partners, key=lambda index: (-overlaps.first_areas[index], index)):
-        if kept in gone:
-            continue
-        for other in sorted(partners[kept]):
-            if other not in gone:
-                gone.add(other)
-                pairs.append((kept, other))
+    for kept in sorted(like, key=lambda index: (-overlaps.first_areas[index], index)):
+        if kept not in gone:
+            pairs += [(kept, other) for other in sorted(like[kept]) if other not in gone]
+            gone.update(like[kept])
     return pairs
 
 
 def nested(overlaps: Overlaps, classes: np.ndarray, least: float) -> dict[int, list[int]]:
-    """Return outer mask -> the smaller masks of its class that lie in it with at least `least` of their pixels."""
+    """Return outer mask -> the smaller masks of its class of which at least the part `least` is inside it."""
     inside: dict[int, list[int]] = {}
     areas = overlaps.first_areas
     same = classes[overlaps.first] == classes[overlaps.second]
@@ -43,17 +37,3 @@ def nested(overlaps: Overlaps, classes: np.ndarray, least: float) -> dict[int, l
         outer, inner = (first, second) if areas[first] > areas[second] else (second, first)
         inside.setdefault(outer, []).append(inner)
     return inside
-
-
-def outlines_of_clusters(crops: Sequence[MaskCrop], inside: dict[int, list[int]], least: float = 0.5) -> set[int]:
-    """Return the outer masks of which two or more inner ones cover at least `least`: they go around a group."""
-    return {
-        outer
-        for outer, inner in inside.items()
-        if len(inner) > 1 and covered(crops[outer], [crops[i] for i in inner]) >= least
-    }
-
-
-def covered(crop: MaskCrop, others: Sequence[MaskCrop]) -> float:
-    """Return the part of a mask's pixels that others cover."""
-    return crop.shared_pixels(union_of(others)) / max(crop.area, 1)

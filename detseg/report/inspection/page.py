@@ -286,4 +286,4 @@ class _Pictures:
 def _largest_piece(rle: Mapping[str, Any]) -> dict[str, Any]:
     """Return the largest 8-connected piece of a mask: where to look."""
     mask, x0, y0 = rle_codec.decode_crop(rle)
-    return rle_codec.encode_crop(pieces_of(np.ascontiguousarray(mask))[0], x0, y0, *rle["size"])
+    return rle_codec.encode_crop(pieces_of(mask)[0], x0, y0, *rle["size"])
