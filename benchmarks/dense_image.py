@@ -74,8 +74,7 @@ def measure_mask_targets(cells: int, side: int, rounds: int) -> dict[str, Any]:
     import torch
     from torchvision.ops import roi_align
 
-    from detseg.models.rcnn.mask_head import sample_masks
-    from detseg.models.rcnn.targets import Targets
+    from detseg.models.rcnn.targets import Targets, sample_masks
 
     targets = Targets.from_sample(dense_sample(cells, side), 3, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

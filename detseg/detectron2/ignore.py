@@ -17,7 +17,7 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from detseg.models.rcnn.mask_head import counted_pixels, mask_loss
+from detseg.models.rcnn.mask_head import mask_loss
 
 FIELD = "gt_ignored"
 
@@ -150,7 +150,7 @@ class _IgnoringMaskHead:
             truth.append(image.gt_masks.crop_and_resize(boxes, size))
             has_region = image.has(FIELD)
             counted.append(
-                counted_pixels(image.get(FIELD).targets, boxes, size) if has_region else torch.ones_like(truth[-1])
+                image.get(FIELD).targets.counted_in(boxes, size) if has_region else torch.ones_like(truth[-1])
             )
         loss = mask_loss(chosen, torch.cat(truth), torch.cat(counted)) if truth else logits.sum() * 0
         return {"loss_mask": loss * self.loss_weight}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,7 @@ from detseg.detectron2.config import to_cfg_node
 from detseg.detectron2.ignore import honour_ignored_regions
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter, check_image
-from detseg.models.rcnn.mask_head import sample_masks
-from detseg.models.rcnn.targets import Targets
+from detseg.models.rcnn.targets import Targets, sample_masks
 from detseg.models.region_segmenter import Detections, RegionSegmenter
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_mask
@@ -95,8 +94,7 @@ class IgnoredRegion:
         return len(self.targets.boxes)
 
     def __getitem__(self, item: Any) -> IgnoredRegion:
-        parts = {name: getattr(self.targets, name)[item] for name in ("boxes", "classes", "ids", "layer_of", "ignored")}
-        return IgnoredRegion(replace(self.targets, **parts))
+        return IgnoredRegion(self.targets[item])
 
 
 @dataclass(frozen=True)

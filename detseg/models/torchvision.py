@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.models.freezing import FrozenBatchNorm2d
+from detseg.models.image_input import ImageBatch, ImageInput
 from detseg.models.options import ImageInputOptions
-from detseg.models.rcnn.anchors import AnchorShapes, Rows
+from detseg.models.rcnn.anchors import AnchorShapes
 from detseg.models.rcnn.box_head import DetectionOptions
-from detseg.models.rcnn.generalized_rcnn import ImageBatch, ImageInput
-from detseg.models.rcnn.mask_head import sample_masks
 from detseg.models.rcnn.matching import SamplingOptions
 from detseg.models.rcnn.rpn import ProposalOptions
 from detseg.models.rcnn.targets import Targets
@@ -88,12 +87,10 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         if len(logits) == 0:
             return logits.sum() * 0
         of_class = torch.cat([label[index] for label, index in zip(labels, chosen, strict=True)])
-        masks = []
-        for target, box, match, index in zip(targets, boxes, matches, chosen, strict=True):
-            objects = match[index]
-            masks.append(
-                sample_masks(target.layers, target.layer_of[objects], target.ids[objects], box, logits.shape[-1])
-            )
+        masks = [
+            target.masks_in(box, match[index], logits.shape[-1])
+            for target, box, match, index in zip(targets, boxes, matches, chosen, strict=True)
+        ]
         own = logits[torch.arange(len(logits), device=logits.device), of_class]
         return F.binary_cross_entropy_with_logits(own.float(), torch.cat(masks).float())
 
@@ -167,17 +164,7 @@ class _Ignoring:
 
 def _without_ignored(targets: Targets) -> Targets:
     """Take out the objects that lie in ignored regions: what is found there counts as nothing then."""
-    kept = ~targets.ignored
-    return Targets(
-        boxes=targets.boxes[kept],
-        classes=targets.classes[kept],
-        ids=targets.ids[kept],
-        layer_of=targets.layer_of[kept],
-        layers=targets.layers,
-        ignored=targets.ignored[kept],
-        ignore=targets.ignore,
-        ignore_sums=targets.ignore_sums,
-    )
+    return targets[~targets.ignored]
 
 
 def _box_losses(
@@ -242,26 +229,15 @@ def build_torchvision_mask_rcnn(options: TorchvisionOptions) -> TorchvisionMaskR
         box_batch_size_per_image=regions.batch_size,
         box_positive_fraction=regions.positive_fraction,
     )
-    generator = AnchorGenerator(
-        _of_levels(options.anchors.sizes_of_levels), _of_levels(options.anchors.aspect_ratios_of_levels)
-    )
+    sizes, ratios = options.anchors.sizes, options.anchors.aspect_ratios
+    generator = AnchorGenerator(*(rows * LEVELS if len(rows) == 1 else rows for rows in (sizes, ratios)))
     network.rpn.anchor_generator = generator
     depth = 2 if options.name.endswith("_v2") else 1
     anchors_per_position = generator.num_anchors_per_location()[0]
     network.rpn.head = RPNHead(network.backbone.out_channels, anchors_per_position, conv_depth=depth)
     _adapt_backbone(network.backbone.body, options)
-    image = options.image_input
-    image_input = ImageInput(
-        pixel_mean=image.pixel_mean,
-        pixel_std=image.pixel_std,
-        bgr=image.channel_order == "BGR",
-        size_divisibility=SIZE_DIVISIBILITY,
-    )
+    image_input = ImageInput.from_options(options.image_input, size_divisibility=SIZE_DIVISIBILITY)
     return TorchvisionMaskRCNN(image_input=image_input, network=network, num_classes=options.detections.num_classes)
-
-
-def _of_levels(rows: Rows) -> Rows:
-    return rows * LEVELS if len(rows) == 1 else rows
 
 
 def _adapt_backbone(body: nn.Module, options: TorchvisionOptions) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from detseg.models.rcnn import mask_head as mask_targets
-from detseg.models.rcnn.mask_head import sample_masks
+from detseg.models.rcnn import targets
+from detseg.models.rcnn.targets import sample_masks
 from detseg.structures.label_layers import LabelLayers
 
 
@@ -61,7 +61,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.from_numpy(layers.boxes()),
     ]
     whole = sample_masks(*arguments, 28)
-    monkeypatch.setattr(mask_targets, "PIXELS_PER_CHUNK", 1)
+    monkeypatch.setattr(targets, "PIXELS_PER_CHUNK", 1)
     assert torch.equal(sample_masks(*arguments, 28), whole)
 
 

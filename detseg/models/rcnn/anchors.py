@@ -19,28 +19,22 @@ def _has_empty_row(value: list) -> str | None:
     return None if all(row != [] for row in value) else "expected positive numbers for every level"
 
 
+def _rows(values: Rows | tuple[float, ...]) -> Rows:
+    return values if isinstance(values[0], tuple) else (values,)
+
+
 @dataclass(frozen=True)
 class AnchorShapes(Options):
     """Sizes and aspect ratios of anchors: a list for each level, or one list for all."""
 
     section = "MODEL.ANCHOR_GENERATOR"
 
-    sizes: Rows | tuple[float, ...] = key("SIZES", not_empty=True, above=0, test=_has_empty_row)
-    aspect_ratios: Rows | tuple[float, ...] = key("ASPECT_RATIOS", not_empty=True, above=0, test=_has_empty_row)
-
-    @property
-    def sizes_of_levels(self) -> Rows:
-        """A row for each level, or one for all."""
-        return _rows(self.sizes)
-
-    @property
-    def aspect_ratios_of_levels(self) -> Rows:
-        """A row for each level, or one for all."""
-        return _rows(self.aspect_ratios)
+    sizes: Rows = key("SIZES", not_empty=True, above=0, test=_has_empty_row, convert=_rows)
+    aspect_ratios: Rows = key("ASPECT_RATIOS", not_empty=True, above=0, test=_has_empty_row, convert=_rows)
 
     def check_levels(self, problems: Problems, levels: int, levels_name: str) -> None:
         """Note shapes that do not fit so many levels, or give them different numbers of anchors a position."""
-        rows = {"SIZES": self.sizes_of_levels, "ASPECT_RATIOS": self.aspect_ratios_of_levels}
+        rows = {"SIZES": self.sizes, "ASPECT_RATIOS": self.aspect_ratios}
         for name, of_levels in rows.items():
             if len(of_levels) not in (1, levels):
                 expected = f"expected one list for all levels, or one for each of the {levels} {levels_name}"
@@ -58,10 +52,6 @@ class AnchorOptions(AnchorShapes):
 
     name: str = key("NAME", choices=("DefaultAnchorGenerator",), registry=True)
     offset: float = key("OFFSET", at_least=0, below=1)
-
-
-def _rows(values: Rows | tuple[float, ...]) -> Rows:
-    return values if isinstance(values[0], tuple) else (values,)
 
 
 @dataclass(frozen=True)
@@ -126,13 +116,17 @@ class AnchorGenerator(nn.Module):
 
     def forward(self, sizes: Sequence[tuple[int, int]]) -> AnchorGrid:
         """Return the anchors of feature maps of the given (height, width), one per level."""
-        levels, boxes, start = [], [], 0
-        cells = self.cell_anchors.buffers()
-        for cell_anchors, stride, (height, width) in zip(cells, self.strides, sizes, strict=True):
-            level = AnchorLevel(cell_anchors.float(), stride, self.offset, height, width, start)
+        levels, boxes, first = [], [], 0
+        for cells, stride, (height, width) in zip(self.cell_anchors.buffers(), self.strides, sizes, strict=True):
+            level = AnchorLevel(cells.float(), stride, self.offset, height, width, first)
+            start = self.offset * stride
+            x = torch.arange(width, dtype=torch.float32, device=cells.device) * stride + start
+            y = torch.arange(height, dtype=torch.float32, device=cells.device) * stride + start
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+            boxes.append((shifts + level.cell_anchors).reshape(-1, 4))
             levels.append(level)
-            boxes.append(_place(level))
-            start += level.count
+            first += level.count
         return AnchorGrid(tuple(levels), torch.cat(boxes))
 
 
@@ -145,16 +139,6 @@ def make_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) ->
             height = ratio * width
             anchors.append([-width / 2, -height / 2, width / 2, height / 2])
     return torch.tensor(anchors, dtype=torch.float32)
-
-
-def _place(level: AnchorLevel) -> Tensor:
-    device = level.cell_anchors.device
-    start = level.offset * level.stride
-    x = torch.arange(level.width, dtype=torch.float32, device=device) * level.stride + start
-    y = torch.arange(level.height, dtype=torch.float32, device=device) * level.stride + start
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-    return (shifts + level.cell_anchors).reshape(-1, 4)
 
 
 def _one_per_level(values: Sequence[Sequence[float]], count: int, what: str) -> Sequence[Sequence[float]]:

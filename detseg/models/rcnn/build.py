@@ -12,19 +12,20 @@ from detseg.config.node import Config
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.errors import ConfigError
+from detseg.models.image_input import ImageInput
 from detseg.models.options import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorGenerator
 from detseg.models.rcnn.box_head import BoxPredictor, ConvFCHead
 from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions
 from detseg.models.rcnn.fpn import FPN, FPNOptions
-from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN, ImageInput
+from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.matching import Matcher, MatchingOptions
 from detseg.models.rcnn.regions import RegionSampling
 from detseg.models.rcnn.resnet import STAGES, ResNetOptions, make_resnet
 from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
 from detseg.models.rcnn.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, ROIHeadsOptions, make_res5
-from detseg.models.rcnn.rpn import RPN, ProposalSettings, RPNHead, RPNLossSettings, RPNOptions
+from detseg.models.rcnn.rpn import RPN, RPNHead, RPNOptions
 from detseg.models.torchvision_ops import require_operators
 
 _WITH_FPN, _WITHOUT_FPN = "build_resnet_fpn_backbone", "build_resnet_backbone"
@@ -86,14 +87,8 @@ def build_generalized_rcnn(options: RCNNOptions) -> GeneralizedRCNN:
     """Build Mask R-CNN or one of its relatives, with initial weights."""
     require_operators()
     backbone = _build_backbone(options)
-    image = options.image_input
     return GeneralizedRCNN(
-        image_input=ImageInput(
-            pixel_mean=image.pixel_mean,
-            pixel_std=image.pixel_std,
-            bgr=image.channel_order == "BGR",
-            size_divisibility=backbone.size_divisibility,
-        ),
+        image_input=ImageInput.from_options(options.image_input, size_divisibility=backbone.size_divisibility),
         backbone=backbone,
         proposal_generator=_build_rpn(options.rpn, backbone),
         roi_heads=_build_roi_heads(options.heads, options.resnet, backbone),
@@ -131,27 +126,17 @@ def _build_backbone(options: RCNNOptions) -> nn.Module:
 def _build_rpn(options: RPNOptions, backbone: nn.Module) -> RPN:
     strides, channels = _strides_and_channels("MODEL.RPN.IN_FEATURES", options.in_features, backbone)
     anchors = AnchorGenerator(
-        sizes=options.anchors.sizes_of_levels,
-        aspect_ratios=options.anchors.aspect_ratios_of_levels,
+        sizes=options.anchors.sizes,
+        aspect_ratios=options.anchors.aspect_ratios,
         strides=strides,
         offset=options.anchors.offset,
     )
-    nms = {"nms_threshold": options.nms_threshold, "min_size": options.min_size}
     return RPN(
-        in_features=options.in_features,
+        options,
         head=RPNHead(channels, anchors.anchors_per_position[0], options.conv_channels),
         anchor_generator=anchors,
         matcher=_build_matcher(options.matching, allow_low_quality_matches=True),
         coder=_build_coder(options.regression),
-        train_proposals=ProposalSettings(pre_nms=options.pre_nms_train, post_nms=options.post_nms_train, **nms),
-        test_proposals=ProposalSettings(pre_nms=options.pre_nms_test, post_nms=options.post_nms_test, **nms),
-        loss=RPNLossSettings(
-            batch_size=options.matching.batch_size,
-            positive_fraction=options.matching.positive_fraction,
-            weight=options.loss_weight,
-            box_weight=options.regression.loss_weight,
-            boundary_threshold=options.boundary_threshold,
-        ),
     )
 
 

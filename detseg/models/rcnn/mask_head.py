@@ -14,47 +14,8 @@ from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
 from detseg.models.rcnn.regions import Regions, in_portions
-from detseg.models.rcnn.roi_align import PoolerOptions, axis_weights, crop_pixels, crop_side
+from detseg.models.rcnn.roi_align import PoolerOptions
 from detseg.models.rcnn.targets import Targets
-
-# What the mask head should answer: regions cut straight out of label layers, without making any full-size mask.
-#
-# Equal to torchvision's roi_align (aligned, adaptive number of samples) of the masks `layers == id`, thresholded at
-# 0.5.
-# Regions of similar size are computed together.
-
-THRESHOLD = 0.5
-# Pixels of crops held at once.
-PIXELS_PER_CHUNK = 2_000_000
-CROP_STEP = 16
-
-
-@torch.no_grad()
-def sample_masks(layers: Tensor, layer_of: Tensor, ids: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Return (M, size, size) bool: in each cell, whether at least half of it belongs to the region's object.
-
-    layers: (L, H, W) int32. layer_of: (M,) int64 and ids: (M,) int32, the object of each region. boxes: (M, 4) regions.
-    """
-    masks = torch.zeros((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
-    if len(boxes) == 0 or layers.numel() == 0:
-        return masks
-    sides = torch.maximum(*(crop_side(boxes[:, axis], boxes[:, axis + 2], CROP_STEP) for axis in (0, 1)))
-    with torch.autocast(boxes.device.type, enabled=False):
-        for side in sorted(set(sides.tolist())):
-            group = torch.nonzero(sides == side).squeeze(1)
-            for part in group.split(max(1, PIXELS_PER_CHUNK // side**2)):
-                masks[part] = _sample(layers, layer_of[part], ids[part], boxes[part], size, side)
-    return masks
-
-
-def _sample(layers: Tensor, layer_of: Tensor, ids: Tensor, boxes: Tensor, size: int, side: int) -> Tensor:
-    _, height, width = layers.shape
-    columns, left, in_x = axis_weights(boxes[:, 0], boxes[:, 2], length=width, size=size, side=side)
-    rows, top, in_y = axis_weights(boxes[:, 1], boxes[:, 3], length=height, size=size, side=side)
-    y, x = crop_pixels(top, side, height), crop_pixels(left, side, width)
-    pixels = layers[layer_of[:, None, None], y[:, :, None], x[:, None, :]]
-    sums = rows @ (pixels == ids[:, None, None]).float() @ columns.transpose(1, 2)
-    return sums / (in_x * in_y).clamp(min=1)[:, None, None] >= THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -159,14 +120,12 @@ def foreground_mask_loss(
     mask_head: MaskHead, pooled: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
 ) -> Tensor:
     """Return the loss of the masks of `foreground_boxes`, of which `pooled` (M, C, s, s) are the features."""
-    boxes = foreground_boxes(regions)
     logits = mask_head.logits_of(pooled, torch.cat([region.classes[: region.foreground] for region in regions]))
     size = logits.shape[-1]
     truth, counted = [], []
-    for image_boxes, region, target in zip(boxes, regions, targets, strict=True):
-        objects = region.objects[: region.foreground]
-        truth.append(sample_masks(target.layers, target.layer_of[objects], target.ids[objects], image_boxes, size))
-        counted.append(counted_pixels(target, image_boxes, size))
+    for boxes, region, target in zip(foreground_boxes(regions), regions, targets, strict=True):
+        truth.append(target.masks_in(boxes, region.objects[: region.foreground], size))
+        counted.append(target.counted_in(boxes, size))
     anything_ignored = any(target.ignore is not None for target in targets)
     return mask_loss(logits, torch.cat(truth), torch.cat(counted) if anything_ignored else None)
 
@@ -188,11 +147,3 @@ def mask_probabilities(
         for portion, portion_classes in zip(in_portions(boxes, at_once), of_portions, strict=True)
     ]
     return list(torch.cat(probabilities).split([len(image_boxes) for image_boxes in boxes]))
-
-
-def counted_pixels(target: Targets, boxes: Tensor, size: int) -> Tensor:
-    """Return (M, size, size) bool: the cells that enter the mask loss, those that are not ignored."""
-    if target.ignore is None:
-        return torch.ones((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
-    nothing = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    return ~sample_masks(target.ignore[None].int(), nothing, nothing.int() + 1, boxes, size)

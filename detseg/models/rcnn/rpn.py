@@ -105,51 +105,25 @@ class RPNHead(nn.Module):
         return objectness, deltas
 
 
-@dataclass(frozen=True)
-class ProposalSettings:
-    """How many proposals: per level before NMS, per image after it; NMS by IoU; sides longer than min_size pixels."""
-
-    pre_nms: int
-    post_nms: int
-    nms_threshold: float
-    min_size: float = 0.0
-
-
-@dataclass(frozen=True)
-class RPNLossSettings:
-    """batch_size anchors an image enter the loss, at most positive_fraction of them on objects."""
-
-    batch_size: int
-    positive_fraction: float
-    weight: float = 1.0
-    box_weight: float = 1.0
-    boundary_threshold: float = -1
-
-
 class RPN(nn.Module):
-    """in_features: the feature maps it looks at, one anchor level each."""
+    """options: the feature maps that it looks at, one anchor level each, and the settings of losses and proposals."""
 
     def __init__(
         self,
+        options: RPNOptions,
         *,
-        in_features: Sequence[str],
         head: RPNHead,
         anchor_generator: AnchorGenerator,
         matcher: Matcher,
         coder: BoxCoder,
-        train_proposals: ProposalSettings,
-        test_proposals: ProposalSettings,
-        loss: RPNLossSettings,
     ) -> None:
         super().__init__()
-        self.in_features = tuple(in_features)
+        self.options = options
+        self.in_features = options.in_features
         self.rpn_head = head
         self.anchor_generator = anchor_generator
         self.matcher = matcher
         self.coder = coder
-        self.train_proposals = train_proposals
-        self.test_proposals = test_proposals
-        self.loss = loss
 
     def forward(self, features: dict[str, Tensor]) -> RPNOutput:
         """Look at the feature maps of a batch."""
@@ -161,10 +135,13 @@ class RPN(nn.Module):
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes: Sequence[tuple[int, int]]) -> list[Proposals]:
         """Return the proposals of every image; sizes: (height, width) without padding."""
-        settings = self.train_proposals if self.training else self.test_proposals
+        options = self.options
+        pre_nms, post_nms = options.pre_nms_test, options.post_nms_test
+        if self.training:
+            pre_nms, post_nms = options.pre_nms_train, options.post_nms_train
         scores, indices, levels = [], [], []
         for number, (level, objectness) in enumerate(zip(output.grid.levels, output.objectness, strict=True)):
-            best, index = objectness.topk(min(settings.pre_nms, level.count), dim=1)
+            best, index = objectness.topk(min(pre_nms, level.count), dim=1)
             scores.append(best)
             indices.append(index + level.start)
             levels.append(torch.full_like(index[0], number))
@@ -173,9 +150,14 @@ class RPN(nn.Module):
         proposals = []
         for image, size in enumerate(sizes):
             index = torch.cat([level_indices[image] for level_indices in indices])
-            boxes = self.coder.decode(deltas[image, index], output.grid.boxes[index])
             logits = torch.cat([level_scores[image] for level_scores in scores])
-            proposals.append(_select(boxes, logits, level_of, size, settings))
+            boxes = self.coder.decode(deltas[image, index], output.grid.boxes[index])
+            finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
+            boxes = clip_boxes(boxes, size)
+            valid = finite & (boxes[:, 2:] - boxes[:, :2] > options.min_size).all(dim=1)
+            boxes, logits = boxes[valid], logits[valid]
+            keep = batched_nms(boxes, logits, level_of[valid], options.nms_threshold)[:post_nms]
+            proposals.append(Proposals(boxes[keep], logits[keep]))
         return proposals
 
     def losses(
@@ -194,41 +176,22 @@ class RPN(nn.Module):
             class_losses.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
             objects = target.boxes[matches[positive]]
             box_losses.append(self.coder.summed_loss(deltas[image, positive], anchors[positive], objects))
-        normalizer = self.loss.batch_size * len(targets)
+        weight, box_weight = self.options.loss_weight, self.options.regression.loss_weight
+        normalizer = self.options.matching.batch_size * len(targets)
         return {
-            "loss_rpn_cls": torch.stack(class_losses).sum() * (self.loss.weight / normalizer),
-            "loss_rpn_loc": torch.stack(box_losses).sum() * (self.loss.box_weight * self.loss.weight / normalizer),
+            "loss_rpn_cls": torch.stack(class_losses).sum() * (weight / normalizer),
+            "loss_rpn_loc": torch.stack(box_losses).sum() * (box_weight * weight / normalizer),
         }
 
     @torch.no_grad()
     def _label_anchors(self, grid: AnchorGrid, size: tuple[int, int], target: Targets) -> tuple[Tensor, Tensor, Tensor]:
         """Return the indices of sampled anchors on objects and on background, and the object (R,) of every anchor."""
+        matching, margin = self.options.matching, self.options.boundary_threshold
         matches, labels = self.matcher.match_anchors(target.boxes, grid)
-        if self.loss.boundary_threshold >= 0:
-            labels[~_inside(grid.boxes, size, self.loss.boundary_threshold)] = -1
+        if margin >= 0:
+            height, width = size
+            x0, y0, x1, y1 = grid.boxes.unbind(1)
+            labels[(x0 < -margin) | (y0 < -margin) | (x1 >= width + margin) | (y1 >= height + margin)] = -1
         labels = target.leave_out_ignored(labels, matches, grid.boxes, background=0)
-        positive, negative = sample_labels(labels, self.loss.batch_size, self.loss.positive_fraction, background=0)
+        positive, negative = sample_labels(labels, matching.batch_size, matching.positive_fraction, background=0)
         return positive, negative, matches
-
-
-def _select(
-    boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int], settings: ProposalSettings
-) -> Proposals:
-    """Clip, drop the small and the non-finite ones, suppress within every level, keep the best."""
-    finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
-    boxes = clip_boxes(boxes, size)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    valid = finite & (sides > settings.min_size).all(dim=1)
-    boxes, logits, levels = boxes[valid], logits[valid], levels[valid]
-    keep = batched_nms(boxes, logits, levels, settings.nms_threshold)[: settings.post_nms]
-    return Proposals(boxes[keep], logits[keep])
-
-
-def _inside(boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
-    height, width = size
-    return (
-        (boxes[:, 0] >= -threshold)
-        & (boxes[:, 1] >= -threshold)
-        & (boxes[:, 2] < width + threshold)
-        & (boxes[:, 3] < height + threshold)
-    )

@@ -1,18 +1,24 @@
-"""What is known about the objects of an image, on the device of the model."""
+"""What is known about the objects of an image, on the device of the model, and their masks within boxes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detseg.errors import DataError
+from detseg.models.rcnn.roi_align import axis_weights, crop_pixels, crop_side
 from detseg.structures.sample import Sample
 
-# A box, or an object, of which more than this lies in ignored regions is neither object nor background.
+# A box, or an object, of which more than this is in ignored regions is neither object nor background.
 IGNORED_FRACTION = 0.5
+# A cell of a small mask is foreground where at least this much of it belongs to the object.
+MASK_THRESHOLD = 0.5
+# Pixels of crops held at once; sides of crops are multiples of CROP_STEP, so that many are computed together.
+PIXELS_PER_CHUNK = 2_000_000
+CROP_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,8 @@ class Targets:
     """N objects of one image.
 
     boxes: (N, 4). classes: (N,) int64. ids: (N,) int32, and layer_of: (N,) int64: where `layers` (L, H, W) int32 holds
-    them.
-    ignored: (N,) bool, objects that lie in an ignored region for the most part.
-    ignore: (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or
-    None.
+    them. ignored: (N,) bool, objects that are mostly in an ignored region. ignore: (H, W) bool, or None. ignore_sums:
+    (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
     """
 
     boxes: Tensor
@@ -72,6 +76,22 @@ class Targets:
         """(height, width) of the image."""
         return self.layers.shape[-2], self.layers.shape[-1]
 
+    def __getitem__(self, index: Tensor) -> Targets:
+        """Return some of the objects, by indices or booleans."""
+        parts = {name: getattr(self, name)[index] for name in ("boxes", "classes", "ids", "layer_of", "ignored")}
+        return replace(self, **parts)
+
+    def masks_in(self, boxes: Tensor, objects: Tensor, size: int) -> Tensor:
+        """Return the masks (M, size, size) bool of objects (M,) int64 within boxes (M, 4)."""
+        return sample_masks(self.layers, self.layer_of[objects], self.ids[objects], boxes, size)
+
+    def counted_in(self, boxes: Tensor, size: int) -> Tensor:
+        """Return the cells (M, size, size) bool of boxes (M, 4) that are not ignored: those that mask losses count."""
+        if self.ignore is None:
+            return torch.ones((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
+        zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        return ~sample_masks(self.ignore[None].int(), zeros, zeros.int() + 1, boxes, size)
+
     def leave_out_ignored(self, labels: Tensor, matches: Tensor, boxes: Tensor, background: int) -> Tensor:
         """Return labels (n,) with -1 for background in ignored regions and for matches of ignored objects.
 
@@ -106,3 +126,30 @@ def _corner_sums(mask: np.ndarray) -> np.ndarray:
     sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
     mask.cumsum(0, dtype=np.int64).cumsum(1, out=sums[1:, 1:])
     return sums
+
+
+@torch.no_grad()
+def sample_masks(layers: Tensor, layer_of: Tensor, ids: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return (M, size, size) bool: in each cell, whether at least half of it belongs to the region's object.
+
+    Equal to torchvision's roi_align (aligned, adaptive number of samples) of the full-size masks `layers == id`,
+    thresholded at 0.5, without making any of them. layers: (L, H, W) int32. layer_of: (M,) int64 and ids: (M,) int32,
+    the object of each region. boxes: (M, 4) regions.
+    """
+    masks = torch.zeros((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
+    if len(boxes) == 0 or layers.numel() == 0:
+        return masks
+    _, height, width = layers.shape
+    sides = torch.maximum(*(crop_side(boxes[:, axis], boxes[:, axis + 2], CROP_STEP) for axis in (0, 1)))
+    with torch.autocast(boxes.device.type, enabled=False):
+        for side in sorted(set(sides.tolist())):
+            group = torch.nonzero(sides == side).squeeze(1)
+            for part in group.split(max(1, PIXELS_PER_CHUNK // side**2)):
+                x0, y0, x1, y1 = boxes[part].unbind(1)
+                columns, left, in_x = axis_weights(x0, x1, length=width, size=size, side=side)
+                rows, top, in_y = axis_weights(y0, y1, length=height, size=size, side=side)
+                y, x = crop_pixels(top, side, height), crop_pixels(left, side, width)
+                pixels = layers[layer_of[part][:, None, None], y[:, :, None], x[:, None, :]]
+                sums = rows @ (pixels == ids[part][:, None, None]).float() @ columns.transpose(1, 2)
+                masks[part] = sums / (in_x * in_y).clamp(min=1)[:, None, None] >= MASK_THRESHOLD
+    return masks
