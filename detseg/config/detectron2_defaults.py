@@ -20,20 +20,9 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
         "WEIGHTS": "",
         "PIXEL_MEAN": [103.53, 116.28, 123.675],
         "PIXEL_STD": [1.0, 1.0, 1.0],
-        "BACKBONE": {
-            "NAME": "build_resnet_backbone",
-            "FREEZE_AT": 2,
-        },
-        "FPN": {
-            "IN_FEATURES": [],
-            "OUT_CHANNELS": 256,
-            "NORM": "",
-            "FUSE_TYPE": "sum",
-        },
-        "PROPOSAL_GENERATOR": {
-            "NAME": "RPN",
-            "MIN_SIZE": 0,
-        },
+        "BACKBONE": {"NAME": "build_resnet_backbone", "FREEZE_AT": 2},
+        "FPN": {"IN_FEATURES": [], "OUT_CHANNELS": 256, "NORM": "", "FUSE_TYPE": "sum"},
+        "PROPOSAL_GENERATOR": {"NAME": "RPN", "MIN_SIZE": 0},
         "ANCHOR_GENERATOR": {
             "NAME": "DefaultAnchorGenerator",
             "SIZES": [[32, 64, 128, 256, 512]],
@@ -177,11 +166,7 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
         "MIN_SIZE_TEST": 800,
         "MAX_SIZE_TEST": 1333,
         "RANDOM_FLIP": "horizontal",
-        "CROP": {
-            "ENABLED": False,
-            "TYPE": "relative_range",
-            "SIZE": [0.9, 0.9],
-        },
+        "CROP": {"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9]},
         "FORMAT": "BGR",
         "MASK_FORMAT": "polygon",
     },
@@ -222,15 +207,8 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
         "REFERENCE_WORLD_SIZE": 0,
         "BIAS_LR_FACTOR": 1.0,
         "WEIGHT_DECAY_BIAS": None,
-        "CLIP_GRADIENTS": {
-            "ENABLED": False,
-            "CLIP_TYPE": "value",
-            "CLIP_VALUE": 1.0,
-            "NORM_TYPE": 2.0,
-        },
-        "AMP": {
-            "ENABLED": False,
-        },
+        "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},
+        "AMP": {"ENABLED": False},
     },
     "TEST": {
         "EXPECTED_RESULTS": [],
@@ -243,19 +221,14 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
             "MAX_SIZE": 4000,
             "FLIP": True,
         },
-        "PRECISE_BN": {
-            "ENABLED": False,
-            "NUM_ITER": 200,
-        },
+        "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
     },
     "OUTPUT_DIR": "./output",
     "SEED": -1,
     "CUDNN_BENCHMARK": False,
     "FLOAT32_PRECISION": "",
     "VIS_PERIOD": 0,
-    "GLOBAL": {
-        "HACK": 1.0,
-    },
+    "GLOBAL": {"HACK": 1.0},
 }
 
 # Parts that only Detectron2 has, by the beginnings of their keys. Each is switched on by a key elsewhere (KEYPOINT_ON,

@@ -13,379 +13,281 @@ from detseg.config.kinds import Kind
 
 @dataclass(frozen=True)
 class Key:
-    """One key.
-
-    Attributes:
-        name: dotted name.
-        default: its value where no file sets it.
-        explanation: what it does, with units and legal values.
-        kind: the type of the value; None reads it off the default.
+    """default: the value where no file sets it. explanation: what the key does, with units and legal values. kind: the
+    type of the value; None reads it off the default.
     """
 
-    name: str
     default: Any
     explanation: str
     kind: Kind | None = None
 
 
-OWN_KEYS: tuple[Key, ...] = (
-    Key(
-        "MODEL.ENGINE",
+OWN_KEYS: dict[str, Key] = {
+    "MODEL.ENGINE": Key(
         "auto",
         "Which implementation trains and predicts: `detectron2` (Detectron2 itself), `native` (detseg's own R-CNN "
         "family on torch and torchvision) or `auto`: Detectron2 where it imports, knows the architecture and "
         "implements every key that is set, else native. Which one ran, and why, is stored in the run.",
     ),
-    Key(
-        "MODEL.IMPORTS",
+    "MODEL.IMPORTS": Key(
         [],
         "Code of yours that adds architectures to Detectron2, as `module:function`: the module is imported, and "
         "`function(cfg)` adds its keys to Detectron2's configuration. Taken from configuration files only, and only "
         "from those named on the command line.",
         Kind("str", (1,)),
     ),
-    Key(
-        "MODEL.FREEZE",
+    "MODEL.FREEZE": Key(
         [],
         "Patterns of names of parameters that are not trained, such as `backbone.*` (`*` any text); a frozen BatchNorm "
         "keeps its statistics too. Beside MODEL.BACKBONE.FREEZE_AT.",
         Kind("str", (1,)),
     ),
-    Key(
-        "MODEL.COMPILE",
+    "MODEL.COMPILE": Key(
         False,
         "Train the backbone through torch.compile. Whether it computes the same is checked at the start; compiling "
         "takes minutes, and anew for other sizes of images: for long trainings with crops of one size, on a GPU.",
     ),
-    Key(
-        "MODEL.TORCHVISION.NAME",
+    "MODEL.TORCHVISION.NAME": Key(
         "maskrcnn_resnet50_fpn",
         "Which of torchvision's models MODEL.META_ARCHITECTURE `TorchvisionMaskRCNN` is: `maskrcnn_resnet50_fpn` or "
         "`maskrcnn_resnet50_fpn_v2`.",
     ),
-    Key(
-        "INPUT.CHANNELS",
+    "INPUT.CHANNELS": Key(
         [],
         "Which channels of a multi-channel image the model sees, in this order: 0-based indices, or names of an "
         "OME-TIFF's channels; `[]` takes the image as it is, a gray image repeated where MODEL.PIXEL_MEAN has "
         "three values.",
         Kind("any", (1,)),
     ),
-    Key(
-        "INPUT.PIXEL_SIZE",
+    "INPUT.PIXEL_SIZE": Key(
         0.0,
         "Micrometres: images are brought to pixels of this size before INPUT.MIN_SIZE_* and crops, in training and "
         "prediction alike, each by its own pixel size, which must be known; 0 leaves them as they are.",
     ),
-    Key(
-        "INPUT.GRAYSCALE",
-        False,
-        "Replace RGB by its luma before scaling, so that a stain's colour does not matter.",
-    ),
-    Key(
-        "INPUT.SCALING",
+    "INPUT.GRAYSCALE": Key(False, "Replace RGB by its luma before scaling, so that a stain's colour does not matter."),
+    "INPUT.SCALING": Key(
         "none",
         "How intensities are brought to 0..255: `none` (as in the file), `percentile` (the image's own "
         "INPUT.SCALING_PERCENTILES) or `fixed` (INPUT.SCALING_RANGE).",
     ),
-    Key(
-        "INPUT.SCALING_PERCENTILES",
-        [0.5, 99.5],
-        "Percentiles of the image's intensities that become 0 and 255 when INPUT.SCALING is `percentile`.",
+    "INPUT.SCALING_PERCENTILES": Key(
+        [0.5, 99.5], "Percentiles of the image's intensities that become 0 and 255 when INPUT.SCALING is `percentile`."
     ),
-    Key(
-        "INPUT.SCALING_RANGE",
-        [0.0, 65535.0],
-        "Intensities that become 0 and 255 when INPUT.SCALING is `fixed`.",
-    ),
-    Key(
-        "INPUT.INVERT",
+    "INPUT.SCALING_RANGE": Key([0.0, 65535.0], "Intensities that become 0 and 255 when INPUT.SCALING is `fixed`."),
+    "INPUT.INVERT": Key(
         "none",
         "`auto` inverts an image whose background is brighter than its objects (median above mid-range), in training "
         "and prediction alike; `none` leaves images as they are.",
     ),
-    Key(
-        "INPUT.CROP.AFTER_RESIZE",
+    "INPUT.CROP.AFTER_RESIZE": Key(
         False,
         "Cut the crop (INPUT.CROP.*) out of the resized and zoomed image; False cuts first and resizes the crop, as "
         "Detectron2. True keeps the scale of training that of testing where INPUT.MIN_SIZE_TRAIN is not 0.",
     ),
-    Key(
-        "INPUT.CROP.PAD",
+    "INPUT.CROP.PAD": Key(
         False,
         "Pad images that are smaller than INPUT.CROP.SIZE to it, each at a random place, as large-scale jitter does; "
         "False uses them whole. Needs INPUT.CROP.TYPE `absolute` and AFTER_RESIZE.",
     ),
-    Key(
-        "INPUT.CROP.ON_OBJECTS",
-        0.0,
-        "Probability that the crop is laid about a random object of the image; else it may lie anywhere.",
+    "INPUT.CROP.ON_OBJECTS": Key(
+        0.0, "Probability that the crop is placed around a random object of the image; else it may be anywhere."
     ),
-    Key(
-        "INPUT.CROP.BALANCE_POWER",
-        0.0,
-        "How far ON_OBJECTS prefers rare classes: 0 not at all, 1 all classes of the training data equally often.",
+    "INPUT.CROP.BALANCE_POWER": Key(
+        0.0, "How far ON_OBJECTS prefers rare classes: 0 not at all, 1 all classes of the training data equally often."
     ),
-    Key(
-        "INPUT.MIN_VISIBLE",
+    "INPUT.MIN_VISIBLE": Key(
         0.0,
         "Objects of which crop and turn leave a smaller share of the area are dropped, and what is left is ignored.",
     ),
-    Key(
-        "INPUT.BORDER",
+    "INPUT.BORDER": Key(
         "constant",
         "What is seen where turns, shifts and padding leave the image: `constant` (the image's median, background) or "
         "`reflect` (the image mirrored; the losses ignore it, for its objects have no masks).",
     ),
-    Key("INPUT.RANDOM_ROTATE90", False, "Turn training images by a random multiple of 90 degrees."),
-    Key("INPUT.RANDOM_INVERT", 0.0, "Probability that a training image's intensities are inverted."),
-    Key(
-        "INPUT.RANDOM_BRIGHTNESS",
-        0.0,
-        "Half range of a random change of brightness, as a fraction of the range of intensities.",
+    "INPUT.RANDOM_ROTATE90": Key(False, "Turn training images by a random multiple of 90 degrees."),
+    "INPUT.RANDOM_INVERT": Key(0.0, "Probability that a training image's intensities are inverted."),
+    "INPUT.RANDOM_BRIGHTNESS": Key(
+        0.0, "Half range of a random change of brightness, as a fraction of the range of intensities."
     ),
-    Key(
-        "INPUT.RANDOM_CONTRAST",
-        0.0,
-        "Half range of a random change of contrast: 0.2 multiplies by 0.8..1.2 about the image's mean.",
+    "INPUT.RANDOM_CONTRAST": Key(
+        0.0, "Half range of a random change of contrast: 0.2 multiplies by 0.8..1.2 about the image's mean."
     ),
-    Key(
-        "INPUT.RANDOM_SCALE",
-        [1.0, 1.0],
-        "Smallest and largest random zoom of a training image on top of its resized size.",
+    "INPUT.RANDOM_SCALE": Key(
+        [1.0, 1.0], "Smallest and largest random zoom of a training image on top of its resized size."
     ),
-    Key(
-        "INPUT.RANDOM_SCALE_SAMPLING",
+    "INPUT.RANDOM_SCALE_SAMPLING": Key(
         "log_uniform",
         "How the zoom is drawn: `log_uniform` (half and double equally likely) or `uniform` (as large-scale jitter).",
     ),
-    Key("INPUT.RANDOM_AFFINE.PROBABILITY", 1.0, "Probability of the affine change of the keys beside it."),
-    Key("INPUT.RANDOM_AFFINE.ROTATION", 0.0, "Half range of a turn by any angle, degrees; 180 for all directions."),
-    Key("INPUT.RANDOM_AFFINE.SHEAR", 0.0, "Half range of a shear, degrees."),
-    Key(
-        "INPUT.RANDOM_AFFINE.STRETCH",
-        1.0,
-        "Largest ratio of stretching one direction to squeezing the other one, areas kept; 1 for none.",
+    "INPUT.RANDOM_AFFINE.PROBABILITY": Key(1.0, "Probability of the affine change of the keys beside it."),
+    "INPUT.RANDOM_AFFINE.ROTATION": Key(0.0, "Half range of a turn by any angle, degrees; 180 for all directions."),
+    "INPUT.RANDOM_AFFINE.SHEAR": Key(0.0, "Half range of a shear, degrees."),
+    "INPUT.RANDOM_AFFINE.STRETCH": Key(
+        1.0, "Largest ratio of stretching one direction to squeezing the other one, areas kept; 1 for none."
     ),
-    Key("INPUT.RANDOM_AFFINE.TRANSLATE", 0.0, "Half range of a shift, as a fraction of height and width."),
-    Key("INPUT.RANDOM_ELASTIC.PROBABILITY", 1.0, "Probability of the elastic bend of the keys beside it."),
-    Key(
-        "INPUT.RANDOM_ELASTIC.MAGNITUDE",
+    "INPUT.RANDOM_AFFINE.TRANSLATE": Key(0.0, "Half range of a shift, as a fraction of height and width."),
+    "INPUT.RANDOM_ELASTIC.PROBABILITY": Key(1.0, "Probability of the elastic bend of the keys beside it."),
+    "INPUT.RANDOM_ELASTIC.MAGNITUDE": Key(
         0.0,
         "Standard deviation of elastic displacements along each axis, in pixels of the training sample; 0 for none.",
     ),
-    Key(
-        "INPUT.RANDOM_ELASTIC.SPACING",
+    "INPUT.RANDOM_ELASTIC.SPACING": Key(
         64.0,
         "Distance of the elastic bend's control points, in pixels of the training sample; smaller bends more locally.",
     ),
-    Key(
-        "INPUT.ALBUMENTATIONS",
+    "INPUT.ALBUMENTATIONS": Key(
         [],
         "Changes of intensities by Albumentations: a list of `{name, p, params}`, and `{name, p, transforms}` for "
         "OneOf and the like. docs/augmentation.md.",
         Kind("plain", (1,)),
     ),
-    Key(
-        "INPUT.COPY_PASTE.PROBABILITY",
+    "INPUT.COPY_PASTE.PROBABILITY": Key(
         0.0,
         "Probability that objects of another sample are pasted upon a training sample; 0 is off. docs/augmentation.md.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.LAST_ITER",
-        0,
-        "Nothing is pasted after so many iterations: first with copy-paste, then training as usual. 0: to the end.",
+    "INPUT.COPY_PASTE.LAST_ITER": Key(
+        0, "Nothing is pasted after so many iterations: first with copy-paste, then training as usual. 0: to the end."
     ),
-    Key(
-        "INPUT.COPY_PASTE.SOURCES",
+    "INPUT.COPY_PASTE.SOURCES": Key(
         ["train"],
         "Where objects come from: `train` (other images of the training data), `image` (the image itself) and further "
         "data sets (catalog names or COCO files; classes matched by name, others left out).",
     ),
-    Key(
-        "INPUT.COPY_PASTE.SOURCE_WEIGHTS",
-        [],
-        "How often each of the SOURCES is drawn, relative to each other; `[]` equally often.",
-        Kind("float", (1,)),
+    "INPUT.COPY_PASTE.SOURCE_WEIGHTS": Key(
+        [], "How often each of the SOURCES is drawn, relative to each other; `[]` equally often.", Kind("float", (1,))
     ),
-    Key(
-        "INPUT.COPY_PASTE.GROUP_BY",
+    "INPUT.COPY_PASTE.GROUP_BY": Key(
         "",
         "Objects come only from images with the same value of this image-level field of the COCO file (such as "
         "`group`); empty: from all.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.BALANCE_POWER",
+    "INPUT.COPY_PASTE.BALANCE_POWER": Key(
         0.0,
         "How far rare classes are preferred, in the choice of images and of objects: 0 not at all, 1 all classes "
         "equally likely.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.MAX_OBJECTS",
-        50,
-        "Most objects that are pasted upon a sample; how many is drawn evenly from 1 on. 0: as many as there are.",
+    "INPUT.COPY_PASTE.MAX_OBJECTS": Key(
+        50, "Most objects that are pasted upon a sample; how many is drawn evenly from 1 on. 0: as many as there are."
     ),
-    Key(
-        "INPUT.COPY_PASTE.PLACE",
+    "INPUT.COPY_PASTE.PLACE": Key(
         "kept",
-        "`kept`: objects lie where they are in their own sample, after its own random crop, zoom and flips (Ghiasi et "
-        "al. 2020); `free`: each lies anywhere inside the sample.",
+        "`kept`: objects stay where they are in their own sample, after its own random crop, zoom and flips (Ghiasi et "
+        "al. 2020); `free`: each is placed anywhere inside the sample.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.MAX_OVERLAP",
+    "INPUT.COPY_PASTE.MAX_OVERLAP": Key(
         0.3,
         "Greatest share of an object, pasted or there before, by which it and the others may overlap: what would cover "
         "more is not pasted. 1: no limit.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.MIN_VISIBLE",
-        0.3,
-        "Objects of which a smaller share is left after pasting are dropped, and what is left of them is ignored.",
+    "INPUT.COPY_PASTE.MIN_VISIBLE": Key(
+        0.3, "Objects of which a smaller share is left after pasting are dropped, and what is left of them is ignored."
     ),
-    Key(
-        "INPUT.COPY_PASTE.SOFT_EDGE",
+    "INPUT.COPY_PASTE.SOFT_EDGE": Key(
         0.0,
         "Standard deviation, in pixels of the sample, of the Gaussian that blends pasted objects in; 0: hard edges.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.MARGIN",
+    "INPUT.COPY_PASTE.MARGIN": Key(
         0,
         "Pixels of background around an object that are pasted along with it, such as its halo in phase contrast, "
         "where no other object is.",
     ),
-    Key(
-        "INPUT.COPY_PASTE.MATCH_GRAY",
+    "INPUT.COPY_PASTE.MATCH_GRAY": Key(
         False,
         "Shift the intensities of every pasted object so that the background around it agrees with that of its new "
         "place.",
     ),
-    Key(
-        "DATASETS.IMAGE_ROOT",
+    "DATASETS.IMAGE_ROOT": Key(
         "",
         "Folder that the images' file names are relative to; empty: the JSON's `info.image_root`, else its own folder.",
     ),
-    Key(
-        "DATASETS.CLASSES",
+    "DATASETS.CLASSES": Key(
         [],
         "Names of the classes in order; `[]` takes the data's categories. Their number must be "
         "MODEL.ROI_HEADS.NUM_CLASSES.",
         Kind("str", (1,)),
     ),
-    Key(
-        "DATASETS.TRAIN_WEIGHTS",
+    "DATASETS.TRAIN_WEIGHTS": Key(
         [],
         "How often the images of each set of DATASETS.TRAIN come, relative to each other, whatever the sets' sizes; "
         "`[]` every image of every set equally often.",
         Kind("float", (1,)),
     ),
-    Key(
-        "DATASETS.FOLDS",
+    "DATASETS.FOLDS": Key(
         "",
         "Index of the folds of DATASETS.TRAIN, a CSV or YAML (see `detseg split`); empty: the field `fold` of the "
         "images.",
     ),
-    Key(
-        "DATASETS.FOLD",
+    "DATASETS.FOLD": Key(
         -1,
         "Train without this fold of DATASETS.TRAIN and validate on it instead of DATASETS.TEST; -1: no folds. "
         "`train_net --fold` sets it.",
     ),
-    Key(
-        "DATALOADER.BALANCE_BY",
+    "DATALOADER.BALANCE_BY": Key(
         "",
         "Show every value of this image-level field of the COCO file equally often (such as `group`), or, with "
         "`category`, every class; empty: every image equally often.",
     ),
-    Key(
-        "DATALOADER.BALANCE_POWER",
-        1.0,
-        "How far BALANCE_BY goes: 0 not at all, 1 all values equally often.",
-    ),
-    Key(
-        "DATALOADER.CACHE",
+    "DATALOADER.BALANCE_POWER": Key(1.0, "Strength of BALANCE_BY: 0 not at all, 1 all values equally often."),
+    "DATALOADER.CACHE": Key(
         "none",
         "Keep training images, decoded and scaled, with their masks: `memory` (shared by all loader processes, gone "
         "with the training) or `disk` (kept, and shared by all trainings).",
     ),
-    Key(
-        "DATALOADER.CACHE_SIZE",
-        8.0,
-        "Most that DATALOADER.CACHE holds, in GB; images beyond are read from their files.",
+    "DATALOADER.CACHE_SIZE": Key(
+        8.0, "Most that DATALOADER.CACHE holds, in GB; images beyond are read from their files."
     ),
-    Key(
-        "DATALOADER.CACHE_FOLDER",
-        "",
-        "Folder of the `disk` cache; empty: `samples` in `$DETSEG_CACHE`, else in `~/.cache/detseg`.",
+    "DATALOADER.CACHE_FOLDER": Key(
+        "", "Folder of the `disk` cache; empty: `samples` in `$DETSEG_CACHE`, else in `~/.cache/detseg`."
     ),
-    Key("SOLVER.OPTIMIZER", "SGD", "`SGD` (SOLVER.MOMENTUM, SOLVER.NESTEROV) or `AdamW` (SOLVER.BETAS)."),
-    Key(
-        "SOLVER.BACKBONE_MULTIPLIER",
-        1.0,
-        "Factor on the learning rate of the backbone's ResNet, pretrained while the heads are new; 0.1 is usual.",
+    "SOLVER.OPTIMIZER": Key("SGD", "`SGD` (SOLVER.MOMENTUM, SOLVER.NESTEROV) or `AdamW` (SOLVER.BETAS)."),
+    "SOLVER.BACKBONE_MULTIPLIER": Key(
+        1.0, "Factor on the learning rate of the backbone's ResNet, pretrained while the heads are new; 0.1 is usual."
     ),
-    Key(
-        "SOLVER.HEAD_WARMUP_ITERS",
+    "SOLVER.HEAD_WARMUP_ITERS": Key(
         0,
         "Iterations at the start in which only those parameters learn that MODEL.WEIGHTS did not give, so that new "
         "heads do not spoil what was pretrained.",
     ),
-    Key("SOLVER.BETAS", [0.9, 0.999], "AdamW's two decay rates of the running averages."),
-    Key(
-        "SOLVER.ACCUMULATE",
-        1,
-        "Batches whose gradients are averaged before each step; an iteration is one step.",
-    ),
-    Key("SOLVER.EMA.ENABLED", False, "Keep an exponential moving average of the weights, and evaluate and store it."),
-    Key("SOLVER.EMA.DECAY", 0.999, "Part of the average that each step keeps."),
-    Key(
-        "SOLVER.AMP.DTYPE",
+    "SOLVER.BETAS": Key([0.9, 0.999], "AdamW's two decay rates of the running averages."),
+    "SOLVER.ACCUMULATE": Key(1, "Batches whose gradients are averaged before each step; an iteration is one step."),
+    "SOLVER.EMA.ENABLED": Key(False, "Keep an exponential moving average of the weights, and evaluate and store it."),
+    "SOLVER.EMA.DECAY": Key(0.999, "Part of the average that each step keeps."),
+    "SOLVER.AMP.DTYPE": Key(
         "auto",
         "Number format of mixed precision when SOLVER.AMP.ENABLED: `bfloat16`, `float16` (CUDA only) or `auto` "
         "(bfloat16 where the device computes it fast, else float16 on CUDA and full precision on a CPU).",
     ),
-    Key(
-        "SOLVER.CHECKPOINT_KEEP",
-        1,
-        "How many of the newest periodic checkpoints are kept, beside the best one.",
+    "SOLVER.CHECKPOINT_KEEP": Key(1, "How many of the newest periodic checkpoints are kept, beside the best one."),
+    "SOLVER.LOG_PERIOD": Key(20, "Iterations between two lines of metrics."),
+    "TEST.EARLY_STOP_PATIENCE": Key(
+        0, "Stop after this many evaluations without a better TEST.BEST_METRIC; 0 never stops early."
     ),
-    Key("SOLVER.LOG_PERIOD", 20, "Iterations between two lines of metrics."),
-    Key(
-        "TEST.EARLY_STOP_PATIENCE",
-        0,
-        "Stop after this many evaluations without a better TEST.BEST_METRIC; 0 never stops early.",
+    "TEST.BEST_METRIC": Key("object_ap", "The number, of final_metrics.json, by which the best checkpoint is chosen."),
+    "TEST.MAX_DETECTIONS_COCO": Key(2000, "Detections an image that COCO AP counts, best scores first."),
+    "TEST.MAX_IMAGES_DURING_TRAINING": Key(
+        0, "Images that evaluations during training use, spread evenly over the set; 0: all. The last takes all."
     ),
-    Key("TEST.BEST_METRIC", "object_ap", "The number, of final_metrics.json, by which the best checkpoint is chosen."),
-    Key("TEST.MAX_DETECTIONS_COCO", 2000, "Detections an image that COCO AP counts, best scores first."),
-    Key(
-        "TEST.MAX_IMAGES_DURING_TRAINING",
-        0,
-        "Images that evaluations during training look at, spread evenly over the set; 0: all. The last takes all.",
-    ),
-    Key("TEST.OVERLAYS", 16, "Images drawn at the end of training, ground truth beside prediction."),
-    Key(
-        "TEST.AUG.VIEWS",
+    "TEST.OVERLAYS": Key(16, "Images drawn at the end of training, ground truth beside prediction."),
+    "TEST.AUG.VIEWS": Key(
         [],
         "Views of an image when TEST.AUG.ENABLED: `flips`, `eight`, or words joined by + such as `h+scale=1.25+clahe` "
         "(docs/inference.md). `[]`: Detectron2's TEST.AUG.MIN_SIZES, MAX_SIZE and FLIP.",
         Kind("str", (1,)),
     ),
-    Key(
-        "TEST.AUG.MODE",
+    "TEST.AUG.MODE": Key(
         "merge_then_mask",
         "`merge_then_mask`: boxes of all views are merged, then the masks that all views give them are averaged, as "
         "Detectron2 does. `fuse`: every view detects boxes and masks, which are fused.",
     ),
-    Key(
-        "TEST.AUG.METHOD",
+    "TEST.AUG.METHOD": Key(
         "wbf",
         "How boxes of several views become one: `wbf` (their mean), `nms` (the best; Detectron2, at 0.5) or "
         "`soft_nms`.",
     ),
-    Key("TEST.AUG.THRESHOLD", 0.65, "Boxes of a class with a greater IoU than this are one object, for METHOD."),
-    Key("TEST.AUG.MIN_VIEWS", 1, "Objects that fewer views have found are dropped."),
-    Key(
-        "TEST.AUG.MASKS",
+    "TEST.AUG.THRESHOLD": Key(0.65, "Boxes of a class with a greater IoU than this are one object, for METHOD."),
+    "TEST.AUG.MIN_VIEWS": Key(1, "Objects that fewer views have found are dropped."),
+    "TEST.AUG.MASKS": Key(
         "mean",
         "Of TEST.AUG.MODE `fuse`: the mask of a fused object is the `best` one, a `vote` of pixels, or the `mean`.",
     ),
-)
+}

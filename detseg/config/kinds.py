@@ -72,7 +72,7 @@ def kind_of_default(default: Any) -> Kind:
 
 
 def shorten(value: Any) -> str:
-    """repr of a value, cut where long or deep: configurations may come from strangers."""
+    """repr of a value, cut where long or deep: configurations may come from anywhere."""
     return _short.repr(value)
 
 
@@ -127,7 +127,8 @@ def _convert(kind: Kind, value: Any, *, depth: int, decode: bool) -> Any:
         if not value and depth + 1 in kind.depths:
             return []
         converted = [_convert(kind, element, depth=depth + 1, decode=decode) for element in value]
-        _check_even_depth(kind, value, converted)
+        if kind.scalar not in ("any", "plain") and len({isinstance(element, list) for element in converted}) > 1:
+            raise WrongKindError(_wrong(kind, value))
         return converted
     if depth not in kind.depths:
         raise WrongKindError(_wrong(kind, value, wrap=depth == 0 and 1 in kind.depths))
@@ -146,14 +147,7 @@ def _plain(kind: Kind, value: Any, depth: int = 0) -> Any:
         return {name: _plain(kind, element, depth + 1) for name, element in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(kind, element, depth + 1) for element in value]
-    if value is None:
-        return None
-    return _convert_scalar(Kind("any"), value)
-
-
-def _check_even_depth(kind: Kind, value: Any, converted: list[Any]) -> None:
-    if kind.scalar not in ("any", "plain") and len({isinstance(element, list) for element in converted}) > 1:
-        raise WrongKindError(_wrong(kind, value))
+    return None if value is None else _convert_scalar(Kind("any"), value)
 
 
 def _convert_scalar(kind: Kind, value: Any) -> Any:
@@ -189,10 +183,7 @@ def _wrong(kind: Kind, value: Any, wrap: bool = False) -> str:
         remedy = ' (quote it: "...")'
     elif wrap:
         remedy = f", such as [{shorten(value)}]"
-    return f"got {shorten(value)} ({_type_name(value)}), expected {kind.describe()}{remedy}"
-
-
-def _type_name(value: Any) -> str:
     names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "a list", tuple: "a list"}
     names |= {type(None): "nothing", dict: "a section"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    name = names.get(type(value), f"a {type(value).__name__}")
+    return f"got {shorten(value)} ({name}), expected {kind.describe()}{remedy}"

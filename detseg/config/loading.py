@@ -146,7 +146,7 @@ def config_name(path: str | os.PathLike[str] | None) -> str:
     """The name of a configuration, for `runs/<config>`: configs/quickstart/mask_rcnn.yaml is quickstart_mask_rcnn.
 
     Folders below one called `configs` belong to the name, so that equal file names of two tasks stay apart; elsewhere
-    it is the file's name alone. Without a file the name is "default".
+    it is the file's name only. Without a file the name is "default".
     """
     if path is None:
         return "default"

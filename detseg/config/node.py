@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,18 @@ from detseg.config.schema import Schema, schema
 from detseg.errors import ConfigError
 
 
+@dataclass
 class _Store:
     """What all nodes of one configuration share.
 
-    values: dotted key -> value, for every known key; origins: dotted key -> where it was set, for messages. known: the
-    keys that there are.
+    values: dotted key -> value, for every known key; origins: dotted key -> where it was set, for messages.
     """
 
-    def __init__(
-        self,
-        values: dict[str, Any],
-        origins: dict[str, str],
-        source: Path | None,
-        frozen: bool,
-        known: Schema,
-    ) -> None:
-        self.known = known
-        self.values = values
-        self.origins = origins
-        self.source = source
-        self.frozen = frozen
+    values: dict[str, Any]
+    origins: dict[str, str]
+    source: Path | None
+    frozen: bool
+    known: Schema
 
 
 class Config:
@@ -106,9 +99,6 @@ class Config:
     def __iter__(self) -> Iterator[str]:
         return iter(self.to_dict())
 
-    def __len__(self) -> int:
-        return len(self.to_dict())
-
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.to_dict()]
 
@@ -122,8 +112,8 @@ class Config:
 
     def __reduce__(self) -> tuple[Any, ...]:
         store = self._store
-        extra = dict(store.known.extra)
-        return (_restore, (store.values, store.origins, store.source, store.frozen, self._prefix, extra))
+        arguments = (store.values, store.origins, store.source, store.frozen)
+        return (_restore, (arguments, self._prefix, dict(store.known.extra)))
 
     def set(self, key: str, value: Any, origin: str = "set in Python") -> None:
         """Set one key below this node, given by its dotted name.
@@ -159,8 +149,8 @@ class Config:
     def clone(self) -> Config:
         """A copy that shares nothing and is not frozen."""
         store = self._store
-        own = _Store(copy.deepcopy(store.values), dict(store.origins), store.source, False, store.known)
-        return Config(own, self._prefix)
+        values, origins = copy.deepcopy(store.values), dict(store.origins)
+        return Config(replace(store, values=values, origins=origins, frozen=False), self._prefix)
 
     def flatten(self) -> dict[str, Any]:
         """All values below this node by dotted name (relative to it); a copy."""
@@ -191,12 +181,5 @@ def unknown_key_message(key: str, known: Schema | None = None) -> str:
     return f"unknown key {shown!r}" + (f"; did you mean {nearest}?" if nearest else "")
 
 
-def _restore(
-    values: dict[str, Any],
-    origins: dict[str, str],
-    source: Path | None,
-    frozen: bool,
-    prefix: str,
-    extra: dict[str, Any],
-) -> Config:
-    return Config(_Store(values, origins, source, frozen, schema().extended(extra)), prefix)
+def _restore(arguments: tuple[Any, ...], prefix: str, extra: dict[str, Any]) -> Config:
+    return Config(_Store(*arguments, schema().extended(extra)), prefix)

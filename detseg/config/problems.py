@@ -14,7 +14,7 @@ class Problems:
     """The problems of one configuration, each with key, value and where the value was set.
 
     engine: for which the configuration is judged; "native" refuses values that only Detectron2 implements.
-    training: whether a training is to begin, which asks for more than prediction with given weights. blames_native:
+    training: whether a training is to begin, which needs more than prediction with given weights. blames_native:
     whether a problem is one of the native engine only.
     """
 

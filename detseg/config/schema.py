@@ -17,17 +17,13 @@ from detseg.config.detectron2_defaults import DETECTRON2_DEFAULTS
 from detseg.config.keys import OWN_KEYS
 from detseg.config.kinds import Kind, WrongKindError, coerce, kind_of_default
 
-# Where detseg's default of a Detectron2 key differs from Detectron2's, each with its reason.
-#
-# `docs/configuration.md` is made from this list.
-
-# OUTPUT_DIR's default: <config> becomes the configuration's name, and each run takes the next free number below it
+# <config> becomes the configuration's name, and each run takes the next free number below it.
 DEFAULT_OUTPUT_DIR = "runs/<config>"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One key of Detectron2's whose default is another one here."""
+    """One key of Detectron2's whose default is another one here; docs/configuration.md lists them."""
 
     name: str
     default: Any
@@ -53,7 +49,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "DATALOADER.ASPECT_RATIO_GROUPING",
         False,
-        "The native engine does not group: the position in the sample stream alone decides a batch, which makes a "
+        "The native engine does not group: only the position in the sample stream decides a batch, which makes a "
         "resumed run repeat the uninterrupted one exactly; crops have one shape anyway.",
     ),
     Difference(
@@ -136,8 +132,8 @@ def schema() -> Schema:
     """The keys that every configuration knows."""
     values = dict(detectron2_defaults())
     values.update((difference.name, difference.default) for difference in DIFFERENCES)
-    values.update((key.name, key.default) for key in OWN_KEYS)
-    declared = _DECLARED_KINDS | {key.name: key.kind for key in OWN_KEYS if key.kind is not None}
+    values.update((name, key.default) for name, key in OWN_KEYS.items())
+    declared = _DECLARED_KINDS | {name: key.kind for name, key in OWN_KEYS.items() if key.kind is not None}
     kinds = {name: declared.get(name) or kind_of_default(value) for name, value in values.items()}
     return Schema(MappingProxyType(values), MappingProxyType(kinds), _sections_of(values))
 

@@ -46,7 +46,7 @@ def read_config_file(path: Path, known: Schema | None, included_by: str = "") ->
     """Read one YAML file, without the files that it builds on.
 
     Args:
-        known: the keys that there are. None looks for MODEL.IMPORTS alone, which adds some, and judges nothing else.
+        known: the keys that there are. None looks only for MODEL.IMPORTS, which adds some, and judges nothing else.
         included_by: the file that names this one in `_BASE_`, for the message when this one is missing.
 
     Raises:
@@ -57,8 +57,7 @@ def read_config_file(path: Path, known: Schema | None, included_by: str = "") ->
     try:
         _refuse_depth(path, text)
         loader = _Loader(text)
-        root = loader.get_single_node()
-        return _Walk(path, loader, known).run(root)
+        return _Walk(path, loader, known).run(loader.get_single_node())
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(path, error)) from None
     except (ValueError, OverflowError, RecursionError, MemoryError, TypeError, AttributeError, KeyError) as error:
@@ -113,7 +112,7 @@ class _Walk:
     def __init__(self, path: Path, loader: Any, known: Schema | None) -> None:
         self.path = path
         self.known = known
-        self.loader = loader
+        self.construct = lambda node: loader.construct_object(node, deep=True)
         self.file = ConfigFile()
         self.problems: list[str] = []
 
@@ -121,7 +120,7 @@ class _Walk:
         if root is None:
             return self.file
         if not isinstance(root, yaml.MappingNode):
-            found = shorten(self.loader.construct_object(root, deep=True))
+            found = shorten(self.construct(root))
             raise ConfigError(f"{self.path}: expected sections and keys (MODEL: ...), got {found}")
         self._section(root, "")
         if self.known is None:
@@ -135,65 +134,50 @@ class _Walk:
     def _section(self, section: yaml.MappingNode, prefix: str) -> None:
         seen: dict[str, int] = {}
         for name_node, node in section.value:
-            line = name_node.start_mark.line + 1
-            where = f"{self.path}:{line}"
-            name = name_node.value
-            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != "tag:yaml.org,2002:str":
-                self._refuse_name(name_node, where)
+            name, line = name_node.value, name_node.start_mark.line + 1
+            problem = None
+            if name_node.tag == "tag:yaml.org,2002:merge":
+                problem = f"the merge key << is not supported; inherit with {BASE_KEY}: FILE"
+            elif not isinstance(name_node, yaml.ScalarNode) or name_node.tag != "tag:yaml.org,2002:str":
+                problem = f"a key must be a name such as MODEL, got {shorten(name)}"
             elif name in seen:
-                self.problems.append(
-                    f"{where}: {prefix}{name} is given twice in this section, first in line {seen[name]}"
-                )
+                problem = f"{prefix}{name} is given twice in this section, first in line {seen[name]}"
             elif "." in name:
-                self.problems.append(
-                    f"{where}: {shorten(name)}: expected one section in another (MODEL:, below it RPN:)"
-                )
+                problem = f"{shorten(name)}: expected one section in another (MODEL:, below it RPN:)"
             elif name == BASE_KEY and not prefix:
-                self._bases(node, where)
+                problem = self._bases(self.construct(node))
             else:
-                self._entry(prefix + name, node, where)
+                problem = self._entry(prefix + name, node, f"{self.path}:{line}")
+            if problem:
+                self.problems.append(f"{self.path}:{line}: {problem}")
             if isinstance(name, str):
                 seen.setdefault(name, line)
 
-    def _refuse_name(self, name_node: yaml.Node, where: str) -> None:
-        if name_node.tag == "tag:yaml.org,2002:merge":
-            self.problems.append(f"{where}: the merge key << is not supported; inherit with {BASE_KEY}: FILE")
-        else:
-            self.problems.append(f"{where}: a key must be a name such as MODEL, got {shorten(name_node.value)}")
-
-    def _entry(self, key: str, node: yaml.Node, where: str) -> None:
+    def _entry(self, key: str, node: yaml.Node, where: str) -> str | None:
+        """Take a setting or walk a section; return what is wrong with it."""
+        is_section = isinstance(node, yaml.MappingNode)
         if self.known is None:
-            self._only_imports(key, node, where)
-        elif key in self.known.sections:
-            if isinstance(node, yaml.MappingNode):
+            if key == IMPORTS_KEY:
+                self.file.settings.append(Setting(key, self.construct(node), where))
+            elif is_section and IMPORTS_KEY.startswith(key + "."):
                 self._section(node, key + ".")
-            elif self._construct(node) is not None:  # `MODEL:` with nothing below is an empty section
-                self.problems.append(f"{where}: {key} is a section, expected keys below it, got {self._shown(node)}")
+        elif key in self.known.sections:
+            value = None if is_section else self.construct(node)
+            if value is not None:  # `MODEL:` with nothing below is an empty section
+                return f"{key} is a section, expected keys below it, got {shorten(value)}"
+            if is_section:
+                self._section(node, key + ".")
         elif key not in self.known.kinds:
-            self.problems.append(f"{where}: {unknown_key_message(key, self.known)}")
-        elif isinstance(node, yaml.MappingNode):
-            self.problems.append(f"{where}: {key}: got a section, expected {self.known.kinds[key].describe()}")
+            return unknown_key_message(key, self.known)
+        elif is_section:
+            return f"{key}: got a section, expected {self.known.kinds[key].describe()}"
         else:
-            self.file.settings.append(Setting(key, self._construct(node), where))
+            self.file.settings.append(Setting(key, self.construct(node), where))
+        return None
 
-    def _only_imports(self, key: str, node: yaml.Node, where: str) -> None:
-        if key == IMPORTS_KEY:
-            self.file.settings.append(Setting(key, self._construct(node), where))
-        elif isinstance(node, yaml.MappingNode) and IMPORTS_KEY.startswith(key + "."):
-            self._section(node, key + ".")
-
-    def _bases(self, node: yaml.Node, where: str) -> None:
-        value = self._construct(node)
+    def _bases(self, value: Any) -> str | None:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            self.problems.append(
-                f"{where}: {BASE_KEY}: got {self._shown(node)}, expected a file name or a list of them"
-            )
-            return
+            return f"{BASE_KEY}: got {shorten(value)}, expected a file name or a list of them"
         self.file.bases = list(names)
-
-    def _construct(self, node: yaml.Node) -> Any:
-        return self.loader.construct_object(node, deep=True)
-
-    def _shown(self, node: yaml.Node) -> str:
-        return shorten(self._construct(node))
+        return None

@@ -48,7 +48,7 @@ REFUSED: dict[str, dict[Any, str]] = {
     },
     "MODEL.ANCHOR_GENERATOR.NAME": {"RotatedAnchorGenerator": _NO_BOXES_WITH_ANGLES},
     "MODEL.ROI_HEADS.NAME": {"RROIHeads": _NO_BOXES_WITH_ANGLES},
-    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": {True: "it asks for classes' frequencies of data registered with Detectron2"},
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": {True: "it needs classes' frequencies of data registered with Detectron2"},
 }
 
 

@@ -30,8 +30,8 @@ _SHARED = (EngineOptions, ModelOptions, *PREDICTION, *EVALUATION, *TRAINING)
 def own_keys_table() -> str:
     """Every key that Detectron2 does not have: name, default, type, explanation."""
     rows = (
-        (f"`{key.name}`", _code(key.default), kinds()[key.name].describe(), key.explanation)
-        for key in sorted(OWN_KEYS, key=lambda key: key.name)
+        (f"`{name}`", _code(key.default), kinds()[name].describe(), key.explanation)
+        for name, key in sorted(OWN_KEYS.items())
     )
     return _table(("key", "default", "type", "what it does"), rows)
 

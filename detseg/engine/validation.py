@@ -19,7 +19,7 @@ def validate_config(cfg: Config, *, training: bool = True) -> EngineChoice:
     """Check everything that can be checked without data; return the engine.
 
     Args:
-        training: False for evaluation with given weights, which asks for less.
+        training: False for evaluation with given weights, which needs less.
 
     Raises:
         ConfigError: all problems, each with its key and where it was set.

@@ -16,7 +16,7 @@ DETECTRON2_BUILDER = "detseg.detectron2.segmenter:build_detectron2"
 def architecture_of(cfg: Config) -> Architecture:
     """What the model of a configuration gives, with either engine.
 
-    Detectron2's GeneralizedRCNN gives what the native one does; its other architectures answer with whole masks.
+    Detectron2's GeneralizedRCNN gives what the native one does; its other architectures give only whole masks.
     """
     return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE, Architecture(options="", build=DETECTRON2_BUILDER))
 

@@ -53,7 +53,7 @@ def validate(
 
     Args:
         parts: the options that will be read, beside those of the model.
-        training: False for prediction and evaluation with given weights, which ask for less.
+        training: False for prediction and evaluation with given weights, which need less.
         honoured: further options whose keys are read elsewhere, whose values do not matter here. With None the caller
             knows only its own parts: of the keys that no part has only those of MODEL are refused.
 

@@ -25,7 +25,7 @@ class ImageInput(nn.Module):
     """Normalise images and pad them with zeros, at the right and at the bottom, to one size.
 
     pixel_mean, pixel_std: per channel of the model, so in BGR order where `bgr`. bgr: images of three channels come as
-    RGB and are turned around.
+    RGB and are reversed.
     """
 
     def __init__(

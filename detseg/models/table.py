@@ -2,8 +2,8 @@
 
 One row makes an architecture known: its keys and their legal values follow from `options`, refusals of what it cannot
 do (`--boxes`, `--soft-masks`, `--tta-mode merge_then_mask`) and defaults (the mode of test-time augmentation) from the
-other fields. Modules are imported when they are asked for. `detseg.engines.build` has the same answers for a
-configuration that Detectron2 runs.
+other fields. Modules are imported when they are needed. `detseg.engines.build.architecture_of` says the same of
+a configuration that Detectron2 runs.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def options_of(name: str) -> type[Options]:
 def model_rules(cfg: Config) -> dict[str, Rule]:
     """The keys that the model of a configuration acts on, with their rules.
 
-    Of an architecture that only Detectron2 has not more is known than the keys of its backbone.
+    Of an architecture that only Detectron2 has, no more is known than the keys of its backbone.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     backbone = ("MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM", "MODEL.FPN.NORM")

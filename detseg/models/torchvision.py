@@ -127,7 +127,7 @@ class TorchvisionMaskRCNN(RegionSegmenter):
 
 
 class _Ignoring:
-    """Inside the block torchvision's matching leaves out what lies in ignored regions (label -1)."""
+    """Inside the block torchvision's matching leaves out what is in ignored regions (label -1)."""
 
     def __init__(self, model: TorchvisionMaskRCNN, targets: Sequence[Targets]) -> None:
         self.model = model
@@ -163,7 +163,7 @@ class _Ignoring:
 
 
 def _without_ignored(targets: Targets) -> Targets:
-    """Take out the objects that lie in ignored regions: what is found there counts as nothing then."""
+    """Remove the objects that are in ignored regions: what is found there is ignored then."""
     return targets[~targets.ignored]
 
 

@@ -114,7 +114,7 @@ def test_no_engine_is_advised_that_refuses_too():
 
 def test_every_own_key_of_model_and_solver_is_judged():
     """A new key that nobody thought of is refused by the Detectron2 engine, not ignored."""
-    judged = [key.name for key in ALL_OWN_KEYS if key.name.startswith(("MODEL.", "SOLVER."))]
+    judged = [name for name in ALL_OWN_KEYS if name.startswith(("MODEL.", "SOLVER."))]
     assert not implements("MODEL.TORCHVISION.NAME")
     assert all(implements(name) == any(fnmatch.fnmatchcase(name, p) for p in OWN_KEYS) for name in judged)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +30,10 @@ class Deformable(Options):
 
 
 class DeformableConvNorm(ConvNorm):
-    """A 3 x 3 ConvNorm whose samples are moved by given offsets."""
+    """A 3 x 3 ConvNorm whose samples are moved by given offsets; `settings` are those of ConvNorm."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        deformable: Deformable,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        norm: str = "",
-        relu: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            KERNEL_SIZE,
-            stride=stride,
-            dilation=dilation,
-            groups=groups,
-            norm=norm,
-            relu=relu,
-        )
+    def __init__(self, in_channels: int, out_channels: int, deformable: Deformable, **settings: Any) -> None:
+        super().__init__(in_channels, out_channels, KERNEL_SIZE, **settings)
         self.deformable = deformable
 
     def forward(self, x: Tensor, raw: Tensor) -> Tensor:
@@ -62,7 +43,7 @@ class DeformableConvNorm(ConvNorm):
         return self._convolve(x, partial(self._deform, offset=raw[:, : 2 * samples], mask=mask))
 
     def _deform(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, offset: Tensor, mask: Tensor | None) -> Tensor:
-        if len(x) == 0:  # the operator asks for images
+        if len(x) == 0:  # the operator refuses an empty batch
             return self._conv_forward(x, weight, bias)
         return deform_conv2d(
             x,
@@ -79,8 +60,8 @@ class DeformableConvNorm(ConvNorm):
 def make_offset_conv(in_channels: int, deformable: Deformable, *, stride: int = 1, dilation: int = 1) -> ConvNorm:
     """Return the convolution that says where to sample, zero at first: an undeformed 3 x 3.
 
-    Its output (B, G * 9 * 2, H', W'), modulated (B, G * 9 * 3, H', W'), holds y and x of each sample by turns, then the
-    logits of the factors; modulated convolutions begin with factors of one half.
+    Its output (B, G * 9 * 2, H', W'), modulated (B, G * 9 * 3, H', W'), holds y and x of each sample alternately, then
+    the logits of the factors; modulated convolutions begin with factors of one half.
     """
     per_sample = 3 if deformable.modulated else 2
     conv = ConvNorm(

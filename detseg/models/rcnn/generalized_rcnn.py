@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GeneralizedRCNN(RegionSegmenter):
-    """image_input makes the batch; the other parts bear the names that they have in Detectron2's state_dict."""
+    """image_input makes the batch; the other parts have their names in Detectron2's state_dict."""
 
     def __init__(
         self, *, image_input: ImageInput, backbone: nn.Module, proposal_generator: RPN, roi_heads: nn.Module
@@ -36,7 +36,7 @@ class GeneralizedRCNN(RegionSegmenter):
 
     @property
     def trains_everything(self) -> bool:
-        """See Segmenter: the RPN looks at whole feature maps, the region heads only where there are regions."""
+        """See Segmenter: the RPN uses whole feature maps, the region heads only regions of them."""
         return set(self.backbone.channels) <= set(self.proposal_generator.in_features)
 
     @property

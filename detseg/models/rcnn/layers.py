@@ -20,14 +20,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-# Group normalisation (Wu and He 2018) that is fast and exact for features with channels last in memory on the CPU.
-#
-# torch's own CPU kernel for that layout takes five to ten times as long in its backward pass and sums up in single
-# precision one by one, which leaves errors of 1e-5. Elsewhere torch's kernels are used.
-
-
 class GroupNorm(nn.GroupNorm):
-    """torch.nn.GroupNorm with another kernel where that pays."""
+    """Group normalisation (Wu and He 2018), fast and exact for features with channels last in memory on the CPU.
+
+    torch's own CPU kernel for that layout takes five to ten times as long in its backward pass and sums up in single
+    precision one by one, which leaves errors of 1e-5. Elsewhere torch's kernels are used.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -70,9 +68,6 @@ def _group_mean(values: Tensor, groups: int) -> Tensor:
     batch, channels = values.shape
     means = values.view(batch, groups, channels // groups).mean(dim=2, keepdim=True)
     return means.expand(batch, groups, channels // groups).reshape(batch, channels)
-
-
-# BatchNorm over the images of all processes that train together.
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -251,7 +246,7 @@ class _Kept:
     def __call__(self, make: Callable[[], Any], sources: Sequence[Tensor]) -> Any:
         if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
             return make()
-        # Every change in place raises a tensor's version; other tensors lie elsewhere.
+        # Every change in place raises a tensor's version; other tensors have another address.
         state = [(source.data_ptr(), source._version) for source in sources]
         if self._state != state:
             self._state, self._value = state, make()

@@ -1,9 +1,9 @@
 """Matching candidate boxes (proposals, anchors) to objects by IoU, without a matrix of all pairs.
 
 The results are exactly those of Detectron2's Matcher on the whole IoU matrix: each candidate gets the object of highest
-IoU (the first among equals) and a label by the interval in which that IoU lies; with `allow_low_quality_matches`,
-whatever overlaps an object best is a match too. Proposals are matched in chunks; anchors lie on grids, so only those
-anchors are looked at that can touch an object at all: for 2,000 cells on 1024 x 1024 pixels 3 million pairs instead of
+IoU (the first among equals) and a label by the interval of that IoU; with `allow_low_quality_matches`,
+whatever overlaps an object best is a match too. Proposals are matched in chunks; anchors form grids, so only those
+anchors are compared that can touch an object at all: for 2,000 cells on 1024 x 1024 pixels 3 million pairs instead of
 500 million.
 """
 
@@ -31,7 +31,7 @@ def _not_ascending(thresholds: list[float]) -> str | None:
 
 @dataclass(frozen=True)
 class SamplingOptions(Options):
-    """Which candidates are objects, and how many a loss looks at; section: of the candidates.
+    """Which candidates are objects, and how many a loss takes; section: of the candidates.
 
     thresholds: IoUs that split candidates into intervals, from background to object. batch_size candidates of an image
     are drawn, at most positive_fraction of them objects.
@@ -202,7 +202,7 @@ class Windows:
 def _span(objects: Tensor, anchors: Tensor, level: AnchorLevel, size: int) -> tuple[Tensor, Tensor]:
     """Return the first grid position (N, A) and the number of positions at which anchors touch objects, along one axis.
 
-    objects: (N, 2) and anchors: (A, 2), low and high end. Positions that touch by rounding alone may be included.
+    objects: (N, 2) and anchors: (A, 2), low and high end. Positions that touch only by rounding may be included.
     """
     low = (objects[:, None, 0] - anchors[None, :, 1]) / level.stride - level.offset
     high = (objects[:, None, 1] - anchors[None, :, 0]) / level.stride - level.offset
@@ -221,9 +221,6 @@ def pair_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(intersection > 0, intersection / union, torch.zeros_like(union))
 
 
-# Choosing which anchors and proposals a loss looks at.
-
-
 def sample_labels(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
     """Draw at random at most `count` candidates: up to `positive_fraction` of them objects, the others background.
 
@@ -234,8 +231,7 @@ def sample_labels(labels: Tensor, count: int, positive_fraction: float, backgrou
     others = torch.nonzero(labels == background).squeeze(1)
     object_count = min(len(objects), int(count * positive_fraction))
     other_count = min(len(others), count - object_count)
-    return _draw(objects, object_count), _draw(others, other_count)
-
-
-def _draw(indices: Tensor, count: int) -> Tensor:
-    return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+    return tuple(
+        indices[torch.randperm(len(indices), device=indices.device)[:number]]
+        for indices, number in ((objects, object_count), (others, other_count))
+    )

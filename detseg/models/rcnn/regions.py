@@ -1,4 +1,4 @@
-"""Proposals chosen for training and labelled, and going through many regions in portions."""
+"""Proposals that are chosen and labelled for training, and prediction of many regions in portions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def label_boxes(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: i
 def by_portions(
     function: Callable[[list[Tensor]], tuple[Tensor, ...]], boxes: Sequence[Tensor], size: int
 ) -> tuple[Tensor, ...]:
-    """Apply function(boxes of every image), which returns tensors of a row a box, to portions and join its answers."""
+    """Apply function(boxes of every image), which returns tensors of a row a box, to portions."""
     parts = [function(portion) for portion in in_portions(boxes, size)]
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 

@@ -28,7 +28,7 @@ BLOCKS_OF_DEPTH = {
 }
 BASIC_BLOCK_DEPTHS = (18, 34)
 STAGES = ("res2", "res3", "res4", "res5")
-# The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 has not.
+# The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 does not have.
 STEM_FEATURE = "res1"
 FEATURES = (STEM_FEATURE, *STAGES)
 
@@ -120,7 +120,7 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut.
 
-    stride_in_1x1: the stride lies in the first 1 x 1 (MSRA's weights) and not in the 3 x 3 (torchvision's).
+    stride_in_1x1: the stride is in the first 1 x 1 (MSRA's weights) and not in the 3 x 3 (torchvision's).
     deformable: how the 3 x 3 deforms, None for not at all.
     """
 

@@ -1,6 +1,6 @@
-"""ROIAlign along one axis: the weights with which the pixels of a crop enter each cell of a region.
+"""Pooling of regions: ROIAlign, separable along the axes, and the level of a feature pyramid for each region.
 
-ROIAlign averages bilinear samples on a grid that lies parallel to the axes, so it is separable: a pooled region is
+ROIAlign averages bilinear samples on a grid that is parallel to the axes, so it is separable: a pooled region is
 `rows (s, S) @ crop (S, S) @ columns (S, s)`, with a crop just large enough for the region. Sample positions and borders
 are those of torchvision's roi_align with aligned=True.
 """
@@ -32,7 +32,7 @@ def axis_weights(
 
     low, high: (M,) ends of the regions in pixels of a map of `length` pixels. size: number of cells. side: of the
     crops, at least `crop_side`. sampling_ratio: samples a cell, 0 for ceil(cell). The weights of a cell add up to the
-    number of its samples that lie on the map or at most one pixel outside; they are not yet divided by the number of
+    number of its samples that are on the map or at most one pixel outside; they are not yet divided by the number of
     samples.
     """
     start, cell = low - 0.5, (high - low) / size
@@ -40,7 +40,7 @@ def axis_weights(
     number = torch.arange(max(int(samples.max()), 1), device=low.device)
     position = torch.arange(size, device=low.device)[:, None] * cell[:, None, None] + start[:, None, None]
     position = position + (number + 0.5) * cell[:, None, None] / samples.clamp(min=1)[:, None, None]
-    # Beyond one pixel outside there is nothing; nearer to the map its border goes on.
+    # Beyond one pixel outside there is nothing; nearer to the map its border is repeated.
     exists = (number < samples[:, None, None]) & (position >= -1) & (position <= length)
     position = position.clamp(min=0)
     below = position.long().clamp(max=length - 1)
@@ -59,18 +59,18 @@ def crop_pixels(first: Tensor, side: int, length: int) -> Tensor:
     return (first[:, None] + torch.arange(side, device=first.device)).clamp(max=length - 1)
 
 
-# ROIAlign by matrix products, for features with channels last in memory on the CPU.
-#
-# torchvision's CPU kernel works on one pixel of one channel at a time and its backward pass on one core: a third of a
-# training step of a small model. This one takes a tenth of that; sums are added up in another order.
-
 # Numbers of crops held at once.
 NUMBERS_PER_CHUNK = 8_000_000
 CROP_STEP = 4
 
 
 def separable_roi_align(feature: Tensor, regions: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
-    """Return (M, C, size, size), channels last in memory; arguments as torchvision_ops.roi_align."""
+    """Return (M, C, size, size), channels last in memory; arguments as torchvision_ops.roi_align.
+
+    By matrix products, for features with channels last in memory on the CPU. torchvision's CPU kernel works on one
+    pixel of one channel at a time and its backward pass on one core: a third of a training step of a small model. This
+    one takes a tenth of that; sums are added up in another order.
+    """
     return _SeparableROIAlign.apply(feature, regions, size, scale, sampling_ratio)
 
 
@@ -111,7 +111,7 @@ def _split(regions: Tensor, shape: torch.Size, size: int, scale: float, sampling
 
 
 class _SeparableROIAlign(torch.autograd.Function):
-    """Between the two products the axes x and y change places, so that both are few large products of matrices."""
+    """Between the two products the axes x and y are exchanged, so that both are few large products of matrices."""
 
     @staticmethod
     def forward(ctx: Any, feature: Tensor, regions: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
@@ -145,9 +145,7 @@ class _SeparableROIAlign(torch.autograd.Function):
         return flat.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
 
 
-# Cutting regions out of the level of a feature pyramid that fits their size.
-
-# A box of this side goes to this level (Lin et al. 2017, equation 1).
+# A box of this side is pooled from this level (Lin et al. 2017, equation 1).
 CANONICAL_SIDE = 224
 CANONICAL_LEVEL = 4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +77,7 @@ class ROIHeadsOptions(DetectionOptions):
             expected = "the first must be the one of MODEL.ROI_HEADS.IOU_THRESHOLDS"
             problems.add("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", expected)
         if not self.class_agnostic:
-            problems.add(
-                f"{_BOX_HEAD}.CLS_AGNOSTIC_BBOX_REG", "a cascade goes on with one box of each region: set True"
-            )
+            problems.add(f"{_BOX_HEAD}.CLS_AGNOSTIC_BBOX_REG", "a cascade passes on one box of each region: set True")
 
 
 class ROIHeads(nn.Module):
@@ -161,9 +160,9 @@ class ROIHeads(nn.Module):
 class CascadeROIHeads(ROIHeads):
     """Cascade R-CNN (Cai and Vasconcelos 2018): each box head is trained for the better boxes of the one before.
 
-    Detectron2's CascadeROIHeads. sampling: of the first stage; what is drawn there goes through all stages. matchers:
+    Detectron2's CascadeROIHeads. sampling: of the first stage; what is drawn there passes through all stages. matchers:
     of the later stages. box_heads and box_predictors: one for each stage, class-agnostic in their boxes. The mask head
-    gets the sampled proposals in training and the detections in prediction.
+    gets the sampled proposals in training and the detections in prediction. others: as of ROIHeads.
     """
 
     def __init__(
@@ -172,29 +171,15 @@ class CascadeROIHeads(ROIHeads):
         matchers: Sequence[Matcher],
         box_heads: Sequence[nn.Module],
         box_predictors: Sequence[BoxPredictor],
-        num_classes: int,
-        in_features: Sequence[str],
-        sampling: RegionSampling,
-        box_pooler: Pooler,
-        mask_pooler: Pooler | None = None,
-        mask_head: MaskHead | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_features=in_features,
-            sampling=sampling,
-            box_pooler=box_pooler,
-            box_head=nn.ModuleList(box_heads),
-            box_predictor=nn.ModuleList(box_predictors),
-            mask_pooler=mask_pooler,
-            mask_head=mask_head,
-        )
+        super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **others)
         if not len(box_heads) == len(box_predictors) == len(matchers) + 1:
             raise ValueError(
                 "a cascade needs a box head and a predictor a stage, and a matcher for each stage but the first"
             )
         if not all(predictor.class_agnostic for predictor in box_predictors):
-            raise ValueError("the boxes of a cascade are class-agnostic: there is one box to go on with")
+            raise ValueError("the boxes of a cascade are class-agnostic: there is one box to pass on")
         self.matchers = tuple(matchers)
 
     def detect(

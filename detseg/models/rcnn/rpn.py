@@ -34,8 +34,8 @@ class ProposalOptions(Options):
 
 @dataclass(frozen=True)
 class RPNOptions(ProposalOptions):
-    """in_features: the feature maps it looks at. boundary_threshold: anchors that reach further beyond the image, in
-    pixels, count for nothing; negative for none. min_size: proposals have longer sides, in pixels.
+    """in_features: its feature maps. boundary_threshold: anchors that reach further beyond the image, in pixels, are
+    ignored; negative for none. min_size: proposals have longer sides, in pixels.
     """
 
     head: str = key("HEAD_NAME", choices=("StandardRPNHead",), registry=True)
@@ -99,14 +99,14 @@ class RPNHead(nn.Module):
         for feature in features:
             hidden = self.conv(feature)
             objectness.append(self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1).float())
-            # Four numbers of one anchor lie next to each other among the channels.
+            # The four numbers of an anchor are adjacent channels.
             raw = self.anchor_deltas(hidden).permute(0, 2, 3, 1)
             deltas.append(raw.reshape(raw.shape[0], -1, 4).float())
         return objectness, deltas
 
 
 class RPN(nn.Module):
-    """options: the feature maps that it looks at, one anchor level each, and the settings of losses and proposals."""
+    """options: its feature maps, one anchor level each, and the settings of losses and proposals."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class RPN(nn.Module):
         self.coder = coder
 
     def forward(self, features: dict[str, Tensor]) -> RPNOutput:
-        """Look at the feature maps of a batch."""
+        """Return objectness and deltas for every anchor of a batch."""
         chosen = [features[name] for name in self.in_features]
         objectness, deltas = self.rpn_head(chosen)
         grid = self.anchor_generator([(feature.shape[2], feature.shape[3]) for feature in chosen])
