@@ -20,7 +20,6 @@ PROJECTION = "max"
 
 _CHANNEL_AXES = "CS"
 UNNAMED_AXES = "QI"
-_STACK_NAMES = {"Z": ("slices", "z"), "T": ("points in time", "t")}
 _GIVEN_AXES = re.compile(r"[ZTCYXS]{2,5}")
 
 # Returns what an index of one entry an axis, a number or slice(None), selects.
@@ -131,10 +130,17 @@ def choose_plane(shape: Sequence[int], axes: str, choice: PlaneChoice) -> Plane:
         slice(None) if length > 1 or letter in "YX" else 0 for length, letter in zip(shape, letters, strict=True)
     ]
     projected = None
-    for letter, chosen in (("Z", choice.z), ("T", choice.t)):
+    for letter, name, option, chosen in (("Z", "slices", "z", choice.z), ("T", "points in time", "t", choice.t)):
         position = letters.find(letter)
         count = shape[position] if position >= 0 else 1
-        _check_stack(letter, count, chosen)
+        if count > 1 and chosen is None:
+            projection = f", or --{option} {PROJECTION} for the maximum of all" if letter == "Z" else ""
+            raise DataError(
+                f"the file holds {count} {name}; choose one with --{option} 0 to {count - 1}{projection} (in a COCO "
+                f'file the image\'s field "{FIELD}": {{"{option}": 0}})'
+            )
+        if isinstance(chosen, int) and chosen >= count:
+            raise DataError(f"{option} {chosen} is chosen, but the file holds {count} {name} (0 to {count - 1})")
         if count > 1 and chosen == PROJECTION:
             projected = position
         elif count > 1:
@@ -170,15 +176,3 @@ def _axis_letters(shape: Sequence[int], axes: str, choice: PlaneChoice) -> str:
         )
     given = iter(choice.axes)
     return "".join(next(given) if length > 1 else "?" for length in shape)
-
-
-def _check_stack(letter: str, count: int, chosen: int | str | None) -> None:
-    name, option = _STACK_NAMES[letter]
-    if count > 1 and chosen is None:
-        projection = f", or --{option} {PROJECTION} for the maximum of all" if letter == "Z" else ""
-        raise DataError(
-            f"the file holds {count} {name}; choose one with --{option} 0 to {count - 1}{projection} (in a COCO file "
-            f'the image\'s field "{FIELD}": {{"{option}": 0}})'
-        )
-    if isinstance(chosen, int) and chosen >= count:
-        raise DataError(f"{option} {chosen} is chosen, but the file holds {count} {name} (0 to {count - 1})")

@@ -53,7 +53,7 @@ class TiffSource(PlaneSource):
         _check_directories(data)
         with ExitStack() as resources:
             # tifffile logs what it finds strange; here that either matters and is raised, or does not.
-            logger, silence = logging.getLogger("tifffile"), _Silence()
+            logger, silence = logging.getLogger("tifffile"), logging.Filter("no logger")
             logger.addFilter(silence)
             resources.callback(logger.removeFilter, silence)
             # Files that a multi-file OME-TIFF names are not looked for: what is missing would be black.
@@ -88,11 +88,6 @@ class TiffSource(PlaneSource):
             if kind == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "ub":
                 array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
         return array[:, :, :-1] if self._has_alpha else array
-
-
-class _Silence(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return False
 
 
 def _has_alpha(page: tifffile.TiffPage) -> bool:
