@@ -18,7 +18,7 @@ from detseg.errors import DataError
 
 CATALOG_NAME = "catalog.yaml"
 ENVIRONMENT = "DETSEG_DATASETS"
-# What can make a set; those who can run it are above this package.
+# What can make a set; packages that import this one run it.
 GENERATORS = ("synthetic",)
 
 _CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
@@ -145,7 +145,7 @@ def _entry_of(row: dict[str, Any]) -> DatasetEntry:
     if row["generate"] not in GENERATORS:
         raise DataError(f"catalog: {row['name']}: generate is {row['generate']!r}; expected {' or '.join(GENERATORS)}")
     options = dict(row.get("options", {}))
-    # Other options, or another generator, are another set: nobody meets images that were made differently before.
+    # Other options, or another generator, are another set, so that no old images are taken for new ones.
     mark = hashlib.sha256(json.dumps([options, __version__], sort_keys=True).encode()).hexdigest()[:8]
     path = folder / "generated" / f"synthetic_cells_{mark}" / f"{row['split']}.json"
     return DatasetEntry(row["name"], path, root, classes, row["generate"], options)

@@ -22,7 +22,7 @@ _DECODER = json.JSONDecoder()
 # RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
 _CHECKED_TOGETHER = 4096
 
-_REMEDY = "mend the file, or leave them out by `detseg prepare coco --skip-bad`"
+_REMEDY = "correct the file, or leave them out by `detseg prepare coco --skip-bad`"
 _KNOWN = ("info", "images", "categories", "annotations")
 
 
@@ -46,8 +46,8 @@ def read_coco(
         path: the file.
         image_root: see CocoDataset.load.
         skipped: where given, bad images and annotations are left out and what is wrong with them is added to this
-            list. Of images with the same id or file name none is kept, since nobody knows whose the annotations are.
-        keep_empty: annotations without a pixel stay, for whoever repairs them.
+            list. Of images with the same id or file name none is kept, since it is not known whose the annotations are.
+        keep_empty: annotations without a pixel are kept, to be repaired.
 
     Raises:
         DataError: with all problems of the file in one list.
@@ -75,7 +75,7 @@ def read_coco(
     for start, _ in spans:
         checker.add(_DECODER.raw_decode(text, start)[0])
     checker.check_rles()
-    # Ids are used only in messages, and written anew where bad annotations are left out.
+    # Ids are used only in messages, and written again where bad annotations are left out.
     if skipped is None:
         counts = Counter(checker.ids) if len(set(checker.ids)) < len(checker.ids) else {}
         problems += [

@@ -75,7 +75,7 @@ class CocoDataset:
             image_root: folder that file names are relative to. None: the file's `info.image_root` (relative to the
                 file's folder), else the file's folder.
             skipped: where given, bad images and annotations are left out, and what is wrong with them is added to it.
-            keep_empty: annotations without a pixel stay, for whoever repairs them.
+            keep_empty: annotations without a pixel are kept, to be repaired.
 
         Raises:
             DataError: the file is missing or no COCO data set; or all that is wrong with its images, categories and
@@ -228,7 +228,7 @@ class CocoDataset:
         if image.shape[:2] != (record.height, record.width):
             raise DataError(
                 f"{record.path}: the image has {image.shape[0]} x {image.shape[1]} pixels (height x width), but "
-                f"{self.name} says {record.height} x {record.width}: its masks would not lie on it; prepare the data "
+                f"{self.name} says {record.height} x {record.width}: its masks would not fit it; prepare the data "
                 "set again from these images, or put back those that it was made from"
             )
         return image, facts

@@ -61,7 +61,7 @@ def read_input_keys(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def with_input_keys(cfg: Config) -> Config:
-    """Return the configuration with what its DATASETS.TRAIN say, for keys that nobody set; that is logged.
+    """Return the configuration with what its DATASETS.TRAIN say, for keys that are not set; that is logged.
 
     A key that the configuration sets overrides the data's, with a warning.
 
@@ -74,7 +74,7 @@ def with_input_keys(cfg: Config) -> Config:
     for name in cfg.DATASETS.TRAIN:
         try:
             path = find_dataset(name).json
-        except DetsegError:  # whoever loads it says that there is no such set
+        except DetsegError:  # loading it says that there is no such set
             continue
         for key, value in (read_input_keys(path) if path.is_file() else {}).items():
             other, elsewhere = said.setdefault(key, (value, path))

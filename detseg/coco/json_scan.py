@@ -63,7 +63,7 @@ def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], pat
     """Decode the object that `text` holds; the elements of its list `key` go to `visit` one by one instead.
 
     An object in the place of the list stands for its values, as in LIVECell's files of one cell type.
-    `visit(element, start, end)` gets each element and where its text lies. Returns the other keys with their values,
+    `visit(element, start, end)` gets each element and where its text is. Returns the other keys with their values,
     and `key` with its number of elements. Raises DataError where the text is no JSON object.
     """
     values: dict[str, Any] = {}
@@ -88,9 +88,9 @@ def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], pat
 
 
 def _scan_elements(text: str, position: int, closing: str, visit: Callable[[Any, int, int], None]) -> tuple[int, int]:
-    """Visit the elements of a list, or the values of an object, from behind its bracket.
+    """Visit the elements of a list, or the values of an object, from after its bracket.
 
-    Returns their number and the position behind the closing bracket.
+    Returns their number and the position after the closing bracket.
     """
     count = 0
     position = _skip(text, position)
@@ -106,7 +106,7 @@ def _scan_elements(text: str, position: int, closing: str, visit: Callable[[Any,
 
 
 def _next(text: str, position: int, closing: str) -> int:
-    """Go from behind an element to the next one, or to the closing bracket."""
+    """Go from the end of an element to the next one, or to the closing bracket."""
     position = _skip(text, position)
     if text[position : position + 1] == closing:
         return position

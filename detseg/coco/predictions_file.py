@@ -12,9 +12,9 @@ written and read as a stream (and compressed, where its name ends in .gz):
     ]}
 
 with one line an image that has predictions, in the order of `images`. `info` says what made the file. Boxes are XYWH in
-pixels; segmentations are compressed RLEs, left out for boxes alone; a soft mask is stored as `"soft_mask": {"size": [h,
-w], "zlib": base64 text}`. Class k is the k-th of `categories`, whatever their ids are. Numbers survive the way to disk
-and back unchanged.
+pixels; segmentations are compressed RLEs, left out where there are only boxes; a soft mask is stored as `"soft_mask":
+{"size": [h, w], "zlib": base64 text}`. Class k is the k-th of `categories`, whatever their ids are. Numbers are read
+back unchanged.
 
 Other layouts are read as well: any JSON of this structure, and COCO's plain list of results.
 """
@@ -42,7 +42,7 @@ from detseg.structures.predictions import Predictions
 
 ANNOTATIONS_END = '], "images": ['
 FORMAT = "detseg predictions 1"
-# Results of one image whose text is in memory at a time.
+# Results of one image whose text is in memory together.
 _AT_ONCE = 20_000
 
 

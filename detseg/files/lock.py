@@ -28,7 +28,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
     """Take the lock file `path`, made where absent and never removed; None where it is held, also in this process.
 
     The lock is held until `release`, or until this process ends: forked children do not inherit it. Where the file
-    system has no locks, a warning is logged, and the lock excludes nobody.
+    system has no locks, a warning is logged, and the lock does not exclude others.
 
     Raises:
         OSError: the file cannot be opened.
@@ -49,13 +49,13 @@ def try_lock(path: Path) -> BaseFileLock | None:
 
 @contextmanager
 def wait_for_lock(path: Path, *, poll_seconds: float = 0.2) -> Iterator[None]:
-    """Hold the lock file `path` for the `with` block, after whoever has it; a wait of more than a second is logged."""
+    """Hold the lock file `path` for the `with` block; a wait for others of more than a second is logged."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    started, told = time.monotonic(), False
+    started, logged = time.monotonic(), False
     while (lock := try_lock(path)) is None:
-        if not told and time.monotonic() - started > 1:
+        if not logged and time.monotonic() - started > 1:
             logger.info("waiting for another process that holds %s", path)
-            told = True
+            logged = True
         time.sleep(poll_seconds)
     try:
         yield

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 # The largest zoo file has some 1,500 arrays of about 20 instructions. Beyond these numbers a file is made to exhaust
-# memory, or to overflow the stack by tuples nested so deep that nobody can hash or free one.
+# memory, or to overflow the stack when tuples that are nested deeply are hashed or freed.
 _MOST_INSTRUCTIONS = 2_000_000
 _MOST_TUPLES = 20_000
 _NUMBERS = re.compile(r"[<>|=]?(f[248]|i[1248]|u[1248]|b1)")

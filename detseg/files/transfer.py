@@ -1,4 +1,4 @@
-"""Downloads: whole or absent, continued where they broke off, checked, and only where the disk has room for them."""
+"""Downloads: whole or absent, continued where they broke off, checked, and only where the disk has space for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def transfer(url: str, target: Path, *, sha256: str | None = None, size: int | N
     sha256: the digest that is expected, or how it begins. size: the bytes that are expected.
 
     Raises:
-        TransferError: it cannot be downloaded, the disk has no room for it, or it is another file than expected (then
+        TransferError: it cannot be downloaded, the disk has no space for it, or it is another file than expected (then
             nothing is kept).
         OSError: it cannot be stored.
     """

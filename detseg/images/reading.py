@@ -5,7 +5,7 @@ orientation is not applied, since masks are drawn on the stored pixels, and COCO
 Of a file with slices or points in time, the field `plane` of the COCO image says which picture is meant.
 
 Pillow reads everything but TIFF (tifffile), Zarr (zarr), NPY (NumPy) and colour PNG of 16 bits, which Pillow cuts to 8
-(OpenCV). OpenCV alone will not do: up to version 4 it fills the missing part of a truncated PNG in silence.
+(OpenCV). Not OpenCV for all: up to version 4 it fills the missing part of a truncated PNG in silence.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _open_file(path: Path, fields: Mapping[str, Any], *, as_labels: bool = False
 
 
 def _close_map(data: mmap.mmap) -> None:
-    # An error on its way holds arrays on the map, which goes with them.
+    # An error that is raised holds arrays on the map; it is freed with them.
     with suppress(BufferError):
         data.close()
 

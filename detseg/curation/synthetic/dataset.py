@@ -131,7 +131,7 @@ def make_missing_sets(names: Sequence[str]) -> None:
     for name in names:
         try:
             entry = find_dataset(name)
-        except DataError:  # whoever loads it says that there is no such set
+        except DataError:  # loading it says that there is no such set
             continue
         if entry.generator != "synthetic" or entry.json.is_file():
             continue

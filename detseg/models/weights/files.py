@@ -152,7 +152,7 @@ def _read_safetensors(path: Path) -> Weights:
 def write_weights(path: str | Path, weights: Weights) -> None:
     """Write a .safetensors file, or a .pth file {"model": state_dict, ...} that Detectron2's checkpointer loads.
 
-    The names are to be Detectron2's; a backbone alone is marked for Detectron2's matching by the ends of names.
+    The names are to be Detectron2's; a file of only a backbone is marked for its matching by the ends of names.
 
     Raises:
         WeightsError: another suffix. DataError: it cannot be written.
@@ -171,7 +171,7 @@ def write_weights(path: str | Path, weights: Weights) -> None:
             from safetensors.torch import save
         except ImportError as error:
             raise WeightsError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
-        # Not by its save_file, whose files nobody but their owner can read.
+        # Not by its save_file, whose files only their owner can read.
         temporary.write_bytes(save(state, metadata={"format": "pt", _ORIGIN: weights.origin}))
 
 

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 DERIVED_ENTRIES = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")
 # Counts of batches that a norm with fixed statistics does not have, and that nothing here depends on.
 COUNTS = "num_batches_tracked"
-# Their sizes follow from the number of classes: started anew for other classes. A model may name its own.
+# Their sizes follow from the number of classes: initialized again for other classes. A model may name its own.
 CLASS_ENTRIES = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
 STEM_WEIGHTS = ("stem.conv1.weight", "backbone.body.conv1.weight")
 

@@ -144,7 +144,7 @@ def _mask_rcnn_name(name: str, parts: Mapping[str, str]) -> str | None:
 
 
 def detectron2_names(stored: Weights, file_name: str = "") -> Weights:
-    """Rename to Detectron2's names what has those of Caffe2 or torchvision; the names of a backbone alone stay bare."""
+    """Rename to Detectron2's names what has those of Caffe2 or torchvision; those of only a backbone have no prefix."""
     state = _with_usual_epsilon(stored.state, file_name)
     if is_caffe2(state):
         return Weights(from_caffe2(state), "caffe2")

@@ -81,7 +81,7 @@ def download(url: str, *, sha256: str | None = None) -> Path:
     except OSError as error:
         raise WeightsError(
             f"{url} cannot be stored at {target}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can "
-            "be written and has room"
+            "be written and has space"
         ) from error
     return target
 
