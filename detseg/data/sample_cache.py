@@ -208,14 +208,15 @@ def read_sample(path: Path) -> Sample | None:
     The image is read-only and stays in the file until it is looked at.
     """
     try:
-        record = np.load(path, mmap_mode="r", allow_pickle=False)[0]
-        classes = record["classes"].copy()
+        # As a plain array: fields of a np.memmap are slower.
+        records = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        fields = {name: records[name][0] for name in records.dtype.names}
         return Sample(
-            image=np.asarray(record["image"]),
-            layers=LabelLayers(record["layers"].astype(np.int32), len(classes)),
-            classes=classes,
-            ignore=np.array(record["ignore"]) if "ignore" in record.dtype.names else None,
-            metadata=json.loads(record["metadata"].tobytes()),
+            image=fields["image"],
+            layers=LabelLayers(fields["layers"].astype(np.int32), len(fields["classes"])),
+            classes=fields["classes"].copy(),
+            ignore=fields["ignore"].copy() if "ignore" in fields else None,
+            metadata=json.loads(fields["metadata"].tobytes()),
         )
     except (OSError, EOFError, ValueError, TypeError, LookupError):  # of what is no such file
         return None
