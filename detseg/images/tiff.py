@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import logging
 import math
 import struct
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, BinaryIO
@@ -174,7 +172,8 @@ class _Pages:
     """The pages of a series, which its first axes, of the lengths `front`, count; each is read whole or by parts."""
 
     def __init__(self, series: tifffile.TiffPageSeries, front: tuple[int, ...]) -> None:
-        self._pages, self._front = series.pages, front
+        self._pages = series.pages
+        self._numbers = np.arange(len(series.pages)).reshape(front)
         self._key = key = series.keyframe
         # (separate samples, depth, height, width, samples side by side)
         self._shape = key.shaped
@@ -183,35 +182,25 @@ class _Pages:
         self._width = key.tilewidth if key.is_tiled else key.imagewidth
         self._down = math.ceil(key.imagelength / self._height)
         self._right = math.ceil(key.imagewidth / self._width)
-        self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._bytes = 0
+        self._lock = threading.Lock()  # threads share one position in the file
+        segment_bytes = self._height * self._width * self._shape[4] * key.dtype.itemsize
+        self._segment = functools.lru_cache(max(_CACHE // segment_bytes, 1))(self._decode_segment)
 
     def read(self, index: tuple[Any, ...]) -> np.ndarray:
         """Return what `series.asarray()[index]` is; of rows and columns the index has slices."""
-        outer, inner = index[: len(self._front)], index[len(self._front) :]
-        ranges = [
-            range(count)[one] if isinstance(one, slice) else [one]
-            for count, one in zip(self._front, outer, strict=True)
-        ]
-        numbers = [
-            int(np.ravel_multi_index(place, self._front)) if self._front else 0 for place in itertools.product(*ranges)
-        ]
-        pages = [self._read_page(number, inner) for number in numbers]
-        lengths = [len(one) for one, asked in zip(ranges, outer, strict=True) if isinstance(asked, slice)]
-        return np.stack(pages).reshape(*lengths, *pages[0].shape)
+        count = self._numbers.ndim
+        numbers = self._numbers[index[:count]]
+        pages = [self._read_page(number, index[count:]) for number in numbers.ravel().tolist()]
+        return np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
 
     def _read_page(self, number: int, index: tuple[Any, ...]) -> np.ndarray:
         key = self._key
-        sides = (key.imagelength, key.imagewidth)
         places = index[1:3] if self._is_planar else index[:2]
-        if self._shape[1] != 1 or [range(side)[one] for side, one in zip(sides, places, strict=True)] == [
-            range(side) for side in sides
-        ]:
-            # In one call, which decodes strips in several threads. The lock: they share one position in the file.
-            with self._lock:
-                return self._pages[number].asarray()[index]
+        sides = (key.imagelength, key.imagewidth)
         rows, columns = (range(side)[one] for side, one in zip(sides, places, strict=True))
+        if self._shape[1] != 1 or (len(rows), len(columns)) == sides:
+            with self._lock:  # in one call, which decodes strips in several threads
+                return self._pages[number].asarray()[index]
         result = np.zeros((self._shape[0], len(rows), len(columns), self._shape[4]), dtype=key.dtype)
         for sample in range(self._shape[0]):
             for down in range(rows.start // self._height, math.ceil(rows.stop / self._height)):
@@ -225,29 +214,17 @@ class _Pages:
         pixels = result[0] if len(key.shape) > 2 else result[0, :, :, 0]
         return pixels[(slice(None), slice(None), *index[2:])]
 
-    def _segment(self, number: int, index: int) -> np.ndarray:
+    def _decode_segment(self, number: int, index: int) -> np.ndarray:
         """Decode one strip or tile, (height, width, samples)."""
+        page, file = self._pages[number], self._key.parent.filehandle
         with self._lock:
-            found = self._held.get((number, index))
-            if found is not None:
-                self._held.move_to_end((number, index))
-                return found
-            page = self._pages[number]
-            file = self._key.parent.filehandle
             file.seek(page.dataoffsets[index])
             raw = file.read(page.databytecounts[index])
         tables = {}
         if self._key.compression in (6, 7, 34892, 33007):  # JPEG keeps its tables apart
             tables = {"jpegtables": page.jpegtables, "jpegheader": self._key.jpegheader}
         decoded, _, shape = self._key.decode(raw, index, **tables)
-        array = np.asarray(decoded).reshape(shape)[0]
-        with self._lock:
-            if (number, index) not in self._held:
-                self._held[number, index] = array
-                self._bytes += array.nbytes
-            while self._bytes > _CACHE and len(self._held) > 1:
-                self._bytes -= self._held.popitem(last=False)[1].nbytes
-        return array
+        return np.asarray(decoded).reshape(shape)[0]
 
 
 def _paste(target: np.ndarray, segment: np.ndarray, y: int, x: int) -> None:
