@@ -23,6 +23,7 @@ INFERENCE = [
     "imagecodecs>=2023.1",
     "pyyaml>=6.0",
     "scipy>=1.10",
+    "scikit-image>=0.22",
     "pycocotools>=2.0.7",
     "tqdm>=4.64",
     # from 3.30 on forked processes do not inherit a lock

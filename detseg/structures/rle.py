@@ -55,7 +55,9 @@ def encode_labels(labels: np.ndarray, count: int) -> list[RLE]:
     """
     height, width = labels.shape
     flat = np.ascontiguousarray(np.asarray(labels).T).ravel()
-    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: len(flat)])
+    begins = np.ones(len(flat), dtype=bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    starts = np.flatnonzero(begins)
     ends, values = np.append(starts, len(flat))[1:], flat[starts]
     inside = (values > 0) & (values <= count)
     starts, ends, owners = starts[inside], ends[inside], values[inside].astype(np.int64) - 1

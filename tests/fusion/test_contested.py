@@ -28,7 +28,7 @@ def masks_of(predictions: Predictions) -> np.ndarray:
 def test_by_probability_as_a_full_table(seed, soft):
     predictions = random_members(seed, members=1, objects=25, soft=soft)[0]
     masks, rank = masks_of(predictions), rank_of(predictions)
-    labels = share_contested(predictions, rank, "probability")
+    labels = share_contested(predictions, "probability")
     claims = np.array([full_soft_mask(predictions, index) for index in range(len(predictions))]).astype(float) + 1
     claims = np.where(masks, claims - rank[:, None, None] * 1e-3, 0)
     expected = np.where(masks.any(axis=0), claims.argmax(axis=0) + 1, 0)
@@ -67,14 +67,14 @@ def bars(first: tuple[int, int], second: tuple[int, int], valley: int) -> Predic
 @pytest.mark.parametrize("valley", [18, 22, 26])
 def test_the_watershed_meets_where_the_probability_is_low(valley):
     predictions = bars((0, 30), (15, 45), valley)
-    labels = share_contested(predictions, np.array([0, 1]), "watershed")
+    labels = share_contested(predictions, "watershed")
     assert (labels[:10, :valley] == 1).all()
     assert (labels[:10, valley + 1 : 45] == 2).all()
 
 
 def test_the_watershed_without_probabilities_meets_halfway():
     predictions = predictions_of([rectangle(0, 0, 30, 10), rectangle(14, 0, 44, 10)])
-    labels = share_contested(predictions, np.array([0, 1]), "watershed")
+    labels = share_contested(predictions, "watershed")
     assert (labels[:10, :22] == 1).all()
     assert (labels[:10, 22:44] == 2).all()
 
@@ -87,7 +87,7 @@ def test_the_watershed_tears_neither_of_two(seed):
     for first, second in zip(*np.nonzero(np.triu(shared, 1)), strict=True):
         two = predictions.select(np.array([first, second]))
         masks = masks_of(two)
-        labels = share_contested(two, rank_of(two), "watershed")
+        labels = share_contested(two, "watershed")
         for index, mask in enumerate(masks):
             own = ndimage.label(mask & ~masks[1 - index])[1]
             parts = ndimage.label(labels == index + 1)[1]
