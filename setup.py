@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
-    r'^__version__ = "(.+)"$', (ROOT / "detseg" / "__init__.py").read_text(encoding="utf-8"), re.M
+    r'^__version__ = "(.+)"$', (ROOT / "detseg" / "version.py").read_text(encoding="utf-8"), re.M
 ).group(1)
 
 # What a kernel needs that only predicts: no training data tools, no scoring, no plots.

@@ -76,31 +76,30 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """Inside, every part is timed wherever it is called."""
-    from detseg.inference import combined, image_model
-    from detseg.inference import symmetries as square
+    from detseg.inference import detector, ensemble, symmetries
     from detseg.models import paste, region_segmenter
 
     places = [
-        (image_model.ImageModel, "prepare", "prepare"),
-        (combined, "_arrays", "prepare"),
-        (combined.CombinedDetector, "prepare", "prepare"),
+        (detector.ModelDetector, "prepare", "prepare"),
+        (ensemble, "network_inputs", "prepare"),
+        (ensemble.EnsembleDetector, "prepare", "prepare"),
         (region_segmenter.CachedFeatures, "__init__", "network"),
         (region_segmenter.CachedFeatures, "predict", "network"),
         (region_segmenter.CachedFeatures, "soft_masks", "network"),
         (region_segmenter, "paste_masks", "paste"),
         (region_segmenter, "paste_soft_masks", "paste"),
         (paste, "encode_crops", "encode"),
-        (square.Symmetry, "predictions", "turn"),
-        (combined, "fuse", "fuse"),
-        (combined._MeanMasks, "add", "mean"),
-        (combined._MeanMasks, "result", "mean"),
+        (symmetries.Symmetry, "predictions", "turn"),
+        (ensemble, "fuse", "fuse"),
+        (ensemble.MeanMasks, "add", "mean"),
+        (ensemble.MeanMasks, "result", "mean"),
     ]
     before = [(owner, name, owner.__dict__[name]) for owner, name, _ in places]
     try:
         for owner, name, part in places:
             function = owner.__dict__[name]
             # a generator does its work while it is read
-            whole = functools.partial(_listed, function) if name == "_arrays" else function
+            whole = functools.partial(_listed, function) if name == "network_inputs" else function
             setattr(owner, name, watch.around(part, functools.update_wrapper(whole, function)))
         yield
     finally:
@@ -116,21 +115,22 @@ def make_detectors(arguments: argparse.Namespace) -> tuple[dict[str, Any], np.nd
     """The variants by name, and the image."""
     from detseg.curation.synthetic import make_image
     from detseg.images.reading import read_image
-    from detseg.inference.combined import CombinedDetector, Member
+    from detseg.inference.ensemble import EnsembleDetector, EnsembleMember
     from detseg.inference.predictor import Predictor
-    from detseg.inference.views import TestTimeAugmentation, parse_views
+    from detseg.inference.tta import TestTimeAugmentation
+    from detseg.inference.views import parse_views
 
     if arguments.run:
         predictor = Predictor.from_run(arguments.run, device=arguments.device, postprocess=False)
     else:
         predictor = _small_predictor(arguments.cells, arguments.device)
     image = read_image(arguments.image) if arguments.image else make_image(0, HEIGHT, WIDTH, arguments.cells)[0]
-    model, limit = predictor.image_model, predictor.tta.max_detections
+    model, limit = predictor.model_detector, predictor.tta.max_detections
     detectors: dict[str, Any] = {}
     for name in arguments.variants:
         words, mode = VARIANTS[name]
         settings = TestTimeAugmentation(parse_views(words), mode, max_detections=limit)
-        detectors[name] = model if name == "single" else CombinedDetector([Member(model)], settings)
+        detectors[name] = model if name == "single" else EnsembleDetector([EnsembleMember(model)], settings)
     return detectors, np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])
 
 
@@ -140,6 +140,7 @@ def _small_predictor(cells: int, device: str) -> Any:
     from detseg.config import load_config
     from detseg.engines.build import build_model
     from detseg.inference.predictor import Predictor
+    from detseg.inference.validation import InferenceOptions
     from detseg.models.devices import choose_device
 
     overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "TEST.DETECTIONS_PER_IMAGE", str(cells)]
@@ -148,7 +149,7 @@ def _small_predictor(cells: int, device: str) -> Any:
     cfg = load_config(CONFIG, overrides)
     torch.manual_seed(0)
     model = build_model(cfg).to(choose_device(device)).prefer_speed().eval()
-    return Predictor.from_model(model, cfg, ["a", "b", "c"])
+    return Predictor.from_model(model, InferenceOptions.from_config(cfg), ["a", "b", "c"])
 
 
 def measure(detector: Any, image: np.ndarray, clock: Callable[[], float]) -> tuple[float, dict[str, float], int]:

@@ -104,10 +104,10 @@ def measure_one(variant: str, image: Path, run: str) -> None:
         print(json.dumps({**told, "peak": peak_memory(), "base": base}))
         return
     with tempfile.TemporaryDirectory() as folder:
-        large = predictor.large_images(state=Path(folder) / "state")
+        tiles = predictor.tile_predictor(state=Path(folder) / "state")
         record = ImageRecord(1, image.name, image, 0, 0, {})
         with PredictionsWriter(Path(folder) / "p.json.gz", predictor.classes) as writer:
-            (answer,) = predictor.predict_records([record], large=large)
+            (answer,) = predictor.predict_records([record], tiles=tiles)
             writer.write(answer)
         write_labels(Path(folder) / "labels.tif", ImageObjects.from_predictions(answer))
     told = {"objects": len(answer), "seconds": time.process_time() - start, "clock": time.perf_counter() - clock}

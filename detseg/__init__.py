@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from detseg.version import __version__
+
 if TYPE_CHECKING:
     from detseg.inference.predictor import Predictor
 
-__version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]
 
 

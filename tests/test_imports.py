@@ -14,6 +14,7 @@ MODULES = sorted(DETSEG.rglob("*.py"))
 
 # Each package imports only itself and those before it in this list, imports by name (`import_module`) included.
 ORDER = (
+    "version",
     "errors",
     "config",
     "structures",

@@ -96,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _pictures(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, ImageRecord]:
     """Return file name -> image; a single image may be called otherwise than in the file."""
-    from detseg.inference.sources import find_images
+    from detseg.inference.image_list import find_images
 
     if not arguments.images:
         return {}

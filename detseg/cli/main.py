@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from detseg import __version__
 from detseg.errors import DetsegError
+from detseg.version import __version__
 
 # Name of the command -> what it does, in the order of a project's day.
 COMMANDS = {

@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.image_fields import add_image_fields
-from detseg.cli.predict_model import add_model_arguments, info_of, load_predictor, model_problems
-from detseg.cli.predict_tiles import (
-    add_tile_arguments,
-    find_sources,
-    set_tiling,
-    state_folder,
-    tile_problems,
-    tile_progress,
-)
+from detseg.cli.predict_job import Job, add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
 
 if TYPE_CHECKING:
-    from detseg.inference.predictor import BoxSource, Predictor, SkippedImage
-    from detseg.inference.sources import ImageSource
+    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.tile_predictor import TileProgress
     from detseg.structures.predictions import Predictions
 
 DESCRIPTION = (
@@ -49,11 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
     parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
-    answer = parser.add_argument_group("the answer")
-    answer.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
-    answer.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
-    answer.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
-    answer.add_argument(
+    result = parser.add_argument_group("the result")
+    result.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
+    result.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
+    result.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
+    result.add_argument(
         "--rescore",
         nargs="?",
         type=float,
@@ -62,54 +54,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POWER",
         help="multiply scores by the mean mask probability (to a power); thresholds are then others too",
     )
-    answer.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
+    result.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
     add_tile_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from detseg.cli.predict_shared import processes_of_torchrun
+    from detseg.errors import ConfigError
+    from detseg.files.atomic import check_free
     from detseg.formats.export import image_targets
-    from detseg.inference.given_boxes import read_boxes
 
-    _check(arguments)
-    count = max(arguments.processes, processes_of_torchrun())
+    for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
+        if is_wrong:
+            raise ConfigError(message)
     if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments):
         return 0
-    source = find_sources(arguments)
+    images = find_job_images(arguments)
     targets = {}
     if arguments.label_images:
-        names = [record.file_name for record in source.records]
+        names = [record.file_name for record in images.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
-    _refuse_existing([*([arguments.output] if arguments.output else []), *targets.values()], arguments.overwrite)
-    predictor = load_predictor(arguments)
-    set_tiling(predictor, arguments)
-    boxes = read_boxes(arguments.boxes, source, predictor.classes) if arguments.boxes else None
-    return _predict(arguments, predictor, source, targets, boxes, count)
+    for path in [*([arguments.output] if arguments.output else []), *targets.values()]:
+        check_free(Path(path), arguments.overwrite)
+    return _predict(arguments, load_job(arguments, images), targets)
 
 
-def _shared_under_torchrun(arguments: argparse.Namespace) -> bool:
-    """Predict the share of this process; return whether it is the one that goes on, when all have done theirs."""
-    from detseg.cli.predict_shared import predict_share
-    from detseg.runs.distributed import join_processes
-
-    with join_processes() as processes:
-        arguments.device = str(processes.device(arguments.device))
-        with processes.together():
-            if arguments.output:
-                _refuse_existing([arguments.output], arguments.overwrite)
-            predict_share(arguments, processes.rank, processes.count, state_folder(arguments))
-        return processes.is_main
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that contradict each other."""
-    from detseg.errors import ConfigError
-
+def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
+    """Message -> whether it holds, of options that contradict each other."""
     threshold = arguments.score_threshold
-    problems = {
-        **model_problems(arguments),
-        **tile_problems(arguments),
+    return {
         "--raw means no postprocess; give one of --raw and --postprocess": bool(
             arguments.raw and arguments.postprocess
         ),
@@ -124,28 +98,30 @@ def _check(arguments: argparse.Namespace) -> None:
             arguments.overrides and not arguments.config
         ),
     }
-    for message, is_wrong in problems.items():
-        if is_wrong:
-            raise ConfigError(message)
 
 
-def _refuse_existing(paths: Sequence[Path | str], overwrite: bool) -> None:
-    from detseg.errors import DataError
+def _shared_under_torchrun(arguments: argparse.Namespace) -> bool:
+    """Predict the share of this process; return whether it is the one that goes on, when all have done theirs."""
+    from detseg.cli.predict_shared import predict_share
+    from detseg.files.atomic import check_free
+    from detseg.runs.distributed import join_processes
 
-    existing = [str(path) for path in paths if Path(path).exists()]
-    if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise DataError(f"{existing[0]}{more} exists already; pass --overwrite to replace, or choose another name")
+    with join_processes() as processes:
+        arguments.device = str(processes.device(arguments.device))
+        with processes.together():
+            if arguments.output:
+                check_free(Path(arguments.output), arguments.overwrite)
+            predict_share(arguments, processes.rank, processes.count, _state_folder(arguments))
+        return processes.is_main
 
 
-def _predict(
-    arguments: argparse.Namespace,
-    predictor: Predictor,
-    source: ImageSource,
-    targets: dict[str, Path],
-    boxes: BoxSource | None,
-    count: int,
-) -> int:
+def _state_folder(arguments: argparse.Namespace) -> Path:
+    """Where the predictions of tiles and of other processes stay until the end: beside the output."""
+    target = Path(arguments.output or arguments.label_images)
+    return target.with_name(f"{target.name}.tiles")
+
+
+def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) -> int:
     """Predict all images, write what was asked for, print the summary; return the exit status."""
     from contextlib import nullcontext
     from shutil import rmtree
@@ -157,17 +133,16 @@ def _predict(
     from detseg.formats.objects import ImageObjects
 
     skipped: list[SkippedImage] = []
-    counts = [0] * len(predictor.classes)
+    counts = [0] * len(job.predictor.classes)
     number = 0
     writer: Any = nullcontext()
     if arguments.output:
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        writer = PredictionsWriter(
-            arguments.output, source.match(predictor.classes), info_of(predictor, arguments.boxes)
-        )
+        writer = PredictionsWriter(arguments.output, job.images.match(job.predictor.classes), job.info())
+    total = len(job.images.records)
     started = time.perf_counter()
-    with writer, tqdm(total=len(source.records), desc="predicting", unit="image") as bar:
-        for predictions in _answers(arguments, predictor, source, boxes, skipped, count, bar):
+    with writer, tqdm(total=total, desc="predicting", unit="image") as bar:
+        for predictions in _all_predictions(arguments, job, skipped, bar):
             if arguments.output:
                 writer.write(predictions)
             if targets:
@@ -178,64 +153,51 @@ def _predict(
                 counts[class_index] += 1
             number += 1
             bar.update(max(number + len(skipped) - bar.n, 0))
-        bar.update(len(source.records) - bar.n)
-    rmtree(state_folder(arguments), ignore_errors=True)
-    seconds = time.perf_counter() - started
-    _print_summary(arguments, predictor, number, counts, seconds, skipped)
+        bar.update(total - bar.n)
+    rmtree(_state_folder(arguments), ignore_errors=True)
+    rows = [("images", number), *zip(job.predictor.classes, counts, strict=True), ("objects in all", sum(counts))]
+    rows.append(("seconds per image", f"{(time.perf_counter() - started) / max(number, 1):.3f}"))
+    rows += [(name, path) for name, path in (("written", arguments.output), ("labels", arguments.label_images)) if path]
+    _print_summary(rows, skipped)
     return 1 if skipped else 0
 
 
-def _answers(
-    arguments: argparse.Namespace,
-    predictor: Predictor,
-    source: ImageSource,
-    boxes: BoxSource | None,
-    skipped: list[SkippedImage],
-    count: int,
-    bar: Any,
+def _all_predictions(
+    arguments: argparse.Namespace, job: Job, skipped: list[SkippedImage], bar: Any
 ) -> Iterator[Predictions]:
-    """The predictions of all images, by this process or put together from those of several."""
-    from detseg.cli.predict_shared import put_together, run_children
+    """The predictions of all images, by this process or gathered from several."""
+    from detseg.cli.predict_shared import gather_shares, processes_of_torchrun, run_children
 
-    folder = state_folder(arguments)
-    if count > 1:
-        if arguments.processes > 1:
-            run_children(arguments, count, folder, bar.update)
-        yield from put_together(arguments, predictor, source, count, folder, skipped, boxes)
+    folder = _state_folder(arguments)
+    count = max(arguments.processes, processes_of_torchrun())
+    if count == 1:
+        yield from job.predict(job.images.records, skipped, state=folder, progress=_tile_progress(bar))
         return
-    large = predictor.large_images(
-        batch_size=arguments.batch_size, workers=arguments.workers, state=folder, progress=tile_progress(bar)
-    )
-    yield from predictor.predict_records(
-        source.records,
-        batch_size=arguments.batch_size,
-        soft_masks=arguments.soft_masks,
-        skipped=skipped,
-        boxes=boxes,
-        workers=arguments.workers,
-        large=large,
-    )
+    if arguments.processes > 1:
+        run_children(arguments, count, folder, bar.update)
+    yield from gather_shares(job, count, folder, skipped)
 
 
-def _print_summary(
-    arguments: argparse.Namespace,
-    predictor: Predictor,
-    number: int,
-    counts: Sequence[int],
-    seconds: float,
-    skipped: Sequence[SkippedImage],
-) -> None:
+def _tile_progress(bar: Any) -> TileProgress:
+    """Show the tiles of the image that is being predicted beside the bar of images."""
+    from detseg.inference.tile_predictor import TileProgress
+
+    state = {"name": "", "done": 0, "of": 0}
+
+    def start(name: str, tiles: int) -> None:
+        state.update(name=name, done=0, of=tiles)
+
+    def advance(count: int) -> None:
+        state["done"] += count
+        bar.set_postfix_str(f"{state['name']}: tile {state['done']} of {state['of']}")
+
+    return TileProgress(start, advance, lambda: bar.set_postfix_str(""))
+
+
+def _print_summary(rows: Sequence[tuple[str, Any]], skipped: Sequence[SkippedImage]) -> None:
     from detseg.errors import list_problems
 
-    width = max(len(name) for name in (*predictor.classes, "seconds per image"))
-    rows = [
-        ("images", f"{number}"),
-        *((name, f"{count}") for name, count in zip(predictor.classes, counts, strict=True)),
-    ]
-    rows += [("objects in all", f"{sum(counts)}"), ("seconds per image", f"{seconds / max(number, 1):.3f}")]
-    rows += [
-        (label, path) for label, path in (("written", arguments.output), ("labels", arguments.label_images)) if path
-    ]
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")
     if skipped:

@@ -1,6 +1,6 @@
 """`predict` by several processes: each predicts its share of the images, and of the tiles of large ones.
 
-The shares wait in files beside the output; the main process puts them together in the order of the images, so that the
+The shares are kept in files beside the output; the main process gathers them in the order of the images, so that the
 output is that of one process. Processes are started here (--processes), or by torchrun, also on several machines that
 share the folder.
 """
@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detseg.cli.predict_job import Job, find_job_images, load_job
+
 if TYPE_CHECKING:
-    from detseg.inference.predictor import Predictor, SkippedImage
-    from detseg.inference.sources import ImageSource
+    from detseg.inference.predictor import SkippedImage
     from detseg.structures.predictions import Predictions
 
 
@@ -29,82 +30,58 @@ def predict_share(
     arguments: argparse.Namespace, rank: int, count: int, folder: Path, done: Callable[[int], Any] = lambda images: None
 ) -> None:
     """Predict every count-th image, and every count-th tile of each large one, into files of a folder."""
-    from detseg.cli.predict_model import load_predictor
-    from detseg.cli.predict_tiles import find_sources, set_tiling
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import DataError
-    from detseg.inference.given_boxes import read_boxes
 
-    source = find_sources(arguments)
-    predictor = load_predictor(arguments)
-    set_tiling(predictor, arguments)
-    boxes = read_boxes(arguments.boxes, source, predictor.classes) if arguments.boxes else None
-    large = predictor.large_images(batch_size=arguments.batch_size, workers=arguments.workers, state=folder)
-    own, tiled = [], []
-    for number, record in enumerate(source.records):
+    job = load_job(arguments, find_job_images(arguments))
+    tiles, soft_masks = job.tiles(state=folder), job.predictor.needs_soft_masks(arguments.soft_masks)
+    own, in_tiles = [], []
+    for number, record in enumerate(job.images.records):
         try:
-            opened = large.claim(record)
+            source = tiles.open(record)
         except DataError:
-            opened = None  # whose turn it is will tell
-        if opened is None:
+            source = None  # the process whose share it is reports it
+        if source is None:
             own += [record] if number % count == rank else []
             continue
-        tiled.append(number)
-        with opened:
-            if boxes is None:
+        in_tiles.append(number)
+        with source:
+            if job.boxes is None:
                 try:
-                    large.predict_share(record, opened, (rank, count), soft_masks=arguments.soft_masks)
+                    tiles.predict_share(record, source, (rank, count), soft_masks=soft_masks)
                 except DataError:
-                    continue  # told when the image is put together
+                    continue  # reported when the tiles are combined
         done(0)
     skipped: list[SkippedImage] = []
     folder.mkdir(parents=True, exist_ok=True)
-    with PredictionsWriter(folder / f"part{rank}.json", [*predictor.classes]) as writer:
-        for predictions in predictor.predict_records(
-            own,
-            batch_size=arguments.batch_size,
-            soft_masks=arguments.soft_masks,
-            skipped=skipped,
-            boxes=boxes,
-            workers=arguments.workers,
-        ):
+    with PredictionsWriter(folder / f"part{rank}.json", [*job.predictor.classes]) as writer:
+        for predictions in job.predict(own, skipped):
             writer.write(predictions)
             done(1)
-    told = {"tiled": tiled, "skipped": {image.file_name: image.reason for image in skipped}}
-    (folder / f"told{rank}.json").write_text(json.dumps(told), encoding="utf-8")
+    report = {"in_tiles": in_tiles, "skipped": {image.file_name: image.reason for image in skipped}}
+    (folder / f"report{rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def put_together(
-    arguments: argparse.Namespace,
-    predictor: Predictor,
-    source: ImageSource,
-    count: int,
-    folder: Path,
-    skipped: list[SkippedImage],
-    boxes: Any,
-) -> Iterator[Predictions]:
-    """The answers of all processes in the order of the images; what could not be predicted goes to `skipped`."""
+def gather_shares(job: Job, count: int, folder: Path, skipped: list[SkippedImage]) -> Iterator[Predictions]:
+    """The predictions of all processes in the order of the images; what could not be predicted goes to `skipped`."""
     from detseg.coco.predictions_file import read_predictions
     from detseg.inference.predictor import SkippedImage
 
-    told = [json.loads((folder / f"told{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
-    tiled = set(told[0]["tiled"])
+    reports = [json.loads((folder / f"report{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
+    in_tiles = set(reports[0]["in_tiles"])
     parts = [iter(read_predictions(folder / f"part{rank}.json")) for rank in range(count)]
-    for number, record in enumerate(source.records):
+    for number, record in enumerate(job.images.records):
         rank = number % count
-        if number in tiled:
-            large = predictor.large_images(batch_size=arguments.batch_size, workers=arguments.workers, state=folder)
-            yield from predictor.predict_records(
-                [record], soft_masks=arguments.soft_masks, skipped=skipped, boxes=boxes, large=large
-            )
-        elif record.file_name in told[rank]["skipped"]:
-            skipped.append(SkippedImage(record.file_name, told[rank]["skipped"][record.file_name]))
+        if number in in_tiles:
+            yield from job.predict([record], skipped, state=folder)
+        elif record.file_name in reports[rank]["skipped"]:
+            skipped.append(SkippedImage(record.file_name, reports[rank]["skipped"][record.file_name]))
         else:
             yield next(parts[rank])
 
 
 def run_children(arguments: argparse.Namespace, count: int, folder: Path, done: Callable[[int], Any]) -> None:
-    """Start the processes and wait for them. Raises RunError where one fails; it has said why."""
+    """Start the processes and wait for them. Raises RunError where one fails; it has printed why."""
     import multiprocessing
     import time
 

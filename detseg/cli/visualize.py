@@ -58,7 +58,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     from detseg.coco.predictions_file import read_predictions
     from detseg.errors import DataError
     from detseg.fusion.postprocess import Postprocess
-    from detseg.inference.sources import find_images
+    from detseg.inference.image_list import find_images
     from detseg.report.overlays import draw_overlay, match_images, overlay_name
 
     _check(arguments)

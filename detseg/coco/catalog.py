@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from detseg import __version__
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
+from detseg.version import __version__
 
 CATALOG_NAME = "catalog.yaml"
 ENVIRONMENT = "DETSEG_DATASETS"

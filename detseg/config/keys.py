@@ -275,9 +275,10 @@ OWN_KEYS: dict[str, Key] = {
         Kind("str", (1,)),
     ),
     "TEST.AUG.MODE": Key(
-        "merge_then_mask",
+        "auto",
         "`merge_then_mask`: boxes of all views are merged, then the masks that all views give them are averaged, as "
-        "Detectron2 does. `fuse`: every view detects boxes and masks, which are fused.",
+        "Detectron2 does. `fuse`: every view detects boxes and masks, which are fused. `auto`: the first where the "
+        "model finds boxes before masks, else the second.",
     ),
     "TEST.AUG.METHOD": Key(
         "wbf",

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from detseg import __version__
 from detseg.coco.dataset import CocoDataset
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sample_cache import SampleCache
 from detseg.structures.sample import Sample
+from detseg.version import __version__
 
 # Annotations go to started (not forked) workers with all else up to this size in bytes, beyond it through a file.
 PICKLED_AT_MOST = 16 * 2**20

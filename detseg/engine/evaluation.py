@@ -20,7 +20,7 @@ from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.atomic import write_json, writing
 from detseg.files.hashing import hash_file
 from detseg.inference.predictor import Predictor
-from detseg.inference.views import TestTimeAugmentation
+from detseg.inference.validation import InferenceOptions
 from detseg.models.weights import load_weights
 from detseg.runs.session import Session
 from detseg.structures.predictions import Predictions
@@ -47,8 +47,7 @@ def build_quick_evaluation(
     main one scores. Images are not augmented (TEST.AUG): that is left to the final evaluation, which chooses the
     thresholds.
     """
-    options = EvaluationOptions.from_config(session.cfg)
-    TestTimeAugmentation.from_config(session.cfg)  # what cannot be is refused now and not at the end of the training
+    options, inference = EvaluationOptions.from_config(session.cfg), InferenceOptions.from_config(session.cfg)
     chosen = spread_evenly(len(dataset), options.max_images)
     if len(chosen) < len(dataset):
         dataset = dataset.select(chosen)
@@ -56,7 +55,7 @@ def build_quick_evaluation(
     coco = best_metric.startswith("coco")
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
-        predictor = Predictor.from_model(model, session.cfg, classes, augmented=False)
+        predictor = Predictor.from_model(model, inference, classes, augmented=False)
         predictions = predict_all(session, predictor, dataset)
 
         def score() -> dict[str, Any]:
@@ -108,7 +107,7 @@ def evaluate_weights(
     }
     if cfg.DATASETS.FOLD >= 0:
         info["fold"] = cfg.DATASETS.FOLD
-    predictor = Predictor.from_model(model.eval(), cfg, classes, provenance=info)
+    predictor = Predictor.from_model(model.eval(), InferenceOptions.from_config(cfg), classes, provenance=info)
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
 

@@ -1,85 +1,281 @@
-"""Several predictors, of any architectures, as one."""
+"""Several views of an image, by one model or several, combined into one result.
+
+Two ways (`TestTimeAugmentation.mode`):
+
+    fuse              every model detects in every view; the predictions, mapped back, are fused (detseg.fusion)
+    merge_then_mask   the boxes of all views and models are merged; then every model gives, in every view, the mask
+                      probabilities of the merged boxes, which are mapped back, averaged and thresholded. Every view
+                      goes through the network once: its features are kept for the masks
+
+Boxes may come from some of the models and masks from others, or external boxes get masks (`predict(boxes=...)`). All
+coordinates are those of the input image's pixels; a view is undone on boxes, probabilities and run-lengths, exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from detseg.errors import ConfigError, DataError
-from detseg.fusion.options import check_weights
-from detseg.inference.combined import CombinedDetector, Member
-from detseg.inference.predictor import Predictor
-from detseg.inference.views import TestTimeAugmentation
+import numpy as np
+
+from detseg.errors import ConfigError
+from detseg.fusion.fuse import fuse
+from detseg.inference.detector import Detector, InputImage, ModelDetector, ParentImage, PreparedImage
+from detseg.inference.tta import FUSE, TestTimeAugmentation
+from detseg.inference.views import PLAIN, View
+from detseg.models.base import Segmenter
+from detseg.models.region_segmenter import CachedFeatures
+from detseg.structures.boxes import clip_boxes
+from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
+from detseg.structures.rle import encode_crops
+
+# Views of one size go through the network together, up to this many pixels at the network ...
+PIXELS_AT_ONCE = 2**21
+# ... and features are kept for the masks up to this many (a pyramid of 256 channels holds about 90 bytes a pixel).
+PIXELS_KEPT = 2**23
 
 
-def combine(
-    predictors: Sequence[Predictor],
-    *,
-    settings: TestTimeAugmentation | None = None,
-    weights: Sequence[float] = (),
-    boxes_of: Collection[int] = (),
-    masks_of: Collection[int] = (),
-) -> Predictor:
-    """Return a predictor that puts models, and the views of every one, together; with one predictor, its views alone.
+@dataclass(frozen=True)
+class EnsembleMember:
+    """A model of an ensemble. weight: of its boxes and masks. gives_boxes, gives_masks: what it is asked for."""
 
-    Classes, postprocess and what else is said about the answers are the first predictor's.
+    detector: ModelDetector
+    weight: float = 1.0
+    gives_boxes: bool = True
+    gives_masks: bool = True
 
-    Args:
-        predictors: of the same classes.
-        settings: views, mode and fusion; None takes those of the first predictor.
-        weights: one a predictor, of its boxes and masks; empty for 1 each.
-        boxes_of, masks_of: positions of the predictors that give boxes, and masks; empty for all.
+    @property
+    def model(self) -> Segmenter:
+        return self.detector.model
+
+
+class EnsembleDetector(Detector):
+    """See the module.
 
     Raises:
-        ConfigError: other classes, other numbers of weights, positions that do not exist, no boxes or no masks.
+        ConfigError: no member gives boxes, or none masks; roles or models that the mode does not allow.
     """
-    first = predictors[0]
-    settings = settings or first.tta
-    for number, predictor in enumerate(predictors):
-        if predictor.classes != first.classes:
+
+    def __init__(self, members: Sequence[EnsembleMember], settings: TestTimeAugmentation) -> None:
+        self.members = tuple(members)
+        self.settings = settings.resolved(self.takes_boxes)
+        if not any(member.gives_boxes for member in members) or not any(member.gives_masks for member in members):
+            raise ConfigError("of the models that are combined, at least one must give boxes and one masks")
+        if self.settings.mode == FUSE and not all(member.gives_boxes and member.gives_masks for member in members):
+            raise ConfigError("boxes of some models and masks of others need the mode merge_then_mask")
+        if self.settings.mode != FUSE and not self.takes_boxes:
             raise ConfigError(
-                f"the first model finds {', '.join(first.classes)}, model {number + 1} "
-                f"{', '.join(predictor.classes)}; combine models of the same classes in the same order"
+                "the mode merge_then_mask gives masks to boxes that were merged before, which not all of these models "
+                "do; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
             )
-    if len(predictors) == 1 and settings.changes_nothing:
-        return first.with_detector(first.image_model)
-    given = _weights(weights, len(predictors))
-    members = [
-        Member(
-            predictor.image_model,
-            weight=given[number],
-            gives_boxes=_has_role(number, boxes_of, len(predictors)),
-            gives_masks=_has_role(number, masks_of, len(predictors)),
-        )
-        for number, predictor in enumerate(predictors)
-    ]
-    return first.with_detector(CombinedDetector(members, settings), _provenance(predictors, members))
+
+    @property
+    def takes_boxes(self) -> bool:
+        """See Detector.takes_boxes."""
+        return all(member.model.takes_boxes for member in self.members if member.gives_masks)
+
+    @property
+    def gives_soft_masks(self) -> bool:
+        """See Detector.gives_soft_masks."""
+        return self.settings.mode != FUSE or all(member.model.gives_soft_masks for member in self.members)
+
+    @property
+    def needs_overview(self) -> bool:
+        """See Detector.needs_overview."""
+        return any(member.detector.needs_overview for member in self.members)
+
+    def tile_scale(self, parent: ParentImage) -> tuple[float, float]:
+        """See Detector.tile_scale; that of the first model."""
+        return self.members[0].detector.tile_scale(parent)
+
+    def describe(self) -> dict[str, Any]:
+        """See Detector.describe."""
+        return {"tta": self.settings.describe()}
+
+    def prepare(self, image: InputImage) -> PreparedImage:
+        """See Detector.prepare. No two images share a batch: the views of one fill it."""
+        inputs: list[tuple[np.ndarray, list[tuple[int, int]]]] = []
+        for index, member in enumerate(self.members):
+            own = member.detector.preprocess
+            same = [i for i in range(index) if self.members[i].detector.preprocess == own]
+            channels = inputs[same[0]][0] if same else member.detector.channels(image)
+            inputs.append((channels, [member.detector.network_size(image, view) for view in self.settings.views]))
+        return PreparedImage(image.size, object(), inputs)
+
+    def predict(
+        self,
+        prepared: Sequence[PreparedImage],
+        *,
+        soft_masks: bool = False,
+        boxes: Sequence[Predictions] | None = None,
+    ) -> list[Predictions]:
+        """See Detector.predict."""
+        if boxes is not None:
+            return [self._merge_then_mask(one, given, soft_masks) for one, given in zip(prepared, boxes, strict=True)]
+        if self.settings.mode == FUSE:
+            return [self._fuse(one, soft_masks) for one in prepared]
+        return [self._merge_then_mask(one, None, soft_masks) for one in prepared]
+
+    def _fuse(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
+        """Every view detects, all detections are fused."""
+        needs_soft = soft_masks or self.settings.fusion.needs_soft_masks
+        found: list[Predictions] = []
+        weights: list[float] = []
+        for batch in self._batches(prepared):
+            found += batch.detect(needs_soft and batch.member.model.gives_soft_masks)
+            weights += [batch.member.weight] * len(batch.views)
+        fused = self._best(fuse(found, self.settings.fusion, weights))
+        return fused if soft_masks else dataclasses.replace(fused, soft_masks=None)
+
+    def _merge_then_mask(self, prepared: PreparedImage, boxes: Predictions | None, soft_masks: bool) -> Predictions:
+        """Merge boxes unless they are given, then average the masks of all views for them."""
+        batches = [
+            batch
+            for batch in self._batches(prepared)
+            if batch.member.gives_masks or (boxes is None and batch.member.gives_boxes)
+        ]
+        left = PIXELS_KEPT
+        for batch in batches:  # the features of the others are computed twice
+            left -= batch.pixels
+            batch.keep = left >= 0
+        if boxes is None:
+            found: list[Predictions] = []
+            weights: list[float] = []
+            for batch in batches:
+                if batch.member.gives_boxes:
+                    found += batch.boxes()
+                    weights += [batch.member.weight] * len(batch.views)
+            boxes = self._best(fuse(found, self.settings.fusion, weights))
+        clipped = clip_boxes(boxes.boxes, *prepared.size)
+        boxes = dataclasses.replace(boxes, boxes=clipped, rles=None, soft_masks=None)
+        mean = MeanMasks(boxes)
+        if len(boxes):
+            for batch in batches:
+                if batch.member.gives_masks:
+                    batch.add_masks(mean)
+        rles, soft = mean.result(self.settings.fusion.values("mask_threshold", boxes.classes))
+        return dataclasses.replace(boxes, rles=rles, soft_masks=soft if soft_masks else None)
+
+    def _best(self, predictions: Predictions) -> Predictions:
+        """The best scores, as many as an image may have; fused predictions come by descending score."""
+        most = self.settings.max_detections
+        return predictions.select(np.arange(most)) if 0 < most < len(predictions) else predictions
+
+    def _batches(self, prepared: PreparedImage) -> Iterator[ViewBatch]:
+        """Views of one size at the network and one model together."""
+        for member, (channels, sizes) in zip(self.members, prepared.content, strict=True):
+            open_batches: dict[tuple[int, ...], ViewBatch] = {}
+            for view, array in network_inputs(member.detector, channels, self.settings.views, sizes):
+                batch = open_batches.get(array.shape)
+                if batch is None or batch.pixels + array.shape[0] * array.shape[1] > PIXELS_AT_ONCE:
+                    if batch is not None:
+                        yield batch
+                    batch = open_batches[array.shape] = ViewBatch(member, prepared.size)
+                batch.views.append(view)
+                batch.arrays.append(array)
+            yield from open_batches.values()
 
 
-def _weights(weights: Sequence[float], count: int) -> Sequence[float]:
-    if not weights:
-        return [1.0] * count
-    if len(weights) != count:
-        raise ConfigError(f"{len(weights)} weights were given for {count} models; give one a model")
-    try:
-        return check_weights(weights, "the models")
-    except DataError as error:
-        raise ConfigError(str(error)) from None
+def network_inputs(
+    detector: ModelDetector, channels: np.ndarray, views: Sequence[View], sizes: Sequence[tuple[int, int]]
+) -> Iterator[tuple[View, np.ndarray]]:
+    """Yield every view with what the network sees, (h, w, C); what views share is computed once.
+
+    channels: as of ModelDetector.channels. sizes: (height, width) of every view at the network, before it is rotated.
+    """
+    value_range = None
+    resized: dict[Any, np.ndarray] = {}
+    for view, size in zip(views, sizes, strict=True):
+        key = view.intensities, size
+        if key not in resized:
+            changed = channels
+            if view.intensities != PLAIN.intensities:
+                value_range = value_range or detector.preprocess.value_range(channels)
+                changed = view.intensities(channels, value_range)
+            resized[key] = detector.resized(changed, size)
+        yield view, np.ascontiguousarray(view.symmetry.array(resized[key]))
 
 
-def _has_role(number: int, chosen: Collection[int], count: int) -> bool:
-    unknown = [position for position in chosen if not 0 <= position < count]
-    if unknown:
-        raise ConfigError(f"there is no model {unknown[0]}; they are numbered from 0 to {count - 1}")
-    return not chosen or number in chosen
+class ViewBatch:
+    """Views of one image, of one size at the network, that go through a model together.
+
+    size: (height, width) of the image. keep: whether the features are kept from the boxes to the masks.
+    """
+
+    def __init__(self, member: EnsembleMember, size: tuple[int, int]) -> None:
+        self.member = member
+        self.size = size
+        self.views: list[View] = []
+        self.arrays: list[np.ndarray] = []
+        self.keep = False
+        self._cached: CachedFeatures | None = None
+
+    @property
+    def pixels(self) -> int:
+        """At the network, of all views."""
+        return sum(array.shape[0] * array.shape[1] for array in self.arrays)
+
+    def detect(self, soft_masks: bool) -> list[Predictions]:
+        """Boxes and masks that every view finds, in the pixels of the image."""
+        with self.member.detector.autocast():
+            found = self.member.model.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
+        return self._mapped_back(found)
+
+    def boxes(self) -> list[Predictions]:
+        """Boxes that every view finds, in the pixels of the image."""
+        if not self.member.model.takes_boxes:
+            return [dataclasses.replace(one, rles=None) for one in self.detect(soft_masks=False)]
+        with self.member.detector.autocast():
+            found = self._features().predict(masks=False)
+        return self._mapped_back(found)
+
+    def add_masks(self, mean: MeanMasks) -> None:
+        """Add the probabilities that every view gives to the boxes of `mean`."""
+        turned = [view.symmetry.predictions(mean.boxes) for view in self.views]
+        with self.member.detector.autocast():
+            masks = self._features().soft_masks(turned)
+        for view, boxes, crops in zip(self.views, turned, masks, strict=True):
+            back, size = view.symmetry.inverse, (boxes.height, boxes.width)
+            windows = back.boxes(soft_mask_windows(boxes.boxes, *size), *size).astype(np.int64)
+            mean.add([back.array(crop) for crop in crops], windows, self.member.weight)
+        self._cached = None  # nothing is asked of these features any more
+
+    def _output_sizes(self) -> list[tuple[int, int]]:
+        return [view.symmetry.size(*self.size) for view in self.views]
+
+    def _mapped_back(self, found: Sequence[Predictions]) -> list[Predictions]:
+        return [view.symmetry.inverse.predictions(one) for view, one in zip(self.views, found, strict=True)]
+
+    def _features(self) -> CachedFeatures:
+        features = self._cached or self.member.model.cache_features(self.arrays, self._output_sizes())
+        self._cached = features if self.keep else None
+        return features
 
 
-def _provenance(predictors: Sequence[Predictor], members: Sequence[Member]) -> dict[str, Any]:
-    """What the answers say about the models; of one model nothing new."""
-    if len(predictors) == 1:
-        return {}
-    about = [
-        {**predictor.provenance, "weight": member.weight, "boxes": member.gives_boxes, "masks": member.gives_masks}
-        for predictor, member in zip(predictors, members, strict=True)
-    ]
-    return {"models": about}
+class MeanMasks:
+    """The weighted mean of mask probabilities over views. boxes: cut off at the border of their image."""
+
+    def __init__(self, boxes: Predictions) -> None:
+        self.boxes = boxes
+        self.windows = soft_mask_windows(boxes.boxes, boxes.height, boxes.width)
+        self.weight = 0.0
+        self.sums = [np.zeros((y1 - y0, x1 - x0), dtype=np.float32) for x0, y0, x1, y1 in self.windows.tolist()]
+
+    def add(self, crops: Sequence[np.ndarray], windows: np.ndarray, weight: float) -> None:
+        """Add N crops uint8 of windows (N, 4) XYXY."""
+        self.weight += weight
+        factor = np.float32(weight)
+        for total, crop in zip(self.sums, fit_windows(crops, windows, self.windows), strict=True):
+            total += crop if factor == 1 else crop * factor
+
+    def result(self, thresholds: np.ndarray) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+        """Return RLEs of the pixels with at least `thresholds` (N,) mean probability, and the means as crops uint8."""
+        if not self.sums:
+            return [], []
+        cuts = thresholds * 255 * self.weight
+        corners = self.windows[:, :2].tolist()
+        crops = [(sums >= cut, *corner) for sums, cut, corner in zip(self.sums, cuts, corners, strict=True)]
+        soft = [np.rint(sums / np.float32(self.weight)).astype(np.uint8) for sums in self.sums]
+        return encode_crops(crops, self.boxes.height, self.boxes.width), soft

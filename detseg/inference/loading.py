@@ -1,28 +1,26 @@
-"""From run folders and weights files to predictors."""
+"""From run folders and weights files to models that can predict."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from detseg.config import config_hash, load_config, load_flat_config
+from detseg.config import Config, config_hash, load_flat_config
 from detseg.engines.build import build_model
 from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
 from detseg.files.hashing import hash_file
-from detseg.fusion.postprocess import Postprocess
-from detseg.inference.predictor import Predictor
-from detseg.inference.validation import validate_for_prediction
+from detseg.inference.validation import InferenceOptions, validate_for_prediction
+from detseg.models.base import Segmenter
 from detseg.models.devices import choose_device
+from detseg.models.table import num_classes
 from detseg.models.weights import load_state, load_weights, resolve_weights
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.run_folder import last_numbered
-
-if TYPE_CHECKING:
-    from detseg.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +28,14 @@ POSTPROCESS_FILE = "postprocess.yaml"
 CONFIG_FILE = "config.yaml"
 
 
-def load_run(
-    folder: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    checkpoint: str = "best",
-    postprocess: bool | str | os.PathLike[str] = True,
-    precision: str = "float32",
-) -> Predictor:
-    """The predictor of a run folder; see `Predictor.from_run`."""
-    run = find_run_folder(Path(folder))
-    weights = find_checkpoint(run, checkpoint)
-    cfg = load_config(run / CONFIG_FILE)
-    chosen = None
-    if postprocess is True and (run / POSTPROCESS_FILE).is_file():
-        chosen = Postprocess.load(run / POSTPROCESS_FILE)
-    elif postprocess is True:
-        logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
-    elif postprocess is not False:
-        chosen = Postprocess.load(postprocess)
-    return load_checkpoint_predictor(weights, cfg, device=device, postprocess=chosen, precision=precision, of_run=True)
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, on its device, with what its predictor needs; provenance: plain values."""
+
+    model: Segmenter
+    options: InferenceOptions
+    classes: list[str]
+    provenance: dict[str, Any]
 
 
 def find_run_folder(folder: Path) -> Path:
@@ -89,29 +75,35 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
     )
 
 
-def load_checkpoint_predictor(
-    weights: str | os.PathLike[str],
-    cfg: Config | None = None,
-    *,
-    device: str = "auto",
-    postprocess: Postprocess | None = None,
-    precision: str = "float32",
-    of_run: bool = False,
-) -> Predictor:
-    """The predictor of a weights file; see `Predictor.from_checkpoint`.
+def load_model(
+    weights: str | os.PathLike[str], cfg: Config | None = None, *, device: str = "auto", is_of_run: bool = False
+) -> LoadedModel:
+    """Load the model of a weights file.
 
-    of_run: `cfg` is that of the training, not one that was asked for.
+    Args:
+        weights, cfg, device: see `Predictor.from_checkpoint`.
+        is_of_run: `cfg` is that of the training, not one that was asked for.
+
+    Raises:
+        WeightsError: the file cannot be read, does not fit, or has no configuration and none was given.
+        ConfigError: the configuration cannot be predicted with here.
     """
     path = resolve_weights(weights)
-    state = _read_checkpoint(path, needed=cfg is None)
+    state: dict[str, Any] = {}
+    try:
+        state = load_checkpoint(path)
+    except WeightsError:
+        # With a configuration the file may be another program's, which `load_weights` reads.
+        if cfg is None or not path.is_file():
+            raise
     if cfg is None:
         if "config" not in state:
             raise WeightsError(
                 f"{path} holds weights without a configuration; give the one it was trained with (--config)"
             )
-        cfg, of_run = load_flat_config(state["config"]), True
+        cfg, is_of_run = load_flat_config(state["config"]), True
     engine = choose_engine(cfg, training=False)
-    if of_run:
+    if is_of_run:
         cfg, engine = for_prediction(cfg, state.get("engine", "native" if state else None))
     validate_for_prediction(cfg)
     classes = _class_names(cfg, state.get("classes"), path)
@@ -130,24 +122,7 @@ def load_checkpoint_predictor(
         "config_hash": config_hash(cfg),
         "checkpoint_hash": hash_file(path),
     }
-    return Predictor.from_model(
-        model.to(target).prefer_speed().eval(),
-        cfg,
-        classes,
-        postprocess=postprocess,
-        precision=precision,
-        provenance=provenance,
-    )
-
-
-def _read_checkpoint(path: Path, *, needed: bool) -> dict[str, Any]:
-    """A checkpoint of detseg; {} for another weights file where a configuration was given."""
-    try:
-        return load_checkpoint(path)
-    except WeightsError:
-        if needed or not path.is_file():
-            raise
-        return {}
+    return LoadedModel(model.to(target).prefer_speed().eval(), InferenceOptions.from_config(cfg), classes, provenance)
 
 
 def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:
@@ -156,7 +131,7 @@ def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[
     Raises:
         WeightsError: their number is not the model's.
     """
-    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    number = num_classes(cfg)
     names = list(stored or cfg.DATASETS.CLASSES) or [f"class {index + 1}" for index in range(number)]
     if len(names) != number:
         raise WeightsError(

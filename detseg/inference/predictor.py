@@ -1,46 +1,54 @@
-"""A trained model together with all that its images go through before and its answers after.
+"""A trained model together with all that its images and predictions go through.
 
     image file --(read_picture)--> (H, W, C) --(Detector: channels, size, model)--> Predictions at the size of the file
     --(Postprocess, if any)--> Predictions
 
-The Detector is one model (ImageModel), or views of the image and several models put together (CombinedDetector). The
-model is known by its `Segmenter.predict` and `Segmenter.look` alone.
+The Detector is one model (`ModelDetector`), or views of the image and several models combined (`EnsembleDetector`).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import detseg
 from detseg.coco.dataset import ImageRecord
+from detseg.config import Config, load_config
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
 from detseg.images.reading import read_picture
-from detseg.inference.combined import CombinedDetector, Member
-from detseg.inference.detector import Detector, InputImage, Prepared, as_image, check_size, map_ahead
-from detseg.inference.image_model import ImageModel
-from detseg.inference.large_images import LargeImages
+from detseg.inference.detector import Detector, InputImage, ModelDetector, PreparedImage, batches, prefetch
+from detseg.inference.ensemble import EnsembleDetector, EnsembleMember
+from detseg.inference.loading import (
+    CONFIG_FILE,
+    POSTPROCESS_FILE,
+    LoadedModel,
+    find_checkpoint,
+    find_run_folder,
+    load_model,
+)
+from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling
-from detseg.inference.views import PLAIN, TestTimeAugmentation
+from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.validation import InferenceOptions
+from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
+from detseg.version import __version__
 
-if TYPE_CHECKING:
-    from detseg.config import Config
+logger = logging.getLogger(__name__)
 
-# Boxes of somebody else's for an image of (height, width): in its pixels, with classes and scores.
-BoxSource = Callable[[ImageRecord, int, int], Predictions]
+# External boxes for an image of (height, width): in its pixels, with classes and scores.
+BoxLookup = Callable[[ImageRecord, int, int], Predictions]
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,16 @@ class SkippedImage:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """An image ready for the detector, the size of its pixels where that is known, and boxes given for it."""
+class _OpenedImage:
+    """An image ready for the detector, or open for reading tiles, or why it cannot be predicted.
+
+    facts: what is known of it. boxes: external ones.
+    """
 
     record: ImageRecord
-    image: Prepared
-    pixel_size: PixelSize | None
-    boxes: Predictions | None
+    content: PreparedImage | PixelSource | DataError
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    boxes: Predictions | None = None
 
 
 class Predictor:
@@ -68,20 +79,19 @@ class Predictor:
         model: any Segmenter; it is predicted with where it is (its device) and never trained here.
         preprocess: channels, scaling and inversion, as in training.
         classes: names of the classes by index.
-        min_size_test, max_size_test: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST: images are resized so that the shorter edge
-            has the first many pixels and the longer at most the second; 0 for the first leaves images as they are.
-        pixel_size: INPUT.PIXEL_SIZE: micrometres to which images are brought before that; 0 leaves them.
-        postprocess: applied to every answer; None gives the model's own.
+        size: at which the network sees images; None leaves them as they are.
+        postprocess: applied to all predictions; None gives the model's own.
         precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
-        tta: augmentation at test time; None, or the image as it is as the only view, predicts every image once.
+        tta: test-time augmentation; None, or the image as it is as the only view, predicts every image once.
         tiling: which images are predicted in tiles; the attribute of this name may be replaced.
 
     Attributes:
-        detector: what finds the objects of one array; it may be replaced by one that goes around it (a sliding window).
+        detector: what finds the objects of one array; it may be replaced.
 
     Raises:
-        ConfigError: a precision that does not exist, or a postprocess that was made for other classes.
+        ConfigError: a precision that does not exist, a postprocess that was made for other classes, a mode of
+            augmentation that the model does not allow.
     """
 
     def __init__(
@@ -90,9 +100,7 @@ class Predictor:
         *,
         preprocess: ImagePreprocess,
         classes: Sequence[str],
-        min_size_test: int = 0,
-        max_size_test: int = 0,
-        pixel_size: float = 0.0,
+        size: TestSizeOptions | None = None,
         postprocess: Postprocess | None = None,
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
@@ -104,40 +112,26 @@ class Predictor:
                 f"{postprocess.source} was made for the classes {', '.join(postprocess.classes)}, but the model finds "
                 f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
             )
-        self.image_model = ImageModel(
-            model,
-            preprocess=preprocess,
-            min_size_test=min_size_test,
-            max_size_test=max_size_test,
-            pixel_size=pixel_size,
-            precision=precision,
-        )
+        self.model_detector = ModelDetector(model, preprocess=preprocess, size=size, precision=precision)
         self.tta = tta or TestTimeAugmentation()
-        self.detector: Detector = self.image_model
-        if not self.tta.changes_nothing:
-            self.detector = CombinedDetector([Member(self.image_model)], self.tta)
+        self.detector: Detector = self.model_detector
+        if not self.tta.is_plain:
+            self.detector = EnsembleDetector([EnsembleMember(self.model_detector)], self.tta)
         self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
         self.postprocess = postprocess
-        self.provenance = {"detseg_version": detseg.__version__, **(provenance or {})}
+        self.provenance = {"detseg_version": __version__, **(provenance or {})}
 
     @property
     def model(self) -> Segmenter:
         """The model; of several that are combined, the first."""
-        return self.image_model.model
-
-    def with_detector(self, detector: Detector, provenance: Mapping[str, Any] | None = None) -> Predictor:
-        """Return this predictor with another detector and more provenance."""
-        changed = copy.copy(self)
-        changed.detector = detector
-        changed.provenance = {**self.provenance, **(provenance or {})}
-        return changed
+        return self.model_detector.model
 
     @classmethod
     def from_model(
         cls,
         model: Segmenter,
-        cfg: Config,
+        options: InferenceOptions,
         classes: Sequence[str],
         *,
         postprocess: Postprocess | None = None,
@@ -145,24 +139,21 @@ class Predictor:
         provenance: dict[str, Any] | None = None,
         augmented: bool = True,
     ) -> Predictor:
-        """A predictor with the INPUT and TEST settings of a configuration, around a model that is there already.
+        """A predictor with the options of a configuration, around a model that is there already.
 
         augmented: whether images are augmented where TEST.AUG says so.
         """
-        tta = TestTimeAugmentation.from_config(cfg)
-        size = TestSizeOptions.from_config(cfg)
+        tta = TestTimeAugmentation.from_options(options.augmentation)
         return cls(
             model,
-            preprocess=ImagePreprocess.from_config(cfg),
+            preprocess=options.preprocess,
             classes=classes,
-            min_size_test=size.min_size,
-            max_size_test=size.max_size,
-            pixel_size=size.pixel_size,
+            size=options.size,
             postprocess=postprocess,
             precision=precision,
             provenance=provenance,
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
-            tiling=Tiling.from_config(cfg),
+            tiling=options.tiling(model.largest_object),
         )
 
     @classmethod
@@ -186,9 +177,15 @@ class Predictor:
         Raises:
             RunError: no run there, or no checkpoint in it. WeightsError, ConfigError: what is there does not fit.
         """
-        from detseg.inference.loading import load_run
-
-        return load_run(folder, device=device, checkpoint=checkpoint, postprocess=postprocess, precision=precision)
+        run = find_run_folder(Path(folder))
+        weights = find_checkpoint(run, checkpoint)
+        loaded = load_model(weights, load_config(run / CONFIG_FILE), device=device, is_of_run=True)
+        file: str | os.PathLike[str] | None = None if isinstance(postprocess, bool) else postprocess
+        if postprocess is True and (run / POSTPROCESS_FILE).is_file():
+            file = run / POSTPROCESS_FILE
+        elif postprocess is True:
+            logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
+        return cls._from_loaded(loaded, None if file is None else Postprocess.load(file), precision)
 
     @classmethod
     def from_checkpoint(
@@ -209,9 +206,18 @@ class Predictor:
         Raises:
             WeightsError: the file cannot be read, does not fit, or has no configuration and none was given.
         """
-        from detseg.inference.loading import load_checkpoint_predictor
+        return cls._from_loaded(load_model(weights, cfg, device=device), postprocess, precision)
 
-        return load_checkpoint_predictor(weights, cfg, device=device, postprocess=postprocess, precision=precision)
+    @classmethod
+    def _from_loaded(cls, loaded: LoadedModel, postprocess: Postprocess | None, precision: str) -> Predictor:
+        return cls.from_model(
+            loaded.model,
+            loaded.options,
+            loaded.classes,
+            postprocess=postprocess,
+            precision=precision,
+            provenance=loaded.provenance,
+        )
 
     def __call__(
         self,
@@ -228,28 +234,25 @@ class Predictor:
             facts: what is known of the image and its file does not say, as the fields of a COCO image: `pixel_size`
                 (micrometres), `channel_names`, `plane` ({"z": 3} of a stack).
             soft_masks: keep the probabilities of every box's pixels.
-            boxes: found by somebody else, in pixels of the image: their masks are predicted.
+            boxes: external boxes, in pixels of the image: their masks are predicted.
 
         Returns:
             Predictions at the image's own size; `image_id` is 1, `file_name` the file's name or "".
 
         Raises:
-            DataError: an image that cannot be read or that the model cannot take.
+            DataError: an image that cannot be read or that the model cannot take. ConfigError: see `require`.
         """
+        self.require(soft_masks=soft_masks, boxes=boxes is not None)
+        source = None
         if isinstance(image, (str, os.PathLike)):
             path = Path(image)
             record = ImageRecord(1, path.name, path, 0, 0, dict(facts or {}))
-            found = self._opened(record, None if boxes is None else lambda *_: boxes, self.large_images())[1]
         else:
-            image = as_image(image)
-            record = ImageRecord(1, "", Path(), *image.shape[:2], {})
-            found = ArraySource(image, facts or {})
-            if not self.large_images().claims(found):
-                found = self._prepare(record, image, facts or {}, boxes)
-        if isinstance(found, _Prepared):
-            return self._predict([found], soft_masks)[0]
-        given = None if boxes is None else lambda *_: boxes
-        return self._tiled(record, found, self.large_images(), soft_masks, given)
+            source = ArraySource(as_image(image), facts or {})
+            record = ImageRecord(1, "", Path(), source.height, source.width, {})
+        lookup = None if boxes is None else lambda *_: boxes
+        tiles = self.tile_predictor()
+        return next(self._predict_opened([self._open(record, lookup, tiles, source)], tiles, soft_masks))
 
     def predict_records(
         self,
@@ -258,121 +261,136 @@ class Predictor:
         batch_size: int = 1,
         soft_masks: bool = False,
         skipped: list[SkippedImage] | None = None,
-        boxes: BoxSource | None = None,
+        boxes: BoxLookup | None = None,
         workers: int = 0,
-        large: LargeImages | None = None,
+        tiles: TilePredictor | None = None,
     ) -> Iterator[Predictions]:
         """Predict images of a data set one after the other, in their order; no more than a batch is in memory.
 
         Args:
             records: which images; height and width 0 where they are not known before the file is read.
-            batch_size: images at once; only neighbours that have one size at the model are taken together, so
-                that an answer does not depend on the other images.
+            batch_size: images at once; only neighbours that have one size at the network are taken together, so
+                that a prediction does not depend on the other images.
             soft_masks: keep the probabilities of every box's pixels.
             skipped: images that cannot be read or taken are appended here and left out; None raises at the first.
             boxes: gives the boxes whose masks are predicted, in place of the model's own.
-            workers: threads that read and prepare images (of large ones, tiles) ahead.
-            large: predicts those that are cut into tiles; None: as `tiling` says, answers in memory.
+            workers: threads that read and prepare images (of large ones, tiles) before they are needed.
+            tiles: predicts images that are cut into tiles; None: as `tiling` says, predictions of tiles in memory.
 
         Raises:
-            DataError: see `skipped`.
+            DataError: see `skipped`. ConfigError: see `require`.
         """
         if batch_size < 1:
             raise ConfigError(f"the batch size is {batch_size}; expected at least 1")
-        large = large or self.large_images(batch_size=batch_size, workers=workers)
-        batch: list[_Prepared] = []
-        opened = map_ahead(lambda record: self._opened(record, boxes, large), records, workers)
-        for record, prepared in opened:
-            if isinstance(prepared, _Prepared):
-                if batch and (len(batch) == batch_size or batch[0].image.key != prepared.image.key):
-                    yield from self._predict(batch, soft_masks)
-                    batch = []
-                batch.append(prepared)
-                continue
-            yield from self._predict(batch, soft_masks)
-            batch = []
-            try:
-                answer = self._tiled(record, prepared, large, soft_masks, boxes)
-            except DataError as error:
-                if skipped is None:
-                    raise
-                skipped.append(SkippedImage(record.file_name, str(error)))
-                continue
-            yield answer
-        yield from self._predict(batch, soft_masks)
+        self.require(soft_masks=soft_masks, boxes=boxes is not None)
+        tiles = tiles or self.tile_predictor(batch_size=batch_size, workers=workers)
+        opened = prefetch(lambda record: self._open(record, boxes, tiles), records, workers)
+        yield from self._predict_opened(opened, tiles, soft_masks, batch_size, skipped)
 
-    def _tiled(
-        self,
-        record: ImageRecord,
-        source: PixelSource | DataError,
-        large: LargeImages,
-        soft_masks: bool,
-        boxes: BoxSource | None,
-    ) -> Predictions:
-        """Predict an image that is open for reading tiles, or raise why it is not."""
-        if isinstance(source, DataError):
-            raise source
-        with source:
-            given = None if boxes is None else boxes(record, source.height, source.width)
-            answer = large.predict(record, source, soft_masks=soft_masks, boxes=given)
-        return self._named(answer, record, _pixel_size(source.facts, record))
+    def require(self, *, soft_masks: bool, boxes: bool) -> None:
+        """Raise ConfigError where the model, or models, cannot give soft masks or take external boxes."""
+        name = type(self.model).__name__
+        if boxes and not self.detector.takes_boxes:
+            raise ConfigError(
+                f"{name} gives no masks to external boxes (--boxes): that needs models that find boxes before masks, "
+                "and have masks (MODEL.MASK_ON)"
+            )
+        if self.needs_soft_masks(soft_masks) and not self.detector.gives_soft_masks:
+            reason = "predict without soft masks (--soft-masks)"
+            if not soft_masks:
+                reason = f"{self.postprocess.source} needs them: set its mask_threshold to null and mask_quality to 0"
+            raise ConfigError(f"{name} gives no mask probabilities; {reason}")
 
-    def large_images(self, **options: Any) -> LargeImages:
-        """What predicts the images that `tiling` cuts; options: those of LargeImages."""
-        return LargeImages(self.detector, self.postprocess, self.tiling, identity=self.provenance, **options)
+    def needs_soft_masks(self, asked: bool) -> bool:
+        """Whether the model must give soft masks: where they are asked for, or the postprocess works on them."""
+        return asked or (self.postprocess is not None and self.postprocess.needs_soft_masks)
 
-    def _opened(
-        self, record: ImageRecord, boxes: BoxSource | None, large: LargeImages
-    ) -> tuple[ImageRecord, _Prepared | PixelSource | DataError]:
-        """The image, ready for the detector, or open for reading tiles, or why it cannot be predicted."""
+    def tile_predictor(self, **options: Any) -> TilePredictor:
+        """What predicts the images that `tiling` cuts; options: further ones of TilePredictor."""
+        identity = self.provenance
+        return TilePredictor(self.detector, self.tiling, postprocess=self.postprocess, identity=identity, **options)
+
+    def _open(
+        self, record: ImageRecord, boxes: BoxLookup | None, tiles: TilePredictor, source: PixelSource | None = None
+    ) -> _OpenedImage:
+        """Open an image, unless `source` is it, and prepare it for the detector where it is not cut into tiles."""
+        name = record.file_name or "image"
         try:
-            source = large.claim(record)
-            if source is not None:
-                try:
-                    check_size(record, source.height, source.width)
-                except DataError:
-                    source.close()
-                    raise
-                return record, source
-            image, facts = read_picture(record.path, record.metadata)
-            whole = ArraySource(image, facts, record.file_name or "image")
-            if large.claims(whole):
-                check_size(record, whole.height, whole.width)
-                return record, whole
-            given = None if boxes is None else boxes(record, *image.shape[:2])
-            return record, self._prepare(record, image, facts, given)
+            if source is None:
+                source = tiles.open(record) or ArraySource(*read_picture(record.path, record.metadata), name)
+            size, facts = (source.height, source.width), source.facts
+            if record.height and record.width and (record.height, record.width) != size:
+                raise DataError(
+                    f"{name}: the file has {size[0]} x {size[1]} pixels (height x width), but the data set says "
+                    f"{record.height} x {record.width}; its masks belong to another version of the image"
+                )
+            _pixel_size(facts, name)
+            given = None if boxes is None else boxes(record, *size)
+            if tiles.applies(source):
+                return _OpenedImage(record, source, facts, given)
+            prepared = self.detector.prepare(InputImage(source.read(0, 0, *size), facts, name))
+            return _OpenedImage(record, prepared, facts, given)
         except DataError as error:
-            return record, error
+            if source is not None:
+                source.close()
+            return _OpenedImage(record, error)
 
-    def _prepare(
-        self, record: ImageRecord, image: np.ndarray, facts: Mapping[str, Any], boxes: Predictions | None
-    ) -> _Prepared:
-        """Bring an image (H, W, C) as it was read, and what is known of it, to what the detector takes."""
-        check_size(record, *image.shape[:2])
-        prepared = self.detector.prepare(InputImage(image, facts, record.file_name or "image"))
-        return _Prepared(record, prepared, _pixel_size(facts, record), boxes)
+    def _predict_opened(
+        self,
+        images: Iterable[_OpenedImage],
+        tiles: TilePredictor,
+        soft_masks: bool,
+        batch_size: int = 1,
+        skipped: list[SkippedImage] | None = None,
+    ) -> Iterator[Predictions]:
+        needed = self.needs_soft_masks(soft_masks)
+        for batch in batches(images, batch_size, lambda image: getattr(image.content, "key", object())):
+            first = batch[0]
+            if isinstance(first.content, PreparedImage):
+                boxes = None if first.boxes is None else [image.boxes for image in batch]
+                found = self.detector.predict([image.content for image in batch], soft_masks=needed, boxes=boxes)
+                found = [self._named(predictions, image) for predictions, image in zip(found, batch, strict=True)]
+                if self.postprocess is not None:
+                    found = [self.postprocess.apply(predictions) for predictions in found]
+            else:
+                try:
+                    if isinstance(first.content, DataError):
+                        raise first.content
+                    with first.content as source:
+                        found = [tiles.predict(first.record, source, soft_masks=needed, boxes=first.boxes)]
+                except DataError as error:
+                    if skipped is None:
+                        raise
+                    skipped.append(SkippedImage(first.record.file_name, str(error)))
+                    continue
+                found = [self._named(found[0], first)]
+            for predictions in found:
+                yield predictions if soft_masks else dataclasses.replace(predictions, soft_masks=None)
 
-    def _predict(self, batch: Sequence[_Prepared], soft_masks: bool) -> list[Predictions]:
-        if not batch:
-            return []
-        boxes = None if batch[0].boxes is None else [prepared.boxes for prepared in batch]
-        answers = self.detector.predict([prepared.image for prepared in batch], soft_masks=soft_masks, boxes=boxes)
-        named = [
-            self._named(answer, prepared.record, prepared.pixel_size)
-            for prepared, answer in zip(batch, answers, strict=True)
-        ]
-        return named if self.postprocess is None else [self.postprocess.apply(answer) for answer in named]
-
-    def _named(self, answer: Predictions, record: ImageRecord, pixel_size: PixelSize | None) -> Predictions:
-        """An answer that says which image it is of, and who gave it."""
+    def _named(self, predictions: Predictions, image: _OpenedImage) -> Predictions:
+        """Predictions that say which image they are of, and what made them."""
         return dataclasses.replace(
-            answer,
-            image_id=record.image_id,
-            file_name=record.file_name,
-            pixel_size=pixel_size,
-            provenance={**answer.provenance, **self.provenance, **self.detector.describe()},
+            predictions,
+            image_id=image.record.image_id,
+            file_name=image.record.file_name,
+            pixel_size=_pixel_size(image.facts, image.record.file_name or "image"),
+            provenance={**predictions.provenance, **self.provenance, **self.detector.describe()},
         )
 
 
-def _pixel_size(facts: Mapping[str, Any], record: ImageRecord) -> PixelSize | None:
-    return None if facts.get(FIELD) is None else parse_pixel_size(facts[FIELD], record.file_name or "image")
+def as_image(array: np.ndarray) -> np.ndarray:
+    """Return an array given by the caller as (H, W, C) uint8, uint16 or float32. Raises DataError for anything else."""
+    array = np.asarray(array)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(f"expected an image (height, width) or (height, width, channels), got the shape {array.shape}")
+    if array.dtype in (np.uint8, np.uint16, np.float32):
+        return array
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    raise DataError(f"expected an image of uint8, uint16 or float, got {array.dtype}; convert it to one of them")
+
+
+def _pixel_size(facts: Mapping[str, Any], name: str) -> PixelSize | None:
+    return None if facts.get(FIELD) is None else parse_pixel_size(facts[FIELD], name)

@@ -1,221 +1,257 @@
-"""From the answers of tiles to one answer: no object cut, doubled or lost at a seam.
+"""Combining the predictions of tiles: no object cut, doubled or lost at a seam.
 
 Neighbouring tiles show a strip of the image twice. What each found there is compared pixel by pixel:
 
 1. Objects of two tiles agree when, in the area that both show, their masks have an intersection over union of at least
    `AGREE`. Each object agrees with one of another tile at most, the best first.
-2. Objects that agree are one object. Where a tile shows it whole, the answer is that of the tile in which it lies
+2. Objects that agree are one object. Where a tile shows it whole, the prediction is that of the tile in which it is
    deepest. Where every tile cuts it (it is larger than the overlap), it is the union of its pieces. Cut pieces agree
-   also where one lies in the other by `INSIDE`: a bent object can be one piece here and two there.
-3. An object that lies deeper in a tile with whose findings it does not agree was seen better there: that tile decides.
+   also where one is in the other by `INSIDE`: a bent object can be one piece here and two there.
+3. An object that is deeper in a tile with whose findings it does not agree was seen better there: that tile decides.
    If it found nothing in this place, or something else that stays, the object is dropped; else the deeper one stays.
-4. A piece cut off by its tile that lies in a whole object of another one is dropped; so is, of two of one class that
+4. A piece cut off by its tile that is in a whole object of another one is dropped; so is, of two of one class that
    share more than half of the smaller one, the less deep.
 
-What follows: where a model says of an object the same in every tile that shows it, the answer is that without tiles,
+What follows: where a model says of an object the same in every tile that shows it, the result is that without tiles,
 however large the object is. Objects smaller than the overlap are whole in at least one tile.
+
+Symbols: N objects of all tiles, numbered in the order of the tiles; P pairs of objects of two tiles that share pixels.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from detseg.inference.tile_pairs import ObjectsOfTiles, TilePair, find_pairs
-from detseg.inference.tiling import Tile, TileAnswers, TileGrid
+from detseg.inference.tiling import Tile, TileGrid
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import clip_boxes
-from detseg.structures.mask_crop import MaskCrop, union_of
+from detseg.structures.mask_crop import MaskCrop, runs_of_crops, union_of
+from detseg.structures.overlaps import shared_pixels
 from detseg.structures.predictions import Predictions, move_window, soft_mask_window, soft_mask_windows
+from detseg.structures.runs import Runs
 
 AGREE = 0.5
 # Share of the smaller object from which two are in each other's place.
 SAME_PLACE = 0.5
-# Share of a cut piece, in the area that both tiles show, from which it lies in another cut piece.
+# Share of a cut piece, in the area that both tiles show, from which it is in another cut piece.
 INSIDE = 0.9
 
-# Tile and position in it.
-Place = tuple[int, int]
+
+class TileStore(Protocol):
+    """The predictions of every tile by its index, in pixels of the tile: a dictionary, or a `TileFolder`."""
+
+    def __contains__(self, index: int) -> bool: ...
+
+    def __getitem__(self, index: int) -> Predictions: ...
+
+    def __setitem__(self, index: int, predictions: Predictions) -> None: ...
 
 
-@dataclass
-class _Facts:
-    """What is known of the N objects of a tile when its masks are no longer in memory.
-
-    boxes: (N, 4) float32 of the image. depth: (N,), see TileGrid.depth. is_cut: (N,) bool: the tile's side cuts it.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-    depth: np.ndarray
-    is_cut: np.ndarray
-
-
-def stitch(grid: TileGrid, answers: TileAnswers, *, rim: float = 1.0) -> Predictions:
-    """Put the answers of all tiles together, by descending score.
+def stitch(grid: TileGrid, store: TileStore, *, rim: float = 1.0) -> Predictions:
+    """Combine the predictions of all tiles, by descending score.
 
     rim: pixels; an object whose mask or box comes as near to a side of its tile as this is taken for cut by it. A model
     draws the border of what is cut up to about a pixel of its own off.
     """
-    objects = ObjectsOfTiles(grid, answers)
-    facts: list[_Facts] = []
-    pairs: dict[tuple[int, int], list[TilePair]] = {}
-    for tile in grid:
-        shown = objects[tile.index]
-        depth = grid.depth(tile, np.concatenate([shown.boxes, shown.masks.boxes()]).astype(np.float64))
-        depth = np.minimum(*np.split(depth, 2))
-        facts.append(_Facts(shown.boxes, shown.scores, shown.classes, depth, depth < rim))
-        for other in grid.later_neighbours(tile):
-            found = find_pairs(shown, objects[other.index])
-            if found:
-                pairs[tile.index, other.index] = found
-    return _assemble(grid, answers, _Decision(grid, facts, pairs).groups())
+    # Two rows of tiles are enough for all neighbours.
+    load = lru_cache(maxsize=len(grid.columns) + 3)(lambda index: TileObjects.load(grid, index, store))
+    seams = Seams(grid, load, rim)
+    return _assemble(grid, store, seams, seams.groups())
 
 
-class _Decision:
-    """Which objects stay, and which of them are pieces of one."""
+@dataclass(frozen=True)
+class TileObjects:
+    """The objects that a tile shows, in pixels of the whole image; masks as runs, of objects without masks their boxes.
 
-    def __init__(self, grid: TileGrid, facts: list[_Facts], pairs: dict[tuple[int, int], list[TilePair]]) -> None:
+    boxes (n, 4) float32 XYXY, scores, classes as in Predictions.
+    """
+
+    tile: Tile
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: Runs
+
+    @classmethod
+    def load(cls, grid: TileGrid, index: int, store: TileStore) -> TileObjects:
+        tile, found = grid[index], store[index]
+        if found.rles is None:
+            windows = soft_mask_windows(found.boxes, *tile.size).tolist()
+            full = [(np.ones((y1 - y0, x1 - x0), dtype=bool), x0, y0) for x0, y0, x1, y1 in windows]
+            masks = runs_of_crops(full, *tile.size)
+        else:
+            masks = rle_codec.read_runs(found.rles)
+        boxes = found.boxes + np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
+        masks = masks.moved(tile.x0, tile.y0, grid.height, grid.width)
+        return cls(tile, boxes, found.scores, found.classes, masks)
+
+
+class Seams:
+    """What is known of the objects of all tiles without their masks, and which of them share pixels.
+
+    tile, classes: (N,) int64. boxes: (N, 4) float32 of the image. scores: (N,). depth: (N,), see TileGrid.depth.
+    is_cut: (N,) bool: the tile's side cuts it. rank: (N,) int64, larger for the deeper, then the better score, then the
+    earlier tile. deeper_tile: (N,) int64, another tile in which it is whole and deeper; -1 for none.
+    first, second: (P,) int64. agreement, inside, cover: (P,) intersection over union, and how much of the smaller is in
+    the larger, in the area that both tiles show; how much of all of the smaller.
+    """
+
+    def __init__(self, grid: TileGrid, load: Callable[[int], TileObjects], rim: float) -> None:
         self.grid = grid
-        self.facts = facts
-        self.pairs = pairs
-        # Every object that shares pixels with one of another tile -> these, with the pair.
-        self.near: dict[Place, list[tuple[Place, TilePair]]] = defaultdict(list)
-        for (a, b), found in pairs.items():
-            for pair in found:
-                self.near[a, pair.first].append(((b, pair.second), pair))
-                self.near[b, pair.second].append(((a, pair.first), pair))
+        parts: list[tuple[np.ndarray, ...]] = []
+        pairs: list[tuple[int, int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        for tile in grid:
+            own = load(tile.index)
+            both = own.boxes.astype(np.float64), own.masks.boxes().astype(np.float64)
+            depth = np.minimum(*(grid.depth(tile, boxes) for boxes in both))
+            deeper = deeper_tiles(grid, tile, own.boxes, depth)
+            number = np.full(len(depth), tile.index)
+            parts.append((number, own.boxes, own.scores, own.classes, depth, deeper))
+            for other in grid.later_neighbours(tile):
+                pairs.append((tile.index, other.index, *_compare(own, load(other.index))))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        self.tile, self.boxes, self.scores, self.classes, self.depth, self.deeper_tile = columns
+        self.is_cut = self.depth < rim
+        self.rank = _dense_rank(self.depth, self.scores, -self.tile)
+        begins = np.searchsorted(self.tile, np.arange(len(grid)))
+        nothing = np.zeros(0, dtype=np.int64)
+        self.first = np.concatenate([nothing, *(begins[pair[0]] + pair[2] for pair in pairs)])
+        self.second = np.concatenate([nothing, *(begins[pair[1]] + pair[3] for pair in pairs)])
+        self.agreement, self.inside, self.cover = (
+            np.concatenate([nothing, *(pair[column] for pair in pairs)]) for column in (4, 5, 6)
+        )
+        self._same_class = self.classes[self.first] == self.classes[self.second]
+        self._both_cut = self.is_cut[self.first] & self.is_cut[self.second]
+        # Object -> those in its place, or half of that, with the share of the smaller one.
+        self._near: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        close = self.cover >= SAME_PLACE / 2
+        rows = zip(self.first[close].tolist(), self.second[close].tolist(), self.cover[close].tolist(), strict=True)
+        for first, second, cover in rows:
+            self._near[first].append((second, cover))
+            self._near[second].append((first, cover))
 
-    def groups(self) -> list[list[Place]]:
-        """Lists of objects that are one in the answer; what is in none is dropped."""
-        agreeing = list(self._agreeing())
-        in_group = {place for group in agreeing for place in group}
-        settled: list[list[Place]] = []
-        doubtful: list[list[Place]] = []
-        for group in agreeing:
-            kept = self._representation(group)
-            is_seen_better = self._deeper_tile(kept) not in {-1, *(tile for tile, _ in group)}
+    def groups(self) -> list[list[int]]:
+        """Return lists of the objects that are one in the result; what is in none is dropped."""
+        settled: list[list[int]] = []
+        doubtful: list[list[int]] = []
+        single = np.ones(len(self.tile), dtype=bool)
+        for group in self._agreeing():
+            single[group] = False
+            whole = [number for number in group if not self.is_cut[number]]
+            kept = [max(whole, key=self.rank.__getitem__)] if whole else group
+            is_seen_better = self._deeper_tile(kept) not in {-1, *self.tile[group].tolist()}
             (doubtful if is_seen_better else settled).append(kept)
-        for tile, facts in enumerate(self.facts):
-            deeper = deeper_tiles(self.grid, self.grid[tile], facts.boxes, facts.depth)
-            for index in range(len(facts.scores)):
-                if (tile, index) in in_group:
-                    continue
-                if deeper[index] >= 0:
-                    doubtful.append([(tile, index)])
-                elif not self._is_fragment((tile, index)):
-                    settled.append([(tile, index)])
+        for number in np.flatnonzero(single).tolist():
+            if self.deeper_tile[number] >= 0:
+                doubtful.append([number])
+            elif not self._is_fragment(number):
+                settled.append([number])
         return self._without_doubles(settled + self._unrivalled(doubtful, settled))
 
-    def _agreeing(self) -> Iterator[list[Place]]:
+    def _agreeing(self) -> list[list[int]]:
         """Groups of two or more objects that agree, directly or by others."""
-        parent: dict[Place, Place] = {}
+        matches = self._one_to_one()
+        ends = self.first[matches], self.second[matches]
+        if not len(matches):
+            return []
+        graph = coo_array((np.ones(len(matches)), ends), shape=(len(self.tile),) * 2)
+        _, label = connected_components(graph, directed=False)
+        members = np.unique(np.concatenate(ends))
+        groups: dict[int, list[int]] = defaultdict(list)
+        for number in members.tolist():
+            groups[label[number]].append(number)
+        return list(groups.values())
 
-        def root(place: Place) -> Place:
-            while parent.setdefault(place, place) != place:
-                parent[place] = place = parent[parent[place]]
-            return place
-
-        for (a, b), found in self.pairs.items():
-            for pair in self._one_to_one(a, b, found):
-                parent[root((b, pair.second))] = root((a, pair.first))
-        groups: dict[Place, list[Place]] = defaultdict(list)
-        for place in sorted(parent):
-            groups[root(place)].append(place)
-        yield from groups.values()
-
-    def _one_to_one(self, a: int, b: int, found: Iterable[TilePair]) -> Iterator[TilePair]:
+    def _one_to_one(self) -> list[int]:
         """Pairs that agree, the best first, of one class; of pieces that both tiles cut, any class after that."""
-        agreeing = sorted((pair for pair in found if pair.agreement >= AGREE), key=lambda pair: -pair.agreement)
-        firsts: set[int] = set()
-        seconds: set[int] = set()
-        for any_class in (False, True):
-            for pair in agreeing:
-                fits = self._both_cut(a, b, pair) if any_class else self._one_class(a, b, pair)
-                if fits and pair.first not in firsts and pair.second not in seconds:
-                    firsts.add(pair.first)
-                    seconds.add(pair.second)
-                    yield pair
+        best_first = np.argsort(-self.agreement, kind="stable")
+        best_first = best_first[self.agreement[best_first] >= AGREE].tolist()
+        taken: set[tuple[int, int]] = set()  # object and the tile in which it has its match
+        matches = []
+        for allowed in (self._same_class, self._both_cut):
+            for pair in best_first:
+                first, second = int(self.first[pair]), int(self.second[pair])
+                ends = {(first, int(self.tile[second])), (second, int(self.tile[first]))}
+                if allowed[pair] and taken.isdisjoint(ends):
+                    taken |= ends
+                    matches.append(pair)
         # A bent object may be one piece here and two there.
-        for pair in found:
-            if pair.cover_in_common >= INSIDE and self._both_cut(a, b, pair) and self._one_class(a, b, pair):
-                yield pair
+        pieces = (self.inside >= INSIDE) & self._both_cut & self._same_class
+        return [*matches, *np.flatnonzero(pieces).tolist()]
 
-    def _both_cut(self, a: int, b: int, pair: TilePair) -> bool:
-        return bool(self.facts[a].is_cut[pair.first] and self.facts[b].is_cut[pair.second])
-
-    def _one_class(self, a: int, b: int, pair: TilePair) -> bool:
-        return bool(self.facts[a].classes[pair.first] == self.facts[b].classes[pair.second])
-
-    def _representation(self, group: list[Place]) -> list[Place]:
-        """Those of a group that make up the object: the deepest that is whole, or all pieces."""
-        whole = [place for place in group if not self._is_cut(place)]
-        return [max(whole, key=self._rank)] if whole else group
-
-    def _rank(self, place: Place) -> tuple[float, float, int]:
-        """Deeper first, then the better score, then the earlier tile."""
-        facts = self.facts[place[0]]
-        return float(facts.depth[place[1]]), float(facts.scores[place[1]]), -place[0]
-
-    def _unrivalled(self, doubtful: list[list[Place]], settled: list[list[Place]]) -> list[list[Place]]:
-        """Of what another tile sees better and does not confirm: where that tile's finding is dropped, the best."""
-        staying = {place for places in settled for place in places}
-        kept = []
-        for places in sorted(doubtful, key=lambda places: max(map(self._rank, places)), reverse=True):
-            others = [
-                other
-                for place in places
-                for other, pair in self.near.get(place, ())
-                if pair.cover >= SAME_PLACE / 2 and other not in places
-            ]
-            if others and not any(other in staying for other in others) and not any(map(self._is_cut, places)):
-                kept.append(places)
-                staying.update(places)
-        return kept
-
-    def _deeper_tile(self, places: list[Place]) -> int:
-        """See `deeper_tiles`; of an object that is one or several pieces."""
-        boxes = np.array([self.facts[tile].boxes[index] for tile, index in places])
+    def _deeper_tile(self, group: list[int]) -> int:
+        """`deeper_tile` of an object that is one or several pieces."""
+        if len(group) == 1:
+            return int(self.deeper_tile[group[0]])
+        boxes = self.boxes[group]
         box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])[None]
-        depth = np.array([max(self.facts[tile].depth[index] for tile, index in places)])
-        return int(deeper_tiles(self.grid, self.grid[places[0][0]], box, depth)[0])
+        return int(deeper_tiles(self.grid, self.grid[int(self.tile[group[0]])], box, self.depth[group].max()[None])[0])
 
-    def _class(self, place: Place) -> int:
-        return int(self.facts[place[0]].classes[place[1]])
-
-    def _is_cut(self, place: Place) -> bool:
-        return bool(self.facts[place[0]].is_cut[place[1]])
-
-    def _is_fragment(self, place: Place) -> bool:
+    def _is_fragment(self, number: int) -> bool:
         """Whether this is a piece of an object that another tile shows whole."""
-        return self._is_cut(place) and any(
-            pair.cover >= SAME_PLACE and not self._is_cut(other) and self._rank(other) > self._rank(place)
-            for other, pair in self.near.get(place, ())
+        return bool(self.is_cut[number]) and any(
+            cover >= SAME_PLACE and not self.is_cut[other] and self.rank[other] > self.rank[number]
+            for other, cover in self._near.get(number, ())
         )
 
-    def _without_doubles(self, kept: list[list[Place]]) -> list[list[Place]]:
+    def _unrivalled(self, doubtful: list[list[int]], settled: list[list[int]]) -> list[list[int]]:
+        """Of what another tile sees better and does not confirm: where that tile's finding is dropped, the best."""
+        staying = np.zeros(len(self.tile), dtype=bool)
+        staying[[number for group in settled for number in group]] = True
+        kept = []
+        for group in sorted(doubtful, key=lambda group: self.rank[group].max(), reverse=True):
+            others = [other for number in group for other, _ in self._near.get(number, ()) if other not in group]
+            if others and not staying[others].any() and not self.is_cut[group].any():
+                kept.append(group)
+                staying[group] = True
+        return kept
+
+    def _without_doubles(self, kept: list[list[int]]) -> list[list[int]]:
         """Drop, of two that stay in one place in two tiles, the less deep."""
-        number_of = {place: number for number, places in enumerate(kept) for place in places}
+        group_of = {number: position for position, group in enumerate(kept) for number in group}
         dropped: set[int] = set()
-        for number, places in enumerate(kept):
-            for place in places:
-                for other, pair in self.near.get(place, ()):
-                    rival = number_of.get(other, number)
-                    same = self._class(place) == self._class(other)
-                    if rival <= number or {rival, number} & dropped or not same or pair.cover < SAME_PLACE:
+        for position, group in enumerate(kept):
+            for number in group:
+                for other, cover in self._near.get(number, ()):
+                    rival = group_of.get(other, position)
+                    same = self.classes[number] == self.classes[other]
+                    if rival <= position or {rival, position} & dropped or not same or cover < SAME_PLACE:
                         continue
-                    ranks = [max(map(self._rank, kept[one])) for one in (number, rival)]
-                    dropped.add(number if ranks[0] < ranks[1] else rival)
-        return [places for number, places in enumerate(kept) if number not in dropped]
+                    is_less = self.rank[group].max() < self.rank[kept[rival]].max()
+                    dropped.add(position if is_less else rival)
+        return [group for position, group in enumerate(kept) if position not in dropped]
+
+
+def _compare(a: TileObjects, b: TileObjects) -> tuple[np.ndarray, ...]:
+    """Return positions in both tiles and agreement, inside, cover of the pairs that share pixels; see Seams."""
+    common = (
+        *(max(a.tile.x0, b.tile.x0), max(a.tile.y0, b.tile.y0)),
+        *(min(a.tile.x1, b.tile.x1), min(a.tile.y1, b.tile.y1)),
+    )
+    found = shared_pixels(a.masks.within(common), b.masks.within(common))
+    smaller = np.minimum(a.masks.areas()[found.first], b.masks.areas()[found.second])
+    return found.first, found.second, found.iou, found.of_smaller, found.pixels / smaller
+
+
+def _dense_rank(*columns: np.ndarray) -> np.ndarray:
+    """Return ranks (N,) int64 by the first column, then the second, and so on; equal rows have one rank."""
+    order = np.lexsort(columns[::-1])
+    differs = [column[order][1:] != column[order][:-1] for column in columns]
+    rank = np.zeros(len(order), dtype=np.int64)
+    rank[order[1:]] = np.cumsum(np.logical_or.reduce(differs))
+    return rank
 
 
 def deeper_tiles(grid: TileGrid, tile: Tile, boxes: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Return the other tile in which each of the boxes (N, 4) of a tile lies whole and deepest, (N,) int64.
+    """Return the other tile in which each of the boxes (N, 4) of a tile is whole and deepest, (N,) int64.
 
     depth: (N,), of the boxes in their own tile. -1 where no other one is deeper.
     """
@@ -231,78 +267,69 @@ def deeper_tiles(grid: TileGrid, tile: Tile, boxes: np.ndarray, depth: np.ndarra
     return best
 
 
-def _assemble(grid: TileGrid, answers: TileAnswers, groups: list[list[Place]]) -> Predictions:
-    """Read the masks of what stays, tile by tile, and make one answer of them."""
+def _assemble(grid: TileGrid, store: TileStore, seams: Seams, groups: list[list[int]]) -> Predictions:
+    """Read the masks of what stays, tile by tile, and make one Predictions of them."""
+    size = grid.height, grid.width
+    if not groups:
+        nothing = store[0].select(np.zeros(0))
+        return replace(nothing, height=size[0], width=size[1], image_id=0, file_name="")
     groups = sorted(groups)
-    wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)  # tile -> (number of the group, position in the tile)
-    for number, places in enumerate(groups):
-        for tile, index in places:
-            wanted[tile].append((number, index))
-    last_tile = [places[-1][0] for places in groups]
-    assembly = _Assembly(grid, len(groups))
-    for tile in grid:
-        here = wanted.get(tile.index, [])
-        answer = answers.get(tile.index)
-        assembly.add([number for number, _ in here], tile, answer.select(np.array([index for _, index in here], int)))
-        assembly.finish([number for number, _ in here if last_tile[number] == tile.index])
-    return assembly.result()
+    members = np.concatenate(groups)
+    left = np.array([len(group) for group in groups])  # pieces of each object whose tiles are still to come
+    begins = np.cumsum(left) - left
+    boxes = np.concatenate(
+        [
+            np.minimum.reduceat(seams.boxes[members, :2], begins),
+            np.maximum.reduceat(seams.boxes[members, 2:], begins),
+        ],
+        axis=1,
+    )
+    best = np.array([max(group, key=seams.scores.__getitem__) for group in groups])
+    masks: list[Any] | None = [None] * len(groups)
+    soft: list[Any] | None = [None] * len(groups)
+    pieces: dict[int, list[MaskCrop]] = defaultdict(list)
+    probabilities: dict[int, list[tuple[np.ndarray, tuple[int, ...]]]] = defaultdict(list)
+    for tile, owners, positions in _by_tile(grid, seams, members, np.repeat(np.arange(len(groups)), left)):
+        found = store[tile.index].select(positions)
+        masks = None if found.rles is None else masks
+        soft = None if found.soft_masks is None else soft
+        left -= np.bincount(owners, minlength=len(groups))
+        done = [number for number in np.unique(owners).tolist() if not left[number]]
+        if masks is not None:
+            for number, crop in zip(owners.tolist(), rle_codec.decode_crops(found.rles), strict=True):
+                pieces[number].append(crop.moved(tile.x0, tile.y0))
+            unions = [union_of(pieces.pop(number)) for number in done]
+            for number, rle in zip(done, rle_codec.encode_crops(unions, *size), strict=True):
+                masks[number] = rle
+        if soft is not None:
+            windows = soft_mask_windows(found.boxes, *tile.size) + np.array([tile.x0, tile.y0, tile.x0, tile.y0])
+            for number, crop, window in zip(owners.tolist(), found.soft_masks, windows.tolist(), strict=True):
+                probabilities[number].append((crop, tuple(window)))
+            for number in done:
+                window = soft_mask_window(boxes[number], *size)
+                moved = [move_window(crop, old, window) for crop, old in probabilities.pop(number)]
+                soft[number] = np.maximum.reduce(moved)
+    scores, classes = seams.scores[best], seams.classes[best]
+    order = np.argsort(-scores, kind="stable")
+    return Predictions(
+        0,
+        "",
+        *size,
+        clip_boxes(boxes[order], *size),
+        scores[order],
+        classes[order],
+        None if masks is None else [masks[index] for index in order],
+        None if soft is None else [soft[index] for index in order],
+    )
 
 
-class _Assembly:
-    """Objects that are put together of pieces; a piece waits for the others of its object."""
-
-    def __init__(self, grid: TileGrid, count: int) -> None:
-        self.size = grid.height, grid.width
-        self.boxes = np.tile(np.float32([np.inf, np.inf, -np.inf, -np.inf]), (count, 1))
-        self.scores = np.full(count, -1, dtype=np.float32)
-        self.classes = np.zeros(count, dtype=np.int64)
-        self.rles: list[Any] | None = [None] * count
-        self.soft: list[Any] | None = [None] * count
-        self._masks: dict[int, list[MaskCrop]] = defaultdict(list)
-        self._probabilities: dict[int, list[tuple[np.ndarray, tuple[int, ...]]]] = defaultdict(list)
-
-    def add(self, numbers: Sequence[int], tile: Tile, answer: Predictions) -> None:
-        """Add one piece to each of the objects `numbers`."""
-        boxes = answer.boxes + np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
-        for number, box, score, index in zip(numbers, boxes, answer.scores, answer.classes, strict=True):
-            self.boxes[number, :2] = np.minimum(self.boxes[number, :2], box[:2])
-            self.boxes[number, 2:] = np.maximum(self.boxes[number, 2:], box[2:])
-            if score > self.scores[number]:
-                self.scores[number], self.classes[number] = score, index
-        if answer.rles is None:
-            self.rles = None
-        else:
-            for number, crop in zip(numbers, rle_codec.decode_crops(answer.rles), strict=True):
-                self._masks[number].append(crop.moved(tile.x0, tile.y0))
-        if answer.soft_masks is None:
-            self.soft = None
-        else:
-            windows = soft_mask_windows(answer.boxes, *tile.size) + np.array([tile.x0, tile.y0, tile.x0, tile.y0])
-            for number, crop, window in zip(numbers, answer.soft_masks, windows.tolist(), strict=True):
-                self._probabilities[number].append((crop, tuple(window)))
-
-    def finish(self, numbers: Sequence[int]) -> None:
-        """No more pieces come for these."""
-        if self.rles is not None:
-            masks = [union_of(self._masks.pop(number)) for number in numbers]
-            for number, rle in zip(numbers, rle_codec.encode_crops(masks, *self.size), strict=True):
-                self.rles[number] = rle
-        if self.soft is not None:
-            for number in numbers:
-                window = soft_mask_window(self.boxes[number], *self.size)
-                moved = [move_window(crop, old, window) for crop, old in self._probabilities.pop(number)]
-                self.soft[number] = np.maximum.reduce(moved)
-
-    def result(self) -> Predictions:
-        """All of them, by descending score."""
-        order = np.argsort(-self.scores, kind="stable")
-        return Predictions(
-            0,
-            "",
-            *self.size,
-            clip_boxes(self.boxes[order], *self.size),
-            self.scores[order],
-            self.classes[order],
-            None if self.rles is None else [self.rles[index] for index in order],
-            None if self.soft is None else [self.soft[index] for index in order],
-        )
+def _by_tile(
+    grid: TileGrid, seams: Seams, members: np.ndarray, owners: np.ndarray
+) -> Iterator[tuple[Tile, np.ndarray, np.ndarray]]:
+    """Yield every tile that has members, with their owners and their positions in the tile."""
+    tiles = seams.tile[members]
+    begins = np.searchsorted(seams.tile, np.arange(len(grid)))
+    order = np.argsort(tiles, kind="stable")
+    for index in np.unique(tiles).tolist():
+        here = order[np.searchsorted(tiles[order], index) : np.searchsorted(tiles[order], index, side="right")]
+        yield grid[index], owners[here], members[here] - begins[index]

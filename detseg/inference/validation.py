@@ -1,45 +1,39 @@
-"""Whether a model can be predicted with, judged before its weights are read."""
+"""What every prediction reads of a configuration, judged before weights are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from detseg.config import Config
-from detseg.config.options import Options, key, part
+from detseg.config.options import Options, part
+from detseg.data.augment.random_geometry import RandomCrop
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.engines.choice import EngineChoice
 from detseg.engines.validation import validate
+from detseg.inference.tiling import Tiling
+from detseg.inference.tta import AugmentationOptions
+
+
+def _crops_have_one_size(cfg: Config) -> bool:
+    return cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute"
 
 
 @dataclass(frozen=True)
-class ViewSizeOptions(Options):
-    """Detectron2's own views: sizes of the shorter edge, each flipped too."""
+class InferenceOptions(Options):
+    """Options of a Predictor. crop: None unless the training saw crops of one size, in which all objects fitted."""
 
-    section = "TEST.AUG"
+    preprocess: ImagePreprocess = part(ImagePreprocess)
+    size: TestSizeOptions = part(TestSizeOptions)
+    augmentation: AugmentationOptions = part(AugmentationOptions)
+    crop: RandomCrop | None = part(RandomCrop, when=_crops_have_one_size)
 
-    min_sizes: tuple[int, ...] = key("MIN_SIZES", at_least=1)
-    max_size: int = key("MAX_SIZE", at_least=1)
-    flip: bool = key("FLIP")
-
-
-@dataclass(frozen=True)
-class ViewOptions(Options):
-    """The keys of test-time augmentation; see `detseg.inference.views`."""
-
-    section = "TEST.AUG"
-
-    enabled: bool = key("ENABLED")
-    views: tuple[str, ...] = key("VIEWS")
-    mode: str = key("MODE", choices=("merge_then_mask", "fuse"))
-    method: str = key("METHOD", choices=("nms", "soft_nms", "wbf"))
-    masks: str = key("MASKS", choices=("best", "vote", "mean"))
-    threshold: float = key("THRESHOLD", at_least=0, at_most=1)
-    min_views: int = key("MIN_VIEWS", at_least=1)
-    sizes: ViewSizeOptions | None = part(ViewSizeOptions, when=lambda cfg: cfg.TEST.AUG.ENABLED)
+    def tiling(self, largest_object: float) -> Tiling:
+        """Tiles for a model that finds objects up to this size (pixels at the network)."""
+        return Tiling.for_objects(largest_object if self.crop is None else min(largest_object, *self.crop.size))
 
 
 # What every prediction reads, in training's evaluations too.
-PREDICTION: tuple[type[Options], ...] = (ImagePreprocess, TestSizeOptions, ViewOptions)
+PREDICTION: tuple[type[Options], ...] = (InferenceOptions,)
 
 
 def validate_for_prediction(cfg: Config) -> EngineChoice:

@@ -1,42 +1,35 @@
-"""Views of an image for augmentation at test time: turned and mirrored, at another size, with other intensities.
+"""Views of an image for test-time augmentation: rotated and mirrored, at another size, with other intensities.
 
 A view is written as words joined by +, in any order, each kind once:
 
-    none h v hv transpose rot90 rot270 antitranspose     how it is turned (square.py)
-    scale=1.25                                           the size at the model, times this
-    short=800                                            that of INPUT.MIN_SIZE_TEST instead (pixels)
+    none h v hv transpose rot90 rot270 antitranspose     a symmetry of the square (symmetries.py)
+    scale=1.25                                           the size at the network, times this
+    short=800                                            instead of INPUT.MIN_SIZE_TEST (pixels)
     brightness=0.1  contrast=1.2                         as INPUT.RANDOM_BRIGHTNESS and RANDOM_CONTRAST draw them
     clahe, clahe=3                                       contrast limited adaptive histogram equalisation, its limit
 
-so that h+scale=1.25+clahe is one view. Two words stand for several views: flips (none, h, v, hv) and eight (all of the
-square); flips+clahe are four.
+so that h+scale=1.25+clahe is one view. Two words stand for several views: flips (none, h, v, hv) and eight (all
+symmetries); flips+clahe are four.
 
-The order is: intensities, size, turning. An image is turned at the size at which the model sees it, so that turning
-moves whole pixels and its inverse is exact whatever the sizes are. The model's own padding comes after, at the right
-and at the bottom of the turned image: seen from the image, the grid of strides lies elsewhere in every view. Training
-showed the network objects at all places of its grid, so no view is preferred; in what they differ, their mean averages.
+The order is: intensities, size, symmetry. An image is rotated and mirrored at the size at which the network sees it, so
+that whole pixels move and the inverse is exact whatever the sizes are. The network's own padding comes after that, at
+the right and at the bottom: seen from the image, the grid of strides is placed differently in every view. Training
+showed the network objects at all places of its grid, so no view is preferred; what they differ in, their mean averages.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from detseg.data.augment.intensities import ValueRange, change_intensities
-from detseg.errors import ConfigError, DataError
-from detseg.fusion.options import FusionOptions
+from detseg.errors import ConfigError
 from detseg.inference.symmetries import SYMMETRIES, Symmetry
-
-if TYPE_CHECKING:
-    from detseg.config import Config
-
 
 SETS = {"flips": ("none", "h", "v", "hv"), "eight": tuple(SYMMETRIES)}
 CLAHE_LIMIT = 2.0
@@ -52,7 +45,7 @@ NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Intensities:
+class IntensityChange:
     """brightness: added, a fraction of the range. contrast: a factor about the mean. clahe: its limit, 0 for none."""
 
     brightness: float = 0.0
@@ -76,7 +69,7 @@ class View:
     scale: float = 1.0
     short: int = 0
     longest: int = 100_000
-    intensities: Intensities = Intensities()
+    intensities: IntensityChange = IntensityChange()
     name: str = "none"
 
 
@@ -89,52 +82,44 @@ def parse_views(words: Sequence[str]) -> list[View]:
     Raises:
         ConfigError: naming the word and what there is.
     """
-    views: dict[View, None] = {}
-    for text in words:
-        for view in _parse(text):
-            views[view] = None
+    views = list(dict.fromkeys(view for text in words for view in _parse(text)))
     if not views:
         raise ConfigError(f"expected at least one view; {_known()}")
-    return list(views)
+    return views
 
 
 def detectron2_views(min_sizes: Sequence[int], max_size: int, flip: bool) -> list[View]:
     """The views of Detectron2's TEST.AUG: every size, and with `flip` its mirror image too."""
-    views = []
-    for short in min_sizes:
-        for turned in ("none", "h") if flip else ("none",):
-            view = View(SYMMETRIES[turned], short=int(short), longest=max_size, name=f"{turned}+short={short}")
-            views.append(view)
-    return views
+    return [
+        View(SYMMETRIES[symmetry], short=int(short), longest=max_size, name=f"{symmetry}+short={short}")
+        for short in min_sizes
+        for symmetry in (("none", "h") if flip else ("none",))
+    ]
 
 
 def _parse(text: str) -> list[View]:
     """The views of one word of the user's."""
     numbers: dict[str, float] = {}
-    turned: tuple[str, ...] | None = None
+    symmetries: tuple[str, ...] = ()
     for word in text.split("+"):
         key, _, value = word.strip().partition("=")
-        if key in numbers or (turned is not None and (key in SETS or key in SYMMETRIES)):
-            raise ConfigError(f"the view {text!r} says twice how it is turned, or {key!r} twice")
-        if key in SETS or key in SYMMETRIES:
+        is_symmetry = key in SETS or key in SYMMETRIES
+        if key in numbers or (symmetries and is_symmetry):
+            raise ConfigError(f"the view {text!r} names two symmetries, or {key!r} twice")
+        if is_symmetry:
             if value:
                 raise ConfigError(f"the view {text!r}: {key} takes no number")
-            turned = SETS.get(key, (key,))
+            symmetries = SETS.get(key, (key,))
         elif key in NUMBERS:
             numbers[key] = CLAHE_LIMIT if key == "clahe" and not value else _number(text, key, value)
         else:
             raise ConfigError(f"the view {text!r}: there is no {word.strip()!r}; {_known()}")
     suffix = "".join(f"+{key}={number:g}" for key, number in sorted(numbers.items()))
-    intensities = Intensities(numbers.get("brightness", 0.0), numbers.get("contrast", 1.0), numbers.get("clahe", 0.0))
+    scale, short = numbers.pop("scale", 1.0), int(numbers.pop("short", 0))
+    intensities = IntensityChange(**numbers)
     return [
-        View(
-            SYMMETRIES[name],
-            scale=numbers.get("scale", 1.0),
-            short=int(numbers.get("short", 0)),
-            intensities=intensities,
-            name=name + suffix,
-        )
-        for name in turned or ("none",)
+        View(SYMMETRIES[name], scale=scale, short=short, intensities=intensities, name=name + suffix)
+        for name in symmetries or ("none",)
     ]
 
 
@@ -158,8 +143,8 @@ def _known() -> str:
 def equalise(image: np.ndarray, limit: float, value_range: ValueRange) -> np.ndarray:
     """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of an image (H, W, C).
 
-    Of RGB the lightness is equalised, of any other number of channels each alone; 256 levels are told apart. Same dtype
-    and range.
+    Of RGB the lightness is equalised, of any other number of channels each by itself, in 256 levels. Same dtype and
+    range.
     """
     low, high = value_range
     if not high > low:
@@ -178,103 +163,3 @@ def equalise(image: np.ndarray, limit: float, value_range: ValueRange) -> np.nda
         return levels
     equalised = levels.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
     return np.rint(equalised).astype(image.dtype) if image.dtype.kind == "u" else equalised
-
-
-# Augmentation at test time: which views, and how their answers become one.
-
-MERGE_THEN_MASK, FUSE = "merge_then_mask", "fuse"
-MODES = (MERGE_THEN_MASK, FUSE)
-
-
-@dataclass(frozen=True)
-class TestTimeAugmentation:
-    """How the views of an image, and several models, are put together.
-
-    views: every one is shown to every model. mode: "merge_then_mask": the boxes of all views are merged first, then
-    every view gives the probabilities of the merged boxes' masks, which are averaged. "fuse": every view detects boxes
-    and masks, which are fused. fusion: how boxes (and in "fuse", masks) become one; the threshold of averaged masks is
-    its `mask_threshold`. max_detections: the best of an image that are kept; 0 for all.
-
-    Raises:
-        ConfigError: what does not go together.
-    """
-
-    __test__ = False  # pytest: no test, in spite of the name
-
-    views: Sequence[View] = (PLAIN,)
-    mode: str = MERGE_THEN_MASK
-    fusion: FusionOptions = field(
-        default_factory=lambda: FusionOptions(method="wbf", threshold=0.65, masks="mean")  # as TEST.AUG's defaults
-    )
-    max_detections: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "views", tuple(self.views))
-        if not self.views:
-            raise ConfigError("augmentation at test time needs at least one view")
-        if self.mode not in MODES:
-            raise ConfigError(f"the mode of augmentation at test time is {self.mode!r}; expected {' or '.join(MODES)}")
-        if self.mode == MERGE_THEN_MASK and self.fusion.overlap == "mask_iou":
-            raise ConfigError(
-                f"{self.fusion.source}: overlap is mask_iou, but {MERGE_THEN_MASK} merges boxes before there are "
-                f"masks; use box_iou, or the mode {FUSE}"
-            )
-
-    @classmethod
-    def from_config(cls, cfg: Config) -> TestTimeAugmentation:
-        """Read TEST.AUG; where it is not enabled, the image as it is is the only view.
-
-        Raises:
-            ConfigError: naming the key.
-        """
-        return cls(
-            views=config_views(cfg) if cfg.TEST.AUG.ENABLED else (PLAIN,),
-            mode=cfg.TEST.AUG.MODE,
-            fusion=config_fusion(cfg),
-            max_detections=max(cfg.TEST.DETECTIONS_PER_IMAGE, 0),
-        )
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether the only view is the image as it is."""
-        return self.views == (PLAIN,)
-
-    def replace(self, **changes: Any) -> TestTimeAugmentation:
-        """Return these settings with some of them changed."""
-        return dataclasses.replace(self, **changes)
-
-    def describe(self) -> dict[str, Any]:
-        """Return plain values for provenance."""
-        return {
-            "views": [view.name for view in self.views],
-            "mode": self.mode,
-            "fusion": {key: value for key, value in self.fusion.to_dict().items() if key not in ("classes", "weights")},
-        }
-
-
-def config_views(cfg: Config) -> list[View]:
-    """The views of TEST.AUG: those of VIEWS, else Detectron2's MIN_SIZES, MAX_SIZE and FLIP."""
-    settings = cfg.TEST.AUG
-    if settings.VIEWS:
-        try:
-            return parse_views(settings.VIEWS)
-        except ConfigError as error:
-            raise ConfigError(f"TEST.AUG.VIEWS ({cfg.origin('TEST.AUG.VIEWS')}): {error}") from None
-    if not settings.MIN_SIZES:
-        raise ConfigError("TEST.AUG has no views: give TEST.AUG.VIEWS, or TEST.AUG.MIN_SIZES")
-    return detectron2_views(settings.MIN_SIZES, settings.MAX_SIZE, settings.FLIP)
-
-
-def config_fusion(cfg: Config) -> FusionOptions:
-    """The options of TEST.AUG.METHOD, THRESHOLD, MASKS and MIN_VIEWS."""
-    settings = cfg.TEST.AUG
-    values = {
-        "method": settings.METHOD,
-        "threshold": settings.THRESHOLD,
-        "min_members": settings.MIN_VIEWS,
-        "masks": settings.MASKS if settings.MODE == FUSE else "best",
-    }
-    try:
-        return FusionOptions.from_dict(values, source="TEST.AUG")
-    except DataError as error:
-        raise ConfigError(str(error)) from None

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-import detseg
 from detseg.errors import RunError
 from detseg.files.atomic import write_json
 from detseg.runs.run_folder import RECORD
+from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
     import torchvision
 
     return {
-        "detseg": detseg.__version__,
+        "detseg": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),

@@ -11,16 +11,19 @@ from threshold_segmenter import ThresholdSegmenter
 from tiled_scenes import assert_same_objects, components, draw_disks
 
 from detseg.coco.dataset import ImageRecord
-from detseg.data.preprocess import ImagePreprocess
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.formats.label_images import TOP, to_label_image, write_tiled
 from detseg.formats.objects import ImageObjects
 from detseg.fusion.postprocess import Postprocess
-from detseg.inference.large_images import LargeImages, TileProgress, apply_in_blocks
+from detseg.inference.blocks import apply_in_blocks
 from detseg.inference.predictor import Predictor
+from detseg.inference.tile_predictor import TilePredictor, TileProgress
 from detseg.inference.tiling import Tiling
-from detseg.inference.views import TestTimeAugmentation, parse_views
+from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.views import parse_views
 
 TILES = Tiling("always", 96, 40)
+SHRUNK = TestSizeOptions(min_size=40, max_size=4000)
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +91,23 @@ def test_intensities_are_those_of_the_whole_image(tmp_path):
 def test_pixel_size_and_shorter_edge_are_those_of_the_whole_image(scene):
     for options, facts in (
         ({"pixel_size": 0.25}, {"pixel_size": 0.5}),
-        ({"min_size_test": 620, "max_size_test": 2000}, {}),
+        ({"min_size": 620, "max_size": 2000}, {}),
     ):
-        sliding = predictor(**options)
-        sliding(scene, facts=facts)
-        heights = {shape[0] for batch in sliding.model.seen for shape, _ in batch}
+        tiled = predictor(size=TestSizeOptions(**options))
+        tiled(scene, facts=facts)
+        heights = {shape[0] for batch in tiled.model.seen for shape, _ in batch}
         assert max(heights) == 192, "a tile of 96 pixels at twice the size"
 
 
 def test_shrinking_cells_away_is_refused(scene):
     with pytest.raises(Exception, match="--tile-scale"):
-        predictor(min_size_test=40, max_size_test=4000)(scene)
-    answer = predictor(min_size_test=40, max_size_test=4000, tiling=dataclasses.replace(TILES, scale=1.0))(scene)
+        predictor(size=SHRUNK)(scene)
+    answer = predictor(size=SHRUNK, tiling=dataclasses.replace(TILES, scale=1.0))(scene)
     assert_same_objects(answer, components(scene))
 
 
 def test_a_small_image_is_shrunk_as_the_model_says_where_no_tiles_are_asked_for(scene):
-    predictor(min_size_test=40, max_size_test=4000, tiling=Tiling())(scene)
+    predictor(size=SHRUNK, tiling=Tiling())(scene)
 
 
 @pytest.mark.parametrize("mode", ["fuse"])
@@ -115,8 +118,8 @@ def test_several_views_of_tiles(mode, scene):
     assert answer.provenance["tta"]
 
 
-def large(tmp_path, **options) -> LargeImages:
-    return predictor().large_images(state=tmp_path / "state", **options)
+def tiles(tmp_path, **options) -> TilePredictor:
+    return predictor().tile_predictor(state=tmp_path / "state", **options)
 
 
 def test_resume_after_an_interruption_gives_the_same_and_repeats_nothing(scene, tmp_path):
@@ -128,23 +131,23 @@ def test_resume_after_an_interruption_gives_the_same_and_repeats_nothing(scene, 
     class StopError(Exception):
         pass
 
-    tiles = []
+    advanced = []
 
     def advance(count):
-        tiles.append(count)
-        if len(tiles) == 5:
+        advanced.append(count)
+        if len(advanced) == 5:
             raise StopError
 
     with pytest.raises(StopError):
-        list(one.predict_records([record], large=large(tmp_path, progress=TileProgress(advance=advance))))
+        list(one.predict_records([record], tiles=tiles(tmp_path, progress=TileProgress(advance=advance))))
     again = predictor()
-    (answer,) = again.predict_records([record], large=again.large_images(state=tmp_path / "state"))
+    (answer,) = again.predict_records([record], tiles=again.tile_predictor(state=tmp_path / "state"))
     assert answer.rles == uninterrupted.rles
     assert np.array_equal(answer.scores, uninterrupted.scores)
-    assert len(again.model.seen) == len(one.large_images().window.plan(_source(scene)).grid) - 5
+    assert len(again.model.seen) == len(one.tile_predictor().plan(_source(scene)).grid) - 5
     # another image under the same name begins anew
     tifffile.imwrite(tmp_path / "a.tif", 255 - scene[:, :, 0])
-    (other,) = again.predict_records([record], large=again.large_images(state=tmp_path / "state"))
+    (other,) = again.predict_records([record], tiles=again.tile_predictor(state=tmp_path / "state"))
     assert_same_objects(other, components(255 - scene))
 
 
@@ -158,11 +161,11 @@ def test_shares_of_several_processes_make_one_answer(scene, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", scene[:, :, 0])
     record = ImageRecord(1, "a.tif", tmp_path / "a.tif", 0, 0, {})
     for rank in range(3):
-        images = large(tmp_path)
-        with images.claim(record) as source:
-            images.predict_share(record, source, (rank, 3))
+        own = tiles(tmp_path)
+        with own.open(record) as source:
+            own.predict_share(record, source, (rank, 3))
     last = predictor()
-    (answer,) = last.predict_records([record], large=last.large_images(state=tmp_path / "state"))
+    (answer,) = last.predict_records([record], tiles=last.tile_predictor(state=tmp_path / "state"))
     assert not last.model.seen, "all tiles were there"
     assert answer.rles == predictor()(scene).rles
 

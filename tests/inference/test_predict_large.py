@@ -9,7 +9,7 @@ import tifffile
 from detseg.cli.main import main
 from detseg.coco.predictions_file import read_predictions
 from detseg.curation.synthetic import make_image
-from detseg.inference.sources import expand_stacks, find_images
+from detseg.inference.image_list import expand_stacks, find_images
 
 
 def predict(*words) -> int:

@@ -10,7 +10,7 @@ import pytest
 from threshold_segmenter import ThresholdSegmenter
 
 from detseg.coco.dataset import ImageRecord
-from detseg.data.preprocess import ImagePreprocess
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.predictor import Predictor
@@ -75,7 +75,7 @@ def test_sixteen_bit_and_float_images_are_scaled_as_in_training():
 )
 def test_images_are_resized_for_the_model_and_answers_are_at_the_original_size(min_size, max_size, seen):
     image, masks = squares()
-    predictor = make_predictor(min_size_test=min_size, max_size_test=max_size)
+    predictor = make_predictor(size=TestSizeOptions(min_size=min_size, max_size=max_size))
     predictions = predictor(image)
     assert predictor.model.seen == [[((*seen, 1), "uint8")]]
     found = masks_of(predictions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,23 +12,27 @@ from hypothesis import strategies as st
 from threshold_segmenter import ThresholdSegmenter
 from tiled_scenes import assert_same_objects, components, draw_disks
 
+from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError
 from detseg.images.pixel_source import ArraySource
-from detseg.inference.image_model import ImageModel
-from detseg.inference.sliding_window import SlidingWindow
+from detseg.inference.detector import ModelDetector
+from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling, make_grid
 
 TILE, OVERLAP = 128, 40
 
 
-def window(tile=TILE, overlap=OVERLAP, **options) -> SlidingWindow:
-    model = ImageModel(ThresholdSegmenter(num_classes=1), preprocess=ImagePreprocess())
-    return SlidingWindow(model, Tiling("always", tile, overlap), **options)
+RECORD = ImageRecord(1, "", Path(), 0, 0, {})
+
+
+def tiles(tile=TILE, overlap=OVERLAP, **options) -> TilePredictor:
+    model = ModelDetector(ThresholdSegmenter(num_classes=1), preprocess=ImagePreprocess())
+    return TilePredictor(model, Tiling("always", tile, overlap), **options)
 
 
 def predict(image, **options):
-    return window(**options).predict(ArraySource(image, {}))
+    return tiles(**options).predict(RECORD, ArraySource(image, {}))
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300), st.floats(0, 0.5), st.floats(0.2, 4))
@@ -120,6 +125,13 @@ def test_objects_larger_than_the_overlap_and_than_a_tile_are_put_together():
     assert_same_objects(predict(image), components(image))
 
 
+def test_the_last_tile_may_show_several_pieces_of_an_object():
+    image = np.zeros((100, 240, 1), dtype=np.uint8)
+    image[20:40, 20:220] = image[60:80, 20:220] = 255
+    image[20:80, 20:30] = 255  # joins both bars, in the first tile only
+    assert_same_objects(predict(image), components(image))
+
+
 def test_nothing_and_everything():
     for value in (0, 255):
         image = np.full((300, 333, 1), value, dtype=np.uint8)
@@ -128,7 +140,7 @@ def test_nothing_and_everything():
 
 def test_an_image_smaller_than_a_tile_is_one_tile():
     image = draw_disks(50, 60, [(25, 30, 10), (0, 0, 5)])
-    assert len(window().plan(ArraySource(image, {})).grid) == 1
+    assert len(tiles().plan(ArraySource(image, {})).grid) == 1
     assert_same_objects(predict(image), components(image))
 
 
@@ -141,9 +153,9 @@ def test_batches_and_workers_change_nothing(options):
 
 
 def test_batches_hold_as_many_tiles_as_asked():
-    sliding = window(batch_size=3)
-    sliding.predict(ArraySource(seam_scene(), {}))
-    sizes = [len(batch) for batch in sliding.detector.model.seen]
+    predictor = tiles(batch_size=3)
+    predictor.predict(RECORD, ArraySource(seam_scene(), {}))
+    sizes = [len(batch) for batch in predictor.detector.model.seen]
     assert max(sizes) == 3
 
 
@@ -170,6 +182,6 @@ def test_what_only_the_border_of_a_tile_shows_is_dropped():
     """Cells lie apart from the imagined, which two tiles of a column may even agree on."""
     image = np.zeros((300, 300, 1), dtype=np.uint8)
     image[50:60, 40:60] = image[150:170, 150:160] = 255
-    model = ImageModel(ImaginingSegmenter(num_classes=1), preprocess=ImagePreprocess())
-    answer = SlidingWindow(model, Tiling("always", TILE, OVERLAP)).predict(ArraySource(image, {}))
+    model = ModelDetector(ImaginingSegmenter(num_classes=1), preprocess=ImagePreprocess())
+    answer = TilePredictor(model, Tiling("always", TILE, OVERLAP)).predict(RECORD, ArraySource(image, {}))
     assert_same_objects(answer, components(image))

@@ -7,13 +7,14 @@ import pytest
 from brightness_segmenter import BrightnessSegmenter
 
 from detseg.config import load_config
-from detseg.data.preprocess import ImagePreprocess
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
-from detseg.inference import combined
+from detseg.inference import ensemble
 from detseg.inference.predictor import Predictor
 from detseg.inference.symmetries import SYMMETRIES
-from detseg.inference.views import MODES, TestTimeAugmentation, parse_views
+from detseg.inference.tta import MODES, AugmentationOptions, TestTimeAugmentation
+from detseg.inference.views import parse_views
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
@@ -25,6 +26,10 @@ def make_predictor(*views: str, mode: str = "fuse", fusion: dict | None = None, 
     return Predictor(
         BrightnessSegmenter(), preprocess=ImagePreprocess(num_channels=1), classes=["cell"], tta=settings, **options
     )
+
+
+def read_settings(*overrides: str) -> TestTimeAugmentation:
+    return TestTimeAugmentation.from_options(AugmentationOptions.from_config(load_config(overrides=list(overrides))))
 
 
 def blobs(height: int, width: int, seed: int = 0, count: int = 9) -> np.ndarray:
@@ -68,7 +73,7 @@ def assert_same(one: Predictions, other: Predictions) -> None:
 @pytest.mark.parametrize("min_size", [0, 56, 80])
 def test_a_symmetric_image_gives_the_same_answer_from_every_flip(name, size, min_size):
     image = symmetric(*size, name)
-    options = {"min_size_test": min_size, "max_size_test": 1000}
+    options = {"size": TestSizeOptions(min_size=min_size, max_size=1000)}
     plain = make_predictor(**options)(image)
     assert len(plain) >= 3
     assert_same(SYMMETRIES[name].predictions(plain), plain)
@@ -80,7 +85,7 @@ def test_a_symmetric_image_gives_the_same_answer_from_every_flip(name, size, min
 @pytest.mark.parametrize(("size", "min_size"), [((40, 64), 0), ((41, 63), 0), ((33, 47), 50), ((40, 64), 80)])
 def test_a_model_that_turns_with_the_image_gives_the_same_answer_from_every_view(mode, name, size, min_size):
     image = blobs(*size)
-    options = {"min_size_test": min_size, "max_size_test": 1000}
+    options = {"size": TestSizeOptions(min_size=min_size, max_size=1000)}
     plain = make_predictor(**options)(image)
     turned = make_predictor(name, mode=mode, **options)(image)
     assert (turned.height, turned.width) == size
@@ -100,7 +105,9 @@ def test_all_views_together_give_what_each_gives(mode):
 
 
 def test_views_of_one_size_share_a_batch_and_network_sizes_are_those_of_the_view():
-    predictor = make_predictor("eight", "none+scale=2", "none+short=20", min_size_test=40, max_size_test=100)
+    predictor = make_predictor(
+        "eight", "none+scale=2", "none+short=20", size=TestSizeOptions(min_size=40, max_size=100)
+    )
     predictor(blobs(40, 50))
     assert [(len(batch), batch[0]) for batch in predictor.model.seen] == [
         (4, (40, 50, 1)),
@@ -116,7 +123,7 @@ def test_soft_masks_are_the_mean_of_the_views():
     answer = predictor(image, soft_masks=True)
     brighter = np.rint(np.clip(image + 0.25 * 255.0, 0, 255))
     mean = (image.astype(float) + brighter) / 2
-    windows = combined.soft_mask_windows(answer.boxes, 40, 50)
+    windows = ensemble.soft_mask_windows(answer.boxes, 40, 50)
     assert len(answer) > 2
     for crop, rle, (x0, y0, x1, y1) in zip(answer.soft_masks, answer.rles, windows, strict=True):
         assert np.abs(crop - mean[y0:y1, x0:x1]).max() <= 0.5
@@ -128,8 +135,8 @@ def test_soft_masks_are_the_mean_of_the_views():
 def test_features_that_are_not_kept_change_nothing(monkeypatch):
     image = blobs(40, 50)
     kept = make_predictor("flips", mode="merge_then_mask")(image)
-    monkeypatch.setattr(combined, "PIXELS_KEPT", 0)
-    monkeypatch.setattr(combined, "PIXELS_AT_ONCE", 0)
+    monkeypatch.setattr(ensemble, "PIXELS_KEPT", 0)
+    monkeypatch.setattr(ensemble, "PIXELS_AT_ONCE", 0)
     predictor = make_predictor("flips", mode="merge_then_mask")
     assert as_set(predictor(image)) == as_set(kept)
     assert {len(batch) for batch in predictor.model.seen} == {1}
@@ -171,16 +178,17 @@ def test_the_best_objects_are_kept_up_to_the_limit():
 
 
 def test_settings_come_from_the_configuration():
-    assert TestTimeAugmentation.from_config(load_config()).changes_nothing
-    fuse = TestTimeAugmentation.from_config(load_config(overrides=["TEST.AUG.MODE=fuse"]))
+    assert read_settings().is_plain
+    fuse = read_settings("TEST.AUG.MODE=fuse")
     assert fuse.fusion == TestTimeAugmentation().fusion, "one set of defaults"
     detectron2 = ["TEST.AUG.ENABLED=True", "TEST.AUG.MIN_SIZES=[300, 400]", "TEST.AUG.MAX_SIZE=500"]
-    settings = TestTimeAugmentation.from_config(load_config(overrides=detectron2))
+    settings = read_settings(*detectron2)
     assert [view.name for view in settings.views] == ["none+short=300", "h+short=300", "none+short=400", "h+short=400"]
-    assert settings.mode == "merge_then_mask"
+    assert settings.resolved(takes_boxes=True).mode == "merge_then_mask"
+    assert settings.resolved(takes_boxes=False).mode == "fuse"
     assert settings.max_detections == 100
     own = ["TEST.AUG.ENABLED=True", "TEST.AUG.VIEWS=['flips']", "TEST.AUG.METHOD=wbf", "TEST.AUG.MIN_VIEWS=2"]
-    settings = TestTimeAugmentation.from_config(load_config(overrides=own))
+    settings = read_settings(*own)
     assert [view.name for view in settings.views] == ["none", "h", "v", "hv"]
     assert (settings.fusion.method, settings.fusion.min_members) == ("wbf", 2)
 
@@ -191,15 +199,18 @@ def test_settings_come_from_the_configuration():
         (["TEST.AUG.VIEWS=['flop']"], "TEST.AUG.VIEWS"),
         (["TEST.AUG.MIN_SIZES=[]"], "MIN_SIZES"),
         (["TEST.AUG.METHOD=soft_nms", "TEST.AUG.MODE=fuse"], "soft_nms"),
+        (["TEST.AUG.MODE=merge_then_mask", "MODEL.MASK_ON=False"], "MODE"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(words, named):
     with pytest.raises(ConfigError, match=named):
-        TestTimeAugmentation.from_config(load_config(overrides=["TEST.AUG.ENABLED=True", *words]))
+        read_settings("TEST.AUG.ENABLED=True", *words)
 
 
 def test_boxes_cannot_be_merged_by_masks_that_are_not_there_yet():
     with pytest.raises(ConfigError, match="mask_iou"):
-        TestTimeAugmentation(parse_views(["flips"]), fusion=FusionOptions(overlap="mask_iou"))
+        TestTimeAugmentation(parse_views(["flips"]), "merge_then_mask", FusionOptions(overlap="mask_iou"))
+    with pytest.raises(ConfigError, match="mask_iou"):
+        make_predictor("flips", mode="auto", fusion={"overlap": "mask_iou"})
     with pytest.raises(ConfigError, match="merge_then_mask or fuse"):
         TestTimeAugmentation(parse_views(["flips"]), mode="both")

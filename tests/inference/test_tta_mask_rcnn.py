@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from detseg.curation.synthetic import make_image
+from detseg.data.preprocess import TestSizeOptions
 from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
-from detseg.inference.ensemble import combine
+from detseg.inference.combine import combine
 from detseg.inference.predictor import Predictor
 from detseg.inference.symmetries import SYMMETRIES
-from detseg.inference.views import MODES, TestTimeAugmentation, parse_views
+from detseg.inference.tta import MODES, TestTimeAugmentation
+from detseg.inference.views import parse_views
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
@@ -21,7 +23,7 @@ SIZES = [(64, 96), (61, 75)]
 
 def load(run, *views, checkpoint="best", mode="merge_then_mask", size=0, **fusion) -> Predictor:
     predictor = Predictor.from_run(run, checkpoint=checkpoint, postprocess=False)
-    predictor.image_model.min_size_test = size
+    predictor.model_detector.size = TestSizeOptions(min_size=size, max_size=1000)
     if not views:
         return predictor
     settings = TestTimeAugmentation(parse_views(views), mode, FusionOptions(**fusion))

@@ -7,7 +7,7 @@ import pytest
 
 from detseg.errors import ConfigError
 from detseg.inference.symmetries import SYMMETRIES
-from detseg.inference.views import Intensities, detectron2_views, equalise, parse_views
+from detseg.inference.views import IntensityChange, detectron2_views, equalise, parse_views
 
 
 def names(*words: str) -> list[str]:
@@ -22,7 +22,7 @@ def test_views_are_read_and_sets_expanded_without_repetition():
     assert names("flips+scale=1.5") == ["none+scale=1.5", "h+scale=1.5", "v+scale=1.5", "hv+scale=1.5"]
     (view,) = parse_views(["rot90+brightness=-0.1+contrast=1.2+short=600"])
     assert view.symmetry == SYMMETRIES["rot90"]
-    assert view.intensities == Intensities(brightness=-0.1, contrast=1.2)
+    assert view.intensities == IntensityChange(brightness=-0.1, contrast=1.2)
     assert view.short == 600
 
 
@@ -79,5 +79,5 @@ def test_equalising_raises_local_contrast_and_keeps_type_and_range(dtype, channe
 
 def test_brightness_and_contrast_change_the_image():
     image = np.full((8, 8, 1), 100, np.uint8)
-    assert (Intensities(brightness=0.1)(image, (0.0, 255.0)) == 126).all()
-    assert Intensities()(image, (0.0, 255.0)) is image
+    assert (IntensityChange(brightness=0.1)(image, (0.0, 255.0)) == 126).all()
+    assert IntensityChange()(image, (0.0, 255.0)) is image

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from detseg import __version__
 from detseg.coco.catalog import resolve_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.inspection.advice import Suggestion, advise_balance, advise_intensities, advise_split
@@ -22,6 +21,7 @@ from detseg.curation.inspection.gather import InspectionOptions, Measurements, g
 from detseg.curation.inspection.numbers import clean, describe, report_numbers
 from detseg.curation.synthetic import make_missing_sets
 from detseg.errors import DataError
+from detseg.version import __version__
 
 # Of the report's form.
 VERSION = 2

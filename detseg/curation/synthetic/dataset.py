@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-import detseg
 from detseg.coco.catalog import find_dataset
 from detseg.coco.writing import annotations_of, write_coco
 from detseg.curation.synthetic.cells import KINDS
 from detseg.curation.synthetic.rendering import make_image
 from detseg.errors import DataError
 from detseg.files.lock import wait_for_lock
+from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _write_sets(
     folder: Path, counts: Mapping[str, int], recorded: Mapping[str, Any], options: Mapping[str, Any], progress: bool
 ) -> None:
     """Draw all sets into a temporary folder and rename it to `folder`."""
-    info = {"description": _DESCRIPTION, "synthetic": recorded, "detseg_version": detseg.__version__}
+    info = {"description": _DESCRIPTION, "synthetic": recorded, "detseg_version": __version__}
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detseg.errors import DataError
-from detseg.inference.sources import find_images
+from detseg.inference.image_list import find_images
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which images to predict: folders, globs, files, lists and COCO files; pictures of stacks."""
+"""Which images to predict: folders, globs, files, lists and COCO files; slices of stacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class ImageList:
     """Images to predict. `categories`: those of the COCO file they come from, id by name; empty for plain files."""
 
     records: list[ImageRecord]
@@ -45,122 +45,120 @@ class ImageSource:
 
 
 def find_images(
-    sources: Sequence[str], *, image_root: str | None = None, fields: Mapping[str, Any] | None = None
-) -> ImageSource:
+    paths: Sequence[str], *, image_root: str | None = None, fields: Mapping[str, Any] | None = None
+) -> ImageList:
     """Find images.
 
     Args:
-        sources: one COCO JSON file, or any number of image files, folders (their images, not those of subfolders),
+        paths: one COCO JSON file, or any number of image files, folders (their images, not those of subfolders),
             globs (`**` goes into subfolders) and lists: text files (.txt) with one of these a line, relative to the
             folder of the list; empty lines and those that begin with # are left out. A Zarr folder is one image.
         image_root: folder of the COCO file's images, where it is not the one that the file says.
-        fields: what is said of all images, before what the COCO file says: `pixel_size`, `plane`.
+        fields: what holds for all images and overrides what the COCO file says: `pixel_size`, `plane`.
 
     Returns:
-        Records in a fixed order (sorted within every source, duplicates once). Of plain files the image id counts
+        Records in a fixed order (sorted within every path, duplicates once). Of plain files the image id counts
         from 1, the file name is relative to the folder that all of them share, and height and width are 0 (unknown).
 
     Raises:
-        DataError: a source that does not exist or holds no image.
+        DataError: a path that does not exist or holds no image.
     """
-    if any(source.lower().endswith((".json", ".json.gz")) for source in sources):
-        if len(sources) > 1:
-            raise DataError(f"--images: give one COCO file alone, not with others: {', '.join(sources)}")
-        dataset = CocoDataset.load(sources[0], image_root=image_root)
+    if any(path.lower().endswith((".json", ".json.gz")) for path in paths):
+        if len(paths) > 1:
+            raise DataError(f"--images: a COCO file is given alone, not with others: {', '.join(paths)}")
+        dataset = CocoDataset.load(paths[0], image_root=image_root)
         if not dataset.images:
-            raise DataError(f"{sources[0]} lists no images")
+            raise DataError(f"{paths[0]} lists no images")
         records = [
             dataclasses.replace(image, metadata={**image.metadata, **(fields or {})}) for image in dataset.images
         ]
-        return ImageSource(records, {category.name: category.id for category in dataset.categories})
-    paths = list(dict.fromkeys(Path(os.path.abspath(path)) for source in sources for path in _expand(source)))
+        return ImageList(records, {category.name: category.id for category in dataset.categories})
+    files = list(dict.fromkeys(Path(os.path.abspath(file)) for path in paths for file in _expand(path)))
     try:
-        root = Path(os.path.commonpath([path.parent for path in paths]))
+        root = Path(os.path.commonpath([file.parent for file in files]))
     except ValueError:
-        raise DataError("--images: the images lie on several drives; predict those of one at a time") from None
+        raise DataError("--images: the images are on several drives; predict those of one at a time") from None
     records = [
-        ImageRecord(index + 1, path.relative_to(root).as_posix(), path, 0, 0, dict(fields or {}))
-        for index, path in enumerate(paths)
+        ImageRecord(index + 1, file.relative_to(root).as_posix(), file, 0, 0, dict(fields or {}))
+        for index, file in enumerate(files)
     ]
-    return ImageSource(records, {})
+    return ImageList(records, {})
 
 
-def expand_stacks(source: ImageSource, *, z: range | None, t: range | None) -> ImageSource:
+def expand_stacks(images: ImageList, *, z: range | None, t: range | None) -> ImageList:
     """Make every slice and point in time of stacks an image of its own.
 
     z, t: which, from 0 on, cut to those that a file has; None leaves the axis as it is. File names get `_t003` and
     `_z012` before their suffix, ids count from 1. What cannot be opened stays one image, for the reader to refuse.
 
     Raises:
-        DataError: the images are those of a COCO file, which says itself which picture each is.
+        DataError: the images are those of a COCO file, which says itself which plane each is.
     """
-    if source.categories:
+    if images.categories:
         raise DataError(
             "several slices or points in time can be chosen of image files, not of the images of a COCO file"
         )
     records: list[ImageRecord] = []
-    for record in source.records:
-        for suffix, chosen in _pictures(record, z, t):
-            name = PurePosixPath(record.file_name)
-            plane = {**record.metadata.get(PLANE, {}), **chosen}
+    for record in images.records:
+        for chosen in _planes(record, {"t": t, "z": z}):
             changes: dict[str, Any] = {"image_id": len(records) + 1}
             if chosen:
+                name = PurePosixPath(record.file_name)
+                suffix = "".join(f"_{letter}{number:03d}" for letter, number in chosen.items())
                 changes["file_name"] = name.with_name(f"{name.stem}{suffix}{name.suffix}").as_posix()
+                plane = {**record.metadata.get(PLANE, {}), **chosen}
                 changes["metadata"] = {**record.metadata, PLANE: plane}
             records.append(dataclasses.replace(record, **changes))
-    return ImageSource(records, {})
+    return ImageList(records, {})
 
 
-def _pictures(record: ImageRecord, z: range | None, t: range | None) -> list[tuple[str, dict[str, int]]]:
-    """Endings of names and choices of a plane, of every picture of a file."""
-    wanted = {letter: numbers for letter, numbers in (("t", t), ("z", z)) if numbers is not None}
+def _planes(record: ImageRecord, asked: Mapping[str, range | None]) -> list[dict[str, int]]:
+    """The choices of a plane ({"t": 3, "z": 12}) that are asked for, of all that a file has."""
+    wanted = {letter: numbers for letter, numbers in asked.items() if numbers is not None}
     plane = {**record.metadata.get(PLANE, {}), **dict.fromkeys(wanted, 0)}
     try:
         with open_pixels(record.path, {**record.metadata, PLANE: plane}) as opened:
             counts = {letter: opened.stack.get(letter.upper(), 1) for letter in wanted}
     except DataError:
-        return [("", {})]
+        return [{}]
     axes = [
-        [(f"_{letter}{number:03d}", {letter: number}) for number in numbers if number < counts[letter]]
+        [(letter, number) for number in numbers if number < counts[letter]]
         for letter, numbers in wanted.items()
         if counts[letter] > 1
     ]
-    return [
-        ("".join(suffix for suffix, _ in one), {key: value for _, chosen in one for key, value in chosen.items()})
-        for one in itertools.product(*axes)
-    ]
+    return [dict(choice) for choice in itertools.product(*axes)]
 
 
-def _expand(source: str, in_list: bool = False) -> list[Path]:
+def _expand(text: str, in_list: bool = False) -> list[Path]:
     """The image files of one file, folder, glob or list; sorted, those of a list in its order."""
-    path = Path(source).expanduser()
+    path = Path(text).expanduser()
     if is_zarr(path):
         return [path]
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if _is_image(entry)]
+        found = [
+            entry
+            for entry in path.iterdir()
+            if (entry.suffix.lower() in SUFFIXES and entry.is_file()) or is_zarr(entry)
+        ]
         wanted = f"images ({', '.join(SUFFIXES)}); for those of subfolders give the glob {path / '**' / '*.png'}"
     elif path.is_file():
         return _listed(path) if path.suffix.lower() == ".txt" and not in_list else [path]
-    elif glob.has_magic(source):
-        matches = [Path(name) for name in glob.glob(os.path.expanduser(source), recursive=True)]
+    elif glob.has_magic(text):
+        matches = [Path(name) for name in glob.glob(os.path.expanduser(text), recursive=True)]
         found = [entry for entry in matches if entry.is_file() or is_zarr(entry)]
         wanted = "files that match this pattern"
     else:
         raise DataError(
-            f"--images: {source} does not exist; expected a folder, a glob, image files, a list (.txt) or a COCO JSON "
+            f"--images: {text} does not exist; expected a folder, a glob, image files, a list (.txt) or a COCO JSON "
             "file"
         )
     if not found:
-        raise DataError(f"--images: {source} holds no {wanted}")
+        raise DataError(f"--images: {text} holds no {wanted}")
     return sorted(found)
 
 
-def _is_image(path: Path) -> bool:
-    return (path.suffix.lower() in SUFFIXES and path.is_file()) or is_zarr(path)
-
-
 def _listed(path: Path) -> list[Path]:
-    """The images that a list names; those that do not exist are kept, and told as what cannot be read."""
+    """The images that a list names; those that do not exist are kept, for the reader to refuse."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -12,19 +12,19 @@ import pytest
 from detseg.coco.dataset import ImageRecord
 from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
-from detseg.inference.given_boxes import read_boxes
-from detseg.inference.sources import ImageSource
+from detseg.inference.external_boxes import read_boxes
+from detseg.inference.image_list import ImageList
 from detseg.structures.predictions import Predictions
 
 CLASSES = ["round", "long"]
 
 
-def files(*names: str) -> ImageSource:
-    return ImageSource([ImageRecord(i + 1, name, Path(name), 0, 0, {}) for i, name in enumerate(names)], {})
+def files(*names: str) -> ImageList:
+    return ImageList([ImageRecord(i + 1, name, Path(name), 0, 0, {}) for i, name in enumerate(names)], {})
 
 
-def coco(**categories: int) -> ImageSource:
-    return ImageSource([ImageRecord(number, f"{number}.png", Path("x"), 40, 50, {}) for number in (7, 9)], categories)
+def coco(**categories: int) -> ImageList:
+    return ImageList([ImageRecord(number, f"{number}.png", Path("x"), 40, 50, {}) for number in (7, 9)], categories)
 
 
 def test_yolo_rows_become_boxes_in_pixels(tmp_path):

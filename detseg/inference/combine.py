@@ -1,0 +1,75 @@
+"""Several predictors, of any architectures, as one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+
+from detseg.errors import ConfigError, DataError
+from detseg.fusion.options import check_weights
+from detseg.inference.ensemble import EnsembleDetector, EnsembleMember
+from detseg.inference.predictor import Predictor
+from detseg.inference.tta import TestTimeAugmentation
+
+
+def combine(
+    predictors: Sequence[Predictor],
+    *,
+    settings: TestTimeAugmentation | None = None,
+    weights: Sequence[float] = (),
+    boxes_of: Collection[int] = (),
+    masks_of: Collection[int] = (),
+) -> Predictor:
+    """Return a predictor that combines models of any architectures, and views of every one; of one model, its views.
+
+    Classes, postprocess and provenance are the first predictor's.
+
+    Args:
+        predictors: of the same classes.
+        settings: views, mode and fusion; None takes those of the first predictor.
+        weights: one a predictor, of its boxes and masks; empty for 1 each.
+        boxes_of, masks_of: positions of the predictors that give boxes, and masks; empty for all.
+
+    Raises:
+        ConfigError: other classes, other numbers of weights, positions that do not exist, no boxes or no masks, a mode
+            that the models do not allow.
+    """
+    first, count = predictors[0], len(predictors)
+    settings = settings or first.tta
+    for number, predictor in enumerate(predictors):
+        if predictor.classes != first.classes:
+            raise ConfigError(
+                f"the first model finds {', '.join(first.classes)}, model {number + 1} "
+                f"{', '.join(predictor.classes)}; combine models of the same classes in the same order"
+            )
+    for position in (*boxes_of, *masks_of):
+        if not 0 <= position < count:
+            raise ConfigError(f"there is no model {position}; they are numbered from 0 to {count - 1}")
+    weights = weights or [1.0] * count
+    if len(weights) != count:
+        raise ConfigError(f"{len(weights)} weights were given for {count} models; give one a model")
+    try:
+        weights = check_weights(weights, "the models")
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    combined = copy.copy(first)
+    combined.detector = first.model_detector
+    if count == 1 and settings.is_plain:
+        return combined
+    members = [
+        EnsembleMember(
+            predictor.model_detector,
+            weight,
+            gives_boxes=not boxes_of or number in boxes_of,
+            gives_masks=not masks_of or number in masks_of,
+        )
+        for number, (predictor, weight) in enumerate(zip(predictors, weights, strict=True))
+    ]
+    combined.detector = EnsembleDetector(members, settings)
+    if count > 1:
+        models = [
+            {**one.provenance, "weight": member.weight, "boxes": member.gives_boxes, "masks": member.gives_masks}
+            for one, member in zip(predictors, members, strict=True)
+        ]
+        combined.provenance = {**first.provenance, "models": models}
+    return combined

@@ -1,0 +1,261 @@
+"""Prediction of images of any size in tiles that overlap: a detector sees one tile at a time.
+
+    grid of tiles --(read, prepare, detect, batch by batch)--> predictions of each tile --(stitching)--> one result
+
+Tiles are seen at the scale and with the intensities of the whole image. The detector may be anything, test-time
+augmentation and several models included. Memory holds a batch of tiles, those that are prefetched, and the objects of
+the image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import ImageRecord
+from detseg.errors import DataError
+from detseg.fusion.postprocess import Postprocess
+from detseg.images.pixel_source import PixelSource
+from detseg.images.reading import open_pixels, reads_parts
+from detseg.inference.blocks import apply_in_blocks, joined
+from detseg.inference.detector import Detector, InputImage, ParentImage, PreparedImage, batches, prefetch
+from detseg.inference.stitching import TileStore, stitch
+from detseg.inference.tile_store import TileFolder
+from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileGrid, Tiling, make_grid
+from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import Predictions
+
+# A mask's border is drawn up to this many pixels at the network off the side of a tile that cuts the object.
+RIM = 2.0
+
+
+@dataclass
+class TileProgress:
+    """Is told how an image in tiles gets on: start(name, tiles), advance(count), end()."""
+
+    start: Callable[[str, int], Any] = lambda name, tiles: None
+    advance: Callable[[int], Any] = lambda count: None
+    end: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How one image is cut. scale: pixels at the network per pixel (y, x). tile, overlap: pixels of the image."""
+
+    grid: TileGrid
+    scale: tuple[float, float]
+    tile: int
+    overlap: int
+
+
+class TilePredictor:
+    """Predicts images tile by tile.
+
+    Args:
+        detector: sees every tile as an image of its own.
+        tiling: which images are cut, and how.
+        postprocess: applied to the result; its score threshold to every tile already.
+        batch_size: tiles that go through the network at once.
+        workers: threads that read and prepare tiles before they are needed.
+        state: folder where the predictions of tiles stay until all images are done, so that a command that was
+            interrupted goes on there and several processes share the tiles of one image; None keeps them in memory.
+        identity: plain values that say which model predicts; tiles of another are not taken from `state`.
+        progress: is told of tiles.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        tiling: Tiling,
+        *,
+        postprocess: Postprocess | None = None,
+        batch_size: int = 1,
+        workers: int = 0,
+        state: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: TileProgress | None = None,
+    ) -> None:
+        self.detector = detector
+        self.tiling = tiling
+        self.postprocess = postprocess
+        self.batch_size = batch_size
+        self.workers = workers
+        self.state = state
+        self.identity = {**(identity or {}), "detector": detector.describe()}
+        self.progress = progress or TileProgress()
+
+    def open(self, record: ImageRecord) -> PixelSource | None:
+        """Open an image file if it is to be predicted in tiles; the caller closes it.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if self.tiling.when == NEVER or not reads_parts(record.path):
+            return None
+        source = open_pixels(record.path, record.metadata)
+        if self.applies(source):
+            return source
+        source.close()
+        return None
+
+    def applies(self, source: PixelSource) -> bool:
+        """Whether an image that is open is to be predicted in tiles."""
+        if self.tiling.when == NEVER:
+            return False
+        try:
+            scale = self.plan(source).scale
+        except DataError:
+            # Shrunk much, or of unknown scale: an image that is small in its file needs no tiles.
+            if self.tiling.when == AUTO and source.height * source.width <= LARGE:
+                return False
+            raise
+        return self.tiling.applies(source.height, source.width, scale)
+
+    def plan(self, source: PixelSource) -> TilePlan:
+        """Cut an image. Raises DataError where its scale at the network is not known, ConfigError for other sizes."""
+        scale = self.detector.tile_scale(self._parent(source))
+        tile, overlap = self.tiling.sizes(scale)
+        grid = make_grid(source.height, source.width, tile=tile, overlap=overlap, scale=scale)
+        return TilePlan(grid, scale, tile, overlap)
+
+    def predict(
+        self,
+        record: ImageRecord,
+        source: PixelSource,
+        *,
+        soft_masks: bool = False,
+        boxes: Predictions | None = None,
+    ) -> Predictions:
+        """Predict one image, by descending score; image_id and file_name are left to the caller.
+
+        boxes: external boxes, to which masks are given.
+
+        Raises:
+            DataError: the image cannot be read, or the model cannot take it.
+        """
+        if boxes is not None:
+            result = self._masks_of_boxes(source, boxes, soft_masks)
+        else:
+            plan, store = self._detect(record, source, soft_masks, (0, 1))
+            result = stitch(plan.grid, store, rim=max(1.0, RIM / min(plan.scale)))
+            result.provenance["tiles"] = self.tiling.describe(plan.tile, plan.overlap)
+        return result if self.postprocess is None else apply_in_blocks(self.postprocess, result)
+
+    def predict_share(
+        self, record: ImageRecord, source: PixelSource, share: tuple[int, int], *, soft_masks: bool = False
+    ) -> None:
+        """Predict every count-th tile from number `number` on (share: number, count), for `predict` to find in `state`.
+
+        Raises:
+            DataError: as `predict`.
+        """
+        self._detect(record, source, soft_masks, share)
+
+    def _detect(
+        self, record: ImageRecord, source: PixelSource, soft_masks: bool, share: tuple[int, int]
+    ) -> tuple[TilePlan, TileStore]:
+        """Predict the tiles of a share that are not there yet."""
+        plan = self.plan(source)
+        store: TileStore = {}
+        if self.state is not None:
+            kept = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in record.file_name)
+            folder = self.state / f"{record.image_id}_{kept}"[-120:]
+            store = TileFolder(folder, self._computed(record, source, plan, soft_masks))
+        number, count = share
+        tiles = [tile for tile in plan.grid if tile.index % count == number]
+        missing = [tile for tile in tiles if tile.index not in store]
+        self.progress.start(record.file_name, len(tiles))
+        try:
+            if len(missing) < len(tiles):
+                self.progress.advance(len(tiles) - len(missing))
+            self._detect_tiles(source, store, missing, soft_masks)
+        finally:
+            self.progress.end()
+        return plan, store
+
+    def _detect_tiles(self, source: PixelSource, store: TileStore, tiles: list[Tile], soft_masks: bool) -> None:
+        parent = self._parent(source, measure=bool(tiles))
+        prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), tiles, self.workers)
+        for batch in batches(prepared, self.batch_size, lambda pair: pair[1].key):
+            found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks)
+            for (tile, _), predictions in zip(batch, found, strict=True):
+                if self.postprocess is not None:
+                    # Scores only fall after this.
+                    least = self.postprocess.values("score_threshold", predictions.classes)
+                    predictions = predictions.select(predictions.scores >= least)
+                store[tile.index] = predictions
+            self.progress.advance(len(batch))
+
+    def _computed(self, record: ImageRecord, source: PixelSource, plan: TilePlan, soft_masks: bool) -> dict[str, Any]:
+        """What the predictions of tiles depend on."""
+        try:
+            file = os.stat(record.path)
+        except OSError as error:
+            raise DataError(f"{record.path}: cannot be read ({error})") from None
+        threshold = None if self.postprocess is None else self.postprocess.to_dict().get("score_threshold")
+        return {
+            "image": [str(record.path), file.st_size, file.st_mtime_ns, source.height, source.width],
+            "fields": {name: value for name, value in source.facts.items() if name in record.metadata},
+            "grid": [plan.grid.rows, plan.grid.columns, plan.scale],
+            "soft_masks": soft_masks,
+            "score_threshold": threshold,
+            "model": self.identity,
+        }
+
+    def _masks_of_boxes(self, source: PixelSource, boxes: Predictions, soft_masks: bool) -> Predictions:
+        """Give masks to external boxes: each is seen in the tile in which it is deepest.
+
+        A box that is whole in no tile is seen in a tile of its own around it. All are in the result, in their order.
+        """
+        parent = self._parent(source, measure=True)
+        size = {"height": source.height, "width": source.width}
+        parts: list[Predictions] = []
+        order: list[np.ndarray] = []
+        for tile, chosen in _tiles_of_boxes(self.plan(source), boxes.boxes.astype(np.float64)):
+            shift = np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
+            given = boxes.select(chosen)
+            given = Predictions(0, "", *tile.size, given.boxes - shift, given.scores, given.classes)
+            (found,) = self.detector.predict(
+                [self._prepare(source, tile, parent)], soft_masks=soft_masks, boxes=[given]
+            )
+            masks = rle_codec.read_runs(found.rles or []).moved(tile.x0, tile.y0, source.height, source.width)
+            rles = rle_codec.encode_runs(masks)
+            parts.append(dataclasses.replace(found, **size, boxes=found.boxes + shift, rles=rles))
+            order.append(chosen)
+        if not parts:
+            return Predictions.empty(0, "", source.height, source.width)
+        return joined(parts).select(np.argsort(np.concatenate(order)))
+
+    def _parent(self, source: PixelSource, *, measure: bool = False) -> ParentImage:
+        """measure: for reading tiles, whose intensities may depend on those of the whole image."""
+        overview = source.overview() if measure and self.detector.needs_overview else None
+        return ParentImage((source.height, source.width), source.facts, source.name, overview, self.tiling.scale)
+
+    def _prepare(self, source: PixelSource, tile: Tile, parent: ParentImage) -> PreparedImage:
+        pixels = source.read(tile.y0, tile.x0, tile.y1, tile.x1)
+        return self.detector.prepare(InputImage(pixels, source.facts, source.name, parent))
+
+
+def _tiles_of_boxes(plan: TilePlan, boxes: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
+    """Yield tiles with the positions of the boxes (N, 4) that are seen in them."""
+    deepest = np.full(len(boxes), -np.inf)
+    of_tile = np.full(len(boxes), -1)
+    for tile in plan.grid:
+        depth = plan.grid.depth(tile, boxes)
+        better = (depth >= 0) & (depth > deepest)
+        deepest[better], of_tile[better] = depth[better], tile.index
+    for index in np.unique(of_tile[of_tile >= 0]):
+        yield plan.grid[int(index)], np.flatnonzero(of_tile == index)
+    margin = plan.overlap // 2
+    for index in np.flatnonzero(of_tile < 0):
+        x0, y0 = (max(math.floor(low) - margin, 0) for low in boxes[index, :2])
+        x1, y1 = (math.ceil(high) + margin for high in boxes[index, 2:])
+        x1, y1 = min(x1, plan.grid.width), min(y1, plan.grid.height)
+        yield Tile(-1, -1, -1, min(y0, y1 - 1), min(x0, x1 - 1), y1, x1), np.array([index])

@@ -1,0 +1,148 @@
+"""Test-time augmentation (TEST.AUG): which views of an image are predicted, and how their predictions are combined."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detseg.config.options import Options, key, part
+from detseg.config.problems import Problems
+from detseg.errors import ConfigError, DataError
+from detseg.fusion.options import FusionOptions
+from detseg.inference.views import PLAIN, View, detectron2_views, parse_views
+from detseg.models.options import LimitOptions
+from detseg.models.table import ARCHITECTURES
+
+MERGE_THEN_MASK, FUSE, AUTO = "merge_then_mask", "fuse", "auto"
+MODES = (MERGE_THEN_MASK, FUSE)
+
+
+def _not_views(words: Sequence[str]) -> str | None:
+    try:
+        parse_views(words or ["none"])
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class SizeViewOptions(Options):
+    """Detectron2's views: shorter edges, the longest edge at most, and whether each comes mirrored too."""
+
+    section = "TEST.AUG"
+
+    min_sizes: tuple[int, ...] = key("MIN_SIZES", at_least=1)
+    max_size: int = key("MAX_SIZE", at_least=1)
+    flip: bool = key("FLIP")
+
+
+@dataclass(frozen=True)
+class AugmentationOptions(LimitOptions):
+    """The keys of test-time augmentation; `TestTimeAugmentation.from_options` makes settings of them.
+
+    All but `sizes` count also where it is not enabled: `predict --tta` names views and takes the rest from here.
+    """
+
+    section = "TEST.AUG"
+
+    enabled: bool = key("ENABLED")
+    views: tuple[str, ...] = key("VIEWS", test=_not_views)
+    sizes: SizeViewOptions | None = part(SizeViewOptions, when=lambda cfg: cfg.TEST.AUG.ENABLED)
+    mode: str = key("MODE", choices=(AUTO, *MODES))
+    method: str = key("METHOD", choices=FusionOptions.choices("method"))
+    threshold: float = key("THRESHOLD", at_least=0, at_most=1)
+    min_views: int = key("MIN_VIEWS", at_least=1)
+    masks: str = key("MASKS", choices=FusionOptions.choices("masks"))
+
+    def check(self, problems: Problems) -> None:
+        if self.sizes is not None and not self.views and not self.sizes.min_sizes:
+            problems.add("TEST.AUG.VIEWS", "there are no views: give some, or TEST.AUG.MIN_SIZES")
+        if self.enabled and self.mode == MERGE_THEN_MASK:
+            name = problems.cfg.MODEL.META_ARCHITECTURE
+            if name not in ARCHITECTURES or not ARCHITECTURES[name].finds_boxes or not problems.cfg.MODEL.MASK_ON:
+                problems.add("TEST.AUG.MODE", f"{name} gives no masks to boxes that were merged before: set fuse")
+        try:
+            self.fusion()
+        except DataError as error:
+            problems.add("TEST.AUG.METHOD", str(error))
+
+    def fusion(self) -> FusionOptions:
+        """How boxes (and where detections are fused, masks) become one."""
+        # Merged boxes have no masks yet; soft_nms keeps each detection with its own.
+        own_masks = self.mode == MERGE_THEN_MASK or (self.mode == AUTO and self.method == "soft_nms")
+        return FusionOptions(
+            method=self.method,
+            threshold=self.threshold,
+            min_members=self.min_views,
+            masks="best" if own_masks else self.masks,
+            source="TEST.AUG",
+        )
+
+
+@dataclass(frozen=True)
+class TestTimeAugmentation:
+    """How the views of an image, and several models, are combined.
+
+    views: every one is shown to every model. mode: "merge_then_mask": the boxes of all views are merged first, then
+    every view gives the probabilities of the merged boxes' masks, which are averaged. "fuse": every view detects boxes
+    and masks, which are fused. "auto": the first where all models that give masks find boxes first. fusion: how boxes
+    (and in "fuse", masks) become one; the threshold of averaged masks is its `mask_threshold`. max_detections: the best
+    of an image that are kept; 0 for all.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+
+    __test__ = False  # pytest takes every class whose name begins with Test for tests
+
+    views: Sequence[View] = (PLAIN,)
+    mode: str = AUTO
+    fusion: FusionOptions = field(
+        default_factory=lambda: FusionOptions(method="wbf", threshold=0.65, masks="mean")  # as TEST.AUG's defaults
+    )
+    max_detections: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", tuple(self.views))
+        if not self.views:
+            raise ConfigError("test-time augmentation needs at least one view")
+        if self.mode not in (AUTO, *MODES):
+            raise ConfigError(f"the mode of test-time augmentation is {self.mode!r}; expected {' or '.join(MODES)}")
+        if self.mode == MERGE_THEN_MASK and self.fusion.overlap == "mask_iou":
+            raise ConfigError(
+                f"{self.fusion.source}: overlap is mask_iou, but {MERGE_THEN_MASK} merges boxes before there are "
+                f"masks; use box_iou, or the mode {FUSE}"
+            )
+
+    @classmethod
+    def from_options(cls, options: AugmentationOptions) -> TestTimeAugmentation:
+        """Read TEST.AUG; where it is not enabled, the image as it is is the only view."""
+        views: Sequence[View] = (PLAIN,)
+        if options.sizes is not None and options.views:
+            views = parse_views(options.views)
+        elif options.sizes is not None:
+            views = detectron2_views(options.sizes.min_sizes, options.sizes.max_size, options.sizes.flip)
+        return cls(views, options.mode, options.fusion(), options.detections_per_image or 0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the only view is the image as it is."""
+        return self.views == (PLAIN,)
+
+    def replace(self, **changes: Any) -> TestTimeAugmentation:
+        """Return these settings with some of them changed."""
+        return dataclasses.replace(self, **changes)
+
+    def resolved(self, takes_boxes: bool) -> TestTimeAugmentation:
+        """Return these settings with the mode that models allow instead of `auto`.
+
+        takes_boxes: whether all models that give masks give them to any boxes (`Segmenter.takes_boxes`).
+        """
+        return self if self.mode != AUTO else self.replace(mode=MERGE_THEN_MASK if takes_boxes else FUSE)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values for provenance."""
+        fusion = {name: value for name, value in self.fusion.to_dict().items() if name not in ("classes", "weights")}
+        return {"views": [view.name for view in self.views], "mode": self.mode, "fusion": fusion}
