@@ -153,7 +153,7 @@ def _open_file(path: str, truth: CocoDataset | None) -> PredictionsFile:
 def _entries(truth: CocoDataset) -> list[ImageEntry]:
     from detseg.coco.predictions_parsing import ImageEntry
 
-    return [ImageEntry(image.image_id, image.file_name, image.height, image.width) for image in truth.images]
+    return [ImageEntry.of(image) for image in truth.images]
 
 
 def _label_folder(path: str, arguments: argparse.Namespace, categories: list[dict[str, Any]]) -> Member:

@@ -33,6 +33,11 @@ class ImageEntry:
     provenance: dict[str, Any] = field(default_factory=dict)
     pixel_size: PixelSize | None = None
 
+    @classmethod
+    def of(cls, record: Any) -> ImageEntry:
+        """Return the entry of an image of the ground truth, as an ImageRecord."""
+        return cls(record.image_id, record.file_name, record.height, record.width)
+
 
 def image_entries(images: Any, path: Path) -> list[ImageEntry]:
     """Check the `images` of a file. Raises DataError naming the entry."""
@@ -100,10 +105,7 @@ class ResultParser:
         self._known: dict[int | str, ImageEntry] | None = None  # the images of the ground truth
         if ground_truth is not None:
             self._take_classes_of(ground_truth)
-            self._known = {
-                image.image_id: ImageEntry(image.image_id, image.file_name, image.height, image.width)
-                for image in ground_truth.images
-            }
+            self._known = {image.image_id: ImageEntry.of(image) for image in ground_truth.images}
         self._lists_images = images is not None
         self.images = {image.image_id: image for image in images} if images is not None else dict(self._known or {})
         if images is not None and self._known is not None:

@@ -52,7 +52,7 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
     absent, doubled, used = [], [], []
     columns: list[list[Predictions]] = [[] for _ in (members if fused else "1")]
     for index, record in enumerate(dataset.images):
-        image = ImageEntry(record.image_id, record.file_name, record.height, record.width)
+        image = ImageEntry.of(record)
         name = f"image {image.file_name or image.image_id}"
         found = {path: member.read(image) for path, member in members.items()}
         having = [path for path, predictions in found.items() if predictions is not None]
