@@ -19,7 +19,7 @@ from tqdm import tqdm
 from detseg.coco.catalog import find_dataset
 from detseg.coco.writing import annotations_of, write_coco
 from detseg.curation.synthetic.cells import KINDS
-from detseg.curation.synthetic.rendering import make_image
+from detseg.curation.synthetic.image import make_image
 from detseg.errors import DataError
 from detseg.files.lock import wait_for_lock
 from detseg.version import __version__
@@ -56,7 +56,7 @@ def generate_dataset(
         height, width, cells: pixels and number of cells, or (least, most) to draw from, picture by picture.
         kinds: which of `KINDS`; all three are categories (1, 2, 3) in any case.
         one_kind_per_image: every picture shows one kind, in turn, as in the Sartorius task; else they are mixed.
-        overwrite: replace a synthetic set that lies in `output_folder`; anything else is never deleted.
+        overwrite: replace a synthetic set that is in `output_folder`; anything else is never deleted.
         progress: show a progress bar.
         options: `touching`, `overlapping`, `size`, `contrast`, `noise`, `debris`, `channels` of `make_image`.
 
@@ -67,62 +67,57 @@ def generate_dataset(
         DataError: a folder that cannot be used, or an option that cannot be.
     """
     folder = Path(output_folder)
-    recorded = {"seed": seed, "height": height, "width": width, "cells": cells, "kinds": list(kinds)}
-    recorded |= {"one_kind_per_image": one_kind_per_image, **options}
     _check_arguments(seed, counts, options)
     _check_folder(folder, overwrite)
-    _write_sets(folder, counts, recorded, options, progress)
-    logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
-    return {name: folder / f"{name}.json" for name in counts}
-
-
-def _write_sets(
-    folder: Path, counts: Mapping[str, int], recorded: Mapping[str, Any], options: Mapping[str, Any], progress: bool
-) -> None:
-    """Draw all sets into a temporary folder and rename it to `folder`."""
-    info = {"description": _DESCRIPTION, "synthetic": recorded, "detseg_version": __version__}
+    recorded = {"seed": seed, "height": height, "width": width, "cells": cells, "kinds": list(kinds)}
+    recorded |= {"one_kind_per_image": one_kind_per_image, **options}
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         temporary.chmod(0o755)
         with tqdm(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
             for name, count in counts.items():
-                _draw_set(temporary, name, count, bar, recorded, options, info)
-        _move(temporary, folder)
+                _draw_set(temporary, name, count, bar, recorded, options)
+        if folder.exists():  # as was checked, an older set
+            older = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+            folder.rename(older)
+            temporary.rename(folder)
+            shutil.rmtree(older)
+        else:
+            temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
+    return {name: folder / f"{name}.json" for name in counts}
 
 
 def _draw_set(
-    folder: Path,
-    name: str,
-    count: int,
-    bar: tqdm,
-    recorded: Mapping[str, Any],
-    options: Mapping[str, Any],
-    info: Mapping[str, Any],
+    folder: Path, name: str, count: int, bar: tqdm, recorded: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     """Draw the pictures of one set into folder/name, and write folder/name.json."""
     (folder / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    least, most = np.array([_limits(recorded[side]) for side in ("height", "width")]).T
     kinds = recorded["kinds"]
     for index in range(count):
-        image_seed = (int(recorded["seed"]), zlib.crc32(name.encode()), index)
+        image_seed = (recorded["seed"], zlib.crc32(name.encode()), index)
         size_rng = np.random.default_rng((*image_seed, 1))
-        height, width = _draw(recorded["height"], size_rng), _draw(recorded["width"], size_rng)
-        one_kind = kinds[index % len(kinds)] if recorded["one_kind_per_image"] and kinds else ""
+        height, width = (int(size_rng.integers(a, b + 1)) for a, b in zip(least, most, strict=True))
+        own_kinds = [kinds[index % len(kinds)]] if recorded["one_kind_per_image"] and kinds else kinds
         image, layers, classes = make_image(
-            image_seed, height, width, _pair(recorded["cells"]), kinds=[one_kind] if one_kind else kinds, **options
+            image_seed, height, width, _limits(recorded["cells"]), kinds=own_kinds, **options
         )
+        # BGR, and through bytes, because OpenCV cannot open every path on Windows.
         file_name = f"{name}/{index:05d}.png"
-        _write_png(folder / file_name, image)
-        row = {"id": index + 1, "file_name": file_name, "height": layers.height, "width": layers.width}
-        images.append({**row, "group": one_kind or "mixed"})
+        (folder / file_name).write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
+        row = {"id": index + 1, "file_name": file_name, "height": height, "width": width}
+        images.append({**row, "group": own_kinds[0] if recorded["one_kind_per_image"] else "mixed"})
         annotations += annotations_of(layers.to_rles(), classes + 1, image_id=index + 1, first_id=len(annotations) + 1)
         bar.update()
-    categories = [{"id": index + 1, "name": kind, "supercategory": "cell"} for index, kind in enumerate(KINDS)]
+    categories = [{"id": number, "name": kind, "supercategory": "cell"} for number, kind in enumerate(KINDS, start=1)]
+    info = {"description": _DESCRIPTION, "synthetic": recorded, "detseg_version": __version__}
     write_coco(folder / f"{name}.json", images=images, annotations=annotations, categories=categories, info=info)
 
 
@@ -131,7 +126,7 @@ def make_missing_sets(names: Sequence[str]) -> None:
     for name in names:
         try:
             entry = find_dataset(name)
-        except DataError:  # loading it says that there is no such set
+        except DataError:  # whoever loads it says that there is no such set
             continue
         if entry.generator != "synthetic" or entry.json.is_file():
             continue
@@ -141,25 +136,12 @@ def make_missing_sets(names: Sequence[str]) -> None:
                 generate_dataset(folder, **entry.options)
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 1 or 3) uint8, RGB. Through bytes, because OpenCV cannot open every path on Windows."""
-    encoded, data = cv2.imencode(".png", image if image.shape[2] == 1 else image[:, :, ::-1])
-    if not encoded:
-        raise DataError(f"{path}: OpenCV could not encode this image of shape {image.shape}")
-    path.write_bytes(data.tobytes())
-
-
-def _draw(limits: int | Sequence[int], rng: np.random.Generator) -> int:
-    least, most = _pair(limits)
-    return int(rng.integers(least, most + 1))
-
-
-def _pair(limits: int | Sequence[int]) -> tuple[int, int]:
-    """A number, or (least, most), as (least, most)."""
-    values = (limits, limits) if isinstance(limits, int) else tuple(limits)
-    if len(values) != 2 or not all(isinstance(value, int) for value in values) or values[0] > values[1]:
-        raise DataError(f"synthetic cells: expected a whole number or (least, most), got {limits!r}")
-    return values
+def _limits(value: int | Sequence[int]) -> tuple[int, int]:
+    """Return a number, or (least, most), as (least, most)."""
+    limits = (value, value) if isinstance(value, int) else tuple(value)
+    if len(limits) != 2 or not all(isinstance(limit, int) for limit in limits) or limits[0] > limits[1]:
+        raise DataError(f"synthetic cells: expected a whole number or (least, most), got {value!r}")
+    return limits
 
 
 def _check_arguments(seed: int, counts: Mapping[str, int], options: Mapping[str, Any]) -> None:
@@ -195,18 +177,6 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 def _is_synthetic(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)["info"]["description"] == _DESCRIPTION
+        return json.loads(path.read_text(encoding="utf-8"))["info"]["description"] == _DESCRIPTION
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _move(temporary: Path, folder: Path) -> None:
-    """Put a finished folder in place of an older one (already checked)."""
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    older = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    folder.rename(older)
-    temporary.rename(folder)
-    shutil.rmtree(older)

@@ -9,22 +9,20 @@ noise. Means and contrasts were set beside real phase contrast of neuronal cells
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from detseg.curation.synthetic.cells import KINDS, MEAN_AREA, PlacedCell, Placement
-from detseg.errors import DataError
-from detseg.structures.label_layers import LabelLayers
+from detseg.curation.synthetic.placement import PlacedCell
+from detseg.structures.mask_crop import MaskCrop
 
 _MARGIN = 6  # pixels about a cell that its halo reaches
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """How one kind looks: ranges (low, high) in gray levels about the background, from which every cell draws its own.
 
     body: the middle of the cell; line: added along the inside of the border; halo: just outside; granules: standard
@@ -38,14 +36,28 @@ class Look:
     nucleus: tuple[float, float]
 
 
-LOOKS: dict[str, Look] = {
-    "elongated": Look(
-        body=(-16.0, 4.0), line=(-26.0, -14.0), halo=(14.0, 30.0), granules=(3.0, 6.0), nucleus=(3.0, 9.0)
+APPEARANCES: dict[str, Appearance] = {
+    "elongated": Appearance(
+        body=(-16.0, 4.0),
+        line=(-26.0, -14.0),
+        halo=(14.0, 30.0),
+        granules=(3.0, 6.0),
+        nucleus=(3.0, 9.0),
     ),
-    "irregular": Look(
-        body=(-8.0, 7.0), line=(-24.0, -11.0), halo=(6.0, 16.0), granules=(4.0, 8.0), nucleus=(5.0, 13.0)
+    "irregular": Appearance(
+        body=(-8.0, 7.0),
+        line=(-24.0, -11.0),
+        halo=(6.0, 16.0),
+        granules=(4.0, 8.0),
+        nucleus=(5.0, 13.0),
     ),
-    "round": Look(body=(-38.0, -16.0), line=(-20.0, -6.0), halo=(36.0, 66.0), granules=(2.0, 5.0), nucleus=(0.0, 0.0)),
+    "round": Appearance(
+        body=(-38.0, -16.0),
+        line=(-20.0, -6.0),
+        halo=(36.0, 66.0),
+        granules=(2.0, 5.0),
+        nucleus=(0.0, 0.0),
+    ),
 }
 
 
@@ -59,18 +71,12 @@ def render(
     noise: float = 1.0,
     debris: float = 1.0,
 ) -> np.ndarray:
-    """The picture of placed cells.
+    """Return the picture of placed cells, (H, W) uint8.
 
-    Args:
-        cells: what lies in the image, older first (a younger one's halo falls on an older one).
-        height, width: of the image, pixels.
-        rng: where everything random comes from.
-        contrast: factor on what sets cells apart from the background.
-        noise: factor on the sensor's noise.
-        debris: factor on the number of specks.
+    Filters run in float32, so another CPU may differ by one gray level in a few pixels.
 
-    Returns:
-        (H, W) uint8. Filters run in float32, so another CPU may differ by one gray level in a few pixels.
+    cells: older first (a younger one's halo falls on an older one). contrast, noise, debris: factors on what sets cells
+    apart from the background, on the sensor's noise, on the number of specks.
     """
     texture = rng.standard_normal((height, width), dtype=np.float32)
     granules = cv2.GaussianBlur(texture, (0, 0), 1.3)
@@ -93,12 +99,11 @@ def _draw_cell(
     signal: np.ndarray, granules: np.ndarray, cell: PlacedCell, rng: np.random.Generator, contrast: float
 ) -> None:
     """Add one cell to the signal, in place, inside its crop and a margin only."""
-    look = LOOKS[cell.kind]
-    body, line, halo, grain, nucleus = (
-        contrast * rng.uniform(*limits) for limits in (look.body, look.line, look.halo, look.granules, look.nucleus)
-    )
+    ranges = vars(APPEARANCES[cell.kind]).values()
+    body, line, halo, grain, nucleus = (contrast * rng.uniform(*limits) for limits in ranges)
     halo_width, thickness = rng.uniform(1.1, 1.9), rng.uniform(2.5, 4.5)
-    crop = np.pad(cell.crop, _MARGIN).astype(np.uint8)
+    mask = np.pad(cell.crop.mask, _MARGIN)
+    crop = mask.astype(np.uint8)
     inside = cv2.distanceTransform(crop, cv2.DIST_L2, 3)
     outside = cv2.distanceTransform(1 - crop, cv2.DIST_L2, 3)
     drawn = body * (1.0 - np.exp(-inside / thickness)) + line * np.exp(-((inside - 1.0) ** 2) / 1.6)
@@ -107,11 +112,10 @@ def _draw_cell(
     drawn *= crop
     glow = halo * np.exp(-(((outside - 1.0) / halo_width) ** 2)) * (1 - crop)
 
-    top, left = cell.y - _MARGIN, cell.x - _MARGIN
-    rows = slice(max(top, 0), min(top + crop.shape[0], signal.shape[0]))
-    columns = slice(max(left, 0), min(left + crop.shape[1], signal.shape[1]))
-    part = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
-    signal[rows, columns] += drawn[part] + glow[part] + grain * granules[rows, columns] * crop[part]
+    around = MaskCrop(np.ones_like(mask), cell.crop.x0 - _MARGIN, cell.crop.y0 - _MARGIN)
+    x0, y0, x1, y1 = around.within((0, 0, signal.shape[1], signal.shape[0])).box
+    part = (slice(y0 - around.y0, y1 - around.y0), slice(x0 - around.x0, x1 - around.x0))
+    signal[y0:y1, x0:x1] += drawn[part] + glow[part] + grain * granules[y0:y1, x0:x1] * crop[part]
 
 
 def _nucleus(inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -160,108 +164,3 @@ def _smooth_noise(height: int, width: int, grain: int, rng: np.random.Generator)
     """Noise of unit scale whose spots are about `grain` pixels wide, (H, W) float32."""
     coarse = rng.standard_normal((height // grain + 4, width // grain + 4), dtype=np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-# One synthetic picture of cells with its exact masks.
-
-logger = logging.getLogger(__name__)
-
-_MOST_COVERED = 0.45  # of the image's area: where more was asked for, the cells are made smaller
-_TRIES_A_CELL = 10
-
-
-def make_image(
-    seed: int | Sequence[int],
-    height: int,
-    width: int,
-    cells: int | tuple[int, int] = (30, 100),
-    *,
-    kinds: Sequence[str] = KINDS,
-    touching: float = 1.0 / 3.0,
-    overlapping: float = 0.04,
-    size: float = 1.0,
-    contrast: float = 1.0,
-    noise: float = 1.0,
-    debris: float = 1.0,
-    channels: int = 1,
-) -> tuple[np.ndarray, LabelLayers, np.ndarray]:
-    """A synthetic phase-contrast picture of cells of several kinds, mixed.
-
-    Args:
-        seed: all randomness is a function of it; a sequence of integers (such as (seed, index)) works too.
-        height, width: pixels, at least 32.
-        cells: how many, or (least, most), both included. The shares of the kinds vary from picture to picture.
-        kinds: which of `KINDS` to draw; classes still are indices into `KINDS`.
-        touching: share of cells that shall touch another one, 0..1. Dense pictures have more.
-        overlapping: share of cells that shall share pixels with another one (part of `touching`).
-        size: factor on the natural size of 10 to 45 pixels; less where the cells would cover over 45 % of the picture.
-        contrast, noise, debris: factors on the cells' contrast, the sensor's noise, the number of specks.
-        channels: 1, or 3 equal ones.
-
-    Returns:
-        image: (H, W, channels) uint8.
-        layers: exact masks, each one 4-connected piece. Without overlaps there is one layer.
-        classes: (N,) int64, indices into `KINDS`. N is the asked number, save where no room was found.
-
-    Raises:
-        DataError: an option that cannot be.
-    """
-    least, most = (cells, cells) if isinstance(cells, int) else (int(cells[0]), int(cells[1]))
-    _check_options(height, width, least, most, kinds, touching, overlapping, size, channels)
-    rng = np.random.default_rng(seed)
-    number = int(rng.integers(least, most + 1))
-    wanted = rng.choice(len(kinds), size=number, p=rng.dirichlet(np.full(len(kinds), 3.0)))
-    wanted_area = sum(MEAN_AREA[kinds[index]] for index in wanted)
-    size = min(size, float(np.sqrt(_MOST_COVERED * height * width / max(wanted_area, 1.0))))
-    placement = Placement(height, width, rng)
-    for index in wanted:
-        _place_one(placement, kinds[index], size, rng, touching, overlapping)
-    picture = render(placement.cells, height, width, rng, contrast=contrast, noise=noise, debris=debris)
-    classes = np.array([KINDS.index(cell.kind) for cell in placement.cells], np.int64)
-    layers = LabelLayers(np.stack(placement.layers), len(classes))
-    return np.repeat(picture[:, :, None], channels, axis=2), layers, classes
-
-
-def _place_one(
-    placement: Placement, kind: str, size: float, rng: np.random.Generator, touching: float, overlapping: float
-) -> None:
-    """Place one cell; where there is no room it is tried again, a little smaller each time."""
-    number = len(placement.touches)
-    share = sum(placement.touches) / number if number else touching
-    manner = "apart"
-    if share < touching and rng.random() < 0.6:
-        manner = "overlapping" if rng.random() < 1.6 * overlapping / max(touching, 1e-6) else "touching"
-    own_size = size * float(np.exp(rng.normal(0.0, 0.08)))
-    for _ in range(_TRIES_A_CELL):
-        if placement.add(kind, own_size, manner=manner):
-            return
-        own_size *= 0.95
-    logger.info("no room was found for a synthetic cell among %d", len(placement.cells))
-
-
-def _check_options(
-    height: int,
-    width: int,
-    least: int,
-    most: int,
-    kinds: Sequence[str],
-    touching: float,
-    overlapping: float,
-    size: float,
-    channels: int,
-) -> None:
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise DataError(f"synthetic cells: unknown kinds {unknown or list(kinds)}; known are {', '.join(KINDS)}")
-    problems = {
-        f"height and width are {height} x {width}, but must be at least 32": min(height, width) < 32,
-        f"cells is {least} to {most}, but must be 0 <= least <= most": not 0 <= least <= most,
-        f"touching is {touching} and overlapping {overlapping}, but must be 0 <= overlapping <= touching <= 1": (
-            not 0 <= overlapping <= touching <= 1
-        ),
-        f"size is {size}, but must be above 0": not size > 0,
-        f"channels is {channels}, but must be 1 or 3": channels not in (1, 3),
-    }
-    for message, is_wrong in problems.items():
-        if is_wrong:
-            raise DataError(f"synthetic cells: {message}")
