@@ -1,35 +1,32 @@
-"""Predictions files of different origin, brought to the same images and classes, and fused image by image."""
+"""The predictions of several members (files, folders of label images): same images and classes, fused one by one."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
-from detseg.coco.predictions_file import PredictionsFile
+from detseg.coco.predictions_file import PredictionsFile, is_plain_list, read_predictions
 from detseg.coco.predictions_parsing import ImageEntry
-from detseg.errors import DataError, list_problems
+from detseg.errors import ConfigError, DataError, list_problems
+from detseg.files.hashing import hash_file
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.structures import Predictions
 
-# What becomes of an image that a member does not have.
-MISSING = ("refuse", "empty", "leave-out")
-
 
 class Member(Protocol):
-    """One input: a Predictions file or a folder of label images."""
+    """The predictions of one member: a Predictions file or a folder of label images."""
 
     def read(self, image: ImageEntry) -> Predictions | None:
-        """Return what it says about an image, in the common classes; None where it does not have the image."""
-        ...
+        """Return the predictions of an image, in the common classes; None where it does not have the image."""
 
     def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
         """Return the images that it does not have."""
-        ...
 
 
 def common_categories(
@@ -37,8 +34,8 @@ def common_categories(
 ) -> list[dict[str, Any]]:
     """Return the categories of all files together, told apart by name after `rename`, those of the first file first.
 
-    first: categories that there are no others beside, such as those of the ground truth. Raises DataError for a class
-    that it lacks, and where two files have no class in common.
+    first: the only categories that may occur, such as those of the ground truth. Raises DataError for a class that it
+    lacks, and where two files have no class in common.
     """
     categories = [dict(category) for category in first or ()]
     known = {str(category["name"]) for category in categories}
@@ -130,13 +127,76 @@ class FileMember:
         )
 
 
-def all_images(files: Sequence[PredictionsFile]) -> list[ImageEntry]:
-    """Return the images of all files, every one once, in the order of the first file that has it."""
-    images: list[ImageEntry] = list(files[0].images) if files else []
-    for file in files[1:]:
-        known = ImageIndex(images, str(files[0].path))
-        images += [image for image in file.images if known.find(image) is None]
-    return images
+@dataclass(frozen=True)
+class OpenedMembers:
+    """Members, the images and categories of all of them, and what is known of each (for the info of the fused file)."""
+
+    members: list[Member]
+    images: list[ImageEntry]
+    categories: list[dict[str, Any]]
+    infos: list[dict[str, Any]]
+
+
+def open_members(
+    paths: Sequence[str],
+    ground_truth: str | None = None,
+    *,
+    rename: Mapping[str, str] | None = None,
+    label_class: str | None = None,
+    label_score: float = 1.0,
+) -> OpenedMembers:
+    """Open Predictions files, files of COCO results and folders of label images.
+
+    ground_truth: a COCO file that says which images and classes there are; needed where the inputs do not. rename: old
+    -> new class name. label_class, label_score: of the objects of label images.
+
+    Raises DataError and ConfigError where images and classes are not known or do not fit.
+    """
+    from detseg.coco.dataset import CocoDataset  # loads image libraries
+
+    truth = CocoDataset.load(ground_truth) if ground_truth else None
+    # A file is opened by its own images and classes; a plain list of results, which has none, by the ground truth's.
+    files = {
+        path: read_predictions(path, truth if truth is not None and is_plain_list(path) else None)
+        for path in paths
+        if not Path(path).is_dir()
+    }
+    if truth is None:
+        categories, images = common_categories(list(files.values()), None, rename or {}), []
+        for file in files.values():
+            # Every image once, in the order of the first file that has it.
+            known = ImageIndex(images, paths[0])
+            images += [image for image in file.images if known.find(image) is None]
+    else:
+        first = [{"id": item.id, "name": item.name} for item in truth.categories]
+        categories = common_categories(list(files.values()), first, rename or {})
+        images = [ImageEntry.of(image) for image in truth.images]
+    if not images:
+        raise DataError(
+            "label folders alone do not say which images there are; give --ground-truth, a COCO file of them"
+        )
+    members: list[Member] = []
+    infos: list[dict[str, Any]] = []
+    for path in paths:
+        if path in files:
+            members.append(FileMember(files[path], categories, rename))
+            infos.append({"file": path, "sha256": hash_file(Path(path)), "info": files[path].info})
+        else:
+            members.append(_label_folder(path, categories, label_class, label_score))
+            infos.append({"label_folder": path, "class": label_class, "score": label_score})
+    return OpenedMembers(members, images, categories, infos)
+
+
+def _label_folder(path: str, categories: Sequence[Mapping[str, Any]], class_name: str | None, score: float) -> Member:
+    from detseg.formats.label_predictions import LabelFolder  # loads image libraries
+
+    names = [str(category["name"]) for category in categories]
+    if class_name is None and len(names) != 1:
+        raise ConfigError(f"{path}: of which class are its objects? Give --label-class ({', '.join(names)})")
+    name = class_name or names[0]
+    if name not in names:
+        raise ConfigError(f"--label-class {name}: there is no such class; there are: {', '.join(names)}")
+    return LabelFolder(Path(path), names.index(name), score)
 
 
 def refuse_missing(members: Mapping[str, Member], images: Sequence[ImageEntry]) -> None:
@@ -168,17 +228,17 @@ def fuse_members(
     no say, as if it were not a member. "refuse": DataError.
     """
     for image in images:
-        answers, chosen = [], []
+        found, chosen = [], []
         for member, weight in zip(members, weights, strict=True):
-            answer = member.read(image)
-            if answer is None and missing == "refuse":
+            predictions = member.read(image)
+            if predictions is None and missing == "refuse":
                 refuse_missing({"a member": member}, [image])
-            if answer is None and missing == "leave-out":
+            if predictions is None and missing == "leave-out":
                 continue
-            if answer is None:
-                answer = Predictions.empty(image.image_id, image.file_name, image.height, image.width)
-            answers.append(answer)
+            if predictions is None:
+                predictions = Predictions.empty(image.image_id, image.file_name, image.height, image.width)
+            found.append(predictions)
             chosen.append(weight)
-        if not answers:
+        if not found:
             raise DataError(f"image {image.file_name or image.image_id}: no member has it; give --missing empty")
-        yield fuse(answers, options, chosen)
+        yield fuse(found, options, chosen)

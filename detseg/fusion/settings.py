@@ -117,6 +117,14 @@ class Settings:
         table = [math.inf if value[name] is None else value[name] for name in self.classes]
         return np.array(table, dtype=np.float64)[classes]
 
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raise ConfigError where these settings are for other classes than those of the predictions."""
+        if self.classes and list(self.classes) != list(names):
+            raise ConfigError(
+                f"{self.source}: made for the classes {', '.join(self.classes)}, but the predictions have "
+                f"{', '.join(names)}; list these, in this order"
+            )
+
     @classmethod
     def from_dict(cls, settings: Any, source: str | None = None) -> Self:
         """Make from plain values. Raises DataError naming `source` and the key for anything unknown or illegal."""
