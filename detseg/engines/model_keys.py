@@ -18,9 +18,10 @@ _logger = logging.getLogger(__name__)
 def note_model(problems: Problems) -> set[str]:
     """Note values that the model does not take, and keys of MODEL that its architecture does not have.
 
-    Returns the keys that it declares, those of parts that are switched off included.
-
     Of an architecture of Detectron2's own, or of MODEL.IMPORTS, Detectron2's registries judge the names.
+
+    Returns:
+        the keys that the model declares, those of parts that are switched off included.
     """
     options = [ModelOptions]
     name = problems.cfg.MODEL.META_ARCHITECTURE

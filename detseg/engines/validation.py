@@ -7,9 +7,9 @@ raises one message with every problem. Packages that stand after this one name t
     detseg/inference/validation.py   PREDICTION: what every use of a model reads; `validate_for_prediction`
     detseg/engine/validation.py      EVALUATION and TRAINING: what comes with them; `validate_config`
 
-A part joins by adding its class to one of these lists (and its old rule functions below go). What only training asks
-for is judged in `check` where `problems.training` says so. A key that no options declare is one that nobody reads:
-with another value than its default it is refused by name.
+A part joins by adding its class to one of these lists, or to a class that is in them. What only training needs is
+judged in `check` where `problems.training` says so. A key that no options declare is one that nothing reads: with
+another value than its default it is refused by name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from detseg.errors import ConfigError
 from detseg.models.pretrained import warn_of_other_zoo_input
 
 
+def _other_version(version: int) -> str | None:
+    return None if version == 2 else "expected 2; files of Detectron2's version 1 are converted with Detectron2 itself"
+
+
 @dataclass(frozen=True)
 class EngineOptions(Options):
-    """version: of Detectron2's format of configurations; files of version 1 are converted with Detectron2 itself."""
+    """version: of Detectron2's format of configurations."""
 
-    version: int = key("VERSION", choices=(2,))
+    version: int = key("VERSION", test=_other_version)
     engine: str = key("MODEL.ENGINE", choices=("auto", *ENGINES))
     imports: tuple[str, ...] = key("MODEL.IMPORTS")
     output_dir: str = key("OUTPUT_DIR", test=lambda name: None if name.strip() else "expected a folder")

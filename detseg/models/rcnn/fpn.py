@@ -63,8 +63,6 @@ class FPN(nn.Module):
         fuse_type: str = "sum",
     ) -> None:
         super().__init__()
-        if fuse_type not in ("sum", "avg"):
-            raise ValueError(f"unknown fuse_type {fuse_type!r}; known: sum, avg")
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
         self.average = fuse_type == "avg"

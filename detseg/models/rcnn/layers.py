@@ -118,12 +118,19 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 GROUPS_OF_GROUP_NORM = 32
-NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
+# Detectron2's names of normalisations -> the layer for a number of channels.
+NORMS: dict[str, Callable[[int], nn.Module | None]] = {
+    "": lambda channels: None,
+    "BN": nn.BatchNorm2d,
+    "SyncBN": SyncBatchNorm2d,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": lambda channels: GroupNorm(GROUPS_OF_GROUP_NORM, channels),
+}
 
 
 def norm_key() -> Any:
     """The key NORM of a part."""
-    return key("NORM", choices=NORMS, detectron2=("nnSyncBN", "naiveSyncBN", "LN"))
+    return key("NORM", choices=tuple(NORMS), detectron2=("nnSyncBN", "naiveSyncBN", "LN"))
 
 
 def check_group_norm(problems: Problems, norm: str, channels_key: str, channels: int) -> None:
@@ -134,27 +141,12 @@ def check_group_norm(problems: Problems, norm: str, channels_key: str, channels:
         )
 
 
-def make_norm(name: str, channels: int) -> nn.Module | None:
-    """Return a normalisation layer by Detectron2's name, None for ""."""
-    if name == "":
-        return None
-    if name == "BN":
-        return nn.BatchNorm2d(channels)
-    if name == "SyncBN":
-        return SyncBatchNorm2d(channels)
-    if name == "FrozenBN":
-        return FrozenBatchNorm2d(channels)
-    if name == "GN":
-        return GroupNorm(GROUPS_OF_GROUP_NORM, channels)
-    raise ValueError(f"unknown normalisation {name!r}; known: {', '.join(repr(known) for known in NORMS)}")
-
-
 class ConvNorm(nn.Conv2d):
-    """Convolution, normalisation (named `norm`) and ReLU; a bias only where there is no normalisation.
+    """Convolution, normalisation (one of NORMS, the submodule `norm`) and ReLU; a bias only without normalisation.
 
     fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
-    features, and whether wide 3 x 3 convolutions are Winograd's; both round differently. Where no gradients are asked
-    for what is made of the weights is kept until they change.
+    features, and whether wide 3 x 3 convolutions are Winograd's; both round differently. Without gradients, what is
+    computed from the weights is kept until they change.
     """
 
     def __init__(
@@ -179,12 +171,11 @@ class ConvNorm(nn.Conv2d):
             groups=groups,
             bias=norm == "",
         )
-        self.norm = make_norm(norm, out_channels)
+        self.norm = NORMS[norm](out_channels)
         self.relu = relu
         self.fast = False
         self._winograd_fits = kernel_size == 3 and stride == dilation == groups == 1
-        self._folded_weight = _Kept()
-        self._winograd_weight = _Kept()
+        self._folded, self._transformed = _Cached(), _Cached()
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.fast and self._winograd_fits and winograd.pays(x, self.out_channels)
@@ -194,34 +185,38 @@ class ConvNorm(nn.Conv2d):
     def _by_winograd(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled():
             return winograd.Convolution.apply(x, weight, bias)
-        transformed = self._winograd_weight(lambda: winograd.transform_weight(weight), self._sources())
+        transformed = self._transformed(lambda: winograd.transform_weight(weight), self._sources())
         return winograd.convolve(x, transformed, bias)
 
     def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
-        """Convolve by `convolve(x, weight, bias)`, normalise and cut."""
+        """Convolve by `convolve(x, weight, bias)`, normalise, and apply ReLU."""
+        norm = self.norm
         if self.fast and self._has_fixed_statistics():
-            x = convolve(x, *self._folded())
+            x = convolve(x, *self._folded(self._fold, self._sources()))
         else:
             x = convolve(x, self.weight, self.bias)
-            if self.norm is not None:
-                x = self.norm(x) if len(x) or isinstance(self.norm, SyncBatchNorm2d) else _affine(x, self.norm)
+            if norm is not None and (len(x) or isinstance(norm, SyncBatchNorm2d)):
+                x = norm(x)
+            elif norm is not None:
+                # Of no regions there are no statistics: BatchNorm would store NaN. Gradients are zero.
+                x = x * norm.weight[:, None, None] + norm.bias[:, None, None]
         return F.relu_(x) if self.relu else x
 
     def train(self, mode: bool = True) -> Self:
         """See nn.Module.train."""
-        self._folded_weight, self._winograd_weight = _Kept(), _Kept()
+        self._folded, self._transformed = _Cached(), _Cached()
         return super().train(mode)
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weights and bias with the normalisation in them."""
-        return self._folded_weight(lambda: _fold(self.weight, self.norm), self._sources())
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        """Weights and bias with the normalisation multiplied into them."""
+        scale, shift = scale_and_shift(self.norm)
+        return self.weight * scale[:, None, None, None], shift
 
     def _sources(self) -> list[Tensor]:
-        """What the weights are made of, the normalisation's part included where its statistics are fixed."""
+        """What the weights are computed from, the normalisation included where its statistics are fixed."""
         norm = self.norm
-        if not self._has_fixed_statistics():
-            return [self.weight]
-        return [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        fixed = [norm.weight, norm.bias, norm.running_mean, norm.running_var] if self._has_fixed_statistics() else []
+        return [self.weight, *fixed]
 
     def _has_fixed_statistics(self) -> bool:
         if isinstance(self.norm, FrozenBatchNorm2d):
@@ -236,8 +231,8 @@ class ConvNorm(nn.Conv2d):
             self.norm = FrozenBatchNorm2d.from_batch_norm(self.norm)
 
 
-class _Kept:
-    """What was made of tensors, as long as they are the same; always made anew where gradients are asked for."""
+class _Cached:
+    """What was computed from tensors, as long as they are the same; always computed anew for gradients."""
 
     def __init__(self) -> None:
         self._state: object = None
@@ -251,17 +246,6 @@ class _Kept:
         if self._state != state:
             self._state, self._value = state, make()
         return self._value
-
-
-def _fold(weight: Tensor, norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weights and bias of the convolution and the norm in one."""
-    scale, shift = scale_and_shift(norm)
-    return weight * scale[:, None, None, None], shift
-
-
-def _affine(x: Tensor, norm: nn.Module) -> Tensor:
-    """Normalise nothing, (0, C, H, W): there are no statistics, BatchNorm would store NaN; gradients are zero."""
-    return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
 def init_msra(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:

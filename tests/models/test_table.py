@@ -1,0 +1,24 @@
+"""The table of architectures says what the models are."""
+
+import pytest
+import torch
+
+from detseg.config import load_flat_config
+from detseg.models.table import ARCHITECTURES, ModelOptions, build_native, num_classes, options_of
+
+FEW_KEYS = {"MODEL.MASK_ON": True, "MODEL.ROI_HEADS.NUM_CLASSES": 2, "MODEL.RESNETS.NORM": "BN"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_the_table_says_is_what_the_model_gives(name: str) -> None:
+    cfg = load_flat_config(FEW_KEYS | {"MODEL.META_ARCHITECTURE": name})
+    with torch.device("meta"):
+        model = build_native(cfg)
+    assert model.takes_boxes == ARCHITECTURES[name].finds_boxes
+    assert model.gives_soft_masks == ARCHITECTURES[name].soft_masks
+    assert num_classes(cfg) == 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_limits_are_keys_of_the_architecture(name: str) -> None:
+    assert set(ARCHITECTURES[name].limits) <= set(options_of(name).rules()) | set(ModelOptions.rules())
