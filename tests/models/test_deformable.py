@@ -8,7 +8,7 @@ from torch import nn
 
 from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
 from detseg.models.rcnn.layers import ConvNorm, FrozenBatchNorm2d
-from detseg.models.rcnn.resnet import make_resnet
+from detseg.models.rcnn.resnet import ResNet
 
 
 def pair(deformable: Deformable, **settings: object) -> tuple[ConvNorm, DeformableConvNorm, ConvNorm]:
@@ -78,7 +78,7 @@ def test_folding_changes_nothing() -> None:
 
 def test_stages_deform_as_asked_with_the_names_of_detectron2_and_freeze() -> None:
     with torch.device("meta"):
-        net = make_resnet(
+        net = ResNet(
             depth=50,
             in_channels=3,
             stem_channels=8,

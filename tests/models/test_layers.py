@@ -10,7 +10,7 @@ from models_for_tests import small_model
 from torch import nn
 
 from detseg.models.rcnn.layers import ConvNorm, FrozenBatchNorm2d, GroupNorm, init_msra
-from detseg.models.rcnn.resnet import BLOCKS_OF_DEPTH, make_resnet
+from detseg.models.rcnn.resnet import BLOCKS_OF_DEPTH, ResNet
 from detseg.models.rcnn.rpn import RPNHead
 
 
@@ -99,7 +99,7 @@ def test_group_norm_with_channels_last_and_its_gradients() -> None:
 
 def test_freezing_counts_from_the_stem() -> None:
     def trained(freeze_at: int) -> set[str]:
-        net = make_resnet(depth=18, in_channels=3, stem_channels=8, res2_channels=8, norm="BN", freeze_at=freeze_at)
+        net = ResNet(depth=18, in_channels=3, stem_channels=8, res2_channels=8, norm="BN", freeze_at=freeze_at)
         assert any(isinstance(module, nn.BatchNorm2d) for module in net.res5.modules()) == (freeze_at < 5)
         assert any(isinstance(module, FrozenBatchNorm2d) for module in net.stem.modules()) == (freeze_at > 0)
         return {name.split(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
@@ -110,13 +110,13 @@ def test_freezing_counts_from_the_stem() -> None:
 
 
 def test_freezing_group_norm_stops_its_training() -> None:
-    net = make_resnet(depth=18, in_channels=3, stem_channels=32, res2_channels=32, norm="GN", freeze_at=1)
+    net = ResNet(depth=18, in_channels=3, stem_channels=32, res2_channels=32, norm="GN", freeze_at=1)
     assert not any(parameter.requires_grad for parameter in net.stem.parameters())
 
 
 @pytest.mark.parametrize("depth", sorted(BLOCKS_OF_DEPTH))
 def test_every_depth_has_the_strides_and_channels_it_says(depth: int) -> None:
-    net = make_resnet(depth=depth, in_channels=1, stem_channels=4, res2_channels=8, width_per_group=4, norm="BN").eval()
+    net = ResNet(depth=depth, in_channels=1, stem_channels=4, res2_channels=8, width_per_group=4, norm="BN").eval()
     features = net(torch.zeros(1, 1, 64, 96))
     assert list(features) == ["res2", "res3", "res4", "res5"]
     for name, feature in features.items():
@@ -125,7 +125,7 @@ def test_every_depth_has_the_strides_and_channels_it_says(depth: int) -> None:
 
 
 def test_only_what_is_asked_for_is_built() -> None:
-    net = make_resnet(depth=18, in_channels=3, stem_channels=8, res2_channels=8, norm="BN", out_features=["res3"])
+    net = ResNet(depth=18, in_channels=3, stem_channels=8, res2_channels=8, norm="BN", out_features=["res3"])
     assert list(net(torch.zeros(1, 3, 32, 32))) == ["res3"]
     assert not hasattr(net, "res4")
 

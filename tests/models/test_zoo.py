@@ -23,7 +23,7 @@ from detseg.config import load_flat_config
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
-from detseg.models.rcnn.resnet import make_resnet
+from detseg.models.rcnn.resnet import ResNet
 
 ZOO = json.loads((Path(__file__).resolve().parent.parent / "golden" / "d2_zoo.json").read_text(encoding="utf-8"))
 
@@ -102,7 +102,7 @@ def test_backbones_have_as_many_parameters_as_those_of_torchvision(
 ) -> None:
     res2 = 64 if depth < 50 else 256
     with torch.device("meta"):
-        net = make_resnet(
+        net = ResNet(
             depth=depth,
             in_channels=3,
             stem_channels=64,

@@ -22,7 +22,7 @@ from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.matching import Matcher, MatchingOptions
 from detseg.models.rcnn.regions import RegionSampling
-from detseg.models.rcnn.resnet import STAGES, ResNetOptions, make_resnet
+from detseg.models.rcnn.resnet import STAGES, ResNet, ResNetOptions
 from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
 from detseg.models.rcnn.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, ROIHeadsOptions, make_res5
 from detseg.models.rcnn.rpn import RPN, RPNHead, RPNOptions
@@ -103,7 +103,7 @@ def _build_backbone(options: RCNNOptions) -> nn.Module:
             "width_per_group": resnet.bottleneck.width_per_group,
             "stride_in_1x1": resnet.bottleneck.stride_in_1x1,
         }
-    body = make_resnet(
+    body = ResNet(
         depth=resnet.depth,
         in_channels=len(options.image_input.pixel_mean),
         stem_channels=resnet.stem_channels,

@@ -49,7 +49,7 @@ class BottleneckOptions(Options):
 
 @dataclass(frozen=True)
 class ResNetOptions(Options):
-    """deformable_stages: whose 3 x 3 convolutions deform, as `deformable` says. Others as of make_resnet."""
+    """deformable_stages: whose 3 x 3 convolutions deform, as `deformable` says. Others as of ResNet."""
 
     section = "MODEL.RESNETS"
 
@@ -92,7 +92,6 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.channels = out_channels
         self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
         init_msra(self.conv1)
 
@@ -173,37 +172,63 @@ def init_block(block: nn.Module) -> None:
 
 
 class ResNet(nn.Module):
-    """A stem and the stages up to the last one asked for; `out_features` among FEATURES.
+    """A ResNet, or with groups > 1 a ResNeXt (Xie et al. 2017), with initial weights.
 
-    stages: the blocks of res2, res3, ... in this order. strides: the stride of each stage to its input.
+    It has the stages up to the last one of `out_features`, which are among FEATURES. depth: one of BLOCKS_OF_DEPTH.
+    Channels double from stage to stage, beginning with res2_channels (the blocks' output) and groups x width_per_group
+    (inside a bottleneck block; basic blocks have none). res5_dilation: 2 keeps res5 at the stride of res4 and dilates
+    its 3 x 3 convolutions. deformable_stages: whose 3 x 3 deform. freeze_at: see `freeze`.
     """
 
     def __init__(
         self,
-        stem: nn.Module,
-        stages: Sequence[Sequence[nn.Module]],
         *,
-        stage_strides: Sequence[int],
-        stage_channels: Sequence[int],
-        out_features: Sequence[str],
+        depth: int,
+        in_channels: int,
+        stem_channels: int,
+        res2_channels: int,
+        norm: str,
+        width_per_group: int = 64,
+        groups: int = 1,
+        stride_in_1x1: bool = True,
+        res5_dilation: int = 1,
+        deformable: Deformable | None = None,
+        deformable_stages: Sequence[str] = (),
+        out_features: Sequence[str] = STAGES,
+        freeze_at: int = 0,
     ) -> None:
         super().__init__()
-        self.stem = stem
-        self.stage_names = STAGES[: len(stages)]
+        self.stage_names = STAGES[: max(FEATURES.index(name) for name in out_features)]
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
         if STEM_FEATURE in out_features:
-            self.channels[STEM_FEATURE], self.strides[STEM_FEATURE] = stem.channels, stem.conv_stride
-        stride = stem.stride
-        for name, blocks, stage_stride, channels in zip(
-            self.stage_names, stages, stage_strides, stage_channels, strict=True
-        ):
-            self.add_module(name, nn.Sequential(*blocks))
-            stride *= stage_stride
+            self.channels[STEM_FEATURE], self.strides[STEM_FEATURE] = stem_channels, Stem.conv_stride
+        stages = []
+        channels, total_stride = stem_channels, Stem.stride
+        for index, name in enumerate(self.stage_names):
+            dilation = res5_dilation if name == "res5" else 1
+            stride = 1 if index == 0 or dilation > 1 else 2
+            block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
+            if depth not in BASIC_BLOCK_DEPTHS:
+                block = partial(
+                    BottleneckBlock,
+                    bottleneck_channels=groups * width_per_group * 2**index,
+                    norm=norm,
+                    stride_in_1x1=stride_in_1x1,
+                    groups=groups,
+                    dilation=dilation,
+                    deformable=deformable if name in deformable_stages else None,
+                )
+            count, out_channels = BLOCKS_OF_DEPTH[depth][index], res2_channels * 2**index
+            stages.append(make_stage(block, count, in_channels=channels, out_channels=out_channels, stride=stride))
+            channels, total_stride = out_channels, total_stride * stride
             if name in out_features:
-                self.channels[name] = channels
-                self.strides[name] = stride
+                self.channels[name], self.strides[name] = channels, total_stride
+        self.stem = Stem(in_channels, stem_channels, norm)
+        for name, stage in zip(self.stage_names, stages, strict=True):
+            self.add_module(name, stage)
         self.size_divisibility = 0
+        self.freeze(freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return {name: (B, channels[name], H / strides[name], W / strides[name])}."""
@@ -226,58 +251,9 @@ class ResNet(nn.Module):
                     layer.freeze()
 
 
-def make_resnet(
-    *,
-    depth: int,
-    in_channels: int,
-    stem_channels: int,
-    res2_channels: int,
-    norm: str,
-    width_per_group: int = 64,
-    groups: int = 1,
-    stride_in_1x1: bool = True,
-    res5_dilation: int = 1,
-    deformable: Deformable | None = None,
-    deformable_stages: Sequence[str] = (),
-    out_features: Sequence[str] = STAGES,
-    freeze_at: int = 0,
-) -> ResNet:
-    """Build a ResNet, or with groups > 1 a ResNeXt (Xie et al. 2017), with initial weights.
-
-    depth: one of BLOCKS_OF_DEPTH. Channels double from stage to stage, beginning with res2_channels (the blocks'
-    output) and groups x width_per_group (inside a bottleneck block; basic blocks have none). res5_dilation: 2 keeps
-    res5 at the stride of res4 and dilates its 3 x 3 convolutions. deformable_stages: whose 3 x 3 deform.
-    """
-    stages, strides, stage_channels = [], [], []
-    channels = stem_channels
-    for index, name in enumerate(STAGES[: max(FEATURES.index(name) for name in out_features)]):
-        dilation = res5_dilation if name == "res5" else 1
-        stride = 1 if index == 0 or dilation > 1 else 2
-        block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
-        if depth not in BASIC_BLOCK_DEPTHS:
-            block = partial(
-                BottleneckBlock,
-                bottleneck_channels=groups * width_per_group * 2**index,
-                norm=norm,
-                stride_in_1x1=stride_in_1x1,
-                groups=groups,
-                dilation=dilation,
-                deformable=deformable if name in deformable_stages else None,
-            )
-        count, out_channels = BLOCKS_OF_DEPTH[depth][index], res2_channels * 2**index
-        stages.append(make_stage(block, count, in_channels=channels, out_channels=out_channels, stride=stride))
-        strides.append(stride)
-        stage_channels.append(out_channels)
-        channels = out_channels
-    stem = Stem(in_channels, stem_channels, norm)
-    resnet = ResNet(stem, stages, stage_strides=strides, stage_channels=stage_channels, out_features=out_features)
-    resnet.freeze(freeze_at)
-    return resnet
-
-
 def make_stage(
     block: Callable[..., nn.Module], count: int, *, in_channels: int, out_channels: int, stride: int
-) -> list[nn.Module]:
+) -> nn.Sequential:
     """Return `count` blocks, block(in_channels, out_channels, stride=...) each; the first one has the stride."""
     first = block(in_channels, out_channels, stride=stride)
-    return [first, *(block(out_channels, out_channels, stride=1) for _ in range(count - 1))]
+    return nn.Sequential(first, *(block(out_channels, out_channels, stride=1) for _ in range(count - 1)))

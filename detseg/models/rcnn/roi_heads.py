@@ -305,4 +305,4 @@ def make_res5(*, res2_channels: int, width_per_group: int, groups: int, norm: st
         stride_in_1x1=stride_in_1x1,
         groups=groups,
     )
-    return nn.Sequential(*make_stage(block, 3, in_channels=res2_channels * 4, out_channels=res2_channels * 8, stride=2))
+    return make_stage(block, 3, in_channels=res2_channels * 4, out_channels=res2_channels * 8, stride=2)
