@@ -48,13 +48,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def table_of(entries: list[DownloadEntry]) -> str:
     """Return a table of data sets: name, size, where from, licence and title."""
+    from detseg.files.table import text_table
+
     rows = [("name", "size", "from", "licence", "")]
     for entry in sorted(entries, key=lambda entry: entry.name):
         origin = "by hand" if entry.manual else "kaggle" if entry.kaggle else "web"
         rows.append((entry.name, size_of(entry), origin, entry.licence, entry.title))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(row).rstrip() for row in cells)
+    return text_table(rows, left=range(5))
 
 
 def size_of(entry: DownloadEntry) -> str:

@@ -1,11 +1,13 @@
-"""The table of data sets that can be downloaded: datasets/sources.yaml, and that of the user's own data folder."""
+"""Data sets from their official places: what there is (datasets/sources.yaml and the user's own table), and fetching.
+
+The licence is told, space on the disk is asked for, what broke off is continued, all is checked and recorded.
+"""
 
 from __future__ import annotations
 
 import datetime
 import itertools
 import json
-import logging
 import shutil
 import subprocess
 import zipfile
@@ -25,18 +27,19 @@ from detseg.files.lock import wait_for_lock
 from detseg.files.transfer import TransferError, transfer
 
 TABLE_NAME = "sources.yaml"
+DOWNLOADS = "downloads"
+RECORD_NAME = "downloads.json"
 _CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
-_KEYS = {
-    "name", "title", "page", "licence", "citation", "files", "each", "kaggle", "manual", "folder", "prepare"
-}  # fmt: skip
+_TEXT_KEYS = ("title", "page", "licence", "citation", "folder", "prepare", "manual")
+_KEYS = {"name", "files", "each", "kaggle", *_TEXT_KEYS}
 _FILE_KEYS = {"url", "path", "bytes", "about", "sha256"}
 
 
 @dataclass(frozen=True)
-class SourceFile:
+class DownloadFile:
     """A file of a data set. path: below its folder. url: empty where the kaggle command or a person fetches it.
 
-    exact: its bytes, where they are known. about: nearly as many, for the room on the disk; 0 where nothing is known.
+    exact: its bytes, where they are known. about: nearly as many, for the space on the disk; 0 where nothing is known.
     sha256: hexadecimal, empty where it is not known.
     """
 
@@ -49,29 +52,47 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class DownloadEntry:
-    """A data set that can be fetched. kaggle: words behind the command kaggle. manual: how a person fetches it."""
+    """A data set that can be fetched. kaggle: arguments of the command kaggle. manual: how a person fetches it."""
 
     name: str
+    files: tuple[DownloadFile, ...]
+    kaggle: tuple[str, ...]
     title: str
     page: str
     licence: str
-    files: tuple[SourceFile, ...]
-    citation: str = ""
-    kaggle: tuple[str, ...] = ()
-    manual: str = ""
-    folder: str = ""
-    prepare: str = ""
+    citation: str
+    folder: str
+    prepare: str
+    manual: str
+
+    def by_hand(self, files: Sequence[DownloadFile], folder: Path) -> str:
+        """Return what a person does to fetch files."""
+        if self.manual:
+            return f"By hand ({self.page}): {self.manual.format(folder=folder)}"
+        if self.kaggle:
+            names = ", ".join(str(folder / file.path) for file in files)
+            return f"By hand: log in at {self.page}, accept the rules, press Download All, and put the file at {names}"
+        lines = "\n".join(f"  {file.url}\n    -> {folder / file.path}" for file in files)
+        return f"By hand, on a machine with a network, fetch\n{lines}\nand run this command again: it checks them"
 
 
 def read_download_table() -> dict[str, DownloadEntry]:
-    """Read all tables: that of `$DETSEG_DATASETS` or ./datasets goes before the one that comes with detseg.
+    """Read all tables: that of `$DETSEG_DATASETS` or ./datasets overrides the one that comes with detseg.
 
     Raises DataError for a table that is none.
     """
     entries: dict[str, DownloadEntry] = {}
     for path in dict.fromkeys((_CHECKOUT_FOLDER / TABLE_NAME, (datasets_folder() / TABLE_NAME).resolve())):
-        if path.is_file():
-            entries.update(_read_table(path))
+        if not path.is_file():
+            continue
+        try:
+            rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: is no YAML: {error}") from None
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: expected a list of data sets (- name: ..., files: ...)")
+        found = [_read_entry(row, f"{path}: entry number {number}") for number, row in enumerate(rows)]
+        entries |= {entry.name: entry for entry in found}
     return entries
 
 
@@ -81,20 +102,6 @@ def find_entry(name: str) -> DownloadEntry:
     if name not in entries:
         raise DataError(f"there is no data set {name!r} to download; known are {', '.join(sorted(entries)) or 'none'}")
     return entries[name]
-
-
-def _read_table(path: Path) -> dict[str, DownloadEntry]:
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no YAML: {error}") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of data sets (- name: ..., files: ...)")
-    entries = {}
-    for number, row in enumerate(rows):
-        entry = _read_entry(row, f"{path}: entry number {number}")
-        entries[entry.name] = entry
-    return entries
 
 
 def _read_entry(row: Any, where: str) -> DownloadEntry:
@@ -111,14 +118,14 @@ def _read_entry(row: Any, where: str) -> DownloadEntry:
     each = row.get("each") or {}
     values = [dict(zip(each, words, strict=True)) for words in itertools.product(*each.values())]
     files = tuple(_read_file(file, words, where) for words in values for file in row["files"])
-    kaggle, manual = tuple(map(str, row.get("kaggle") or ())), str(row.get("manual") or "")
-    if not (kaggle or manual) and not all(file.url for file in files):
+    texts = {key: str(row.get(key) or "") for key in _TEXT_KEYS}
+    kaggle = tuple(map(str, row.get("kaggle") or ()))
+    if not (kaggle or texts["manual"]) and not all(file.url for file in files):
         raise DataError(f"{where}: a file has no url; expected one, or kaggle, or manual")
-    texts = {key: str(row.get(key) or "") for key in ("title", "page", "licence", "citation", "folder", "prepare")}
-    return DownloadEntry(name=row["name"], files=files, kaggle=kaggle, manual=manual, **texts)
+    return DownloadEntry(row["name"], files, kaggle, **texts)
 
 
-def _read_file(row: Any, words: dict[str, str], where: str) -> SourceFile:
+def _read_file(row: Any, words: dict[str, str], where: str) -> DownloadFile:
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or set(row) - _FILE_KEYS:
         raise DataError(f"{where}: a file is {row!r}; expected {', '.join(sorted(_FILE_KEYS))}")
     path, url = row["path"].format_map(words), str(row.get("url") or "").format_map(words)
@@ -127,20 +134,12 @@ def _read_file(row: Any, words: dict[str, str], where: str) -> SourceFile:
     if url and urlsplit(url).scheme not in ("https", "http"):
         raise DataError(f"{where}: {url} is no web address")
     exact, about = row.get("bytes"), row.get("about") or row.get("bytes") or 0
-    return SourceFile(path, url, exact, int(about), str(row.get("sha256") or "").lower())
-
-
-# Fetching data sets from their official places: licence told, room asked for, continued, checked and recorded.
-
-logger = logging.getLogger(__name__)
-
-DOWNLOADS = "downloads"
-RECORD_NAME = "downloads.json"
+    return DownloadFile(path, url, exact, int(about), str(row.get("sha256") or "").lower())
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that is there. how: `downloaded`, `there` (as it was recorded) or `checked` (found and recorded now)."""
+    """A file that exists. how: `downloaded`, `there` (as it was recorded) or `checked` (found and recorded now)."""
 
     path: Path
     size: int
@@ -156,12 +155,12 @@ def download_folder(entry: DownloadEntry, output: Path | None = None) -> Path:
 def download(entry: DownloadEntry, folder: Path, *, check: bool = False, overwrite: bool = False) -> list[Fetched]:
     """Fetch what is missing of a data set and return all its files.
 
-    Files that are there count, however they came: they are checked, and their digests recorded in downloads.json beside
+    Files that exist count, however they came: they are checked, and their digests recorded in downloads.json beside
     them. check: files of the record are read again. overwrite: files that are not the expected ones are fetched again.
 
     Raises:
-        DataError: a file cannot be had (what to fetch by hand then, and where to put it), is another one than expected
-            or recorded, or the disk has no room.
+        DataError: a file cannot be fetched (what to fetch by hand then, and where to put it), is another one than
+            expected or recorded, or the disk has no space.
     """
     make_folder(folder)
     with wait_for_lock(folder / f".{entry.name}.lock"):
@@ -170,41 +169,22 @@ def download(entry: DownloadEntry, folder: Path, *, check: bool = False, overwri
         if overwrite:
             missing += [file for file in entry.files if file not in missing and _problem(file, folder, record, check)]
         if missing:
-            _check_room(missing, folder)
+            partial = sum(part.stat().st_size for f in missing if (part := folder / f"{f.path}.part").is_file())
+            needed, free = sum(file.about for file in missing) - partial, shutil.disk_usage(folder).free
+            if needed > free:
+                raise DataError(
+                    f"{folder}: {needed / 1e9:.2f} GB are to come and {free / 1e9:.2f} GB are free; make room, or name "
+                    "another folder with --output"
+                )
             _fetch(entry, missing, folder)
         return [_take(entry, file, folder, record, check, file in missing) for file in entry.files]
 
 
-def by_hand(entry: DownloadEntry, files: Sequence[SourceFile], folder: Path) -> str:
-    """Return what a person does to fetch files."""
-    if entry.manual:
-        return f"By hand ({entry.page}): {entry.manual.format(folder=folder)}"
-    if entry.kaggle:
-        names = ", ".join(str(folder / file.path) for file in files)
-        return f"By hand: log in at {entry.page}, accept the rules, press Download All, and put the file at {names}"
-    lines = [f"  {file.url}\n    -> {folder / file.path}" for file in files]
-    return (
-        "By hand, on a machine with a network, fetch\n"
-        + "\n".join(lines)
-        + "\nand run this command again: it checks them"
-    )
-
-
-def _check_room(files: Sequence[SourceFile], folder: Path) -> None:
-    partial = sum(part.stat().st_size for file in files if (part := folder / f"{file.path}.part").is_file())
-    needed, free = sum(file.about for file in files) - partial, shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder}: {needed / 1e9:.2f} GB are to come and {free / 1e9:.2f} GB are free; make room, or name another "
-            "folder with --output"
-        )
-
-
-def _fetch(entry: DownloadEntry, files: Sequence[SourceFile], folder: Path) -> None:
+def _fetch(entry: DownloadEntry, files: Sequence[DownloadFile], folder: Path) -> None:
     if entry.manual:
         missing = ", ".join(str(folder / file.path) for file in files)
         raise DataError(
-            f"{entry.name}: cannot be had without its form; missing are {missing}.\n{by_hand(entry, files, folder)}"
+            f"{entry.name}: cannot be had without its form; missing are {missing}.\n{entry.by_hand(files, folder)}"
         )
     if entry.kaggle:
         _run_kaggle(entry, files, folder)
@@ -221,7 +201,7 @@ def _fetch(entry: DownloadEntry, files: Sequence[SourceFile], folder: Path) -> N
                     f"so, the data set has changed: see {entry.page}"
                 ) from None
             raise DataError(
-                f"{file.url}: cannot be downloaded ({error}).\n{by_hand(entry, files[number:], folder)}"
+                f"{file.url}: cannot be downloaded ({error}).\n{entry.by_hand(files[number:], folder)}"
             ) from None
         except OSError as error:
             raise DataError(
@@ -230,40 +210,38 @@ def _fetch(entry: DownloadEntry, files: Sequence[SourceFile], folder: Path) -> N
             ) from None
 
 
-def _run_kaggle(entry: DownloadEntry, files: Sequence[SourceFile], folder: Path) -> None:
+def _run_kaggle(entry: DownloadEntry, files: Sequence[DownloadFile], folder: Path) -> None:
     """Run the kaggle command, which has its own login, progress and continuation."""
-    command = shutil.which("kaggle")
+    command, by_hand = shutil.which("kaggle"), entry.by_hand(files, folder)
     if command is None:
         raise DataError(
             f"{entry.name}: the command kaggle is not there; pip install kaggle, and put the token of kaggle.com > "
-            f"Settings > API where it says.\n{by_hand(entry, files, folder)}"
+            f"Settings > API where it says.\n{by_hand}"
         )
     try:
         done = subprocess.run([command, *entry.kaggle, "-p", str(folder)], stderr=subprocess.PIPE, check=False)
     except OSError as error:
-        raise DataError(
-            f"{command}: cannot be run ({error.strerror or error}).\n{by_hand(entry, files, folder)}"
-        ) from None
+        raise DataError(f"{command}: cannot be run ({error.strerror or error}).\n{by_hand}") from None
     said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
     absent = [str(folder / file.path) for file in files if not (folder / file.path).exists()]
     if done.returncode or absent:
         reason = said[-1] if said else f"it ended with {done.returncode}, without {', '.join(absent)}"
         raise DataError(
             f"{entry.name}: the kaggle command failed ({reason[:300]}); log in, and accept the rules at {entry.page}.\n"
-            f"{by_hand(entry, files, folder)}"
+            f"{by_hand}"
         )
 
 
 def _take(
-    entry: DownloadEntry, file: SourceFile, folder: Path, record: dict[str, Any], check: bool, is_new: bool
+    entry: DownloadEntry, file: DownloadFile, folder: Path, record: dict[str, Any], check: bool, is_new: bool
 ) -> Fetched:
-    """Check a file that is there and record its digest."""
+    """Check a file that exists and record its digest."""
     path = folder / file.path
     if path.is_dir():
         return Fetched(path, 0, "", "there")
-    known = record.get(file.path)
-    if known and not check and not is_new and path.stat().st_size == known["bytes"]:
-        return Fetched(path, known["bytes"], known["sha256"], "there")
+    known, size = record.get(file.path), path.stat().st_size
+    if known and not check and not is_new and size == known["bytes"]:
+        return Fetched(path, size, known["sha256"], "there")
     problem = _problem(file, folder, {} if is_new else record, check)
     if problem:
         raise DataError(
@@ -271,18 +249,15 @@ def _take(
             "one"
         )
     digest = sha256_of(path)
-    record[file.path] = {
-        "url": file.url or entry.page,
-        "bytes": path.stat().st_size,
-        "sha256": digest,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    _write_record(folder, record)
-    return Fetched(path, path.stat().st_size, digest, "downloaded" if is_new else "checked")
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    record[file.path] = {"url": file.url or entry.page, "bytes": size, "sha256": digest, "time": now}
+    with written_whole(folder / RECORD_NAME, "the record of downloads") as temporary:
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    return Fetched(path, size, digest, "downloaded" if is_new else "checked")
 
 
-def _problem(file: SourceFile, folder: Path, record: dict[str, Any], check: bool) -> str:
-    """Say why a file that is there is not the expected one, or nothing."""
+def _problem(file: DownloadFile, folder: Path, record: dict[str, Any], check: bool) -> str:
+    """Say why a file that exists is not the expected one, or nothing."""
     path = folder / file.path
     if path.is_dir():
         return ""
@@ -294,15 +269,14 @@ def _problem(file: SourceFile, folder: Path, record: dict[str, Any], check: bool
     if path.suffix == ".zip" and not zipfile.is_zipfile(path):
         return "is no whole zip archive"
     expected = file.sha256 or (known["sha256"] if known else "")
-    if expected and (check or not known):
-        digest = sha256_of(path)
-        if digest != expected:
-            return f"has the SHA-256 {digest}; expected {expected}"
+    # What is recorded was read once.
+    if expected and (check or not known) and (digest := sha256_of(path)) != expected:
+        return f"has the SHA-256 {digest}; expected {expected}"
     return ""
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """Return path -> what was recorded of it; what is no record is as good as none."""
+    """Return path -> what was recorded of it; rows that are none are left out."""
     try:
         content = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -312,10 +286,4 @@ def _read_record(folder: Path) -> dict[str, Any]:
             f"{folder / RECORD_NAME}: cannot be read ({error}); remove it, and all files are checked anew"
         ) from None
     rows = content.items() if isinstance(content, dict) else ()
-    keys = {"bytes", "sha256"}
-    return {path: row for path, row in rows if isinstance(row, dict) and keys <= set(row)}
-
-
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    with written_whole(folder / RECORD_NAME, "the record of downloads") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    return {path: row for path, row in rows if isinstance(row, dict) and {"bytes", "sha256"} <= set(row)}
