@@ -102,4 +102,5 @@ def _summary(report: dict[str, Any]) -> str:
     ):
         lines += [f"{count:7,}  {what}"] if count else []
     lines += [f"{one['topic']}: {one['advice']}" for one in report["suggestions"]]
-    return "\n".join(lines)
+    # Last, where they are seen.
+    return "\n".join([*lines, *(f"WARNING: {text}" for text in wrong["labels"])])

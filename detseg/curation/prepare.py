@@ -23,6 +23,7 @@ from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
 from detseg.formats.image_column import ImageColumn
 from detseg.formats.picture_options import with_known_channels, with_pixel_sizes
+from detseg.formats.plausibility import LabelCheck
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 from detseg.images.planes import SINGLE, PlaneChoice
 
@@ -94,6 +95,11 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         images = with_pixel_sizes(images, reader, options.pixel_size, options.key, problems)
     _stop_at(problems, options)
     _check_some(images, problems)
+    labels = LabelCheck()
+    for name, image in images.items():
+        if name not in reader.unlabelled:
+            own = [rle for rle, crowd in zip(image.objects.rles, image.objects.crowd, strict=True) if not crowd]
+            labels.add(image.file_name, own, image.is_labels)
     changes: list[Change] = []
     if options.repair is not None:
         images, changes = repair_images(images, groups, class_names, options.repair)
@@ -113,7 +119,9 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         path = options.output / CHANGES_NAME
         write_changes(path, changes, overwrite=options.overwrite)
         said.append(f"\n{changes_table(changes)}\nlisted in {path}")
-    return "\n".join([*said, *filter(None, [reader.closing_note()])])
+    # Last, where they are seen.
+    warnings = [f"WARNING: {text}" for text in labels.warnings()]
+    return "\n".join([*said, *filter(None, [reader.closing_note()]), *warnings])
 
 
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:

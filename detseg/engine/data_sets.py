@@ -15,10 +15,14 @@ from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import Folds, fold_name
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError
+from detseg.formats.plausibility import check_labels
 from detseg.models.table import num_classes
 
 if TYPE_CHECKING:
     from detseg.config import Config
+
+# Images whose masks are looked at before a training: evenly chosen, a second or two.
+_IMAGES_CHECKED = 100
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ def load_training_set(cfg: Config) -> CocoDataset:
     folds = Folds.from_config(cfg)
     dataset = CocoDataset.concatenate([folds.training_part(_load(cfg, name)) for name in cfg.DATASETS.TRAIN])
     describe("training", dataset, cfg)
+    for text in check_labels(dataset, most=_IMAGES_CHECKED):
+        logger.warning("training data %s: %s", dataset.name, text)
     return dataset
 
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from detseg.errors import DataError
 from detseg.files.table import read_table
 from detseg.formats.objects import ImageObjects
@@ -89,8 +91,16 @@ class Dsb2018(Reader):
         for file in files:
             where = self.files.describe(file)
             try:
-                mask = decode_label_image(self.files.read(file), where) > 0
-                check_mask_size(mask, where, height, width)
+                values = decode_label_image(self.files.read(file), where)
+                check_mask_size(values, where, height, width)
+                mask = values > 0
+                levels = np.unique(values[mask])
+                if len(levels) > 1:
+                    raise DataError(
+                        f"{where}: has {len(levels)} values besides 0, {levels[0]} to {levels[-1]}, where a mask of "
+                        "one object has one: it was resized with interpolation, saved with losses, or is a picture; "
+                        "save it anew, or set what is below half of the highest value to 0 and the rest to 255"
+                    )
                 if not mask.any():
                     raise DataError(f"{where}: the mask is empty; remove the file, or draw the nucleus")
                 crops.append(MaskCrop(mask, 0, 0).tight())

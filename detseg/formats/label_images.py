@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,12 +13,11 @@ from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.objects import ImageObjects
+from detseg.formats.plausibility import split_regions
 from detseg.formats.reader import FoundObjects, objects_of_labels, path_name
 from detseg.images.reading import SUFFIXES, decode_label_image
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
-
-logger = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = ("_mask", "_masks", "_label", "_labels")
 
@@ -36,9 +34,15 @@ class LabelImages(AnnotatedImages):
         *,
         class_name: str = "cell",
         label_suffix: str | None = None,
+        background: int | None = None,
+        split_regions: bool = False,
         allow_empty: bool = False,
     ) -> None:
-        """label_suffix: what follows the image's name in the label's; None: nothing, or one of `LABEL_SUFFIXES`."""
+        """label_suffix: what follows the image's name in the label's; None: nothing, or one of `LABEL_SUFFIXES`.
+
+        background: a number that is background as 0 is. split_regions: every connected region of a number is an object.
+        """
+        self._background, self._splits_regions = background, split_regions
         self._endings = ("", *LABEL_SUFFIXES) if label_suffix is None else (label_suffix,)
         is_one = images.resolve() == labels.resolve()
         if is_one:
@@ -62,14 +66,13 @@ class LabelImages(AnnotatedImages):
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
         labels = decode_label_image(data, where)
+        if self._background is not None:
+            labels[labels == self._background] = 0
         found = objects_of_labels(labels, where, height, width)
-        if found.labels == ["255"]:
-            logger.warning(
-                "%s: has only the values 0 and 255, as a mask of all objects together has; it is taken for one object. "
-                "Where it shows several, give every object a number of its own.",
-                where,
-            )
-        return found
+        if not self._splits_regions:
+            return found
+        regions, owner = split_regions(rle_codec.read_runs(found.rles))
+        return FoundObjects(rle_codec.encode_runs(regions), labels=[found.labels[index] for index in owner])
 
 
 # Writing: object n of an image, counted from 1 in the order of its file, has the label n, which is the `id` of the

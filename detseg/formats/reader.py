@@ -12,6 +12,7 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.formats.file_sets import FolderFiles, ZipFiles, open_files
+from detseg.formats.plausibility import is_label_picture
 from detseg.images.planes import SINGLE
 from detseg.images.reading import SUFFIXES, stored_facts
 from detseg.structures import rle as rle_codec
@@ -44,7 +45,7 @@ class LabelledImage:
     """One image with its objects.
 
     name: of the image in lists and tables. file_name: its path below the image root, with slashes. height, width:
-    pixels. fields: further fields of the image in the COCO file.
+    pixels. fields: further fields of the image in the COCO file. is_labels: see `plausibility.is_label_picture`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LabelledImage:
     width: int
     objects: FoundObjects
     fields: Mapping[str, Any] = field(default_factory=dict)
+    is_labels: bool = False
 
 
 class Reader(ABC):
@@ -142,7 +144,8 @@ class Reader(ABC):
                 f"{self.describe(name)}: none of its {len(found.problems)} masks can be used; {found.problems[0]}"
             )
         fields = stored_facts(facts) if self.has_metadata else own
-        return LabelledImage(name, self.file_of[name], height, width, found, fields)
+        is_labels = is_label_picture(picture, found.rles)
+        return LabelledImage(name, self.file_of[name], height, width, found, fields, is_labels)
 
 
 def objects_of_labels(labels: np.ndarray, where: str, height: int, width: int) -> FoundObjects:

@@ -109,6 +109,18 @@ FORMATS = {
                 "of _mask, _masks, _label, _labels",
             ),
             _class_name("cell"),
+            Option(
+                "--background",
+                type=int,
+                metavar="NUMBER",
+                help="a number that is background, as 0 is, where the background is stored as an object",
+            ),
+            Option(
+                "--split-regions",
+                action="store_true",
+                help="make an object of every connected region of a number: for masks of all objects together (0/1, "
+                "0/255) whose objects do not touch",
+            ),
             _allow_empty("images without label image"),
         ),
         {

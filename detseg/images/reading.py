@@ -28,8 +28,8 @@ from detseg.errors import DataError
 from detseg.images.pixel_source import REMEDY, PixelSource, PlaneSource, readable
 from detseg.images.planes import PlaneChoice
 from detseg.images.size import check_size
+from detseg.images.tiff import LOSSY, TiffSource
 from detseg.images.tiff import SIGNATURES as TIFF_SIGNATURES
-from detseg.images.tiff import TiffSource
 from detseg.images.zarr_source import is_zarr, open_zarr
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
@@ -193,6 +193,8 @@ def _opened(
     with readable(name):
         if not len(data):
             raise DataError(f"the file is empty (0 bytes); {REMEDY}")
+        if as_labels and data[:3] == b"\xff\xd8\xff":
+            raise DataError(f"the label image is a JPEG, {LOSSY}")
         if name.lower().endswith(".npy"):
             return _open_npy(data, name, fields)
         if data[:4] in TIFF_SIGNATURES:

@@ -22,6 +22,9 @@ from detseg.images.planes import UNNAMED_AXES, Getter
 from detseg.images.tiff_metadata import describe_tiff
 
 SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+# Of label images: the remedy.
+LOSSY = "which changes the numbers of objects at their edges; save it without losses (PNG, TIFF, NPY) from the source"
+_JPEG = (6, 7, 34892, 33007)
 # Bytes of a value of every type of tag.
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 # Decoded strips and tiles that are kept, bytes: neighbours need them again.
@@ -59,6 +62,8 @@ class TiffSource(PlaneSource):
             if not file.pages:
                 raise DataError("the TIFF file holds no picture")
             _check_complete(file, len(data))
+            if as_labels and file.pages[0].compression in _JPEG:
+                raise DataError(f"the label image is compressed as JPEG, {LOSSY}")
             series = file.series[0]
             if any(other.shape == series.shape for other in file.series[1:]):
                 raise DataError(
@@ -221,7 +226,7 @@ class _Pages:
             file.seek(page.dataoffsets[index])
             raw = file.read(page.databytecounts[index])
         tables = {}
-        if self._key.compression in (6, 7, 34892, 33007):  # JPEG keeps its tables apart
+        if self._key.compression in _JPEG:  # it keeps its tables apart
             tables = {"jpegtables": page.jpegtables, "jpegheader": self._key.jpegheader}
         decoded, _, shape = self._key.decode(raw, index, **tables)
         return np.asarray(decoded).reshape(shape)[0]

@@ -72,6 +72,7 @@ def measured(
         missing=[],
         similar=[],
         skipped=[],
+        label_warnings=[],
         one_class_hint=None,
         rules=RepairRules(),
     )

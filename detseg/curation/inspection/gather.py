@@ -17,6 +17,7 @@ from detseg.curation.leaks import SIMILAR, SimilarPair, find_similar, thumbnail
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
 from detseg.errors import DataError
+from detseg.formats.plausibility import check_labels
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.pixel_size import FIELD, parse_pixel_size
 
@@ -48,7 +49,8 @@ class Measurements:
     `""` where there is no field. objects: (N,) records, see `OBJECT`. crowd: (I,) regions to be ignored. changes: image
     index and what repair would do there. intensities: image index -> what was measured. chosen: images that were to be
     read. unreadable: image index -> what is wrong. missing: images whose file is not there. similar: images that are
-    nearly the same, by their indices. skipped: what is wrong in the files themselves.
+    nearly the same, by their indices. skipped: what is wrong in the files themselves, and masks that are no objects.
+    label_warnings: see `plausibility.check_labels`.
     """
 
     files: list[str]
@@ -64,6 +66,7 @@ class Measurements:
     missing: list[int]
     similar: list[SimilarPair]
     skipped: list[str]
+    label_warnings: list[str]
     one_class_hint: str | None
     rules: RepairRules
 
@@ -109,7 +112,11 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
     rules = dataclasses.replace(options.rules, one_class_per_image=True) if hint else options.rules
     tables, changes = [np.zeros(0, dtype=OBJECT)], []
     for index in tqdm(range(len(dataset)), desc="measuring masks", unit="image"):
-        objects, found = _measure_masks(dataset, index, rules)
+        try:
+            objects, found = _measure_masks(dataset, index, rules)
+        except DataError as error:  # masks that are no objects
+            skipped = [*skipped, str(error)]
+            continue
         tables.append(objects)
         changes += [(index, change) for change in found]
     missing = [index for index, record in enumerate(dataset.images) if not record.path.is_file()]
@@ -146,6 +153,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         missing=missing,
         similar=[dataclasses.replace(pair, first=read[pair.first], second=read[pair.second]) for pair in pairs],
         skipped=list(skipped),
+        label_warnings=check_labels(dataset),
         one_class_hint=hint,
         rules=rules,
     )
@@ -182,8 +190,8 @@ def _measure_masks(dataset: CocoDataset, index: int, rules: RepairRules) -> tupl
         class_names=dataset.class_names,
         allowed=rules.allowed_classes(kind, dataset.class_names),
     )
-    objects = measure_objects(own, classes, kept, index, record.height, record.width)
-    return objects, repair_image(masks, rules).changes
+    changes = repair_image(masks, rules).changes
+    return measure_objects(own, classes, kept, index, record.height, record.width), changes
 
 
 def choose_images(groups: Sequence[str], missing: Sequence[int], most: int, seed: int) -> np.ndarray:

@@ -30,6 +30,7 @@ def problem_numbers(data: Measurements) -> dict[str, Any]:
     return {
         "file": data.skipped[:200],
         "file_count": len(data.skipped),
+        "labels": data.label_warnings,
         "missing": [names[index] for index in data.missing],
         "unreadable": [{"file_name": names[index], "problem": text} for index, text in data.unreadable.items()],
         "masks": {**_repairs(data), **_odd_objects(data)},

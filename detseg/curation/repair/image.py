@@ -18,6 +18,7 @@ import numpy as np
 from detseg.curation.repair.masks import far_groups, filled, filled_where_free, pieces_of, spurs_of
 from detseg.curation.repair.overlaps import near_duplicates, nested
 from detseg.curation.repair.rules import Change, RepairRules
+from detseg.formats.plausibility import check_separable
 from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop, boxes_of_crops, runs_of_crops, union_of
 from detseg.structures.overlaps import Overlaps, shared_pixels
@@ -68,8 +69,9 @@ class RepairedMasks:
 def repair_image(image: ImageMasks, rules: RepairRules) -> RepairedMasks:
     """Apply the rules to the masks of one image; what they find is in `changes`.
 
-    Repairing the result again changes nothing.
+    Repairing the result again changes nothing. Raises DataError for masks that are no objects.
     """
+    check_separable(image.rles, image.file_name)
     return _ImageRepair(image, rules).run()
 
 
@@ -178,7 +180,9 @@ class _ImageRepair:
             if len(groups) > 1:
                 return self._split(one, groups)
         areas = [np.count_nonzero(piece) for piece in pieces]
-        least = max(rules.speck_area, rules.speck_fraction * areas[0])
+        # Of a mask of all objects of the image together a small piece is a cell, and no speck of the largest one.
+        is_one_mask = len(self.image.rles) == 1 and sum(area >= rules.speck_area for area in areas) >= 3
+        least = max(rules.speck_area, 0 if is_one_mask else rules.speck_fraction * areas[0])
         # The largest piece is no speck, however small.
         large = [pieces[0], *(piece for piece, area in zip(pieces[1:], areas[1:], strict=True) if area >= least)]
         if len(large) < len(pieces):

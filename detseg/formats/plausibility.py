@@ -1,0 +1,222 @@
+"""Whether the masks of a data set can be those of single objects, or something else was given as labels.
+
+Looked at is what makes a trap, not the value that it is stored with: one number in many pieces far apart (a mask of all
+objects together, whether 0/1, 0/255 or bool; numbers that began again after 255; pictures given as labels), an object
+around all others (the background), hundreds of objects of a few pixels, pictures that show nothing but the numbers.
+
+Symbols: N objects, P pieces of them, R runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from detseg.coco.dataset import CocoDataset
+from detseg.errors import DataError
+from detseg.structures import rle as rle_codec
+from detseg.structures.runs import Runs, chunks_of, spread
+
+# A piece counts where it has this part of the largest piece's pixels: specks beside a cell do not.
+PIECE = 0.25
+# An object is scattered where its box has this many times the longer side of its largest piece.
+SPREAD = 2.5
+# Pixels of a small object, and how many of them an image must have.
+SMALL, MANY_SMALL = 4, 20
+# Runs of an image that are looked at: of noise given as labels nearly every pixel is one.
+MOST_RUNS = 2**19
+# Of the images of a data set, the part from which on the background is told of, since one cell can fill one image.
+_OFTEN = 0.1
+
+ONE_MASK, WRAPPED, PICTURES = "one mask", "wrapped", "pictures"
+BACKGROUND, SPECKS, SAME = "background", "specks", "same"
+
+_TEXTS = {
+    ONE_MASK: "have a few masks, each of many pieces far apart: masks of all objects (or of a class) together, as 0/1 "
+    "or 0/255. Give every object a number of its own; where objects do not touch, `detseg prepare label_images "
+    "--split-regions` makes an object of every connected region",
+    WRAPPED: "have (nearly) 255 objects, some of several pieces far apart: numbers that were saved in 8 bits, and were "
+    "cut off or began again after 255. Save the label images in 16 bits",
+    PICTURES: "have many objects of several pieces far apart: pictures given as labels, or numbers that are used "
+    "several times. Look whether the folders of images and labels are exchanged",
+    BACKGROUND: "have an object that reaches all four borders and covers half of the image or more: the background "
+    "stored as an object. Make it 0 (`detseg prepare label_images --background NUMBER`)",
+    SPECKS: f"have {MANY_SMALL} or more objects of at most {SMALL} pixels, a tenth of their objects: label images that "
+    "were resized with interpolation, saved with losses, or are pictures. Save them anew from the source",
+    SAME: "have pictures of one value in every object and another in each: label images given as images. Look whether "
+    "the folders of images and labels are exchanged, or are the same",
+}
+
+
+@dataclass
+class LabelCheck:
+    """What `look` found in the images of a data set; `warnings` says it."""
+
+    num_images: int = 0
+    num_objects: int = 0
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, name: str, rles: Sequence[Mapping[str, Any]], picture_is_labels: bool = False) -> None:
+        """Look at the objects of one image, but for its crowd regions. picture_is_labels: see `is_label_picture`."""
+        self.num_images += 1
+        self.num_objects += len(rles)
+        for trap in [*traps_of(rle_codec.read_runs(rles)), *([SAME] if picture_is_labels else [])]:
+            self.found.setdefault(trap, []).append(name)
+
+    def warnings(self) -> list[str]:
+        """Return one text for everything that is no plausible set of objects."""
+        if self.num_images and not self.num_objects:
+            return [f"none of the {self.num_images} images has an object: a training has nothing to learn from them"]
+        said = []
+        for trap, text in _TEXTS.items():
+            names = self.found.get(trap, [])
+            if names and (trap != BACKGROUND or len(names) >= _OFTEN * self.num_images):
+                listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                said.append(f"{len(names)} of {self.num_images} images ({listed}) {text}.")
+        return said
+
+
+def check_labels(dataset: CocoDataset, most: int = 0) -> list[str]:
+    """Return what is not plausible in the masks of a data set, one text each. most: images to look at, 0 for all."""
+    labels = LabelCheck()
+    step = -(-len(dataset) // most) if most else 1
+    for index in range(0, len(dataset), step):
+        rles, _, crowd = dataset.annotations(index)
+        own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
+        labels.add(dataset.images[index].file_name, own)
+    return labels.warnings()
+
+
+def traps_of(runs: Runs) -> Iterator[str]:
+    """Yield what the masks of one image look like other than single objects, nothing where they are plausible."""
+    count = len(runs)
+    if not count or not len(runs.starts):
+        return
+    areas, boxes = runs.areas(), runs.boxes()
+    is_filling = (boxes == [0, 0, int(runs.widths[0]), int(runs.heights[0])]).all(axis=1)
+    background = is_filling & (areas >= 0.5 * int(runs.widths[0]) * int(runs.heights[0]))
+    if background.any():
+        yield BACKGROUND
+    # Of the background's pieces nothing can be said.
+    chosen = np.flatnonzero(~background & (areas > 0))
+    if len(runs.starts) > MOST_RUNS:
+        step = -(-len(runs.starts) // MOST_RUNS)
+        chosen = chosen[::step]
+    pieces = scattered_pieces(runs.select(chosen))
+    scattered, torn = (pieces >= 3).sum(), (pieces >= 2).sum()
+    if count <= 10 and (2 * scattered >= max(len(chosen), 1) or (count == 1 and torn)):
+        yield ONE_MASK
+    # Of numbers that began again each is in a few places, of a picture's intensities each in a great many.
+    elif 250 <= count <= 255 and torn >= max(3, 0.02 * count) and np.median(pieces[pieces >= 2]) <= 8:
+        yield WRAPPED
+    elif count > 10 and torn >= 0.25 * len(chosen):
+        yield PICTURES
+    elif (small := (areas <= SMALL).sum()) >= MANY_SMALL and 10 * small >= count:
+        yield SPECKS
+
+
+# Pixels of the boxes of an image's masks, each times its pieces, that are looked at piece by piece; some seconds.
+_MOST_WORK = 2**29
+
+
+def check_separable(rles: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Refuse masks that are no objects, as of a picture given as labels, where they are looked at piece by piece.
+
+    Raises DataError where this would take time and memory without end.
+    """
+    runs = rle_codec.read_runs(rles)
+    parts, owner = split_regions(runs)
+    boxes = runs.boxes()
+    sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    work = int((sizes * np.bincount(owner, minlength=len(runs))).sum())
+    if work > _MOST_WORK or PICTURES in traps_of(runs):
+        raise DataError(
+            f"{where}: its {len(runs)} masks have {len(parts)} pieces all over the image: they are no objects, but a "
+            "picture given as labels, or masks of all objects together; look whether the folders of images and labels "
+            "are exchanged, or prepare the masks with --split-regions"
+        )
+
+
+def scattered_pieces(runs: Runs) -> np.ndarray:
+    """Return of how many pieces far apart every mask is, (N,) int64; 1 for one in a piece, or with its pieces together.
+
+    Pieces are 8-connected; small ones do not count (`PIECE`), and what they cover must be far wider than the largest
+    (`SPREAD`).
+    """
+    count = len(runs)
+    parts, owner = split_regions(runs)
+    areas = parts.areas()
+    largest = np.zeros(count, dtype=np.int64)
+    np.maximum.at(largest, owner, areas)
+    boxes = parts.boxes()
+    counts = areas >= PIECE * largest[owner]
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
+    side = np.zeros(count, dtype=np.int64)
+    np.maximum.at(side, owner, np.where(counts, sides, 0))
+    low, high = np.full((count, 2), np.iinfo(np.int64).max), np.zeros((count, 2), dtype=np.int64)
+    np.minimum.at(low, owner[counts], boxes[counts, :2])
+    np.maximum.at(high, owner[counts], boxes[counts, 2:])
+    is_wide = (high - low).max(axis=1, initial=0) >= SPREAD * side
+    return np.where(is_wide, np.bincount(owner[counts], minlength=count), 1)
+
+
+def split_regions(runs: Runs) -> tuple[Runs, np.ndarray]:
+    """Return the 8-connected pieces of N masks as masks of their own, and the mask (P,) int64 that each is of.
+
+    The pieces of one mask follow each other, that with the first pixel (down the columns) first.
+    """
+    runs = runs.within_columns()
+    number = len(runs.starts)
+    if not number:
+        return Runs(*(np.zeros(0, dtype=np.int64),) * 5), np.zeros(0, dtype=np.int64)
+    height = np.maximum(runs.heights, 1)[runs.owners]
+    top, bottom = runs.starts % height, (runs.ends - 1) % height + 1
+    # All masks in one line of numbers, each in its own stretch, so that a search finds only runs of the same mask.
+    stretch = int((np.maximum(runs.heights, 1) * (runs.widths + 3)).max())
+    starts, ends = runs.starts + runs.owners * stretch, runs.ends + runs.owners * stretch
+    # The neighbours of a run in the next column end behind its first pixel and begin before its last one, or meet it at
+    # a corner; not at the ends of the column, where the next number is a pixel of another column.
+    first = np.searchsorted(ends, starts + height - (top > 0), side="right")
+    last = np.searchsorted(starts, ends + height + (bottom < height), side="left")
+    # Runs that follow each other without a gap are one.
+    follows = np.flatnonzero((ends[:-1] == starts[1:]) & (top[1:] > 0))
+    edges = [np.stack([follows, follows + 1])]
+    counts = np.maximum(last - first, 0)
+    for chunk in chunks_of(counts, MOST_RUNS):
+        run, step = spread(counts[chunk])
+        edges.append(np.stack([run + chunk.start, first[chunk][run] + step]))
+    one, other = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(number, number))
+    region = connected_components(graph, directed=False)[1]
+    # Numbered anew by their first runs, which are sorted by mask.
+    _, first_run, region = np.unique(region, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first_run))
+    region = rank[region.reshape(-1)]
+    order = np.argsort(region, kind="stable")
+    mask = runs.owners[np.sort(first_run)]
+    return Runs(runs.starts[order], runs.ends[order], region[order], runs.heights[mask], runs.widths[mask]), mask
+
+
+def is_label_picture(picture: np.ndarray, rles: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a picture (H, W, C) has one value in every object and another one in each: it shows their numbers."""
+    if picture.shape[2] != 1 or len(rles) < 3:
+        return False
+    runs = rle_codec.read_runs(rles)
+    flat = picture[:, :, 0].T.reshape(-1)
+    filled = np.flatnonzero(np.diff(runs.bounds))
+    if len(filled) < 3:
+        return False
+    first = flat[runs.starts]
+    # First the ends of the runs, which in any picture of a microscope differ.
+    if (first != flat[runs.ends - 1]).any() or (first != first[runs.bounds[runs.owners]]).any():
+        return False
+    values = first[runs.bounds[filled]]
+    if len(np.unique(values)) < len(values) or runs.areas().max() < SMALL:
+        return False
+    steps = np.concatenate([[0], np.cumsum(flat[1:] != flat[:-1])])
+    return bool((steps[runs.ends - 1] == steps[runs.starts]).all())
