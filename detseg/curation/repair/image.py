@@ -181,7 +181,7 @@ class _ImageRepair:
                 return self._split(one, groups)
         areas = [np.count_nonzero(piece) for piece in pieces]
         # Of a mask of all objects of the image together a small piece is a cell, and no speck of the largest one.
-        is_one_mask = len(self.image.rles) == 1 and sum(area >= rules.speck_area for area in areas) >= 3
+        is_one_mask = len(self.image.rles) == 1 and sum(area >= max(rules.speck_area, 10) for area in areas) >= 3
         least = max(rules.speck_area, 0 if is_one_mask else rules.speck_fraction * areas[0])
         # The largest piece is no speck, however small.
         large = [pieces[0], *(piece for piece, area in zip(pieces[1:], areas[1:], strict=True) if area >= least)]
