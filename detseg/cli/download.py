@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from detseg.curation.download import DownloadEntry
 
 DESCRIPTION = (
-    "Fetch a data set from its official place, continue where a download broke off, check it and record its SHA-256. "
+    "Download a data set from its official place, continue an interrupted download, check it and record its SHA-256. "
     "Without a name: list what there is. Where there is no network or no login it says what to fetch by hand, and "
     "where to put it."
 )
@@ -29,9 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Fetch the data set and print its files and the next command, or print what there is."""
     from detseg.curation.download import download, download_folder, find_entry, read_download_table
+    from detseg.files.table import text_table
 
     if arguments.name is None:
-        print(table_of(list(read_download_table().values())))
+        rows = [("name", "size", "from", "licence", "")]
+        for _, entry in sorted(read_download_table().items()):
+            origin = "by hand" if entry.manual else "kaggle" if entry.kaggle else "web"
+            rows.append((entry.name, size_of(entry), origin, entry.licence, entry.title))
+        print(text_table(rows, left=range(5)))
         return
     entry = find_entry(arguments.name)
     folder = download_folder(entry, arguments.output)
@@ -46,19 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"next: {entry.prepare.format(folder=folder)}")
 
 
-def table_of(entries: list[DownloadEntry]) -> str:
-    """Return a table of data sets: name, size, where from, licence and title."""
-    from detseg.files.table import text_table
-
-    rows = [("name", "size", "from", "licence", "")]
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        origin = "by hand" if entry.manual else "kaggle" if entry.kaggle else "web"
-        rows.append((entry.name, size_of(entry), origin, entry.licence, entry.title))
-    return text_table(rows, left=range(5))
-
-
 def size_of(entry: DownloadEntry) -> str:
-    """Return how much is to come: exact, about, or unknown."""
+    """Return how much is to be downloaded: exact, about, or unknown."""
     total = sum(file.about for file in entry.files)
     if not total:
         return "not known"

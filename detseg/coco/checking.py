@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -26,21 +25,10 @@ _REMEDY = "correct the file, or leave them out by `detseg prepare coco --skip-ba
 _KNOWN = ("info", "images", "categories", "annotations")
 
 
-@dataclass(frozen=True)
-class CocoContent:
-    """What a COCO file holds, without those that are bad. further: its other keys, as licenses."""
-
-    images: list[ImageRecord]
-    categories: list[Category]
-    table: AnnotationTable
-    info: dict[str, Any]
-    further: dict[str, Any]
-
-
 def read_coco(
     path: Path, image_root: Path | None = None, *, skipped: list[str] | None = None, keep_empty: bool = False
-) -> CocoContent:
-    """Read a COCO file.
+) -> dict[str, Any]:
+    """Read a COCO file; return the fields of its CocoDataset.
 
     Args:
         path: the file.
@@ -91,7 +79,7 @@ def read_coco(
         good = np.flatnonzero(~np.array(is_bad, dtype=bool))
         images, table = [images[index] for index in good], table.select(good)
     further = {key: value for key, value in other.items() if key not in _KNOWN}
-    return CocoContent(images, categories, table, info, further)
+    return {"images": images, "categories": categories, "table": table, "info": info, "further": further}
 
 
 def _read_categories(rows: list[Any], problems: list[str]) -> list[Category]:

@@ -82,15 +82,7 @@ class CocoDataset:
                 annotations, in one list. The images themselves are not looked at: see `check_images_exist`.
         """
         root = Path(image_root) if image_root else None
-        content = read_coco(Path(path), root, skipped=skipped, keep_empty=keep_empty)
-        return cls(
-            content.images,
-            content.categories,
-            content.table,
-            str(path),
-            info=content.info,
-            further=content.further,
-        )
+        return cls(name=str(path), **read_coco(Path(path), root, skipped=skipped, keep_empty=keep_empty))
 
     def save(
         self,

@@ -13,7 +13,6 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -127,8 +126,18 @@ def _continue(url: str, partial: Path, version: Path) -> None:
                 f"{partial.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come; make "
                 "room, or name another folder"
             )
-        with partial.open("ab" if answer.start else "wb") as file:
-            _copy(answer, file, url)
+        name, units = url.rpartition("/")[2], {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        with (
+            partial.open("ab" if answer.start else "wb") as file,
+            tqdm(total=answer.total, initial=answer.start, desc=name, disable=None, **units) as bar,
+        ):
+            try:
+                while block := answer.body.read(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+            except http.client.IncompleteRead as error:
+                file.write(error.partial)
+                raise _BrokenError("the connection broke off") from error
     if answer.total is not None and _length(partial) != answer.total:
         raise _BrokenError(f"{_length(partial)} of {answer.total} bytes came")
 
@@ -149,20 +158,6 @@ def _ask(url: str, have: int, version: Path) -> _Answer:
     # A weak tag does not promise the same bytes.
     version.write_text(tag if tag and not tag.startswith("W/") else body.headers.get("Last-Modified", ""), "latin1")
     return _Answer(body, 0, total)
-
-
-def _copy(answer: _Answer, file: BinaryIO, url: str) -> None:
-    name = url.rpartition("/")[2]
-    with tqdm(
-        total=answer.total, initial=answer.start, unit="B", unit_scale=True, unit_divisor=1024, desc=name, disable=None
-    ) as bar:
-        try:
-            while block := answer.body.read(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
-        except http.client.IncompleteRead as error:
-            file.write(error.partial)
-            raise _BrokenError("the connection broke off") from error
 
 
 def _length(path: Path) -> int:
