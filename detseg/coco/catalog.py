@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,34 +106,36 @@ def read_catalog() -> dict[str, dict[str, Any]]:
 
     Returns name -> the entry's fields. Raises DataError for a catalog that is none.
     """
-    entries: dict[str, dict[str, Any]] = {}
-    for folder in (_CHECKOUT_FOLDER, datasets_folder()):
-        path = folder / CATALOG_NAME
-        if path.is_file():
-            entries.update(_read_catalog_file(path))
-    return entries
-
-
-def _read_catalog_file(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no YAML: {error}") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of data sets (- name: ..., json: ...)")
     entries = {}
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-            raise DataError(f"{path}: entry number {number} has no name; expected - name: ..., json: ...")
-        unknown = set(row) - _ENTRY_KEYS
-        if unknown or ("json" not in row and "generate" not in row):
-            raise DataError(
-                f"{path}: {row['name']}: "
-                + (f"unknown keys {', '.join(sorted(map(str, unknown)))}; " if unknown else "it has no json; ")
-                + f"known are {', '.join(sorted(_ENTRY_KEYS))}"
-            )
+    for place, row in listed_sets(CATALOG_NAME, _ENTRY_KEYS):
+        if "json" not in row and "generate" not in row:
+            raise DataError(f"{place}: it has no json; known are {', '.join(sorted(_ENTRY_KEYS))}")
         entries[row["name"]] = row
     return entries
+
+
+def listed_sets(file_name: str, known: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and fields of the sets in a YAML list: that which comes with detseg, then that of `datasets_folder`.
+
+    known: the fields that there are. Raises DataError for what is no list of named sets with these fields.
+    """
+    for path in dict.fromkeys((_CHECKOUT_FOLDER / file_name, (datasets_folder() / file_name).resolve())):
+        if not path.is_file():
+            continue
+        try:
+            rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: is no YAML: {error}") from None
+        if not isinstance(rows, list):
+            raise DataError(f"{path}: expected a list of data sets (- name: ...)")
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+                raise DataError(f"{path}: entry number {number} has no name; expected - name: ...")
+            place = f"{path}: entry number {number} ({row['name']})"
+            unknown = sorted(map(str, set(row) - set(known)))
+            if unknown:
+                raise DataError(f"{place}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            yield place, row
 
 
 def _entry_of(row: dict[str, Any]) -> DatasetEntry:

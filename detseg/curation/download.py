@@ -17,9 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
-from detseg.coco.catalog import datasets_folder
+from detseg.coco.catalog import datasets_folder, listed_sets
 from detseg.errors import DataError
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.hashing import sha256_of
@@ -29,7 +27,6 @@ from detseg.files.transfer import TransferError, transfer
 TABLE_NAME = "sources.yaml"
 DOWNLOADS = "downloads"
 RECORD_NAME = "downloads.json"
-_CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
 _TEXT_KEYS = ("title", "page", "licence", "citation", "folder", "prepare", "manual")
 _KEYS = {"name", "files", "each", "kaggle", *_TEXT_KEYS}
 _FILE_KEYS = {"url", "path", "bytes", "about", "sha256"}
@@ -81,19 +78,7 @@ def read_download_table() -> dict[str, DownloadEntry]:
 
     Raises DataError for a table that is none.
     """
-    entries: dict[str, DownloadEntry] = {}
-    for path in dict.fromkeys((_CHECKOUT_FOLDER / TABLE_NAME, (datasets_folder() / TABLE_NAME).resolve())):
-        if not path.is_file():
-            continue
-        try:
-            rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: is no YAML: {error}") from None
-        if not isinstance(rows, list):
-            raise DataError(f"{path}: expected a list of data sets (- name: ..., files: ...)")
-        found = [_read_entry(row, f"{path}: entry number {number}") for number, row in enumerate(rows)]
-        entries |= {entry.name: entry for entry in found}
-    return entries
+    return {row["name"]: _read_entry(row, place) for place, row in listed_sets(TABLE_NAME, _KEYS)}
 
 
 def find_entry(name: str) -> DownloadEntry:
@@ -104,15 +89,7 @@ def find_entry(name: str) -> DownloadEntry:
     return entries[name]
 
 
-def _read_entry(row: Any, where: str) -> DownloadEntry:
-    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-        raise DataError(f"{where} has no name; expected - name: ..., files: ...")
-    where = f"{where} ({row['name']})"
-    unknown = set(row) - _KEYS
-    if unknown:
-        raise DataError(
-            f"{where}: unknown keys {', '.join(sorted(map(str, unknown)))}; known are {', '.join(sorted(_KEYS))}"
-        )
+def _read_entry(row: dict[str, Any], where: str) -> DownloadEntry:
     if not isinstance(row.get("files"), list) or not row["files"]:
         raise DataError(f"{where}: expected a list of files (url, path)")
     each = row.get("each") or {}
