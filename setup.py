@@ -58,7 +58,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["detseg", "detseg.*"]),
-    package_data={"detseg": ["py.typed", "report/templates/*.jinja"]},
+    package_data={"detseg": ["py.typed", "report/templates/*"]},
     install_requires=BASE,
     extras_require={
         "inference": INFERENCE,

@@ -1,14 +1,11 @@
-"""HTML pages of templates: one file each, nothing from outside, figures as SVG in the page's colours.
-
-Figures have no frame, few lines and the page's own font; ink and lines have the page's colours, light or dark as the
-reader's theme.
-"""
+"""HTML pages of templates: one file each, nothing from outside, figures as SVG in the page's colours."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,51 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins that no data has, replaced by the page's variables.
+TEMPLATES = Path(__file__).parent / "templates"
+# As in page.mplstyle.
 INK, LINE = "#010203", "#040506"
 COLOURS = ("#3d86c6", "#e07b39", "#2a9d6f", "#c8588f", "#8c6bb1", "#a8901c", "#4fa3a8", "#a0705a")
 WIDTH = 9.2
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "detseg",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-}
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page of a template of `templates/`; texts are escaped, `svg` elements are to be marked as safe.
-
-    Filters: `number`, `share`. Raises RunError where Jinja is missing.
-    """
+    """Return the page of a template; texts are escaped. Filters: `number`, `share`. Raises RunError without Jinja."""
     try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise RunError("pages need Jinja: pip install jinja2") from None
     environment = Environment(
-        loader=PackageLoader("detseg.report"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -73,13 +40,11 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None) -> str:
     """Return a number as people read it, a dash where there is none."""
     if value is None:
         return "-"
-    if float(value).is_integer() or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def share(value: float | None) -> str:
@@ -106,16 +71,15 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     Raises RunError where matplotlib is missing.
     """
     try:
-        import matplotlib
+        import matplotlib.style
     except ImportError:
         raise RunError("figures need matplotlib: pip install matplotlib") from None
     from markupsafe import Markup
 
     stream = io.StringIO()
     # In this style, whatever style matplotlib has been given elsewhere.
-    usual = {**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"]}
-    with matplotlib.rc_context({**usual, **_SETTINGS}):
-        draw(*arguments).savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    with matplotlib.style.context(["default", TEMPLATES / "page.mplstyle"]):
+        draw(*arguments).savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

@@ -35,6 +35,17 @@ def are_classes(report: Report) -> bool:
     return set(report["images"]["by_group"]) == set(report["classes"])
 
 
+def kinds_of(report: Report) -> list[tuple[str, Report]]:
+    """Return what the report says of all objects, and of those of each class and group, with their names."""
+    objects = report["objects"]
+    kinds = [("all", objects)]
+    if len(report["classes"]) > 1:
+        kinds += [(name, objects["classes"][name]) for name in report["classes"]]
+    if has_groups(report) and not are_classes(report):
+        kinds += [(f"{report['group_field']} {name}", objects["groups"][name]) for name in groups_of(report)]
+    return kinds
+
+
 def label_of(group: str) -> str:
     return group or "all"
 

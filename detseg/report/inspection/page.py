@@ -26,8 +26,8 @@ from detseg.report.drawing import (
     to_display,
     typical_thickness,
 )
-from detseg.report.html import colour, number, render, share, svg
-from detseg.report.inspection.figures import FIGURES, Report, are_classes, groups_of, has_groups, label_of
+from detseg.report.html import COLOURS, number, render, share, svg
+from detseg.report.inspection.figures import FIGURES, Report, groups_of, has_groups, kinds_of, label_of
 from detseg.structures import rle as rle_codec
 
 PAGE, NUMBERS = "index.html", "report.json"
@@ -67,40 +67,28 @@ def whole_page(report: Report, dataset: CocoDataset, config: str) -> str:
     """Return the page. dataset: for pictures. config: the suggested configuration as text."""
     names = ", ".join(file["name"] for file in report["files"])
     pictures = _Pictures(report, dataset)
-    wrong, groups = report["problems"], groups_of(report)
+    wrong, by_group = report["problems"], report["images"]["by_group"]
     return render(
         "inspection.html.jinja",
         title=f"{names}: data report",
         names=names,
         report=report,
         config=config,
-        groups=groups,
+        groups=[(group, label_of(group), by_group[group]) for group in groups_of(report)],
+        kinds=[(name, one) for name, one in kinds_of(report) if one["objects"]],
+        colours=COLOURS,
+        most_images=max(row["images"] for row in by_group.values()),
+        most_objects=max(*(sum(row["objects"].values()) for row in by_group.values()), 1),
+        most_masks=max((one["objects"] for one in wrong["masks"].values()), default=1),
         figure=lambda name: svg(FIGURES[name], report, label=name.replace("_", " ")),
         tiles=_tiles(report),
-        class_colours=[(name, colour(index)) for index, name in enumerate(report["classes"])],
-        counts=_counts(report),
         examples=pictures.examples(),
-        **_object_tables(report),
-        intensities=_intensities(report),
-        most_masks=max((one["objects"] for one in wrong["masks"].values()), default=1),
         close_ups=[
             {"title": one["title"], "images": one["images"], "has_masks": "objects" in one, "pictures": shown}
             for one in (*wrong["masks"].values(), *wrong["pictures"].values())
             if (shown := pictures.worst_of(one)) or "objects" not in one
         ],
         similar=pictures.similar(),
-        unreadable=[f"{one['file_name']}: {one['problem']}" for one in wrong["unreadable"]],
-        anchors=[
-            (
-                one["name"],
-                ", ".join("/".join(f"{size:g}" for size in level) for level in one["sizes"]),
-                ", ".join(f"{ratio:g}" for ratio in one["ratios"]),
-                share(one["recall50"]),
-                share(one["recall70"]),
-                f"{one['mean_iou']:.2f}",
-            )
-            for one in report["anchors"].get("cases", {}).values()
-        ],
     )
 
 
@@ -123,70 +111,6 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     if len(report["files"]) > 1:
         tiles.append((number(wrong["similar"]["leaks"]), "leaks between the files"))
     return tiles
-
-
-def _counts(report: Report) -> list[dict[str, Any]]:
-    """Return images and objects of every group, the objects by class, with bars as shares of the largest group."""
-    rows = [report["images"]["by_group"][group] for group in groups_of(report)]
-    totals = [sum(row["objects"].values()) for row in rows]
-    most_images, most_objects = max(row["images"] for row in rows), max(*totals, 1)
-    counts = []
-    for group, row, total in zip(groups_of(report), rows, totals, strict=True):
-        ends = np.cumsum([0, *row["objects"].values()]) / most_objects
-        bar = [(ends[index], ends[index + 1], colour(index)) for index in range(len(report["classes"]))]
-        images = {"images": row["images"], "image_bar": [(0, row["images"] / most_images, "#8a929c")]}
-        counts.append({"name": label_of(group), **images, "objects": total, "object_bar": bar})
-    return counts
-
-
-def _object_tables(report: Report) -> dict[str, Any]:
-    """Return the tables of sizes and contacts, a row for all objects and for each class and group."""
-    objects = report["objects"]
-    kinds = [("all", objects)]
-    if len(report["classes"]) > 1:
-        kinds += [(name, objects["classes"][name]) for name in report["classes"]]
-    if has_groups(report) and not are_classes(report):
-        kinds += [(f"{report['group_field']} {name}", objects["groups"][name]) for name in groups_of(report)]
-    near, touching, overlapping = "#9fb0c0", colour(0), colour(1)
-    sizes, contacts = [], []
-    for name, one in kinds:
-        if not one["objects"]:
-            continue
-        row = [name, number(one["objects"]), *(number(one["diameter"][q]) for q in ("q05", "median", "q95", "max"))]
-        if objects["diameter_um"]:
-            row.append(number(one["diameter_um"]["median"]) if one["diameter_um"] else "-")
-        sizes.append([*row, number(one["elongation"]["median"]), share(one["at_border"])])
-        shares = {key: one[key] for key in ("overlapping", "touching", "near")}
-        bar = [
-            (0, shares["overlapping"], overlapping),
-            (shares["overlapping"], shares["touching"], touching),
-            (shares["touching"], shares["near"], near),
-        ]
-        contacts.append({"name": name, **shares, "bar": bar})
-    in_um = ["median, µm"] if objects["diameter_um"] else []
-    head = ["", "objects", "5 % below", "median", "5 % above", "largest", *in_um, "length by width", "at the border"]
-    return {
-        "sizes": sizes,
-        "size_head": head,
-        "contacts": contacts,
-        "contact_colours": [
-            ("overlapping", overlapping),
-            ("touching", touching),
-            ("at most 2 pixels apart", near),
-        ],
-    }
-
-
-def _intensities(report: Report) -> list[list[str]]:
-    """Return the table of medians of the images of every group."""
-    rows = []
-    for group in groups_of(report):
-        one = report["pictures"]["by_group"][group]
-        if one["median"]:
-            medians = [number(one[name]["median"]) for name in ("low", "median", "high", "focus")]
-            contrast = f"{100 * one['contrast']['median']:+.0f} %" if one["contrast"] else "-"
-            rows.append([label_of(group), *medians, contrast])
-    return rows
 
 
 class _Pictures:
