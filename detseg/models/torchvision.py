@@ -56,9 +56,12 @@ class TorchvisionMaskRCNN(RegionSegmenter):
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg and loss_mask of a batch."""
-        device = self.device
-        targets = [_without_ignored(Targets.from_sample(sample, self.num_classes, device)) for sample in samples]
-        batch = self.image_input([sample.image for sample in samples], device)
+        from torchvision.models.detection.roi_heads import fastrcnn_loss
+
+        targets = [Targets.from_sample(sample, self.num_classes, self.device) for sample in samples]
+        # What is found on objects in ignored regions is ignored, as all else there.
+        targets = [target[~target.ignored] for target in targets]
+        batch = self.image_input([sample.image for sample in samples], self.device)
         # torchvision asks whether there are masks; its own way to cut them is not used
         asked = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.ids} for one in targets]
         features = self.backbone(batch.tensor)
@@ -67,7 +70,9 @@ class TorchvisionMaskRCNN(RegionSegmenter):
             regions, matches, labels, deltas = self.roi_heads.select_training_samples(proposals, asked)
         vectors = self.roi_heads.box_head(self.roi_heads.box_roi_pool(features, regions, batch.sizes))
         scores, box_deltas = self.roi_heads.box_predictor(vectors)
-        losses["loss_classifier"], losses["loss_box_reg"] = _box_losses(scores, box_deltas, labels, deltas)
+        losses["loss_classifier"], losses["loss_box_reg"] = fastrcnn_loss(
+            scores.float(), box_deltas.float(), labels, deltas
+        )
         losses["loss_mask"] = self._mask_loss(features, batch.sizes, regions, matches, labels, targets)
         return losses
 
@@ -160,19 +165,6 @@ class _Ignoring:
             target.leave_out_ignored(label, torch.zeros_like(label, dtype=torch.int64), box, background=0)
             for target, label, box in zip(self.targets, labels, boxes, strict=True)
         ]
-
-
-def _without_ignored(targets: Targets) -> Targets:
-    """Remove the objects that are in ignored regions: what is found there is ignored then."""
-    return targets[~targets.ignored]
-
-
-def _box_losses(
-    scores: Tensor, deltas: Tensor, labels: Sequence[Tensor], targets: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    from torchvision.models.detection.roi_heads import fastrcnn_loss
-
-    return fastrcnn_loss(scores.float(), deltas.float(), list(labels), list(targets))
 
 
 def _image_list(batch: ImageBatch) -> Any:
