@@ -29,6 +29,11 @@ class RunError(DetsegError):
     """A run folder cannot be used, or a training cannot go on."""
 
 
+def all_problems(where: str, problems: Sequence[str]) -> str:
+    """One message of all problems: a single one as it is, several as a list below what they are of."""
+    return problems[0] if len(problems) == 1 else f"{where}: {len(problems)} problems:\n{list_problems(problems)}"
+
+
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
     """Join problems into an indented list, one a line; after `limit` lines only their number is told."""
     lines = [f"  - {problem}" for problem in problems[:limit]]

@@ -15,7 +15,7 @@ from detseg.config.kinds import Kind, WrongKindError, coerce
 from detseg.config.node import Config, unknown_key_message
 from detseg.config.schema import Schema, schema
 from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, Setting, read_config_file
-from detseg.errors import ConfigError, list_problems
+from detseg.errors import ConfigError, all_problems
 
 _MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
 _COMMAND_LINE = "command line"
@@ -76,8 +76,9 @@ def load_flat_config(mapping: Mapping[str, Any], *, imports: Imports | None = No
         try:
             config.set(str(key), value, origin="stored configuration")
         except ConfigError as error:
-            problems.append(str(error))
-    _raise_problems("stored configuration", problems)
+            problems.append(str(error) if ":" in str(error) else f"stored configuration: {error}")
+    if problems:
+        raise ConfigError(all_problems("stored configuration", problems))
     return config.freeze()
 
 
@@ -187,15 +188,9 @@ def _apply(settings: Sequence[Setting], source: Path | None, known: Schema) -> C
         except WrongKindError as error:
             problems.append(f"{setting.origin}: {setting.key}: {error}")
         origins[setting.key] = setting.origin
-    _raise_problems(str(source or _COMMAND_LINE), problems)
-    return Config.from_flat(values, origins, source, known=known)
-
-
-def _raise_problems(where: str, problems: Sequence[str]) -> None:
-    if len(problems) == 1:
-        raise ConfigError(problems[0] if ":" in problems[0] else f"{where}: {problems[0]}")
     if problems:
-        raise ConfigError(f"{where}: {len(problems)} problems:\n{list_problems(problems)}")
+        raise ConfigError(all_problems(str(source or _COMMAND_LINE), problems))
+    return Config.from_flat(values, origins, source, known=known)
 
 
 def _quote_text(value: Any) -> Any:

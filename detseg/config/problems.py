@@ -7,7 +7,7 @@ from typing import Any
 
 from detseg.config.kinds import shorten
 from detseg.config.node import Config
-from detseg.errors import ConfigError, list_problems
+from detseg.errors import ConfigError, all_problems
 
 
 class Problems:
@@ -88,12 +88,8 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise ConfigError with all problems, one a line."""
         found = list(dict.fromkeys(self.found))  # two parts may read one key
-        if not found:
-            return
-        if len(found) == 1:
-            raise ConfigError(found[0])
-        where = self.cfg.source or "the configuration"
-        raise ConfigError(f"{where}: {len(found)} problems:\n{list_problems(found)}")
+        if found:
+            raise ConfigError(all_problems(str(self.cfg.source or "the configuration"), found))
 
 
 def _numbers(value: Any) -> list[float]:

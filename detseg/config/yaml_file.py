@@ -16,7 +16,7 @@ import yaml
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
 from detseg.config.schema import Schema
-from detseg.errors import ConfigError, list_problems
+from detseg.errors import ConfigError, all_problems
 
 BASE_KEY = "_BASE_"
 IMPORTS_KEY = "MODEL.IMPORTS"
@@ -125,10 +125,8 @@ class _Walk:
         self._section(root, "")
         if self.known is None:
             return self.file
-        if len(self.problems) == 1:
-            raise ConfigError(self.problems[0])
         if self.problems:
-            raise ConfigError(f"{self.path}: {len(self.problems)} problems:\n{list_problems(self.problems)}")
+            raise ConfigError(all_problems(str(self.path), self.problems))
         return self.file
 
     def _section(self, section: yaml.MappingNode, prefix: str) -> None:
