@@ -23,6 +23,7 @@ from detseg.errors import ConfigError
 from detseg.models.base import Segmenter, check_image
 from detseg.models.rcnn.targets import Targets, sample_masks
 from detseg.models.region_segmenter import Detections, RegionSegmenter
+from detseg.models.table import num_classes
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_mask
 from detseg.structures.sample import Sample
@@ -165,7 +166,7 @@ def build_detectron2(cfg: Config) -> Detectron2Segmenter:
     inputs = InputMaker(
         channels=len(cfg.MODEL.PIXEL_MEAN),
         bgr=cfg.INPUT.FORMAT == "BGR",
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        num_classes=num_classes(cfg),
         masks="" if not cfg.MODEL.MASK_ON else "layers" if takes_layers else "bitmasks",
     )
     rpn_sees_all = set(getattr(network.backbone, "_out_features", ())) <= set(cfg.MODEL.RPN.IN_FEATURES)

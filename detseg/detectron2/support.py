@@ -16,6 +16,7 @@ from detectron2.modeling import (
 
 from detseg.config.problems import Problems
 from detseg.detectron2.keys import note_keys
+from detseg.models.table import num_classes
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -62,10 +63,7 @@ def _check_names(problems: Problems) -> None:
 def _check_classes(problems: Problems) -> None:
     """The data's classes are counted by MODEL.ROI_HEADS.NUM_CLASSES, whatever the architecture."""
     cfg = problems.cfg
-    if (
-        cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-        and cfg.MODEL.RETINANET.NUM_CLASSES != cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    ):
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and num_classes(cfg) != cfg.MODEL.RETINANET.NUM_CLASSES:
         problems.add("MODEL.RETINANET.NUM_CLASSES", "expected MODEL.ROI_HEADS.NUM_CLASSES: set both")
 
 
