@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.errors import ConfigError
     from detseg.evaluation.evaluate import align, count_all, image_table, metrics_of, write_image_table
     from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.files.atomic import written_whole
     from detseg.fusion.postprocess import Postprocess
 
     if arguments.max_detections < 1:
@@ -77,7 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
             "the run's postprocess.yaml."
         )
     if "json" in outputs:
-        _write_json(outputs["json"], metrics)
+        with written_whole(outputs["json"], "the file of scores") as temporary:
+            text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
     if "csv" in outputs and counts is not None:
         write_image_table(outputs["csv"], image_table(truth, counts))
     if outputs:
@@ -102,14 +105,6 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
 def _keeps_everything(metrics: Mapping[str, Any], aligned: list[Any]) -> bool:
     lowest = min((float(image.scores.min()) for image in aligned if len(image)), default=1.0)
     return lowest < 0.2 and metrics["predictions"] > 1.5 * metrics["objects"]
-
-
-def _write_json(path: Path, metrics: Mapping[str, Any]) -> None:
-    from detseg.files.atomic import written_whole
-
-    with written_whole(path, "the file of scores") as temporary:
-        text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def score_table(metrics: Mapping[str, Any]) -> str:

@@ -76,7 +76,11 @@ class ImageIndex:
         own = self._by_name.get(image.file_name) if image.file_name else None
         if own is None:
             own = self._by_id.get(image.image_id)
-            if own is None or _contradict(own.file_name, image.file_name):
+            if own is None:
+                return None
+            # Two paths cannot be of one image where both are there and the names without their folders differ.
+            names = [PurePosixPath(name.replace("\\", "/")).name for name in (own.file_name, image.file_name)]
+            if names[0] and names[1] and names[0] != names[1]:
                 return None
         if (own.height, own.width) != (image.height, image.width):
             raise DataError(
@@ -86,17 +90,11 @@ class ImageIndex:
         return own
 
 
-def _contradict(first: str, second: str) -> bool:
-    """Whether two paths cannot be of one image: both are there, and the names behind their folders differ."""
-    names = [PurePosixPath(name.replace("\\", "/")).name for name in (first, second)]
-    return bool(names[0] and names[1]) and names[0] != names[1]
-
-
 class FileMember:
     """A Predictions file as a member.
 
-    It is read once, image by image; an image that comes before its turn waits in memory, which none does where all
-    files have the same order.
+    It is read once, image by image; images that are not asked for yet are kept in memory, which none is where all files
+    have the same order.
     """
 
     def __init__(
@@ -224,8 +222,8 @@ def fuse_members(
 ) -> Iterator[Predictions]:
     """Fuse one image after the other.
 
-    weights: one a member. missing: "empty": a member without the image has found nothing in it. "leave-out": it has
-    no say, as if it were not a member. "refuse": DataError.
+    weights: one a member. missing: "empty": a member without the image has found nothing in it. "leave-out": it is
+    not a member for this image. "refuse": DataError.
     """
     for image in images:
         found, chosen = [], []

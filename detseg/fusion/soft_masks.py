@@ -1,4 +1,4 @@
-"""What the probabilities of mask pixels are good for: other masks, and scores that know how sure the mask is."""
+"""What the probabilities of mask pixels are used for: thresholds of masks, and scores that count their certainty."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ def threshold_masks(predictions: Predictions, thresholds: np.ndarray) -> Predict
     windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
     crops = [(soft_masks[index] >= thresholds[index] * 255, *windows[index][:2]) for index in chosen]
     made = rle_codec.encode_crops(crops, predictions.height, predictions.width)
-    changed = {
-        int(index): rle for index, rle in zip(chosen, made, strict=True) if not _same(rle, predictions.rles[index])
-    }
+    changed = {}
+    for index, rle in zip(chosen.tolist(), made, strict=True):
+        before = predictions.rles[index]["counts"]
+        if rle["counts"] != (before.encode("ascii") if isinstance(before, str) else before):
+            changed[index] = rle
     return replace_masks(predictions, changed) if changed else predictions
 
 
@@ -43,10 +45,9 @@ def mask_quality(predictions: Predictions) -> np.ndarray:
     soft_masks = _soft_masks_of(predictions, "rescoring by mask probability")
     windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
     quality = np.zeros(len(predictions))
-    for index, (crop, x0, y0) in enumerate(rle_codec.decode_crops(predictions.rles)):
-        if crop.size:
-            place = x0, y0, x0 + crop.shape[1], y0 + crop.shape[0]
-            quality[index] = move_window(soft_masks[index], windows[index], place)[crop].mean() / 255
+    for index, crop in enumerate(rle_codec.decode_crops(predictions.rles)):
+        if crop.mask.size:
+            quality[index] = move_window(soft_masks[index], windows[index], crop.box)[crop.mask].mean() / 255
     return quality
 
 
@@ -65,8 +66,3 @@ def _soft_masks_of(predictions: Predictions, purpose: str) -> list[np.ndarray]:
             f"{purpose} needs; make them with predict --soft-masks"
         )
     return predictions.soft_masks
-
-
-def _same(one: dict, other: dict) -> bool:
-    first, second = one["counts"], other["counts"]
-    return first == (second.encode("ascii") if isinstance(second, str) else second)

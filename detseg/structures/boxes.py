@@ -40,9 +40,3 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     limits = np.array([width, height, width, height], dtype=np.float32)
     return np.clip(boxes, 0, limits)
-
-
-def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (N, 4) given as x, y, width, height in XYXY form."""
-    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

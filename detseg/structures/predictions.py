@@ -1,4 +1,4 @@
-"""What a model, or a fusion of models, says about one image."""
+"""The predictions of a model, or of a fusion of models, about one image."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Predictions:
 
     @classmethod
     def empty(cls, image_id: int | str, file_name: str, height: int, width: int, masks: bool = True) -> Predictions:
-        """Return an answer without detections."""
+        """Return predictions without detections."""
         nothing = np.zeros(0, dtype=np.float32)
         return cls(image_id, file_name, height, width, nothing, nothing, nothing, rles=[] if masks else None)
 
@@ -85,10 +85,8 @@ class Predictions:
 
 def soft_mask_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
     """Return x0, y0, x1, y1: the whole pixels of an image of height x width that a box (4,) touches, half-open."""
-    x0, y0 = np.floor(box[:2]).astype(int)
-    x1, y1 = np.ceil(box[2:]).astype(int)
-    x0, y0 = min(max(x0, 0), width), min(max(y0, 0), height)
-    return int(x0), int(y0), int(min(max(x1, x0), width)), int(min(max(y1, y0), height))
+    x0, y0, x1, y1 = soft_mask_windows(box, height, width)[0].tolist()
+    return x0, y0, x1, y1
 
 
 def soft_mask_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

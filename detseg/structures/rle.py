@@ -169,11 +169,6 @@ def compress_counts(counts: Sequence[int] | np.ndarray) -> bytes:
     return compress_many(array, np.array([len(array)]))[0]
 
 
-def validate(rle: Mapping[str, Any]) -> None:
-    """Raise DataError, saying why, where `rle` is not a well-formed COCO RLE."""
-    read_runs([rle])
-
-
 def decode(rle: Mapping[str, Any]) -> np.ndarray:
     """Decode to a mask (H, W) bool."""
     runs = read_runs([rle])

@@ -1,4 +1,4 @@
-"""One image with its objects, as the data room hands it to the models."""
+"""One image with its objects, as models are trained on it."""
 
 from __future__ import annotations
 

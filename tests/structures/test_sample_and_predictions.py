@@ -8,7 +8,7 @@ import pytest
 from detseg.errors import DataError
 from detseg.structures import LabelLayers, Predictions, Sample
 from detseg.structures import rle as rle_codec
-from detseg.structures.boxes import box_iou, clip_boxes, xywh_to_xyxy
+from detseg.structures.boxes import box_iou, clip_boxes
 from detseg.structures.predictions import soft_mask_window
 
 
@@ -59,5 +59,4 @@ def test_boxes_known_answers():
     boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 5, 9]], dtype=np.float32)
     assert box_iou(boxes, boxes).tolist() == [[1, pytest.approx(1 / 7), 0], [pytest.approx(1 / 7), 1, 0], [0, 0, 0]]
     assert box_iou(boxes[:0], boxes).shape == (0, 3)
-    assert xywh_to_xyxy(np.array([[1, 2, 3, 4]])).tolist() == [[1, 2, 4, 6]]
     assert clip_boxes(np.array([[-1, -1, 9, 9]]), 4, 5).tolist() == [[0, 0, 5, 4]]
