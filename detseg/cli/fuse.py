@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ground-truth",
         metavar="FILE",
         help="COCO JSON (no annotations needed) that says which images and classes there are; needed where the inputs "
-        "do not: lists of results, or label folders alone",
+        "do not: lists of results, or only label folders",
     )
     parser.add_argument("--label-class", metavar="NAME", help="class of the objects of label folders")
     parser.add_argument(

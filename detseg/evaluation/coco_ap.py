@@ -18,7 +18,7 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
 MAX_DETECTIONS = 2000
-# Objects of every size; COCO's own limits of small and large say nothing about cells.
+# Objects of every size; COCO's own limits of small and large do not suit cells.
 ANY_AREA = [0.0, 1e10]
 
 
@@ -28,7 +28,7 @@ def coco_annotations(
     """Return truth and predictions as two COCO dictionaries whose ids are whole numbers from 1 on.
 
     truths and predictions: the same images in the same order. COCO's tools compare ids as numbers and take 0 for none,
-    so images, classes and annotations are numbered anew. A box alone gets no segmentation.
+    so images, classes and annotations are numbered anew. A box without mask gets no segmentation.
     """
     images = [
         {"id": number, "height": truth.height, "width": truth.width, "file_name": truth.file_name}
@@ -111,7 +111,7 @@ def coco_ap(
     """Return COCO AP for all classes (first entry: the mean over the classes) and of every class (1 + K entries).
 
     Keys: coco_bbox_ap, coco_bbox_ap50, coco_bbox_ap75, coco_segm_ap, coco_segm_ap50, coco_segm_ap75. The mask values
-    are None where predictions are boxes alone; a class without an object in the truth has None everywhere.
+    are None where predictions have no masks; a class without an object in the truth has None everywhere.
     """
     truth, found = coco_annotations(truths, predictions, num_classes)
     results: list[dict[str, float | None]] = [{} for _ in range(1 + num_classes)]

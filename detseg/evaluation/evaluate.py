@@ -44,7 +44,7 @@ def evaluate(
     Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
     mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and ..._ap50, ..._ap75), per_class (by name, the same keys
     and true_positives, false_positives, false_negatives at IoU > 0.5), images, objects, predictions. Object scores are
-    None where predictions are boxes alone.
+    None where predictions have no masks.
 
     Raises DataError for predictions of an unknown image, of another size or class count, and for doubled images.
     """
@@ -95,7 +95,7 @@ def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list
 
 
 def count_all(ground_truth: GroundTruth, aligned: Sequence[Predictions]) -> list[ObjectCounts] | None:
-    """Return the hits and misses of every image, or None where some predictions are boxes alone."""
+    """Return the hits and misses of every image, or None where some predictions have no masks."""
     if any(image.rles is None for image in aligned):
         return None
     number = len(ground_truth.class_names)
@@ -134,7 +134,7 @@ def metrics_of(
 
 
 def _counts_without_masks(ground_truth: GroundTruth, aligned: Sequence[Predictions], row: int) -> dict[str, Any]:
-    """Return the keys of `summarize_objects` for predictions that are boxes alone: numbers, but no object scores."""
+    """Return the keys of `summarize_objects` for predictions without masks: numbers, but no object scores."""
     summary: dict[str, Any] = summarize_objects([], row)
     summary.update(true_positives=None, false_positives=None, false_negatives=None)
     objects = [image.classes[~image.crowd] for image in ground_truth.images]

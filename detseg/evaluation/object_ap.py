@@ -17,8 +17,8 @@ Images without objects, as the competitions' scorers treat them: any prediction 
 be no hit; no prediction makes it 1. Of a single class, only the images count in which the class occurs in the truth or
 in the predictions; a class that occurs in none has no score (None).
 
-Crowd regions of the truth are no objects; a prediction without a match that lies inside one by more than the fraction t
-is left out of the count, as in COCO's evaluation.
+Crowd regions of the truth are no objects; a prediction without a match is left out of the count where one of them
+covers more than the fraction t of it, as in COCO's evaluation.
 
 Symbols: K classes, T IoU thresholds, N predictions.
 """
@@ -80,7 +80,7 @@ def count_objects(
 ) -> ObjectCounts:
     """Match the masks of one image, over all objects and within every class, at each IoU threshold (T,) >= 0.5.
 
-    Raises DataError for predictions that are boxes alone.
+    Raises DataError for predictions without masks.
     """
     if predictions.rles is None:
         raise DataError(

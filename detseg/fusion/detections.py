@@ -23,7 +23,7 @@ class Detections:
 
     boxes: (N, 4) float64 XYXY inside the image. scores: (N,) float64, as the members gave them. weights: (N,) float64,
     of their members. classes, members: (N,) int64. rles, soft_masks: None for a detection that has none. given_boxes:
-    (N, 4) float64, as the members gave them; they say where the soft masks lie. runs: pixels of the N masks, within
+    (N, 4) float64, as the members gave them; soft masks belong to these. runs: pixels of the N masks, within
     columns; a detection without mask has none.
     """
 
@@ -57,7 +57,7 @@ class Detections:
         has_mask = np.array([rle is not None for rle in rles], dtype=bool)
 
         keep = scores >= options.values("min_score", classes)
-        # The box of a detection with a mask does not matter; a box alone must have area.
+        # The box of a detection with a mask does not matter; one without must have a box with area.
         keep &= has_mask | ((inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1]))
         order = np.lexsort((classes, *inside.T[::-1], -scores * weight))
         order = order[keep[order]]

@@ -22,7 +22,7 @@ from detseg.structures.overlaps import BitMasks, Pairs
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:
-    """Fuse what the members say about one image; at least one member, all of one image id and size.
+    """Fuse the predictions of members about one image; at least one member, all of one image id and size.
 
     weights: one a member; None takes `options.weights`, and 1 each where these are empty too.
 

@@ -170,9 +170,7 @@ def open_members(
         categories = common_categories(list(files.values()), first, rename or {})
         images = [ImageEntry.of(image) for image in truth.images]
     if not images:
-        raise DataError(
-            "label folders alone do not say which images there are; give --ground-truth, a COCO file of them"
-        )
+        raise DataError("label folders do not tell which images there are; give --ground-truth, a COCO file of them")
     members: list[Member] = []
     infos: list[dict[str, Any]] = []
     for path in paths:

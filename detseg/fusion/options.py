@@ -62,7 +62,7 @@ class FusionOptions(Settings):
     image_class: where images hold one kind of cell. "drop" the detections of all classes but one, or "relabel" them;
         the class is that with the largest sum of scores, areas or numbers (`image_class_by`).
     weights: one a member, in the order of the members; empty for 1 each.
-    backend: "detseg", or "ensemble_boxes": the box methods by that package, for members that are boxes alone.
+    backend: "detseg", or "ensemble_boxes": the box methods by that package, for members without masks.
     """
 
     kind: ClassVar[str] = "fusion options"

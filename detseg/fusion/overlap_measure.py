@@ -25,7 +25,9 @@ class OverlapMeasure:
         self.by_masks = kind != "box_iou" and bool(has_mask.any())
         self._masks = masks
         if kind == "mask_iou" and len(boxes) and not self.by_masks:
-            raise DataError("mask_iou compares masks, but these predictions are boxes alone; use overlap: box_iou")
+            raise DataError(
+                "mask_iou compares masks, but these predictions are boxes without masks; use overlap: box_iou"
+            )
 
     @classmethod
     def of_masks(cls, masks: BitMasks) -> OverlapMeasure:

@@ -1,4 +1,4 @@
-"""No pixel belongs to two objects: overlaps go to the object of the higher score, or as the probabilities say."""
+"""Masks without overlaps: every pixel goes to one object, by score, by mask probability or by watershed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resolve_overlaps(
 
     Returns the predictions that are left, in their old order, with disjoint masks. A prediction that lost pixels gets
     the tight box of what remains, and a soft mask cut to it. Time and memory grow with image area plus the objects'
-    boxes. Raises DataError for predictions that are boxes alone.
+    boxes. Raises DataError for predictions without masks.
     """
     if predictions.rles is None:
         raise DataError(

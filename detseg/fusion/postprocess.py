@@ -125,7 +125,7 @@ class Postprocess(Settings):
         return predictions.select((areas >= low) & (areas <= high))
 
     def _repair(self, predictions: Predictions, holes: bool = True, only: np.ndarray | None = None) -> Predictions:
-        """Fill holes and keep the largest component where the settings say so; `only` (N,) bool limits it."""
+        """Fill holes and keep the largest component where the settings demand it; `only` (N,) bool limits it."""
         fill = (self.values("fill_holes", predictions.classes) > 0) & holes
         largest = self.values("keep_largest_component", predictions.classes) > 0
         chosen = np.flatnonzero((fill | largest) & (True if only is None else only))

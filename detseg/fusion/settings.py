@@ -135,7 +135,7 @@ class Settings:
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise DataError(f"{source}: unknown setting {unknown[0]!r}; there are: {', '.join(known)}")
-        # `classes:` without a value is an empty list to whoever writes YAML.
+        # `classes:` without a value is an empty list in YAML files as people write them.
         values = {key: value for key, value in settings.items() if not (key == "classes" and value is None)}
         return cls(source=source, **values)  # type: ignore[call-arg]
 

@@ -3,7 +3,7 @@
 Solovyev, Wang, Gabruseva: Weighted boxes fusion, Image and Vision Computing 107 (2021). Boxes come by descending score;
 each joins the cluster whose mean box, weighted by score, it overlaps most and by more than the threshold, or else
 begins one. Which cluster a box joins depends on all boxes before it, so this is a loop; a grid over the image leaves
-each box a handful of clusters to look at.
+each box a few clusters to look at.
 """
 
 from __future__ import annotations

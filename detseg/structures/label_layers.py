@@ -1,6 +1,6 @@
 """All objects of an image as a few label images, so that time and memory grow with the image and not with the objects.
 
-`layers` has the axes (L, H, W), int32: 0 is background, 1..N are objects. Objects that overlap lie in different layers;
+`layers` has the axes (L, H, W), int32: 0 is background, 1..N are objects. Objects that overlap are in different layers;
 most microscopy needs one to three. The arrays are never changed in place once a LabelLayers holds them: what was
 computed from them (boxes, areas) is kept.
 """
@@ -23,7 +23,7 @@ from detseg.structures.runs import Runs
 class LabelLayers:
     """N objects of one image as (L, H, W) int32 label maps.
 
-    Every id 1..N lies in one layer only; an id may have no pixel at all (an object that a crop removed) until
+    Every id 1..N is in one layer only; an id may have no pixel at all (an object that a crop removed) until
     `drop_empty`. Object n of a list (0-based) has the id n + 1.
     """
 
@@ -160,7 +160,7 @@ class LabelLayers:
         return self._statistics[1].copy()
 
     def layer_index(self) -> np.ndarray:
-        """Return the layer (N,) int64 in which every object lies; -1 for an object without pixels."""
+        """Return the layer (N,) int64 of every object; -1 for an object without pixels."""
         return self._statistics[2].copy()
 
     def mask(self, index: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A mask as the part of its image in which it lies, so that time and memory grow with the object and not the image."""
+"""A mask as the part of its image around it, so that time and memory grow with the object and not the image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MaskCrop(NamedTuple):
         return MaskCrop(self.mask, self.x0 + x, self.y0 + y)
 
     def within(self, box: Sequence[int]) -> MaskCrop:
-        """Return the part of the mask that lies in a box XYXY, which may be empty."""
+        """Return the part of the mask in a box XYXY, which may be empty."""
         x0, y0, x1, y1 = (max(side - start, 0) for side, start in zip(box, (self.x0, self.y0) * 2, strict=True))
         return MaskCrop(self.mask[y0:y1, x0:x1], self.x0 + x0, self.y0 + y0)
 
@@ -43,7 +43,7 @@ class MaskCrop(NamedTuple):
         return int(np.count_nonzero(window.mask & other.within(window.box).mask))
 
     def tight(self) -> MaskCrop:
-        """Return the crop around the pixels alone; of shape (0, 0) at (0, 0) where there are none."""
+        """Return the smallest crop with all pixels; of shape (0, 0) at (0, 0) where there are none."""
         rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
         if not len(rows):
             return EMPTY
@@ -99,7 +99,7 @@ def runs_of_crops(crops: Sequence[tuple[np.ndarray, int, int]], height: int, wid
                 f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} leaves the image of "
                 f"{height} x {width}"
             )
-        # One row of zeros below every column keeps runs of neighbouring columns apart; one zero goes before the first.
+        # One row of zeros below every column keeps runs of neighbouring columns apart; one zero precedes the first.
         flat = np.zeros(crop_width * (crop_height + 1) + 1, dtype=bool)
         flat[1:].reshape(crop_width, crop_height + 1)[:, :crop_height] = crop.T
         column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), crop_height + 1)

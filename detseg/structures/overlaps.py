@@ -1,9 +1,9 @@
 """Which masks of an image share pixels, and how many: the one place that answers this.
 
     shared_pixels   all overlapping pairs of masks, by sweeping over their runs: what nearly everything needs
-    BitMasks        the shared pixels of given pairs, 64 at a time, where detections lie upon each other in heaps: the
-                    sweep takes 1.7 times as long for 24,000 detections of 800 cells by 24 models, where boxes and areas
-                    tell beforehand that two thirds of the overlapping pairs cannot matter
+    BitMasks        the shared pixels of given pairs, 64 at a time, where many detections show one object. For
+                    24,000 detections of 800 cells by 24 models, the sweep takes 1.7 times as long, although boxes and
+                    areas alone rule out two thirds of the overlapping pairs
     meeting_boxes   the pairs of boxes that share area
     find_regions    the image cut into regions on which the same masks lie, where many choices of masks are scored
 
@@ -64,12 +64,12 @@ class Overlaps(Pairs):
 
     @property
     def of_first(self) -> np.ndarray:
-        """The part (P,) float64 of the first mask's pixels that lies in the second mask."""
+        """The part (P,) float64 of the first mask's pixels that the second mask covers."""
         return self.pixels / self.first_areas[self.first]
 
     @property
     def of_smaller(self) -> np.ndarray:
-        """The part (P,) float64 of the smaller mask's pixels that lies in the larger one."""
+        """The part (P,) float64 of the smaller mask's pixels that the larger one covers."""
         return self.pixels / np.minimum(self.first_areas[self.first], self.second_areas[self.second])
 
 
@@ -131,7 +131,8 @@ def _totals(portions: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
     held = [(np.zeros(0, dtype=np.int64),) * 2]
     for portion in portions:
         held.append(_summed(*portion))
-        if sum(len(keys) for keys, _ in held[1:]) > len(held[0][0]) + 4 * AT_ONCE:  # bounds the memory in heaps
+        # Bounds memory where very many masks overlap.
+        if sum(len(keys) for keys, _ in held[1:]) > len(held[0][0]) + 4 * AT_ONCE:
             held = [_summed(*map(np.concatenate, zip(*held, strict=True)))]
     return _summed(*map(np.concatenate, zip(*held, strict=True)))
 

@@ -18,10 +18,10 @@ class Predictions:
 
     height, width: the size of the original image in pixels; everything below is in its pixels.
     boxes: (N, 4) float32 XYXY half-open. scores: (N,) float32 in [0, 1]. classes: (N,) int64, 0-based.
-    rles: N COCO RLEs of size [height, width], or None for boxes alone.
+    rles: N COCO RLEs of size [height, width], or None for boxes without masks.
     soft_masks: N crops (h, w) uint8, 255 x the probability of every pixel of `soft_mask_window(box)`, or None. They let
         masks be averaged and thresholded later, from files.
-    provenance: plain values that say what made this (config and checkpoint hash, engine, fold, TTA).
+    provenance: plain values on what made this (config and checkpoint hash, engine, fold, TTA).
     pixel_size: (y, x) micrometres, where the image's is known.
     """
 

@@ -36,7 +36,7 @@ def encode_mask(mask: np.ndarray) -> RLE:
 
 
 def encode_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> RLE:
-    """Encode a mask given by a crop (h, w), bool, whose upper left pixel lies at (x0, y0) of an image height x width.
+    """Encode a mask given by a crop (h, w), bool, whose upper left pixel is (x0, y0) in an image height x width.
 
     Time and memory grow with the crop. The crop must lie inside the image.
     """

@@ -21,7 +21,7 @@ MAX_GROUPS = 8
 def compress_many(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
     """Compress the counts of several masks.
 
-    counts: (R,) int64, the run lengths of all masks behind each other. lengths: how many of them each mask has.
+    counts: (R,) int64, the run lengths of all masks concatenated. lengths: how many of them each mask has.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -48,7 +48,7 @@ def compress_many(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 
 
 def decompress_many(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of several masks behind each other, (R,) int64, and how many each mask has, (N,) int64.
+    """Return the concatenated counts of several masks, (R,) int64, and how many each mask has, (N,) int64.
 
     Raises DataError where a text is cut off or has a character that cannot occur. Sums and signs are not checked here.
     """
@@ -85,7 +85,7 @@ def _undo_differences(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     owner = np.repeat(np.arange(len(lengths)), lengths)
     within = np.arange(len(values)) - offsets[owner]
     counts = values.copy()
-    # The chains start with the second and with the third number; the first stands alone.
+    # The chains start with the second and with the third number; the first belongs to none.
     for chain in ((within % 2 == 1), (within % 2 == 0) & (within > 0)):
         index = np.flatnonzero(chain)
         if len(index) == 0:

@@ -104,7 +104,7 @@ class Runs:
         return Runs(starts, starts + runs.ends - runs.starts, runs.owners, *sizes)
 
     def within(self, box: Sequence[int]) -> Runs:
-        """Return what of the masks lies in a box XYXY."""
+        """Return the parts of the masks in a box XYXY."""
         x0, y0, x1, y1 = box
         runs = self.within_columns()
         column, top = runs.column_and_row(runs.starts)
