@@ -18,7 +18,6 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from detseg.config import load_config
     from detseg.data.loader import LoaderOptions, TrainingStream
     from detseg.engine.data_sets import load_training_set
-    from detseg.engine.validation import validate_config
     from detseg.engines.imports import run_imports
     from detseg.report.contact_sheets import PER_SHEET, contact_sheet
     from detseg.report.overlays import write_png
@@ -28,10 +27,10 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError('DATASETS.TRAIN: expected the training data: ["catalog name or COCO file"]')
-    validate_config(cfg, training=False)
+    options = LoaderOptions.from_config(cfg)  # before any data is read; neither the model nor an engine matters here
     dataset = load_training_set(cfg)
     seed = max(cfg.SEED, 0) if arguments.seed is None else arguments.seed
-    stream = TrainingStream.build(LoaderOptions.from_config(cfg), dataset, seed)
+    stream = TrainingStream.build(options, dataset, seed)
     sheets = _sheet_names(Path(arguments.output), count, PER_SHEET)
     if not arguments.overwrite:
         for path in sheets:
