@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of this correlation or more are nearly the same; 0: do not look (default: %(default)s)",
     )
     columns.add_argument(
-        "--ignore-similar", action="store_true", help="tell of such images, but do not keep them together"
+        "--ignore-similar", action="store_true", help="list such images, but do not keep them together"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed is another split (default: %(default)s)")
     parser.add_argument("--coco-files", action="store_true", help="write fold0_train.json, fold0_val.json, ... too")

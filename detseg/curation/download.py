@@ -1,6 +1,6 @@
 """Data sets from their official places: what there is (datasets/sources.yaml and the user's own table), and fetching.
 
-The licence is told, space on the disk is asked for, what broke off is continued, all is checked and recorded.
+What broke off is continued, and all is checked and recorded.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def download(entry: DownloadEntry, folder: Path, *, check: bool = False, overwri
             needed, free = sum(file.about for file in missing) - partial, shutil.disk_usage(folder).free
             if needed > free:
                 raise DataError(
-                    f"{folder}: {needed / 1e9:.2f} GB are to come and {free / 1e9:.2f} GB are free; make room, or name "
+                    f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or name "
                     "another folder with --output"
                 )
             _fetch(entry, missing, folder)
@@ -260,7 +260,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder / RECORD_NAME}: cannot be read ({error}); remove it, and all files are checked anew"
+            f"{folder / RECORD_NAME}: cannot be read ({error}); remove it, and all files are checked again"
         ) from None
     rows = content.items() if isinstance(content, dict) else ()
     return {path: row for path, row in rows if isinstance(row, dict) and {"bytes", "sha256"} <= set(row)}

@@ -1,7 +1,7 @@
 """Leaks between the parts of a split: images that are nearly the same, files, and groups, in more than one of them.
 
 Images are nearly the same where small copies of 64 x 64 gray values correlate, in one of the eight orientations:
-also turned, mirrored, brighter, of other contrast or stored anew. N images; time grows with N^2, but by a product of
+also turned, mirrored, brighter, of other contrast or stored again. N images; time grows with N^2, but by a product of
 matrices over copies of 8 x 8: thousands of images take seconds beyond reading them.
 """
 
@@ -55,7 +55,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     small = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     small = small - small.mean()
     length = np.linalg.norm(small)
-    # Rounding alone is no contrast.
+    # Rounding is no contrast.
     if length <= 1e-5 * max(float(np.abs(gray).max()), 1e-30) * THUMBNAIL:
         return np.zeros(small.shape, dtype=np.float16)
     return (small / length).astype(np.float16)
@@ -144,7 +144,7 @@ def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: fl
         similar: correlation from which on images are nearly the same; 0: images are not compared.
 
     Returns:
-        a report, and how many leaks it tells of.
+        a report, and how many leaks it lists.
 
     Raises:
         DataError: a file is no COCO data set, an image cannot be read, or there is one part only.

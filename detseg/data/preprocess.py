@@ -269,10 +269,13 @@ def _to_gray(image: np.ndarray, source: str) -> np.ndarray:
         return image
     if image.shape[2] != 3:
         raise DataError(f"{source}: INPUT.GRAYSCALE takes gray or RGB images, this one has {image.shape[2]} channels")
+    return luma_of(image)[:, :, None]
+
+
+def luma_of(image: np.ndarray) -> np.ndarray:
+    """Return the luma (H, W) of an RGB image (H, W, 3), of its dtype."""
     luma = image.astype(np.float32) @ _LUMA
-    if image.dtype != np.float32:
-        luma = np.rint(luma)
-    return luma.astype(image.dtype)[:, :, None]
+    return (luma if image.dtype == np.float32 else np.rint(luma)).astype(image.dtype)
 
 
 def percentiles_of(values: np.ndarray, percentiles: tuple[float, ...]) -> list[float]:

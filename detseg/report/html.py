@@ -67,7 +67,7 @@ def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None =
 def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     """Return the figure that `draw` makes of `arguments` as an <svg> element that scales with the page, safe HTML.
 
-    label: what readers without sight are told, of the page's figures each another one.
+    label: what screen readers say, of the page's figures each another one.
     Raises RunError where matplotlib is missing.
     """
     try:

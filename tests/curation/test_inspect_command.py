@@ -83,7 +83,7 @@ def write_data(folder: Path, name: str, seeds: range, *, changes: dict[int, dict
 
 
 class Page(HTMLParser):
-    """Collects what a page would load, the ids of its elements, and its figures by what the blind are told."""
+    """Collects what a page would load, the ids of its elements, and its figures by what screen readers say."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

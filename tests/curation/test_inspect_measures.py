@@ -16,7 +16,7 @@ from detseg.curation.inspection.measure import (
     elongation,
     find_contacts,
     largest_box_iou,
-    measure_image,
+    measure_intensities,
     measure_objects,
 )
 from detseg.structures import rle as rle_codec
@@ -134,25 +134,25 @@ def texture(dtype: type = np.uint8) -> np.ndarray:
 def test_focus_falls_with_blur_and_not_with_exposure(dtype: type) -> None:
     sharp, nothing = texture(dtype), LabelLayers.empty(96, 96)
     values = [
-        measure_image(cv2.GaussianBlur(sharp, (0, 0), sigma)[:, :, None] if sigma else sharp, nothing).focus
+        measure_intensities(cv2.GaussianBlur(sharp, (0, 0), sigma)[:, :, None] if sigma else sharp, nothing).focus
         for sigma in (0, 1, 2, 4)
     ]
     assert all(first > 1.5 * second for first, second in itertools.pairwise(values))
     darker = (sharp // 2 + 10).astype(dtype)
-    assert measure_image(darker, nothing).focus == pytest.approx(values[0], rel=0.05)
+    assert measure_intensities(darker, nothing).focus == pytest.approx(values[0], rel=0.05)
 
 
 def test_intensities_of_a_drawn_picture() -> None:
     labels = drawn()
     image = np.where(labels > 0, 200, 50).astype(np.uint8)[:, :, None]
-    found = measure_image(np.repeat(image, 3, axis=2), LabelLayers.from_label_image(labels))
+    found = measure_intensities(np.repeat(image, 3, axis=2), LabelLayers.from_label_image(labels))
     assert (found.objects, found.background, found.noise) == (200, 50, 0)
     assert found.contrast == pytest.approx(1)
     assert not found.is_bright
     assert not found.is_coloured
     purple = np.zeros((24, 40, 3), dtype=np.uint8) + np.array([180, 60, 200], dtype=np.uint8)
     purple[:4] = 255
-    found = measure_image(purple, LabelLayers.empty(24, 40))
+    found = measure_intensities(purple, LabelLayers.empty(24, 40))
     assert found.is_coloured
     assert found.purple > 0
     assert np.isnan(found.objects)
@@ -160,10 +160,10 @@ def test_intensities_of_a_drawn_picture() -> None:
 
 def test_channels_and_floats_are_measured() -> None:
     image = np.random.default_rng(0).normal(5, 1, (20, 30, 4)).astype(np.float32)
-    found = measure_image(image, LabelLayers.empty(20, 30))
+    found = measure_intensities(image, LabelLayers.empty(20, 30))
     assert (found.dtype, found.channels) == ("float32", 4)
     assert found.mean == pytest.approx(5, abs=0.1)
-    flat = measure_image(np.full((8, 8, 1), 7, dtype=np.uint16), LabelLayers.empty(8, 8))
+    flat = measure_intensities(np.full((8, 8, 1), 7, dtype=np.uint16), LabelLayers.empty(8, 8))
     assert flat.focus == 0
     assert flat.position == 0
 

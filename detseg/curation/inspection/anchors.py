@@ -12,7 +12,7 @@ import numpy as np
 
 # Strides of p2 to p6.
 STRIDES = (4, 8, 16, 32, 64)
-# IoU from which on an anchor is told to find an object, MODEL.RPN.IOU_THRESHOLDS, and the usual one of scores.
+# IoU from which on RPN takes an anchor for an object, MODEL.RPN.IOU_THRESHOLDS, and the usual one of scores.
 HIGH_IOU, LOW_IOU = 0.7, 0.5
 # Recalls at these say how good anchors are: of what RPN can still learn, the usual one, and that of its own limit.
 FOUND_FROM = (0.3, LOW_IOU, HIGH_IOU)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
-from detseg.curation.inspection.measure import OBJECT, IntensityStatistics, measure_image, measure_objects
+from detseg.curation.inspection.measure import OBJECT, IntensityStatistics, measure_intensities, measure_objects
 from detseg.curation.leaks import SIMILAR, SimilarPair, find_similar, thumbnail
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
@@ -31,7 +31,7 @@ class InspectionOptions:
     """group_by: field of the images that says their kind; empty: `group` where images have it.
 
     pictures: how many images are read, 0 for all; similar: correlation from which on two are nearly the same, 0 for
-    not comparing them. rules: of repair, whose findings are told. seed: of the sample of images.
+    not comparing them. rules: of repair, whose findings are reported. seed: of the sample of images.
     """
 
     group_by: str = ""
@@ -99,7 +99,7 @@ class Measurements:
 
 
 def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: InspectionOptions) -> Measurements:
-    """Measure data sets with the same classes. Bad images are told of in the result, not raised.
+    """Measure data sets with the same classes. Bad images are listed in the result, not raised.
 
     Raises DataError where there is no image, the classes differ, or no image has the field `options.group_by`.
     """
@@ -133,7 +133,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
             continue
         rles, _, crowd = dataset.annotations(index)
         own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
-        intensities[index] = measure_image(image, LabelLayers.from_rles(own, record.height, record.width))
+        intensities[index] = measure_intensities(image, LabelLayers.from_rles(own, record.height, record.width))
         if options.similar:
             thumbnails.append(thumbnail(image))
     read = list(intensities)

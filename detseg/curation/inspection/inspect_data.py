@@ -44,7 +44,7 @@ class Inspection:
 def inspect_data(sources: Sequence[str], options: InspectionOptions, image_root: str = "") -> Inspection:
     """Inspect data sets, by names of the catalog or paths of COCO files, as the parts of one.
 
-    Bad images and annotations of the files, missing and broken images are told of in the report.
+    Bad images and annotations of the files, missing and broken images are listed in the report.
     Raises DataError where a file is no COCO data set, the classes differ, or there is no image.
     """
     if len(set(sources)) < len(sources):

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from detseg.curation.repair.masks import label_holes, label_pieces
-from detseg.data.preprocess import percentiles_of
+from detseg.data.preprocess import luma_of, percentiles_of
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_area
 from detseg.structures.label_layers import LabelLayers
@@ -144,7 +144,6 @@ def _outline(layer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero(edge & (layer > 0))
 
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 # Percentiles that stand for the darkest and the brightest of an image.
 LOW, HIGH = 0.5, 99.5
 # Share of the range by which the channels of an image differ from which on it is called coloured.
@@ -201,7 +200,7 @@ class IntensityStatistics:
         return self.colour > COLOURED
 
 
-def measure_image(image: np.ndarray, layers: LabelLayers) -> IntensityStatistics:
+def measure_intensities(image: np.ndarray, layers: LabelLayers) -> IntensityStatistics:
     """Measure an image (H, W, C) as it was read; layers: its objects, of the same size."""
     gray = to_gray(image)
     low, median, high = percentiles_of(gray, (LOW, 50.0, HIGH))
@@ -240,6 +239,7 @@ def to_gray(image: np.ndarray) -> np.ndarray:
     """Return the luma of RGB, the mean of other channels, (H, W) of the image's dtype."""
     if image.shape[2] == 1:
         return image[:, :, 0]
-    values = image.astype(np.float32)
-    gray = values @ _LUMA if image.shape[2] == 3 else values.mean(axis=2)
+    if image.shape[2] == 3:
+        return luma_of(image)
+    gray = image.mean(axis=2, dtype=np.float32)
     return (np.rint(gray) if image.dtype.kind == "u" else gray).astype(image.dtype)

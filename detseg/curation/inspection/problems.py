@@ -16,9 +16,9 @@ from detseg.structures import rle as rle_codec
 
 # Of each kind so many are listed, and drawn.
 WORST = 12
-# An object of more or less than so many times the median area of its class and kind is told of.
+# An object of more or less than so many times the median area of its class and kind is reported.
 OUTSIZED = 25.0
-# An image whose focus is so many times below the median of its kind is told of; half is a matter of taste.
+# An image whose focus is so many times below the median of its kind is reported; half is a matter of taste.
 BLURRED = 6.0
 SATURATED = 0.2
 FLAT = 4.0
@@ -75,7 +75,7 @@ def _odd_objects(data: Measurements) -> dict[str, Any]:
         ),
     ):
         rows = objects[found > 0]
-        # Where repair fills all holes, they are told of already.
+        # Where repair fills all holes, they are reported already.
         if not len(rows) or (name == "all_holes" and sum(c.rule == "holes" for _, c in data.changes) >= len(rows)):
             continue
         worst = [
