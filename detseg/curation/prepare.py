@@ -75,8 +75,11 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     """
     problems = list(reader.problems)
     rule = parse_class_rule(options.classes_from, options.key)
-    _stop_at(problems, options)
-    parts, groups = _choose_parts(reader, options, problems)
+    try:
+        parts, groups = _choose_parts(reader, options, problems)
+    except DataError:
+        _stop_at(problems, options)  # of which this is a consequence
+        raise
     _check_outputs(parts, options)
     if options.plane != SINGLE and not reader.has_metadata:
         raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
@@ -148,9 +151,8 @@ def _choose_parts(
     """Return part (the name of its file) -> image names, and image name -> value of the column to stratify by."""
     names, parts = reader.names, reader.parts
     if options.split_lists is not None:
-        parts, missing = read_split_lists(options.split_lists, names)
+        parts, missing = read_split_lists(options.split_lists, names, reader.aliases)
         problems += missing
-        _stop_at(problems, options)
         num_all, names = len(names), [name for members in parts.values() for name in members]
         if num_all > len(names):
             logger.warning(
@@ -191,7 +193,6 @@ def _groups(
                 groups[name] = values.of_image(reader, name)
             except DataError as error:
                 problems.append(str(error))
-        _stop_at(problems, options)
         return groups
     in_tables = (*options.classes_from, options.pixel_size)
     if options.key is not None and not any(word.startswith("csv:") for word in in_tables):

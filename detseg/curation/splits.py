@@ -7,7 +7,8 @@ as long as there is SHA-256.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detseg.errors import DataError, list_problems
@@ -83,8 +84,12 @@ def _line(names: Sequence[str], seed: int, groups: Mapping[str, str] | None) -> 
     return shuffled if groups is None else sorted(shuffled, key=lambda name: groups[name])
 
 
-def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+def read_split_lists(
+    prefix: Path, names: Sequence[str], aliases: Callable[[str], Iterable[str]] = lambda name: [name]
+) -> tuple[dict[str, list[str]], list[str]]:
     """Read given lists: the files PREFIX_PART.txt, or PART.txt in the folder PREFIX, one name a line.
+
+    aliases: returns what lists may call an image instead of its name; one that several images share calls none.
 
     Returns:
         part -> those of its names that are in `names`, in the file's order (blank lines and what follows # are passed
@@ -94,14 +99,15 @@ def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list
         DataError: there are no lists, one cannot be read, or a name is listed twice.
     """
     if prefix.is_dir():
-        files = {path.stem: path for path in prefix.glob("*.txt")}
+        files = {path.stem: path for path in prefix.glob("*.txt") if not path.name.startswith(".")}
     else:
         files = {path.stem.removeprefix(f"{prefix.name}_"): path for path in prefix.parent.glob(f"{prefix.name}_*.txt")}
     if not files:
         raise DataError(f"{prefix}: there are no lists; expected {prefix}_train.txt, ... or {prefix}/train.txt, ...")
     usual = PART_NAMES[3]
     order = sorted(files, key=lambda part: (usual.index(part) if part in usual else len(usual), part))
-    known = set(names)
+    shared = Counter(alias for name in names for alias in set(aliases(name)))
+    known = {alias: name for name in names for alias in aliases(name) if shared[alias] == 1} | {n: n for n in names}
     parts: dict[str, list[str]] = {}
     list_of: dict[str, Path] = {}
     missing: list[str] = []
@@ -112,14 +118,21 @@ def read_split_lists(prefix: Path, names: Sequence[str]) -> tuple[dict[str, list
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as a list of names in UTF-8 ({error}); save it as that") from None
-        listed = [name for line in lines if (name := line.split("#")[0].strip())]
-        for name in listed:
+        parts[part] = []
+        for line in lines:
+            # A name may hold a "#"; else a note follows it.
+            text = next((text for text in (line.strip(), line.split("#")[0].strip()) if text in known), None)
+            if text is None:
+                text = line.split("#")[0].strip()
+                if text:
+                    several = f"; {shared[text]} images are called so: name their folders" if shared[text] > 1 else ""
+                    missing.append(f"{path}: there is no image {text}{several}")
+                continue
+            name = known[text]
             if name in list_of:
-                twice.append(f"{path}: {name} is in {list_of[name].name} already")
-            elif name not in known:
-                missing.append(f"{path}: there is no image {name}")
+                twice.append(f"{path}: {text} is in {list_of[name].name} already")
             list_of[name] = path
-        parts[part] = [name for name in listed if name in known]
+            parts[part].append(name)
     if twice:
         raise DataError(f"{len(twice)} images are listed twice:\n{list_problems(twice)}")
     return parts, missing

@@ -19,6 +19,7 @@ from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.label_images import LAYERS, REFUSE, to_label_image, write_tiff
 from detseg.formats.objects import ImageObjects
 from detseg.formats.reader import FoundObjects, objects_of_labels, path_name
+from detseg.images.planes import SINGLE, PlaneChoice
 from detseg.images.reading import SUFFIXES, decode_label_image
 from detseg.structures import rle as rle_codec
 
@@ -59,13 +60,16 @@ class Cellpose(AnnotatedImages):
         return f"{self._num_both} images have masks and a _seg.npy; the _seg.npy was taken" if self._num_both else ""
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
-        return objects_of_labels(decode_masks(data, where), where, height, width)
+        return objects_of_labels(decode_masks(data, where, self.plane), where, height, width)
 
 
-def decode_masks(data: bytes, where: str) -> np.ndarray:
-    """Return the masks (H, W) int32 of a `_seg.npy` or of a label image. where: the file, for messages."""
+def decode_masks(data: bytes, where: str, plane: PlaneChoice = SINGLE) -> np.ndarray:
+    """Return the masks (H, W) int32 of a `_seg.npy` or of a label image.
+
+    where: the file, for messages. plane: see `decode_label_image`.
+    """
     is_segmentation = where.lower().endswith(f"{SEG_SUFFIX}.npy")
-    return read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where)
+    return read_seg_npy(data, where) if is_segmentation else decode_label_image(data, where, plane)
 
 
 def _name_of_masks(file: str) -> str | None:

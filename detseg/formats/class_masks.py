@@ -50,7 +50,7 @@ class ClassMasks(AnnotatedImages):
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
         """Return the objects, called by the names of their classes. Raises DataError for a number without a class."""
-        mask = decode_label_image(data, where)
+        mask = decode_label_image(data, where, self.plane)
         check_mask_size(mask, where, height, width)
         numbers = [int(number) for number in np.unique(mask) if number not in (0, self._ignore)]
         unknown = [number for number in numbers if number > len(self.class_names)]

@@ -20,7 +20,8 @@ from detseg.formats.outlines import trace_polygons
 from detseg.formats.reader import FoundObjects, objects_of_crops
 from detseg.images.reading import SUFFIXES
 from detseg.structures import rle as rle_codec
-from detseg.structures.mask_crop import MaskCrop
+from detseg.structures.mask_crop import MaskCrop, runs_of_crops
+from detseg.structures.overlaps import shared_pixels
 
 OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
 # Classes of QuPath that end in a star are no objects: Ignore* is a region that is not labelled.
@@ -71,29 +72,38 @@ def read_features(
     Objects of the class Ignore* are regions to be ignored, those of other classes with a star (Region*) are left out.
     What is no area, has broken coordinates or covers no pixel goes to `problems`.
 
-    Raises DataError where the file is no GeoJSON.
+    Raises DataError where the file is no GeoJSON, or nobody said whether annotations around detections are objects.
     """
     crops: list[MaskCrop] = []
     labels: list[str] = []
+    kinds: list[str] = []
     problems: list[str] = []
     for number, feature in enumerate(_features(data, where)):
         try:
             properties = _object(feature.get("properties") or {}, "its properties")
             label = _classification(properties, options.class_name)
-            if not _is_wanted(feature, properties, options) or (label.endswith("*") and label != _IGNORED):
+            kind = _object_type(feature, properties)
+            if kind not in (options.object_types or OBJECT_TYPES[:3]) or (label.endswith("*") and label != _IGNORED):
                 continue
-            geometry = (feature.get("nucleusGeometry") if options.nuclei else None) or feature.get("geometry")
+            geometry = feature.get("geometry")
+            if options.nuclei and kind == "cell":
+                geometry = feature.get("nucleusGeometry")
+                if not geometry:
+                    raise DataError("is a cell without a nucleus, which --nuclei asks for; --skip-bad leaves it out")
             polygons = _polygons(_object(geometry, "its geometry"))
             crop = fill_polygons([[_ring(ring) for ring in polygon] for polygon in polygons], height, width)
             if not crop.mask.any():
                 raise DataError(f"covers no pixel of the image of {height} x {width} (height x width)")
             crops.append(crop)
             labels.append(label)
+            kinds.append(kind)
         except DataError as error:
             own = feature.get("properties")
             name = own.get("name") if isinstance(own, dict) else None
             called = f"object number {number}" + (f" ({name})" if isinstance(name, str) else "")
             problems.append(f"{where}: {called}: {error}")
+    if not options.object_types:
+        _check_regions(crops, np.array([(kind == "annotation") for kind in kinds], dtype=bool), where, height, width)
     crowd = [label == _IGNORED for label in labels]
     return objects_of_crops(crops, height, width, labels=labels, crowd=crowd, problems=problems)
 
@@ -134,11 +144,27 @@ def _classification(properties: Mapping[str, Any], default: str) -> str:
     return value
 
 
-def _is_wanted(feature: Mapping[str, Any], properties: Mapping[str, Any], options: GeoJsonOptions) -> bool:
+def _check_regions(crops: Sequence[MaskCrop], is_annotation: np.ndarray, where: str, height: int, width: int) -> None:
+    """Refuse annotations that contain detections or cells: regions in which QuPath searched, and no objects."""
+    outer, inner = np.flatnonzero(is_annotation), np.flatnonzero(~is_annotation)
+    if not len(outer) or not len(inner):
+        return
+    runs = [runs_of_crops([crops[index] for index in side], height, width) for side in (outer, inner)]
+    overlaps = shared_pixels(*runs)
+    inside = overlaps.pixels >= 0.5 * overlaps.second_areas[overlaps.second]
+    regions = int((np.bincount(overlaps.first[inside], minlength=len(outer)) >= 2).sum())
+    if regions:
+        raise DataError(
+            f"{where}: {regions} of its {len(outer)} annotations contain several of its {len(inner)} detections and "
+            "cells: are they regions, or objects too? Say which are objects: --object-types detection cell, or "
+            "--object-types annotation, or all three"
+        )
+
+
+def _object_type(feature: Mapping[str, Any], properties: Mapping[str, Any]) -> str:
     # QuPath up to 0.2 has the type as the feature's id: PathAnnotationObject.
     kind = properties.get("objectType") or str(feature.get("id", "")).removeprefix("Path").removesuffix("Object")
-    kind = str(kind).lower() if str(kind).lower() in OBJECT_TYPES else "annotation"
-    return kind in (options.object_types or OBJECT_TYPES[:3])
+    return str(kind).lower() if str(kind).lower() in OBJECT_TYPES else "annotation"
 
 
 def _polygons(geometry: Mapping[str, Any]) -> list[list[Any]]:

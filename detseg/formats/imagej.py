@@ -117,11 +117,16 @@ def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
 
     Raises DataError for what is no area, is outside or covers no pixel's centre.
     """
-    from roifile import ROI_TYPE
+    from roifile import ROI_OPTIONS, ROI_TYPE
 
     if roi.roitype not in (ROI_TYPE.POLYGON, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED, ROI_TYPE.RECT, ROI_TYPE.OVAL):
         kind = getattr(roi.roitype, "name", str(roi.roitype)).lower()
         raise DataError(f"is a {kind}; expected an area (polygon, freehand, traced, rectangle, oval, composite)")
+    if ROI_OPTIONS.SPLINE_FIT in ROI_OPTIONS(roi.options):
+        raise DataError(
+            "is drawn through its points as a spline, which only ImageJ knows; turn it into a polygon there (Edit > "
+            "Selection > Interpolate)"
+        )
     is_box = roi.roitype in (ROI_TYPE.RECT, ROI_TYPE.OVAL) and roi.multi_coordinates is None
     x0, y0, x1, y1 = roi.left, roi.top, roi.right, roi.bottom
     if is_box and roi.subpixelrect and roi.widthd > 0 and roi.heightd > 0:  # fractions of pixels

@@ -65,7 +65,7 @@ class LabelImages(AnnotatedImages):
         return next((other for other in without if other in self.file_of), name)
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
-        labels = decode_label_image(data, where)
+        labels = decode_label_image(data, where, self.plane)
         if self._background is not None:
             labels[labels == self._background] = 0
         found = objects_of_labels(labels, where, height, width)

@@ -123,7 +123,7 @@ class Reader(ABC):
     def aliases(self, name: str) -> list[str]:
         """Return what a table of the images may call one of them, the best first."""
         path = PurePosixPath(self.file_of[name])
-        return [name, str(path), path.stem, path.name]
+        return [name, str(path), PurePosixPath(path_name(str(path))).name, path.name]
 
     def describe(self, name: str) -> str:
         """Return what messages call an image."""
@@ -169,8 +169,9 @@ def check_mask_size(mask: np.ndarray, where: str, height: int, width: int) -> No
 
 
 def path_name(file: str) -> str:
-    """Return the path without its ending."""
-    return PurePosixPath(file).with_suffix("").as_posix()
+    """Return the path without its ending; .ome.tif is one."""
+    path = PurePosixPath(file).with_suffix("")
+    return (path.with_suffix("") if path.suffix.lower() == ".ome" else path).as_posix()
 
 
 def image_names(files: Iterable[str], problems: list[str], name_of: Callable[[str], str] = path_name) -> dict[str, str]:

@@ -5,6 +5,7 @@ Pixels of an image are (height, width, channels), uint8, uint16 or float32, RGB 
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.images.planes import Getter, PlaneChoice, choose_plane
+
+logger = logging.getLogger(__name__)
 
 # More channels than any microscope records at once: a larger last axis is a stack, or channels come first.
 MAX_CHANNELS = 32
@@ -38,6 +41,31 @@ def readable(name: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         remedy = "pip install imagecodecs" if "imagecodecs' package" in reason else REMEDY
         raise DataError(f"{name}: the image is truncated or unreadable ({reason}); {remedy}") from error
+
+
+# The tag Orientation of EXIF and TIFF -> how viewers show the stored pixels.
+_ORIENTATIONS = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "upside down and mirrored",
+    5: "transposed",
+    6: "turned by 90 degrees clockwise",
+    7: "transposed and turned by 180 degrees",
+    8: "turned by 90 degrees counterclockwise",
+}
+_orientations_told: set[int] = set()
+
+
+def tell_orientation(value: Any, name: str) -> None:
+    """Warn of pixels that viewers show turned, once for each way."""
+    if value in _ORIENTATIONS and value not in _orientations_told:
+        _orientations_told.add(value)
+        logger.warning(
+            "%s: has the tag Orientation %d: viewers show it %s. Pixels are taken as they are stored, and masks and "
+            "boxes mean these; where they were drawn on what a viewer shows, save the image turned, without the tag "
+            "(said once for all images with this tag)",
+            *(name, value, _ORIENTATIONS[value]),
+        )
 
 
 def to_image_type(array: np.ndarray) -> np.ndarray:

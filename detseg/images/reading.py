@@ -10,6 +10,7 @@ Pillow reads everything but TIFF (tifffile), Zarr (zarr), NPY (NumPy) and colour
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import mmap
@@ -22,11 +23,11 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from detseg.errors import DataError
-from detseg.images.pixel_source import REMEDY, PixelSource, PlaneSource, readable
-from detseg.images.planes import PlaneChoice
+from detseg.images.pixel_source import REMEDY, PixelSource, PlaneSource, readable, tell_orientation
+from detseg.images.planes import PROJECTION, SINGLE, PlaneChoice
 from detseg.images.size import check_size
 from detseg.images.tiff import LOSSY, TiffSource
 from detseg.images.tiff import SIGNATURES as TIFF_SIGNATURES
@@ -103,10 +104,28 @@ def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
         return _labels_of(source)
 
 
-def decode_label_image(data: bytes, name: str | os.PathLike[str]) -> np.ndarray:
-    """`read_label_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
-    with _opened(data, None, os.fspath(name), {}, as_labels=True) as source:
-        return _labels_of(source)
+def decode_label_image(data: bytes, name: str | os.PathLike[str], plane: PlaneChoice = SINGLE) -> np.ndarray:
+    """`read_label_image` from the bytes of a file.
+
+    name: what messages call it; its suffix tells NPY. plane: of the image; of a file of several label images that one.
+    """
+
+    def read(choice: PlaneChoice) -> np.ndarray:
+        with _opened(data, None, os.fspath(name), choice.fields(), as_labels=True) as source:
+            return _labels_of(source)
+
+    try:
+        return read(SINGLE)  # one label image of a stack, or of its projection
+    except DataError:
+        if plane == SINGLE:
+            raise
+    if plane.z == PROJECTION:
+        read(dataclasses.replace(plane, z=0))
+        raise DataError(
+            f"{name}: has label images of several slices, of which there is no maximum; choose a slice with --z N, or "
+            "give one label image of the projection"
+        )
+    return read(plane)
 
 
 def _labels_of(source: PlaneSource) -> np.ndarray:
@@ -199,7 +218,7 @@ def _opened(
             return _open_npy(data, name, fields)
         if data[:4] in TIFF_SIGNATURES:
             return TiffSource(data, stream, name=name, fields=fields, as_labels=as_labels)
-        array = _decode_with_pillow(data, keep_indices=as_labels)
+        array = _decode_with_pillow(data, name, keep_indices=as_labels)
         return PlaneSource(array.__getitem__, array.shape, "YXS"[: array.ndim], name=name, fields=fields)
 
 
@@ -245,7 +264,7 @@ def _strict_pillow() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode_with_pillow(data: bytes, *, keep_indices: bool) -> np.ndarray:
+def _decode_with_pillow(data: bytes, name: str, *, keep_indices: bool) -> np.ndarray:
     """Return (H, W) or (H, W, C), without alpha. keep_indices: do not apply a palette."""
     if data[:8] == _PNG_SIGNATURE and b"IEND" not in data:
         raise DataError(f"the image is truncated: it has no end; {REMEDY}")
@@ -259,6 +278,7 @@ def _decode_with_pillow(data: bytes, *, keep_indices: bool) -> np.ndarray:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise DataError(f"the file holds {image.n_frames} pictures; save every picture as a file of its own")
         image.load()
+        tell_orientation(image.getexif().get(ExifTags.Base.Orientation), name)
     if data[:8] == _PNG_SIGNATURE and data[24] == 16 and data[25] in (2, 4, 6):
         return _decode_deep_png(data)
     if image.mode == "P":

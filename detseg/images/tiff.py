@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from detseg.errors import DataError
-from detseg.images.pixel_source import REMEDY, PlaneSource
+from detseg.images.pixel_source import REMEDY, PlaneSource, tell_orientation
 from detseg.images.planes import UNNAMED_AXES, Getter
 from detseg.images.tiff_metadata import describe_tiff
 
@@ -62,6 +62,13 @@ class TiffSource(PlaneSource):
             if not file.pages:
                 raise DataError("the TIFF file holds no picture")
             _check_complete(file, len(data))
+            if not as_labels:
+                tell_orientation(file.pages[0].tags.valueof("Orientation"), name)
+                if file.pages[0].photometric in (8, 9, 10):
+                    raise DataError(
+                        "the image is in the colours of CIE L*a*b* (TIFF's PhotometricInterpretation "
+                        f"{int(file.pages[0].photometric)}), which is not converted here; save it as RGB"
+                    )
             if as_labels and file.pages[0].compression in _JPEG:
                 raise DataError(f"the label image is compressed as JPEG, {LOSSY}")
             series = file.series[0]
@@ -87,9 +94,12 @@ class TiffSource(PlaneSource):
             if kind == tifffile.PHOTOMETRIC.PALETTE and colormap is not None and array.shape[2] == 1:
                 return (colormap[:, array[:, :, 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
             if kind == tifffile.PHOTOMETRIC.SEPARATED and array.shape[2] == 4:
-                return _cmyk_to_rgb(array)
+                return _to_rgb("CMYK", array)
             if kind == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "ub":
                 array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
+            # The decoder of JPEG has made it RGB.
+            if kind == tifffile.PHOTOMETRIC.YCBCR and self._page.compression not in _JPEG and array.shape[2] == 3:
+                return _to_rgb("YCbCr", array)
         return array[:, :, :-1] if self._has_alpha else array
 
 
@@ -104,13 +114,14 @@ def _has_alpha(page: tifffile.TiffPage) -> bool:
     return kind in (1, 2) or (page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4)
 
 
-def _cmyk_to_rgb(array: np.ndarray) -> np.ndarray:
+def _to_rgb(mode: str, array: np.ndarray) -> np.ndarray:
+    """Convert pixels (h, w, C) of a mode of Pillow."""
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise DataError(f"CMYK of the type {array.dtype} is not known here; save the image as RGB")
+        raise DataError(f"{mode} of the type {array.dtype} is not known here; save the image as RGB")
     height, width = array.shape[:2]
-    return np.array(Image.frombytes("CMYK", (width, height), array.tobytes()).convert("RGB"))
+    return np.array(Image.frombytes(mode, (width, height), array.tobytes()).convert("RGB"))
 
 
 def _check_directories(data: Any) -> None:

@@ -138,7 +138,9 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
         found = [
             entry
             for entry in path.iterdir()
-            if (entry.suffix.lower() in SUFFIXES and entry.is_file()) or is_zarr(entry)
+            # Hidden files are none, as ._a.png, which macOS adds on other file systems; glob leaves them out, too.
+            if not entry.name.startswith(".")
+            and ((entry.suffix.lower() in SUFFIXES and entry.is_file()) or is_zarr(entry))
         ]
         wanted = f"images ({', '.join(SUFFIXES)}); for those of subfolders give the glob {path / '**' / '*.png'}"
     elif path.is_file():

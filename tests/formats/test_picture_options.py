@@ -136,11 +136,11 @@ def test_channels_and_scaling_are_recorded_and_survive_another_split(
 
 def test_a_channel_that_a_file_does_not_name_is_told_before_training(folder: Path, capsys) -> None:
     options = {"metadata": {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP"]}}, "photometric": "minisblack"}
-    tifffile.imwrite(folder / "images" / "b.ome.tif", np.stack([LABELS, LABELS]), ome=True, **options)
-    Image.fromarray(LABELS).save(folder / "labels" / "b.ome.png")
+    tifffile.imwrite(folder / "images" / "d.ome.tif", np.stack([LABELS, LABELS]), ome=True, **options)
+    Image.fromarray(LABELS).save(folder / "labels" / "d.ome.png")
     assert prepare(folder, "--channels", "GFP", "DAPI") == 0
     assert prepare(folder, "--channels", "GFP", "Actin", "--overwrite") == 2
-    assert "b.ome.tif: has no channel 'Actin' (--channels); it has DAPI, GFP" in capsys.readouterr().err
+    assert "d.ome.tif: has no channel 'Actin' (--channels); it has DAPI, GFP" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
