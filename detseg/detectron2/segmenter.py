@@ -20,7 +20,7 @@ from detseg.config import Config
 from detseg.detectron2.config import to_cfg_node
 from detseg.detectron2.ignore import honour_ignored_regions
 from detseg.errors import ConfigError
-from detseg.models.base import Segmenter, check_image
+from detseg.models.base import Segmenter, check_finite, check_image
 from detseg.models.rcnn.targets import Targets, sample_masks
 from detseg.models.region_segmenter import Detections, RegionSegmenter
 from detseg.models.table import num_classes
@@ -273,6 +273,7 @@ class Detectron2RegionSegmenter(RegionSegmenter, Detectron2Segmenter):
     def detect(self, features: tuple[ImageList, dict[str, Tensor]]) -> list[Detections]:
         """See RegionSegmenter.detect; Detectron2 computes the masks of what it finds at once."""
         batch, maps = features
+        check_finite("feature maps (backbone)", *maps.values())
         proposals, _ = self.network.proposal_generator(batch, maps, None)
         found, _ = self.network.roi_heads(batch, maps, proposals, None)
         return [

@@ -13,6 +13,8 @@ from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import Folds, fold_name
+from detseg.data.intensity_range import IMAGES, IntensityRange, levels_of
+from detseg.data.preprocess import ImagePreprocess
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError
 from detseg.formats.plausibility import check_labels
@@ -86,6 +88,40 @@ def _load(cfg: Config, name: str) -> CocoDataset:
         )
     dataset.check_images_exist()
     return dataset.with_classes(cfg.DATASETS.CLASSES) if cfg.DATASETS.CLASSES else dataset
+
+
+def measure_intensities(dataset: CocoDataset, cfg: Config) -> IntensityRange:
+    """The intensities of images spread over a data set, as the model gets them; warn where MODEL.PIXEL_MEAN and
+    PIXEL_STD suit others.
+
+    Raises:
+        DataError: an image cannot be read, or the model cannot take it.
+    """
+    preprocess = ImagePreprocess.from_config(cfg)
+    suited = IntensityRange.of_normalization(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    levels, misfits = [], []
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), IMAGES)).astype(int)).tolist():
+        name = dataset.images[index].file_name
+        image, facts = dataset.read_picture(index)
+        levels.append(levels_of(preprocess.prepare(image, source=name, facts=facts)))
+        misfit = suited.misfit(levels[-1])
+        if misfit is not None:
+            misfits.append(f"{name}: {misfit}")
+    found = IntensityRange.of_images(levels, preprocess.num_channels)
+    if misfits:
+        logger.warning(
+            "training data %s: the intensities of %d of %d images that were looked at do not fit the model (%s). It "
+            "will learn badly, or nothing: set INPUT.SCALING percentile, which brings every image to 0..255; or, where "
+            "absolute intensities count, INPUT.SCALING fixed and INPUT.SCALING_RANGE [%.6g, %.6g]; or MODEL.PIXEL_MEAN "
+            "and PIXEL_STD to the mean and the standard deviation of these images",
+            dataset.name,
+            len(misfits),
+            len(levels),
+            misfits[0],
+            min(found.low),
+            max(found.bright),
+        )
+    return found
 
 
 def set_names(paths: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detseg.data.intensity_range import IntensityRange
 from detseg.engine.plan import TrainingPlan
 from detseg.engine.progress import LossWindow
 from detseg.engine.reproducibility import capture_rng, undisturbed_rng
@@ -216,8 +217,15 @@ def build_state(
     model: nn.Module,
     classes: Sequence[str],
     new_entries: Collection[str] | None = None,
+    intensities: IntensityRange | None = None,
 ) -> TrainingState:
-    """A training of `model`, on its device, that has not begun; `new_entries`: see build_optimizer."""
+    """A training of `model`, on its device, that has not begun.
+
+    new_entries: see build_optimizer. intensities: of the training images, for prediction.
+    """
+    about = {"config": session.cfg.flatten(), "classes": list(classes), "engine": session.engine.name}
+    if intensities is not None:
+        about["intensities"] = intensities.to_plain()
     return TrainingState(
         model=model,
         optimizer=build_optimizer(plan.optimizer, model, new_entries),
@@ -226,6 +234,6 @@ def build_state(
         clipper=build_clipper(plan.clipping),
         average=MovingAverage(model, plan.average.decay) if plan.average.enabled else None,
         images_per_iteration=plan.images_per_iteration,
-        about={"config": session.cfg.flatten(), "classes": list(classes), "engine": session.engine.name},
+        about=about,
         processes=session.processes,
     )

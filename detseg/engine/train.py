@@ -17,7 +17,7 @@ import torch
 
 from detseg.coco.input_keys import with_input_keys
 from detseg.data.loader import Share, build_train_loader
-from detseg.engine.data_sets import load_test_sets, load_training_set
+from detseg.engine.data_sets import load_test_sets, load_training_set, measure_intensities
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.plan import ComputeOptions, TrainingPlan
 from detseg.engine.progress import Progress
@@ -36,6 +36,7 @@ from detseg.runs.trackers import Trackers
 
 if TYPE_CHECKING:
     from detseg.config import Config
+    from detseg.data.intensity_range import IntensityRange
     from detseg.models.base import Segmenter
     from detseg.structures.sample import Sample
 
@@ -81,7 +82,8 @@ def train(
             data = load_training_set(cfg)
             classes = data.class_names
             test_sets = load_test_sets(cfg, classes)
-            state = start_state(session, plan, classes, build, compile=compute.compile)
+            intensities = measure_intensities(data, cfg) if processes.is_main and len(data) else None
+            state = start_state(session, plan, classes, build, compile=compute.compile, intensities=intensities)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
         state.exchange_gradients()
         with processes.together():
@@ -132,6 +134,7 @@ def start_state(
     build: BuildModel | None = None,
     *,
     compile: bool = False,
+    intensities: IntensityRange | None = None,
 ) -> TrainingState:
     """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
     cfg = session.cfg
@@ -146,7 +149,7 @@ def start_state(
         compile_backbone(model, len(cfg.MODEL.PIXEL_MEAN))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    return build_state(session, plan, model, classes, new_entries)
+    return build_state(session, plan, model, classes, new_entries, intensities)
 
 
 def run_iterations(training: Training) -> None:

@@ -10,6 +10,8 @@ tiles of an image too large for memory: `TilePredictor`) needs no more than thes
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -22,12 +24,17 @@ import numpy as np
 import torch
 
 from detseg.data.augment.resampling import resize_image
+from detseg.data.intensity_range import IntensityRange, levels_of
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions, known_pixel_size, network_size
 from detseg.errors import ConfigError, DataError
 from detseg.inference.views import PLAIN, View
 from detseg.models.base import Segmenter
 from detseg.structures.predictions import Predictions
 
+logger = logging.getLogger(__name__)
+
+# Images with intensities that do not fit are named up to this many times; of a folder all are usually alike.
+_NAMED = 3
 # Images that are cut into tiles are not shrunk more than this unless it is asked for: little would be left of a cell.
 LEAST_SCALE = 0.2
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,6 +128,10 @@ class Detector(ABC):
     def tile_scale(self, parent: ParentImage) -> tuple[float, float]:
         """Pixels at the network per pixel (y, x) of the tiles of an image. Raises DataError where it is not known."""
 
+    @abstractmethod
+    def check_intensities(self, image: InputImage) -> None:
+        """Warn where an image, or rows from all over one, is far brighter or darker than what the model knows."""
+
     def describe(self) -> dict[str, Any]:
         """Return what provenance says beyond the model: views, models that are combined; empty for one model."""
         return {}
@@ -134,6 +145,7 @@ class ModelDetector(Detector):
         preprocess: channels, scaling and inversion, as in training.
         size: at which the network sees images.
         precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
+        intensities: what the model knows; None warns of nothing.
 
     Raises:
         ConfigError: a precision that does not exist.
@@ -146,6 +158,7 @@ class ModelDetector(Detector):
         preprocess: ImagePreprocess,
         size: TestSizeOptions | None = None,
         precision: str = "float32",
+        intensities: IntensityRange | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ConfigError(f"the precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -153,6 +166,8 @@ class ModelDetector(Detector):
         self.preprocess = preprocess
         self.size = size or TestSizeOptions()
         self.precision = precision
+        self.intensities = intensities
+        self._outside = 0
 
     @property
     def takes_boxes(self) -> bool:
@@ -213,6 +228,26 @@ class ModelDetector(Detector):
     def resized(self, channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Return what the network takes (height, width, num_channels), of what `channels` gave."""
         return self.preprocess.expand(resize_image(channels, *size))
+
+    def check_intensities(self, image: InputImage) -> None:
+        """See Detector.check_intensities."""
+        if self.intensities is None or self.preprocess.scaling == "percentile":  # which fits every image
+            return
+        height, width = image.size
+        step = max(math.isqrt(height * width // 2**20), 1)
+        few = self.preprocess.prepare(image.pixels[::step, ::step], source=image.name, facts=image.facts)
+        misfit = self.intensities.misfit(levels_of(few))
+        if misfit is None:
+            return
+        self._outside += 1
+        if self._outside <= _NAMED:
+            logger.warning(
+                "%s: its intensities are %s: few objects, or wrong ones, will be found. Bring it to the range of the "
+                "training images, or train with INPUT.SCALING percentile, which does so with every image%s",
+                image.name,
+                misfit,
+                "; further images like this are not named" if self._outside == _NAMED else "",
+            )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model computes with its precision."""

@@ -90,6 +90,11 @@ class EnsembleDetector(Detector):
         """See Detector.tile_scale; that of the first model."""
         return self.members[0].detector.tile_scale(parent)
 
+    def check_intensities(self, image: InputImage) -> None:
+        """See Detector.check_intensities."""
+        for member in self.members:
+            member.detector.check_intensities(image)
+
     def describe(self) -> dict[str, Any]:
         """See Detector.describe."""
         return {"tta": self.settings.describe()}

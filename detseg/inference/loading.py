@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.config import Config, config_hash, load_flat_config
+from detseg.data.intensity_range import IntensityRange
 from detseg.engines.build import build_model
 from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
@@ -30,12 +31,16 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode, on its device, with what its predictor needs; provenance: plain values."""
+    """A model in evaluation mode, on its device, with what its predictor needs; provenance: plain values.
+
+    intensities: of its training images; of a file that does not say, what its normalization suits.
+    """
 
     model: Segmenter
     options: InferenceOptions
     classes: list[str]
     provenance: dict[str, Any]
+    intensities: IntensityRange | None = None
 
 
 def find_run_folder(folder: Path) -> Path:
@@ -122,7 +127,12 @@ def load_model(
         "config_hash": config_hash(cfg),
         "checkpoint_hash": hash_file(path),
     }
-    return LoadedModel(model.to(target).prefer_speed().eval(), InferenceOptions.from_config(cfg), classes, provenance)
+    intensities = IntensityRange.from_plain(state.get("intensities"))
+    if intensities is None:
+        intensities = IntensityRange.of_normalization(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    return LoadedModel(
+        model.to(target).prefer_speed().eval(), InferenceOptions.from_config(cfg), classes, provenance, intensities
+    )
 
 
 def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from detseg.coco.dataset import ImageRecord
 from detseg.config import Config, load_config
+from detseg.data.intensity_range import IntensityRange
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
@@ -85,6 +86,7 @@ class Predictor:
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
         tta: test-time augmentation; None, or the image as it is as the only view, predicts every image once.
         tiling: which images are predicted in tiles; the attribute of this name may be replaced.
+        intensities: what the model knows; images far outside are warned of.
 
     Attributes:
         detector: what finds the objects of one array; it may be replaced.
@@ -106,13 +108,16 @@ class Predictor:
         provenance: dict[str, Any] | None = None,
         tta: TestTimeAugmentation | None = None,
         tiling: Tiling | None = None,
+        intensities: IntensityRange | None = None,
     ) -> None:
         if postprocess is not None and postprocess.classes and tuple(postprocess.classes) != tuple(classes):
             raise ConfigError(
                 f"{postprocess.source} was made for the classes {', '.join(postprocess.classes)}, but the model finds "
                 f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
             )
-        self.model_detector = ModelDetector(model, preprocess=preprocess, size=size, precision=precision)
+        self.model_detector = ModelDetector(
+            model, preprocess=preprocess, size=size, precision=precision, intensities=intensities
+        )
         self.tta = tta or TestTimeAugmentation()
         self.detector: Detector = self.model_detector
         if not self.tta.is_plain:
@@ -138,10 +143,11 @@ class Predictor:
         precision: str = "float32",
         provenance: dict[str, Any] | None = None,
         augmented: bool = True,
+        intensities: IntensityRange | None = None,
     ) -> Predictor:
         """A predictor with the options of a configuration, around a model that is there already.
 
-        augmented: whether images are augmented where TEST.AUG says so.
+        augmented: whether images are augmented where TEST.AUG says so. intensities: what the model knows.
         """
         tta = TestTimeAugmentation.from_options(options.augmentation)
         return cls(
@@ -154,6 +160,7 @@ class Predictor:
             provenance=provenance,
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
             tiling=options.tiling(model.largest_object),
+            intensities=intensities,
         )
 
     @classmethod
@@ -217,6 +224,7 @@ class Predictor:
             postprocess=postprocess,
             precision=precision,
             provenance=loaded.provenance,
+            intensities=loaded.intensities,
         )
 
     def __call__(
@@ -328,8 +336,9 @@ class Predictor:
             given = None if boxes is None else boxes(record, *size)
             if tiles.applies(source):
                 return _OpenedImage(record, source, facts, given)
-            prepared = self.detector.prepare(InputImage(source.read(0, 0, *size), facts, name))
-            return _OpenedImage(record, prepared, facts, given)
+            image = InputImage(source.read(0, 0, *size), facts, name)
+            self.detector.check_intensities(image)
+            return _OpenedImage(record, self.detector.prepare(image), facts, given)
         except DataError as error:
             if source is not None:
                 source.close()

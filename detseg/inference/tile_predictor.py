@@ -34,6 +34,8 @@ from detseg.structures.predictions import Predictions
 
 # A mask's border is drawn up to this many pixels at the network off the side of a tile that cuts the object.
 RIM = 2.0
+# Rows of a large image that tell its range of intensities.
+_ROWS = 16
 
 
 @dataclass
@@ -182,6 +184,8 @@ class TilePredictor:
 
     def _detect_tiles(self, source: PixelSource, store: TileStore, tiles: list[Tile], soft_masks: bool) -> None:
         parent = self._parent(source, measure=bool(tiles))
+        if tiles:
+            self.detector.check_intensities(InputImage(_rows_of(source), source.facts, source.name))
         prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), tiles, self.workers)
         for batch in batches(prepared, self.batch_size, lambda pair: pair[1].key):
             found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks)
@@ -241,6 +245,12 @@ class TilePredictor:
     def _prepare(self, source: PixelSource, tile: Tile, parent: ParentImage) -> PreparedImage:
         pixels = source.read(tile.y0, tile.x0, tile.y1, tile.x1)
         return self.detector.prepare(InputImage(pixels, source.facts, source.name, parent))
+
+
+def _rows_of(source: PixelSource) -> np.ndarray:
+    """Some rows (r, W, C) from all over an image, which are read in a moment however large it is."""
+    step = math.ceil(source.height / _ROWS)
+    return np.concatenate([source.read(y, 0, y + 1, source.width) for y in range(step // 2, source.height, step)])
 
 
 def _tiles_of_boxes(plan: TilePlan, boxes: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:

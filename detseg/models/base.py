@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detseg.errors import DataError
+from detseg.errors import DataError, WeightsError
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
@@ -89,6 +89,16 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
+
+
+def check_finite(what: str, *values: Tensor) -> None:
+    """Raise WeightsError where an output of a network is not finite: selections would drop it and find nothing."""
+    # one answer for all, because asking a GPU takes longer than looking
+    if values and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+        raise WeightsError(
+            f"the model's {what} are not finite (NaN or infinity), so nothing it says counts. Its weights diverged in "
+            "training, or overflow in half precision: predict with --precision float32, or take an earlier checkpoint"
+        )
 
 
 def check_image(image: np.ndarray, channels: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detseg.errors import DataError
-from detseg.models.base import Segmenter
+from detseg.models.base import Segmenter, check_finite
 from detseg.models.paste import paste_masks, paste_soft_masks
 from detseg.structures.predictions import Predictions
 
@@ -128,6 +128,7 @@ class CachedFeatures:
         if masks and self.model.has_mask_head and any(one is None for one in probabilities):
             boxes, classes = [one.boxes for one in found], [one.classes for one in found]
             probabilities = self.model.mask_probabilities(self._features, boxes, classes)
+        check_finite("mask probabilities", *(mask for mask in probabilities if masks and mask is not None))
         predictions = []
         for one, mask, size, output in zip(found, probabilities, self.sizes, self.output_sizes, strict=True):
             boxes = scale_boxes(one.boxes, size, output).cpu().numpy()
@@ -170,6 +171,7 @@ class CachedFeatures:
             scaled.append(scale_boxes(torch.from_numpy(given.boxes).to(device), output, size))
             classes.append(torch.from_numpy(given.classes).to(device))
         probabilities = self.model.mask_probabilities(self._features, scaled, classes)
+        check_finite("mask probabilities", *probabilities)
         return [mask.float().cpu().numpy() for mask in probabilities], places
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
+from detseg.models.base import check_finite
 from detseg.models.freezing import FrozenBatchNorm2d
 from detseg.models.image_input import ImageBatch, ImageInput
 from detseg.models.options import ImageInputOptions
@@ -114,9 +115,11 @@ class TorchvisionMaskRCNN(RegionSegmenter):
     def detect(self, features: tuple[dict[str, Tensor], ImageBatch]) -> list[Detections]:
         """See RegionSegmenter.detect."""
         maps, batch = features
+        check_finite("feature maps (backbone)", *maps.values())
         proposals, _ = self.rpn(_image_list(batch), maps)
         heads = self.roi_heads
         scores, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, proposals, batch.sizes)))
+        check_finite("class scores and boxes (roi_heads)", scores, deltas)
         found = heads.postprocess_detections(scores.float(), deltas.float(), proposals, batch.sizes)
         return [Detections(box, score, label - 1) for box, score, label in zip(*found, strict=True)]
 

@@ -180,3 +180,23 @@ def test_ctrl_c_saves_and_says_how_to_resume(here: Path) -> None:
     assert json.loads((here / "run" / "run.json").read_text())["status"] == "interrupted"
     assert train_net("--config", "disks.yaml", "--resume", "OUTPUT_DIR", "run", "SOLVER.MAX_ITER", str(done + 1)) == 0
     assert load_checkpoint(here / "run" / "checkpoints" / "last.pth")["iteration"] == done + 1
+
+
+def test_intensities_that_do_not_fit_are_warned_of_and_kept(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import cv2
+
+    words = ["--config", "disks.yaml", "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    assert train_net(*words, "OUTPUT_DIR", "eight") == 0
+    assert "do not fit the model" not in caplog.text
+    for path in (here / "data").glob("*.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype("uint16") * 200)
+    assert train_net(*words, "OUTPUT_DIR", "sixteen") == 0
+    for text in ("4 of 4 images", "MODEL.PIXEL_MEAN [128, 128, 128]", "INPUT.SCALING percentile"):
+        assert text in caplog.text
+    caplog.clear()
+    assert train_net(*words, "OUTPUT_DIR", "scaled", "INPUT.SCALING", "percentile") == 0
+    assert "do not fit the model" not in caplog.text
+    bright = [
+        load_checkpoint(Path(run) / "checkpoints/best.pth")["intensities"]["bright"][0] for run in ("eight", "sixteen")
+    ]
+    assert bright[1] == 200 * bright[0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
+from detseg.models.base import check_finite
 from detseg.models.options import LimitOptions
 from detseg.models.rcnn.boxes import BoxCoder, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier, norm_key
@@ -143,6 +144,7 @@ class BoxPredictor(nn.Module):
         self, probabilities: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
         """`detect` for the proposals of every image; probabilities and deltas are those of all images."""
+        check_finite("class scores and boxes (roi_heads)", probabilities, deltas)
         counts = [len(image_boxes) for image_boxes in boxes]
         parts = zip(probabilities.split(counts), deltas.split(counts), boxes, sizes, strict=True)
         return [self.detect(*part) for part in parts]

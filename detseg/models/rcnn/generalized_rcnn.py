@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from detseg.models.base import check_finite
 from detseg.models.image_input import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.roi_align import Pooler
@@ -77,7 +78,10 @@ class GeneralizedRCNN(RegionSegmenter):
     def detect(self, features: tuple[dict[str, Tensor], list[tuple[int, int]]]) -> list[Detections]:
         """See RegionSegmenter.detect."""
         maps, sizes = features
-        return self.roi_heads.detect(maps, self.proposal_generator.propose(self.proposal_generator(maps), sizes), sizes)
+        check_finite("feature maps (backbone)", *maps.values())
+        output = self.proposal_generator(maps)
+        check_finite("proposals (proposal_generator)", *output.objectness, *output.deltas)
+        return self.roi_heads.detect(maps, self.proposal_generator.propose(output, sizes), sizes)
 
     def mask_probabilities(
         self,

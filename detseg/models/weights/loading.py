@@ -93,6 +93,13 @@ def load_state(
             f"{source}: these weights do not fit the model; was it trained with another configuration?\n"
             + list_problems(problems)
         )
+    broken = [name for name, value in fitting.items() if not value.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{source}: {len(broken)} of {len(fitting)} weights are not finite (NaN or infinity), as a training that "
+            "diverged leaves them, or a conversion to half precision; take an earlier checkpoint:\n"
+            + list_problems(broken)
+        )
     current = OrderedDict(fitting)
     current._metadata = own._metadata  # these are the model's present names: nothing of an older format to convert
     model.load_state_dict(current, strict=False)
