@@ -54,10 +54,9 @@ def resolve_overlaps(
     shrunk = np.zeros(len(predictions), dtype=bool)
     kept = np.zeros(len(predictions), dtype=bool)
     for index in score_order(predictions.scores):
-        crop, x0, y0 = crops[index]
-        window = labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
-        visible = crop & (window == 0)
-        full_area, visible_area = np.count_nonzero(crop), np.count_nonzero(visible)
+        window = labels[crops[index].window]
+        visible = crops[index].mask & (window == 0)
+        full_area, visible_area = crops[index].area, np.count_nonzero(visible)
         if visible_area < least or visible_area < min_visible_fraction * full_area:
             continue
         window[visible] = index + 1
@@ -111,10 +110,9 @@ def share_contested(predictions: Predictions, policy: str) -> np.ndarray:
     crops = rle_codec.decode_crops(predictions.rles)
     times = np.zeros((height, width), dtype=np.int32)
     labels = np.zeros((height, width), dtype=np.int32)
-    for index, (crop, x0, y0) in enumerate(crops):
-        window = slice(y0, y0 + crop.shape[0]), slice(x0, x0 + crop.shape[1])
-        times[window] += crop
-        labels[window][crop] = index + 1
+    for index, crop in enumerate(crops):
+        times[crop.window] += crop.mask
+        labels[crop.window][crop.mask] = index + 1
     contested = times > 1
     labels[contested] = 0
     pixel, owner, probability = _claims(predictions, crops, contested)
@@ -152,11 +150,11 @@ def _claims(
     windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
     nothing = np.zeros(0, dtype=np.int64)
     pixels, owners, probabilities = [nothing], [nothing], [nothing.astype(np.uint8)]
-    for index, (crop, left, top) in enumerate(crops):
-        rows, columns = np.nonzero(crop & contested[top : top + crop.shape[0], left : left + crop.shape[1]])
+    for index, crop in enumerate(crops):
+        rows, columns = np.nonzero(crop.mask & contested[crop.window])
         if not len(rows):
             continue
-        rows, columns = rows + top, columns + left
+        rows, columns = rows + crop.y0, columns + crop.x0
         probability = np.full(len(rows), 255, dtype=np.uint8)
         if predictions.soft_masks is not None:
             # A mask that reaches out of its soft mask is sure there.

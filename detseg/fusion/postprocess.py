@@ -131,11 +131,11 @@ class Postprocess(Settings):
         chosen = np.flatnonzero((fill | largest) & (True if only is None else only))
         crops = rle_codec.decode_crops([predictions.rles[index] for index in chosen])
         repaired = {}
-        for index, (crop, x0, y0) in zip(chosen, crops, strict=True):
-            new = keep_largest_component(crop) if largest[index] else crop
+        for index, crop in zip(chosen, crops, strict=True):
+            new = keep_largest_component(crop.mask) if largest[index] else crop.mask
             new = ndimage.binary_fill_holes(new) if fill[index] else new
-            if np.count_nonzero(new != crop):
-                repaired[index] = rle_codec.encode_crop(new, x0, y0, predictions.height, predictions.width)
+            if np.count_nonzero(new != crop.mask):
+                repaired[index] = rle_codec.encode_crop(new, crop.x0, crop.y0, predictions.height, predictions.width)
         return replace_masks(predictions, repaired) if repaired else predictions
 
 

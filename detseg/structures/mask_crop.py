@@ -24,6 +24,11 @@ class MaskCrop(NamedTuple):
         return self.x0, self.y0, self.x0 + self.mask.shape[1], self.y0 + self.mask.shape[0]
 
     @property
+    def window(self) -> tuple[slice, slice]:
+        """The place of the array in its image: `image[crop.window]`."""
+        return slice(self.y0, self.y0 + self.mask.shape[0]), slice(self.x0, self.x0 + self.mask.shape[1])
+
+    @property
     def area(self) -> int:
         """The number of pixels."""
         return int(np.count_nonzero(self.mask))
