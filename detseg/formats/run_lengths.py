@@ -20,7 +20,7 @@ from detseg.formats.objects import ImageObjects
 from detseg.formats.reader import FoundObjects
 from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import crops_of_runs
-from detseg.structures.rle import Runs
+from detseg.structures.runs import Runs
 
 # Digits beyond this are no position in any image; int64 holds them.
 _NUMBER = re.compile(r"[0-9]{1,15}")

@@ -18,7 +18,7 @@ from detseg.fusion.wbf import cluster_boxes
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_area
-from detseg.structures.overlaps import BitMasks, Pairs
+from detseg.structures.overlaps import PackedMasks, Pairs
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:
@@ -65,7 +65,7 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
 
 def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.ndarray) -> Predictions:
     detections = Detections.gather(members, weights, options)
-    masks = BitMasks(detections.runs) if options.overlap != "box_iou" else None
+    masks = PackedMasks(detections.runs) if options.overlap != "box_iou" else None
     measure = OverlapMeasure(options.overlap, detections.boxes, masks, detections.has_mask)
     kinds = np.zeros(len(detections), dtype=np.int64) if options.across_classes else detections.classes
     if options.method == "soft_nms":

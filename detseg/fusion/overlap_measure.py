@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.structures.overlaps import BitMasks, Pairs, meeting_boxes
+from detseg.structures.overlaps import PackedMasks, Pairs, meeting_boxes
 
 
 class OverlapMeasure:
@@ -15,7 +15,7 @@ class OverlapMeasure:
     boxes: (N, 4). masks: of the N detections. has_mask: (N,) bool.
     """
 
-    def __init__(self, kind: str, boxes: np.ndarray, masks: BitMasks | None, has_mask: np.ndarray) -> None:
+    def __init__(self, kind: str, boxes: np.ndarray, masks: PackedMasks | None, has_mask: np.ndarray) -> None:
         self.over_smaller = kind == "intersection_over_smaller"
         self._boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
         sides = np.maximum(self._boxes[:, 2:] - self._boxes[:, :2], 0)
@@ -30,7 +30,7 @@ class OverlapMeasure:
             )
 
     @classmethod
-    def of_masks(cls, masks: BitMasks) -> OverlapMeasure:
+    def of_masks(cls, masks: PackedMasks) -> OverlapMeasure:
         """Return the IoUs of masks."""
         return cls("mask_iou", masks.boxes, masks, np.ones(len(masks), dtype=bool))
 

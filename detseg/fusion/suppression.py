@@ -17,7 +17,7 @@ from detseg.fusion.overlap_measure import OverlapMeasure
 from detseg.fusion.overlaps import score_order
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.overlaps import BitMasks, Pairs
+from detseg.structures.overlaps import PackedMasks, Pairs
 
 
 def keep_best(pairs: Pairs, overlaps: Callable[[Pairs], np.ndarray], thresholds: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def suppress_duplicates(predictions: Predictions, thresholds: np.ndarray) -> Pre
     if not len(predictions) or np.isinf(thresholds).all():
         return predictions
     order = score_order(predictions.scores)
-    measure = OverlapMeasure.of_masks(BitMasks(rle_codec.read_runs([predictions.rles[index] for index in order])))
+    measure = OverlapMeasure.of_masks(PackedMasks(rle_codec.read_runs([predictions.rles[index] for index in order])))
     limits = thresholds[order]
     kept = np.empty(len(order), dtype=bool)
     kept[order] = keep_best(measure.close_pairs(predictions.classes[order], limits), measure, limits)
@@ -109,7 +109,7 @@ def suppress_duplicates(predictions: Predictions, thresholds: np.ndarray) -> Pre
 
 def overlapping_pairs(predictions: Predictions) -> tuple[Pairs, np.ndarray]:
     """Return all pairs of one class whose masks share pixels, first < second, and their IoUs (P,) float64."""
-    measure = OverlapMeasure.of_masks(BitMasks(rle_codec.read_runs(predictions.rles)))
+    measure = OverlapMeasure.of_masks(PackedMasks(rle_codec.read_runs(predictions.rles)))
     pairs = measure.close_pairs(predictions.classes, np.zeros(len(predictions)))
     ious = measure(pairs)
     return pairs.select(ious > 0), ious[ious > 0]

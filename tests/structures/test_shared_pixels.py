@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from detseg.structures import overlaps
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_intersection
-from detseg.structures.overlaps import BitMasks, are_disjoint, count_bits, find_regions, meeting_boxes, shared_pixels
+from detseg.structures.overlaps import PackedMasks, are_disjoint, count_bits, find_regions, meeting_boxes, shared_pixels
 from detseg.structures.runs import Runs, chunks_of
 
 SHAPES = st.tuples(st.integers(0, 6), st.integers(1, 20), st.integers(1, 20))
@@ -82,7 +82,7 @@ def test_runs_select_move_and_cut_as_full_masks(shape, seed, box):
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 6), SEEDS)
 def test_bits_count_as_full_masks_do(height, width, count, seed):
     masks = random_masks(seed, count, height, width)
-    bits = BitMasks(runs_of(masks))
+    bits = PackedMasks(runs_of(masks))
     first, second = (index.ravel() for index in np.indices((count, count)))
     np.testing.assert_array_equal(bits.shared_pixels(first, second), table_of(masks, masks).ravel())
     np.testing.assert_array_equal(bits.areas, masks.sum(axis=(1, 2)))
@@ -94,7 +94,7 @@ def test_counting_bits_in_portions(monkeypatch):
     masks = random_masks(0, 12, 50, 60)
     first, second = (index.ravel() for index in np.indices((12, 12)))
     expected = table_of(masks, masks).ravel().tolist()
-    assert BitMasks(runs_of(masks)).shared_pixels(first, second).tolist() == expected
+    assert PackedMasks(runs_of(masks)).shared_pixels(first, second).tolist() == expected
 
 
 def test_ones_are_counted_without_numpy_2(monkeypatch):
