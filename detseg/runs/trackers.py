@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from detseg.files.atomic import write_text, writing
 
 if TYPE_CHECKING:
     from detseg.config import Config
-    from detseg.runs.session import Session
+    from detseg.engines.choice import EngineChoice
+    from detseg.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,16 @@ FINAL = "final"
 Picture = Path | np.ndarray
 
 
+class TrackedSession(Protocol):
+    """What a tracker may read of a `detseg.runs.session.Session`."""
+
+    cfg: Config
+    engine: EngineChoice
+    run: RunFolder
+    iteration: int
+    last_evaluation: int
+
+
 class Tracker:
     """One receiver, which overrides what it needs.
 
@@ -43,7 +54,7 @@ class Tracker:
 
     required = False
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         """Open. `session.iteration` and `session.last_evaluation`: what a resumed training has done already."""
 
     def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
@@ -71,7 +82,7 @@ class JsonLines(Tracker):
     def __init__(self) -> None:
         self._file: Any = None
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         self._path, self._iteration = session.run.metrics, session.iteration
         kept = {TRAINING: session.iteration, EVALUATION: session.last_evaluation, FINAL: -1}
         cut_lines(self._path, kept)
@@ -102,7 +113,7 @@ class TensorBoard(Tracker):
     def __init__(self) -> None:
         self._writer: Any = None
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -152,7 +163,7 @@ class Trackers:
         made = [make(cfg) for make in TRACKERS.values()]
         return cls(tracker for tracker in made if tracker is not None)
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         for tracker in self._trackers:
             self._started.append(tracker)
             self._call(tracker, "start", session)
