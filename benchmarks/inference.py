@@ -76,13 +76,12 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """Inside, every part is timed wherever it is called."""
-    from detseg.inference import detector, ensemble, symmetries
+    from detseg.inference import detector, symmetries
     from detseg.models import paste, region_segmenter
 
     places = [
-        (detector.ModelDetector, "prepare", "prepare"),
-        (ensemble, "network_inputs", "prepare"),
-        (ensemble.EnsembleDetector, "prepare", "prepare"),
+        (detector.Detector, "prepare", "prepare"),
+        (detector, "network_inputs", "prepare"),
         (region_segmenter.CachedFeatures, "__init__", "network"),
         (region_segmenter.CachedFeatures, "predict", "network"),
         (region_segmenter.CachedFeatures, "soft_masks", "network"),
@@ -90,9 +89,9 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         (region_segmenter, "paste_soft_masks", "paste"),
         (paste, "encode_crops", "encode"),
         (symmetries.Symmetry, "predictions", "turn"),
-        (ensemble, "fuse", "fuse"),
-        (ensemble.MeanMasks, "add", "mean"),
-        (ensemble.MeanMasks, "result", "mean"),
+        (detector, "fuse", "fuse"),
+        (detector.MeanMasks, "add", "mean"),
+        (detector.MeanMasks, "result", "mean"),
     ]
     before = [(owner, name, owner.__dict__[name]) for owner, name, _ in places]
     try:
@@ -115,7 +114,7 @@ def make_detectors(arguments: argparse.Namespace) -> tuple[dict[str, Any], np.nd
     """The variants by name, and the image."""
     from detseg.curation.synthetic import make_image
     from detseg.images.reading import read_image
-    from detseg.inference.ensemble import EnsembleDetector, EnsembleMember
+    from detseg.inference.detector import Detector
     from detseg.inference.predictor import Predictor
     from detseg.inference.tta import TestTimeAugmentation
     from detseg.inference.views import parse_views
@@ -125,12 +124,12 @@ def make_detectors(arguments: argparse.Namespace) -> tuple[dict[str, Any], np.nd
     else:
         predictor = _small_predictor(arguments.cells, arguments.device)
     image = read_image(arguments.image) if arguments.image else make_image(0, HEIGHT, WIDTH, arguments.cells)[0]
-    model, limit = predictor.model_detector, predictor.tta.max_detections
+    models, limit = predictor.detector.models, predictor.tta.max_detections
     detectors: dict[str, Any] = {}
     for name in arguments.variants:
         words, mode = VARIANTS[name]
         settings = TestTimeAugmentation(parse_views(words), mode, max_detections=limit)
-        detectors[name] = model if name == "single" else EnsembleDetector([EnsembleMember(model)], settings)
+        detectors[name] = Detector(models, settings)
     return detectors, np.ascontiguousarray(image if image.ndim == 3 else image[:, :, None])
 
 
@@ -154,7 +153,7 @@ def _small_predictor(cells: int, device: str) -> Any:
 
 def measure(detector: Any, image: np.ndarray, clock: Callable[[], float]) -> tuple[float, dict[str, float], int]:
     """Seconds of one prediction, by part, and the number of objects."""
-    from detseg.inference.detector import InputImage
+    from detseg.inference.image_model import InputImage
 
     watch = Stopwatch(clock)
     start = clock()

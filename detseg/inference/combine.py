@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Collection, Sequence
 
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.options import check_weights
-from detseg.inference.ensemble import EnsembleDetector, EnsembleMember
+from detseg.inference.detector import Detector
 from detseg.inference.predictor import Predictor
 from detseg.inference.tta import TestTimeAugmentation
 
@@ -52,24 +53,21 @@ def combine(
         weights = check_weights(weights, "the models")
     except DataError as error:
         raise ConfigError(str(error)) from None
-    combined = copy.copy(first)
-    combined.detector = first.model_detector
-    if count == 1 and settings.is_plain:
-        return combined
-    members = [
-        EnsembleMember(
-            predictor.model_detector,
-            weight,
+    models = [
+        dataclasses.replace(
+            predictor.detector.models[0],
+            weight=weight,
             gives_boxes=not boxes_of or number in boxes_of,
             gives_masks=not masks_of or number in masks_of,
         )
         for number, (predictor, weight) in enumerate(zip(predictors, weights, strict=True))
     ]
-    combined.detector = EnsembleDetector(members, settings)
+    combined = copy.copy(first)
+    combined.detector = Detector(models, settings)
     if count > 1:
-        models = [
-            {**one.provenance, "weight": member.weight, "boxes": member.gives_boxes, "masks": member.gives_masks}
-            for one, member in zip(predictors, members, strict=True)
+        roles = [
+            {**one.provenance, "weight": model.weight, "boxes": model.gives_boxes, "masks": model.gives_masks}
+            for one, model in zip(predictors, models, strict=True)
         ]
-        combined.provenance = {**first.provenance, "models": models}
+        combined.provenance = {**first.provenance, "models": roles}
     return combined

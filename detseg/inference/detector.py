@@ -1,87 +1,53 @@
-"""The seam of prediction: what finds the objects of one array of pixels.
+"""What finds the objects of one array of pixels: a model, or several views of the image and several models combined.
 
-A Detector is one model with its preprocessing (`ModelDetector`), or several views of an image and several models whose
-predictions are combined (`ensemble.EnsembleDetector`). What surrounds it (files, thresholds, provenance: `Predictor`;
-tiles of an image too large for memory: `TilePredictor`) needs no more than these two steps:
+What surrounds it (files, thresholds, provenance: `Predictor`; tiles of an image too large for memory: `TilePredictor`)
+needs no more than these two steps:
 
     prepared = detector.prepare(InputImage(pixels, facts, name))        # raises DataError for this image only
     predictions = detector.predict([prepared, ...])                     # in the pixels of the input
+
+Views and models are combined in one of two ways (`TestTimeAugmentation.mode`):
+
+    fuse              every model detects in every view; the predictions, mapped back, are fused (detseg.fusion)
+    merge_then_mask   the boxes of all views and models are merged; then every model gives, in every view, the mask
+                      probabilities of the merged boxes, which are mapped back, averaged and thresholded. Every view
+                      goes through the network once: its features are kept for the masks
+
+Boxes may come from some of the models and masks from others, or external boxes get masks (`predict(boxes=...)`). All
+coordinates are those of the input image's pixels; a view is undone on boxes, probabilities and run-lengths, exactly.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
-from detseg.data.augment.resampling import resize_image
-from detseg.data.intensity_range import IntensityRange, levels_of
-from detseg.data.preprocess import ImagePreprocess, TestSizeOptions, known_pixel_size, network_size
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError
+from detseg.fusion.fuse import fuse
+from detseg.inference.image_model import ImageModel, InputImage, ParentImage
+from detseg.inference.tta import FUSE, TestTimeAugmentation
 from detseg.inference.views import PLAIN, View
-from detseg.models.base import Segmenter
-from detseg.structures.predictions import Predictions
+from detseg.models.region_segmenter import CachedFeatures
+from detseg.structures.boxes import clip_boxes
+from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
+from detseg.structures.rle import encode_crops
 
-logger = logging.getLogger(__name__)
-
-# Images with intensities that do not fit are named up to this many times; of a folder all are usually alike.
-_NAMED = 3
-# Images that are cut into tiles are not shrunk more than this unless it is asked for: little would be left of a cell.
-LEAST_SCALE = 0.2
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, eq=False)
-class ParentImage:
-    """The image that tiles are cut from, which decides on their scale at the network and on their intensities.
-
-    size: (height, width). facts, name: as of InputImage. overview: pixels (h, w, C) from all over it; None where no
-    model asks for them. scale: pixels at the network per pixel; None: as the model would see the whole image. levels:
-    what models measured on the overview.
-    """
-
-    size: tuple[int, int]
-    facts: Mapping[str, Any]
-    name: str
-    overview: np.ndarray | None = None
-    scale: float | None = None
-    levels: dict[Hashable, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class InputImage:
-    """An image, or a tile of one.
-
-    pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as `images.reading.read_picture` gives
-    them (`pixel_size`, `channel_names`). name: for messages. parent: the image that this is a tile of, if it is one.
-    """
-
-    pixels: np.ndarray
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    name: str = "image"
-    parent: ParentImage | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.pixels.shape[:2]
+# Views of one size go through the network together, up to this many pixels at the network ...
+PIXELS_AT_ONCE = 2**21
+# ... and features are kept for the masks up to this many (a pyramid of 256 channels holds about 90 bytes a pixel).
+PIXELS_KEPT = 2**23
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image ready for its detector.
+    """An image ready for the detector that made it.
 
     size: (height, width) of the input, in whose pixels the predictions are. key: images of one key may share a batch.
-    content: known to the detector that made it.
+    content: known to the detector.
     """
 
     size: tuple[int, int]
@@ -89,14 +55,75 @@ class PreparedImage:
     content: Any
 
 
-class Detector(ABC):
-    """Finds objects in arrays of pixels; see the module."""
+class Detector:
+    """See the module.
 
-    @abstractmethod
+    Raises:
+        ConfigError: no model gives boxes, or none masks; roles or models that the mode does not allow.
+    """
+
+    def __init__(self, models: Sequence[ImageModel], settings: TestTimeAugmentation | None = None) -> None:
+        self.models = tuple(models)
+        self.settings = (settings or TestTimeAugmentation()).resolved(self.takes_boxes)
+        if self.is_plain:
+            return
+        if not any(model.gives_boxes for model in models) or not any(model.gives_masks for model in models):
+            raise ConfigError("of the models that are combined, at least one must give boxes and one masks")
+        if self.settings.mode == FUSE and not all(model.gives_boxes and model.gives_masks for model in models):
+            raise ConfigError("boxes of some models and masks of others need the mode merge_then_mask")
+        if self.settings.mode != FUSE and not self.takes_boxes:
+            raise ConfigError(
+                "the mode merge_then_mask gives masks to boxes that were merged before, which not all of these models "
+                "do; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one model, which sees every image as it is."""
+        return len(self.models) == 1 and self.settings.is_plain
+
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether `predict` gives masks to external boxes."""
+        return all(model.model.takes_boxes for model in self.models if model.gives_masks)
+
+    @property
+    def gives_soft_masks(self) -> bool:
+        """Whether `predict` can keep the probabilities of masks."""
+        is_averaged = not self.is_plain and self.settings.mode != FUSE
+        return is_averaged or all(model.model.gives_soft_masks for model in self.models)
+
+    @property
+    def needs_overview(self) -> bool:
+        """Whether a tile's intensities depend on those of its image (`ParentImage.overview`)."""
+        return any(model.preprocess.measures for model in self.models)
+
+    def tile_scale(self, parent: ParentImage) -> tuple[float, float]:
+        """See ImageModel.tile_scale; that of the first model."""
+        return self.models[0].tile_scale(parent)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what provenance says beyond the model: views and modes."""
+        return {} if self.is_plain else {"tta": self.settings.describe()}
+
+    def check_intensities(self, image: InputImage) -> None:
+        """See ImageModel.check_intensities."""
+        for model in self.models:
+            model.check_intensities(image)
+
     def prepare(self, image: InputImage) -> PreparedImage:
-        """Bring an image to what `predict` takes. Raises DataError where the model cannot take it."""
+        """Bring an image to what `predict` takes. Raises DataError where a model cannot take it."""
+        inputs: list[tuple[np.ndarray, list[tuple[int, int]]]] = []
+        for index, model in enumerate(self.models):
+            same = [i for i in range(index) if self.models[i].preprocess == model.preprocess]
+            channels = inputs[same[0]][0] if same else model.channels(image)
+            inputs.append((channels, [model.network_size(image, view) for view in self.settings.views]))
+        if self.is_plain:
+            array = self.models[0].resized(inputs[0][0], inputs[0][1][0])
+            return PreparedImage(image.size, array.shape, array)
+        # No two images share a batch: the views of one fill it.
+        return PreparedImage(image.size, object(), inputs)
 
-    @abstractmethod
     def predict(
         self,
         prepared: Sequence[PreparedImage],
@@ -108,207 +135,176 @@ class Detector(ABC):
 
         boxes: external boxes, one Predictions an image: only their masks are predicted, all are in the result.
         """
+        if self.is_plain:
+            model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
+            with model.autocast():
+                if boxes is None:
+                    return model.model.predict(images, sizes, soft_masks=soft_masks)
+                return model.model.predict_masks(images, boxes, sizes, soft_masks=soft_masks)
+        if boxes is not None:
+            return [self._merge_then_mask(one, given, soft_masks) for one, given in zip(prepared, boxes, strict=True)]
+        if self.settings.mode == FUSE:
+            return [self._fuse(one, soft_masks) for one in prepared]
+        return [self._merge_then_mask(one, None, soft_masks) for one in prepared]
 
-    @property
-    @abstractmethod
-    def takes_boxes(self) -> bool:
-        """Whether `predict` gives masks to external boxes."""
+    def _fuse(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
+        """Every view detects, all detections are fused."""
+        needs_soft = soft_masks or self.settings.fusion.needs_soft_masks
+        found: list[Predictions] = []
+        weights: list[float] = []
+        for batch in self._batches(prepared):
+            found += batch.detect(needs_soft and batch.model.model.gives_soft_masks)
+            weights += [batch.model.weight] * len(batch.views)
+        fused = self._best(fuse(found, self.settings.fusion, weights))
+        return fused if soft_masks else dataclasses.replace(fused, soft_masks=None)
 
-    @property
-    @abstractmethod
-    def gives_soft_masks(self) -> bool:
-        """Whether `predict` can keep the probabilities of masks."""
+    def _merge_then_mask(self, prepared: PreparedImage, boxes: Predictions | None, soft_masks: bool) -> Predictions:
+        """Merge boxes unless they are given, then average the masks of all views for them."""
+        batches = [
+            batch
+            for batch in self._batches(prepared)
+            if batch.model.gives_masks or (boxes is None and batch.model.gives_boxes)
+        ]
+        left = PIXELS_KEPT
+        for batch in batches:  # the features of the others are computed twice
+            left -= batch.pixels
+            batch.keep = left >= 0
+        if boxes is None:
+            found: list[Predictions] = []
+            weights: list[float] = []
+            for batch in batches:
+                if batch.model.gives_boxes:
+                    found += batch.boxes()
+                    weights += [batch.model.weight] * len(batch.views)
+            boxes = self._best(fuse(found, self.settings.fusion, weights))
+        clipped = clip_boxes(boxes.boxes, *prepared.size)
+        boxes = dataclasses.replace(boxes, boxes=clipped, rles=None, soft_masks=None)
+        mean = MeanMasks(boxes)
+        if len(boxes):
+            for batch in batches:
+                if batch.model.gives_masks:
+                    batch.add_masks(mean)
+        rles, soft = mean.result(self.settings.fusion.values("mask_threshold", boxes.classes))
+        return dataclasses.replace(boxes, rles=rles, soft_masks=soft if soft_masks else None)
 
-    @property
-    @abstractmethod
-    def needs_overview(self) -> bool:
-        """Whether a tile's intensities depend on those of its image (`ParentImage.overview`)."""
+    def _best(self, predictions: Predictions) -> Predictions:
+        """The best scores, as many as an image may have; fused predictions come by descending score."""
+        most = self.settings.max_detections
+        return predictions.select(np.arange(most)) if 0 < most < len(predictions) else predictions
 
-    @abstractmethod
-    def tile_scale(self, parent: ParentImage) -> tuple[float, float]:
-        """Pixels at the network per pixel (y, x) of the tiles of an image. Raises DataError where it is not known."""
+    def _batches(self, prepared: PreparedImage) -> Iterator[ViewBatch]:
+        """Views of one size at the network and one model together."""
+        for model, (channels, sizes) in zip(self.models, prepared.content, strict=True):
+            open_batches: dict[tuple[int, ...], ViewBatch] = {}
+            for view, array in network_inputs(model, channels, self.settings.views, sizes):
+                batch = open_batches.get(array.shape)
+                if batch is None or batch.pixels + array.shape[0] * array.shape[1] > PIXELS_AT_ONCE:
+                    if batch is not None:
+                        yield batch
+                    batch = open_batches[array.shape] = ViewBatch(model, prepared.size)
+                batch.views.append(view)
+                batch.arrays.append(array)
+            yield from open_batches.values()
 
-    @abstractmethod
-    def check_intensities(self, image: InputImage) -> None:
-        """Warn where an image, or rows from all over one, is far brighter or darker than what the model knows."""
 
-    def describe(self) -> dict[str, Any]:
-        """Return what provenance says beyond the model: views, models that are combined; empty for one model."""
-        return {}
+def network_inputs(
+    model: ImageModel, channels: np.ndarray, views: Sequence[View], sizes: Sequence[tuple[int, int]]
+) -> Iterator[tuple[View, np.ndarray]]:
+    """Yield every view with what the network sees, (h, w, C); what views share is computed once.
+
+    channels: as of ImageModel.channels. sizes: (height, width) of every view at the network, before it is rotated.
+    """
+    value_range = None
+    resized: dict[Any, np.ndarray] = {}
+    for view, size in zip(views, sizes, strict=True):
+        key = view.intensities, size
+        if key not in resized:
+            changed = channels
+            if view.intensities != PLAIN.intensities:
+                value_range = value_range or model.preprocess.value_range(channels)
+                changed = view.intensities(channels, value_range)
+            resized[key] = model.resized(changed, size)
+        yield view, np.ascontiguousarray(view.symmetry.array(resized[key]))
 
 
-class ModelDetector(Detector):
-    """Detects with one model, every image as it is.
+class ViewBatch:
+    """Views of one image, of one size at the network, that go through a model together.
 
-    Args:
-        model: any Segmenter; it is predicted with where it is (its device) and never trained here.
-        preprocess: channels, scaling and inversion, as in training.
-        size: at which the network sees images.
-        precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
-        intensities: what the model knows; None warns of nothing.
-
-    Raises:
-        ConfigError: a precision that does not exist.
+    size: (height, width) of the image. keep: whether the features are kept from the boxes to the masks.
     """
 
-    def __init__(
-        self,
-        model: Segmenter,
-        *,
-        preprocess: ImagePreprocess,
-        size: TestSizeOptions | None = None,
-        precision: str = "float32",
-        intensities: IntensityRange | None = None,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"the precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    def __init__(self, model: ImageModel, size: tuple[int, int]) -> None:
         self.model = model
-        self.preprocess = preprocess
-        self.size = size or TestSizeOptions()
-        self.precision = precision
-        self.intensities = intensities
-        self._outside = 0
+        self.size = size
+        self.views: list[View] = []
+        self.arrays: list[np.ndarray] = []
+        self.keep = False
+        self._cached: CachedFeatures | None = None
 
     @property
-    def takes_boxes(self) -> bool:
-        """See Detector.takes_boxes."""
-        return self.model.takes_boxes
+    def pixels(self) -> int:
+        """At the network, of all views."""
+        return sum(array.shape[0] * array.shape[1] for array in self.arrays)
 
-    @property
-    def gives_soft_masks(self) -> bool:
-        """See Detector.gives_soft_masks."""
-        return self.model.gives_soft_masks
+    def detect(self, soft_masks: bool) -> list[Predictions]:
+        """Boxes and masks that every view finds, in the pixels of the image."""
+        with self.model.autocast():
+            found = self.model.model.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
+        return self._mapped_back(found)
 
-    @property
-    def needs_overview(self) -> bool:
-        """See Detector.needs_overview."""
-        return self.preprocess.measures
+    def boxes(self) -> list[Predictions]:
+        """Boxes that every view finds, in the pixels of the image."""
+        if not self.model.model.takes_boxes:
+            return [dataclasses.replace(one, rles=None) for one in self.detect(soft_masks=False)]
+        with self.model.autocast():
+            found = self._features().predict(masks=False)
+        return self._mapped_back(found)
 
-    def network_size(self, image: InputImage, view: View = PLAIN) -> tuple[int, int]:
-        """Return (height, width) at which the network sees an image, before the view turns it."""
-        if image.parent is None:
-            return self._whole_size(image.size, image.facts, image.name, view)
-        y, x = self.tile_scale(image.parent, view)
-        return max(round(image.size[0] * y), 1), max(round(image.size[1] * x), 1)
+    def add_masks(self, mean: MeanMasks) -> None:
+        """Add the probabilities that every view gives to the boxes of `mean`."""
+        turned = [view.symmetry.predictions(mean.boxes) for view in self.views]
+        with self.model.autocast():
+            masks = self._features().soft_masks(turned)
+        for view, boxes, crops in zip(self.views, turned, masks, strict=True):
+            back, size = view.symmetry.inverse, (boxes.height, boxes.width)
+            windows = back.boxes(soft_mask_windows(boxes.boxes, *size), *size).astype(np.int64)
+            mean.add([back.array(crop) for crop in crops], windows, self.model.weight)
+        self._cached = None  # nothing is asked of these features any more
 
-    def _whole_size(self, size: tuple[int, int], facts: Mapping[str, Any], name: str, view: View) -> tuple[int, int]:
-        short, longest = (view.short, view.longest) if view.short else (self.size.min_size, self.size.max_size)
-        pixel_size = self.size.pixel_size
-        height, width = network_size(*size, facts, pixel_size=pixel_size, short=short, longest=longest, source=name)
-        return max(round(height * view.scale), 1), max(round(width * view.scale), 1)
+    def _output_sizes(self) -> list[tuple[int, int]]:
+        return [view.symmetry.size(*self.size) for view in self.views]
 
-    def tile_scale(self, parent: ParentImage, view: View = PLAIN) -> tuple[float, float]:
-        """See Detector.tile_scale."""
-        if parent.scale is not None:
-            return parent.scale * view.scale, parent.scale * view.scale
-        pixel_size, short = self.size.pixel_size, view.short or self.size.min_size
-        if pixel_size and not short:
-            own = known_pixel_size(parent.facts, pixel_size, source=parent.name)
-            return own[0] / pixel_size * view.scale, own[1] / pixel_size * view.scale
-        height, width = self._whole_size(parent.size, parent.facts, parent.name, view)
-        if height < parent.size[0] * LEAST_SCALE and not pixel_size:
-            raise DataError(
-                f"{parent.name}: the model resizes images to a shorter edge of {short} pixels, which would shrink this "
-                f"one {parent.size[0] / height:.0f} times; say how its tiles are to be seen: --tile-scale 1 keeps the "
-                "pixels of the file"
-            )
-        return height / parent.size[0], width / parent.size[1]
+    def _mapped_back(self, found: Sequence[Predictions]) -> list[Predictions]:
+        return [view.symmetry.inverse.predictions(one) for view, one in zip(self.views, found, strict=True)]
 
-    def channels(self, image: InputImage) -> np.ndarray:
-        """Return the image (H, W, C) at its own size, channels chosen and scaled; a single channel is not repeated."""
-        about = {"source": image.name, "facts": image.facts}
-        levels = None
-        if image.parent is not None and image.parent.overview is not None:
-            known = image.parent.levels
-            if self.preprocess not in known:
-                known[self.preprocess] = self.preprocess.measure(image.parent.overview, **about)
-            levels = known[self.preprocess]
-        return self.preprocess.prepare(image.pixels, levels=levels, **about)
-
-    def resized(self, channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Return what the network takes (height, width, num_channels), of what `channels` gave."""
-        return self.preprocess.expand(resize_image(channels, *size))
-
-    def check_intensities(self, image: InputImage) -> None:
-        """See Detector.check_intensities."""
-        if self.intensities is None or self.preprocess.scaling == "percentile":  # which fits every image
-            return
-        height, width = image.size
-        step = max(math.isqrt(height * width // 2**20), 1)
-        few = self.preprocess.prepare(image.pixels[::step, ::step], source=image.name, facts=image.facts)
-        misfit = self.intensities.misfit(levels_of(few))
-        if misfit is None:
-            return
-        self._outside += 1
-        if self._outside <= _NAMED:
-            logger.warning(
-                "%s: its intensities are %s: few objects, or wrong ones, will be found. Bring it to the range of the "
-                "training images, or train with INPUT.SCALING percentile, which does so with every image%s",
-                image.name,
-                misfit,
-                "; further images like this are not named" if self._outside == _NAMED else "",
-            )
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which the model computes with its precision."""
-        dtype = PRECISIONS[self.precision]
-        # Not every kind of device knows autocast, even one that is switched off.
-        return nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype)
-
-    def prepare(self, image: InputImage) -> PreparedImage:
-        """See Detector.prepare."""
-        array = self.resized(self.channels(image), self.network_size(image))
-        return PreparedImage(image.size, array.shape, array)
-
-    def predict(
-        self,
-        prepared: Sequence[PreparedImage],
-        *,
-        soft_masks: bool = False,
-        boxes: Sequence[Predictions] | None = None,
-    ) -> list[Predictions]:
-        """See Detector.predict."""
-        images, sizes = [one.content for one in prepared], [one.size for one in prepared]
-        with self.autocast():
-            if boxes is None:
-                return self.model.predict(images, sizes, soft_masks=soft_masks)
-            return self.model.predict_masks(images, boxes, sizes, soft_masks=soft_masks)
+    def _features(self) -> CachedFeatures:
+        features = self._cached or self.model.model.cache_features(self.arrays, self._output_sizes())
+        self._cached = features if self.keep else None
+        return features
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+class MeanMasks:
+    """The weighted mean of mask probabilities over views. boxes: cut off at the border of their image."""
 
+    def __init__(self, boxes: Predictions) -> None:
+        self.boxes = boxes
+        self.windows = soft_mask_windows(boxes.boxes, boxes.height, boxes.width)
+        self.weight = 0.0
+        self.sums = [np.zeros((y1 - y0, x1 - x0), dtype=np.float32) for x0, y0, x1, y1 in self.windows.tolist()]
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Return function(item) in the order of the items, computed by `workers` threads before it is needed.
+    def add(self, crops: Sequence[np.ndarray], windows: np.ndarray, weight: float) -> None:
+        """Add N crops uint8 of windows (N, 4) XYXY."""
+        self.weight += weight
+        factor = np.float32(weight)
+        for total, crop in zip(self.sums, fit_windows(crops, windows, self.windows), strict=True):
+            total += crop if factor == 1 else crop * factor
 
-    At most two results a worker wait. 0 workers: each is computed when it is asked for. An exception of `function` is
-    raised where its result would have come. Decoders, OpenCV and NumPy release Python's lock while they work.
-    """
-    if not workers:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="detseg-prefetch") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def batches(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
-    """Yield neighbours of one key together, at most `size`."""
-    batch: list[Item] = []
-    for item in items:
-        if batch and (len(batch) == size or key(batch[0]) != key(item)):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
+    def result(self, thresholds: np.ndarray) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+        """Return RLEs of the pixels with at least `thresholds` (N,) mean probability, and the means as crops uint8."""
+        if not self.sums:
+            return [], []
+        cuts = thresholds * 255 * self.weight
+        corners = self.windows[:, :2].tolist()
+        crops = [(sums >= cut, *corner) for sums, cut, corner in zip(self.sums, cuts, corners, strict=True)]
+        soft = [np.rint(sums / np.float32(self.weight)).astype(np.uint8) for sums in self.sums]
+        return encode_crops(crops, self.boxes.height, self.boxes.width), soft

@@ -1,9 +1,7 @@
 """A trained model together with all that its images and predictions go through.
 
-    image file --(read_picture)--> (H, W, C) --(Detector: channels, size, model)--> Predictions at the size of the file
-    --(Postprocess, if any)--> Predictions
-
-The Detector is one model (`ModelDetector`), or views of the image and several models combined (`EnsembleDetector`).
+image file --(read_picture)--> (H, W, C) --(Detector: channels, size, model)--> Predictions at the size of the file
+--(Postprocess, if any)--> Predictions
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
 from detseg.images.reading import read_picture
-from detseg.inference.detector import Detector, InputImage, ModelDetector, PreparedImage, batches, prefetch
-from detseg.inference.ensemble import EnsembleDetector, EnsembleMember
+from detseg.inference.detector import Detector, PreparedImage
+from detseg.inference.image_model import ImageModel, InputImage
 from detseg.inference.loading import (
     CONFIG_FILE,
     POSTPROCESS_FILE,
@@ -36,6 +34,7 @@ from detseg.inference.loading import (
     find_run_folder,
     load_model,
 )
+from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling
 from detseg.inference.tta import TestTimeAugmentation
@@ -115,13 +114,9 @@ class Predictor:
                 f"{postprocess.source} was made for the classes {', '.join(postprocess.classes)}, but the model finds "
                 f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
             )
-        self.model_detector = ModelDetector(
-            model, preprocess=preprocess, size=size, precision=precision, intensities=intensities
-        )
         self.tta = tta or TestTimeAugmentation()
-        self.detector: Detector = self.model_detector
-        if not self.tta.is_plain:
-            self.detector = EnsembleDetector([EnsembleMember(self.model_detector)], self.tta)
+        image_model = ImageModel(model, preprocess, size or TestSizeOptions(), precision, intensities)
+        self.detector = Detector([image_model], self.tta)
         self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
         self.postprocess = postprocess
@@ -130,7 +125,7 @@ class Predictor:
     @property
     def model(self) -> Segmenter:
         """The model; of several that are combined, the first."""
-        return self.model_detector.model
+        return self.detector.models[0].model
 
     @classmethod
     def from_model(

@@ -25,7 +25,9 @@ from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import PixelSource
 from detseg.images.reading import open_pixels, reads_parts
 from detseg.inference.blocks import apply_in_blocks, joined
-from detseg.inference.detector import Detector, InputImage, ParentImage, PreparedImage, batches, prefetch
+from detseg.inference.detector import Detector, PreparedImage
+from detseg.inference.image_model import InputImage, ParentImage
+from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.stitching import TileStore, stitch
 from detseg.inference.tile_store import TileFolder
 from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileGrid, Tiling, make_grid

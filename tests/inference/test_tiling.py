@@ -16,7 +16,8 @@ from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError
 from detseg.images.pixel_source import ArraySource
-from detseg.inference.detector import ModelDetector
+from detseg.inference.detector import Detector
+from detseg.inference.image_model import ImageModel
 from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling, make_grid
 
@@ -27,8 +28,8 @@ RECORD = ImageRecord(1, "", Path(), 0, 0, {})
 
 
 def tiles(tile=TILE, overlap=OVERLAP, **options) -> TilePredictor:
-    model = ModelDetector(ThresholdSegmenter(num_classes=1), preprocess=ImagePreprocess())
-    return TilePredictor(model, Tiling("always", tile, overlap), **options)
+    model = ImageModel(ThresholdSegmenter(num_classes=1), ImagePreprocess())
+    return TilePredictor(Detector([model]), Tiling("always", tile, overlap), **options)
 
 
 def predict(image, **options):
@@ -155,7 +156,7 @@ def test_batches_and_workers_change_nothing(options):
 def test_batches_hold_as_many_tiles_as_asked():
     predictor = tiles(batch_size=3)
     predictor.predict(RECORD, ArraySource(seam_scene(), {}))
-    sizes = [len(batch) for batch in predictor.detector.model.seen]
+    sizes = [len(batch) for batch in predictor.detector.models[0].model.seen]
     assert max(sizes) == 3
 
 
@@ -182,6 +183,6 @@ def test_what_only_the_border_of_a_tile_shows_is_dropped():
     """Cells lie apart from the imagined, which two tiles of a column may even agree on."""
     image = np.zeros((300, 300, 1), dtype=np.uint8)
     image[50:60, 40:60] = image[150:170, 150:160] = 255
-    model = ModelDetector(ImaginingSegmenter(num_classes=1), preprocess=ImagePreprocess())
-    answer = TilePredictor(model, Tiling("always", TILE, OVERLAP)).predict(RECORD, ArraySource(image, {}))
+    model = ImageModel(ImaginingSegmenter(num_classes=1), ImagePreprocess())
+    answer = TilePredictor(Detector([model]), Tiling("always", TILE, OVERLAP)).predict(RECORD, ArraySource(image, {}))
     assert_same_objects(answer, components(image))

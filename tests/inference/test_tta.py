@@ -10,7 +10,7 @@ from detseg.config import load_config
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
-from detseg.inference import ensemble
+from detseg.inference import detector
 from detseg.inference.predictor import Predictor
 from detseg.inference.symmetries import SYMMETRIES
 from detseg.inference.tta import MODES, AugmentationOptions, TestTimeAugmentation
@@ -123,7 +123,7 @@ def test_soft_masks_are_the_mean_of_the_views():
     answer = predictor(image, soft_masks=True)
     brighter = np.rint(np.clip(image + 0.25 * 255.0, 0, 255))
     mean = (image.astype(float) + brighter) / 2
-    windows = ensemble.soft_mask_windows(answer.boxes, 40, 50)
+    windows = detector.soft_mask_windows(answer.boxes, 40, 50)
     assert len(answer) > 2
     for crop, rle, (x0, y0, x1, y1) in zip(answer.soft_masks, answer.rles, windows, strict=True):
         assert np.abs(crop - mean[y0:y1, x0:x1]).max() <= 0.5
@@ -135,8 +135,8 @@ def test_soft_masks_are_the_mean_of_the_views():
 def test_features_that_are_not_kept_change_nothing(monkeypatch):
     image = blobs(40, 50)
     kept = make_predictor("flips", mode="merge_then_mask")(image)
-    monkeypatch.setattr(ensemble, "PIXELS_KEPT", 0)
-    monkeypatch.setattr(ensemble, "PIXELS_AT_ONCE", 0)
+    monkeypatch.setattr(detector, "PIXELS_KEPT", 0)
+    monkeypatch.setattr(detector, "PIXELS_AT_ONCE", 0)
     predictor = make_predictor("flips", mode="merge_then_mask")
     assert as_set(predictor(image)) == as_set(kept)
     assert {len(batch) for batch in predictor.model.seen} == {1}

@@ -23,7 +23,7 @@ SIZES = [(64, 96), (61, 75)]
 
 def load(run, *views, checkpoint="best", mode="merge_then_mask", size=0, **fusion) -> Predictor:
     predictor = Predictor.from_run(run, checkpoint=checkpoint, postprocess=False)
-    predictor.model_detector.size = TestSizeOptions(min_size=size, max_size=1000)
+    predictor.detector.models[0].size = TestSizeOptions(min_size=size, max_size=1000)
     if not views:
         return predictor
     settings = TestTimeAugmentation(parse_views(views), mode, FusionOptions(**fusion))

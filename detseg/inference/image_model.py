@@ -1,0 +1,163 @@
+"""A model together with what its images go through before: channels, scaling, inversion, size."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from detseg.data.augment.resampling import resize_image
+from detseg.data.intensity_range import IntensityRange, levels_of
+from detseg.data.preprocess import ImagePreprocess, TestSizeOptions, known_pixel_size, network_size
+from detseg.errors import ConfigError, DataError
+from detseg.inference.views import PLAIN, View
+from detseg.models.base import Segmenter
+
+logger = logging.getLogger(__name__)
+
+# Images with intensities that do not fit are named up to this many times; of a folder all are usually alike.
+_NAMED = 3
+# Images that are cut into tiles are not shrunk more than this unless it is asked for: little would be left of a cell.
+LEAST_SCALE = 0.2
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class ParentImage:
+    """The image that tiles are cut from, which decides on their scale at the network and on their intensities.
+
+    size: (height, width). facts, name: as of InputImage. overview: pixels (h, w, C) from all over it; None where no
+    model asks for them. scale: pixels at the network per pixel; None: as the model would see the whole image. levels:
+    what models measured on the overview.
+    """
+
+    size: tuple[int, int]
+    facts: Mapping[str, Any]
+    name: str
+    overview: np.ndarray | None = None
+    scale: float | None = None
+    levels: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image, or a tile of one.
+
+    pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as `images.reading.read_picture` gives
+    them (`pixel_size`, `channel_names`). name: for messages. parent: the image that this is a tile of, if it is one.
+    """
+
+    pixels: np.ndarray
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "image"
+    parent: ParentImage | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.pixels.shape[:2]
+
+
+@dataclass
+class ImageModel:
+    """A model with the preprocessing of its images, and what it is asked for where several models are combined.
+
+    model: any Segmenter; it is predicted with where it is (its device) and never trained here. preprocess: channels,
+    scaling and inversion, as in training. size: at which the network sees images. precision: "float32", or "bfloat16" /
+    "float16" for automatic mixed precision. intensities: what the model knows; None warns of nothing. weight: of its boxes and masks among those of other models. gives_boxes,
+    gives_masks: whether it is asked for them.
+
+    Raises:
+        ConfigError: a precision that does not exist.
+    """
+
+    model: Segmenter
+    preprocess: ImagePreprocess
+    size: TestSizeOptions = field(default_factory=TestSizeOptions)
+    precision: str = "float32"
+    intensities: IntensityRange | None = None
+    weight: float = 1.0
+    gives_boxes: bool = True
+    gives_masks: bool = True
+    _outside: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"the precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+
+    def network_size(self, image: InputImage, view: View = PLAIN) -> tuple[int, int]:
+        """Return (height, width) at which the network sees an image, before the view turns it."""
+        if image.parent is None:
+            return self._whole_size(image.size, image.facts, image.name, view)
+        y, x = self.tile_scale(image.parent, view)
+        return max(round(image.size[0] * y), 1), max(round(image.size[1] * x), 1)
+
+    def _whole_size(self, size: tuple[int, int], facts: Mapping[str, Any], name: str, view: View) -> tuple[int, int]:
+        short, longest = (view.short, view.longest) if view.short else (self.size.min_size, self.size.max_size)
+        pixel_size = self.size.pixel_size
+        height, width = network_size(*size, facts, pixel_size=pixel_size, short=short, longest=longest, source=name)
+        return max(round(height * view.scale), 1), max(round(width * view.scale), 1)
+
+    def tile_scale(self, parent: ParentImage, view: View = PLAIN) -> tuple[float, float]:
+        """Return pixels at the network per pixel (y, x) of a tile. Raises DataError where that is not known."""
+        if parent.scale is not None:
+            return parent.scale * view.scale, parent.scale * view.scale
+        pixel_size, short = self.size.pixel_size, view.short or self.size.min_size
+        if pixel_size and not short:
+            own = known_pixel_size(parent.facts, pixel_size, source=parent.name)
+            return own[0] / pixel_size * view.scale, own[1] / pixel_size * view.scale
+        height, width = self._whole_size(parent.size, parent.facts, parent.name, view)
+        if height < parent.size[0] * LEAST_SCALE and not pixel_size:
+            raise DataError(
+                f"{parent.name}: the model resizes images to a shorter edge of {short} pixels, which would shrink this "
+                f"one {parent.size[0] / height:.0f} times; say how its tiles are to be seen: --tile-scale 1 keeps the "
+                "pixels of the file"
+            )
+        return height / parent.size[0], width / parent.size[1]
+
+    def channels(self, image: InputImage) -> np.ndarray:
+        """Return the image (H, W, C) at its own size, channels chosen and scaled; a single channel is not repeated."""
+        about = {"source": image.name, "facts": image.facts}
+        levels = None
+        if image.parent is not None and image.parent.overview is not None:
+            known = image.parent.levels
+            if self.preprocess not in known:
+                known[self.preprocess] = self.preprocess.measure(image.parent.overview, **about)
+            levels = known[self.preprocess]
+        return self.preprocess.prepare(image.pixels, levels=levels, **about)
+
+    def resized(self, channels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return what the network takes (height, width, num_channels), of what `channels` gave."""
+        return self.preprocess.expand(resize_image(channels, *size))
+
+    def check_intensities(self, image: InputImage) -> None:
+        """Warn where an image, or rows from all over one, is far brighter or darker than what the model knows."""
+        if self.intensities is None or self.preprocess.scaling == "percentile":  # which fits every image
+            return
+        height, width = image.size
+        step = max(math.isqrt(height * width // 2**20), 1)
+        few = self.preprocess.prepare(image.pixels[::step, ::step], source=image.name, facts=image.facts)
+        misfit = self.intensities.misfit(levels_of(few))
+        if misfit is None:
+            return
+        self._outside += 1
+        if self._outside <= _NAMED:
+            logger.warning(
+                "%s: its intensities are %s: few objects, or wrong ones, will be found. Bring it to the range of the "
+                "training images, or train with INPUT.SCALING percentile, which does so with every image%s",
+                image.name,
+                misfit,
+                "; further images like this are not named" if self._outside == _NAMED else "",
+            )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the model computes with its precision."""
+        dtype = PRECISIONS[self.precision]
+        # Not every kind of device knows autocast, even one that is switched off.
+        return nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype)
