@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from detseg.errors import DataError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detseg.models.parity import Row
 
-DESCRIPTION = "Compare the native models with numbers computed by Detectron2; exits 1 when one lies beyond its bound."
+DESCRIPTION = "Compare the native models with numbers computed by Detectron2; exits 1 when one is beyond its bound."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE.npz", help="numbers to reproduce; FILE.json lies beside each")
+    parser.add_argument("files", nargs="+", metavar="FILE.npz", help="numbers to reproduce; FILE.json is beside each")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
         "--summary", action="store_true", help="print a Markdown table of the largest differences of every file instead"
@@ -26,13 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     import numpy as np
+    import torch
 
-    from detseg.models.parity import Case, check_case, compute
+    from detseg.files.atomic import make_folder, written_whole
+    from detseg.models.devices import choose_device
+    from detseg.models.parity import KINDS, Case, check_case, compute
 
-    device = _device(arguments.device)
+    device = choose_device(arguments.device)
+    if device.type == "cuda":
+        # The bounds hold for full single precision.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
     failed = 0
     if arguments.summary:
-        _print_summary_head()
+        print("| case | " + " | ".join(KINDS) + " |")
+        print("|---" * (len(KINDS) + 1) + "|")
     for file in arguments.files:
         case = Case.load(Path(file))
         computed = compute(case, device)
@@ -40,24 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
         _print_summary(case.path.stem, rows) if arguments.summary else _print_table(case.path.name, rows)
         failed += sum(not row.passed for row in rows)
         if arguments.dump:
-            _dump(Path(arguments.dump) / case.path.name, computed, np)
+            make_folder(Path(arguments.dump))
+            path = Path(arguments.dump) / case.path.name
+            with written_whole(path, "what was computed") as temporary, temporary.open("wb") as dump:
+                np.savez_compressed(dump, **computed)
+            print(f"  written: {path}")
     print(f"{failed} differences beyond their bounds" if failed else "everything within its bounds")
     return 1 if failed else 0
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda":
-        # The bounds hold for full single precision.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-    return device
 
 
 def _print_table(title: str, rows: Sequence[Row]) -> None:
@@ -66,13 +61,6 @@ def _print_table(title: str, rows: Sequence[Row]) -> None:
     for row in rows:
         mark = "" if row.passed else "   <-- beyond the bound"
         print(f"  {row.name:{width}}  {row.difference:9.2e}  bound {row.bound:7.1e}  {row.measure}{mark}")
-
-
-def _print_summary_head() -> None:
-    from detseg.models.parity import KINDS
-
-    print("| case | " + " | ".join(KINDS) + " |")
-    print("|---" * (len(KINDS) + 1) + "|")
 
 
 def _print_summary(name: str, rows: Sequence[Row]) -> None:
@@ -86,12 +74,3 @@ def _print_summary(name: str, rows: Sequence[Row]) -> None:
         cell = "" if row is None else f"{row.difference:.0e}" if row.difference else "0"
         cells.append(cell if row is None or row.passed else f"**{cell}**")
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-
-
-def _dump(path: Path, computed: Mapping[str, Any], np: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **computed)
-    temporary.replace(path)
-    print(f"  written: {path}")

@@ -85,13 +85,13 @@ class Detector:
     @property
     def takes_boxes(self) -> bool:
         """Whether `predict` gives masks to external boxes."""
-        return all(model.model.takes_boxes for model in self.models if model.gives_masks)
+        return all(model.segmenter.takes_boxes for model in self.models if model.gives_masks)
 
     @property
     def gives_soft_masks(self) -> bool:
         """Whether `predict` can keep the probabilities of masks."""
         is_averaged = not self.is_plain and self.settings.mode != FUSE
-        return is_averaged or all(model.model.gives_soft_masks for model in self.models)
+        return is_averaged or all(model.segmenter.gives_soft_masks for model in self.models)
 
     @property
     def needs_overview(self) -> bool:
@@ -139,8 +139,8 @@ class Detector:
             model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
             with model.autocast():
                 if boxes is None:
-                    return model.model.predict(images, sizes, soft_masks=soft_masks)
-                return model.model.predict_masks(images, boxes, sizes, soft_masks=soft_masks)
+                    return model.segmenter.predict(images, sizes, soft_masks=soft_masks)
+                return model.segmenter.predict_masks(images, boxes, sizes, soft_masks=soft_masks)
         if boxes is not None:
             return [self._merge_then_mask(one, given, soft_masks) for one, given in zip(prepared, boxes, strict=True)]
         if self.settings.mode == FUSE:
@@ -153,7 +153,7 @@ class Detector:
         found: list[Predictions] = []
         weights: list[float] = []
         for batch in self._batches(prepared):
-            found += batch.detect(needs_soft and batch.model.model.gives_soft_masks)
+            found += batch.detect(needs_soft and batch.model.segmenter.gives_soft_masks)
             weights += [batch.model.weight] * len(batch.views)
         fused = self._best(fuse(found, self.settings.fusion, weights))
         return fused if soft_masks else dataclasses.replace(fused, soft_masks=None)
@@ -249,12 +249,12 @@ class ViewBatch:
     def detect(self, soft_masks: bool) -> list[Predictions]:
         """Boxes and masks that every view finds, in the pixels of the image."""
         with self.model.autocast():
-            found = self.model.model.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
+            found = self.model.segmenter.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
         return self._mapped_back(found)
 
     def boxes(self) -> list[Predictions]:
         """Boxes that every view finds, in the pixels of the image."""
-        if not self.model.model.takes_boxes:
+        if not self.model.segmenter.takes_boxes:
             return [dataclasses.replace(one, rles=None) for one in self.detect(soft_masks=False)]
         with self.model.autocast():
             found = self._features().predict(masks=False)
@@ -278,7 +278,7 @@ class ViewBatch:
         return [view.symmetry.inverse.predictions(one) for view, one in zip(self.views, found, strict=True)]
 
     def _features(self) -> CachedFeatures:
-        features = self._cached or self.model.model.cache_features(self.arrays, self._output_sizes())
+        features = self._cached or self.model.segmenter.cache_features(self.arrays, self._output_sizes())
         self._cached = features if self.keep else None
         return features
 

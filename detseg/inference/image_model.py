@@ -68,7 +68,7 @@ class InputImage:
 class ImageModel:
     """A model with the preprocessing of its images, and what it is asked for where several models are combined.
 
-    model: any Segmenter; it is predicted with where it is (its device) and never trained here. preprocess: channels,
+    segmenter: any model; it is predicted with where it is (its device) and never trained here. preprocess: channels,
     scaling and inversion, as in training. size: at which the network sees images. precision: "float32", or "bfloat16" /
     "float16" for automatic mixed precision. intensities: what the model knows; None warns of nothing. weight: of its boxes and masks among those of other models. gives_boxes,
     gives_masks: whether it is asked for them.
@@ -77,7 +77,7 @@ class ImageModel:
         ConfigError: a precision that does not exist.
     """
 
-    model: Segmenter
+    segmenter: Segmenter
     preprocess: ImagePreprocess
     size: TestSizeOptions = field(default_factory=TestSizeOptions)
     precision: str = "float32"
@@ -160,4 +160,4 @@ class ImageModel:
         """The context in which the model computes with its precision."""
         dtype = PRECISIONS[self.precision]
         # Not every kind of device knows autocast, even one that is switched off.
-        return nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype)
+        return nullcontext() if dtype is None else torch.autocast(self.segmenter.device.type, dtype=dtype)

@@ -125,7 +125,7 @@ class Predictor:
     @property
     def model(self) -> Segmenter:
         """The model; of several that are combined, the first."""
-        return self.detector.models[0].model
+        return self.detector.models[0].segmenter
 
     @classmethod
     def from_model(

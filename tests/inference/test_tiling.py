@@ -156,7 +156,7 @@ def test_batches_and_workers_change_nothing(options):
 def test_batches_hold_as_many_tiles_as_asked():
     predictor = tiles(batch_size=3)
     predictor.predict(RECORD, ArraySource(seam_scene(), {}))
-    sizes = [len(batch) for batch in predictor.detector.models[0].model.seen]
+    sizes = [len(batch) for batch in predictor.detector.models[0].segmenter.seen]
     assert max(sizes) == 3
 
 
