@@ -70,8 +70,8 @@ class ImageModel:
 
     segmenter: any model; it is predicted with where it is (its device) and never trained here. preprocess: channels,
     scaling and inversion, as in training. size: at which the network sees images. precision: "float32", or "bfloat16" /
-    "float16" for automatic mixed precision. intensities: what the model knows; None warns of nothing. weight: of its boxes and masks among those of other models. gives_boxes,
-    gives_masks: whether it is asked for them.
+    "float16" for automatic mixed precision. intensities: what the model knows; None warns of nothing. weight: of its
+    boxes and masks among those of other models. gives_boxes, gives_masks: whether it is asked for them.
 
     Raises:
         ConfigError: a precision that does not exist.

@@ -7,7 +7,7 @@ import pytest
 
 from detseg.data.intensity_range import IntensityRange, levels_of
 from detseg.data.preprocess import ImagePreprocess
-from detseg.inference.detector import InputImage, ModelDetector
+from detseg.inference.image_model import ImageModel, InputImage
 
 
 def cells(top: float, dtype: str, background: float = 0.05, channels: int = 1) -> np.ndarray:
@@ -64,12 +64,10 @@ def test_eight_bits_suit_the_usual_normalizations_and_others_do_not(mean, std):
 def test_a_detector_warns_a_few_times_and_not_where_images_are_scaled_by_percentiles(caplog):
     image = InputImage(cells(60000, "uint16"), {}, "deep.tif")
     with caplog.at_level(logging.WARNING):
-        ModelDetector(None, preprocess=ImagePreprocess(scaling="percentile"), intensities=KNOWN).check_intensities(
-            image
-        )
-        ModelDetector(None, preprocess=ImagePreprocess()).check_intensities(image)
+        ImageModel(None, ImagePreprocess(scaling="percentile"), intensities=KNOWN).check_intensities(image)
+        ImageModel(None, ImagePreprocess()).check_intensities(image)
         assert caplog.messages == []
-        detector = ModelDetector(None, preprocess=ImagePreprocess(), intensities=KNOWN)
+        detector = ImageModel(None, ImagePreprocess(), intensities=KNOWN)
         for _ in range(10):
             detector.check_intensities(image)
     assert len(caplog.messages) == 3
