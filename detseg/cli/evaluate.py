@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-detections",
         type=int,
-        default=2000,
+        default=0,
         metavar="N",
-        help="detections of an image and class that COCO AP looks at (default %(default)s; COCO's own is 100)",
+        help="detections of an image and class that COCO AP looks at, best first (default: all; COCO's own limit is 100)",
     )
     parser.add_argument(
         "--group-by", metavar="FIELD", help="image-level field of the COCO file: scores for each of its values"
@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.files.atomic import written_whole
     from detseg.fusion.postprocess import Postprocess
 
-    if arguments.max_detections < 1:
-        raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more")
+    if arguments.max_detections < 0:
+        raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more, or 0 for all")
     outputs = _outputs(arguments)
     postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
     dataset = CocoDataset.load(arguments.ground_truth)

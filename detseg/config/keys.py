@@ -262,8 +262,15 @@ OWN_KEYS: dict[str, Key] = {
     "TEST.EARLY_STOP_PATIENCE": Key(
         0, "Stop after this many evaluations without a better TEST.BEST_METRIC; 0 never stops early."
     ),
-    "TEST.BEST_METRIC": Key("object_ap", "The number, of final_metrics.json, by which the best checkpoint is chosen."),
-    "TEST.MAX_DETECTIONS_COCO": Key(2000, "Detections an image that COCO AP counts, best scores first."),
+    "TEST.BEST_METRIC": Key(
+        "auto",
+        "The number, of final_metrics.json, by which the best checkpoint is chosen; `auto`: object_ap, or coco_bbox_ap "
+        "where MODEL.MASK_ON is False.",
+    ),
+    "TEST.MAX_DETECTIONS_COCO": Key(
+        0,
+        "Detections of an image and class that COCO AP counts, best scores first; 0 counts all (COCO's own limit is 100).",
+    ),
     "TEST.MAX_IMAGES_DURING_TRAINING": Key(
         0, "Images that evaluations during training use, spread evenly over the set; 0: all. The last takes all."
     ),

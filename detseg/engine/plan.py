@@ -23,7 +23,9 @@ BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox
 
 @dataclass(frozen=True)
 class TrainingPlan(Options):
-    """Periods are in iterations. best_metric: a key of the scores. patience: evaluations, 0 for endless."""
+    """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. patience: evaluations, 0 for
+    endless. has_masks: whether the model predicts any.
+    """
 
     section = "SOLVER"
 
@@ -37,7 +39,8 @@ class TrainingPlan(Options):
     checkpoint_keep: int = key("CHECKPOINT_KEEP", at_least=1)
     log_period: int = key("LOG_PERIOD", at_least=1)
     evaluation_period: int = key("TEST.EVAL_PERIOD", at_least=0)
-    best_metric: str = key("TEST.BEST_METRIC", choices=BEST_METRICS)
+    metric: str = key("TEST.BEST_METRIC", choices=("auto", *BEST_METRICS))
+    has_masks: bool = key("MODEL.MASK_ON")
     patience: int = key("TEST.EARLY_STOP_PATIENCE", at_least=0)
 
     def check(self, problems: Problems) -> None:
@@ -52,8 +55,16 @@ class TrainingPlan(Options):
             for name in ("TEST.EVAL_PERIOD", "TEST.EARLY_STOP_PATIENCE"):
                 if cfg[name] > 0:
                     problems.add(name, "there is nothing to evaluate: give DATASETS.TEST, or set 0")
-        elif not cfg.MODEL.MASK_ON and self.best_metric != "coco_bbox_ap":
-            problems.add("TEST.BEST_METRIC", "MODEL.MASK_ON is False, and only coco_bbox_ap scores boxes: set it")
+        elif not self.has_masks and self.best_metric != "coco_bbox_ap":
+            expected = "MODEL.MASK_ON is False, and only coco_bbox_ap scores boxes: set it, or auto"
+            problems.add("TEST.BEST_METRIC", expected)
+
+    @property
+    def best_metric(self) -> str:
+        """The score that chooses the best checkpoint."""
+        if self.metric != "auto":
+            return self.metric
+        return "object_ap" if self.has_masks else "coco_bbox_ap"
 
     @property
     def max_iter(self) -> int:
@@ -102,14 +113,14 @@ class ComputeOptions(Options):
 class EvaluationOptions(Options):
     """How predictions are scored.
 
-    max_detections: of an image and class, for COCO AP. max_images: how many images an evaluation during training looks
+    max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during training looks
     at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the loader
     balances; those of a field are scored separately in the final evaluation. overlays: images that it draws.
     """
 
     section = "TEST"
 
-    max_detections: int = key("MAX_DETECTIONS_COCO", at_least=1)
+    max_detections: int = key("MAX_DETECTIONS_COCO", at_least=0)
     max_images: int = key("MAX_IMAGES_DURING_TRAINING", at_least=0)
     overlays: int = key("OVERLAYS", at_least=0)
     balanced_by: str = key("DATALOADER.BALANCE_BY")

@@ -1,13 +1,14 @@
 """COCO box and mask AP, by faster-coco-eval, at any number of detections.
 
-COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells. The numbers are
-those of pycocotools at the same limit. Boxes of the truth are the tight boxes of its masks.
+COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells: here all count, unless
+a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight boxes of its masks.
 
 Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ from detseg.evaluation.ground_truth import ImageTruth
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
-MAX_DETECTIONS = 2000
+ALL = 0
+logger = logging.getLogger(__name__)
+
 # Objects of every size; COCO's own limits of small and large do not suit cells.
 ANY_AREA = [0.0, 1e10]
 
@@ -67,11 +70,12 @@ def _add_rows(
 
 
 def coco_precision(
-    truth: dict[str, Any], predictions: dict[str, Any], kind: str, max_detections: int = MAX_DETECTIONS
+    truth: dict[str, Any], predictions: dict[str, Any], kind: str, max_detections: int = ALL
 ) -> np.ndarray:
     """Return COCO's precision (T, R, K) float64; -1 for a class without an object in the truth.
 
-    truth, predictions: from `coco_annotations`. kind: "bbox" or "segm". max_detections: of an image and class.
+    truth, predictions: from `coco_annotations`. kind: "bbox" or "segm". max_detections: of an image and class, best
+    first; ALL counts every one.
     """
     from faster_coco_eval.core.coco import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
@@ -86,7 +90,7 @@ def coco_precision(
         side.createIndex()
         sides.append(side)
     evaluation = COCOeval_faster(*sides, iouType=kind, print_function=lambda *_: None)
-    evaluation.params.maxDets = [int(max_detections)]
+    evaluation.params.maxDets = [int(max_detections) or max(len(predictions["annotations"]), 1)]
     evaluation.params.areaRng = [ANY_AREA]
     evaluation.params.areaRngLbl = ["all"]
     evaluation.evaluate()
@@ -106,7 +110,7 @@ def coco_ap(
     truths: Sequence[ImageTruth],
     predictions: Sequence[Predictions],
     num_classes: int,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int = ALL,
 ) -> list[dict[str, float | None]]:
     """Return COCO AP for all classes (first entry: the mean over the classes) and of every class (1 + K entries).
 
@@ -114,6 +118,13 @@ def coco_ap(
     are None where predictions have no masks; a class without an object in the truth has None everywhere.
     """
     truth, found = coco_annotations(truths, predictions, num_classes)
+    most = max((int(np.bincount(image.classes).max()) for image in predictions if len(image)), default=0)
+    if 0 < max_detections < most:
+        logger.warning(
+            "COCO AP counts the best %d detections of an image and class, as was asked; an image has %d of one class",
+            max_detections,
+            most,
+        )
     results: list[dict[str, float | None]] = [{} for _ in range(1 + num_classes)]
     for kind in ("bbox", "segm"):
         has_masks = all(image.rles is not None for image in predictions)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.evaluation.coco_ap import MAX_DETECTIONS, coco_ap
+from detseg.evaluation.coco_ap import ALL, coco_ap
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
 from detseg.files.atomic import written_whole
@@ -30,14 +30,14 @@ def evaluate(
     ground_truth: GroundTruth | CocoDataset,
     predictions: Iterable[Predictions],
     *,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int = ALL,
     group_by: str | None = None,
     coco: bool = True,
 ) -> dict[str, Any]:
     """Score predictions against the truth of a data set.
 
     predictions: at most one Predictions an image, in any order; images without any count as predicted empty.
-    max_detections: of an image and class, only for COCO AP. group_by: an image-level field of the COCO file; adds
+    max_detections: of an image and class, only for COCO AP; ALL counts every one. group_by: an image-level field of the COCO file; adds
     `per_group`, the object scores of the images of each of its values. coco: False leaves COCO AP out (its keys are
     None).
 
@@ -107,7 +107,7 @@ def metrics_of(
     aligned: Sequence[Predictions],
     counts: Sequence[ObjectCounts] | None,
     *,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int = ALL,
     group_by: str | None = None,
     coco: bool = True,
 ) -> dict[str, Any]:

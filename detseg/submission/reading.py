@@ -37,7 +37,7 @@ def read_submission(
 ) -> Submission:
     """Read a CSV and check everything in it; `layout` None takes the format that its columns tell.
 
-    Problems: rows of another number of fields, images that are not to be predicted or have no row, run-lengths that are
+    Problems: columns that do not belong there, rows of another number of fields, images that are not to be predicted or have no row, run-lengths that are
     none, leave the image or overlap those of another row, an empty row beside others. Raises DataError where the file
     is no such table at all.
     """
@@ -45,6 +45,12 @@ def read_submission(
     table, layout = _read_table(path, layout)
     result = Submission(layout, rows=len(table.rows))
     found = [(_line_of(problem), problem) for problem in table.problems]
+    expected = [layout.key, layout.runs]
+    if sorted(table.columns) != sorted(expected):
+        others = ", ".join(repr(column) for column in table.columns if column not in expected)
+        found.append(
+            (1, f"{path}: line 1: has further columns ({others}); expected {','.join(expected)} and no others")
+        )
     rows_of: dict[str, list[Row]] = {}
     for row in table.rows:
         name = row.values[layout.key]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from detseg.evaluation.coco_ap import MAX_DETECTIONS
+from detseg.evaluation.coco_ap import ALL
 from detseg.evaluation.evaluate import align, count_all, metrics_of
 from detseg.evaluation.ground_truth import GroundTruth, as_ground_truth
 from detseg.evaluation.object_ap import IOU_THRESHOLDS
@@ -186,7 +186,7 @@ def evaluate_tuned(
     *,
     postprocess: Postprocess | None = None,
     score_threshold: float | None = None,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int = ALL,
     group_by: str | None = None,
     coco: bool = True,
 ) -> tuple[dict[str, Any], Postprocess]:

@@ -306,7 +306,6 @@ def test_boxes_alone_by_retinanet(data: Path, tmp_path: Path):
         "MODEL__RETINANET__NUM_CLASSES": 2,
         "MODEL__RETINANET__SCORE_THRESH_TEST": 0.0,
         "MODEL__MASK_ON": False,
-        "TEST__BEST_METRIC": "coco_bbox_ap",
         "SOLVER__MAX_ITER": 2,
     }
     run_training(training_config(data, tmp_path, "auto", **changes))

@@ -27,7 +27,7 @@ MODEL:
 DATASETS: {{TRAIN: [{data}], TEST: [{data}]}}
 DATALOADER: {{NUM_WORKERS: 0}}
 SOLVER: {{MAX_ITER: 2, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, STEPS: [], LOG_PERIOD: 1}}
-TEST: {{EVAL_PERIOD: 1, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 2, BEST_METRIC: coco_bbox_ap}}
+TEST: {{EVAL_PERIOD: 1, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 2}}
 SEED: 5
 OUTPUT_DIR: run
 """
@@ -66,7 +66,7 @@ def test_boxes_alone_are_trained_scored_by_their_boxes_and_written(here: Path) -
 
 
 def test_a_best_checkpoint_by_masks_is_refused_before_training(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "boxes.yaml", "TEST.BEST_METRIC=object_ap"]
+    words = ["--config", "boxes.yaml", "TEST.BEST_METRIC=object_ap"]  # named; left alone it follows MODEL.MASK_ON
     assert run_command("train_net", words, prog="train_net") == 2
     said = capsys.readouterr().err
     assert "TEST.BEST_METRIC" in said

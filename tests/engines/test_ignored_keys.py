@@ -47,6 +47,10 @@ def test_every_own_key_is_read_by_a_part():
     assert not set(kinds()) - set(detectron2_defaults()) - declared
 
 
+def test_scores_that_detectron2_expects_of_its_own_tests_are_no_reason_to_refuse_its_files():
+    validate_config(load_config(QUICKSTART, ["TEST.EXPECTED_RESULTS", "[['segm', 'AP', 42.6, 0.1]]", *NATIVE]))
+
+
 def test_switched_parts_name_keys():
     for prefix in SWITCHED_PARTS:
         assert any(name.startswith(prefix) for name in kinds()), f"{prefix} names no key"

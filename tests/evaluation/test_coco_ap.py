@@ -51,6 +51,18 @@ def test_more_than_a_hundred_detections_count():
     assert coco_ap(truths, predictions, 1, max_detections=100)[0]["coco_segm_ap"] < 0.5
 
 
+def test_no_detection_is_left_out_without_a_word(caplog):
+    size = (1200, 1200)
+    objects = [rectangle(x, y, x + 10, y + 10, size) for x in range(0, 1200, 20) for y in range(0, 1200, 20)]
+    truths, predictions = [truth_of(objects, size=size)], [predictions_of(objects, size=size)]
+    assert len(objects) == 3600
+    result = coco_ap(truths, predictions, 1)[0]
+    assert result["coco_segm_ap"] == result["coco_bbox_ap"] == pytest.approx(1)
+    assert caplog.messages == []
+    coco_ap(truths, predictions, 1, max_detections=2000)
+    assert "the best 2000 detections of an image and class, as was asked; an image has 3600" in caplog.text
+
+
 def test_known_answer():
     # One of two objects found, first in the list; then a false alarm: precision 1 up to recall 0.5, then 0.
     truths = [truth_of([rectangle(0, 0, 10, 10), rectangle(20, 20, 30, 30)])]

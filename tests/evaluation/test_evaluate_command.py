@@ -77,7 +77,7 @@ def test_postprocess_and_groups(case):
         (["--predictions", "gt.json"], "has no score"),
         (["--predictions", "p.json", "--json", "gt.json"], "--overwrite"),
         (["--predictions", "p.json", "--group-by", "colour"], "colour"),
-        (["--predictions", "p.json", "--max-detections", "0"], "--max-detections"),
+        (["--predictions", "p.json", "--max-detections", "-1"], "--max-detections"),
         (["--predictions", "p.json", "--json", "no/folder.json"], "folder"),
     ],
 )

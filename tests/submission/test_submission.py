@@ -166,6 +166,16 @@ def test_overlaps_are_found_as_pixel_by_pixel(tmp_path_factory, seed):
     assert lines == wanted or not masks
 
 
+@pytest.mark.parametrize("header", ["id,predicted,class", "id,height,predicted", "id,predicted,"])
+def test_further_columns_are_a_problem(tmp_path, header):
+    path = tmp_path / "s.csv"
+    row = ",".join("a" if name == "id" else "" for name in header.split(","))
+    path.write_text(f"{header}\n{row}\n")
+    (problem,) = read_submission(path, by_name([A])).problems
+    assert "line 1: has further columns" in problem
+    assert "expected id,predicted and no others" in problem
+
+
 @pytest.mark.parametrize("text", ["", "x,y\n1,2\n", "id;predicted"])
 def test_files_that_are_no_submission(tmp_path, text):
     path = tmp_path / "no.csv"

@@ -106,7 +106,6 @@ def advise_limits(data: Measurements, crops: Crops) -> list[Suggestion]:
     head_samples = next(n for n in (64, 128, 192, 256, 384, 512) if n >= min(3 * in_crop, 512))
     keys = {
         "TEST.DETECTIONS_PER_IMAGE": detections,
-        "TEST.MAX_DETECTIONS_COCO": max(detections, 2000),
         "MODEL.RPN.POST_NMS_TOPK_TEST": after_nms,
         "MODEL.RPN.PRE_NMS_TOPK_TEST": round_up(1.5 * after_nms),
         "MODEL.RPN.POST_NMS_TOPK_TRAIN": train_after,
