@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="detections of an image and class that COCO AP looks at, best first (default: all; COCO's own limit is 100)",
+        help="detections of an image and class that COCO AP counts, best first (default: all; COCO itself: 100)",
     )
     parser.add_argument(
         "--group-by", metavar="FIELD", help="image-level field of the COCO file: scores for each of its values"

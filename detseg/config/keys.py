@@ -269,7 +269,7 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "TEST.MAX_DETECTIONS_COCO": Key(
         0,
-        "Detections of an image and class that COCO AP counts, best scores first; 0 counts all (COCO's own limit is 100).",
+        "Detections of an image and class that COCO AP counts, best scores first; 0 counts all (COCO itself: 100).",
     ),
     "TEST.MAX_IMAGES_DURING_TRAINING": Key(
         0, "Images that evaluations during training use, spread evenly over the set; 0: all. The last takes all."

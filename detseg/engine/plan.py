@@ -23,8 +23,8 @@ BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox
 
 @dataclass(frozen=True)
 class TrainingPlan(Options):
-    """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. patience: evaluations, 0 for
-    endless. has_masks: whether the model predicts any.
+    """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. has_masks: whether the model
+    predicts any. patience: evaluations, 0 for endless.
     """
 
     section = "SOLVER"
@@ -113,9 +113,9 @@ class ComputeOptions(Options):
 class EvaluationOptions(Options):
     """How predictions are scored.
 
-    max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during training looks
-    at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the loader
-    balances; those of a field are scored separately in the final evaluation. overlays: images that it draws.
+    max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during
+    training looks at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the
+    loader balances; those of a field are scored separately in the final evaluation. overlays: images that it draws.
     """
 
     section = "TEST"

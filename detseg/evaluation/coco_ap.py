@@ -1,7 +1,8 @@
 """COCO box and mask AP, by faster-coco-eval, at any number of detections.
 
-COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells: here all count, unless
-a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight boxes of its masks.
+COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells: here all count,
+unless a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight
+boxes of its masks.
 
 Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1.
 """

@@ -37,9 +37,9 @@ def evaluate(
     """Score predictions against the truth of a data set.
 
     predictions: at most one Predictions an image, in any order; images without any count as predicted empty.
-    max_detections: of an image and class, only for COCO AP; ALL counts every one. group_by: an image-level field of the COCO file; adds
-    `per_group`, the object scores of the images of each of its values. coco: False leaves COCO AP out (its keys are
-    None).
+    max_detections: of an image and class, only for COCO AP; ALL counts every one. group_by: an image-level field of the
+    COCO file; adds `per_group`, the object scores of the images of each of its values. coco: False leaves COCO AP out
+    (its keys are None).
 
     Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
     mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and ..._ap50, ..._ap75), per_class (by name, the same keys

@@ -37,9 +37,9 @@ def read_submission(
 ) -> Submission:
     """Read a CSV and check everything in it; `layout` None takes the format that its columns tell.
 
-    Problems: columns that do not belong there, rows of another number of fields, images that are not to be predicted or have no row, run-lengths that are
-    none, leave the image or overlap those of another row, an empty row beside others. Raises DataError where the file
-    is no such table at all.
+    Problems: columns that do not belong there, rows of another number of fields, images that are not to be predicted or
+    have no row, run-lengths that are none, leave the image or overlap those of another row, an empty row beside others.
+    Raises DataError where the file is no such table at all.
     """
     path = Path(path)
     table, layout = _read_table(path, layout)

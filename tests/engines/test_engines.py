@@ -105,7 +105,7 @@ def test_no_engine_is_advised_that_refuses_too():
     for words, advised in (
         (["MODEL.RPN.HEAD_NAME", "OtherHead"], True),
         (["DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"], False),
-        (["TEST.EXPECTED_RESULTS", '[["bbox", "AP", 38.5, 0.2]]'], False),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "8"], False),
     ):
         with pytest.raises(ConfigError) as caught:
             validate_config(load_config(QUICKSTART, [*words, "MODEL.ENGINE", "native"]))
