@@ -23,8 +23,8 @@ BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox
 
 @dataclass(frozen=True)
 class TrainingPlan(Options):
-    """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. has_masks: whether the model
-    predicts any. patience: evaluations, 0 for endless.
+    """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. has_masks: of the model.
+    patience: evaluations, 0 for endless.
     """
 
     section = "SOLVER"
