@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from detseg.errors import WeightsError
+
 
 def capture_rng() -> dict[str, Any]:
     """States of torch's generators: (5056,) uint8 for the CPU, and one for each CUDA device of this process."""
@@ -36,7 +38,10 @@ def begin_rng(seed: int, rank: int, saved: dict[str, Any] | None) -> None:
     """
     states = [saved["rng"], *saved.get("rng_of_others", [])] if saved else []
     if rank < len(states):
-        restore_rng(states[rank])
+        try:
+            restore_rng(states[rank])
+        except Exception as error:  # torch raises whatever it meets in a damaged state
+            raise WeightsError(f"the checkpoint's states of random generators are damaged ({error})") from error
     elif rank == 0:
         torch.manual_seed(seed + 1)
     else:

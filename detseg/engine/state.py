@@ -173,23 +173,25 @@ class TrainingState:
         try:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.precision.load_state_dict(saved["scaler"])
+            if self.average is not None and saved["ema"] is not None:
+                self.average.load_state_dict(saved["ema"])
+            elif self.average is not None:
+                self.average = MovingAverage(self.model, self.average.decay)
+            self.best.load_state_dict(saved["progress"]["best"])
+            self.window.load_state_dict(saved["progress"]["window"])
+        except WeightsError:
+            raise
+        except Exception as error:  # what a damaged file makes torch's own readers raise is anything
             raise WeightsError(
-                f"{path} is of another model or optimizer than the configuration; resume with the run's own "
-                f"config.yaml or start another run ({error})"
+                f"{path} is of another model or optimizer than the configuration, or damaged; resume with the run's "
+                f"own config.yaml or start another run ({type(error).__name__}: {str(error)[:2000]})"
             ) from error
         for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(values)
-        self.precision.load_state_dict(saved["scaler"])
-        if self.average is not None and saved["ema"] is not None:
-            self.average.load_state_dict(saved["ema"])
-        elif self.average is not None:
-            self.average = MovingAverage(self.model, self.average.decay)
-        self.best.load_state_dict(saved["progress"]["best"])
-        self.window.load_state_dict(saved["progress"]["window"])
         self.iteration = saved["iteration"]
         if self.processes.is_main:
-            warn_of_another_environment(saved["environment"])
+            warn_of_another_environment(saved.get("environment", {}))
             self._warn_of_another_count(1 + len(saved.get("rng_of_others", [])))
 
     def _warn_of_another_count(self, before: int) -> None:

@@ -12,8 +12,8 @@ import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,15 +25,28 @@ _NUMBERS = re.compile(r"[<>|=]?(f[248]|i[1248]|u[1248]|b1)")
 _PYTHON_VALUES = re.compile(r"[<>|=]?O[48]?")
 
 
-def loads(content: bytes) -> Any:
+def loads(
+    content: bytes | BinaryIO,
+    allowed: Mapping[tuple[str, str], Any] | None = None,
+    *,
+    persistent_load: Callable[[Any], Any] | None = None,
+    more_tuples: int = 0,
+) -> Any:
     """Read a pickle of plain values and NumPy arrays; its strings of Python 2 are taken as latin1.
+
+    Args:
+        content: the pickle, or a file that is read from its position up to the pickle's end.
+        allowed: (module, name) -> what it stands for, in the place of `ALLOWED`.
+        persistent_load: what the pickle's references to the outside are looked up by; None: it must have none.
+        more_tuples: how many more tuples than usual it may have.
 
     Arrays and NumPy numbers in what comes back are to be taken out by `as_array`, arrays of Python values by `as_list`.
 
     Raises pickle.UnpicklingError for anything else, and whatever else a hostile file can make the unpickler fail with.
     """
-    tuples = 0
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(content), start=1):
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    begin, tuples = file.tell(), 0
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(file), start=1):
         tuples += opcode.name.startswith("TUPLE")
         # The memo is a table without holes: the unpickler allocates all of it up to the largest place.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
@@ -41,15 +54,18 @@ def loads(content: bytes) -> Any:
         # Registered extensions come from a cache, past `find_class`.
         if opcode.name.startswith("EXT"):
             raise pickle.UnpicklingError(f"the instruction {opcode.name} at byte {position} is not allowed")
-        if count > _MOST_INSTRUCTIONS or tuples > _MOST_TUPLES:
+        if count > _MOST_INSTRUCTIONS or tuples > _MOST_TUPLES + more_tuples:
             raise pickle.UnpicklingError("more instructions than any file of arrays has")
-    return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    size = file.tell() - begin
+    file.seek(begin)
+    return _Unpickler(file.read(size), ALLOWED if allowed is None else allowed, persistent_load).load()
 
 
 def as_array(value: Any) -> np.ndarray | None:
     """Return what `loads` put in the place of an array of numbers or a number, None for anything else."""
     if isinstance(value, _Array) and not isinstance(value.content, list):
-        return value.content
+        # Here and not while reading: a pickle can name the same bytes many times.
+        return value.content.astype(value.content.dtype.newbyteorder("="), copy=False)
     return np.asarray(value) if isinstance(value, np.generic) else None
 
 
@@ -59,9 +75,30 @@ def as_list(value: Any) -> list[Any] | None:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, allowed: Mapping[tuple[str, str], Any], outside: Any) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")
+        self._allowed, self._outside = allowed, outside
+        # A pickle can have the same text encoded again and again.
+        self._encoded, self._limit = 0, 4 * len(content)
+
+    def persistent_load(self, reference: Any) -> Any:
+        if self._outside is None:
+            raise pickle.UnpicklingError("it refers to what is not in it")
+        return self._outside(reference)
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("_codecs.encode is allowed only for bytes")
+        self._encoded += len(text)
+        if self._encoded > self._limit:
+            raise pickle.UnpicklingError("the same text is encoded many times")
+        return text.encode("latin1")
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return Named(self._encode)
         # NumPy 2 renamed its package `core`.
-        found = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
+        found = self._allowed.get((module.replace("numpy._core", "numpy.core"), name))
         if found is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed and was not run")
         return found
@@ -102,7 +139,7 @@ class _Array:
 
 
 def _filled(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    """Return the array of these bytes, in the byte order of this machine."""
+    """Return the array of these bytes, which are not copied."""
     if not isinstance(data, (bytes, bytearray, str)) or not isinstance(dtype, _DType) or dtype.numbers is None:
         raise pickle.UnpicklingError("an array's content is malformed")
     data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's strings were bytes
@@ -111,23 +148,16 @@ def _filled(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         raise pickle.UnpicklingError("an array's shape is malformed")
     if math.prod(shape) * dtype.numbers.itemsize != len(data):
         raise pickle.UnpicklingError(f"an array of shape {shape} does not have {len(data)} bytes")
-    array = np.frombuffer(data, dtype=dtype.numbers).reshape(shape, order=order)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return np.frombuffer(data, dtype=dtype.numbers).reshape(shape, order=order)
 
 
 def _reconstruct(array_type: Any, *_: Any) -> _Array:
-    if array_type is not _ALLOWED["numpy", "ndarray"]:
+    if array_type is not ALLOWED["numpy", "ndarray"]:
         raise pickle.UnpicklingError("arrays of other classes than numpy.ndarray are not allowed")
     return _Array(np.zeros(0, dtype=np.int8))
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("_codecs.encode is allowed only for bytes")
-    return text.encode("latin1")
-
-
-class _Callable:
+class Named:
     """What an allowed name stands for: a pickle can call it, and can neither change it nor make instances of it."""
 
     __slots__ = ("_call",)
@@ -144,13 +174,12 @@ class _Callable:
         raise pickle.UnpicklingError("functions cannot be changed")
 
 
-_ALLOWED = {
-    ("numpy", "ndarray"): _Callable(None),  # zoo files only name it
-    ("numpy", "dtype"): _Callable(_DType),
-    ("numpy.core.multiarray", "_reconstruct"): _Callable(_reconstruct),
-    ("numpy.core.multiarray", "scalar"): _Callable(lambda dtype, data: _filled(data, dtype, (), "C")[()]),
-    ("numpy.core.numeric", "_frombuffer"): _Callable(
+ALLOWED = {
+    ("numpy", "ndarray"): Named(None),  # zoo files only name it
+    ("numpy", "dtype"): Named(_DType),
+    ("numpy.core.multiarray", "_reconstruct"): Named(_reconstruct),
+    ("numpy.core.multiarray", "scalar"): Named(lambda dtype, data: _filled(data, dtype, (), "C")[()]),
+    ("numpy.core.numeric", "_frombuffer"): Named(
         lambda data, dtype, shape, order: _Array(_filled(data, dtype, shape, "F" if order == "F" else "C"))
     ),
-    ("_codecs", "encode"): _Callable(_encode),
 }

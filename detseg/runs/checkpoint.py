@@ -9,17 +9,17 @@ Both hold config (flat keys), classes (names), versions, threads. 'model' is a s
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from detseg.errors import WeightsError
+from detseg.errors import WeightsError, list_problems
 from detseg.files.atomic import write_atomically
+from detseg.models.weights.torch_file import read_torch_file
 
 FORMAT = 1
 
@@ -47,20 +47,64 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors and plain values and is not read, because that could run code: {error}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is no readable checkpoint; it may be cut off: copy it again ({error})") from error
+    state = read_torch_file(path)
     needed = {"model"} | ({"optimizer", "iteration", "position", "rng", "progress"} if for_training else set())
     missing = sorted(needed - state.keys()) if isinstance(state, dict) else sorted(needed)
     if missing:
         purpose = "to continue a training" if for_training else "as a checkpoint"
         raise WeightsError(f"{path} lacks {', '.join(missing)} {purpose}")
+    problems = [
+        f"{key}: {expected}" for key, (fits, expected) in _PARTS.items() if key in state and not fits(state[key])
+    ]
+    if problems:
+        raise WeightsError(
+            f"{path} is no checkpoint of detseg, or is damaged; expected\n{list_problems(problems)}\nIf it is another "
+            "program's, begin a training from it (MODEL.WEIGHTS), or predict with the configuration of its model "
+            "(--config)"
+        )
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
+def _is_average(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and _is_state(value.get("model")) and "updates" in value)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+# Parts of a checkpoint: whether a value fits, and what is expected.
+_PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is_state, "names with tensors"),
+    "ema": (_is_average, "nothing, or names with tensors in `model`, and the number of updates"),
+    "config": (_is_named, "keys with values"),
+    "classes": (_is_names, "a list of names"),
+    "engine": (lambda value: isinstance(value, str), "a name"),
+    "iteration": (_is_count, "a number from 0 on"),
+    "position": (_is_count, "a number from 0 on"),
+    "optimizer": (lambda value: _is_named(value) and {"state", "param_groups"} <= value.keys(), "its state and groups"),
+    "rng": (_is_named, "the states of random generators by name"),
+    "rng_of_others": (
+        lambda value: isinstance(value, list) and all(map(_is_named, value)),
+        "a list of states of random generators",
+    ),
+    "progress": (lambda value: _is_named(value) and {"best", "window"} <= value.keys(), "the best score and the means"),
+    "environment": (_is_named, "names with versions"),
+}
 
 
 def keep_numbered(last: Path, iteration: int, keep: int) -> None:

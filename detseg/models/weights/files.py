@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detseg.config.kinds import shorten
 from detseg.errors import WeightsError
 from detseg.files.atomic import written_whole
 from detseg.files.safe_pickle import as_array, loads
+from detseg.models.weights.torch_file import OLD_TORCH, read_torch_file
 
-# How torch.save began its files before they were zip archives: a pickled magic number.
-_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit for safetensors
 _ORIGIN = "detseg.origin"  # the key of `Weights.origin` in files
 WRITTEN_SUFFIXES = (".safetensors", ".pth")
@@ -46,55 +44,25 @@ def read_weights(path: str | Path) -> Weights:
             head = file.read(16)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    if head.startswith((b"PK", _OLD_TORCH)):
-        if head.startswith(b"PK"):
-            _check_archive(path)
-        expected = 'a .pth file of tensors and plain values, {"model": state_dict}, as detseg and Detectron2 write it'
-        return _from_content(path, _read(path, _torch_load, expected))
+    if head.startswith((b"PK", OLD_TORCH)):
+        return _from_content(path, read_torch_file(path))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
         return _read_safetensors(path)
     if head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"):
-        expected = "a pickle of names and NumPy arrays, as model zoos ship them"
-        return _from_content(path, _read(path, lambda path: loads(path.read_bytes()), expected))
+        try:
+            content = loads(path.read_bytes())
+        except Exception as error:  # a hostile file can make the reader fail in any way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise WeightsError(
+                f"{path}: cannot be read as weights ({reason[:200]}); expected a pickle of names and NumPy arrays, as "
+                "model zoos ship them, and nothing else in it. Is it cut off, or not what its name says? Take another "
+                "copy of it"
+            ) from None
+        return _from_content(path, content)
     raise WeightsError(
         f"{path}: this is neither a .pth, a .pkl nor a .safetensors file (it begins with {head[:8]!r}); is it cut off, "
         "or a web page saved under this name?"
     )
-
-
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read(path: Path, read: Callable[[Path], Any], expected: str) -> Any:
-    try:
-        return read(path)
-    except Exception as error:  # a hostile file can make a reader fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(
-            f"{path}: cannot be read as weights ({reason[:200]}); expected {expected}, and nothing else in it. Is it "
-            "cut off, or not what its name says? Take another copy of it"
-        ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse zip archives that torch.save cannot have written, before torch unpacks them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise WeightsError(f"{path}: is a zip archive that cannot be read ({error}); is it cut off?") from error
-    names = [entry.filename.split("/")[-1] for entry in entries]
-    if "constants.pkl" in names:
-        raise WeightsError(f"{path}: is a TorchScript program, not weights; save the model's state_dict instead")
-    if "data.pkl" not in names:
-        raise WeightsError(f"{path}: is a zip archive, but no PyTorch checkpoint (no data.pkl in it); unpack it first")
-    unpacked = sum(entry.file_size for entry in entries)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > path.stat().st_size:
-        raise WeightsError(
-            f"{path}: is a compressed archive, which torch.save does not write, of {unpacked} bytes; if you trust it, "
-            "load it with torch and save it again"
-        )
 
 
 def _from_content(path: Path, content: Any) -> Weights:
@@ -109,21 +77,26 @@ def _from_content(path: Path, content: Any) -> Weights:
             content = next((content[key] for key in ("model", "blobs", "state_dict") if key in content), content)
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f'{path}: holds no weights; expected {{"model": {{name: tensor}}}} or {{name: tensor}}')
-    state = {}
+    state: dict[str, Tensor] = {}
+    left = 4 * path.stat().st_size + 2**20  # a pickle can name the same array many times
     for name, value in content.items():
-        tensor = _as_tensor(path, name, value)
-        if tensor is None or not isinstance(name, str):
+        tensor = _as_tensor(path, name, value) if isinstance(name, str) else None
+        if tensor is None:
+            found = f"is a {type(value).__name__}" if isinstance(name, str) else "stands where a name is expected"
             raise WeightsError(
-                f"{path}: holds no weights: {str(name)[:80]!r} is a {type(value).__name__}; expected "
+                f"{path}: holds no weights: {shorten(name)} {found}; expected "
                 '{"model": {name: tensor}} or {name: tensor}'
             )
+        left -= tensor.numel() * tensor.element_size()
+        if left < 0:
+            raise WeightsError(f"{path}: holds the same numbers many times; this is no file of weights")
         state[name] = tensor
     return Weights(state, origin if isinstance(origin, str) else "")
 
 
 def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        return value if value.layout == torch.strided and not value.is_quantized else None
+        return value
     array = as_array(value)
     if array is None:
         return None
@@ -135,15 +108,15 @@ def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
 
 def _read_safetensors(path: Path) -> Weights:
     try:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
     except ImportError as error:
         raise WeightsError(f"{path}: reading it needs the package safetensors: pip install safetensors") from error
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             origin = (file.metadata() or {}).get(_ORIGIN, "")
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from error
+    except Exception as error:  # the package raises whatever torch does for a type of numbers that it does not know
+        raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from None
     if not state:
         raise WeightsError(f"{path}: holds no weights")
     return Weights(state, origin)

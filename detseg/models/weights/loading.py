@@ -16,7 +16,7 @@ from detseg.errors import WeightsError, list_problems
 from detseg.models.pretrained import note_torchvision_input
 from detseg.models.table import model_rules
 from detseg.models.weights.files import read_weights
-from detseg.models.weights.names import TORCHVISION, names_of_model
+from detseg.models.weights.names import TORCHVISION, names_of_model, without_shared_prefix
 from detseg.models.weights.sources import resolve_weights
 
 _logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def load_state(
 ) -> LoadReport:
     """Load a state_dict under the model's own names; see `load_weights`. `source` names it in messages."""
     own = model.state_dict()
+    state = without_shared_prefix(state, own)
     class_entries = getattr(model, "class_entries", CLASS_ENTRIES)
     report, problems, fitting = LoadReport(), [], {}
     for name, value in state.items():

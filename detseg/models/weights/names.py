@@ -11,6 +11,7 @@ the background.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from detseg.errors import WeightsError
 from detseg.models.weights.files import Weights
+
+_logger = logging.getLogger(__name__)
 
 TORCHVISION = "torchvision"
 
@@ -70,6 +73,23 @@ _WITHOUT_EPSILON = "maskrcnn_resnet50_fpn_coco-bf2d0c1e"
 _EPSILON = 1e-5
 # What follows the model's own prefix in the name of a backbone's entry.
 _BARE = re.compile(r"(?:.+\.)?((?:stem|res[2-5])\..+)")
+
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, Lightning
+
+
+def without_shared_prefix(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Mapping[str, Tensor]:
+    """Strip what wrappers of models put before all names, unless names are those of the model, `own`; log it."""
+    stripped = ""
+    while state and not any(name in own for name in state):
+        prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in state)), None)
+        if prefix is None or any(name == prefix for name in state):
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        stripped += prefix
+    if stripped:
+        _logger.info("all names of the weights begin with %s, which was stripped", stripped)
+    return state
 
 
 def is_caffe2(names: Collection[str]) -> bool:
@@ -145,7 +165,7 @@ def _mask_rcnn_name(name: str, parts: Mapping[str, str]) -> str | None:
 
 def detectron2_names(stored: Weights, file_name: str = "") -> Weights:
     """Rename to Detectron2's names what has those of Caffe2 or torchvision; those of only a backbone have no prefix."""
-    state = _with_usual_epsilon(stored.state, file_name)
+    state = _with_usual_epsilon(without_shared_prefix(stored.state), file_name)
     if is_caffe2(state):
         return Weights(from_caffe2(state), "caffe2")
     if "backbone.body.conv1.weight" in state and "rpn.head.cls_logits.weight" in state:
@@ -161,7 +181,7 @@ def names_of_model(stored: Weights, own: Collection[str], file_name: str = "") -
     Raises:
         WeightsError: entries of a backbone that fit several places of the model.
     """
-    state = _with_usual_epsilon(stored.state, file_name)
+    state = _with_usual_epsilon(without_shared_prefix(stored.state, own), file_name)
     if "backbone.body.conv1.weight" in own:  # a model with torchvision's own names
         prefix = "backbone.body." if _is_torchvision_resnet(state) else ""
         return Weights({prefix + name: value for name, value in state.items()}, TORCHVISION)
