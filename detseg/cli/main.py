@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from detseg.errors import DetsegError
+from detseg.files.names import printable
 from detseg.version import __version__
 
 # Name of the command -> what it does, in the order of a project's day.
@@ -123,16 +124,33 @@ def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
 def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
     """Run a command with its parsed words; see `run_command`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        if type(handler.formatter) is logging.Formatter:
+            handler.setFormatter(_Printable("%(message)s"))
     try:
         return module.run(arguments) or 0
     except DetsegError as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        # Of what no command looks at before it uses it: a name of 300 letters, a folder that vanished, a full disk.
+        if arguments.debug or error.filename is None:
+            raise
+        name = printable(os.fsdecode(error.filename))
+        print(f"error: {name[:200]}: cannot be used ({error.strerror})", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+class _Printable(logging.Formatter):
+    """Shows names from files without the characters that a terminal acts on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -86,8 +86,13 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
     return entry
 
 
-def load_dataset(name_or_path: str | os.PathLike[str], image_root: str | os.PathLike[str] = "") -> CocoDataset:
-    """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) overrides what catalog and JSON say."""
+def load_dataset(
+    name_or_path: str | os.PathLike[str], image_root: str | os.PathLike[str] = "", *, boxes: bool = False
+) -> CocoDataset:
+    """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) overrides what catalog and JSON say.
+
+    boxes: see CocoDataset.load.
+    """
     entry = resolve_dataset(name_or_path)
     root = entry.image_root
     if image_root:  # relative to the working folder, else to `$DETSEG_DATASETS`
@@ -97,7 +102,7 @@ def load_dataset(name_or_path: str | os.PathLike[str], image_root: str | os.Path
                 f"DATASETS.IMAGE_ROOT: there is no folder {image_root} in {Path.cwd()} or {datasets_folder()}"
             )
         root = found[0]
-    dataset = CocoDataset.load(entry.json, root)
+    dataset = CocoDataset.load(entry.json, root, boxes=boxes)
     return dataset.with_classes(entry.classes) if entry.classes else dataset
 
 

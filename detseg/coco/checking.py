@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import posixpath
 from collections import Counter
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detseg.coco.json_scan import read_json_text, scan_object
-from detseg.coco.masks import areas_of, is_empty, segmentation_problem
+from detseg.coco.masks import areas_of, is_box, is_empty, segmentation_problem
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
 from detseg.errors import DataError, list_problems
+from detseg.files.names import below
 from detseg.images.size import size_problem
 
 _DECODER = json.JSONDecoder()
@@ -26,7 +26,13 @@ _KNOWN = ("info", "images", "categories", "annotations")
 
 
 def read_coco(
-    path: Path, image_root: Path | None = None, *, skipped: list[str] | None = None, keep_empty: bool = False
+    path: Path,
+    image_root: Path | None = None,
+    *,
+    skipped: list[str] | None = None,
+    keep_empty: bool = False,
+    boxes: bool = False,
+    last_part: bool = False,
 ) -> dict[str, Any]:
     """Read a COCO file; return the fields of its CocoDataset.
 
@@ -36,6 +42,7 @@ def read_coco(
         skipped: where given, bad images and annotations are left out and what is wrong with them is added to this
             list. Of images with the same id or file name none is kept, since it is not known whose the annotations are.
         keep_empty: annotations without a pixel are kept, to be repaired.
+        boxes, last_part: see CocoDataset.load.
 
     Raises:
         DataError: with all problems of the file in one list.
@@ -56,10 +63,10 @@ def read_coco(
         image_root = path.parent / said
 
     problems: list[str] = []
-    categories = _read_categories(other["categories"], problems)
+    categories, category_ids = _read_categories(other["categories"], problems)
     is_fatal = bool(problems) or skipped is None
-    images, is_bad = _read_images(other["images"], image_root, problems)
-    checker = _AnnotationChecker(images, categories, problems, keep_empty)
+    images, is_bad = _read_images(other["images"], image_root, problems, last_part=last_part)
+    checker = _AnnotationChecker(images, category_ids, problems, keep_empty=keep_empty, boxes=boxes)
     for start, _ in spans:
         checker.add(_DECODER.raw_decode(text, start)[0])
     checker.check_rles()
@@ -69,6 +76,13 @@ def read_coco(
         problems += [
             f"annotation {number}: the id occurs {count} times" for number, count in counts.items() if count > 1
         ]
+    if len(checker.boxes_alone) > 1:
+        # One sentence for all that a file of boxes has.
+        problems = [problem for problem in problems if problem not in checker.boxes_alone]
+        problems.append(
+            f"{len(checker.boxes_alone)} of {len(spans)} annotations have a box (bbox) and no mask (segmentation): "
+            "masks are needed to train and score masks; a model of boxes alone (MODEL.MASK_ON False) reads bbox"
+        )
     if problems and is_fatal:
         raise DataError(
             f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; {_REMEDY}:\n{list_problems(problems)}"
@@ -82,26 +96,39 @@ def read_coco(
     return {"images": images, "categories": categories, "table": table, "info": info, "further": further}
 
 
-def _read_categories(rows: list[Any], problems: list[str]) -> list[Category]:
-    """Return the categories, sorted by id."""
+def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Category], list[int | str]]:
+    """Return the categories, sorted by id, and the id that annotations call each by.
+
+    Where all ids are texts, categories are numbered: by these where they are numbers, else from 1 on.
+    """
     categories: list[Category] = []
+    ids = [_whole(row.get("id")) if isinstance(row, dict) else None for row in rows]
+    are_texts = bool(ids) and all(is_text(value) for value in ids)
+    are_numbers = are_texts and all(value.isascii() and value.isdigit() and len(value) < 10 for value in ids)
     for number, row in enumerate(rows):
-        if isinstance(row, dict) and type(row.get("id")) is int and is_text(row.get("name")):
+        if (type(ids[number]) is int or are_texts) and is_text(row.get("name")):
             further = {key: value for key, value in row.items() if key not in ("id", "name")}
-            categories.append(Category(row["id"], row["name"], further, number))
+            new_id = ids[number] if not are_texts else int(ids[number]) if are_numbers else number + 1
+            categories.append(Category(new_id, row["name"], further, number))
         else:
-            problems.append(f"category number {number}: expected an id (a number) and a name, found {shown(row)}")
+            problems.append(
+                f"category number {number}: expected an id (a whole number, or a text in all categories) and a name, "
+                f"found {shown(row)}"
+            )
     for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
         for value in sorted({value for value in values if values.count(value) > 1}, key=str):
             problems.append(f"the category {what} {value!r} occurs twice")
-    return sorted(categories, key=lambda category: category.id)
+    categories.sort(key=lambda category: category.id)
+    return categories, [ids[category.position] for category in categories]
 
 
-def _read_images(rows: list[Any], root: Path, problems: list[str]) -> tuple[list[ImageRecord], list[bool]]:
+def _read_images(
+    rows: list[Any], root: Path, problems: list[str], *, last_part: bool = False
+) -> tuple[list[ImageRecord], list[bool]]:
     """Return the images of a COCO file's list, and which of them are bad; what is wrong goes to `problems`.
 
     Rows without an id are left out. Of several images with the same id or file name all are bad. The size of an image
-    without one is 0 x 0.
+    without one is 0 x 0. last_part: take the last part of each file name.
     """
     images: list[ImageRecord] = []
     is_bad: list[bool] = []
@@ -111,8 +138,8 @@ def _read_images(rows: list[Any], root: Path, problems: list[str]) -> tuple[list
         if not isinstance(row, dict):
             problems.append(f"image number {position}: expected an object, found {kind_of(row)}")
             continue
-        image_id, file_name = row.get("id"), row.get("file_name")
-        if not isinstance(image_id, (int, str)):
+        image_id, file_name = _whole(row.get("id")), row.get("file_name")
+        if not isinstance(image_id, (int, str)) or isinstance(image_id, bool):
             problems.append(
                 f"image number {position}: its id is {kind_of(image_id)}; expected a whole number or a text"
             )
@@ -123,7 +150,15 @@ def _read_images(rows: list[Any], root: Path, problems: list[str]) -> tuple[list
         else:
             sides = f"{shown(row.get('height'))} and {shown(row.get('width'))}"
             wrong_size, height, width = f"expected height and width in pixels, found {sides}", 0, 0
-        found = [problem for problem in (_file_name_problem(file_name), wrong_size) if problem]
+        found = [wrong_size] if wrong_size else []
+        try:
+            if not is_text(file_name) or not file_name:
+                raise DataError(f"its file_name is {shown(file_name)}; expected a path relative to the image root")
+            if last_part:
+                file_name = file_name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+            file_name = below(file_name, root)
+        except DataError as error:
+            found.insert(0, str(error))
         name = f"image {file_name if is_text(file_name) else image_id} (number {position})"
         problems += [f"{name}: {problem}" for problem in found]
         metadata = {key: value for key, value in row.items() if key not in ("id", "file_name", "height", "width")}
@@ -143,6 +178,11 @@ def _read_images(rows: list[Any], root: Path, problems: list[str]) -> tuple[list
     return images, is_bad
 
 
+def _whole(value: Any) -> Any:
+    """Return a whole number that is written as a float, as 3.0, as int; else the value."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _pixels(value: Any) -> int | None:
     """Return a whole number of pixels from 1 on, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 1 <= value < 2**31:
@@ -150,27 +190,24 @@ def _pixels(value: Any) -> int | None:
     return int(value) if int(value) == value else None
 
 
-def _file_name_problem(name: Any) -> str | None:
-    """Say why a file name cannot be used below the image root, on any system, or None."""
-    if not is_text(name) or not name or "\0" in name:
-        return f"its file_name is {shown(name)}; expected a path relative to the image root"
-    slashed = name.replace("\\", "/")
-    leads_out = posixpath.normpath(slashed).split("/")[0] in ("..", ".")
-    if slashed.startswith("/") or PureWindowsPath(name).drive or leads_out:
-        return "its file_name leads out of the image root; expected a path below it (see DATASETS.IMAGE_ROOT)"
-    return None
-
-
 class _AnnotationChecker:
     """Looks at one annotation after the other and keeps the little that is needed of it."""
 
     def __init__(
-        self, images: list[ImageRecord], categories: list[Category], problems: list[str], keep_empty: bool
+        self,
+        images: list[ImageRecord],
+        category_ids: list[int | str],
+        problems: list[str],
+        *,
+        keep_empty: bool,
+        boxes: bool,
     ) -> None:
         self._images = images
         self._keep_empty = keep_empty
+        self._boxes = boxes
+        self.boxes_alone: set[str] = set()  # problems of annotations that have a box and no mask
         self._index_of_image = {image.image_id: index for index, image in enumerate(images)}
-        self._index_of_category = {category.id: index for index, category in enumerate(categories)}
+        self._index_of_category = {value: index for index, value in enumerate(category_ids)}
         self._problems = problems
         self._waiting: list[tuple[int, str, dict[str, Any]]] = []
         self.ids: list[Any] = []
@@ -197,6 +234,11 @@ class _AnnotationChecker:
                 record, segmentation = self._images[image], annotation.get("segmentation")
                 name = f"{name} (image {record.file_name})"
                 problem = segmentation_problem(segmentation, record.height, record.width)
+                if problem and is_empty(segmentation) and is_box(annotation.get("bbox")):
+                    if self._boxes:
+                        problem = None
+                    else:
+                        self.boxes_alone.add(f"{name}: {problem}")
                 if problem and not (self._keep_empty and is_empty(segmentation)):
                     self._report(number, f"{name}: {problem}")
                 elif not problem and isinstance(segmentation, dict):
@@ -213,7 +255,7 @@ class _AnnotationChecker:
 
     def _lookup(self, indices: dict[Any, int], annotation: dict[str, Any], key: str, name: str, where: str) -> int:
         value = annotation.get(key)
-        index = indices.get(value, -1) if isinstance(value, (int, str)) else -1
+        index = indices.get(value, -1) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1
         if index < 0:
             self._report(len(self._bad) - 1, f'{name}: its {key} {shown(value)} is none of the file\'s "{where}"')
         return index
@@ -241,6 +283,7 @@ class _AnnotationChecker:
             ends=limits[:, 1].copy(),
             classes=np.array(self._class_indices, dtype=np.int32)[order],
             crowd=np.array(self._crowd, dtype=bool)[order],
+            boxes=self._boxes,
             offsets=np.searchsorted(owner[order], np.arange(num_images + 1)).astype(np.int64),
         )
 

@@ -67,6 +67,8 @@ class CocoDataset:
         *,
         skipped: list[str] | None = None,
         keep_empty: bool = False,
+        boxes: bool = False,
+        last_part: bool = False,
     ) -> CocoDataset:
         """Read a COCO file (.json or .json.gz): polygons, RLE compressed or not, crowds; area and bbox are not needed.
 
@@ -76,13 +78,16 @@ class CocoDataset:
                 file's folder), else the file's folder.
             skipped: where given, bad images and annotations are left out, and what is wrong with them is added to it.
             keep_empty: annotations without a pixel are kept, to be repaired.
+            boxes: the pixels of the bbox stand for a mask that there is not, for models of boxes alone.
+            last_part: of every file name only the last part is taken, for images that all are in the image root.
 
         Raises:
             DataError: the file is missing or no COCO data set; or all that is wrong with its images, categories and
                 annotations, in one list. The images themselves are not looked at: see `check_images_exist`.
         """
         root = Path(image_root) if image_root else None
-        return cls(name=str(path), **read_coco(Path(path), root, skipped=skipped, keep_empty=keep_empty))
+        options = {"skipped": skipped, "keep_empty": keep_empty, "boxes": boxes, "last_part": last_part}
+        return cls(name=str(path), **read_coco(Path(path), root, **options))
 
     def save(
         self,

@@ -53,6 +53,25 @@ def is_empty(segmentation: Any) -> bool:
     )
 
 
+def is_box(bbox: Any) -> bool:
+    """Whether a value is a COCO bbox, [x, y, width, height], that covers something."""
+    return (
+        isinstance(bbox, list)
+        and len(bbox) == 4
+        and all(type(number) in (int, float) and math.isfinite(number) for number in bbox)
+        and bbox[2] > 0
+        and bbox[3] > 0
+    )
+
+
+def box_to_rle(bbox: Sequence[float], height: int, width: int) -> dict[str, Any]:
+    """Return the pixels that a COCO bbox covers, those of its border whole, as a compressed RLE."""
+    x, y, across, down = bbox
+    x0, y0 = (min(max(math.floor(value), 0), most) for value, most in ((x, width), (y, height)))
+    x1, y1 = (min(max(math.ceil(value), 0), most) for value, most in ((x + across, width), (y + down, height)))
+    return rle_codec.encode_crop(np.ones((max(y1 - y0, 0), max(x1 - x0, 0)), dtype=bool), x0, y0, height, width)
+
+
 def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int, width: int) -> dict[str, Any]:
     """Return a segmentation without problems as a compressed RLE; parts outside of the image are cut off.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detseg.coco.masks import to_rle
+from detseg.coco.masks import box_to_rle, is_empty, to_rle
 from detseg.structures import rle as rle_codec
 
 
@@ -43,7 +43,7 @@ class AnnotationTable:
 
     text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, where each annotation's JSON is in it.
     classes: (A,) int32, 0-based. crowd: (A,) bool. offsets: (images + 1,) int64; image i has rows
-    offsets[i]:offsets[i + 1].
+    offsets[i]:offsets[i + 1]. boxes: whether the box stands for the mask where there is none.
     """
 
     text: np.ndarray
@@ -52,6 +52,7 @@ class AnnotationTable:
     classes: np.ndarray
     crowd: np.ndarray
     offsets: np.ndarray
+    boxes: bool = False
 
     def rows(self, image: int) -> slice:
         """Return the rows of image number `image`."""
@@ -66,9 +67,14 @@ class AnnotationTable:
     def rles(self, image: int, height: int, width: int) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Return the masks of an image as compressed RLEs, and which of them (N,) bool are polygons without a pixel."""
         annotations = self.decode(image)
-        rles = [to_rle(annotation["segmentation"], height, width) for annotation in annotations]
+        masks = [annotation.get("segmentation") for annotation in annotations]
+        is_boxed = [self.boxes and is_empty(mask) for mask in masks]
+        rles = [
+            box_to_rle(annotation["bbox"], height, width) if boxed else to_rle(mask, height, width)
+            for annotation, mask, boxed in zip(annotations, masks, is_boxed, strict=True)
+        ]
         empty = np.zeros(len(rles), dtype=bool)
-        polygons = [n for n, annotation in enumerate(annotations) if isinstance(annotation["segmentation"], list)]
+        polygons = [n for n, mask in enumerate(masks) if isinstance(mask, list) or is_boxed[n]]
         if polygons:
             empty[polygons] = rle_codec.area([rles[number] for number in polygons]) == 0
         return rles, empty
@@ -104,4 +110,5 @@ class AnnotationTable:
                 + [first_rows[-1:]],
                 dtype=np.int64,
             ),
+            boxes=any(table.boxes for table in tables),
         )

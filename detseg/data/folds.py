@@ -27,6 +27,7 @@ from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
+from detseg.files.names import to_cell
 from detseg.files.table import read_table
 
 FOLD, FILE_NAME, IMAGE_ID = "fold", "file_name", "image_id"
@@ -128,7 +129,7 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
 
 
 def fold_name(fold: int) -> str:

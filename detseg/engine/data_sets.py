@@ -79,7 +79,7 @@ def load_folded_set(cfg: Config) -> tuple[CocoDataset, np.ndarray]:
 
 def _load(cfg: Config, name: str) -> CocoDataset:
     make_missing_sets([name])
-    dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT)
+    dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT, boxes=not cfg.MODEL.MASK_ON)
     names, expected = dataset.class_names, num_classes(cfg)
     if len(names) != expected:
         raise ConfigError(

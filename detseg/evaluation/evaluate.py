@@ -6,9 +6,9 @@ threshold and without overlaps; `detseg.tuning.thresholds` chooses the threshold
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from detseg.errors import DataError
 from detseg.evaluation.coco_ap import ALL, coco_ap
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
-from detseg.files.atomic import written_whole
+from detseg.files.table import write_csv
 from detseg.structures import Predictions
 
 if TYPE_CHECKING:
@@ -177,10 +177,5 @@ def image_table(ground_truth: GroundTruth, counts: Sequence[ObjectCounts]) -> li
 def write_image_table(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows of `image_table` as CSV (UTF-8, comma, a header; undefined scores are empty)."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (
-        written_whole(path, "the table of images") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    cells = ([row.get(column, "") for column in columns] for row in rows)
+    write_csv(Path(path), [columns, *cells], "the table of images")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
+from detseg.files.names import from_cell, printable, to_cell
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "or tabs"}
 
@@ -137,12 +138,14 @@ def _read_rows(text: str, separator: str, name: str, wanted: Sequence[str]) -> T
         if len(fields) != len(columns):
             problems.append(f"{name}: line {line}: has {len(fields)} fields; expected {len(columns)}, as columns")
             continue
-        rows.append(Row(line, {column: field.strip() for column, field in zip(columns, fields, strict=True)}))
+        values = {column: from_cell(field.strip()) for column, field in zip(columns, fields, strict=True)}
+        rows.append(Row(line, values))
     return Table(name, columns, rows, problems)
 
 
 def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Return rows of texts as a table for people: the columns `left` flush left, the others, numbers, flush right."""
+    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -154,6 +157,9 @@ def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]], what: str) -> None:
-    """Write rows as a CSV file; what is there is replaced. Raises DataError where `what` cannot be written."""
+    """Write rows as a CSV file, in which nothing is a formula; what is there is replaced.
+
+    Raises DataError where `what` cannot be written.
+    """
     with written_whole(path, what) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows([to_cell(value) for value in row] for row in rows)

@@ -20,14 +20,16 @@ class CocoFile(Reader):
     Masks of all forms become compressed run-lengths, ids are written anew, further fields of images are kept.
     """
 
-    def __init__(self, annotations: Path, *, image_root: Path | None = None) -> None:
+    def __init__(self, annotations: Path, *, image_root: Path | None = None, last_part: bool = False) -> None:
         """Read the file; what is wrong with its images and annotations becomes `problems`.
+
+        last_part: see CocoDataset.load.
 
         Raises DataError where it is no COCO file, or has no image that can be used.
         """
         self.input_keys = read_input_keys(annotations)
         problems: list[str] = []
-        self._dataset = CocoDataset.load(annotations, image_root, skipped=problems)
+        self._dataset = CocoDataset.load(annotations, image_root, skipped=problems, last_part=last_part)
         images = self._dataset.images
         if not images:
             listed = "".join(f"\n  - {problem}" for problem in problems[:20])

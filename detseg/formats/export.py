@@ -12,6 +12,7 @@ import numpy as np
 from detseg.coco.dataset import ImageRecord
 from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import make_folder
+from detseg.files.names import has_drive
 from detseg.files.table import write_csv
 from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile
@@ -137,7 +138,7 @@ def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[
     taken: dict[Path, str] = {}
     for name in file_names:
         relative = PurePosixPath(name.replace("\\", "/"))
-        if not relative.name or relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
+        if not relative.name or relative.is_absolute() or ".." in relative.parts or has_drive(name):
             raise DataError(f"{name}: nothing can be written for a file name that leads out of its folder")
         path = Path(folder, *relative.parent.parts, relative.stem + ending)
         if path in taken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from detseg.coco.checking import is_text
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
+from detseg.files.names import has_drive
 from detseg.images.reading import decode_picture, read_picture
 
 # The largest member of an archive that is unpacked: a few bytes can claim any size.
@@ -163,4 +164,4 @@ def _is_shown(name: str) -> bool:
 
 def _leads_out(name: str) -> bool:
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    return ".." in parts or name.startswith(("/", "\\")) or bool(PureWindowsPath(name).drive)
+    return ".." in parts or name.startswith(("/", "\\")) or has_drive(name)

@@ -84,7 +84,7 @@ class LabelCheck:
 def check_labels(dataset: CocoDataset, most: int = 0) -> list[str]:
     """Return what is not plausible in the masks of a data set, one text each. most: images to look at, 0 for all."""
     labels = LabelCheck()
-    step = -(-len(dataset) // most) if most else 1
+    step = max(-(-len(dataset) // most), 1) if most else 1
     for index in range(0, len(dataset), step):
         rles, _, crowd = dataset.annotations(index)
         own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]

@@ -138,6 +138,11 @@ FORMATS = {
         (
             _path("--annotations", "COCO file, .json or .json.gz", metavar="FILE", required=True),
             _path("--image-root", "folder of its images, where it is another one than the file says", metavar="DIR"),
+            Option(
+                "--last-part",
+                action="store_true",
+                help="take the last part of every file name: for names that lead elsewhere, of images in one folder",
+            ),
         ),
     ),
     "dsb2018": Format(

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from detseg.coco.checking import is_text
 from detseg.coco.dataset import CocoDataset, ImageRecord
-from detseg.errors import DataError
+from detseg.errors import DataError, list_problems
 from detseg.images.planes import FIELD as PLANE
 from detseg.images.reading import SUFFIXES, open_pixels
 from detseg.images.zarr_source import is_zarr
@@ -74,6 +75,12 @@ def find_images(
         ]
         return ImageList(records, {category.name: category.id for category in dataset.categories})
     files = list(dict.fromkeys(Path(os.path.abspath(file)) for path in paths for file in _expand(path)))
+    unreadable = [str(file) for file in files if not is_text(str(file))]
+    if unreadable:
+        raise DataError(
+            f"--images: {len(unreadable)} files have names that are no UTF-8; rename them:\n"
+            f"{list_problems([ascii(name) for name in unreadable])}"
+        )
     try:
         root = Path(os.path.commonpath([file.parent for file in files]))
     except ValueError:
@@ -166,6 +173,8 @@ def _listed(path: Path) -> list[Path]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--images: the list {path} cannot be read ({error}); expected a text file") from None
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if any("\0" in name for name in names):
+        raise DataError(f"--images: the list {path} holds a NUL character; expected a text file")
     if not names:
         raise DataError(f"--images: the list {path} names no image; expected a path a line")
     found: list[Path] = []

@@ -1,0 +1,72 @@
+"""Names from files of others: what they may be, and how they are shown to people and written into tables."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path, PureWindowsPath
+
+from detseg.errors import DataError
+
+# Bytes of one part of a path that any usual file system takes.
+MAX_PART = 255
+# Characters that terminals and spreadsheets act on instead of showing them; also those that turn the text around.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What a spreadsheet takes for the beginning of a formula; numbers are none.
+_FORMULA = ("=", "+", "-", "@", "\t")
+
+
+def has_drive(name: str) -> bool:
+    """Whether a path begins with a drive of Windows; elsewhere `a:b.png` is a file like any other."""
+    return bool(PureWindowsPath(name).drive) and (os.name == "nt" or name[2:3] in ("/", "\\") or name[:2] == "\\\\")
+
+
+def below(name: str, root: Path) -> str:
+    """Return a file name of a data set as a path below its image root, with slashes.
+
+    Absolute names and those with `..` are legal where they lead below the root. Raises DataError for all others.
+    """
+    slashed = name.replace("\\", "/")
+    if "\0" in name or not slashed.strip("/"):
+        raise DataError(f"its file_name is {name!r}; expected a path relative to the image root")
+    longest = max(slashed.split("/"), key=len)
+    if len(longest.encode("utf-8", "surrogatepass")) > MAX_PART:
+        raise DataError(
+            f"its file_name has a part of {len(longest)} letters ({longest[:20]!r}...), no file can have it"
+        )
+    is_absolute = slashed.startswith("/") or has_drive(name)
+    if not is_absolute and posixpath.normpath(slashed).split("/")[0] not in ("..", "."):
+        return name
+    base = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(base, slashed))
+    if os.path.commonpath([base, path]) != base or path == base or (has_drive(name) and os.name != "nt"):
+        raise DataError(
+            f"its file_name leads out of the image root {root}; expected a path below it (see DATASETS.IMAGE_ROOT); "
+            "where the images are there, `detseg prepare coco --last-part` takes the last part of each name"
+        )
+    return os.path.relpath(path, base).replace(os.sep, "/")
+
+
+def printable(text: str) -> str:
+    """Return a text with codes for the characters that a terminal would act on; line ends stay."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def to_cell(value: object) -> object:
+    """Return a value of a CSV so that a spreadsheet runs nothing: before a formula stands an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def from_cell(text: str) -> str:
+    """Return what was written by `to_cell`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
