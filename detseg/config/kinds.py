@@ -104,6 +104,20 @@ def literal(text: str) -> Any:
         return text
 
 
+def list_of_words(kind: Kind, text: str) -> Any:
+    """What a word of the command line means to a key that takes a list of names, whose quotes the shell has removed.
+
+    `[a, b]` is a list and `a` a list of one; anything else, and text for other keys, is returned as it is.
+    """
+    if kind.depths != (1,) or kind.scalar not in ("str", "any") or isinstance(literal(text), (list, tuple, type(None))):
+        return text
+    names = [text.strip()]
+    if text.strip()[:1] + text.strip()[-1:] in ("[]", "()"):
+        names = [name.strip() for name in text.strip()[1:-1].split(",")]
+    values = [(name, literal(name)) for name in names if name]
+    return [value if kind.scalar == "any" or isinstance(value, str) else name for name, value in values]
+
+
 def _decode_text(kind: Kind, text: str) -> Any:
     value = literal(text)
     if kind.scalar == "str" and kind.depths == (0,):

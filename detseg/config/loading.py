@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from detseg.config.kinds import Kind, WrongKindError, coerce
+from detseg.config.kinds import Kind, WrongKindError, coerce, list_of_words
 from detseg.config.node import Config, unknown_key_message
 from detseg.config.schema import Schema, schema
 from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, Setting, read_config_file
@@ -123,6 +123,8 @@ def parse_overrides(words: Sequence[Any], known: Schema | None = None) -> list[S
             value = next(remaining, missing)
             if value is missing:
                 raise ConfigError(f"{_COMMAND_LINE}: {key} has no value; write {key} VALUE or {key}=VALUE")
+        if isinstance(value, str):
+            value = list_of_words(known.kinds[key], value)
         settings.append(Setting(key, value, _COMMAND_LINE))
     return settings
 

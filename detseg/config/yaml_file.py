@@ -6,6 +6,7 @@ hand, because a loader's dictionaries have already lost the line numbers and the
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import yaml
 
+from detseg.config.fork_keys import FORK_KEYS, changes_nothing, fork_key_message
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
 from detseg.config.schema import Schema
 from detseg.errors import ConfigError, all_problems
+
+logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 IMPORTS_KEY = "MODEL.IMPORTS"
@@ -73,6 +77,13 @@ def _read_text(path: Path, included_by: str) -> str:
     try:
         if path.is_dir():
             raise ConfigError(f"{path}{by}: is a folder, expected a YAML file")
+        if path.suffix == ".py" and path.is_file():
+            raise ConfigError(
+                f"{path}{by}: is a Python file (Detectron2's lazy configuration), which would have to be run; only "
+                "YAML is read. Take the YAML file of the same model (Detectron2's configs/COCO-InstanceSegmentation, "
+                "or those in configs/ here) as _BASE_ of one that says what differs, KEY: VALUE; a model that exists "
+                "only as a lazy configuration is trained with Detectron2's own tools/lazyconfig_train_net.py"
+            )
         if path.stat().st_size > _LARGEST_FILE:
             raise ConfigError(f"{path}{by}: has {path.stat().st_size} bytes; this is not a configuration file")
         return path.read_bytes().decode("utf-8-sig")
@@ -166,7 +177,12 @@ class _Walk:
             if is_section:
                 self._section(node, key + ".")
         elif key not in self.known.kinds:
-            return unknown_key_message(key, self.known)
+            if key not in FORK_KEYS or is_section:
+                return unknown_key_message(key, self.known)
+            value = self.construct(node)
+            if not changes_nothing(key, value):
+                return fork_key_message(key, shorten(value))
+            logger.info("%s: %s is a key of %s, which changes nothing at %r", where, key, FORK_KEYS[key][0], value)
         elif is_section:
             return f"{key}: got a section, expected {self.known.kinds[key].describe()}"
         else:

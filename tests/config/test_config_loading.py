@@ -267,6 +267,54 @@ def test_bad_words_of_the_command_line(words: list[str], expected: str):
     assert len(message) < 500
 
 
+@pytest.mark.parametrize(
+    ("key", "word", "value"),
+    [
+        ("DATASETS.TRAIN", "[sartorius_filled_train]", ["sartorius_filled_train"]),
+        ("DATASETS.TRAIN", "[a/b.json, 'c d.json',]", ["a/b.json", "c d.json"]),
+        ("DATASETS.TRAIN", "('a', 'b')", ["a", "b"]),
+        ("DATASETS.TRAIN", "C:\\data\\train.json", ["C:\\data\\train.json"]),
+        ("DATASETS.TEST", "data/plate [1]/val.json", ["data/plate [1]/val.json"]),
+        ("DATASETS.TEST", "2018", ["2018"]),
+        ("DATASETS.TEST", "", []),
+        ("DATASETS.TEST", "[]", []),
+        ("DATASETS.TEST", "'quoted.json'", ["quoted.json"]),
+        ("TEST.AUG.VIEWS", "[flips]", ["flips"]),
+        ("INPUT.CHANNELS", "[0, DAPI]", [0, "DAPI"]),
+        ("INPUT.CHANNELS", "DAPI", ["DAPI"]),
+    ],
+)
+def test_lists_of_names_need_no_quotes_on_the_command_line(key: str, word: str, value: list):
+    assert load_config(overrides=[key, word])[key] == value
+    assert load_config(overrides=[f"{key}={word}"])[key] == value
+
+
+def test_a_python_configuration_is_refused_with_the_way_out(tmp_path: Path):
+    path = tmp_path / "mask_rcnn_R_50_FPN_100ep.py"
+    path.write_text("from detectron2.config import LazyCall as L\nmodel = None\n")
+    with pytest.raises(ConfigError, match=r"100ep.py: is a Python file \(Detectron2's lazy.*COCO-InstanceSegmentation"):
+        load_config(path)
+
+
+def test_keys_of_forks_count_only_where_they_change_something(tmp_path: Path):
+    path = tmp_path / "fork.yaml"
+    path.write_text(
+        "MODEL: {MASK_ON: True, RESNETS: {DEPTH: 50, RADIX: 1, AVD: False}, BACKBONE: {ANTI_ALIAS: False}}\n"
+        "INPUT: {HFLIP_TRAIN: True}\n"
+    )
+    assert load_config(path).MODEL.RESNETS.DEPTH == 50
+    path.write_text("MODEL:\n  RESNETS:\n    RADIX: 2\n    AVD: 0\n    RADIUS: 1\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    for text in (
+        "3 problems",
+        "fork.yaml:3: MODEL.RESNETS.RADIX = 2 is a key of ResNeSt, a fork of Detectron2",
+        "only False, at which it changes nothing, is taken",
+        "unknown key 'MODEL.RESNETS.RADIUS'",
+    ):
+        assert text in str(error.value)
+
+
 def test_dump_is_read_back_equal(tmp_path: Path):
     words = ["MODEL.WEIGHTS", "\"'in quotes'\"", "DATASETS.TRAIN", "['None', '12', 'ä b.json']", "SEED", "5"]
     cfg = load_config(None, [*words, "DATASETS.IMAGE_ROOT", "2018", "SOLVER.BASE_LR", "1e-7"])
