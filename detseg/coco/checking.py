@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.json_scan import read_json_text, scan_object
-from detseg.coco.masks import areas_of, is_box, is_empty, segmentation_problem
+from detseg.coco.masks import areas_of, box_to_rle, is_box, is_empty, pixels_of_polygons, segmentation_problem
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
 from detseg.errors import DataError, list_problems
 from detseg.files.names import below
@@ -40,7 +40,8 @@ def read_coco(
         path: the file.
         image_root: see CocoDataset.load.
         skipped: where given, bad images and annotations are left out and what is wrong with them is added to this
-            list. Of images with the same id or file name none is kept, since it is not known whose the annotations are.
+            list. Of images with the same id or file name none is kept, since it is not known whose the annotations are,
+            nor is an image all of whose annotations are bad: it is no background.
         keep_empty: annotations without a pixel are kept, to be repaired.
         boxes, last_part: see CocoDataset.load.
 
@@ -70,6 +71,10 @@ def read_coco(
     for start, _ in spans:
         checker.add(_DECODER.raw_decode(text, start)[0])
     checker.check_rles()
+    if skipped is not None:
+        for index in checker.images_without_good_ones():
+            is_bad[index] = True
+            problems.append(f"image {images[index].file_name}: all of its annotations are bad, and it is left out")
     # Ids are used only in messages, and written again where bad annotations are left out.
     if skipped is None:
         counts = Counter(checker.ids) if len(set(checker.ids)) < len(checker.ids) else {}
@@ -214,11 +219,12 @@ class _AnnotationChecker:
         self._image_indices: list[int] = []
         self._class_indices: list[int] = []
         self._crowd: list[bool] = []
+        self._pixels: list[int] = []
         self._bad: list[bool] = []
 
     def add(self, annotation: Any) -> None:
         number = len(self._bad)
-        image, category, crowd, name = 0, 0, False, f"annotation number {number}"
+        image, category, crowd, pixels, name = -1, 0, False, 0, f"annotation number {number}"
         self._bad.append(False)
         if not isinstance(annotation, dict):
             self._report(number, f"{name}: expected an object, found {kind_of(annotation)}")
@@ -229,23 +235,29 @@ class _AnnotationChecker:
                 name = f"annotation {annotation_id}"
             image = self._lookup(self._index_of_image, annotation, "image_id", name, "images")
             category = self._lookup(self._index_of_category, annotation, "category_id", name, "categories")
-            crowd = bool(annotation.get("iscrowd", 0))
+            crowd = crowd_flag(annotation.get("iscrowd", 0))
+            if crowd is None:
+                self._report(number, f"{name}: its iscrowd is {shown(annotation['iscrowd'])}; expected 0 or 1")
             if image >= 0 and self._images[image].height:  # else its size is not known
                 record, segmentation = self._images[image], annotation.get("segmentation")
                 name = f"{name} (image {record.file_name})"
                 problem = segmentation_problem(segmentation, record.height, record.width)
-                if problem and is_empty(segmentation) and is_box(annotation.get("bbox")):
-                    if self._boxes:
-                        problem = None
-                    else:
-                        self.boxes_alone.add(f"{name}: {problem}")
-                if problem and not (self._keep_empty and is_empty(segmentation)):
+                has_box = bool(problem) and is_empty(segmentation) and is_box(annotation.get("bbox"))
+                if has_box and not self._boxes:
+                    self.boxes_alone.add(f"{name}: {problem}")
+                if has_box and self._boxes:
+                    (area,), _ = areas_of([box_to_rle(annotation["bbox"], record.height, record.width)])
+                    pixels = min(area, 2)
+                elif problem and not (self._keep_empty and is_empty(segmentation)):
                     self._report(number, f"{name}: {problem}")
                 elif not problem and isinstance(segmentation, dict):
                     self._waiting.append((number, name, segmentation))
+                elif not problem:
+                    pixels = pixels_of_polygons(segmentation, record.height, record.width)
         self._image_indices.append(image)
         self._class_indices.append(category)
-        self._crowd.append(crowd)
+        self._crowd.append(bool(crowd))
+        self._pixels.append(pixels)
         if len(self._waiting) >= _CHECKED_TOGETHER:
             self.check_rles()
 
@@ -265,10 +277,17 @@ class _AnnotationChecker:
         waiting, self._waiting = self._waiting, []
         areas, broken = areas_of([segmentation for _, _, segmentation in waiting])
         for position, (number, name, _) in enumerate(waiting):
+            self._pixels[number] = min(areas[position], 2)
             if position in broken:
                 self._report(number, f"{name}: {broken[position]}")
             elif areas[position] == 0 and not self._keep_empty:
                 self._report(number, f"{name}: has no mask (its RLE has no pixel)")
+
+    def images_without_good_ones(self) -> list[int]:
+        """Return the images that have annotations, all of them bad."""
+        of_image, is_bad = np.array(self._image_indices, dtype=np.int64), np.array(self._bad, dtype=bool)
+        of_image, is_bad = of_image[of_image >= 0], is_bad[of_image >= 0]
+        return np.setdiff1d(of_image[is_bad], of_image[~is_bad]).tolist()
 
     def table(self, text: str, spans: list[tuple[int, int]]) -> AnnotationTable:
         """Return the table of the annotations that are not bad."""
@@ -283,9 +302,17 @@ class _AnnotationChecker:
             ends=limits[:, 1].copy(),
             classes=np.array(self._class_indices, dtype=np.int32)[order],
             crowd=np.array(self._crowd, dtype=bool)[order],
+            pixels=np.array(self._pixels, dtype=np.uint8)[order],
             boxes=self._boxes,
             offsets=np.searchsorted(owner[order], np.arange(num_images + 1)).astype(np.int64),
         )
+
+
+def crowd_flag(value: Any) -> bool | None:
+    """Return what an `iscrowd` says: 0, 1, false and true, also as texts; None for anything else."""
+    if isinstance(value, str):
+        return {"0": False, "1": True, "false": False, "true": True}.get(value.lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def is_text(value: Any) -> bool:

@@ -7,6 +7,7 @@ and goes to worker processes as one shared block.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,10 +131,13 @@ class CocoDataset:
     def raw_annotations(self) -> Iterator[dict[str, Any]]:
         """Yield all annotations as the file has them, in the order of the images."""
         for index in range(len(self)):
-            classes = self.table.classes[self.table.rows(index)].tolist()
-            for row, class_index in zip(self.table.decode(index), classes, strict=True):
+            rows = self.table.rows(index)
+            classes, crowd = self.table.classes[rows].tolist(), self.table.crowd[rows].tolist()
+            for row, class_index, is_crowd in zip(self.table.decode(index), classes, crowd, strict=True):
                 # Another one where data sets of other ids were joined.
                 row["category_id"] = self.categories[class_index].id
+                if "iscrowd" in row:  # as a number, which other programs expect
+                    row["iscrowd"] = int(is_crowd)
                 yield row
 
     def rle_annotations(self) -> Iterator[dict[str, Any]]:
@@ -168,16 +172,31 @@ class CocoDataset:
 
     @property
     def num_objects(self) -> int:
-        """The number of annotations that are no crowd."""
-        return int((~self.table.crowd).sum())
+        """The number of annotations that cover a pixel and are no crowd."""
+        return int(self.table.is_object.sum())
 
     def objects_per_image(self) -> np.ndarray:
-        """Return (images, classes) int64: how many objects of every class an image has; crowds are none."""
+        """Return (images, classes) int64: how many objects of every class an image has.
+
+        Crowds are none, nor are masks without a pixel.
+        """
         counts = np.zeros((len(self), len(self.categories)), dtype=np.int64)
         image = np.repeat(np.arange(len(self)), np.diff(self.table.offsets))
-        objects = ~self.table.crowd
+        objects = self.table.is_object
         np.add.at(counts, (image[objects], self.table.classes[objects]), 1)
         return counts
+
+    def annotations_hash(self) -> str:
+        """Return 16 hexadecimal digits that tell the annotations of these images apart, whatever the images' order."""
+        digests = []
+        for index, record in enumerate(self.images):
+            rows = self.table.rows(index)
+            digest = hashlib.sha256(record.file_name.encode("utf-8", "surrogatepass"))
+            digest.update(repr([self.class_names[number] for number in self.table.classes[rows].tolist()]).encode())
+            for start, end in zip(self.table.starts[rows], self.table.ends[rows], strict=True):
+                digest.update(self.table.text[start:end])
+            digests.append(digest.hexdigest())
+        return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 
     def annotations(self, index: int) -> ImageAnnotations:
         """Return the annotations of image number `index`. Polygons that cover no pixel are left out."""
@@ -257,6 +276,10 @@ class CocoDataset:
         new_index = np.argsort(order)
         table = dataclasses.replace(self.table, classes=new_index[self.table.classes].astype(np.int32))
         return dataclasses.replace(self, categories=[self.categories[number] for number in order], table=table)
+
+    def without_crowd(self) -> CocoDataset:
+        """Return the data set with all annotations as objects, also those that are marked as crowd."""
+        return dataclasses.replace(self, table=dataclasses.replace(self.table, crowd=np.zeros_like(self.table.crowd)))
 
     def with_objects_of(self, names: Sequence[str]) -> CocoDataset:
         """Return the data set with the classes `names`, in this order; objects of its other classes are left out.

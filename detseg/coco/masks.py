@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from detseg.structures.mask_crop import EMPTY, MaskCrop, union_of
 
 # A polygon needs three points; parts with fewer cover nothing and are passed over, as Detectron2 does.
 _LEAST_NUMBERS = 6
+# Pixels: a polygon in the image whose area is so many times its longer side covers several pixels for certain.
+_LEAST_THICKNESS = 3
 
 
 def segmentation_problem(segmentation: Any, height: int, width: int) -> str | None:
@@ -70,6 +73,23 @@ def box_to_rle(bbox: Sequence[float], height: int, width: int) -> dict[str, Any]
     x0, y0 = (min(max(math.floor(value), 0), most) for value, most in ((x, width), (y, height)))
     x1, y1 = (min(max(math.ceil(value), 0), most) for value, most in ((x + across, width), (y + down, height)))
     return rle_codec.encode_crop(np.ones((max(y1 - y0, 0), max(x1 - x0, 0)), dtype=bool), x0, y0, height, width)
+
+
+def pixels_of_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> int:
+    """Return how many pixels polygons without problems cover: 0, 1, or 2 for two and more.
+
+    Most are seen to be large at once; only the others are drawn.
+    """
+    for polygon in polygons:
+        if len(polygon) < _LEAST_NUMBERS:
+            continue
+        xs, ys = polygon[::2], polygon[1::2]
+        x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+        if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
+            doubled = sum(map(mul, xs, [*ys[1:], ys[0]])) - sum(map(mul, ys, [*xs[1:], xs[0]]))
+            if abs(doubled) >= 2 * _LEAST_THICKNESS * max(x1 - x0, y1 - y0, 1):
+                return 2
+    return min(int(rle_codec.area([to_rle(list(polygons), height, width)])[0]), 2)
 
 
 def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int, width: int) -> dict[str, Any]:

@@ -42,8 +42,9 @@ class AnnotationTable:
     """All annotations, those of one image one after the other; they stay text until their image is asked for.
 
     text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, where each annotation's JSON is in it.
-    classes: (A,) int32, 0-based. crowd: (A,) bool. offsets: (images + 1,) int64; image i has rows
-    offsets[i]:offsets[i + 1]. boxes: whether the box stands for the mask where there is none.
+    classes: (A,) int32, 0-based. crowd: (A,) bool. pixels: (A,) uint8, how many the mask covers: 0, 1, or 2 for two and
+    more. offsets: (images + 1,) int64; image i has rows offsets[i]:offsets[i + 1]. boxes: whether the box stands for the
+    mask where there is none.
     """
 
     text: np.ndarray
@@ -51,8 +52,14 @@ class AnnotationTable:
     ends: np.ndarray
     classes: np.ndarray
     crowd: np.ndarray
+    pixels: np.ndarray
     offsets: np.ndarray
     boxes: bool = False
+
+    @property
+    def is_object(self) -> np.ndarray:
+        """Which annotations (A,) bool are objects: those that cover a pixel and are no crowd."""
+        return ~self.crowd & (self.pixels > 0)
 
     def rows(self, image: int) -> slice:
         """Return the rows of image number `image`."""
@@ -91,7 +98,7 @@ class AnnotationTable:
         return self._of_rows(rows, np.concatenate([[0], np.cumsum(rows)])[self.offsets].astype(np.int64))
 
     def _of_rows(self, rows: np.ndarray, offsets: np.ndarray) -> AnnotationTable:
-        columns = {name: getattr(self, name)[rows] for name in ("starts", "ends", "classes", "crowd")}
+        columns = {name: getattr(self, name)[rows] for name in ("starts", "ends", "classes", "crowd", "pixels")}
         return dataclasses.replace(self, offsets=offsets, **columns)
 
     @staticmethod
@@ -105,6 +112,7 @@ class AnnotationTable:
             ends=np.concatenate([table.ends + shift for table, shift in zip(tables, shifts, strict=True)]),
             classes=np.concatenate([table.classes for table in tables]),
             crowd=np.concatenate([table.crowd for table in tables]),
+            pixels=np.concatenate([table.pixels for table in tables]),
             offsets=np.concatenate(
                 [table.offsets[:-1] + row for table, row in zip(tables, first_rows[:-1], strict=True)]
                 + [first_rows[-1:]],

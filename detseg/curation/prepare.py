@@ -88,8 +88,12 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     wanted = sorted({name for members in parts.values() for name in members})
     for name in tqdm(wanted, desc="reading images and masks", unit="image"):
         try:
-            images[name] = reader.read(name)
-            problems += images[name].objects.problems
+            image = reader.read(name)
+            problems += image.objects.problems
+            if image.objects.problems and not len(image.objects.rles):
+                problems.append(f"image {image.file_name}: all of its objects are bad, and it is left out")
+                continue
+            images[name] = image
         except DataError as error:
             problems.append(str(error))
     images, class_names = assign_classes(images, reader, rule, problems)
@@ -330,7 +334,7 @@ def summary_table(
         """Images, objects, least to most objects an image, least to greatest size."""
         if not names:
             return "0", "0", "", ""
-        counts = [len(images[name].objects.rles) for name in names]
+        counts = [sum(not is_crowd for is_crowd in images[name].objects.crowd) for name in names]
         sizes = np.array([(images[name].height, images[name].width) for name in names])
         least, most = sizes.min(axis=0), sizes.max(axis=0)
         size = f"{least[0]} x {least[1]}"

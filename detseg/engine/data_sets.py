@@ -11,6 +11,7 @@ import numpy as np
 
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.learnable import check_objects
 from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import Folds, fold_name
 from detseg.data.intensity_range import IMAGES, IntensityRange, levels_of
@@ -35,14 +36,14 @@ def load_training_set(cfg: Config) -> CocoDataset:
     With DATASETS.FOLD without the images of this fold.
 
     Raises:
-        DataError: a set cannot be read, images are missing, classes differ. ConfigError: their number is another one
-            than the model's.
+        DataError: a set cannot be read, images are missing, classes differ, there is no object. ConfigError: the number
+            of classes is another one than the model's.
     """
     make_missing_sets(cfg.INPUT.COPY_PASTE.SOURCES)
     folds = Folds.from_config(cfg)
     dataset = CocoDataset.concatenate([folds.training_part(_load(cfg, name)) for name in cfg.DATASETS.TRAIN])
     describe("training", dataset, cfg)
-    for text in check_labels(dataset, most=_IMAGES_CHECKED):
+    for text in (*check_objects(dataset), *check_labels(dataset, most=_IMAGES_CHECKED)):
         logger.warning("training data %s: %s", dataset.name, text)
     return dataset
 

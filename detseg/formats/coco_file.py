@@ -9,9 +9,12 @@ from typing import Any
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.input_keys import read_input_keys
+from detseg.coco.learnable import object_warnings
 from detseg.errors import DataError
 from detseg.formats.file_sets import FolderFiles
 from detseg.formats.reader import FoundObjects, Reader
+
+KEEP, CLEAR = "keep", "clear"
 
 
 class CocoFile(Reader):
@@ -20,16 +23,20 @@ class CocoFile(Reader):
     Masks of all forms become compressed run-lengths, ids are written anew, further fields of images are kept.
     """
 
-    def __init__(self, annotations: Path, *, image_root: Path | None = None, last_part: bool = False) -> None:
+    def __init__(
+        self, annotations: Path, *, image_root: Path | None = None, last_part: bool = False, iscrowd: str = KEEP
+    ) -> None:
         """Read the file; what is wrong with its images and annotations becomes `problems`.
 
-        last_part: see CocoDataset.load.
+        last_part: see CocoDataset.load. iscrowd: `KEEP`, or `CLEAR` to make objects of what is marked as crowd.
 
         Raises DataError where it is no COCO file, or has no image that can be used.
         """
         self.input_keys = read_input_keys(annotations)
         problems: list[str] = []
         self._dataset = CocoDataset.load(annotations, image_root, skipped=problems, last_part=last_part)
+        if iscrowd == CLEAR:
+            self._dataset = self._dataset.without_crowd()
         images = self._dataset.images
         if not images:
             listed = "".join(f"\n  - {problem}" for problem in problems[:20])
@@ -53,6 +60,9 @@ class CocoFile(Reader):
             key: {name: str(record.metadata.get(key, "")) for name, record in zip(names, images, strict=True)}
             for key in sorted(keys)
         }
+
+    def closing_note(self) -> str:
+        return "\n".join(f"WARNING: {text}" for text in object_warnings(self._dataset))
 
     def fields(self, name: str) -> Mapping[str, Any]:
         return self._dataset.images[self._index_of[name]].metadata

@@ -143,6 +143,13 @@ FORMATS = {
                 action="store_true",
                 help="take the last part of every file name: for names that lead elsewhere, of images in one folder",
             ),
+            Option(
+                "--iscrowd",
+                choices=("keep", "clear"),
+                default="keep",
+                help="annotations that are marked as crowd, as CVAT marks what was painted with its brush: keep "
+                "(default), regions to be ignored; clear, objects",
+            ),
         ),
     ),
     "dsb2018": Format(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
+from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 10, 12
@@ -234,3 +235,36 @@ def test_no_traceback_and_the_right_status_in_a_process_of_its_own(tmp_path: Pat
     )
     assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+def test_skip_bad_makes_no_background_of_bad_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = example()
+    for annotation in content["annotations"][:2]:  # those of the first image
+        annotation["segmentation"] = []
+    content["annotations"][2]["segmentation"] = []
+    path = write(tmp_path, content)
+    assert prepare(path, "--split", "1", "--skip-bad") == 0
+    dataset = CocoDataset.load(tmp_path / "out" / "all.json")
+    assert [record.file_name[-5:] for record in dataset.images] == ["2.png", "3.png"]
+    assert dataset.objects_per_image().sum(axis=1).tolist() == [1, 2]
+    listed = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 4
+    assert listed[-1].endswith("1.png: all of its annotations are bad, and it is left out")
+
+
+@pytest.mark.parametrize("value", [0, 1, True, False, "0", "1", "true", "False", 1.0])
+def test_legal_iscrowd(tmp_path: Path, value: Any) -> None:
+    content = example()
+    content["annotations"][0]["iscrowd"] = value
+    dataset = CocoDataset.load(write(tmp_path, content))
+    assert dataset.table.crowd[0] == (str(value).lower() in ("1", "true", "1.0"))
+    assert dataset.num_objects == 6 - dataset.table.crowd[0]
+    assert next(dataset.raw_annotations())["iscrowd"] in (0, 1)
+
+
+@pytest.mark.parametrize("value", [2, -1, None, float("nan"), "yes", "", [], 0.5])
+def test_any_other_iscrowd_is_refused(tmp_path: Path, value: Any) -> None:
+    content = example()
+    content["annotations"][0]["iscrowd"] = value
+    with pytest.raises(DataError, match=r"annotation 1.*iscrowd is .*; expected 0 or 1"):
+        CocoDataset.load(write(tmp_path, content))

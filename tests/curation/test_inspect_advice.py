@@ -53,6 +53,7 @@ def measured(
         ends=nothing,
         classes=kinds.astype(np.int32),
         crowd=np.zeros(count, dtype=bool),
+        pixels=np.full(count, 2, dtype=np.uint8),
         offsets=np.concatenate([[0], np.cumsum([len(own) for own in boxes])]).astype(np.int64),
     )
     objects = np.zeros(count, dtype=OBJECT).view(np.recarray)

@@ -211,9 +211,11 @@ def test_all_pictures_missing_or_broken_is_told(here: Path) -> None:
     assert "No picture could be read" in (here / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_data_without_objects(here: Path) -> None:
+def test_data_without_objects(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(here / "data", "all", range(2), changes={0: {"count": 0}, 1: {"count": 0}})
     assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml") == 0
+    assert "WARNING: " in (said := capsys.readouterr().out)
+    assert "2 images without an annotation" in said
     assert json.loads((here / "report" / "report.json").read_text())["objects"]["count"] == 0
     assert "None of the 2 images has an object" in (here / "report" / "index.html").read_text(encoding="utf-8")
     validate_config(load_config(ROOT / "configs/_base_/mask_rcnn_small_fpn.yaml"), training=False)

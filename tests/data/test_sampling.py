@@ -24,7 +24,8 @@ def dataset_of(classes: list[list[int]], num_classes: int = 3, name: str = "set"
     flat = np.array([index for one in classes for index in one], dtype=np.int32)
     nothing = np.zeros(len(flat), dtype=np.int64)
     offsets = np.cumsum([0, *(len(one) for one in classes)])
-    table = AnnotationTable(np.zeros(0, np.uint8), nothing, nothing, flat, nothing.astype(bool), offsets)
+    crowd, pixels = nothing.astype(bool), np.full(len(flat), 2, np.uint8)
+    table = AnnotationTable(np.zeros(0, np.uint8), nothing, nothing, flat, crowd, pixels, offsets)
     images = [ImageRecord(index, f"{index}.png", Path(f"{index}.png"), 8, 8) for index in range(len(classes))]
     return CocoDataset(images, [Category(index + 1, str(index)) for index in range(num_classes)], table, name)
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.learnable import object_warnings
 from detseg.curation.inspection.measure import OBJECT, IntensityStatistics, measure_intensities, measure_objects
 from detseg.curation.leaks import SIMILAR, SimilarPair, find_similar, thumbnail
 from detseg.curation.repair.image import ImageMasks, repair_image
@@ -50,7 +51,7 @@ class Measurements:
     index and what repair would do there. intensities: image index -> what was measured. chosen: images that were to be
     read. unreadable: image index -> what is wrong. missing: images whose file is not there. similar: images that are
     nearly the same, by their indices. skipped: what is wrong in the files themselves, and masks that are no objects.
-    label_warnings: see `plausibility.check_labels`.
+    label_warnings: see `learnable.object_warnings` and `plausibility.check_labels`.
     """
 
     files: list[str]
@@ -153,7 +154,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         missing=missing,
         similar=[dataclasses.replace(pair, first=read[pair.first], second=read[pair.second]) for pair in pairs],
         skipped=list(skipped),
-        label_warnings=check_labels(dataset),
+        label_warnings=[*object_warnings(dataset), *(check_labels(dataset) if dataset.num_objects else [])],
         one_class_hint=hint,
         rules=rules,
     )

@@ -1,0 +1,81 @@
+"""Whether a COCO data set has anything to learn, and if not, why."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detseg.coco.dataset import CocoDataset
+from detseg.errors import DataError
+
+# From this share of the annotations on a warning is due.
+LARGE_SHARE = 0.2
+# So many annotations are looked at for a cause.
+_LOOKED_AT = 200
+
+
+def check_objects(dataset: CocoDataset) -> list[str]:
+    """Say which annotations are no objects to learn, where they are many: crowd, no pixel, one pixel; with a remedy.
+
+    Raises DataError where no object is larger than a pixel.
+    """
+    table, name = dataset.table, dataset.name
+    crowd, pixels = table.crowd, table.pixels
+    count = len(crowd)
+    if not len(dataset):
+        return []
+    if not count:
+        raise DataError(f"{name}: {len(dataset)} images without an annotation: there is nothing to learn or to score")
+    found = []
+    for is_such, what in (
+        (crowd, "are regions to be ignored (iscrowd 1), neither learned nor scored"),
+        (~crowd & (pixels == 0), "cover no pixel of their image, and are left out"),
+        (~crowd & (pixels == 1), "cover one pixel of their image"),
+    ):
+        if is_such.sum() >= LARGE_SHARE * count:
+            cause = _CROWD_CAUSE if is_such is crowd else _cause(dataset, is_such)
+            found.append(f"{name}: {is_such.sum()} of {count} annotations {what}; {cause}")
+    if not (table.is_object & (pixels > 1)).any():
+        raise DataError("there is nothing to learn or to score:\n" + "\n".join(f"  - {line}" for line in found))
+    return found
+
+
+def object_warnings(dataset: CocoDataset) -> list[str]:
+    """What `check_objects` says, where data without objects are no error: to be looked at, or split."""
+    try:
+        return check_objects(dataset)
+    except DataError as error:
+        return [str(error)]
+
+
+_CROWD_CAUSE = (
+    "CVAT, for one, writes so what was painted with its brush. Where they are objects, `detseg prepare coco "
+    "--annotations FILE --iscrowd clear` makes them such"
+)
+
+
+def _cause(dataset: CocoDataset, rows: np.ndarray) -> str:
+    """Guess from the polygons of some annotations, rows (A,) bool, why they cover no pixel or a single one."""
+    points, sizes = [], []
+    of_image = np.repeat(np.arange(len(dataset)), np.diff(dataset.table.offsets))
+    chosen = np.flatnonzero(rows)[:_LOOKED_AT]
+    for image in np.unique(of_image[chosen]):
+        record, first = dataset.images[image], dataset.table.rows(image).start
+        decoded = dataset.table.decode(image)
+        for row in chosen[of_image[chosen] == image]:
+            polygons = decoded[row - first].get("segmentation")
+            for polygon in polygons if isinstance(polygons, list) else ():
+                xy = np.array(polygon[: len(polygon) // 2 * 2], dtype=np.float64).reshape(-1, 2)
+                points.append(xy)
+                sizes.append(np.broadcast_to([record.width, record.height], xy.shape))
+    if not points:
+        return "look at them: `detseg inspect_data`"
+    xy, size = np.concatenate(points), np.concatenate(sizes)
+    if xy.min() >= 0 and xy.max() <= 1:
+        return "their coordinates are fractions, 0 to 1: multiply x by the image's width and y by its height"
+    is_inside = ((xy >= 0) & (xy <= size)).all(axis=1)
+    would_be = ((xy >= 0) & (xy <= size[:, ::-1])).all(axis=1)
+    if is_inside.mean() < 0.5 <= would_be.mean():
+        return "x and y are swapped: COCO's polygons are [[x, y, x, y, ...]]"
+    if is_inside.mean() < 0.5:
+        return "they lie outside of it: were the images cropped, scaled or exchanged after they were annotated?"
+    return "they are thinner than a pixel: were they scaled down, or is their unit another than pixels?"
