@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit status: 0, or 1 "
-    "when some images could not be read: those are listed, all others are in the file."
+    "when some images could not be read: those are listed, all others are in the file. Where none could, nothing is "
+    "written, and it is 2."
 )
 ACCEPTS_OVERRIDES = True
 
@@ -129,6 +130,8 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
     from tqdm import tqdm
 
     from detseg.coco.predictions_file import PredictionsWriter
+    from detseg.errors import DataError, list_problems
+    from detseg.files.atomic import remove_temporaries
     from detseg.formats.label_images import write_labels
     from detseg.formats.objects import ImageObjects
 
@@ -137,8 +140,9 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
     number = 0
     writer: Any = nullcontext()
     if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         writer = PredictionsWriter(arguments.output, job.images.match(job.predictor.classes), job.info())
+    for folder in {path.parent for path in targets.values()}:
+        remove_temporaries(folder)
     total = len(job.images.records)
     started = time.perf_counter()
     with writer, tqdm(total=total, desc="predicting", unit="image") as bar:
@@ -154,6 +158,13 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
             number += 1
             bar.update(max(number + len(skipped) - bar.n, 0))
         bar.update(total - bar.n)
+        if skipped and not number:
+            bar.close()
+            rmtree(_state_folder(arguments), ignore_errors=True)
+            raise DataError(
+                f"none of the {len(skipped)} images could be predicted, and nothing is written:\n"
+                f"{list_problems([image.reason for image in skipped])}"
+            )
     rmtree(_state_folder(arguments), ignore_errors=True)
     rows = [("images", number), *zip(job.predictor.classes, counts, strict=True), ("objects in all", sum(counts))]
     rows.append(("seconds per image", f"{(time.perf_counter() - started) / max(number, 1):.3f}"))

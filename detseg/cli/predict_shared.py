@@ -119,6 +119,9 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
     import torch
 
     from detseg.errors import DetsegError
+    from detseg.files.processes import end_with_parent
+
+    end_with_parent()
 
     def done(images: int) -> None:
         with counter.get_lock():

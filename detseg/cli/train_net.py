@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,19 +159,32 @@ def _given_config(arguments: argparse.Namespace) -> Config:
 
 
 def resume_command(run: RunFolder, arguments: argparse.Namespace, processes: Processes) -> str:
-    """The words that continue this run."""
-    config = f"--config {arguments.config} " if arguments.config else ""
-    program = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else "detseg train_net"
+    """The words that continue this run. Its settings are in its folder; folds to come need those of this command."""
+    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["detseg", "train_net"]
     if processes.count > 1 and "DETSEG_LAUNCHED" in os.environ:
-        program = f"{program} --num-gpus {processes.count}"
+        program += ["--num-gpus", f"{processes.count}"]
     elif processes.count > 1:
-        several = f"--nproc_per_node {processes.local_count}"
+        several = ["--nproc_per_node", f"{processes.local_count}"]
         if processes.count > processes.local_count:
-            several = "OPTIONS-AS-BEFORE"
-        program = f"torchrun {several} {sys.argv[0]}"
-    if arguments.fold is not None:
-        return f"{program} {config}--fold {arguments.fold} --resume OUTPUT_DIR {run.path.parent}"
-    return f"{program} {config}--resume OUTPUT_DIR {run.path}"
+            several = ["OPTIONS-AS-BEFORE"]
+        program = ["torchrun", *several, sys.argv[0]]
+    words = ["--config", arguments.config] if arguments.config else []
+    words += ["--num-threads", f"{arguments.num_threads}"] if arguments.num_threads else []
+    words += ["--fold", arguments.fold] if arguments.fold is not None else []
+    folder = run.path if arguments.fold is None else run.path.parent
+    words += ["--resume", "OUTPUT_DIR", str(folder)]
+    if arguments.fold is not None or not run.config.is_file():
+        words += _without_output_dir(arguments.overrides)
+    return shlex.join([*program, *words])
+
+
+def _without_output_dir(overrides: Sequence[str]) -> list[str]:
+    words, rest = [], iter(overrides)
+    for word in rest:
+        key, is_one_word, _ = word.removeprefix("--").partition("=")
+        pair = [word] if is_one_word else [word, *itertools.islice(rest, 1)]
+        words += pair if key != "OUTPUT_DIR" else []
+    return words
 
 
 def _print_results(folder: Path, metrics: dict[str, Any]) -> None:

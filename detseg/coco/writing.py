@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.files.atomic import make_folder, written_whole
+from detseg.files.atomic import folder_for, written_whole
 from detseg.structures import rle as rle_codec
 
 
@@ -36,7 +36,6 @@ def write_coco(
     path = Path(path)
     if path.exists() and not overwrite:
         raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
-    make_folder(path.parent)
     with json_file(path, "the COCO file") as file:
         file.write(f'{{"info": {json.dumps(dict(info or {}))}')
         for key, rows in (("categories", categories), ("images", images), ("annotations", annotations)):
@@ -54,9 +53,9 @@ def write_coco(
 def json_file(path: Path, what: str) -> Iterator[TextIO]:
     """Open a text file for writing, UTF-8, gzip where its name ends in .gz; see `written_whole`.
 
-    The same text gives the same bytes: neither name nor time are in the header of a compressed one.
+    The same text gives the same bytes: neither name nor time are in the header of a compressed one. Its folder is made.
     """
-    with written_whole(path, what) as temporary:
+    with folder_for(path.parent), written_whole(path, what) as temporary:
         if path.suffix != ".gz":
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
                 yield file

@@ -8,8 +8,10 @@ import logging
 import multiprocessing
 import signal
 import traceback
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 
 import cv2
 import numpy as np
@@ -26,6 +28,7 @@ from detseg.data.sample_cache import CacheOptions
 from detseg.data.sample_reader import SampleReader
 from detseg.data.sampling import PASTE_STREAM, SAMPLE_STREAM, EpochOrder, SamplingOptions, without_empty_images
 from detseg.errors import DataError, DetsegError
+from detseg.files.processes import end_with_parent
 from detseg.structures.sample import Sample
 
 logger = logging.getLogger(__name__)
@@ -250,7 +253,11 @@ class TrainLoader:
             worker_init_fn=_start_worker if self.workers else None,
             generator=torch.Generator().manual_seed(self.stream.seed),
         )
+        before = multiprocessing.active_children()
         iterator = iter(loader)
+        workers = [one for one in multiprocessing.active_children() if one not in before]
+        if workers:  # priority: before Python's own end of them, by SIGTERM
+            Finalize(None, _end_workers, args=(weakref.ref(iterator), workers), exitpriority=10)
         for number in range(len(self._batches)):
             self._asked = number
             with self.watched():
@@ -284,11 +291,21 @@ def _unchanged(batch: list[Sample] | _Failure) -> list[Sample] | _Failure:
     return batch
 
 
+def _end_workers(iterator: weakref.ref, workers: list[multiprocessing.Process]) -> None:
+    """When Python ends, end the workers of a loader that is still there: its own SIGTERM they ignore."""
+    alive = iterator()
+    if alive is not None:
+        alive._shutdown_workers()  # asks them, and tells PyTorch that their end is no failure
+    for worker in workers:
+        worker.kill()
+
+
 def _start_worker(worker: int) -> None:
-    # Ctrl-C goes to all processes of a terminal: the training ends its workers itself, after the iteration. A forked
-    # worker would also answer SIGTERM, by which it is ended, with the training's own handler.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C goes to all processes of a terminal, and the SIGTERM of schedulers and of `timeout` to all of a group: the
+    # training ends its workers itself, after the iteration. A forked worker would answer with the training's handler.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
     # Workers share the cores with each other and with training; OpenCV would start a thread for every core in each.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -11,15 +11,16 @@ import numpy as np
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
-from detseg.config import config_hash
+from detseg.config import config_hash, load_config
 from detseg.data.folds import FOLD, fold_name
 from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, group_field, write_set
 from detseg.engine.plan import EvaluationOptions
+from detseg.engines.imports import same_imports
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
 from detseg.files.table import write_csv
-from detseg.runs.fold_runs import FoldRuns
+from detseg.runs.fold_runs import FREE, FoldRuns, different_settings
 from detseg.runs.results_table import COLUMNS, table_of_scores
 from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import evaluate_tuned
@@ -51,8 +52,9 @@ def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray
         of every fold by name, each with its own.
 
     Raises:
-        RunError: predictions are missing, or are those of other images.
+        RunError: predictions are missing, or are those of other images; folds were trained with different settings.
     """
+    _check_alike(cfg, runs)
     predictions = join_predictions(runs, dataset, folds)
     info = {"config_hash": config_hash(cfg), "folds": runs.count, "out_of_fold": True}
     options = EvaluationOptions.from_config(cfg)
@@ -82,6 +84,21 @@ def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray
         table.append([name, *("" if scores.get(key) is None else scores[key] for key in columns)])
     write_csv(runs.path / SCORES_FILE, table, "the scores")
     return metrics
+
+
+def _check_alike(cfg: Config, runs: FoldRuns) -> None:
+    """Refuse folds with settings of their own, which `--resume OUTPUT_DIR FOLDER/fold1 KEY VALUE` gives them."""
+    imports = same_imports(cfg)
+    settings = [load_config(runs.folder(fold) / "config.yaml", imports=imports).flatten() for fold in range(runs.count)]
+    free = [key for key in FREE if key != "MODEL.ENGINE"]
+    free += ["SEED"] if cfg.SEED < 0 else []
+    for fold in range(1, runs.count):
+        changed = different_settings(settings[0], settings[fold], free)
+        if changed:
+            raise RunError(
+                f"{runs.folder(0)} and {runs.folder(fold)} were trained with different settings, and are not joined: "
+                f"{'; '.join(changed)}. Train one of them again (--overwrite)"
+            )
 
 
 def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> list[Predictions]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.config import load_config
+from detseg.config import load_config, load_flat_config
 from detseg.engine.data_sets import load_folded_set
 from detseg.engine.out_of_fold import collect
 from detseg.engine.train import train
@@ -17,6 +17,7 @@ from detseg.engines.choice import as_trained
 from detseg.engines.imports import same_imports
 from detseg.errors import ConfigError
 from detseg.runs.distributed import Processes
+from detseg.runs.fold_runs import RECORD as FOLDS_RECORD
 from detseg.runs.fold_runs import FoldRuns, open_fold_runs
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.record import read_record
@@ -101,10 +102,11 @@ class Start:
         return runs, collect(cfg, runs, dataset, folds) if complete else {}
 
     def _config_of_folds(self, cfg: Config) -> Config:
-        present = sorted(Path(cfg.OUTPUT_DIR).glob("fold*/config.yaml"))
-        if not present:
-            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no fold that was begun: give --config FILE")
-        own = load_config(present[0], self.overrides, imports=same_imports(cfg))
+        record = read_record(Path(cfg.OUTPUT_DIR), FOLDS_RECORD) or {}
+        if "settings" not in record:
+            raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no folds that were begun: give --config FILE")
+        asked = {key: value for key, value in cfg.flatten().items() if cfg.origin(key) == "command line"}
+        own = load_flat_config({**record["settings"], **asked}, imports=same_imports(cfg))
         return _with_fold(own, -1, OUTPUT_DIR=cfg.OUTPUT_DIR)
 
 

@@ -99,6 +99,7 @@ def train(
                 loop = import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data, share)
             batches = iter(loader)
             session.iteration, session.last_evaluation = state.iteration, state.best.last_evaluation
+            session.record_beginning()
             session.trackers.start(session)
         if state.iteration and processes.is_main:
             logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)

@@ -1,4 +1,4 @@
-"""COCO box and mask AP, by faster-coco-eval, at any number of detections.
+"""COCO box and mask AP, by faster-coco-eval (or, slower, pycocotools), at any number of detections.
 
 COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells: here all count,
 unless a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -78,25 +80,34 @@ def coco_precision(
     truth, predictions: from `coco_annotations`. kind: "bbox" or "segm". max_detections: of an image and class, best
     first; ALL counts every one.
     """
-    from faster_coco_eval.core.coco import COCO
-    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
-
     shape = (10, 101, len(truth["categories"]))
     if not truth["annotations"] or not truth["images"]:
         return np.full(shape, -1.0)
+    with redirect_stdout(StringIO()):  # pycocotools prints every step
+        evaluation = _evaluation(truth, predictions, kind)
+        evaluation.params.maxDets = [int(max_detections) or max(len(predictions["annotations"]), 1)]
+        evaluation.params.areaRng = [ANY_AREA]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(*shape[:2], -1, 1, 1)[..., 0, 0]
+
+
+def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -> Any:
+    """Return COCO's evaluation of two data sets, not yet computed."""
+    try:
+        from faster_coco_eval.core.coco import COCO
+        from faster_coco_eval.core.faster_eval_api import COCOeval_faster as Evaluation
+    except ImportError:  # the same numbers, in more time
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval as Evaluation
     sides = []
     for dataset in (truth, predictions):
         side = COCO()
         side.dataset = dataset
         side.createIndex()
         sides.append(side)
-    evaluation = COCOeval_faster(*sides, iouType=kind, print_function=lambda *_: None)
-    evaluation.params.maxDets = [int(max_detections) or max(len(predictions["annotations"]), 1)]
-    evaluation.params.areaRng = [ANY_AREA]
-    evaluation.params.areaRngLbl = ["all"]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(*shape[:2], -1, 1, 1)[..., 0, 0]
+    return Evaluation(*sides, iouType=kind)
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float | None]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +16,12 @@ from typing import Any, BinaryIO
 
 from detseg.errors import DataError, RunError
 
-# In the names of temporary files, so that what killed processes left can be found.
+# In the names of temporary files, before machine and process, so that what killed processes left can be found.
 TEMPORARY_MARK = ".tmp-"
+_OWNER = re.compile(re.escape(TEMPORARY_MARK) + r"([0-9a-f]{6})-(\d+)$")
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+# Seconds after which a temporary file of another machine is taken for left.
+_ABANDONED = 24 * 3600
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -24,7 +32,7 @@ def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
     A process that is killed at any moment leaves the old file, or none, under that name. sync: the data are forced to
     the disk before the name changes, so that this holds for a power failure too.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{_MACHINE}-{os.getpid()}")
     try:
         yield temporary
         if sync:
@@ -124,10 +132,47 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} cannot be read ({error}); train this run again with --overwrite") from error
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`."""
-    for left in folder.glob(f"*{TEMPORARY_MARK}*"):
-        left.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, *, all_of_them: bool = False) -> None:
+    """Remove what killed processes left half-written in `folder`.
+
+    all_of_them: nobody else writes there now. Otherwise files of processes that run, and of the last day those of other
+    machines, stay.
+    """
+    with suppress(OSError):  # a folder that is not there, or belongs to somebody else
+        for left in folder.glob(f"*{TEMPORARY_MARK}*"):
+            if all_of_them or _is_abandoned(left):
+                left.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    owner = _OWNER.search(path.name)
+    if owner is None or owner[1] != _MACHINE or os.name == "nt":  # where asking whether a process runs would end it
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    try:
+        os.kill(int(owner[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+@contextmanager
+def folder_for(folder: Path) -> Iterator[None]:
+    """Make a folder for what is written in the block; the folders that were made go again where that fails.
+
+    What killed processes left in it is removed. Raises DataError where the folder cannot be made.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    make_folder(folder)
+    remove_temporaries(folder)
+    try:
+        yield
+    except BaseException:
+        for one in made:
+            with suppress(OSError):
+                one.rmdir()  # only where it is empty
+        raise
 
 
 def make_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from detseg.coco.dataset import ImageRecord
 from detseg.errors import ConfigError, DataError
-from detseg.files.atomic import make_folder
+from detseg.files.atomic import folder_for
 from detseg.files.names import has_drive
 from detseg.files.table import write_csv
 from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
@@ -86,21 +87,21 @@ def export(
     count = ExportCount(files=files)
     images = _exported(progress(source), options, count)
     write = form.load()
-    make_folder(output)
-    if form.is_table:
-        write(tables[0], images, source.class_names)
-        return count
-    # What label images cannot say: the class and score of every label.
-    rows: list[tuple[object, ...]] = [("image", "label", "class", "score")]
-    for objects in images:
-        path = targets[objects.file_name]
-        make_folder(path.parent)
-        write(path, objects, source.class_names if form.has_overlaps else options.overlaps)
-        for index, class_index in enumerate(objects.classes.tolist()):
-            score = "" if objects.scores is None else f"{objects.scores[index]:.6g}"
-            rows.append((objects.file_name, index + 1, source.class_names[class_index], score))
-    if tables:
-        write_csv(tables[0], rows, "the table")
+    with ExitStack() as folders:
+        for folder in sorted({output, *(path.parent for path in files)}):
+            folders.enter_context(folder_for(folder))
+        if form.is_table:
+            write(tables[0], images, source.class_names)
+            return count
+        # What label images cannot say: the class and score of every label.
+        rows: list[tuple[object, ...]] = [("image", "label", "class", "score")]
+        for objects in images:
+            write(targets[objects.file_name], objects, source.class_names if form.has_overlaps else options.overlaps)
+            for index, class_index in enumerate(objects.classes.tolist()):
+                score = "" if objects.scores is None else f"{objects.scores[index]:.6g}"
+                rows.append((objects.file_name, index + 1, source.class_names[class_index], score))
+        if tables:
+            write_csv(tables[0], rows, "the table")
     return count
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.config import DEFAULT_OUTPUT_DIR, config_hash
+from detseg.config import DEFAULT_OUTPUT_DIR, config_hash, get_default_config
 from detseg.data.folds import fold_name
 from detseg.errors import ConfigError, RunError
 from detseg.files.atomic import write_json, writing
@@ -27,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 RECORD = "folds.json"
 ALL = "all"
+# Settings in which folds of one cross-validation may differ: each fold's own, and what changes nothing learned.
+FREE = (
+    *("OUTPUT_DIR", "DATASETS.FOLD", "DATASETS.TEST", "MODEL.ENGINE", "MODEL.DEVICE", "TEST.OVERLAYS"),
+    *("DATALOADER.NUM_WORKERS", "DATALOADER.CACHE", "DATALOADER.CACHE_SIZE", "DATALOADER.CACHE_FOLDER"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP", "SOLVER.LOG_PERIOD"),
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ def open_fold_runs(
         resume: continue the folds that are there.
 
     Raises:
-        ConfigError: there is no such fold. RunError: the folder holds a run of its own, or folds of other images.
+        ConfigError: there is no such fold. RunError: the folder holds a run of its own, or folds of other images,
+            annotations or settings.
     """
     count = int(folds.max()) + 1
     if asked != ALL and (not asked.isdecimal() or int(asked) >= count):
@@ -95,12 +104,16 @@ def open_fold_runs(
     wanted = tuple(range(count)) if asked == ALL else (int(asked),)
     lines = sorted(f"{image.file_name}\t{fold}" for image, fold in zip(dataset.images, folds.tolist(), strict=True))
     unfolded = cfg.clone()
-    unfolded.set("DATASETS.FOLD", -1)
+    for key, value in get_default_config().flatten().items():
+        if key in FREE:
+            unfolded.set(key, value)
     record = {
         "folds": count,
         "images": len(dataset),
         "images_hash": hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        "annotations_hash": dataset.annotations_hash(),
         "config_hash": config_hash(unfolded),
+        "settings": cfg.flatten(),
     }
     if cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR:
         path = Path(cfg.OUTPUT_DIR)
@@ -117,8 +130,7 @@ def open_fold_runs(
             logger.warning("there are no folds in %s to resume: they start from the beginning", parent)
         if last is not None and not resume:
             there = read_record(last, RECORD)
-            alike = all(there.get(key) == record[key] for key in ("images_hash", "config_hash"))
-            if len(wanted) > 1 or not alike or (last / fold_name(wanted[0])).exists():
+            if len(wanted) > 1 or _difference(there, record) or (last / fold_name(wanted[0])).exists():
                 last = None
         path = last or next_number(parent)
         _begin(path, record)
@@ -133,11 +145,32 @@ def _begin(path: Path, record: dict[str, Any]) -> None:
     there = read_record(path, RECORD)
     if there is None:
         write_json(path / RECORD, record)
-    elif there.get("images_hash") != record["images_hash"]:
+    elif difference := _difference(there, record):
         raise RunError(
-            f"{path} holds {there.get('folds')} folds of {there.get('images')} images, which are others than those of "
-            f"DATASETS.TRAIN now ({record['folds']} folds, {record['images']} images): use the same folds, or another "
-            "OUTPUT_DIR"
+            f"{path} holds {there.get('folds')} folds of {there.get('images')} images, {difference}. Folds that are to "
+            "be joined have all in common: use the same, or another OUTPUT_DIR"
         )
-    elif there.get("config_hash") != record["config_hash"]:
-        logger.warning("the folds in %s were begun with other settings; each goes on with its own", path)
+
+
+def _difference(there: dict[str, Any], record: dict[str, Any]) -> str | None:
+    """Say in what the folds of a folder differ from those that are asked for, None where in nothing."""
+    if there.get("images_hash") != record["images_hash"]:
+        now = f"{record['folds']} folds, {record['images']} images"
+        return f"which are others than those of DATASETS.TRAIN now ({now})"
+    if there.get("annotations_hash", record["annotations_hash"]) != record["annotations_hash"]:
+        return "whose annotations are others than those of DATASETS.TRAIN now"
+    before = there.get("settings", {})
+    changed = different_settings(before, record["settings"]) if before else []
+    if changed or (not before and there.get("config_hash") != record["config_hash"]):
+        return f"which were begun with other settings: {'; '.join(changed) or 'see their config.yaml'}"
+    return None
+
+
+def different_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:
+    """Say which settings differ, by dotted key, of those that are not `free`."""
+    keys = [key for key in dict.fromkeys([*before, *now]) if key not in free]
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in keys
+        if json.dumps(before.get(key)) != json.dumps(now.get(key))  # which knows no tuples
+    ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds within which a second signal is the first one again: `timeout` sends it to its command and then to the group.
+_SAME = 1.0
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (nothing went wrong)
@@ -41,6 +44,7 @@ class StopRequest:
     def __init__(self, *, patient: bool = False) -> None:
         self.patient = patient
         self.signal: int | None = None
+        self._came = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -62,8 +66,12 @@ class StopRequest:
                 self.signal = number
                 logger.info("%s: stopping after this iteration", signal.Signals(number).name)
             return
-        self.signal = number
-        self._restore()
+        if self.signal is not None:
+            if time.monotonic() - self._came > _SAME:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self.signal, self._came = number, time.monotonic()
         logger.warning("%s: stopping after this iteration; once more stops at once", signal.Signals(number).name)
 
     def _restore(self) -> None:

@@ -25,8 +25,10 @@ RECORD = "run.json"
 # Everything that a run writes: what --overwrite removes, and nothing else.
 RUN_FILES = (RECORD, "config.yaml", "log.txt", "metrics.jsonl", "final_metrics.json", "postprocess.yaml")
 RUN_FOLDERS = ("checkpoints", "tensorboard", "predictions", "overlays", "evaluations", "non_finite")
+# Where --overwrite puts the former run until the new one has begun.
+_SET_ASIDE = ".replaced"
 # Any of these says that there is a run; log.txt only may be another program's.
-RUN_SIGNS = (RECORD, "metrics.jsonl", "checkpoints")
+RUN_SIGNS = (RECORD, "metrics.jsonl", "checkpoints", _SET_ASIDE)
 
 
 class _LogFile(logging.FileHandler):
@@ -65,8 +67,9 @@ class RunFolder:
         self.log_file: logging.Handler | None = None
         self._lock = FolderLock(path) if locked else None
         if locked:
-            remove_temporaries(self.checkpoints)
-            remove_temporaries(self.path)
+            self._put_back()  # of a process that was killed
+            remove_temporaries(self.checkpoints, all_of_them=True)
+            remove_temporaries(self.path, all_of_them=True)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -78,19 +81,41 @@ class RunFolder:
         """Release the folder. One in which no training began, because something was wrong, is left as it was."""
         if self._lock is None:
             return
+        self._put_back()
         unused = self.new and not holds_run(self.path)
         if unused:
             (self.path / "log.txt").unlink(missing_ok=True)
         self._lock.release(remove=unused)
+        self._lock = None
         if unused and self.created:
             with suppress(OSError):
                 self.path.rmdir()  # only where it is empty
 
     def forget(self) -> None:
-        """Take back what was written about a run that could not begin."""
-        if self.new and not self.metrics.exists() and not self.checkpoints.exists():
-            self.record.unlink(missing_ok=True)
-            self.config.unlink(missing_ok=True)
+        """Take back what was written about a run that ended before it had metrics or a checkpoint."""
+        if not self.new or self.checkpoints.exists() or (self.metrics.exists() and self.metrics.stat().st_size):
+            return
+        for path in (self.record, self.config, self.metrics):
+            path.unlink(missing_ok=True)
+        if self.created:
+            shutil.rmtree(self.tensorboard, ignore_errors=True)
+
+    def set_aside(self) -> None:
+        """Put the run that is there out of the way, to be removed by `replace`, or put back by `close`."""
+        (self.path / _SET_ASIDE).mkdir()
+        _move(self.path, self.path / _SET_ASIDE)
+
+    def replace(self) -> None:
+        """Remove the run that was set aside: another one begins."""
+        if self._lock is not None and (self.path / _SET_ASIDE).exists():
+            shutil.rmtree(self.path / _SET_ASIDE)
+
+    def _put_back(self) -> None:
+        """Put back a run that was set aside for one that did not begin, or whose process was killed before."""
+        aside = self.path / _SET_ASIDE
+        if aside.is_dir() and not any((self.path / name).exists() for name in RUN_SIGNS if name != _SET_ASIDE):
+            _move(aside, self.path)
+            aside.rmdir()
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -167,12 +192,18 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
         logger.warning("there is no run in %s to resume: it starts from the beginning", path)
     run = RunFolder(path, new=not there or overwrite, created=created)
     if there and overwrite:
-        for name in RUN_FILES:
-            (path / name).unlink(missing_ok=True)
-        for name in RUN_FOLDERS:
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
+        with writing(path):
+            run.set_aside()
     return run
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what belongs to a run from one folder to another; what is already there is replaced."""
+    for name in (*RUN_FILES, *RUN_FOLDERS):
+        if (source / name).exists():
+            if (target / name).is_dir():
+                shutil.rmtree(target / name)
+            (source / name).replace(target / name)
 
 
 def find_run(cfg: Config) -> Path | None:

@@ -38,6 +38,7 @@ class Session:
     stop: notes signals while it is entered.
     iteration, last_evaluation: of the checkpoint from which a training goes on, 0 at its beginning.
     summary: the final scores, as in final_metrics.json; {} until there are any.
+    beginning: what run.json is to hold of this start; {} where nothing is trained, and once it is written.
     """
 
     cfg: Config
@@ -49,6 +50,16 @@ class Session:
     iteration: int = 0
     last_evaluation: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
+    beginning: dict[str, Any] = field(default_factory=dict)
+
+    def record_beginning(self) -> None:
+        """Write config.yaml and run.json, in the main process: all that could be wrong has been looked at."""
+        if not self.processes.is_main:
+            return
+        self.run.replace()
+        update_record(self.run.path, **self.beginning)
+        write_text(self.run.config, dump_config(self.cfg))
+        self.beginning = {}
 
 
 @contextmanager
@@ -57,8 +68,9 @@ def training_session(
 ) -> Iterator[Session]:
     """The session of a training in an opened run folder: its engine and seed are chosen, or are those of the record.
 
-    Writes config.yaml and run.json. At the end the trackers are closed, and run.json says how it went: finished,
-    interrupted or failed ("running" where the process was killed).
+    Nothing is written before `record_beginning`; what fails earlier leaves the folder as it was. At the end the
+    trackers are closed, and run.json says how it went: finished, interrupted or failed ("running" where the process was
+    killed). A new run that failed before its first iteration is taken back.
 
     Args:
         trackers: None for those of the configuration.
@@ -66,11 +78,12 @@ def training_session(
     Raises:
         RunError: the run was begun by another engine, or cannot be written.
     """
-    engine, recorded = processes.from_main(lambda: _begin(cfg, run, processes.count))
+    engine, recorded, beginning = processes.from_main(lambda: _begin(cfg, run, processes.count))
     session = Session(recorded, engine, run, processes, stop=StopRequest(patient=processes.count > 1))
     if not processes.is_main:
         yield session
         return
+    session.beginning = beginning
     session.trackers = Trackers.from_config(recorded) if trackers is None else trackers
     try:
         yield session
@@ -81,15 +94,15 @@ def training_session(
         said = str(error) if isinstance(error, DetsegError) else f"{type(error).__name__}: {error}"
         with suppress(Exception):
             session.trackers.finish(session.summary, status)
-        with suppress(RunError):  # a full disk must not hide what happened
-            update_record(run.path, status=status, **({} if interrupted else {"error": said}))
-        if isinstance(error, DetsegError):
-            run.forget()
+        if not session.beginning:
+            with suppress(RunError):  # a full disk must not hide what happened
+                update_record(run.path, status=status, **({} if interrupted else {"error": said}))
+        run.forget()
         raise
     update_record(run.path, status="finished")
 
 
-def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, Config]:
+def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, Config, dict[str, Any]]:
     before = None if run.new else read_record(run.path)
     engine = choose_engine(cfg)
     if before is not None and before["engine"] != engine.name:
@@ -122,10 +135,8 @@ def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, C
         }
     else:
         entries["resumed"] = [*before.get("resumed", []), now]
-    update_record(run.path, **entries)
-    write_text(run.config, dump_config(recorded))
     logger.info("run folder %s, seed %d, engine %s (%s)", run.path, recorded.SEED, engine.name, engine.reason)
     if processes > 1:
         images = cfg.SOLVER.IMS_PER_BATCH
         logger.info("%d processes, %d of the %d images of a batch in each", processes, images // processes, images)
-    return engine, recorded
+    return engine, recorded, entries

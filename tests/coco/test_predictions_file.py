@@ -159,9 +159,10 @@ def test_the_writer_refuses(tmp_path):
         PredictionsWriter(tmp_path / "r.json", ["cell"]) as writer,
     ):
         writer.write(predictions_of([rectangle(0, 0, 5, 5)], scores=[np.nan]))
+    (tmp_path / "q").touch()
     with (
         pytest.raises(DataError, match="folder"),
-        PredictionsWriter(tmp_path / "missing" / "p.json", ["cell"]),
+        PredictionsWriter(tmp_path / "q" / "p.json", ["cell"]),
     ):
         pass
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,6 +162,77 @@ def test_a_killed_worker_process(here: Path, capsys: pytest.CaptureFixture[str])
     assert "DATALOADER.NUM_WORKERS" in message
     assert load_checkpoint(here / "run" / "checkpoints" / "last.pth", for_training=True)["iteration"] >= 1
     assert json.loads((here / "run" / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list children")
+def test_workers_of_a_killed_training_end(here: Path) -> None:
+    words = ["--config", "disks.yaml", *SHORT, "SOLVER.MAX_ITER", "100000", "DATALOADER.NUM_WORKERS", "2"]
+    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), *words]
+    with open(here / "out", "w") as output, subprocess.Popen(command, stdout=output, stderr=output) as training:
+        children = Path(f"/proc/{training.pid}/task/{training.pid}/children")
+        wait_until(lambda: (here / "run" / "metrics.jsonl").exists() and len(children.read_text().split()) >= 2)
+        workers = [Path("/proc") / child for child in children.read_text().split()]
+        training.kill()
+    wait_until(lambda: not any(is_running(worker) for worker in workers), seconds=10)
+
+
+def is_running(process: Path) -> bool:
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_resume_that_is_refused_changes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_net("--config", "disks.yaml", *SHORT) == 0
+    before = everything(here / "run")
+    for words, said in (
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "has 1 classes"),
+        (["MODEL.ROI_MASK_HEAD.CONV_DIM", "4"], "is of another model"),
+        (["DATASETS.TRAIN", "[gone.json]"], "gone.json"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH"),
+    ):
+        assert said in refusal(capsys, "--resume", "OUTPUT_DIR", "run", *words)
+        after = everything(here / "run")
+        del after["log.txt"]
+        assert after == {name: content for name, content in before.items() if name != "log.txt"}, words
+    assert train_net("--resume", "OUTPUT_DIR", "run", "SOLVER.MAX_ITER", "3") == 0
+
+
+def test_a_start_that_fails_leaves_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = here / "data" / "0.png"
+    good = picture.read_bytes()
+    picture.write_bytes(good[:60])  # found in the first batches
+    for words in (["OUTPUT_DIR", "run"], ["OUTPUT_DIR", "runs/disks/001"]):
+        assert "0.png" in refusal(capsys, *SHORT, "SOLVER.IMS_PER_BATCH", "4", *words)
+        assert not Path(words[1]).exists()
+    picture.write_bytes(good)
+    assert train_net("--config", "disks.yaml", *SHORT) == 0
+    before = everything(here / "run")
+    assert "gone.json" in refusal(capsys, *SHORT, "--overwrite", "DATASETS.TRAIN", "[gone.json]")
+    assert everything(here / "run") == before, "the run that was to be replaced is still there"
+
+
+def test_data_without_objects(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / "data" / "disks.json"
+    data = json.loads(path.read_text())
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(data))
+    message = refusal(capsys, *SHORT)
+    assert "nothing to learn" in message
+    assert not (here / "run").exists()
 
 
 def test_a_loss_that_is_not_finite(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,53 @@ def test_what_cannot_be_trained_is_refused(
     assert train_net(*words) == 2
     assert said in capsys.readouterr().err
     assert not list(here.glob("runs/*/0*")), "folds that never began leave nothing behind"
+
+
+def test_what_is_not_alike_is_not_joined(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["OUTPUT_DIR", "cv", "SOLVER.BASE_LR", "0.02"]
+    assert train_net("--fold", "0", *words) == 0
+    assert train_net("--fold", "1", "OUTPUT_DIR", "cv") == 2
+    assert "SOLVER.BASE_LR was 0.02 and is 0.001" in capsys.readouterr().err
+    assert train_net("--fold", "all", "--resume", "OUTPUT_DIR", "cv") == 2, "what --resume is told must be the same"
+    assert "SOLVER.BASE_LR" in capsys.readouterr().err
+    path = here / "data" / "disks.json"
+    before = path.read_text()
+    data = json.loads(before)
+    data["annotations"][3]["iscrowd"] = 1
+    path.write_text(json.dumps(data))
+    assert train_net("--fold", "1", *words) == 2
+    assert "whose annotations are others" in capsys.readouterr().err
+    path.write_text(before)
+    assert train_net("--fold", "1", *words, "SOLVER.LOG_PERIOD", "2") == 0, "which changes nothing learned"
+    run_folder = ["--resume", "OUTPUT_DIR", "cv/fold1", "SOLVER.MAX_ITER", "4"]
+    assert run_command("train_net", ["--num-threads", "1", *run_folder], prog="train_net") == 0
+    capsys.readouterr()
+    assert train_net("--fold", "2", *words) == 2
+    assert "SOLVER.MAX_ITER was 3 and is 4" in capsys.readouterr().err
+    assert not Path("cv/oof.json.gz").exists()
+
+
+def test_the_printed_command_resumes_all_folds_exactly(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: TinySegmenter, samples: list) -> dict:
+        raise KeyboardInterrupt
+
+    words = ["--fold", "all", "SOLVER.BASE_LR=0.02", "OUTPUT_DIR", "my folds", "--SOLVER.MAX_ITER=2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(TinySegmenter, "forward", interrupt)
+        assert train_net(*words) == 130
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to continue: ")]
+    _, _, command = line.partition(": ")
+    printed = shlex.split(command)
+    assert printed[printed.index("--config") :] == [
+        *("--config", "disks.yaml", "--num-threads", "1", "--fold", "all", "--resume", "OUTPUT_DIR", "my folds"),
+        *("SOLVER.BASE_LR=0.02", "--SOLVER.MAX_ITER=2"),
+    ]
+    assert run_command("train_net", printed[printed.index("--config") :], prog="train_net") == 0
+    assert len(list(read_predictions("my folds/oof.json.gz"))) == 6
+    for fold in range(3):
+        assert load_config(f"my folds/fold{fold}/config.yaml").SOLVER.BASE_LR == 0.02
 
 
 def test_other_folds_do_not_mix(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

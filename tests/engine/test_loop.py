@@ -235,6 +235,9 @@ def test_a_second_signal_stops_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
         while stop.signal is None:
             time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)  # the same one: `timeout` sends it to its command and to the group
+        time.sleep(1.1)
+        assert stop.signal == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
         time.sleep(10)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +42,18 @@ def test_precision_equals_pycocotools(seed, kind, max_detections):
     assert expected.max() > 0, "the case should have hits"
     # pycocotools adds 2.2e-16 to every denominator, which can change the last bit.
     np.testing.assert_allclose(coco_precision(truth, found, kind, max_detections), expected, rtol=0, atol=3e-16)
+
+
+def test_pycocotools_serves_where_faster_coco_eval_is_missing(monkeypatch, capsys):
+    ground_truth, predictions = random_case(1, images=3, classes=2, crowds=True, objects=10)
+    expected = coco_ap(ground_truth.images, predictions, 2)
+    for name in ("faster_coco_eval", "faster_coco_eval.core", "faster_coco_eval.core.coco"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = coco_ap(ground_truth.images, predictions, 2)
+    assert expected[0]["coco_segm_ap"] > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other)
+    assert capsys.readouterr().out == ""
 
 
 def test_more_than_a_hundred_detections_count():

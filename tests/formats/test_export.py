@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from detseg.cli.main import main
 from detseg.coco.predictions_file import write_predictions
@@ -147,6 +148,15 @@ def test_options_that_make_no_sense_are_refused(
 ) -> None:
     assert main(["export", "--input", str(annotations), "--output", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_export_that_fails_leaves_no_folder(annotations: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / f"other {number}.png")
+    words = ("--output", tmp_path / "new" / "out", "--images", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert export(annotations, "csv", *words) == 2
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_is_no_coco_file_is_refused(tmp_path: Path, capsys) -> None:

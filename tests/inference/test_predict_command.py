@@ -98,6 +98,18 @@ def test_bad_images_are_listed_and_the_others_predicted(small_run, image_folder,
     assert "d.png" in printed
 
 
+def test_no_image_at_all_leaves_nothing(small_run, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no picture")
+    output = ["--output", tmp_path / "new" / "deeper" / "p.json", "--label-images", tmp_path / "labels"]
+    for _ in range(2):
+        assert predict("--run", small_run, "--images", tmp_path / "images", *output) == 2
+        said = capsys.readouterr().err
+        assert "none of the 1 images could be predicted" in said
+        assert "a.png" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

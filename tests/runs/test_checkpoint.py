@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from detseg.errors import RunError, WeightsError
-from detseg.files.atomic import remove_temporaries, write_atomically
+from detseg.files.atomic import remove_temporaries, write_atomically, written_whole
 from detseg.runs.checkpoint import keep_numbered, load_checkpoint, save_checkpoint
 
 
@@ -45,10 +47,26 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "last.pth.tmp-123").write_bytes(b"half")
+    program = "import os, pathlib, signal, sys; from detseg.files.atomic import written_whole\n"
+    program += "with written_whole(pathlib.Path(sys.argv[1]), 'it') as path:\n"
+    program += "    path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "last.pth")], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / "last.pth").write_bytes(b"whole")
+    with written_whole(tmp_path / "other", "it") as own:
+        own.write_text("at work")
+        remove_temporaries(tmp_path)
+        assert {file.name for file in tmp_path.iterdir()} == {"last.pth", own.name}
+    foreign = tmp_path / ".last.pth.tmp-000000-7"
+    foreign.write_text("of another machine")
     remove_temporaries(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
+    assert foreign.exists(), "it may still be written"
+    os.utime(foreign, (1, 1))
+    remove_temporaries(tmp_path)
+    assert not foreign.exists()
+    foreign.write_text("in a folder that one process has for itself")
+    remove_temporaries(tmp_path, all_of_them=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"last.pth", "other"}
 
 
 class Evil:

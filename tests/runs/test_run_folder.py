@@ -9,7 +9,7 @@ import pytest
 
 from detseg.config import Config, get_default_config, load_config
 from detseg.errors import RunError
-from detseg.runs.run_folder import find_run, next_number, open_run
+from detseg.runs.run_folder import RunFolder, find_run, next_number, open_run
 
 
 @pytest.fixture
@@ -68,15 +68,45 @@ def test_a_named_folder_with_another_run_is_refused(here: Path) -> None:
         open_run(named(here / "a"), resume=True, overwrite=True)
 
 
+def write_run(run: RunFolder, text: str) -> None:
+    run.record.write_text(text)
+    run.checkpoints.mkdir()
+    run.last.write_text(text)
+    (run.path / "log.txt").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_overwrite_removes_what_a_run_wrote_and_nothing_else(here: Path) -> None:
     with open_run(named(here / "a")) as run:
-        run.record.write_text("{}")
-        run.checkpoints.mkdir()
-        run.last.write_bytes(b"")
+        write_run(run, "{}")
         (run.path / "notes.txt").write_text("mine")
     with open_run(named(here / "a"), overwrite=True) as run:
         assert run.new
-        assert sorted(path.name for path in run.path.iterdir()) == [".lock", "notes.txt"]
+        assert not run.record.exists()
+        assert not run.checkpoints.exists()
+        run.replace()
+        assert names(run.path) == [".lock", "notes.txt"]
+
+
+def test_overwriting_with_a_run_that_does_not_begin_leaves_the_former_one(here: Path) -> None:
+    with open_run(named(here / "a")) as run:
+        write_run(run, "old")
+    before = names(run.path)
+    with open_run(named(here / "a"), overwrite=True) as run:
+        (run.path / "log.txt").write_text("a start that fails")
+    assert names(run.path) == before
+    assert run.record.read_text() == run.last.read_text() == "old"
+    killed = open_run(named(here / "a"), overwrite=True)
+    killed._lock.release()
+    with pytest.raises(RunError, match="holds another run"):
+        open_run(named(here / "a"))
+    with open_run(named(here / "a"), resume=True) as run:
+        assert not run.new
+        assert run.last.read_text() == "old"
+    assert names(run.path) == before
 
 
 def test_a_file_in_place_of_the_folder_is_refused(here: Path) -> None:
