@@ -154,7 +154,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         missing=missing,
         similar=[dataclasses.replace(pair, first=read[pair.first], second=read[pair.second]) for pair in pairs],
         skipped=list(skipped),
-        label_warnings=[*object_warnings(dataset), *(check_labels(dataset) if dataset.num_objects else [])],
+        label_warnings=[*object_warnings(dataset), *check_labels(dataset)],
         one_class_hint=hint,
         rules=rules,
     )
