@@ -43,8 +43,8 @@ class AnnotationTable:
 
     text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, where each annotation's JSON is in it.
     classes: (A,) int32, 0-based. crowd: (A,) bool. pixels: (A,) uint8, how many the mask covers: 0, 1, or 2 for two and
-    more. offsets: (images + 1,) int64; image i has rows offsets[i]:offsets[i + 1]. boxes: whether the box stands for the
-    mask where there is none.
+    more. offsets: (images + 1,) int64; image i has rows offsets[i]:offsets[i + 1]. boxes: whether the box stands for
+    the mask where there is none.
     """
 
     text: np.ndarray

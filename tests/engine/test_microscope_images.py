@@ -113,8 +113,8 @@ def test_prediction_of_plain_files_reads_the_pixel_size_and_export_measures_in_m
 ) -> None:
     output, folder = tmp_path / "p.json.gz", prepared / "images"
     words = ["--run", run, "--checkpoint", "last", "--raw", "--device", "cpu", "--images", folder, "--output", output]
-    assert main(["predict", *map(str, words)]) == 1  # nobody said which slice
-    assert main(["predict", *map(str, words), "--z", "max", "--overwrite"]) == 0
+    assert main(["predict", *map(str, words)]) == 2  # nobody said which slice
+    assert main(["predict", *map(str, words), "--z", "max"]) == 0
     predictions = list(read_predictions(output))
     assert [one.pixel_size for one in predictions] == [(0.25, 0.25)] * 2
     assert all((one.height, one.width) == (SIDE, SIDE) and len(one) for one in predictions)
