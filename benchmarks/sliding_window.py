@@ -74,10 +74,11 @@ def make_predictor(run: str) -> Any:
 
     from detseg.data.preprocess import ImagePreprocess
     from detseg.fusion.postprocess import Postprocess
+    from detseg.inference.image_model import ImageModel
 
     scaled = ImagePreprocess(scaling="percentile", percentiles=(0.5, 99.5))
     thresholds = Postprocess(classes=["cell"], score_threshold=0.01)
-    return Predictor(ThresholdSegmenter(num_classes=1), classes=["cell"], preprocess=scaled, postprocess=thresholds)
+    return Predictor(ImageModel(ThresholdSegmenter(num_classes=1), scaled), ["cell"], postprocess=thresholds)
 
 
 def measure_one(variant: str, image: Path, run: str) -> None:

@@ -13,7 +13,6 @@ from detseg.cli.predict_job import Job, add_model_arguments, add_tile_arguments,
 
 if TYPE_CHECKING:
     from detseg.inference.predictor import SkippedImage
-    from detseg.inference.tile_predictor import TileProgress
     from detseg.structures.predictions import Predictions
 
 DESCRIPTION = (
@@ -182,27 +181,15 @@ def _all_predictions(
     folder = _state_folder(arguments)
     count = max(arguments.processes, processes_of_torchrun())
     if count == 1:
-        yield from job.predict(job.images.records, skipped, state=folder, progress=_tile_progress(bar))
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.set_postfix_str(f"{name}: tile {done} of {total}" if done < total else "")
+
+        yield from job.predict(job.images.records, skipped, state=folder, progress=progress)
         return
     if arguments.processes > 1:
         run_children(arguments, count, folder, bar.update)
     yield from gather_shares(job, count, folder, skipped)
-
-
-def _tile_progress(bar: Any) -> TileProgress:
-    """Show the tiles of the image that is being predicted beside the bar of images."""
-    from detseg.inference.tile_predictor import TileProgress
-
-    state = {"name": "", "done": 0, "of": 0}
-
-    def start(name: str, tiles: int) -> None:
-        state.update(name=name, done=0, of=tiles)
-
-    def advance(count: int) -> None:
-        state["done"] += count
-        bar.set_postfix_str(f"{state['name']}: tile {state['done']} of {state['of']}")
-
-    return TileProgress(start, advance, lambda: bar.set_postfix_str(""))
 
 
 def _print_summary(rows: Sequence[tuple[str, Any]], skipped: Sequence[SkippedImage]) -> None:

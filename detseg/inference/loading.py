@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
 from detseg.files.hashing import hash_file
 from detseg.inference.validation import InferenceOptions, validate_for_prediction
-from detseg.models.base import Segmenter
 from detseg.models.devices import choose_device
 from detseg.models.table import num_classes
 from detseg.models.weights import load_state, load_weights, resolve_weights
@@ -27,20 +25,6 @@ logger = logging.getLogger(__name__)
 
 POSTPROCESS_FILE = "postprocess.yaml"
 CONFIG_FILE = "config.yaml"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in evaluation mode, on its device, with what its predictor needs; provenance: plain values.
-
-    intensities: of its training images; of a file that does not say, what its normalization suits.
-    """
-
-    model: Segmenter
-    options: InferenceOptions
-    classes: list[str]
-    provenance: dict[str, Any]
-    intensities: IntensityRange | None = None
 
 
 def find_run_folder(folder: Path) -> Path:
@@ -82,8 +66,8 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
 
 def load_model(
     weights: str | os.PathLike[str], cfg: Config | None = None, *, device: str = "auto", is_of_run: bool = False
-) -> LoadedModel:
-    """Load the model of a weights file.
+) -> dict[str, Any]:
+    """Load the model of a weights file, in evaluation mode and on its device; return arguments of Predictor.from_model.
 
     Args:
         weights, cfg, device: see `Predictor.from_checkpoint`.
@@ -120,19 +104,22 @@ def load_model(
         load_weights(model, path, cfg=cfg)
     else:
         load_state(model, stored, source=str(path))
-    provenance = {
-        "engine": engine.name,
-        "engine_reason": engine.reason,
-        "architecture": cfg.MODEL.META_ARCHITECTURE,
-        "config_hash": config_hash(cfg),
-        "checkpoint_hash": hash_file(path),
-    }
     intensities = IntensityRange.from_plain(state.get("intensities"))
-    if intensities is None:
+    if intensities is None:  # the file does not say: those that its normalization suits
         intensities = IntensityRange.of_normalization(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
-    return LoadedModel(
-        model.to(target).prefer_speed().eval(), InferenceOptions.from_config(cfg), classes, provenance, intensities
-    )
+    return {
+        "model": model.to(target).prefer_speed().eval(),
+        "options": InferenceOptions.from_config(cfg),
+        "classes": classes,
+        "provenance": {
+            "engine": engine.name,
+            "engine_reason": engine.reason,
+            "architecture": cfg.MODEL.META_ARCHITECTURE,
+            "config_hash": config_hash(cfg),
+            "checkpoint_hash": hash_file(path),
+        },
+        "intensities": intensities,
+    }
 
 
 def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:

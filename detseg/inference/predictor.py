@@ -19,7 +19,6 @@ import numpy as np
 from detseg.coco.dataset import ImageRecord
 from detseg.config import Config, load_config
 from detseg.data.intensity_range import IntensityRange
-from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
@@ -29,7 +28,6 @@ from detseg.inference.image_model import ImageModel, InputImage
 from detseg.inference.loading import (
     CONFIG_FILE,
     POSTPROCESS_FILE,
-    LoadedModel,
     find_checkpoint,
     find_run_folder,
     load_model,
@@ -76,38 +74,26 @@ class Predictor:
     """Predicts images, one by one or many.
 
     Args:
-        model: any Segmenter; it is predicted with where it is (its device) and never trained here.
-        preprocess: channels, scaling and inversion, as in training.
+        model: with its preprocessing.
         classes: names of the classes by index.
-        size: at which the network sees images; None leaves them as they are.
         postprocess: applied to all predictions; None gives the model's own.
-        precision: "float32", or "bfloat16" / "float16" for automatic mixed precision.
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
         tta: test-time augmentation; None, or the image as it is as the only view, predicts every image once.
         tiling: which images are predicted in tiles; the attribute of this name may be replaced.
-        intensities: what the model knows; images far outside are warned of.
-
-    Attributes:
-        detector: what finds the objects of one array; it may be replaced.
 
     Raises:
-        ConfigError: a precision that does not exist, a postprocess that was made for other classes, a mode of
-            augmentation that the model does not allow.
+        ConfigError: a postprocess of other classes, a mode of augmentation that the model does not allow.
     """
 
     def __init__(
         self,
-        model: Segmenter,
-        *,
-        preprocess: ImagePreprocess,
+        model: ImageModel,
         classes: Sequence[str],
-        size: TestSizeOptions | None = None,
+        *,
         postprocess: Postprocess | None = None,
-        precision: str = "float32",
         provenance: dict[str, Any] | None = None,
         tta: TestTimeAugmentation | None = None,
         tiling: Tiling | None = None,
-        intensities: IntensityRange | None = None,
     ) -> None:
         if postprocess is not None and postprocess.classes and tuple(postprocess.classes) != tuple(classes):
             raise ConfigError(
@@ -115,8 +101,7 @@ class Predictor:
                 f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
             )
         self.tta = tta or TestTimeAugmentation()
-        image_model = ImageModel(model, preprocess, size or TestSizeOptions(), precision, intensities)
-        self.detector = Detector([image_model], self.tta)
+        self.detector = Detector([model], self.tta)
         self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
         self.postprocess = postprocess
@@ -142,20 +127,16 @@ class Predictor:
     ) -> Predictor:
         """A predictor with the options of a configuration, around a model that is there already.
 
-        augmented: whether images are augmented where TEST.AUG says so. intensities: what the model knows.
+        precision, intensities: see ImageModel. augmented: whether images are augmented where TEST.AUG says so.
         """
         tta = TestTimeAugmentation.from_options(options.augmentation)
         return cls(
-            model,
-            preprocess=options.preprocess,
-            classes=classes,
-            size=options.size,
+            ImageModel(model, options.preprocess, options.size, precision, intensities),
+            classes,
             postprocess=postprocess,
-            precision=precision,
             provenance=provenance,
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
             tiling=options.tiling(model.largest_object),
-            intensities=intensities,
         )
 
     @classmethod
@@ -187,7 +168,8 @@ class Predictor:
             file = run / POSTPROCESS_FILE
         elif postprocess is True:
             logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
-        return cls._from_loaded(loaded, None if file is None else Postprocess.load(file), precision)
+        chosen = None if file is None else Postprocess.load(file)
+        return cls.from_model(**loaded, postprocess=chosen, precision=precision)
 
     @classmethod
     def from_checkpoint(
@@ -208,19 +190,8 @@ class Predictor:
         Raises:
             WeightsError: the file cannot be read, does not fit, or has no configuration and none was given.
         """
-        return cls._from_loaded(load_model(weights, cfg, device=device), postprocess, precision)
-
-    @classmethod
-    def _from_loaded(cls, loaded: LoadedModel, postprocess: Postprocess | None, precision: str) -> Predictor:
-        return cls.from_model(
-            loaded.model,
-            loaded.options,
-            loaded.classes,
-            postprocess=postprocess,
-            precision=precision,
-            provenance=loaded.provenance,
-            intensities=loaded.intensities,
-        )
+        loaded = load_model(weights, cfg, device=device)
+        return cls.from_model(**loaded, postprocess=postprocess, precision=precision)
 
     def __call__(
         self,

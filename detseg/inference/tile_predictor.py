@@ -13,7 +13,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +39,6 @@ RIM = 2.0
 _ROWS = 16
 
 
-@dataclass
-class TileProgress:
-    """Is told how an image in tiles gets on: start(name, tiles), advance(count), end()."""
-
-    start: Callable[[str, int], Any] = lambda name, tiles: None
-    advance: Callable[[int], Any] = lambda count: None
-    end: Callable[[], Any] = lambda: None
-
-
-@dataclass(frozen=True)
-class TilePlan:
-    """How one image is cut. scale: pixels at the network per pixel (y, x). tile, overlap: pixels of the image."""
-
-    grid: TileGrid
-    scale: tuple[float, float]
-    tile: int
-    overlap: int
-
-
 class TilePredictor:
     """Predicts images tile by tile.
 
@@ -71,7 +51,7 @@ class TilePredictor:
         state: folder where the predictions of tiles stay until all images are done, so that a command that was
             interrupted goes on there and several processes share the tiles of one image; None keeps them in memory.
         identity: plain values that say which model predicts; tiles of another are not taken from `state`.
-        progress: is told of tiles.
+        progress: is called with an image's name, how many of its tiles are done, and of how many.
     """
 
     def __init__(
@@ -84,7 +64,7 @@ class TilePredictor:
         workers: int = 0,
         state: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: TileProgress | None = None,
+        progress: Callable[[str, int, int], Any] = lambda name, done, total: None,
     ) -> None:
         self.detector = detector
         self.tiling = tiling
@@ -93,7 +73,7 @@ class TilePredictor:
         self.workers = workers
         self.state = state
         self.identity = {**(identity or {}), "detector": detector.describe()}
-        self.progress = progress or TileProgress()
+        self.progress = progress
 
     def open(self, record: ImageRecord) -> PixelSource | None:
         """Open an image file if it is to be predicted in tiles; the caller closes it.
@@ -114,7 +94,7 @@ class TilePredictor:
         if self.tiling.when == NEVER:
             return False
         try:
-            scale = self.plan(source).scale
+            scale = self.grid(source).scale
         except DataError:
             # Shrunk much, or of unknown scale: an image that is small in its file needs no tiles.
             if self.tiling.when == AUTO and source.height * source.width <= LARGE:
@@ -122,12 +102,11 @@ class TilePredictor:
             raise
         return self.tiling.applies(source.height, source.width, scale)
 
-    def plan(self, source: PixelSource) -> TilePlan:
+    def grid(self, source: PixelSource) -> TileGrid:
         """Cut an image. Raises DataError where its scale at the network is not known, ConfigError for other sizes."""
         scale = self.detector.tile_scale(self._parent(source))
         tile, overlap = self.tiling.sizes(scale)
-        grid = make_grid(source.height, source.width, tile=tile, overlap=overlap, scale=scale)
-        return TilePlan(grid, scale, tile, overlap)
+        return make_grid(source.height, source.width, tile=tile, overlap=overlap, scale=scale)
 
     def predict(
         self,
@@ -147,9 +126,10 @@ class TilePredictor:
         if boxes is not None:
             result = self._masks_of_boxes(source, boxes, soft_masks)
         else:
-            plan, store = self._detect(record, source, soft_masks, (0, 1))
-            result = stitch(plan.grid, store, rim=max(1.0, RIM / min(plan.scale)))
-            result.provenance["tiles"] = self.tiling.describe(plan.tile, plan.overlap)
+            grid, store = self._detect(record, source, soft_masks, (0, 1))
+            result = stitch(grid, store, rim=max(1.0, RIM / min(grid.scale)))
+            about = {"tile": grid.tile, "overlap": grid.overlap}
+            result.provenance["tiles"] = about if self.tiling.scale is None else {**about, "scale": self.tiling.scale}
         return result if self.postprocess is None else apply_in_blocks(self.postprocess, result)
 
     def predict_share(
@@ -164,31 +144,23 @@ class TilePredictor:
 
     def _detect(
         self, record: ImageRecord, source: PixelSource, soft_masks: bool, share: tuple[int, int]
-    ) -> tuple[TilePlan, TileStore]:
+    ) -> tuple[TileGrid, TileStore]:
         """Predict the tiles of a share that are not there yet."""
-        plan = self.plan(source)
+        grid = self.grid(source)
         store: TileStore = {}
         if self.state is not None:
             kept = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in record.file_name)
             folder = self.state / f"{record.image_id}_{kept}"[-120:]
-            store = TileFolder(folder, self._computed(record, source, plan, soft_masks))
+            store = TileFolder(folder, self._computed(record, source, grid, soft_masks))
         number, count = share
-        tiles = [tile for tile in plan.grid if tile.index % count == number]
+        tiles = [tile for tile in grid if tile.index % count == number]
         missing = [tile for tile in tiles if tile.index not in store]
-        self.progress.start(record.file_name, len(tiles))
-        try:
-            if len(missing) < len(tiles):
-                self.progress.advance(len(tiles) - len(missing))
-            self._detect_tiles(source, store, missing, soft_masks)
-        finally:
-            self.progress.end()
-        return plan, store
-
-    def _detect_tiles(self, source: PixelSource, store: TileStore, tiles: list[Tile], soft_masks: bool) -> None:
-        parent = self._parent(source, measure=bool(tiles))
-        if tiles:
-            self.detector.check_intensities(InputImage(_rows_of(source), source.facts, source.name))
-        prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), tiles, self.workers)
+        done = len(tiles) - len(missing)
+        if not missing:
+            return grid, store
+        parent = self._parent(source, measure=True)
+        self.detector.check_intensities(InputImage(_rows_of(source), source.facts, source.name))
+        prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), missing, self.workers)
         for batch in batches(prepared, self.batch_size, lambda pair: pair[1].key):
             found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks)
             for (tile, _), predictions in zip(batch, found, strict=True):
@@ -197,9 +169,11 @@ class TilePredictor:
                     least = self.postprocess.values("score_threshold", predictions.classes)
                     predictions = predictions.select(predictions.scores >= least)
                 store[tile.index] = predictions
-            self.progress.advance(len(batch))
+            done += len(batch)
+            self.progress(record.file_name, done, len(tiles))
+        return grid, store
 
-    def _computed(self, record: ImageRecord, source: PixelSource, plan: TilePlan, soft_masks: bool) -> dict[str, Any]:
+    def _computed(self, record: ImageRecord, source: PixelSource, grid: TileGrid, soft_masks: bool) -> dict[str, Any]:
         """What the predictions of tiles depend on."""
         try:
             file = os.stat(record.path)
@@ -209,7 +183,7 @@ class TilePredictor:
         return {
             "image": [str(record.path), file.st_size, file.st_mtime_ns, source.height, source.width],
             "fields": {name: value for name, value in source.facts.items() if name in record.metadata},
-            "grid": [plan.grid.rows, plan.grid.columns, plan.scale],
+            "grid": [grid.rows, grid.columns, grid.scale],
             "soft_masks": soft_masks,
             "score_threshold": threshold,
             "model": self.identity,
@@ -224,7 +198,7 @@ class TilePredictor:
         size = {"height": source.height, "width": source.width}
         parts: list[Predictions] = []
         order: list[np.ndarray] = []
-        for tile, chosen in _tiles_of_boxes(self.plan(source), boxes.boxes.astype(np.float64)):
+        for tile, chosen in _tiles_of_boxes(self.grid(source), boxes.boxes.astype(np.float64)):
             shift = np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
             given = boxes.select(chosen)
             given = Predictions(0, "", *tile.size, given.boxes - shift, given.scores, given.classes)
@@ -255,19 +229,19 @@ def _rows_of(source: PixelSource) -> np.ndarray:
     return np.concatenate([source.read(y, 0, y + 1, source.width) for y in range(step // 2, source.height, step)])
 
 
-def _tiles_of_boxes(plan: TilePlan, boxes: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
+def _tiles_of_boxes(grid: TileGrid, boxes: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
     """Yield tiles with the positions of the boxes (N, 4) that are seen in them."""
     deepest = np.full(len(boxes), -np.inf)
     of_tile = np.full(len(boxes), -1)
-    for tile in plan.grid:
-        depth = plan.grid.depth(tile, boxes)
+    for tile in grid:
+        depth = grid.depth(tile, boxes)
         better = (depth >= 0) & (depth > deepest)
         deepest[better], of_tile[better] = depth[better], tile.index
     for index in np.unique(of_tile[of_tile >= 0]):
-        yield plan.grid[int(index)], np.flatnonzero(of_tile == index)
-    margin = plan.overlap // 2
+        yield grid[int(index)], np.flatnonzero(of_tile == index)
+    margin = grid.overlap // 2
     for index in np.flatnonzero(of_tile < 0):
         x0, y0 = (max(math.floor(low) - margin, 0) for low in boxes[index, :2])
         x1, y1 = (math.ceil(high) + margin for high in boxes[index, 2:])
-        x1, y1 = min(x1, plan.grid.width), min(y1, plan.grid.height)
+        x1, y1 = min(x1, grid.width), min(y1, grid.height)
         yield Tile(-1, -1, -1, min(y0, y1 - 1), min(x0, x1 - 1), y1, x1), np.array([index])

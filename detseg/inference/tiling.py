@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -81,10 +80,6 @@ class Tiling:
             return max(height, width) > self.sizes(scale)[0]
         return self.when == AUTO and height * scale[0] * width * scale[1] > LARGE
 
-    def describe(self, tile: int, overlap: int) -> dict[str, Any]:
-        """What provenance says of predictions in tiles."""
-        return {"tile": tile, "overlap": overlap, **({} if self.scale is None else {"scale": self.scale})}
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -106,12 +101,19 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles of an image height x width. rows, columns: the (start, end) of each."""
+    """Tiles of an image height x width.
+
+    rows, columns: the (start, end) of each. tile, overlap: pixels of the image. scale: pixels at the network per pixel
+    of the image (y, x).
+    """
 
     height: int
     width: int
     rows: tuple[tuple[int, int], ...]
     columns: tuple[tuple[int, int], ...]
+    tile: int
+    overlap: int
+    scale: tuple[float, float]
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
@@ -170,6 +172,9 @@ def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[
         width,
         _ranges(height, tile, overlap, STRIDE / scale[0]),
         _ranges(width, tile, overlap, STRIDE / scale[1]),
+        tile,
+        overlap,
+        scale,
     )
 
 

@@ -16,8 +16,9 @@ from detseg.formats.label_images import TOP, to_label_image, write_tiled
 from detseg.formats.objects import ImageObjects
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.blocks import apply_in_blocks
+from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
-from detseg.inference.tile_predictor import TilePredictor, TileProgress
+from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling
 from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.views import parse_views
@@ -38,8 +39,9 @@ def scene() -> np.ndarray:
 
 
 def predictor(**options) -> Predictor:
-    options = {"preprocess": ImagePreprocess(), "tiling": TILES, **options}
-    return Predictor(ThresholdSegmenter(num_classes=1), classes=["cell"], **options)
+    of_model = {name: options.pop(name) for name in ("size", "preprocess") if name in options}
+    model = ImageModel(ThresholdSegmenter(num_classes=1), **{"preprocess": ImagePreprocess(), **of_model})
+    return Predictor(model, ["cell"], **{"tiling": TILES, **options})
 
 
 def write_zarr(path, image, version, chunks=(64, 64)):
@@ -131,20 +133,17 @@ def test_resume_after_an_interruption_gives_the_same_and_repeats_nothing(scene, 
     class StopError(Exception):
         pass
 
-    advanced = []
-
-    def advance(count):
-        advanced.append(count)
-        if len(advanced) == 5:
+    def progress(name, done, total):
+        if done == 5:
             raise StopError
 
     with pytest.raises(StopError):
-        list(one.predict_records([record], tiles=tiles(tmp_path, progress=TileProgress(advance=advance))))
+        list(one.predict_records([record], tiles=tiles(tmp_path, progress=progress)))
     again = predictor()
     (answer,) = again.predict_records([record], tiles=again.tile_predictor(state=tmp_path / "state"))
     assert answer.rles == uninterrupted.rles
     assert np.array_equal(answer.scores, uninterrupted.scores)
-    assert len(again.model.seen) == len(one.tile_predictor().plan(_source(scene)).grid) - 5
+    assert len(again.model.seen) == len(one.tile_predictor().grid(_source(scene))) - 5
     # another image under the same name begins anew
     tifffile.imwrite(tmp_path / "a.tif", 255 - scene[:, :, 0])
     (other,) = again.predict_records([record], tiles=again.tile_predictor(state=tmp_path / "state"))
@@ -189,8 +188,8 @@ def test_a_broken_tile_leaves_the_image_out(scene, tmp_path):
 def test_given_boxes_get_masks_in_their_order(scene):
     from brightness_segmenter import BrightnessSegmenter
 
-    whole = Predictor(BrightnessSegmenter(), classes=["cell"], preprocess=ImagePreprocess(), tiling=Tiling("never"))
-    tiled = Predictor(BrightnessSegmenter(), classes=["cell"], preprocess=ImagePreprocess(), tiling=TILES)
+    model = ImageModel(BrightnessSegmenter(), ImagePreprocess())
+    whole, tiled = (Predictor(model, ["cell"], tiling=tiling) for tiling in (Tiling("never"), TILES))
     boxes = whole(scene).select(np.random.default_rng(0).permutation(len(whole(scene))))
     large_box = np.float32([[5, 5, 300, 280]])
     boxes.boxes[0] = large_box

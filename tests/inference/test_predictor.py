@@ -13,17 +13,15 @@ from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
+from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
 from detseg.structures import rle as rle_codec
 
 
 def make_predictor(*, channels: int = 1, scaling: str = "none", **options) -> Predictor:
-    return Predictor(
-        ThresholdSegmenter(),
-        preprocess=ImagePreprocess(num_channels=channels, scaling=scaling, scaling_range=(0.0, 65535.0)),
-        classes=["first", "second"],
-        **options,
-    )
+    preprocess = ImagePreprocess(num_channels=channels, scaling=scaling, scaling_range=(0.0, 65535.0))
+    of_model = {name: options.pop(name) for name in ("size", "precision") if name in options}
+    return Predictor(ImageModel(ThresholdSegmenter(), preprocess, **of_model), ["first", "second"], **options)
 
 
 def squares(height: int = 40, width: int = 64, dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:

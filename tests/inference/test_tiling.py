@@ -141,7 +141,7 @@ def test_nothing_and_everything():
 
 def test_an_image_smaller_than_a_tile_is_one_tile():
     image = draw_disks(50, 60, [(25, 30, 10), (0, 0, 5)])
-    assert len(tiles().plan(ArraySource(image, {})).grid) == 1
+    assert len(tiles().grid(ArraySource(image, {}))) == 1
     assert_same_objects(predict(image), components(image))
 
 

@@ -11,6 +11,7 @@ from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
 from detseg.inference import detector
+from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
 from detseg.inference.symmetries import SYMMETRIES
 from detseg.inference.tta import MODES, AugmentationOptions, TestTimeAugmentation
@@ -23,9 +24,9 @@ SIZES = [(40, 64), (41, 64), (40, 63), (33, 47)]
 
 def make_predictor(*views: str, mode: str = "fuse", fusion: dict | None = None, **options) -> Predictor:
     settings = TestTimeAugmentation(parse_views(views or ["none"]), mode, FusionOptions.from_dict(fusion or {}))
-    return Predictor(
-        BrightnessSegmenter(), preprocess=ImagePreprocess(num_channels=1), classes=["cell"], tta=settings, **options
-    )
+    of_model = {name: options.pop(name) for name in ("size",) if name in options}
+    model = ImageModel(BrightnessSegmenter(), ImagePreprocess(num_channels=1), **of_model)
+    return Predictor(model, ["cell"], tta=settings, **options)
 
 
 def read_settings(*overrides: str) -> TestTimeAugmentation:
@@ -168,12 +169,7 @@ def test_nothing_found_is_a_legal_answer(mode):
 def test_the_best_objects_are_kept_up_to_the_limit():
     predictor = make_predictor("flips")
     all_of_them = predictor(blobs(40, 60))
-    limited = Predictor(
-        BrightnessSegmenter(),
-        preprocess=ImagePreprocess(num_channels=1),
-        classes=["cell"],
-        tta=predictor.tta.replace(max_detections=2),
-    )
+    limited = Predictor(predictor.detector.models[0], ["cell"], tta=predictor.tta.replace(max_detections=2))
     assert limited(blobs(40, 60)).scores.tolist() == sorted(all_of_them.scores.tolist(), reverse=True)[:2]
 
 
