@@ -170,12 +170,12 @@ def cell_masks(cells: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_paste(cells: int, side: int, rounds: int) -> dict[str, Any]:
-    from detseg.models.paste import paste_rles
+    from detseg.models.paste import paste_masks
 
     probabilities, boxes = cell_masks(cells, side)
     before = held_memory()
-    rles = paste_rles(probabilities, boxes, side, side)
-    seconds = take_turns({"paste": lambda: paste_rles(probabilities, boxes, side, side)}, rounds).median("paste")
+    rles, _ = paste_masks(probabilities, boxes, side, side)
+    seconds = take_turns({"paste": lambda: paste_masks(probabilities, boxes, side, side)}, rounds).median("paste")
     return {"seconds": seconds, "peak": peak_memory(), "before": before, "counts": [_text(rle) for rle in rles]}
 
 

@@ -196,7 +196,7 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.combine import combine
 
-    predictors = [*(_of_run(arguments, run) for run in arguments.run), *_of_weights(arguments)]
+    predictors = _load_models(arguments)
     predictor, settings = predictors[0], _tta_settings(arguments, predictors)
     if len(predictors) > 1 or settings != predictor.tta:
         if predictor.postprocess is not None and not arguments.boxes:
@@ -229,30 +229,26 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
     return predictor
 
 
-def _of_run(arguments: argparse.Namespace, run: str) -> Predictor:
-    from detseg.inference.predictor import Predictor
-
-    return Predictor.from_run(
-        run,
-        checkpoint=arguments.checkpoint,
-        postprocess=arguments.postprocess or not arguments.raw,
-        device=arguments.device,
-        precision=arguments.precision,
-    )
-
-
-def _of_weights(arguments: argparse.Namespace) -> list[Predictor]:
+def _load_models(arguments: argparse.Namespace) -> list[Predictor]:
+    """The predictors of all runs, then those of all weights."""
     from detseg.config import load_config
     from detseg.engines.imports import run_imports
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.predictor import Predictor
 
+    options = {"device": arguments.device, "precision": arguments.precision}
+    from_file = arguments.postprocess or not arguments.raw  # of a run its own, unless a file or none is asked for
+    checkpoint = arguments.checkpoint
+    predictors = [
+        Predictor.from_run(run, checkpoint=checkpoint, postprocess=from_file, **options) for run in arguments.run
+    ]
     cfg = None
     if arguments.config:
         cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
-    options = {"postprocess": postprocess, "device": arguments.device, "precision": arguments.precision}
-    return [Predictor.from_checkpoint(weights, cfg, **options) for weights in arguments.weights]
+    for weights in arguments.weights:
+        predictors.append(Predictor.from_checkpoint(weights, cfg, postprocess=postprocess, **options))
+    return predictors
 
 
 def _tta_settings(arguments: argparse.Namespace, predictors: Sequence[Predictor]) -> TestTimeAugmentation:

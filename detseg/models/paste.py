@@ -1,4 +1,4 @@
-"""Small masks back into the image, straight to run-lengths, without full-size masks.
+"""Pasting: small masks back into the image, straight to run-lengths, without full-size masks.
 
 The probability of an image pixel is read at the pixel's centre, bilinearly, from the mask stretched over its box;
 outside the box's mask there are zeros: Detectron2's paste_masks_in_image. The two axes are independent, so that rows
@@ -16,30 +16,25 @@ import numpy as np
 
 from detseg.structures.rle import encode_crops
 
-MASK_THRESHOLD = 0.5
-
-
-def paste_rles(
-    probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: float = MASK_THRESHOLD
-) -> list[dict[str, Any]]:
-    """Return D RLEs of size [height, width]: the pixels with at least `threshold` probability.
-
-    probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty
-    mask.
-    """
-    crops = paste_crops(probabilities, boxes, height, width)
-    return encode_crops([(crop >= threshold, x0, y0) for crop, x0, y0 in crops], height, width)
-
 
 def paste_masks(
-    probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int, *, soft_masks: bool = False
+    probabilities: np.ndarray,
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    soft_masks: bool = False,
+    threshold: float = 0.5,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray] | None]:
-    """Return what `paste_rles` does and, where asked for, `paste_soft_masks`; masks are interpolated once."""
-    if not soft_masks:
-        return paste_rles(probabilities, boxes, height, width), None
-    crops = list(paste_crops(probabilities, boxes, height, width))
-    rles = encode_crops([(crop >= MASK_THRESHOLD, x0, y0) for crop, x0, y0 in crops], height, width)
-    return rles, [_quantise(crop) for crop, _, _ in crops]
+    """Return D RLEs of size [height, width], the pixels with at least `threshold` probability; masks are read once.
+
+    probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty
+    mask. With soft_masks also what `paste_soft_masks` returns, else None.
+    """
+    crops: Any = paste_crops(probabilities, boxes, height, width)
+    crops = list(crops) if soft_masks else crops
+    rles = encode_crops([(crop >= threshold, x0, y0) for crop, x0, y0 in crops], height, width)
+    return rles, [_quantise(crop) for crop, _, _ in crops] if soft_masks else None
 
 
 def paste_soft_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
@@ -74,7 +69,7 @@ def paste_crops(
 
 
 class _Axis:
-    """Where along one axis the pixels of every box read its mask, all boxes behind each other.
+    """Where along one axis the pixels of every box read its mask, of all boxes, concatenated.
 
     first: (D,) the first pixel of each box.
     """

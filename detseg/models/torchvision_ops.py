@@ -1,12 +1,13 @@
 """torchvision's compiled operators, imported in this one place.
 
-torchvision's operators are compiled against one build of torch; with another they are missing, and torchvision says so
-in words that help nobody. Here that becomes a message with both versions and the remedy.
+torchvision's operators are compiled against one build of torch; with another they are missing, and torchvision names no
+remedy. Here that becomes a message with both versions and the remedy.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from importlib import metadata
 from typing import Any
 
@@ -21,58 +22,51 @@ def require_operators() -> None:
     _operators()
 
 
+def _explained(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Tell of an operator that was not compiled for a device as `require_operators` does."""
+
+    @wraps(function)
+    def explained(*args: Any, **options: Any) -> Tensor:
+        try:
+            return function(*args, **options)
+        except NotImplementedError as error:
+            raise DetsegError(_mismatch_message(error)) from error
+
+    return explained
+
+
+@_explained
 def roi_align(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: float, sampling_ratio: int) -> Tensor:
     """Return (M, C, output_size, output_size): ROIAlign with aligned=True.
 
     features: (B, C, H, W). boxes: (M, 5), the index of the image and XYXY. sampling_ratio: samples along one side of a
     bin; 0 takes ceil(side of the box / output_size).
     """
-    operators = _operators()
-    try:
-        return operators.roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned=True)
-    except NotImplementedError as error:
-        raise DetsegError(_mismatch_message(error)) from error
+    return _operators().roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned=True)
 
 
+@_explained
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Return the indices (n,) int64 of the boxes that stay, best first; boxes of different groups never meet.
 
     boxes: (n, 4) XYXY. scores: (n,). groups: (n,) int64. All are taken as float32: half precision cannot hold the
     offsets by which torchvision keeps groups apart.
     """
-    operators = _operators()
-    try:
-        return operators.boxes.batched_nms(boxes.float(), scores.float(), groups, iou_threshold)
-    except NotImplementedError as error:
-        raise DetsegError(_mismatch_message(error)) from error
+    return _operators().boxes.batched_nms(boxes.float(), scores.float(), groups, iou_threshold)
 
 
+@_explained
 def deform_conv2d(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    mask: Tensor | None,
+    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, *, mask: Tensor | None, **geometry: tuple[int, ...]
 ) -> Tensor:
-    """Return the deformable convolution (Dai et al. 2017) of x (B, C, H, W), float32; all arguments are taken as such.
+    """Return the deformable convolution (Dai et al. 2017) of x (B, C, H, W), float32; all tensors are taken as such.
 
     offset: (B, 2 * G * kernel area, H', W') pixels, y before x, for G groups of channels. mask: (B, G * kernel area,
-    H', W') factors of the samples (Zhu et al. 2019), or None for ones.
+    H', W') factors of the samples (Zhu et al. 2019), or None for ones. geometry: stride, padding and dilation.
     """
-    operators = _operators()
     with torch.autocast(x.device.type, enabled=False):
         tensors = [None if tensor is None else tensor.float() for tensor in (x, offset, weight, bias, mask)]
-        x, offset, weight, bias, mask = tensors
-        try:
-            return operators.deform_conv2d(
-                x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask
-            )
-        except NotImplementedError as error:
-            raise DetsegError(_mismatch_message(error)) from error
+        return _operators().deform_conv2d(*tensors[:4], mask=tensors[4], **geometry)
 
 
 @cache

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detseg.models.paste import paste_rles, paste_soft_masks
+from detseg.models.paste import paste_masks, paste_soft_masks
 from detseg.structures.predictions import soft_mask_window
 from detseg.structures.rle import decode
 
@@ -41,7 +41,7 @@ def test_as_over_the_whole_image(sides: tuple[float, float]) -> None:
     height, width = 90, 110
     masks, boxes = random_case(40, height, width, sides, seed=3)
     expected = over_the_whole_image(masks, boxes, height, width)
-    got = np.stack([decode(rle) for rle in paste_rles(masks, boxes, height, width)])
+    got = np.stack([decode(rle) for rle in paste_masks(masks, boxes, height, width)[0]])
     clear = np.abs(expected - 0.5) > 1e-4
     np.testing.assert_array_equal(got[clear], (expected >= 0.5)[clear])
 
@@ -59,20 +59,20 @@ def test_soft_masks_are_the_probabilities_of_the_pixels_of_the_box() -> None:
 
 def test_a_full_mask_covers_the_pixels_whose_centres_lie_in_the_box() -> None:
     full = np.ones((1, 28, 28), dtype=np.float32)
-    mask = decode(paste_rles(full, np.array([[2.0, 3.0, 7.4, 9.6]], dtype=np.float32), 12, 10)[0])
+    mask = decode(paste_masks(full, np.array([[2.0, 3.0, 7.4, 9.6]], dtype=np.float32), 12, 10)[0][0])
     expected = np.zeros((12, 10), dtype=bool)
     expected[3:10, 2:7] = True
     np.testing.assert_array_equal(mask, expected)
 
 
 def test_an_empty_box_and_no_box() -> None:
-    rles = paste_rles(np.ones((1, 28, 28), dtype=np.float32), np.array([[5, 5, 5, 9]], dtype=np.float32), 20, 20)
+    rles, _ = paste_masks(np.ones((1, 28, 28), dtype=np.float32), np.array([[5, 5, 5, 9]], dtype=np.float32), 20, 20)
     assert not decode(rles[0]).any()
-    assert paste_rles(np.zeros((0, 28, 28), dtype=np.float32), np.zeros((0, 4), dtype=np.float32), 20, 20) == []
+    assert paste_masks(np.zeros((0, 28, 28), dtype=np.float32), np.zeros((0, 4), dtype=np.float32), 20, 20)[0] == []
     assert paste_soft_masks(np.zeros((0, 28, 28), dtype=np.float32), np.zeros((0, 4), dtype=np.float32), 20, 20) == []
 
 
 def test_a_larger_threshold_leaves_fewer_pixels() -> None:
     masks, boxes = random_case(10, 50, 50, (10, 30), seed=1)
-    half, most = (sum(decode(r).sum() for r in paste_rles(masks, boxes, 50, 50, t)) for t in (0.5, 0.7))
+    half, most = (sum(decode(r).sum() for r in paste_masks(masks, boxes, 50, 50, threshold=t)[0]) for t in (0.5, 0.7))
     assert 0 < most < half
