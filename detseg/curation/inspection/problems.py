@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -143,26 +142,26 @@ def _images(data: Measurements) -> dict[str, Any]:
     flat = [i for i, one in read.items() if one.high - one.low < FLAT and one.dtype == "uint8"]
     flat += [i for i, one in read.items() if one.high <= one.low and one.dtype != "uint8"]
 
-    def finding(title: str, found: list[int], note: Callable[[int], str]) -> dict[str, Any]:
-        worst = [{"image": index, "note": note(index)} for index in found[:WORST]]
-        return {"title": title, "images": len(found), "worst": worst}
-
-    findings = {
-        "blurred": finding(
+    result = {}
+    for name, title, found, note in (
+        (
+            "blurred",
             f"pictures with less than 1/{BLURRED:g} of the usual focus of their kind",
             sorted(blurred, key=focus.__getitem__),
             lambda index: f"{100 * focus[index]:.0f} % of the median focus",
         ),
-        "saturated": finding(
+        (
+            "saturated",
             f"pictures with more than {100 * SATURATED:.0f} % of their pixels at the largest value",
             sorted(saturated, key=lambda index: -read[index].saturated),
             lambda index: f"{100 * read[index].saturated:.0f} % saturated",
         ),
-        "flat": finding(
-            "pictures that show nothing", flat, lambda index: f"from {read[index].low:g} to {read[index].high:g}"
-        ),
-    }
-    return {name: one for name, one in findings.items() if one["images"]}
+        ("flat", "pictures that show nothing", flat, lambda i: f"from {read[i].low:g} to {read[i].high:g}"),
+    ):
+        if found:
+            worst = [{"image": index, "note": note(index)} for index in found[:WORST]]
+            result[name] = {"title": title, "images": len(found), "worst": worst}
+    return result
 
 
 def _similar(data: Measurements) -> dict[str, Any]:

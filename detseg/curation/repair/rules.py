@@ -131,18 +131,9 @@ class RepairRules:
 
 
 RULE_NAMES = tuple(f.name for f in dataclasses.fields(RepairRules) if f.init)
-# All rules off.
+# All rules off: the word, or the empty value of the type.
 NOTHING = RepairRules(
-    holes="off",
-    spurs=0,
-    fragments="off",
-    far=0.0,
-    speck_area=0,
-    speck_fraction=0.0,
-    min_area=0,
-    duplicates=0.0,
-    nested=0.0,
-    wrong_class="off",
+    **{f.name: "off" if f.name in _WORDS else type(f.default)() for f in dataclasses.fields(RepairRules) if f.init}
 )
 
 

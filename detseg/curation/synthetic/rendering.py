@@ -37,27 +37,10 @@ class Appearance:
 
 
 APPEARANCES: dict[str, Appearance] = {
-    "elongated": Appearance(
-        body=(-16.0, 4.0),
-        line=(-26.0, -14.0),
-        halo=(14.0, 30.0),
-        granules=(3.0, 6.0),
-        nucleus=(3.0, 9.0),
-    ),
-    "irregular": Appearance(
-        body=(-8.0, 7.0),
-        line=(-24.0, -11.0),
-        halo=(6.0, 16.0),
-        granules=(4.0, 8.0),
-        nucleus=(5.0, 13.0),
-    ),
-    "round": Appearance(
-        body=(-38.0, -16.0),
-        line=(-20.0, -6.0),
-        halo=(36.0, 66.0),
-        granules=(2.0, 5.0),
-        nucleus=(0.0, 0.0),
-    ),
+    # body, line, halo, granules, nucleus
+    "elongated": Appearance((-16.0, 4.0), (-26.0, -14.0), (14.0, 30.0), (3.0, 6.0), (3.0, 9.0)),
+    "irregular": Appearance((-8.0, 7.0), (-24.0, -11.0), (6.0, 16.0), (4.0, 8.0), (5.0, 13.0)),
+    "round": Appearance((-38.0, -16.0), (-20.0, -6.0), (36.0, 66.0), (2.0, 5.0), (0.0, 0.0)),
 }
 
 
