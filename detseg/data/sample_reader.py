@@ -15,6 +15,7 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sample_cache import SampleCache
+from detseg.files.atomic import remove_temporaries, temporary_ending
 from detseg.structures.sample import Sample
 from detseg.version import __version__
 
@@ -104,7 +105,8 @@ class _TextFile:
     """
 
     def __init__(self, text: np.ndarray) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="detseg-annotations-")
+        remove_temporaries(Path(tempfile.gettempdir()))  # of trainings that were killed
+        descriptor, name = tempfile.mkstemp(prefix="detseg-annotations-", suffix=temporary_ending())
         self.path = Path(name)
         with open(descriptor, "wb") as file:
             file.write(memoryview(text))

@@ -32,7 +32,7 @@ def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
     A process that is killed at any moment leaves the old file, or none, under that name. sync: the data are forced to
     the disk before the name changes, so that this holds for a power failure too.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{_MACHINE}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}{temporary_ending()}")
     try:
         yield temporary
         if sync:
@@ -44,6 +44,11 @@ def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_ending() -> str:
+    """What the name of a temporary file of this process ends with, by which `remove_temporaries` knows it."""
+    return f"{TEMPORARY_MARK}{_MACHINE}-{os.getpid()}"
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -146,7 +151,9 @@ def remove_temporaries(folder: Path, *, all_of_them: bool = False) -> None:
 
 def _is_abandoned(path: Path) -> bool:
     owner = _OWNER.search(path.name)
-    if owner is None or owner[1] != _MACHINE or os.name == "nt":  # where asking whether a process runs would end it
+    if owner is None:  # another program's
+        return False
+    if owner[1] != _MACHINE or os.name == "nt":  # where asking whether a process runs would end it
         return time.time() - path.stat().st_mtime > _ABANDONED
     try:
         os.kill(int(owner[2]), 0)

@@ -64,6 +64,10 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     os.utime(foreign, (1, 1))
     remove_temporaries(tmp_path)
     assert not foreign.exists()
+    (tmp_path / "mine.tmp-old").touch()
+    os.utime(tmp_path / "mine.tmp-old", (1, 1))
+    remove_temporaries(tmp_path)
+    assert (tmp_path / "mine.tmp-old").exists(), "another program's"
     foreign.write_text("in a folder that one process has for itself")
     remove_temporaries(tmp_path, all_of_them=True)
     assert {file.name for file in tmp_path.iterdir()} == {"last.pth", "other"}
