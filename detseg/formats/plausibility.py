@@ -112,7 +112,10 @@ def traps_of(runs: Runs) -> Iterator[str]:
     if count <= 10 and (2 * scattered >= max(len(chosen), 1) or (count == 1 and torn)):
         yield ONE_MASK
     # Of numbers that began again each is in a few places, of a picture's intensities each in a great many.
-    elif 250 <= count <= 255 and torn >= max(3, 0.02 * count) and np.median(pieces[pieces >= 2]) <= 8:
+    # Where they were cut off, all that came after 254 has the last one.
+    elif (250 <= count <= 255 and torn >= max(3, 0.02 * count) and np.median(pieces[pieces >= 2]) <= 8) or (
+        count == 255 and torn == 1 and pieces[-1] >= 2
+    ):
         yield WRAPPED
     elif count > 10 and torn >= 0.25 * len(chosen):
         yield PICTURES

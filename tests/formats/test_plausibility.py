@@ -61,6 +61,7 @@ def test_masks_of_classes() -> None:
 def test_numbers_of_8_bits() -> None:
     wrapped = cells(600).astype(np.uint8)
     assert traps(wrapped) == [plausibility.WRAPPED]
+    assert traps(np.minimum(cells(300), 255)) == [plausibility.WRAPPED], "cut off"
     assert not traps(cells(600))
     assert not traps(cells(255)), "255 whole objects are 255 objects"
 

@@ -17,6 +17,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.curation.repair.masks import pieces_of
 from detseg.errors import DataError
 from detseg.files.atomic import check_free, make_folder, written_whole
+from detseg.formats.plausibility import check_separable
 from detseg.report.close_ups import draw_close_up, window_around
 from detseg.report.drawing import (
     class_colour,
@@ -183,6 +184,10 @@ class _Pictures:
             return shown
         rles, classes, crowd = self.dataset.annotations(index)
         own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
+        try:
+            check_separable(own, self.dataset.images[index].file_name)
+        except DataError:
+            return shown  # scattered pixels have no contours to draw
         width = fitting_line_width(typical_thickness(own), scale)
         return draw_objects(shown, own, [class_colour(c) for c in classes[~crowd]], scale, width)
 
