@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = CocoDataset.load(arguments.ground_truth)
     truth = GroundTruth.from_coco(dataset)
     predictions = read_predictions(arguments.predictions, dataset)
+    postprocess = postprocess and postprocess.for_classes(truth.class_names)
     aligned = align(truth, postprocess.apply_all(predictions) if postprocess else predictions)
     counts = count_all(truth, aligned)
     metrics = metrics_of(truth, aligned, counts, max_detections=arguments.max_detections, group_by=arguments.group_by)

@@ -81,8 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
         label_class=arguments.label_class,
         label_score=arguments.label_score,
     )
-    for settings in filter(None, (options, postprocess)):
-        settings.check_classes([str(category["name"]) for category in opened.categories])
+    names = [str(category["name"]) for category in opened.categories]
+    options = options.for_classes(names)
+    postprocess = postprocess and postprocess.for_classes(names)
     if arguments.missing == "refuse":
         refuse_missing(dict(zip(arguments.inputs, opened.members, strict=True)), opened.images)
     info = {

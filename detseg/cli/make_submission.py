@@ -111,7 +111,9 @@ def _write(arguments: argparse.Namespace, images: dict[str, SubmissionImage] | N
             SubmissionImage(competition_name(image.file_name or str(image.image_id)), image.height, image.width)
             for image in file.images
         )
-    postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
+    postprocess = None
+    if arguments.postprocess:
+        postprocess = Postprocess.load(arguments.postprocess).for_classes(file.class_names)
     if postprocess is None and file.info.get("postprocess", "unknown") is None:
         logger.warning("%s keeps low scores; every object counts: give --postprocess", arguments.predictions)
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)

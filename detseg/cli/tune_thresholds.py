@@ -150,18 +150,12 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:
     import dataclasses
 
-    from detseg.errors import ConfigError
     from detseg.fusion.options import FusionOptions
     from detseg.fusion.postprocess import Postprocess
     from detseg.tuning.space import State
 
     post = Postprocess.load(arguments.start) if arguments.start else Postprocess()
-    if post.classes and list(post.classes) != truth.class_names:
-        raise ConfigError(
-            f"{arguments.start}: made for the classes {', '.join(post.classes)}, but the ground truth has "
-            f"{', '.join(truth.class_names)}"
-        )
-    post = dataclasses.replace(post, classes=tuple(truth.class_names))
+    post = dataclasses.replace(post.for_classes(truth.class_names), classes=tuple(truth.class_names))
     return State(post, FusionOptions.load(arguments.fusion) if arguments.fusion else None)
 
 

@@ -73,6 +73,8 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     if arguments.images:
         records = find_images(arguments.images, image_root=arguments.image_root).records
     predictions = read_predictions(arguments.predictions, truth) if arguments.predictions else None
+    if postprocess is not None and predictions is not None:
+        postprocess = postprocess.for_classes(predictions.class_names)
     overlays = list(match_images(records, truth, predictions))
     if 0 < arguments.limit < len(overlays):
         overlays = [overlays[number * len(overlays) // arguments.limit] for number in range(arguments.limit)]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.masks import areas_of
-from detseg.errors import DataError
+from detseg.coco.pairing import ImageIndex
+from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
 from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
 from detseg.structures.pixel_size import PixelSize, parse_pixel_size
@@ -102,19 +103,33 @@ class ResultParser:
         self.path = path
         self.categories = _checked_categories(categories, path)
         self._class_of = {category["id"]: index for index, category in enumerate(self.categories)}
-        self._known: dict[int | str, ImageEntry] | None = None  # the images of the ground truth
+        # The images of the ground truth by the ids of the file.
+        self._known: dict[int | str, ImageEntry] | None = None
+        self._lists_images = images is not None
         if ground_truth is not None:
             self._take_classes_of(ground_truth)
-            self._known = {image.image_id: ImageEntry.of(image) for image in ground_truth.images}
-        self._lists_images = images is not None
+            entries = [ImageEntry.of(image) for image in ground_truth.images]
+            if images is None:
+                self._known = {image.image_id: image for image in entries}
+            else:
+                self._known = self._paired(images, ImageIndex(entries, "the ground truth"))
         self.images = {image.image_id: image for image in images} if images is not None else dict(self._known or {})
-        if images is not None and self._known is not None:
-            unknown = [image for image in self.images if image not in self._known]
-            if unknown:
-                raise DataError(
-                    f"{path}: the image id {unknown[0]!r} is not in the ground truth ({len(unknown)} such); use the "
-                    "COCO file that the predictions were made for"
-                )
+
+    def _paired(self, images: list[ImageEntry], index: ImageIndex[ImageEntry]) -> dict[int | str, ImageEntry]:
+        paired, unknown = {}, []
+        for image in images:
+            found = index.find(image)
+            if found is None:
+                name = f"image {image.file_name or repr(image.image_id)} is not in the ground truth"
+                unknown.append(index.contradiction(image) or name)
+            else:
+                paired[image.image_id] = found
+        if unknown:
+            raise DataError(
+                f"{self.path}: {len(unknown)} images are not those of the ground truth:\n{list_problems(unknown)}\nuse "
+                "the COCO file that the predictions were made for"
+            )
+        return paired
 
     def _take_classes_of(self, ground_truth: Any) -> None:
         """Number the classes as the ground truth does, by name."""
@@ -212,14 +227,8 @@ class ResultParser:
                     made.soft_masks.append(_unpack_soft_mask(packed, made, index))
                 except DataError as error:
                     raise self._error(image, results, index, error) from None
-        known = None if self._known is None else self._known[image.image_id]
-        if known is not None:
-            if (known.height, known.width) != (image.height, image.width):
-                raise DataError(
-                    f"{self.path}: image {image.image_id!r} has {image.height} x {image.width} pixels (height x "
-                    f"width), but {known.height} x {known.width} in the ground truth; predict at the original size"
-                )
-            made.file_name = made.file_name or known.file_name
+        if self._known is not None:
+            made.file_name = made.file_name or self._known[image.image_id].file_name
         return made
 
     def _error(self, image: ImageEntry, results: Sequence[Any], index: int, problem: object) -> DataError:

@@ -6,6 +6,7 @@ threshold and without overlaps; `detseg.tuning.thresholds` chooses the threshold
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detseg.errors import DataError
+from detseg.coco.pairing import ImageIndex
+from detseg.errors import DataError, list_problems
 from detseg.evaluation.coco_ap import ALL, coco_ap
-from detseg.evaluation.ground_truth import GroundTruth, ImageTruth, as_ground_truth
+from detseg.evaluation.ground_truth import GroundTruth, as_ground_truth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
 from detseg.files.table import write_csv
 from detseg.structures import Predictions
@@ -55,36 +57,38 @@ def evaluate(
 
 
 def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list[Predictions]:
-    """Return one Predictions for every image of the truth, in its order; empty where there is none.
+    """Return one Predictions for every image of the truth, in its order, with its id and name; empty where none is.
+
+    Images are paired as `detseg.coco.pairing` says: by name, by id where there are no names.
 
     Raises DataError where the predictions do not belong to these images and classes.
     """
-    by_id: dict[int | str, ImageTruth] = {image.image_id: image for image in ground_truth.images}
+    index = ImageIndex(ground_truth.images, "the ground truth")
     found: dict[int | str, Predictions] = {}
+    contradictions: list[str] = []
     masks = True
     for image in predictions:
-        truth = by_id.get(image.image_id)
-        name = f"predictions of image {image.image_id!r}"
+        name = f"predictions of image {image.file_name or image.image_id!r}"
+        truth = index.find(image)
         if truth is None:
-            known = ", ".join([*map(repr, list(by_id)[:3]), *(["..."] if len(by_id) > 3 else [])])
-            raise DataError(
-                f"{name}: the ground truth has no such image (its ids: {known}); evaluate against the COCO file that "
-                "the predictions were made for"
-            )
-        if image.image_id in found:
+            contradictions.append(index.contradiction(image) or f"{name}: the ground truth has no such image")
+            continue
+        if truth.image_id in found:
             raise DataError(f"{name} occur twice; join them, or fuse them, into one list an image")
-        if (image.height, image.width) != (truth.height, truth.width):
-            raise DataError(
-                f"{name}: made at {image.height} x {image.width} pixels (height x width), but the ground truth has "
-                f"{truth.height} x {truth.width}; predict at the original size"
-            )
         if len(image) and not 0 <= image.classes.min() <= image.classes.max() < len(ground_truth.class_names):
             raise DataError(
                 f"{name}: class {int(image.classes.max())} (counted from 0), but the ground truth has "
                 f"{len(ground_truth.class_names)} classes ({', '.join(ground_truth.class_names)})"
             )
         masks = masks and (image.rles is not None or len(image) == 0)
-        found[image.image_id] = image
+        found[truth.image_id] = dataclasses.replace(image, image_id=truth.image_id, file_name=truth.file_name)
+    if contradictions:
+        names = [repr(image.file_name or image.image_id) for image in ground_truth.images[:3]]
+        raise DataError(
+            f"{len(contradictions)} images of the predictions are not in the ground truth (its images: "
+            f"{', '.join(names)}{', ...' if len(ground_truth.images) > 3 else ''}):\n{list_problems(contradictions)}\n"
+            "give the COCO file of the images that were predicted"
+        )
     aligned = []
     for image in ground_truth.images:
         result = found.get(image.image_id)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from detseg.coco.pairing import ImageIndex
 from detseg.coco.predictions_file import PredictionsFile, is_plain_list, read_predictions
 from detseg.coco.predictions_parsing import ImageEntry
 from detseg.errors import ConfigError, DataError, list_problems
@@ -63,33 +64,6 @@ def common_categories(
     return categories
 
 
-class ImageIndex:
-    """Finds an image of one file among those of another: by file name, else by id where the names do not contradict."""
-
-    def __init__(self, images: Sequence[ImageEntry], source: str) -> None:
-        self._source = source
-        self._by_name = {image.file_name: image for image in images if image.file_name}
-        self._by_id = {image.image_id: image for image in images}
-
-    def find(self, image: ImageEntry) -> ImageEntry | None:
-        """Return the entry of an image, or None. Raises DataError where the sizes differ."""
-        own = self._by_name.get(image.file_name) if image.file_name else None
-        if own is None:
-            own = self._by_id.get(image.image_id)
-            if own is None:
-                return None
-            # Two paths cannot be of one image where both are there and the names without their folders differ.
-            names = [PurePosixPath(name.replace("\\", "/")).name for name in (own.file_name, image.file_name)]
-            if names[0] and names[1] and names[0] != names[1]:
-                return None
-        if (own.height, own.width) != (image.height, image.width):
-            raise DataError(
-                f"{self._source}: image {own.file_name or own.image_id} has {own.height} x {own.width} pixels (height "
-                f"x width), elsewhere {image.height} x {image.width}; predict at the original size"
-            )
-        return own
-
-
 class FileMember:
     """A Predictions file as a member.
 
@@ -108,6 +82,7 @@ class FileMember:
         self._index = ImageIndex(file.images, str(file.path))
         self._reader = iter(file)
         self._waiting: dict[int | str, Predictions] = {}
+        self._given: dict[int | str, str] = {}
 
     def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
         return [image for image in images if self._index.find(image) is None]
@@ -116,6 +91,12 @@ class FileMember:
         own = self._index.find(image)
         if own is None:
             return None
+        if own.image_id in self._given and own.image_id not in self._waiting:
+            raise DataError(
+                f"{self.path}: {own.file_name or own.image_id} is the only image for {self._given[own.image_id]} and "
+                f"for {image.file_name or image.image_id}; name the images alike in all files"
+            )
+        self._given[own.image_id] = image.file_name or str(image.image_id)
         while own.image_id not in self._waiting:
             predictions = next(self._reader)
             self._waiting[predictions.image_id] = predictions

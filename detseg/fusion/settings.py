@@ -117,13 +117,19 @@ class Settings:
         table = [math.inf if value[name] is None else value[name] for name in self.classes]
         return np.array(table, dtype=np.float64)[classes]
 
-    def check_classes(self, names: Sequence[str]) -> None:
-        """Raise ConfigError where these settings are for other classes than those of the predictions."""
-        if self.classes and list(self.classes) != list(names):
+    def for_classes(self, names: Sequence[str]) -> Self:
+        """Return the settings for predictions with these class names, in their order: settings belong to names.
+
+        Raises ConfigError where these settings are for other classes.
+        """
+        if not self.classes or list(self.classes) == list(names):
+            return self
+        if sorted(self.classes) != sorted(names):
             raise ConfigError(
                 f"{self.source}: made for the classes {', '.join(self.classes)}, but the predictions have "
-                f"{', '.join(names)}; list these, in this order"
+                f"{', '.join(names)}; use settings for these"
             )
+        return dataclasses.replace(self, classes=tuple(names))  # type: ignore[type-var]
 
     @classmethod
     def from_dict(cls, settings: Any, source: str | None = None) -> Self:

@@ -95,11 +95,8 @@ class Predictor:
         tta: TestTimeAugmentation | None = None,
         tiling: Tiling | None = None,
     ) -> None:
-        if postprocess is not None and postprocess.classes and tuple(postprocess.classes) != tuple(classes):
-            raise ConfigError(
-                f"{postprocess.source} was made for the classes {', '.join(postprocess.classes)}, but the model finds "
-                f"{', '.join(classes)}; use the file of this model, or predict without it (--raw)"
-            )
+        if postprocess is not None:
+            postprocess = postprocess.for_classes(classes)
         self.tta = tta or TestTimeAugmentation()
         self.detector = Detector([model], self.tta)
         self.tiling = tiling or Tiling()
