@@ -79,8 +79,8 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
         having = [str(image.file_name or image.image_id) for file in opened.values() for image in file.images][:3]
         raise DataError(
             f"images of the ground truth are not in the predictions (which have {', '.join(having)}, ...):\n"
-            f"{list_problems(absent)}\ngive --missing leave-out to tune on the others, or --missing empty where nothing "
-            "was found in them"
+            f"{list_problems(absent)}\ngive --missing leave-out to tune on the others, or --missing empty where "
+            "nothing was found in them"
         )
     whole = GroundTruth.from_coco(dataset)
     truth = GroundTruth(whole.class_names, [whole.images[index] for index in used])
