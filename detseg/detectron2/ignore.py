@@ -1,6 +1,6 @@
 """Ignored regions (crowds, uncertain labels) in Detectron2's parts: neither object nor background.
 
-An anchor or proposal without object most of which lies in such a region, and all that is matched to an object of which
+An anchor or proposal without object most of which is in such a region, and all that is matched to an object of which
 this holds, is sampled for no loss; ignored pixels do not enter the loss of a mask. As in detseg/models/rcnn/targets.py.
 """
 
@@ -64,7 +64,7 @@ class _Matcher:
 
 @contextmanager
 def _leaving_out(matchers: Any, place: str | int, objects: Instances, boxes: Tensor) -> Iterator[_Matcher]:
-    """Inside the block `matchers[place]` leaves out what lies in the ignored regions of one image."""
+    """Inside the block `matchers[place]` leaves out what is in the ignored regions of one image."""
     usual = matchers[place]
     matchers[place] = _Matcher(usual, objects, boxes)
     try:

@@ -78,7 +78,7 @@ class LayerMasks:
         return sample_masks(self.layers, self.layer_of, self.ids, boxes, mask_size)
 
     def dense(self) -> Tensor:
-        """Return all masks (N, H, W) bool at full size, for architectures that insist on them."""
+        """Return all masks (N, H, W) bool at full size, for architectures that need them."""
         return self.layers[self.layer_of] == self.ids[:, None, None]
 
 

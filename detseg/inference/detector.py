@@ -262,10 +262,10 @@ class ViewBatch:
 
     def add_masks(self, mean: MeanMasks) -> None:
         """Add the probabilities that every view gives to the boxes of `mean`."""
-        turned = [view.symmetry.predictions(mean.boxes) for view in self.views]
+        mapped = [view.symmetry.predictions(mean.boxes) for view in self.views]
         with self.model.autocast():
-            masks = self._features().soft_masks(turned)
-        for view, boxes, crops in zip(self.views, turned, masks, strict=True):
+            masks = self._features().soft_masks(mapped)
+        for view, boxes, crops in zip(self.views, mapped, masks, strict=True):
             back, size = view.symmetry.inverse, (boxes.height, boxes.width)
             windows = back.boxes(soft_mask_windows(boxes.boxes, *size), *size).astype(np.int64)
             mean.add([back.array(crop) for crop in crops], windows, self.model.weight)

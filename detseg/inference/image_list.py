@@ -66,7 +66,7 @@ def find_images(
     """
     if any(path.lower().endswith((".json", ".json.gz")) for path in paths):
         if len(paths) > 1:
-            raise DataError(f"--images: a COCO file is given alone, not with others: {', '.join(paths)}")
+            raise DataError(f"--images: give a COCO file alone, not with others: {', '.join(paths)}")
         dataset = CocoDataset.load(paths[0], image_root=image_root)
         if not dataset.images:
             raise DataError(f"{paths[0]} lists no images")

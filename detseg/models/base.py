@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
 
 def check_finite(what: str, *values: Tensor) -> None:
     """Raise WeightsError where an output of a network is not finite: selections would drop it and find nothing."""
-    # one answer for all, because asking a GPU takes longer than looking
+    # one transfer from the GPU for all tensors: that takes longer than the check itself
     if values and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
         raise WeightsError(
             f"the model's {what} are not finite (NaN or infinity), so nothing it says counts. Its weights diverged in "
