@@ -158,7 +158,7 @@ class TileGrid:
 def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[float, float] = (1.0, 1.0)) -> TileGrid:
     """Cut an image height x width into tiles of at most tile x tile pixels.
 
-    scale: (y, x) pixels at the network per pixel of the image, to whose strides tiles are aligned where the tile allows it.
+    scale: (y, x) pixels at the network per pixel of the image, to whose strides tiles are aligned where possible.
 
     Raises:
         ConfigError: no tile has so few pixels; tiles share more than half.
