@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detseg.coco.dataset import CocoDataset
+from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import DataError
 from detseg.version import __version__
 
@@ -128,8 +127,8 @@ def listed_sets(file_name: str, known: Collection[str]) -> Iterator[tuple[str, d
         if not path.is_file():
             continue
         try:
-            rows = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            rows = parse_plain_yaml(path.read_text(encoding="utf-8"), str(path), aliases=True) or []
+        except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: is no YAML: {error}") from None
         if not isinstance(rows, list):
             raise DataError(f"{path}: expected a list of data sets (- name: ...)")

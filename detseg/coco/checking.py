@@ -121,7 +121,7 @@ def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Categor
                 f"found {shown(row)}"
             )
     for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
-        for value in sorted({value for value in values if values.count(value) > 1}, key=str):
+        for value in sorted((value for value, count in Counter(values).items() if count > 1), key=str):
             problems.append(f"the category {what} {value!r} occurs twice")
     categories.sort(key=lambda category: category.id)
     return categories, [ids[category.position] for category in categories]

@@ -6,6 +6,7 @@ A file of a million polygons is 1 GB of text and 10 GB of lists; here the text i
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from detseg.errors import DataError
+from detseg.files.reading import open_plain_or_gzip
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -23,26 +25,23 @@ _EMPTY = re.compile(r"\{[ \t\n\r]*\}")
 
 def open_json(path: Path, *, errors: str = "strict") -> IO[str]:
     """Open a text file in UTF-8, or gzip of it, which its first bytes tell."""
-    with open(path, "rb") as file:
-        is_packed = file.read(2) == b"\x1f\x8b"
-    if is_packed:
-        return gzip.open(path, "rt", encoding="utf-8", errors=errors)
-    return open(path, encoding="utf-8", errors=errors)
+    return io.TextIOWrapper(open_plain_or_gzip(path), encoding="utf-8", errors=errors)
 
 
 def read_json_text(path: Path) -> str:
     """Read a JSON file (gzip where the name ends in .gz) as ASCII text, so that characters are bytes."""
     try:
-        data = path.read_bytes()
+        with open_plain_or_gzip(path) as file:
+            data = file.read()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is no JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
         text = data.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
     del data
     if text.isascii():

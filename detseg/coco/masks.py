@@ -18,6 +18,8 @@ from detseg.structures.mask_crop import EMPTY, MaskCrop, union_of
 _LEAST_NUMBERS = 6
 # Pixels: a polygon in the image whose area is so many times its longer side covers several pixels for certain.
 _LEAST_THICKNESS = 3
+# Pixels; pycocotools takes 100 bytes for each, and outlines of real objects have thousands.
+_LONGEST_OUTLINE = 2**22
 
 
 def segmentation_problem(segmentation: Any, height: int, width: int) -> str | None:
@@ -40,8 +42,22 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
             return "its polygon holds what is no number"
         if len(polygon) % 2:
             return f"its polygon has {len(polygon)} numbers; expected pairs x, y"
-        if not all(map(math.isfinite, polygon)):
+        try:
+            is_finite = all(map(math.isfinite, polygon))
+        except OverflowError:  # a whole number of hundreds of digits
+            is_finite = False
+        if not is_finite:
             return "its polygon has a coordinate that is not finite"
+        # Coordinates are cut at 4 times the image's size, see `to_rle`: shorter lists need not be measured.
+        if len(polygon) * 4 * max(height, width) > _LONGEST_OUTLINE:
+            far = 4 * max(height, width)
+            points = np.clip(np.array(polygon, dtype=np.float64).reshape(-1, 2), -far, far)
+            length = np.abs(np.diff(points, axis=0)).max(axis=1, initial=0).sum()
+            if length > _LONGEST_OUTLINE:
+                return (
+                    f"its polygon has {len(points)} points and is {length:.0f} pixels long, as no outline of an object "
+                    f"is (the limit is {_LONGEST_OUTLINE}); give it as an RLE"
+                )
     if is_empty(segmentation):
         return "has no mask (no polygon of three points or more)"
     return None

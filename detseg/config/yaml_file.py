@@ -18,13 +18,15 @@ from detseg.config.fork_keys import FORK_KEYS, changes_nothing, fork_key_message
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
 from detseg.config.schema import Schema
-from detseg.errors import ConfigError, all_problems
+from detseg.errors import ConfigError, DataError, all_problems
 
 logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 IMPORTS_KEY = "MODEL.IMPORTS"
 _LARGEST_FILE = 1_000_000  # bytes; a real configuration has some thousand
+_LARGEST_PLAIN = 20_000_000  # characters; an index of folds names every image
+_LONGEST_NUMBER = 1000  # characters
 _DEEPEST = 40  # sections and lists in one another; the keys need 7
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
 
@@ -72,6 +74,30 @@ def read_config_file(path: Path, known: Schema | None, included_by: str = "") ->
             loader.dispose()
 
 
+def parse_plain_yaml(text: str, place: str, *, aliases: bool = False) -> Any:
+    """Read the YAML of a file of settings that is no configuration: bounded in depth, time and memory.
+
+    aliases: read `*name` and `<<`, by which a few lines can stand for any number of values; for lists of our own.
+
+    Raises DataError, which begins with `place`, for anything that is no plain YAML.
+    """
+    try:
+        if len(text) > _LARGEST_PLAIN:
+            raise DataError(f"{place}: has {len(text)} characters, the limit is {_LARGEST_PLAIN}")
+        _refuse_depth(place, text)
+        for event in yaml.parse(text, Loader=_Loader):
+            is_alias = isinstance(event, yaml.AliasEvent) or getattr(event, "value", None) == "<<"
+            if is_alias and not aliases:
+                raise DataError(f"{place}:{event.start_mark.line + 1}: * and << are not read; write the values out")
+        return yaml.load(text, Loader=_Loader)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    except yaml.YAMLError as error:
+        raise DataError(_yaml_message(place, error)) from None
+    except (ValueError, OverflowError, RecursionError, MemoryError, TypeError, AttributeError, KeyError) as error:
+        raise DataError(f"{place}: cannot be read as YAML ({type(error).__name__}: {shorten(str(error))})") from None
+
+
 def _read_text(path: Path, included_by: str) -> str:
     by = f", named by {BASE_KEY} in {included_by}" if included_by else ""
     try:
@@ -84,6 +110,8 @@ def _read_text(path: Path, included_by: str) -> str:
                 "or those in configs/ here) as _BASE_ of one that says what differs, KEY: VALUE; a model that exists "
                 "only as a lazy configuration is trained with Detectron2's own tools/lazyconfig_train_net.py"
             )
+        if path.exists() and not path.is_file():  # reading would wait for ever
+            raise ConfigError(f"{path}{by}: is a pipe or a device, expected a YAML file")
         if path.stat().st_size > _LARGEST_FILE:
             raise ConfigError(f"{path}{by}: has {path.stat().st_size} bytes; this is not a configuration file")
         return path.read_bytes().decode("utf-8-sig")
@@ -96,19 +124,27 @@ def _read_text(path: Path, included_by: str) -> str:
         raise ConfigError(f"{shorten(str(path))}{by}: cannot be read: {error}") from None
 
 
-def _refuse_depth(path: Path, text: str) -> None:
-    """Deep nesting must not reach the C composer: it recurses and would end the process, not raise."""
+def _refuse_depth(path: Path | str, text: str) -> None:
+    """Deep nesting must not reach the C composer: it recurses and would end the process, not raise.
+
+    Nor must numbers of thousands of digits be made: 1:59:59:... is one, and takes quadratic time.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > _LONGEST_NUMBER:
+            # What YAML 1.1 could take for one is all that is refused: a long text has other letters.
+            is_text = set(event.value) - set("0123456789abcdefABCDEFxXoO+-._:")
+            if not is_text:
+                raise ConfigError(f"{path}:{event.start_mark.line + 1}: a number of {len(event.value)} characters")
         if depth > _DEEPEST:
             raise ConfigError(f"{path}:{event.start_mark.line + 1}: nested more than {_DEEPEST} levels deep")
 
 
-def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
+def _yaml_message(path: Path | str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"{path}:{mark.line + 1}" if mark is not None else f"{path}"
     problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)

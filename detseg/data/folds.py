@@ -25,9 +25,11 @@ from detseg.coco.catalog import datasets_folder
 from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.config.options import Options, key, part
 from detseg.config.problems import Problems
+from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.names import to_cell
+from detseg.files.reading import check_regular
 from detseg.files.table import read_table
 
 FOLD, FILE_NAME, IMAGE_ID = "fold", "file_name", "image_id"
@@ -94,9 +96,10 @@ def read_index(path: Path) -> dict[str, int]:
 
 
 def _read_yaml(path: Path) -> dict[str, int]:
+    check_regular(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_plain_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as YAML: {error}") from None
     expected = "expected a list of file names for every fold: `0: [a.png, b.png]`"
     if not isinstance(content, dict):

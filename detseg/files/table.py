@@ -13,6 +13,7 @@ from pathlib import Path
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
 from detseg.files.names import from_cell, printable, to_cell
+from detseg.files.reading import check_regular, unpacked_limit
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "or tabs"}
 
@@ -40,6 +41,7 @@ def read_table(path: Path, wanted: Sequence[str]) -> Table:
 
     Raises DataError where it is missing, no table, or lacks a column.
     """
+    check_regular(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -58,8 +60,13 @@ def _unpack(data: bytes, path: Path) -> bytes:
             members = [name for name in archive.namelist() if name.lower().endswith(".csv") and "__MACOSX" not in name]
             if len(members) != 1:
                 raise DataError(f"{path}: expected one CSV file in the archive, found {len(members)}; unpack it")
+            size, limit = archive.getinfo(members[0]).file_size, unpacked_limit(len(data))
+            if size > limit:
+                raise DataError(f"{path}: {members[0]} unpacks to {size} bytes, the limit is {limit}; unpack it")
             return archive.read(members[0])
-    except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # of a broken member zipfile raises RuntimeError, zlib.error, struct.error, ...
         raise DataError(f"{path}: the zip archive cannot be read ({error}); download it again") from None
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import DataError
+from detseg.files.reading import check_regular
 from detseg.files.table import read_table
 from detseg.formats.image_column import ImageColumn
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
@@ -87,6 +87,7 @@ def read_class_map(path: Path) -> dict[str, str | None]:
 
 
 def _read_mapping(path: Path) -> list[tuple[str, str | None]]:
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -94,8 +95,8 @@ def _read_mapping(path: Path) -> list[tuple[str, str | None]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
     try:
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        content = json.loads(text) if path.suffix.lower() == ".json" else parse_plain_yaml(text, str(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no YAML or JSON ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: expected lines as `name in the data: class`")

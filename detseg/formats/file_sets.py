@@ -15,6 +15,7 @@ from detseg.coco.checking import is_text
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.names import has_drive
+from detseg.files.reading import unpacked_limit
 from detseg.images.reading import decode_picture, read_picture
 
 # The largest member of an archive that is unpacked: a few bytes can claim any size.
@@ -112,8 +113,9 @@ class ZipFiles:
 
     def read(self, name: str) -> bytes:
         member = self._members[name]
-        if member.file_size > MAX_MEMBER_BYTES:
-            raise DataError(f"{self.describe(name)}: claims {member.file_size} bytes; the limit is {MAX_MEMBER_BYTES}")
+        limit = min(unpacked_limit(self.path.stat().st_size), MAX_MEMBER_BYTES)
+        if member.file_size > limit:
+            raise DataError(f"{self.describe(name)}: claims {member.file_size} bytes; the limit is {limit}; unpack it")
         try:
             return self._archive.read(member)
         # What zipfile raises for a broken or encrypted member is RuntimeError, EOFError, zlib.error, ...

@@ -14,6 +14,7 @@ import numpy as np
 from detseg.coco.masks import fill_polygon
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
+from detseg.files.reading import unpacked_limit
 from detseg.formats.annotated_images import AnnotatedImages
 from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
@@ -88,6 +89,8 @@ def _regions_of(data: bytes, where: str) -> list[tuple[str, bytes]]:
             others = [name for name in archive.namelist() if not name.lower().endswith(".roi")]
             members = [member for member in archive.infolist() if member.filename.lower().endswith(".roi")]
             members = [member for member in members if not member.filename.startswith("__MACOSX")]
+            if sum(member.file_size for member in members) > unpacked_limit(len(data)):
+                raise DataError("its regions claim more bytes than an archive of this size can hold")
             for member in members:
                 if member.file_size > MAX_ROI_BYTES:
                     raise DataError(f"{member.filename} claims {member.file_size} bytes; no region has as many")

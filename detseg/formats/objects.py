@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import PredictionsFile, read_predictions
 from detseg.errors import DataError
+from detseg.files.reading import open_plain_or_gzip
 from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
 
@@ -111,13 +112,11 @@ def open_objects(path: str | os.PathLike[str]) -> ObjectsFile:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
+        with open_plain_or_gzip(path) as file:
             head = file.read(_HEAD)
             holds_results = b'"detseg predictions' in head or head.lstrip().startswith(b"[")
             # An annotation has no score. Other layouts may have long lists in front of the annotations.
             holds_results = holds_results or b'"score"' in head + file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; is it there, and complete?") from None
     return ObjectsFile(path, read_predictions(path) if holds_results else CocoDataset.load(path))

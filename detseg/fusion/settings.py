@@ -17,8 +17,10 @@ import numpy as np
 import yaml
 from typing_extensions import Self
 
+from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import written_whole
+from detseg.files.reading import check_regular
 
 PerClass = float | int | bool | None | Mapping[str, Any]
 
@@ -157,12 +159,12 @@ class Settings:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read YAML; an empty file is all defaults. Raises DataError naming the file."""
+        check_regular(path)
         try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
             raise DataError(f"{path}: cannot be read as {cls.kind}: {error}") from None
-        except yaml.YAMLError as error:
-            raise DataError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+        settings = parse_plain_yaml(text, str(path))
         return cls.from_dict({} if settings is None else settings, source=str(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -183,8 +185,8 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
         key, separator, value = word.removeprefix("--").partition("=")
         value = value if separator else next(remaining, None)
         try:
-            settings[key] = yaml.safe_load(value or "")
-        except yaml.YAMLError:
+            settings[key] = parse_plain_yaml(value or "", "command line")
+        except DataError:
             value = None
         if not value:
             raise ConfigError(f"command line: {key} has no value that can be read; write {key}=VALUE")

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from detseg.errors import DataError
+from detseg.files.reading import check_regular
 from detseg.images.pixel_source import REMEDY, PixelSource, PlaneSource, readable, tell_orientation
 from detseg.images.planes import PROJECTION, SINGLE, PlaneChoice
 from detseg.images.size import check_size
@@ -169,9 +170,10 @@ def reads_parts(path: str | os.PathLike[str]) -> bool:
     if is_zarr(path):
         return True
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             return _is_mapped(path, file.read(4))
-    except OSError:
+    except (OSError, ValueError, DataError):
         return False
 
 
@@ -183,6 +185,7 @@ def _open_file(path: Path, fields: Mapping[str, Any], *, as_labels: bool = False
     """Open a file; what is read by parts is mapped into memory."""
     with ExitStack() as stack:
         try:
+            check_regular(path)
             file = stack.enter_context(open(path, "rb"))
             is_mapped = _is_mapped(path, file.read(4)) and os.fstat(file.fileno()).st_size > 0
             file.seek(0)

@@ -136,7 +136,9 @@ def _check_directories(data: Any) -> None:
     offset_size = struct.calcsize("=" + offset_format)
     position, seen = struct.unpack_from(order + offset_format, data, 8 if big else 4)[0], set()
     try:
-        while position and position not in seen:
+        while position:
+            if position in seen:  # tifffile would go round and round
+                raise DataError(f"the image's list of pages comes back to an earlier page; {REMEDY}")
             seen.add(position)
             entries = struct.unpack_from(order + count_format, data, position)[0]
             position += struct.calcsize("=" + count_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from detseg.errors import DataError
 from detseg.images.pixel_source import PlaneSource, readable
 from detseg.images.planes import PlaneChoice
+from detseg.images.size import ENVIRONMENT, max_pixels
 from detseg.images.tiff_metadata import micrometres
 from detseg.structures.pixel_size import FIELD, pixel_size_field
 
@@ -39,6 +41,13 @@ def open_zarr(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
         shape = tuple(array.shape)
         if len(shape) < 2 or array.dtype.kind not in "iubf":
             raise DataError(f"expected an image, found {array.dtype} of shape {shape}")
+        # Reading one pixel unpacks a whole chunk; one of zeros takes some bytes in the file.
+        chunk = math.prod(int(side) for side in array.chunks) * array.dtype.itemsize
+        if chunk > 4 * max_pixels():
+            raise DataError(
+                f"its chunks of {tuple(array.chunks)} take {chunk} bytes each, the limit is {4 * max_pixels()}; "
+                f"save it in smaller chunks, or set the environment variable {ENVIRONMENT}"
+            )
         axes = axes or _guessed(shape, PlaneChoice.from_fields(fields).axes)
         source = PlaneSource(array.__getitem__, shape, axes, name=str(path), fields=fields)
         if len(facts.get("channel_names", ())) != source.num_channels:

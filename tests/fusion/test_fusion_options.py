@@ -61,7 +61,7 @@ def test_to_yaml_and_back(tmp_path):
         ("method: soft_nms\nmasks: mean", "masks must be best"),
         ("method: soft_nms\nagreement: 1", "has no groups"),
         ("- nms", "expected a mapping"),
-        ("a: [", "is no YAML"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(tmp_path, text, message):

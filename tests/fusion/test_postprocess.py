@@ -121,7 +121,7 @@ def test_yaml_round_trip(tmp_path):
 
 
 BAD = {
-    "no YAML": "a: [",
+    "not valid YAML": "a: [",
     "mapping": "- 1",
     "unknown setting 'score'": "score: 0.5",
     "score_threshold is 1.5": "score_threshold: 1.5",
@@ -136,7 +136,7 @@ BAD = {
     "different names": "classes: [a, a]",
     "names the classes a, expected one value for each of: a, b": "classes: [a, b]\nscore_threshold: {a: 0.5}",
     "min_area of b is 'x'": "classes: [a, b]\nmin_area: {a: 1, b: x}",
-    "no YAML: could not determine": "score_threshold: !!python/object/apply:os.getcwd []",
+    "could not determine": "score_threshold: !!python/object/apply:os.getcwd []",
 }
 
 

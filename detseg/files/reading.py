@@ -1,0 +1,70 @@
+"""Opening files that anybody may have made: regular files only, and never more unpacked than they can sensibly hold."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from detseg.errors import DataError
+
+# Bytes that are unpacked of any file, and of a packed byte. Lists of polygons and run-lengths shrink to a third or a
+# tenth; only files made to exhaust memory shrink to a thousandth.
+_ALWAYS, _PER_BYTE = 2**26, 50
+
+
+def unpacked_limit(packed: int) -> int:
+    """Return the most bytes that `packed` bytes of gzip or zip may unpack to."""
+    return _ALWAYS + _PER_BYTE * packed
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise DataError for pipes, sockets and devices, whose opening or reading may never end.
+
+    What is missing, or cannot be looked at, is left to whoever opens it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(f"{path}: is a pipe, a socket or a device; expected a file: write the data to one first")
+
+
+def open_plain_or_gzip(path: Path) -> BinaryIO:
+    """Open a file, or what a gzip file holds, which its first bytes tell.
+
+    Raises OSError; while reading, EOFError or zlib.error for a broken gzip file, DataError for a bomb.
+    """
+    check_regular(path)
+    file = open(path, "rb")  # noqa: SIM115 (it is returned)
+    is_packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return io.BufferedReader(_Unpacked(path, file)) if is_packed else file
+
+
+class _Unpacked(io.RawIOBase):
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._path, self._file, self._unpacked = path, file, gzip.GzipFile(fileobj=file)
+        self._left = unpacked_limit(os.fstat(file.fileno()).st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        count = self._unpacked.readinto(buffer)  # type: ignore[arg-type]
+        self._left -= count
+        if self._left < 0:
+            raise DataError(
+                f"{self._path}: unpacks to more than {_PER_BYTE} times its size, as no list of objects does; if it is "
+                "right, unpack it with gunzip and give the unpacked file"
+            )
+        return count
+
+    def close(self) -> None:
+        self._unpacked.close()
+        self._file.close()
+        super().close()
