@@ -18,6 +18,7 @@ from torch import Tensor
 from detseg.errors import WeightsError
 from detseg.models.weights.files import read_weights
 from detseg.models.weights.names import without_shared_prefix
+from detseg.models.weights.torch_file import OLD_TORCH
 from detseg.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -82,6 +83,7 @@ HOSTILE = {
     "the same tensor many times": saved({"model": {str(n): t for n, t in enumerate([torch.zeros(10**6)] * 100)}}),
     "cut off": saved({"model": {"a": torch.zeros(1000)}})[:1500],
     "cut off, old": saved({"model": {"a": torch.zeros(1000)}}, _use_new_zipfile_serialization=False)[:1500],
+    "a text that claims more, old": OLD_TORCH + b"\x80\x02M\xe9\x03.\x80\x02X\xff\xff\xff\x7fabc.",
     "safetensors, cut off": b'\x30\x00\x00\x00\x00\x00\x00\x00{"a":{"dtype":"F32","shape":[9],"data_off',
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -115,7 +116,8 @@ def _check_archive(path: Path) -> None:
 def _check_old_file(path: Path) -> None:
     """The same of a file of a torch before 1.6: pickles of magic, version, system, content, keys; then the storages."""
     claims, size = _Claims(), path.stat().st_size
-    with path.open("rb") as file:
+    # A map, since reading more bytes than there are takes memory for them from a file, and none from a map.
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if file.read(len(OLD_TORCH)) != OLD_TORCH:
             raise WeightsError(f"{path}: is no file of torch.save; is it cut off, or a web page under this name?")
         for _ in range(4):
