@@ -13,6 +13,7 @@ import importlib
 import itertools
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -103,6 +104,9 @@ def leave(status: int) -> NoReturn:
     hold the process group until Python has been taken apart, and then abort the process, which torchrun takes for a
     failed training.
     """
+    if status > 128:  # a signal that is repeated, as `timeout` does, must not change the status while Python ends
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     if "TORCHELASTIC_RUN_ID" in os.environ or "DETSEG_LAUNCHED" in os.environ:
         logging.shutdown()
         sys.stdout.flush()

@@ -53,7 +53,10 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        # After a signal the process is about to end, and the same signal may still be repeated: `_note` ignores that,
+        # and gives a later one to the handlers that were there before.
+        if self.signal is None or self.patient:
+            self._restore()
 
     def raise_if_requested(self, message: str) -> None:
         """Raise TrainingInterrupted with `message` where a signal came."""

@@ -45,6 +45,7 @@ def config(**solver: object):
         **solver,
     }.items():
         cfg.set(key if "." in key and not key.startswith("EMA") else f"SOLVER.{key}", value)
+    cfg.TEST.BEST_METRIC = "object_ap"
     return cfg
 
 

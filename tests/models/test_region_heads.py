@@ -7,6 +7,7 @@ import pytest
 import torch
 from models_for_tests import disks, relative
 
+from detseg.errors import WeightsError
 from detseg.models.rcnn.box_head import BoxPredictor
 from detseg.models.rcnn.boxes import BoxCoder
 from detseg.models.rcnn.matching import Matcher
@@ -94,11 +95,12 @@ def test_ignored_boxes_of_later_stages_count_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["cascade", "C4"])
-def test_not_a_number_is_no_detection(name: str) -> None:
+def test_not_a_number_is_an_error_that_names_the_part(name: str) -> None:
     model = relative(name).eval()
     features, proposals = features_and_proposals(model)
     broken = {key: torch.full_like(feature, float("nan")) for key, feature in features.items()}
-    assert len(model.roi_heads.detect(broken, proposals, [(64, 64)])[0].boxes) == 0
+    with pytest.raises(WeightsError, match=r"class scores and boxes \(roi_heads\) are not finite"):
+        model.roi_heads.detect(broken, proposals, [(64, 64)])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
