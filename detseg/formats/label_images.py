@@ -105,8 +105,10 @@ def to_label_image(objects: ImageObjects, overlaps: str = REFUSE) -> np.ndarray:
     for index in order:
         crop, x0, y0 = crops[index]
         labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = index + 1
+    if overlaps != REFUSE:
+        return labels
     lost = areas - np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:]
-    if overlaps == REFUSE and lost.any():
+    if lost.any():
         worst = int(lost.argmax())
         raise DataError(
             f"{objects.file_name}: {int((lost > 0).sum())} of {len(objects)} objects share pixels with others "
