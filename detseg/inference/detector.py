@@ -217,12 +217,12 @@ def network_inputs(
     value_range = None
     resized: dict[Any, np.ndarray] = {}
     for view, size in zip(views, sizes, strict=True):
-        key = view.intensities, size
+        key = view.intensity_change, size
         if key not in resized:
             changed = channels
-            if view.intensities != PLAIN.intensities:
+            if view.intensity_change != PLAIN.intensity_change:
                 value_range = value_range or model.preprocess.value_range(channels)
-                changed = view.intensities(channels, value_range)
+                changed = view.intensity_change(channels, value_range)
             resized[key] = model.resized(changed, size)
         yield view, np.ascontiguousarray(view.symmetry.array(resized[key]))
 

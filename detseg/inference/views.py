@@ -69,7 +69,7 @@ class View:
     scale: float = 1.0
     short: int = 0
     longest: int = 100_000
-    intensities: IntensityChange = IntensityChange()
+    intensity_change: IntensityChange = IntensityChange()
     name: str = "none"
 
 
@@ -116,9 +116,9 @@ def _parse(text: str) -> list[View]:
             raise ConfigError(f"the view {text!r}: there is no {word.strip()!r}; {_known()}")
     suffix = "".join(f"+{key}={number:g}" for key, number in sorted(numbers.items()))
     scale, short = numbers.pop("scale", 1.0), int(numbers.pop("short", 0))
-    intensities = IntensityChange(**numbers)
+    intensity_change = IntensityChange(**numbers)
     return [
-        View(SYMMETRIES[name], scale=scale, short=short, intensities=intensities, name=name + suffix)
+        View(SYMMETRIES[name], scale=scale, short=short, intensity_change=intensity_change, name=name + suffix)
         for name in symmetries or ("none",)
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from brightness_segmenter import BrightnessSegmenter
 from threshold_segmenter import ThresholdSegmenter
 
 from detseg.coco.dataset import ImageRecord
@@ -15,7 +16,10 @@ from detseg.errors import ConfigError, DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
+from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.views import parse_views
 from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import Predictions
 
 
 def make_predictor(*, channels: int = 1, scaling: str = "none", **options) -> Predictor:
@@ -171,3 +175,32 @@ def test_provenance_says_who_predicted():
     predictions = make_predictor(provenance={"config_hash": "abc"})(squares()[0])
     assert predictions.provenance["config_hash"] == "abc"
     assert predictions.provenance["detseg_version"]
+
+
+def test_what_a_model_cannot_do_is_refused_before_it_is_asked():
+    image, _ = squares()
+    predictor = make_predictor()
+    with pytest.raises(ConfigError, match="--boxes"):
+        predictor(image, boxes=Predictions.empty(1, "", *image.shape))
+    with pytest.raises(ConfigError, match="--soft-masks"):
+        next(predictor.predict_records([], soft_masks=True))
+    with pytest.raises(ConfigError, match=r"rescoring\.yaml"):
+        make_predictor(postprocess=Postprocess(mask_quality=1.0, source="rescoring.yaml"))(image)
+    with pytest.raises(ConfigError, match="fuse"):
+        make_predictor(tta=TestTimeAugmentation(parse_views(["flips"]), "merge_then_mask"))
+    assert predictor.model.seen == []
+
+
+def test_views_of_a_model_that_finds_no_boxes_first_are_fused():
+    image, masks = squares()
+    predictions = make_predictor(tta=TestTimeAugmentation(parse_views(["none", "hv"])))(image)
+    assert predictions.provenance["tta"]["mode"] == "fuse"
+    assert {tuple(mask.ravel()) for mask in masks_of(predictions)} == {tuple(mask.ravel()) for mask in masks}
+
+
+def test_a_postprocess_on_probabilities_gets_them_without_keeping_them():
+    image, _ = squares()
+    model = ImageModel(BrightnessSegmenter(), ImagePreprocess(num_channels=1))
+    rescored = Predictor(model, ["cell"], postprocess=Postprocess(mask_quality=1.0))(image)
+    assert len(rescored) == 2
+    assert rescored.soft_masks is None

@@ -22,7 +22,7 @@ def test_views_are_read_and_sets_expanded_without_repetition():
     assert names("flips+scale=1.5") == ["none+scale=1.5", "h+scale=1.5", "v+scale=1.5", "hv+scale=1.5"]
     (view,) = parse_views(["rot90+brightness=-0.1+contrast=1.2+short=600"])
     assert view.symmetry == SYMMETRIES["rot90"]
-    assert view.intensities == IntensityChange(brightness=-0.1, contrast=1.2)
+    assert view.intensity_change == IntensityChange(brightness=-0.1, contrast=1.2)
     assert view.short == 600
 
 
