@@ -43,9 +43,10 @@ class ImageIndex(Generic[Image]):
                 self._by_stem[parts[-1]].append((parts, image))
 
     def find(self, image: PairedImage) -> Image | None:
-        """Return the same image in this file, or None. Raises DataError where its size differs."""
+        """Return the same image in this file, or None. Raises DataError where its size, unless it is 0 x 0, differs."""
         own = self._find(image)
-        if own is not None and (own.height, own.width) != (image.height, image.width):
+        is_known = own is not None and image.height and own.height
+        if is_known and (own.height, own.width) != (image.height, image.width):
             raise DataError(
                 f"{self._source}: image {own.file_name or own.image_id} has {own.height} x {own.width} pixels (height "
                 f"x width), elsewhere {image.height} x {image.width}; predict at the original size"

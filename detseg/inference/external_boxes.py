@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from detseg.coco.dataset import ImageRecord
+from detseg.coco.pairing import ImageIndex
 from detseg.coco.predictions_file import is_plain_list, read_predictions
 from detseg.errors import DataError
 from detseg.inference.image_list import ImageList
@@ -108,53 +110,38 @@ class YoloBoxes:
 
 
 class FileBoxes:
-    """Boxes of a Predictions file or COCO results.
-
-    Images of a COCO file are found by their id, plain image files by their name (with folders, else without).
-    """
+    """Boxes of a Predictions file or COCO results, whose images are found as in scoring and fusing (`ImageIndex`)."""
 
     def __init__(self, path: Path, images: ImageList, classes: Sequence[str]) -> None:
         self.path = path
-        self._by_id = bool(images.categories)
         truth = None
-        if self._by_id and is_plain_list(path):  # which names neither images nor categories
+        if images.categories and is_plain_list(path):  # which names neither images nor categories
             pairs = sorted(images.categories.items(), key=lambda pair: pair[1])
             categories = [SimpleNamespace(id=number, name=name) for name, number in pairs]
             truth = SimpleNamespace(images=images.records, categories=categories)
         file = read_predictions(path, truth)
-        if not self._by_id and not any(image.file_name for image in file.images):
+        if not images.categories and not any(image.file_name for image in file.images):
             raise DataError(
                 f"{path}: does not say which image files it was made for; give the images as the COCO file whose ids "
                 "it has (--images FILE.json)"
             )
         class_of = self._match_classes(file.class_names, classes)
-        self._boxes: dict[int | str, Predictions] = {}
+        boxes = []
         for image in file:
             size = image.height, image.width
-            boxes_only = Predictions(
-                image.image_id, image.file_name, *size, image.boxes, image.scores, class_of[image.classes]
-            )
-            self._boxes[image.image_id if self._by_id else image.file_name] = boxes_only
-        if not any(self._find(record) is not None for record in images.records):
+            of_image = image.boxes, image.scores, class_of[image.classes]
+            boxes.append(Predictions(image.image_id, image.file_name, *size, *of_image))
+        self._boxes = ImageIndex(boxes, str(path))
+        # Whatever the sizes: one that differs is no reason to leave out other images.
+        if all(self._boxes.find(dataclasses.replace(image, height=0, width=0)) is None for image in images.records):
             raise DataError(f"{path}: has none of the images to predict; was it made for others?")
 
     def __call__(self, record: ImageRecord, height: int, width: int) -> Predictions:
         """Return the boxes of an image; see predictor.BoxLookup."""
-        found = self._find(record)
+        found = self._boxes.find(dataclasses.replace(record, height=height, width=width))
         if found is None:
             return Predictions.empty(record.image_id, record.file_name, height, width, masks=False)
-        if (found.height, found.width) != (height, width):
-            raise DataError(
-                f"{record.file_name}: has {height} x {width} pixels (height x width), but {self.path} was made at "
-                f"{found.height} x {found.width}"
-            )
         return found
-
-    def _find(self, record: ImageRecord) -> Predictions | None:
-        if self._by_id:
-            return self._boxes.get(record.image_id)
-        name = record.file_name
-        return self._boxes.get(name, self._boxes.get(PurePosixPath(name).name))
 
     def _match_classes(self, own: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         """The model's class index for every class of the file, (K,) int64."""
