@@ -28,8 +28,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.config import Config, load_config
 from detseg.curation.synthetic import make_missing_sets
 from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
-from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import SampleCache, SampleReader
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GOAL_RATIO, GOAL_RATE = 10, 40

@@ -20,9 +20,9 @@ import numpy as np
 from measuring import MIB, machine, verdict
 
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.writing import annotations_of, write_coco
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import SampleReader
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 520, 704

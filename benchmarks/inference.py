@@ -76,7 +76,8 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """Inside, every part is timed wherever it is called."""
-    from detseg.inference import detector, symmetries
+    from detseg.inference import detector
+    from detseg.inference import views as symmetries
     from detseg.models import paste, region_segmenter
 
     places = [

@@ -18,7 +18,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from detseg.config import load_config
     from detseg.data.loader import LoaderOptions, TrainingStream
     from detseg.engine.data_sets import load_training_set
-    from detseg.engines.imports import run_imports
+    from detseg.engines.validation import run_imports
     from detseg.report.contact_sheets import PER_SHEET, contact_sheet
     from detseg.report.overlays import write_png
 

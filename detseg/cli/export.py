@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from detseg.formats.export import ExportOptions, export
     from detseg.formats.objects import open_objects
-    from detseg.structures.pixel_size import parse_pixel_size_text
+    from detseg.structures.sample import parse_pixel_size_text
 
     _check(arguments)
     source = open_objects(arguments.input)

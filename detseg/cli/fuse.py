@@ -53,9 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import ConfigError, DataError
     from detseg.fusion.members import fuse_members, open_members, refuse_missing
-    from detseg.fusion.options import FusionOptions, check_weights
+    from detseg.fusion.options import FusionOptions, check_weights, parse_words
     from detseg.fusion.postprocess import Postprocess
-    from detseg.fusion.settings import parse_words
 
     output = Path(arguments.output)
     if not output.name.endswith((".json", ".json.gz")):

@@ -31,7 +31,7 @@ def plane_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def image_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return all four as the fields of a COCO image. Raises DataError where one makes no sense."""
-    from detseg.structures.pixel_size import FIELD, parse_pixel_size_text, pixel_size_field
+    from detseg.structures.sample import FIELD, parse_pixel_size_text, pixel_size_field
 
     fields = plane_fields(arguments)
     if arguments.pixel_size:

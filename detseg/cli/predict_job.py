@@ -232,7 +232,7 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
 def _load_models(arguments: argparse.Namespace) -> list[Predictor]:
     """The predictors of all runs, then those of all weights."""
     from detseg.config import load_config
-    from detseg.engines.imports import run_imports
+    from detseg.engines.validation import run_imports
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.predictor import Predictor
 

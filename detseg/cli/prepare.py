@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
     from detseg.curation.prepare import PrepareOptions, prepare
     from detseg.curation.repair.rules import RepairRules
-    from detseg.formats.picture_options import input_keys
+    from detseg.formats.image_fields import input_keys
     from detseg.images.planes import PlaneChoice
 
     row = FORMATS[arguments.format]

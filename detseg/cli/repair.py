@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(skipped)} problems; left out:\n{list_problems(skipped)}")
     print(f"{changes_table(changes)}\n\nwritten: {arguments.target}, and {csv} with every change")
     if arguments.pictures and changes:
-        from detseg.report.repairs import draw_repairs
+        from detseg.report.contact_sheets import draw_repairs
 
         drawn = draw_repairs(arguments.source, arguments.target, changes, arguments.pictures)
         print(f"{arguments.pictures} shows the {drawn} annotations that changed most")

@@ -100,7 +100,7 @@ def _launch(arguments: argparse.Namespace) -> int:
             f"--num-gpus {count} starts processes by Detectron2's launch, and the engine is native ({engine.reason}): "
             f"start them with torchrun --nproc_per_node {count} tools/train_net.py"
         )
-    return import_module("detseg.engine.detectron2.launch").launch_command(_launched, arguments, count)
+    return import_module("detseg.engine.detectron2.trainer").launch_command(_launched, arguments, count)
 
 
 def _launched(arguments: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def _launched(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, processes: Processes) -> int:
-    from detseg.engine.evaluate_only import evaluate_only
+    from detseg.engine.evaluation import evaluate_only
     from detseg.engine.start import Start
     from detseg.runs.interrupt import TrainingInterrupted
 
@@ -148,7 +148,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
 
 def _given_config(arguments: argparse.Namespace) -> Config:
     from detseg.config import DEFAULT_OUTPUT_DIR, load_config
-    from detseg.engines.imports import run_imports
+    from detseg.engines.validation import run_imports
 
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if arguments.config is None and not (
@@ -188,7 +188,7 @@ def _without_output_dir(overrides: Sequence[str]) -> list[str]:
 
 
 def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
-    from detseg.runs.results_table import contents, results_table
+    from detseg.runs.fold_runs import contents, results_table
 
     if metrics:
         threshold = metrics["score_threshold"]
@@ -201,7 +201,7 @@ def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
 
 def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], count: int) -> None:
     from detseg.engine.out_of_fold import CONTENTS, fold_table
-    from detseg.runs.results_table import contents
+    from detseg.runs.fold_runs import contents
 
     if missing:
         names = ", ".join(map(str, missing))

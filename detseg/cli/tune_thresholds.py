@@ -202,8 +202,8 @@ def _searches(
     arguments: argparse.Namespace, trials: Trials, start: State, coordinates: Sequence[Coordinate]
 ) -> tuple[Any, Any]:
     """Return how the settings before and after are found on some images."""
-    from detseg.tuning.search import coordinate_search, optuna_search
     from detseg.tuning.space import make_coordinates
+    from detseg.tuning.tuning import coordinate_search, optuna_search
 
     threshold = make_coordinates(["score_threshold"], trials.truth, start, classes=None)
 

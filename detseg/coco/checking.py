@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detseg.coco.json_scan import read_json_text, scan_object
+from detseg.coco.json_files import read_json_text, scan_object
 from detseg.coco.masks import areas_of, box_to_rle, is_box, is_empty, pixels_of_polygons, segmentation_problem
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
 from detseg.errors import DataError, list_problems

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detseg.coco.checking import read_coco
+from detseg.coco.json_files import annotations_of, image_root_for, write_coco
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
-from detseg.coco.writing import annotations_of, image_root_for, write_coco
 from detseg.errors import DataError, list_problems
 from detseg.images.reading import read_picture
 from detseg.structures import rle as rle_codec

@@ -31,14 +31,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from detseg.coco.json_scan import open_json
+from detseg.coco.json_files import json_file, json_rle, open_json
 from detseg.coco.predictions_parsing import ImageEntry, ResultParser, categories_of, image_entries, pack_soft_mask
-from detseg.coco.writing import json_file, json_rle
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
-from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
-from detseg.structures.pixel_size import pixel_size_field
 from detseg.structures.predictions import Predictions
+from detseg.structures.sample import FIELD as PIXEL_SIZE
+from detseg.structures.sample import pixel_size_field
 
 ANNOTATIONS_END = '], "images": ['
 FORMAT = "detseg predictions 1"

@@ -16,9 +16,9 @@ from detseg.coco.masks import areas_of
 from detseg.coco.pairing import ImageIndex
 from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
-from detseg.structures.pixel_size import FIELD as PIXEL_SIZE
-from detseg.structures.pixel_size import PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions, soft_mask_window
+from detseg.structures.sample import FIELD as PIXEL_SIZE
+from detseg.structures.sample import PixelSize, parse_pixel_size
 
 _LARGEST_COORDINATE = 1e9
 

@@ -39,7 +39,7 @@ def load_config(
     Args:
         path: the YAML file; None starts from the defaults.
         overrides: words of the command line: `KEY VALUE`, `KEY=VALUE` or `--KEY=VALUE`, in any mix.
-        imports: how MODEL.IMPORTS is honoured: `detseg.engines.imports.run_imports`, which runs the code that it
+        imports: how MODEL.IMPORTS is honoured: `detseg.engines.validation.run_imports`, which runs the code that it
             names, for a file that the user named on the command line; None, for all other files, refuses it.
 
     Returns:

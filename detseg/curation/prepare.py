@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detseg.coco.input_keys import FIELD as INPUT_FIELD
-from detseg.coco.writing import annotations_of, image_root_for, write_coco
+from detseg.coco.catalog import FIELD as INPUT_FIELD
+from detseg.coco.json_files import annotations_of, image_root_for, write_coco
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, changes_table, write_changes
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
@@ -21,8 +21,7 @@ from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
-from detseg.formats.image_column import ImageColumn
-from detseg.formats.picture_options import with_known_channels, with_pixel_sizes
+from detseg.formats.image_fields import ImageColumn, with_known_channels, with_pixel_sizes
 from detseg.formats.plausibility import LabelCheck
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 from detseg.images.planes import SINGLE, PlaneChoice

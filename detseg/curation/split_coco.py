@@ -10,14 +10,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.curation.balance import balance_features, balance_table, split_groups
 from detseg.curation.leaks import SIMILAR, SimilarPair, join_groups, leaks, similar_images
-from detseg.curation.splits import PART_NAMES, check_fractions
+from detseg.curation.splits import PART_NAMES, balance_features, balance_table, check_fractions, split_groups
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder
 from detseg.files.table import text_table, write_csv
-from detseg.formats.image_column import ImageColumn
+from detseg.formats.image_fields import ImageColumn
 
 HOLDOUT = "test"
 INDEX_NAMES = {"csv": "folds.csv", "yaml": "folds.yaml"}

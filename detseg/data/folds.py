@@ -23,8 +23,7 @@ import yaml
 
 from detseg.coco.catalog import datasets_folder
 from detseg.coco.dataset import CocoDataset, ImageRecord
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole

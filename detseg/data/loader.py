@@ -24,8 +24,7 @@ from detseg.data.augment.policy import TrainPolicy
 from detseg.data.folds import Folds
 from detseg.data.paste_sources import CopyPasteOptions, PasteStage
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_cache import CacheOptions
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import CacheOptions, SampleReader
 from detseg.data.sampling import PASTE_STREAM, SAMPLE_STREAM, EpochOrder, SamplingOptions, without_empty_images
 from detseg.errors import DataError, DetsegError
 from detseg.files.processes import end_with_parent

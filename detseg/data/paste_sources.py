@@ -10,13 +10,11 @@ import numpy as np
 
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.data.augment.copy_paste import CopyPaste
 from detseg.data.folds import Folds
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import SampleCache, SampleReader
 from detseg.data.sampling import balancing_weights
 from detseg.errors import DataError
 from detseg.structures.sample import Sample

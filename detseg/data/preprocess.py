@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from detseg.config.options import Options, key
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key
 from detseg.data.augment.intensities import ValueRange, invert, natural_range
 from detseg.errors import DataError
 from detseg.images.size import ENVIRONMENT, max_pixels
-from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 
 
 @dataclass(frozen=True)

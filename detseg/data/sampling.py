@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.config.options import Options, key
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key
 from detseg.errors import DataError
 
 # Names for independent streams of random numbers made from one seed.

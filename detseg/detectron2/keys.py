@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 from detseg.config.schema import default_values, detectron2_defaults
 
 # Keys of Detectron2 that only this engine acts on, beside those of MODEL.

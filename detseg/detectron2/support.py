@@ -14,7 +14,7 @@ from detectron2.modeling import (
     RPN_HEAD_REGISTRY,
 )
 
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 from detseg.detectron2.keys import note_keys
 from detseg.models.table import num_classes
 

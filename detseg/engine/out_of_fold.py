@@ -15,13 +15,12 @@ from detseg.config import config_hash, load_config
 from detseg.data.folds import FOLD, fold_name
 from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, group_field, write_set
 from detseg.engine.plan import EvaluationOptions
-from detseg.engines.imports import same_imports
+from detseg.engines.validation import same_imports
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
 from detseg.files.table import write_csv
-from detseg.runs.fold_runs import FREE, FoldRuns, different_settings
-from detseg.runs.results_table import COLUMNS, table_of_scores
+from detseg.runs.fold_runs import COLUMNS, FREE, FoldRuns, different_settings, table_of_scores
 from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import evaluate_tuned
 

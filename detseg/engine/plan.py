@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.data.loader import LoaderOptions
 from detseg.errors import ConfigError
-from detseg.optim.average import AverageOptions
-from detseg.optim.optimizer import ClippingOptions, OptimizerOptions
+from detseg.optim.optimizer import AverageOptions, ClippingOptions, OptimizerOptions
 from detseg.optim.precision import PrecisionOptions
 from detseg.optim.schedules import ScheduleOptions
 

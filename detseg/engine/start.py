@@ -14,14 +14,13 @@ from detseg.engine.out_of_fold import collect
 from detseg.engine.train import train
 from detseg.engine.validation import validate_config
 from detseg.engines.choice import as_trained
-from detseg.engines.imports import same_imports
+from detseg.engines.validation import same_imports
 from detseg.errors import ConfigError
 from detseg.runs.distributed import Processes
 from detseg.runs.fold_runs import RECORD as FOLDS_RECORD
 from detseg.runs.fold_runs import FoldRuns, open_fold_runs
 from detseg.runs.interrupt import TrainingInterrupted
-from detseg.runs.record import read_record
-from detseg.runs.run_folder import RunFolder, open_run_together
+from detseg.runs.run_folder import RunFolder, open_run_together, read_record
 
 if TYPE_CHECKING:
     from detseg.config import Config

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from detseg.coco.input_keys import with_input_keys
+from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.engine.data_sets import load_test_sets, load_training_set, measure_intensities
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.plan import ComputeOptions, TrainingPlan
 from detseg.engine.progress import Progress
-from detseg.engine.reproducibility import begin_rng, deterministic
-from detseg.engine.state import TrainingState, build_state
+from detseg.engine.state import TrainingState, begin_rng, build_state, deterministic
 from detseg.engine.training import Training
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.models.weights import load_weights
-from detseg.optim.compilation import compile_backbone
 from detseg.optim.optimizer import gradient_norm, set_learning_rates
+from detseg.optim.precision import compile_backbone
 from detseg.runs.distributed import SINGLE, Processes, no_sync
 from detseg.runs.run_folder import RunFolder
 from detseg.runs.session import Session, training_session

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from detseg.config.node import Config
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 from detseg.engines.model_keys import note_model
 
 _logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from importlib import import_module
 
 from detseg.config.detectron2_defaults import SWITCHED_PARTS
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 from detseg.config.schema import default_values, detectron2_defaults
 from detseg.detectron2.keys import DETECTRON2_ONLY
 from detseg.models.table import ARCHITECTURES, ModelOptions, options_of

@@ -15,7 +15,7 @@ from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import DataError
 from detseg.files.reading import check_regular
 from detseg.files.table import read_table
-from detseg.formats.image_column import ImageColumn
+from detseg.formats.image_fields import ImageColumn
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 
 # Column of a table that has one row an object: its number in the label image, or what else the data call it.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from detseg.coco.catalog import read_input_keys
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.input_keys import read_input_keys
 from detseg.coco.learnable import object_warnings
 from detseg.errors import DataError
 from detseg.formats.file_sets import FolderFiles

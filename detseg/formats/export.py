@@ -19,7 +19,7 @@ from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile
 from detseg.formats.table import WRITERS
 from detseg.structures import rle as rle_codec
-from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 
 OBJECTS_NAME = "objects.csv"
 

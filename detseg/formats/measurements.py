@@ -18,7 +18,7 @@ from detseg.formats.objects import ImageObjects
 from detseg.formats.outlines import Polygon, trace_polygons
 from detseg.images.reading import read_picture
 from detseg.structures import rle as rle_codec
-from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 
 
 @dataclass(frozen=True)

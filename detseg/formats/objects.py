@@ -15,8 +15,8 @@ from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import PredictionsFile, read_predictions
 from detseg.errors import DataError
 from detseg.files.reading import open_plain_or_gzip
-from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
+from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 
 _HEAD = 2**20
 

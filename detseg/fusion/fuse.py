@@ -11,9 +11,8 @@ from detseg.errors import DataError
 from detseg.fusion.detections import Clusters, Detections, check_members
 from detseg.fusion.masks import attach_masks
 from detseg.fusion.options import FusionOptions, check_weights
-from detseg.fusion.overlap_measure import OverlapMeasure
 from detseg.fusion.soft_masks import rescore
-from detseg.fusion.suppression import decay_scores, join_best, keep_best
+from detseg.fusion.suppression import OverlapMeasure, decay_scores, join_best, keep_best
 from detseg.fusion.wbf import cluster_boxes
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec

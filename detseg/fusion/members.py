@@ -131,7 +131,7 @@ def open_members(
 
     Raises DataError and ConfigError where images and classes are not known or do not fit.
     """
-    from detseg.coco.dataset import CocoDataset  # loads image libraries
+    from detseg.coco.dataset import CocoDataset
 
     truth = CocoDataset.load(ground_truth) if ground_truth else None
     # A file is opened by its own images and classes; a plain list of results, which has none, by the ground truth's.
@@ -165,7 +165,7 @@ def open_members(
 
 
 def _label_folder(path: str, categories: Sequence[Mapping[str, Any]], class_name: str | None, score: float) -> Member:
-    from detseg.formats.label_predictions import LabelFolder  # loads image libraries
+    from detseg.formats.label_predictions import LabelFolder
 
     names = [str(category["name"]) for category in categories]
     if class_name is None and len(names) != 1:

@@ -26,8 +26,8 @@ from typing import ClassVar
 import numpy as np
 from scipy import ndimage
 
+from detseg.fusion.options import FRACTION, POWER, SWITCH, PerClass, Settings, number, one_of, setting
 from detseg.fusion.overlaps import POLICIES, replace_masks, resolve_overlaps
-from detseg.fusion.settings import FRACTION, POWER, SWITCH, PerClass, Settings, number, one_of, setting
 from detseg.fusion.soft_masks import rescore, threshold_masks
 from detseg.fusion.suppression import suppress_duplicates
 from detseg.structures import Predictions

@@ -11,8 +11,8 @@ from detseg.errors import DataError
 from detseg.images.pixel_source import PlaneSource, readable
 from detseg.images.planes import PlaneChoice
 from detseg.images.size import ENVIRONMENT, max_pixels
-from detseg.images.tiff_metadata import micrometres
-from detseg.structures.pixel_size import FIELD, pixel_size_field
+from detseg.images.tiff import micrometres
+from detseg.structures.sample import FIELD, pixel_size_field
 
 _MARKS = (".zarray", ".zgroup", "zarr.json")
 _LETTERS = {"t": "T", "c": "C", "z": "Z", "y": "Y", "x": "X", "s": "S"}

@@ -25,13 +25,7 @@ from detseg.images.pixel_source import ArraySource, PixelSource
 from detseg.images.reading import read_picture
 from detseg.inference.detector import Detector, PreparedImage
 from detseg.inference.image_model import ImageModel, InputImage
-from detseg.inference.loading import (
-    CONFIG_FILE,
-    POSTPROCESS_FILE,
-    find_checkpoint,
-    find_run_folder,
-    load_model,
-)
+from detseg.inference.loading import CONFIG_FILE, POSTPROCESS_FILE, find_checkpoint, find_run_folder, load_model
 from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling
@@ -39,8 +33,8 @@ from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.validation import InferenceOptions
 from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
-from detseg.structures.pixel_size import FIELD, PixelSize, parse_pixel_size
 from detseg.structures.predictions import Predictions
+from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 from detseg.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,7 @@ from detseg.inference.detector import Detector, PreparedImage
 from detseg.inference.image_model import InputImage, ParentImage
 from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.stitching import TileStore, stitch
-from detseg.inference.tile_store import TileFolder
-from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileGrid, Tiling, make_grid
+from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileFolder, TileGrid, Tiling, make_grid
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

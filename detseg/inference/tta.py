@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.options import FusionOptions
 from detseg.inference.views import PLAIN, View, detectron2_views, parse_views

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from detseg.config.node import Config
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 
 _logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from detseg.config import Config
-from detseg.config.options import Options, Rule, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, Rule, key, part
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
 from detseg.models.options import ImageInputOptions, LimitOptions

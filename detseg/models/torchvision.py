@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.models.base import check_finite
 from detseg.models.freezing import FrozenBatchNorm2d
 from detseg.models.image_input import ImageBatch, ImageInput

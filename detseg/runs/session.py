@@ -16,8 +16,7 @@ from detseg.errors import DetsegError, RunError
 from detseg.files.atomic import write_text
 from detseg.runs.distributed import SINGLE, Processes
 from detseg.runs.interrupt import StopRequest, TrainingInterrupted
-from detseg.runs.record import read_record, this_process, update_record
-from detseg.runs.run_folder import RunFolder
+from detseg.runs.run_folder import RunFolder, read_record, this_process, update_record
 from detseg.runs.trackers import Trackers
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.structures.pixel_size import PixelSize
+from detseg.structures.sample import PixelSize
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detseg.coco.catalog import find_dataset, load_dataset, read_catalog, resolve_dataset
-from detseg.coco.writing import write_coco
+from detseg.coco.json_files import write_coco
 from detseg.errors import DataError
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from detseg.config import load_config
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.errors import ConfigError
 
 

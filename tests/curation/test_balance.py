@@ -14,7 +14,7 @@ from PIL import Image
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset, ImageRecord
-from detseg.curation.balance import split_groups
+from detseg.curation.splits import split_groups
 from detseg.data.folds import folds_of, write_index
 from detseg.errors import DataError
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from detseg.cli.main import run_command
-from detseg.coco.writing import annotations_of, write_coco
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.config import load_config
 from detseg.engine.validation import validate_config
 from detseg.structures.label_layers import LabelLayers

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from detseg.curation.repair.image import near_duplicates, nested
 from detseg.curation.repair.masks import far_groups, filled, filled_where_free, label_holes, pieces_of, spurs_of
-from detseg.curation.repair.overlaps import near_duplicates, nested
 from detseg.curation.repair.rules import NOTHING, RepairRules, one_class_hint
 from detseg.errors import DataError
 from detseg.structures.mask_crop import MaskCrop, runs_of_crops

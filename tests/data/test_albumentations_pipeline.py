@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from detseg.config import config_hash, dump_config, load_config, load_flat_config
-from detseg.data.augment.albumentations_pipeline import AlbumentationsPipeline, import_albumentations
+from detseg.data.augment.intensities import AlbumentationsPipeline, import_albumentations
 from detseg.data.augment.policy import TrainPolicy
 from detseg.engine.validation import validate_config
 from detseg.errors import ConfigError
@@ -209,7 +209,7 @@ def test_the_library_is_imported_on_use_without_asking_the_web() -> None:
         "import os, warnings\n"
         "warnings.simplefilter('error')\n"
         "warnings.filterwarnings('ignore', category=DeprecationWarning)\n"
-        "from detseg.data.augment.albumentations_pipeline import AlbumentationsPipeline\n"
+        "from detseg.data.augment.intensities import AlbumentationsPipeline\n"
         "AlbumentationsPipeline.from_config(load_config(None, ['INPUT.ALBUMENTATIONS', \"[{'name': 'Blur'}]\"]))\n"
         "assert 'albumentations' in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
     )

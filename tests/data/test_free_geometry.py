@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from detseg.data.augment.displacement import Displacement
 from detseg.data.augment.geometric import GeometricMap, map_sample
 from detseg.data.augment.random_geometry import RandomAffine, RandomElastic
+from detseg.data.augment.transforms import Displacement
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

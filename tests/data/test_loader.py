@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.writing import annotations_of, write_coco
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.config import load_config
-from detseg.data import sample_reader
+from detseg.data import sample_cache as sample_reader
 from detseg.data.augment.policy import TrainPolicy
 from detseg.data.augment.random_geometry import RandomCrop
 from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader, build_train_loader

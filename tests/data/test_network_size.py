@@ -10,8 +10,7 @@ from detseg.data.augment.random_geometry import RandomCrop
 from detseg.data.preprocess import network_size, size_at_pixel_size
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
-from detseg.structures.pixel_size import parse_pixel_size, parse_pixel_size_text, pixel_size_field
-from detseg.structures.sample import Sample
+from detseg.structures.sample import Sample, parse_pixel_size, parse_pixel_size_text, pixel_size_field
 
 
 @pytest.mark.parametrize(

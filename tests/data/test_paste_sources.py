@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.writing import annotations_of, write_coco
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.config import load_config
-from detseg.data import sample_reader
+from detseg.data import sample_cache as sample_reader
 from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.writing import annotations_of, write_coco
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.config import load_config
 from detseg.data.loader import LoaderOptions, TrainingStream, TrainLoader
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.sample_cache import SampleCache, pack_sample, read_sample
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import SampleCache, SampleReader, pack_sample, read_sample
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
@@ -216,7 +215,7 @@ from pathlib import Path
 from detseg.coco.dataset import CocoDataset
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.sample_cache import SampleCache
-from detseg.data.sample_reader import SampleReader
+from detseg.data.sample_cache import SampleReader
 
 path, folder, limit = sys.argv[1:]
 reader = SampleReader(CocoDataset.load(path), ImagePreprocess(), SampleCache(Path(folder), int(limit)))

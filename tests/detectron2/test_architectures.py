@@ -20,7 +20,7 @@ from detseg import Predictor
 from detseg.cli.main import run_command
 from detseg.config import config_hash, load_config, load_flat_config
 from detseg.engines.build import build_model
-from detseg.engines.imports import run_imports, same_imports
+from detseg.engines.validation import run_imports, same_imports
 from detseg.errors import ConfigError
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.trackers import read_metrics

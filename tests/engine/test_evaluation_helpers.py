@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from detseg.engine.data_sets import set_names
 from detseg.engine.evaluation import spread_evenly, without_nones
-from detseg.runs.results_table import results_table
+from detseg.runs.fold_runs import results_table
 
 
 def test_images_are_spread_evenly_over_a_set() -> None:

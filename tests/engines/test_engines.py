@@ -16,7 +16,7 @@ from detseg.config.schema import kinds
 from detseg.detectron2.keys import DETECTRON2_ONLY, OWN_KEYS, REFUSED, implements
 from detseg.engine.validation import validate_config
 from detseg.engines.choice import as_trained, choose_engine, for_prediction, missing_detectron2
-from detseg.engines.imports import run_imports
+from detseg.engines.validation import run_imports
 from detseg.errors import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart" / "mask_rcnn.yaml"

@@ -11,8 +11,8 @@ from scoring_cases import random_case
 
 from detseg.cli.evaluate import score_table
 from detseg.cli.main import run_command
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
-from detseg.coco.writing import annotations_of, write_coco
 from detseg.evaluation.evaluate import evaluate
 from detseg.fusion.postprocess import Postprocess
 

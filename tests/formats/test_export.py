@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.cli.main import main
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
-from detseg.coco.writing import annotations_of, write_coco
 from detseg.errors import DataError
 from detseg.formats.export import image_targets
 from detseg.formats.imagej import write_rois

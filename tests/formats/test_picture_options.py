@@ -11,8 +11,8 @@ import tifffile
 from PIL import Image
 
 from detseg.cli.main import main
-from detseg.coco.input_keys import read_input_keys, with_input_keys
-from detseg.coco.writing import write_coco
+from detseg.coco.catalog import read_input_keys, with_input_keys
+from detseg.coco.json_files import write_coco
 from detseg.config import load_config
 from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError

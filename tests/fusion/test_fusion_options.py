@@ -9,9 +9,8 @@ from fusion_cases import random_members
 
 from detseg.errors import DetsegError
 from detseg.fusion.fuse import fuse
-from detseg.fusion.options import FusionOptions
+from detseg.fusion.options import FusionOptions, parse_words
 from detseg.fusion.postprocess import Postprocess
-from detseg.fusion.settings import parse_words
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

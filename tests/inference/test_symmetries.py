@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.inference.symmetries import SYMMETRIES
+from detseg.inference.views import SYMMETRIES
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions, soft_mask_window, soft_mask_windows
 

@@ -13,9 +13,8 @@ from detseg.fusion.options import FusionOptions
 from detseg.inference import detector
 from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
-from detseg.inference.symmetries import SYMMETRIES
 from detseg.inference.tta import MODES, AugmentationOptions, TestTimeAugmentation
-from detseg.inference.views import parse_views
+from detseg.inference.views import SYMMETRIES, parse_views
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

@@ -12,9 +12,8 @@ from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
 from detseg.inference.combine import combine
 from detseg.inference.predictor import Predictor
-from detseg.inference.symmetries import SYMMETRIES
 from detseg.inference.tta import MODES, TestTimeAugmentation
-from detseg.inference.views import parse_views
+from detseg.inference.views import SYMMETRIES, parse_views
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 

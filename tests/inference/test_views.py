@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from detseg.errors import ConfigError
-from detseg.inference.symmetries import SYMMETRIES
-from detseg.inference.views import IntensityChange, detectron2_views, equalise, parse_views
+from detseg.inference.views import SYMMETRIES, IntensityChange, detectron2_views, equalise, parse_views
 
 
 def names(*words: str) -> list[str]:

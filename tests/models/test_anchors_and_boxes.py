@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from detseg.models.rcnn.anchors import AnchorGenerator, make_cell_anchors
-from detseg.models.rcnn.boxes import (
-    LARGEST_LOG_SCALE,
-    BoxCoder,
-    clip_boxes,
-    smooth_l1_sum,
-)
+from detseg.models.rcnn.boxes import LARGEST_LOG_SCALE, BoxCoder, clip_boxes, smooth_l1_sum
 
 
 def test_cell_anchors_are_not_rounded() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detseg.errors import WeightsError
-from detseg.optim.average import MovingAverage
+from detseg.optim.optimizer import MovingAverage
 
 
 def test_average_follows_its_formula_and_includes_buffers() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from detseg.config import load_config
 from detseg.engines.build import build_model
 from detseg.errors import RunError
-from detseg.optim.compilation import compile_backbone
+from detseg.optim.precision import compile_backbone
 
 SMALL = [
     "MODEL.ENGINE", "native", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from detseg.config import get_default_config
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 from detseg.errors import ConfigError
 from detseg.optim.schedules import ScheduleOptions, build_schedule
 

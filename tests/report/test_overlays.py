@@ -9,8 +9,8 @@ from scoring_cases import predictions_of, random_case, rectangle, truth_of, with
 
 from detseg.cli.main import run_command
 from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
-from detseg.coco.writing import annotations_of, write_coco
 from detseg.errors import DataError
 from detseg.report.layout import LegendEntry, Panel, compose
 from detseg.report.overlays import ImageFinder, Overlay, draw_overlay, overlay_name, side_by_side, write_png

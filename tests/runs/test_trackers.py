@@ -12,16 +12,7 @@ from detseg.config import get_default_config
 from detseg.engines.choice import EngineChoice
 from detseg.runs.run_folder import RunFolder
 from detseg.runs.session import Session
-from detseg.runs.trackers import (
-    EVALUATION,
-    TRAINING,
-    JsonLines,
-    TensorBoard,
-    Tracker,
-    Trackers,
-    flatten,
-    read_metrics,
-)
+from detseg.runs.trackers import EVALUATION, TRAINING, JsonLines, TensorBoard, Tracker, Trackers, flatten, read_metrics
 
 
 def session(folder: Path, iteration: int = 0, last_evaluation: int = 0) -> Session:

@@ -15,11 +15,10 @@ from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
-from detseg.tuning.search import coordinate_search, optuna_search
 from detseg.tuning.space import Coordinate, State, check_settings, make_coordinates
 from detseg.tuning.thresholds import choose_score_threshold
 from detseg.tuning.trials import ObjectOutcome, Trials
-from detseg.tuning.tuning import compare, curves, random_folds, tune
+from detseg.tuning.tuning import compare, coordinate_search, curves, optuna_search, random_folds, tune
 
 NAMES = ("kind 0", "kind 1")
 

@@ -20,7 +20,7 @@ from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
 from detseg.errors import DataError
 from detseg.formats.plausibility import check_labels
 from detseg.structures.label_layers import LabelLayers
-from detseg.structures.pixel_size import FIELD, parse_pixel_size
+from detseg.structures.sample import FIELD, parse_pixel_size
 
 # Field of the images that says their kind, where none is named.
 USUAL_GROUP = "group"

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.json_files import annotations_of
 from detseg.coco.masks import to_rle
-from detseg.coco.writing import annotations_of
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint, write_changes
 from detseg.errors import DataError

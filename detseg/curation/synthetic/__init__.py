@@ -2,6 +2,6 @@
 
 from detseg.curation.synthetic.cells import KINDS
 from detseg.curation.synthetic.dataset import generate_dataset, make_missing_sets
-from detseg.curation.synthetic.image import make_image
+from detseg.curation.synthetic.rendering import make_image
 
 __all__ = ["KINDS", "generate_dataset", "make_image", "make_missing_sets"]

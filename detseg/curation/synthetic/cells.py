@@ -9,6 +9,8 @@ the same on every platform.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -103,3 +105,159 @@ def _polar(radius: np.ndarray, *, stretch: float) -> np.ndarray:
     """Radii (48,) at `_ANGLES` to x, y, stretched along x at the same area."""
     root = np.sqrt(stretch)
     return np.stack([radius * np.cos(_ANGLES) * root, radius * np.sin(_ANGLES) / root], axis=1)
+
+
+# Where synthetic cells are put: apart, touching, or overlapping, with their exact masks.
+#
+# Two cells touch when a pixel of one is among the eight neighbours of a pixel of the other, or belongs to both. Cells
+# are placed one after another and an older cell never changes, so all checks look at the new cell's own crop only, and
+# their cost does not grow with the image.
+#
+# - A cell apart from others keeps a gap of at least two pixels to its neighbours.
+# - A touching cell is slid along a ray towards a neighbour until it hits; what would be under the neighbour is cut off
+#   its mask. Its mask is what is visible, and the two share a border but no pixel.
+# - An overlapping cell is slid a few pixels further and keeps its whole mask; the pixels that it shares with the
+#   neighbour belong to both, as where two flat cells are on each other, and the two go to different layers.
+
+_TRIES = 12
+_GAP = 2
+_SMALLEST_AREA = 12
+_LEAST_VISIBLE = 0.55
+_SQUARE = np.ones((3, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class PlacedCell:
+    kind: str
+    crop: MaskCrop
+
+
+class Placement:
+    """The cells of one image and which pixels they take.
+
+    Attributes:
+        cells: what has been placed, in order; cell i has id i + 1.
+        layers: list of (H, W) int32 label maps; a cell is wholly in one of them.
+        touches: whether cell i touches another one, list of bool.
+    """
+
+    def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
+        self.height, self.width = height, width
+        self.cells: list[PlacedCell] = []
+        self.layers: list[np.ndarray] = [np.zeros((height, width), np.int32)]
+        self.touches: list[bool] = []
+        self._rng = rng
+        self._occupied = np.zeros((height, width), np.int32)
+
+    def add(self, kind: str, size: float, *, manner: str) -> bool:
+        """Draw a cell of a kind and place it; False when the image has no space for it.
+
+        Args:
+            kind: one of `KINDS`.
+            size: factor on the natural size.
+            manner: "apart", "touching" or "overlapping"; the first two fall back to each other where it has to be.
+        """
+        shape = fill_outline(cell_outline(kind, size, self._rng))
+        if manner != "apart" and self.cells:
+            deeper = int(self._rng.integers(2, 5) if manner == "overlapping" else self._rng.integers(0, 3))
+            place, is_free = self._next_to_another(shape.mask, deeper=deeper), False
+        else:
+            place, is_free = self._apart(shape)
+        if place is None:
+            return False
+        keep_shared = manner == "overlapping" and not is_free
+        return self._place(kind, MaskCrop(shape.mask, *place), keep_shared=keep_shared)
+
+    def _apart(self, shape: MaskCrop) -> tuple[tuple[int, int], bool]:
+        """Return a place with a gap all round, or of several that with the fewest pixels of others; and if it is free.
+
+        shape: relative to the cell's centre.
+        """
+        grown = cv2.dilate(np.pad(shape.mask, _GAP).astype(np.uint8), _SQUARE, iterations=_GAP).astype(bool)
+        best, fewest = (0, 0), None
+        for _ in range(_TRIES):
+            x = int(self._rng.integers(0, self.width)) + shape.x0
+            y = int(self._rng.integers(0, self.height)) + shape.y0
+            shared = self._count_shared(MaskCrop(grown, x - _GAP, y - _GAP))
+            if fewest is None or shared < fewest:
+                best, fewest = (x, y), shared
+            if shared == 0:
+                break
+        return best, fewest == 0
+
+    def _next_to_another(self, mask: np.ndarray, *, deeper: int) -> tuple[int, int] | None:
+        """Return where a mask, slid towards a random cell, just hits something; then `deeper` pixels further."""
+        neighbour = self.cells[int(self._rng.integers(0, len(self.cells)))].crop
+        centre_x = neighbour.x0 + neighbour.mask.shape[1] / 2.0
+        centre_y = neighbour.y0 + neighbour.mask.shape[0] / 2.0
+        angle = self._rng.uniform(0.0, 2.0 * np.pi)
+        step_x, step_y = np.cos(angle), np.sin(angle)
+        start_x, start_y = centre_x - mask.shape[1] / 2.0, centre_y - mask.shape[0] / 2.0
+
+        def place(distance: int) -> tuple[int, int]:
+            return round(start_x + step_x * distance), round(start_y + step_y * distance)
+
+        # Shared pixels at `low`, none (usually) at `high`: halve until they are neighbours.
+        low, high = 0, int(np.hypot(*mask.shape) + np.hypot(*neighbour.mask.shape)) // 2 + 3
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._count_shared(MaskCrop(mask, *place(middle))):
+                low = middle
+            else:
+                high = middle
+        x, y = place(max(0, low - deeper))
+        is_inside = 0 <= x + mask.shape[1] // 2 < self.width and 0 <= y + mask.shape[0] // 2 < self.height
+        return (x, y) if is_inside else None
+
+    def _inside(self, crop: MaskCrop) -> MaskCrop:
+        height, width = crop.mask.shape
+        # Most are; hundreds of places are tried for a cell.
+        if 0 <= crop.x0 <= self.width - width and 0 <= crop.y0 <= self.height - height:
+            return crop
+        return crop.within((0, 0, self.width, self.height))
+
+    def _count_shared(self, crop: MaskCrop) -> int:
+        """Return how many pixels of a mask other cells have."""
+        part = self._inside(crop)
+        return int(np.count_nonzero(_under(self._occupied, part)[part.mask]))
+
+    def _place(self, kind: str, crop: MaskCrop, *, keep_shared: bool) -> bool:
+        """Cut a mask to the image (and to what is free), and take it if enough of it is left."""
+        part = self._inside(crop)
+        whole = part.area
+        if not whole:
+            return False
+        occupied = _under(self._occupied, part) > 0
+        if keep_shared:
+            keep_shared = np.count_nonzero(part.mask & occupied) < 0.35 * whole
+        visible = largest_component(part.mask if keep_shared else part.mask & ~occupied)
+        area = np.count_nonzero(visible)
+        if area < max(_SMALLEST_AREA, _LEAST_VISIBLE * whole) or whole < 0.3 * crop.area:
+            return False
+        self._take(PlacedCell(kind, part._replace(mask=visible).tight()))
+        return True
+
+    def _take(self, cell: PlacedCell) -> None:
+        """Give a cell the next id, mark the cells that it touches, and write it into the first layer with space."""
+        grown = cv2.dilate(np.pad(cell.crop.mask, 1).astype(np.uint8), _SQUARE).astype(bool)
+        around = self._inside(MaskCrop(grown, cell.crop.x0 - 1, cell.crop.y0 - 1))
+        neighbours = np.unique(_under(self._occupied, around)[around.mask])
+        neighbours = neighbours[neighbours > 0]
+        for neighbour in neighbours:
+            self.touches[neighbour - 1] = True
+        self.touches.append(len(neighbours) > 0)
+        self.cells.append(cell)
+        mask = cell.crop.mask
+        layer = next((layer for layer in self.layers if not _under(layer, cell.crop)[mask].any()), None)
+        if layer is None:
+            layer = np.zeros((self.height, self.width), np.int32)
+            self.layers.append(layer)
+        _under(layer, cell.crop)[mask] = len(self.cells)
+        occupied = _under(self._occupied, cell.crop)
+        occupied[mask & (occupied == 0)] = len(self.cells)
+
+
+def _under(image: np.ndarray, crop: MaskCrop) -> np.ndarray:
+    """Return the view of an image (H, W) where a crop is, which is inside the image."""
+    height, width = crop.mask.shape
+    return image[crop.y0 : crop.y0 + height, crop.x0 : crop.x0 + width]

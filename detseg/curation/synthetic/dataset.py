@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from detseg.coco.catalog import find_dataset
-from detseg.coco.writing import annotations_of, write_coco
+from detseg.coco.json_files import annotations_of, write_coco
 from detseg.curation.synthetic.cells import KINDS
-from detseg.curation.synthetic.image import make_image
+from detseg.curation.synthetic.rendering import make_image
 from detseg.errors import DataError
 from detseg.files.lock import wait_for_lock
 from detseg.version import __version__

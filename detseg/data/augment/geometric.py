@@ -13,9 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from detseg.data.augment.axis_aligned import EXACT, AxisAligned
-from detseg.data.augment.displacement import Displacement
 from detseg.data.augment.resampling import Points, background_value, filled, warp_image, warp_labels
+from detseg.data.augment.transforms import EXACT, AxisAligned, Displacement
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
 import numpy as np
+
+from detseg.config.kinds import shorten
+from detseg.config.options import Options, Problems, key
+from detseg.errors import ConfigError, DataError
 
 # The least and the greatest intensity that an image may have.
 ValueRange = tuple[float, float]
@@ -34,3 +50,244 @@ def change_intensities(image: np.ndarray, *, contrast: float, brightness: float,
 def invert(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """Return low + high - image, of the same dtype."""
     return image.dtype.type(value_range[0] + value_range[1]) - image
+
+
+# INPUT.ALBUMENTATIONS: changes of intensities by Albumentations, written in YAML; checked, built and applied.
+#
+# An entry is `{name, p, params}`, the name of a transform, its probability and its arguments, or `{name, p, transforms,
+# params}` for one that holds others (OneOf, SomeOf, ...). Albumentations is imported when there is an entry.
+
+KEY = "INPUT.ALBUMENTATIONS"
+_FIELDS = ("name", "p", "params", "transforms")
+_HOLDERS = ("OneOf", "SomeOf", "RandomOrder", "Sequential", "Compose")
+# These move nothing, although Albumentations counts them among those that change masks.
+_UNMOVED = ("CoarseDropout", "Erasing", "GridDropout", "PixelDropout", "XYMasking", "NoOp")
+_BASES = ("BasicTransform", "ImageOnlyTransform", "DualTransform", "Transform3D")
+_OTHER_RANGE = {
+    "Normalize": "the model normalizes by MODEL.PIXEL_MEAN and PIXEL_STD",
+    "ToFloat": "types are converted as needed",
+    "FromFloat": "types are converted as needed",
+}
+_GEOMETRY = (
+    "INPUT.RANDOM_FLIP, RANDOM_ROTATE90, RANDOM_SCALE, RANDOM_AFFINE, RANDOM_ELASTIC and CROP are the geometry, for "
+    "images and masks together"
+)
+_TRIAL_SIZE = (72, 80)
+
+
+@dataclass(frozen=True)
+class AlbumentationsPipeline(Options):
+    """The transforms of INPUT.ALBUMENTATIONS, with randomness that is a function of the sample's generator only.
+
+    entries: as the key has them. num_channels: of the model. The library is imported, and the transforms are made, with
+    the first image: in every worker of a loader anew.
+    """
+
+    entries: Sequence[Any] = key(KEY, default=())
+    num_channels: int = key("MODEL.PIXEL_MEAN", default=3, convert=len)
+
+    def check(self, problems: Problems) -> None:
+        """Try every transform on images of the channels and types that it will get."""
+        if not self.entries:
+            return
+        cfg = problems.cfg
+        channels = 1 if cfg.INPUT.GRAYSCALE or len(cfg.INPUT.CHANNELS) == 1 else max(self.num_channels, 1)
+        image = np.random.default_rng(0).integers(0, 256, (*_TRIAL_SIZE, channels), dtype=np.uint8)
+        # Without scaling, images are what the files have: 8 bits, or more as fractions of their range.
+        images = [image] if cfg.INPUT.SCALING == "none" else []
+        try:
+            build_transforms(self.entries, [*images, image.astype(np.float32) / 255])
+        except ConfigError as error:
+            # The value of this key is long: the message names the entry instead.
+            problems.found += [f"{line} ({cfg.origin(KEY)})" for line in str(error).splitlines()]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, value_range: ValueRange) -> np.ndarray:
+        """Return a changed image of the same size, dtype and range.
+
+        image: (H, W, C) uint8, or uint16 or float32 within value_range, which Albumentations sees as fractions of it.
+        Where a transform takes colour images only, one channel is repeated to as many as the model takes.
+        """
+        if image.shape[2] == 1 and self.num_channels > 1 and not self._takes_gray:
+            image = np.repeat(image, self.num_channels, axis=2)
+        seed = int(rng.integers(2**63))
+        self._transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        if image.dtype == np.uint8:
+            return self._apply(image)
+        low, high = value_range
+        scale = max(high - low, 1e-12)
+        fractions = np.clip((image - np.float32(low)) * np.float32(1 / scale), 0, 1, dtype=np.float32)
+        changed = np.clip(self._apply(fractions), 0, 1) * np.float32(scale) + np.float32(low)
+        return np.rint(changed).astype(image.dtype) if image.dtype.kind == "u" else changed.astype(np.float32)
+
+    def _apply(self, image: np.ndarray) -> np.ndarray:
+        # A transform that is skipped returns the image itself: none may write into it.
+        changed = self._transforms(image=np.array(image, order="C"))["image"].reshape(image.shape)
+        if changed.dtype != image.dtype:
+            raise DataError(f"{KEY} made {changed.dtype} of an image of {image.dtype}")
+        return changed
+
+    @cached_property
+    def _transforms(self) -> Any:
+        return build_transforms(self.entries)
+
+    @cached_property
+    def _takes_gray(self) -> bool:
+        ramp = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64, 1)
+        try:
+            build_transforms(self.entries, [ramp])
+        except ConfigError:
+            return False
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"entries": self.entries, "num_channels": self.num_channels}  # transforms are made in each worker
+
+
+def import_albumentations() -> ModuleType:
+    """Import Albumentations without its look for a newer version on the web.
+
+    Raises:
+        ConfigError: it is missing or another version.
+    """
+    setting = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    try:
+        import albumentations
+    except ImportError as error:
+        raise ConfigError(f"{KEY} needs Albumentations ({error}): pip install 'albumentations>=2.0,<2.1'") from None
+    finally:
+        if setting is None:
+            del os.environ["NO_ALBUMENTATIONS_UPDATE"]
+        else:
+            os.environ["NO_ALBUMENTATIONS_UPDATE"] = setting
+    if not hasattr(albumentations.Compose, "set_random_state"):
+        found = getattr(albumentations, "__version__", "unknown")
+        raise ConfigError(f"{KEY} needs Albumentations 2.0, found {found}: pip install 'albumentations>=2.0,<2.1'")
+    return albumentations
+
+
+def build_transforms(entries: Sequence[Any], images: Sequence[np.ndarray] = ()) -> Any:
+    """Return entries as one albumentations.Compose, after every transform took images (H, W, C) such as it will get.
+
+    Raises:
+        ConfigError: all that is wrong with them, one a line.
+    """
+    builder = _Builder(import_albumentations(), images)
+    transforms = builder.build_all(entries, KEY)
+    if builder.problems:
+        raise ConfigError("\n".join(builder.problems))
+    return builder.library.Compose(transforms)
+
+
+class _RefusedError(Exception):
+    """What is wrong with one entry."""
+
+
+class _Builder:
+    """Makes transforms of entries, and collects what is wrong with them."""
+
+    def __init__(self, library: ModuleType, images: Sequence[np.ndarray]) -> None:
+        self.library = library
+        self.images = images
+        self.problems: list[str] = []
+
+    def build_all(self, entries: Sequence[Any], place: str) -> list[Any]:
+        """Return the transforms of those entries that have no problem."""
+        built = []
+        for number, entry in enumerate(entries):
+            name = entry.get("name") if isinstance(entry, dict) else None
+            where = f"{place}[{number}] {name}" if isinstance(name, str) else f"{place}[{number}]"
+            try:
+                if not isinstance(name, str):
+                    raise _RefusedError(f"got {shorten(entry)}, expected {{name: ..., p: ..., params: {{...}}}}")
+                built.append(self._build(entry, name, where))
+            except _RefusedError as error:
+                self.problems.append(f"{where}: {error}")
+        return built
+
+    def _build(self, entry: dict[str, Any], name: str, place: str) -> Any:
+        p, params = entry.get("p"), entry.get("params", {})
+        unknown = [field for field in entry if field not in _FIELDS]
+        if unknown:
+            raise _RefusedError(f"unknown {', '.join(map(repr, unknown))}; fields are {', '.join(_FIELDS)}")
+        if p is not None and (isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1):
+            raise _RefusedError(f"p is {shorten(p)}, expected a probability from 0 to 1")
+        if not isinstance(params, dict):
+            raise _RefusedError(f"params is {shorten(params)}, expected names with values")
+        if "p" in params or "strict" in params:
+            raise _RefusedError("p is a field beside name, not one of params; strict is always True")
+        arguments = {name: _tuples(value) for name, value in params.items()} | ({} if p is None else {"p": p})
+        if name not in _HOLDERS:
+            if "transforms" in entry:
+                raise _RefusedError(f"holds no other transforms; those that do are {', '.join(_HOLDERS)}")
+            return self._build_one(name, arguments)
+        inner = entry.get("transforms")
+        if not isinstance(inner, list) or not inner:
+            raise _RefusedError("expected a list of other entries in `transforms`")
+        transforms = self.build_all(inner, f"{place}.transforms")
+        if len(transforms) < len(inner):
+            return None  # the problems are noted
+        if name == "Compose":
+            # Inside another pipeline both are the same; this one checks nothing again.
+            name, arguments = "Sequential", {"p": 1.0} | arguments
+        with _refusing():
+            return getattr(self.library, name)(transforms, **arguments)
+
+    def _build_one(self, name: str, arguments: dict[str, Any]) -> Any:
+        library = self.library
+        kind = getattr(library, name, None)
+        if not isinstance(kind, type) or not issubclass(kind, library.BasicTransform) or name in _BASES:
+            known = [name for name, one in vars(library).items() if _is_a(one, library.ImageOnlyTransform)]
+            near = _nearest(name, [*known, *_UNMOVED, *_HOLDERS])
+            raise _RefusedError(f"Albumentations has no such transform{near}")
+        if name in _OTHER_RANGE:
+            raise _RefusedError(f"the range of intensities must stay as it is: {_OTHER_RANGE[name]}")
+        if not issubclass(kind, library.ImageOnlyTransform) and name not in _UNMOVED:
+            raise _RefusedError(f"may move pixels, and masks would stay where they are: {_GEOMETRY}")
+        known = [argument for argument in inspect.signature(kind).parameters if argument != "p"]
+        for argument in arguments:
+            if argument not in (*known, "p"):
+                near = _nearest(argument, known) or f"; arguments are {', '.join(known)}"
+                raise _RefusedError(f"unknown argument {argument!r}{near}")
+        with _refusing():
+            transform = kind(**arguments, strict=True)
+        for image in self.images:
+            with _refusing():
+                pipeline = library.Compose([kind(**(arguments | {"p": 1.0}), strict=True)])
+                pipeline.set_random_seed(0)
+            what = f"images of {image.shape[2]} channel{'' if image.shape[2] == 1 else 's'} and type {image.dtype}"
+            with _refusing(f"does not take {what}: "):
+                result = pipeline(image=image.copy())["image"]
+            if (result.shape, result.dtype) != (image.shape, image.dtype):
+                raise _RefusedError(f"makes {result.dtype} {result.shape} of {what}; expected the same type and size")
+        return transform
+
+
+@contextlib.contextmanager
+def _refusing(before: str = "") -> Iterator[None]:
+    """What Albumentations raises becomes a problem of the entry."""
+    try:
+        with warnings.catch_warnings():
+            # Albumentations warns of arguments that it then replaces by others: a warning would be overlooked.
+            warnings.simplefilter("error", UserWarning)
+            yield
+    except Exception as error:  # whatever a transform raises, of pydantic, OpenCV or its own
+        words = " ".join(str(error).split()) or type(error).__name__
+        # pydantic ends every problem with the address of its documentation.
+        words = words.split(" For further information visit")[0]
+        raise _RefusedError(before + (words if len(words) <= 300 else words[:300] + "...")) from None
+
+
+def _is_a(one: Any, base: type) -> bool:
+    return isinstance(one, type) and issubclass(one, base)
+
+
+def _tuples(value: Any) -> Any:
+    """YAML's lists as the tuples that Albumentations asks for."""
+    return tuple(_tuples(element) for element in value) if isinstance(value, list) else value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f"; did you mean {lower[close[0]]}?" if close else ""

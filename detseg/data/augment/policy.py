@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.config.options import key, part
-from detseg.config.problems import Problems
-from detseg.data.augment.albumentations_pipeline import AlbumentationsPipeline
+from detseg.config.options import Problems, key, part
 from detseg.data.augment.geometric import Box, GeometricMap, map_sample
-from detseg.data.augment.intensities import ValueRange, change_intensities, invert, natural_range
+from detseg.data.augment.intensities import (
+    AlbumentationsPipeline,
+    ValueRange,
+    change_intensities,
+    invert,
+    natural_range,
+)
 from detseg.data.augment.random_geometry import RandomAffine, RandomCrop, RandomElastic, box_in_output, whole_pixels
 from detseg.data.augment.resampling import BORDERS
 from detseg.data.preprocess import PixelSizeOptions, resize_shortest_edge_size, size_at_pixel_size

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detseg.config.options import Options, key
-from detseg.config.problems import Problems
-from detseg.data.augment.displacement import Displacement
+from detseg.config.options import Options, Problems, key
 from detseg.data.augment.geometric import Box, GeometricMap
+from detseg.data.augment.transforms import Displacement
 from detseg.structures.sample import Sample
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detseg.config.options import Options, key
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key
 
 Rows = tuple[tuple[float, ...], ...]
 

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.models.base import check_finite
 from detseg.models.options import LimitOptions
 from detseg.models.rcnn.boxes import BoxCoder, clip_boxes

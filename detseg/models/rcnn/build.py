@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from detseg.config.node import Config
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.errors import ConfigError
 from detseg.models.image_input import ImageInput
 from detseg.models.options import ImageInputOptions

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.config.options import Options, key
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_xavier, norm_key
 
 # log2 of the strides of a ResNet's feature maps; Detectron2 calls the pooled stem a feature map too.

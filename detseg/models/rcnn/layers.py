@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from detseg.config.options import key
-from detseg.config.problems import Problems
+from detseg.config.options import Problems, key
 from detseg.models.freezing import FrozenBatchNorm2d, scale_and_shift
 from detseg.models.rcnn import winograd
 

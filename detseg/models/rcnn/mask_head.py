@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.config.node import Config
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
 from detseg.models.rcnn.regions import Regions, in_portions
 from detseg.models.rcnn.roi_align import PoolerOptions

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detseg.config.options import Options, key
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key
 from detseg.models.rcnn.anchors import AnchorGrid, AnchorLevel
 
 # Pairs held at once; some ten numbers each.

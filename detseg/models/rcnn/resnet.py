@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.config.node import Config
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, norm_key
 

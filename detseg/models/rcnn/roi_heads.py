@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.models.rcnn.box_head import BoxHeadOptions, BoxPredictor, DetectionOptions
 from detseg.models.rcnn.boxes import BoxRegressionOptions, clip_boxes
 from detseg.models.rcnn.mask_head import (

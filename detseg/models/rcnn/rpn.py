@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detseg.config.options import Options, key, part
-from detseg.config.problems import Problems
+from detseg.config.options import Options, Problems, key, part
 from detseg.models.rcnn.anchors import AnchorGenerator, AnchorGrid, AnchorOptions
 from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions, clip_boxes
 from detseg.models.rcnn.layers import ConvNorm, init_normal

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detseg.config.problems import Problems
+from detseg.config.options import Problems
 from detseg.errors import WeightsError, list_problems
 from detseg.models.pretrained import note_torchvision_input
 from detseg.models.table import model_rules

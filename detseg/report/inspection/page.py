@@ -18,14 +18,15 @@ from detseg.curation.repair.masks import pieces_of
 from detseg.errors import DataError
 from detseg.files.atomic import check_free, make_folder, written_whole
 from detseg.formats.plausibility import check_separable
-from detseg.report.close_ups import draw_close_up, window_around
 from detseg.report.drawing import (
     class_colour,
+    draw_close_up,
     draw_objects,
     fitting_line_width,
     resize_display,
     to_display,
     typical_thickness,
+    window_around,
 )
 from detseg.report.html import COLOURS, number, render, share, svg
 from detseg.report.inspection.figures import FIGURES, Report, groups_of, has_groups, kinds_of, label_of
