@@ -102,7 +102,7 @@ def test_fields_and_broken_folds(tmp_path: Path):
         ("d.yaml", "- a\n", "no index of folds"),
         ("e.yaml", "0: a\n", "list of file names"),
         ("f.yaml", "0: [a]\n1: [a]\n", "occurs twice"),
-        ("g.yaml", "0: [", "cannot be read"),
+        ("g.yaml", "0: [", "not valid YAML"),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=said):
