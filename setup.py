@@ -42,12 +42,12 @@ BASE = [
 ]
 # OME-Zarr images.
 ZARR = ["zarr>=2.16"]
-TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR]
+TUNING = ["optuna>=3.4"]
+TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR, *TUNING]
 TRACKING = ["wandb>=0.16"]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
 RAY = ["ray[tune]>=2.9"]
-TUNING = ["optuna>=3.4"]
 
 setup(
     name="detseg",
