@@ -143,11 +143,12 @@ def test_a_killed_worker_process(here: Path, capsys: pytest.CaptureFixture[str])
     def kill_a_worker() -> None:
         last = here / "run" / "checkpoints" / "last.pth"
         while not ended.wait(0.02):
-            workers = multiprocessing.active_children()
+            workers = [worker for worker in multiprocessing.active_children() if worker not in others]
             if workers and last.exists():
                 os.kill(workers[0].pid, signal.SIGKILL)
                 return
 
+    others = multiprocessing.active_children()  # which another test may have left
     ended = threading.Event()
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
