@@ -6,6 +6,7 @@ as long as there is SHA-256.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 from collections import Counter
@@ -105,7 +106,8 @@ def read_split_lists(
     if prefix.is_dir():
         files = {path.stem: path for path in prefix.glob("*.txt") if not path.name.startswith(".")}
     else:
-        files = {path.stem.removeprefix(f"{prefix.name}_"): path for path in prefix.parent.glob(f"{prefix.name}_*.txt")}
+        found = prefix.parent.glob(f"{glob.escape(prefix.name)}_*.txt")
+        files = {path.stem.removeprefix(f"{prefix.name}_"): path for path in found}
     if not files:
         raise DataError(f"{prefix}: there are no lists; expected {prefix}_train.txt, ... or {prefix}/train.txt, ...")
     usual = PART_NAMES[3]

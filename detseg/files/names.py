@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import re
@@ -46,6 +47,29 @@ def below(name: str, root: Path) -> str:
             "where the images are there, `detseg prepare coco --last-part` takes the last part of each name"
         )
     return os.path.relpath(path, base).replace(os.sep, "/")
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the paths that a path or a pattern of the command line names, sorted; `~` and `**` are understood.
+
+    What exists is no pattern, whatever characters it has: `a[1].png` is that file before it is `a1.png`, and in
+    `plate[2]/*.png` the folder is plate[2] where there is one. A pattern is tried with brackets as they are before they
+    stand for one of several characters. No path is returned where nothing matches.
+    """
+    path = os.path.expanduser(pattern)
+    if os.path.lexists(path):
+        return [Path(path)]
+    folder, rest = path, ""
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder.rstrip(os.sep))
+        rest = os.path.join(name, rest) if rest else name
+        if not name:  # a root that does not exist, as that of a drive
+            return []
+    for form in (rest.replace("[", "[[]"), rest):
+        found = glob.glob(os.path.join(glob.escape(folder), form), recursive=True)
+        if found:
+            return [Path(name) for name in sorted(found)]
+    return []
 
 
 def printable(text: str) -> str:

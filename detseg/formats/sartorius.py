@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +20,13 @@ CELL_TYPES = ("shsy5y", "astro", "cort")
 
 # What else the CSV says of an image: kept in the COCO file, and for --stratify-by.
 IMAGE_COLUMNS = ("plate_time", "sample_date", "sample_id", "elapsed_timedelta")
+
+# What the names of samples tell of an image, see `sample_fields`.
+SAMPLE_ID, TREATMENT, WELL, PLATE = "sample_id", "treatment", "well", "plate"
+_SAMPLE = re.compile(r"([^\W_]+)\[([^\]]*)\]_(.+)")
+_WELL = re.compile(r"([A-P]\d{1,2})(?:-\d+)?")
+# The instrument's word for a plate is vessel. Simulated data sets number their plates by themselves.
+_PLATES = (re.compile(r"plate-?\w+", re.IGNORECASE), re.compile(r"vessel-?\w+", re.IGNORECASE))
 
 
 class Sartorius(Reader):
@@ -65,17 +73,53 @@ class Sartorius(Reader):
                 self.columns[column] = {
                     name: rows_of[name][0].values[column] if name in rows_of else "" for name in labelled
                 }
+        samples = {name: sample_fields(text) for name, text in self.columns.get(SAMPLE_ID, {}).items()}
+        for column in (TREATMENT, WELL, PLATE):
+            if any(column in sample for sample in samples.values()):
+                self.columns[column] = {name: sample.get(column, "") for name, sample in samples.items()}
+        # The names of unlabelled images say what train.csv says of labelled ones: what semi-supervised training can
+        # balance, and keep apart from the plates that it is validated on.
+        self._of_unlabelled = {name: sample_fields(PurePosixPath(name).name) for name in self.unlabelled}
 
     def fields(self, name: str) -> Mapping[str, str]:
         if name in self.columns[KIND]:
             return {column: values[name] for column, values in self.columns.items()}
-        # Unlabelled images have names that start with the cell type, as in "cort[debris]_...": what semi-supervised
-        # training can balance.
-        kind = _known(PurePosixPath(self.file_of[name]).name.split("[")[0])
-        return {KIND: kind, "group": kind} if kind else {}
+        found = self._of_unlabelled[name]
+        return {**found, "group": found[KIND]} if KIND in found else found
+
+    def closing_note(self) -> str:
+        notes = []
+        for what, keys in (("cell type", (KIND,)), ("plate and well", (PLATE, WELL))):
+            lacking = [name for name, found in self._of_unlabelled.items() if not any(key in found for key in keys)]
+            if lacking:
+                notes.append(
+                    f"{len(lacking)} of {len(self.unlabelled)} unlabelled images have no {what} in their names "
+                    f"({lacking[0]}), so that unlabelled.json has none either; expected "
+                    "CELL[TREATMENT]_WELL_..._Vessel-NUMBER_..."
+                )
+        return "\n".join(notes)
 
     def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
         return self._table.find_objects(name, height, width, _class_of)
+
+
+def sample_fields(name: str) -> dict[str, str]:
+    """Return what the name of a sample tells: cell_type, treatment, well, plate and the name itself as sample_id.
+
+    Names look like `astros[cereb]_A1_1_Vessel-361_Ph_1` or `shsy5y[diff]_E10-4_Vessel-714_Ph_3`, in which 1 and 4 are
+    places in the wells A1 and E10. What a name does not tell is left out; a name of another form tells nothing.
+    """
+    match = _SAMPLE.fullmatch(name)
+    if match is None:
+        return {}
+    cells, treatment, rest = match.groups()
+    # Unlabelled images have "astros" for "astro".
+    kind = next((kind for kind in CELL_TYPES if cells.lower() in (kind, f"{kind}s")), None)
+    words = rest.split("_")
+    well = next((found[1] for word in words if (found := _WELL.fullmatch(word))), None)
+    plate = next((word for form in _PLATES for word in words if form.fullmatch(word)), None)
+    found = {SAMPLE_ID: name, KIND: kind, TREATMENT: treatment, WELL: well, PLATE: plate}
+    return {key: value for key, value in found.items() if value}
 
 
 def _class_of(row: Row) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from detseg.coco.checking import is_text
 from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.errors import DataError, list_problems
+from detseg.files.names import matching
 from detseg.images.planes import FIELD as PLANE
 from detseg.images.reading import SUFFIXES, open_pixels
 from detseg.images.zarr_source import is_zarr
@@ -153,8 +154,7 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
     elif path.is_file():
         return _listed(path) if path.suffix.lower() == ".txt" and not in_list else [path]
     elif glob.has_magic(text):
-        matches = [Path(name) for name in glob.glob(os.path.expanduser(text), recursive=True)]
-        found = [entry for entry in matches if entry.is_file() or is_zarr(entry)]
+        found = [entry for entry in matching(text) if entry.is_file() or is_zarr(entry)]
         wanted = "files that match this pattern"
     else:
         raise DataError(

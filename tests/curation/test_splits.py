@@ -72,10 +72,11 @@ def test_fewer_images_than_parts_are_refused() -> None:
         split_fractions(["a", "b"], (0.7, 0.15, 0.15), seed=0)
 
 
-def test_given_lists_are_read_by_prefix_or_folder(tmp_path: Path) -> None:
-    (tmp_path / "my_train.txt").write_text("b\n\na # a note\n", encoding="utf-8")
-    (tmp_path / "my_val.txt").write_text("c\ngone\n", encoding="utf-8")
-    parts, missing = read_split_lists(tmp_path / "my", ["a", "b", "c", "d"])
+@pytest.mark.parametrize("prefix", ["my", "my[1]"])
+def test_given_lists_are_read_by_prefix_or_folder(tmp_path: Path, prefix: str) -> None:
+    (tmp_path / f"{prefix}_train.txt").write_text("b\n\na # a note\n", encoding="utf-8")
+    (tmp_path / f"{prefix}_val.txt").write_text("c\ngone\n", encoding="utf-8")
+    parts, missing = read_split_lists(tmp_path / prefix, ["a", "b", "c", "d"])
     assert parts == {"train": ["b", "a"], "val": ["c"]}
     assert len(missing) == 1
     assert "gone" in missing[0]

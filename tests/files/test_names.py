@@ -14,7 +14,7 @@ from PIL import Image
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
-from detseg.files.names import below, from_cell, printable, to_cell
+from detseg.files.names import below, from_cell, matching, printable, to_cell
 from detseg.files.table import parse_table, text_table, write_csv
 
 
@@ -181,3 +181,32 @@ def test_boxes_alone_are_one_sentence_or_read_as_boxes(coco: Path) -> None:
     boxes = CocoDataset.load(coco, boxes=True).read_sample
     (coco.parent / "0.png").write_bytes((coco.parent / "images" / "0.png").read_bytes())
     assert boxes(0).layers.boxes().tolist() == [[1, 2, 7, 8], [2, 2, 8, 8], [3, 2, 9, 8]]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a[1].png", ["a[1].png"]),  # the file, though a1.png matches
+        ("a[12].png", ["a1.png", "a2.png"]),
+        ("a[1]*", ["a[1].png"]),  # a name with brackets goes before one of several characters
+        ("a[!1].png", ["a2.png"]),
+        ("b[2]/*", ["b[2]/c3.png", "b[2]/c[3].png"]),
+        ("b[2]/c[3].png", ["b[2]/c[3].png"]),
+        ("b[2]/c[34].png", ["b[2]/c3.png"]),
+        ("b[2]", ["b[2]"]),
+        ("**/c3.png", ["b2/c3.png", "b[2]/c3.png"]),
+        ("s*r.png", ["s*r.png"]),
+        ("x[1].png", []),
+        ("none/*.png", []),
+        ("b[2]/none/*.png", []),
+        ("", []),
+    ],
+)
+def test_paths_with_brackets_are_taken_as_they_are_first(tmp_path, monkeypatch, pattern, expected):
+    for name in ("a[1].png", "a1.png", "a2.png", "b[2]/c[3].png", "b[2]/c3.png", "b2/c3.png", "s*r.png", "star.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert [path.as_posix() for path in matching(pattern)] == expected
+    if pattern:
+        assert [path.relative_to(tmp_path).as_posix() for path in matching(str(tmp_path / pattern))] == expected

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
+from detseg.formats.sartorius import sample_fields
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 20, 30
@@ -101,6 +102,60 @@ def test_masks_classes_groups_and_unlabelled_images(shipped: Path, tmp_path: Pat
     assert unlabelled.num_objects == 0
     assert [record.metadata.get("group") for record in unlabelled.images] == ["astro", None]
     unlabelled.check_images_exist()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("astros[cereb]_A1_1_Vessel-361_Ph_1", ("astro", "cereb", "A1", "Vessel-361")),
+        ("astro[hippo]_D1-4_Vessel-361_Ph_4", ("astro", "hippo", "D1", "Vessel-361")),
+        ("shsy5y[diff]_E10-4_Vessel-714_Ph_3_00d01h00m", ("shsy5y", "diff", "E10", "Vessel-714")),
+        ("Cort[6 days]_vessel-9_B12", ("cort", "6 days", "B12", "vessel-9")),
+        ("shsy5y[sim]_plate2_04cd81dfb245", ("shsy5y", "sim", None, "plate2")),
+        ("astro[sim]_plate0_Vessel-304_Ph_2", ("astro", "sim", None, "plate0")),
+        ("microglia[]_A1_Vessel-2", (None, None, "A1", "Vessel-2")),
+        ("cort[debris]_1", ("cort", "debris", None, None)),
+    ],
+)
+def test_names_of_samples(name: str, expected: tuple[str | None, ...]) -> None:
+    fields = sample_fields(name)
+    assert fields.pop("sample_id") == name
+    assert tuple(fields.get(key) for key in ("cell_type", "treatment", "well", "plate")) == expected
+    assert not set(fields) - {"cell_type", "treatment", "well", "plate"}
+
+
+@pytest.mark.parametrize("name", ["mouse_1", "", "[", "astro[", "astro]_A1", "astro[hippo]", "0030fd0e6378"])
+def test_names_that_are_none_of_samples_tell_nothing(name: str) -> None:
+    assert sample_fields(name) == {}
+
+
+def test_plates_and_wells_of_labelled_and_unlabelled_images(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(
+        shipped / "train_semi_supervised" / "astros[cereb]_A1_1_Vessel-361_Ph_1.png"
+    )
+    rows = [row for index in range(12) for row in rows_of(index)]
+    write_csv(shipped, [{**row, "sample_id": f"x[diff]_B2-1_Vessel-{int(row['id']) % 2}_Ph_1"} for row in rows])
+    assert prepare(shipped, tmp_path / "out", "--stratify-by", "plate") == 0
+    out = capsys.readouterr().out
+    assert "1 of 3 unlabelled images have no cell type in their names (train_semi_supervised/mouse_1)" in out
+    assert "1 of 3 unlabelled images have no plate and well in their names" in out
+    labelled = CocoDataset.load(tmp_path / "out" / "train.json").images
+    assert {(record.metadata["well"], record.metadata["plate"]) for record in labelled} == {
+        ("B2", "Vessel-0"),
+        ("B2", "Vessel-1"),
+    }
+    by_name = {
+        Path(record.file_name).stem: record.metadata
+        for record in CocoDataset.load(tmp_path / "out" / "unlabelled.json").images
+    }
+    cereb = by_name["astros[cereb]_A1_1_Vessel-361_Ph_1"]
+    assert cereb["cell_type"] == cereb["group"] == "astro"
+    assert (cereb["sample_id"], cereb["well"], cereb["plate"]) == (
+        "astros[cereb]_A1_1_Vessel-361_Ph_1", "A1", "Vessel-361",
+    )  # fmt: skip
+    assert not {"cell_type", "group", "plate", "well"} & set(by_name["mouse_1"])
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

@@ -47,6 +47,18 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder):
     assert names(find_images([str(path)])) == ["plate[1].png"]
 
 
+def test_brackets_of_folders_are_those_of_their_names(folder):
+    (folder / "sub").rename(folder / "plate[1]")
+    assert names(find_images([str(folder / "plate[1]" / "*.png")])) == ["a.png", "d.png"]
+    assert names(find_images([str(folder / "plate[1]" / "[ac].png")])) == ["a.png"]
+    listing = folder / "plate[1]" / "list.txt"
+    listing.write_text("*.png\nplate[9].png")
+    with pytest.raises(DataError, match=r"plate\[9\].png holds no files that match"):
+        find_images([str(listing)])
+    listing.write_text("[d].png\na*.png")
+    assert names(find_images([str(listing)])) == ["d.png", "a.png"]
+
+
 def write_coco(folder, categories, images=("sub/d.png", "b.png")):
     data = {
         "images": [{"id": 7 - n, "file_name": name, "height": 6, "width": 8} for n, name in enumerate(images)],
