@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detections of an image and class that COCO AP counts, best first (default: all; COCO itself: 100)",
     )
     parser.add_argument(
-        "--group-by", metavar="FIELD", help="image-level field of the COCO file: scores for each of its values"
+        "--group-by",
+        metavar="FIELD",
+        help="image-level field of the COCO file, or of the predictions: scores for each of its values",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
 
@@ -83,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
             text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")
     if "csv" in outputs and counts is not None:
-        write_image_table(outputs["csv"], image_table(truth, counts))
+        write_image_table(outputs["csv"], image_table(truth, aligned, counts))
     if outputs:
         print("\nWritten: " + ", ".join(str(path) for path in outputs.values() if path.exists()))
 

@@ -71,7 +71,7 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
         help="coordinate search: a setting stays unless another value gains more than this (%(default)s)",
     )
     how.add_argument("--trials", type=int, default=200, metavar="N", help="of Optuna, a search (%(default)s)")
-    how.add_argument("--fold-field", metavar="FIELD", help="image-level field of the ground truth that says the fold")
+    how.add_argument("--fold-field", metavar="FIELD", help="image-level field that says the fold")
     how.add_argument(
         "--folds", type=int, default=5, metavar="K", help="random folds where none are known (%(default)s)"
     )

@@ -7,11 +7,12 @@ written and read as a stream (and compressed, where its name ends in .gz):
     {"id": 1, "image_id": 7, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9, "segmentation": {..}, "area": 51},..
     {"id": 3, "image_id": 9, ...}, ...
     ], "images": [
-    {"id": 7, "file_name": "a.png", "height": 520, "width": 704},
+    {"id": 7, "file_name": "a.png", "height": 520, "width": 704, "group": "shsy5y"},
     ...
     ]}
 
-with one line an image that has predictions, in the order of `images`. `info` says what made the file. Boxes are XYWH in
+with one line an image that has predictions, in the order of `images`, which keep the plain fields that their COCO file
+gives them (group, fold, sample, ...). `info` says what made the file. Boxes are XYWH in
 pixels; segmentations are compressed RLEs, left out where there are only boxes; a soft mask is stored as `"soft_mask":
 {"size": [h, w], "zlib": base64 text}`. Class k is the k-th of `categories`, whatever their ids are. Numbers are read
 back unchanged.
@@ -94,6 +95,7 @@ class PredictionsWriter:
             "file_name": predictions.file_name,
             "height": int(predictions.height),
             "width": int(predictions.width),
+            **predictions.metadata,
         }
         if predictions.pixel_size is not None:
             image[PIXEL_SIZE] = pixel_size_field(predictions.pixel_size)

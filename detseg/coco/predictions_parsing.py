@@ -16,7 +16,7 @@ from detseg.coco.masks import areas_of
 from detseg.coco.pairing import ImageIndex
 from detseg.errors import DataError, list_problems
 from detseg.structures import rle as rle_codec
-from detseg.structures.predictions import Predictions, soft_mask_window
+from detseg.structures.predictions import Predictions, image_level_fields, soft_mask_window
 from detseg.structures.sample import FIELD as PIXEL_SIZE
 from detseg.structures.sample import PixelSize, parse_pixel_size
 
@@ -25,7 +25,7 @@ _LARGEST_COORDINATE = 1e9
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """What a file says about one image; height and width in pixels, pixel_size (y, x) in micrometres."""
+    """What a file says about one image; height and width in pixels; all else as in Predictions."""
 
     image_id: int | str
     file_name: str
@@ -33,11 +33,13 @@ class ImageEntry:
     width: int
     provenance: dict[str, Any] = field(default_factory=dict)
     pixel_size: PixelSize | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: Any) -> ImageEntry:
         """Return the entry of an image of the ground truth, as an ImageRecord."""
-        return cls(record.image_id, record.file_name, record.height, record.width)
+        metadata = image_level_fields(record.metadata)
+        return cls(record.image_id, record.file_name, record.height, record.width, metadata=metadata)
 
 
 def image_entries(images: Any, path: Path) -> list[ImageEntry]:
@@ -62,6 +64,7 @@ def image_entries(images: Any, path: Path) -> list[ImageEntry]:
             width=image["width"],
             provenance=provenance if isinstance(provenance, dict) else {},
             pixel_size=None if pixel_size is None else parse_pixel_size(pixel_size, f"{path}: images[{position}]"),
+            metadata=image_level_fields(image),
         )
     return list(entries.values())
 
@@ -219,6 +222,7 @@ class ResultParser:
             rles=rles if has_masks or not results else None,
             provenance=dict(image.provenance),
             pixel_size=image.pixel_size,
+            metadata=image.metadata,
         )
         if has_soft_masks:
             made.soft_masks = []

@@ -40,8 +40,8 @@ def evaluate(
 
     predictions: at most one Predictions an image, in any order; images without any count as predicted empty.
     max_detections: of an image and class, only for COCO AP; ALL counts every one. group_by: an image-level field of the
-    COCO file; adds `per_group`, the object scores of the images of each of its values. coco: False leaves COCO AP out
-    (its keys are None).
+    COCO file, or where that lacks it of the predictions; adds `per_group`, the object scores of the images of each of
+    its values. coco: False leaves COCO AP out (its keys are None).
 
     Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
     mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and ..._ap50, ..._ap75), per_class (by name, the same keys
@@ -93,7 +93,9 @@ def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list
     for image in ground_truth.images:
         result = found.get(image.image_id)
         if result is None or len(result) == 0:
+            metadata = {} if result is None else result.metadata
             result = Predictions.empty(image.image_id, image.file_name, image.height, image.width, masks=masks)
+            result.metadata = metadata
         aligned.append(result)
     return aligned
 
@@ -133,7 +135,7 @@ def metrics_of(
     metrics: dict[str, Any] = {**rows[0], "per_class": dict(zip(names, rows[1:], strict=True))}
     metrics["coco_max_detections"] = int(max_detections)
     if group_by:
-        metrics["per_group"] = _per_group(ground_truth, counts, group_by)
+        metrics["per_group"] = _per_group(ground_truth, aligned, counts, group_by)
     return metrics
 
 
@@ -152,28 +154,39 @@ def _counts_without_masks(ground_truth: GroundTruth, aligned: Sequence[Predictio
     return summary
 
 
-def _per_group(ground_truth: GroundTruth, counts: Sequence[ObjectCounts] | None, field: str) -> dict[str, Any]:
+def _per_group(
+    ground_truth: GroundTruth, aligned: Sequence[Predictions], counts: Sequence[ObjectCounts] | None, field: str
+) -> dict[str, Any]:
     """Return the object scores of the images of every value of an image-level field."""
-    known = sorted({key for image in ground_truth.images for key in image.metadata})
+    fields = _image_fields(ground_truth, aligned)
+    known = sorted({name for of_image in fields for name in of_image})
     if field not in known:
         raise DataError(
-            f"ground truth: no image has the field {field!r}; "
-            + (f"its fields: {', '.join(known)}" if known else "its images have no further fields")
+            f"no image of the ground truth or of the predictions has the field {field!r}; "
+            + (f"their fields: {', '.join(known)}" if known else "they have no further fields")
         )
     groups: dict[str, list[ObjectCounts]] = {}
-    for image, image_counts in zip(ground_truth.images, counts or [], strict=bool(counts)):
-        groups.setdefault(str(image.metadata.get(field)), []).append(image_counts)
+    for of_image, image_counts in zip(fields, counts or [], strict=bool(counts)):
+        groups.setdefault(str(of_image.get(field)), []).append(image_counts)
     return {name: summarize_objects(groups[name]) for name in sorted(groups)}
 
 
-def image_table(ground_truth: GroundTruth, counts: Sequence[ObjectCounts]) -> list[dict[str, Any]]:
-    """Return the scores of every image as a row; counts from `count_all`."""
+def _image_fields(ground_truth: GroundTruth, aligned: Sequence[Predictions]) -> list[dict[str, Any]]:
+    """Return the image-level fields of every image: those of the predictions, overridden by the ground truth's."""
+    return [{**image.metadata, **truth.metadata} for image, truth in zip(aligned, ground_truth.images, strict=True)]
+
+
+def image_table(
+    ground_truth: GroundTruth, aligned: Sequence[Predictions], counts: Sequence[ObjectCounts]
+) -> list[dict[str, Any]]:
+    """Return the scores of every image as a row; predictions from `align`, counts from `count_all`."""
     rows = []
-    for image, image_counts in zip(ground_truth.images, counts, strict=True):
+    fields = _image_fields(ground_truth, aligned)
+    for image, of_image, image_counts in zip(ground_truth.images, fields, counts, strict=True):
         scores = summarize_objects([image_counts])
         del scores["images"]
         row = {"image_id": image.image_id, "file_name": image.file_name, **scores}
-        row.update({key: value for key, value in image.metadata.items() if np.isscalar(value) and key not in row})
+        row.update({key: value for key, value in of_image.items() if np.isscalar(value) and key not in row})
         rows.append(row)
     return rows
 

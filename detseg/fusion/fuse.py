@@ -59,7 +59,8 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
     }
     shared["fused"] = {"members": len(members), "method": options.method, "overlap": options.overlap}
     pixel_size = next((member.pixel_size for member in members if member.pixel_size is not None), None)
-    return dataclasses.replace(fused, provenance=shared, pixel_size=pixel_size)
+    metadata = {name: value for member in reversed(members) for name, value in member.metadata.items()}
+    return dataclasses.replace(fused, provenance=shared, pixel_size=pixel_size, metadata=metadata)
 
 
 def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.ndarray) -> Predictions:

@@ -218,4 +218,6 @@ def fuse_members(
             chosen.append(weight)
         if not found:
             raise DataError(f"image {image.file_name or image.image_id}: no member has it; give --missing empty")
-        yield fuse(found, options, chosen)
+        fused = fuse(found, options, chosen)
+        # those of the ground truth before those of the members
+        yield dataclasses.replace(fused, metadata={**fused.metadata, **image.metadata})

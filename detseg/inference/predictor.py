@@ -33,7 +33,7 @@ from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.validation import InferenceOptions
 from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
-from detseg.structures.predictions import Predictions
+from detseg.structures.predictions import Predictions, image_level_fields
 from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 from detseg.version import __version__
 
@@ -340,6 +340,7 @@ class Predictor:
             image_id=image.record.image_id,
             file_name=image.record.file_name,
             pixel_size=_pixel_size(image.facts, image.record.file_name or "image"),
+            metadata=image_level_fields(image.record.metadata),
             provenance={**predictions.provenance, **self.provenance, **self.detector.describe()},
         )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.structures.sample import PixelSize
+from detseg.structures.sample import FIELD, PixelSize
+
+_OWN_FIELDS = ("id", "file_name", "height", "width", "provenance", FIELD)
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Predictions:
         masks be averaged and thresholded later, from files.
     provenance: plain values on what made this (config and checkpoint hash, engine, fold, TTA).
     pixel_size: (y, x) micrometres, where the image's is known.
+    metadata: further image-level fields of the COCO file that are plain values, such as its group, fold and sample.
     """
 
     image_id: int | str
@@ -36,6 +39,7 @@ class Predictions:
     soft_masks: list[np.ndarray] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     pixel_size: PixelSize | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
@@ -80,7 +84,17 @@ class Predictions:
             soft_masks=None if self.soft_masks is None else [self.soft_masks[index] for index in indices],
             provenance=dict(self.provenance),
             pixel_size=self.pixel_size,
+            metadata=self.metadata,
         )
+
+
+def image_level_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a COCO image that are plain values and not those that Predictions have by name."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _OWN_FIELDS and isinstance(value, (str, int, float)) and value == value  # NaN is no JSON
+    }
 
 
 def soft_mask_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:

@@ -93,21 +93,27 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
 def folds_of(images: Sequence[ImageTruth], predictions: Sequence[Predictions], field: str | None) -> list[Any] | None:
     """Return the fold of every image, or None where they are not known.
 
-    field: an image-level field of the ground truth whose values are the folds; None looks for the fold that the
-    predictions come from, then for the field `fold`. Raises DataError where images lack the field.
+    field: an image-level field of the ground truth, or else of the predictions, whose values are the folds; None looks
+    for the fold that the predictions come from, then for the field `fold`.
+
+    Raises DataError where images lack the field.
     """
+    fields = [{**own.metadata, **image.metadata} for own, image in zip(predictions, images, strict=True)]
     if field is None:
         for values in (
             [image.provenance.get(FOLD) for image in predictions],
-            [image.metadata.get(FOLD) for image in images],
+            [of_image.get(FOLD) for of_image in fields],
         ):
             if None not in values and len(set(map(str, values))) >= FEWEST:
                 return values
         return None
-    lacking = [image.file_name for image in images if image.metadata.get(field) is None]
+    lacking = [image.file_name for image, of_image in zip(images, fields, strict=True) if of_image.get(field) is None]
     if lacking:
-        raise DataError(f"ground truth: {len(lacking)} images lack the field {field!r}, such as {lacking[0]}")
-    return [image.metadata[field] for image in images]
+        raise DataError(
+            f"{len(lacking)} images lack the field {field!r} in the ground truth and the predictions, such as "
+            f"{lacking[0]}"
+        )
+    return [of_image[field] for of_image in fields]
 
 
 def classes_to_tune(truth: GroundTruth, predictions: Sequence[Predictions]) -> tuple[list[str], list[str]]:

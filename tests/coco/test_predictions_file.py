@@ -25,7 +25,9 @@ CATEGORIES = [{"id": 3, "name": "round"}, {"id": 9, "name": "länglich"}]
 def coco_truth(*images, names=("round", "länglich"), ids=(1, 2)):
     """What readers need of a CocoDataset."""
     return SimpleNamespace(
-        images=[SimpleNamespace(image_id=i, file_name=f"{i}.png", height=h, width=w) for i, h, w in images],
+        images=[
+            SimpleNamespace(image_id=i, file_name=f"{i}.png", height=h, width=w, metadata={}) for i, h, w in images
+        ],
         categories=[SimpleNamespace(id=i, name=n) for i, n in zip(ids, names, strict=True)],
     )
 
@@ -47,6 +49,22 @@ def assert_same(first: Predictions, second: Predictions):
 def decoded(rle):
     counts = rle["counts"]
     return list(rle["size"]), counts if isinstance(counts, bytes) else counts.encode()
+
+
+def test_image_level_fields_are_kept_and_nothing_else_becomes_one(tmp_path):
+    fields = {"group": "shsy5y", "fold": 2, "sample": "A1", "dose": 0.5, "control": True}
+    image = Predictions.empty(7, "a.png", 40, 50)
+    image.metadata, image.provenance, image.pixel_size = dict(fields), {"fold": 1}, (0.5, 0.5)
+    write_predictions(tmp_path / "p.json.gz", [image], CATEGORIES)
+    (read,) = read_predictions(tmp_path / "p.json.gz")
+    assert (read.metadata, read.provenance, read.pixel_size) == (fields, {"fold": 1}, (0.5, 0.5))
+    assert list(read.metadata) == list(fields), "their order changes the bytes of a file that is written again"
+    assert read.select(np.zeros(0, dtype=bool)).metadata == fields
+    content = {"id": 1, "file_name": "a.png", "height": 4, "width": 5, "plane": {"z": 3}, "tags": ["x"], "none": None}
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({"images": [{**content, "well": "B2"}], "annotations": [], "categories": CATEGORIES}))
+    (other,) = read_predictions(path)
+    assert other.metadata == {"well": "B2"}
 
 
 def with_soft_masks(predictions: Predictions, seed: int = 0) -> Predictions:

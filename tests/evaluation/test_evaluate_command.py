@@ -70,6 +70,25 @@ def test_postprocess_and_groups(case):
     assert not (folder / "out.csv").exists()
 
 
+def test_groups_that_only_the_predictions_know(case):
+    _, predictions, folder = case
+    content = json.loads((folder / "gt.json").read_text(encoding="utf-8"))
+    for image in content["images"]:
+        del image["plate"]
+    (folder / "bare.json").write_text(json.dumps(content), encoding="utf-8")
+    for image in predictions:
+        image.metadata = {"plate": image.image_id % 2}
+    write_predictions(folder / "fields.json", predictions, content["categories"])
+    options = ["--group-by", "plate", "--json", "a.json"]
+    assert command("--predictions", "p.json", *options) == 0
+    words = ["--ground-truth", "bare.json", "--predictions", "fields.json", "--group-by", "plate", "--json", "b.json"]
+    assert run_command("evaluate", words, prog="evaluate") == 0
+    scores = [json.loads((folder / name).read_text(encoding="utf-8")) for name in ("a.json", "b.json")]
+    assert scores[0]["per_group"] == scores[1]["per_group"]
+    with open(folder / "b.csv", newline="", encoding="utf-8") as file:
+        assert [row["plate"] for row in csv.DictReader(file)] == ["1", "0", "1", "0"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -100,9 +100,9 @@ def test_groups_of_images():
 
 def test_the_table_of_images_averages_to_the_score(tmp_path):
     ground_truth, predictions = random_case(3, images=5)
-    counts = count_all(ground_truth, align(ground_truth, predictions))
+    aligned = align(ground_truth, predictions)
     path = tmp_path / "images.csv"
-    write_image_table(path, image_table(ground_truth, counts))
+    write_image_table(path, image_table(ground_truth, aligned, count_all(ground_truth, aligned)))
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["file_name"] for row in rows] == [image.file_name for image in ground_truth.images]

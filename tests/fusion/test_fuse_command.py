@@ -82,6 +82,19 @@ def test_images_and_classes_are_matched_by_name(tmp_path):
         assert image.classes.tolist() == expected.classes.tolist()
 
 
+def test_image_level_fields_are_those_of_all_inputs(tmp_path):
+    first, second = members_of(images=2)
+    for number, (one, other) in enumerate(zip(first, second, strict=True)):
+        one.metadata, other.metadata = {"group": f"g{number}"}, {"group": "other", "fold": number}
+    write_predictions(tmp_path / "a.json", first, NAMES)
+    write_predictions(tmp_path / "b.json", second, NAMES)
+    Postprocess(score_threshold=1.0).save(tmp_path / "post.yaml")
+    words = ["--inputs", tmp_path / "a.json", tmp_path / "b.json", "--postprocess", tmp_path / "post.yaml"]
+    assert run(*words, "--output", tmp_path / "f.json") == 0
+    fields = [image.metadata for image in read_predictions(tmp_path / "f.json")]
+    assert fields == [{"group": "g0", "fold": 0}, {"group": "g1", "fold": 1}]
+
+
 def test_label_folders_are_inputs(tmp_path):
     first, _ = members_of(classes=1)
     write_predictions(tmp_path / "a.json", first, ["cell"])

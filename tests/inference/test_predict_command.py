@@ -73,7 +73,7 @@ def test_overrides_change_the_given_configuration(small_run, image_folder, tmp_p
 def test_a_coco_file_gives_ids_and_category_ids(small_run, image_folder, tmp_path):
     categories = [{"id": 10 * index, "name": kind} for index, kind in enumerate(reversed(KINDS), start=1)]
     images = [
-        {"id": 40, "file_name": "b.png", "height": 64, "width": 96},
+        {"id": 40, "file_name": "b.png", "height": 64, "width": 96, "group": "x", "fold": 1, "plane": {}},
         {"id": 30, "file_name": "a.png", "height": 64, "width": 64},
     ]
     (tmp_path / "set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
@@ -81,6 +81,7 @@ def test_a_coco_file_gives_ids_and_category_ids(small_run, image_folder, tmp_pat
     assert predict("--run", small_run, *words) == 0
     file = read_predictions(tmp_path / "p.json")
     assert {predictions.image_id: predictions.file_name for predictions in file} == {40: "b.png", 30: "a.png"}
+    assert [predictions.metadata for predictions in file] == [{"group": "x", "fold": 1}, {}]
     by_name = {category["name"]: category["id"] for category in categories}
     assert [category["id"] for category in file.categories] == [by_name[kind] for kind in KINDS]
 
