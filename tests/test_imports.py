@@ -16,6 +16,7 @@ MODULES = sorted(DETSEG.rglob("*.py"))
 ORDER = (
     "version",
     "errors",
+    "progress",
     "config",
     "structures",
     "files",

@@ -13,12 +13,11 @@ _OTHERS = ("images", "image_root", "predictions", "ground_truth", "postprocess",
 
 def draw_augmented(arguments: argparse.Namespace) -> None:
     """Draw the first N samples that a training with this configuration takes, and say where."""
-    from tqdm import tqdm
-
     from detseg.config import load_config
     from detseg.data.loader import LoaderOptions, TrainingStream
     from detseg.engine.data_sets import load_training_set
     from detseg.engines.validation import run_imports
+    from detseg.progress import ProgressBar
     from detseg.report.contact_sheets import PER_SHEET, contact_sheet
     from detseg.report.overlays import write_png
 
@@ -37,7 +36,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
             if path.exists():
                 raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
     value_range = (0.0, 255.0) if cfg.INPUT.SCALING != "none" else None
-    with tqdm(total=count, desc="drawing", unit="sample") as progress:
+    with ProgressBar(total=count, desc="drawing", unit="sample") as progress:
         for number, path in enumerate(sheets):
             samples = []
             for position in range(number * PER_SHEET, min((number + 1) * PER_SHEET, count)):

@@ -51,10 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, and print what was written."""
-    from tqdm import tqdm
-
     from detseg.formats.export import ExportOptions, export
     from detseg.formats.objects import open_objects
+    from detseg.progress import ProgressBar
     from detseg.structures.sample import parse_pixel_size_text
 
     _check(arguments)
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.format,
         arguments.output,
         options,
-        progress=lambda images: tqdm(images, desc="exporting", unit="image", total=len(source)),
+        progress=lambda images: ProgressBar(images, desc="exporting", unit="image", total=len(source)),
     )
     where = count.files[0] if len(count.files) == 1 else f"{len(count.files)} files in {arguments.output}"
     print(f"{count.objects} objects of {count.images} images: {where}")

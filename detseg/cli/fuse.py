@@ -48,13 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import ConfigError, DataError
     from detseg.fusion.members import fuse_members, open_members, refuse_missing
     from detseg.fusion.options import FusionOptions, check_weights, parse_words
     from detseg.fusion.postprocess import Postprocess
+    from detseg.progress import ProgressBar
 
     output = Path(arguments.output)
     if not output.name.endswith((".json", ".json.gz")):
@@ -94,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         PredictionsWriter(output, opened.categories, info) as writer,
-        tqdm(total=len(opened.images), desc="fusing", unit="image") as bar,
+        ProgressBar(total=len(opened.images), desc="fusing", unit="image") as bar,
     ):
         for fused in fuse_members(opened.members, opened.images, options, weights, arguments.missing):
             result = fused if postprocess is None else postprocess.apply(fused)

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from detseg.errors import DetsegError
 from detseg.files.names import printable
+from detseg.progress import LogHandler, closed_bars
 from detseg.version import __version__
 
 # Name of the command -> what it does, in the order of a project's day.
@@ -127,12 +128,13 @@ def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
 
 def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
     """Run a command with its parsed words; see `run_command`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for handler in logging.getLogger().handlers:
-        if type(handler.formatter) is logging.Formatter:
-            handler.setFormatter(_Printable("%(message)s"))
+    handler = LogHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(True)
     try:
-        return module.run(arguments) or 0
+        with closed_bars():
+            return module.run(arguments) or 0
     except DetsegError as error:
         if arguments.debug:
             traceback.print_exc()

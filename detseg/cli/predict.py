@@ -126,13 +126,12 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
     from contextlib import nullcontext
     from shutil import rmtree
 
-    from tqdm import tqdm
-
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import DataError, list_problems
     from detseg.files.atomic import remove_temporaries
     from detseg.formats.label_images import write_labels
     from detseg.formats.objects import ImageObjects
+    from detseg.progress import ProgressBar
 
     skipped: list[SkippedImage] = []
     counts = [0] * len(job.predictor.classes)
@@ -144,7 +143,7 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
         remove_temporaries(folder)
     total = len(job.images.records)
     started = time.perf_counter()
-    with writer, tqdm(total=total, desc="predicting", unit="image") as bar:
+    with writer, ProgressBar(total=total, desc="predicting", unit="image") as bar:
         for predictions in _all_predictions(arguments, job, skipped, bar):
             if arguments.output:
                 writer.write(predictions)

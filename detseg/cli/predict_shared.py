@@ -119,6 +119,7 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
     import torch
 
     from detseg.errors import DetsegError
+    from detseg.files.names import printable
     from detseg.files.processes import end_with_parent
 
     end_with_parent()
@@ -131,7 +132,9 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
     try:
         predict_share(arguments, rank, count, folder, done)
     except DetsegError as error:
-        print(error, file=sys.stderr)
+        # The bar is the main process's, which says itself that this one ended; the message stands below it.
+        above = "\n" if sys.stderr.isatty() else ""
+        print(f"{above}error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -82,8 +82,7 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
+    from detseg.progress import ProgressBar
     from detseg.report.tuning_curves import draw_tuning_curves
     from detseg.tuning.inputs import classes_to_tune, folds_of, read_inputs
     from detseg.tuning.trials import Trials
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     folds = folds_of(truth.images, members[0], arguments.fold_field)
     folds_are = "of the images" if folds is not None else f"random, seed {arguments.seed}"
     folds = random_folds(len(truth.images), arguments.folds, arguments.seed) if folds is None else folds
-    with tqdm(desc="trying settings", unit="setting") as bar:
+    with ProgressBar(desc="trying settings", unit="setting") as bar:
         trials = Trials(truth, members, arguments.metric, bar.update)
         coordinates = _coordinates(arguments, truth, start, active, everything, len(members))
         samples = arguments.bootstrap if arguments.bootstrap is not None else (100 if trials.is_coco else 1000)

@@ -52,13 +52,12 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     import dataclasses
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import read_predictions
     from detseg.errors import DataError
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.image_list import find_images
+    from detseg.progress import ProgressBar
     from detseg.report.overlays import draw_overlay, match_images, overlay_name
 
     _check(arguments)
@@ -83,7 +82,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
         if path.exists() and not arguments.overwrite:
             raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
     class_names = truth.class_names if truth is not None else predictions.class_names
-    for overlay in tqdm(overlays, desc="drawing", unit="image"):
+    for overlay in ProgressBar(overlays, desc="drawing", unit="image"):
         if postprocess is not None and overlay.predictions is not None:
             overlay = dataclasses.replace(overlay, predictions=postprocess.apply(overlay.predictions))
         note = _object_ap(overlay, truth)

@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
 from detseg.data.folds import FOLD, folds_of
 from detseg.errors import DataError, list_problems
+from detseg.progress import ProgressBar
 
 # Sides of the small copies: those that decide, and those that all pairs are compared by first.
 THUMBNAIL, COARSE = 64, 8
@@ -65,7 +65,7 @@ def thumbnails_of(read: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
     """Return the small copies (N, 64, 64) of N images, given by functions that read them, in several threads."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         copies = pool.map(lambda one: thumbnail(one()), read)
-        found = list(tqdm(copies, total=len(read), desc="comparing images", unit="image"))
+        found = list(ProgressBar(copies, total=len(read), desc="comparing images", unit="image"))
     return np.array(found, dtype=np.float16).reshape(-1, THUMBNAIL, THUMBNAIL)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from detseg.coco.catalog import FIELD as INPUT_FIELD
 from detseg.coco.json_files import annotations_of, image_root_for, write_coco
@@ -25,6 +24,7 @@ from detseg.formats.image_fields import ImageColumn, with_known_channels, with_p
 from detseg.formats.plausibility import LabelCheck
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 from detseg.images.planes import SINGLE, PlaneChoice
+from detseg.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     reader.plane = options.plane
     images = {}
     wanted = sorted({name for members in parts.values() for name in members})
-    for name in tqdm(wanted, desc="reading images and masks", unit="image"):
+    for name in ProgressBar(wanted, desc="reading images and masks", unit="image"):
         try:
             image = reader.read(name)
             problems += image.objects.problems
@@ -227,7 +227,7 @@ def repair_images(
     rules.check_kinds(kinds.values())
     repaired: dict[str, LabelledImage] = {}
     changes: list[Change] = []
-    for name, image in tqdm(images.items(), desc="repairing", unit="image"):
+    for name, image in ProgressBar(images.items(), desc="repairing", unit="image"):
         found = image.objects
         is_crowd, classes = np.array(found.crowd, dtype=bool), np.array(found.classes, dtype=np.int64)
         objects, crowd = np.flatnonzero(~is_crowd), np.flatnonzero(is_crowd)

@@ -174,13 +174,13 @@ def predict_all(
     Raises:
         TrainingInterrupted: a signal came.
     """
-    from tqdm import tqdm
+    from detseg.progress import ProgressBar
 
     processes = session.processes
     own = dataset.images[processes.rank :: processes.count]
     hidden = not processes.is_main or sys.stderr is None or not sys.stderr.isatty()
     predictions: list[Predictions] = []
-    bar = tqdm(total=len(own), desc=description, unit="image", leave=False, disable=hidden)
+    bar = ProgressBar(total=len(own), desc=description, unit="image", leave=False, disable=hidden)
     with processes.together(), bar:
         for prediction in predictor.predict_records(own):
             predictions.append(prediction)

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from detseg.progress import ProgressBar
 from detseg.runs.session import Session
 from detseg.runs.trackers import TRAINING
 
 logger = logging.getLogger(__name__)
+
+# Those that are shown whatever SOLVER.LOG_PERIOD is, counted from where this process began.
+FIRST_ITERATIONS = (1, 2, 5, 10)
 
 
 class LossWindow:
@@ -46,7 +50,8 @@ class LossWindow:
 class Progress:
     """Shows every iteration, and every `log_period` iterations gives the means since the last line to the trackers.
 
-    In processes other than the main one it does nothing.
+    Of the first iterations of this process some get a line too, of the means so far, which goes to no tracker: whether
+    the losses are sane and how long all will take is seen at once. In processes other than the main one: nothing.
 
     Args:
         window: the running means.
@@ -66,12 +71,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.session.processes.is_main and sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
-            from tqdm.contrib.logging import logging_redirect_tqdm
-
-            self._stack.enter_context(logging_redirect_tqdm())
             done, total = self.session.iteration, self.max_iter
-            bar = tqdm(total=total, initial=done, desc="training", unit="it", dynamic_ncols=True)
+            bar = ProgressBar(total=total, initial=done, desc="training", unit="it", dynamic_ncols=True)
             self._bar = self._stack.enter_context(bar)
         self.restart_clock()
         return self
@@ -105,20 +106,24 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(describe_losses(total, losses), refresh=False)
             self._bar.update(iteration - self._bar.n)
-        if iteration % self.log_period == 0 or iteration == self.max_iter:
-            self._write(iteration)
+        is_due = iteration % self.log_period == 0 or iteration == self.max_iter
+        if is_due or self._updates in FIRST_ITERATIONS:
+            means = self.window.means()
+            eta = self._seconds_mean * (self.max_iter - iteration)
+            if is_due:
+                self.window.clear()
+                self.session.trackers.log(iteration, TRAINING, {**means, "eta_seconds": round(eta, 1)})
+            self._show(iteration, means, eta)
 
-    def _write(self, iteration: int) -> None:
-        means = self.window.means()
-        self.window.clear()
-        eta = self._seconds_mean * (self.max_iter - iteration)
-        self.session.trackers.log(iteration, TRAINING, {**means, "eta_seconds": round(eta, 1)})
+    def _show(self, iteration: int, means: Mapping[str, float], eta: float) -> None:
         losses = {name: value for name, value in means.items() if name.startswith("loss")}
         text = (
             f"iteration {iteration}/{self.max_iter}  {describe_losses(means['total_loss'], losses)}  "
             f"lr {means['lr']:.2e}  {means['seconds']:.3f} s/it (data {means['data_seconds']:.3f})  "
             f"ETA {format_seconds(eta)}"
         )
+        if self._updates in FIRST_ITERATIONS:
+            text += f" of about {format_seconds(self._seconds_mean * self.max_iter)} without evaluations"
         if self._bar is None:
             logger.info("%s", text)
         elif self.session.run.log_file is not None:  # the bar shows it on the terminal

@@ -6,6 +6,7 @@ import functools
 import logging
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from detseg.config.node import Config
 from detseg.config.options import Problems
@@ -19,10 +20,15 @@ INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """name: "detectron2" or "native". reason: why, for people, on one line."""
+    """name: "detectron2" or "native". reason: why, on one line, for the record. is_usual: nothing had to be chosen."""
 
     name: str
     reason: str
+    is_usual: bool = False
+
+    def __str__(self) -> str:
+        """What is printed: a missing Detectron2, which nobody needs, is no reason to show an error's text."""
+        return f"{self.name} engine ({'' if self.is_usual else f'{self.reason}; '}docs/engines.md)"
 
 
 def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
@@ -39,7 +45,8 @@ def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
         return EngineChoice(asked, f"MODEL.ENGINE is {asked}")
     missing = missing_detectron2()
     if missing:
-        return EngineChoice("native", f"MODEL.ENGINE is auto, and detectron2 does not import here ({missing})")
+        reason = f"MODEL.ENGINE is auto, and detectron2 does not import here ({missing})"
+        return EngineChoice("native", reason, is_usual=not is_installed())
     problems = Problems(cfg, "detectron2", training=training)
     import_module("detseg.detectron2.support").note_problems(problems)
     if problems.found:
@@ -82,7 +89,11 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
     note_model(problems)
     if problems.found:
         return cfg, EngineChoice("detectron2", reason)  # the message about Detectron2 is the one that helps
-    _logger.warning("the native engine predicts: %s", reason)
+    _logger.warning(
+        "the native engine predicts: the model was trained by detectron2, which %s here; both compute the same "
+        "(docs/engines.md)",
+        f"does not import ({missing})" if is_installed() else "is not installed",
+    )
     return native.freeze(), EngineChoice("native", reason)
 
 
@@ -93,6 +104,12 @@ def not_installed(choice: EngineChoice) -> str | None:
         f"Detectron2 does not import here ({missing}); install it ({INSTALL}), or, for a new run, set MODEL.ENGINE "
         "native, which needs only torchvision"
     )
+
+
+def is_installed() -> bool:
+    """Whether there is a Detectron2, which may still not import: a build for another PyTorch."""
+    found = find_spec("detectron2")
+    return found is not None and found.origin is not None  # a folder of that name, such as a clone's, is none
 
 
 @functools.cache

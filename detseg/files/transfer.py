@@ -14,9 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from detseg.files.hashing import sha256_of
+from detseg.progress import ProgressBar
 
 CACHE_VARIABLE = "DETSEG_CACHE"
 
@@ -129,7 +128,7 @@ def _continue(url: str, partial: Path, version: Path) -> None:
         name, units = url.rpartition("/")[2], {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
         with (
             partial.open("ab" if answer.start else "wb") as file,
-            tqdm(total=answer.total, initial=answer.start, desc=name, disable=None, **units) as bar,
+            ProgressBar(total=answer.total, initial=answer.start, desc=name, **units) as bar,
         ):
             try:
                 while block := answer.body.read(_BLOCK):

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from detseg.coco.checking import is_text
 from detseg.errors import DataError, list_problems
@@ -17,6 +16,7 @@ from detseg.files.atomic import make_folder, written_whole
 from detseg.files.names import has_drive
 from detseg.files.reading import unpacked_limit
 from detseg.images.reading import decode_picture, read_picture
+from detseg.progress import ProgressBar
 
 # The largest member of an archive that is unpacked: a few bytes can claim any size.
 MAX_MEMBER_BYTES = 2**32
@@ -149,7 +149,7 @@ class ZipFiles:
 
     def provide(self, names: Sequence[str], output: Path) -> None:
         root = self.image_root(output)
-        for name in tqdm(names, desc=f"unpacking images to {root}", unit="image"):
+        for name in ProgressBar(names, desc=f"unpacking images to {root}", unit="image"):
             path = root / name
             if self._is_there(name, path):
                 continue

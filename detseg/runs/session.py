@@ -111,7 +111,7 @@ def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, C
             f"another run from its weights: MODEL.WEIGHTS {run.last}"
         )
     if before is not None:
-        engine = EngineChoice(engine.name, before["engine_reason"])
+        engine = EngineChoice(engine.name, before["engine_reason"], is_usual=True)
     recorded = cfg.clone()
     recorded.set("MODEL.ENGINE", engine.name, origin=engine.reason)
     if before is not None:
@@ -134,7 +134,7 @@ def _begin(cfg: Config, run: RunFolder, processes: int) -> tuple[EngineChoice, C
         }
     else:
         entries["resumed"] = [*before.get("resumed", []), now]
-    logger.info("run folder %s, seed %d, engine %s (%s)", run.path, recorded.SEED, engine.name, engine.reason)
+    logger.info("run folder %s, seed %d, %s", run.path, recorded.SEED, engine)
     if processes > 1:
         images = cfg.SOLVER.IMS_PER_BATCH
         logger.info("%d processes, %d of the %d images of a batch in each", processes, images // processes, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -87,6 +88,19 @@ def test_training_learns_and_logs_means(run: RunFolder) -> None:
     for line in lines:
         assert line["total_loss"] == pytest.approx(line["loss_mask"] + line["loss_size"], rel=1e-6)
         assert {"lr", "gradient_norm", "seconds", "data_seconds", "eta_seconds"} <= line.keys()
+
+
+def test_the_first_iterations_are_shown_and_the_metrics_stay_regular(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(MAX_ITER=14)
+    with caplog.at_level("INFO"):
+        go(start(cfg), cfg, run)
+    lines = [message for message in caplog.messages if message.startswith("iteration ")]
+    assert [int(re.match(r"iteration (\d+)/14", line)[1]) for line in lines] == [1, 2, 3, 5, 6, 9, 10, 12, 14]
+    assert re.search(r"ETA 0:00:\d\d of about 0:00:\d\d without evaluations$", lines[0])
+    assert "of about" not in lines[-1]
+    assert [line["iteration"] for line in read_metrics(run.metrics)] == [3, 6, 9, 12, 14]
 
 
 def test_accumulated_batches_make_the_gradient_of_their_mean(run: RunFolder) -> None:

@@ -77,7 +77,12 @@ def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.
     assert lines[-1] == {"iteration": 4, "kind": "final", **metrics}
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["engine"], record["seed"]) == ("finished", "native", 5)
-    assert "iteration 4" in (run / "log.txt").read_text()
+    log = (run / "log.txt").read_text()
+    assert "iteration 4" in log
+    assert "native engine" in log
+    assert "docs/engines.md" in log
+    assert "No module named" not in log, "it reads like an error; run.json has the reason"
+    assert record["engine_reason"].startswith("MODEL.ENGINE is ")
 
     predictor = Predictor.from_run(run)
     assert predictor.classes == ("disk",)

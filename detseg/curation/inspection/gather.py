@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import object_warnings
@@ -19,6 +18,7 @@ from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
 from detseg.errors import DataError
 from detseg.formats.plausibility import check_labels
+from detseg.progress import ProgressBar
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import FIELD, parse_pixel_size
 
@@ -112,7 +112,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
     # Where nearly all images hold one class, an object of another one is a finding.
     rules = dataclasses.replace(options.rules, one_class_per_image=True) if hint else options.rules
     tables, changes = [np.zeros(0, dtype=OBJECT)], []
-    for index in tqdm(range(len(dataset)), desc="measuring masks", unit="image"):
+    for index in ProgressBar(range(len(dataset)), desc="measuring masks", unit="image"):
         try:
             objects, found = _measure_masks(dataset, index, rules)
         except DataError as error:  # masks that are no objects
@@ -125,7 +125,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
     intensities: dict[int, IntensityStatistics] = {}
     unreadable: dict[int, str] = {}
     thumbnails = []
-    for index in tqdm(chosen.tolist(), desc="measuring pictures", unit="image"):
+    for index in ProgressBar(chosen.tolist(), desc="measuring pictures", unit="image"):
         record = dataset.images[index]
         try:
             image = dataset.read_image(index)

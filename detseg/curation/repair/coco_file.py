@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.json_files import annotations_of
@@ -18,6 +17,7 @@ from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint, write_changes
 from detseg.errors import DataError
 from detseg.files.atomic import check_free
+from detseg.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _repaired_annotations(dataset: CocoDataset, rules: RepairRules, changes: lis
     ids = (row.get("id") for row in dataset.raw_annotations())
     new_ids = itertools.count(max((value for value in ids if type(value) is int), default=0) + 1)
     table = dataset.table
-    for index, image in enumerate(tqdm(dataset.images, desc="repairing", unit="image")):
+    for index, image in enumerate(ProgressBar(dataset.images, desc="repairing", unit="image")):
         rows, crowd = table.decode(index), table.crowd[table.rows(index)]
         yield from itertools.compress(rows, crowd)
         objects = [row for row, is_crowd in zip(rows, crowd, strict=True) if not is_crowd]

@@ -14,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from detseg.coco.catalog import find_dataset
 from detseg.coco.json_files import annotations_of, write_coco
@@ -22,6 +21,7 @@ from detseg.curation.synthetic.cells import KINDS
 from detseg.curation.synthetic.rendering import make_image
 from detseg.errors import DataError
 from detseg.files.lock import wait_for_lock
+from detseg.progress import ProgressBar
 from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def generate_dataset(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         temporary.chmod(0o755)
-        with tqdm(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
+        with ProgressBar(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
             for name, count in counts.items():
                 _draw_set(temporary, name, count, bar, recorded, options)
         if folder.exists():  # as was checked, an older set
@@ -93,7 +93,7 @@ def generate_dataset(
 
 
 def _draw_set(
-    folder: Path, name: str, count: int, bar: tqdm, recorded: Mapping[str, Any], options: Mapping[str, Any]
+    folder: Path, name: str, count: int, bar: ProgressBar, recorded: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     """Draw the pictures of one set into folder/name, and write folder/name.json."""
     (folder / name).mkdir()
