@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from detseg.formats.table import WRITERS
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
+    from detseg.formats.objects import ObjectsFile
 
 DESCRIPTION = (
     "Write the objects of a COCO or Predictions file as label images, for Cellpose, ImageJ or QuPath, as a table of "
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         overlaps=arguments.overlaps,
         score_threshold=arguments.score_threshold,
         pixel_size=parse_pixel_size_text(arguments.pixel_size, "--pixel-size") if arguments.pixel_size else None,
-        pictures=_pictures(arguments, source.names),
+        pictures=_pictures(arguments, source),
         overwrite=arguments.overwrite,
     )
     count = export(
@@ -93,18 +93,13 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--z, --t and --axes choose what is measured in; they take --images PATH too")
 
 
-def _pictures(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, ImageRecord]:
-    """Return file name -> image; a single image may be called otherwise than in the file."""
+def _pictures(arguments: argparse.Namespace, source: ObjectsFile) -> dict[int | str, ImageRecord]:
+    """Return the image of every image id of the file that is exported."""
+    from detseg.coco.pairing import ImageIndex
     from detseg.inference.image_list import find_images
 
     if not arguments.images:
         return {}
     found = find_images(arguments.images, image_root=arguments.image_root, fields=plane_fields(arguments))
-    records = found.records
-    by_name = {record.file_name: record for record in records}
-    if not set(names) <= set(by_name):
-        # Names of plain files are relative to the folder that all of them share, which may be another one here.
-        last_parts = {record.path.name: record for record in records}
-        if len(last_parts) == len(records):
-            by_name.update({name: last_parts[Path(name).name] for name in names if Path(name).name in last_parts})
-    return by_name
+    records = ImageIndex(found.records, "--images").pair(source.images, arguments.input)
+    return {image.image_id: record for image, record in zip(source.images, records, strict=True)}

@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
     names = [str(category["name"]) for category in opened.categories]
     options = options.for_classes(names)
     postprocess = postprocess and postprocess.for_classes(names)
-    if arguments.missing == "refuse":
-        refuse_missing(dict(zip(arguments.inputs, opened.members, strict=True)), opened.images)
+    members = dict(zip(arguments.inputs, opened.members, strict=True))
+    refuse_missing(members, opened.images, some=arguments.missing != "refuse")
     info = {
         "description": "predictions fused by detseg",
         "fused": {"options": options.to_dict(), "weights": list(weights), "inputs": opened.infos},

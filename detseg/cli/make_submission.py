@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from detseg.coco.pairing import PairedImage
+    from detseg.coco.predictions_parsing import ImageEntry
     from detseg.evaluation.ground_truth import GroundTruth
     from detseg.submission.formats import SubmissionImage
+
+COCO_ENDINGS = (".json", ".json.gz")
 
 logger = logging.getLogger(__name__)
 
@@ -42,22 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from detseg.submission.formats import images_of
+
     _check_options(arguments)
     truth = _truth(arguments.score)
     path = Path(arguments.check or arguments.output)
-    images = None
+    listed = images = None
     if arguments.images:
-        images = read_images(Path(arguments.images))
+        listed = _listed_images(Path(arguments.images))
+        images = _sample_images(Path(arguments.images)) if listed is None else images_of(listed)
     elif truth is not None and arguments.check:
-        from detseg.submission.reading import images_of
-
-        images = images_of(truth)
+        images = images_of(truth.images)
     if arguments.check:
         status = _check(path, images, arguments.format)
         if status:
             return status
     else:
-        _write(arguments, images)
+        others = {} if listed is None else {f"--images {arguments.images}": listed}
+        others |= {} if truth is None else {f"--score {arguments.score}": truth.images}
+        _write(arguments, images, others)
     if truth is not None:
         _score(path, truth, arguments.format)
     return 0
@@ -90,27 +98,31 @@ def _truth(path: str | None) -> GroundTruth | None:
     return GroundTruth.from_coco(CocoDataset.load(path)) if path else None
 
 
-def _write(arguments: argparse.Namespace, images: dict[str, SubmissionImage] | None) -> None:
+def _write(
+    arguments: argparse.Namespace,
+    images: dict[str, SubmissionImage] | None,
+    others: Mapping[str, Sequence[PairedImage]],
+) -> None:
+    """others: the images of the files that must have those of the predictions, by the words that name these files."""
     from detseg.coco.dataset import CocoDataset
+    from detseg.coco.pairing import ImageIndex
     from detseg.coco.predictions_file import is_plain_list, read_predictions
     from detseg.errors import ConfigError
-    from detseg.formats.run_lengths import competition_name
     from detseg.fusion.postprocess import Postprocess
-    from detseg.submission.formats import FORMATS, SubmissionImage, by_name
+    from detseg.submission.formats import FORMATS, images_of
     from detseg.submission.writing import write_submission
 
-    is_coco = bool(arguments.images) and arguments.images.endswith(".json")
+    is_coco = bool(arguments.images) and arguments.images.endswith(COCO_ENDINGS)
     plain = is_plain_list(arguments.predictions)
     if plain and not is_coco:
         raise ConfigError(
             f"{arguments.predictions}: a plain list of results names no images; give --images FILE, their COCO file"
         )
     file = read_predictions(arguments.predictions, CocoDataset.load(arguments.images) if plain else None)
+    for words, listed in others.items():
+        ImageIndex(listed, words).pair(file.images, arguments.predictions)
     if images is None:
-        images = by_name(
-            SubmissionImage(competition_name(image.file_name or str(image.image_id)), image.height, image.width)
-            for image in file.images
-        )
+        images = images_of(file.images)
     postprocess = None
     if arguments.postprocess:
         postprocess = Postprocess.load(arguments.postprocess).for_classes(file.class_names)
@@ -149,41 +161,38 @@ def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> 
 
 
 def _score(path: Path, truth: GroundTruth, name: str | None) -> None:
-    from detseg.submission.formats import FORMATS
-    from detseg.submission.reading import images_of, read_submission, score_submission
+    from detseg.submission.formats import FORMATS, images_of
+    from detseg.submission.reading import read_submission, score_submission
 
-    scores = score_submission(truth, read_submission(path, images_of(truth), FORMATS[name] if name else None))
+    scores = score_submission(truth, read_submission(path, images_of(truth.images), FORMATS[name] if name else None))
     cells = ["-" if value is None else f"{value:.4f}" for value in (scores["object_ap"], scores["object_ap50"])]
     print(f"score    {cells[0]} (at IoU 0.5 alone {cells[1]}), {scores['images']} images, {scores['objects']} objects")
 
 
-def read_images(path: Path) -> dict[str, SubmissionImage]:
-    """Return the images of a folder (also ID/images/ID.png), of a COCO file, or of a sample submission."""
+def _listed_images(path: Path) -> list[ImageEntry] | None:
+    """Return the images of a folder (also ID/images/ID.png) or of a COCO file; None for a sample submission, which
+    names no files."""
     from detseg.coco.dataset import CocoDataset
+    from detseg.coco.predictions_parsing import ImageEntry
     from detseg.errors import DataError
-    from detseg.formats.run_lengths import competition_name
-    from detseg.submission.formats import SubmissionImage, by_name
 
     if not path.exists():
         raise DataError(f"--images {path}: there is no such file or folder")
     if path.is_dir():
-        return by_name(_folder_images(path))
-    if path.suffix == ".csv":
-        return _sample_images(path)
-    if path.suffix == ".json":
-        return by_name(
-            SubmissionImage(competition_name(image.file_name), image.height, image.width)
-            for image in CocoDataset.load(path).images
-        )
-    raise DataError(f"--images {path}: expected a folder, a COCO file (.json) or a sample submission (.csv)")
+        return _folder_images(path)
+    if path.name.endswith(COCO_ENDINGS):
+        return [ImageEntry.of(image) for image in CocoDataset.load(path).images]
+    if path.suffix != ".csv":
+        raise DataError(f"--images {path}: expected a folder, a COCO file (.json) or a sample submission (.csv)")
+    return None
 
 
-def _folder_images(path: Path) -> list[SubmissionImage]:
+def _folder_images(path: Path) -> list[ImageEntry]:
     from PIL import Image
 
+    from detseg.coco.predictions_parsing import ImageEntry
     from detseg.errors import DataError, list_problems
     from detseg.images.reading import SUFFIXES
-    from detseg.submission.formats import SubmissionImage
 
     found, problems = [], []
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.parent.name != "masks")
@@ -191,7 +200,7 @@ def _folder_images(path: Path) -> list[SubmissionImage]:
         try:
             with Image.open(file) as image:
                 width, height = image.size
-            found.append(SubmissionImage(file.stem, height, width))
+            found.append(ImageEntry(file.stem, file.relative_to(path).as_posix(), height, width))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             problems.append(f"{file}: cannot be read as an image ({error})")
     if problems:

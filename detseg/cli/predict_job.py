@@ -262,7 +262,7 @@ def _tta_settings(arguments: argparse.Namespace, predictors: Sequence[Predictor]
     if arguments.tta_mode:
         changes["mode"] = arguments.tta_mode
     if arguments.fusion:
-        changes["fusion"] = FusionOptions.load(arguments.fusion)
+        changes["fusion"] = FusionOptions.load(arguments.fusion).for_classes(predictors[0].classes)
     if len(predictors) > 1:
         most = [predictor.tta.max_detections for predictor in predictors]
         changes["max_detections"] = max(most) if all(most) else 0

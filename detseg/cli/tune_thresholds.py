@@ -155,7 +155,8 @@ def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:
 
     post = Postprocess.load(arguments.start) if arguments.start else Postprocess()
     post = dataclasses.replace(post.for_classes(truth.class_names), classes=tuple(truth.class_names))
-    return State(post, FusionOptions.load(arguments.fusion) if arguments.fusion else None)
+    fusion = FusionOptions.load(arguments.fusion).for_classes(truth.class_names) if arguments.fusion else None
+    return State(post, fusion)
 
 
 def _note(infos: Sequence[dict[str, Any]], idle: Sequence[str], active: Sequence[str]) -> None:

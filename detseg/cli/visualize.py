@@ -75,6 +75,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     if postprocess is not None and predictions is not None:
         postprocess = postprocess.for_classes(predictions.class_names)
     overlays = list(match_images(records, truth, predictions))
+    left_out = 0 if predictions is None else len(predictions) - len(overlays)
     if 0 < arguments.limit < len(overlays):
         overlays = [overlays[number * len(overlays) // arguments.limit] for number in range(arguments.limit)]
     for overlay in overlays:
@@ -88,6 +89,8 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
         note = _object_ap(overlay, truth)
         path = draw_overlay(overlay, arguments.output, class_names, truth=truth, note=note)
     print(f"{len(overlays)} pictures in {arguments.output}, for example {path.name}")
+    if left_out:
+        print(f"left out: {left_out} images of {arguments.predictions} that are not among --images")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Which image of one file is which of another: the one rule for scoring, tuning, fusing and joining."""
+"""Which image of one file is which of another: the one rule wherever two files meet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Generic, Protocol, TypeVar
 
-from detseg.errors import DataError
+from detseg.errors import DataError, list_problems
 
 
 class PairedImage(Protocol):
@@ -32,7 +32,7 @@ class ImageIndex(Generic[Image]):
 
     def __init__(self, images: Sequence[Image], source: str) -> None:
         """source: the file that the images are from, for messages."""
-        self._source = source
+        self._source, self._images = source, images
         self._by_id: dict[int | str, Image] = {image.image_id: image for image in images}
         self._by_path: dict[tuple[str, ...], Image] = {}
         self._by_stem: dict[str, list[tuple[tuple[str, ...], Image]]] = defaultdict(list)
@@ -68,12 +68,50 @@ class ImageIndex(Generic[Image]):
             return of_id
         return None
 
-    def contradiction(self, image: PairedImage) -> str | None:
-        """Say how an image that `find` does not find differs from the one with its id here; None without such an id."""
+    def pair(self, images: Sequence[PairedImage], source: str) -> list[Image]:
+        """Return the image of this file for each of another's.
+
+        source: the other file, for messages. Raises DataError where images are not here, with examples of both sides,
+        where two are the same one here, and where sizes differ.
+        """
+        return [own for own in self._pair(images, source, some=False) if own is not None]
+
+    def pair_some(self, images: Sequence[PairedImage], source: str) -> list[Image | None]:
+        """Return what `pair` does, and None for images that are not here. Raises DataError where none of them is."""
+        return self._pair(images, source, some=True)
+
+    def _pair(self, images: Sequence[PairedImage], source: str, *, some: bool) -> list[Image | None]:
+        paired = [self.find(image) for image in images]
+        unknown = [self._contradiction(image) for image, own in zip(images, paired, strict=True) if own is None]
+        if unknown and (len(unknown) == len(images) or not some):
+            raise DataError(
+                f"{source}: has images that are not in {self._source}, which has {names_of(self._images)}:\n"
+                f"{list_problems(unknown)}\ngive files of the same images; names are compared from their last part on"
+            )
+        taken: dict[int | str, PairedImage] = {}
+        for image, own in zip(images, paired, strict=True):
+            if own is not None and own.image_id in taken:
+                names = dict.fromkeys(str(one.file_name or one.image_id) for one in (taken[own.image_id], image))
+                raise DataError(
+                    f"{source}: image {' and '.join(names)} {'are both' if len(names) > 1 else 'is there twice, as'} "
+                    f"{own.file_name or own.image_id} of {self._source}; give one of them, or fuse them"
+                )
+            if own is not None:
+                taken[own.image_id] = image
+        return paired
+
+    def _contradiction(self, image: PairedImage) -> str:
+        """Say how an image that is not here differs from the one with its id here."""
         own = self._by_id.get(image.image_id)
-        if own is None:
-            return None
+        if own is None or not image.file_name:
+            return f"there is no image {image.file_name or repr(image.image_id)}"
         return f"the id {image.image_id!r} is {image.file_name!r}, but {own.file_name!r} in {self._source}"
+
+
+def names_of(images: Sequence[PairedImage]) -> str:
+    """Return the names of the first images, for messages."""
+    names = ", ".join(image.file_name or f"id {image.image_id!r}" for image in images[:3])
+    return names + (", ..." if len(images) > 3 else "")
 
 
 def _slashes(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from detseg.coco.masks import areas_of
 from detseg.coco.pairing import ImageIndex
-from detseg.errors import DataError, list_problems
+from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions, image_level_fields, soft_mask_window
 from detseg.structures.sample import FIELD as PIXEL_SIZE
@@ -115,24 +115,9 @@ class ResultParser:
             if images is None:
                 self._known = {image.image_id: image for image in entries}
             else:
-                self._known = self._paired(images, ImageIndex(entries, "the ground truth"))
+                found = ImageIndex(entries, "the ground truth").pair(images, str(path))
+                self._known = {image.image_id: own for image, own in zip(images, found, strict=True)}
         self.images = {image.image_id: image for image in images} if images is not None else dict(self._known or {})
-
-    def _paired(self, images: list[ImageEntry], index: ImageIndex[ImageEntry]) -> dict[int | str, ImageEntry]:
-        paired, unknown = {}, []
-        for image in images:
-            found = index.find(image)
-            if found is None:
-                name = f"image {image.file_name or repr(image.image_id)} is not in the ground truth"
-                unknown.append(index.contradiction(image) or name)
-            else:
-                paired[image.image_id] = found
-        if unknown:
-            raise DataError(
-                f"{self.path}: {len(unknown)} images are not those of the ground truth:\n{list_problems(unknown)}\nuse "
-                "the COCO file that the predictions were made for"
-            )
-        return paired
 
     def _take_classes_of(self, ground_truth: Any) -> None:
         """Number the classes as the ground truth does, by name."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.pairing import ImageIndex
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash, load_config
 from detseg.data.folds import FOLD, fold_name
@@ -106,13 +107,15 @@ def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) ->
     Raises RunError where those of an image are missing.
     """
     joined: dict[int | str, Predictions] = {}
+    index = ImageIndex(dataset.images, dataset.name)
     for fold in range(runs.count):
         expected = {dataset.images[index].image_id for index in np.flatnonzero(folds == fold)}
         for prediction in read_predictions(runs.predictions(fold), dataset):
-            if prediction.image_id in expected:
+            image_id = index.find(prediction).image_id
+            if image_id in expected:
                 provenance = {**prediction.provenance, FOLD: fold}
-                joined[prediction.image_id] = dataclasses.replace(prediction, provenance=provenance)
-                expected.remove(prediction.image_id)
+                joined[image_id] = dataclasses.replace(prediction, image_id=image_id, provenance=provenance)
+                expected.remove(image_id)
         if expected:
             raise RunError(
                 f"{runs.predictions(fold)} lacks {len(expected)} images of fold {fold}: the folds were changed after "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detseg.coco.pairing import ImageIndex
-from detseg.errors import DataError, list_problems
+from detseg.errors import DataError
 from detseg.evaluation.coco_ap import ALL, coco_ap
 from detseg.evaluation.ground_truth import GroundTruth, as_ground_truth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
@@ -63,32 +63,18 @@ def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list
 
     Raises DataError where the predictions do not belong to these images and classes.
     """
-    index = ImageIndex(ground_truth.images, "the ground truth")
+    predictions = list(predictions)
+    paired = ImageIndex(ground_truth.images, "the ground truth").pair(predictions, "the predictions")
     found: dict[int | str, Predictions] = {}
-    contradictions: list[str] = []
-    masks = True
-    for image in predictions:
-        name = f"predictions of image {image.file_name or image.image_id!r}"
-        truth = index.find(image)
-        if truth is None:
-            contradictions.append(index.contradiction(image) or f"{name}: the ground truth has no such image")
-            continue
-        if truth.image_id in found:
-            raise DataError(f"{name} occur twice; join them, or fuse them, into one list an image")
+    for image, truth in zip(predictions, paired, strict=True):
         if len(image) and not 0 <= image.classes.min() <= image.classes.max() < len(ground_truth.class_names):
             raise DataError(
-                f"{name}: class {int(image.classes.max())} (counted from 0), but the ground truth has "
-                f"{len(ground_truth.class_names)} classes ({', '.join(ground_truth.class_names)})"
+                f"predictions of image {image.file_name or image.image_id!r}: class {int(image.classes.max())} "
+                f"(counted from 0), but the ground truth has {len(ground_truth.class_names)} classes "
+                f"({', '.join(ground_truth.class_names)})"
             )
-        masks = masks and (image.rles is not None or len(image) == 0)
         found[truth.image_id] = dataclasses.replace(image, image_id=truth.image_id, file_name=truth.file_name)
-    if contradictions:
-        names = [repr(image.file_name or image.image_id) for image in ground_truth.images[:3]]
-        raise DataError(
-            f"{len(contradictions)} images of the predictions are not in the ground truth (its images: "
-            f"{', '.join(names)}{', ...' if len(ground_truth.images) > 3 else ''}):\n{list_problems(contradictions)}\n"
-            "give the COCO file of the images that were predicted"
-        )
+    masks = all(image.rles is not None or len(image) == 0 for image in predictions)
     aligned = []
     for image in ground_truth.images:
         result = found.get(image.image_id)

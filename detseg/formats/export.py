@@ -29,14 +29,14 @@ class ExportOptions:
     """How objects are exported.
 
     overlaps: of `label_images.OVERLAPS`, for forms with one label a pixel. score_threshold: predictions below it are
-    left out. pixel_size: (y, x) micrometres, of all images; None: what is known of each. pictures: file name -> image,
-    for intensities and for what the images' files say of themselves.
+    left out. pixel_size: (y, x) micrometres, of all images; None: what is known of each. pictures: image id -> image,
+    of all images or of none, for intensities and for what the images' files say of themselves.
     """
 
     overlaps: str = REFUSE
     score_threshold: float = 0.0
     pixel_size: PixelSize | None = None
-    pictures: Mapping[str, ImageRecord] = dataclasses.field(default_factory=dict)
+    pictures: Mapping[int | str, ImageRecord] = dataclasses.field(default_factory=dict)
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -112,13 +112,8 @@ def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: Exp
             objects = objects.select(objects.scores >= np.float32(options.score_threshold))
         size = options.pixel_size or objects.pixel_size
         fields, picture = objects.fields, None
-        record = options.pictures.get(objects.file_name)
-        if options.pictures and record is None:
-            raise DataError(
-                f"{objects.file_name}: is not among the images given (--images), for example "
-                f"{next(iter(options.pictures))}; give the folder that file names are relative to"
-            )
-        if record is not None:
+        if options.pictures:
+            record = options.pictures[objects.image_id]
             fields, picture = {**record.metadata, **fields}, record.path
             if size is None and fields.get(FIELD) is not None:
                 size = parse_pixel_size(fields[FIELD], objects.file_name)

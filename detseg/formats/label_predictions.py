@@ -96,3 +96,8 @@ class LabelFolder:
     def missing(self, images: Sequence[ImageName]) -> list[ImageName]:
         """Return the images that have no label image."""
         return [image for image in images if self.find(image.file_name) is None]
+
+    def examples(self) -> str:
+        """Return the names of some files, for messages."""
+        names = [name for files in self._files.values() for name in files]
+        return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

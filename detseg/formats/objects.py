@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.pairing import PairedImage
 from detseg.coco.predictions_file import PredictionsFile, read_predictions
 from detseg.errors import DataError
 from detseg.files.reading import open_plain_or_gzip
@@ -81,12 +82,13 @@ class ImageObjects:
 class ObjectsFile:
     """All images of a file: iterate over it, again and again, for one ImageObjects an image, empty ones included.
 
-    class_names: by class index. names: the file names of the images.
+    class_names: by class index. images: ids, file names and sizes. names: the file names alone.
     """
 
     def __init__(self, path: Path, content: CocoDataset | PredictionsFile) -> None:
         self._content = content
         self.class_names: Sequence[str] = content.class_names
+        self.images: Sequence[PairedImage] = content.images
         self.names = [image.file_name for image in content.images]
         if not all(self.names):
             raise DataError(

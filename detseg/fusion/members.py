@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from detseg.coco.pairing import ImageIndex
+from detseg.coco.pairing import ImageIndex, names_of
 from detseg.coco.predictions_file import PredictionsFile, is_plain_list, read_predictions
 from detseg.coco.predictions_parsing import ImageEntry
 from detseg.errors import ConfigError, DataError, list_problems
@@ -28,6 +28,9 @@ class Member(Protocol):
 
     def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
         """Return the images that it does not have."""
+
+    def examples(self) -> str:
+        """Return some names that it has, for messages."""
 
 
 def common_categories(
@@ -79,6 +82,7 @@ class FileMember:
         places = {str(category["name"]): index for index, category in enumerate(categories)}
         names = [(rename or {}).get(name, name) for name in file.class_names]
         self._class_of = np.array([places[name] for name in names], dtype=np.int64)
+        self._images = file.images
         self._index = ImageIndex(file.images, str(file.path))
         self._reader = iter(file)
         self._waiting: dict[int | str, Predictions] = {}
@@ -86,6 +90,9 @@ class FileMember:
 
     def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
         return [image for image in images if self._index.find(image) is None]
+
+    def examples(self) -> str:
+        return names_of(self._images)
 
     def read(self, image: ImageEntry) -> Predictions | None:
         own = self._index.find(image)
@@ -145,7 +152,14 @@ def open_members(
         for file in files.values():
             # Every image once, in the order of the first file that has it.
             known = ImageIndex(images, paths[0])
-            images += [image for image in file.images if known.find(image) is None]
+            taken = {image.image_id for image in images}
+            for image in file.images:
+                if known.find(image) is None:
+                    free = image.image_id if image.image_id not in taken else len(taken) + 1
+                    while free in taken:  # other images of other files may have the same ids
+                        free += 1
+                    taken.add(free)
+                    images.append(dataclasses.replace(image, image_id=free))
     else:
         first = [{"id": item.id, "name": item.name} for item in truth.categories]
         categories = common_categories(list(files.values()), first, rename or {})
@@ -176,19 +190,25 @@ def _label_folder(path: str, categories: Sequence[Mapping[str, Any]], class_name
     return LabelFolder(Path(path), names.index(name), score)
 
 
-def refuse_missing(members: Mapping[str, Member], images: Sequence[ImageEntry]) -> None:
-    """Raise DataError, with all of them listed, where a member does not have an image."""
-    problems = []
+def refuse_missing(members: Mapping[str, Member], images: Sequence[ImageEntry], *, some: bool = False) -> None:
+    """Raise DataError, with all of them listed, where a member does not have an image; with `some`, where it has none
+    of them, as predictions of other images."""
+    problems, is_other = [], False
     for name, member in members.items():
         lacking = member.missing(images)
-        if lacking:
+        if len(lacking) == len(images) or (lacking and not some):
+            is_other = is_other or len(lacking) == len(images)
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            problems.append(f"{name}: lacks the image {lacking[0].file_name or lacking[0].image_id}{more}")
+            lacks = f"lacks the image {lacking[0].file_name or lacking[0].image_id}{more}"
+            problems.append(f"{name}: {lacks} (has {member.examples()})")
     if problems:
+        remedy = (
+            "give --missing leave-out to fuse every image from the members that have it, or --missing empty where a "
+            "missing image means that nothing was found in it"
+        )
         raise DataError(
-            f"the inputs are not about the same images:\n{list_problems(problems)}\ngive --missing leave-out to fuse "
-            "every image from the members that have it, or --missing empty where a missing image means that nothing "
-            "was found in it"
+            f"the inputs are not about the same images:\n{list_problems(problems)}\n"
+            f"{'give files of the same images' if is_other else remedy}"
         )
 
 

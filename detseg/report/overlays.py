@@ -1,17 +1,18 @@
-"""Overlays: an image, its ground truth and its prediction side by side; and which of them belong together."""
+"""Overlays: an image, its ground truth and its prediction side by side."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.pairing import ImageIndex
 from detseg.coco.predictions_file import PredictionsFile
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
@@ -122,13 +123,6 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
 
 
-class Named(Protocol):
-    """What images, ground truth and predictions have in common."""
-
-    image_id: int | str
-    file_name: str
-
-
 @dataclass(frozen=True)
 class Overlay:
     """One picture to draw: truth and predictions of the same image, either may be missing."""
@@ -136,32 +130,6 @@ class Overlay:
     record: ImageRecord
     truth: int | None
     predictions: Predictions | None
-
-
-class ImageFinder:
-    """Finds the image of a truth or a prediction: by file name, else by the name without its folders where that is
-    unambiguous, else, where no name is known, by id."""
-
-    def __init__(self, images: Sequence[Named]) -> None:
-        self._by_name = {_normal(image.file_name): index for index, image in enumerate(images)}
-        self._by_id = {image.image_id: index for index, image in enumerate(images)}
-        self._by_last: dict[str, int | None] = {}
-        for index, image in enumerate(images):
-            last = PurePosixPath(_normal(image.file_name)).name
-            self._by_last[last] = None if last in self._by_last else index
-
-    def find(self, other: Named) -> int | None:
-        """Return the index of the image that `other` belongs to, or None."""
-        name = _normal(other.file_name)
-        if not name:
-            return self._by_id.get(other.image_id)
-        if name in self._by_name:
-            return self._by_name[name]
-        return self._by_last.get(PurePosixPath(name).name)
-
-
-def _normal(name: str) -> str:
-    return name.replace("\\", "/")
 
 
 def match_images(
@@ -172,32 +140,18 @@ def match_images(
     With predictions, images that the file does not have are left out; without, images that the truth does not have.
     Raises DataError where no image is found.
     """
-    images, truths = ImageFinder(records), ImageFinder(truth.images if truth is not None else [])
-    found = 0
+    truths = ImageIndex(truth.images if truth is not None else [], "the ground truth")
+    number_of = {image.image_id: number for number, image in enumerate(truth.images if truth is not None else [])}
     if predictions is None:
-        for record in records:
-            index = truths.find(record)
-            if index is not None:
-                found += 1
-                yield Overlay(record, index, None)
-    else:
-        for predicted in predictions:
-            index = images.find(predicted)
-            if index is not None:
-                found += 1
-                yield Overlay(records[index], truths.find(predicted), predicted)
-    if not found:
-        others = truth.images if predictions is None else predictions.images
-        raise DataError(
-            f"none of the {len(records)} images ({_names(records)}) is one of the {len(others)} in "
-            f"{truth.name if predictions is None else predictions.path} ({_names(others)}); give the images that it "
-            "was made for, with the same file names"
-        )
-
-
-def _names(images: Sequence[Named]) -> str:
-    names = ", ".join(image.file_name or f"id {image.image_id}" for image in images[:2])
-    return names + (", ..." if len(images) > 2 else "")
+        for record, own in zip(records, truths.pair_some(records, "--images"), strict=True):
+            if own is not None:
+                yield Overlay(record, number_of[own.image_id], None)
+        return
+    found = ImageIndex(records, "--images").pair_some(predictions.images, str(predictions.path))
+    for record, predicted in zip(found, predictions, strict=True):
+        if record is not None:
+            own = truths.find(predicted)
+            yield Overlay(record, None if own is None else number_of[own.image_id], predicted)
 
 
 def draw_overlay(

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from detseg.coco.pairing import PairedImage
 from detseg.errors import DataError, list_problems
-from detseg.formats.run_lengths import to_rles, to_texts
+from detseg.formats.run_lengths import competition_name, to_rles, to_texts
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,11 @@ def by_name(images: Iterable[SubmissionImage]) -> dict[str, SubmissionImage]:
     if not found:
         raise DataError("there are no images that a submission could be about")
     return found
+
+
+def images_of(images: Iterable[PairedImage]) -> dict[str, SubmissionImage]:
+    """Return images of a file by their names in a submission."""
+    return by_name(
+        SubmissionImage(competition_name(image.file_name or str(image.image_id)), image.height, image.width)
+        for image in images
+    )

@@ -16,7 +16,7 @@ from detseg.files.table import Row, Table, parse_table
 from detseg.formats.run_lengths import competition_name, read_pairs
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, by_name, format_of
+from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, format_of
 
 # Where the size of an image is not known, no position is too large.
 _ANY_SIZE = 2**40
@@ -166,13 +166,6 @@ def _line_of(problem: str) -> int:
 
 
 # The competition's score of a submission.
-
-
-def images_of(truth: GroundTruth) -> dict[str, SubmissionImage]:
-    """Return the images of a ground truth by their names in a submission."""
-    return by_name(
-        SubmissionImage(competition_name(image.file_name), image.height, image.width) for image in truth.images
-    )
 
 
 def score_submission(truth: GroundTruth, submission: Submission) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from detseg.coco.predictions_parsing import ImageEntry
 from detseg.errors import DataError, list_problems
 from detseg.evaluation.evaluate import align
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
-from detseg.fusion.members import FileMember, common_categories
+from detseg.fusion.members import FileMember, common_categories, refuse_missing
 from detseg.structures import Predictions
 
 FOLD = "fold"
@@ -48,6 +48,7 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
     first = [{"id": item.id, "name": item.name} for item in dataset.categories]
     categories = common_categories(list(opened.values()), first, {})
     members = {path: FileMember(file, categories) for path, file in opened.items()}
+    refuse_missing(members, [ImageEntry.of(image) for image in dataset.images], some=True)
 
     absent, doubled, used = [], [], []
     columns: list[list[Predictions]] = [[] for _ in (members if fused else "1")]

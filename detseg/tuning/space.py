@@ -102,7 +102,7 @@ class Coordinate:
             return state.fusion.weights[self.part] if state.fusion.weights else 1.0
         holder = state.fusion if self.setting.startswith(FUSION) else state.postprocess
         value = getattr(holder, self.setting.removeprefix(FUSION))
-        return value[self.part] if isinstance(value, Mapping) else value
+        return value[self.part] if self.part is not None and isinstance(value, Mapping) else value
 
     def set(self, state: State, value: Value, members: int = 1) -> State:
         """Return the state with another value; members: how many weights there are."""

@@ -264,7 +264,7 @@ def test_classes_are_mapped_by_name(tmp_path):
 
 def test_predictions_of_other_images_are_refused(tmp_path):
     write_predictions(tmp_path / "p.json", [predictions_of([rectangle(0, 0, 5, 5)])], ["round"])
-    with pytest.raises(DataError, match=r"image 1\.png is not in the ground truth"):
+    with pytest.raises(DataError, match=r"not in the ground truth, which has 2\.png:\n.*no image 1\.png"):
         read_predictions(tmp_path / "p.json", coco_truth((2, 40, 50)))
     with pytest.raises(DataError, match="41 x 50"):
         list(read_predictions(tmp_path / "p.json", coco_truth((1, 41, 50))))

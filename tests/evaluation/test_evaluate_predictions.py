@@ -64,7 +64,7 @@ def test_wrong_predictions_are_refused():
     ground_truth = GroundTruth(["cell"], [truth_of([rectangle(0, 0, 10, 10)], image_id=7)])
     ours = [rectangle(0, 0, 10, 10)]
     cases = {
-        "no such image": [predictions_of(ours, image_id=8)],
+        "there is no image 8.png": [predictions_of(ours, image_id=8)],
         "twice": [predictions_of(ours, image_id=7)] * 2,
         "original size": [predictions_of([], image_id=7, size=(20, 20))],
         "class 1": [predictions_of(ours, classes=[1], image_id=7)],

@@ -14,6 +14,8 @@ from detseg.coco.predictions_file import read_predictions
 from detseg.curation.synthetic import KINDS
 from detseg.formats.label_images import TOP, to_label_image
 from detseg.formats.objects import ImageObjects
+from detseg.fusion.options import FusionOptions
+from detseg.fusion.postprocess import Postprocess
 from detseg.inference.predictor import Predictor
 
 
@@ -60,6 +62,21 @@ def test_raw_threshold_and_plain_weights(small_run, image_folder, tmp_path):
     assert numbers["raw"] == numbers["weights"] == numbers["config"] >= numbers["run"]
     assert numbers["raw"] > 0
     assert numbers["none"] == 0
+
+
+def test_settings_of_classes_in_another_order_change_nothing(small_run, image_folder, tmp_path):
+    found = {}
+    for name, order in (("same", KINDS), ("reversed", KINDS[::-1])):
+        values = dict(zip(KINDS, (0.001, 0.9, 0.05), strict=False))
+        Postprocess(classes=order, score_threshold=values).save(tmp_path / "post.yaml")
+        FusionOptions(classes=order, threshold=values, method="wbf").save(tmp_path / "fusion.yaml")
+        words = ["--postprocess", tmp_path / "post.yaml", "--fusion", tmp_path / "fusion.yaml", "--tta", "none", "h"]
+        output = tmp_path / f"{name}.json"
+        assert predict("--run", small_run, *words, "--images", image_folder / "a.png", "--output", output) == 0
+        (predictions,) = read_predictions(output)
+        found[name] = predictions.scores.tolist(), predictions.classes.tolist()
+    assert found["same"] == found["reversed"]
+    assert found["same"][0]
 
 
 def test_overrides_change_the_given_configuration(small_run, image_folder, tmp_path):

@@ -18,8 +18,8 @@ from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.submission.formats import FORMATS, SubmissionImage, by_name
-from detseg.submission.reading import images_of, read_submission, score_submission
+from detseg.submission.formats import FORMATS, SubmissionImage, by_name, images_of
+from detseg.submission.reading import read_submission, score_submission
 from detseg.submission.writing import write_submission
 
 SIZE = (4, 5)
@@ -194,8 +194,8 @@ def test_the_score_is_the_object_ap_of_evaluate(tmp_path, layout):
     truth, predictions = random_case(3, images=4)
     disjoint = list(Postprocess(score_threshold=0.3).apply_all(predictions))
     path = tmp_path / "s.csv"
-    write_submission(path, images_of(truth), disjoint, FORMATS[layout])
-    scores = score_submission(truth, read_submission(path, images_of(truth)))
+    write_submission(path, images_of(truth.images), disjoint, FORMATS[layout])
+    scores = score_submission(truth, read_submission(path, images_of(truth.images)))
     assert scores["object_ap"] == pytest.approx(evaluate(truth, disjoint, coco=False)["object_ap"], abs=1e-12)
 
 
@@ -205,10 +205,10 @@ def test_the_score_of_a_known_case(tmp_path):
     truth = GroundTruth(["cell"], [truth_of(objects, image_id="a", size=SIZE), truth_of([], image_id="b", size=SIZE)])
     path = tmp_path / "s.csv"
     path.write_text("id,predicted\na,7 2 12 1\nb,1 1\n")
-    assert score_submission(truth, read_submission(path, images_of(truth)))["object_ap"] == pytest.approx(0.25)
+    assert score_submission(truth, read_submission(path, images_of(truth.images)))["object_ap"] == pytest.approx(0.25)
     path.write_text("id,predicted\na,7 2 12 1\n")
     with pytest.raises(DataError, match="image b has no row"):
-        score_submission(truth, read_submission(path, images_of(truth)))
+        score_submission(truth, read_submission(path, images_of(truth.images)))
 
 
 def command_files(tmp_path):
