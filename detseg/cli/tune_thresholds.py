@@ -190,7 +190,9 @@ def _coordinates(
     usual = [
         name
         for name in BY_DEFAULT
-        if (soft or name not in NEED_SOFT_MASKS) and (start.fusion is not None or not name.startswith(FUSION))
+        if (soft or name not in NEED_SOFT_MASKS)
+        and (start.fusion is not None or not name.startswith(FUSION))
+        and (len(active) > 1 or name != "image_class")
     ]
     names = list(dict.fromkeys([*(arguments.only or usual), *arguments.also]))
     check_settings(names, fusion=start.fusion is not None, soft_masks=soft)
@@ -272,4 +274,4 @@ def _cell(value: float | None, sign: str = "") -> str:
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}:{_value(entry)}" for name, entry in value.items())
-    return "none" if value is None else f"{value:g}"
+    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"

@@ -9,14 +9,13 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.fusion.detections import Clusters, Detections, check_members
+from detseg.fusion.image_class import image_class
 from detseg.fusion.masks import attach_masks
 from detseg.fusion.options import FusionOptions, check_weights
 from detseg.fusion.soft_masks import rescore
 from detseg.fusion.suppression import OverlapMeasure, decay_scores, join_best, keep_best
 from detseg.fusion.wbf import cluster_boxes
 from detseg.structures import Predictions
-from detseg.structures import rle as rle_codec
-from detseg.structures.boxes import box_area
 from detseg.structures.overlaps import PackedMasks, Pairs
 
 
@@ -46,11 +45,11 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
         fused = _fuse(members, options, np.array(chosen))
     fused = fused.select(np.argsort(-fused.scores, kind="stable"))
     if options.image_class != "keep" and len(fused):
-        image_class = _image_class(fused, options.image_class_by)
+        of_all = image_class(fused, options.image_class_by)
         if options.image_class == "drop":
-            fused = fused.select(fused.classes == image_class)
+            fused = fused.select(fused.classes == of_all)
         else:
-            fused = dataclasses.replace(fused, classes=np.full(len(fused), image_class))
+            fused = dataclasses.replace(fused, classes=np.full(len(fused), of_all))
     # What all members have in common (their fold, for example), and how they were fused.
     shared = {
         key: value
@@ -118,12 +117,3 @@ def _decayed_scores(
     pairs = measure.close_pairs(kinds, np.zeros(len(detections)))
     low = options.min_decayed_score * max(detections.weights.max(initial=0.0), 0.0)
     return decay_scores(pairs, measure(pairs), detections.weighted_scores, factor, low)
-
-
-def _image_class(predictions: Predictions, by: str) -> int:
-    """Return the class with the largest sum of "score", of "area" x score, or "count"; of equal ones, the lowest."""
-    votes = np.ones(len(predictions)) if by == "count" else predictions.scores.astype(np.float64)
-    if by == "area":
-        has_masks = predictions.rles is not None
-        votes = votes * (rle_codec.area(predictions.rles) if has_masks else box_area(predictions.boxes))
-    return int(np.argmax(np.bincount(predictions.classes, votes)))

@@ -124,13 +124,26 @@ class Settings:
         value = getattr(self, key)
         if not isinstance(value, Mapping):
             return np.full(len(classes), math.inf if value is None else value, dtype=np.float64)
-        if len(classes) and classes.max() >= len(self.classes):
-            raise DataError(
-                f"{self.source}: made for {len(self.classes)} classes ({', '.join(self.classes)}), but a prediction "
-                f"has the class {classes.max()} (counted from 0); use the file of the model that made the predictions"
-            )
+        self._check_class(int(classes.max(initial=0)))
         table = [math.inf if value[name] is None else value[name] for name in self.classes]
         return np.array(table, dtype=np.float64)[classes]
+
+    def of_class(self, index: int) -> Self:
+        """Return the settings of one class, as settings of all."""
+        values = {key: getattr(self, key) for key in self.per_class_keys()}
+        differing = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+        if not differing:
+            return self
+        self._check_class(index)
+        own = {key: value[self.classes[index]] for key, value in differing.items()}
+        return dataclasses.replace(self, **own)  # type: ignore[type-var]
+
+    def _check_class(self, index: int) -> None:
+        if index >= len(self.classes):
+            raise DataError(
+                f"{self.source}: made for {len(self.classes)} classes ({', '.join(self.classes)}), but a prediction "
+                f"has the class {index} (counted from 0); use the file of the model that made the predictions"
+            )
 
     def for_classes(self, names: Sequence[str]) -> Self:
         """Return the settings for predictions with these class names, in their order: settings belong to names.

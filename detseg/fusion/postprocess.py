@@ -14,6 +14,7 @@ A Postprocess is stored as YAML (`postprocess.yaml` of a run folder):
     resolve_overlaps: true
     overlap_policy: score
     min_visible_fraction: 0.0
+    image_class: keep
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import ClassVar
 import numpy as np
 from scipy import ndimage
 
+from detseg.fusion.image_class import image_class
 from detseg.fusion.options import FRACTION, POWER, SWITCH, PerClass, Settings, number, one_of, setting
 from detseg.fusion.overlaps import POLICIES, replace_masks, resolve_overlaps
 from detseg.fusion.soft_masks import rescore, threshold_masks
@@ -53,6 +55,9 @@ class Postprocess(Settings):
     overlap_policy: the higher "score" gets it, or the higher "probability" in this pixel, or a "watershed" on the
     probabilities decides. min_visible_fraction: a prediction of which less than this is visible is dropped: it mostly
     repeats a better one.
+    image_class: for images that hold one kind of cell: the class with the largest sum of scores over all predictions of
+    the image. "settings": the values of this class hold for all predictions, whatever their own classes are. "relabel":
+    the predictions also become of this class, before anything else. "keep": neither.
     """
 
     kind: ClassVar[str] = "postprocess settings"
@@ -69,15 +74,20 @@ class Postprocess(Settings):
     resolve_overlaps: bool = setting(True, SWITCH)
     overlap_policy: str = setting("score", one_of(*POLICIES))
     min_visible_fraction: float = setting(0.5, FRACTION)
+    image_class: str = setting("keep", one_of("keep", "settings", "relabel"))
     source: str = field(default=kind, compare=False, repr=False)
 
     def apply(self, predictions: Predictions) -> Predictions:
         """Return the predictions of one image after all settings, in their old order.
 
-        Order: masks and scores by mask probability; score threshold; holes and components; area limits; duplicates;
-        overlaps; components and the lower area limit again for what overlaps tore or shrank. Each step depends only on
-        single predictions or on those of higher score. Predictions without masks get only the score threshold.
+        Order: the image's class; masks and scores by mask probability; score threshold; holes and components; area
+        limits; duplicates; overlaps; components and the lower area limit again for what overlaps tore or shrank. But
+        for the image's class, each step depends only on single predictions or on those of higher score. Predictions
+        without masks get only the image's class and the score threshold.
         """
+        if self.image_class != "keep":
+            settings, predictions = self.of_image(predictions)
+            return settings.apply(predictions)
         # Scores only fall, so that what is below the threshold already needs no new mask.
         result = self._limit_scores(predictions)
         if result.rles is None:
@@ -97,8 +107,27 @@ class Postprocess(Settings):
 
     def shaped(self, predictions: Predictions) -> Predictions:
         """Return all predictions with the masks and scores that the settings give them, before any is dropped."""
-        result = threshold_masks(predictions, self.values("mask_threshold", predictions.classes))
-        return self._repair(rescore(result, self.mask_quality))
+        settings, result = self.of_image(predictions)
+        result = threshold_masks(result, settings.values("mask_threshold", result.classes))
+        return settings._repair(rescore(result, settings.mask_quality))
+
+    def of_image(self, predictions: Predictions) -> tuple[Postprocess, Predictions]:
+        """Return settings without `image_class` that do the same to this image, and its predictions in their classes.
+
+        predictions: all that the image's class is chosen by.
+        """
+        if self.image_class == "keep" or not len(predictions):
+            return dataclasses.replace(self, image_class="keep"), predictions
+        chosen = image_class(predictions)
+        if self.image_class == "relabel":
+            predictions = dataclasses.replace(predictions, classes=np.full(len(predictions), chosen))
+        return dataclasses.replace(self.of_class(chosen), image_class="keep"), predictions
+
+    def ruling_classes(self, predictions: Predictions) -> np.ndarray:
+        """Return for every prediction (N,) int64 of an image the class whose values hold for it."""
+        if self.image_class == "keep" or not len(predictions):
+            return predictions.classes
+        return np.full(len(predictions), image_class(predictions))
 
     @property
     def needs_soft_masks(self) -> bool:

@@ -27,6 +27,8 @@ def apply_in_blocks(
     height, width = predictions.height, predictions.width
     if max(height, width) <= block or predictions.rles is None:
         return postprocess.apply(predictions)
+    # What is chosen for the whole image must not differ from block to block.
+    postprocess, predictions = postprocess.of_image(predictions)
     boxes = predictions.boxes
     parts = [predictions.select(np.zeros(0))]
     for y in range(0, height, block):

@@ -61,4 +61,4 @@ def _draw(panel: Axes, curve: Curve, colour: str) -> None:
         panel.plot(*place, "o", color=colour, markersize=7, markeredgecolor="white", transform=transform, zorder=5)
         if value is not None:
             text = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
-            panel.annotate(f"{value:g}", place, **text)
+            panel.annotate(value if isinstance(value, str) else f"{value:g}", place, **text)

@@ -60,8 +60,19 @@ def is_fast(settings: Postprocess) -> bool:
 class CandidateTable:
     """Predictions of all images, with the masks and scores that `Postprocess.shaped` gives them."""
 
-    def __init__(self, truths: Sequence[ImageTruth], shaped: Sequence[Predictions], *, duplicates: bool = True) -> None:
-        """truths and shaped predictions: the same images in the same order. duplicates: nms_iou will be asked for."""
+    def __init__(
+        self,
+        truths: Sequence[ImageTruth],
+        shaped: Sequence[Predictions],
+        *,
+        ruling: Sequence[np.ndarray] | None = None,
+        duplicates: bool = True,
+    ) -> None:
+        """truths and shaped predictions: the same images in the same order.
+
+        ruling: of each image the `Postprocess.ruling_classes` of its predictions; None: their own. duplicates: nms_iou
+        will be asked for.
+        """
         columns: dict[str, list[np.ndarray]] = defaultdict(list)
         totals: Counter[str] = Counter()
         for number, (truth, image) in enumerate(zip(truths, shaped, strict=True)):
@@ -70,6 +81,8 @@ class CandidateTable:
                 columns[name].append(values if kind is None else values + totals[kind])
             count = len(image)
             columns["image"].append(np.full(count, number))
+            order = score_order(image.scores)
+            columns["ruling"].append((image.classes if ruling is None else ruling[number])[order])
             totals["candidate"] += count
             totals["region"] += int(columns["num_regions"][-1][0])
             totals["entry"] += len(columns["entry_candidate"][-1])
@@ -79,7 +92,7 @@ class CandidateTable:
             return np.concatenate([np.zeros(0, dtype=dtype), *columns[name]]).astype(dtype)
 
         self.image, self.classes, self.areas = joined("image"), joined("classes"), joined("areas")
-        self.scores = joined("scores", np.float32)
+        self.ruling, self.scores = joined("ruling"), joined("scores", np.float32)
         self._num_regions = totals["region"]
         region, candidate, area = joined("entry_region"), joined("entry_candidate"), joined("entry_area")
         share_entry, share_pair = joined("share_entry"), joined("share_pair")
@@ -105,15 +118,15 @@ class CandidateTable:
     def hits(self, settings: Postprocess, only_class: int | None = None) -> Hits:
         """Return what `settings.apply` leaves of the predictions, as hits.
 
-        The settings must be `is_fast`, and have the mask threshold, mask quality and repairs that the table was made
-        with. only_class: as if there were no predictions of other classes.
+        The settings must be `is_fast`, and have the mask threshold, mask quality, repairs and image class that the
+        table was made with. only_class: as if there were no predictions of other classes.
         """
-        kept = self.scores >= settings.values("score_threshold", self.classes)
+        kept = self.scores >= settings.values("score_threshold", self.ruling)
         if only_class is not None:
             kept &= self.classes == only_class
-        low, high = settings.values("min_area", self.classes), settings.values("max_area", self.classes)
+        low, high = settings.values("min_area", self.ruling), settings.values("max_area", self.ruling)
         kept &= (self.areas >= low) & (self.areas <= high)
-        kept = self._without_duplicates(kept, settings.values("nms_iou", self.classes))
+        kept = self._without_duplicates(kept, settings.values("nms_iou", self.ruling))
         kept, owned = self._resolve_overlaps(kept, settings.min_visible_fraction)
         areas = self._visible_areas(owned)
         kept &= (areas == self.areas) | (areas >= low)

@@ -15,12 +15,12 @@ from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import rle as rle_codec
 
-Value = float | int | None
+Value = float | int | str | None
 
 # Of the postprocess; those of the fusion are named with this in front.
 FUSION = "fusion."
 POSTPROCESS_SETTINGS = (
-    *("score_threshold", "mask_quality", "min_area", "max_area", "mask_threshold", "nms_iou"),
+    *("score_threshold", "mask_quality", "min_area", "max_area", "mask_threshold", "nms_iou", "image_class"),
     "min_visible_fraction",
 )
 FUSION_SETTINGS = tuple(
@@ -28,9 +28,9 @@ FUSION_SETTINGS = tuple(
     for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
 )
 BY_DEFAULT = (*POSTPROCESS_SETTINGS[:-1], FUSION + "threshold")
-# After a change of these, scores mean something else.
+# After a change of these, scores mean something else, or other thresholds count.
 CHANGE_SCORES = (
-    "mask_quality",
+    *("mask_quality", "image_class"),
     *(FUSION + name for name in ("threshold", "agreement", "min_members", "mask_quality", "weights")),
 )
 WHOLE_NUMBERS = ("min_area", "max_area", FUSION + "min_members")
@@ -42,6 +42,7 @@ _GRIDS: dict[str, tuple[Value, ...]] = {
     "nms_iou": (None, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     "mask_quality": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
     "min_visible_fraction": (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "image_class": Postprocess.choices("image_class"),
     FUSION + "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     FUSION + "min_score": (0.0, 0.05, 0.1, 0.2, 0.3),
     FUSION + "agreement": (0.0, 0.25, 0.5, 1.0),
@@ -75,14 +76,14 @@ class State:
     @property
     def masks_key(self) -> str:
         """Equal where masks and scores of all candidates are."""
-        names = ("classes", "mask_threshold", "mask_quality", "fill_holes", "keep_largest_component")
+        names = ("classes", "mask_threshold", "mask_quality", "fill_holes", "keep_largest_component", "image_class")
         settings = self.postprocess.to_dict()
         return self.fusion_key + json.dumps([settings[name] for name in names], sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One number that is searched.
+    """One number, or one word, that is searched.
 
     setting: its name. part: the class that it is for, the index of the member whose weight it is, or None for all.
     values: tried first; the first of them that is a number and its neighbours tell how finely to go on.

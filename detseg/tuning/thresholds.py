@@ -94,12 +94,16 @@ def _hits_without_threshold(
     if is_fast(settings):
         limits = settings.nms_iou.values() if isinstance(settings.nms_iou, Mapping) else [settings.nms_iou]
         duplicates = any(limit is not None for limit in limits)
-        table = CandidateTable(truth.images, [settings.shaped(image) for image in aligned], duplicates=duplicates)
+        shaped = [settings.shaped(image) for image in aligned]
+        ruling = [settings.ruling_classes(image) for image in aligned]
+        table = CandidateTable(truth.images, shaped, ruling=ruling, duplicates=duplicates)
         return lambda only_class: table.hits(settings, only_class)
 
     def applied(only_class: int | None) -> Hits:
-        chosen = [image if only_class is None else image.select(image.classes == only_class) for image in aligned]
-        processed = [settings.apply(image) for image in chosen]
+        processed = [
+            own.apply(image if only_class is None else image.select(image.classes == only_class))
+            for own, image in map(settings.of_image, aligned)
+        ]
         return CandidateTable(truth.images, processed, duplicates=False).hits(Postprocess())
 
     return applied

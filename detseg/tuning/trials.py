@@ -168,21 +168,28 @@ class Trials:
             return None
 
         def make() -> CandidateTable:
-            shaped = [state.postprocess.shaped(image) for image in self.predictions(state)]
-            return CandidateTable(self.truth.images, shaped)
+            post, images = state.postprocess, self.predictions(state)
+            shaped = [post.shaped(image) for image in images]
+            return CandidateTable(self.truth.images, shaped, ruling=[post.ruling_classes(image) for image in images])
 
         return _stored(self._tables, state.masks_key, make, KEPT_TABLES)
 
-    def exact_threshold(self, state: State, images: np.ndarray) -> float | None:
+    def exact_threshold(self, state: State, images: np.ndarray, class_name: str | None = None) -> float | None:
         """Return the best of all score thresholds for the images (indices), all else being equal.
 
-        None where it is not known: it is known for object AP of all objects.
+        class_name: of the threshold of this class, None for one of all classes. None where it is not known: it is known
+        for object AP of all objects, and of a class where it alone counts in the images that are of this class.
         """
         table = self.table(state)
         if table is None or self.metric != "object_ap" or self.class_name is not None:
             return None
+        if class_name is not None:
+            if state.postprocess.image_class == "keep":
+                return None
+            ruled = table.image[table.ruling == self.truth.class_names.index(class_name)]
+            images = images[np.isin(images, ruled)]
         hits = table.hits(state.postprocess.without_score_threshold())
-        if not len(hits.image):
+        if not len(hits.image) or not len(images):
             return None
         return best_threshold(_of_images(hits, images), self._objects[images, 0]).threshold
 

@@ -51,8 +51,8 @@ def coordinate_search(
                 values += coordinate.near(present, number)
             of_all = coordinate.part is None or len(trials.truth.class_names) == 1
             exact = None
-            if coordinate.setting == "score_threshold" and of_all:
-                exact = trials.exact_threshold(state, images)
+            if coordinate.setting == "score_threshold":
+                exact = trials.exact_threshold(state, images, None if of_all else coordinate.part)
             if exact is not None:
                 values.append(exact)
             count = len(trials.members)
@@ -75,19 +75,24 @@ def coordinate_search(
 def _with_new_thresholds(trials: Trials, state: State, other: State, images: np.ndarray) -> list[State]:
     """Return `other`, in which scores mean something else than in `state`, with score thresholds that suit it.
 
-    These keep the same number of predictions of every class; or they are the one best threshold for all.
+    These keep the same number of predictions of every class; or they are the one best threshold for all; or, where
+    images have a class, the best for the images of each.
     """
     tables = trials.table(state), trials.table(other)
     if None in tables:
         return []
     thresholds = {}
     for index, name in enumerate(trials.truth.class_names):
-        old, new = (table.scores[table.classes == index] for table in tables)
+        old, new = (table.scores[table.ruling == index] for table in tables)
         limit = state.postprocess.values("score_threshold", np.array([index]))[0]
         kept = int((old >= limit).sum())
         thresholds[name] = float(np.sort(new)[-kept]) if 0 < kept <= len(new) else float(limit)
     same_number = next(iter(thresholds.values())) if len(thresholds) == 1 else thresholds
-    choices = [choice for choice in (same_number, trials.exact_threshold(other, images)) if choice is not None]
+    choices = [same_number, trials.exact_threshold(other, images)]
+    if other.postprocess.image_class != "keep":
+        exact = {name: trials.exact_threshold(other, images, name) for name in thresholds}
+        choices.append({name: thresholds[name] if value is None else value for name, value in exact.items()})
+    choices = [choice for choice in choices if choice is not None]
     processes = [dataclasses.replace(other.postprocess, score_threshold=choice) for choice in choices]
     return [dataclasses.replace(other, postprocess=process) for process in processes]
 
@@ -111,7 +116,7 @@ def optuna_search(
 
     def suggest(trial: optuna.Trial, coordinate: Coordinate) -> Value:
         values = coordinate.values
-        if None in values or len(values) < 3:
+        if len(values) < 3 or any(value is None or isinstance(value, str) for value in values):
             # By index: Optuna warns of a choice whose type differs from that of the others.
             return values[trial.suggest_categorical(coordinate.name, list(range(len(values))))]
         low, high = min(values), max(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,36 @@ def test_settings_per_class():
     )
     # The first has too low a score, the second is too small, the last too large.
     assert settings.apply(predictions).rles == [rles[2]]
+
+
+def test_the_class_of_the_image_chooses_the_settings():
+    rles = [rectangle(0, 0, 5, 5), rectangle(10, 0, 15, 5), rectangle(20, 0, 30, 10), rectangle(30, 20, 40, 30)]
+    predictions = predictions_of(rles, scores=[0.5, 0.4, 0.3, 0.9], classes=[1, 1, 1, 0])
+    # The scores of b sum up to 1.2, those of a to 0.9; the best single one is of a.
+    own = Postprocess(classes=["a", "b"], score_threshold={"a": 0.95, "b": 0.35}, min_area={"a": 0, "b": 20})
+    assert [own.apply(predictions).rles, own.image_class] == [rles[:2], "keep"]
+    of_image = dataclasses.replace(own, image_class="settings").apply(predictions)
+    assert (of_image.rles, of_image.classes.tolist()) == ([rles[0], rles[1], rles[3]], [1, 1, 0])
+    relabelled = dataclasses.replace(own, image_class="relabel").apply(predictions)
+    assert (relabelled.rles, relabelled.classes.tolist()) == (of_image.rles, [1, 1, 1])
+    boxes = dataclasses.replace(own, image_class="relabel").apply(without_masks(predictions))
+    assert boxes.classes.tolist() == [1, 1, 1]
+    assert predictions.classes.tolist() == [1, 1, 1, 0]
+
+
+def test_relabelled_predictions_are_duplicates_of_one_another():
+    same = predictions_of([rectangle(0, 0, 9, 9)] * 2, scores=[0.9, 0.8], classes=[0, 1])
+    settings = {"nms_iou": 0.5, "resolve_overlaps": False}
+    assert len(Postprocess(**settings, image_class="settings").apply(same)) == 2
+    assert len(Postprocess(**settings, image_class="relabel").apply(same)) == 1
+
+
+def test_the_class_of_an_image_without_predictions_or_without_settings():
+    settings = Postprocess(classes=["a", "b"], min_area={"a": 5, "b": 9}, image_class="relabel")
+    assert len(settings.apply(predictions_of([]))) == 0
+    unknown = predictions_of([rectangle(0, 0, 5, 5)], classes=[2])
+    with pytest.raises(DataError, match=r"made for 2 classes \(a, b\), but a prediction has the class 2"):
+        settings.apply(unknown)
 
 
 def test_areas_are_inclusive():
@@ -106,6 +137,12 @@ def test_empty_input():
     assert list(settings.apply_all([])) == []
 
 
+def test_files_of_before_mean_what_they_meant(tmp_path):
+    path = tmp_path / "postprocess.yaml"
+    path.write_text("classes: [a, b]\nscore_threshold: {a: 0.5, b: 0.2}\nmin_area: 30\n", encoding="utf-8")
+    assert Postprocess.load(path).image_class == "keep"
+
+
 def test_yaml_round_trip(tmp_path):
     settings = Postprocess(
         classes=["shsy5y", "1", "Zelle ä"],
@@ -131,6 +168,7 @@ BAD = {
     "min_area is -1": "min_area: -1",
     "min_area is None": "min_area: null",
     "fill_holes is 1": "fill_holes: 1",
+    "image_class is 'drop', expected one of: keep, settings, relabel": "image_class: drop",
     "resolve_overlaps is {}": "resolve_overlaps: {}",
     "expected a list of names": "classes: cell",
     "different names": "classes: [a, a]",
@@ -163,3 +201,8 @@ def test_more_classes_than_named_are_refused():
     settings = Postprocess(classes=["a"], score_threshold={"a": 0.5})
     with pytest.raises(DataError, match="1 classes"):
         settings.apply(predictions_of([rectangle(0, 0, 3, 3)], classes=[1]))
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/postprocess/*.yaml")), ids=str)
+def test_the_examples_can_be_read(path):
+    assert len(Postprocess.load(path).apply(predictions_of([rectangle(0, 0, 30, 30)], scores=[0.9]))) == 1

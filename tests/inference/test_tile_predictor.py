@@ -22,6 +22,8 @@ from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling
 from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.views import parse_views
+from detseg.structures.predictions import Predictions
+from detseg.structures.rle import bounding_boxes, encode_mask
 
 TILES = Tiling("always", 96, 40)
 SHRUNK = TestSizeOptions(min_size=40, max_size=4000)
@@ -202,9 +204,6 @@ def test_thresholds_in_blocks_are_those_of_the_whole(scene):
     rng = np.random.default_rng(5)
     places = [(*rng.uniform(0, 400, 2), rng.uniform(4, 12)) for _ in range(400)]
     masks = [draw_disks(400, 400, [place])[:, :, 0] > 0 for place in places]
-    from detseg.structures.predictions import Predictions
-    from detseg.structures.rle import bounding_boxes, encode_mask
-
     rles = [encode_mask(mask) for mask in masks]
     scores = np.sort(rng.uniform(0, 1, 400))[::-1]
     crowded = Predictions(1, "a", 400, 400, bounding_boxes(rles), scores, np.zeros(400), rles)
@@ -222,3 +221,16 @@ def test_a_tiled_label_image_is_the_plain_one(scene, tmp_path):
         assert file.is_bigtiff
         assert file.pages[0].is_tiled
         assert np.array_equal(file.asarray(), to_label_image(objects, TOP))
+
+
+def test_blocks_do_not_choose_classes_of_their_own():
+    boxes = np.array([[x, y, x + 8, y + 8] for y in range(0, 380, 20) for x in range(0, 380, 20)], dtype=np.float32)
+    classes = (boxes[:, 0] > 150).astype(np.int64)  # on the left all are of the class of the fewer
+    masks = [np.pad(np.ones((8, 8), bool), ((y, 392 - y), (x, 392 - x))) for x, y in boxes[:, :2].astype(int)]
+    rles = [encode_mask(mask) for mask in masks]
+    scores = np.linspace(0.9, 0.1, len(boxes))
+    found = Predictions(1, "a", 400, 400, boxes, scores, classes, rles)
+    post = Postprocess(classes=["a", "b"], score_threshold={"a": 0.8, "b": 0.3}, image_class="relabel")
+    whole, parts = post.apply(found), apply_in_blocks(post, found, block=100, halo=20)
+    assert set(parts.classes.tolist()) == {1}
+    assert parts.rles == whole.rles

@@ -23,7 +23,8 @@ NAMES = ("kind 0", "kind 1")
 
 def assert_equal_counts(truth, predictions, postprocess):
     aligned = align(truth, predictions)
-    table = CandidateTable(truth.images, [postprocess.shaped(image) for image in aligned])
+    shaped = [postprocess.shaped(image) for image in aligned]
+    table = CandidateTable(truth.images, shaped, ruling=[postprocess.ruling_classes(image) for image in aligned])
     objects = object_numbers(truth.images, len(truth.class_names))
     fast = CountTable.of_hits(table.hits(postprocess), objects)
     applied = [postprocess.apply(image) for image in aligned]
@@ -43,6 +44,7 @@ def postprocesses():
         nms_iou=per_class([None, 0.0, 0.2, 0.5]),
         fill_holes=st.booleans(),
         min_visible_fraction=st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0]),
+        image_class=st.sampled_from(Postprocess.choices("image_class")),
     )
 
 

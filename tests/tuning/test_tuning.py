@@ -204,6 +204,48 @@ def test_thresholds_follow_scores_that_mean_something_else():
     assert trials.score(best, np.arange(4)) == 1
 
 
+def one_kind_an_image(mixed: bool):
+    """Images of one kind each, of which the second has dirt; `mixed`: some objects are taken for the other kind."""
+    truths, found = [], []
+    cells = [rectangle(0, 0, 10, 10), rectangle(20, 0, 30, 10), rectangle(20, 20, 30, 30)]
+    dirt = [rectangle(40, 0, 44, 4), rectangle(40, 20, 44, 24)]
+    for number in range(6):
+        kind = number % 2
+        truths.append(truth_of(cells, [kind] * 3, image_id=number))
+        scores = [[0.4, 0.42, 0.3], [0.8, 0.9, 0.7, 0.45, 0.4]][kind]
+        classes = [[0, 0, int(mixed)], [1, 1, 1, 1, int(not mixed)]][kind]
+        found.append(predictions_of([*cells, *dirt][: len(scores)], scores, classes, image_id=number))
+    return GroundTruth(list(NAMES), truths), found
+
+
+@pytest.mark.parametrize("search", ["coordinate", "optuna"])
+def test_the_class_of_the_image_is_tuned(search):
+    truth, found = one_kind_an_image(mixed=True)
+    trials, start = trials_of(truth, found), start_of(truth, score_threshold=0.35)
+    coordinates = make_coordinates(["score_threshold", "image_class"], truth, start, classes=NAMES)
+    images = np.arange(6)
+    if search == "coordinate":
+        alone = coordinate_search(trials, start, coordinates[:-1], images)
+        best = coordinate_search(trials, start, coordinates, images)
+        assert trials.score(alone, images) < trials.score(best, images) == 1
+    else:
+        pytest.importorskip("optuna")
+        best = optuna_search(trials, start, coordinates, images, 60, seed=1)
+    assert best.postprocess.image_class != "keep"
+    wanted = evaluate(truth, best.postprocess.apply_all(found), coco=False)["object_ap"]
+    assert trials.score(best, images) == pytest.approx(wanted, abs=1e-12)
+    points = dict(curves(trials, best, coordinates)[-1].points)
+    assert points[best.postprocess.image_class] == trials.score(best, images)
+
+
+def test_the_class_of_the_image_stays_out_where_it_gains_nothing():
+    truth, found = one_kind_an_image(mixed=False)
+    trials, start = trials_of(truth, found), start_of(truth)
+    coordinates = make_coordinates(["score_threshold", "image_class"], truth, start, classes=NAMES)
+    best = coordinate_search(trials, start, coordinates, np.arange(6))
+    assert (best.postprocess.image_class, trials.score(best, np.arange(6))) == ("keep", 1)
+
+
 def test_optuna_finds_a_good_setting():
     pytest.importorskip("optuna")
     truth, found = specks()

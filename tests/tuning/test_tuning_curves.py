@@ -22,6 +22,7 @@ def curve(setting, points, chosen, part=None):
         [curve("max_area", [(None, 0.5)], None, "a"), curve("max_area", [(None, 0.5), (3, 0.1)], None, "b")],
         [curve(f"setting {number}", [(0.1, 0.2), (0.2, 0.3)], 0.2) for number in range(5)],
         [curve("score_threshold", [], 0.5)],
+        [curve("image_class", [("keep", 0.5), ("relabel", 0.4), ("settings", 0.6)], "settings")],
         # One value is asked for where the classes still have their own.
         [curve("score_threshold", [(0.5, 0.1)], {"a": 0.4, "b": 0.6})],
     ],
