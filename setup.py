@@ -1,9 +1,11 @@
 """Installation of detseg: `pip install -e .` holds everything that training, evaluating and predicting need."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
@@ -49,8 +51,19 @@ DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
 RAY = ["ray[tune]>=2.9"]
 
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package, so that `_BASE_: configs/...` is known without a checkout too."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "configs", Path(self.build_lib) / "detseg" / "configs", dirs_exist_ok=True)
+
+
 setup(
     name="detseg",
+    cmdclass={"build_py": BuildWithConfigs},
     version=VERSION,
     description="Instance segmentation for microscopy: Mask R-CNN, from masks to scored results",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detseg.curation.inspection.inspect_data import Inspection
 
 DESCRIPTION = (
     "Look at a data set: numbers and figures of images, objects, sizes, contacts, intensities and focus, problems with "
     "pictures of the worst, and settings that suit, each with its reason. Writes index.html, one file for any browser, "
     "and report.json with all numbers. Nothing of the data is changed."
 )
+
+# Words in the name of a file of validation or test data.
+_HELD_OUT = ({"val", "valid", "validation"}, {"test"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suggest",
         type=Path,
         metavar="FILE.yaml",
-        help="write the suggestions as a configuration to build on (_BASE_)",
+        help="write the suggestions as a configuration that train_net runs as it is, with iterations and batch for "
+        "this machine (a few steps are tried). Validation data are the files with val or test in their names; where "
+        "there are none, the others are split, into the folder FILE_split",
+    )
+    training = parser.add_argument_group("the suggested training")
+    training.add_argument(
+        "--minutes", type=float, default=60.0, metavar="M", help="time that it may take (default: %(default)g)"
+    )
+    training.add_argument(
+        "--fractions",
+        type=float,
+        nargs="+",
+        default=[0.8, 0.2],
+        metavar="SHARE",
+        help="of train and val, or with test, where there is no split (default: 0.8 0.2)",
+    )
+    training.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="pretrained weights of a ResNet-50 pyramid, a file or an address as of MODEL.WEIGHTS; without them the "
+        "small network that learns from scratch is suggested",
     )
     parser.add_argument("--image-root", default="", metavar="DIR", help="folder that file names are relative to")
     parser.add_argument(
@@ -58,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the report, and print what matters most."""
     from detseg.curation.inspection.gather import InspectionOptions
-    from detseg.curation.inspection.inspect_data import inspect_data, suggested_yaml
+    from detseg.curation.inspection.inspect_data import NETWORKS, inspect_data, suggested_yaml
     from detseg.curation.repair.rules import RepairRules
     from detseg.errors import DataError
     from detseg.files.atomic import check_free, make_folder, written_whole
@@ -66,6 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.pictures < 0 or not 0 <= arguments.similar <= 1:
         raise DataError("--pictures is a number of images, 0 or more, and --similar a correlation from 0 to 1")
+    if not 0 < arguments.minutes < float("inf"):
+        raise DataError(f"--minutes is {arguments.minutes}; expected the time of a training, above 0")
     check_folder(arguments.output, overwrite=arguments.overwrite)
     if arguments.suggest:
         check_free(arguments.suggest, arguments.overwrite)
@@ -76,8 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         rules=RepairRules.parse(arguments.rules),
     )
     found = inspect_data(arguments.data, options, arguments.image_root)
-    name = arguments.suggest.name if arguments.suggest else "suggested.yaml"
-    config = suggested_yaml(found.suggestions, arguments.data, len(found.report["classes"]), name)
+    config = _training(arguments, found) if arguments.suggest else suggested_yaml(found.suggestions, NETWORKS)
     page = write_report(arguments.output, found.report, found.dataset, config, overwrite=arguments.overwrite)
     print(_summary(found.report))
     print(f"\n{page} shows it; {page.with_name(NUMBERS)} has all numbers")
@@ -85,7 +116,55 @@ def run(arguments: argparse.Namespace) -> None:
         make_folder(arguments.suggest.parent)
         with written_whole(arguments.suggest, "the suggested configuration") as temporary:
             temporary.write_text(config, encoding="utf-8")
-        print(f"{arguments.suggest} is a configuration to build on")
+        print(f"{arguments.suggest} trains as it is: detseg train_net --config {shlex.quote(str(arguments.suggest))}")
+
+
+def _training(arguments: argparse.Namespace, found: Inspection) -> str:
+    """Return the suggested configuration; make the split where there is none."""
+    # As train_net does, and measured alike.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from detseg.coco.catalog import resolve_dataset
+    from detseg.engine.suggest import suggested_training
+
+    words = {name: set(re.split("[^a-z]+", resolve_dataset(name).json.stem.lower())) for name in arguments.data}
+    # The first set chooses the threshold.
+    test = [name for kind in _HELD_OUT for name in arguments.data if words[name] & kind]
+    train = [name for name in arguments.data if name not in test]
+    if not test or not train:
+        train, test = _split(arguments, found)
+    return suggested_training(
+        found,
+        train,
+        test,
+        minutes=arguments.minutes,
+        weights=arguments.weights,
+        image_root=arguments.image_root,
+    )
+
+
+def _split(arguments: argparse.Namespace, found: Inspection) -> tuple[list[str], list[str]]:
+    """Split each file by the suggested command, by shares instead of folds; return the files to train and to score."""
+    from detseg.cli import split
+    from detseg.cli.main import parse_words
+    from detseg.coco.catalog import resolve_dataset
+
+    if len(found.dataset) == 1:
+        print("WARNING: there is one image: it is trained on and scored on, and the scores say nothing of others")
+        return list(arguments.data), list(arguments.data)
+    command = next(one.command for one in found.suggestions if one.topic == "split")
+    # detseg split SOURCE --folds K ... --output folds
+    kept = shlex.split(command)[5:-2]
+    folder = arguments.suggest.with_name(f"{arguments.suggest.stem}_split")
+    train, test = [], []
+    for name in arguments.data:
+        output = folder if len(arguments.data) == 1 else folder / resolve_dataset(name).json.stem
+        words = [str(resolve_dataset(name).json), "--fractions", *map(str, arguments.fractions), *kept]
+        words += ["--output", str(output), *(["--overwrite"] if arguments.overwrite else [])]
+        print(f"$ {shlex.join(['detseg', 'split', *words])}", flush=True)
+        split.run(parse_words(split, words, None))
+        train.append(str(output / "train.json"))
+        test += [str(output / f"{part}.json") for part in ("val", "test")[: len(arguments.fractions) - 1]]
+    return train, test
 
 
 def _summary(report: dict[str, Any]) -> str:

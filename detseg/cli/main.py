@@ -123,7 +123,7 @@ def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
         # A terminal or file that cannot show a file's name shows its code instead of ending the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    return run_parsed(module, _parse(module, words, prog))
+    return run_parsed(module, parse_words(module, words, prog))
 
 
 def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
@@ -177,7 +177,8 @@ class _Parser(argparse.ArgumentParser):
         return f"there is no option {name}: did you mean {near[0]}?" if near else None
 
 
-def _parse(module: ModuleType, words: Sequence[str], prog: str | None) -> argparse.Namespace:
+def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> argparse.Namespace:
+    """Return what a command's `run` takes."""
     parser = _Parser(prog=prog, description=module.DESCRIPTION, allow_abbrev=False)
     parser.words = words
     module.add_arguments(parser)

@@ -350,3 +350,18 @@ def test_name_of_a_configuration(tmp_path: Path):
     assert config_name(tmp_path / "configs" / "quickstart" / "mask_rcnn.yaml") == "quickstart_mask_rcnn"
     assert config_name(tmp_path / "mine.v2.yaml") == "mine.v2"
     assert config_name(None) == "default"
+
+
+def test_own_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("_BASE_: configs/_base_/mask_rcnn_small_fpn.yaml\nSEED: 7\n")
+    assert load_config("mine.yaml").MODEL.FPN.OUT_CHANNELS == 64
+    assert load_config("configs/quickstart/mask_rcnn.yaml").SOLVER.MAX_ITER == 450
+    # A file of that name that is there comes first; what is in neither is missing as ever.
+    (tmp_path / "configs" / "_base_").mkdir(parents=True)
+    (tmp_path / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml").write_text("SEED: 8\n")
+    assert load_config("mine.yaml").MODEL.FPN.OUT_CHANNELS == 256
+    with pytest.raises(ConfigError, match=r"configs/none\.yaml: no such configuration file"):
+        load_config("configs/none.yaml")
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config("configs/../setup.yaml")

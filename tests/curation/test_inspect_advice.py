@@ -169,7 +169,7 @@ def test_small_images_are_shown_whole() -> None:
     data = measured([(256, 256)] * 2, [squares(30, 20, 256, 256)] * 2)
     crops, advice = choose_crop(data, scaled(data, 0))
     assert crops.size == 0
-    assert advice.keys == {"INPUT.CROP.ENABLED": False}
+    assert advice.keys == {"INPUT.CROP.ENABLED": False, "INPUT.CROP.ON_OBJECTS": 0.0}
     assert crops.counts.tolist() == [20, 20]
 
 

@@ -20,21 +20,6 @@ from detseg.engine.validation import validate_config
 from detseg.structures.label_layers import LabelLayers
 
 ROOT = Path(__file__).parents[2]
-NETWORK = """
-_BASE_: ["{base}", suggested.yaml]
-MODEL:
-  DEVICE: cpu
-  RESNETS: {{RES2_OUT_CHANNELS: 16, STEM_OUT_CHANNELS: 16}}
-  FPN: {{OUT_CHANNELS: 16}}
-  RPN: {{POST_NMS_TOPK_TRAIN: 20, POST_NMS_TOPK_TEST: 20}}
-  ROI_BOX_HEAD: {{FC_DIM: 16}}
-  ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1}}
-DATASETS: {{TRAIN: [data/all.json], TEST: [data/all.json]}}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{MAX_ITER: 2, IMS_PER_BATCH: 1, WARMUP_ITERS: 0, STEPS: []}}
-TEST: {{OVERLAYS: 0}}
-SEED: 5
-"""
 
 
 def inspect(*words: str) -> int:
@@ -259,23 +244,79 @@ def test_a_file_given_twice_and_other_classes_are_refused(here: Path, capsys: py
     assert "its classes are" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [{}, {"dtype": "uint16"}, {"channels": 4}], ids=["gray", "16 bit", "4 channels"])
-def test_the_suggested_configuration_trains(here: Path, change: dict[str, Any]) -> None:
-    write_data(here / "data", "all", range(3), changes=dict.fromkeys(range(3), change) if change else None)
-    assert inspect("--data", "data/all.json", "--output", "report", "--suggest", "suggested.yaml") == 0
-    base = (ROOT / "configs/_base_/mask_rcnn_small_fpn.yaml").as_posix()
-    (here / "mine.yaml").write_text(NETWORK.format(base=base))
-    cfg = load_config(here / "mine.yaml")
-    validate_config(cfg)
-    report = json.loads((here / "report" / "report.json").read_text())
-    for suggestion in report["suggestions"]:
-        for key, value in suggestion["keys"].items():
-            if "POST_NMS" not in key:  # the test's own are smaller
-                assert cfg[key] == value, key
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+SMALLER = [
+    *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.WARMUP_ITERS", "0", "TEST.EVAL_PERIOD", "0"),
+    *("DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu", "TEST.OVERLAYS", "0", "SEED", "5"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+]
+
+
+def train(*words: str) -> int:
     threads = torch.get_num_threads()
     try:
-        assert run_command("train_net", ["--num-threads", "1", "--config", "mine.yaml"], prog="train_net") == 0
+        return run_command("train_net", ["--num-threads", "1", *words], prog="train_net")
     finally:
         torch.set_num_threads(threads)
-    assert (here / "runs/mine/001/final_metrics.json").is_file()
+
+
+@pytest.mark.parametrize("change", [{}, {"dtype": "uint16"}, {"channels": 4}], ids=["gray", "16 bit", "4 channels"])
+def test_the_suggested_file_trains_as_it_is_from_another_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    write_data(here / "data", "all", range(5), changes=dict.fromkeys(range(5), change) if change else None)
+    words = ("--data", "data/all.json", "--output", "report", "--suggest", "new/suggested.yaml", "--minutes", "1")
+    assert inspect(*words) == 0
+    assert "$ detseg split data/all.json --fractions 0.8 0.2" in capsys.readouterr().out
+    report = json.loads((here / "report" / "report.json").read_text())
+    suggested = here / "new" / "suggested.yaml"
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    cfg = load_config(suggested)
+    validate_config(cfg)
+    for suggestion in report["suggestions"]:
+        for key, value in suggestion["keys"].items():
+            assert cfg[key] == value, key
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 64, "the small network"
+    assert cfg.MODEL.WEIGHTS == ""
+    sets = [json.loads(Path(*names).read_text())["images"] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)]
+    assert [len(images) for images in sets] == [4, 1]
+    text = suggested.read_text(encoding="utf-8")
+    assert re.search(r"# [0-9,]+ iterations of \d images?: about \d+ (seconds|minutes).*measured here", text, re.S)
+    assert train("--config", str(suggested), *SMALLER) == 0
+    assert (here / "elsewhere/runs/suggested/001/final_metrics.json").is_file()
+
+
+def test_files_for_validation_are_known_by_their_names_and_nothing_is_split(here: Path) -> None:
+    for name, seeds in (("my_test", range(8, 9)), ("contest", range(4)), ("my_val", range(5, 7))):
+        write_data(here / "data", name, seeds)
+    files = [f"data/{name}.json" for name in ("my_test", "contest", "my_val")]
+    assert inspect("--data", *files, "--output", "report", "--suggest", "s.yaml", "--minutes", "2") == 0
+    cfg = load_config(here / "s.yaml")
+    assert [Path(name).stem for name in cfg.DATASETS.TRAIN] == ["contest"]
+    assert [Path(name).stem for name in cfg.DATASETS.TEST] == ["my_val", "my_test"], "the first chooses the threshold"
+    assert not (here / "s_split").exists()
+
+
+def test_one_image_is_said_to_be_no_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(here / "data", "all", range(1))
+    assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--minutes", "2") == 0
+    assert "WARNING: there is one image" in capsys.readouterr().out
+    cfg = load_config(here / "s.yaml")
+    assert cfg.DATASETS.TRAIN == cfg.DATASETS.TEST == [str(data)]
+
+
+def test_weights_bring_the_network_that_they_are_for(here: Path) -> None:
+    data = write_data(here / "data", "all", range(3))
+    words = ("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--weights", "detectron2://R-50.pkl")
+    assert inspect(*words, "--minutes", "1") == 0
+    cfg = load_config(here / "s.yaml")
+    assert (cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH) == ("detectron2://R-50.pkl", 50)
+    assert cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER
+
+
+@pytest.mark.parametrize("minutes", ["0", "-3", "nan", "inf"])
+def test_no_time_is_refused(here: Path, capsys: pytest.CaptureFixture[str], minutes: str) -> None:
+    data = write_data(here / "data", "all", range(2))
+    assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--minutes", minutes) == 2
+    assert "--minutes" in capsys.readouterr().err

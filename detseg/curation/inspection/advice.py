@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -210,7 +211,7 @@ def advise_split(data: Measurements, source: str) -> Suggestion:
     places = find_places(data)
     if places:
         together = len(set(places.values))
-        options += ["--group-by", places.field, *(["--group-pattern", f"'{places.pattern}'"] if places.pattern else [])]
+        options += ["--group-by", places.field, *(["--group-pattern", places.pattern] if places.pattern else [])]
         reasons.append(
             f"They come from {together} places ({places.field}), which stay together: neighbours share light and stain."
         )
@@ -229,7 +230,7 @@ def advise_split(data: Measurements, source: str) -> Suggestion:
     if count < 20:
         reasons.append("With so few images a score of one split is luck: judge by the mean of all folds.")
     folds = max(min(USUAL_FOLDS, together, count // 2), 2)
-    command = " ".join(["detseg split", source, "--folds", str(folds), *options, "--output folds"])
+    command = shlex.join(["detseg", "split", source, "--folds", str(folds), *options, "--output", "folds"])
     return Suggestion("split", f"{folds} folds.", " ".join(reasons), command=command)
 
 

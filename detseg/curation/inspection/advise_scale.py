@@ -181,6 +181,7 @@ def _suggest_scale(data: Measurements, scale: NetworkScale, way: str) -> Suggest
 
 def choose_crop(data: Measurements, scale: NetworkScale, seed: int = 0) -> tuple[Crops, Suggestion]:
     """Choose the size of training crops at the network: large enough for nearly all objects and some neighbours."""
+    keys: dict[str, object]
     if not len(data.objects):
         return Crops(0, np.zeros(0, dtype=np.int64)), Suggestion("crop", "Whole images.", "There is no object.")
     longer = np.quantile((scale.boxes[:, 2:] - scale.boxes[:, :2]).max(axis=1), 0.95)
@@ -192,9 +193,11 @@ def choose_crop(data: Measurements, scale: NetworkScale, seed: int = 0) -> tuple
             f"At the network they have at most {scale.sizes.max():.0f} pixels a side; a crop for objects of this size "
             f"(95 % are under {longer:.0f} pixels long) would be {size}."
         )
-        return Crops(0, counts), Suggestion("crop", "Whole images.", reason, {"INPUT.CROP.ENABLED": False})
+        # A preset of augmentation may lay crops about objects.
+        keys = {"INPUT.CROP.ENABLED": False, "INPUT.CROP.ON_OBJECTS": 0.0}
+        return Crops(0, counts), Suggestion("crop", "Whole images.", reason, keys)
     crops = Crops(size, count_in_windows(data, scale, size, seed))
-    keys: dict[str, object] = {
+    keys = {
         "INPUT.CROP.ENABLED": True,
         "INPUT.CROP.TYPE": "absolute",
         "INPUT.CROP.SIZE": [size, size],

@@ -25,6 +25,8 @@ from detseg.version import __version__
 
 # Of the report's form.
 VERSION = 2
+# What suggestions are built on without --suggest, and by it: the network that learns from scratch, its schedule.
+NETWORKS = ("configs/_base_/mask_rcnn_small_fpn.yaml", "configs/_base_/adamw_cosine.yaml")
 # Bins an octave of widths and heights.
 SHAPE_BINS = 6
 
@@ -99,30 +101,26 @@ def _network(data: Measurements, scale: NetworkScale, crops: Crops) -> dict[str,
     }
 
 
-def suggested_yaml(suggestions: Sequence[Suggestion], files: Sequence[str], classes: int, name: str) -> str:
-    """Return the text of a configuration that others build on with `_BASE_`, each value with its reason as a comment.
+def suggested_yaml(suggestions: Sequence[Suggestion], networks: Sequence[str]) -> str:
+    """Return the text of a configuration, each value with its reason as a comment.
 
-    files: the data that it was made for. classes: their number. name: of the file, for the line that shows its use.
+    networks: files of `configs/` for `_BASE_`; the presets of augmentation that are suggested come after them.
     """
     presets = [f"configs/_base_/{suggestion.preset}" for suggestion in suggestions if suggestion.preset]
-    head = [
-        f"Suggested by detseg inspect_data for {', '.join(files)}.",
-        "To be built on, after the network and a preset of augmentation, whose values it overrides:",
-        f"  _BASE_: [{', '.join(['configs/_base_/mask_rcnn_fpn.yaml', *presets, name])}]",
-    ]
+    head = "Suggested by detseg inspect_data. `configs/...` are detseg's own, from any folder."
     sections: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}
-    for suggestion in [Suggestion("", "", "", {"MODEL.ROI_HEADS.NUM_CLASSES": classes}), *suggestions]:
+    for suggestion in suggestions:
         for key, value in suggestion.keys.items():
             *path, last = key.split(".")
             section = sections
             for part in path:
                 section = section.setdefault(part, {})
             section[last] = value
-        if suggestion.keys and suggestion.advice:
+        if suggestion.keys:
             reasons.setdefault(next(iter(suggestion.keys)), []).append(f"{suggestion.advice} {suggestion.reason}")
-    lines = [line for text in head for line in _comment(text, "")]
-    return "\n".join([*lines, *_yaml_lines(sections, "", "", reasons)]) + "\n"
+    bases = ["_BASE_:", *(f"  - {base}" for base in (*networks, *presets))]
+    return "\n".join([*_comment(head, ""), *bases, *_yaml_lines(sections, "", "", reasons)]) + "\n"
 
 
 def _yaml_lines(section: Mapping[str, Any], path: str, indent: str, reasons: Mapping[str, list[str]]) -> list[str]:

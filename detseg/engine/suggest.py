@@ -1,0 +1,169 @@
+"""A configuration that trains as it is, from what inspect_data suggests, for the machine that this runs on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from detseg.coco.catalog import load_dataset
+from detseg.coco.dataset import CocoDataset
+from detseg.config import load_config
+from detseg.curation.inspection.advice import Suggestion
+from detseg.curation.inspection.advise_training import Machine, Speed, Workload, advise_training
+from detseg.curation.inspection.inspect_data import NETWORKS, Inspection, suggested_yaml
+from detseg.data.loader import TrainingStream
+from detseg.engine.plan import TrainingPlan
+from detseg.engine.state import deterministic, undisturbed_rng
+from detseg.engine.validation import validate_config
+from detseg.engines.build import build_model
+from detseg.errors import DetsegError
+from detseg.models.devices import choose_device
+from detseg.optim.optimizer import build_optimizer
+from detseg.optim.precision import build_precision
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+logger = logging.getLogger(__name__)
+
+PRETRAINED = ("configs/_base_/mask_rcnn_fpn.yaml", "configs/_base_/fine_tuning.yaml")
+# Steps of one image: the first is slow (libraries start), the others are measured.
+_STEPS = 4
+
+
+def suggested_training(
+    found: Inspection,
+    train: Sequence[str],
+    test: Sequence[str],
+    *,
+    minutes: float,
+    weights: str = "",
+    image_root: str = "",
+) -> str:
+    """Return the text of a configuration that runs from any folder, each value with its reason as a comment.
+
+    Args:
+        found: what was found in the data.
+        train, test: DATASETS.TRAIN and TEST, names of the catalog or paths.
+        minutes: that training and evaluations may take.
+        weights: MODEL.WEIGHTS of a ResNet-50 pyramid; "" trains the small network from scratch.
+        image_root: folder of the images, where it is another one than the files say.
+
+    Raises:
+        DetsegError: the data cannot be read, or the configuration is not one that can be trained.
+    """
+    data: dict[str, Any] = {"DATASETS.TRAIN": _absolute(train), "DATASETS.TEST": _absolute(test)}
+    if image_root:
+        data["DATASETS.IMAGE_ROOT"] = os.path.abspath(image_root)
+    network = Suggestion(
+        "network",
+        "A small pyramid that learns from scratch.",
+        "No pretrained weights are named (--weights), and none are needed.",
+        {"MODEL.ROI_HEADS.NUM_CLASSES": len(found.report["classes"])},
+    )
+    if weights:
+        keys = {**network.keys, "MODEL.WEIGHTS": weights if "://" in weights else os.path.abspath(weights)}
+        network = Suggestion("network", "A ResNet-50 pyramid from given weights.", "They are named by --weights.", keys)
+    where = Suggestion("data", "The data that were looked at.", "The first set of TEST chooses threshold.", data)
+    suggestions = [where, network, *found.suggestions]
+    networks = PRETRAINED if weights else NETWORKS
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "suggested.yaml"
+        path.write_text(suggested_yaml(suggestions, networks), encoding="utf-8")
+        cfg = load_config(path)
+    validate_config(cfg)
+    sets = [CocoDataset.concatenate([load_dataset(name, image_root) for name in names]) for names in (train, test)]
+    machine = this_machine(cfg)
+    speed = None
+    try:
+        if sets[0].objects_per_image().any():
+            speed = measure(cfg, sets[0])
+    except DetsegError as error:
+        logger.warning("the speed of a training could not be measured: %s", error)
+    seen = found.report["network"]
+    work = Workload(
+        images=len(sets[0]),
+        validation=len(sets[1]),
+        windows=_windows(sets[0], seen["factor"], seen["crop"]),
+        objects=(seen["objects_in_crop"] or {}).get("mean", 0.0),
+    )
+    numbers = advise_training(work, machine, speed, minutes=minutes, pretrained=bool(weights))
+    return suggested_yaml([*suggestions, numbers], networks)
+
+
+def _absolute(names: Sequence[str]) -> list[str]:
+    return [os.path.abspath(name) if Path(name).is_file() else name for name in names]
+
+
+def _windows(dataset: CocoDataset, factor: float, crop: int) -> float:
+    """How many crops cover all images, which come to the network with `factor` times their size; crop 0: whole ones."""
+    if not crop:
+        return float(len(dataset))
+    areas = (record.height * record.width * factor**2 for record in dataset.images)
+    return sum(max(area / crop**2, 1.0) for area in areas)
+
+
+def this_machine(cfg: Config) -> Machine:
+    """Return what MODEL.DEVICE stands for here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = choose_device(cfg.MODEL.DEVICE)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return Machine(f"the GPU {torch.cuda.get_device_name(device)}", cores, free)
+    name = "the processor" if device.type == "cpu" else str(device)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        free = None
+    return Machine(name, cores, free)
+
+
+def measure(cfg: Config, dataset: CocoDataset) -> Speed:
+    """Train a new model for a few images and return what one took, the making of the sample included."""
+    plan = TrainingPlan.from_config(cfg)
+    device = choose_device(cfg.MODEL.DEVICE)
+    stream = TrainingStream.build(plan.loader, dataset, seed=0)
+    times, before = [], _peak_memory(device)
+    with undisturbed_rng(), deterministic(device):
+        torch.manual_seed(0)
+        model = build_model(cfg).to(device)
+        model.prefer_speed()
+        optimizer, precision = (
+            build_optimizer(plan.optimizer, model, new_entries=()),
+            build_precision(plan.precision, device),
+        )
+        for position in range(_STEPS):
+            started = time.perf_counter()
+            samples = [stream[position]]
+            optimizer.zero_grad(set_to_none=True)
+            with precision.autocast():
+                losses = model(samples)
+            precision.scaled(sum(losses.values())).backward()
+            precision.step(optimizer)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+    after = _peak_memory(device)
+    grown = after - before if before is not None and after is not None and after > before else None
+    return Speed(sorted(times[1:])[(_STEPS - 1) // 2], grown)
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were in use so far, of the GPU or of this process; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
