@@ -13,8 +13,9 @@ import yaml
 
 from detseg.config.kinds import Kind, WrongKindError, coerce, list_of_words
 from detseg.config.node import Config, unknown_key_message
+from detseg.config.old_versions import Setting, upgraded
 from detseg.config.schema import Schema, schema
-from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, Setting, read_config_file
+from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, read_config_file
 from detseg.errors import ConfigError, all_problems
 
 # detseg's own configurations: in a checkout beside the package, in an installed one inside of it.
@@ -58,7 +59,7 @@ def load_config(
     source = None if path is None else _or_own(Path(os.path.expanduser(path)), str(path))
     named = [] if source is None else _collect(source, known=None, chain=(), count=[0])
     known = _known_keys(named[-1].value, named[-1].origin, imports) if named else schema()
-    settings = [] if source is None else _collect(source, known=known, chain=(), count=[0])
+    settings = [] if source is None else upgraded(_collect(source, known=known, chain=(), count=[0]), str(source))
     settings += parse_overrides(overrides, known)
     return _apply(settings, source, known).freeze()
 

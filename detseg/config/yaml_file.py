@@ -17,6 +17,7 @@ import yaml
 from detseg.config.fork_keys import FORK_KEYS, changes_nothing, fork_key_message
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
+from detseg.config.old_versions import OLD_KEYS, OLD_SECTIONS, Setting
 from detseg.config.schema import Schema
 from detseg.errors import ConfigError, DataError, all_problems
 
@@ -29,15 +30,6 @@ _LARGEST_PLAIN = 20_000_000  # characters; an index of folds names every image
 _LONGEST_NUMBER = 1000  # characters
 _DEEPEST = 40  # sections and lists in one another; the keys need 7
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One key as a file sets it: dotted key, value as YAML gives it (not yet checked), and `file:line`."""
-
-    key: str
-    value: Any
-    origin: str
 
 
 @dataclass
@@ -206,12 +198,14 @@ class _Walk:
                 self.file.settings.append(Setting(key, self.construct(node), where))
             elif is_section and IMPORTS_KEY.startswith(key + "."):
                 self._section(node, key + ".")
-        elif key in self.known.sections:
+        elif key in self.known.sections or (is_section and key in OLD_SECTIONS):
             value = None if is_section else self.construct(node)
             if value is not None:  # `MODEL:` with nothing below is an empty section
                 return f"{key} is a section, expected keys below it, got {shorten(value)}"
             if is_section:
                 self._section(node, key + ".")
+        elif key in OLD_KEYS and not is_section:
+            self.file.settings.append(Setting(key, self.construct(node), where))
         elif key not in self.known.kinds:
             if key not in FORK_KEYS or is_section:
                 return unknown_key_message(key, self.known)

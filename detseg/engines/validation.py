@@ -21,6 +21,7 @@ from typing import Any
 
 from detseg.config.loading import Imports
 from detseg.config.node import Config
+from detseg.config.old_versions import LATEST
 from detseg.config.options import Options, Problems, key
 from detseg.config.schema import default_values
 from detseg.detectron2.keys import DETECTRON2_ONLY
@@ -65,7 +66,7 @@ def same_imports(cfg: Config) -> Imports:
 
 
 def _other_version(version: int) -> str | None:
-    return None if version == 2 else "expected 2; files of Detectron2's version 1 are converted with Detectron2 itself"
+    return None if version == LATEST else f"expected {LATEST}; files of versions 0 and 1 are upgraded as they are read"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ COCO's own evaluation stops at 100 detections an image, which spoils images with
 unless a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight
 boxes of its masks.
 
-Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1.
+Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1, A ranges of areas.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -24,8 +25,11 @@ from detseg.structures import rle as rle_codec
 ALL = 0
 logger = logging.getLogger(__name__)
 
-# Objects of every size; COCO's own limits of small and large do not suit cells.
-ANY_AREA = [0.0, 1e10]
+# Pixels, both ends included, as COCO has them: small, medium and large are meant for photographs of 640 x 480, and most
+# cells are small or medium by them.
+AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+# What `coco_ap` gives of each kind of boundary, by the end of its key.
+SCORES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 def coco_annotations(
@@ -34,7 +38,8 @@ def coco_annotations(
     """Return truth and predictions as two COCO dictionaries whose ids are whole numbers from 1 on.
 
     truths and predictions: the same images in the same order. COCO's tools compare ids as numbers and take 0 for none,
-    so images, classes and annotations are numbered anew. A box without mask gets no segmentation.
+    so images, classes and annotations are numbered anew. A box without mask gets no segmentation. The area of an
+    object of the truth is that of its mask, of a prediction that of its box.
     """
     images = [
         {"id": number, "height": truth.height, "width": truth.width, "file_name": truth.file_name}
@@ -46,7 +51,10 @@ def coco_annotations(
     for number, (truth, found) in enumerate(zip(truths, predictions, strict=True), start=1):
         crowd = truth.crowd.astype(int).tolist()
         boxes = rle_codec.bounding_boxes(truth.rles)
+        first = len(true_rows)
         _add_rows(true_rows, number, boxes, truth.classes, truth.rles, "iscrowd", crowd)
+        for row, area in zip(true_rows[first:], rle_codec.area(truth.rles).tolist(), strict=True):
+            row["area"] = area
         _add_rows(found_rows, number, found.boxes, found.classes, found.rles, "score", found.scores.tolist())
     shared = {"images": images, "categories": categories}
     return {**shared, "annotations": true_rows}, {**shared, "annotations": found_rows}
@@ -75,22 +83,32 @@ def _add_rows(
 def coco_precision(
     truth: dict[str, Any], predictions: dict[str, Any], kind: str, max_detections: int = ALL
 ) -> np.ndarray:
-    """Return COCO's precision (T, R, K) float64; -1 for a class without an object in the truth.
+    """Return COCO's precision (T, R, K, A) float64, A as AREAS; -1 for a class without an object of the area.
 
-    truth, predictions: from `coco_annotations`. kind: "bbox" or "segm". max_detections: of an image and class, best
-    first; ALL counts every one.
+    truth, predictions: from `coco_annotations`. kind: "bbox" or "segm"; the areas of predictions are those of their
+    boxes or masks. max_detections: of an image and class, best first; ALL counts every one.
     """
-    shape = (10, 101, len(truth["categories"]))
-    if not truth["annotations"] or not truth["images"]:
-        return np.full(shape, -1.0)
+    precision = np.full((10, 101, len(truth["categories"]), len(AREAS)), -1.0)
+    areas = np.array([row["area"] for row in truth["annotations"] if not row["iscrowd"]])
+    # Every range takes its time, and of objects that are not there nothing can be said.
+    occur = [bool(((low <= areas) & (areas <= high)).any()) for low, high in AREAS.values()]
+    if not any(occur):
+        return precision
+    if kind == "segm":
+        rows = predictions["annotations"]
+        areas = rle_codec.area([row["segmentation"] for row in rows]).tolist()
+        rows = [{**row, "area": area} for row, area in zip(rows, areas, strict=True)]
+        predictions = {**predictions, "annotations": rows}
     with redirect_stdout(StringIO()):  # pycocotools prints every step
         evaluation = _evaluation(truth, predictions, kind)
         evaluation.params.maxDets = [int(max_detections) or max(len(predictions["annotations"]), 1)]
-        evaluation.params.areaRng = [ANY_AREA]
-        evaluation.params.areaRngLbl = ["all"]
+        evaluation.params.areaRng = [list(limits) for limits in itertools.compress(AREAS.values(), occur)]
+        evaluation.params.areaRngLbl = list(itertools.compress(AREAS, occur))
         evaluation.evaluate()
         evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(*shape[:2], -1, 1, 1)[..., 0, 0]
+    found = np.asarray(evaluation.eval["precision"], dtype=np.float64)
+    precision[..., occur] = found.reshape(*precision.shape[:3], sum(occur))
+    return precision
 
 
 def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -> Any:
@@ -111,10 +129,11 @@ def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float | None]:
-    """Return ap, ap50 and ap75 of a precision array (T, R, K); None where no class has an object in the truth."""
+    """Return SCORES of a precision array (T, R, K, A); None where no class has an object of the area in the truth."""
+    every, *by_area = np.moveaxis(precision, -1, 0)
     return {
         name: float(values[values > -1].mean()) if (values > -1).any() else None
-        for name, values in (("ap", precision), ("ap50", precision[0]), ("ap75", precision[5]))
+        for name, values in zip(SCORES, (every, every[0], every[5], *by_area), strict=True)
     }
 
 
@@ -126,8 +145,8 @@ def coco_ap(
 ) -> list[dict[str, float | None]]:
     """Return COCO AP for all classes (first entry: the mean over the classes) and of every class (1 + K entries).
 
-    Keys: coco_bbox_ap, coco_bbox_ap50, coco_bbox_ap75, coco_segm_ap, coco_segm_ap50, coco_segm_ap75. The mask values
-    are None where predictions have no masks; a class without an object in the truth has None everywhere.
+    Keys: SCORES after coco_bbox_ and coco_segm_. The mask values are None where predictions have no masks; a class
+    without an object in the truth has None everywhere.
     """
     truth, found = coco_annotations(truths, predictions, num_classes)
     most = max((int(np.bincount(image.classes).max()) for image in predictions if len(image)), default=0)
@@ -143,8 +162,8 @@ def coco_ap(
         if kind == "bbox" or has_masks:
             precision = coco_precision(truth, found, kind, max_detections)
         else:
-            precision = np.full((10, 101, num_classes), -1.0)
+            precision = np.full((10, 101, num_classes, len(AREAS)), -1.0)
         for row, result in enumerate(results):
-            values = precision if row == 0 else precision[:, :, row - 1 : row]
+            values = precision if row == 0 else precision[:, :, row - 1 : row, :]
             result.update({f"coco_{kind}_{name}": value for name, value in average_precision(values).items()})
     return results

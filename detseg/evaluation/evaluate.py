@@ -16,7 +16,7 @@ import numpy as np
 
 from detseg.coco.pairing import ImageIndex
 from detseg.errors import DataError
-from detseg.evaluation.coco_ap import ALL, coco_ap
+from detseg.evaluation.coco_ap import ALL, SCORES, coco_ap
 from detseg.evaluation.ground_truth import GroundTruth, as_ground_truth
 from detseg.evaluation.object_ap import ObjectCounts, count_objects, summarize_objects
 from detseg.files.table import write_csv
@@ -44,9 +44,9 @@ def evaluate(
     its values. coco: False leaves COCO AP out (its keys are None).
 
     Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
-    mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and ..._ap50, ..._ap75), per_class (by name, the same keys
-    and true_positives, false_positives, false_negatives at IoU > 0.5), images, objects, predictions. Object scores are
-    None where predictions have no masks.
+    mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and the other SCORES of coco_ap), per_class (by name, the
+    same keys and true_positives, false_positives, false_negatives at IoU > 0.5), images, objects, predictions. Object
+    scores are None where predictions have no masks.
 
     Raises DataError for predictions of an unknown image, of another size or class count, and for doubled images.
     """
@@ -108,7 +108,7 @@ def metrics_of(
     if coco:
         coco_rows = coco_ap(ground_truth.images, aligned, len(names), max_detections)
     else:
-        keys = [f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in ("ap", "ap50", "ap75")]
+        keys = [f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in SCORES]
         coco_rows = [dict.fromkeys(keys) for _ in range(1 + len(names))]
     rows = []
     for row in range(1 + len(names)):

@@ -14,22 +14,22 @@ from pycocotools.cocoeval import COCOeval
 from scoring_cases import predictions_of, random_case, rectangle, truth_of, without_masks
 
 from detseg.evaluation.coco_ap import average_precision, coco_annotations, coco_ap, coco_precision
+from detseg.structures import rle as rle_codec
 
 
 def pycocotools_precision(truth, found, kind, max_detections):
-    """Return (T, R, K) of pycocotools for all areas."""
+    """Return (T, R, K, A) of pycocotools, to which predictions come as results and not as annotations with areas."""
     with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        for dataset in (truth, found):
-            side = COCO()
-            side.dataset = copy.deepcopy(dataset)
-            side.createIndex()
-            sides.append(side)
-        evaluation = COCOeval(*sides, iouType=kind)
+        side = COCO()
+        side.dataset = copy.deepcopy(truth)
+        side.createIndex()
+        keys = ("image_id", "category_id", "score", kind if kind == "bbox" else "segmentation")
+        results = [{key: row[key] for key in keys} for row in found["annotations"]]
+        evaluation = COCOeval(side, side.loadRes(results), iouType=kind)
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][..., 0, 0]
+    return evaluation.eval["precision"][..., 0]
 
 
 @pytest.mark.parametrize("max_detections", [3, 2000])
@@ -42,6 +42,39 @@ def test_precision_equals_pycocotools(seed, kind, max_detections):
     assert expected.max() > 0, "the case should have hits"
     # pycocotools adds 2.2e-16 to every denominator, which can change the last bit.
     np.testing.assert_allclose(coco_precision(truth, found, kind, max_detections), expected, rtol=0, atol=3e-16)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_small_medium_and_large_objects_are_told_apart_as_by_coco(kind):
+    """A ring's mask is medium, its box large; of the edges 32 and 96 both sides belong to a range."""
+    sides = (10, 32, 33, 96, 97, 120)
+    squares = [rectangle(0, 0, side, side, (128, 128)) for side in sides]
+    ring = np.zeros((128, 128), dtype=bool)
+    ring[4:124, 4:124] = True
+    ring[14:114, 14:114] = False
+    rles = [*squares, rle_codec.encode_mask(ring)]
+    truths = [truth_of([rle], image_id=number, size=(128, 128)) for number, rle in enumerate(rles)]
+    moved = [rectangle(2, 0, side + 2, side, (128, 128)) for side in sides]
+    found = [
+        predictions_of([rle], [0.9 - 0.1 * number], image_id=number, size=(128, 128))
+        for number, rle in enumerate([*moved, rles[-1]])
+    ]
+    sides_of_coco = coco_annotations(truths, found, 1)
+    expected = pycocotools_precision(*sides_of_coco, kind, 100)
+    assert (expected[:, 0, 0] > -1).all()
+    assert len(np.unique(expected[-1, 0, 0])) == 4
+    np.testing.assert_allclose(coco_precision(*sides_of_coco, kind, 100), expected, rtol=0, atol=3e-16)
+
+
+def test_sizes_and_classes_have_their_own_scores():
+    """A small object of class 0 is found and a large one of class 1 is not."""
+    small, large = rectangle(0, 0, 8, 8, (128, 128)), rectangle(10, 10, 120, 120, (128, 128))
+    truth, found = truth_of([small, large], [0, 1], size=(128, 128)), predictions_of([small], size=(128, 128))
+    every, first, second = coco_ap([truth], [found], 2)
+    for kind in ("bbox", "segm"):
+        assert [every[f"coco_{kind}_ap_{size}"] for size in ("small", "medium", "large")] == [pytest.approx(1), None, 0]
+        assert (first[f"coco_{kind}_ap_small"], first[f"coco_{kind}_ap_large"]) == (pytest.approx(1), None)
+        assert (second[f"coco_{kind}_ap_small"], second[f"coco_{kind}_ap_large"]) == (None, 0)
 
 
 def test_pycocotools_serves_where_faster_coco_eval_is_missing(monkeypatch, capsys):
@@ -118,6 +151,7 @@ def test_image_ids_may_be_texts_and_zero():
 
 
 def test_the_mean_leaves_out_classes_without_truth():
-    precision = np.full((10, 101, 2), -1.0)
-    precision[:, :, 0] = 0.25
-    assert average_precision(precision) == {"ap": 0.25, "ap50": 0.25, "ap75": 0.25}
+    precision = np.full((10, 101, 2, 4), -1.0)
+    precision[:, :, 0, 0] = 0.25
+    scores = average_precision(precision)
+    assert [scores[name] for name in ("ap", "ap50", "ap75", "ap_small")] == [0.25, 0.25, 0.25, None]

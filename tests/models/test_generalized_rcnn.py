@@ -250,7 +250,7 @@ def test_an_unknown_architecture_names_the_known() -> None:
         ("MODEL__ROI_HEADS__NAME", "PointRendROIHeads"),
         ("MODEL__ROI_BOX_HEAD__POOLER_TYPE", "ROIPool"),
         ("MODEL__BACKBONE__NAME", "build_swint_fpn_backbone"),
-        ("MODEL__RESNETS__NORM", "LN"),
+        ("MODEL__RESNETS__NORM", "naiveSyncBN"),
         ("MODEL__ROI_HEADS__IN_FEATURES", ["p9"]),
     ],
 )
@@ -259,7 +259,20 @@ def test_what_native_does_not_have_is_refused_by_name(key: str, value: object) -
         small_model(**{key: value})
 
 
-@pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN", ""])
+@pytest.mark.parametrize("features", [["p5", "p4", "p3", "p2"], ["p2", "p4"], ["p2", "p4", "p3", "p5"], ["p2", "p2"]])
+def test_regions_are_pooled_from_successive_levels_only(features: list[str]) -> None:
+    """Of others each region would come from a wrong level, since its size decides by the number of the level."""
+    with pytest.raises(ConfigError, match=r"MODEL.ROI_HEADS.IN_FEATURES.*successive levels, finest first"):
+        small_model(MODEL__ROI_HEADS__IN_FEATURES=features)
+
+
+def test_a_resnet_without_normalisation_has_no_biases() -> None:
+    backbone = small_model(MODEL__RESNETS__NORM="").backbone
+    assert [name for name in backbone.bottom_up.state_dict() if name.endswith("bias")] == []
+    assert "fpn_lateral2.bias" in backbone.state_dict()
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "nnSyncBN", "GN", "LN", ""])
 def test_every_parameter_has_a_gradient_also_without_objects(norm: str) -> None:
     width = 32 if norm == "GN" else 16
     model = small_model(MODEL__ROI_MASK_HEAD__NORM=norm, MODEL__ROI_MASK_HEAD__CONV_DIM=width)

@@ -14,6 +14,8 @@ from detseg.config.options import Options, key
 
 # exp(dw) beyond this would overflow early in training; Detectron2's value.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+# Losses of the boxes themselves, by the name of torchvision's function: they are Detectron2's and fvcore's formulas.
+BOX_LOSSES = {"giou": "generalized_box_iou_loss", "diou": "distance_box_iou_loss", "ciou": "complete_box_iou_loss"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class BoxRegressionOptions(Options):
     """
 
     weights: tuple[float, ...] = key("BBOX_REG_WEIGHTS", length=4, above=0)
-    loss: str = key("BBOX_REG_LOSS_TYPE", choices=("smooth_l1", "giou"), detectron2=("diou", "ciou"))
+    loss: str = key("BBOX_REG_LOSS_TYPE", choices=("smooth_l1", *BOX_LOSSES))
     beta: float = key("SMOOTH_L1_BETA", at_least=0)
     loss_weight: float = key("BBOX_REG_LOSS_WEIGHT", at_least=0)
 
@@ -33,7 +35,7 @@ class BoxCoder:
     """Deltas between boxes, and their loss.
 
     weights: by which dx, dy, dw, dh are multiplied, to bring them to unit variance. loss: "smooth_l1" of the deltas
-    with `beta`, or "giou" of the boxes.
+    with `beta`, or one of BOX_LOSSES of the boxes.
     """
 
     def __init__(self, weights: Sequence[float], *, loss: str = "smooth_l1", beta: float = 0.0) -> None:
@@ -76,10 +78,11 @@ class BoxCoder:
     def summed_loss(self, deltas: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
         """Return the summed loss, in float32, of deltas (n, 4) that should move sources (n, 4) to targets (n, 4)."""
         deltas = deltas.float()
-        if self.loss == "giou":
-            from torchvision.ops import generalized_box_iou_loss  # see torchvision_ops: not before it is known to work
+        if self.loss in BOX_LOSSES:
+            import torchvision.ops  # see torchvision_ops: not before it is known to work
 
-            return generalized_box_iou_loss(self.decode(deltas, sources), targets, reduction="sum")
+            loss = getattr(torchvision.ops, BOX_LOSSES[self.loss])
+            return loss(self.decode(deltas, sources), targets, reduction="sum")
         return smooth_l1_sum(deltas, self.encode(sources, targets), self.beta)
 
 

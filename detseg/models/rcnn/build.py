@@ -16,7 +16,7 @@ from detseg.models.options import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorGenerator
 from detseg.models.rcnn.box_head import BoxPredictor, ConvFCHead
 from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions
-from detseg.models.rcnn.fpn import FPN, FPNOptions
+from detseg.models.rcnn.fpn import FPN, FPNOptions, are_successive
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.matching import Matcher, MatchingOptions
@@ -67,6 +67,11 @@ class RCNNOptions(Options):
         for name, features in used.items():
             if not set(features) <= set(given):
                 problems.add(name, f"expected some of what the backbone gives: {list(given)}")
+        if not are_successive(self.heads.in_features):
+            problems.add(
+                "MODEL.ROI_HEADS.IN_FEATURES",
+                "expected successive levels, finest first: each region is pooled from the level of its size",
+            )
         if self.heads.name == "Res5ROIHeads":
             self._check_res5_heads(problems)
 

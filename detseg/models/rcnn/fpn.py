@@ -12,8 +12,22 @@ from torch import Tensor, nn
 from detseg.config.options import Options, Problems, key
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_xavier, norm_key
 
-# log2 of the strides of a ResNet's feature maps; Detectron2 calls the pooled stem a feature map too.
-LEVELS = {"res1": 1, "stem": 2, "res2": 2, "res3": 3, "res4": 4, "res5": 5}
+# log2 of the strides of a ResNet's and an FPN's feature maps.
+LEVELS = {
+    "res1": 1,
+    "stem": 2,
+    "res2": 2,
+    "res3": 3,
+    "res4": 4,
+    "res5": 5,
+    **{f"p{level}": level for level in range(8)},
+}
+
+
+def are_successive(features: Sequence[str]) -> bool:
+    """Whether feature maps are levels of a pyramid, finest first and none left out."""
+    levels = [LEVELS.get(name, 0) for name in features]
+    return levels == list(range(levels[0], levels[0] + len(levels)))
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,7 @@ class FPNOptions(Options):
                 "MODEL.FPN.IN_FEATURES", 'expected the levels to build on, such as ["res2", "res3", "res4", "res5"]'
             )
             return
-        levels = [LEVELS.get(name, 0) for name in self.in_features]
-        if levels != list(range(levels[0], levels[0] + len(levels))):
+        if not are_successive(self.in_features):
             problems.add("MODEL.FPN.IN_FEATURES", "expected successive levels, finest first")
 
     @property

@@ -116,20 +116,41 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+class ChannelNorm(nn.Module):
+    """Layer normalisation of each pixel over its channels, Detectron2's LN.
+
+    It is no torch.nn.LayerNorm there either: its weights decay as other weights do, not as those of normalisations.
+    """
+
+    eps = 1e-6
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=1, keepdim=True)
+        variance = centred.square().mean(dim=1, keepdim=True)
+        return self.weight[:, None, None] * (centred / torch.sqrt(variance + self.eps)) + self.bias[:, None, None]
+
+
 GROUPS_OF_GROUP_NORM = 32
 # Detectron2's names of normalisations -> the layer for a number of channels.
 NORMS: dict[str, Callable[[int], nn.Module | None]] = {
     "": lambda channels: None,
     "BN": nn.BatchNorm2d,
     "SyncBN": SyncBatchNorm2d,
+    "nnSyncBN": SyncBatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: GroupNorm(GROUPS_OF_GROUP_NORM, channels),
+    "LN": ChannelNorm,
 }
 
 
 def norm_key() -> Any:
     """The key NORM of a part."""
-    return key("NORM", choices=tuple(NORMS), detectron2=("nnSyncBN", "naiveSyncBN", "LN"))
+    return key("NORM", choices=tuple(NORMS), detectron2=("naiveSyncBN", "naiveSyncBN_N"))
 
 
 def check_group_norm(problems: Problems, norm: str, channels_key: str, channels: int) -> None:
@@ -141,8 +162,9 @@ def check_group_norm(problems: Problems, norm: str, channels_key: str, channels:
 
 
 class ConvNorm(nn.Conv2d):
-    """Convolution, normalisation (one of NORMS, the submodule `norm`) and ReLU; a bias only without normalisation.
+    """Convolution, normalisation (one of NORMS, the submodule `norm`) and ReLU.
 
+    bias: None for one only without normalisation.
     fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
     features, and whether wide 3 x 3 convolutions are Winograd's; both round differently. Without gradients, what is
     computed from the weights is kept until they change.
@@ -159,6 +181,7 @@ class ConvNorm(nn.Conv2d):
         groups: int = 1,
         norm: str = "",
         relu: bool = False,
+        bias: bool | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -168,7 +191,7 @@ class ConvNorm(nn.Conv2d):
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
             groups=groups,
-            bias=norm == "",
+            bias=norm == "" if bias is None else bias,
         )
         self.norm = NORMS[norm](out_channels)
         self.relu = relu

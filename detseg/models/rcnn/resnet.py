@@ -29,7 +29,11 @@ BASIC_BLOCK_DEPTHS = (18, 34)
 STAGES = ("res2", "res3", "res4", "res5")
 # The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 does not have.
 STEM_FEATURE = "res1"
-FEATURES = (STEM_FEATURE, *STAGES)
+# What its pooling makes of that, as Detectron2 names it.
+POOLED_STEM = "stem"
+FEATURES = (STEM_FEATURE, POOLED_STEM, *STAGES)
+# Without normalisation there is no bias either, as in Detectron2's ResNet.
+_Conv = partial(ConvNorm, bias=False)
 
 
 def _has_bottlenecks(cfg: Config) -> bool:
@@ -59,7 +63,7 @@ class ResNetOptions(Options):
     groups: int = key("NUM_GROUPS", at_least=1)
     res5_dilation: int = key("RES5_DILATION", choices=(1, 2))
     deform_on_stages: tuple[bool, ...] = key("DEFORM_ON_PER_STAGE", length=len(STAGES))
-    out_features: tuple[str, ...] = key("OUT_FEATURES", choices=FEATURES, detectron2=("stem",), not_empty=True)
+    out_features: tuple[str, ...] = key("OUT_FEATURES", choices=FEATURES, not_empty=True)
     freeze_at: int = key("MODEL.BACKBONE.FREEZE_AT", at_least=0, at_most=5)
     bottleneck: BottleneckOptions | None = part(BottleneckOptions, when=_has_bottlenecks)
     deformable: Deformable | None = part(Deformable, when=lambda cfg: any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE))
@@ -91,7 +95,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
+        self.conv1 = _Conv(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
         init_msra(self.conv1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +110,8 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
         super().__init__()
         self.shortcut = make_shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, relu=True)
-        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
+        self.conv1 = _Conv(in_channels, out_channels, 3, stride=stride, norm=norm, relu=True)
+        self.conv2 = _Conv(out_channels, out_channels, 3, norm=norm)
         init_block(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,13 +143,14 @@ class BottleneckBlock(nn.Module):
         width = bottleneck_channels
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.shortcut = make_shortcut(in_channels, out_channels, stride, norm)
-        self.conv1 = ConvNorm(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True)
+        self.conv1 = _Conv(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True)
         where = {"stride": stride_3x3, "dilation": dilation}
         if deformable is None:
-            self.conv2: nn.Module = ConvNorm(width, width, 3, groups=groups, norm=norm, relu=True, **where)
+            self.conv2: nn.Module = _Conv(width, width, 3, groups=groups, norm=norm, relu=True, **where)
         else:
-            self.conv2 = DeformableConvNorm(width, width, deformable, groups=groups, norm=norm, relu=True, **where)
-        self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
+            settings = {"groups": groups, "norm": norm, "relu": True, "bias": False, **where}
+            self.conv2 = DeformableConvNorm(width, width, deformable, **settings)
+        self.conv3 = _Conv(width, out_channels, 1, norm=norm)
         init_block(self)
         self.conv2_offset = None if deformable is None else make_offset_conv(width, deformable, **where)
 
@@ -160,7 +165,7 @@ def make_shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -
     """Return the 1 x 1 projection where the number of channels changes, else None."""
     if in_channels == out_channels:
         return None
-    return ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
+    return _Conv(in_channels, out_channels, 1, stride=stride, norm=norm)
 
 
 def init_block(block: nn.Module) -> None:
@@ -197,11 +202,13 @@ class ResNet(nn.Module):
         freeze_at: int = 0,
     ) -> None:
         super().__init__()
-        self.stage_names = STAGES[: max(FEATURES.index(name) for name in out_features)]
+        self.stage_names = STAGES[: max(STAGES.index(name) + 1 if name in STAGES else 0 for name in out_features)]
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
         if STEM_FEATURE in out_features:
             self.channels[STEM_FEATURE], self.strides[STEM_FEATURE] = stem_channels, Stem.conv_stride
+        if POOLED_STEM in out_features:
+            self.channels[POOLED_STEM], self.strides[POOLED_STEM] = stem_channels, Stem.stride
         stages = []
         channels, total_stride = stem_channels, Stem.stride
         for index, name in enumerate(self.stage_names):
@@ -235,6 +242,8 @@ class ResNet(nn.Module):
         fine, x = self.stem(x)
         if STEM_FEATURE in self.channels:
             features[STEM_FEATURE] = fine
+        if POOLED_STEM in self.channels:
+            features[POOLED_STEM] = x
         for name in self.stage_names:
             x = getattr(self, name)(x)
             if name in self.channels:
