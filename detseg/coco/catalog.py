@@ -66,7 +66,7 @@ def read_input_keys(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def with_input_keys(cfg: Config) -> Config:
-    """Return the configuration with what its DATASETS.TRAIN say, for keys that are not set; that is logged.
+    """Return the configuration with what its training sets say, for keys that are not set; that is logged.
 
     A key that the configuration sets overrides the data's, with a warning.
 
@@ -76,7 +76,7 @@ def with_input_keys(cfg: Config) -> Config:
         DetsegError: data sets say different things.
     """
     said: dict[str, tuple[Any, Path]] = {}  # key -> value and the file that says it
-    for name in cfg.DATASETS.TRAIN:
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN):
         try:
             path = find_dataset(name).json
         except DetsegError:  # loading it says that there is no such set

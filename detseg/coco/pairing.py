@@ -1,13 +1,22 @@
-"""Which image of one file is which of another: the one rule wherever two files meet."""
+"""Which image of one file is which of another: the one rule wherever two files meet.
+
+Names pair the images of files that belong together. Whether two files of any origin show the same picture is told by
+their content.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from detseg.errors import DataError, list_problems
+from detseg.files.hashing import fingerprint
+from detseg.images.planes import FIELD as PLANE
+
+if TYPE_CHECKING:
+    from detseg.coco.records import ImageRecord
 
 
 class PairedImage(Protocol):
@@ -112,6 +121,24 @@ def names_of(images: Sequence[PairedImage]) -> str:
     """Return the names of the first images, for messages."""
     names = ", ".join(image.file_name or f"id {image.image_id!r}" for image in images[:3])
     return names + (", ..." if len(images) > 3 else "")
+
+
+def content_key(record: ImageRecord) -> int:
+    """Return 63 bits that are equal for files of equal content, of a stack for the same plane.
+
+    Raises DataError where the file cannot be read.
+    """
+    try:
+        return fingerprint(record.path, str(record.metadata.get(PLANE, "")))
+    except OSError as error:
+        raise DataError(f"{record.path}: cannot be read ({error})") from None
+
+
+def is_same_file(first: ImageRecord, second: ImageRecord) -> bool:
+    """Whether two records are of one file, or of files of equal content. Raises DataError where one is missing."""
+    if first.path == second.path and first.metadata.get(PLANE) == second.metadata.get(PLANE):
+        return True
+    return content_key(first) == content_key(second)
 
 
 def _slashes(name: str) -> str:

@@ -206,10 +206,16 @@ OWN_KEYS: dict[str, Key] = {
         "MODEL.ROI_HEADS.NUM_CLASSES.",
         Kind("str", (1,)),
     ),
+    "DATASETS.EXTRA_TRAIN": Key(
+        [],
+        "Further data sets to train with, as DATASETS.TRAIN: with `train_net --fold` in every fold, and none is "
+        "validated on. Images that are also validated on are refused.",
+        Kind("str", (1,)),
+    ),
     "DATASETS.TRAIN_WEIGHTS": Key(
         [],
-        "How often the images of each set of DATASETS.TRAIN come, relative to each other, whatever the sets' sizes; "
-        "`[]` every image of every set equally often.",
+        "How often the images of each set of DATASETS.TRAIN, then of EXTRA_TRAIN, come, relative to each other, "
+        "whatever the sets' sizes; `[]` every image of every set equally often.",
         Kind("float", (1,)),
     ),
     "DATASETS.FOLDS": Key(
@@ -219,8 +225,8 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "DATASETS.FOLD": Key(
         -1,
-        "Train without this fold of DATASETS.TRAIN and validate on it instead of DATASETS.TEST; -1: no folds. "
-        "`train_net --fold` sets it.",
+        "Train without this fold of DATASETS.TRAIN and validate on it, by its annotations in DATASETS.TEST where that "
+        "has the same images; -1: no folds. `train_net --fold` sets it.",
     ),
     "DATALOADER.BALANCE_BY": Key(
         "",

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import yaml
 
 from detseg.coco.catalog import datasets_folder
 from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.pairing import ImageIndex, is_same_file
 from detseg.config.options import Options, Problems, key, part
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError, list_problems
@@ -149,6 +151,54 @@ def _different(names: Sequence[str]) -> str | None:
 
 
 @dataclass(frozen=True)
+class FoldedSets:
+    """The images of a cross-validation.
+
+    train: the data sets that are trained with; folds_of_train: the fold (N,) int64 of each of their images.
+    validation: all images that are in a fold, as one set whose image ids differ; folds: (N,) int64 of these.
+    has_own_truth: whether the annotations of `validation` are others than those that are trained with.
+    extra: data sets that are trained with in every fold and never validated on.
+    """
+
+    train: list[CocoDataset]
+    folds_of_train: list[np.ndarray]
+    validation: CocoDataset
+    folds: np.ndarray
+    has_own_truth: bool = False
+    extra: list[CocoDataset] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """The number of folds."""
+        return int(self.folds.max()) + 1
+
+    def training_part(self, fold: int) -> list[CocoDataset]:
+        """Return of every data set the images of the other folds; those of no fold, as a hold-out's, are not among
+        them. The sets of `extra` come last.
+        """
+        parts = zip(self.train, self.folds_of_train, strict=True)
+        return [one.select(np.flatnonzero((folds >= 0) & (folds != fold))) for one, folds in parts] + self.extra
+
+    def validation_part(self, fold: int) -> CocoDataset:
+        """Return the images of a fold. Raises ConfigError where there is no such fold."""
+        if fold >= self.count:
+            raise ConfigError(f"DATASETS.FOLD is {fold}, but there are the folds 0 to {self.count - 1}")
+        return self.validation.select(np.flatnonzero(self.folds == fold))
+
+    def images_hash(self) -> str:
+        """Return 16 hexadecimal digits that tell images with their folds apart."""
+        pairs = zip(self.validation.images, self.folds.tolist(), strict=True)
+        lines = sorted(f"{image.file_name}\t{fold}" for image, fold in pairs)
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def annotations_hash(self) -> str:
+        """Return 16 hexadecimal digits that tell all annotations of this cross-validation apart."""
+        others = [*(self.train if self.has_own_truth else []), *self.extra]
+        hashes = [dataset.annotations_hash() for dataset in (self.validation, *others)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
 class Folds(Options):
     """fold: which one is left out of the training and validated on; -1 for none. index: a file; "": the images' field.
 
@@ -164,52 +214,53 @@ class Folds(Options):
     def in_use(self) -> bool:
         return self.fold >= 0
 
-    def training_part(self, dataset: CocoDataset) -> CocoDataset:
-        """Return the images of one data set that may be trained with.
-
-        With a fold those of other folds; images of no fold, such as a hold-out's, are not among them. A set without
-        folds is used whole.
-        """
+    def without_fold(self, dataset: CocoDataset) -> CocoDataset:
+        """Return the images of a data set that are not in the fold that is left out; all of a set without folds."""
         folds = self._folds_of(dataset) if self.in_use else None
         return dataset if folds is None else dataset.select(np.flatnonzero((folds >= 0) & (folds != self.fold)))
 
-    def validation_part(self, datasets: Sequence[CocoDataset]) -> CocoDataset:
-        """Return the images of the fold of those data sets of DATASETS.TRAIN that have folds.
+    def of_sets(
+        self, train: Sequence[CocoDataset], test: Sequence[CocoDataset] = (), extra: Sequence[CocoDataset] = ()
+    ) -> FoldedSets:
+        """Return what every fold is trained with and validated on.
 
-        Raises ConfigError where there is no such fold.
-        """
-        whole, folds = self.folded_set(datasets)
-        last = int(folds.max())
-        if last < self.fold:
-            raise ConfigError(f"DATASETS.FOLD is {self.fold}, but there are the folds 0 to {last}")
-        return whole.select(np.flatnonzero(folds == self.fold))
-
-    def folded_set(self, datasets: Sequence[CocoDataset]) -> tuple[CocoDataset, np.ndarray]:
-        """Return all images that are in a fold, as one set whose image ids differ, and their folds (N,) int64.
-
-        datasets: those of DATASETS.TRAIN, in order; sets without folds are passed over.
+        Args:
+            train: the sets of DATASETS.TRAIN. Their folds may also be those of the same images of `test`.
+            test: those of DATASETS.TEST. Where they are of the same images, theirs is the truth that is validated on;
+                where they have none of the images, they are passed over.
+            extra: those of DATASETS.EXTRA_TRAIN.
 
         Raises:
-            DataError: none has folds, an image has none, or the numbers of folds have gaps.
+            DataError: a set of `train` has no folds, an image has none, the numbers of folds have gaps or differ, or
+                the images of `train` and `test` are only partly the same.
         """
-        found = [(dataset, folds) for dataset in datasets if (folds := self._folds_of(dataset)) is not None]
-        if not found:
-            where = self.index or "the images' field `fold`"
-            raise DataError(
-                f"no data set of DATASETS.TRAIN has folds ({where}); `detseg split` writes a COCO file with them, or "
-                "name an index by DATASETS.FOLDS"
-            )
-        counts = {int(folds.max()) + 1 for _, folds in found}
+        truth = _joined(test) if test else None
+        partner = None if truth is None else _partners(train, truth)
+        folds_of_truth = None if partner is None else self._folds_of(truth)
+        folds_of_train = []
+        for number, dataset in enumerate(train):
+            folds = self._folds_of(dataset)
+            if folds is None and folds_of_truth is not None:
+                folds = np.array([NO_FOLD if one is None else folds_of_truth[one] for one in partner[number]])
+            if folds is None:
+                where = self.index or "the images' field `fold`"
+                raise DataError(
+                    f"DATASETS.TRAIN: {dataset.name} has no folds ({where}); `detseg split` writes a COCO file with "
+                    "them, or name an index by DATASETS.FOLDS. A data set that is to be trained with in every fold "
+                    "and never validated on belongs in DATASETS.EXTRA_TRAIN"
+                )
+            folds_of_train.append(folds)
+        counts = {int(folds.max()) + 1 for folds in folds_of_train}
         if len(counts) > 1:
             raise DataError(f"the data sets of DATASETS.TRAIN have {' and '.join(map(str, sorted(counts)))} folds")
-        whole = CocoDataset.concatenate([dataset for dataset, _ in found])
-        images = whole.images
-        if len({record.image_id for record in images}) < len(images):
-            images = [dataclasses.replace(record, image_id=number) for number, record in enumerate(images, start=1)]
-            whole = dataclasses.replace(whole, images=images)
-        all_folds = np.concatenate([folds for _, folds in found])
-        chosen = np.flatnonzero(all_folds >= 0)
-        return whole.select(chosen), all_folds[chosen]
+        if partner is None:
+            validation, folds = _joined(train), np.concatenate(folds_of_train)
+        else:
+            validation = truth
+            folds = _folds_of_partners(train, folds_of_train, truth, folds_of_truth, partner)
+        chosen = np.flatnonzero(folds >= 0)
+        validation = validation.select(chosen)
+        return FoldedSets([*train], folds_of_train, validation, folds[chosen], partner is not None, [*extra])
 
     def _folds_of(self, dataset: CocoDataset) -> np.ndarray | None:
         """Return the fold (N,) of every image of a set; None where no image has one."""
@@ -224,15 +275,86 @@ class Folds(Options):
         raise DataError(f"DATASETS.FOLDS: there is no file {self.index} in {Path.cwd()} or {datasets_folder()}")
 
 
+def _joined(datasets: Sequence[CocoDataset]) -> CocoDataset:
+    """Return data sets as one, whose image ids differ."""
+    whole = CocoDataset.concatenate(datasets)
+    images = whole.images
+    if len({record.image_id for record in images}) < len(images):
+        images = [dataclasses.replace(record, image_id=number) for number, record in enumerate(images, start=1)]
+    return dataclasses.replace(whole, images=images)
+
+
+# Two files of the same images: one that is trained with, one that is validated on.
+
+_OTHER_TRUTH = (
+    "with folds, DATASETS.TEST are other annotations of the images of DATASETS.TRAIN, which are validated on; if it is "
+    "a test set of its own, set DATASETS.TEST []"
+)
+
+
+def _partners(train: Sequence[CocoDataset], truth: CocoDataset) -> list[list[int | None]] | None:
+    """Return of every image of every set the number of the same image in `truth`, None where that lacks it.
+
+    None for all where they have no image in common. Raises DataError where an image has another size or content there.
+    """
+    index = ImageIndex(truth.images, truth.name)
+    numbers = {id(record): number for number, record in enumerate(truth.images)}
+    partner: list[list[int | None]] = []
+    problems = []
+    for dataset in train:
+        found = [index.find(record) for record in dataset.images]
+        partner.append([None if one is None else numbers[id(one)] for one in found])
+        for record, other in zip(dataset.images, found, strict=True):
+            if other is not None and not is_same_file(record, other):
+                problems.append(f"{record.path} ({dataset.name}) and {other.path} ({truth.name})")
+    if problems:
+        raise DataError(f"images of one name are different files:\n{list_problems(problems)}\n{_OTHER_TRUTH}")
+    return partner if any(one is not None for numbers in partner for one in numbers) else None
+
+
+def _folds_of_partners(
+    train: Sequence[CocoDataset],
+    folds_of_train: Sequence[np.ndarray],
+    truth: CocoDataset,
+    folds_of_truth: np.ndarray | None,
+    partner: Sequence[Sequence[int | None]],
+) -> np.ndarray:
+    """Return the fold (N,) of every image of `truth`: that of the same image of `train`, NO_FOLD for a hold-out's.
+
+    Raises DataError where images are missing on one side, come twice, or have another fold there.
+    """
+    folds = np.full(len(truth), NO_FOLD, dtype=np.int64)
+    is_trained = np.zeros(len(truth), dtype=bool)
+    problems = []
+    for dataset, of_images, numbers in zip(train, folds_of_train, partner, strict=True):
+        for record, fold, number in zip(dataset.images, of_images.tolist(), numbers, strict=True):
+            if number is None:
+                problems += [f"{record.file_name}: is in {dataset.name} and not in {truth.name}"] if fold >= 0 else []
+                continue
+            if is_trained[number]:
+                problems.append(f"{record.file_name}: comes twice in DATASETS.TRAIN")
+            elif folds_of_truth is not None and folds_of_truth[number] != fold:
+                other = f"fold {folds_of_truth[number]} of {truth.name}"
+                problems.append(f"{record.file_name}: is in fold {fold} of {dataset.name} and in {other}")
+            folds[number], is_trained[number] = fold, True
+    for number in np.flatnonzero(~is_trained).tolist():
+        if folds_of_truth is None or folds_of_truth[number] >= 0:
+            problems.append(f"{truth.images[number].file_name}: is in {truth.name} and not in DATASETS.TRAIN")
+    if problems:
+        raise DataError(f"DATASETS.TRAIN and DATASETS.TEST disagree:\n{list_problems(problems)}\n{_OTHER_TRUTH}")
+    return folds
+
+
 @dataclass(frozen=True)
 class DataSetOptions(Options):
-    """train, test: names from the catalog or paths of COCO files. image_root: folder of the images, "" for what the
-    catalog and the files say. classes: their order, empty for that of the first set. folds: of `train`.
+    """train, extra_train, test: names from the catalog or paths of COCO files. image_root: folder of the images, "" for
+    what the catalog and the files say. classes: their order, empty for that of the first set. folds: of `train`.
     """
 
     section = "DATASETS"
 
     train: tuple[str, ...] = key("TRAIN", test=_named)
+    extra_train: tuple[str, ...] = key("EXTRA_TRAIN", test=_named)
     test: tuple[str, ...] = key("TEST", test=_named)
     image_root: str = key("IMAGE_ROOT")
     classes: tuple[str, ...] = key("CLASSES", test=_different)

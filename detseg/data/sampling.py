@@ -24,8 +24,8 @@ class SamplingOptions(Options):
     """How often images come.
 
     sampler: as Detectron2 calls them. repeat_threshold, repeat_sqrt: of `repeat_factors`. balance_by, balance_power: of
-    `balancing_weights`. set_weights: how often each data set of DATASETS.TRAIN comes, relative to each other; empty for
-    as their images. filter_empty: leave out images without objects.
+    `balancing_weights`. set_weights: how often each data set of DATASETS.TRAIN and EXTRA_TRAIN comes, relative to each
+    other; empty for as their images. filter_empty: leave out images without objects.
     """
 
     section = "DATALOADER"
@@ -37,11 +37,12 @@ class SamplingOptions(Options):
     balance_power: float = key("BALANCE_POWER", at_least=0, at_most=1)
     set_weights: tuple[float, ...] = key("DATASETS.TRAIN_WEIGHTS", above=0)
     num_sets: int = key("DATASETS.TRAIN", convert=len)
+    num_extra_sets: int = key("DATASETS.EXTRA_TRAIN", convert=len)
     filter_empty: bool = key("FILTER_EMPTY_ANNOTATIONS")
 
     def check(self, problems: Problems) -> None:
         if self.set_weights:
-            problems.length("DATASETS.TRAIN_WEIGHTS", self.num_sets)
+            problems.length("DATASETS.TRAIN_WEIGHTS", self.num_sets + self.num_extra_sets)
         if self.sampler != _REPEAT:
             return
         if not 0 < self.repeat_threshold <= 1:

@@ -12,12 +12,13 @@ import numpy as np
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import check_objects
+from detseg.coco.pairing import content_key
 from detseg.curation.synthetic import make_missing_sets
-from detseg.data.folds import Folds, fold_name
+from detseg.data.folds import FoldedSets, Folds, fold_name
 from detseg.data.intensity_range import IMAGES, IntensityRange, levels_of
 from detseg.data.preprocess import ImagePreprocess
 from detseg.engines.build import architecture_of
-from detseg.errors import ConfigError
+from detseg.errors import ConfigError, DataError, list_problems
 from detseg.formats.plausibility import check_labels
 from detseg.models.table import num_classes
 
@@ -31,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_training_set(cfg: Config) -> CocoDataset:
-    """DATASETS.TRAIN as one set; classes in the order of DATASETS.CLASSES, else of the first set.
+    """DATASETS.TRAIN and EXTRA_TRAIN as one set; classes in the order of DATASETS.CLASSES, else of the first set.
 
-    With DATASETS.FOLD without the images of this fold.
+    With DATASETS.FOLD without the images of this fold of DATASETS.TRAIN.
 
     Raises:
         DataError: a set cannot be read, images are missing, classes differ, there is no object. ConfigError: the number
@@ -41,7 +42,11 @@ def load_training_set(cfg: Config) -> CocoDataset:
     """
     make_missing_sets(cfg.INPUT.COPY_PASTE.SOURCES)
     folds = Folds.from_config(cfg)
-    dataset = CocoDataset.concatenate([folds.training_part(_load(cfg, name)) for name in cfg.DATASETS.TRAIN])
+    if folds.in_use:
+        sets = load_folds(cfg).training_part(folds.fold)
+    else:
+        sets = [_load(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN)]
+    dataset = CocoDataset.concatenate(sets)
     describe("training", dataset, cfg)
     for text in (*check_objects(dataset), *check_labels(dataset, most=_IMAGES_CHECKED)):
         logger.warning("training data %s: %s", dataset.name, text)
@@ -51,15 +56,15 @@ def load_training_set(cfg: Config) -> CocoDataset:
 def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[str, CocoDataset]:
     """DATASETS.TEST by short name, in order, each with its classes in the order of `classes` (None: as they are).
 
-    With DATASETS.FOLD only the images of this fold.
+    With DATASETS.FOLD only the images of this fold of DATASETS.TRAIN, by the annotations that DATASETS.TEST has of them
+    where it has the same images.
 
     Raises:
         DataError, ConfigError: as `load_training_set`.
     """
     folds = Folds.from_config(cfg)
     if folds.in_use:
-        folded = [_load(cfg, name) for name in cfg.DATASETS.TRAIN]
-        found = {fold_name(folds.fold): folds.validation_part(folded)}
+        found = {fold_name(folds.fold): load_folds(cfg).validation_part(folds.fold)}
     else:
         names = set_names(cfg.DATASETS.TEST)
         found = {short: _load(cfg, name) for short, name in zip(names, cfg.DATASETS.TEST, strict=True)}
@@ -69,13 +74,52 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     return sets
 
 
-def load_folded_set(cfg: Config) -> tuple[CocoDataset, np.ndarray]:
-    """All images of DATASETS.TRAIN that are in a fold, as one set, and their folds (N,) int64.
+def load_folds(cfg: Config) -> FoldedSets:
+    """What every fold of DATASETS.TRAIN is trained with and validated on.
 
     Raises:
-        DataError: there are no folds, or as `load_training_set`.
+        DataError: there are no folds, DATASETS.TEST is of other images in part, DATASETS.EXTRA_TRAIN has an image of a
+            fold, or as `load_training_set`.
     """
-    return Folds.from_config(cfg).folded_set([_load(cfg, name) for name in cfg.DATASETS.TRAIN])
+    data = cfg.DATASETS
+    train, test, extra = ([_load(cfg, name) for name in names] for names in (data.TRAIN, data.TEST, data.EXTRA_TRAIN))
+    if test and not cfg.DATASETS.CLASSES:  # a class is one number in both
+        test = [dataset.with_classes(train[0].class_names) for dataset in test]
+    sets = Folds.from_config(cfg).of_sets(train, test, extra)
+    refuse_leaks(extra, [sets.validation])
+    return sets
+
+
+def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset]) -> None:
+    """Raise DataError where images of DATASETS.EXTRA_TRAIN, by the content of their files, are validated on.
+
+    Images of equal names and sizes may be the same picture, saved again: they are warned of.
+    """
+    if not extra:
+        return
+    records = [(record, dataset) for dataset in validation for record in dataset.images]
+    by_content = {content_key(record): f"{record.file_name} ({dataset.name})" for record, dataset in records}
+    by_name = {(record.file_name, record.height, record.width) for record, _ in records}
+    leaks, alike = [], []
+    for dataset in extra:
+        for record in dataset.images:
+            name = f"{record.file_name} ({dataset.name})"
+            if (found := by_content.get(content_key(record))) is not None:
+                leaks.append(f"{name} is {found}")
+            elif (record.file_name, record.height, record.width) in by_name:
+                alike.append(name)
+    if leaks:
+        raise DataError(
+            f"{len(leaks)} images of DATASETS.EXTRA_TRAIN are also validated on, which makes scores too good; leave "
+            f"them out of it:\n{list_problems(leaks)}"
+        )
+    if alike:
+        logger.warning(
+            "%d images of DATASETS.EXTRA_TRAIN have name and size of images that are validated on: leave them out "
+            "where they are the same pictures, saved again:\n%s",
+            len(alike),
+            list_problems(alike),
+        )
 
 
 def _load(cfg: Config, name: str) -> CocoDataset:

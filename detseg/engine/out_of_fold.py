@@ -13,7 +13,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.coco.pairing import ImageIndex
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash, load_config
-from detseg.data.folds import FOLD, fold_name
+from detseg.data.folds import FOLD, FoldedSets, fold_name
 from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, group_field, write_set
 from detseg.engine.plan import EvaluationOptions
 from detseg.engines.validation import same_imports
@@ -40,12 +40,12 @@ CONTENTS = {
 }
 
 
-def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> dict[str, Any]:
+def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
     """Join the predictions of all folds, score them and write everything into the folder of the folds.
 
     Args:
         runs: the folds, all finished.
-        dataset, folds: the images that are in a fold, with ground truth, and their folds (N,).
+        sets: the images that are in a fold, with the truth that they are validated on.
 
     Returns:
         what final_metrics.json holds: the scores of all images together, with one score threshold, and in `folds` those
@@ -55,6 +55,7 @@ def collect(cfg: Config, runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray
         RunError: predictions are missing, or are those of other images; folds were trained with different settings.
     """
     _check_alike(cfg, runs)
+    dataset, folds = sets.validation, sets.folds
     predictions = join_predictions(runs, dataset, folds)
     info = {"config_hash": config_hash(cfg), "folds": runs.count, "out_of_fold": True}
     options = EvaluationOptions.from_config(cfg)
@@ -113,8 +114,9 @@ def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) ->
         for prediction in read_predictions(runs.predictions(fold), dataset):
             image_id = index.find(prediction).image_id
             if image_id in expected:
-                provenance = {**prediction.provenance, FOLD: fold}
-                joined[image_id] = dataclasses.replace(prediction, image_id=image_id, provenance=provenance)
+                provenance, metadata = ({**known, FOLD: fold} for known in (prediction.provenance, prediction.metadata))
+                known = {"image_id": image_id, "provenance": provenance, "metadata": metadata}
+                joined[image_id] = dataclasses.replace(prediction, **known)
                 expected.remove(image_id)
         if expected:
             raise RunError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import load_config, load_flat_config
-from detseg.engine.data_sets import load_folded_set
+from detseg.engine.data_sets import load_folds
 from detseg.engine.out_of_fold import collect
 from detseg.engine.train import train
 from detseg.engine.validation import validate_config
@@ -84,10 +84,15 @@ class Start:
         elif not self.resume:
             processes.from_main(lambda: validate_config(_with_fold(cfg, 0)))
         with processes.together():
-            dataset, folds = load_folded_set(cfg)
-        runs = processes.from_main(lambda: open_fold_runs(cfg, asked, dataset, folds, resume=self.resume))
-        if processes.is_main and cfg.DATASETS.TEST:
-            logger.info("DATASETS.TEST is not looked at: every fold is validated on its own images")
+            sets = load_folds(cfg)
+        runs = processes.from_main(lambda: open_fold_runs(cfg, asked, sets, resume=self.resume))
+        if processes.is_main and sets.has_own_truth:
+            logger.info("every fold is validated on its images as %s annotates them", sets.validation.name)
+        elif processes.is_main and cfg.DATASETS.TEST:
+            logger.warning(
+                "DATASETS.TEST has no image of DATASETS.TRAIN and is not looked at: every fold is validated on its own "
+                "images as DATASETS.TRAIN annotates them"
+            )
         try:
             for fold in runs.wanted:
                 if self.resume and processes.from_main(lambda fold=fold: runs.is_finished(fold)):
@@ -98,7 +103,7 @@ class Start:
             if processes.is_main:
                 runs.forget_unused()
         complete = processes.is_main and not runs.unfinished()
-        return runs, collect(cfg, runs, dataset, folds) if complete else {}
+        return runs, collect(cfg, runs, sets) if complete else {}
 
     def _config_of_folds(self, cfg: Config) -> Config:
         record = read_record(Path(cfg.OUTPUT_DIR), FOLDS_RECORD) or {}

@@ -13,11 +13,12 @@ from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
-from detseg.engine.data_sets import load_test_sets, load_training_set, measure_intensities
+from detseg.engine.data_sets import load_test_sets, load_training_set, measure_intensities, refuse_leaks
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.plan import ComputeOptions, TrainingPlan
 from detseg.engine.progress import Progress
@@ -81,6 +82,9 @@ def train(
             data = load_training_set(cfg)
             classes = data.class_names
             test_sets = load_test_sets(cfg, classes)
+            if processes.is_main and cfg.DATASETS.EXTRA_TRAIN:
+                extra = data.select(np.flatnonzero(data.origins >= len(cfg.DATASETS.TRAIN)))
+                refuse_leaks([extra], [*test_sets.values()])
             intensities = measure_intensities(data, cfg) if processes.is_main and len(data) else None
             state = start_state(session, plan, classes, build, compile=compute.compile, intensities=intensities)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None

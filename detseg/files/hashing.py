@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 
@@ -18,3 +19,25 @@ def sha256_of(path: Path) -> str:
 def hash_file(path: Path) -> str:
     """Return the first 16 digits of the SHA-256, which tell files apart by their content."""
     return sha256_of(path)[:16]
+
+
+_BLOCK = 2**14
+
+
+def fingerprint(path: Path, part: str = "") -> int:
+    """Return 63 bits that tell image files apart without reading them: by their size, beginning, middle and end.
+
+    A folder (Zarr) is told apart by its name and that of the folder it is in. part: of the file, where it holds several
+    images. Raises OSError where it cannot be read.
+    """
+    digest = hashlib.sha256(part.encode())
+    if path.is_dir():
+        digest.update("/".join(path.resolve().parts[-2:]).encode("utf-8", "surrogatepass"))
+    else:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(str(size).encode())
+            for start in (0, max(size - _BLOCK, 0) // 2, max(size - _BLOCK, 0)):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    return int.from_bytes(digest.digest()[:8], "big") >> 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from detseg.coco.dataset import CocoDataset
 from detseg.config import DEFAULT_OUTPUT_DIR, config_hash, get_default_config
-from detseg.data.folds import fold_name
+from detseg.data.folds import FoldedSets, fold_name
 from detseg.errors import ConfigError, RunError
 from detseg.files.atomic import write_json, writing
 from detseg.files.lock import wait_for_lock
@@ -135,9 +131,7 @@ class FoldRuns:
         return own.freeze()
 
 
-def open_fold_runs(
-    cfg: Config, asked: str, dataset: CocoDataset, folds: np.ndarray, *, resume: bool = False
-) -> FoldRuns:
+def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = False) -> FoldRuns:
     """Find or make the folder of a cross-validation.
 
     The default OUTPUT_DIR takes the next free number under runs/<config>; with `resume` the last one that holds folds.
@@ -146,27 +140,26 @@ def open_fold_runs(
 
     Args:
         asked: `all`, or the number of a fold.
-        dataset, folds: the images that are in a fold, and their folds (N,).
+        sets: the images and their folds.
         resume: continue the folds that are there.
 
     Raises:
         ConfigError: there is no such fold. RunError: the folder holds a run of its own, or folds of other images,
             annotations or settings.
     """
-    count = int(folds.max()) + 1
+    count = sets.count
     if asked != ALL and (not asked.isdecimal() or int(asked) >= count):
         raise ConfigError(f"--fold is {asked!r}; expected all, or one of 0 to {count - 1}")
     wanted = tuple(range(count)) if asked == ALL else (int(asked),)
-    lines = sorted(f"{image.file_name}\t{fold}" for image, fold in zip(dataset.images, folds.tolist(), strict=True))
     unfolded = cfg.clone()
     for key, value in get_default_config().flatten().items():
         if key in FREE:
             unfolded.set(key, value)
     record = {
         "folds": count,
-        "images": len(dataset),
-        "images_hash": hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16],
-        "annotations_hash": dataset.annotations_hash(),
+        "images": len(sets.validation),
+        "images_hash": sets.images_hash(),
+        "annotations_hash": sets.annotations_hash(),
         "config_hash": config_hash(unfolded),
         "settings": cfg.flatten(),
     }
@@ -213,7 +206,7 @@ def _difference(there: dict[str, Any], record: dict[str, Any]) -> str | None:
         now = f"{record['folds']} folds, {record['images']} images"
         return f"which are others than those of DATASETS.TRAIN now ({now})"
     if there.get("annotations_hash", record["annotations_hash"]) != record["annotations_hash"]:
-        return "whose annotations are others than those of DATASETS.TRAIN now"
+        return "whose annotations are others than those of DATASETS.TRAIN (with TEST and EXTRA_TRAIN) now"
     before = there.get("settings", {})
     changed = different_settings(before, record["settings"]) if before else []
     if changed or (not before and there.get("config_hash") != record["config_hash"]):
@@ -222,7 +215,12 @@ def _difference(there: dict[str, Any], record: dict[str, Any]) -> str | None:
 
 
 def different_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:
-    """Say which settings differ, by dotted key, of those that are not `free`."""
+    """Say which settings differ, by dotted key, of those that are not `free`.
+
+    Keys that an older version did not know have their default.
+    """
+    defaults = get_default_config().flatten()
+    before, now = {**defaults, **before}, {**defaults, **now}
     keys = [key for key in dict.fromkeys([*before, *now]) if key not in free]
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"

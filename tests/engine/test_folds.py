@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from tiny_segmenter import TinySegmenter, write_disks
 
 from detseg.cli.main import run_command
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.json_files import json_rle
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import load_config
+from detseg.data.sampling import SamplingOptions
 from detseg.engine import train
-from detseg.engine.data_sets import load_folded_set, load_test_sets, load_training_set
+from detseg.engine.data_sets import load_folds, load_test_sets, load_training_set
 from detseg.errors import ConfigError, DataError
 from detseg.runs.checkpoint import load_checkpoint
+from detseg.structures import rle as rle_codec
 from detseg.tuning.thresholds import evaluate_tuned
 
 CONFIG = """
@@ -68,7 +72,7 @@ def images_of(dataset: CocoDataset) -> set[str]:
 
 
 def test_a_fold_is_validated_and_the_others_are_trained_with(here: Path) -> None:
-    cfg = load_config("disks.yaml", ["DATASETS.FOLD", "1", "DATASETS.TEST", "['nowhere']"])
+    cfg = load_config("disks.yaml", ["DATASETS.FOLD", "1"])
     assert images_of(load_training_set(cfg)) == {"0.png", "2.png", "3.png", "5.png"}
     sets = load_test_sets(cfg)
     assert list(sets) == ["fold1"]
@@ -85,17 +89,148 @@ def test_folds_of_an_index_and_sets_without_folds(here: Path) -> None:
     words = ["DATASETS.FOLDS", "folds.yaml", "DATASETS.FOLD", "0"]
     assert images_of(load_test_sets(load_config("disks.yaml", words))["fold0"]) == {"0.png", "1.png"}
     both = json.dumps(["data/disks.json", other.as_posix()])
-    cfg = load_config("disks.yaml", ["DATASETS.TRAIN", both, "DATASETS.FOLD", "0"])
-    assert len(load_training_set(cfg)) == 4 + 2, "a set without folds is trained with in every fold"
-    assert len(load_test_sets(cfg)["fold0"]) == 2
-    with pytest.raises(DataError, match="has folds"):
-        load_test_sets(load_config("disks.yaml", ["DATASETS.TRAIN", json.dumps([str(other)]), "DATASETS.FOLD", "0"]))
+    with pytest.raises(DataError, match=r"other/disks.json has no folds .*belongs in DATASETS.EXTRA_TRAIN"):
+        load_training_set(load_config("disks.yaml", ["DATASETS.TRAIN", both, "DATASETS.FOLD", "0"]))
+
+
+def test_further_sets_are_trained_with_in_every_fold_and_never_validated_on(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_disks(here / "other", count=9)
+    content = json.loads(other.read_text())
+    for kind, kept in (("images", [7, 8]), ("annotations", [7, 8])):
+        content[kind] = [content[kind][index] for index in kept]
+    other.write_text(json.dumps(content))
+    words = ["DATASETS.EXTRA_TRAIN", "['other/disks.json']"]
+    for fold in range(3):
+        cfg = load_config("disks.yaml", [*words, "DATASETS.FOLD", str(fold)])
+        assert images_of(load_training_set(cfg)) >= {"7.png", "8.png"}
+        assert images_of(load_test_sets(cfg)[f"fold{fold}"]) == {f"{fold}.png", f"{fold + 3}.png"}
+    assert len(load_training_set(load_config("disks.yaml", words))) == 7 + 2, "without --fold, too"
+    sampling = SamplingOptions.from_config(load_config("disks.yaml", [*words, "DATASETS.TRAIN_WEIGHTS", "[1, 3]"]))
+    assert sampling.num_sets + sampling.num_extra_sets == 2
+
+    # An image of a fold is refused by its content, whatever its name; one of equal name and size is warned of
+    content["images"][0]["file_name"] = "0.png"
+    other.write_text(json.dumps(content))
+    shutil.copyfile(here / "other" / "7.png", here / "other" / "0.png")
+    with caplog.at_level("WARNING"):
+        load_training_set(load_config("disks.yaml", [*words, "DATASETS.FOLD", "0"]))
+    assert "have name and size of images that are validated on" in caplog.text
+    shutil.copyfile(here / "data" / "4.png", here / "other" / "8.png")
+    with pytest.raises(DataError, match=r"8.png \(other/disks.json\) is 4.png \(.*data/disks.json\)"):
+        load_training_set(load_config("disks.yaml", [*words, "DATASETS.FOLD", "0"]))
+    assert train_net("DATASETS.TRAIN", "['other/disks.json']", *words, "DATASETS.TEST", "['data/disks.json']") == 2
+    assert not list(here.glob("runs/*/0*"))
+
+
+def repaired_of(path: Path, folds: bool) -> Path:
+    """The same images with smaller disks, in another order and under other ids, with or without the folds."""
+    content = json.loads(path.read_text())
+    content["images"] = content["images"][::-1]
+    for image in content["images"]:
+        image["id"] += 100
+        if not folds:
+            del image["fold"]
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 100
+        mask = rle_codec.decode(annotation["segmentation"])
+        mask[: mask.shape[0] // 2] = False
+        annotation["segmentation"] = json_rle(rle_codec.encode_mask(mask))
+    repaired = path.with_name("repaired.json")
+    repaired.write_text(json.dumps(content))
+    return repaired
+
+
+@pytest.mark.parametrize("folds_in", ["train", "test"])
+def test_repaired_masks_are_trained_with_and_the_original_ones_validated_on(here: Path, folds_in: str) -> None:
+    original = here / "data" / "disks.json"
+    repaired_of(original, folds=folds_in == "train")
+    truth = CocoDataset.load(original)
+    if folds_in == "train":
+        content = json.loads(original.read_text())
+        for image in content["images"]:
+            del image["fold"]
+        content["images"] = [image for image in content["images"] if image["file_name"] != "6.png"]
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 7]
+        original.write_text(json.dumps(content))
+    sets = ["DATASETS.TRAIN", "['data/repaired.json']", "DATASETS.TEST", "['data/disks.json']"]
+    cfg = load_config("disks.yaml", [*sets, "DATASETS.FOLD", "1"])
+    training, validation = load_training_set(cfg), load_test_sets(cfg)["fold1"]
+    assert images_of(training) == {"0.png", "2.png", "3.png", "5.png"}
+    assert images_of(validation) == {"1.png", "4.png"}
+    whole = {record.file_name: truth.annotations(index).rles for index, record in enumerate(truth.images)}
+    for index, record in enumerate(validation.images):
+        assert validation.annotations(index).rles == whole[record.file_name]
+    for index, record in enumerate(training.images):
+        assert training.annotations(index).rles != whole[record.file_name]
+
+    assert train_net("--fold", "all", "OUTPUT_DIR", "cv", *sets) == 0
+    scored = CocoDataset.load("cv/oof_ground_truth.json")
+    assert [record.image_id for record in scored.images] == [1, 2, 3, 4, 5, 6], "the ids are those of the originals"
+    assert [scored.annotations(index).rles for index in range(6)] == [whole[f"{index}.png"] for index in range(6)]
+    metrics = json.loads(Path("cv/final_metrics.json").read_text())
+    expected, _ = evaluate_tuned(scored, list(read_predictions("cv/oof.json.gz", scored)))
+    assert metrics["object_ap"] == expected["object_ap"]
+    original.write_text(original.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    words = ["--fold", "0", "--overwrite", "OUTPUT_DIR", "cv", *sets]
+    assert train_net(*words) == 2, "other originals give scores that cannot be joined"
+
+
+def test_two_files_of_the_same_images_that_disagree_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = here / "data" / "disks.json"
+    repaired = repaired_of(original, folds=True)
+    words = ["--fold", "all", "DATASETS.TRAIN", "['data/repaired.json']", "DATASETS.TEST", "['data/disks.json']"]
+    before = original.read_text(), repaired.read_text()
+
+    def refused(said: str) -> None:
+        assert train_net(*words) == 2
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert "set DATASETS.TEST []" in printed
+        assert not list(here.glob("runs/*/0*"))
+        original.write_text(before[0])
+        repaired.write_text(before[1])
+
+    set_folds(original, [1, 1, 2, 0, 1, 2, -1])
+    refused("0.png: is in fold 0 of data/repaired.json and in fold 1 of data/disks.json")
+    (here / "data" / "again.json").write_text(before[1])
+    words[3] = "['data/repaired.json', 'data/again.json']"
+    refused("0.png: comes twice in DATASETS.TRAIN")
+    words[3] = "['data/repaired.json']"
+    content = json.loads(before[0])
+    content["images"] = content["images"][1:]
+    content["annotations"] = content["annotations"][1:]
+    original.write_text(json.dumps(content))
+    refused("0.png: is in data/repaired.json and not in data/disks.json")
+    content = json.loads(before[1])
+    content["images"] = [image for image in content["images"] if image["id"] != 102]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 102]
+    repaired.write_text(json.dumps(content))
+    refused("1.png: is in data/disks.json and not in DATASETS.TRAIN")
+    # Another data set whose images happen to have these names is no truth of them
+    write_disks(here / "other", count=7)
+    for number in range(7):
+        shutil.copyfile(here / "data" / f"{(number + 1) % 7}.png", here / "other" / f"{number}.png")
+    words[-1] = "['other/disks.json']"
+    refused("images of one name are different files")
+
+
+def test_a_test_set_of_other_images_is_not_looked_at(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = write_disks(here / "other", count=2)
+    other.write_text(other.read_text().replace(".png", "_other.png"))
+    for number in range(2):
+        (here / "other" / f"{number}.png").rename(here / "other" / f"{number}_other.png")
+    assert train_net("--fold", "0", "DATASETS.TEST", "['other/disks.json']") == 0
+    assert "has no image of DATASETS.TRAIN and is not looked at" in caplog.text
+    assert len(read_predictions("runs/disks/001/fold0/predictions/fold0.json.gz")) == 2
 
 
 def test_ids_of_two_folded_sets_do_not_meet(here: Path) -> None:
     set_folds(write_disks(here / "other", count=4), [0, 1, 2, 2])
     both = json.dumps(["data/disks.json", "other/disks.json"])
-    dataset, folds = load_folded_set(load_config("disks.yaml", ["DATASETS.TRAIN", both]))
+    sets = load_folds(load_config("disks.yaml", ["DATASETS.TRAIN", both]))
+    dataset, folds = sets.validation, sets.folds
     assert len({record.image_id for record in dataset.images}) == len(dataset) == 10
     assert folds.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 2]
     cfg = load_config("disks.yaml", ["DATASETS.TRAIN", both, "DATASETS.FOLD", "2"])
