@@ -46,8 +46,7 @@ class GeneralizedRCNN(RegionSegmenter):
         return self.proposal_generator.anchor_generator.largest_size
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products,
-        wide 3 x 3 convolutions by Winograd's."""
+        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products."""
         for module in self.modules():
             if isinstance(module, (ConvNorm, Pooler)):
                 module.fast = True

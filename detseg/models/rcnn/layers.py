@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from detseg.config.options import Problems, key
 from detseg.models.freezing import FrozenBatchNorm2d, scale_and_shift
-from detseg.models.rcnn import winograd
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,8 +165,7 @@ class ConvNorm(nn.Conv2d):
 
     bias: None for one only without normalisation.
     fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
-    features, and whether wide 3 x 3 convolutions are Winograd's; both round differently. Without gradients, what is
-    computed from the weights is kept until they change.
+    features and rounds differently. Without gradients, the folded weights are kept until the originals change.
     """
 
     def __init__(
@@ -196,19 +194,10 @@ class ConvNorm(nn.Conv2d):
         self.norm = NORMS[norm](out_channels)
         self.relu = relu
         self.fast = False
-        self._winograd_fits = kernel_size == 3 and stride == dilation == groups == 1
-        self._folded, self._transformed = _Cached(), _Cached()
+        self._folded = _Cached()
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = self.fast and self._winograd_fits and winograd.pays(x, self.out_channels)
-        wide = wide and not torch.is_autocast_enabled(x.device.type)
-        return self._convolve(x, self._by_winograd if wide else self._conv_forward)
-
-    def _by_winograd(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled():
-            return winograd.Convolution.apply(x, weight, bias)
-        transformed = self._transformed(lambda: winograd.transform_weight(weight), self._sources())
-        return winograd.convolve(x, transformed, bias)
+        return self._convolve(x, self._conv_forward)
 
     def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         """Convolve by `convolve(x, weight, bias)`, normalise, and apply ReLU."""
@@ -226,7 +215,7 @@ class ConvNorm(nn.Conv2d):
 
     def train(self, mode: bool = True) -> Self:
         """See nn.Module.train."""
-        self._folded, self._transformed = _Cached(), _Cached()
+        self._folded = _Cached()
         return super().train(mode)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
@@ -235,10 +224,9 @@ class ConvNorm(nn.Conv2d):
         return self.weight * scale[:, None, None, None], shift
 
     def _sources(self) -> list[Tensor]:
-        """What the weights are computed from, the normalisation included where its statistics are fixed."""
+        """What the folded weights are computed from."""
         norm = self.norm
-        fixed = [norm.weight, norm.bias, norm.running_mean, norm.running_var] if self._has_fixed_statistics() else []
-        return [self.weight, *fixed]
+        return [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def _has_fixed_statistics(self) -> bool:
         if isinstance(self.norm, FrozenBatchNorm2d):

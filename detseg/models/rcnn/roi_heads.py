@@ -88,6 +88,7 @@ class ROIHeads(nn.Module):
 
     boxes_at_once = 1024
     masks_at_once = 512
+    box_head_name = "box_head"  # in Detectron2's state_dict
 
     def __init__(
         self,
@@ -106,7 +107,8 @@ class ROIHeads(nn.Module):
         self.in_features = tuple(in_features)
         self.sampling = sampling
         self.box_pooler = box_pooler
-        self.box_head = box_head
+        # The order of the parts is that of the parameters, on which an optimizer's state depends.
+        self.add_module(self.box_head_name, box_head)
         self.box_predictor = box_predictor
         self.mask_pooler = mask_pooler
         self.mask_head = mask_head
@@ -245,31 +247,15 @@ class Res5ROIHeads(ROIHeads):
     """Region heads that share the last stage of the ResNet: the C4 models of Mask R-CNN (He et al. 2017, figure 4).
 
     Detectron2's Res5ROIHeads. in_feature: the feature map that regions are cut from. res5: blocks that boxes and masks
-    share.
+    share. others: as of ROIHeads.
     """
 
     # A region has 14 x 14 x 1024 numbers, 0.8 MB, and as many again in res5.
     boxes_at_once = masks_at_once = 256
+    box_head_name = "res5"
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_feature: str,
-        sampling: RegionSampling,
-        pooler: Pooler,
-        res5: nn.Module,
-        box_predictor: BoxPredictor,
-        mask_head: MaskHead | None = None,
-    ) -> None:
-        nn.Module.__init__(self)  # not ROIHeads: an optimizer's state depends on the order of the parameters
-        self.num_classes = num_classes
-        self.in_features = (in_feature,)
-        self.sampling = sampling
-        self.box_pooler = pooler
-        self.res5 = res5
-        self.box_predictor = box_predictor
-        self.mask_head = mask_head
+    def __init__(self, *, in_feature: str, pooler: Pooler, res5: nn.Module, **others: Any) -> None:
+        super().__init__(in_features=(in_feature,), box_pooler=pooler, box_head=res5, **others)
 
     def losses(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals], targets: Sequence[Targets]
