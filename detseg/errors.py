@@ -25,6 +25,10 @@ class WeightsError(DetsegError):
     """A checkpoint cannot be read or does not fit the model."""
 
 
+class OutputError(WeightsError):
+    """What a network gives for an image is not finite."""
+
+
 class RunError(DetsegError):
     """A run folder cannot be used, or a training cannot go on."""
 

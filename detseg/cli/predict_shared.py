@@ -31,7 +31,7 @@ def predict_share(
 ) -> None:
     """Predict every count-th image, and every count-th tile of each large one, into files of a folder."""
     from detseg.coco.predictions_file import PredictionsWriter
-    from detseg.errors import DataError
+    from detseg.errors import DataError, OutputError
 
     job = load_job(arguments, find_job_images(arguments))
     tiles, soft_masks = job.tiles(state=folder), job.predictor.needs_soft_masks(arguments.soft_masks)
@@ -49,7 +49,7 @@ def predict_share(
             if job.boxes is None:
                 try:
                     tiles.predict_share(record, source, (rank, count), soft_masks=soft_masks)
-                except DataError:
+                except (DataError, OutputError):
                     continue  # reported when the tiles are combined
         done(0)
     skipped: list[SkippedImage] = []

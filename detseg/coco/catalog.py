@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.coco.json_files import open_json
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import DataError, DetsegError
+from detseg.files.reading import check_regular
 from detseg.version import __version__
 
 if TYPE_CHECKING:
@@ -108,7 +109,12 @@ ENVIRONMENT = "DETSEG_DATASETS"
 GENERATORS = ("synthetic",)
 
 _CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
-_ENTRY_KEYS = {"name", "json", "image_root", "classes", "generate", "split", "options", "prepare"}
+_ENTRY_KEYS = {
+    **dict.fromkeys(("name", "json", "image_root", "generate", "split", "prepare"), str),
+    "classes": list,
+    "options": dict,
+}
+_KINDS = {str: "a text", list: "a list", dict: "names with values"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ def find_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
     if given in rows:
         return _entry_of(rows[given])
     for candidate in (Path(given), Path(os.environ.get(ENVIRONMENT, ".")) / given):
+        check_regular(candidate)
         if candidate.is_file():
             return DatasetEntry(name=given, json=candidate)
     raise DataError(
@@ -205,10 +212,12 @@ def read_catalog() -> dict[str, dict[str, Any]]:
     return entries
 
 
-def listed_sets(file_name: str, known: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def listed_sets(file_name: str, known: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield place and fields of the sets in a YAML list: that which comes with detseg, then that of `datasets_folder`.
 
-    known: the fields that there are. Raises DataError for what is no list of named sets with these fields.
+    known: the fields that there are, each str, list (of texts or dicts) or dict; null counts as absent.
+
+    Raises DataError for what is no list of named sets with these fields.
     """
     for path in dict.fromkeys((_CHECKOUT_FOLDER / file_name, (datasets_folder() / file_name).resolve())):
         if not path.is_file():
@@ -226,6 +235,11 @@ def listed_sets(file_name: str, known: Collection[str]) -> Iterator[tuple[str, d
             unknown = sorted(map(str, set(row) - set(known)))
             if unknown:
                 raise DataError(f"{place}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            row = {key: value for key, value in row.items() if value is not None}
+            for key, value in row.items():
+                items = value if isinstance(value, list) else ()
+                if not isinstance(value, known[key]) or not all(isinstance(item, (str, dict)) for item in items):
+                    raise DataError(f"{place}: {key} is {str(value)[:80]!r}; expected {_KINDS[known[key]]}")
             yield place, row
 
 

@@ -28,7 +28,7 @@ TABLE_NAME = "sources.yaml"
 DOWNLOADS = "downloads"
 RECORD_NAME = "downloads.json"
 _TEXT_KEYS = ("title", "page", "licence", "citation", "folder", "prepare", "manual")
-_KEYS = {"name", "files", "each", "kaggle", *_TEXT_KEYS}
+_KEYS = {**dict.fromkeys(("name", *_TEXT_KEYS), str), "files": list, "each": dict, "kaggle": list}
 _FILE_KEYS = {"url", "path", "bytes", "about", "sha256"}
 
 
@@ -78,7 +78,16 @@ def read_download_table() -> dict[str, DownloadEntry]:
 
     Raises DataError for a table that is none.
     """
-    return {row["name"]: _read_entry(row, place) for place, row in listed_sets(TABLE_NAME, _KEYS)}
+    entries = {}
+    for place, row in listed_sets(TABLE_NAME, _KEYS):
+        try:
+            entries[row["name"]] = _read_entry(row, place)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # numbers, lists or {names} that are none
+            raise DataError(
+                f"{place}: each or files cannot be used ({error}); expected `each` to be names with lists, every "
+                "{name} of url and path among them, bytes and about to be numbers"
+            ) from None
+    return entries
 
 
 def find_entry(name: str) -> DownloadEntry:

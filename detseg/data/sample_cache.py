@@ -63,7 +63,9 @@ class CacheOptions(Options):
         if self.kind == "memory":
             return SampleCache.in_memory(limit)
         if self.kind == "disk":
-            return SampleCache(Path(self.folder).expanduser() if self.folder else cache_folder() / "samples", limit)
+            return SampleCache(
+                Path(os.path.expanduser(self.folder)) if self.folder else cache_folder() / "samples", limit
+            )
         return None
 
 

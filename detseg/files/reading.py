@@ -31,7 +31,8 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError):
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise DataError(f"{path}: is a pipe, a socket or a device; expected a file: write the data to one first")
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise DataError(f"{path}: is a {kind}; expected a file: write the data to one first")
 
 
 def open_plain_or_gzip(path: Path) -> BinaryIO:

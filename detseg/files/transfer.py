@@ -31,7 +31,7 @@ _BLOCK = 1 << 20  # bytes
 def cache_folder() -> Path:
     """Return the folder of downloads and decoded samples: $DETSEG_CACHE, else ~/.cache/detseg. It may not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "detseg"
+    return Path(os.path.expanduser(named)) if named else Path.home() / ".cache" / "detseg"
 
 
 class TransferError(Exception):

@@ -14,7 +14,7 @@ from detseg.coco.checking import is_text
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.names import has_drive
-from detseg.files.reading import unpacked_limit
+from detseg.files.reading import check_regular, unpacked_limit
 from detseg.images.reading import decode_picture, read_picture
 from detseg.progress import ProgressBar
 
@@ -27,6 +27,7 @@ def open_files(path: Path) -> FolderFiles | ZipFiles:
 
     Raises DataError where there is neither, or the archive is broken or has names that lead out of it.
     """
+    check_regular(path)
     if path.is_dir():
         return FolderFiles(path)
     if not path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _LETTERS = {"t": "T", "c": "C", "z": "Z", "y": "Y", "x": "X", "s": "S"}
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr array or group."""
-    return path.is_dir() and any((path / mark).is_file() for mark in _MARKS)
+    return os.path.isdir(path) and any((path / mark).is_file() for mark in _MARKS)
 
 
 def open_zarr(path: Path, fields: Mapping[str, Any]) -> PlaneSource:

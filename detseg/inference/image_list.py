@@ -16,6 +16,7 @@ from detseg.coco.checking import is_text
 from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.errors import DataError, list_problems
 from detseg.files.names import matching
+from detseg.files.reading import check_regular
 from detseg.images.planes import FIELD as PLANE
 from detseg.images.reading import SUFFIXES, open_pixels
 from detseg.images.zarr_source import is_zarr
@@ -139,10 +140,11 @@ def _planes(record: ImageRecord, asked: Mapping[str, range | None]) -> list[dict
 
 def _expand(text: str, in_list: bool = False) -> list[Path]:
     """The image files of one file, folder, glob or list; sorted, those of a list in its order."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
+    check_regular(path)
     if is_zarr(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         found = [
             entry
             for entry in path.iterdir()
@@ -151,7 +153,7 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
             and ((entry.suffix.lower() in SUFFIXES and entry.is_file()) or is_zarr(entry))
         ]
         wanted = f"images ({', '.join(SUFFIXES)}); for those of subfolders give the glob {path / '**' / '*.png'}"
-    elif path.is_file():
+    elif os.path.isfile(path):  # which, unlike that of Path, takes names of any length
         return _listed(path) if path.suffix.lower() == ".txt" and not in_list else [path]
     elif glob.has_magic(text):
         found = [entry for entry in matching(text) if entry.is_file() or is_zarr(entry)]
@@ -179,8 +181,8 @@ def _listed(path: Path) -> list[Path]:
         raise DataError(f"--images: the list {path} names no image; expected a path a line")
     found: list[Path] = []
     for name in names:
-        place = path.parent / Path(name).expanduser()
-        if place.is_dir() or glob.has_magic(name):
+        place = path.parent / os.path.expanduser(name)
+        if os.path.isdir(place) or glob.has_magic(name):
             found += _expand(str(place), in_list=True)
         else:
             found.append(place)

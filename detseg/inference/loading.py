@@ -14,6 +14,7 @@ from detseg.engines.build import build_model
 from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
 from detseg.files.hashing import hash_file
+from detseg.files.reading import check_regular
 from detseg.inference.validation import InferenceOptions, validate_for_prediction
 from detseg.models.devices import choose_device
 from detseg.models.table import num_classes
@@ -56,6 +57,7 @@ def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:
         return last
     named = {"best": best, "last": last}.get(checkpoint)
     for candidate in [named] if named else [Path(checkpoint), folder / checkpoint]:
+        check_regular(candidate)
         if candidate.is_file():
             return candidate
     there = sorted(path.name for path in folder.glob("*.pth"))

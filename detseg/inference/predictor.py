@@ -19,7 +19,7 @@ import numpy as np
 from detseg.coco.dataset import ImageRecord
 from detseg.config import Config, load_config
 from detseg.data.intensity_range import IntensityRange
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError, DataError, OutputError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
 from detseg.images.reading import read_picture
@@ -205,7 +205,8 @@ class Predictor:
             Predictions at the image's own size; `image_id` is 1, `file_name` the file's name or "".
 
         Raises:
-            DataError: an image that cannot be read or that the model cannot take. ConfigError: see `require`.
+            DataError: an image that cannot be read or that the model cannot take. OutputError: the model's outputs are
+                not finite. ConfigError: see `require`.
         """
         self.require(soft_masks=soft_masks, boxes=boxes is not None)
         source = None
@@ -237,13 +238,14 @@ class Predictor:
             batch_size: images at once; only neighbours that have one size at the network are taken together, so
                 that a prediction does not depend on the other images.
             soft_masks: keep the probabilities of every box's pixels.
-            skipped: images that cannot be read or taken are appended here and left out; None raises at the first.
+            skipped: images that cannot be read or taken, or for which the model's outputs are not finite, are appended
+                here and left out; None raises at the first.
             boxes: gives the boxes whose masks are predicted, in place of the model's own.
             workers: threads that read and prepare images (of large ones, tiles) before they are needed.
             tiles: predicts images that are cut into tiles; None: as `tiling` says, predictions of tiles in memory.
 
         Raises:
-            DataError: see `skipped`. ConfigError: see `require`.
+            DataError, OutputError: see `skipped`. ConfigError: see `require`.
         """
         if batch_size < 1:
             raise ConfigError(f"the batch size is {batch_size}; expected at least 1")
@@ -311,27 +313,39 @@ class Predictor:
     ) -> Iterator[Predictions]:
         needed = self.needs_soft_masks(soft_masks)
         for batch in batches(images, batch_size, lambda image: getattr(image.content, "key", object())):
-            first = batch[0]
-            if isinstance(first.content, PreparedImage):
-                boxes = None if first.boxes is None else [image.boxes for image in batch]
-                found = self.detector.predict([image.content for image in batch], soft_masks=needed, boxes=boxes)
-                found = [self._named(predictions, image) for predictions, image in zip(found, batch, strict=True)]
-                if self.postprocess is not None:
-                    found = [self.postprocess.apply(predictions) for predictions in found]
-            else:
-                try:
-                    if isinstance(first.content, DataError):
-                        raise first.content
-                    with first.content as source:
-                        found = [tiles.predict(first.record, source, soft_masks=needed, boxes=first.boxes)]
-                except DataError as error:
-                    if skipped is None:
-                        raise
-                    skipped.append(SkippedImage(first.record.file_name, str(error)))
+            try:
+                found = self._predict_batch(batch, tiles, needed)
+            except (DataError, OutputError) as error:
+                if len(batch) > 1:  # whose outputs are not finite tells each image alone
+                    yield from self._predict_opened(batch, tiles, soft_masks, 1, skipped)
                     continue
-                found = [self._named(found[0], first)]
+                if skipped is None:
+                    raise
+                name, reason = batch[0].record.file_name, str(error)
+                if isinstance(error, OutputError):
+                    reason = f"{name}: {reason}"
+                    if not skipped:
+                        logger.warning("%s; the other images are predicted", reason)
+                skipped.append(SkippedImage(name, reason))
+                continue
             for predictions in found:
                 yield predictions if soft_masks else dataclasses.replace(predictions, soft_masks=None)
+
+    def _predict_batch(
+        self, batch: Sequence[_OpenedImage], tiles: TilePredictor, soft_masks: bool
+    ) -> list[Predictions]:
+        """Predict images of one size at the network, or the only one of the batch in tiles."""
+        first = batch[0]
+        if isinstance(first.content, DataError):
+            raise first.content
+        if isinstance(first.content, PixelSource):
+            with first.content as source:
+                found = tiles.predict(first.record, source, soft_masks=soft_masks, boxes=first.boxes)
+            return [self._named(found, first)]
+        boxes = None if first.boxes is None else [image.boxes for image in batch]
+        found = self.detector.predict([image.content for image in batch], soft_masks=soft_masks, boxes=boxes)
+        named = [self._named(predictions, image) for predictions, image in zip(found, batch, strict=True)]
+        return named if self.postprocess is None else [self.postprocess.apply(predictions) for predictions in named]
 
     def _named(self, predictions: Predictions, image: _OpenedImage) -> Predictions:
         """Predictions that say which image they are of, and what made them."""

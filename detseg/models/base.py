@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detseg.errors import DataError, WeightsError
+from detseg.errors import DataError, OutputError
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
@@ -92,12 +92,13 @@ class Segmenter(nn.Module):
 
 
 def check_finite(what: str, *values: Tensor) -> None:
-    """Raise WeightsError where an output of a network is not finite: selections would drop it and find nothing."""
+    """Raise OutputError where an output of a network is not finite: selections would drop it and find nothing."""
     # one transfer from the GPU for all tensors: that takes longer than the check itself
     if values and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
-        raise WeightsError(
+        raise OutputError(
             f"the model's {what} are not finite (NaN or infinity), so nothing it says counts. Its weights diverged in "
-            "training, or overflow in half precision: predict with --precision float32, or take an earlier checkpoint"
+            "training, or overflow in half precision or at such intensities: predict with --precision float32, or take "
+            "an earlier checkpoint"
         )
 
 

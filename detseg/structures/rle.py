@@ -186,7 +186,7 @@ def encode_runs(runs: Runs) -> list[RLE]:
 def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
     """Read and check N RLEs, compressed or with a list of counts. Raises DataError naming the first broken one."""
     sizes = np.array([_size_of(rle, index) for index, rle in enumerate(rles)], dtype=np.int64).reshape(-1, 2)
-    counts, lengths = _read_counts(rles)
+    counts, lengths = _read_counts(rles, sizes)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     owner = np.repeat(np.arange(len(rles)), lengths)
     negative = np.flatnonzero(counts < 0)
@@ -229,11 +229,17 @@ def _size_of(rle: Mapping[str, Any], index: int) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _read_counts(rles: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the counts of all RLEs concatenated (int64) and the number of counts of each."""
+def _read_counts(rles: Sequence[Mapping[str, Any]], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the counts of all RLEs concatenated (int64) and the number of counts of each. sizes: (N, 2)."""
     texts: list[bytes] = []
-    for index, rle in enumerate(rles):
+    for index, (rle, (height, width)) in enumerate(zip(rles, sizes.tolist(), strict=True)):
         counts = rle["counts"]
+        # Runs without pixels are legal, but not without end: each takes 50 times its byte in memory.
+        if isinstance(counts, (str, bytes, list)) and len(counts) > 4 * (height * width + 100):
+            raise DataError(
+                f"the RLE of mask {index} has {len(counts)} letters or numbers, more than the mask of an image of "
+                f"{height} x {width} pixels can have"
+            )
         if isinstance(counts, str):
             try:
                 counts = counts.encode("ascii")

@@ -74,3 +74,10 @@ def test_a_set_that_is_drawn_says_who_draws_it(home: Path) -> None:
     entry = find_dataset("synthetic_cells_val")
     assert (entry.generator, entry.json.name) == ("synthetic", "val.json")
     assert entry.json.parent == find_dataset("synthetic_cells_train").json.parent
+
+
+@pytest.mark.parametrize("entry", ["json: 3", "json: a.json, image_root: [a]", "json: a, classes: 5", "generate: [x]"])
+def test_values_of_another_kind_are_refused(home: Path, entry: str) -> None:
+    (home / "catalog.yaml").write_text(f"- {{name: own, {entry}}}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"catalog\.yaml: entry number 0 \(own\): .* is .*; expected a (text|list)"):
+        find_dataset("own")

@@ -297,6 +297,10 @@ def test_the_list_and_unknown_names(server: str, capsys: pytest.CaptureFixture[s
         {"files": [{"path": "x"}]},
         {"files": [{"path": "x", "url": "http://h/x", "md5": "0"}]},
         {"colour": "red"},
+        {"files": [{"path": "x", "url": "http://h/{y}"}]},
+        {"files": [{"path": "x", "url": "http://h/x", "bytes": [3]}]},
+        {"each": {"a": 3}},
+        {"title": ["x"]},
     ],
 )
 def test_a_broken_table_is_refused(

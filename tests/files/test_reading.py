@@ -17,6 +17,8 @@ from detseg.config.loading import load_config
 from detseg.data.folds import read_index
 from detseg.errors import ConfigError, DataError
 from detseg.files.table import read_table
+from detseg.formats.file_sets import open_files
+from detseg.formats.imagej import read_roi_file
 from detseg.formats.objects import open_objects
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
@@ -124,6 +126,38 @@ def test_polygons_that_no_object_has(tmp_path: Path) -> None:
         path.write_text(holder.replace('"HERE"', f"[{text}]"))
         with pytest.raises(DataError, match=r"pixels long|not finite"):
             CocoDataset.load(path)
+
+
+ANNOTATION = {"id": 1, "image_id": 1, "category_id": 1}
+
+
+def test_a_polygon_of_five_million_points(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(coco(annotations=[{**ANNOTATION, "segmentation": "HERE"}])))
+    points = ",".join(["1,1,9,1,9,9,1,9"] * 1_250_000)
+    path.write_text(path.read_text().replace('"HERE"', f"[[{points}]]"))
+    with pytest.raises(DataError, match="has 5000000 points and is 39999992 pixels long"):
+        CocoDataset.load(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "masks.zip", "a.roi"])
+def test_members_of_archives_that_unpack_to_more_than_they_can_hold(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, b"Iout" + b"\0" * 2**28)
+    with pytest.raises(DataError, match=f"bomb.zip: {name}: claims 268435460 bytes"):
+        open_files(path).read(name)
+    with pytest.raises(DataError, match=r"bomb\.zip: (is neither|holds)"):
+        read_roi_file(path.read_bytes(), "bomb.zip", 96, 96)
+
+
+def test_many_regions_of_an_archive_count_together(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(10):
+            archive.writestr(f"{number}.roi", b"Iout" + b"\0" * 2**23)
+    with pytest.raises(DataError, match="claim more bytes than an archive of this size can hold"):
+        read_roi_file(path.read_bytes(), "bomb.zip", 96, 96)
 
 
 def test_a_zarr_chunk_that_unpacks_to_more_than_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,3 +95,11 @@ def test_sources_without_images_are_refused(folder, tmp_path):
         find_images([write_coco(folder, []), str(folder)])
     with pytest.raises(DataError, match="no images"):
         find_images([write_coco(folder, [], images=())])
+
+
+def test_names_that_no_file_can_have_are_left_to_the_reader_that_lists_them(folder):
+    listed = folder / "list.txt"
+    listed.write_text(f"{'x' * 300}.png\n~nobody-of-this-name/a.png\nb.png\n")
+    assert [record.path.name for record in find_images([str(listed)]).records] == ["x" * 300 + ".png", "a.png", "b.png"]
+    with pytest.raises(DataError, match="does not exist"):
+        find_images(["x" * 300])

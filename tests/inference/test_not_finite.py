@@ -7,9 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from detseg.cli.main import run_command
+from detseg.coco.predictions_file import read_predictions
 from detseg.errors import WeightsError
 from detseg.inference.predictor import Predictor
 from detseg.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -78,3 +80,30 @@ def test_images_of_another_range_are_warned_of(run, caplog):
         predictor((image // 256).astype(np.uint8))
     assert "far below those of the images that the model was trained with (0 to 60000)" in caplog.text
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("options", [["--batch-size", "3"], ["--tile", "32"], ["--processes", "2", "--tile", "32"]])
+def test_an_image_whose_output_is_not_finite_is_listed_and_the_others_predicted(
+    run, image_folder, tmp_path, capsys, options
+):
+    change(run, "backbone.bottom_up.stem.conv1.weight", 1)  # sums of what is near the largest number overflow
+    folder, output = tmp_path / "images", tmp_path / "found.json"
+    shutil.copytree(image_folder, folder)
+    tifffile.imwrite(folder / "huge.tif", np.full((64, 96, 3), 3e38, np.float32), photometric="rgb")
+    words = ["--run", str(run), "--images", str(folder), "--output", str(output), *options]
+    assert run_command("predict", words, prog="predict") == 1
+    said = capsys.readouterr().out
+    assert "1 images could not be predicted" in said
+    assert "huge.tif: the model's" in said
+    assert [image.file_name for image in read_predictions(output)] == ["a.png", "b.png", "c.png"]
+
+
+def test_outputs_that_are_not_finite_for_any_image_are_an_error(run, image_folder, tmp_path, capsys):
+    change(run, "backbone.bottom_up.stem.conv1.weight", -3e38)
+    output = tmp_path / "found.json"
+    words = ["--run", str(run), "--images", str(image_folder), "--output", str(output), "--batch-size", "2"]
+    assert run_command("predict", words, prog="predict") == 2
+    said = capsys.readouterr().err
+    assert "none of the 3 images could be predicted" in said
+    assert "c.png: the model's feature maps" in said
+    assert not output.exists()

@@ -13,6 +13,7 @@ from torch import Tensor
 from detseg.config.kinds import shorten
 from detseg.errors import WeightsError
 from detseg.files.atomic import written_whole
+from detseg.files.reading import check_regular
 from detseg.files.safe_pickle import as_array, loads
 from detseg.models.weights.torch_file import OLD_TORCH, read_torch_file
 
@@ -37,6 +38,7 @@ def read_weights(path: str | Path) -> Weights:
         WeightsError: no such file, no such format, cut off, or with more in it than tensors and plain values.
     """
     path = Path(path)
+    check_regular(path)
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file of weights")
     try:

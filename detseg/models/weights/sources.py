@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from detseg.errors import WeightsError
 from detseg.files.lock import wait_for_lock
+from detseg.files.reading import check_regular
 from detseg.files.transfer import CACHE_VARIABLE, TransferError, cache_folder, transfer
 
 # detectron2://PATH is this address followed by PATH.
@@ -98,7 +100,8 @@ def resolve_weights(source: str | Path) -> Path:
     """
     match = _SCHEME.fullmatch(str(source)) if isinstance(source, str) else None
     if match is None:
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
+        check_regular(path)
         if not path.is_file():
             raise WeightsError(f"{source}: there is no such file of weights; known are {KNOWN}")
         return path
