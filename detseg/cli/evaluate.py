@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detseg.cli.next_step import beside, command_line, print_next
+
 DESCRIPTION = (
     "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
     "COCO box and mask AP. The file is scored as it stands: object AP counts every prediction, so give --postprocess "
@@ -88,6 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
         write_image_table(outputs["csv"], image_table(truth, aligned, counts))
     if outputs:
         print("\nWritten: " + ", ".join(str(path) for path in outputs.values() if path.exists()))
+    if not dataset.images[0].path.exists():  # scored without the images
+        return
+    words = ["--ground-truth", arguments.ground_truth, "--predictions", arguments.predictions]
+    words += ["--postprocess", arguments.postprocess] if arguments.postprocess else []
+    print_next(command_line("visualize", *words, "--output", beside(arguments.predictions, "_pictures")))
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detseg.cli.image_fields import add_image_fields, plane_fields
+from detseg.cli.next_step import beside, command_line, print_next
 from detseg.formats.table import WRITERS
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{count.ignored} regions to be ignored are left out")
     if count.empty:
         print(f"{count.empty} masks without a pixel are left out")
+    if arguments.images and source.holds_predictions and not plane_fields(arguments):
+        words = ["--images", *arguments.images, "--predictions", arguments.input]
+        words += ["--image-root", arguments.image_root] if arguments.image_root else []
+        words += ["--score-threshold", f"{arguments.score_threshold:g}"] if arguments.score_threshold else []
+        print_next(command_line("visualize", *words, "--output", beside(arguments.input, "_pictures")))
 
 
 def _check(arguments: argparse.Namespace) -> None:

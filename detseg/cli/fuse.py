@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from detseg.cli.next_step import beside, command_line, print_next
+
 DESCRIPTION = (
     "Fuse predictions of the same images into one Predictions file: non-maximum suppression, soft-NMS or weighted "
     "boxes fusion, with masks. An input is a Predictions file, a file of COCO results, or a folder of label images "
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import ConfigError, DataError
     from detseg.fusion.members import fuse_members, open_members, refuse_missing
@@ -101,3 +104,9 @@ def run(arguments: argparse.Namespace) -> None:
             number += len(result)
             bar.update()
     print(f"images   {len(opened.images)}\nobjects  {number}\nwritten  {output}")
+    if arguments.ground_truth and CocoDataset.load(arguments.ground_truth).num_objects:
+        words = ["--ground-truth", arguments.ground_truth, "--predictions", output]
+        print_next(command_line("evaluate", *words))
+    elif all(image.file_name for image in opened.images):
+        words = ["--input", output, "--format", "csv", "--output", beside(output, "_tables")]
+        print_next(command_line("export", *words))

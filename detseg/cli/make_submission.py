@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detseg.cli.next_step import command_line, print_next
+
 if TYPE_CHECKING:
     from detseg.coco.pairing import PairedImage
     from detseg.coco.predictions_parsing import ImageEntry
@@ -68,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         _write(arguments, images, others)
     if truth is not None:
         _score(path, truth, arguments.format)
+    if not arguments.check and arguments.images:
+        print_next(command_line("make_submission", "--check", path, "--images", arguments.images))
     return 0
 
 

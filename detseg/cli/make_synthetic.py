@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from detseg.cli.next_step import inspection, print_next
 
 DESCRIPTION = (
     "Draw pictures of synthetic cells (three kinds, phase contrast) with exact masks, as PNG files and COCO JSON. "
@@ -76,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for name, path in paths.items():
         print(f"{name:6} {counts[name]:6d} pictures  {path}")
+    look, train = inspection(Path(arguments.output), *(path for name, path in paths.items() if name != "test"))
+    print_next(look, then=[train])
     return 0
 
 

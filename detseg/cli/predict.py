@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.image_fields import add_image_fields
+from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.predict_job import Job, add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
 
 if TYPE_CHECKING:
@@ -168,7 +169,26 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
     rows.append(("seconds per image", f"{(time.perf_counter() - started) / max(number, 1):.3f}"))
     rows += [(name, path) for name, path in (("written", arguments.output), ("labels", arguments.label_images)) if path]
     _print_summary(rows, skipped)
+    if arguments.output:
+        _print_next(arguments, job.images.num_objects)
     return 1 if skipped else 0
+
+
+def _print_next(arguments: argparse.Namespace, num_objects: int) -> None:
+    """num_objects: of the COCO file that the images are from; with any, they can be scored."""
+    output, truth = arguments.output, ["--ground-truth", arguments.images[0]]
+    root = ["--image-root", arguments.image_root] if arguments.image_root else []
+    if arguments.z or arguments.t or arguments.axes:  # pictures of stacks are not drawn
+        commands = [command_line("export", "--input", output, "--format", "csv", "--output", beside(output, "_tables"))]
+    else:
+        words = ["--images", *arguments.images, *root, "--predictions", output]
+        commands = [command_line("visualize", *words, "--output", beside(output, "_pictures"))]
+    if num_objects and arguments.raw:
+        words = ["--predictions", output, *truth, "--output", beside(output, "_tuned.yaml")]
+        commands.append(command_line("tune_thresholds", *words))
+    elif num_objects:
+        commands.append(command_line("evaluate", *truth, "--predictions", output))
+    print_next(*commands)
 
 
 def _all_predictions(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from detseg.cli.image_fields import add_image_fields
+from detseg.cli.next_step import inspection, print_next
 from detseg.cli.repair import RULES_HELP
 from detseg.formats.table import FORMATS
 
@@ -115,3 +116,9 @@ def run(arguments: argparse.Namespace) -> None:
         repair=repair,
     )
     print(prepare(reader, options))
+    for first in ("train", "fold0_train", "all"):
+        parts = [arguments.output / f"{part}.json" for part in (first, first.replace("train", "val"))]
+        if parts[0].is_file():
+            look, train = inspection(arguments.output, *dict.fromkeys(part for part in parts if part.is_file()))
+            print_next(look, then=[train])
+            return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from detseg.cli.next_step import beside, command_line, print_next
+
 DESCRIPTION = (
     "Mend the masks of a COCO file: holes, spurs, specks and fragments, duplicates, nested and empty masks, wrong "
     "classes. What no rule touches is written as it was, further fields too; a CSV lists what was changed. Repairing "
@@ -59,3 +61,5 @@ def run(arguments: argparse.Namespace) -> None:
 
         drawn = draw_repairs(arguments.source, arguments.target, changes, arguments.pictures)
         print(f"{arguments.pictures} shows the {drawn} annotations that changed most")
+    words = ["--data", arguments.target, "--output", beside(arguments.target, "_inspection")]
+    print_next(command_line("inspect_data", *words))

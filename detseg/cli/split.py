@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from detseg.cli.next_step import inspection, print_next
+
 DESCRIPTION = (
     "Split a COCO file into folds, alike in images, objects, classes and kinds, with groups (plate, well, source) and "
     "images that are nearly the same in one fold: folds.json with a field `fold` for every image, which train_net "
@@ -87,4 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     print(split_coco(arguments.source[0], options))
+    parts = ["train.json", "val.json"] if arguments.fractions else ["folds.json"]
+    data = [arguments.output / name for name in parts]
+    look, train = inspection(arguments.output, *data, fold=not arguments.fractions)
+    print_next(look, then=[train])
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detseg.cli.next_step import beside, command_line, print_next, program
 from detseg.errors import ConfigError, DetsegError, RunError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
         overrides=tuple(arguments.overrides),
-        finished=_print_results,
+        finished=_print_results if arguments.fold is None else _print_scores,
         interrupted=lambda run: print(f"to continue: {resume_command(run, arguments, processes)}"),
     )
     try:
@@ -160,14 +161,14 @@ def _given_config(arguments: argparse.Namespace) -> Config:
 
 def resume_command(run: RunFolder, arguments: argparse.Namespace, processes: Processes) -> str:
     """The words that continue this run. Its settings are in its folder; folds to come need those of this command."""
-    program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["detseg", "train_net"]
+    start = program("train_net")
     if processes.count > 1 and "DETSEG_LAUNCHED" in os.environ:
-        program += ["--num-gpus", f"{processes.count}"]
+        start += ["--num-gpus", f"{processes.count}"]
     elif processes.count > 1:
         several = ["--nproc_per_node", f"{processes.local_count}"]
         if processes.count > processes.local_count:
             several = ["OPTIONS-AS-BEFORE"]
-        program = ["torchrun", *several, sys.argv[0]]
+        start = ["torchrun", *several, sys.argv[0]]
     words = ["--config", arguments.config] if arguments.config else []
     words += ["--num-threads", f"{arguments.num_threads}"] if arguments.num_threads else []
     words += ["--fold", arguments.fold] if arguments.fold is not None else []
@@ -175,7 +176,7 @@ def resume_command(run: RunFolder, arguments: argparse.Namespace, processes: Pro
     words += ["--resume", "OUTPUT_DIR", str(folder)]
     if arguments.fold is not None or not run.config.is_file():
         words += _without_output_dir(arguments.overrides)
-    return shlex.join([*program, *words])
+    return shlex.join([*start, *words])
 
 
 def _without_output_dir(overrides: Sequence[str]) -> list[str]:
@@ -188,6 +189,34 @@ def _without_output_dir(overrides: Sequence[str]) -> list[str]:
 
 
 def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
+    _print_scores(folder, metrics)
+    _print_next(folder)
+
+
+def _print_next(folder: Path) -> None:
+    """What was trained can predict, here the images that it is known by; any others go in their place."""
+    from detseg.coco.catalog import resolve_dataset
+    from detseg.config import load_config
+    from detseg.engine.data_sets import set_names
+
+    try:
+        cfg = load_config(folder / "config.yaml")
+        sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        data, name = resolve_dataset(sets[0]), set_names(sets)[0]
+    except DetsegError:  # code of MODEL.IMPORTS, or data that were moved since
+        return
+    root = cfg.DATASETS.IMAGE_ROOT or data.image_root
+    words = ["--image-root", root] if root else []
+    output = beside("predictions.json.gz", ".json.gz")
+    commands = [command_line("predict", "--run", folder, "--images", data.json, *words, "--output", output)]
+    found, thresholds = folder / "predictions" / f"{name}.json.gz", folder / "postprocess.yaml"
+    if found.is_file() and thresholds.is_file():
+        words = ["--predictions", found, "--postprocess", thresholds]
+        commands.append(command_line("evaluate", "--ground-truth", data.json, *words))
+    print_next(*commands)
+
+
+def _print_scores(folder: Path, metrics: dict[str, Any]) -> None:
     from detseg.runs.fold_runs import contents, results_table
 
     if metrics:
@@ -200,14 +229,17 @@ def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], count: int) -> None:
-    from detseg.engine.out_of_fold import CONTENTS, fold_table
+    from detseg.engine.out_of_fold import CONTENTS, PREDICTIONS_FILE, TRUTH_FILE, fold_table
     from detseg.runs.fold_runs import contents
 
     if missing:
         names = ", ".join(map(str, missing))
         print(f"\nfold {names} of {count} in {folder} is not trained yet; the last one joins them all")
+        print_next(command_line("train_net", "--fold", f"{missing[0]}", "--resume", "OUTPUT_DIR", folder))
         return
     print(
         f"\n{fold_table(metrics)}\n\neach fold with its own score threshold, `together` with one for all images\n\n"
         f"Everything is in {folder}:\n{contents(folder, CONTENTS)}"
     )
+    words = ["--predictions", folder / PREDICTIONS_FILE, "--ground-truth", folder / TRUTH_FILE]
+    print_next(command_line("tune_thresholds", *words, "--output", beside(folder / "tuned", ".yaml")))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from detseg.cli.next_step import beside, command_line, print_next
 
 if TYPE_CHECKING:
     from detseg.evaluation.ground_truth import GroundTruth
@@ -117,6 +119,23 @@ def run(arguments: argparse.Namespace) -> None:
     print(_report(arguments.metric, result, coordinates, f"{len(set(map(str, folds)))} folds, {folds_are}"))
     print(f"\n{arguments.output}, applied to the predictions and scored by evaluate: {_cell(checked)}")
     print("written: " + ", ".join(str(path) for path in outputs.values()))
+    _print_next(arguments, infos, outputs)
+
+
+def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], outputs: Mapping[str, Path]) -> None:
+    """The settings are for the predictions of other images, by the same models or the same fusion."""
+    tuned, result = ["--postprocess", arguments.output], beside(arguments.output, "_predictions.json.gz")
+    models = [info["info"].get("models") or {} for info in infos]
+    if arguments.fusion:
+        words = ["--inputs", *arguments.predictions, "--config", outputs["fusion"], *tuned]
+        command = command_line("fuse", *words, "--ground-truth", arguments.ground_truth, "--output", result)
+    elif len(models) == 1 and list(models[0]) == ["run"]:
+        runs = [word for run in models[0]["run"] for word in ("--run", run)]
+        command = command_line("predict", *runs, "--images", arguments.ground_truth, *tuned, "--output", result)
+    else:
+        words = ["--ground-truth", arguments.ground_truth, "--predictions", arguments.predictions[0]]
+        command = command_line("evaluate", *words, *tuned)
+    print_next(command)
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from detseg.cli.next_step import beside, command_line, print_next
+
 if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
     from detseg.report.overlays import Overlay
@@ -91,6 +93,23 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     print(f"{len(overlays)} pictures in {arguments.output}, for example {path.name}")
     if left_out:
         print(f"left out: {left_out} images of {arguments.predictions} that are not among --images")
+    elif arguments.predictions and not arguments.postprocess:
+        _print_next(arguments)
+
+
+def _print_next(arguments: argparse.Namespace) -> None:
+    """The numbers in the pictures are those of a table of the objects."""
+    words = [
+        "--input",
+        arguments.predictions,
+        "--format",
+        "csv",
+        "--images",
+        *(arguments.images or [arguments.ground_truth]),
+    ]
+    words += ["--image-root", arguments.image_root] if arguments.image_root else []
+    words += ["--score-threshold", f"{arguments.score_threshold:g}"] if arguments.score_threshold else []
+    print_next(command_line("export", *words, "--output", beside(arguments.predictions, "_tables")))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -82,13 +82,15 @@ class ImageObjects:
 class ObjectsFile:
     """All images of a file: iterate over it, again and again, for one ImageObjects an image, empty ones included.
 
-    class_names: by class index. images: ids, file names and sizes. names: the file names alone.
+    class_names: by class index. images: ids, file names and sizes. names: the file names alone. holds_predictions: or
+    annotations.
     """
 
     def __init__(self, path: Path, content: CocoDataset | PredictionsFile) -> None:
         self._content = content
         self.class_names: Sequence[str] = content.class_names
         self.images: Sequence[PairedImage] = content.images
+        self.holds_predictions = isinstance(content, PredictionsFile)
         self.names = [image.file_name for image in content.images]
         if not all(self.names):
             raise DataError(

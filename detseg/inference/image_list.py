@@ -26,10 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images to predict. `categories`: those of the COCO file they come from, id by name; empty for plain files."""
+    """Images to predict.
+
+    categories, num_objects: those of the COCO file they come from, id by name and objects; nothing for plain files.
+    """
 
     records: list[ImageRecord]
     categories: dict[str, int]
+    num_objects: int = 0
 
     def match(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """COCO categories of a model's classes, in their order: the data's ids where it has all these names.
@@ -75,7 +79,8 @@ def find_images(
         records = [
             dataclasses.replace(image, metadata={**image.metadata, **(fields or {})}) for image in dataset.images
         ]
-        return ImageList(records, {category.name: category.id for category in dataset.categories})
+        categories = {category.name: category.id for category in dataset.categories}
+        return ImageList(records, categories, dataset.num_objects)
     files = list(dict.fromkeys(Path(os.path.abspath(file)) for path in paths for file in _expand(path)))
     unreadable = [str(file) for file in files if not is_text(str(file))]
     if unreadable:

@@ -1,0 +1,65 @@
+"""The last lines of a command: the commands that come next in a project's day, as they can be copied into a shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# Commands whose scripts are not in tools/.
+_OF_DATASETS = ("prepare", "download", "make_synthetic")
+
+Word = str | os.PathLike[str]
+
+
+def command_line(command: str, *words: Word) -> str:
+    """Return a command as the user types it, quoted for the shell.
+
+    As a script where this process was started as one: a checkout need not be installed.
+    """
+    return shlex.join([*program(command), *map(os.fspath, words)])
+
+
+def program(command: str) -> list[str]:
+    """Return the words that start a command in the way in which this process was started."""
+    started = sys.argv[0]
+    folder, name = os.path.split(started)
+    if name == "__main__.py" and os.path.basename(folder) == "detseg":
+        return ["python", "-m", "detseg", command]
+    if not name.endswith(".py") or os.path.basename(os.path.abspath(folder)) not in ("tools", "datasets"):
+        return ["detseg", command]
+    scripts = "datasets" if command in _OF_DATASETS else "tools"
+    return ["python", os.path.normpath(os.path.join(folder, "..", scripts, f"{command}.py"))]
+
+
+def inspection(folder: Path, *data: Word, fold: bool = False) -> tuple[str, str]:
+    """Return the commands that look at data, and that train with what was suggested. fold: of a file of folds."""
+    suggested = beside(folder / "suggested", ".yaml")
+    words = ["--data", *data, "--output", beside(folder / "inspection", ""), "--suggest", suggested]
+    folds = ["--fold", "all", "DATASETS.TRAIN", *data] if fold else []
+    return command_line("inspect_data", *words), command_line("train_net", "--config", suggested, *folds)
+
+
+def print_next(*commands: str, then: Iterable[str] = ()) -> None:
+    """Print the commands of which one comes next, and those that follow after it."""
+    for number, command in enumerate(commands):
+        print(f"{'or:' if number else 'next:':6}{command}")
+    for command in then:
+        print(f"{'then:':6}{command}")
+
+
+def beside(path: Word, ending: str) -> str:
+    """Return a free name beside a file, of its name without .json or .json.gz, for what the next command writes.
+
+    ending: "_pictures", "_tuned.yaml", ...
+    """
+    path = Path(path)
+    stem = path.name.removesuffix(".gz").removesuffix(".json")
+    middle, dot, suffix = ending.partition(".")
+    number, name = 1, f"{stem}{ending}"
+    while path.with_name(name).exists():
+        number += 1
+        name = f"{stem}{middle}{number}{dot}{suffix}"
+    return str(path.with_name(name))
