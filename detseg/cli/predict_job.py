@@ -156,7 +156,7 @@ class Job:
         """What the Predictions file says about its making."""
         predictor = self.predictor
         about = {**predictor.provenance, **predictor.detector.describe()}
-        about["models"] = {name: value for name in ("run", "weights") if (value := getattr(self.arguments, name))}
+        about["given"] = {name: value for name in ("run", "weights") if (value := getattr(self.arguments, name))}
         if self.arguments.boxes:
             about["boxes"] = self.arguments.boxes
         postprocess = None if predictor.postprocess is None else predictor.postprocess.to_dict()

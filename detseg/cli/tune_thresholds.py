@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], outputs: Mapping[str, Path]) -> None:
     """The settings are for the predictions of other images, by the same models or the same fusion."""
     tuned, result = ["--postprocess", arguments.output], beside(arguments.output, "_predictions.json.gz")
-    models = [info["info"].get("models") or {} for info in infos]
+    models = [info["info"].get("given") or {} for info in infos]
     if arguments.fusion:
         words = ["--inputs", *arguments.predictions, "--config", outputs["fusion"], *tuned]
         command = command_line("fuse", *words, "--ground-truth", arguments.ground_truth, "--output", result)

@@ -143,7 +143,7 @@ def test_tuned_settings_are_used_by_the_next_command(cells: Path, capsys: pytest
     (check,) = next_commands(run(["make_submission", *words], capsys))
     run(check, capsys)
     # Of a run it is known which model gives the predictions of other images.
-    write_predictions("of run.json", found, truth.class_names, {"models": {"run": ["my run"]}})
+    write_predictions("of run.json", found, truth.class_names, {"given": {"run": ["my run"]}})
     (predict,) = next_commands(run(["tune_thresholds", "--predictions", "of run.json", *tuning, "--overwrite"], capsys))
     assert predict[:3] == ["predict", "--run", "my run"]
     assert predict[predict.index("--postprocess") + 1] == "tuned.yaml"
