@@ -9,6 +9,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detseg.cli.next_step import beside, command_line, print_next
+
 if TYPE_CHECKING:
     from detseg.curation.inspection.inspect_data import Inspection
 
@@ -116,7 +118,13 @@ def run(arguments: argparse.Namespace) -> None:
         make_folder(arguments.suggest.parent)
         with written_whole(arguments.suggest, "the suggested configuration") as temporary:
             temporary.write_text(config, encoding="utf-8")
-        print(f"{arguments.suggest} trains as it is: detseg train_net --config {shlex.quote(str(arguments.suggest))}")
+        print(f"{arguments.suggest} trains as it is")
+        print_next(command_line("train_net", "--config", arguments.suggest))
+    else:
+        suggested = beside(arguments.output, "_suggested.yaml")
+        words = ["--data", *arguments.data, "--output", beside(arguments.output, ""), "--suggest", suggested]
+        words += ["--image-root", arguments.image_root] if arguments.image_root else []
+        print_next(command_line("inspect_data", *words), then=[command_line("train_net", "--config", suggested)])
 
 
 def _training(arguments: argparse.Namespace, found: Inspection) -> str:

@@ -79,8 +79,9 @@ def test_from_folders_to_the_table_by_the_last_lines_alone(cells: Path, capsys: 
     words = ["prepare", "label_images", "--images", "images", "--labels", "labels", "--output", "my coco"]
     look, train = next_commands(run([*words, "--split", "0.5", "0.5"], capsys))
     assert (look[0], train[0]) == ("inspect_data", "train_net")
-    run([*look, "--similar", "0"], capsys)
+    (again,) = next_commands(run([*look, "--similar", "0"], capsys))
     assert Path(train[2]).is_file(), "what it trains with is what was suggested"
+    assert again == train
 
     base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
     text = TINY.format(base=base.as_posix(), train="my coco/train.json", val="my coco/val.json")
