@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from detseg.coco.dataset import CocoDataset
+    from detseg.coco.learnable import object_warnings
     from detseg.coco.predictions_file import read_predictions
     from detseg.errors import ConfigError
     from detseg.evaluation.evaluate import align, count_all, image_table, metrics_of, write_image_table
@@ -77,6 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
     counts = count_all(truth, aligned)
     metrics = metrics_of(truth, aligned, counts, max_detections=arguments.max_detections, group_by=arguments.group_by)
     print(score_table(metrics))
+    for text in object_warnings(dataset):
+        print(f"\nWARNING: {text}")
     if postprocess is None and _keeps_everything(metrics, aligned):
         print(
             "\nThis file keeps low scores. Object AP counts every prediction in it: give --postprocess, for example "

@@ -82,12 +82,12 @@ def read_coco(
             f"annotation {number}: the id occurs {count} times" for number, count in counts.items() if count > 1
         ]
     if len(checker.boxes_alone) > 1:
-        # One sentence for all that a file of boxes has.
-        problems = [problem for problem in problems if problem not in checker.boxes_alone]
-        problems.append(
+        # One sentence for all that a file of boxes has, in front, where it is seen.
+        problems = [
             f"{len(checker.boxes_alone)} of {len(spans)} annotations have a box (bbox) and no mask (segmentation): "
-            "masks are needed to train and score masks; a model of boxes alone (MODEL.MASK_ON False) reads bbox"
-        )
+            "masks are needed to train and score masks; a model of boxes alone (MODEL.MASK_ON False) reads bbox",
+            *(problem for problem in problems if problem not in checker.boxes_alone),
+        ]
     if problems and is_fatal:
         raise DataError(
             f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; {_REMEDY}:\n{list_problems(problems)}"

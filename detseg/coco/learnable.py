@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
@@ -9,6 +11,7 @@ from detseg.errors import DataError
 
 # From this share of the annotations on a warning is due.
 LARGE_SHARE = 0.2
+NOTHING = "there is nothing to learn or to score"
 # So many annotations are looked at for a cause.
 _LOOKED_AT = 200
 
@@ -24,7 +27,7 @@ def check_objects(dataset: CocoDataset) -> list[str]:
     if not len(dataset):
         return []
     if not count:
-        raise DataError(f"{name}: {len(dataset)} images without an annotation: there is nothing to learn or to score")
+        raise DataError(f"{name}: {len(dataset)} images without an annotation: {NOTHING}")
     found = []
     for is_such, what in (
         (crowd, "are regions to be ignored (iscrowd 1), neither learned nor scored"),
@@ -35,7 +38,7 @@ def check_objects(dataset: CocoDataset) -> list[str]:
             cause = _CROWD_CAUSE if is_such is crowd else _cause(dataset, is_such)
             found.append(f"{name}: {is_such.sum()} of {count} annotations {what}; {cause}")
     if not (table.is_object & (pixels > 1)).any():
-        raise DataError("there is nothing to learn or to score:\n" + "\n".join(f"  - {line}" for line in found))
+        raise DataError(f"{NOTHING}:\n" + "\n".join(f"  - {line}" for line in found))
     return found
 
 
@@ -47,9 +50,22 @@ def object_warnings(dataset: CocoDataset) -> list[str]:
         return [str(error)]
 
 
+def check_sets(datasets: Sequence[CocoDataset]) -> list[str]:
+    """Say of each of several data sets what `check_objects` says. Raises DataError where none of them has an object."""
+    said, errors = [], []
+    for dataset in datasets:
+        try:
+            said += check_objects(dataset)
+        except DataError as error:
+            errors.append(str(error))
+    if errors and len(errors) == len(datasets):
+        raise DataError("\n".join(errors))
+    return said + errors
+
+
 _CROWD_CAUSE = (
     "CVAT, for one, writes so what was painted with its brush. Where they are objects, `detseg prepare coco "
-    "--annotations FILE --iscrowd clear` makes them such"
+    "--annotations FILE --output DIR --split 1 --iscrowd clear` writes them as such"
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from detseg.coco.catalog import FIELD as INPUT_FIELD
 from detseg.coco.json_files import annotations_of, image_root_for, write_coco
+from detseg.coco.learnable import NOTHING
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, changes_table, write_changes
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
@@ -126,8 +127,9 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         write_changes(path, changes, overwrite=options.overwrite)
         said.append(f"\n{changes_table(changes)}\nlisted in {path}")
     # Last, where they are seen.
-    warnings = [f"WARNING: {text}" for text in labels.warnings()]
-    return "\n".join([*said, *filter(None, [reader.closing_note()]), *warnings])
+    note = reader.closing_note()
+    warnings = [f"WARNING: {text}" for text in labels.warnings() if NOTHING not in text or NOTHING not in note]
+    return "\n".join([*said, *filter(None, [note]), *warnings])
 
 
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:

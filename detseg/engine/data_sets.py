@@ -11,7 +11,7 @@ import numpy as np
 
 from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.learnable import check_objects
+from detseg.coco.learnable import check_sets, object_warnings
 from detseg.coco.pairing import content_key
 from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import FoldedSets, Folds, fold_name
@@ -48,7 +48,9 @@ def load_training_set(cfg: Config) -> CocoDataset:
         sets = [_load(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN)]
     dataset = CocoDataset.concatenate(sets)
     describe("training", dataset, cfg)
-    for text in (*check_objects(dataset), *check_labels(dataset, most=_IMAGES_CHECKED)):
+    for text in check_sets(sets):
+        logger.warning("training data: %s", text)
+    for text in check_labels(dataset, most=_IMAGES_CHECKED):
         logger.warning("training data %s: %s", dataset.name, text)
     return dataset
 
@@ -60,7 +62,7 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     where it has the same images.
 
     Raises:
-        DataError, ConfigError: as `load_training_set`.
+        DataError, ConfigError: as `load_training_set`; an object in one of the sets is enough.
     """
     folds = Folds.from_config(cfg)
     if folds.in_use:
@@ -71,6 +73,10 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     sets = found if classes is None else {name: dataset.with_classes(classes) for name, dataset in found.items()}
     for dataset in sets.values():
         describe("test", dataset, cfg)
+    # One fold without an object does not end the training of all.
+    said = object_warnings(found[fold_name(folds.fold)]) if folds.in_use else check_sets(list(sets.values()))
+    for text in said:
+        logger.warning("test data: %s", text)
     return sets
 
 

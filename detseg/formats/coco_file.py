@@ -10,7 +10,7 @@ from typing import Any
 from detseg.coco.catalog import read_input_keys
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import object_warnings
-from detseg.errors import DataError
+from detseg.errors import DataError, list_problems
 from detseg.formats.file_sets import FolderFiles
 from detseg.formats.reader import FoundObjects, Reader
 
@@ -39,8 +39,7 @@ class CocoFile(Reader):
             self._dataset = self._dataset.without_crowd()
         images = self._dataset.images
         if not images:
-            listed = "".join(f"\n  - {problem}" for problem in problems[:20])
-            raise DataError(f"{annotations}: lists no images that can be used{listed}")
+            raise DataError(f"{annotations}: lists no images that can be used\n{list_problems(problems, 5)}".rstrip())
         paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in images]
         root = image_root or images[0].path.parents[len(paths[0].parts) - 1]
         super().__init__(FolderFiles(root, [str(path) for path in paths]))

@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.learnable import NOTHING
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 from detseg.structures.runs import Runs, chunks_of, spread
@@ -71,7 +72,7 @@ class LabelCheck:
     def warnings(self) -> list[str]:
         """Return one text for everything that is no plausible set of objects."""
         if self.num_images and not self.num_objects:
-            return [f"none of the {self.num_images} images has an object: a training has nothing to learn from them"]
+            return [f"none of the {self.num_images} images has an object: {NOTHING}"]
         said = []
         for trap, text in _TEXTS.items():
             names = self.found.get(trap, [])

@@ -14,7 +14,9 @@ from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import check_objects
 from detseg.coco.masks import pixels_of_polygons, to_rle
+from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
+from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 40, 100
@@ -71,11 +73,43 @@ def test_crowd_is_told_of_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--iscrowd clear" in said
     words = ["prepare", "coco", "--annotations", str(path), "--split", "1", "--output"]
     assert main([*words, str(tmp_path / "kept")]) == 0
-    assert "WARNING: there is nothing to learn" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "WARNING: there is nothing to learn" in said
+    assert said.count("WARNING") == 1, "one thing is told once"
     assert CocoDataset.load(tmp_path / "kept" / "all.json").num_objects == 0
     assert main([*words, str(tmp_path / "cleared"), "--iscrowd", "clear"]) == 0
     assert "WARNING" not in capsys.readouterr().out
     assert CocoDataset.load(tmp_path / "cleared" / "all.json").num_objects == 2
+
+
+def test_scores_of_a_ground_truth_without_objects_are_told_to_be_none(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path, [SQUARE], crowd=1)
+    write_predictions(tmp_path / "p.json", [Predictions.empty(1, "a.png", HEIGHT, WIDTH)], ["cell"])
+    assert main(["evaluate", "--ground-truth", str(path), "--predictions", str(tmp_path / "p.json")]) == 0
+    assert "WARNING: there is nothing to learn or to score" in capsys.readouterr().out
+
+
+def test_boxes_alone_are_one_sentence_also_where_they_are_left_out(tmp_path: Path, capsys) -> None:
+    content = json.loads(write(tmp_path, [SQUARE] * 30).read_text())
+    for row in content["annotations"]:
+        row["bbox"] = [50, 10, 20, 20]
+        del row["segmentation"]
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    for words in ([], ["--skip-bad"]):
+        words = [
+            "prepare",
+            "coco",
+            "--annotations",
+            str(tmp_path / "set.json"),
+            "--output",
+            str(tmp_path / "out"),
+            *words,
+        ]
+        assert main(words) == 2
+        message = capsys.readouterr().err
+        assert message.splitlines()[1].startswith("  - 30 of 30 annotations have a box (bbox) and no mask")
+        assert len(message.splitlines()) <= 3
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_few_of_them_are_usual(tmp_path: Path) -> None:

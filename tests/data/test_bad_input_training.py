@@ -63,6 +63,25 @@ def test_data_without_any_object(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert not (tmp_path / "run").exists()
 
 
+def test_validation_data_without_any_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = content_of(3, 1)
+    crowd = [{**row, "iscrowd": 1} for row in content["annotations"]]
+    for name, rows in (("none", []), ("crowd", crowd)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "annotations": rows}), encoding="utf-8")
+        validation = (tmp_path / f"{name}.json").as_posix()
+        assert train(tmp_path, content, "DATASETS.TEST", f"['{validation}']") == 2
+        message = capsys.readouterr().err
+        assert validation in message
+        assert "there is nothing to learn or to score" in message
+        assert not (tmp_path / "run").exists()
+    # Beside another one it can be meant so: images in which nothing is to be found.
+    both = f"['{(tmp_path / 'set.json').as_posix()}', '{(tmp_path / 'none.json').as_posix()}']"
+    assert train(tmp_path, content, "DATASETS.TEST", both, "SOLVER.MAX_ITER", "1") == 0
+    assert "none.json: 3 images without an annotation" in caplog.text
+
+
 def test_data_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, content_of(0, 0)) == 2
     message = capsys.readouterr().err

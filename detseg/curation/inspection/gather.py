@@ -154,7 +154,10 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         missing=missing,
         similar=[dataclasses.replace(pair, first=read[pair.first], second=read[pair.second]) for pair in pairs],
         skipped=list(skipped),
-        label_warnings=[*object_warnings(dataset), *check_labels(dataset)],
+        label_warnings=[
+            *(text for one in datasets for text in object_warnings(one)),
+            *(check_labels(dataset) if dataset.num_objects else ()),
+        ],
         one_class_hint=hint,
         rules=rules,
     )
