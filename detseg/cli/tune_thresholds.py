@@ -14,6 +14,7 @@ from detseg.cli.next_step import beside, command_line, print_next
 if TYPE_CHECKING:
     from detseg.evaluation.ground_truth import GroundTruth
     from detseg.structures import Predictions
+    from detseg.tuning.members import AgainstMembers
     from detseg.tuning.space import Coordinate, State
     from detseg.tuning.trials import Trials
     from detseg.tuning.tuning import TuningResult
@@ -87,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.progress import ProgressBar
     from detseg.report.tuning_curves import draw_tuning_curves
     from detseg.tuning.inputs import classes_to_tune, folds_of, read_inputs
+    from detseg.tuning.members import AgainstMembers
+    from detseg.tuning.space import State
     from detseg.tuning.trials import Trials
     from detseg.tuning.tuning import curves, random_folds, to_plain, tune
 
@@ -110,13 +113,24 @@ def run(arguments: argparse.Namespace) -> None:
         before, after = _searches(arguments, trials, start, coordinates)
         result = tune(trials, before, after, folds, bootstrap=samples, seed=arguments.seed)
         lines = curves(trials, result.after, coordinates)
+        against = None
+        if start.fusion is not None:
+            alone = {}
+            for file, member in zip(infos, members, strict=True):
+                own = Trials(truth, [member], arguments.metric, bar.update)
+                alone[file["file"]] = _tune_member(arguments, own, State(start.postprocess), coordinates, folds)
+            against = AgainstMembers.of(result, alone, len(folds), bootstrap=samples, seed=arguments.seed)
     checked = _score_of_file(trials, result.after)
-    _write_states(outputs, result.after)
+    verdict = "" if against is None else against.verdict(arguments.metric)
+    _write_states(outputs, result.after, verdict)
     about = {"metric": arguments.metric, "images": len(truth.images), "folds": folds_are, "predictions": infos}
     curve_values = [{"name": curve.coordinate.name, "points": curve.points, "chosen": curve.chosen} for curve in lines]
-    _write_json(outputs["table"], {**about, **to_plain(result), "curves": curve_values})
+    compared = {} if against is None else {**against.to_plain(), "verdict": verdict}
+    _write_json(outputs["table"], {**about, **to_plain(result), **compared, "curves": curve_values})
     draw_tuning_curves(outputs["plot"], lines, arguments.metric)
     print(_report(arguments.metric, result, coordinates, f"{len(set(map(str, folds)))} folds, {folds_are}"))
+    if against is not None:
+        print(f"\n{_report_of_members(arguments.metric, result, against)}\n\n{verdict}")
     print(f"\n{arguments.output}, applied to the predictions and scored by evaluate: {_cell(checked)}")
     print("written: " + ", ".join(str(path) for path in outputs.values()))
     _print_next(arguments, infos, outputs)
@@ -240,6 +254,23 @@ def _searches(
     return before, after
 
 
+def _tune_member(
+    arguments: argparse.Namespace,
+    trials: Trials,
+    start: State,
+    coordinates: Sequence[Coordinate],
+    folds: Sequence[Any],
+) -> TuningResult:
+    """Tune one member of a fusion alone, as the fusion is tuned."""
+    from detseg.tuning.space import FUSION, make_coordinates
+    from detseg.tuning.tuning import tune
+
+    own = [item for item in coordinates if not item.setting.startswith(FUSION)]
+    own = own or make_coordinates(["score_threshold"], trials.truth, start, classes=None)
+    before, after = _searches(arguments, trials, start, own)
+    return tune(trials, before, after, folds, bootstrap=0, seed=arguments.seed)
+
+
 def _score_of_file(trials: Trials, state: State) -> float | None:
     """Return what evaluate says of the predictions after the settings."""
     from detseg.evaluation.evaluate import evaluate
@@ -248,11 +279,11 @@ def _score_of_file(trials: Trials, state: State) -> float | None:
     return (metrics if trials.class_name is None else metrics["per_class"][trials.class_name])[trials.metric]
 
 
-def _write_states(outputs: dict[str, Path], state: State) -> None:
+def _write_states(outputs: dict[str, Path], state: State, comment: str) -> None:
     outputs["postprocess"].parent.mkdir(parents=True, exist_ok=True)
-    state.postprocess.save(outputs["postprocess"])
+    state.postprocess.save(outputs["postprocess"], comment)
     if "fusion" in outputs:
-        state.fusion.save(outputs["fusion"])
+        state.fusion.save(outputs["fusion"], comment)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -279,6 +310,16 @@ def _report(metric: str, result: TuningResult, coordinates: Sequence[Coordinate]
         others = ", ".join(dict.fromkeys(_value(item.get(state)) for state in result.by_fold.values()))
         settings.append((item.name, _value(item.get(result.before)), _value(item.get(result.after)), others))
     return "\n".join([*lines, *_aligned(settings)])
+
+
+def _report_of_members(metric: str, result: TuningResult, against: AgainstMembers) -> str:
+    """Return the table of the members alone beside the fusion."""
+    rows = [("each member alone, tuned alike", f"{metric} on the same images", "cross-fitted", "the fusion's gain")]
+    for name, alone in [*against.alone.items(), ("the fusion", result)]:
+        crossed = None if alone.cross_fitted is None else alone.cross_fitted.after.value
+        gain = _cell(against.leads[name].gain.value, "+") if name in against.leads else ""
+        rows.append((name, _cell(alone.in_sample.after.value), _cell(crossed), gain))
+    return "\n".join(_aligned(rows))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

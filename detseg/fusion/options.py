@@ -193,9 +193,10 @@ class Settings:
         settings = parse_plain_yaml(text, str(path))
         return cls.from_dict({} if settings is None else settings, source=str(path))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write YAML, under a temporary name first."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+    def save(self, path: str | os.PathLike[str], comment: str = "") -> None:
+        """Write YAML, under a temporary name first; comment: what stands above it, lines without `#`."""
+        text = "".join(f"# {line}\n" for line in comment.splitlines())
+        text += yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         with written_whole(path, f"the {self.kind}") as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -177,7 +177,8 @@ class Curve:
 class TuningResult:
     """in_sample: scored on the images that the settings were chosen on. cross_fitted: None with one fold.
 
-    by_fold: the settings chosen without every fold, by its name.
+    by_fold: the settings chosen without every fold, by its name. outcome: of the settings after, cross-fitted where
+    that is known.
     """
 
     before: State
@@ -186,6 +187,7 @@ class TuningResult:
     cross_fitted: Comparison | None
     by_fold: dict[str, State]
     settings_tried: int
+    outcome: Outcome
 
 
 def tune(
@@ -213,7 +215,7 @@ def tune(
                 outcome.pick(held_out, trials.outcome(state)) for outcome, state in zip(outcomes, chosen, strict=True)
             ]
         cross_fitted = compare(*outcomes, len(folds), bootstrap=bootstrap, seed=seed)
-    return TuningResult(*states, in_sample, cross_fitted, by_fold, trials.count)
+    return TuningResult(*states, in_sample, cross_fitted, by_fold, trials.count, outcomes[1])
 
 
 def compare(before: Outcome, after: Outcome, count: int, *, bootstrap: int, seed: int = 0) -> Comparison:

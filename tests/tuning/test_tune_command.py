@@ -7,11 +7,12 @@ import json
 
 import numpy as np
 import pytest
-from scoring_cases import SIZE, predictions_of, random_case, rectangle
+from scoring_cases import SIZE, predictions_of, random_case, rectangle, truth_of
 
 from detseg.cli.main import main
 from detseg.coco.predictions_file import write_predictions
 from detseg.evaluation.evaluate import evaluate
+from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
 
@@ -164,3 +165,89 @@ def test_a_class_without_objects_stays_as_it_is_and_one_image_is_enough(tmp_path
     assert "min_area of kind 0" in out
     assert "min_area of kind 1" not in out
     assert "class kind 1: has no objects" in caplog.text
+
+
+def two_members(folder, kinds):
+    """Write a truth of two cells an image, and members that see the left cell ("left"), the right one, or dirt."""
+    cells = {"left": rectangle(0, 0, 10, 10), "right": rectangle(20, 0, 30, 10)}
+    seen = {
+        **{name: [cell] for name, cell in cells.items()},
+        "both": [*cells.values()],
+        "dirt": [rectangle(0, 20, 9, 29)],
+    }
+    truth = GroundTruth(["kind 0", "kind 1"], [truth_of([*cells.values()], image_id=number) for number in range(6)])
+    write_truth(folder / "gt.json", truth)
+    for number, kind in enumerate(kinds):
+        score = 0.95 if kind == "dirt" else 0.9
+        found = [
+            predictions_of(seen[kind], scores=[score] * len(seen[kind]), image_id=image.image_id)
+            for image in truth.images
+        ]
+        write_predictions(folder / f"m{number}.json", found, CATEGORIES, {})
+    FusionOptions(method="nms", overlap="mask_iou").save(folder / "fusion.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "best", "score", "says"),
+    [
+        (["both", "dirt"], 0, 2 / 3, "the fusion does not beat its best member {} alone"),
+        (["dirt", "both"], 1, 2 / 3, "the fusion does not beat its best member {} alone"),
+        (["both", "both"], 0, 1, "the fusion does not beat its best member {} alone"),
+        (["left", "right"], 0, 1, "the fusion beats its best member {} ("),
+    ],
+)
+def test_the_fusion_stands_beside_each_member_alone(tmp_path, capsys, kinds, best, score, says):
+    two_members(tmp_path, kinds)
+    members = ["m0.json", "m1.json"]
+    fusion = [
+        "--fusion",
+        str(tmp_path / "fusion.yaml"),
+        "--only",
+        "score_threshold",
+        "fusion.threshold",
+        "--rounds",
+        "1",
+    ]
+    # The threshold cannot part the dirt from the cells where both have one score.
+    assert main(words(tmp_path, *fusion, "--shared", predictions=members)) == 0
+    out = capsys.readouterr().out
+    table = json.loads((tmp_path / "post.json").read_text())
+    name = str(tmp_path / members[best])
+    alone = {"both": 1.0, "left": 0.5, "right": 0.5, "dirt": 0.0}
+    for member, kind in zip(members, kinds, strict=True):
+        found = table["members"][str(tmp_path / member)]
+        assert found["cross_fitted"]["after"]["value"] == pytest.approx(alone[kind])
+        assert f"{alone[kind]:.4f}" in next(
+            line for line in out.splitlines() if line.startswith(str(tmp_path / member))
+        )
+    assert table["cross_fitted"]["after"]["value"] == pytest.approx(score)
+    assert table["best_member"] == name
+    assert table["fusion_beats_best_member"] == (kinds == ["left", "right"])
+    assert says.format(name) in table["verdict"]
+    assert table["verdict"] in out
+    for file in ("post.yaml", "post_fusion.yaml"):
+        assert (tmp_path / file).read_text().startswith(f"# {table['verdict']}\n")
+    assert FusionOptions.load(tmp_path / "post_fusion.yaml").method == "nms"
+
+
+def test_members_are_tuned_by_the_search_of_the_fusion(tmp_path, capsys):
+    truth, predictions = random_case(5, images=6, objects=20)
+    write_truth(tmp_path / "gt.json", truth)
+    write_predictions(tmp_path / "a.json", predictions, CATEGORIES, {})
+    write_predictions(tmp_path / "b.json", [image.select(image.scores > 0.4) for image in predictions], CATEGORIES, {})
+    FusionOptions().save(tmp_path / "fusion.yaml")
+    some = ["--only", "score_threshold", "min_area", "--rounds", "2", "--overwrite"]
+    assert (
+        main(words(tmp_path, *some, "--fusion", str(tmp_path / "fusion.yaml"), predictions=["a.json", "b.json"])) == 0
+    )
+    fused = json.loads((tmp_path / "post.json").read_text())
+    assert main(words(tmp_path, *some, predictions=["a.json"])) == 0
+    alone = json.loads((tmp_path / "post.json").read_text())
+    of_fused = fused["members"][str(tmp_path / "a.json")]
+    for key in ("after", "chosen_without_fold"):
+        assert of_fused[key] == alone[key]
+    assert of_fused["cross_fitted"]["after"]["value"] == alone["cross_fitted"]["after"]["value"]
+    # Of a fusion's settings alone, a member has none: it gets the score threshold.
+    only = ["--only", "fusion.threshold", "--fusion", str(tmp_path / "fusion.yaml"), "--overwrite", "--rounds", "1"]
+    assert main(words(tmp_path, *only, predictions=["a.json", "b.json"])) == 0
+    assert json.loads((tmp_path / "post.json").read_text())["members"][str(tmp_path / "a.json")]["settings_tried"] > 5
