@@ -284,7 +284,8 @@ OWN_KEYS: dict[str, Key] = {
     "TEST.AUG.VIEWS": Key(
         [],
         "Views of an image when TEST.AUG.ENABLED: `flips`, `eight`, or words joined by + such as `h+scale=1.25+clahe` "
-        "(docs/inference.md). `[]`: Detectron2's TEST.AUG.MIN_SIZES, MAX_SIZE and FLIP.",
+        "(docs/inference.md). `[]`: Detectron2's TEST.AUG.MIN_SIZES, MAX_SIZE and FLIP, of the image at "
+        "INPUT.MIN_SIZE_TEST.",
         Kind("str", (1,)),
     ),
     "TEST.AUG.MODE": Key(
@@ -294,11 +295,16 @@ OWN_KEYS: dict[str, Key] = {
         "model finds boxes before masks, else the second.",
     ),
     "TEST.AUG.METHOD": Key(
-        "wbf",
-        "How boxes of several views become one: `wbf` (their mean), `nms` (the best; Detectron2, at 0.5) or "
-        "`soft_nms`.",
+        "auto",
+        "How boxes of several views become one: `nms` (the best stays), `wbf` (their mean) or `soft_nms`. `auto`: "
+        "`nms` for Detectron2's views (TEST.AUG.VIEWS `[]`), as Detectron2, else `wbf`.",
     ),
-    "TEST.AUG.THRESHOLD": Key(0.65, "Boxes of a class with a greater IoU than this are one object, for METHOD."),
+    "TEST.AUG.THRESHOLD": Key(
+        None,
+        "Boxes of a class with a greater IoU than this are one object, for METHOD; `None`: for `nms` "
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST, as Detectron2, else 0.65.",
+        Kind("float", optional=True),
+    ),
     "TEST.AUG.MIN_VIEWS": Key(1, "Objects that fewer views have found are dropped."),
     "TEST.AUG.MASKS": Key(
         "mean",

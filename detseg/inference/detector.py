@@ -10,7 +10,7 @@ Views and models are combined in one of two ways (`TestTimeAugmentation.mode`):
 
     fuse              every model detects in every view; the predictions, mapped back, are fused (detseg.fusion)
     merge_then_mask   the boxes of all views and models are merged; then every model gives, in every view, the mask
-                      probabilities of the merged boxes, which are mapped back, averaged and thresholded. Every view
+                      probabilities of the merged boxes, which are turned back, averaged and thresholded. Every view
                       goes through the network once: its features are kept for the masks
 
 Boxes may come from some of the models and masks from others, or external boxes get masks (`predict(boxes=...)`). All
@@ -30,10 +30,11 @@ from detseg.errors import ConfigError
 from detseg.fusion.fuse import fuse
 from detseg.inference.image_model import ImageModel, InputImage, ParentImage
 from detseg.inference.tta import FUSE, TestTimeAugmentation
-from detseg.inference.views import PLAIN, View
+from detseg.inference.views import PLAIN, Size, View
+from detseg.models.paste import paste_crops, quantise
 from detseg.models.region_segmenter import CachedFeatures
 from detseg.structures.boxes import clip_boxes
-from detseg.structures.predictions import Predictions, fit_windows, soft_mask_windows
+from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_crops
 
 # Views of one size go through the network together, up to this many pixels at the network ...
@@ -113,13 +114,17 @@ class Detector:
 
     def prepare(self, image: InputImage) -> PreparedImage:
         """Bring an image to what `predict` takes. Raises DataError where a model cannot take it."""
-        inputs: list[tuple[np.ndarray, list[tuple[int, int]]]] = []
+        inputs: list[tuple[np.ndarray, list[list[Size]]]] = []
         for index, model in enumerate(self.models):
             same = [i for i in range(index) if self.models[i].preprocess == model.preprocess]
             channels = inputs[same[0]][0] if same else model.channels(image)
-            inputs.append((channels, [model.network_size(image, view) for view in self.settings.views]))
+            sizes = []
+            for view in self.settings.views:
+                before = [model.network_size(image)] if view.resized_twice else []
+                sizes.append([*before, model.network_size(image, view)])
+            inputs.append((channels, sizes))
         if self.is_plain:
-            array = self.models[0].resized(inputs[0][0], inputs[0][1][0])
+            array = self.models[0].resized(inputs[0][0], *inputs[0][1][0])
             return PreparedImage(image.size, array.shape, array)
         # No two images share a batch: the views of one fill it.
         return PreparedImage(image.size, object(), inputs)
@@ -208,22 +213,25 @@ class Detector:
 
 
 def network_inputs(
-    model: ImageModel, channels: np.ndarray, views: Sequence[View], sizes: Sequence[tuple[int, int]]
+    model: ImageModel, channels: np.ndarray, views: Sequence[View], sizes: Sequence[Sequence[Size]]
 ) -> Iterator[tuple[View, np.ndarray]]:
     """Yield every view with what the network sees, (h, w, C); what views share is computed once.
 
-    channels: as of ImageModel.channels. sizes: (height, width) of every view at the network, before it is rotated.
+    channels: as of ImageModel.channels. sizes: (height, width) of every view at the network, before it is rotated; of
+    some after another size, from which that is made.
     """
     value_range = None
     resized: dict[Any, np.ndarray] = {}
-    for view, size in zip(views, sizes, strict=True):
-        key = view.intensity_change, size
+    for view, steps in zip(views, sizes, strict=True):
+        key = view.intensity_change, *steps
         if key not in resized:
             changed = channels
             if view.intensity_change != PLAIN.intensity_change:
                 value_range = value_range or model.preprocess.value_range(channels)
                 changed = view.intensity_change(channels, value_range)
-            resized[key] = model.resized(changed, size)
+            for size in steps:
+                changed = model.resized(changed, size)
+            resized[key] = changed
         yield view, np.ascontiguousarray(view.symmetry.array(resized[key]))
 
 
@@ -264,11 +272,10 @@ class ViewBatch:
         """Add the probabilities that every view gives to the boxes of `mean`."""
         mapped = [view.symmetry.predictions(mean.boxes) for view in self.views]
         with self.model.autocast():
-            masks = self._features().soft_masks(mapped)
-        for view, boxes, crops in zip(self.views, mapped, masks, strict=True):
-            back, size = view.symmetry.inverse, (boxes.height, boxes.width)
-            windows = back.boxes(soft_mask_windows(boxes.boxes, *size), *size).astype(np.int64)
-            mean.add([back.array(crop) for crop in crops], windows, self.model.weight)
+            masks = self._features().mask_probabilities(mapped)
+        for view, probabilities in zip(self.views, masks, strict=True):
+            cells_first = probabilities.transpose(1, 2, 0)
+            mean.add(view.symmetry.inverse.array(cells_first).transpose(2, 0, 1), self.model.weight)
         self._cached = None  # nothing is asked of these features any more
 
     def _output_sizes(self) -> list[tuple[int, int]]:
@@ -284,27 +291,29 @@ class ViewBatch:
 
 
 class MeanMasks:
-    """The weighted mean of mask probabilities over views. boxes: cut off at the border of their image."""
+    """The weighted mean of mask probabilities over views, pasted once: pasting is linear. boxes: cut off at the border
+    of their image.
+    """
 
     def __init__(self, boxes: Predictions) -> None:
         self.boxes = boxes
-        self.windows = soft_mask_windows(boxes.boxes, boxes.height, boxes.width)
         self.weight = 0.0
-        self.sums = [np.zeros((y1 - y0, x1 - x0), dtype=np.float32) for x0, y0, x1, y1 in self.windows.tolist()]
+        self.sums: dict[int, np.ndarray] = {}  # by the number of cells along a side, of which models may have different
 
-    def add(self, crops: Sequence[np.ndarray], windows: np.ndarray, weight: float) -> None:
-        """Add N crops uint8 of windows (N, 4) XYXY."""
+    def add(self, probabilities: np.ndarray, weight: float) -> None:
+        """Add masks (N, s, s) float32 within the boxes."""
         self.weight += weight
-        factor = np.float32(weight)
-        for total, crop in zip(self.sums, fit_windows(crops, windows, self.windows), strict=True):
-            total += crop if factor == 1 else crop * factor
+        size = probabilities.shape[-1]
+        self.sums[size] = self.sums.get(size, 0) + probabilities * np.float32(weight)
 
     def result(self, thresholds: np.ndarray) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
         """Return RLEs of the pixels with at least `thresholds` (N,) mean probability, and the means as crops uint8."""
-        if not self.sums:
-            return [], []
-        cuts = thresholds * 255 * self.weight
-        corners = self.windows[:, :2].tolist()
-        crops = [(sums >= cut, *corner) for sums, cut, corner in zip(self.sums, cuts, corners, strict=True)]
-        soft = [np.rint(sums / np.float32(self.weight)).astype(np.uint8) for sums in self.sums]
-        return encode_crops(crops, self.boxes.height, self.boxes.width), soft
+        boxes, height, width = self.boxes.boxes, self.boxes.height, self.boxes.width
+        pasted = [paste_crops(sums / np.float32(self.weight), boxes, height, width) for sums in self.sums.values()]
+        crops, soft = [], []
+        for threshold, (first, *others) in zip(thresholds, zip(*pasted, strict=True), strict=True):
+            probability, x0, y0 = first
+            probability = sum((crop for crop, _, _ in others), start=probability)
+            crops.append((probability >= threshold, x0, y0))
+            soft.append(quantise(probability))
+        return encode_crops(crops, height, width), soft

@@ -14,7 +14,13 @@ import torch
 
 from detseg.data.augment.resampling import resize_image
 from detseg.data.intensity_range import IntensityRange, levels_of
-from detseg.data.preprocess import ImagePreprocess, TestSizeOptions, known_pixel_size, network_size
+from detseg.data.preprocess import (
+    ImagePreprocess,
+    TestSizeOptions,
+    known_pixel_size,
+    network_size,
+    resize_shortest_edge_size,
+)
 from detseg.errors import ConfigError, DataError
 from detseg.inference.views import PLAIN, View
 from detseg.models.base import Segmenter
@@ -99,9 +105,12 @@ class ImageModel:
         return max(round(image.size[0] * y), 1), max(round(image.size[1] * x), 1)
 
     def _whole_size(self, size: tuple[int, int], facts: Mapping[str, Any], name: str, view: View) -> tuple[int, int]:
-        short, longest = (view.short, view.longest) if view.short else (self.size.min_size, self.size.max_size)
+        first = view.resized_twice or not view.short
+        short, longest = (self.size.min_size, self.size.max_size) if first else (view.short, view.longest)
         pixel_size = self.size.pixel_size
         height, width = network_size(*size, facts, pixel_size=pixel_size, short=short, longest=longest, source=name)
+        if view.resized_twice:
+            height, width = resize_shortest_edge_size(height, width, view.short, view.longest)
         return max(round(height * view.scale), 1), max(round(width * view.scale), 1)
 
     def tile_scale(self, parent: ParentImage, view: View = PLAIN) -> tuple[float, float]:

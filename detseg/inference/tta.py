@@ -16,6 +16,7 @@ from detseg.models.table import ARCHITECTURES
 
 MERGE_THEN_MASK, FUSE, AUTO = "merge_then_mask", "fuse", "auto"
 MODES = (MERGE_THEN_MASK, FUSE)
+_WBF_THRESHOLD = 0.65
 
 
 def _not_views(words: Sequence[str]) -> str | None:
@@ -50,8 +51,9 @@ class AugmentationOptions(LimitOptions):
     views: tuple[str, ...] = key("VIEWS", test=_not_views)
     sizes: SizeViewOptions | None = part(SizeViewOptions, when=lambda cfg: cfg.TEST.AUG.ENABLED)
     mode: str = key("MODE", choices=(AUTO, *MODES))
-    method: str = key("METHOD", choices=FusionOptions.choices("method"))
-    threshold: float = key("THRESHOLD", at_least=0, at_most=1)
+    method: str = key("METHOD", choices=(AUTO, *FusionOptions.choices("method")))
+    threshold: float | None = key("THRESHOLD", at_least=0, at_most=1)
+    nms_threshold: float = key("MODEL.ROI_HEADS.NMS_THRESH_TEST", above=0, at_most=1)
     min_views: int = key("MIN_VIEWS", at_least=1)
     masks: str = key("MASKS", choices=FusionOptions.choices("masks"))
 
@@ -68,12 +70,17 @@ class AugmentationOptions(LimitOptions):
             problems.add("TEST.AUG.METHOD", str(error))
 
     def fusion(self) -> FusionOptions:
-        """How boxes (and where detections are fused, masks) become one."""
+        """How boxes (and where detections are fused, masks) become one; Detectron2's views as it merges them."""
+        method, threshold = self.method, self.threshold
+        if method == AUTO:
+            method = "nms" if self.enabled and not self.views else "wbf"
+        if threshold is None:
+            threshold = self.nms_threshold if method == "nms" else _WBF_THRESHOLD
         # Merged boxes have no masks yet; soft_nms keeps each detection with its own.
-        own_masks = self.mode == MERGE_THEN_MASK or (self.mode == AUTO and self.method == "soft_nms")
+        own_masks = self.mode == MERGE_THEN_MASK or (self.mode == AUTO and method == "soft_nms")
         return FusionOptions(
-            method=self.method,
-            threshold=self.threshold,
+            method=method,
+            threshold=threshold,
             min_members=self.min_views,
             masks="best" if own_masks else self.masks,
             source="TEST.AUG",
@@ -98,8 +105,8 @@ class TestTimeAugmentation:
 
     views: Sequence[View] = (PLAIN,)
     mode: str = AUTO
-    fusion: FusionOptions = field(
-        default_factory=lambda: FusionOptions(method="wbf", threshold=0.65, masks="mean")  # as TEST.AUG's defaults
+    fusion: FusionOptions = field(  # as TEST.AUG for views that are named
+        default_factory=lambda: FusionOptions(method="wbf", threshold=_WBF_THRESHOLD, masks="mean")
     )
     max_detections: int = 0
 

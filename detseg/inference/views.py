@@ -161,12 +161,17 @@ class IntensityChange:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image; see the module. longest: the longer edge is at most this where `short` is set."""
+    """One way to look at an image; see the module.
+
+    longest: the longer edge is at most this where `short` is set. resized_twice: the image is first brought to the size
+    at which it is seen without augmentation, and `short` is made of that.
+    """
 
     symmetry: Symmetry = SYMMETRIES["none"]
     scale: float = 1.0
     short: int = 0
     longest: int = 100_000
+    resized_twice: bool = False
     intensity_change: IntensityChange = IntensityChange()
     name: str = "none"
 
@@ -187,9 +192,18 @@ def parse_views(words: Sequence[str]) -> list[View]:
 
 
 def detectron2_views(min_sizes: Sequence[int], max_size: int, flip: bool) -> list[View]:
-    """The views of Detectron2's TEST.AUG: every size, and with `flip` its mirror image too."""
+    """The views of Detectron2's TEST.AUG: every size, and with `flip` its mirror image too.
+
+    Detectron2 makes them of what its loader gives, which is resized already.
+    """
     return [
-        View(SYMMETRIES[symmetry], short=int(short), longest=max_size, name=f"{symmetry}+short={short}")
+        View(
+            SYMMETRIES[symmetry],
+            short=int(short),
+            longest=max_size,
+            resized_twice=True,
+            name=f"{symmetry}+short={short}",
+        )
         for short in min_sizes
         for symmetry in (("none", "h") if flip else ("none",))
     ]

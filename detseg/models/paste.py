@@ -29,20 +29,17 @@ def paste_masks(
     """Return D RLEs of size [height, width], the pixels with at least `threshold` probability; masks are read once.
 
     probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty
-    mask. With soft_masks also what `paste_soft_masks` returns, else None.
+    mask. With soft_masks also D crops (h, w) uint8 of 255 x probability, for `predictions.soft_mask_window` of each
+    box, else None.
     """
     crops: Any = paste_crops(probabilities, boxes, height, width)
     crops = list(crops) if soft_masks else crops
     rles = encode_crops([(crop >= threshold, x0, y0) for crop, x0, y0 in crops], height, width)
-    return rles, [_quantise(crop) for crop, _, _ in crops] if soft_masks else None
+    return rles, [quantise(crop) for crop, _, _ in crops] if soft_masks else None
 
 
-def paste_soft_masks(probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
-    """Return D crops (h, w) uint8 of 255 x probability, for `structures.predictions.soft_mask_window` of each box."""
-    return [_quantise(crop) for crop, _, _ in paste_crops(probabilities, boxes, height, width)]
-
-
-def _quantise(crop: np.ndarray) -> np.ndarray:
+def quantise(crop: np.ndarray) -> np.ndarray:
+    """Return probabilities as a crop of `Predictions.soft_masks`: uint8, 255 x probability."""
     return np.rint(crop * 255).astype(np.uint8)
 
 

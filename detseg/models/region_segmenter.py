@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detseg.errors import DataError
 from detseg.models.base import Segmenter, check_finite
-from detseg.models.paste import paste_masks, paste_soft_masks
+from detseg.models.paste import paste_masks
 from detseg.structures.predictions import Predictions
 
 
@@ -149,13 +149,9 @@ class CachedFeatures:
         ]
 
     @torch.inference_mode()
-    def soft_masks(self, boxes: Sequence[Predictions]) -> list[list[np.ndarray]]:
-        """Return N crops of probability for the N boxes of every image, as `Predictions.soft_masks`; no run-lengths."""
-        probabilities, places = self._masks_of(boxes)
-        return [
-            paste_soft_masks(mask, place, *output)
-            for mask, place, output in zip(probabilities, places, self.output_sizes, strict=True)
-        ]
+    def mask_probabilities(self, boxes: Sequence[Predictions]) -> list[np.ndarray]:
+        """Return the probabilities (N, s, s) float32 of the masks within the N boxes of every image, not pasted."""
+        return self._masks_of(boxes)[0]
 
     def _masks_of(self, boxes: Sequence[Predictions]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return mask probabilities (N, s, s) float32, and the boxes (N, 4) float32 cut off at the output's border.

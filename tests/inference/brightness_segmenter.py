@@ -7,10 +7,13 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from detseg.data.augment.resampling import resize_image
+from detseg.data.augment.resampling import resize_box, resize_image
+from detseg.models.paste import paste_masks
 from detseg.models.region_segmenter import RegionSegmenter
-from detseg.structures.predictions import Predictions, soft_mask_window
-from detseg.structures.rle import encode_crop
+from detseg.structures.predictions import Predictions
+
+# Of a mask, along each side.
+CELLS = 28
 
 
 class BrightnessSegmenter(RegionSegmenter):
@@ -49,8 +52,8 @@ class Brightness:
             for bright, given in zip(self.bright, boxes, strict=True)
         ]
 
-    def soft_masks(self, boxes):
-        return [answer.soft_masks for answer in self.predict_masks(boxes, soft_masks=True)]
+    def mask_probabilities(self, boxes):
+        return [_masks(bright, given.boxes) for bright, given in zip(self.bright, boxes, strict=True)]
 
     @staticmethod
     def _found(bright: np.ndarray, soft_masks: bool) -> Predictions:
@@ -61,11 +64,15 @@ class Brightness:
         return _answer(bright, boxes, np.zeros(count), scores, soft_masks)
 
 
+def _masks(bright: np.ndarray, boxes) -> np.ndarray:
+    """The brightness within each box, (N, CELLS, CELLS) float32."""
+    windows = [tuple(box[[1, 0, 3, 2]].tolist()) for box in boxes]
+    masks = [resize_box(bright[:, :, None], window, CELLS, CELLS)[:, :, 0] for window in windows]
+    return np.array(masks, dtype=np.float32).reshape(-1, CELLS, CELLS)
+
+
 def _answer(bright: np.ndarray, boxes, classes, scores, soft_masks: bool) -> Predictions:
-    rles, soft = [], []
-    for box in boxes:
-        x0, y0, x1, y1 = soft_mask_window(box, *bright.shape)
-        crop = np.rint(bright[y0:y1, x0:x1] * 255).astype(np.uint8)
-        rles.append(encode_crop(crop >= 128, x0, y0, *bright.shape))
-        soft.append(crop)
-    return Predictions(0, "", *bright.shape, boxes, scores, classes, rles, soft if soft_masks else None)
+    height, width = bright.shape
+    boxes = np.clip(boxes, 0, np.float32([width, height, width, height]))
+    rles, soft = paste_masks(_masks(bright, boxes), boxes, *bright.shape, soft_masks=soft_masks)
+    return Predictions(0, "", *bright.shape, boxes, scores, classes, rles, soft)

@@ -16,7 +16,7 @@ from detseg.inference.predictor import Predictor
 from detseg.inference.tta import MODES, AugmentationOptions, TestTimeAugmentation
 from detseg.inference.views import SYMMETRIES, parse_views
 from detseg.structures import rle as rle_codec
-from detseg.structures.predictions import Predictions
+from detseg.structures.predictions import Predictions, soft_mask_windows
 
 SIZES = [(40, 64), (41, 64), (40, 63), (33, 47)]
 
@@ -119,17 +119,19 @@ def test_views_of_one_size_share_a_batch_and_network_sizes_are_those_of_the_view
 
 def test_soft_masks_are_the_mean_of_the_views():
     image = blobs(40, 50)
-    predictor = make_predictor("none", "none+brightness=0.25", mode="merge_then_mask", fusion={"method": "nms"})
-    answer = predictor(image, soft_masks=True)
-    brighter = np.rint(np.clip(image + 0.25 * 255.0, 0, 255))
-    mean = (image.astype(float) + brighter) / 2
-    windows = detector.soft_mask_windows(answer.boxes, 40, 50)
+    views = ["none", "none+brightness=0.25"]
+    answer = make_predictor(*views, mode="merge_then_mask", fusion={"method": "nms"})(image, soft_masks=True)
+    single = [make_predictor(view)(image, boxes=answer, soft_masks=True).soft_masks for view in views]
+    windows = soft_mask_windows(answer.boxes, 40, 50)
     assert len(answer) > 2
-    for crop, rle, (x0, y0, x1, y1) in zip(answer.soft_masks, answer.rles, windows, strict=True):
-        assert np.abs(crop - mean[y0:y1, x0:x1]).max() <= 0.5
-        expected = np.zeros((40, 50), bool)
-        expected[y0:y1, x0:x1] = mean[y0:y1, x0:x1] >= 127.5
-        assert np.array_equal(rle_codec.decode(rle), expected)
+    for crop, rle, plain, brighter, (x0, y0, x1, y1) in zip(
+        answer.soft_masks, answer.rles, *single, windows, strict=True
+    ):
+        assert np.abs(crop - (plain / 2 + brighter / 2)).max() <= 1, "each of them is rounded"
+        mask = rle_codec.decode(rle).astype(bool)
+        assert (mask[y0:y1, x0:x1] == (crop >= 128)).mean() > 0.99
+        mask[y0:y1, x0:x1] = False
+        assert not mask.any()
 
 
 def test_features_that_are_not_kept_change_nothing(monkeypatch):
@@ -174,6 +176,7 @@ def test_the_best_objects_are_kept_up_to_the_limit():
 
 def test_settings_come_from_the_configuration():
     assert read_settings().is_plain
+    assert read_settings().fusion.method == "wbf", "predict --tta names views of its own"
     fuse = read_settings("TEST.AUG.MODE=fuse")
     assert fuse.fusion == TestTimeAugmentation().fusion, "one set of defaults"
     detectron2 = ["TEST.AUG.ENABLED=True", "TEST.AUG.MIN_SIZES=[300, 400]", "TEST.AUG.MAX_SIZE=500"]
@@ -182,6 +185,12 @@ def test_settings_come_from_the_configuration():
     assert settings.resolved(takes_boxes=True).mode == "merge_then_mask"
     assert settings.resolved(takes_boxes=False).mode == "fuse"
     assert settings.max_detections == 100
+    assert (settings.fusion.method, settings.fusion.threshold) == ("nms", 0.5), "as Detectron2 merges"
+    assert read_settings(*detectron2, "MODEL.ROI_HEADS.NMS_THRESH_TEST=0.3").fusion.threshold == 0.3
+    chosen = read_settings(*detectron2, "TEST.AUG.METHOD=wbf")
+    assert (chosen.fusion.method, chosen.fusion.threshold) == ("wbf", 0.65)
+    assert read_settings(*detectron2, "TEST.AUG.THRESHOLD=0.4").fusion.threshold == 0.4
+    assert read_settings("TEST.AUG.ENABLED=True", "TEST.AUG.VIEWS=['flips']").fusion.method == "wbf"
     own = ["TEST.AUG.ENABLED=True", "TEST.AUG.VIEWS=['flips']", "TEST.AUG.METHOD=wbf", "TEST.AUG.MIN_VIEWS=2"]
     settings = read_settings(*own)
     assert [view.name for view in settings.views] == ["none", "h", "v", "hv"]

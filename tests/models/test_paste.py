@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detseg.models.paste import paste_masks, paste_soft_masks
+from detseg.models.paste import paste_masks
 from detseg.structures.predictions import soft_mask_window
 from detseg.structures.rle import decode
 
@@ -50,7 +50,8 @@ def test_soft_masks_are_the_probabilities_of_the_pixels_of_the_box() -> None:
     height, width = 60, 70
     masks, boxes = random_case(20, height, width, (3, 50), seed=5)
     expected = over_the_whole_image(masks, boxes, height, width)
-    for soft, probability, box in zip(paste_soft_masks(masks, boxes, height, width), expected, boxes, strict=True):
+    crops = paste_masks(masks, boxes, height, width, soft_masks=True)[1]
+    for soft, probability, box in zip(crops, expected, boxes, strict=True):
         x0, y0, x1, y1 = soft_mask_window(box, height, width)
         assert soft.dtype == np.uint8
         assert soft.shape == (y1 - y0, x1 - x0)
@@ -68,8 +69,8 @@ def test_a_full_mask_covers_the_pixels_whose_centres_lie_in_the_box() -> None:
 def test_an_empty_box_and_no_box() -> None:
     rles, _ = paste_masks(np.ones((1, 28, 28), dtype=np.float32), np.array([[5, 5, 5, 9]], dtype=np.float32), 20, 20)
     assert not decode(rles[0]).any()
-    assert paste_masks(np.zeros((0, 28, 28), dtype=np.float32), np.zeros((0, 4), dtype=np.float32), 20, 20)[0] == []
-    assert paste_soft_masks(np.zeros((0, 28, 28), dtype=np.float32), np.zeros((0, 4), dtype=np.float32), 20, 20) == []
+    nothing = np.zeros((0, 28, 28), dtype=np.float32), np.zeros((0, 4), dtype=np.float32)
+    assert paste_masks(*nothing, 20, 20, soft_masks=True) == ([], [])
 
 
 def test_a_larger_threshold_leaves_fewer_pixels() -> None:
