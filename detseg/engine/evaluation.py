@@ -14,6 +14,7 @@ from torch import nn
 
 from detseg.coco.predictions_file import write_predictions
 from detseg.config import config_hash, load_config
+from detseg.data.trained_images import TrainedImages
 from detseg.engine.data_sets import load_test_sets
 from detseg.engine.plan import EvaluationOptions
 from detseg.engine.validation import validate_config
@@ -108,7 +109,7 @@ def evaluate_weights(
     """
     cfg, processes, folder = session.cfg, session.processes, session.run.path
     options = EvaluationOptions.from_config(cfg)
-    processes.from_main(lambda: load_weights(model, weights) and None)
+    trained_images = processes.from_main(lambda: load_weights(model, weights).trained_images)
     processes.share_state(model)
     info = {
         "config_hash": config_hash(cfg),
@@ -119,7 +120,13 @@ def evaluate_weights(
     }
     if cfg.DATASETS.FOLD >= 0:
         info["fold"] = cfg.DATASETS.FOLD
-    predictor = Predictor.from_model(model.eval(), InferenceOptions.from_config(cfg), classes, provenance=info)
+    predictor = Predictor.from_model(
+        model.eval(),
+        InferenceOptions.from_config(cfg),
+        classes,
+        provenance=info,
+        trained_images=TrainedImages.from_stored(trained_images),
+    )
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
 

@@ -18,6 +18,7 @@ import torch
 
 from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
+from detseg.data.trained_images import TrainedImages
 from detseg.engine.data_sets import load_test_sets, load_training_set, measure_intensities, refuse_leaks
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.plan import ComputeOptions, TrainingPlan
@@ -85,8 +86,12 @@ def train(
             if processes.is_main and cfg.DATASETS.EXTRA_TRAIN:
                 extra = data.select(np.flatnonzero(data.origins >= len(cfg.DATASETS.TRAIN)))
                 refuse_leaks([extra], [*test_sets.values()])
-            intensities = measure_intensities(data, cfg) if processes.is_main and len(data) else None
-            state = start_state(session, plan, classes, build, compile=compute.compile, intensities=intensities)
+            intensities = trained_images = None
+            if processes.is_main and len(data):
+                intensities = measure_intensities(data, cfg)
+                trained_images = TrainedImages.of_records(data.images)
+            options = {"compile": compute.compile, "intensities": intensities, "trained_images": trained_images}
+            state = start_state(session, plan, classes, build, **options)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
         state.exchange_gradients()
         with processes.together():
@@ -139,6 +144,7 @@ def start_state(
     *,
     compile: bool = False,
     intensities: IntensityRange | None = None,
+    trained_images: TrainedImages | None = None,
 ) -> TrainingState:
     """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
     cfg = session.cfg
@@ -147,13 +153,16 @@ def start_state(
     model = (build or build_model)(cfg)
     new_entries = None
     if cfg.MODEL.WEIGHTS:
-        new_entries = set(load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True, cfg=cfg).new)
+        report = load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True, cfg=cfg)
+        new_entries = set(report.new)
+        if trained_images is not None:  # what it was trained with before, it has seen as well
+            trained_images |= TrainedImages.from_stored(report.trained_images)
     model.to(device).prefer_speed()
     if compile:
         compile_backbone(model, len(cfg.MODEL.PIXEL_MEAN))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    return build_state(session, plan, model, classes, new_entries, intensities)
+    return build_state(session, plan, model, classes, new_entries, intensities, trained_images)
 
 
 def run_iterations(training: Training) -> None:

@@ -17,6 +17,7 @@ from detseg.fusion.suppression import OverlapMeasure, decay_scores, join_best, k
 from detseg.fusion.wbf import cluster_boxes
 from detseg.structures import Predictions
 from detseg.structures.overlaps import PackedMasks, Pairs
+from detseg.structures.predictions import IN_TRAINING
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:
@@ -56,6 +57,8 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
         for key, value in members[0].provenance.items()
         if all(key in member.provenance and member.provenance[key] == value for member in members)
     }
+    if any(member.provenance.get(IN_TRAINING) for member in members):
+        shared[IN_TRAINING] = True
     shared["fused"] = {"members": len(members), "method": options.method, "overlap": options.overlap}
     pixel_size = next((member.pixel_size for member in members if member.pixel_size is not None), None)
     metadata = {name: value for member in reversed(members) for name, value in member.metadata.items()}

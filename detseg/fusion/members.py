@@ -17,6 +17,7 @@ from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.hashing import hash_file
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
+from detseg.fusion.splits import refuse_different_splits
 from detseg.structures import Predictions
 
 
@@ -147,6 +148,7 @@ def open_members(
         for path in paths
         if not Path(path).is_dir()
     }
+    refuse_different_splits(files)
     if truth is None:
         categories, images = common_categories(list(files.values()), None, rename or {}), []
         for file in files.values():

@@ -64,6 +64,7 @@ def combine(
     ]
     combined = copy.copy(first)
     combined.detector = Detector(models, settings)
+    combined.trained_images = tuple(images for one in predictors for images in one.trained_images)
     if count > 1:
         roles = [
             {**one.provenance, "weight": model.weight, "boxes": model.gives_boxes, "masks": model.gives_masks}

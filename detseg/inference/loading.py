@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from detseg.config import Config, config_hash, load_flat_config
+from detseg.data.folds import FOLD
 from detseg.data.intensity_range import IntensityRange
+from detseg.data.trained_images import TrainedImages
 from detseg.engines.build import build_model
 from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
@@ -94,6 +96,7 @@ def load_model(
             )
         cfg, is_of_run = load_flat_config(state["config"]), True
     engine = choose_engine(cfg, training=False)
+    fold = {FOLD: cfg.DATASETS.FOLD} if cfg.DATASETS.FOLD >= 0 else {}
     if is_of_run:
         cfg, engine = for_prediction(cfg, state.get("engine", "native" if state else None))
     validate_for_prediction(cfg)
@@ -119,8 +122,10 @@ def load_model(
             "architecture": cfg.MODEL.META_ARCHITECTURE,
             "config_hash": config_hash(cfg),
             "checkpoint_hash": hash_file(path),
+            **fold,
         },
         "intensities": intensities,
+        "trained_images": TrainedImages.from_stored(state.get("trained_images")),
     }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from detseg.coco.dataset import ImageRecord
 from detseg.config import Config, load_config
 from detseg.data.intensity_range import IntensityRange
+from detseg.data.trained_images import TrainedImages, was_in_training
 from detseg.errors import ConfigError, DataError, OutputError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
@@ -33,7 +34,7 @@ from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.validation import InferenceOptions
 from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
-from detseg.structures.predictions import Predictions, image_level_fields
+from detseg.structures.predictions import IN_TRAINING, Predictions, image_level_fields
 from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 from detseg.version import __version__
 
@@ -74,6 +75,7 @@ class Predictor:
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
         tta: test-time augmentation; None, or the image as it is as the only view, predicts every image once.
         tiling: which images are predicted in tiles; the attribute of this name may be replaced.
+        trained_images: those that the model was trained with, None where they are not known.
 
     Raises:
         ConfigError: a postprocess of other classes, a mode of augmentation that the model does not allow.
@@ -88,6 +90,7 @@ class Predictor:
         provenance: dict[str, Any] | None = None,
         tta: TestTimeAugmentation | None = None,
         tiling: Tiling | None = None,
+        trained_images: TrainedImages | None = None,
     ) -> None:
         if postprocess is not None:
             postprocess = postprocess.for_classes(classes)
@@ -96,6 +99,7 @@ class Predictor:
         self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
         self.postprocess = postprocess
+        self.trained_images = (trained_images,)  # of every model
         self.provenance = {"detseg_version": __version__, **(provenance or {})}
 
     @property
@@ -115,6 +119,7 @@ class Predictor:
         provenance: dict[str, Any] | None = None,
         augmented: bool = True,
         intensities: IntensityRange | None = None,
+        trained_images: TrainedImages | None = None,
     ) -> Predictor:
         """A predictor with the options of a configuration, around a model that is there already.
 
@@ -128,6 +133,7 @@ class Predictor:
             provenance=provenance,
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
             tiling=options.tiling(model.largest_object),
+            trained_images=trained_images,
         )
 
     @classmethod
@@ -349,13 +355,17 @@ class Predictor:
 
     def _named(self, predictions: Predictions, image: _OpenedImage) -> Predictions:
         """Predictions that say which image they are of, and what made them."""
+        provenance = {**predictions.provenance, **self.provenance, **self.detector.describe()}
+        in_training = was_in_training(image.record, self.trained_images)
+        if in_training is not None:
+            provenance[IN_TRAINING] = in_training
         return dataclasses.replace(
             predictions,
             image_id=image.record.image_id,
             file_name=image.record.file_name,
             pixel_size=_pixel_size(image.facts, image.record.file_name or "image"),
             metadata=image_level_fields(image.record.metadata),
-            provenance={**predictions.provenance, **self.provenance, **self.detector.describe()},
+            provenance=provenance,
         )
 
 

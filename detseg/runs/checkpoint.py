@@ -2,8 +2,8 @@
 
 `last.pth` continues a training: model, optimizer, schedule, ema, scaler, progress, iteration, position (samples taken
 from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: only the model.
-Both hold config (flat keys), classes (names), versions, threads. 'model' is a state_dict under Detectron2's names; in
-`best.pth` it is the averaged one where SOLVER.EMA is on.
+Both hold config (flat keys), classes (names), trained_images (their keys), versions, threads. 'model' is a state_dict
+under Detectron2's names; in `best.pth` it is the averaged one where SOLVER.EMA is on.
 """
 
 from __future__ import annotations
@@ -103,6 +103,10 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of states of random generators",
     ),
     "progress": (lambda value: _is_named(value) and {"best", "window"} <= value.keys(), "the best score and the means"),
+    "trained_images": (
+        lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.ndim == 1,
+        "whole numbers",
+    ),
     "environment": (_is_named, "names with versions"),
 }
 

@@ -11,6 +11,8 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.structures.sample import FIELD, PixelSize
 
+# Of `provenance`: whether the image was among those that its model was trained with.
+IN_TRAINING = "in_training"
 _OWN_FIELDS = ("id", "file_name", "height", "width", "provenance", FIELD)
 
 

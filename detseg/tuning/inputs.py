@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,12 @@ from detseg.errors import DataError, list_problems
 from detseg.evaluation.evaluate import align
 from detseg.evaluation.ground_truth import GroundTruth, ImageTruth
 from detseg.fusion.members import FileMember, common_categories, refuse_missing
+from detseg.fusion.splits import FOLD, refuse_different_splits
 from detseg.structures import Predictions
+from detseg.structures.predictions import IN_TRAINING
 
-FOLD = "fold"
+logger = logging.getLogger(__name__)
+
 # Fewer folds than this cannot be left out.
 FEWEST = 2
 
@@ -48,6 +52,8 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
     first = [{"id": item.id, "name": item.name} for item in dataset.categories]
     categories = common_categories(list(opened.values()), first, {})
     members = {path: FileMember(file, categories) for path, file in opened.items()}
+    if fused:
+        refuse_different_splits(opened)
     refuse_missing(members, [ImageEntry.of(image) for image in dataset.images], some=True)
 
     absent, doubled, used = [], [], []
@@ -88,6 +94,16 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
     if not any(image.num_objects for image in truth.images):
         raise DataError(f"{ground_truth}: has no objects in {len(used)} images with predictions; nothing can be tuned")
     aligned = [align(truth, column) for column in columns]
+    for column in columns:
+        seen = [image.file_name for image in column if image.provenance.get(IN_TRAINING)]
+        if seen:
+            logger.warning(
+                "%d of %d images were trained with by the models that predict them (%s, ...): settings chosen on these "
+                "do not suit others; tune on images that the models did not see, or out of fold",
+                len(seen),
+                len(column),
+                seen[0],
+            )
     return TuningInputs(truth, aligned, [{"file": path, "info": file.info} for path, file in opened.items()])
 
 

@@ -25,10 +25,12 @@ WRITTEN_SUFFIXES = (".safetensors", ".pth")
 @dataclass(frozen=True)
 class Weights:
     """state: tensors by name. origin: whose training made them, where that asks for a certain input: "torchvision",
-    "caffe2"; "" for detseg's and Detectron2's own."""
+    "caffe2"; "" for detseg's and Detectron2's own. trained_images: what a checkpoint of detseg says of those.
+    """
 
     state: dict[str, Tensor]
     origin: str = ""
+    trained_images: Any = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -70,8 +72,9 @@ def read_weights(path: str | Path) -> Weights:
 def _from_content(path: Path, content: Any) -> Weights:
     """Find the state_dict in what a file holds: under "model" (detseg, Detectron2), "blobs" (Detectron) or bare."""
     origin: Any = ""
+    trained_images = None
     if isinstance(content, Mapping):
-        origin = content.get(_ORIGIN)
+        origin, trained_images = content.get(_ORIGIN), content.get("trained_images")
         average = content.get("ema")
         if isinstance(average, Mapping) and isinstance(average.get("model"), Mapping):
             content = average["model"]  # the averaged weights are what a run evaluates
@@ -93,7 +96,7 @@ def _from_content(path: Path, content: Any) -> Weights:
         if left < 0:
             raise WeightsError(f"{path}: holds the same numbers many times; this is no file of weights")
         state[name] = tensor
-    return Weights(state, origin if isinstance(origin, str) else "")
+    return Weights(state, origin if isinstance(origin, str) else "", trained_images)
 
 
 def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:

@@ -34,13 +34,18 @@ STEM_WEIGHTS = ("stem.conv1.weight", "backbone.body.conv1.weight")
 class LoadReport:
     """What was taken from a file: names of the entries that were loaded, that keep their initial weights because the
     file has none (`missing`) or was made for other classes (`reinitialized`), that the model does not have (`unused`),
-    and that were adapted to another number of input channels (`adapted`)."""
+    and that were adapted to another number of input channels (`adapted`).
+
+    trained_images: what the file says of the images that its model was trained with, see TrainedImages; None for
+    nothing.
+    """
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     reinitialized: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
+    trained_images: Any = None
 
     @property
     def new(self) -> list[str]:
@@ -141,6 +146,7 @@ def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = Fals
         note_torchvision_input(problems, str(source), model_rules(cfg))
         problems.raise_if_any()
     report = load_state(model, named.state, source=str(source), fine_tune=fine_tune)
+    report.trained_images = stored.trained_images
     _log(report, source)
     return report
 
