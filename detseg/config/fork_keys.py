@@ -9,6 +9,9 @@ from typing import Any
 
 _RESNEST, _ADELAIDET, _CENTERMASK = "ResNeSt", "AdelaiDet", "CenterMask2"
 
+# Behind an unknown key of a file: what a fork or project adds is known with its code.
+ADDED_BY_FORKS = "; what a fork or project adds to Detectron2 is known where MODEL.IMPORTS names its code"
+
 # key -> (where it comes from, the value at which it changes nothing)
 FORK_KEYS: dict[str, tuple[str, Any]] = {
     "MODEL.RESNETS.RADIX": (_RESNEST, 1),

@@ -35,11 +35,20 @@ class Problems:
 
     engine: for which the configuration is judged; "native" refuses values that only Detectron2 implements.
     training: whether a training is to begin, which needs more than prediction with given weights. blames_native:
-    whether a problem is one of the native engine only.
+    whether a problem is one of the native engine only. with_detectron2: tells the problems with that engine, so that it
+    is advised only where it helps.
     """
 
-    def __init__(self, cfg: Config, engine: str = "native", *, training: bool = False) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        engine: str = "native",
+        *,
+        training: bool = False,
+        with_detectron2: Callable[[], Sequence[str]] = list,
+    ) -> None:
         self.cfg = cfg
+        self.with_detectron2 = with_detectron2
         self.engine = engine
         self.training = training
         self.found: list[str] = []
@@ -58,6 +67,10 @@ class Problems:
     def elsewhere(self) -> str:
         """The advice to take the other engine; see `blames_native`."""
         self.blames_native = True
+        refused = self.with_detectron2()
+        if refused:
+            name, reason = refused[0].partition(" = ")[0], refused[0].partition("): ")[2]
+            return f"; the detectron2 engine does not take this configuration: {name}: {reason}"
         return "; for anything else set MODEL.ENGINE detectron2, which takes Detectron2 itself"
 
     def one_of(self, key: str, choices: Sequence[Any]) -> None:

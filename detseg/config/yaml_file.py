@@ -1,7 +1,8 @@
 """Read one configuration file into its settings, with the line of each.
 
-Only plain YAML is accepted: no Python tags, no key twice in a section, nothing executed. The node tree is walked by
-hand, because a loader's dictionaries have already lost the line numbers and the duplicates.
+Only plain YAML is accepted: no Python tags, no key twice in a section, nothing executed. `!!python/object/apply:eval`
+is done as the arithmetic that Detectron2's own files have there. The node tree is walked by hand, because a loader's
+dictionaries have already lost the line numbers and the duplicates.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from detseg.config.fork_keys import FORK_KEYS, changes_nothing, fork_key_message
+from detseg.config.arithmetic import evaluate
+from detseg.config.fork_keys import ADDED_BY_FORKS, FORK_KEYS, changes_nothing, fork_key_message
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
 from detseg.config.old_versions import OLD_KEYS, OLD_SECTIONS, Setting
@@ -30,6 +32,22 @@ _LARGEST_PLAIN = 20_000_000  # characters; an index of folds names every image
 _LONGEST_NUMBER = 1000  # characters
 _DEEPEST = 40  # sections and lists in one another; the keys need 7
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster, where PyYAML has it
+_EVAL_TAG = "tag:yaml.org,2002:python/object/apply:eval"
+
+
+class _ConfigLoader(_Loader):
+    """A loader that knows arithmetic."""
+
+
+def _arithmetic(loader: Any, node: yaml.Node) -> Any:
+    try:
+        (text,) = loader.construct_sequence(node)
+        return evaluate(str(text))
+    except ValueError as error:
+        raise yaml.constructor.ConstructorError(None, None, f"{_EVAL_TAG}: {error}", node.start_mark) from None
+
+
+_ConfigLoader.add_constructor(_EVAL_TAG, _arithmetic)
 
 
 @dataclass
@@ -54,7 +72,7 @@ def read_config_file(path: Path, known: Schema | None, included_by: str = "") ->
     loader = None
     try:
         _refuse_depth(path, text)
-        loader = _Loader(text)
+        loader = _ConfigLoader(text)
         return _Walk(path, loader, known).run(loader.get_single_node())
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(path, error)) from None
@@ -208,7 +226,7 @@ class _Walk:
             self.file.settings.append(Setting(key, self.construct(node), where))
         elif key not in self.known.kinds:
             if key not in FORK_KEYS or is_section:
-                return unknown_key_message(key, self.known)
+                return unknown_key_message(key, self.known) + ADDED_BY_FORKS * key.startswith("MODEL.")
             value = self.construct(node)
             if not changes_nothing(key, value):
                 return fork_key_message(key, shorten(value))

@@ -33,18 +33,21 @@ OWN_KEYS = (
 )
 
 # Values that detseg has no data for, or no way to use the predictions of, each with what is missing.
+_ELSEWHERE = "Detectron2's own tools/train_net.py trains it"
 _NO_BOXES_WITH_ANGLES = "the data have no rotated boxes"
+_NO_SEMANTIC_LABELS = f"the data here are objects without semantic labels; {_ELSEWHERE}"
+_NO_PROPOSALS = f"proposals from files are not read; {_ELSEWHERE}"
 REFUSED: dict[str, dict[Any, str]] = {
-    "MODEL.KEYPOINT_ON": {True: "the data have no keypoints"},
-    "MODEL.LOAD_PROPOSALS": {True: "proposals from files are not read"},
+    "MODEL.KEYPOINT_ON": {True: f"the data here are masks and boxes without keypoints; {_ELSEWHERE}"},
+    "MODEL.LOAD_PROPOSALS": {True: _NO_PROPOSALS},
     "MODEL.META_ARCHITECTURE": {
-        "PanopticFPN": "the data have no semantic labels",
-        "SemanticSegmentor": "the data have no semantic labels",
-        "ProposalNetwork": "it finds no classes",
+        "PanopticFPN": _NO_SEMANTIC_LABELS,
+        "SemanticSegmentor": _NO_SEMANTIC_LABELS,
+        "ProposalNetwork": f"it finds boxes without classes; {_ELSEWHERE}",
     },
     "MODEL.PROPOSAL_GENERATOR.NAME": {
         "RRPN": _NO_BOXES_WITH_ANGLES,
-        "PrecomputedProposals": "proposals from files are not read",
+        "PrecomputedProposals": _NO_PROPOSALS,
     },
     "MODEL.ANCHOR_GENERATOR.NAME": {"RotatedAnchorGenerator": _NO_BOXES_WITH_ANGLES},
     "MODEL.ROI_HEADS.NAME": {"RROIHeads": _NO_BOXES_WITH_ANGLES},
@@ -73,4 +76,4 @@ def note_keys(problems: Problems) -> None:
             expected = "the detectron2 engine does not implement this key"
             problems.add(key, f"{expected}; leave it at {ours[key]!r}, or set MODEL.ENGINE native")
         elif not isinstance(value, list) and value in REFUSED.get(key, {}):
-            problems.add(key, f"not with the detectron2 engine: {REFUSED[key][value]}")
+            problems.add(key, REFUSED[key][value])

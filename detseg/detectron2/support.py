@@ -15,7 +15,7 @@ from detectron2.modeling import (
 )
 
 from detseg.config.options import Problems
-from detseg.detectron2.keys import note_keys
+from detseg.detectron2.keys import REFUSED, note_keys
 from detseg.models.table import num_classes
 
 REGISTRIES = {
@@ -45,7 +45,7 @@ def _check_names(problems: Problems) -> None:
     cfg = problems.cfg
     for key, registry in REGISTRIES.items():
         used = cfg.MODEL.MASK_ON or "MASK_HEAD" not in key
-        if used and cfg[key] and cfg[key] not in registry:
+        if used and cfg[key] and cfg[key] not in registry and cfg[key] not in REFUSED.get(key, {}):
             known = ", ".join(sorted(name for name, _ in registry))
             problems.add(key, f"Detectron2 knows {known}; MODEL.IMPORTS adds code of yours")
     for key in ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES"):

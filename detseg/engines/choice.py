@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from detseg.config.node import Config
 from detseg.config.options import Problems
+from detseg.detectron2.keys import note_keys
 from detseg.engines.model_keys import note_model
 
 _logger = logging.getLogger(__name__)
@@ -47,14 +48,23 @@ def choose_engine(cfg: Config, *, training: bool = True) -> EngineChoice:
     if missing:
         reason = f"MODEL.ENGINE is auto, and detectron2 does not import here ({missing})"
         return EngineChoice("native", reason, is_usual=not is_installed())
-    problems = Problems(cfg, "detectron2", training=training)
-    import_module("detseg.detectron2.support").note_problems(problems)
-    if problems.found:
-        reason = "; ".join(problems.found)
+    problems = problems_with_detectron2(cfg, training=training)
+    if problems:
+        reason = "; ".join(problems)
         return EngineChoice("native", f"MODEL.ENGINE is auto, and detectron2 does not take this: {reason}")
     return EngineChoice(
         "detectron2", "MODEL.ENGINE is auto, and detectron2 imports, knows the architecture and implements every key"
     )
+
+
+def problems_with_detectron2(cfg: Config, *, training: bool) -> list[str]:
+    """Why Detectron2 would not take a configuration; where it does not import, as far as that is known without it."""
+    problems = Problems(cfg, "detectron2", training=training)
+    if missing_detectron2():
+        note_keys(problems)
+    else:
+        import_module("detseg.detectron2.support").note_problems(problems)
+    return problems.found
 
 
 def as_trained(cfg: Config, engine: str | None) -> Config:

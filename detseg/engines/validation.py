@@ -14,6 +14,7 @@ another value than its default it is refused by name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,7 +26,7 @@ from detseg.config.old_versions import LATEST
 from detseg.config.options import Options, Problems, key
 from detseg.config.schema import default_values
 from detseg.detectron2.keys import DETECTRON2_ONLY
-from detseg.engines.choice import ENGINES, INSTALL, EngineChoice, choose_engine, not_installed
+from detseg.engines.choice import ENGINES, INSTALL, EngineChoice, choose_engine, not_installed, problems_with_detectron2
 from detseg.engines.model_keys import note_ignored, note_model
 from detseg.errors import ConfigError
 from detseg.models.pretrained import warn_of_other_zoo_input
@@ -102,7 +103,8 @@ def validate(
         ConfigError: all problems in one message, each with its key and where it was set.
     """
     choice = choose_engine(cfg, training=training)
-    problems = Problems(cfg, choice.name, training=training)
+    with_detectron2 = functools.partial(problems_with_detectron2, cfg, training=training)
+    problems = Problems(cfg, choice.name, training=training, with_detectron2=with_detectron2)
     parts = (EngineOptions, *parts)
     for options in parts:
         options.read(problems)

@@ -14,6 +14,7 @@ from detectron2_cases import require_detectron2, training_config, write_dataset
 require_detectron2()
 pytest.importorskip("detectron2.projects.point_rend", reason="needs Detectron2's projects, installed with it")
 
+from detectron2 import model_zoo
 from detectron2.structures import BitMasks
 
 from detseg import Predictor
@@ -113,3 +114,25 @@ def test_neither_run_folder_nor_checkpoint_runs_code(config: Path):
     ):
         with pytest.raises(ConfigError, match=r"projects.point_rend:add_pointrend_config.*--config FILE"):
             attempt()
+
+
+def test_retinanet_from_detectron2s_file_to_prediction(tmp_path: Path):
+    """Boxes without masks; the engine `auto` finds that only Detectron2 has it."""
+    data = write_dataset(tmp_path / "data")
+    # A narrow network and small images; the file's own anchors and losses.
+    narrow = {"STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4, "NORM": "BN"}
+    words = [f"MODEL.RESNETS.{key}={value}" for key, value in narrow.items()]
+    words += ["MODEL.WEIGHTS=", "MODEL.BACKBONE.FREEZE_AT=0", "MODEL.FPN.OUT_CHANNELS=16", "MODEL.DEVICE=cpu"]
+    words += ["MODEL.RETINANET.NUM_CLASSES=2", "MODEL.ROI_HEADS.NUM_CLASSES=2", "MODEL.RETINANET.SCORE_THRESH_TEST=0"]
+    words += [f"DATASETS.TRAIN=['{data}']", f"DATASETS.TEST=['{data}']", "INPUT.MIN_SIZE_TRAIN=[64]", "SEED=1"]
+    words += ["INPUT.MIN_SIZE_TEST=64", "DATALOADER.NUM_WORKERS=0", f"OUTPUT_DIR={tmp_path / 'run'}"]
+    words += ["SOLVER.MAX_ITER=2", "SOLVER.STEPS=[1]", "SOLVER.IMS_PER_BATCH=2", "SOLVER.LOG_PERIOD=1"]
+    config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    assert run_command("train_net", ["--config", config, *words], prog="train_net") == 0
+    (first, _) = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "training"]
+    assert first["loss_cls"] > 0
+    assert first["loss_box_reg"] > 0
+    predictions = Predictor.from_run(tmp_path / "run", postprocess=False)(tmp_path / "data" / "0.png")
+    assert predictions.provenance["engine"] == "detectron2"
+    assert len(predictions) > 0
+    assert predictions.rles is None

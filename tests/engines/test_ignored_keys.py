@@ -164,3 +164,29 @@ def test_a_new_architecture_refuses_the_keys_of_others(monkeypatch: pytest.Monke
     cfg.set("MODEL.META_ARCHITECTURE", "BinaryUNet")
     with pytest.raises(ConfigError, match=r"MODEL\.RPN\.NMS_THRESH = 0\.5 .*BinaryUNet does not have this key"):
         validate_for_prediction(cfg)
+
+
+ADVICE = "set MODEL.ENGINE detectron2, which takes Detectron2 itself"
+
+
+def test_the_other_engine_is_advised_only_where_it_takes_the_configuration():
+    assert ADVICE in refused(["MODEL.ROI_BOX_HEAD.POOLER_TYPE=ROIAlign"])
+    for word, reason in (
+        ("MODEL.KEYPOINT_ON=True", "masks and boxes without keypoints"),
+        ("MODEL.META_ARCHITECTURE=PanopticFPN", "without semantic labels"),
+        ("MODEL.PROPOSAL_GENERATOR.NAME=PrecomputedProposals", "proposals from files are not read"),
+    ):
+        message = refused([word])
+        assert ADVICE not in message
+        assert reason in message
+        assert "tools/train_net.py" in message, "the way out"
+        both = refused([word, "MODEL.ROI_BOX_HEAD.POOLER_TYPE=ROIAlign"])
+        assert ADVICE not in both
+
+
+@pytest.mark.parametrize("text", ["MODEL: {FCOS: {NUM_CLASSES: 2}}", "MODEL: {ROI_MASK_HEAD: {POINT_HEAD_ON: True}}"])
+def test_keys_of_forks_name_the_way_to_add_them(text: str, tmp_path: Path):
+    path = tmp_path / "fork.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"fork.yaml:1: unknown key 'MODEL.*MODEL.IMPORTS names its code"):
+        load_config(path)
