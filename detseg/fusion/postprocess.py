@@ -123,11 +123,11 @@ class Postprocess(Settings):
             predictions = dataclasses.replace(predictions, classes=np.full(len(predictions), chosen))
         return dataclasses.replace(self.of_class(chosen), image_class="keep"), predictions
 
-    def ruling_classes(self, predictions: Predictions) -> np.ndarray:
-        """Return for every prediction (N,) int64 of an image the class whose values hold for it."""
-        if self.image_class == "keep" or not len(predictions):
-            return predictions.classes
-        return np.full(len(predictions), image_class(predictions))
+    def image_classes(self, images: Sequence[Predictions]) -> np.ndarray | None:
+        """Return the class of each image (I,) int64, whose values hold in it; None where `image_class` is keep."""
+        if self.image_class == "keep":
+            return None
+        return np.array([image_class(image) if len(image) else 0 for image in images], dtype=np.int64)
 
     @property
     def needs_soft_masks(self) -> bool:

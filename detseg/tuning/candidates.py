@@ -65,13 +65,12 @@ class CandidateTable:
         truths: Sequence[ImageTruth],
         shaped: Sequence[Predictions],
         *,
-        ruling: Sequence[np.ndarray] | None = None,
+        image_classes: np.ndarray | None = None,
         duplicates: bool = True,
     ) -> None:
         """truths and shaped predictions: the same images in the same order.
 
-        ruling: of each image the `Postprocess.ruling_classes` of its predictions; None: their own. duplicates: nms_iou
-        will be asked for.
+        image_classes: see `Postprocess.image_classes`. duplicates: nms_iou will be asked for.
         """
         columns: dict[str, list[np.ndarray]] = defaultdict(list)
         totals: Counter[str] = Counter()
@@ -81,8 +80,6 @@ class CandidateTable:
                 columns[name].append(values if kind is None else values + totals[kind])
             count = len(image)
             columns["image"].append(np.full(count, number))
-            order = score_order(image.scores)
-            columns["ruling"].append((image.classes if ruling is None else ruling[number])[order])
             totals["candidate"] += count
             totals["region"] += int(columns["num_regions"][-1][0])
             totals["entry"] += len(columns["entry_candidate"][-1])
@@ -92,7 +89,9 @@ class CandidateTable:
             return np.concatenate([np.zeros(0, dtype=dtype), *columns[name]]).astype(dtype)
 
         self.image, self.classes, self.areas = joined("image"), joined("classes"), joined("areas")
-        self.ruling, self.scores = joined("ruling"), joined("scores", np.float32)
+        self.scores = joined("scores", np.float32)
+        # The classes whose values hold for the candidates.
+        self.ruling = self.classes if image_classes is None else image_classes[self.image]
         self._num_regions = totals["region"]
         region, candidate, area = joined("entry_region"), joined("entry_candidate"), joined("entry_area")
         share_entry, share_pair = joined("share_entry"), joined("share_pair")

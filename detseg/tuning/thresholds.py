@@ -95,8 +95,8 @@ def _hits_without_threshold(
         limits = settings.nms_iou.values() if isinstance(settings.nms_iou, Mapping) else [settings.nms_iou]
         duplicates = any(limit is not None for limit in limits)
         shaped = [settings.shaped(image) for image in aligned]
-        ruling = [settings.ruling_classes(image) for image in aligned]
-        table = CandidateTable(truth.images, shaped, ruling=ruling, duplicates=duplicates)
+        classes = settings.image_classes(aligned)
+        table = CandidateTable(truth.images, shaped, image_classes=classes, duplicates=duplicates)
         return lambda only_class: table.hits(settings, only_class)
 
     def applied(only_class: int | None) -> Hits:

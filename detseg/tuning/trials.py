@@ -170,7 +170,7 @@ class Trials:
         def make() -> CandidateTable:
             post, images = state.postprocess, self.predictions(state)
             shaped = [post.shaped(image) for image in images]
-            return CandidateTable(self.truth.images, shaped, ruling=[post.ruling_classes(image) for image in images])
+            return CandidateTable(self.truth.images, shaped, image_classes=post.image_classes(images))
 
         return _stored(self._tables, state.masks_key, make, KEPT_TABLES)
 

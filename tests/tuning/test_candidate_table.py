@@ -24,7 +24,7 @@ NAMES = ("kind 0", "kind 1")
 def assert_equal_counts(truth, predictions, postprocess):
     aligned = align(truth, predictions)
     shaped = [postprocess.shaped(image) for image in aligned]
-    table = CandidateTable(truth.images, shaped, ruling=[postprocess.ruling_classes(image) for image in aligned])
+    table = CandidateTable(truth.images, shaped, image_classes=postprocess.image_classes(aligned))
     objects = object_numbers(truth.images, len(truth.class_names))
     fast = CountTable.of_hits(table.hits(postprocess), objects)
     applied = [postprocess.apply(image) for image in aligned]
