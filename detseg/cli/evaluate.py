@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.learnable import object_warnings
-    from detseg.coco.predictions_file import read_predictions
+    from detseg.coco.predictions_file import read_predictions, with_classes_of
     from detseg.errors import ConfigError
     from detseg.evaluation.evaluate import align, count_all, image_table, metrics_of, write_image_table
     from detseg.evaluation.ground_truth import GroundTruth
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more, or 0 for all")
     outputs = _outputs(arguments)
     postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
-    dataset = CocoDataset.load(arguments.ground_truth)
+    dataset = with_classes_of(arguments.predictions, CocoDataset.load(arguments.ground_truth))
     truth = GroundTruth.from_coco(dataset)
     predictions = read_predictions(arguments.predictions, dataset)
     postprocess = postprocess and postprocess.for_classes(truth.class_names)

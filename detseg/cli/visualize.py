@@ -55,7 +55,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from detseg.coco.dataset import CocoDataset
-    from detseg.coco.predictions_file import read_predictions
+    from detseg.coco.predictions_file import read_predictions, with_classes_of
     from detseg.errors import DataError
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.image_list import find_images
@@ -73,6 +73,8 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     records = truth.images if truth is not None else []
     if arguments.images:
         records = find_images(arguments.images, image_root=arguments.image_root).records
+    if truth is not None and arguments.predictions:
+        truth = with_classes_of(arguments.predictions, truth)
     predictions = read_predictions(arguments.predictions, truth) if arguments.predictions else None
     if postprocess is not None and predictions is not None:
         postprocess = postprocess.for_classes(predictions.class_names)

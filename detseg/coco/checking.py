@@ -110,8 +110,12 @@ def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Categor
     ids = [_whole(row.get("id")) if isinstance(row, dict) else None for row in rows]
     are_texts = bool(ids) and all(is_text(value) for value in ids)
     are_numbers = are_texts and all(value.isascii() and value.isdigit() and len(value) < 10 for value in ids)
+    # Roboflow puts a group above each class, also where both have one name: the class is its own supercategory.
+    own = {row["name"] for row in rows if isinstance(row, dict) and is_text(row.get("name")) and _is_below(row)}
     for number, row in enumerate(rows):
         if (type(ids[number]) is int or are_texts) and is_text(row.get("name")):
+            if row["name"] in own and not _is_below(row):
+                continue
             further = {key: value for key, value in row.items() if key not in ("id", "name")}
             new_id = ids[number] if not are_texts else int(ids[number]) if are_numbers else number + 1
             categories.append(Category(new_id, row["name"], further, number))
@@ -125,6 +129,11 @@ def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Categor
             problems.append(f"the category {what} {value!r} occurs twice")
     categories.sort(key=lambda category: category.id)
     return categories, [ids[category.position] for category in categories]
+
+
+def _is_below(category: dict[str, Any]) -> bool:
+    """Whether a category is below a group of its own name."""
+    return category.get("supercategory") == category.get("name")
 
 
 def _read_images(

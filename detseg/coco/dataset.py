@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -264,40 +265,62 @@ class CocoDataset:
         images = [self.images[index] for index in indices]
         return dataclasses.replace(self, images=images, table=self.table.select(indices), origins=self.origins[indices])
 
-    def with_classes(self, names: Sequence[str]) -> CocoDataset:
-        """Return the data set with the classes in the order of `names`, which must be those of its categories."""
-        if sorted(names) != sorted(self.class_names):
+    @property
+    def used_classes(self) -> set[str]:
+        """The names of the categories that have an annotation."""
+        return {self.class_names[number] for number in np.unique(self.table.classes).tolist()}
+
+    @property
+    def group_names(self) -> set[str]:
+        """The names of categories that are the supercategory of others, as Roboflow and QuPath write them."""
+        parents = ((one.name, one.metadata.get("supercategory")) for one in self.categories)
+        above = {parent for name, parent in parents if isinstance(parent, str) and parent != name}
+        return above & set(self.class_names)
+
+    def with_classes(self, names: Sequence[str], *, drop: bool = False) -> CocoDataset:
+        """Return the data set with the classes `names`, in this order, matched by name.
+
+        There is no object of a class that it lacks; its categories of other names fall away.
+
+        drop: leave out the objects of other classes. Raises DataError where there are some, unless `drop`, and where it
+        has none of these classes.
+        """
+        known = {category.name: category for category in self.categories}
+        others = [name for name in self.class_names if name not in names and name in self.used_classes]
+        if not any(name in known for name in names) or (others and not drop):
+            every = [*names, *others]
+            learned = f', or set DATASETS.CLASSES "{every}" and MODEL.ROI_HEADS.NUM_CLASSES {len(every)}'
+            learned = learned if len(every) < len(names) + len(known) and not drop else ""
             raise DataError(
                 f"{self.name}: its classes are {', '.join(self.class_names)}; expected {', '.join(names)} "
-                "(DATASETS.CLASSES, or the first data set's); rename the categories, or list the same names"
+                "(DATASETS.CLASSES, or the first data set's). Rename them (`detseg prepare coco --annotations FILE "
+                f"--output DIR --split 1 --classes-from map:NAMES.yaml`, with a line `OLD: NEW` a class){learned}"
             )
-        by_name = {category.name: number for number, category in enumerate(self.categories)}
-        order = [by_name[name] for name in names]
-        new_index = np.argsort(order)
-        table = dataclasses.replace(self.table, classes=new_index[self.table.classes].astype(np.int32))
-        return dataclasses.replace(self, categories=[self.categories[number] for number in order], table=table)
+        free = itertools.count(1 + max((category.id for category in self.categories), default=0))
+        categories = [known[name] if name in known else Category(next(free), name) for name in names]
+        index = {name: number for number, name in enumerate(names)}
+        new_index = np.array([index.get(name, -1) for name in self.class_names], dtype=np.int32)
+        classes = new_index[self.table.classes]
+        table = dataclasses.replace(self.table, classes=np.maximum(classes, 0))
+        if (classes < 0).any():
+            table = table.keep((classes >= 0) | table.crowd)
+        return dataclasses.replace(self, categories=categories, table=table)
 
     def without_crowd(self) -> CocoDataset:
         """Return the data set with all annotations as objects, also those that are marked as crowd."""
         return dataclasses.replace(self, table=dataclasses.replace(self.table, crowd=np.zeros_like(self.table.crowd)))
 
-    def with_objects_of(self, names: Sequence[str]) -> CocoDataset:
-        """Return the data set with the classes `names`, in this order; objects of its other classes are left out.
+    @staticmethod
+    def match_classes(datasets: Sequence[CocoDataset], names: Sequence[str] = ()) -> list[CocoDataset]:
+        """Return data sets with the same classes, matched by name: `names`, else those of the first.
 
-        Raises DataError where it has none of these classes.
+        Groups of classes that no data set uses are none. Raises DataError as `with_classes`.
         """
-        ids = {category.name: category.id for category in self.categories}
-        if not any(name in ids for name in names):
-            raise DataError(
-                f"{self.name}: its classes are {', '.join(self.class_names)}; none of {', '.join(names)} is among "
-                "them: rename its categories"
-            )
-        categories = [Category(ids.get(name, -1), name) for name in names]
-        index = {name: number for number, name in enumerate(names)}
-        new_index = np.array([index.get(name, -1) for name in self.class_names], dtype=np.int32)
-        classes = new_index[self.table.classes]
-        table = dataclasses.replace(self.table, classes=np.maximum(classes, 0))
-        return dataclasses.replace(self, categories=categories, table=table.keep((classes >= 0) | table.crowd))
+        if not names and datasets:
+            used = set().union(*(dataset.used_classes for dataset in datasets))
+            groups = datasets[0].group_names - used
+            names = [name for name in datasets[0].class_names if name not in groups]
+        return [dataset.with_classes(names) for dataset in datasets]
 
     @classmethod
     def concatenate(cls, datasets: Sequence[CocoDataset]) -> CocoDataset:

@@ -23,12 +23,13 @@ Other layouts are read as well: any JSON of this structure, and COCO's plain lis
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +40,11 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import FIELD as PIXEL_SIZE
 from detseg.structures.sample import pixel_size_field
+
+if TYPE_CHECKING:
+    from detseg.coco.dataset import CocoDataset
+
+logger = logging.getLogger(__name__)
 
 ANNOTATIONS_END = '], "images": ['
 FORMAT = "detseg predictions 1"
@@ -249,6 +255,25 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
         images = None if content.get("images") is None else image_entries(content["images"], path)
         parser = ResultParser(path, categories, images, ground_truth)
         return PredictionsFile(path, info, parser, None if results is None else parser.group(results))
+
+
+def with_classes_of(path: str | os.PathLike[str], ground_truth: CocoDataset) -> CocoDataset:
+    """Return a ground truth with the further classes that a file predicts: it has no object of these."""
+    own = ground_truth.class_names
+    try:
+        names = [] if is_plain_list(path) else read_predictions(path).class_names
+    except DataError:  # told when it is read with the ground truth, which it may need
+        return ground_truth
+    further = [name for name in names if name not in own]
+    if not further or not set(own) & set(names):
+        return ground_truth
+    logger.warning(
+        "%s has no class %s, which %s predicts: predictions of it are false ones",
+        ground_truth.name,
+        ", ".join(further),
+        path,
+    )
+    return ground_truth.with_classes([*own, *further])
 
 
 def is_plain_list(path: str | os.PathLike[str]) -> bool:

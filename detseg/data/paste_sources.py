@@ -140,7 +140,7 @@ class PasteStage:
         readers: dict[str, SampleReader | None] = {TRAIN: train, SAME_IMAGE: None}
         for name in options.sources:
             if name not in readers:
-                dataset = folds.without_fold(load_dataset(name)).with_objects_of(train.dataset.class_names)
+                dataset = folds.without_fold(load_dataset(name)).with_classes(train.dataset.class_names, drop=True)
                 dataset.check_images_exist()
                 readers[name] = SampleReader(dataset, preprocess, cache)
         how = options.how

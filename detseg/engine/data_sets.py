@@ -45,7 +45,7 @@ def load_training_set(cfg: Config) -> CocoDataset:
     if folds.in_use:
         sets = load_folds(cfg).training_part(folds.fold)
     else:
-        sets = [_load(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN)]
+        sets = _load(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN))
     dataset = CocoDataset.concatenate(sets)
     describe("training", dataset, cfg)
     for text in check_sets(sets):
@@ -68,8 +68,7 @@ def load_test_sets(cfg: Config, classes: Sequence[str] | None = None) -> dict[st
     if folds.in_use:
         found = {fold_name(folds.fold): load_folds(cfg).validation_part(folds.fold)}
     else:
-        names = set_names(cfg.DATASETS.TEST)
-        found = {short: _load(cfg, name) for short, name in zip(names, cfg.DATASETS.TEST, strict=True)}
+        found = dict(zip(set_names(cfg.DATASETS.TEST), _load(cfg, cfg.DATASETS.TEST, classes), strict=True))
     sets = found if classes is None else {name: dataset.with_classes(classes) for name, dataset in found.items()}
     for dataset in sets.values():
         describe("test", dataset, cfg)
@@ -88,9 +87,9 @@ def load_folds(cfg: Config) -> FoldedSets:
             fold, or as `load_training_set`.
     """
     data = cfg.DATASETS
-    train, test, extra = ([_load(cfg, name) for name in names] for names in (data.TRAIN, data.TEST, data.EXTRA_TRAIN))
-    if test and not cfg.DATASETS.CLASSES:  # a class is one number in both
-        test = [dataset.with_classes(train[0].class_names) for dataset in test]
+    together = _load(cfg, (*data.TRAIN, *data.EXTRA_TRAIN))
+    train, extra = together[: len(data.TRAIN)], together[len(data.TRAIN) :]
+    test = _load(cfg, data.TEST, train[0].class_names) if data.TEST else []
     sets = Folds.from_config(cfg).of_sets(train, test, extra)
     refuse_leaks(extra, [sets.validation])
     return sets
@@ -128,17 +127,28 @@ def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset]
         )
 
 
-def _load(cfg: Config, name: str) -> CocoDataset:
-    make_missing_sets([name])
-    dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT, boxes=not cfg.MODEL.MASK_ON)
-    names, expected = dataset.class_names, num_classes(cfg)
-    if len(names) != expected:
+def _load(cfg: Config, names: Sequence[str], classes: Sequence[str] | None = None) -> list[CocoDataset]:
+    """Load data sets with the same classes: `classes`, else DATASETS.CLASSES, else those of the first."""
+    sets = []
+    for name in names:
+        make_missing_sets([name])
+        sets.append(load_dataset(name, cfg.DATASETS.IMAGE_ROOT, boxes=not cfg.MODEL.MASK_ON))
+        sets[-1].check_images_exist()
+    matched = CocoDataset.match_classes(sets, classes or cfg.DATASETS.CLASSES)
+    chosen, expected = matched[0].class_names if matched else [], num_classes(cfg)
+    if matched and len(chosen) != expected:
+        unused = [name for name in chosen if not any(name in dataset.used_classes for dataset in sets)]
+        used = [name for name in chosen if name not in unused]
+        without = ", ".join(unused)
+        remedy = f', or, as {without} has no annotation, DATASETS.CLASSES "{used}"' if unused and used else ""
         raise ConfigError(
-            f"data set {dataset.name} has {len(names)} classes ({', '.join(names)}), but MODEL.ROI_HEADS.NUM_CLASSES "
-            f"is {expected}: set MODEL.ROI_HEADS.NUM_CLASSES {len(names)}, or use other data"
+            f"data set {sets[0].name} has {len(chosen)} classes ({', '.join(chosen)}), but MODEL.ROI_HEADS.NUM_CLASSES "
+            f"is {expected}: set MODEL.ROI_HEADS.NUM_CLASSES {len(chosen)}{remedy}, or use other data"
         )
-    dataset.check_images_exist()
-    return dataset.with_classes(cfg.DATASETS.CLASSES) if cfg.DATASETS.CLASSES else dataset
+    for dataset in sets:
+        if lacking := [name for name in chosen if name not in dataset.class_names]:
+            logger.warning("data set %s has no class %s: classes are matched by name", dataset.name, ", ".join(lacking))
+    return matched
 
 
 def measure_intensities(dataset: CocoDataset, cfg: Config) -> IntensityRange:

@@ -79,7 +79,8 @@ def suggested_training(
         path.write_text(suggested_yaml(suggestions, networks), encoding="utf-8")
         cfg = load_config(path)
     validate_config(cfg)
-    sets = [CocoDataset.concatenate([load_dataset(name, image_root) for name in names]) for names in (train, test)]
+    loaded = CocoDataset.match_classes([load_dataset(name, image_root) for name in (*train, *test)])
+    sets = [CocoDataset.concatenate(part) for part in (loaded[: len(train)], loaded[len(train) :])]
     machine = this_machine(cfg)
     speed = None
     try:

@@ -49,7 +49,7 @@ def common_categories(
         if known and names and not known & set(names):
             raise DataError(
                 f"{file.path}: has the classes {', '.join(names)}, the others {', '.join(sorted(known))}; where they "
-                "mean the same, give --rename OLD=NEW"
+                "mean the same, rename them (fuse: --rename OLD=NEW)"
             )
         for name, category in zip(names, file.categories, strict=True):
             if name in known:

@@ -7,6 +7,7 @@ import glob
 import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,9 @@ from detseg.images.reading import SUFFIXES, open_pixels
 from detseg.images.zarr_source import is_zarr
 
 logger = logging.getLogger(__name__)
+
+# Files in subfolders that are looked at to say that there are images: a home folder may hold millions.
+_MOST_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,17 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
             if not entry.name.startswith(".")
             and ((entry.suffix.lower() in SUFFIXES and entry.is_file()) or is_zarr(entry))
         ]
-        wanted = f"images ({', '.join(SUFFIXES)}); for those of subfolders give the glob {path / '**' / '*.png'}"
+        below = _images_below(path)
+        globs = " ".join(f"'{path / '**' / ('*' + suffix)}'" for suffix in sorted(below))
+        wanted = f"images ({', '.join(SUFFIXES)})"
+        wanted += f"; for the {sum(below.values())} in its subfolders give --images {globs}" if below else ""
+        if found and below:
+            logger.warning(
+                "%s: %d images in its subfolders are left out; to take them, give --images %s",
+                text,
+                sum(below.values()),
+                globs,
+            )
     elif os.path.isfile(path):  # which, unlike that of Path, takes names of any length
         return _listed(path) if path.suffix.lower() == ".txt" and not in_list else [path]
     elif glob.has_magic(text):
@@ -171,6 +185,20 @@ def _expand(text: str, in_list: bool = False) -> list[Path]:
     if not found:
         raise DataError(f"--images: {text} holds no {wanted}")
     return sorted(found)
+
+
+def _images_below(folder: Path) -> dict[str, int]:
+    """Return how many images the subfolders of a folder hold, by suffix, as globs match it; of huge trees not all."""
+    counts: Counter[str] = Counter()
+    looked_at = 0
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and not is_zarr(Path(parent, name))]
+        names = [Path(name) for name in files if not name.startswith(".")] if Path(parent) != folder else []
+        counts.update(name.suffix for name in names if name.suffix.lower() in SUFFIXES)
+        looked_at += len(files) + len(folders)
+        if looked_at > _MOST_LOOKED_AT:
+            break
+    return dict(counts)
 
 
 def _listed(path: Path) -> list[Path]:

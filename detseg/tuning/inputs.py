@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.predictions_file import is_plain_list, read_predictions
+from detseg.coco.predictions_file import is_plain_list, read_predictions, with_classes_of
 from detseg.coco.predictions_parsing import ImageEntry
 from detseg.errors import DataError, list_problems
 from detseg.evaluation.evaluate import align
@@ -48,6 +48,8 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
         DataError: images are missing or in several files, classes do not fit, or there is no object at all.
     """
     dataset = CocoDataset.load(ground_truth)
+    for path in dict.fromkeys(paths):
+        dataset = with_classes_of(path, dataset)
     opened = {path: read_predictions(path, dataset if is_plain_list(path) else None) for path in dict.fromkeys(paths)}
     first = [{"id": item.id, "name": item.name} for item in dataset.categories]
     categories = common_categories(list(opened.values()), first, {})

@@ -139,7 +139,7 @@ def test_objects_of_other_data_sets_come_by_the_name_of_their_class(train: CocoD
             seen += 1
     assert seen > 10
     strangers = write_set(tmp_path, "strangers", ["strange"])
-    with pytest.raises(DataError, match=r"strangers\.json.*none of common, rare"):
+    with pytest.raises(DataError, match=r"strangers\.json.*classes are strange; expected common, rare"):
         stream_of(train, f"INPUT.COPY_PASTE.SOURCES=['{strangers.as_posix()}']")
 
 

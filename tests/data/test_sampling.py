@@ -90,7 +90,7 @@ def test_mixing_stands_above_balancing_within_the_sets() -> None:
 def test_objects_of_some_classes_alone() -> None:
     dataset = dataset_of([[0, 1, 2], [1], [2, 2]])
     dataset.table.crowd[0] = True
-    chosen = dataset.with_objects_of(["2", "new", "0"])
+    chosen = dataset.with_classes(["2", "new", "0"], drop=True)
     assert chosen.class_names == ["2", "new", "0"]
     assert chosen.objects_per_image().tolist() == [[1, 0, 0], [0, 0, 0], [2, 0, 0]]
     assert chosen.table.crowd.tolist() == [True, False, False, False], "ignored regions stay, of whatever class"

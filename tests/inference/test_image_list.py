@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import cv2
 import numpy as np
@@ -95,6 +96,22 @@ def test_sources_without_images_are_refused(folder, tmp_path):
         find_images([write_coco(folder, []), str(folder)])
     with pytest.raises(DataError, match="no images"):
         find_images([write_coco(folder, [], images=())])
+
+
+def test_images_of_subfolders_are_told_of_with_what_takes_them(tmp_path, caplog):
+    for name in ("top/a.png", "top/b.png", "deep/x/c.tif", "deep/x/y/d.PNG", "deep/.hidden/e.png", "deep/x/._f.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert len(find_images([str(tmp_path / "top")]).records) == 2
+    assert not caplog.text
+    with pytest.raises(DataError, match="for the 2 in its subfolders") as refused:
+        find_images([str(tmp_path / "deep")])
+    (tmp_path / "deep" / "z.png").touch()
+    assert len(find_images([str(tmp_path / "deep")]).records) == 1
+    assert "2 images in its subfolders are left out" in caplog.text
+    for text in (str(refused.value), caplog.text):
+        globs = shlex.split(text.partition("--images ")[2])
+        assert [record.file_name for record in find_images(globs).records] == ["y/d.PNG", "c.tif"]
 
 
 def test_names_that_no_file_can_have_are_left_to_the_reader_that_lists_them(folder):

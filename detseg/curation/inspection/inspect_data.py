@@ -58,7 +58,7 @@ def inspect_data(sources: Sequence[str], options: InspectionOptions, image_root:
         entry = resolve_dataset(source)
         dataset = CocoDataset.load(entry.json, Path(image_root) if image_root else entry.image_root, skipped=skipped)
         datasets.append(dataset.with_classes(entry.classes) if entry.classes else dataset)
-    data = gather(datasets, skipped, options)
+    data = gather(CocoDataset.match_classes(datasets), skipped, options)
     scale, about_scale = choose_scale(data)
     crops, about_crop = choose_crop(data, scale)
     anchors, about_anchors = advise_anchors(data, scale)
