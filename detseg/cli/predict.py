@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.image_fields import add_image_fields
 from detseg.cli.next_step import beside, command_line, print_next
-from detseg.cli.predict_job import Job, add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
+from detseg.cli.predict_folds import arguments_of_folds, open_folds, predict_folds
+from detseg.cli.predict_job import add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
+from detseg.cli.predict_shared import Result, all_predictions, predict_share, processes_of_torchrun, state_folder
 
 if TYPE_CHECKING:
     from detseg.inference.predictor import SkippedImage
-    from detseg.structures.predictions import Predictions
 
 DESCRIPTION = (
     "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit status: 0, or 1 "
@@ -28,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--images",
-        required=True,
         nargs="+",
+        default=[],
         metavar="PATH",
         help="a folder, a glob, image files, a list of them (.txt), or one COCO JSON file",
     )
@@ -61,24 +63,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from detseg.cli.predict_shared import processes_of_torchrun
     from detseg.errors import ConfigError
     from detseg.files.atomic import check_free
     from detseg.formats.export import image_targets
+    from detseg.inference.image_list import ImageList
 
     for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
         if is_wrong:
             raise ConfigError(message)
-    if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments):
+    folds = open_folds(arguments) if arguments.folds else None
+    commands = [arguments] if folds is None else arguments_of_folds(arguments, folds)
+    if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments, commands):
         return 0
-    images = find_job_images(arguments)
+    images = find_job_images(arguments) if folds is None else ImageList.of_dataset(folds.sets.validation)
     targets = {}
     if arguments.label_images:
         names = [record.file_name for record in images.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
     for path in [*([arguments.output] if arguments.output else []), *targets.values()]:
         check_free(Path(path), arguments.overwrite)
-    return _predict(arguments, load_job(arguments, images), targets)
+    started = time.perf_counter()
+    if folds is not None:
+        return _write(arguments, predict_folds(commands, folds, images), targets, started)
+    job = load_job(arguments, images)
+    predictions = functools.partial(all_predictions, arguments, job)
+    return _write(arguments, Result(images, job.predictor.classes, job.info(), predictions), targets, started)
 
 
 def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
@@ -101,28 +110,26 @@ def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
     }
 
 
-def _shared_under_torchrun(arguments: argparse.Namespace) -> bool:
-    """Predict the share of this process; return whether it is the one that goes on, when all have done theirs."""
-    from detseg.cli.predict_shared import predict_share
+def _shared_under_torchrun(arguments: argparse.Namespace, commands: Sequence[argparse.Namespace]) -> bool:
+    """Predict the share of this process; return whether it is the one that goes on, when all have done theirs.
+
+    commands: `arguments`, or those of every fold.
+    """
     from detseg.files.atomic import check_free
     from detseg.runs.distributed import join_processes
 
     with join_processes() as processes:
-        arguments.device = str(processes.device(arguments.device))
+        for one in (arguments, *commands):
+            one.device = str(processes.device(one.device))
         with processes.together():
             if arguments.output:
                 check_free(Path(arguments.output), arguments.overwrite)
-            predict_share(arguments, processes.rank, processes.count, _state_folder(arguments))
+            for one in commands:
+                predict_share(one, processes.rank, processes.count, state_folder(one))
         return processes.is_main
 
 
-def _state_folder(arguments: argparse.Namespace) -> Path:
-    """Where the predictions of tiles and of other processes stay until the end: beside the output."""
-    target = Path(arguments.output or arguments.label_images)
-    return target.with_name(f"{target.name}.tiles")
-
-
-def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) -> int:
+def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Path], started: float) -> int:
     """Predict all images, write what was asked for, print the summary; return the exit status."""
     from contextlib import nullcontext
     from shutil import rmtree
@@ -134,18 +141,17 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
     from detseg.formats.objects import ImageObjects
     from detseg.progress import ProgressBar
 
-    skipped: list[SkippedImage] = []
-    counts = [0] * len(job.predictor.classes)
+    images, classes, skipped = result.images, result.classes, result.skipped
+    counts = [0] * len(classes)
     number = 0
     writer: Any = nullcontext()
     if arguments.output:
-        writer = PredictionsWriter(arguments.output, job.images.match(job.predictor.classes), job.info())
+        writer = PredictionsWriter(arguments.output, images.match(classes), result.info)
     for folder in {path.parent for path in targets.values()}:
         remove_temporaries(folder)
-    total = len(job.images.records)
-    started = time.perf_counter()
+    total = len(images.records)
     with writer, ProgressBar(total=total, desc="predicting", unit="image") as bar:
-        for predictions in _all_predictions(arguments, job, skipped, bar):
+        for predictions in result.predictions(skipped, bar):
             if arguments.output:
                 writer.write(predictions)
             if targets:
@@ -159,24 +165,30 @@ def _predict(arguments: argparse.Namespace, job: Job, targets: dict[str, Path]) 
         bar.update(total - bar.n)
         if skipped and not number:
             bar.close()
-            rmtree(_state_folder(arguments), ignore_errors=True)
+            rmtree(state_folder(arguments), ignore_errors=True)
             raise DataError(
                 f"none of the {len(skipped)} images could be predicted, and nothing is written:\n"
                 f"{list_problems([image.reason for image in skipped])}"
             )
-    rmtree(_state_folder(arguments), ignore_errors=True)
-    rows = [("images", number), *zip(job.predictor.classes, counts, strict=True), ("objects in all", sum(counts))]
+    rmtree(state_folder(arguments), ignore_errors=True)
+    rows = [("images", number), *zip(classes, counts, strict=True), ("objects in all", sum(counts))]
     rows.append(("seconds per image", f"{(time.perf_counter() - started) / max(number, 1):.3f}"))
     rows += [(name, path) for name, path in (("written", arguments.output), ("labels", arguments.label_images)) if path]
     _print_summary(rows, skipped)
     if arguments.output:
-        _print_next(arguments, job.images.num_objects)
+        _print_next(arguments, images.num_objects)
     return 1 if skipped else 0
 
 
 def _print_next(arguments: argparse.Namespace, num_objects: int) -> None:
     """num_objects: of the COCO file that the images are from; with any, they can be scored."""
-    output, truth = arguments.output, ["--ground-truth", arguments.images[0]]
+    output = arguments.output
+    if arguments.folds:
+        truth = Path(arguments.folds[0]) / "oof_ground_truth.json"
+        words = ["--predictions", output, "--ground-truth", truth, "--output", beside(output, "_tuned.yaml")]
+        print_next(*([command_line("tune_thresholds", *words)] if truth.is_file() else []))
+        return
+    truth = ["--ground-truth", arguments.images[0]]
     root = ["--image-root", arguments.image_root] if arguments.image_root else []
     if arguments.z or arguments.t or arguments.axes:  # pictures of stacks are not drawn
         commands = [command_line("export", "--input", output, "--format", "csv", "--output", beside(output, "_tables"))]
@@ -189,26 +201,6 @@ def _print_next(arguments: argparse.Namespace, num_objects: int) -> None:
     elif num_objects:
         commands.append(command_line("evaluate", *truth, "--predictions", output))
     print_next(*commands)
-
-
-def _all_predictions(
-    arguments: argparse.Namespace, job: Job, skipped: list[SkippedImage], bar: Any
-) -> Iterator[Predictions]:
-    """The predictions of all images, by this process or gathered from several."""
-    from detseg.cli.predict_shared import gather_shares, processes_of_torchrun, run_children
-
-    folder = _state_folder(arguments)
-    count = max(arguments.processes, processes_of_torchrun())
-    if count == 1:
-
-        def progress(name: str, done: int, total: int) -> None:
-            bar.set_postfix_str(f"{name}: tile {done} of {total}" if done < total else "")
-
-        yield from job.predict(job.images.records, skipped, state=folder, progress=progress)
-        return
-    if arguments.processes > 1:
-        run_children(arguments, count, folder, bar.update)
-    yield from gather_shares(job, count, folder, skipped)
 
 
 def _print_summary(rows: Sequence[tuple[str, Any]], skipped: Sequence[SkippedImage]) -> None:

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +33,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a run folder: its configuration, best weights and thresholds",
     )
+    model.add_argument(
+        "--folds",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="the folder of a training with --fold all, or the runs of all its folds, in place of --run and --images: "
+        "every image by the model that was not trained with it, without thresholds",
+    )
+    model.set_defaults(fold=None)  # which of --folds is predicted at a time
     model.add_argument(
         "--checkpoint", default="best", metavar="NAME", help="of the run: best (default), last or a file"
     )
@@ -96,7 +106,7 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
     """Message -> whether it holds, of options that contradict each other or have impossible values."""
-    models = len(arguments.run) + len(arguments.weights)
+    models = len(arguments.run) + len(arguments.weights) + bool(arguments.folds)
     several = {
         "--model-weights": arguments.model_weights,
         "--boxes-of": arguments.boxes_of,
@@ -106,9 +116,14 @@ def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
     asked = [*arguments.boxes_of, *arguments.masks_of]
     unknown = ", ".join(str(number) for number in asked if not 1 <= number <= models)
     tile = arguments.tile
+    given = vars(arguments)
+    others = ("run", "weights", "config", "images", "image_root", "pixel_size", "z", "t", "axes")
+    beside_folds = [f"--{name.replace('_', '-')}" for name in others if arguments.folds and given[name]]
     return {
+        f"{' and '.join(beside_folds)}: --folds brings its models and images": bool(beside_folds),
+        "give the images: --images PATH": not arguments.folds and not arguments.images,
         f"--boxes-of, --masks-of: there is no model {unknown}; they are counted from 1 to {models}": bool(unknown),
-        "give the model: --run DIR, or --weights FILE (with --config FILE)": models == 0,
+        "give the model: --run DIR, --weights FILE (with --config FILE), or --folds DIR": models == 0,
         "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
         "--config belongs to one --weights; several take the configurations stored in them": bool(
             len(arguments.weights) > 1 and arguments.config
@@ -164,10 +179,14 @@ class Job:
 
 
 def find_job_images(arguments: argparse.Namespace) -> ImageList:
-    """The images; --z and --t may name several: all, or 3-10."""
+    """The images, or those of the fold of a run; --z and --t may name several: all, or 3-10."""
     from detseg.cli.image_fields import image_fields
-    from detseg.inference.image_list import expand_stacks, find_images
+    from detseg.inference.image_list import ImageList, expand_stacks, find_images
 
+    if arguments.fold is not None:
+        from detseg.engine.trained_folds import validation_part_of
+
+        return ImageList.of_dataset(validation_part_of(Path(arguments.run[0])))
     single, several = argparse.Namespace(**vars(arguments)), {}
     for name in ("z", "t"):
         text = getattr(arguments, name)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.predict_job import Job, find_job_images, load_job
 
 if TYPE_CHECKING:
+    from detseg.inference.image_list import ImageList
     from detseg.inference.predictor import SkippedImage
     from detseg.structures.predictions import Predictions
 
@@ -24,6 +26,44 @@ if TYPE_CHECKING:
 def processes_of_torchrun() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command predicts: images, classes, what the file says of itself, and a function that predicts all images,
+    appends those that it cannot to a list, and shows on a bar how far it is. skipped: those that are known before.
+    """
+
+    images: ImageList
+    classes: Sequence[str]
+    info: dict[str, Any]
+    predictions: Callable[[list[SkippedImage], Any], Iterator[Predictions]]
+    skipped: list[SkippedImage] = field(default_factory=list)
+
+
+def state_folder(arguments: argparse.Namespace) -> Path:
+    """Where the predictions of tiles, of other processes and of folds stay until the end: beside the output."""
+    target = Path(arguments.output or arguments.label_images)
+    folder = target.with_name(f"{target.name}.tiles")
+    return folder if arguments.fold is None else folder / f"fold{arguments.fold}"
+
+
+def all_predictions(
+    arguments: argparse.Namespace, job: Job, skipped: list[SkippedImage], bar: Any
+) -> Iterator[Predictions]:
+    """The predictions of all images, by this process or gathered from several."""
+    folder = state_folder(arguments)
+    count = max(arguments.processes, processes_of_torchrun())
+    if count == 1:
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.set_postfix_str(f"{name}: tile {done} of {total}" if done < total else "")
+
+        yield from job.predict(job.images.records, skipped, state=folder, progress=progress)
+        return
+    if arguments.processes > 1:
+        run_children(arguments, count, folder, bar.update)
+    yield from gather_shares(job, count, folder, skipped)
 
 
 def predict_share(

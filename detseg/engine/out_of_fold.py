@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from detseg.tuning.thresholds import evaluate_tuned
 
 if TYPE_CHECKING:
     from detseg.config import Config
+    from detseg.config.loading import Imports
 
 PREDICTIONS_FILE = "oof.json.gz"
 TRUTH_FILE = "oof_ground_truth.json"
@@ -54,7 +56,9 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
     Raises:
         RunError: predictions are missing, or are those of other images; folds were trained with different settings.
     """
-    _check_alike(cfg, runs)
+    imports = same_imports(cfg)
+    also_free = ["SEED"] if cfg.SEED < 0 else []
+    refuse_other_settings([runs.folder(fold) for fold in range(runs.count)], also_free=also_free, imports=imports)
     dataset, folds = sets.validation, sets.folds
     predictions = join_predictions(runs, dataset, folds)
     info = {"config_hash": config_hash(cfg), "folds": runs.count, "out_of_fold": True}
@@ -87,19 +91,27 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
     return metrics
 
 
-def _check_alike(cfg: Config, runs: FoldRuns) -> None:
-    """Refuse folds with settings of their own, which `--resume OUTPUT_DIR FOLDER/fold1 KEY VALUE` gives them."""
-    imports = same_imports(cfg)
-    settings = [load_config(runs.folder(fold) / "config.yaml", imports=imports).flatten() for fold in range(runs.count)]
-    free = [key for key in FREE if key != "MODEL.ENGINE"]
-    free += ["SEED"] if cfg.SEED < 0 else []
-    for fold in range(1, runs.count):
-        changed = different_settings(settings[0], settings[fold], free)
+def refuse_other_settings(
+    runs: Sequence[Path], *, also_free: Sequence[str] = (), imports: Imports | None = None
+) -> None:
+    """Raise RunError where runs of folds have settings of their own, which `--resume OUTPUT_DIR FOLDER/fold1 KEY VALUE`
+    gives them; also_free: keys that may differ beside `FREE`.
+    """
+    settings = [load_config(run / "config.yaml", imports=imports).flatten() for run in runs]
+    free = [key for key in FREE if key != "MODEL.ENGINE"] + [*also_free]
+    for run, own in zip(runs[1:], settings[1:], strict=True):
+        changed = different_settings(settings[0], own, free)
         if changed:
             raise RunError(
-                f"{runs.folder(0)} and {runs.folder(fold)} were trained with different settings, and are not joined: "
-                f"{'; '.join(changed)}. Train one of them again (--overwrite)"
+                f"{runs[0]} and {run} were trained with different settings, and are not joined: {'; '.join(changed)}. "
+                "Train one of them again (--overwrite)"
             )
+
+
+def of_fold(predictions: Predictions, fold: int) -> Predictions:
+    """The predictions of an image as those of its fold's model, and the fold as a field of the image."""
+    provenance, metadata = ({**known, FOLD: fold} for known in (predictions.provenance, predictions.metadata))
+    return dataclasses.replace(predictions, provenance=provenance, metadata=metadata)
 
 
 def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) -> list[Predictions]:
@@ -114,9 +126,7 @@ def join_predictions(runs: FoldRuns, dataset: CocoDataset, folds: np.ndarray) ->
         for prediction in read_predictions(runs.predictions(fold), dataset):
             image_id = index.find(prediction).image_id
             if image_id in expected:
-                provenance, metadata = ({**known, FOLD: fold} for known in (prediction.provenance, prediction.metadata))
-                known = {"image_id": image_id, "provenance": provenance, "metadata": metadata}
-                joined[image_id] = dataclasses.replace(prediction, **known)
+                joined[image_id] = dataclasses.replace(of_fold(prediction, fold), image_id=image_id)
                 expected.remove(image_id)
         if expected:
             raise RunError(

@@ -39,6 +39,15 @@ class ImageList:
     categories: dict[str, int]
     num_objects: int = 0
 
+    @classmethod
+    def of_dataset(cls, dataset: CocoDataset, fields: Mapping[str, Any] | None = None) -> ImageList:
+        """All images of a data set; fields: see `find_images`."""
+        records = [
+            dataclasses.replace(image, metadata={**image.metadata, **(fields or {})}) for image in dataset.images
+        ]
+        categories = {category.name: category.id for category in dataset.categories}
+        return cls(records, categories, dataset.num_objects)
+
     def match(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """COCO categories of a model's classes, in their order: the data's ids where it has all these names.
 
@@ -80,11 +89,7 @@ def find_images(
         dataset = CocoDataset.load(paths[0], image_root=image_root)
         if not dataset.images:
             raise DataError(f"{paths[0]} lists no images")
-        records = [
-            dataclasses.replace(image, metadata={**image.metadata, **(fields or {})}) for image in dataset.images
-        ]
-        categories = {category.name: category.id for category in dataset.categories}
-        return ImageList(records, categories, dataset.num_objects)
+        return ImageList.of_dataset(dataset, fields)
     files = list(dict.fromkeys(Path(os.path.abspath(file)) for path in paths for file in _expand(path)))
     unreadable = [str(file) for file in files if not is_text(str(file))]
     if unreadable:
