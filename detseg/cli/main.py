@@ -27,6 +27,7 @@ from detseg.version import __version__
 
 # Name of the command -> what it does, in the order of a project's day.
 COMMANDS = {
+    "fit": "from images and labels to a trained model, its scores and pictures, in one command",
     "make_synthetic": "make a set of synthetic cells with exact masks",
     "download": "fetch a data set from its official place, checked and continued",
     "prepare": "turn data of any known format into COCO files; `detseg prepare --help` lists the formats",

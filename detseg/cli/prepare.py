@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detseg.cli.image_fields import add_image_fields
 from detseg.cli.next_step import inspection, print_next
 from detseg.cli.repair import RULES_HELP
 from detseg.formats.table import FORMATS
+
+if TYPE_CHECKING:
+    from detseg.formats.reader import Reader
 
 DESCRIPTION = (
     "Turn images with annotations of any of these formats into COCO files: train.json, val.json and test.json, or two "
@@ -25,11 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(name, help=row.summary, description=row.description, allow_abbrev=False)
         for option in row.options:
             command.add_argument(option.flag, **option.settings)
-        _add_common(command)
+        command.add_argument("--output", type=Path, required=True, help="folder for the COCO files")
+        split = _add_split(command)
+        add_table_options(split)
+        add_data_options(command)
+        command.add_argument("--overwrite", action="store_true", help="replace files that are there")
+        # As every command has it: argparse reads it here where it is typed after FORMAT.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="folder for the COCO files")
+def _add_split(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     split = parser.add_argument_group("the split")
     parts = split.add_mutually_exclusive_group()
     parts.add_argument(
@@ -47,13 +58,22 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="PREFIX",
         help="given lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder of train.txt, ...; one image name a line",
     )
+    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+    return split
+
+
+def add_table_options(split: argparse._ArgumentGroup) -> None:
+    """Add what says which images are alike."""
     split.add_argument("--table", type=Path, metavar="CSV", help="table of the images, joined by name (see --key)")
     split.add_argument("--key", help="its column of image names, with or without ending (default: the first)")
     split.add_argument(
         "--stratify-by", metavar="COLUMN", help="split every value of this column alike; it is stored as `group`"
     )
-    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
-    split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add what holds for images and objects of every format."""
     parser.add_argument(
         "--classes-from",
         nargs="+",
@@ -83,11 +103,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    # As every command has it: argparse reads it here where it is typed after FORMAT.
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-    )
+
+
+def reader_of(arguments: argparse.Namespace) -> Reader:
+    """Open the data; they are listed, not read."""
+    row = FORMATS[arguments.format]
+    return row.load_reader()(**{option.name: getattr(arguments, option.name) for option in row.options})
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -97,8 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.formats.image_fields import input_keys
     from detseg.images.planes import PlaneChoice
 
-    row = FORMATS[arguments.format]
-    reader = row.load_reader()(**{option.name: getattr(arguments, option.name) for option in row.options})
+    reader = reader_of(arguments)
     holes = ["holes=all"] if arguments.fill_holes else []
     repair = RepairRules.parse(["none", *holes]) if holes else None
     if arguments.repair is not None:

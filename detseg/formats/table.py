@@ -313,3 +313,12 @@ FORMATS = {
 }
 
 WRITERS = {name: writer for row in FORMATS.values() for name, writer in row.writers.items()}
+
+# Formats of labels that are told by their files (`detect.tell_format`) -> what these are called.
+TOLD = {
+    "label_images": "label images (PNG, TIFF, NPY), one an image",
+    "coco": "one COCO file (.json or .json.gz)",
+    "imagej": "regions of ImageJ (.roi, or .zip of these), one an image",
+    "geojson": "QuPath's .geojson, one an image",
+    "cellpose": "Cellpose's _seg.npy, one an image",
+}

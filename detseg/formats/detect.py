@@ -1,0 +1,66 @@
+"""Which format labels have, told by the names of their files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from detseg.errors import DataError
+from detseg.formats.file_sets import open_files
+from detseg.formats.label_images import LABEL_SUFFIXES
+from detseg.formats.reader import path_name
+from detseg.formats.table import TOLD
+from detseg.images.reading import SUFFIXES
+
+
+def tell_format(images: Path, labels: Path, label_suffix: str | None = None) -> tuple[str, Path]:
+    """Return the format, one of `TOLD`, and where its files are: `labels`, or the one COCO file in it.
+
+    images: where the images are; the same folder may hold both. label_suffix: what label images are called after NAME.
+
+    Raises DataError where there is no such file, or files of several formats.
+    """
+    if labels.is_file() and labels.name.lower().endswith((".json", ".json.gz")):
+        return "coco", labels
+    if labels.is_file() and labels.suffix.lower() != ".zip":
+        raise DataError(f"{labels}: the format of the labels cannot be told; {_expected()}")
+    is_one = images.resolve() == labels.resolve()
+    found: Counter[str] = Counter()
+    coco = []
+    for name in open_files(labels).names:
+        kind = _kind(name)
+        if kind == "label_images" and is_one:
+            endings = (label_suffix,) if label_suffix else LABEL_SUFFIXES
+            kind = kind if path_name(name).endswith(endings) else ""
+        if kind == "coco":
+            coco.append(labels / name)
+        found.update([kind] if kind else [])
+    # Beside other labels a JSON may be anything.
+    if len(found) > 1:
+        del found["coco"]
+    if len(found) == 1 and (set(found) != {"coco"} or len(coco) == 1):
+        kind = next(iter(found))
+        return kind, coco[0] if kind == "coco" else labels
+    what = ", ".join(f"{number} of {kind}" for kind, number in sorted(found.items())) or "no known one"
+    names = ", ".join(f"NAME{ending}" for ending in LABEL_SUFFIXES)
+    where = f" beside the images (label images are called {names} there)" if is_one else ""
+    raise DataError(f"{labels}: the format of the labels cannot be told: files of {what}{where}; {_expected()}")
+
+
+def _kind(name: str) -> str:
+    lower = PurePosixPath(name).name.lower()
+    endings = {
+        "_seg.npy": "cellpose",
+        ".geojson": "geojson",
+        ".roi": "imagej",
+        ".zip": "imagej",
+        ".json": "coco",
+        ".json.gz": "coco",
+    }
+    kind = next((kind for ending, kind in endings.items() if lower.endswith(ending)), "")
+    return kind or ("label_images" if lower.endswith(SUFFIXES) else "")
+
+
+def _expected() -> str:
+    known = "; ".join(f"{kind}: {text}" for kind, text in TOLD.items())
+    return f"say which by --format ({known}). `detseg prepare --help` lists all formats; what it writes is a COCO file"
