@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detseg.cli.next_step import command_line
 from detseg.cli.prepare import add_data_options, add_table_options
 from detseg.formats.table import FORMATS, TOLD
 
@@ -98,15 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"stopped in step {number} of {len(steps)}; what was done stays, and the mended command goes on")
                 raise
             if status:
-                print(f"the same command goes on:\n  {shlex.join(['detseg', 'fit', *sys.argv[_first_word() :]])}")
+                words = sys.argv[1 if sys.argv[0].endswith("fit.py") else 2 :]
+                print(f"the same command goes on:\n  {command_line('fit', *words)}")
                 return status
         _print_end(arguments, steps)
     return 0
-
-
-def _first_word() -> int:
-    """Where the words of this command begin in sys.argv."""
-    return 1 if sys.argv[0].endswith("fit.py") else 2
 
 
 def label_words(arguments: argparse.Namespace) -> dict[str, list[str]]:
@@ -131,7 +127,7 @@ def _print_end(arguments: argparse.Namespace, steps: list[Step]) -> None:
     images = ["z", "t", "axes", "pixel_size"]
     fields = [word for name in images if (value := getattr(arguments, name)) for word in (f"--{name}", value)]
     fields = [word.replace("_", "-") if word.startswith("--") else word for word in fields]
-    predict = ["detseg", "predict", "--run", str(output / "run"), "--images", "NEW_IMAGES", *fields]
+    predict = ["--run", str(output / "run"), "--images", "NEW_IMAGES", *fields]
     predict += ["--output", "predictions.json.gz", "--label-images", "NEW_LABELS"]
     print(
         f"\n{results_table(metrics)}\n\nOn images that were not trained on; the score threshold "
@@ -140,5 +136,5 @@ def _print_end(arguments: argparse.Namespace, steps: list[Step]) -> None:
         f"data      {output / 'inspection' / 'index.html'}\n"
         f"settings  {output / 'suggested.yaml'}, with the reason of each\n"
         f"model     {output / 'run'}\n\n"
-        f"To predict other images:\n  {shlex.join(predict)}"
+        f"To predict other images:\n  {command_line('predict', *predict)}"
     )

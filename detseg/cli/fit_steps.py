@@ -9,7 +9,6 @@ import importlib
 import json
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from detseg.cli import prepare
 from detseg.cli.main import parse_words
+from detseg.cli.next_step import as_part, command_line
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import make_folder, read_json, write_json, write_text
 from detseg.files.lock import FolderLock
@@ -48,7 +48,7 @@ class Step:
     @property
     def line(self) -> str:
         """The command as it is typed."""
-        return shlex.join(["detseg", *self.words])
+        return command_line(*self.words)
 
 
 def check_before(arguments: argparse.Namespace) -> None:
@@ -276,9 +276,10 @@ class Work:
         self.finished.pop(step.name, None)
         self.started[step.name] = self.key
         self._save()
-        print(f"$ {shlex.join(['detseg', *words])}", flush=True)
+        print(f"$ {command_line(*words)}", flush=True)
         module = importlib.import_module(f"detseg.cli.{words[0]}")
-        status = module.run(parse_words(module, words[1:], None)) or 0
+        with as_part():
+            status = module.run(parse_words(module, words[1:], None)) or 0
         if not status:
             self.finished[step.name] = self.key
             self._save()

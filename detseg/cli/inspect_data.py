@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.cli.next_step import beside, command_line, print_next
+from detseg.cli.next_step import as_part, beside, command_line, print_next
 
 if TYPE_CHECKING:
     from detseg.curation.inspection.inspect_data import Inspection
@@ -168,8 +168,9 @@ def _split(arguments: argparse.Namespace, found: Inspection) -> tuple[list[str],
         output = folder if len(arguments.data) == 1 else folder / resolve_dataset(name).json.stem
         words = [str(resolve_dataset(name).json), "--fractions", *map(str, arguments.fractions), *kept]
         words += ["--output", str(output), *(["--overwrite"] if arguments.overwrite else [])]
-        print(f"$ {shlex.join(['detseg', 'split', *words])}", flush=True)
-        split.run(parse_words(split, words, None))
+        print(f"$ {command_line('split', *words)}", flush=True)
+        with as_part():
+            split.run(parse_words(split, words, None))
         train.append(str(output / "train.json"))
         test += [str(output / f"{part}.json") for part in ("val", "test")[: len(arguments.fractions) - 1]]
     return train, test

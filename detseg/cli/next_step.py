@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 # Commands whose scripts are not in tools/.
@@ -42,8 +44,23 @@ def inspection(folder: Path, *data: Word, fold: bool = False) -> tuple[str, str]
     return command_line("inspect_data", *words), command_line("train_net", "--config", suggested, *folds)
 
 
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def as_part() -> Iterator[None]:
+    """Inside the context nothing is said of what comes next: another command runs this one, and goes on itself."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
 def print_next(*commands: str, then: Iterable[str] = ()) -> None:
     """Print the commands of which one comes next, and those that follow after it."""
+    if _silent.get():
+        return
     for number, command in enumerate(commands):
         print(f"{'or:' if number else 'next:':6}{command}")
     for command in then:

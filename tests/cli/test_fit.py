@@ -84,6 +84,7 @@ def test_two_folders_become_a_model_scores_pictures_and_a_line_that_predicts(her
     said = capsys.readouterr().out
     commands = re.findall(r"^\$ detseg (\w+)", said, re.M)
     assert commands == ["prepare", "inspect_data", "split", "train_net", "visualize"]
+    assert not re.search("^(next|or|then):", said, re.M), "the steps that come next are fit's own"
     assert "object AP" in said.split("visualize")[-1], "the scores stand at the end, where they are seen"
     pictures = list((here / "out" / "pictures").iterdir())
     assert [path.stem for path in pictures] == [Path(name).stem for name in names_of("out/suggested_split/val.json")]
@@ -151,9 +152,9 @@ def test_killed_in_the_training_the_same_command_goes_on_and_after_a_signal_says
     status, said, errors = run_until_a_checkpoint(signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
     assert said.count("done before: ") == 2
-    assert "$ detseg train_net --resume --config out/suggested.yaml OUTPUT_DIR out/run" in said
+    assert "$ python -m detseg train_net --resume --config out/suggested.yaml OUTPUT_DIR out/run" in said
     assert "resumed after iteration" in errors
-    assert f"the same command goes on:\n  detseg {shlex.join(words[3:])}" in said
+    assert f"the same command goes on:\n  python -m detseg {shlex.join(words[3:])}" in said
 
 
 def _modified() -> int:
