@@ -136,7 +136,6 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
 
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import DataError, list_problems
-    from detseg.files.atomic import remove_temporaries
     from detseg.formats.label_images import write_labels
     from detseg.formats.objects import ImageObjects
     from detseg.progress import ProgressBar
@@ -147,8 +146,6 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
     writer: Any = nullcontext()
     if arguments.output:
         writer = PredictionsWriter(arguments.output, images.match(classes), result.info)
-    for folder in {path.parent for path in targets.values()}:
-        remove_temporaries(folder)
     total = len(images.records)
     with writer, ProgressBar(total=total, desc="predicting", unit="image") as bar:
         for predictions in result.predictions(skipped, bar):

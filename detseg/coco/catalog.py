@@ -208,6 +208,8 @@ def read_catalog() -> dict[str, dict[str, Any]]:
     for place, row in listed_sets(CATALOG_NAME, _ENTRY_KEYS):
         if "json" not in row and "generate" not in row:
             raise DataError(f"{place}: it has no json; known are {', '.join(sorted(_ENTRY_KEYS))}")
+        if "generate" in row and "split" not in row:
+            raise DataError(f"{place}: generate takes split too: which of the parts that are made it is")
         entries[row["name"]] = row
     return entries
 

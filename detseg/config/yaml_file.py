@@ -95,10 +95,17 @@ def parse_plain_yaml(text: str, place: str, *, aliases: bool = False) -> Any:
         if len(text) > _LARGEST_PLAIN:
             raise DataError(f"{place}: has {len(text)} characters, the limit is {_LARGEST_PLAIN}")
         _refuse_depth(place, text)
+        inside: list[str | None] = []  # the names (&name) of the lists and mappings around an event
         for event in yaml.parse(text, Loader=_Loader):
-            is_alias = isinstance(event, yaml.AliasEvent) or getattr(event, "value", None) == "<<"
-            if is_alias and not aliases:
-                raise DataError(f"{place}:{event.start_mark.line + 1}: * and << are not read; write the values out")
+            if isinstance(event, yaml.CollectionStartEvent):
+                inside.append(event.anchor)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                inside.pop()
+            where, is_alias = f"{place}:{event.start_mark.line + 1}", isinstance(event, yaml.AliasEvent)
+            if not aliases and (is_alias or getattr(event, "value", None) == "<<"):
+                raise DataError(f"{where}: * and << are not read; write the values out")
+            if is_alias and event.anchor in inside:
+                raise DataError(f"{where}: *{event.anchor} stands in &{event.anchor} itself, without end")
         return yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise DataError(str(error)) from None

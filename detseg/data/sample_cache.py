@@ -166,7 +166,8 @@ class SampleCache:
         return wait_for_lock(self.folder / _LOCK, poll_seconds=_POLL_SECONDS)
 
     def _write_total(self, total: int) -> None:
-        (self.folder / _TOTAL).write_text(str(total))
+        with written_whole(self.folder / _TOTAL, "the size of the cache") as temporary:
+            temporary.write_text(str(total))
 
     def _remove_oldest(self, allowed: int, *, unused_since: float = math.inf) -> int:
         """Remove the least recently used samples until `allowed` bytes are left, but none that was used since a time.

@@ -22,6 +22,8 @@ _OWNER = re.compile(re.escape(TEMPORARY_MARK) + r"([0-9a-f]{6})-(\d+)$")
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 # Seconds after which a temporary file of another machine is taken for left.
 _ABANDONED = 24 * 3600
+# Folders that this process has freed of what killed ones left.
+_TIDIED: set[Path] = set()
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -29,9 +31,13 @@ _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes its name when the block ends without exception.
 
-    A process that is killed at any moment leaves the old file, or none, under that name. sync: the data are forced to
-    the disk before the name changes, so that this holds for a power failure too.
+    A process that is killed at any moment leaves the old file, or none, under that name; the next one that writes in
+    this folder removes its temporary file. sync: the data are forced to the disk before the name changes, so that this
+    holds for a power failure too.
     """
+    if path.parent not in _TIDIED:
+        _TIDIED.add(path.parent)
+        remove_temporaries(path.parent)
     temporary = path.with_name(f".{path.name}{temporary_ending()}")
     try:
         yield temporary
@@ -168,11 +174,10 @@ def _is_abandoned(path: Path) -> bool:
 def folder_for(folder: Path) -> Iterator[None]:
     """Make a folder for what is written in the block; the folders that were made go again where that fails.
 
-    What killed processes left in it is removed. Raises DataError where the folder cannot be made.
+    Raises DataError where the folder cannot be made.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     make_folder(folder)
-    remove_temporaries(folder)
     try:
         yield
     except BaseException:

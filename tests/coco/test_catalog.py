@@ -76,6 +76,15 @@ def test_a_set_that_is_drawn_says_who_draws_it(home: Path) -> None:
     assert entry.json.parent == find_dataset("synthetic_cells_train").json.parent
 
 
+def test_generated_sets_name_their_part_and_aliases_end(home: Path) -> None:
+    (home / "catalog.yaml").write_text("- {name: own, generate: synthetic}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="generate takes split too"):
+        find_dataset("own")
+    (home / "catalog.yaml").write_text("- {name: own, json: a, options: &o {a: [*o]}}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"catalog\.yaml:1: \*o stands in &o itself"):
+        find_dataset("own")
+
+
 @pytest.mark.parametrize("entry", ["json: 3", "json: a.json, image_root: [a]", "json: a, classes: 5", "generate: [x]"])
 def test_values_of_another_kind_are_refused(home: Path, entry: str) -> None:
     (home / "catalog.yaml").write_text(f"- {{name: own, {entry}}}\n", encoding="utf-8")

@@ -52,6 +52,12 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     program += "    path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "last.pth")], check=False)
     assert len(list(tmp_path.iterdir())) == 1
+    program = program.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "next.pth")], check=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["next.pth"], "whoever writes there next removes it"
+    (tmp_path / "next.pth").unlink()
+    (tmp_path / ".half.tmp-000000-0").write_text("half")
+    os.utime(tmp_path / ".half.tmp-000000-0", (1, 1))
     (tmp_path / "last.pth").write_bytes(b"whole")
     with written_whole(tmp_path / "other", "it") as own:
         own.write_text("at work")
