@@ -10,7 +10,8 @@ a random part of the time that it takes, or as soon as a random one of its files
 - the command, given again, ends well (with --overwrite where a file is there already) with the same files;
 - no temporary file is left then.
 
-The commands run in processes forked from this one, which has imported everything: Linux.
+The commands run in processes forked from this one, which has imported everything: Linux. What other programs put into
+shared memory meanwhile counts as left behind.
 """
 
 from __future__ import annotations

@@ -128,20 +128,20 @@ def run_children(arguments: argparse.Namespace, count: int, folder: Path, done: 
     from detseg.errors import RunError
 
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
+    # Not a shared number: its semaphore stays in /dev/shm where all processes are killed.
+    counts, sender = context.Pipe(duplex=False)
     children = [
-        context.Process(target=_child, args=(arguments, rank, count, folder, counter), daemon=True)
+        context.Process(target=_child, args=(arguments, rank, count, folder, sender), daemon=True)
         for rank in range(count)
     ]
     for child in children:
         child.start()
-    seen = 0
     try:
         while any(child.is_alive() for child in children):
             if any(child.exitcode for child in children):
                 break
-            done(counter.value - seen)
-            seen = counter.value
+            while counts.poll():
+                done(len(counts.recv_bytes()))
             time.sleep(0.1)
     finally:
         failed = [rank for rank, child in enumerate(children) if child.exitcode]
@@ -153,7 +153,7 @@ def run_children(arguments: argparse.Namespace, count: int, folder: Path, done: 
         raise RunError(f"process {failed[0]} of {count} ended with status {children[failed[0]].exitcode}; see above")
 
 
-def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, counter: Any) -> None:
+def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, counts: Any) -> None:
     import sys
 
     import torch
@@ -165,8 +165,8 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
     end_with_parent()
 
     def done(images: int) -> None:
-        with counter.get_lock():
-            counter.value += images
+        # Processes share the pipe: messages this short are written at once (PIPE_BUF).
+        counts.send_bytes(b"." * images)
 
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:

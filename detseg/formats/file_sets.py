@@ -96,7 +96,10 @@ class ZipFiles:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(f"{path}: the zip archive cannot be read ({error}); download or copy it again") from None
-        members = {member.filename: member for member in self._archive.infolist() if not member.is_dir()}
+        # Names of folders end with a slash; a broken archive may have files without a name.
+        members = {
+            member.filename: member for member in self._archive.infolist() if member.filename[-1:] not in ("", "/")
+        }
         bad = [name for name in members if _leads_out(name)]
         if bad:
             raise DataError(

@@ -151,6 +151,15 @@ def test_members_of_archives_that_unpack_to_more_than_they_can_hold(tmp_path: Pa
         read_roi_file(path.read_bytes(), "bomb.zip", 96, 96)
 
 
+def test_a_member_without_a_name_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.png", "b.png", "folder/"):
+            archive.writestr(name, b"")
+    path.write_bytes(path.read_bytes().replace(b"a.png", b"\0.png"))  # names end at the first NUL
+    assert open_files(path).names == ["b.png"]
+
+
 def test_many_regions_of_an_archive_count_together(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
