@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,12 @@ from detseg.cli.predict_job import add_model_arguments, add_tile_arguments, find
 from detseg.cli.predict_shared import Result, all_predictions, predict_share, processes_of_torchrun, state_folder
 
 if TYPE_CHECKING:
+    from detseg.coco.dataset import ImageRecord
+    from detseg.formats.measurements import ImageNumbers
     from detseg.inference.predictor import SkippedImage
+    from detseg.structures.predictions import Predictions
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit status: 0, or 1 "
@@ -44,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
     parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
+    parser.add_argument(
+        "--no-summary",
+        dest="summary",
+        action="store_false",
+        help="no table of counts, densities, areas and intensities (FILE_summary.csv), for which images are read again; "
+        "--raw has none",
+    )
     result = parser.add_argument_group("the result")
     result.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
     result.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
@@ -66,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.errors import ConfigError
     from detseg.files.atomic import check_free
     from detseg.formats.export import image_targets
+    from detseg.formats.summary import summary_name
     from detseg.inference.image_list import ImageList
 
     for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
@@ -80,7 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.label_images:
         names = [record.file_name for record in images.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
-    for path in [*([arguments.output] if arguments.output else []), *targets.values()]:
+    arguments.summary = arguments.summary and not arguments.raw  # counts of whatever has a score mean nothing
+    summary = [summary_name(Path(arguments.output or arguments.label_images))] if arguments.summary else []
+    for path in [*([arguments.output] if arguments.output else []), *summary, *targets.values()]:
         check_free(Path(path), arguments.overwrite)
     started = time.perf_counter()
     if folds is not None:
@@ -138,10 +154,11 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
     from detseg.errors import DataError, list_problems
     from detseg.formats.label_images import write_labels
     from detseg.formats.objects import ImageObjects
+    from detseg.formats.summary import Summary, summary_name
     from detseg.progress import ProgressBar
 
     images, classes, skipped = result.images, result.classes, result.skipped
-    counts = [0] * len(classes)
+    summary, records = Summary(classes), {record.image_id: record for record in images.records}
     number = 0
     writer: Any = nullcontext()
     if arguments.output:
@@ -155,8 +172,9 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
                 path = targets[predictions.file_name]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_labels(path, ImageObjects.from_predictions(predictions))
-            for class_index in predictions.classes.tolist():
-                counts[class_index] += 1
+            numbers = _numbers(predictions, records[predictions.image_id]) if arguments.summary else None
+            size = (predictions.height, predictions.width)
+            summary.add(predictions.file_name, *size, numbers, predictions.classes)
             number += 1
             bar.update(max(number + len(skipped) - bar.n, 0))
         bar.update(total - bar.n)
@@ -168,13 +186,37 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
                 f"{list_problems([image.reason for image in skipped])}"
             )
     rmtree(state_folder(arguments), ignore_errors=True)
-    rows = [("images", number), *zip(classes, counts, strict=True), ("objects in all", sum(counts))]
+    written = {"written": arguments.output, "labels": arguments.label_images}
+    if arguments.summary:
+        written["summary"] = summary_name(Path(arguments.output or arguments.label_images))
+        summary.write(written["summary"])
+        print(f"{summary.text()}\n")
+    counts = zip(classes, summary.by_class, strict=True)
+    rows = [("images", number), *counts, ("objects in all", summary.objects)]
     rows.append(("seconds per image", f"{(time.perf_counter() - started) / max(number, 1):.3f}"))
-    rows += [(name, path) for name, path in (("written", arguments.output), ("labels", arguments.label_images)) if path]
+    rows += [(name, path) for name, path in written.items() if path]
     _print_summary(rows, skipped)
     if arguments.output:
         _print_next(arguments, images.num_objects)
     return 1 if skipped else 0
+
+
+def _numbers(predictions: Predictions, record: ImageRecord) -> ImageNumbers | None:
+    """What the summary says of an image, in which its intensities are measured; None of boxes without masks."""
+    import dataclasses
+
+    from detseg.errors import DataError
+    from detseg.formats.measurements import measure_numbers
+    from detseg.formats.objects import ImageObjects
+
+    if predictions.rles is None:
+        return None
+    objects = ImageObjects.from_predictions(predictions)
+    try:
+        return measure_numbers(dataclasses.replace(objects, picture=record.path, fields=record.metadata))
+    except DataError as error:  # the file was changed or taken away since it was predicted
+        logger.warning("the summary has no intensities of this image: %s", error)
+        return measure_numbers(objects)
 
 
 def _print_next(arguments: argparse.Namespace, num_objects: int) -> None:

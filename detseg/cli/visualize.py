@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures; made where missing")
     parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the predictions first")
     parser.add_argument("--score-threshold", type=float, metavar="X", help="draw predictions of this score or more")
+    parser.add_argument(
+        "--numbers",
+        choices=("auto", "all", "none"),
+        help="of the objects, as in the tables and label images of export: auto (those that fit into their objects), "
+        "all, none; default: auto, but none with --postprocess, after which there are other objects than in the file",
+    )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="draw N images, spread evenly (default: all)")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
     training = parser.add_argument_group("what a training sees")
@@ -86,12 +92,13 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
         path = Path(arguments.output) / overlay_name(overlay.record.file_name, overlay.record.image_id)
         if path.exists() and not arguments.overwrite:
             raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
+    numbers = arguments.numbers or ("none" if arguments.postprocess else "auto")
     class_names = truth.class_names if truth is not None else predictions.class_names
     for overlay in ProgressBar(overlays, desc="drawing", unit="image"):
         if postprocess is not None and overlay.predictions is not None:
             overlay = dataclasses.replace(overlay, predictions=postprocess.apply(overlay.predictions))
         note = _object_ap(overlay, truth)
-        path = draw_overlay(overlay, arguments.output, class_names, truth=truth, note=note)
+        path = draw_overlay(overlay, arguments.output, class_names, truth=truth, note=note, numbers=numbers)
     print(f"{len(overlays)} pictures in {arguments.output}, for example {path.name}")
     if left_out:
         print(f"left out: {left_out} images of {arguments.predictions} that are not among --images")

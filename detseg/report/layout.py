@@ -52,7 +52,7 @@ class Sizes:
 
 
 @lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size=size)
     except TypeError:  # Pillow before 10.1 has one small font only.
@@ -66,12 +66,12 @@ class _Pen:
         self.draw = ImageDraw.Draw(canvas)
 
     def width(self, text: str, size: int) -> int:
-        return int(np.ceil(self.draw.textlength(text, font=_font(size))))
+        return int(np.ceil(self.draw.textlength(text, font=font(size))))
 
     def write(self, x: int, middle: int, text: str, size: int, colour: tuple[int, int, int]) -> None:
         """Write text whose vertical middle is at `middle`."""
-        top, bottom = self.draw.textbbox((0, 0), "Agpy", font=_font(size))[1::2]
-        self.draw.text((x, middle - (top + bottom) // 2), text, fill=colour, font=_font(size))
+        top, bottom = self.draw.textbbox((0, 0), "Agpy", font=font(size))[1::2]
+        self.draw.text((x, middle - (top + bottom) // 2), text, fill=colour, font=font(size))
 
     def shorten(self, text: str, size: int, width: int) -> str:
         """Cut the middle out of a text that is too wide: names of images differ at their ends."""

@@ -28,6 +28,7 @@ from detseg.report.drawing import (
     typical_thickness,
 )
 from detseg.report.layout import LegendEntry, Panel, compose
+from detseg.report.numbers import write_numbers
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
@@ -47,11 +48,13 @@ def side_by_side(
     predictions: Predictions | None = None,
     class_names: Sequence[str] = (),
     caption: str = "",
+    numbers: str = "none",
 ) -> np.ndarray:
     """Return a picture (h, w, 3) uint8 RGB: the image, then what there is of ground truth and prediction over it.
 
     image: (H, W, C) of any numbers. truth, predictions: masks of its size; predictions without masks are drawn
     as boxes. class_names: by class index, for the legend. caption: the line below.
+    numbers: "auto", "all" or "none", see `write_numbers`; every object has that of its row in the table of objects.
     """
     rles_of = {} if truth is None else {"truth": truth.rles}
     if predictions is not None:
@@ -72,7 +75,13 @@ def side_by_side(
         ]
         counted = classes[~crowd]
         note = f"{len(counted):,} object{'' if len(counted) == 1 else 's'}"
-        panels.append(Panel(draw_objects(base, rles, colours, scale, line_width), title, note))
+        drawn = draw_objects(base, rles, colours, scale, line_width)
+        if numbers != "none":
+            # Regions to be ignored are not counted in tables either.
+            own = [rle for rle, is_crowd in zip(rles, crowd.tolist(), strict=True) if not is_crowd]
+            drawn, written = write_numbers(drawn, own, range(1, len(own) + 1), scale, numbers)
+            note += f", {written:,} numbered" if written < len(own) else ""
+        panels.append(Panel(drawn, title, note))
         sides.append((word, counted))
 
     if truth is not None:
@@ -161,11 +170,14 @@ def draw_overlay(
     *,
     truth: CocoDataset | None = None,
     note: str = "",
+    numbers: str = "none",
 ) -> Path:
     """Draw an overlay; return the PNG written in `folder`, which is made where it is missing.
 
-    truth: what `overlay.truth` is an index of. note: a remark after the image's name. Raises DataError where the image
-    cannot be read or has another size than its masks, or the picture cannot be written.
+    truth: what `overlay.truth` is an index of. note: a remark after the image's name. numbers: see `side_by_side`.
+
+    Raises DataError where the image cannot be read or has another size than its masks, or the picture cannot be
+    written.
     """
     record, predictions = overlay.record, overlay.predictions
     image = read_image(record.path, record.metadata)
@@ -183,7 +195,8 @@ def draw_overlay(
                 f"{name} {height} x {width}; give the images that it was made for"
             )
     caption = "    ".join(part for part in (record.file_name, note) if part)
-    picture = side_by_side(image, truth=annotations, predictions=predictions, class_names=class_names, caption=caption)
+    sides = {"truth": annotations, "predictions": predictions}
+    picture = side_by_side(image, **sides, class_names=class_names, caption=caption, numbers=numbers)
     path = Path(folder) / overlay_name(record.file_name, record.image_id)
     write_png(path, picture)
     return path

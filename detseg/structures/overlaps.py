@@ -107,6 +107,15 @@ def are_disjoint(masks: Runs) -> bool:
     return bool((ordered.ends[:-1] <= ordered.starts[1:]).all())
 
 
+def covered_pixels(masks: Runs) -> int:
+    """Return how many pixels of one image its masks cover; shared ones count once."""
+    ordered = _by_start(masks)
+    if not len(ordered.starts):
+        return 0
+    reached = np.concatenate([[0], np.maximum.accumulate(ordered.ends)[:-1]])
+    return int(np.maximum(ordered.ends - np.maximum(ordered.starts, reached), 0).sum())
+
+
 def _by_start(runs: Runs) -> Runs:
     """Return the runs sorted by their starts, whatever the mask."""
     order = np.argsort(runs.starts, kind="stable")

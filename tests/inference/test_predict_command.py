@@ -12,6 +12,7 @@ import tifffile
 from detseg.cli.main import main
 from detseg.coco.predictions_file import read_predictions
 from detseg.curation.synthetic import KINDS
+from detseg.files.table import read_table
 from detseg.formats.label_images import TOP, to_label_image
 from detseg.formats.objects import ImageObjects
 from detseg.fusion.options import FusionOptions
@@ -44,6 +45,46 @@ def test_a_run_over_a_folder(small_run, image_folder, tmp_path, capsys):
     assert predict(*words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert predict(*words, "--overwrite") == 0
+
+
+def test_the_summary_agrees_with_the_table_of_the_objects(small_run, image_folder, tmp_path, capsys):
+    for part, name in (("x", "a"), ("y", "b"), ("y", "c")):
+        (tmp_path / "images" / part).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image_folder / f"{name}.png", tmp_path / "images" / part)
+    images = [tmp_path / "images" / "x", tmp_path / "images" / "y"]
+    words = ["--run", small_run, "--images", *images, "--pixel-size", "0.5", "--score-threshold", "0"]
+    assert predict(*words, "--output", tmp_path / "p.json.gz") == 0
+    printed = capsys.readouterr().out
+    assert "per mm2" in printed
+    assert "folder y" in printed
+    export = ["--input", tmp_path / "p.json.gz", "--format", "csv", "--output", tmp_path / "t", "--images", *images]
+    assert main(["export", "--pixel-size", "0.5", *map(str, export)]) == 0
+    table = [row.values for row in read_table(next((tmp_path / "t").glob("*.csv")), ["id"]).rows]
+    rows = [row.values for row in read_table(tmp_path / "p_summary.csv", ["kind"]).rows]
+    assert [row["kind"] for row in rows] == ["image"] * 3 + ["folder"] * 2 + ["all"]
+    for row in rows:
+        own = [cell for cell in table if row["kind"] == "all" or cell["image"].startswith(row["name"])]
+        assert own
+        assert int(row["cells"]) == len(own)
+        assert [int(row[f"cells_{kind}"]) for kind in KINDS] == [
+            sum(cell["class"] == kind for cell in own) for kind in KINDS
+        ]
+        for column, of in (("median_area_px", "area_px"), ("median_area_um2", "area_um2")):
+            assert float(row[column]) == pytest.approx(np.median([float(cell[of]) for cell in own]), rel=1e-6)
+        mean = np.mean([float(cell["intensity_mean"]) for cell in own])
+        assert float(row["intensity_mean"]) == pytest.approx(mean, rel=1e-6)
+
+    # The same of several processes and of tiles, from what an interrupted prediction left too: tests below and
+    # test_predict_large.py compare the predictions, of which the summary is made when they are written.
+    assert predict(*words, "--output", tmp_path / "two.json", "--processes", 2) == 0
+    assert (tmp_path / "two_summary.csv").read_bytes() == (tmp_path / "p_summary.csv").read_bytes()
+
+    # Nothing is written over, and it can be left out.
+    (tmp_path / "q_summary.csv").write_text("mine")
+    assert predict(*words, "--output", tmp_path / "q.json") == 2
+    assert "q_summary.csv" in capsys.readouterr().err
+    assert predict(*words, "--output", tmp_path / "q.json", "--no-summary") == 0
+    assert (tmp_path / "q_summary.csv").read_text() == "mine"
 
 
 def test_raw_threshold_and_plain_weights(small_run, image_folder, tmp_path):

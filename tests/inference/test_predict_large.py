@@ -32,6 +32,9 @@ def test_processes_write_the_bytes_of_one(small_run, image_folder, tmp_path, cap
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert capsys.readouterr().out.count("broken.png") == 2
     assert not list(tmp_path.glob("*.tiles")), "state is removed at the end"
+    summaries = [(tmp_path / f"{name}_summary.csv").read_text() for name in ("one", "two")]
+    assert summaries[0] == summaries[1]
+    assert "large.tif" in summaries[0]
     names = [predictions.file_name for predictions in read_predictions(tmp_path / "two.json")]
     assert names == ["a.png", "b.png", "c.png", "large.tif"]
     assert (tmp_path / "labels" / "large.tif").is_file()

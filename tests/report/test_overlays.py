@@ -13,7 +13,9 @@ from detseg.coco.json_files import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
 from detseg.report.layout import LegendEntry, Panel, compose
+from detseg.report.numbers import write_numbers
 from detseg.report.overlays import Overlay, draw_overlay, overlay_name, side_by_side, write_png
+from detseg.structures import rle as rle_codec
 
 GRAY = np.tile(np.arange(50, dtype=np.uint8) * 5, (40, 1))
 
@@ -46,6 +48,47 @@ def test_panels_and_sizes():
     assert alone.dtype == np.uint8
     assert alone.shape[1] < one.shape[1] < both.shape[1]
     assert both.shape[0] > one.shape[0], "legend and caption need room"
+
+
+def test_numbers_are_those_of_the_table():
+    """Without fonts to read: a picture with the number 2 in the second object is that of the second object's row."""
+    rles = [rectangle(2, 2, 18, 18), rectangle(22, 2, 48, 18), rectangle(2, 22, 18, 38)]
+    plain = np.zeros((400, 500, 3), np.uint8)
+    numbered, count = write_numbers(plain, rles, [1, 2, 3], 10)
+    assert count == 3
+    for index, rle in enumerate(rles):
+        alone, _ = write_numbers(plain, [rle], [index + 1], 10)
+        x0, y0, x1, y1 = (10 * rle_codec.bounding_boxes([rle])[0]).astype(int)
+        assert np.array_equal(numbered[y0:y1, x0:x1], alone[y0:y1, x0:x1])
+        assert alone[y0:y1, x0:x1].any()
+        other, _ = write_numbers(plain, [rle], [index + 2], 10)
+        assert not np.array_equal(alone, other)
+    assert np.array_equal(write_numbers(plain, rles, [1, 2, 3], 10, "none")[0], plain)
+
+
+def test_numbers_are_left_out_where_they_do_not_fit_or_cover_another():
+    plain = np.zeros((400, 500, 3), np.uint8)
+    assert write_numbers(plain, [rectangle(5, 5, 9, 9)], [1234], 1)[1] == 0
+    assert write_numbers(plain, [rectangle(5, 5, 9, 9)], [1234], 1, "all")[1] == 1
+    twice = [rectangle(5, 5, 35, 35), rectangle(6, 6, 34, 34)]
+    picture, count = write_numbers(plain, twice, [1, 2], 10)
+    assert count == 1
+    assert np.array_equal(picture, write_numbers(plain, twice[:1], [1], 10)[0]), "the larger one has it"
+    empty = rle_codec.encode_mask(np.zeros((40, 50), bool))
+    assert write_numbers(plain, [empty], [1], 10, "all")[1] == 0
+    hollow = np.zeros((40, 50), bool)
+    hollow[5:35, 5:35] = True
+    hollow[6:34, 9:35] = False
+    picture, _ = write_numbers(plain, [rle_codec.encode_mask(hollow)], [7], 10)
+    columns = np.flatnonzero(picture.any(axis=(0, 2)))
+    assert columns.max() < 100, "it stands in the mask, not in the hollow that it encloses"
+
+
+def test_pictures_have_numbers_of_objects_alone_and_say_how_many():
+    boxes = [rectangle(2, 2, 18, 18), rectangle(22, 2, 48, 18)]
+    crowd = truth_of(boxes, crowd=[True, False])
+    numbered = side_by_side(GRAY, truth=crowd, numbers="auto")
+    assert not np.array_equal(numbered, side_by_side(GRAY, truth=crowd))
 
 
 @pytest.mark.parametrize("objects", [0, 1])

@@ -1,0 +1,205 @@
+"""The summary of a prediction: counts, densities, areas, intensities of every image, every folder and all together."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from detseg.files.table import text_table, write_csv
+from detseg.formats.measurements import ImageNumbers
+
+# Rows of images that are printed; all are in the file.
+SHOWN = 20
+_SQUARE_MICROMETRES = 1e6  # in a square millimetre
+
+Row = dict[str, object]
+
+
+def summary_name(path: Path) -> Path:
+    """Return where the summary of a Predictions file, or of a folder of label images, goes: beside it."""
+    stem = path.name.removesuffix(".gz").removesuffix(".json")
+    return path.with_name(f"{stem}_summary.csv")
+
+
+@dataclass
+class _Values:
+    """Numbers of which mean and median are wanted, in memory that does not grow with how many there are."""
+
+    count: int = 0
+    total: float = 0.0
+    counts: Counter[float] = field(default_factory=Counter)
+
+    def add(self, values: np.ndarray) -> None:
+        self.count += len(values)
+        self.total += float(values.sum())
+        # Four digits: 9,000 different numbers in a power of ten. Areas in pixels below 10,000 are exact.
+        self.counts.update(float(f"{value:.4g}") for value in values.tolist())
+
+    def median(self) -> float:
+        middle, seen, lower = self.count / 2, 0, None
+        for value in sorted(self.counts):
+            seen += self.counts[value]
+            if lower is not None:
+                return (lower + value) / 2
+            if seen > middle:
+                return value
+            if seen == middle:
+                lower = value
+        return math.nan
+
+
+@dataclass
+class _Total:
+    """What several images have together."""
+
+    images: int = 0
+    pixels: int = 0
+    covered: int = 0
+    square_micrometres: float = 0.0
+    by_class: Counter[int] = field(default_factory=Counter)
+    areas: _Values = field(default_factory=_Values)
+    areas_um2: _Values = field(default_factory=_Values)
+    intensities: dict[str, _Values] = field(default_factory=dict)
+    # Of how many images something is known; what is not known of all is left out.
+    known: Counter[str] = field(default_factory=Counter)
+
+
+class Summary:
+    """Takes images one after the other and keeps a row of each.
+
+    class_names: by class index; where there are several, each has a column of counts.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = class_names
+        self._rows: list[Row] = []
+        self._folders: dict[str, _Total] = {}
+        self._all = _Total()
+
+    @property
+    def objects(self) -> int:
+        """How many objects all images have."""
+        return sum(self._all.by_class.values())
+
+    @property
+    def by_class(self) -> list[int]:
+        """How many of each class."""
+        return [self._all.by_class[index] for index in range(len(self.class_names))]
+
+    def add(self, name: str, height: int, width: int, numbers: ImageNumbers | None, classes: np.ndarray) -> None:
+        """Add an image.
+
+        Args:
+            name: its file name, with slashes.
+            height, width: in pixels.
+            numbers: None where its objects are boxes without masks.
+            classes: (N,) of its objects, counted where there are no numbers.
+        """
+        folder = str(PurePosixPath(name.replace("\\", "/")).parent)
+        image = _Total()
+        for total in (image, self._folders.setdefault(folder, _Total()), self._all):
+            _add(total, height * width, numbers, classes)
+        row = self._row("image", name, image)
+        if numbers is not None and len(numbers.areas):  # of one image to the last digit
+            row["median_area_px"] = _text(np.median(numbers.areas))
+            if numbers.pixel_size is not None:
+                row["median_area_um2"] = _text(np.median(numbers.areas) * math.prod(numbers.pixel_size))
+            row |= {f"intensity_median{name}": _text(np.median(one)) for name, one in numbers.intensities.items()}
+        self._rows.append(row)
+
+    def _row(self, kind: str, name: str, total: _Total) -> Row:
+        cells = sum(total.by_class.values())
+        row: Row = {"kind": kind, "name": name, "images": total.images, "cells": cells}
+        if len(self.class_names) > 1:
+            row |= {f"cells_{name}": total.by_class[index] for index, name in enumerate(self.class_names)}
+        row["density_per_megapixel"] = _text(cells / total.pixels * 1e6 if total.pixels else math.nan)
+        if total.known["um2"] == total.images:
+            row["density_per_mm2"] = _text(cells / total.square_micrometres * _SQUARE_MICROMETRES)
+        if total.known["masks"] == total.images:
+            row["coverage"] = _text(total.covered / total.pixels if total.pixels else math.nan)
+            row["median_area_px"] = _text(total.areas.median())
+            if total.known["um2"] == total.images:
+                row["median_area_um2"] = _text(total.areas_um2.median())
+        for suffix, values in total.intensities.items():
+            if total.known[f"intensity{suffix}"] == total.images and values.count:
+                row[f"intensity_mean{suffix}"] = _text(values.total / values.count)
+                row[f"intensity_median{suffix}"] = _text(values.median())
+        return row
+
+    def rows(self) -> list[Row]:
+        """Return the rows of the images, of their folders where there are several, and of all images together."""
+        folders = []
+        if len(self._folders) > 1:
+            folders = [self._row("folder", name, total) for name, total in sorted(self._folders.items())]
+        return [*self._rows, *folders, *([self._row("all", "", self._all)] if len(self._rows) > 1 else [])]
+
+    def write(self, path: Path) -> None:
+        """Write all rows as a CSV file; one that is there is replaced."""
+        rows = self.rows()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        # Those of intensities, which may differ from image to image, are at the end.
+        columns.sort(key=lambda name: name.startswith("intensity_"))
+        columns = columns or ["kind", "name", "images", "cells"]
+        write_csv(path, [columns, *([row.get(name, "") for name in columns] for row in rows)], "the summary")
+
+    def text(self) -> str:
+        """Return the rows for people: of the first images, and of all folders."""
+        rows = self.rows()
+        shown = [*rows[:SHOWN], *(row for row in rows[SHOWN:] if row["kind"] != "image")]
+        columns = {
+            "cells": "cells",
+            "density_per_mm2": "per mm2",
+            "density_per_megapixel": "per megapixel",
+            "coverage": "coverage",
+            "median_area_um2": "median um2",
+            "median_area_px": "median pixels",
+            "intensity_mean": "intensity",
+        }
+        known = {column: title for column, title in columns.items() if any(row.get(column) for row in shown)}
+        for better, other in (("density_per_mm2", "density_per_megapixel"), ("median_area_um2", "median_area_px")):
+            if all(row.get(better) for row in shown if row.get(other)) and better in known:
+                known.pop(other, None)
+        cells = [[_title(row), *(_short(row.get(column)) for column in known)] for row in shown]
+        left_out = len(self._rows) - min(len(self._rows), SHOWN)
+        table = text_table([["image", *known.values()], *cells])
+        return f"{table}\n({left_out} images more are in the file)" if left_out else table
+
+
+def _add(total: _Total, pixels: int, numbers: ImageNumbers | None, classes: np.ndarray) -> None:
+    total.images += 1
+    total.pixels += pixels
+    total.by_class.update((classes if numbers is None else numbers.classes).tolist())
+    if numbers is None:
+        return
+    total.known["masks"] += 1
+    total.covered += numbers.covered
+    total.areas.add(numbers.areas)
+    if numbers.pixel_size is not None:
+        total.known["um2"] += 1
+        total.square_micrometres += pixels * math.prod(numbers.pixel_size)
+        total.areas_um2.add(numbers.areas * math.prod(numbers.pixel_size))
+    for suffix, values in numbers.intensities.items():
+        total.known[f"intensity{suffix}"] += 1
+        total.intensities.setdefault(suffix, _Values()).add(values)
+
+
+def _title(row: Mapping[str, object]) -> str:
+    return {"image": f"{row['name']}", "folder": f"folder {row['name']}", "all": f"all {row['images']} images"}[
+        str(row["kind"])
+    ]
+
+
+def _text(value: float) -> str:
+    """Return a number as the table of objects has it; "" for none."""
+    return "" if math.isnan(value) else f"{value:.7g}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str):
+        return f"{float(value):.4g}" if value else "-"
+    return "-" if value is None else f"{value:,}"
