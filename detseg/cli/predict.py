@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-summary",
         dest="summary",
         action="store_false",
-        help="no table of counts, densities, areas and intensities (FILE_summary.csv), for which images are read again; "
-        "--raw has none",
+        help="no table of counts, densities, areas and intensities (FILE_summary.csv), for which images are read again "
+        "(--raw has none)",
     )
     result = parser.add_argument_group("the result")
     result.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
