@@ -95,10 +95,10 @@ def load_folds(cfg: Config) -> FoldedSets:
     return sets
 
 
-def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset]) -> None:
+def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset], *, warn: bool = False) -> None:
     """Raise DataError where images of DATASETS.EXTRA_TRAIN, by the content of their files, are validated on.
 
-    Images of equal names and sizes may be the same picture, saved again: they are warned of.
+    warn: of images of equal names and sizes, too, which may be the same pictures, saved again.
     """
     if not extra:
         return
@@ -118,10 +118,10 @@ def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset]
             f"{len(leaks)} images of DATASETS.EXTRA_TRAIN are also validated on, which makes scores too good; leave "
             f"them out of it:\n{list_problems(leaks)}"
         )
-    if alike:
+    if alike and warn:
         logger.warning(
-            "%d images of DATASETS.EXTRA_TRAIN have name and size of images that are validated on: leave them out "
-            "where they are the same pictures, saved again:\n%s",
+            "DATASETS.EXTRA_TRAIN: the name and size of %d of its images are those of images that are validated on; "
+            "leave out what is the same picture, saved again:\n%s",
             len(alike),
             list_problems(alike),
         )

@@ -85,7 +85,7 @@ def train(
             test_sets = load_test_sets(cfg, classes)
             if processes.is_main and cfg.DATASETS.EXTRA_TRAIN:
                 extra = data.select(np.flatnonzero(data.origins >= len(cfg.DATASETS.TRAIN)))
-                refuse_leaks([extra], [*test_sets.values()])
+                refuse_leaks([extra], [*test_sets.values()], warn=True)
             intensities = trained_images = None
             if processes.is_main and len(data):
                 intensities = measure_intensities(data, cfg)

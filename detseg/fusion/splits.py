@@ -42,8 +42,8 @@ def refuse_different_splits(files: Mapping[str, PredictionsFile]) -> None:
         seen = [f"{own.file_name}: fold {own.provenance[FOLD]} in {first}" for own, other in pairs if _is_seen(other)]
         if seen:
             raise DataError(
-                f"{first} is predicted out of fold, but the model of {name} was trained with {len(seen)} of them. Take "
-                "predictions by models that did not see them, as those of the same folds (predict --folds):\n"
+                f"the model of {name} was trained with {len(seen)} images that {first} has out of fold, and is "
+                "not fused or tuned together with it. Take those of models that did not see them (predict --folds):\n"
                 f"{list_problems(seen)}"
             )
         folds = [(own, own.provenance[FOLD], other.provenance.get(FOLD)) for own, other in pairs]

@@ -66,7 +66,10 @@ def test_members_of_the_same_folds_are_fused_also_under_other_numbers(files, cap
     ("provenances", "said"),
     [
         ([{"fold": n // 2} for n in range(6)], "1.png: fold 1 in oof.json, fold 0 in other.json"),
-        ([{"fold": 0, "in_training": n % 3 != 0} for n in range(6)], "was trained with 4 of them"),
+        (
+            [{"fold": 0, "in_training": n % 3 != 0} for n in range(6)],
+            "trained with 4 images that oof.json has out of fold",
+        ),
         ([{"in_training": n == 4} for n in range(6)], "4.png: fold 1 in oof.json"),
     ],
 )
