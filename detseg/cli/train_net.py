@@ -121,13 +121,14 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
         raise RunError("--eval-only evaluates and --resume trains on: give one of them")
     if arguments.eval_only and arguments.fold is not None:
         raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
+    to_continue: list[str] = []
     start = Start(
         processes,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
         overrides=tuple(arguments.overrides),
         finished=_print_results if arguments.fold is None else _print_scores,
-        interrupted=lambda run: print(f"to continue: {resume_command(run, arguments, processes)}"),
+        interrupted=lambda run: to_continue.append(resume_command(run, arguments, processes)),
     )
     try:
         if arguments.eval_only:
@@ -144,6 +145,9 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
         if processes.is_main:
             print(interrupted)
         return 128 + interrupted.signal
+    finally:  # the last line, also where a second Ctrl-C stopped at once
+        for command in to_continue:
+            print(f"to continue: {command}")
     return 0
 
 

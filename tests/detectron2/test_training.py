@@ -82,6 +82,13 @@ def test_ten_steps_have_the_same_losses(both: dict[str, Path]):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
 
 
+def test_both_show_the_first_iterations_at_once(both: dict[str, Path]):
+    for folder in both.values():
+        log = (folder / "log.txt").read_text()
+        first = [line for line in log.splitlines() if "without evaluations" in line]
+        assert ["iteration 1/10 " in first[0], len(first)] == [True, 4], log
+
+
 def test_nobody_can_tell_the_files_apart_but_by_the_line_that_says_so(both: dict[str, Path]):
     names = [
         sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "tfevents" not in path.name)

@@ -361,7 +361,8 @@ def test_the_printed_command_resumes_all_folds_exactly(
     with monkeypatch.context() as patched:
         patched.setattr(TinySegmenter, "forward", interrupt)
         assert train_net(*words) == 130
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to continue: ")]
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("to continue: "), "it is the last line"
     _, _, command = line.partition(": ")
     printed = shlex.split(command)
     assert printed[printed.index("--config") :] == [
