@@ -56,6 +56,8 @@ def narrow(cfg: Config) -> Config:
         changes |= NARROW | {"MODEL.RESNETS.DEPTH": min(cfg.MODEL.RESNETS.DEPTH, 50)}
         groups = cfg.MODEL.RESNETS.NUM_GROUPS
         changes |= {"MODEL.RESNETS.NUM_GROUPS": min(groups, 4), "MODEL.RESNETS.WIDTH_PER_GROUP": 8}
+        if cfg.MODEL.RESNETS.RADIX > 1:  # the deep stem of a depth has its own width
+            changes["MODEL.RESNETS.STEM_OUT_CHANNELS"] = 64
     for key, value in changes.items():
         cfg.set(key, value)
     return cfg
@@ -86,9 +88,10 @@ def test_trains_two_steps_and_predicts(path: Path) -> None:
     new = {name for name, _ in model.named_parameters() if "predictor" in name}
     optimizer = build_optimizer(OptimizerOptions.from_config(cfg), model, new)
     sample = cells(cfg)
+    batch = [sample] * (1 if cfg.MODEL.RESNETS.RADIX == 1 else 2)  # attention has one value an image to normalise
     for iteration in (0, cfg.SOLVER.HEAD_WARMUP_ITERS):
         set_learning_rates(optimizer, 1e-4, iteration)  # random weights under frozen norms: small steps
-        losses = model([sample])
+        losses = model(batch)
         assert all(torch.isfinite(loss) for loss in losses.values()), losses
         optimizer.zero_grad()
         sum(losses.values()).backward()

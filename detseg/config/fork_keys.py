@@ -14,11 +14,7 @@ ADDED_BY_FORKS = "; what a fork or project adds to Detectron2 is known where MOD
 
 # key -> (where it comes from, the value at which it changes nothing)
 FORK_KEYS: dict[str, tuple[str, Any]] = {
-    "MODEL.RESNETS.RADIX": (_RESNEST, 1),
     "MODEL.RESNETS.BOTTLENECK_WIDTH": (_RESNEST, 64),
-    "MODEL.RESNETS.DEEP_STEM": (_RESNEST, False),
-    "MODEL.RESNETS.AVD": (_RESNEST, False),
-    "MODEL.RESNETS.AVG_DOWN": (_RESNEST, False),
     "MODEL.RESNETS.DEFORM_INTERVAL": (_ADELAIDET, 1),
     "MODEL.BACKBONE.ANTI_ALIAS": (_ADELAIDET, False),
     "MODEL.MOBILENET": (_ADELAIDET, False),

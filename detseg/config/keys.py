@@ -52,6 +52,14 @@ OWN_KEYS: dict[str, Key] = {
         "Which of torchvision's models MODEL.META_ARCHITECTURE `TorchvisionMaskRCNN` is: `maskrcnn_resnet50_fpn` or "
         "`maskrcnn_resnet50_fpn_v2`.",
     ),
+    "MODEL.RESNETS.RADIX": Key(
+        1,
+        "Maps that each 3 x 3 convolution gives, between which attention chooses: 2 makes a ResNeSt, as in LIVECell's "
+        "published weights, and implies AVD, AVG_DOWN and DEEP_STEM; 1 is a ResNet.",
+    ),
+    "MODEL.RESNETS.AVD": Key(False, "Blocks that halve the image do so by average pooling behind their 3 x 3."),
+    "MODEL.RESNETS.AVG_DOWN": Key(False, "Shortcuts that halve the image do so by average pooling."),
+    "MODEL.RESNETS.DEEP_STEM": Key(False, "Three 3 x 3 convolutions in the stem in place of one of 7 x 7."),
     "INPUT.CHANNELS": Key(
         [],
         "Which channels of a multi-channel image the model sees, in this order: 0-based indices, or names of an "

@@ -299,17 +299,17 @@ def test_a_python_configuration_is_refused_with_the_way_out(tmp_path: Path):
 def test_keys_of_forks_count_only_where_they_change_something(tmp_path: Path):
     path = tmp_path / "fork.yaml"
     path.write_text(
-        "MODEL: {MASK_ON: True, RESNETS: {DEPTH: 50, RADIX: 1, AVD: False}, BACKBONE: {ANTI_ALIAS: False}}\n"
+        "MODEL: {MASK_ON: True, RESNETS: {DEPTH: 50, DEFORM_INTERVAL: 1, RADIX: 1}, BACKBONE: {ANTI_ALIAS: False}}\n"
         "INPUT: {HFLIP_TRAIN: True}\n"
     )
     assert load_config(path).MODEL.RESNETS.DEPTH == 50
-    path.write_text("MODEL:\n  RESNETS:\n    RADIX: 2\n    AVD: 0\n    RADIUS: 1\n")
+    path.write_text("MODEL:\n  RESNETS:\n    BOTTLENECK_WIDTH: 32\n    DEFORM_INTERVAL: True\n    RADIUS: 1\n")
     with pytest.raises(ConfigError) as error:
         load_config(path)
     for text in (
         "3 problems",
-        "fork.yaml:3: MODEL.RESNETS.RADIX = 2 is a key of ResNeSt, a fork of Detectron2",
-        "only False, at which it changes nothing, is taken",
+        "fork.yaml:3: MODEL.RESNETS.BOTTLENECK_WIDTH = 32 is a key of ResNeSt, a fork of Detectron2",
+        "only 1, at which it changes nothing, is taken",
         "unknown key 'MODEL.RESNETS.RADIUS'",
     ):
         assert text in str(error.value)

@@ -117,6 +117,7 @@ def _build_backbone(options: RCNNOptions) -> nn.Module:
         res5_dilation=resnet.res5_dilation,
         deformable=resnet.deformable,
         deformable_stages=[name for name, on in zip(STAGES, resnet.deform_on_stages, strict=True) if on],
+        resnest=resnet.resnest,
         out_features=resnet.out_features,
         freeze_at=resnet.freeze_at,
         **bottleneck,

@@ -57,7 +57,9 @@ class DeformableConvNorm(ConvNorm):
         ).to(x.dtype)
 
 
-def make_offset_conv(in_channels: int, deformable: Deformable, *, stride: int = 1, dilation: int = 1) -> ConvNorm:
+def make_offset_conv(
+    in_channels: int, deformable: Deformable, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> ConvNorm:
     """Return the convolution that says where to sample, zero at first: an undeformed 3 x 3.
 
     Its output (B, G * 9 * 2, H', W'), modulated (B, G * 9 * 3, H', W'), holds y and x of each sample alternately, then
@@ -65,7 +67,12 @@ def make_offset_conv(in_channels: int, deformable: Deformable, *, stride: int = 
     """
     per_sample = 3 if deformable.modulated else 2
     conv = ConvNorm(
-        in_channels, per_sample * deformable.groups * KERNEL_SIZE**2, KERNEL_SIZE, stride=stride, dilation=dilation
+        in_channels,
+        per_sample * deformable.groups * KERNEL_SIZE**2,
+        KERNEL_SIZE,
+        stride=stride,
+        dilation=dilation,
+        groups=groups,
     )
     with torch.no_grad():
         nn.init.zeros_(conv.weight)

@@ -17,6 +17,7 @@ from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
 from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, norm_key
+from detseg.models.rcnn.resnest import STEM_WIDTHS, DeepStem, ResNeStBlock, ResNeStOptions, SplitAttention, is_resnest
 
 BLOCKS_OF_DEPTH = {
     18: (2, 2, 2, 2),
@@ -24,7 +25,10 @@ BLOCKS_OF_DEPTH = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
 }
+RESNEST_DEPTHS = (200, 269)
 BASIC_BLOCK_DEPTHS = (18, 34)
 STAGES = ("res2", "res3", "res4", "res5")
 # The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 does not have.
@@ -67,6 +71,7 @@ class ResNetOptions(Options):
     freeze_at: int = key("MODEL.BACKBONE.FREEZE_AT", at_least=0, at_most=5)
     bottleneck: BottleneckOptions | None = part(BottleneckOptions, when=_has_bottlenecks)
     deformable: Deformable | None = part(Deformable, when=lambda cfg: any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE))
+    resnest: ResNeStOptions | None = part(ResNeStOptions, when=is_resnest)
 
     def check(self, problems: Problems) -> None:
         for name, channels in (("STEM_OUT_CHANNELS", self.stem_channels), ("RES2_OUT_CHANNELS", self.res2_channels)):
@@ -78,6 +83,8 @@ class ResNetOptions(Options):
                     "depths 18 and 34 have no groups, no dilation and no deformable convolution; take 50 or more",
                 )
             return
+        if self.depth in RESNEST_DEPTHS and self.resnest is None:
+            problems.add("MODEL.RESNETS.DEPTH", f"{self.depth} is a depth of ResNeSt: set MODEL.RESNETS.RADIX 2")
         width = self.groups * self.bottleneck.width_per_group
         check_group_norm(problems, "MODEL.RESNETS.NORM", "MODEL.RESNETS.WIDTH_PER_GROUP", width)
         if self.deformable is not None and width % self.deformable.groups:
@@ -181,7 +188,7 @@ class ResNet(nn.Module):
     It has the stages up to the last one of `out_features`, which are among FEATURES. depth: one of BLOCKS_OF_DEPTH.
     Channels double from stage to stage, beginning with res2_channels (the blocks' output) and groups x width_per_group
     (inside a bottleneck block; basic blocks have none). res5_dilation: 2 keeps res5 at the stride of res4 and dilates
-    its 3 x 3 convolutions. deformable_stages: whose 3 x 3 deform. freeze_at: see `freeze`.
+    its 3 x 3 convolutions. deformable_stages: whose 3 x 3 deform. resnest: makes it a ResNeSt. freeze_at: see `freeze`.
     """
 
     def __init__(
@@ -198,6 +205,7 @@ class ResNet(nn.Module):
         res5_dilation: int = 1,
         deformable: Deformable | None = None,
         deformable_stages: Sequence[str] = (),
+        resnest: ResNeStOptions | None = None,
         out_features: Sequence[str] = STAGES,
         freeze_at: int = 0,
     ) -> None:
@@ -205,6 +213,11 @@ class ResNet(nn.Module):
         self.stage_names = STAGES[: max(STAGES.index(name) + 1 if name in STAGES else 0 for name in out_features)]
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
+        if resnest is not None and (resnest.radix > 1 or resnest.deep_stem):
+            stem_channels = 2 * STEM_WIDTHS[depth]
+            self.stem: nn.Module = DeepStem(in_channels, STEM_WIDTHS[depth], norm)
+        else:
+            self.stem = Stem(in_channels, stem_channels, norm)
         if STEM_FEATURE in out_features:
             self.channels[STEM_FEATURE], self.strides[STEM_FEATURE] = stem_channels, Stem.conv_stride
         if POOLED_STEM in out_features:
@@ -216,12 +229,13 @@ class ResNet(nn.Module):
             stride = 1 if index == 0 or dilation > 1 else 2
             block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
             if depth not in BASIC_BLOCK_DEPTHS:
+                kind: Callable[..., nn.Module] = partial(ResNeStBlock, options=resnest)
+                if resnest is None:
+                    kind = partial(BottleneckBlock, stride_in_1x1=stride_in_1x1, groups=groups)
                 block = partial(
-                    BottleneckBlock,
+                    kind,
                     bottleneck_channels=groups * width_per_group * 2**index,
                     norm=norm,
-                    stride_in_1x1=stride_in_1x1,
-                    groups=groups,
                     dilation=dilation,
                     deformable=deformable if name in deformable_stages else None,
                 )
@@ -230,7 +244,6 @@ class ResNet(nn.Module):
             channels, total_stride = out_channels, total_stride * stride
             if name in out_features:
                 self.channels[name], self.strides[name] = channels, total_stride
-        self.stem = Stem(in_channels, stem_channels, norm)
         for name, stage in zip(self.stage_names, stages, strict=True):
             self.add_module(name, stage)
         self.size_divisibility = 0
@@ -255,7 +268,7 @@ class ResNet(nn.Module):
         parts = [self.stem, *(getattr(self, name) for name in self.stage_names)]
         for frozen in parts[:freeze_at]:
             for layer in frozen.modules():
-                if isinstance(layer, ConvNorm):
+                if isinstance(layer, (ConvNorm, SplitAttention)):
                     layer.freeze()
 
 
