@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from detseg.coco.dataset import ImageRecord
-from detseg.coco.pairing import ImageIndex
+from detseg.coco.pairing import ImageIndex, names_of
 from detseg.coco.predictions_file import is_plain_list, read_predictions
 from detseg.errors import DataError
 from detseg.inference.image_list import ImageList
@@ -134,7 +134,10 @@ class FileBoxes:
         self._boxes = ImageIndex(boxes, str(path))
         # Whatever the sizes: one that differs is no reason to leave out other images.
         if all(self._boxes.find(dataclasses.replace(image, height=0, width=0)) is None for image in images.records):
-            raise DataError(f"{path}: has none of the images to predict; was it made for others?")
+            raise DataError(
+                f"{path}: has none of the images to predict ({names_of(images.records)}), but {names_of(file.images)}; "
+                "give the boxes of these images"
+            )
 
     def __call__(self, record: ImageRecord, height: int, width: int) -> Predictions:
         """Return the boxes of an image; see predictor.BoxLookup."""

@@ -102,7 +102,7 @@ def test_predictions_of_files_are_found_by_name(tmp_path):
     found = read_boxes(path, source, CLASSES)(source.records[1], 40, 50)
     assert found.classes.tolist() == [1, 0]
     assert np.array_equal(found.scores, np.float32([0.5, 0.25]))
-    with pytest.raises(DataError, match="none of the images"):
+    with pytest.raises(DataError, match=r"none of the images to predict \(b\.png\), but .*a\.png"):
         read_boxes(path, files("b.png"), CLASSES)
 
 
