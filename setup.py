@@ -44,6 +44,8 @@ BASE = [
 ]
 # OME-Zarr images.
 ZARR = ["zarr>=2.16"]
+# CZI, LIF and ND2. bioio-czi is under the GPL 3, the others under BSD and MIT: docs/data.md.
+MICROSCOPES = ["bioio>=3.0", "bioio-czi>=2.0", "bioio-lif>=1.0", "bioio-nd2>=1.0"]
 TUNING = ["optuna>=3.4"]
 TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR, *TUNING]
 TRACKING = ["wandb>=0.16"]
@@ -80,6 +82,7 @@ setup(
         "sam": SAM,
         "ray": RAY,
         "zarr": ZARR,
+        "microscopes": MICROSCOPES,
         "tuning": TUNING,
         "test": TEST,
         "dev": [*TEST, *TRACKING, "ruff>=0.6"],

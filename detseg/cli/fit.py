@@ -124,7 +124,7 @@ def _print_end(arguments: argparse.Namespace, steps: list[Step]) -> None:
 
     output = arguments.output
     metrics = read_json(output / "run" / "final_metrics.json")
-    images = ["z", "t", "axes", "pixel_size"]
+    images = ["z", "t", "axes", "scene", "pixel_size"]
     fields = [word for name in images if (value := getattr(arguments, name)) for word in (f"--{name}", value)]
     fields = [word.replace("_", "-") if word.startswith("--") else word for word in fields]
     predict = ["--run", str(output / "run"), "--images", "NEW_IMAGES", *fields]

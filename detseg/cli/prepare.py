@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     as_typed += ("seed", "write_lists", "skip_bad", "overwrite")
     options = PrepareOptions(
         **{name: getattr(arguments, name) for name in as_typed},
-        plane=PlaneChoice.from_texts(arguments.z, arguments.t, arguments.axes),
+        plane=PlaneChoice.from_texts(arguments.z, arguments.t, arguments.axes, arguments.scene),
         pixel_size=arguments.pixel_size or "",
         input_keys=input_keys(
             arguments.channels, arguments.scaling, arguments.scaling_percentiles, arguments.scaling_range

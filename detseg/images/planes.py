@@ -30,6 +30,8 @@ Getter = Callable[[tuple[Any, ...]], np.ndarray]
 class PlaneChoice:
     """What an image is of its file; in a COCO file the image's field `plane`: {"z": 3, "t": 0, "axes": "TZYX"}.
 
+    scene: of a microscope's file with several images (`microscopes`), from 0 on; None where there is one.
+
     z: the slice, from 0 on, or "max" for the maximum over all of them; None where there is one. t: the point in time,
     from 0 on; None where there is one. axes: the letters of the file's axes (Z, T, C, Y, X, S), those of length 1 left
     out, for a file that does not name them or names them wrongly; "": as the file says.
@@ -38,12 +40,15 @@ class PlaneChoice:
     z: int | str | None = None
     t: int | None = None
     axes: str = ""
+    scene: int | None = None
 
     def __post_init__(self) -> None:
         if self.z not in (None, PROJECTION) and not _is_index(self.z):
             raise DataError(f"the slice z is {self.z!r}; expected a whole number from 0 on, or {PROJECTION}")
         if self.t is not None and not _is_index(self.t):
             raise DataError(f"the point in time t is {self.t!r}; expected a whole number from 0 on")
+        if self.scene is not None and not _is_index(self.scene):
+            raise DataError(f"the scene is {self.scene!r}; expected a whole number from 0 on")
         letters = self.axes
         is_axes = isinstance(letters, str) and _GIVEN_AXES.fullmatch(letters) and len(set(letters)) == len(letters)
         if letters != "" and not (is_axes and {"Y", "X"} <= set(letters)):
@@ -53,20 +58,20 @@ class PlaneChoice:
     def from_fields(cls, fields: Mapping[str, Any]) -> PlaneChoice:
         """Read the field `plane` of a COCO image. Raises DataError where it makes no sense."""
         plane = fields.get(FIELD) or {}
-        if not isinstance(plane, Mapping) or not set(plane) <= {"z", "t", "axes"}:
+        if not isinstance(plane, Mapping) or not set(plane) <= {"z", "t", "axes", "scene"}:
             raise DataError(
                 f'the image\'s field {FIELD} is {str(plane)[:80]!r}; expected {{"z": 3, "t": 0, "axes": "TZYX"}}'
             )
         return cls(**plane)
 
     @classmethod
-    def from_texts(cls, z: str | None, t: str | None, axes: str | None) -> PlaneChoice:
+    def from_texts(cls, z: str | None, t: str | None, axes: str | None, scene: str | None = None) -> PlaneChoice:
         """Read what a user typed. Raises DataError where it makes no sense."""
-        return cls(_number(z), _number(t), (axes or "").upper())
+        return cls(_number(z), _number(t), (axes or "").upper(), _number(scene))
 
     def fields(self) -> dict[str, Any]:
         """Return the field of a COCO image, what is not chosen left out; {} for no choice at all."""
-        chosen = {"z": self.z, "t": self.t, "axes": self.axes or None}
+        chosen = {"z": self.z, "t": self.t, "axes": self.axes or None, "scene": self.scene}
         plane = {name: value for name, value in chosen.items() if value is not None}
         return {FIELD: plane} if plane else {}
 

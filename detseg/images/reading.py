@@ -4,8 +4,9 @@ An image is (H, W, C), uint8, uint16 or float32, RGB where C = 3. The pixels com
 orientation is not applied, since masks are drawn on the stored pixels, and COCO's `height` and `width` mean them too.
 Of a file with slices or points in time, the field `plane` of the COCO image says which picture is meant.
 
-Pillow reads everything but TIFF (tifffile), Zarr (zarr), NPY (NumPy) and colour PNG of 16 bits, which Pillow cuts to 8
-(OpenCV). Not OpenCV for all: up to version 4 it fills the missing part of a truncated PNG in silence.
+Pillow reads everything but TIFF (tifffile), Zarr (zarr), formats of microscopes (`microscopes`), NPY (NumPy) and colour
+PNG of 16 bits, which Pillow cuts to 8 (OpenCV). Not OpenCV for all: up to version 4 it fills the missing part of a
+truncated PNG in silence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from detseg.errors import DataError
 from detseg.files.reading import check_regular
+from detseg.images.microscopes import SUFFIXES as MICROSCOPES
+from detseg.images.microscopes import has_reader, is_microscope_file, open_microscope_file
 from detseg.images.pixel_source import REMEDY, PixelSource, PlaneSource, readable, tell_orientation
 from detseg.images.planes import PROJECTION, SINGLE, PlaneChoice
 from detseg.images.size import check_size
@@ -34,7 +37,7 @@ from detseg.images.tiff import LOSSY, TiffSource
 from detseg.images.tiff import SIGNATURES as TIFF_SIGNATURES
 from detseg.images.zarr_source import is_zarr, open_zarr
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy", *MICROSCOPES)
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -161,14 +164,18 @@ def open_pixels(path: str | os.PathLike[str], fields: Mapping[str, Any] | None =
         DataError: as `read_picture`; of TIFF and NPY, pixels that are broken are found when they are read.
     """
     path = Path(path)
+    if is_microscope_file(path):
+        return open_microscope_file(path, fields or {})
     return open_zarr(path, fields or {}) if is_zarr(path) else _open_file(path, fields or {})
 
 
 def reads_parts(path: str | os.PathLike[str]) -> bool:
-    """Whether `open_pixels` reads parts of this file, a Zarr folder, TIFF or NPY, without reading all of it."""
+    """Whether `open_pixels` reads parts of this file without reading all of it: Zarr, TIFF, NPY, CZI, LIF, ND2."""
     path = Path(path)
     if is_zarr(path):
         return True
+    if is_microscope_file(path):
+        return has_reader(path) and path.is_file()
     try:
         check_regular(path)
         with open(path, "rb") as file:
@@ -215,6 +222,14 @@ def _opened(
     with readable(name):
         if not len(data):
             raise DataError(f"the file is empty (0 bytes); {REMEDY}")
+        if name.lower().endswith(MICROSCOPES):
+            raise DataError(
+                "label images are PNG, TIFF or NPY; export it as TIFF"
+                if as_labels
+                else "files of this kind are not read in an archive; unpack it"
+            )
+        if not as_labels and PlaneChoice.from_fields(fields).scene is not None:
+            raise DataError(f"a scene is chosen, and only {', '.join(MICROSCOPES)} have scenes; leave it out")
         if as_labels and data[:3] == b"\xff\xd8\xff":
             raise DataError(f"the label image is a JPEG, {LOSSY}")
         if name.lower().endswith(".npy"):
