@@ -32,7 +32,6 @@ from random import Random
 
 import torch
 import yaml
-from tqdm import tqdm, trange
 
 from detseg.cli.main import main as detseg
 from detseg.errors import DetsegError
@@ -222,7 +221,7 @@ def main() -> int:
     import detseg.engine.train
     import detseg.inference.predictor  # noqa: F401
 
-    random, failures, killed = Random(arguments.seed), 0, Counter()
+    random, failures, counts = Random(arguments.seed), 0, Counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,14 +235,15 @@ def main() -> int:
             run(COMMANDS[name])
             seconds[name] = time.monotonic() - started
             Path("out").rename(f"whole_{name}")
-        for number in trange(arguments.kills, unit="kill"):
+        for number in range(arguments.kills):
             name = arguments.commands[number % len(arguments.commands)]
             try:
-                killed[name, kill_once(name, seconds[name], random, number)] += 1
+                outcome = kill_once(name, seconds[name], random, number)
             except (AssertionError, DetsegError, ValueError) as error:
-                failures += 1
-                tqdm.write(f"{name}, kill {number}: {error}")
-    for (name, outcome), count in sorted(killed.items()):
+                outcome, failures = "failed", failures + 1
+                print(f"{name}, kill {number}: {error}", flush=True)
+            counts[name, outcome] += 1
+    for (name, outcome), count in sorted(counts.items()):
         print(f"  {name:12} {count:3} {outcome}")
     print(f"{arguments.kills} kills, {failures} failures")
     return 1 if failures else 0

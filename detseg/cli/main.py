@@ -17,8 +17,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from detseg.errors import DetsegError
 from detseg.files.names import printable
@@ -134,7 +135,7 @@ def run_parsed(module: ModuleType, arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
     try:
-        with closed_bars():
+        with closed_bars(), redirect_stdout(_PrintableStream(sys.stdout)):
             return module.run(arguments) or 0
     except DetsegError as error:
         if arguments.debug:
@@ -158,6 +159,19 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class _PrintableStream:
+    """A stream that shows names from files so, too."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detseg.cli import main as command_line
 from detseg.errors import DataError
@@ -127,3 +128,14 @@ def test_a_former_name_answers_with_the_new_one(name, capsys):
         command_line.main([*new.split(), "--help"])
     assert leave.value.code == 0
     assert f"usage: detseg {new}" in capsys.readouterr().out
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a\x1b[31mb.png")
+    (tmp_path / "s.csv").write_text("id,predicted\nx,1 3\n")
+    words = ["--check", str(tmp_path / "s.csv"), "--images", str(tmp_path / "images"), "--format", "sartorius"]
+    assert command_line.main(["make_submission", *words]) == 1
+    said = "".join(capsys.readouterr())
+    assert "image a\\x1b[31mb has no row" in said
+    assert "\x1b" not in said
