@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.images and source.holds_predictions and not plane_fields(arguments):
         words = ["--images", *arguments.images, "--predictions", arguments.input]
         words += ["--image-root", arguments.image_root] if arguments.image_root else []
-        words += ["--score-threshold", f"{arguments.score_threshold:g}"] if arguments.score_threshold else []
+        words += ["--score-threshold", f"{arguments.score_threshold}"] if arguments.score_threshold else []
         print_next(command_line("visualize", *words, "--output", beside(arguments.input, "_pictures")))
 
 

@@ -117,7 +117,7 @@ def _print_next(arguments: argparse.Namespace) -> None:
         *(arguments.images or [arguments.ground_truth]),
     ]
     words += ["--image-root", arguments.image_root] if arguments.image_root else []
-    words += ["--score-threshold", f"{arguments.score_threshold:g}"] if arguments.score_threshold else []
+    words += ["--score-threshold", f"{arguments.score_threshold}"] if arguments.score_threshold else []
     print_next(command_line("export", *words, "--output", beside(arguments.predictions, "_tables")))
 
 
