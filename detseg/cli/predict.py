@@ -85,6 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
     for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
         if is_wrong:
             raise ConfigError(message)
+    if arguments.folds and not arguments.postprocess:
+        arguments.raw = (
+            True  # a run's own thresholds suit its fold, and out-of-fold predictions are there to choose them
+        )
     folds = open_folds(arguments) if arguments.folds else None
     commands = [arguments] if folds is None else arguments_of_folds(arguments, folds)
     if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments, commands):

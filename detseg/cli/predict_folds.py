@@ -30,10 +30,9 @@ def open_folds(arguments: argparse.Namespace) -> TrainedFolds:
 
 
 def arguments_of_folds(arguments: argparse.Namespace, folds: TrainedFolds) -> list[argparse.Namespace]:
-    """The same command for the run of every fold. Thresholds are those that are given: a run's own suit its fold."""
-    raw = not arguments.postprocess
+    """The same command for the run of every fold."""
     return [
-        argparse.Namespace(**{**vars(arguments), "run": [str(run)], "fold": fold, "raw": raw})
+        argparse.Namespace(**{**vars(arguments), "run": [str(run)], "fold": fold})
         for fold, run in enumerate(folds.runs)
     ]
 
