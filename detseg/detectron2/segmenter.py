@@ -260,6 +260,8 @@ class Detectron2Segmenter(Segmenter):
 class Detectron2RegionSegmenter(RegionSegmenter, Detectron2Segmenter):
     """Detectron2's GeneralizedRCNN, whose features are kept between boxes and masks."""
 
+    masks_apart = False
+
     @property
     def has_mask_head(self) -> bool:
         """See RegionSegmenter."""

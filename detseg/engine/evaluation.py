@@ -26,6 +26,8 @@ from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.atomic import write_json, writing
 from detseg.files.hashing import hash_file
+from detseg.inference.loading import METRICS_FILE, POSTPROCESS_FILE
+from detseg.inference.precision import AUTO, FULL, MEASURED, choose_precision, is_equal, precisions_of
 from detseg.inference.predictor import Predictor
 from detseg.inference.validation import InferenceOptions
 from detseg.models.weights import load_weights, resolve_weights
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "final_metrics.json"
-POSTPROCESS_FILE = "postprocess.yaml"
+# Images, spread evenly, that tell which precision predicts as well as float32: it takes two or three passes.
+MEASURED_IMAGES = 64
 
 
 def build_quick_evaluation(
@@ -68,7 +70,7 @@ def build_quick_evaluation(
     coco = best_metric.startswith("coco")
 
     def evaluate(model: nn.Module) -> dict[str, Any]:
-        predictor = Predictor.from_model(model, inference, classes, augmented=False)
+        predictor = Predictor.from_model(model, inference, classes, augmented=False, precision=options.precision)
         predictions = predict_all(session, predictor, dataset)
 
         def score() -> dict[str, Any]:
@@ -101,8 +103,8 @@ def evaluate_weights(
         iteration: at which the trackers show the overlays.
 
     Returns:
-        what final_metrics.json holds: the first set's scores with `score_threshold`, and where there are more sets
-        `datasets`, the scores of each by name.
+        what final_metrics.json holds: the first set's scores with `score_threshold`, where there are more sets
+        `datasets`, the scores of each by name, and the `number_format` that was taken for all.
 
     Raises:
         TrainingInterrupted: a signal came.
@@ -120,10 +122,16 @@ def evaluate_weights(
     }
     if cfg.DATASETS.FOLD >= 0:
         info["fold"] = cfg.DATASETS.FOLD
+    inference, precision, measured = InferenceOptions.from_config(cfg), options.precision, {}
+    if precision == AUTO:
+        measured = measure_precisions(session, model.eval(), inference, next(iter(datasets.values())), classes)
+        precision = session.processes.from_main(lambda: choose_precision(model, measured))
+    info["precision"] = precision
     predictor = Predictor.from_model(
         model.eval(),
-        InferenceOptions.from_config(cfg),
+        inference,
         classes,
+        precision=precision,
         provenance=info,
         trained_images=TrainedImages.from_stored(trained_images),
     )
@@ -148,6 +156,9 @@ def evaluate_weights(
     def keep() -> dict[str, Any]:
         first = next(iter(scores.values()))
         final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
+        final["number_format"] = precision
+        if measured:
+            final[MEASURED] = measured
         with writing(folder / POSTPROCESS_FILE):
             postprocess.save(folder / POSTPROCESS_FILE)
         write_json(folder / METRICS_FILE, final)
@@ -158,6 +169,27 @@ def evaluate_weights(
         scores[name], applied = processes.from_main(functools.partial(score, name, dataset, predictions))
         postprocess = postprocess or applied
     return processes.from_main(keep)
+
+
+def measure_precisions(
+    session: Session, model: Segmenter, inference: InferenceOptions, dataset: CocoDataset, classes: Sequence[str]
+) -> dict[str, float]:
+    """Object AP by precision, float32 and then the fastest first until one is as good; {} where there is no choice.
+
+    Images are not augmented: views change what is found more than the precision does.
+    """
+    fast = session.processes.from_main(lambda: precisions_of(model)[:-1])
+    dataset = dataset.select(spread_evenly(len(dataset), MEASURED_IMAGES))
+    truth = GroundTruth.from_coco(dataset)
+    measured: dict[str, float] = {}
+    for precision in [FULL, *fast] if fast and len(dataset) else []:
+        predictor = Predictor.from_model(model, inference, classes, precision=precision, augmented=False)
+        predictions = predict_all(session, predictor, dataset, f"evaluating in {precision}")
+        tuned = functools.partial(evaluate_tuned, truth, predictions, coco=False)
+        measured[precision] = session.processes.from_main(lambda tuned=tuned: tuned()[0]["object_ap"])
+        if precision != FULL and is_equal(measured[precision], measured[FULL]):
+            break
+    return measured
 
 
 def write_set(path: Path, predictions: Sequence[Predictions], dataset: CocoDataset, info: dict[str, Any]) -> None:

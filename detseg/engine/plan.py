@@ -11,6 +11,7 @@ import torch
 from detseg.config.options import Options, Problems, key, part
 from detseg.data.loader import LoaderOptions
 from detseg.errors import ConfigError
+from detseg.inference.precision import AUTO, PRECISIONS
 from detseg.optim.optimizer import AverageOptions, ClippingOptions, OptimizerOptions
 from detseg.optim.precision import PrecisionOptions
 from detseg.optim.schedules import ScheduleOptions
@@ -114,6 +115,7 @@ class EvaluationOptions(Options):
     max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during
     training looks at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the
     loader balances; those of a field are scored separately in the final evaluation. overlays: images that it draws.
+    precision: see `inference.precision`.
     """
 
     section = "TEST"
@@ -121,4 +123,5 @@ class EvaluationOptions(Options):
     max_detections: int = key("MAX_DETECTIONS_COCO", at_least=0)
     max_images: int = key("MAX_IMAGES_DURING_TRAINING", at_least=0)
     overlays: int = key("OVERLAYS", at_least=0)
+    precision: str = key("PRECISION", choices=(AUTO, *PRECISIONS))
     balanced_by: str = key("DATALOADER.BALANCE_BY")

@@ -88,8 +88,7 @@ class Postprocess(Settings):
         if self.image_class != "keep":
             settings, predictions = self.of_image(predictions)
             return settings.apply(predictions)
-        # Scores only fall, so that what is below the threshold already needs no new mask.
-        result = self._limit_scores(predictions)
+        result = self._limit_scores(predictions)  # what is left out needs no new mask
         if result.rles is None:
             return result
         result = self._limit_area(self._limit_scores(self.shaped(result)))
@@ -143,8 +142,17 @@ class Postprocess(Settings):
         """Return the same settings with all scores kept."""
         return dataclasses.replace(self, score_threshold=0.0)
 
+    def may_stay(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return (N,) bool: which predictions of an image the score threshold lets pass, whatever their masks are.
+
+        Scores only fall, so that the others need no masks. scores: (N,). classes: (N,) int64.
+        """
+        if self.image_class != "keep":  # which all predictions choose, and which chooses the threshold
+            return np.ones(len(scores), dtype=bool)
+        return scores >= self.values("score_threshold", classes)
+
     def _limit_scores(self, predictions: Predictions) -> Predictions:
-        return predictions.select(predictions.scores >= self.values("score_threshold", predictions.classes))
+        return predictions.select(self.may_stay(predictions.scores, predictions.classes))
 
     def _limit_area(self, predictions: Predictions) -> Predictions:
         low, high = self.values("min_area", predictions.classes), self.values("max_area", predictions.classes)

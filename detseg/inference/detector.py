@@ -32,7 +32,7 @@ from detseg.inference.image_model import ImageModel, InputImage, ParentImage
 from detseg.inference.tta import FUSE, TestTimeAugmentation
 from detseg.inference.views import PLAIN, Size, View
 from detseg.models.paste import paste_crops, quantise
-from detseg.models.region_segmenter import CachedFeatures
+from detseg.models.region_segmenter import CachedFeatures, Keep, RegionSegmenter
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_crops
@@ -135,22 +135,28 @@ class Detector:
         *,
         soft_masks: bool = False,
         boxes: Sequence[Predictions] | None = None,
+        keep: Keep | None = None,
     ) -> list[Predictions]:
         """Find the objects of images of one key, in their own pixels; image_id and file_name are left to the caller.
 
-        boxes: external boxes, one Predictions an image: only their masks are predicted, all are in the result.
+        boxes: external boxes, one Predictions an image: only their masks are predicted, all are in the result. keep:
+        which objects the caller keeps by their scores and classes: others may be left out, before they have masks. All
+        take part where views and models are merged.
         """
         if self.is_plain:
             model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
             with model.autocast():
-                if boxes is None:
-                    return model.segmenter.predict(images, sizes, soft_masks=soft_masks)
-                return model.segmenter.predict_masks(images, boxes, sizes, soft_masks=soft_masks)
+                if boxes is not None:
+                    return model.segmenter.predict_masks(images, boxes, sizes, soft_masks=soft_masks)
+                if keep is not None and isinstance(model.segmenter, RegionSegmenter):
+                    return model.segmenter.cache_features(images, sizes).predict(soft_masks=soft_masks, keep=keep)
+                return model.segmenter.predict(images, sizes, soft_masks=soft_masks)
         if boxes is not None:
-            return [self._merge_then_mask(one, given, soft_masks) for one, given in zip(prepared, boxes, strict=True)]
+            pairs = zip(prepared, boxes, strict=True)
+            return [self._merge_then_mask(one, given, soft_masks) for one, given in pairs]
         if self.settings.mode == FUSE:
             return [self._fuse(one, soft_masks) for one in prepared]
-        return [self._merge_then_mask(one, None, soft_masks) for one in prepared]
+        return [self._merge_then_mask(one, None, soft_masks, keep) for one in prepared]
 
     def _fuse(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
         """Every view detects, all detections are fused."""
@@ -163,7 +169,9 @@ class Detector:
         fused = self._best(fuse(found, self.settings.fusion, weights))
         return fused if soft_masks else dataclasses.replace(fused, soft_masks=None)
 
-    def _merge_then_mask(self, prepared: PreparedImage, boxes: Predictions | None, soft_masks: bool) -> Predictions:
+    def _merge_then_mask(
+        self, prepared: PreparedImage, boxes: Predictions | None, soft_masks: bool, keep: Keep | None = None
+    ) -> Predictions:
         """Merge boxes unless they are given, then average the masks of all views for them."""
         batches = [
             batch
@@ -182,6 +190,7 @@ class Detector:
                     found += batch.boxes()
                     weights += [batch.model.weight] * len(batch.views)
             boxes = self._best(fuse(found, self.settings.fusion, weights))
+            boxes = boxes if keep is None else boxes.select(keep(boxes.scores, boxes.classes))
         clipped = clip_boxes(boxes.boxes, *prepared.size)
         boxes = dataclasses.replace(boxes, boxes=clipped, rles=None, soft_masks=None)
         mean = MeanMasks(boxes)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from detseg.data.augment.resampling import resize_image
 from detseg.data.intensity_range import IntensityRange, levels_of
@@ -21,7 +20,8 @@ from detseg.data.preprocess import (
     network_size,
     resize_shortest_edge_size,
 )
-from detseg.errors import ConfigError, DataError
+from detseg.errors import DataError
+from detseg.inference.precision import AUTO, FULL, check_precision, choose_precision, computing
 from detseg.inference.views import PLAIN, View
 from detseg.models.base import Segmenter
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 _NAMED = 3
 # Images that are cut into tiles are not shrunk more than this unless it is asked for: little would be left of a cell.
 LEAST_SCALE = 0.2
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +74,9 @@ class ImageModel:
     """A model with the preprocessing of its images, and what it is asked for where several models are combined.
 
     segmenter: any model; it is predicted with where it is (its device) and never trained here. preprocess: channels,
-    scaling and inversion, as in training. size: at which the network sees images. precision: "float32", or "bfloat16" /
-    "float16" for automatic mixed precision. intensities: what the model knows; None warns of nothing. weight: of its
-    boxes and masks among those of other models. gives_boxes, gives_masks: whether it is asked for them.
+    scaling and inversion, as in training. size: at which the network sees images. precision: see `inference.precision`;
+    "auto" becomes what it takes. intensities: what the model knows; None warns of nothing. weight: of its boxes and
+    masks among those of other models. gives_boxes, gives_masks: whether it is asked for them.
 
     Raises:
         ConfigError: a precision that does not exist.
@@ -86,7 +85,7 @@ class ImageModel:
     segmenter: Segmenter
     preprocess: ImagePreprocess
     size: TestSizeOptions = field(default_factory=TestSizeOptions)
-    precision: str = "float32"
+    precision: str = FULL
     intensities: IntensityRange | None = None
     weight: float = 1.0
     gives_boxes: bool = True
@@ -94,8 +93,9 @@ class ImageModel:
     _outside: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"the precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
+        if self.precision == AUTO:
+            self.precision = choose_precision(self.segmenter, {})
 
     def network_size(self, image: InputImage, view: View = PLAIN) -> tuple[int, int]:
         """Return (height, width) at which the network sees an image, before the view turns it."""
@@ -167,6 +167,4 @@ class ImageModel:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model computes with its precision."""
-        dtype = PRECISIONS[self.precision]
-        # Not every kind of device knows autocast, even one that is switched off.
-        return nullcontext() if dtype is None else torch.autocast(self.segmenter.device.type, dtype=dtype)
+        return computing(self.segmenter, self.precision)

@@ -27,6 +27,7 @@ from detseg.runs.run_folder import last_numbered
 logger = logging.getLogger(__name__)
 
 POSTPROCESS_FILE = "postprocess.yaml"
+METRICS_FILE = "final_metrics.json"
 CONFIG_FILE = "config.yaml"
 
 

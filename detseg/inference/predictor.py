@@ -21,12 +21,21 @@ from detseg.config import Config, load_config
 from detseg.data.intensity_range import IntensityRange
 from detseg.data.trained_images import TrainedImages, was_in_training
 from detseg.errors import ConfigError, DataError, OutputError
+from detseg.files.atomic import read_json
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
 from detseg.images.reading import read_picture
 from detseg.inference.detector import Detector, PreparedImage
 from detseg.inference.image_model import ImageModel, InputImage
-from detseg.inference.loading import CONFIG_FILE, POSTPROCESS_FILE, find_checkpoint, find_run_folder, load_model
+from detseg.inference.loading import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    POSTPROCESS_FILE,
+    find_checkpoint,
+    find_run_folder,
+    load_model,
+)
+from detseg.inference.precision import AUTO, MEASURED, choose_precision
 from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.tile_predictor import TilePredictor
 from detseg.inference.tiling import Tiling
@@ -123,14 +132,16 @@ class Predictor:
     ) -> Predictor:
         """A predictor with the options of a configuration, around a model that is there already.
 
-        precision, intensities: see ImageModel. augmented: whether images are augmented where TEST.AUG says so.
+        precision, intensities: see ImageModel; the provenance says which precision it is. augmented: whether images are
+        augmented where TEST.AUG says so.
         """
         tta = TestTimeAugmentation.from_options(options.augmentation)
+        image_model = ImageModel(model, options.preprocess, options.size, precision, intensities)
         return cls(
-            ImageModel(model, options.preprocess, options.size, precision, intensities),
+            image_model,
             classes,
             postprocess=postprocess,
-            provenance=provenance,
+            provenance={**(provenance or {}), "precision": image_model.precision},
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
             tiling=options.tiling(model.largest_object),
             trained_images=trained_images,
@@ -144,7 +155,7 @@ class Predictor:
         device: str = "auto",
         checkpoint: str = "best",
         postprocess: bool | str | os.PathLike[str] = True,
-        precision: str = "float32",
+        precision: str = AUTO,
     ) -> Predictor:
         """The model of a run folder, with the thresholds that its training chose.
 
@@ -153,6 +164,7 @@ class Predictor:
             device: "auto" (CUDA where there is one), "cpu", "cuda:1" ...
             checkpoint: "best" (the last one where the run has no evaluation yet), "last", or a file.
             postprocess: True: the run's postprocess.yaml if it has one; False: none; or a file.
+            precision: "float32", "bfloat16" and others, or "auto": see `inference.precision`.
 
         Raises:
             RunError: no run there, or no checkpoint in it. WeightsError, ConfigError: what is there does not fit.
@@ -166,6 +178,9 @@ class Predictor:
         elif postprocess is True:
             logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
         chosen = None if file is None else Postprocess.load(file)
+        if precision == AUTO and (run / METRICS_FILE).is_file():
+            measured = read_json(run / METRICS_FILE).get(MEASURED, {})
+            precision = choose_precision(loaded["model"], measured)
         return cls.from_model(**loaded, postprocess=chosen, precision=precision)
 
     @classmethod
@@ -176,7 +191,7 @@ class Predictor:
         *,
         device: str = "auto",
         postprocess: Postprocess | None = None,
-        precision: str = "float32",
+        precision: str = AUTO,
     ) -> Predictor:
         """The model of a weights file.
 
@@ -349,7 +364,9 @@ class Predictor:
                 found = tiles.predict(first.record, source, soft_masks=soft_masks, boxes=first.boxes)
             return [self._named(found, first)]
         boxes = None if first.boxes is None else [image.boxes for image in batch]
-        found = self.detector.predict([image.content for image in batch], soft_masks=soft_masks, boxes=boxes)
+        keep = None if self.postprocess is None else self.postprocess.may_stay
+        prepared = [image.content for image in batch]
+        found = self.detector.predict(prepared, soft_masks=soft_masks, boxes=boxes, keep=keep)
         named = [self._named(predictions, image) for predictions, image in zip(found, batch, strict=True)]
         return named if self.postprocess is None else [self.postprocess.apply(predictions) for predictions in named]
 

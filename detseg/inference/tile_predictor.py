@@ -158,15 +158,14 @@ class TilePredictor:
         if not missing:
             return grid, store
         parent = self._parent(source, measure=True)
+        keep = None if self.postprocess is None else self.postprocess.may_stay
         self.detector.check_intensities(InputImage(_rows_of(source), source.facts, source.name))
         prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), missing, self.workers)
         for batch in batches(prepared, self.batch_size, lambda pair: pair[1].key):
-            found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks)
+            found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks, keep=keep)
             for (tile, _), predictions in zip(batch, found, strict=True):
-                if self.postprocess is not None:
-                    # Scores only fall after this.
-                    least = self.postprocess.values("score_threshold", predictions.classes)
-                    predictions = predictions.select(predictions.scores >= least)
+                if keep is not None:
+                    predictions = predictions.select(keep(predictions.scores, predictions.classes))
                 store[tile.index] = predictions
             done += len(batch)
             self.progress(record.file_name, done, len(tiles))

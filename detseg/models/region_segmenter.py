@@ -7,7 +7,8 @@ several views before it asks every view for the masks of the merged boxes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from detseg.errors import DataError
 from detseg.models.base import Segmenter, check_finite
 from detseg.models.paste import paste_masks
 from detseg.structures.predictions import Predictions
+
+# Of scores (N,) and classes (N,): which detections are kept, (N,) bool.
+Keep = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Detections:
     classes: Tensor
     masks: Tensor | None = None
 
+    def __getitem__(self, index: Tensor) -> Detections:
+        """Those of an index (n,) int64."""
+        masks = None if self.masks is None else self.masks[index]
+        return Detections(self.boxes[index], self.scores[index], self.classes[index], masks)
+
 
 class RegionSegmenter(Segmenter):
     """A model that finds boxes first and then gives masks to boxes, its own or external ones.
@@ -43,9 +52,17 @@ class RegionSegmenter(Segmenter):
 
     Attributes:
         has_mask_head: whether there are masks at all.
+        masks_apart: whether there are masks, and `detect` leaves them to `mask_probabilities`.
+        mask_dtype: the number format in which `mask_probabilities` computes; None for that of everything else.
     """
 
     has_mask_head = True
+    mask_dtype: torch.dtype | None = None
+
+    @property
+    def masks_apart(self) -> bool:
+        """See the class."""
+        return self.has_mask_head
 
     @property
     def gives_soft_masks(self) -> bool:
@@ -121,23 +138,30 @@ class CachedFeatures:
             self._features = model.extract(images)
 
     @torch.inference_mode()
-    def predict(self, *, masks: bool = True, soft_masks: bool = False) -> list[Predictions]:
-        """Return the detections of every image, best first; boxes only (`rles` None) where `masks` is False."""
-        found = self.model.detect(self._features)
-        probabilities = [one.masks for one in found]
-        if masks and self.model.has_mask_head and any(one is None for one in probabilities):
-            boxes, classes = [one.boxes for one in found], [one.classes for one in found]
-            probabilities = self.model.mask_probabilities(self._features, boxes, classes)
-        check_finite("mask probabilities", *(mask for mask in probabilities if masks and mask is not None))
-        predictions = []
-        for one, mask, size, output in zip(found, probabilities, self.sizes, self.output_sizes, strict=True):
+    def predict(self, *, masks: bool = True, soft_masks: bool = False, keep: Keep | None = None) -> list[Predictions]:
+        """Return the detections of every image, best first; boxes only (`rles` None) where `masks` is False.
+
+        keep: those that it leaves out are not in the result, and get no masks first.
+        """
+        found, answers = [], []
+        for one, size, output in zip(self.model.detect(self._features), self.sizes, self.output_sizes, strict=True):
             boxes = scale_boxes(one.boxes, size, output).cpu().numpy()
+            scores, classes = one.scores.float().cpu().numpy(), one.classes.cpu().numpy()
             # clipping at the border leaves some without area
-            keep = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-            scores, classes = one.scores.float().cpu().numpy()[keep], one.classes.cpu().numpy()[keep]
-            mask = mask.float().cpu().numpy()[keep] if masks and mask is not None else None
-            predictions.append(_with_masks(boxes[keep], scores, classes, mask, output, soft_masks))
-        return predictions
+            kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            kept = kept if keep is None else kept & keep(scores, classes)
+            found.append(one[torch.from_numpy(np.flatnonzero(kept)).to(one.boxes.device)])
+            answers.append((boxes[kept], scores[kept], classes[kept]))
+        probabilities: Sequence[Tensor | None] = [one.masks for one in found]
+        if not masks:
+            probabilities = [None] * len(found)
+        elif self.model.has_mask_head and any(mask is None for mask in probabilities):
+            probabilities = self._probabilities([one.boxes for one in found], [one.classes for one in found])
+        check_finite("mask probabilities", *(mask for mask in probabilities if mask is not None))
+        return [
+            _with_masks(*answer, None if mask is None else mask.float().cpu().numpy(), output, soft_masks)
+            for answer, mask, output in zip(answers, probabilities, self.output_sizes, strict=True)
+        ]
 
     @torch.inference_mode()
     def predict_masks(self, boxes: Sequence[Predictions], *, soft_masks: bool = False) -> list[Predictions]:
@@ -166,9 +190,15 @@ class CachedFeatures:
             places.append(np.clip(given.boxes, 0, np.float32([output[1], output[0]] * 2)))
             scaled.append(scale_boxes(torch.from_numpy(given.boxes).to(device), output, size))
             classes.append(torch.from_numpy(given.classes).to(device))
-        probabilities = self.model.mask_probabilities(self._features, scaled, classes)
+        probabilities = self._probabilities(scaled, classes)
         check_finite("mask probabilities", *probabilities)
         return [mask.float().cpu().numpy() for mask in probabilities], places
+
+    def _probabilities(self, boxes: list[Tensor], classes: list[Tensor]) -> list[Tensor]:
+        """See RegionSegmenter.mask_probabilities; in the number format of masks."""
+        dtype = self.model.mask_dtype
+        with nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype):
+            return self.model.mask_probabilities(self._features, boxes, classes)
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:

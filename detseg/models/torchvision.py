@@ -129,7 +129,7 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         maps, batch = features
         logits = self._mask_logits(maps, boxes, batch.sizes)
         of_class = torch.cat(classes) + 1
-        own = logits[torch.arange(len(logits), device=logits.device), of_class].sigmoid()
+        own = logits[torch.arange(len(logits), device=logits.device), of_class].float().sigmoid()
         return list(own.split([len(image_boxes) for image_boxes in boxes]))
 
 

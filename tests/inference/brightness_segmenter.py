@@ -43,8 +43,9 @@ class Brightness:
         gray = [image.astype(np.float32).mean(axis=2, keepdims=True) for image in images]
         self.bright = [resize_image(image, *size)[:, :, 0] / 255 for image, size in zip(gray, sizes, strict=True)]
 
-    def predict(self, *, masks=True, soft_masks=False):
-        return [self._found(bright, soft_masks) for bright in self.bright]
+    def predict(self, *, masks=True, soft_masks=False, keep=None):
+        found = [self._found(bright, soft_masks) for bright in self.bright]
+        return found if keep is None else [one.select(keep(one.scores, one.classes)) for one in found]
 
     def predict_masks(self, boxes, *, soft_masks=False):
         return [
