@@ -1,14 +1,18 @@
 """How fast Mask R-CNN R50-FPN is beside another library's in the same run: torchvision's or Detectron2's.
 
-    python benchmarks/rcnn_speed.py [--against detectron2] [--sizes 256x320 520x704] [--profile]
+    python benchmarks/rcnn_speed.py --against detectron2 [--sizes 256x320 520x704] [--situations alone beside]
     python benchmarks/rcnn_speed.py --against detectron2 --dense
     python benchmarks/rcnn_speed.py --only precisions --run RUN_FOLDER --data val.json
 
-Both models have the same weights (random), get the same images, and are held to the same number of proposals and of
+All models have the same weights (random), get the same images, and are held to the same number of proposals and of
 detections (nothing is cut by its score). An inference begins with the image as an array and ends with masks of the
 image's size: run-lengths here, full-size masks or probabilities there. A training step is loss, backward pass and SGD.
-Variants are timed in turns; medians and ratios, and in brackets the smallest and largest ratio of a single round. The
-peak of memory is that of a process of its own for each model.
+
+The other library runs as it is and with channels last in memory, in float32 and bfloat16; native is held against the
+faster of the two in the same number format. Every model has a process of its own, with the threads that its users get:
+of ours as many as cores are free, of the others torch's default (OMP_NUM_THREADS=1 for one thread each). `beside` is
+beside a process that keeps one core busy. They are timed in turns; medians and ratios, and in
+brackets the smallest and largest ratio of a single round. The peak of memory is that of two calls in float32.
 
 --dense: one image of 1024 x 1024 with 2,000 cells, as many detections, the limits of configs/_base_/microscopy.yaml.
 With --run, a trained model predicts the images of --data in float32 and bfloat16, and both are scored.
@@ -17,12 +21,14 @@ With --run, a trained model predicts the images of --data in float32 and bfloat1
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import importlib
+import itertools
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -33,16 +39,18 @@ from measuring import MIB, Timing, machine, peak_memory, take_turns, verdict
 from native_rcnn import Answer, NativeTwin, Settings
 
 from detseg.curation.synthetic import make_image
+from detseg.runs.threads import choose_threads, follow_load
 from detseg.structures import Sample
 from detseg.structures.boxes import box_iou
 
-# Times the other library's float32.
-GOALS = {
-    "torchvision": {"inference": 1.2, "training step": 1.0, "bfloat16": 1.8},
-    "detectron2": {"inference": 1.3, "training step": 1.15, "bfloat16": 1.8},
-    "dense": {"inference": 3.0, "training step": 3.0, "bfloat16": 3.0},
-}
+# At least so many times as fast as the other library's faster setting in the same number format, alone on the machine;
+# beside a busy process no slower.
+GOALS = {"torchvision": {None: 1.2}, "detectron2": {None: 1.3}, "dense": {"float32": 1.3, "bfloat16": 1.5}}
+# Dense images: bfloat16 to the other library's float32.
+DENSE_GOAL = 3.0
 RIVALS = {"torchvision": "TorchvisionTwin", "detectron2": "Detectron2Twin"}
+CHANNELS_LAST = " channels last"
+BUSY = "import torch; torch.set_num_threads(1); x = torch.randn(512, 512)\nwhile True: x @ x"
 OBJECT_AP_GOAL = 0.005
 WORKS = ("inference", "training step")
 
@@ -52,63 +60,106 @@ def rival(name: str) -> Any:
     return getattr(importlib.import_module(f"{name}_twin"), RIVALS[name])
 
 
-class Pair:
-    """The native model and another library's on one device with one batch of samples."""
-
-    def __init__(self, against: str, settings: Settings, samples: Sequence[Sample], device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.device, self.against = device, against
-        native = NativeTwin(settings, samples, device)
-        self.twins: dict[str, Any] = {"native": native, against: rival(against)(settings, native, device)}
+def make_twin(which: str, settings: Settings, samples: Sequence[Sample], device: torch.device) -> Any:
+    """A model by the name of its variant: native, or another library's as it is or with channels last."""
+    torch.manual_seed(0)
+    native = NativeTwin(settings, samples, device)
+    if which == native.name:
         native.model.prefer_speed()
-        self.optimizers = {
-            name: torch.optim.SGD([p for p in twin.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
-            for name, twin in self.twins.items()
-        }
+        return native
+    twin = rival(which.removesuffix(CHANNELS_LAST))(settings, native, device)
+    if which.endswith(CHANNELS_LAST):
+        twin.model.to(memory_format=torch.channels_last)
+    return twin
 
-    def inference(self, which: str, dtype: torch.dtype | None) -> Any:
-        """Predict the batch; the answers."""
-        with self._autocast(dtype):
-            return self.twins[which].infer()
 
-    def step(self, which: str, dtype: torch.dtype | None) -> float:
-        """One training step; the loss."""
-        with self._autocast(dtype):
-            losses = self.twins[which].losses()
-        loss = sum(losses.values())
-        self.optimizers[which].zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizers[which].step()
-        return float(loss.detach())
+def make_work(twin: Any, what: str) -> Callable[[torch.dtype | None], Any]:
+    """What is timed, a function of the number format (None: float32)."""
+    device = next(twin.model.parameters()).device
+    twin.model.train(what != "inference")
 
-    def train(self, training: bool) -> None:
-        for twin in self.twins.values():
-            twin.model.train(training)
+    def autocast(dtype: torch.dtype | None) -> Any:
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
-    def sizes(self, work: Callable[[str, torch.dtype | None], Any]) -> dict[str, tuple[Any, ...]]:
-        """What each model computes in one call of `work`: the shape of its input, regions of its box and mask heads."""
-        found = {}
-        for which, twin in self.twins.items():
-            seen: list[Any] = []
-            # Dense images go through the heads in portions.
-            regions = dict.fromkeys(twin.poolers, 0)
+    def infer(dtype: torch.dtype | None) -> None:
+        with autocast(dtype):
+            twin.infer()
 
-            def count(_: Any, inputs: Any, name: str, regions: dict[str, int] = regions) -> None:
-                regions[name] += sum(map(len, inputs[1]))
+    optimizer = torch.optim.SGD([p for p in twin.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
 
-            model = twin.model
-            hooks = [model.backbone.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(tuple(x[0].shape)))]
-            for name in twin.poolers:
-                pooler = model.get_submodule(name)
-                hooks.append(pooler.register_forward_pre_hook(functools.partial(count, name=name)))
-            work(which, None)
-            found[which] = (*seen, *regions.values())
-            for hook in hooks:
-                hook.remove()
-        return found
+    def step(dtype: torch.dtype | None) -> None:
+        with autocast(dtype):
+            losses = twin.losses()
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        optimizer.step()
 
-    def _autocast(self, dtype: torch.dtype | None) -> Any:
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+    return infer if what == "inference" else step
+
+
+def work_sizes(twin: Any, work: Callable[[torch.dtype | None], Any]) -> tuple[Any, ...]:
+    """What a model computes in one call: the shape of its input, regions of its box and mask heads."""
+    seen: list[Any] = []
+    regions = dict.fromkeys(twin.poolers, 0)  # dense images go through the heads in portions
+
+    def count(_: Any, inputs: Any, name: str) -> None:
+        regions[name] += sum(map(len, inputs[1]))
+
+    hooks = [twin.model.backbone.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape)))]
+    for name in twin.poolers:
+        hooks.append(twin.model.get_submodule(name).register_forward_pre_hook(functools.partial(count, name=name)))
+    work(None)
+    for hook in hooks:
+        hook.remove()
+    return *seen, *regions.values()
+
+
+def serve(which: str, what: str, settings: Settings, samples: Sequence[Sample], device: torch.device) -> None:
+    """Be the process of one model: answer each number format on the standard input by the seconds of one call."""
+    if which == NativeTwin.name:
+        choose_threads(None)
+    work = make_work(make_twin(which, settings, samples, device), what)
+    for _ in range(2):
+        work(None)
+    print(json.dumps({"peak": peak_memory()}), flush=True)
+    for line in sys.stdin:
+        dtype = None if line.strip() == "float32" else getattr(torch, line.strip())
+        follow_load()
+        started = time.perf_counter()
+        work(dtype)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+
+
+class Served:
+    """A model in a process of its own (`serve`); peak: its memory in bytes."""
+
+    def __init__(self, which: str, what: str, device: str, size: tuple[int, int]) -> None:
+        words = [*sys.argv[1:], "--sizes", f"{size[0]}x{size[1]}", "--devices", device, "--serve", which, what]
+        environment = dict(os.environ)
+        if which == NativeTwin.name:
+            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as every command of detseg sets it
+        self.which = which
+        command, pipe = [sys.executable, __file__, *words], subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.peak = self._answer()["peak"]
+
+    def seconds(self, dtype: str) -> float:
+        """The time of one call in a number format."""
+        self.process.stdin.write(f"{dtype}\n")
+        self.process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> dict[str, float]:
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries print too
+                return json.loads(line)
+        sys.exit(f"{self.which} did not come to an end (exit status {self.process.wait()})")
 
 
 def make_samples(height: int, width: int, batch: int, cells: int) -> list[Sample]:
@@ -120,27 +171,74 @@ def make_samples(height: int, width: int, batch: int, cells: int) -> list[Sample
     return samples
 
 
-def compare(pair: Pair, title: str, arguments: argparse.Namespace) -> None:
-    """Time inference and the training step of one pair and print them."""
-    for what in [name for name in WORKS if name in arguments.only]:
-        work = pair.inference if what == "inference" else pair.step
-        pair.train(what != "inference")
-        print(f"\n{title}, {what}; input, regions of the box head, of the mask head:")
-        sizes = pair.sizes(work)
-        for which, numbers in sizes.items():
-            print(f"  {which:12} {numbers}")
-        if what == "inference":
-            if sizes["native"] != sizes[pair.against]:
-                sys.exit("the models do not do the same work: choose fewer --proposals or --detections")
-            print(f"  {agreement(*(twin.answers() for twin in pair.twins.values()))}")
-        variants = _variants(work, pair, arguments.bfloat16)
-        timing = take_turns(variants, arguments.rounds)
+def compare(
+    title: str, what: str, device: str, size: tuple[int, int], arguments: argparse.Namespace
+) -> list[list[str]]:
+    """Time one work of all models; return the rows of the table."""
+    formats = ["float32", "bfloat16"] if arguments.bfloat16 else ["float32"]
+    rivals = [arguments.against, arguments.against + CHANNELS_LAST]
+    served = [Served(which, what, device, size) for which in (NativeTwin.name, *rivals)]
+    rows = []
+    for situation in arguments.situations:
+        busy = subprocess.Popen([sys.executable, "-c", BUSY]) if situation == "beside" else None
+        try:
+            variants = {
+                f"{one.which} {dtype}": functools.partial(one.seconds, dtype) for dtype in formats for one in served
+            }
+            timing = take_turns(variants, arguments.rounds, measured=True)
+        finally:
+            if busy is not None:
+                busy.kill()
+                busy.wait()
+        print(f"\n{title}, {what}, {situation}")
         for name in variants:
-            print(f"  {name:22} {timing.median(name) * 1000:9.1f} ms")
-        _print_ratios(timing, what, pair.against, GOALS["dense" if arguments.dense else pair.against])
-        if arguments.profile:
-            for which in pair.twins:
-                print(f"\n{title}, {what}, {which} float32: where the time goes\n{profile(work, which)}")
+            print(f"  {name:34} {timing.median(name) * 1000:9.1f} ms")
+        rows += _rows(timing, f"{title}, {what}, {situation}", formats, rivals, arguments)
+    peaks = {one.which: one.peak for one in served}
+    for one in served:
+        one.end()
+    if device == "cpu":
+        least = min(peaks[which] for which in rivals)
+        own = peaks[NativeTwin.name]
+        memory = [f"{peak / MIB:.0f} MiB" for peak in (own, least)]
+        rows.append([f"{title}, {what}, memory", *memory, f"{least / own:.2f}", f"no more: {verdict(own <= least)}"])
+    return rows
+
+
+def _rows(
+    timing: Timing, title: str, formats: Sequence[str], rivals: Sequence[str], arguments: argparse.Namespace
+) -> list[list[str]]:
+    """Native against the faster setting of the other library, in each number format."""
+    pairs = [(dtype, dtype) for dtype in formats]
+    if arguments.dense and "bfloat16" in formats:
+        pairs.append(("bfloat16", "float32"))
+    goals = GOALS["dense" if arguments.dense else arguments.against]
+    rows = []
+    for ours, theirs in pairs:
+        fast, slow = f"{NativeTwin.name} {ours}", min((f"{which} {theirs}" for which in rivals), key=timing.median)
+        ratio, least, most = timing.ratio(slow, fast)
+        goal = 1.0 if title.endswith("beside") else DENSE_GOAL if ours != theirs else goals.get(ours) or goals[None]
+        milliseconds = [f"{timing.median(name) * 1000:.0f} ms" for name in (fast, slow)]
+        rows.append(
+            [
+                f"{title}, {ours}",
+                milliseconds[0],
+                f"{milliseconds[1]} ({slow})",
+                f"{ratio:.2f} [{least:.2f} .. {most:.2f}]",
+                f"{goal}: {verdict(ratio >= goal)}",
+            ]
+        )
+    return rows
+
+
+def check_same_work(title: str, settings: Settings, samples: Sequence[Sample], device: str, against: str) -> None:
+    """Print how far native and the other library agree; leave where they do not do the same work."""
+    twins = [make_twin(which, settings, samples, torch.device(device)) for which in (NativeTwin.name, against)]
+    sizes = [work_sizes(twin, make_work(twin, "inference")) for twin in twins]
+    print(f"\n{title}: input, regions of the box head, of the mask head: {sizes[0]}")
+    if sizes[0] != sizes[1]:
+        sys.exit(f"the models do not do the same work ({sizes[1]}): choose fewer --proposals or --detections")
+    print(f"  {agreement(*(twin.answers() for twin in twins))}")
 
 
 def agreement(ours: Sequence[Answer], theirs: Sequence[Answer]) -> str:
@@ -162,90 +260,7 @@ def agreement(ours: Sequence[Answer], theirs: Sequence[Answer]) -> str:
     return f"detections in both: {found} of {total}; the median area of their masks differs by {mask_difference:.2%}"
 
 
-def _variants(
-    work: Callable[[str, torch.dtype | None], Any], pair: Pair, bfloat16: bool
-) -> dict[str, Callable[[], Any]]:
-    def timed(which: str, dtype: torch.dtype | None) -> None:
-        work(which, dtype)
-        if pair.device.type == "cuda":
-            torch.cuda.synchronize(pair.device)
-
-    dtypes = {"float32": None} | ({"bfloat16": torch.bfloat16} if bfloat16 else {})
-    variants: dict[str, Callable[[], Any]] = {}
-    for name, dtype in dtypes.items():
-        for which in pair.twins:
-            try:
-                timed(which, dtype)
-            except (RuntimeError, NotImplementedError) as error:
-                print(f"  {which} cannot do {name}: {str(error).splitlines()[0]}")
-                continue
-            variants[f"{which} {name}"] = lambda which=which, dtype=dtype: timed(which, dtype)
-    return variants
-
-
-def _print_ratios(timing: Timing, what: str, against: str, goals: dict[str, float]) -> None:
-    for fast, slow, goal in (
-        ("native float32", f"{against} float32", goals[what]),
-        ("native bfloat16", f"{against} float32", goals["bfloat16"]),
-        ("native bfloat16", f"{against} bfloat16", None),
-    ):
-        if fast not in timing.seconds or slow not in timing.seconds:
-            continue
-        ratio, least, most = timing.ratio(slow, fast)
-        text = f"  {fast} is {ratio:.2f} x {slow}  [{least:.2f} .. {most:.2f}]"
-        print(text if goal is None else f"{text}   goal {goal} x: {verdict(ratio >= goal)}")
-
-
-def compare_memory(arguments: argparse.Namespace, size: tuple[int, int]) -> None:
-    """The peak of memory of every model and work, each in a process of its own."""
-    print(
-        f"\ncpu, {arguments.batch} x {size[0]} x {size[1]}, float32: peak of memory of a process that does this alone"
-    )
-    for what in [name for name in WORKS if name in arguments.only] or WORKS:
-        peaks = {}
-        for which in ("native", arguments.against):
-            command = [
-                sys.executable,
-                __file__,
-                *sys.argv[1:],
-                "--sizes",
-                f"{size[0]}x{size[1]}",
-                "--alone",
-                which,
-                what,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"  {what:14} {which:12} did not come to an end: {(done.stderr.splitlines() or ['killed'])[-1]}")
-                continue
-            peaks[which] = json.loads(done.stdout.splitlines()[-1])
-            print(f"  {what:14} {which:12} {peaks[which] / MIB:8.0f} MiB")
-        if len(peaks) == 2:
-            print(f"  {what:14} goal no more: {verdict(peaks['native'] <= peaks[arguments.against])}")
-
-
-def run_alone(which: str, what: str, settings: Settings, samples: Sequence[Sample]) -> int:
-    """Do one work twice with one model; the peak of memory in bytes."""
-    device = torch.device("cpu")
-    twin = NativeTwin(settings, samples, device)
-    if which == "native":
-        twin.model.prefer_speed()
-    else:
-        twin = rival(which)(settings, twin, device)
-    twin.model.train(what != "inference")
-    parameters = [p for p in twin.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9)
-    for _ in range(2):
-        if what == "inference":
-            twin.infer()
-        else:
-            optimizer.zero_grad(set_to_none=True)
-            sum(twin.losses().values()).backward()
-            optimizer.step()
-    return peak_memory()
-
-
-def profile(work: Callable[[str, torch.dtype | None], Any], which: str, rows: int = 14) -> str:
+def profile(work: Callable[[torch.dtype | None], Any], rows: int = 14) -> str:
     """The operators that take most of one call."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     sort = "self_cpu_time_total"
@@ -253,7 +268,7 @@ def profile(work: Callable[[str, torch.dtype | None], Any], which: str, rows: in
         activities.append(torch.profiler.ProfilerActivity.CUDA)
         sort = "self_cuda_time_total"
     with torch.profiler.profile(activities=activities) as profiler:
-        work(which, None)
+        work(None)
     averages = sorted(profiler.key_averages(), key=lambda event: -getattr(event, sort, 0))
     total = sum(getattr(event, sort, 0) for event in averages) or 1
     lines = [
@@ -312,48 +327,58 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--detections", type=int, default=100, help="detections an image")
     parser.add_argument("--dense", action="store_true", help="2,000 cells on 1024 x 1024 instead of all these sizes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=[*WORKS, "memory", "precisions"], default=[*WORKS, "memory"])
+    parser.add_argument("--only", nargs="+", choices=[*WORKS, "precisions"], default=[*WORKS])
+    parser.add_argument("--situations", nargs="+", choices=["alone", "beside"], default=["alone", "beside"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
     parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false", help="float32 alone")
     parser.add_argument("--profile", action="store_true", help="say which operators the time goes into")
     parser.add_argument("--run", help="a run folder: compare object AP in float32 and bfloat16 (needs --data)")
     parser.add_argument("--data", help="COCO file for --run")
-    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if bool(arguments.run) != bool(arguments.data):
         parser.error("--run and --data belong together")
     return arguments
 
 
-def settings_of(arguments: argparse.Namespace) -> tuple[Settings, list[tuple[int, int]], int]:
+def settings_of(arguments: argparse.Namespace, what: str = "inference") -> tuple[Settings, list[tuple[int, int]], int]:
     """The settings of the models, the sizes of images, and the objects on each."""
     if not arguments.dense:
         settings = Settings(arguments.before_nms, arguments.proposals, arguments.detections)
         return settings, arguments.sizes, arguments.cells
     # A thousandth of the image's area each: cells of 20 pixels.
-    settings = Settings(before_nms=6000, proposals=4000, detections=2000, anchor_sides=(12, 16, 20, 24, 28))
+    proposals = 4000 if what == "inference" else 2000
+    settings = Settings(before_nms=6000, proposals=proposals, detections=2000, anchor_sides=(12, 16, 20, 24, 28))
     return settings, [(1024, 1024)], 2000
 
 
 def main() -> None:
     arguments = parse()
     settings, sizes, cells = settings_of(arguments)
-    if arguments.alone:
+    if arguments.serve:
+        which, what = arguments.serve
         samples = make_samples(*sizes[0], arguments.batch, cells)
-        only = arguments.alone[1]
-        training = dataclasses.replace(settings, proposals=min(settings.proposals, 2000))
-        print(run_alone(arguments.alone[0], only, settings if only == "inference" else training, samples))
+        serve(which, what, settings_of(arguments, what)[0], samples, torch.device(arguments.devices[0]))
         return
     packages = dict.fromkeys(("torch", "torchvision", arguments.against, "numpy"))
     print(f"{machine(*packages)}; {torch.get_num_threads()} threads")
-    timed = set(arguments.only) & {*WORKS, "memory"}
-    for height, width in sizes if timed else []:
+    timed = [name for name in WORKS if name in arguments.only]
+    table = [["", "native", f"{arguments.against}, its faster setting", "ratio", "goal"]]
+    for size in sizes if timed else []:
         for device in arguments.devices:
-            samples = make_samples(height, width, arguments.batch, cells)
-            pair = Pair(arguments.against, settings, samples, torch.device(device))
-            compare(pair, f"{device}, {arguments.batch} x {height} x {width}, {cells} cells", arguments)
-        if "memory" in arguments.only and "cpu" in arguments.devices:
-            compare_memory(arguments, (height, width))
+            samples = make_samples(*size, arguments.batch, cells)
+            title = f"{device}, {arguments.batch} x {size[0]} x {size[1]}, {cells} cells"
+            check_same_work(title, settings, samples, device, arguments.against)
+            if arguments.profile:
+                for which, what in itertools.product((NativeTwin.name, arguments.against), timed):
+                    work = make_work(make_twin(which, settings, samples, torch.device(device)), what)
+                    print(f"\n{title}, {what}, {which} float32: where the time goes\n{profile(work)}")
+            for what in timed:
+                table += compare(title, what, device, size, arguments)
+    if timed:
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = (f"| {' | '.join(map(str.ljust, row, widths))} |" for row in table)
+        print("\n" + "\n".join(lines))
     if arguments.run:
         compare_precisions(arguments.run, arguments.data, arguments.rounds)
 

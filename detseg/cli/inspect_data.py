@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 from pathlib import Path
@@ -129,8 +128,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _training(arguments: argparse.Namespace, found: Inspection) -> str:
     """Return the suggested configuration; make the split where there is none."""
-    # As train_net does, and measured alike.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from detseg.coco.catalog import resolve_dataset
     from detseg.engine.suggest import suggested_training
 

@@ -15,6 +15,7 @@ from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.predict_folds import arguments_of_folds, open_folds, predict_folds
 from detseg.cli.predict_job import add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
 from detseg.cli.predict_shared import Result, all_predictions, predict_share, processes_of_torchrun, state_folder
+from detseg.runs.threads import choose_threads
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.formats.summary import summary_name
     from detseg.inference.image_list import ImageList
 
+    choose_threads(arguments.num_threads)
     for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
         if is_wrong:
             raise ConfigError(message)

@@ -100,6 +100,12 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels at the model per pixel of a tile; default: of the whole image",
     )
     work = parser.add_argument_group("speed")
+    work.add_argument(
+        "--num-threads",
+        type=int,
+        metavar="N",
+        help="threads to compute with; default: as many as cores are free at the time",
+    )
     work.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
     work.add_argument(
         "--workers", type=int, default=1, metavar="N", help="threads that prefetch images (default %(default)s)"

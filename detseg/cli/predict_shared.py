@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.predict_job import Job, find_job_images, load_job
+from detseg.runs.threads import choose_threads
 
 if TYPE_CHECKING:
     from detseg.inference.image_list import ImageList
@@ -168,7 +169,9 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
         # Processes share the pipe: messages this short are written at once (PIPE_BUF).
         counts.send_bytes(b"." * images)
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    if arguments.num_threads is None:
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    choose_threads(arguments.num_threads)
     try:
         predict_share(arguments, rank, count, folder, done)
     except DetsegError as error:

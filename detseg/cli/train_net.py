@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from detseg.cli.next_step import beside, command_line, print_next, program
 from detseg.errors import ConfigError, DetsegError, RunError
+from detseg.runs.threads import choose_threads
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -54,24 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes to start on this machine, one GPU each, by Detectron2's launch (torchrun does it for either "
         "engine)",
     )
-    parser.add_argument("--num-threads", type=int, metavar="N", help="threads; a bit-identical resume needs as many")
+    parser.add_argument(
+        "--num-threads",
+        type=int,
+        metavar="N",
+        help="threads to compute with; default: as many as cores are free. A bit-identical run needs the same",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train or evaluate; print the scores and where everything is."""
-    # Threads that wait for each other sleep, not spin: where cores are shared (with the loader's workers, with
-    # other programs) training was up to ten times as fast. OpenMP reads it when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.num_gpus != 1:
         return _launch(arguments)
-    import torch
-
+    choose_threads(arguments.num_threads)
     from detseg.runs.distributed import join_processes
 
-    if arguments.num_threads is not None:
-        if arguments.num_threads < 1:
-            raise ConfigError(f"--num-threads is {arguments.num_threads}; expected 1 or more")
-        torch.set_num_threads(arguments.num_threads)
     with join_processes() as processes:
         if not processes.is_main:
             for name in ("detseg", "detectron2"):

@@ -21,6 +21,7 @@ from detseg.files.atomic import write_atomically, write_text
 from detseg.runs.checkpoint import save_checkpoint
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.session import Session
+from detseg.runs.threads import follow_load
 from detseg.runs.trackers import EVALUATION, finite
 from detseg.structures.sample import Sample
 
@@ -91,6 +92,7 @@ class Training:
         state, plan, last = self.state, self.plan, self.session.run.last
         learning_rate = state.learning_rate
         state.iteration += 1
+        follow_load()
         self.progress.update(
             state.iteration, losses, lr=learning_rate, gradient_norm=gradient_norm, data_seconds=data_seconds
         )

@@ -43,6 +43,7 @@ from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.validation import InferenceOptions
 from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
+from detseg.runs.threads import follow_load
 from detseg.structures.predictions import IN_TRAINING, Predictions, image_level_fields
 from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 from detseg.version import __version__
@@ -334,6 +335,7 @@ class Predictor:
     ) -> Iterator[Predictions]:
         needed = self.needs_soft_masks(soft_masks)
         for batch in batches(images, batch_size, lambda image: getattr(image.content, "key", object())):
+            follow_load()
             try:
                 found = self._predict_batch(batch, tiles, needed)
             except (DataError, OutputError) as error:

@@ -29,6 +29,7 @@ from detseg.inference.image_model import InputImage, ParentImage
 from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.stitching import TileStore, stitch
 from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileFolder, TileGrid, Tiling, make_grid
+from detseg.runs.threads import follow_load
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
@@ -162,6 +163,7 @@ class TilePredictor:
         self.detector.check_intensities(InputImage(_rows_of(source), source.facts, source.name))
         prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), missing, self.workers)
         for batch in batches(prepared, self.batch_size, lambda pair: pair[1].key):
+            follow_load()
             found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks, keep=keep)
             for (tile, _), predictions in zip(batch, found, strict=True):
                 if keep is not None:

@@ -1,0 +1,157 @@
+"""As many threads as cores are free: at the start of a command, and every few seconds while it computes.
+
+A parallel region ends with its last thread. Where another program holds a core, that thread waits for its turn in each
+of the thousands of regions of an image: two threads beside a busy process take many times as long as one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from detseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Between two looks at the load, and the least time over which it is measured.
+PERIOD, SHORTEST = 2.0, 0.2
+# By any of these the user has chosen.
+CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def sleep_while_waiting() -> None:
+    """Let threads that wait for each other sleep instead of spin. To be called before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def choose_threads(asked: int | None) -> None:
+    """Compute with `asked` threads (--num-threads); None: with as many as cores are free, now and as that changes.
+
+    A number in OMP_NUM_THREADS, and a number that was set for torch before, is the most that is taken.
+
+    Raises:
+        ConfigError: less than one thread.
+    """
+    global _load
+    if asked is not None and asked < 1:
+        raise ConfigError(f"--num-threads is {asked}; expected 1 or more")
+    before = CoreTime.now()
+    import torch
+
+    _load = None
+    if asked is not None:
+        torch.set_num_threads(asked)
+    elif before is not None and torch.get_num_threads() > 1 and not any(name in os.environ for name in CHOSEN_BY):
+        time.sleep(max(SHORTEST - (time.monotonic() - before.at), 0))  # it took longer to import torch
+        _load = _Load(before, most=min(torch.get_num_threads(), cores_allowed()))
+        _load.follow()
+
+
+def follow_load() -> None:
+    """Compute with as many threads as cores are free, if that is what `choose_threads` was asked for.
+
+    To be called often by the thread that computes, between images or iterations.
+    """
+    if _load is not None and time.monotonic() - _load.before.at >= PERIOD:
+        _load.follow()
+
+
+class _Load:
+    """before: when the load was last looked at. most: threads, where all cores are free."""
+
+    def __init__(self, before: CoreTime, most: int) -> None:
+        self.before = before
+        self.most = most
+
+    def follow(self) -> None:
+        import torch
+
+        now = CoreTime.now()
+        if now is None:
+            return
+        others, self.before = now.used_by_others(self.before), now
+        threads, current = threads_beside(others, len(_cores()), self.most), torch.get_num_threads()
+        if threads == current:
+            return
+        torch.set_num_threads(threads)
+        logger.info(
+            "%d thread%s instead of %d: other programs use %.1f of %d cores (--num-threads N keeps to N; weights "
+            "are bit-identical only for the same one)",
+            *(threads, "" if threads == 1 else "s", current, others, len(_cores())),
+        )
+
+
+_load: _Load | None = None
+
+
+def threads_beside(others: float, cores: int, most: int) -> int:
+    """How many threads have a core of their own beside programs that use `others` of the cores; at least one."""
+    return max(1, min(most, math.floor(cores - others + 0.5)))
+
+
+@dataclass(frozen=True)
+class CoreTime:
+    """Processor seconds on the cores that are open to this process, up to a moment.
+
+    at: of the monotonic clock. busy: of all programs. own: of this process and its children.
+    """
+
+    at: float
+    busy: float
+    own: float
+
+    @classmethod
+    def now(cls) -> CoreTime | None:
+        """None where the system does not tell: only Linux does."""
+        try:
+            lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+            second = os.sysconf("SC_CLK_TCK")
+        except (OSError, AttributeError, ValueError):
+            return None
+        cores = {f"cpu{core}" for core in _cores()}
+        busy = 0
+        for name, *ticks in (line.split() for line in lines if line.startswith("cpu")):
+            if name in cores:  # user nice system idle iowait irq softirq steal
+                user, nice, system, _, _, *rest = (int(tick) for tick in ticks[:8])
+                busy += user + nice + system + sum(rest)
+        ended = os.times()
+        own = time.process_time() + ended.children_user + ended.children_system
+        children = sum(_ticks_of(child.pid) for child in multiprocessing.active_children())
+        return cls(time.monotonic(), busy / second, own + children / second)
+
+    def used_by_others(self, before: CoreTime) -> float:
+        """How many cores other programs used on average since `before`."""
+        busy, own = self.busy - before.busy, self.own - before.own
+        return max(busy - own, 0.0) / max(self.at - before.at, 1e-3)
+
+
+def cores_allowed(control_groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use at once: those open to it, fewer where its container has a quota."""
+    cores = len(_cores())
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # versions 2 and 1
+        try:
+            quota, period = " ".join((control_groups / name).read_text(encoding="ascii") for name in names).split()
+            if int(quota) > 0 and int(period) > 0:
+                cores = min(cores, max(1, int(quota) // int(period)))
+        except (OSError, ValueError):  # not this version, or "max": no quota
+            continue
+    return cores
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _ticks_of(process: int | None) -> int:
+    """Clock ticks that a running process has computed; 0 where it has just ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return int(fields[11]) + int(fields[12])
