@@ -32,7 +32,7 @@ def sleep_while_waiting() -> None:
 def choose_threads(asked: int | None) -> None:
     """Compute with `asked` threads (--num-threads); None: with as many as cores are free, now and as that changes.
 
-    A number in OMP_NUM_THREADS, and a number that was set for torch before, is the most that is taken.
+    A number in OMP_NUM_THREADS is kept; one that was set for torch before is the most that is taken.
 
     Raises:
         ConfigError: less than one thread.
@@ -43,12 +43,15 @@ def choose_threads(asked: int | None) -> None:
     before = CoreTime.now()
     import torch
 
+    most = torch.get_num_threads()
+    if _load is not None and _load.threads == most:  # of the command before in this process
+        most = _load.most
     _load = None
     if asked is not None:
         torch.set_num_threads(asked)
-    elif before is not None and torch.get_num_threads() > 1 and not any(name in os.environ for name in CHOSEN_BY):
+    elif before is not None and most > 1 and not any(name in os.environ for name in CHOSEN_BY):
         time.sleep(max(SHORTEST - (time.monotonic() - before.at), 0))  # it took longer to import torch
-        _load = _Load(before, most=min(torch.get_num_threads(), cores_allowed()))
+        _load = _Load(before, min(most, cores_allowed()))
         _load.follow()
 
 
@@ -62,11 +65,11 @@ def follow_load() -> None:
 
 
 class _Load:
-    """before: when the load was last looked at. most: threads, where all cores are free."""
+    """before: when the load was last looked at. most: threads, where all cores are free. threads: now."""
 
     def __init__(self, before: CoreTime, most: int) -> None:
         self.before = before
-        self.most = most
+        self.most = self.threads = most
 
     def follow(self) -> None:
         import torch
@@ -75,14 +78,14 @@ class _Load:
         if now is None:
             return
         others, self.before = now.used_by_others(self.before), now
-        threads, current = threads_beside(others, len(_cores()), self.most), torch.get_num_threads()
-        if threads == current:
+        self.threads, current = threads_beside(others, len(_cores()), self.most), torch.get_num_threads()
+        if self.threads == current:
             return
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self.threads)
         logger.info(
             "%d thread%s instead of %d: other programs use %.1f of %d cores (--num-threads N keeps to N; weights "
             "are bit-identical only for the same one)",
-            *(threads, "" if threads == 1 else "s", current, others, len(_cores())),
+            *(self.threads, "" if self.threads == 1 else "s", current, others, len(_cores())),
         )
 
 

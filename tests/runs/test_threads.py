@@ -60,7 +60,16 @@ def test_a_busy_process_is_seen():
 
 
 def test_the_number_follows_the_load(monkeypatch):
-    times = iter([CoreTime(0, 0, 0), CoreTime(3, 3, 0), CoreTime(6, 3, 0), CoreTime(9, 6, 0)])
+    times = iter(
+        [
+            CoreTime(0, 0, 0),
+            CoreTime(3, 3, 0),
+            CoreTime(6, 3, 0),
+            CoreTime(9, 6, 0),
+            CoreTime(12, 6, 0),
+            CoreTime(15, 6, 0),
+        ]
+    )
     monkeypatch.setattr(CoreTime, "now", classmethod(lambda cls: next(times)))
     monkeypatch.setattr(threads, "_cores", lambda: {0, 1})
     torch.set_num_threads(2)
@@ -71,6 +80,8 @@ def test_the_number_follows_the_load(monkeypatch):
     assert torch.get_num_threads() == 2, "it has ended"
     follow_load()
     assert torch.get_num_threads() == 1, "there is another one"
+    choose_threads(None)  # the next command in this process
+    assert threads._load.most == 2
 
 
 @pytest.mark.parametrize("by", ["option", "environment", "torch"])
