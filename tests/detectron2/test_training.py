@@ -15,6 +15,8 @@ from detectron2_cases import require_detectron2, training_config, write_dataset
 
 require_detectron2()
 
+from random_cases import steps_beyond, without_onednn
+
 from detseg import Predictor
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
@@ -72,14 +74,23 @@ def both(tmp_path_factory: pytest.TempPathFactory, data: Path, weights: Path) ->
     return folders
 
 
-def test_ten_steps_have_the_same_losses(both: dict[str, Path]):
-    expected, found = training_lines(both["detectron2"]), training_lines(both["native"])
-    assert len(expected) == len(found) == 10
-    for theirs, ours in zip(expected, found, strict=True):
-        assert ours.keys() == theirs.keys()
-        norms = ours.pop("gradient_norm"), theirs.pop("gradient_norm")
-        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+def test_ten_steps_have_the_same_losses(both: dict[str, Path], data: Path, weights: Path, tmp_path: Path):
+    """How far they may be apart follows from Detectron2 itself, on this machine, with other convolutions."""
+    with without_onednn():
+        run_training(training_config(data, tmp_path / "run", "detectron2", MODEL__WEIGHTS=str(weights)))
+    expected, found, itself = map(training_lines, (both["detectron2"], both["native"], tmp_path / "run"))
+    assert len(expected) == len(found) == len(itself) == 10
+    assert all(ours.keys() == theirs.keys() for ours, theirs in zip(found, expected, strict=True))
+    norms = [line["gradient_norm"] for line in expected]
+    assert [line["gradient_norm"] for line in found] == pytest.approx(norms, rel=1e-3)
+    assert not steps_beyond(relative_losses(found, expected), relative_losses(itself, expected))
+
+
+def relative_losses(found: list[dict[str, float]], expected: list[dict[str, float]]) -> list[float]:
+    """The largest relative difference of a loss, by step."""
+    names = [name for name in expected[0] if "loss" in name]
+    assert names
+    return [max(abs(a[n] - b[n]) / max(abs(b[n]), 1e-2) for n in names) for a, b in zip(found, expected, strict=True)]
 
 
 def test_both_show_the_first_iterations_at_once(both: dict[str, Path]):
