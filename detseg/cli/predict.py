@@ -88,9 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         if is_wrong:
             raise ConfigError(message)
     if arguments.folds and not arguments.postprocess:
-        arguments.raw = (
-            True  # a run's own thresholds suit its fold, and out-of-fold predictions are there to choose them
-        )
+        arguments.raw = True  # out-of-fold predictions are there to choose thresholds
     folds = open_folds(arguments) if arguments.folds else None
     commands = [arguments] if folds is None else arguments_of_folds(arguments, folds)
     if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments, commands):
