@@ -122,11 +122,16 @@ def prepare(images: Path, labels: Path, output: Path, *options: str) -> int:
     return main([*map(str, words), *options])
 
 
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line before the commands that come next."""
+    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith(("next:", "then:"))][-1]
+
+
 def test_prepare_says_it_last_and_names_the_remedies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write(tmp_path / "images", {"a.png": RNG.integers(0, 255, cells().shape)})
     labels = write(tmp_path / "labels", {"a.png": cells() > 0})
     assert prepare(images, labels, tmp_path / "out") == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = last_line(capsys)
     assert last.startswith("WARNING: 1 of 1 images (a.png)")
     assert "--split-regions" in last
     assert prepare(images, labels, tmp_path / "out", "--overwrite", "--split-regions") == 0
@@ -134,13 +139,13 @@ def test_prepare_says_it_last_and_names_the_remedies(tmp_path: Path, capsys: pyt
     assert CocoDataset.load(tmp_path / "out" / "all.json").num_objects == 40
     filled = write(tmp_path / "filled", {"a.png": cells() + 1})
     assert prepare(images, filled, tmp_path / "out", "--overwrite") == 0
-    assert "--background NUMBER" in capsys.readouterr().out.splitlines()[-1]
+    assert "--background NUMBER" in last_line(capsys)
     assert prepare(images, filled, tmp_path / "out", "--overwrite", "--background", "1") == 0
     assert "WARNING" not in capsys.readouterr().out
     assert CocoDataset.load(tmp_path / "out" / "all.json").num_objects == 40
     empty = write(tmp_path / "empty", {"a.png": 0 * cells()})
     assert prepare(images, empty, tmp_path / "out", "--overwrite") == 0
-    assert "none of the 1 images has an object" in capsys.readouterr().out.splitlines()[-1]
+    assert "none of the 1 images has an object" in last_line(capsys)
 
 
 def test_the_same_check_of_a_coco_file_and_a_sample_of_it(tmp_path: Path) -> None:
