@@ -16,18 +16,15 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
 from detseg.evaluation.evaluate import align
 from detseg.evaluation.ground_truth import GroundTruth
-from detseg.evaluation.object_ap import ObjectCounts, count_objects
+from detseg.evaluation.intervals import image_scores, paired_intervals
+from detseg.evaluation.object_ap import count_objects
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import choose_class_thresholds
-
-DRAWS = 10_000
 
 
 def choose(truth: GroundTruth, predictions: Sequence[Predictions]) -> Postprocess:
@@ -47,20 +44,6 @@ def cross_fitted(truth: GroundTruth, predictions: Sequence[Predictions]) -> list
         for index in range(half, len(predictions), 2):
             result[index] = settings.apply(predictions[index])
     return result
-
-
-def scores_of(counts: Sequence[ObjectCounts], row: int) -> np.ndarray:
-    """Object AP (I,) of every image for a row of the counts; nan where the class does not occur."""
-    return np.array([one.average_precision()[row].mean() if one.occurs()[row] else np.nan for one in counts])
-
-
-def difference(base: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """The difference of the means over images, and its interval."""
-    draws = np.random.default_rng(seed).integers(0, len(base), (DRAWS, len(base)))
-    with np.errstate(invalid="ignore"):
-        drawn = np.nanmean(other[draws], axis=1) - np.nanmean(base[draws], axis=1)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(np.nanmean(other) - np.nanmean(base)), float(low), float(high)
 
 
 def main() -> None:
@@ -92,11 +75,12 @@ def main() -> None:
         counts.append([count_objects(image, answer, len(truth.class_names)) for image, answer in pairs])
     print(f"{len(truth.images)} images; object AP, difference to {arguments.base} with its 95 % interval")
     for row, name in enumerate(["all", *truth.class_names]):
-        base = scores_of(counts[0], row)
-        print(f"{name}: {np.nanmean(base):.4f}")
-        for path, other in zip(arguments.others, counts[1:], strict=True):
-            gain, low, high = difference(base, scores_of(other, row))
-            print(f"    {np.nanmean(scores_of(other, row)):.4f}  {gain:+.4f} [{low:+.4f}, {high:+.4f}]  {path}")
+        base = image_scores(counts[0], row)
+        print(f"{name}: {base.values[0]:.4f}")
+        for path, own in zip(arguments.others, counts[1:], strict=True):
+            other = image_scores(own, row)
+            (gain, *_), ((low, high), *_) = paired_intervals(base, other)
+            print(f"    {other.values[0]:.4f}  {gain:+.4f} [{low:+.4f}, {high:+.4f}]  {path}")
 
 
 if __name__ == "__main__":

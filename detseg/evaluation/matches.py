@@ -1,0 +1,104 @@
+"""Which predictions hit which objects: for pictures, confusions of classes, and histograms of sizes and overlaps.
+
+The matching is that of `detseg.evaluation.object_ap` at one IoU threshold, whatever the classes: a prediction of the
+wrong class is a hit with a confusion, not a false alarm and a miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detseg.errors import DataError
+from detseg.evaluation.ground_truth import ImageTruth
+from detseg.evaluation.object_ap import match_pairs
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.structures.overlaps import shared_pixels
+
+
+@dataclass(frozen=True)
+class ImageMatches:
+    """N predictions and M annotations of one image, matched one to one.
+
+    object_of: (N,) int64, the annotation that a prediction hits, or -1. iou: (N,) float64, with it; 0 without a hit.
+    left_out: (N,) bool, without a hit and inside a crowd region: neither hit nor false.
+    predicted_of: (M,) int64, the prediction that hits an annotation, or -1. crowd: (M,) bool, regions that are no
+    objects. classes, areas: of the predictions; object_classes, object_areas: of the annotations; int64, pixels.
+    """
+
+    object_of: np.ndarray
+    iou: np.ndarray
+    left_out: np.ndarray
+    predicted_of: np.ndarray
+    crowd: np.ndarray
+    classes: np.ndarray
+    areas: np.ndarray
+    object_classes: np.ndarray
+    object_areas: np.ndarray
+
+    @property
+    def is_hit(self) -> np.ndarray:
+        """(N,) bool, of the predictions."""
+        return self.object_of >= 0
+
+    @property
+    def is_false(self) -> np.ndarray:
+        """(N,) bool, of the predictions."""
+        return ~self.is_hit & ~self.left_out
+
+    @property
+    def is_missed(self) -> np.ndarray:
+        """(M,) bool, of the annotations."""
+        return (self.predicted_of < 0) & ~self.crowd
+
+
+def match_image(truth: ImageTruth, predictions: Predictions, threshold: float = 0.5) -> ImageMatches:
+    """Match the masks of one image, pairs of IoU > threshold (0.5 or more).
+
+    Raises DataError for predictions without masks.
+    """
+    if predictions.rles is None:
+        raise DataError(
+            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: which "
+            "objects they hit is told from masks"
+        )
+    overlaps = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
+    of_crowd = truth.crowd[overlaps.second]
+    crowds, pairs = overlaps.select(of_crowd), overlaps.select(~of_crowd)
+    object_of = match_pairs(pairs, threshold)
+    hits = np.flatnonzero(object_of >= 0)
+    predicted_of = np.full(len(truth.rles), -1, dtype=np.int64)
+    predicted_of[object_of[hits]] = hits
+    iou = np.zeros(len(predictions))
+    matched = object_of[pairs.first] == pairs.second
+    iou[pairs.first[matched]] = pairs.iou[matched]
+    left_out = np.zeros(len(predictions), dtype=bool)
+    left_out[crowds.first[crowds.of_first > threshold]] = True
+    return ImageMatches(
+        object_of=object_of,
+        iou=iou,
+        left_out=left_out & (object_of < 0),
+        predicted_of=predicted_of,
+        crowd=truth.crowd,
+        classes=predictions.classes.astype(np.int64),
+        areas=overlaps.first_areas,
+        object_classes=truth.classes,
+        object_areas=overlaps.second_areas,
+    )
+
+
+def confusion(matches: Sequence[ImageMatches], num_classes: int) -> np.ndarray:
+    """Return counts (K + 1, K + 1) int64: row: class of the object, column: class that was predicted for it.
+
+    Row K counts false predictions by their class, column K missed objects by theirs.
+    """
+    counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    for image in matches:
+        hit = image.is_hit
+        np.add.at(counts, (image.object_classes[image.object_of[hit]], image.classes[hit]), 1)
+        np.add.at(counts[num_classes], image.classes[image.is_false], 1)
+        np.add.at(counts[:, num_classes], image.object_classes[image.is_missed], 1)
+    return counts

@@ -1,0 +1,62 @@
+"""What a prediction got right and wrong, in three colours over the image: hits, false predictions, missed objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from detseg.evaluation.matches import ImageMatches
+from detseg.report.drawing import (
+    CROWD_COLOUR,
+    display_scale,
+    draw_objects,
+    fitting_line_width,
+    resize_display,
+    to_display,
+    typical_thickness,
+)
+from detseg.report.layout import LegendEntry
+
+# Told apart with any colour vision, on dark, gray and stained images; see `drawing.PALETTE`.
+HIT, FALSE, MISSED = (64, 190, 255), (255, 176, 0), (240, 50, 140)
+
+Rles = Sequence[Mapping[str, Any]]
+
+
+def draw_outcomes(
+    image: np.ndarray, truth: Rles, predicted: Rles, matches: ImageMatches, *, scale: float | None = None
+) -> np.ndarray:
+    """Return a picture (h, w, 3) uint8 RGB: contours of predictions that hit, of false ones, and of missed objects.
+
+    image: (H, W, C) of any numbers, or (H, W, 3) uint8 as `to_display` made it. truth, predicted: masks of its size, of
+    which `matches` tells. scale: of the picture; None: as overlays have it. Regions to ignore, and predictions in them,
+    are gray.
+    """
+    shown = to_display(image)
+    thickness = typical_thickness([*truth, *predicted])
+    scale = display_scale(*shown.shape[:2], thickness) if scale is None else scale
+    groups = (
+        ([rle for rle, is_crowd in zip(truth, matches.crowd, strict=True) if is_crowd], CROWD_COLOUR),
+        ([rle for rle, is_left_out in zip(predicted, matches.left_out, strict=True) if is_left_out], CROWD_COLOUR),
+        ([rle for rle, is_hit in zip(predicted, matches.is_hit, strict=True) if is_hit], HIT),
+        ([rle for rle, is_missed in zip(truth, matches.is_missed, strict=True) if is_missed], MISSED),
+        ([rle for rle, is_false in zip(predicted, matches.is_false, strict=True) if is_false], FALSE),
+    )
+    rles = [rle for group, _ in groups for rle in group]
+    colours = [colour for group, colour in groups for _ in group]
+    picture = resize_display(shown, scale)
+    return draw_objects(picture, rles, colours, scale, fitting_line_width(thickness, scale))
+
+
+def outcome_note(matches: ImageMatches) -> str:
+    """Return the numbers of an image as text: "12 hit, 1 false, 3 missed"."""
+    parts = (("hit", matches.is_hit), ("false", matches.is_false), ("missed", matches.is_missed))
+    return ", ".join(f"{int(which.sum()):,} {name}" for name, which in parts)
+
+
+def outcome_legend() -> list[LegendEntry]:
+    """Return what the colours mean."""
+    texts = ("hit (IoU > 0.5)", "false prediction", "missed object")
+    return [LegendEntry(text, colour) for text, colour in zip(texts, (HIT, FALSE, MISSED), strict=True)]
