@@ -211,8 +211,10 @@ def make_case(name: str, number: int, seed: int, valid: list[bytes]) -> bytes:
     return KINDS[name].change(random, valid[number % len(valid)])
 
 
-def work(name: str, numbers: range, seed: int, valid: list[bytes], path: Path, outcomes: Any) -> None:
+def work(name: str, numbers: range, seed: int, valid: list[bytes], path: Path, pipe: tuple[Any, Any]) -> None:
     """In a child process: read the cases one after the other, and send what became of each."""
+    receiver, outcomes = pipe
+    receiver.close()  # so that sending fails, and this process ends, where the other one is gone
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     os.environ.update({MOST_PIXELS: str(2**24), DATASETS_FOLDER: str(path.parent)})
@@ -247,7 +249,7 @@ def run_kind(name: str, numbers: range, seed: int, failures: Path, bar: tqdm) ->
         path = Path(folder) / f"{name}{kind.suffix}"  # catalog.yaml and sources.yaml must be called so
         while numbers:
             receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=work, args=(name, numbers, seed, valid, path, sender))
+            child = context.Process(target=work, args=(name, numbers, seed, valid, path, (receiver, sender)))
             child.start()
             sender.close()
             for number in numbers:
