@@ -68,6 +68,15 @@ def test_answers_in_pixels_of_the_output_and_for_given_boxes(model: Segmenter) -
     assert len(none) == 0
 
 
+def test_without_a_limit_no_detection_is_dropped() -> None:
+    """As a slice, -1 would leave the last one out."""
+    keys = KEYS | {"TEST.DETECTIONS_PER_IMAGE": -1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}
+    unlimited = build_model(load_flat_config(keys)).eval()
+    found = len(unlimited.predict([disks(6, (64, 80)).image])[0])
+    unlimited.roi_heads.detections_per_img = 10_000
+    assert found == len(unlimited.predict([disks(6, (64, 80)).image])[0]) > 1
+
+
 def test_its_own_names_load_and_other_classes_begin_anew(model: Segmenter) -> None:
     with torch.device("meta"):
         other = build_model(load_flat_config(KEYS | {"MODEL.ROI_HEADS.NUM_CLASSES": 5}))
