@@ -197,9 +197,8 @@ def _print_results(folder: Path, metrics: dict[str, Any]) -> None:
 
 def _print_next(folder: Path) -> None:
     """What was trained can predict, here the images that it is known by; any others go in their place."""
-    from detseg.coco.catalog import resolve_dataset
+    from detseg.coco.catalog import resolve_dataset, set_names
     from detseg.config import load_config
-    from detseg.engine.data_sets import set_names
 
     try:
         cfg = load_config(folder / "config.yaml")
@@ -231,7 +230,8 @@ def _print_scores(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], count: int) -> None:
-    from detseg.engine.out_of_fold import CONTENTS, PREDICTIONS_FILE, TRUTH_FILE, fold_table
+    from detseg.engine.out_of_fold import CONTENTS, fold_table
+    from detseg.files.run_files import OUT_OF_FOLD_FILE, OUT_OF_FOLD_TRUTH
     from detseg.runs.fold_runs import contents
 
     if missing:
@@ -243,5 +243,5 @@ def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], coun
         f"\n{fold_table(metrics)}\n\neach fold with its own score threshold, `together` with one for all images\n\n"
         f"Everything is in {folder}:\n{contents(folder, CONTENTS)}"
     )
-    words = ["--predictions", folder / PREDICTIONS_FILE, "--ground-truth", folder / TRUTH_FILE]
+    words = ["--predictions", folder / OUT_OF_FOLD_FILE, "--ground-truth", folder / OUT_OF_FOLD_TRUTH]
     print_next(command_line("tune_thresholds", *words, "--output", beside(folder / "tuned", ".yaml")))

@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,20 @@ def load_dataset(
         root = found[0]
     dataset = CocoDataset.load(entry.json, root, boxes=boxes)
     return dataset.with_classes(entry.classes) if entry.classes else dataset
+
+
+def set_names(paths: Sequence[str]) -> list[str]:
+    """Return short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
+    names: list[str] = []
+    for path in paths:
+        stem = re.split(r"[/\\]", path)[-1].removesuffix(".gz").removesuffix(".json")
+        name = re.sub(r"[^\w.-]+", "_", stem) or "data"
+        number, unique = 1, name
+        while unique in names:
+            number += 1
+            unique = f"{name}_{number}"
+        names.append(unique)
+    return names
 
 
 def read_catalog() -> dict[str, dict[str, Any]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detseg.coco.catalog import load_dataset
+from detseg.coco.catalog import load_dataset, set_names
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import check_sets, object_warnings
 from detseg.coco.pairing import content_key
@@ -183,20 +182,6 @@ def measure_intensities(dataset: CocoDataset, cfg: Config) -> IntensityRange:
             max(found.bright),
         )
     return found
-
-
-def set_names(paths: Sequence[str]) -> list[str]:
-    """Short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
-    names: list[str] = []
-    for path in paths:
-        stem = re.split(r"[/\\]", path)[-1].removesuffix(".gz").removesuffix(".json")
-        name = re.sub(r"[^\w.-]+", "_", stem) or "data"
-        number, unique = 1, name
-        while unique in names:
-            number += 1
-            unique = f"{name}_{number}"
-        names.append(unique)
-    return names
 
 
 def describe(role: str, dataset: CocoDataset, cfg: Config) -> None:

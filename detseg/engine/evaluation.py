@@ -26,7 +26,7 @@ from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.atomic import write_json, writing
 from detseg.files.hashing import hash_file
-from detseg.inference.loading import METRICS_FILE, POSTPROCESS_FILE
+from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, POSTPROCESS_FILE, PREDICTIONS_FOLDER
 from detseg.inference.precision import AUTO, FULL, MEASURED, choose_precision, is_equal, precisions_of
 from detseg.inference.predictor import Predictor
 from detseg.inference.validation import InferenceOptions
@@ -139,7 +139,7 @@ def evaluate_weights(
     postprocess: Postprocess | None = None
 
     def score(name: str, dataset: CocoDataset, predictions: Sequence[Predictions]) -> tuple[dict[str, Any], Any]:
-        write_set(folder / "predictions" / f"{name}.json.gz", predictions, dataset, info)
+        write_set(folder / PREDICTIONS_FOLDER / f"{name}.json.gz", predictions, dataset, info)
         truth = GroundTruth.from_coco(dataset)
         metrics, applied = evaluate_tuned(
             truth,
@@ -321,8 +321,8 @@ def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice
     trained_by = None
     if own is not None and own.is_file() and cfg.origin("MODEL.WEIGHTS") != "command line":
         weights, saved = own, load_checkpoint(own)
-        if (run / "config.yaml").is_file():
-            cfg = load_config(run / "config.yaml", overrides, imports=same_imports(cfg))
+        if (run / CONFIG_FILE).is_file():
+            cfg = load_config(run / CONFIG_FILE, overrides, imports=same_imports(cfg))
         cfg, trained_by = for_prediction(cfg, saved.get("engine", "native"))
         parent = run / "evaluations" if (run / METRICS_FILE).exists() else None
     elif not cfg.MODEL.WEIGHTS:

@@ -15,12 +15,13 @@ from detseg.coco.pairing import ImageIndex
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash, load_config
 from detseg.data.folds import FOLD, FoldedSets, fold_name
-from detseg.engine.evaluation import METRICS_FILE, POSTPROCESS_FILE, group_field, write_set
+from detseg.engine.evaluation import group_field, write_set
 from detseg.engine.plan import EvaluationOptions
 from detseg.engines.validation import same_imports
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
+from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, OUT_OF_FOLD_FILE, OUT_OF_FOLD_TRUTH, POSTPROCESS_FILE
 from detseg.files.table import write_csv
 from detseg.runs.fold_runs import COLUMNS, FREE, FoldRuns, different_settings, table_of_scores
 from detseg.structures.predictions import Predictions
@@ -30,12 +31,10 @@ if TYPE_CHECKING:
     from detseg.config import Config
     from detseg.config.loading import Imports
 
-PREDICTIONS_FILE = "oof.json.gz"
-TRUTH_FILE = "oof_ground_truth.json"
 SCORES_FILE = "fold_scores.csv"
 CONTENTS = {
-    PREDICTIONS_FILE: "what every image's own fold predicts for it, before thresholds",
-    TRUTH_FILE: "the same images with their ground truth",
+    OUT_OF_FOLD_FILE: "what every image's own fold predicts for it, before thresholds",
+    OUT_OF_FOLD_TRUTH: "the same images with their ground truth",
     SCORES_FILE: "the scores of every fold and of all",
     METRICS_FILE: "all scores",
     POSTPROCESS_FILE: "the score threshold chosen on all images",
@@ -63,13 +62,13 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
     predictions = join_predictions(runs, dataset, folds)
     info = {"config_hash": config_hash(cfg), "folds": runs.count, "out_of_fold": True}
     options = EvaluationOptions.from_config(cfg)
-    write_set(runs.path / PREDICTIONS_FILE, predictions, dataset, info)
+    write_set(runs.path / OUT_OF_FOLD_FILE, predictions, dataset, info)
     with writing(runs.path):
         dataset.save(
-            runs.path / TRUTH_FILE,
+            runs.path / OUT_OF_FOLD_TRUTH,
             annotations=dataset.rle_annotations(),
             image_fields=[{FOLD: fold} for fold in folds.tolist()],
-            info={"description": f"ground truth of {PREDICTIONS_FILE}"},
+            info={"description": f"ground truth of {OUT_OF_FOLD_FILE}"},
             overwrite=True,
         )
     metrics, postprocess = evaluate_tuned(
@@ -97,7 +96,7 @@ def refuse_other_settings(
     """Raise RunError where runs of folds have settings of their own, which `--resume OUTPUT_DIR FOLDER/fold1 KEY VALUE`
     gives them; also_free: keys that may differ beside `FREE`.
     """
-    settings = [load_config(run / "config.yaml", imports=imports).flatten() for run in runs]
+    settings = [load_config(run / CONFIG_FILE, imports=imports).flatten() for run in runs]
     free = [key for key in FREE if key != "MODEL.ENGINE"] + [*also_free]
     for run, own in zip(runs[1:], settings[1:], strict=True):
         changed = different_settings(settings[0], own, free)

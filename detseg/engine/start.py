@@ -16,8 +16,8 @@ from detseg.engine.validation import validate_config
 from detseg.engines.choice import as_trained
 from detseg.engines.validation import same_imports
 from detseg.errors import ConfigError
+from detseg.files.run_files import FOLDS_RECORD
 from detseg.runs.distributed import Processes
-from detseg.runs.fold_runs import RECORD as FOLDS_RECORD
 from detseg.runs.fold_runs import FoldRuns, open_fold_runs
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.run_folder import RunFolder, open_run_together, read_record

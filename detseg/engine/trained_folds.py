@@ -13,8 +13,8 @@ from detseg.data.trained_images import TrainedImages, was_in_training
 from detseg.engine.data_sets import load_folds
 from detseg.engine.out_of_fold import refuse_other_settings
 from detseg.errors import RunError, list_problems
-from detseg.inference.loading import CONFIG_FILE, find_checkpoint
-from detseg.runs.fold_runs import RECORD
+from detseg.files.run_files import CONFIG_FILE, FOLDS_RECORD
+from detseg.inference.loading import find_checkpoint
 from detseg.runs.run_folder import numbered, read_record
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def open_trained_folds(paths: Sequence[Path], checkpoint: str = "best") -> Train
     runs = [found[fold] for fold in range(sets.count)]
     refuse_other_settings(runs, also_free=["SEED"])
     for run in runs:
-        record = read_record(run.parent, RECORD) or {}
+        record = read_record(run.parent, FOLDS_RECORD) or {}
         if record.get("images_hash", sets.images_hash()) != sets.images_hash():
             raise RunError(
                 f"{run} was trained with other images or folds than {names} has now: {record.get('folds')} folds of "
@@ -90,7 +90,7 @@ def validation_part_of(run: Path) -> CocoDataset:
 def _folds_in(path: Path) -> dict[int, Path]:
     """The runs in the folder of a `--fold all` training, or in the newest of those that a folder holds."""
     folders = [path, *reversed(numbered(path))]
-    folder = next((one for one in folders if (one / RECORD).is_file()), None)
+    folder = next((one for one in folders if (one / FOLDS_RECORD).is_file()), None)
     if folder is None and (path / CONFIG_FILE).is_file():
         return _folds_of_runs([path])
     if folder is None:
@@ -98,7 +98,7 @@ def _folds_in(path: Path) -> dict[int, Path]:
         raise RunError(
             f"{path} {reason}; name the folder that train_net --fold all printed at its end, or the runs in it"
         )
-    count = (read_record(folder, RECORD) or {})["folds"]
+    count = (read_record(folder, FOLDS_RECORD) or {})["folds"]
     runs = {fold: folder / fold_name(fold) for fold in range(count)}
     missing = [str(fold) for fold, run in runs.items() if not (run / CONFIG_FILE).is_file()]
     if missing:
@@ -113,7 +113,7 @@ def _folds_of_runs(paths: Sequence[Path]) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for run in paths:
         if not (run / CONFIG_FILE).is_file():
-            kind = "holds folds; name it alone, or the runs in it" if (run / RECORD).is_file() else "is no run"
+            kind = "holds folds; name it alone, or the runs in it" if (run / FOLDS_RECORD).is_file() else "is no run"
             raise RunError(f"{run} {kind}")
         fold = load_config(run / CONFIG_FILE).DATASETS.FOLD
         if fold < 0:

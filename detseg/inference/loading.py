@@ -17,6 +17,7 @@ from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
 from detseg.files.hashing import hash_file
 from detseg.files.reading import check_regular
+from detseg.files.run_files import CONFIG_FILE
 from detseg.inference.validation import InferenceOptions, validate_for_prediction
 from detseg.models.devices import choose_device
 from detseg.models.table import num_classes
@@ -25,10 +26,6 @@ from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.run_folder import last_numbered
 
 logger = logging.getLogger(__name__)
-
-POSTPROCESS_FILE = "postprocess.yaml"
-METRICS_FILE = "final_metrics.json"
-CONFIG_FILE = "config.yaml"
 
 
 def find_run_folder(folder: Path) -> Path:

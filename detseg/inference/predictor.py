@@ -22,15 +22,13 @@ from detseg.data.intensity_range import IntensityRange
 from detseg.data.trained_images import TrainedImages, was_in_training
 from detseg.errors import ConfigError, DataError, OutputError
 from detseg.files.atomic import read_json
+from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, POSTPROCESS_FILE
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource
 from detseg.images.reading import read_picture
 from detseg.inference.detector import Detector, PreparedImage
 from detseg.inference.image_model import ImageModel, InputImage
 from detseg.inference.loading import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    POSTPROCESS_FILE,
     find_checkpoint,
     find_run_folder,
     load_model,

@@ -15,6 +15,7 @@ from detseg.data.folds import FoldedSets, fold_name
 from detseg.errors import ConfigError, RunError
 from detseg.files.atomic import write_json, writing
 from detseg.files.lock import wait_for_lock
+from detseg.files.run_files import FOLDS_RECORD, PREDICTIONS_FOLDER
 from detseg.files.table import text_table
 from detseg.runs.run_folder import folder_of_runs, holds_run, next_number, numbered, read_record
 
@@ -78,7 +79,6 @@ def contents(folder: Path, known: Mapping[str, str] = CONTENTS) -> str:
 
 logger = logging.getLogger(__name__)
 
-RECORD = "folds.json"
 ALL = "all"
 # Settings in which folds of one cross-validation may differ: each fold's own, and what changes nothing learned.
 FREE = (
@@ -102,7 +102,7 @@ class FoldRuns:
 
     def predictions(self, fold: int) -> Path:
         """The Predictions file of a fold's validation images."""
-        return self.folder(fold) / "predictions" / f"{fold_name(fold)}.json.gz"
+        return self.folder(fold) / PREDICTIONS_FOLDER / f"{fold_name(fold)}.json.gz"
 
     def is_finished(self, fold: int) -> bool:
         """Whether a fold is trained and its predictions are there."""
@@ -118,8 +118,8 @@ class FoldRuns:
         for fold in range(self.count):
             with suppress(OSError):
                 self.folder(fold).rmdir()  # only where it is empty
-        if {path.name for path in self.path.iterdir()} == {RECORD}:
-            (self.path / RECORD).unlink()
+        if {path.name for path in self.path.iterdir()} == {FOLDS_RECORD}:
+            (self.path / FOLDS_RECORD).unlink()
             with suppress(OSError):
                 self.path.rmdir()
 
@@ -173,11 +173,11 @@ def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = 
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(parent / ".folds.lock"):
-        last = next((path for path in reversed(numbered(parent)) if (path / RECORD).is_file()), None)
+        last = next((path for path in reversed(numbered(parent)) if (path / FOLDS_RECORD).is_file()), None)
         if last is None and resume:
             logger.warning("there are no folds in %s to resume: they start from the beginning", parent)
         if last is not None and not resume:
-            there = read_record(last, RECORD)
+            there = read_record(last, FOLDS_RECORD)
             if len(wanted) > 1 or _difference(there, record) or (last / fold_name(wanted[0])).exists():
                 last = None
         path = last or next_number(parent)
@@ -190,9 +190,9 @@ def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = 
 
 def _begin(path: Path, record: dict[str, Any]) -> None:
     """Write what the folds of this folder are, or check that they are the same."""
-    there = read_record(path, RECORD)
+    there = read_record(path, FOLDS_RECORD)
     if there is None:
-        write_json(path / RECORD, record)
+        write_json(path / FOLDS_RECORD, record)
     elif difference := _difference(there, record):
         raise RunError(
             f"{path} holds {there.get('folds')} folds of {there.get('images')} images, {difference}. Folds that are to "

@@ -23,6 +23,15 @@ from detseg.config import DEFAULT_OUTPUT_DIR, config_name
 from detseg.errors import RunError
 from detseg.files.atomic import remove_temporaries, write_json, writing
 from detseg.files.lock import FolderLock
+from detseg.files.run_files import (
+    CONFIG_FILE,
+    METRIC_LINES,
+    METRICS_FILE,
+    POSTPROCESS_FILE,
+    PREDICTIONS_FOLDER,
+    RECORD,
+    REPORT_FILE,
+)
 from detseg.version import __version__
 
 if TYPE_CHECKING:
@@ -31,8 +40,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-RECORD = "run.json"
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
@@ -122,12 +129,12 @@ def timestamp() -> str:
 
 
 # Everything that a run writes: what --overwrite removes, and nothing else.
-RUN_FILES = (RECORD, "config.yaml", "log.txt", "metrics.jsonl", "final_metrics.json", "postprocess.yaml")
-RUN_FOLDERS = ("checkpoints", "tensorboard", "predictions", "overlays", "evaluations", "non_finite")
+RUN_FILES = (RECORD, CONFIG_FILE, "log.txt", METRIC_LINES, METRICS_FILE, POSTPROCESS_FILE, REPORT_FILE)
+RUN_FOLDERS = ("checkpoints", "tensorboard", PREDICTIONS_FOLDER, "overlays", "evaluations", "non_finite")
 # Where --overwrite puts the former run until the new one has begun.
 _SET_ASIDE = ".replaced"
 # Any of these says that there is a run; log.txt only may be another program's.
-RUN_SIGNS = (RECORD, "metrics.jsonl", "checkpoints", _SET_ASIDE)
+RUN_SIGNS = (RECORD, METRIC_LINES, "checkpoints", _SET_ASIDE)
 
 
 class _LogFile(logging.FileHandler):
@@ -156,8 +163,8 @@ class RunFolder:
         self.new = new
         self.created = created
         self.record = path / RECORD  # versions, command, seed, engine
-        self.config = path / "config.yaml"  # every key of the run
-        self.metrics = path / "metrics.jsonl"
+        self.config = path / CONFIG_FILE  # every key of the run
+        self.metrics = path / METRIC_LINES
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.pth"  # the newest state of the training
         self.best = self.checkpoints / "best.pth"  # the weights of the best evaluation

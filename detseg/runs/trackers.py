@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from detseg.files.atomic import write_text, writing
+from detseg.files.run_files import read_metrics
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -200,17 +201,6 @@ class Trackers:
                 self._started.remove(tracker)
                 with suppress(Exception):
                     tracker.finish({}, "failed")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line that was cut off by a crash is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def cut_lines(path: Path, limits: Mapping[str, int]) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from detseg.engine.data_sets import set_names
+from detseg.coco.catalog import set_names
 from detseg.engine.evaluation import spread_evenly, without_nones
 from detseg.runs.fold_runs import results_table
 
