@@ -165,6 +165,7 @@ def training_config(data: Path, folder: Path, engine: str, **changes: Any) -> Co
         "SOLVER.CLIP_GRADIENTS.ENABLED": True,
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.01,
         "TEST.EVAL_PERIOD": 0,
+        "TEST.PRECISION": "float32",  # Detectron2 itself stays in it
         "TEST.OVERLAYS": 0,
         "OUTPUT_DIR": str(folder),
         "SEED": 3,
