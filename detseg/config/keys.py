@@ -323,4 +323,22 @@ OWN_KEYS: dict[str, Key] = {
         "mean",
         "Of TEST.AUG.MODE `fuse`: the mask of a fused object is the `best` one, a `vote` of pixels, or the `mean`.",
     ),
+    "TRACKING.BACKENDS": Key(
+        ["jsonl", "tensorboard"],
+        "What receives the numbers and pictures of a training: `jsonl` (metrics.jsonl, always), `tensorboard`, `wandb` "
+        "(docs/tracking.md).",
+        Kind("str", (1,)),
+    ),
+    "TRACKING.PROJECT": Key("", "W&B's project; empty: `detseg`. $WANDB_PROJECT wins."),
+    "TRACKING.ENTITY": Key("", "W&B's user or team; empty: yours. $WANDB_ENTITY wins."),
+    "TRACKING.GROUP": Key(
+        "", "W&B's group of the run; empty: none, and for folds the folder of the folds. $WANDB_RUN_GROUP wins."
+    ),
+    "TRACKING.NAME": Key("", "W&B's name of the run; empty: configuration and run folder. $WANDB_NAME wins."),
+    "TRACKING.TAGS": Key([], "W&B's tags of the run. $WANDB_TAGS wins.", Kind("str", (1,))),
+    "TRACKING.MODE": Key(
+        "auto",
+        "W&B: `online`, `offline` (files, sent later by `wandb sync`), `disabled`, or `auto`: online where there is a "
+        "key (`wandb login`), else offline. $WANDB_MODE wins.",
+    ),
 }

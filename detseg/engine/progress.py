@@ -11,7 +11,7 @@ from typing import Any
 
 from detseg.progress import ProgressBar
 from detseg.runs.session import Session
-from detseg.runs.trackers import TRAINING
+from detseg.runs.tracker import TRAINING
 
 logger = logging.getLogger(__name__)
 

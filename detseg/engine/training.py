@@ -22,7 +22,7 @@ from detseg.runs.checkpoint import save_checkpoint
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.session import Session
 from detseg.runs.threads import follow_load
-from detseg.runs.trackers import EVALUATION, finite
+from detseg.runs.tracker import EVALUATION, finite
 from detseg.structures.sample import Sample
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,11 @@ from detseg.engine.plan import ComputeOptions, EvaluationOptions, TrainingPlan
 from detseg.engines.choice import EngineChoice
 from detseg.engines.validation import validate
 from detseg.inference.validation import PREDICTION
+from detseg.runs.trackers import TrackingOptions
 
 # What scoring reads, and what only training reads.
 EVALUATION: tuple[type[Options], ...] = (DataSetOptions, EvaluationOptions)
-TRAINING: tuple[type[Options], ...] = (TrainingPlan, ComputeOptions)
+TRAINING: tuple[type[Options], ...] = (TrainingPlan, ComputeOptions, TrackingOptions)
 
 
 def validate_config(cfg: Config, *, training: bool = True) -> EngineChoice:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.config import DEFAULT_OUTPUT_DIR, config_hash, get_default_config
+from detseg.config.keys import OWN_KEYS
 from detseg.data.folds import FoldedSets, fold_name
 from detseg.errors import ConfigError, RunError
 from detseg.files.atomic import write_json, writing
@@ -85,6 +86,7 @@ FREE = (
     *("OUTPUT_DIR", "DATASETS.FOLD", "DATASETS.TEST", "MODEL.ENGINE", "MODEL.DEVICE", "TEST.OVERLAYS"),
     *("DATALOADER.NUM_WORKERS", "DATALOADER.CACHE", "DATALOADER.CACHE_SIZE", "DATALOADER.CACHE_FOLDER"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP", "SOLVER.LOG_PERIOD"),
+    *(name for name in OWN_KEYS if name.startswith("TRACKING.")),
 )
 
 

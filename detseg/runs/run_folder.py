@@ -130,7 +130,7 @@ def timestamp() -> str:
 
 # Everything that a run writes: what --overwrite removes, and nothing else.
 RUN_FILES = (RECORD, CONFIG_FILE, "log.txt", METRIC_LINES, METRICS_FILE, POSTPROCESS_FILE, REPORT_FILE)
-RUN_FOLDERS = ("checkpoints", "tensorboard", PREDICTIONS_FOLDER, "overlays", "evaluations", "non_finite")
+RUN_FOLDERS = ("checkpoints", "tensorboard", "wandb", PREDICTIONS_FOLDER, "overlays", "evaluations", "non_finite")
 # Where --overwrite puts the former run until the new one has begun.
 _SET_ASIDE = ".replaced"
 # Any of these says that there is a run; log.txt only may be another program's.
@@ -204,7 +204,8 @@ class RunFolder:
         for path in (self.record, self.config, self.metrics):
             path.unlink(missing_ok=True)
         if self.created:
-            shutil.rmtree(self.tensorboard, ignore_errors=True)
+            for folder in (self.tensorboard, self.path / "wandb"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside(self) -> None:
         """Put the run that is there out of the way, to be removed by `replace`, or put back by `close`."""

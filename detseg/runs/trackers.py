@@ -1,74 +1,39 @@
-"""Trackers: what receives the numbers and pictures of a training while it runs.
+"""All trackers: those of this file and W&B's, and several as one.
 
-    trackers.start(session)                  the training begins, or goes on after session.iteration
-    trackers.log(iteration, kind, values)    losses (TRAINING) and scores of an evaluation (EVALUATION)
-    trackers.images(iteration, pictures)     what was drawn
-    trackers.finish(summary, status)         after the final evaluation, or an early end
-
-A further tracker is one class and one row in TRACKERS. Only the main process has any.
+A further tracker is one subclass of `Tracker` and one row in TRACKERS. Only the main process has any.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from detseg.config.options import Options, Problems, key
 from detseg.files.atomic import write_text, writing
 from detseg.files.run_files import read_metrics
+from detseg.runs.tracker import (
+    EVALUATION,
+    FINAL,
+    TRAINING,
+    Picture,
+    TrackedSession,
+    Tracker,
+    as_array,
+    finite,
+    flatten,
+)
+from detseg.runs.wandb_run import MODES
+from detseg.runs.wandb_tracker import WandbTracker, missing_wandb
 
 if TYPE_CHECKING:
     from detseg.config import Config
-    from detseg.engines.choice import EngineChoice
-    from detseg.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-
-TRAINING = "training"
-EVALUATION = "evaluation"
-FINAL = "final"
-
-Picture = Path | np.ndarray
-
-
-class TrackedSession(Protocol):
-    """What a tracker may read of a `detseg.runs.session.Session`."""
-
-    cfg: Config
-    engine: EngineChoice
-    run: RunFolder
-    iteration: int
-    last_evaluation: int
-
-
-class Tracker:
-    """One receiver, which overrides what it needs.
-
-    required: whether its errors end the training. Any other is warned of once, and the tracker gets nothing more.
-    """
-
-    required = False
-
-    def start(self, session: TrackedSession) -> None:
-        """Open. `session.iteration` and `session.last_evaluation`: what a resumed training has done already."""
-
-    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Note numbers after `iteration` finished iterations; kind: TRAINING or EVALUATION. Mappings may be nested."""
-
-    def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
-        """Note pictures by name: image files, or arrays (H, W, 3) uint8 RGB."""
-
-    def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        """Close, also where `start` failed.
-
-        summary: what final_metrics.json holds, {} where there is none. status: "finished", "interrupted" or "failed".
-        """
 
 
 class JsonLines(Tracker):
@@ -148,7 +113,28 @@ class TensorBoard(Tracker):
 TRACKERS: dict[str, Callable[[Config], Tracker | None]] = {
     "jsonl": lambda cfg: JsonLines(),
     "tensorboard": lambda cfg: TensorBoard(),
+    "wandb": WandbTracker.from_config,
 }
+ALWAYS = "jsonl"  # the run's own record
+
+
+@dataclass(frozen=True)
+class TrackingOptions(Options):
+    """backends: names of TRACKERS. The others are W&B's, see `detseg.runs.wandb_tracker`; "" chooses."""
+
+    section = "TRACKING"
+
+    backends: tuple[str, ...] = key("BACKENDS", choices=tuple(TRACKERS))
+    project: str = key("PROJECT")
+    entity: str = key("ENTITY")
+    group: str = key("GROUP")
+    name: str = key("NAME")
+    tags: tuple[str, ...] = key("TAGS")
+    mode: str = key("MODE", choices=MODES)
+
+    def check(self, problems: Problems) -> None:
+        if problems.training and "wandb" in self.backends and (expected := missing_wandb(self.mode)):
+            problems.add("TRACKING.BACKENDS", expected)
 
 
 class Trackers:
@@ -161,7 +147,7 @@ class Trackers:
     @classmethod
     def from_config(cls, cfg: Config) -> Trackers:
         """Those of TRACKERS that the configuration asks for."""
-        made = [make(cfg) for make in TRACKERS.values()]
+        made = [make(cfg) for name, make in TRACKERS.items() if name == ALWAYS or name in cfg.TRACKING.BACKENDS]
         return cls(tracker for tracker in made if tracker is not None)
 
     def start(self, session: TrackedSession) -> None:
@@ -209,36 +195,3 @@ def cut_lines(path: Path, limits: Mapping[str, int]) -> None:
         lines = read_metrics(path)
         kept = [line for line in lines if line["iteration"] <= limits.get(line["kind"], max(limits.values()))]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-
-
-def finite(value: Any) -> Any:
-    """Copy nested values with NaN and infinities as None, because JSON has none."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among nested values, by names joined with "/"."""
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{name}/"))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[name] = float(value)
-    return flat
-
-
-def as_array(picture: Picture) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB, read where it is a file."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    from PIL import Image
-
-    with Image.open(picture) as image:
-        return np.asarray(image.convert("RGB"))

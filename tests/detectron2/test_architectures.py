@@ -23,8 +23,8 @@ from detseg.config import config_hash, load_config, load_flat_config
 from detseg.engines.build import build_model
 from detseg.engines.validation import run_imports, same_imports
 from detseg.errors import ConfigError
+from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint
-from detseg.runs.trackers import read_metrics
 
 POINTREND = {
     "MODEL.IMPORTS": ["detectron2.projects.point_rend:add_pointrend_config"],

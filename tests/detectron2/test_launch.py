@@ -13,7 +13,7 @@ require_detectron2()
 
 from detseg.cli.main import run_command
 from detseg.config import dump_config
-from detseg.runs.trackers import read_metrics
+from detseg.files.run_files import read_metrics
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine of one GPU cannot start two processes")

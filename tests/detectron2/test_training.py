@@ -26,10 +26,10 @@ from detseg.engine.evaluation import evaluate_only
 from detseg.engine.train import train
 from detseg.engines.build import build_model
 from detseg.errors import RunError, WeightsError
+from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint, save_checkpoint
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.run_folder import open_run
-from detseg.runs.trackers import read_metrics
 
 
 @pytest.fixture(scope="module")

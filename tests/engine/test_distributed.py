@@ -21,9 +21,9 @@ from two_processes import WholeBatchSegmenter, tiny_run
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
 from detseg.data.loader import Share
+from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.distributed import SINGLE
-from detseg.runs.trackers import read_metrics
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the scenarios fork")
 

@@ -22,11 +22,12 @@ from detseg.engine.train import run_iterations
 from detseg.engine.training import Training
 from detseg.engines.choice import EngineChoice
 from detseg.errors import RunError, WeightsError
+from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.interrupt import StopRequest, TrainingInterrupted
 from detseg.runs.run_folder import RunFolder
 from detseg.runs.session import Session
-from detseg.runs.trackers import JsonLines, Trackers, read_metrics
+from detseg.runs.trackers import JsonLines, Trackers
 
 
 @pytest.fixture

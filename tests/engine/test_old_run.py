@@ -17,7 +17,7 @@ from detseg import Predictor
 from detseg.cli.main import run_command
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
-from detseg.runs.trackers import read_metrics
+from detseg.files.run_files import read_metrics
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import decode
 

@@ -17,9 +17,9 @@ from train_and_die import tiny_config
 
 from detseg.engine.train import train
 from detseg.files.atomic import TEMPORARY_MARK
+from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.run_folder import open_run
-from detseg.runs.trackers import read_metrics
 
 PROGRAM = Path(__file__).with_name("train_and_die.py")
 

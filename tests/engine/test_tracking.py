@@ -17,10 +17,13 @@ from train_and_die import tiny_config
 
 from detseg.engine.train import train
 from detseg.errors import RunError
+from detseg.files.run_files import read_metrics
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.run_folder import open_run
 from detseg.runs.session import Session
-from detseg.runs.trackers import JsonLines, Tracker, Trackers, as_array, flatten, read_metrics
+from detseg.runs.tracker import Tracker, as_array, flatten
+from detseg.runs.trackers import JsonLines, Trackers
+from detseg.runs.wandb_file import read_history, run_files
 
 
 class Recording(Tracker):
@@ -67,6 +70,9 @@ class Stopping(TinySegmenter):
         return losses
 
 
+ENDS = {"": nullcontext(), "signal": pytest.raises(TrainingInterrupted), "nan": pytest.raises(RunError)}
+
+
 def run_training(folder: Path, how: str = "", *, resume: bool = False) -> tuple[Recording, dict[str, Any]]:
     if not (folder / "data").exists():
         write_disks(folder / "data", count=5)
@@ -75,10 +81,39 @@ def run_training(folder: Path, how: str = "", *, resume: bool = False) -> tuple[
     recording = Recording()
     trackers = Trackers([recording, JsonLines()])
     metrics: dict[str, Any] = {}
-    ends = {"": nullcontext(), "signal": pytest.raises(TrainingInterrupted), "nan": pytest.raises(RunError)}
-    with open_run(cfg.freeze(), resume=resume) as run, ends[how]:
+    with open_run(cfg.freeze(), resume=resume) as run, ENDS[how]:
         metrics = train(cfg, run, resume=resume, build=lambda cfg: Stopping(how), trackers=trackers)
     return recording, metrics
+
+
+def test_wandb_gets_what_the_run_record_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In steps that are iterations, once each, also where a training was interrupted and goes on."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    data = write_disks(tmp_path / "data", count=5)
+    for how in ("signal", ""):
+        cfg = tiny_config(data, tmp_path / "run").clone()
+        cfg.set("TRACKING.BACKENDS", ["wandb"])
+        resume = how == ""
+        with open_run(cfg.freeze(), resume=resume) as run, ENDS[how]:
+            train(cfg, run, resume=resume, build=lambda cfg, how=how: Stopping(how))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["wandb"]
+    files = run_files(tmp_path / "run", record["id"])
+    assert len(files) == 2
+    rows = [row for path in files for row in read_history(path)]
+    assert [row["_step"] for row in rows] == [3, 6, 9, 12, 14] == [row["iteration"] for row in rows]
+    found = {(row["_step"], name): value for row in rows for name, value in row.items() if "/" in name}
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    expected = {
+        (line["iteration"], f"{line['kind']}/{name}"): value
+        for line in lines
+        if line["kind"] != "final"
+        for name, value in flatten(line).items()
+        if name != "iteration"
+    }
+    assert found == pytest.approx(expected)
+    assert record["to_sync"] == f"wandb sync {files[-1].parent}"
 
 
 NUMBERS = [("training", 3), ("training", 6), ("evaluation", 6), ("training", 9), ("training", 12), ("evaluation", 12)]

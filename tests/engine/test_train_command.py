@@ -19,9 +19,9 @@ from tiny_segmenter import write_disks
 from detseg import Predictor
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
+from detseg.files.run_files import read_metrics
 from detseg.optim.precision import cpu_has_bfloat16
 from detseg.runs.checkpoint import load_checkpoint
-from detseg.runs.trackers import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -10,9 +10,11 @@ from PIL import Image
 
 from detseg.config import get_default_config
 from detseg.engines.choice import EngineChoice
+from detseg.files.run_files import read_metrics
 from detseg.runs.run_folder import RunFolder
 from detseg.runs.session import Session
-from detseg.runs.trackers import EVALUATION, TRAINING, JsonLines, TensorBoard, Tracker, Trackers, flatten, read_metrics
+from detseg.runs.tracker import EVALUATION, TRAINING, Tracker, flatten
+from detseg.runs.trackers import JsonLines, TensorBoard, Trackers
 
 
 def session(folder: Path, iteration: int = 0, last_evaluation: int = 0) -> Session:

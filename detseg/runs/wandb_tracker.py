@@ -1,0 +1,166 @@
+"""The tracker of Weights & Biases, for trainings with either engine.
+
+What is logged, and under which names, is in docs/tracking.md. A step of W&B is an iteration.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import string
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detseg.config import config_name
+from detseg.data.folds import fold_name
+from detseg.files.run_files import RECORD, read_metrics
+from detseg.runs.run_folder import read_record, update_record
+from detseg.runs.tracker import EVALUATION, FINAL, TRAINING, TrackedSession, Tracker, flatten
+from detseg.runs.wandb_file import read_history, run_files
+from detseg.runs.wandb_run import Identity, WandbRun, chosen_mode, environment_or
+
+if TYPE_CHECKING:
+    from detseg.config import Config
+
+DEFAULT_PROJECT = "detseg"
+RECORD_ENTRY = "wandb"  # of run.json
+ITERATION = "iteration"
+_TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
+# Beginnings of the names of scores, of which the highest is the best.
+_SCORES = ("object_ap", "mean_f1", "precision", "recall", "coco_")
+# What W&B shows as the end of a run that a signal ended.
+_EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
+
+
+def missing_wandb(mode: str) -> str | None:
+    """What to say where W&B is asked for and is not installed."""
+    if chosen_mode(mode) == "disabled" or importlib.util.find_spec("wandb") is not None:
+        return None
+    return "wandb is not installed: pip install wandb, or leave it out of the list"
+
+
+def identity_of(cfg: Config, folder: Path) -> Identity:
+    """What the run in a run folder is called in W&B: as run.json has it, for a new one as the configuration asks.
+
+    W&B's environment variables win over both.
+    """
+    before = (read_record(folder) or {}).get(RECORD_ENTRY, {})
+    tracking = cfg.TRACKING
+    fold = cfg.DATASETS.FOLD
+    parent = folder.absolute().parent
+    runs = parent.parent if fold >= 0 else parent  # the folder of the folds stands between
+    stem = f"{runs.name}-{parent.name}" if fold >= 0 else f"{config_name(cfg.source)}-{folder.name}"
+    tags = os.environ.get("WANDB_TAGS")
+    letters = string.ascii_lowercase + string.digits
+    return Identity(
+        run_id=environment_or("WANDB_RUN_ID", before.get("id") or "".join(secrets.choice(letters) for _ in range(8))),
+        project=environment_or("WANDB_PROJECT", before.get("project") or tracking.PROJECT or DEFAULT_PROJECT),
+        folder=Path(environment_or("WANDB_DIR", str(folder))),
+        entity=environment_or("WANDB_ENTITY", before.get("entity") or tracking.ENTITY),
+        group=environment_or("WANDB_RUN_GROUP", before.get("group") or tracking.GROUP or (stem if fold >= 0 else "")),
+        name=environment_or("WANDB_NAME", tracking.NAME or (f"{stem}-{fold_name(fold)}" if fold >= 0 else stem)),
+        tags=tags.split(",") if tags else tracking.TAGS,
+    )
+
+
+class WandbTracker(Tracker):
+    """Numbers, pictures and tables of a training as a run of W&B.
+
+    mode: see TRACKING.MODE.
+    """
+
+    def __init__(self, mode: str = "auto") -> None:
+        self._mode = mode
+        self._run: WandbRun | None = None
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> WandbTracker | None:
+        mode = chosen_mode(cfg.TRACKING.MODE)
+        return None if mode == "disabled" else cls(mode)
+
+    def start(self, session: TrackedSession) -> None:
+        identity = identity_of(session.cfg, session.run.path)
+        self._folder = session.run.path
+        resumed = session.iteration > 0
+        update_record(self._folder, **{RECORD_ENTRY: identity.to_plain()})
+        self._run = WandbRun(identity, mode=self._mode, config=run_config(session), resumed=resumed)
+        # Of a resumed training metrics.jsonl has the lines up to the checkpoint, and W&B may lack the last of them.
+        before = read_metrics(session.run.metrics) if resumed and session.run.metrics.is_file() else []
+        self._rows = _Rows()
+        self._run.do(partial(self._rows.begin, identity, before))
+
+    def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        if self._run is not None:
+            self._run.do(partial(self._rows.add, iteration, kind, {**flatten(values), _TIME: time.time()}))
+
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
+        if self._run is None:
+            return
+        self._run.do(partial(_end, flatten(summary), status))
+        self._run.finish(_EXIT_CODES[status])
+        record = self._run.identity.to_plain() | {"url": self._run.url, "to_sync": self._run.sync_command or ""}
+        if (self._folder / RECORD).is_file():
+            update_record(self._folder, **{RECORD_ENTRY: record})
+
+
+def run_config(session: TrackedSession) -> dict[str, Any]:
+    """What W&B shows as columns: the keys, nested and by dotted names, and what run.json has of this start."""
+    record = read_record(session.run.path) or {}
+    start = (record.get("resumed") or [record])[-1]
+    about = {name: start.get(name) for name in ("command", "environment", "git", "host", "processes")}
+    about |= {"engine": session.engine.name, "engine_reason": session.engine.reason, "run": str(session.run.path)}
+    flat = session.cfg.flatten()
+    return {**session.cfg.to_dict(), **flat, "detseg": {**about, "config_hash": record.get("config_hash")}}
+
+
+class _Rows:
+    """The rows of W&B's history, one an iteration: it takes steps in ascending order only, and each of them once.
+
+    A row is open until the next one, so that the scores of an iteration join its losses. Used in the thread of
+    `WandbRun` only.
+    """
+
+    def __init__(self) -> None:
+        self._logged: dict[str, int] = {}  # of each kind, the last iteration that a former process logged
+        self._first = 0  # the first free step
+        self._defined: set[str] = set()
+
+    def begin(self, identity: Identity, before: list[dict[str, Any]], run: Any) -> None:
+        """Say what the numbers are, and log what is in the lines `before` and not in W&B's own files."""
+        run.define_metric(ITERATION, hidden=True)
+        run.define_metric(f"{TRAINING}/*", step_metric=ITERATION)
+        own = Path(run.dir).parent
+        for path in run_files(identity.folder, identity.run_id):
+            if path.parent != own:
+                for row in read_history(path):
+                    self._first = max(self._first, row["_step"] + 1)
+                    for kind in (TRAINING, EVALUATION):
+                        if any(name.startswith(f"{kind}/") for name in row):
+                            self._logged[kind] = max(self._logged.get(kind, -1), row[ITERATION])
+        self._first = max(self._first, run.step)  # an online run may go on from another machine's
+        for line in before:
+            if line["kind"] != FINAL:
+                values = {name: value for name, value in line.items() if name != ITERATION}
+                self.add(line[ITERATION], line["kind"], flatten(values), run)
+
+    def add(self, iteration: int, kind: str, numbers: Mapping[str, float], run: Any) -> None:
+        """Log the numbers of an iteration."""
+        if iteration <= self._logged.get(kind, -1):
+            return
+        row = {name if name == _TIME else f"{kind}/{name}": value for name, value in numbers.items()}
+        if kind == EVALUATION:
+            for name in row.keys() - self._defined - {_TIME}:
+                best = name.rpartition("/")[2].startswith(_SCORES)
+                run.define_metric(name, step_metric=ITERATION, **({"summary": "max"} if best else {}))
+            self._defined |= row.keys()
+        run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
+
+
+def _end(summary: Mapping[str, float], status: str, run: Any) -> None:
+    run.summary.update({f"{FINAL}/{name}": value for name, value in summary.items()} | {"status": status})
+    if status == "interrupted":
+        run.mark_preempting()  # a sweep gives its trial to another agent
