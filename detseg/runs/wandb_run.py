@@ -131,24 +131,23 @@ class WandbRun:
         try:
             run = self._open()
         except Exception as error:
+            self._warned = False  # worth another one
             self._warn(f"gets nothing of this run: {type(error).__name__}: {error}")
         while (action := self._actions.get()) is not None:
             if run is not None:
                 self._try(action, run)
         if run is not None:
             started = time.monotonic()
-            if not self._try(lambda run: run.finish(exit_code=self._exit_code), run):
-                _end_wandb(import_module("wandb"))
+            self._try(lambda run: run.finish(exit_code=self._exit_code), run)
+            _end_wandb(import_module("wandb"))  # only when its process has ended is all of it in the file
             if not self.offline and time.monotonic() - started >= FINISH_TIMEOUT:
                 self.offline = True  # in part: the file has all of it
 
-    def _try(self, action: Callable[[Any], None], run: Any) -> bool:
+    def _try(self, action: Callable[[Any], None], run: Any) -> None:
         try:
             action(run)
         except Exception as error:
             self._warn(f"did not take something, the rest goes on: {type(error).__name__}: {error}")
-            return False
-        return True
 
     def _open(self) -> Any:
         wandb = import_module("wandb")
@@ -212,9 +211,10 @@ class WandbRun:
 
 
 def _end_wandb(wandb: Any) -> None:
-    """End W&B's own process, and what this one still expects of it when it ends."""
-    with suppress(Exception, SystemExit):
-        wandb.teardown()
+    """End W&B's own process, unless another part of the program has a run there."""
+    if wandb.run is None:
+        with suppress(Exception, SystemExit):
+            wandb.teardown()
 
 
 def has_login(server: str) -> bool:
