@@ -66,7 +66,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.image_list import find_images
     from detseg.progress import ProgressBar
-    from detseg.report.overlays import draw_overlay, match_images, overlay_name
+    from detseg.report.overlays import draw_overlay, match_images, overlay_names
 
     _check(arguments)
     postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
@@ -86,20 +86,21 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
         postprocess = postprocess.for_classes(predictions.class_names)
     overlays = list(match_images(records, truth, predictions))
     left_out = 0 if predictions is None else len(predictions) - len(overlays)
-    if 0 < arguments.limit < len(overlays):
-        overlays = [overlays[number * len(overlays) // arguments.limit] for number in range(arguments.limit)]
-    for overlay in overlays:
-        path = Path(arguments.output) / overlay_name(overlay.record.file_name, overlay.record.image_id)
+    pictures = [Path(arguments.output, name) for name in overlay_names(overlay.record for overlay in overlays)]
+    drawn = list(zip(overlays, pictures, strict=True))
+    if 0 < arguments.limit < len(drawn):
+        drawn = [drawn[number * len(drawn) // arguments.limit] for number in range(arguments.limit)]
+    for _, path in drawn:
         if path.exists() and not arguments.overwrite:
             raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
     numbers = arguments.numbers or ("none" if arguments.postprocess else "auto")
     class_names = truth.class_names if truth is not None else predictions.class_names
-    for overlay in ProgressBar(overlays, desc="drawing", unit="image"):
+    for overlay, path in ProgressBar(drawn, desc="drawing", unit="image"):
         if postprocess is not None and overlay.predictions is not None:
             overlay = dataclasses.replace(overlay, predictions=postprocess.apply(overlay.predictions))
         note = _object_ap(overlay, truth)
-        path = draw_overlay(overlay, arguments.output, class_names, truth=truth, note=note, numbers=numbers)
-    print(f"{len(overlays)} pictures in {arguments.output}, for example {path.name}")
+        draw_overlay(overlay, path, class_names, truth=truth, note=note, numbers=numbers)
+    print(f"{len(drawn)} pictures in {arguments.output}, for example {path.name}")
     if left_out:
         print(f"left out: {left_out} images of {arguments.predictions} that are not among --images")
     elif arguments.predictions and not arguments.postprocess:

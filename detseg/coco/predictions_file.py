@@ -26,7 +26,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -257,14 +257,20 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
         return PredictionsFile(path, info, parser, None if results is None else parser.group(results))
 
 
-def with_classes_of(path: str | os.PathLike[str], ground_truth: CocoDataset) -> CocoDataset:
-    """Return a ground truth with the further classes that a file predicts: it has no object of these."""
+def with_classes_of(
+    path: str | os.PathLike[str], ground_truth: CocoDataset, rename: Mapping[str, str] | None = None
+) -> CocoDataset:
+    """Return a ground truth with the further classes that a file predicts: it has no object of these.
+
+    rename: old -> new class name, of the file.
+    """
     own = ground_truth.class_names
     try:
         names = [] if is_plain_list(path) else read_predictions(path).class_names
     except DataError:  # told when it is read with the ground truth, which it may need
         return ground_truth
-    further = [name for name in names if name not in own]
+    names = [(rename or {}).get(name, name) for name in names]
+    further = [name for name in dict.fromkeys(names) if name not in own]
     if not further or not set(own) & set(names):
         return ground_truth
     logger.warning(

@@ -240,9 +240,9 @@ def draw_overlays(
     wanted: int,
 ) -> list[Path]:
     """Draw truth and postprocessed prediction of `wanted` images, spread evenly over the set; return the PNGs."""
-    from detseg.report.overlays import Overlay, draw_overlay
+    from detseg.report.overlays import Overlay, draw_overlay, overlay_names
 
-    drawn = []
+    names, drawn = overlay_names(dataset.images), []
     for index in spread_evenly(len(dataset), wanted) if wanted > 0 else []:
         shown = postprocess.apply(predictions[index])
         note = ""
@@ -250,7 +250,8 @@ def draw_overlays(
             scores = summarize_objects([count_objects(truth.images[index], shown, len(truth.class_names))])
             note = f"object AP {scores['object_ap']:.3f}"
         overlay = Overlay(dataset.images[index], index, shown)
-        drawn.append(draw_overlay(overlay, folder, dataset.class_names, truth=dataset, note=note))
+        drawn.append(folder / names[index])
+        draw_overlay(overlay, drawn[-1], dataset.class_names, truth=dataset, note=note)
     return drawn
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -128,16 +129,20 @@ def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: Exp
 def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[str, Path]:
     """Return where the file of every image goes: the image's name with another ending, subfolders kept.
 
+    The ending follows the whole name where images differ in their suffixes only: `x.png.tif`, `x.jpg.tif`.
+
     Raises:
-        DataError: two images would get the same file, or a name leads out of the folder.
+        DataError: two images would get the same file all the same, or a name leads out of the folder.
     """
+    names = [(name, PurePosixPath(name.replace("\\", "/"))) for name in file_names]
+    stems = Counter((relative.parent, relative.stem) for _, relative in names)
     taken: dict[Path, str] = {}
-    for name in file_names:
-        relative = PurePosixPath(name.replace("\\", "/"))
+    for name, relative in names:
         if not relative.name or relative.is_absolute() or ".." in relative.parts or has_drive(name):
             raise DataError(f"{name}: nothing can be written for a file name that leads out of its folder")
-        path = Path(folder, *relative.parent.parts, relative.stem + ending)
+        is_alone = stems[relative.parent, relative.stem] == 1
+        path = Path(folder, *relative.parent.parts, (relative.stem if is_alone else relative.name) + ending)
         if path in taken:
-            raise DataError(f"{taken[path]} and {name} would both get the file {path}; export them in separate calls")
+            raise DataError(f"{taken[path]} and {name} would both get the file {path}; name them differently")
         taken[path] = name
     return {name: path for path, name in taken.items()}

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from detseg.coco.pairing import ImageIndex, names_of
-from detseg.coco.predictions_file import PredictionsFile, is_plain_list, read_predictions
+from detseg.coco.predictions_file import PredictionsFile, is_plain_list, read_predictions, with_classes_of
 from detseg.coco.predictions_parsing import ImageEntry
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.hashing import hash_file
@@ -39,8 +39,8 @@ def common_categories(
 ) -> list[dict[str, Any]]:
     """Return the categories of all files together, told apart by name after `rename`, those of the first file first.
 
-    first: the only categories that may occur, such as those of the ground truth. Raises DataError for a class that it
-    lacks, and where two files have no class in common.
+    first: categories that stand before those of the files, such as those of the ground truth. Raises DataError where
+    two files have no class in common.
     """
     categories = [dict(category) for category in first or ()]
     known = {str(category["name"]) for category in categories}
@@ -54,11 +54,6 @@ def common_categories(
         for name, category in zip(names, file.categories, strict=True):
             if name in known:
                 continue
-            if first is not None:
-                raise DataError(
-                    f"{file.path}: has the class {name!r}, which the ground truth lacks (it has: "
-                    f"{', '.join(sorted(known))}); give --rename {name}=NEW"
-                )
             used = {category["id"] for category in categories}
             number = category["id"]
             if number in used:
@@ -142,6 +137,9 @@ def open_members(
     from detseg.coco.dataset import CocoDataset
 
     truth = CocoDataset.load(ground_truth) if ground_truth else None
+    if truth is not None:
+        for path in paths:
+            truth = truth if Path(path).is_dir() else with_classes_of(path, truth, rename)
     # A file is opened by its own images and classes; a plain list of results, which has none, by the ground truth's.
     files = {
         path: read_predictions(path, truth if truth is not None and is_plain_list(path) else None)

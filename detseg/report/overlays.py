@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from detseg.coco.dataset import CocoDataset, ImageRecord
-from detseg.coco.pairing import ImageIndex
+from detseg.coco.pairing import ImageIndex, PairedImage
 from detseg.coco.predictions_file import PredictionsFile
 from detseg.errors import DataError
 from detseg.files.atomic import written_whole
@@ -117,11 +118,22 @@ def _legend(sides: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str])
     return entries
 
 
-def overlay_name(file_name: str, image_id: int | str) -> str:
-    """Return the name of an image's overlay: its own path in one word, so that images of several folders differ."""
-    name = file_name or str(image_id)
-    word = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in os.path.splitext(name)[0])
-    return f"{word.strip('.')[-150:] or 'image'}.png"
+def overlay_names(images: Iterable[PairedImage]) -> list[str]:
+    """Return the names of the images' overlays: the path of each in one word.
+
+    Where several make one word, as `a/x.png`, `a_x.png` and `a/x.tif` do, all but the first get a number.
+    """
+    names, numbers, taken = [], Counter(), set()
+    for image in images:
+        name = os.path.splitext(image.file_name or str(image.image_id))[0]
+        word = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in name).strip(".")[-150:] or "image"
+        own = word
+        while own.casefold() in taken:  # file systems may not tell capitals
+            numbers[word.casefold()] += 1
+            own = f"{word}_{numbers[word.casefold()] + 1}"
+        taken.add(own.casefold())
+        names.append(f"{own}.png")
+    return names
 
 
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
@@ -165,14 +177,14 @@ def match_images(
 
 def draw_overlay(
     overlay: Overlay,
-    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     class_names: Sequence[str],
     *,
     truth: CocoDataset | None = None,
     note: str = "",
     numbers: str = "none",
-) -> Path:
-    """Draw an overlay; return the PNG written in `folder`, which is made where it is missing.
+) -> None:
+    """Draw an overlay into a PNG file, whose folder is made where it is missing.
 
     truth: what `overlay.truth` is an index of. note: a remark after the image's name. numbers: see `side_by_side`.
 
@@ -197,6 +209,4 @@ def draw_overlay(
     caption = "    ".join(part for part in (record.file_name, note) if part)
     sides = {"truth": annotations, "predictions": predictions}
     picture = side_by_side(image, **sides, class_names=class_names, caption=caption, numbers=numbers)
-    path = Path(folder) / overlay_name(record.file_name, record.image_id)
     write_png(path, picture)
-    return path

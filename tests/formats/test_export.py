@@ -189,8 +189,10 @@ def test_results_without_names_of_images_are_refused(tmp_path: Path) -> None:
 def test_paths_keep_subfolders_and_refuse_collisions_and_ways_out(tmp_path: Path) -> None:
     paths = image_targets(tmp_path, ["plate.1/a.b.png", "c.tif"], ".tif")
     assert paths == {"plate.1/a.b.png": tmp_path / "plate.1" / "a.b.tif", "c.tif": tmp_path / "c.tif"}
-    with pytest.raises(DataError, match=r"a\.png and a\.jpg"):
-        image_targets(tmp_path, ["a.png", "a.jpg"], ".tif")
+    paths = image_targets(tmp_path, ["a.png", "a.jpg", "b.png"], ".tif")
+    assert [path.name for path in paths.values()] == ["a.png.tif", "a.jpg.tif", "b.tif"]
+    with pytest.raises(DataError, match=r"a\.png and a\.png\.jpg"):
+        image_targets(tmp_path, ["a.png", "a.jpg", "a.png.jpg"], ".tif")
     for name in ("../a.png", "/etc/a.png", "sub/../../a.png", "..\\a.png", "C:\\a.png", ""):
         with pytest.raises(DataError, match="leads out"):
             image_targets(tmp_path, [name], ".tif")

@@ -158,6 +158,20 @@ def test_lists_of_coco_results_are_inputs(tmp_path):
     assert sorted(found[2].scores) == sorted(fuse([first[2]], options).scores), "the list has nothing for this image"
 
 
+def test_a_class_that_the_truth_lacks_is_told_of_and_kept_as_evaluate_does(tmp_path, caplog):
+    first, second = members_of(images=1)
+    write_predictions(tmp_path / "a.json", first, NAMES)
+    write_predictions(tmp_path / "b.json", second, ["cell", "point"])
+    image = {"id": "i0", "file_name": "set/0.png", "height": 60, "width": 70}
+    truth = {"images": [image], "categories": [{"id": 7, "name": "cell"}], "annotations": []}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    words = ["--inputs", tmp_path / "a.json", tmp_path / "b.json", "--ground-truth", tmp_path / "gt.json"]
+    assert run(*words, "--rename", "point=dot", "--output", tmp_path / "f.json") == 0
+    assert "has no class dot" in caplog.text
+    assert "point" not in caplog.text, "the renamed class was told of by its old name"
+    assert read_predictions(tmp_path / "f.json").class_names == NAMES
+
+
 def test_missing_images_are_refused_or_treated_as_asked(tmp_path, capsys):
     first, second = members_of()
     write_predictions(tmp_path / "a.json", first, NAMES)

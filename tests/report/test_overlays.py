@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,10 +13,11 @@ from detseg.cli.main import run_command
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.json_files import annotations_of, write_coco
 from detseg.coco.predictions_file import write_predictions
+from detseg.coco.records import ImageRecord
 from detseg.errors import DataError
 from detseg.report.layout import LegendEntry, Panel, compose
 from detseg.report.numbers import write_numbers
-from detseg.report.overlays import Overlay, draw_overlay, overlay_name, side_by_side, write_png
+from detseg.report.overlays import Overlay, draw_overlay, overlay_names, side_by_side, write_png
 from detseg.structures import rle as rle_codec
 
 GRAY = np.tile(np.arange(50, dtype=np.uint8) * 5, (40, 1))
@@ -116,7 +119,19 @@ def test_long_names_and_many_classes_fit():
     compose([Panel(panel[:, :3], "title", "note")], "footer", legend[:1])
 
 
+def names_of(*names: str, image_id: int = 1) -> list[str]:
+    return overlay_names(ImageRecord(image_id, name, Path(name), 8, 8, {}) for name in names)
+
+
+def test_images_whose_paths_make_one_word_get_pictures_of_their_own():
+    names = names_of("a/x.png", "a_x.png", "a/x.tif", "A_X.png", "a_x_2.png", "b.png")
+    assert names == ["a_x.png", "a_x_2.png", "a_x_3.png", "A_X_4.png", "a_x_2_2.png", "b.png"]
+
+
 def test_names_of_overlays():
+    def overlay_name(name: str, image_id: int) -> str:
+        return names_of(name, image_id=image_id)[0]
+
     assert overlay_name("a/b/c d.tif", 1) == "a_b_c_d.png"
     assert overlay_name("a\\b.png", 1) == "a_b.png"
     assert overlay_name("../../etc/passwd", 1) == "_.._etc_passwd.png"
@@ -128,8 +143,8 @@ def test_names_of_overlays():
 def test_a_data_set_is_drawn(project):
     dataset = CocoDataset.load(project / "gt.json")
     overlay = Overlay(dataset.images[1], 1, None)
-    path = draw_overlay(overlay, project / "new" / "folder", dataset.class_names, truth=dataset, note="hello")
-    assert path == project / "new" / "folder" / "images_2.png"
+    path = project / "new" / "folder" / "images_2.png"
+    draw_overlay(overlay, path, dataset.class_names, truth=dataset, note="hello")
     assert Image.open(path).size[0] > 600
     assert list(path.parent.iterdir()) == [path]
 
