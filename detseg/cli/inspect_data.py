@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the report, and print what matters most."""
+    from detseg.coco.learnable import NOTHING, object_warnings
     from detseg.curation.inspection.gather import InspectionOptions
     from detseg.curation.inspection.inspect_data import NETWORKS, inspect_data, suggested_yaml
     from detseg.curation.repair.rules import RepairRules
@@ -117,6 +118,9 @@ def run(arguments: argparse.Namespace) -> None:
         make_folder(arguments.suggest.parent)
         with written_whole(arguments.suggest, "the suggested configuration") as temporary:
             temporary.write_text(config, encoding="utf-8")
+    if any(NOTHING in text for text in object_warnings(found.dataset)):
+        return  # no command trains with it
+    if arguments.suggest:
         print(f"{arguments.suggest} trains as it is")
         print_next(command_line("train_net", "--config", arguments.suggest))
     else:

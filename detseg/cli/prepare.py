@@ -113,6 +113,7 @@ def reader_of(arguments: argparse.Namespace) -> Reader:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare the data set and print a table of its parts."""
+    from detseg.coco.learnable import NOTHING
     from detseg.curation.prepare import PrepareOptions, prepare
     from detseg.curation.repair.rules import RepairRules
     from detseg.formats.image_fields import input_keys
@@ -135,10 +136,11 @@ def run(arguments: argparse.Namespace) -> None:
         ),
         repair=repair,
     )
-    print(prepare(reader, options))
+    said = prepare(reader, options)
+    print(said)
     for first in ("train", "fold0_train", "all"):
         parts = [arguments.output / f"{part}.json" for part in (first, first.replace("train", "val"))]
         if parts[0].is_file():
             look, train = inspection(arguments.output, *dict.fromkeys(part for part in parts if part.is_file()))
-            print_next(look, then=[train])
+            print_next(look, then=[] if NOTHING in said else [train])
             return

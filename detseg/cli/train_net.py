@@ -221,11 +221,16 @@ def _print_scores(folder: Path, metrics: dict[str, Any]) -> None:
     from detseg.runs.fold_runs import contents, results_table
 
     if metrics:
-        threshold = metrics["score_threshold"]
-        print(
-            f"\n{results_table(metrics)}\n\nobject scores: after score threshold {threshold:.3f} (chosen on "
-            "the validation images) and with overlaps resolved by score; COCO scores: all detections"
+        chosen = (
+            f"object scores: after score threshold {metrics['score_threshold']:.3f} (chosen on the validation images) "
+            "and with overlaps resolved by score; COCO scores: all detections"
         )
+        if metrics["object_ap"] is None:
+            chosen = (
+                "no score threshold was chosen (object AP, which chooses it, needs masks): postprocess.yaml keeps all "
+                "detections, and `predict --score-threshold X` the better ones"
+            )
+        print(f"\n{results_table(metrics)}\n\n{chosen}")
     print(f"\nEverything is in {folder}:\n{contents(folder)}")
 
 

@@ -113,9 +113,12 @@ def coco_precision(
 
 def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -> Any:
     """Return COCO's evaluation of two data sets, not yet computed."""
+    options: dict[str, Any] = {}
     try:
         from faster_coco_eval.core.coco import COCO
         from faster_coco_eval.core.faster_eval_api import COCOeval_faster as Evaluation
+
+        options["print_function"] = logger.debug  # it logs every step
     except ImportError:  # the same numbers, in more time
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval as Evaluation
@@ -125,7 +128,7 @@ def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -
         side.dataset = dataset
         side.createIndex()
         sides.append(side)
-    return Evaluation(*sides, iouType=kind)
+    return Evaluation(*sides, iouType=kind, **options)
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float | None]:

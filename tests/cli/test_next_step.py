@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -198,3 +199,17 @@ def test_scripts_of_a_checkout_name_scripts(tmp_path: Path):
 def test_several_commands(capsys: pytest.CaptureFixture[str]):
     print_next("a", "b", then=["c"])
     assert capsys.readouterr().out == "next: a\nor:   b\nthen: c\n"
+
+
+def test_what_has_nothing_to_learn_is_not_trained_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (30, 20), 9).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
+    truth = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "none.json").write_text(json.dumps(truth))
+    none = str(tmp_path / "none.json")
+    said = run(["prepare", "coco", "--annotations", none, "--output", str(tmp_path / "p"), "--split", "1"], capsys)
+    assert "there is nothing to learn" in said
+    assert [words[0] for words in next_commands(said)] == ["inspect_data"]
+    said = run(["inspect_data", "--data", none, "--output", str(tmp_path / "report")], capsys)
+    assert "there is nothing to learn" in said
+    assert "next: " not in said

@@ -45,8 +45,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.set_num_threads(threads)
 
 
-def test_boxes_alone_are_trained_scored_by_their_boxes_and_written(here: Path) -> None:
+def test_boxes_alone_are_trained_scored_by_their_boxes_and_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command("train_net", ["--num-threads", "1", "--config", "boxes.yaml"], prog="train_net") == 0
+    said = capsys.readouterr()
+    assert "no score threshold was chosen" in said.out
+    assert "COCOeval" not in said.out + said.err, "the steps of a library are no news"
     metrics = json.loads((here / "run" / "final_metrics.json").read_text())
     assert metrics["coco_bbox_ap"] is not None
     assert metrics["coco_segm_ap"] is metrics["object_ap"] is None, "there are no masks to score"
