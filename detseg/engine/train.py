@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from detseg.engine.state import TrainingState, begin_rng, build_state, determini
 from detseg.engine.training import Training
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
+from detseg.errors import ConfigError
 from detseg.models.weights import load_weights
 from detseg.optim.optimizer import gradient_norm, set_learning_rates
 from detseg.optim.precision import compile_backbone
@@ -183,6 +184,21 @@ def run_iterations(training: Training) -> None:
         training.finish_iteration(losses, gradient_norm=norm, data_seconds=data_seconds)
 
 
+@contextmanager
+def single_values_explained(images: int) -> Iterator[None]:
+    """Raise ConfigError where PyTorch finds that a BatchNorm has one value a channel. images: of a process's batch."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"a BatchNorm has one value a channel to take mean and deviation of, in a batch of {images} image"
+            f"{'' if images == 1 else 's'} a process: set SOLVER.IMS_PER_BATCH so that each process has more, take "
+            "larger images or crops, or set MODEL.RESNETS.NORM to SyncBN (of several processes), GN or FrozenBN"
+        ) from None
+
+
 def train_step(training: Training) -> tuple[dict[str, float], float, float]:
     """One step of the optimizer over SOLVER.ACCUMULATE batches.
 
@@ -202,7 +218,7 @@ def train_step(training: Training) -> tuple[dict[str, float], float, float]:
         data_seconds += time.perf_counter() - asked
         seen += samples
         with nullcontext() if number == accumulate else no_sync(state.trained):
-            with state.precision.autocast():
+            with state.precision.autocast(), single_values_explained(len(samples)):
                 losses = state.trained(samples)
             for name, value in training.finite_losses(losses, samples).items():
                 means[name] = means.get(name, 0.0) + value / accumulate

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from detseg.errors import ConfigError, DataError
 from detseg.fusion.options import check_weights
 from detseg.inference.detector import Detector
@@ -26,7 +28,7 @@ def combine(
     Classes, postprocess and provenance are the first predictor's.
 
     Args:
-        predictors: of the same classes.
+        predictors: of the same classes, by name; the first has them in the order of the answers.
         settings: views, mode and fusion; None takes those of the first predictor.
         weights: one a predictor, of its boxes and masks; empty for 1 each.
         boxes_of, masks_of: positions of the predictors that give boxes, and masks; empty for all.
@@ -38,10 +40,10 @@ def combine(
     first, count = predictors[0], len(predictors)
     settings = settings or first.tta
     for number, predictor in enumerate(predictors):
-        if predictor.classes != first.classes:
+        if sorted(predictor.classes) != sorted(first.classes):
             raise ConfigError(
                 f"the first model finds {', '.join(first.classes)}, model {number + 1} "
-                f"{', '.join(predictor.classes)}; combine models of the same classes in the same order"
+                f"{', '.join(predictor.classes)}; combine models of the same classes"
             )
     for position in (*boxes_of, *masks_of):
         if not 0 <= position < count:
@@ -55,12 +57,13 @@ def combine(
         raise ConfigError(str(error)) from None
     models = [
         dataclasses.replace(
-            predictor.detector.models[0],
+            one.detector.models[0],
             weight=weight,
             gives_boxes=not boxes_of or number in boxes_of,
             gives_masks=not masks_of or number in masks_of,
+            places=None if one.classes == first.classes else np.array(list(map(first.classes.index, one.classes))),
         )
-        for number, (predictor, weight) in enumerate(zip(predictors, weights, strict=True))
+        for number, (one, weight) in enumerate(zip(predictors, weights, strict=True))
     ]
     combined = copy.copy(first)
     combined.detector = Detector(models, settings)

@@ -279,7 +279,10 @@ class ViewBatch:
 
     def add_masks(self, mean: MeanMasks) -> None:
         """Add the probabilities that every view gives to the boxes of `mean`."""
-        mapped = [view.symmetry.predictions(mean.boxes) for view in self.views]
+        boxes = mean.boxes
+        if self.model.places is not None:
+            boxes = dataclasses.replace(boxes, classes=np.argsort(self.model.places)[boxes.classes])
+        mapped = [view.symmetry.predictions(boxes) for view in self.views]
         with self.model.autocast():
             masks = self._features().mask_probabilities(mapped)
         for view, probabilities in zip(self.views, masks, strict=True):
@@ -291,6 +294,8 @@ class ViewBatch:
         return [view.symmetry.size(*self.size) for view in self.views]
 
     def _mapped_back(self, found: Sequence[Predictions]) -> list[Predictions]:
+        if (places := self.model.places) is not None:
+            found = [dataclasses.replace(one, classes=places[one.classes]) for one in found]
         return [view.symmetry.inverse.predictions(one) for view, one in zip(self.views, found, strict=True)]
 
     def _features(self) -> CachedFeatures:

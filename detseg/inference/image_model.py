@@ -76,7 +76,8 @@ class ImageModel:
     segmenter: any model; it is predicted with where it is (its device) and never trained here. preprocess: channels,
     scaling and inversion, as in training. size: at which the network sees images. precision: see `inference.precision`;
     "auto" becomes what it takes. intensities: what the model knows; None warns of nothing. weight: of its boxes and
-    masks among those of other models. gives_boxes, gives_masks: whether it is asked for them.
+    masks among those of other models. gives_boxes, gives_masks: whether it is asked for them. places: of its classes
+    among those of the models that it is combined with; None: the same.
 
     Raises:
         ConfigError: a precision that does not exist.
@@ -90,6 +91,7 @@ class ImageModel:
     weight: float = 1.0
     gives_boxes: bool = True
     gives_masks: bool = True
+    places: np.ndarray | None = None
     _outside: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -163,20 +163,24 @@ class Predictor:
             device: "auto" (CUDA where there is one), "cpu", "cuda:1" ...
             checkpoint: "best" (the last one where the run has no evaluation yet), "last", or a file.
             postprocess: True: the run's postprocess.yaml if it has one; False: none; or a file.
-            precision: "float32", "bfloat16" and others, or "auto": see `inference.precision`.
+            precision: "float32", "bfloat16" and others, or "auto": that of the run's evaluation (TEST.PRECISION), see
+                `inference.precision`.
 
         Raises:
             RunError: no run there, or no checkpoint in it. WeightsError, ConfigError: what is there does not fit.
         """
         run = find_run_folder(Path(folder))
         weights = find_checkpoint(run, checkpoint)
-        loaded = load_model(weights, load_config(run / CONFIG_FILE), device=device, is_of_run=True)
+        cfg = load_config(run / CONFIG_FILE)
+        loaded = load_model(weights, cfg, device=device, is_of_run=True)
         file: str | os.PathLike[str] | None = None if isinstance(postprocess, bool) else postprocess
         if postprocess is True and (run / POSTPROCESS_FILE).is_file():
             file = run / POSTPROCESS_FILE
         elif postprocess is True:
             logger.warning("%s has no %s (no evaluation yet): all detections are kept", run, POSTPROCESS_FILE)
         chosen = None if file is None else Postprocess.load(file)
+        if precision == AUTO:  # as in the evaluation that chose the thresholds
+            precision = cfg.TEST.PRECISION
         if precision == AUTO and (run / METRICS_FILE).is_file():
             measured = read_json(run / METRICS_FILE).get(MEASURED, {})
             precision = choose_precision(loaded["model"], measured)

@@ -211,6 +211,15 @@ def test_a_resume_that_is_refused_changes_nothing(here: Path, capsys: pytest.Cap
     assert train_net("--resume", "OUTPUT_DIR", "run", "SOLVER.MAX_ITER", "3") == 0
 
 
+def test_a_batch_norm_with_one_value_is_told_with_the_remedies(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[32, 32]"]
+    words += ["INPUT.MIN_SIZE_TRAIN", "[0]", "MODEL.RESNETS.NORM", "BN", "SOLVER.IMS_PER_BATCH", "1"]
+    message = refusal(capsys, *SHORT, *words)
+    assert "one value a channel" in message
+    assert "SOLVER.IMS_PER_BATCH" in message
+    assert not (here / "run").exists()
+
+
 def test_a_start_that_fails_leaves_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = here / "data" / "0.png"
     good = picture.read_bytes()

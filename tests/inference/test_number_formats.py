@@ -12,6 +12,7 @@ import torch
 from threshold_segmenter import ThresholdSegmenter
 
 from detseg import Predictor
+from detseg.config import dump_config, load_config
 from detseg.curation.synthetic import KINDS
 from detseg.fusion.postprocess import Postprocess
 from detseg.inference.precision import MEASURED, choose_precision, precisions_of
@@ -108,6 +109,9 @@ def test_a_run_predicts_with_what_its_training_measured_and_says_so(small_run, i
     assert Predictor.from_run(run)(image_folder / "a.png").provenance["precision"] == "bfloat16_masks"
     (run / "final_metrics.json").write_text(json.dumps({MEASURED: {"float32": 0.5, "bfloat16": 0.5}}))
     assert Predictor.from_run(run)(image_folder / "a.png").provenance["precision"] == "bfloat16"
+    settings = load_config(run / "config.yaml", ["TEST.PRECISION", "float32"])
+    (run / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
+    assert Predictor.from_run(run)(image_folder / "a.png").provenance["precision"] == "float32", "as it was evaluated"
     plain = Predictor.from_run(run, precision="float32")
     assert plain(image_folder / "a.png").provenance["precision"] == "float32"
     assert dataclasses.replace(plain.detector.models[0], precision="auto").precision == "bfloat16_masks"

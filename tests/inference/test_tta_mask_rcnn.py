@@ -150,3 +150,29 @@ def test_half_precision_works_with_views(small_run):
         assert answer.rles is not None
         assert np.isfinite(answer.scores).all()
     assert torch.is_autocast_enabled("cpu") is False
+
+
+@pytest.mark.parametrize("mode", ["merge_then_mask", "fuse"])
+def test_classes_of_models_are_matched_by_name(small_run, mode):
+    """The same network twice, the second time with its classes in another order."""
+    image, _, _ = make_image((5, 1), 64, 96, 8)
+    first, alike, other = (load(small_run) for _ in range(3))
+    order = [2, 0, 1]
+    other.classes = [first.classes[index] for index in order]
+    state = other.model.state_dict()
+    rows = torch.tensor(order)
+    for name, values in state.items():
+        if "cls_score" in name:
+            state[name] = values[[*order, len(order)]]  # background comes last
+        elif "bbox_pred" in name:
+            state[name] = values.unflatten(0, (len(order), 4))[rows].flatten(0, 1)
+        elif "mask_head.predictor" in name:
+            state[name] = values[rows]
+    other.model.load_state_dict(state)
+    settings = TestTimeAugmentation(parse_views(["none", "h"]), mode, FusionOptions(method="wbf"))
+    expected = combine([first, alike], settings=settings)(image)
+    found = combine([first, other], settings=settings)(image)
+    assert len(set(expected.classes.tolist())) > 1, "one class tells nothing"
+    assert found.classes.tolist() == expected.classes.tolist()
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    assert found.rles == expected.rles
