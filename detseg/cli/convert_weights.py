@@ -8,8 +8,9 @@ from pathlib import Path
 from detseg.errors import WeightsError
 
 DESCRIPTION = (
-    "Turn weights (a .pth, .pkl or .safetensors file, detectron2://, catalog://, torchvision://, https://, wandb://) "
-    "into a .safetensors file, or into a .pth file that Detectron2 loads; the names become Detectron2's."
+    "Turn weights (a .pth, .pkl or .safetensors file, detectron2://, catalog://, torchvision://, timm://, package://, "
+    "https://, wandb://) into a .safetensors file, or into a .pth file that Detectron2 loads; the names become "
+    "Detectron2's, or timm's where they are of a network of timm."
 )
 
 
@@ -21,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from detseg.models.pretrained import is_named
     from detseg.models.weights import resolve_weights
     from detseg.models.weights.files import WRITTEN_SUFFIXES, is_backbone_alone, read_weights, write_weights
     from detseg.models.weights.names import detectron2_names
@@ -32,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise WeightsError(f"{output} exists already: give another name, or --overwrite")
     path = resolve_weights(arguments.source)
     named = detectron2_names(read_weights(path), path.name)
+    if is_named(arguments.source):  # so that another input than theirs is noticed when they are loaded
+        named = replace(named, origin=arguments.source)
     write_weights(output, named)
     numbers = sum(value.numel() for value in named.state.values())
     kind = "a backbone" if is_backbone_alone(named.state) else "a model"

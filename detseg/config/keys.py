@@ -52,6 +52,17 @@ OWN_KEYS: dict[str, Key] = {
         "Which of torchvision's models MODEL.META_ARCHITECTURE `TorchvisionMaskRCNN` is: `maskrcnn_resnet50_fpn` or "
         "`maskrcnn_resnet50_fpn_v2`.",
     ),
+    "MODEL.TIMM.NAME": Key(
+        "tf_efficientnet_lite0",
+        "The network of MODEL.BACKBONE.NAME `build_timm_fpn_backbone`: any of timm's that gives feature maps of images "
+        "of any size (`timm.list_models()`). MODEL.FPN.IN_FEATURES says which it gives: `res1` is that of stride 2, "
+        "`res2` of stride 4, to `res5` of stride 32.",
+    ),
+    "MODEL.TIMM.NORM": Key(
+        "own",
+        "`own`: its normalisations as they are, which train; `FrozenBN`: its BatchNorms keep the statistics, weights "
+        "and biases of MODEL.WEIGHTS.",
+    ),
     "MODEL.RESNETS.RADIX": Key(
         1,
         "Maps that each 3 x 3 convolution gives, between which attention chooses: 2 makes a ResNeSt, as in LIVECell's "
@@ -255,7 +266,7 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "SOLVER.OPTIMIZER": Key("SGD", "`SGD` (SOLVER.MOMENTUM, SOLVER.NESTEROV) or `AdamW` (SOLVER.BETAS)."),
     "SOLVER.BACKBONE_MULTIPLIER": Key(
-        1.0, "Factor on the learning rate of the backbone's ResNet, pretrained while the heads are new; 0.1 is usual."
+        1.0, "Factor on the learning rate of the bottom-up network, pretrained while the heads are new; 0.1 is usual."
     ),
     "SOLVER.HEAD_WARMUP_ITERS": Key(
         0,

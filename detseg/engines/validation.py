@@ -29,7 +29,7 @@ from detseg.detectron2.keys import DETECTRON2_ONLY
 from detseg.engines.choice import ENGINES, INSTALL, EngineChoice, choose_engine, not_installed, problems_with_detectron2
 from detseg.engines.model_keys import note_ignored, note_model
 from detseg.errors import ConfigError
-from detseg.models.pretrained import warn_of_other_zoo_input
+from detseg.models.pretrained import warn_of_other_input
 
 # MODEL.IMPORTS: code of the user's that adds architectures, and their keys, to Detectron2.
 
@@ -128,5 +128,5 @@ def validate(
             raise
         raise ConfigError(f"{error}\n(native because {choice.reason})") from None
     if training:
-        warn_of_other_zoo_input(cfg, cfg.MODEL.WEIGHTS)
+        warn_of_other_input(cfg, cfg.MODEL.WEIGHTS)
     return choice

@@ -34,20 +34,29 @@ def freeze_by_name(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     frozen = [name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     for name in frozen:
         parameters[name].requires_grad = False
+    freeze_norms(model)
+    return frozen
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Make every BatchNorm inside of `model` whose weight and bias are frozen a FrozenBatchNorm2d."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             is_affine_norm = isinstance(child, nn.BatchNorm2d) and child.affine
             if is_affine_norm and not any(parameter.requires_grad for parameter in child.parameters()):
                 setattr(module, name, FrozenBatchNorm2d.from_batch_norm(child))
-    return frozen
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm with statistics and affine parameters that never change: four buffers (C,), no parameters."""
+    """BatchNorm with statistics and affine parameters that never change: four buffers (C,), no parameters.
+
+    act: what follows it, where the BatchNorm did that itself, as timm's do.
+    """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self.act: nn.Module | None = None
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -59,14 +68,17 @@ class FrozenBatchNorm2d(nn.Module):
         """Freeze a BatchNorm as it is now."""
         frozen = cls(norm.num_features, norm.eps)
         frozen.load_state_dict({name: norm.state_dict()[name] for name in frozen.state_dict()})
+        frozen.act = getattr(norm, "act", None)
         return frozen
 
     def forward(self, x: Tensor) -> Tensor:
         # Detectron2's two ways, which round differently: the second is faster, the first has a gradient to x alone.
         if x.requires_grad:
             scale, shift = scale_and_shift(self)
-            return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            x = x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+        else:
+            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return x if self.act is None else self.act(x)
 
 
 def scale_and_shift(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:

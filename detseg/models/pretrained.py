@@ -12,6 +12,8 @@ from typing import Any
 
 from detseg.config.node import Config
 from detseg.config.options import Problems
+from detseg.errors import WeightsError
+from detseg.models.imagenet import PACKAGE, TIMM, named_weights, package_file
 
 _logger = logging.getLogger(__name__)
 
@@ -58,16 +60,50 @@ def note_torchvision_input(problems: Problems, source: str, keys: Collection[str
         problems.add(_STRIDE, f"{source} has its strides in the 3 x 3 convolutions: set False")
 
 
-def warn_of_other_zoo_input(cfg: Config, source: str) -> list[str]:
-    """Warn of keys that differ from what weights of Detectron2's zoo were trained with; return the keys."""
-    if not source.startswith(("detectron2://", "catalog://")) or len(cfg.MODEL.PIXEL_MEAN) != 3:
-        return []
-    of_model = next((values for pattern, values in _ZOO_MODELS if pattern.search(source)), {})
-    expected = _ZOO | of_model
+def is_named(source: str) -> bool:
+    """Whether MODEL.WEIGHTS names weights of `package://` or `timm://`."""
+    return source.startswith((PACKAGE, TIMM))
+
+
+def note_named_weights(problems: Problems, source: str, keys: Collection[str]) -> None:
+    """Note weights of such a name that are not here, or are of another network. keys: those the model acts on."""
+    try:
+        network = named_weights(source).network
+        if source.startswith(PACKAGE):
+            package_file(source.removeprefix(PACKAGE))
+    except WeightsError as error:
+        problems.add("MODEL.WEIGHTS", str(error))
+        return
+    if "MODEL.TIMM.NAME" not in keys:
+        expected = f"they are of timm's {network}: set MODEL.BACKBONE.NAME build_timm_fpn_backbone, MODEL.TIMM.NAME too"
+        problems.add("MODEL.WEIGHTS", expected)
+    elif problems.cfg.MODEL.TIMM.NAME.partition(".")[0] != network:
+        problems.add("MODEL.TIMM.NAME", f"{source} is of {network}: set it")
+
+
+def warn_of_other_input(cfg: Config, source: str) -> list[str]:
+    """Warn of keys that differ from what weights were trained with, those of Detectron2's zoo, of `package://` and of
+    `timm://`; return the keys.
+    """
+    expected = _expected_input(cfg, source)
     different = _different_keys(cfg, expected)
     for key in different:
         _logger.warning("%s is %r, but %s was trained with %r", key, cfg[key], source, expected[key])
     return different
+
+
+def _expected_input(cfg: Config, source: str) -> dict[str, Any]:
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    if is_named(source):
+        known = named_weights(source)
+        statistics = {"MODEL.PIXEL_MEAN": known.pixel_mean, "MODEL.PIXEL_STD": known.pixel_std}
+        if channels != 3:  # the first convolution then has the mean over the colours
+            return {key: [sum(values) / 3] * channels for key, values in statistics.items()}
+        order = {} if cfg.INPUT.GRAYSCALE else {"INPUT.FORMAT": "RGB"}
+        return order | {key: list(values) for key, values in statistics.items()}
+    if not source.startswith(("detectron2://", "catalog://")) or channels != 3:
+        return {}
+    return _ZOO | next((values for pattern, values in _ZOO_MODELS if pattern.search(source)), {})
 
 
 def _different_keys(cfg: Config, expected: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from detseg.config.options import Options, Problems, Rule, key, part
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
 from detseg.models.options import ImageInputOptions, LimitOptions
-from detseg.models.pretrained import is_torchvision_address, note_torchvision_input
+from detseg.models.pretrained import is_named, is_torchvision_address, note_named_weights, note_torchvision_input
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ class ModelOptions(Options):
             self._check_from_scratch(problems, keys)
         elif is_torchvision_address(self.weights):
             note_torchvision_input(problems, self.weights, keys)
+        elif is_named(self.weights):
+            note_named_weights(problems, self.weights, keys)
 
     def _check_from_scratch(self, problems: Problems, keys: Mapping[str, Rule]) -> None:
         for name in keys:

@@ -185,3 +185,19 @@ def test_artifacts_of_weights_and_biases(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked == ["me/cells/model:v3"]
     with pytest.raises(WeightsError, match=r"best\.pth, last\.pth"):
         resolve_weights("wandb://me/cells/model:v3")
+
+
+def test_weights_of_timm(server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("timm")
+    caplog.set_level("INFO")
+    monkeypatch.setenv("HF_ENDPOINT", server)
+    path = resolve_weights(f"timm://tf_efficientnet_lite0#sha256={DIGEST}")
+    assert path == cached_path(f"{server}/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors")
+    assert path.read_bytes() == CONTENT
+    assert "timm's tf_efficientnet_lite0.in1k, apache-2.0, from http" in caplog.text
+    assert resolve_weights("timm://tf_efficientnet_lite0.in1k") == path
+    assert len(Handler.asked) == 1, "from the cache the second time"
+    with pytest.raises(WeightsError, match="known are resnet18"):
+        resolve_weights("timm://resnet18.nonsense")
+    with pytest.raises(WeightsError, match="timm://nonsense"):
+        resolve_weights("timm://nonsense")

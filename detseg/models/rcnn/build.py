@@ -25,9 +25,10 @@ from detseg.models.rcnn.resnet import STAGES, ResNet, ResNetOptions
 from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
 from detseg.models.rcnn.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, ROIHeadsOptions, make_res5
 from detseg.models.rcnn.rpn import RPN, RPNHead, RPNOptions
+from detseg.models.timm_backbone import TimmBackbone, TimmOptions
 from detseg.models.torchvision_ops import require_operators
 
-_WITH_FPN, _WITHOUT_FPN = "build_resnet_fpn_backbone", "build_resnet_backbone"
+_WITH_FPN, _WITHOUT_FPN, _TIMM = "build_resnet_fpn_backbone", "build_resnet_backbone", "build_timm_fpn_backbone"
 
 
 def _has_resnet(cfg: Config) -> bool:
@@ -41,24 +42,26 @@ class RCNNOptions(Options):
     Parts are None where they are not used, or where code of the user's takes their place in Detectron2.
     """
 
-    backbone: str = key("MODEL.BACKBONE.NAME", choices=(_WITH_FPN, _WITHOUT_FPN), registry=True)
+    backbone: str = key("MODEL.BACKBONE.NAME", choices=(_WITH_FPN, _WITHOUT_FPN, _TIMM), registry=True)
     proposal_generator: str = key("MODEL.PROPOSAL_GENERATOR.NAME", choices=("RPN",), registry=True)
     masks: bool = key("MODEL.MASK_ON")
     image_input: ImageInputOptions = part(ImageInputOptions)
     resnet: ResNetOptions | None = part(ResNetOptions, when=_has_resnet)
-    fpn: FPNOptions | None = part(FPNOptions, when=lambda cfg: cfg.MODEL.BACKBONE.NAME == _WITH_FPN)
+    timm: TimmOptions | None = part(TimmOptions, when=lambda cfg: cfg.MODEL.BACKBONE.NAME == _TIMM)
+    fpn: FPNOptions | None = part(FPNOptions, when=lambda cfg: cfg.MODEL.BACKBONE.NAME in (_WITH_FPN, _TIMM))
     rpn: RPNOptions | None = part(RPNOptions, when=lambda cfg: cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN")
     heads: ROIHeadsOptions = part(ROIHeadsOptions)
 
     def check(self, problems: Problems) -> None:
-        if self.resnet is None:
+        if self.resnet is None and self.timm is None:
             return
-        given = self.resnet.out_features
+        given = self.timm.features if self.resnet is None else self.resnet.out_features
         if self.fpn is not None:
             if not set(self.fpn.in_features) <= set(given):
-                problems.add("MODEL.FPN.IN_FEATURES", f"expected some of MODEL.RESNETS.OUT_FEATURES {list(given)}")
+                whose = "MODEL.RESNETS.OUT_FEATURES" if self.timm is None else f"those of {self.timm.name},"
+                problems.add("MODEL.FPN.IN_FEATURES", f"expected some of {whose} {list(given)}")
                 return
-            if self.resnet.res5_dilation != 1 and "res5" in self.fpn.in_features:
+            if self.resnet is not None and self.resnet.res5_dilation != 1 and "res5" in self.fpn.in_features:
                 problems.add("MODEL.RESNETS.RES5_DILATION", "an FPN needs halving levels: set 1")
             given = self.fpn.features
         used = {"MODEL.ROI_HEADS.IN_FEATURES": self.heads.in_features}
@@ -82,6 +85,7 @@ class RCNNOptions(Options):
                 'Res5ROIHeads continue ["res4"] of MODEL.BACKBONE.NAME build_resnet_backbone; over an FPN or res5 take '
                 "MODEL.ROI_HEADS.NAME StandardROIHeads",
             )
+            return
         if self.resnet.deform_on_stages[-1]:
             expected = "the res5 of Res5ROIHeads does not deform: set it to False"
             problems.add("MODEL.RESNETS.DEFORM_ON_PER_STAGE", expected)
@@ -100,16 +104,33 @@ def build_generalized_rcnn(options: RCNNOptions) -> GeneralizedRCNN:
 
 
 def _build_backbone(options: RCNNOptions) -> nn.Module:
-    """A ResNet, with FPN or without."""
-    resnet, bottleneck = options.resnet, {}
+    """A ResNet, with FPN or without, or a network of timm with FPN."""
+    if options.timm is None:
+        body = _build_resnet(options.resnet, len(options.image_input.pixel_mean))
+    else:
+        body = TimmBackbone(
+            options.timm.name,
+            in_channels=len(options.image_input.pixel_mean),
+            out_features=options.fpn.in_features,
+            norm=options.timm.norm,
+            freeze_at=options.timm.freeze_at,
+        )
+    fpn = options.fpn
+    if fpn is None:
+        return body
+    return FPN(body, in_features=fpn.in_features, out_channels=fpn.out_channels, norm=fpn.norm, fuse_type=fpn.fuse_type)
+
+
+def _build_resnet(resnet: ResNetOptions, in_channels: int) -> ResNet:
+    bottleneck = {}
     if resnet.bottleneck is not None:
         bottleneck = {
             "width_per_group": resnet.bottleneck.width_per_group,
             "stride_in_1x1": resnet.bottleneck.stride_in_1x1,
         }
-    body = ResNet(
+    return ResNet(
         depth=resnet.depth,
-        in_channels=len(options.image_input.pixel_mean),
+        in_channels=in_channels,
         stem_channels=resnet.stem_channels,
         res2_channels=resnet.res2_channels,
         norm=resnet.norm,
@@ -122,10 +143,6 @@ def _build_backbone(options: RCNNOptions) -> nn.Module:
         freeze_at=resnet.freeze_at,
         **bottleneck,
     )
-    fpn = options.fpn
-    if fpn is None:
-        return body
-    return FPN(body, in_features=fpn.in_features, out_channels=fpn.out_channels, norm=fpn.norm, fuse_type=fpn.fuse_type)
 
 
 def _build_rpn(options: RPNOptions, backbone: nn.Module) -> RPN:

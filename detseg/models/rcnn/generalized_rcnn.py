@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from detseg.models.base import check_finite
+from detseg.models.depthwise import DepthwiseConv2d
 from detseg.models.image_input import ImageInput
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.roi_align import Pooler
@@ -46,9 +47,10 @@ class GeneralizedRCNN(RegionSegmenter):
         return self.proposal_generator.anchor_generator.largest_size
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products."""
+        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products, and
+        depthwise convolutions get their own backward pass."""
         for module in self.modules():
-            if isinstance(module, (ConvNorm, Pooler)):
+            if isinstance(module, (ConvNorm, DepthwiseConv2d, Pooler)):
                 module.fast = True
         return super().prefer_speed()
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from detseg.config.options import Problems
 from detseg.errors import WeightsError, list_problems
-from detseg.models.pretrained import note_torchvision_input
+from detseg.models.pretrained import note_torchvision_input, warn_of_other_input
 from detseg.models.table import model_rules
 from detseg.models.weights.files import read_weights
 from detseg.models.weights.names import TORCHVISION, names_of_model, without_shared_prefix
 from detseg.models.weights.sources import resolve_weights
+from detseg.models.weights.timm_names import PLACE
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def load_state(
             report.loaded.append(name)
         elif fine_tune and name.startswith(class_entries) and value.shape[1:] == own[name].shape[1:]:
             report.reinitialized.append(name)
-        elif fine_tune and name.endswith(STEM_WEIGHTS) and value.shape[2:] == own[name].shape[2:]:
+        elif fine_tune and _differ_in_input(name, value, own[name]):
             fitting[name] = adapt_input_channels(value, own[name].shape[1])
             report.adapted.append(name)
         else:
@@ -110,6 +111,14 @@ def load_state(
     current._metadata = own._metadata  # these are the model's present names: nothing of an older format to convert
     model.load_state_dict(current, strict=False)
     return report
+
+
+def _differ_in_input(name: str, stored: Tensor, own: Tensor) -> bool:
+    """Whether an entry is a first convolution that is stored for another number of input channels."""
+    # In a network of timm, whose first convolution has any name, no other one has as many outputs and other inputs.
+    is_first = name.endswith(STEM_WEIGHTS) or PLACE in name
+    one, other = stored.shape, own.shape
+    return is_first and len(one) == len(other) == 4 and (one[0], one[2:]) == (other[0], other[2:])
 
 
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
@@ -145,6 +154,8 @@ def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = Fals
         problems = Problems(cfg)
         note_torchvision_input(problems, str(source), model_rules(cfg))
         problems.raise_if_any()
+    if cfg is not None and named.origin:
+        warn_of_other_input(cfg, named.origin)
     report = load_state(model, named.state, source=str(source), fine_tune=fine_tune)
     report.trained_images = stored.trained_images
     _log(report, source)

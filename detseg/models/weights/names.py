@@ -20,6 +20,7 @@ from torch import Tensor
 
 from detseg.errors import WeightsError
 from detseg.models.weights.files import Weights
+from detseg.models.weights.timm_names import PLACE, from_efficientnet_pytorch, is_efficientnet_pytorch, names_in_model
 
 _logger = logging.getLogger(__name__)
 
@@ -164,8 +165,13 @@ def _mask_rcnn_name(name: str, parts: Mapping[str, str]) -> str | None:
 
 
 def detectron2_names(stored: Weights, file_name: str = "") -> Weights:
-    """Rename to Detectron2's names what has those of Caffe2 or torchvision; those of only a backbone have no prefix."""
+    """Rename what has Caffe2's or torchvision's names to Detectron2's, and EfficientNet-PyTorch's to timm's.
+
+    Names of only a backbone have no prefix.
+    """
     state = _with_usual_epsilon(without_shared_prefix(stored.state), file_name)
+    if is_efficientnet_pytorch(state):
+        return Weights(from_efficientnet_pytorch(state), stored.origin)
     if is_caffe2(state):
         return Weights(from_caffe2(state), "caffe2")
     if "backbone.body.conv1.weight" in state and "rpn.head.cls_logits.weight" in state:
@@ -185,6 +191,10 @@ def names_of_model(stored: Weights, own: Collection[str], file_name: str = "") -
     if "backbone.body.conv1.weight" in own:  # a model with torchvision's own names
         prefix = "backbone.body." if _is_torchvision_resnet(state) else ""
         return Weights({prefix + name: value for name, value in state.items()}, TORCHVISION)
+    if any(PLACE in name for name in own):  # a model with a network of timm
+        if is_efficientnet_pytorch(state):
+            state = from_efficientnet_pytorch(state)
+        return Weights({new: state[name] for name, new in names_in_model(state, own)}, stored.origin)
     renamed = detectron2_names(Weights(dict(state), stored.origin))
     if any(name in own for name in renamed.state):
         return renamed

@@ -1,8 +1,9 @@
-"""Addresses of weights: files, model zoos, the web, Weights & Biases. Each becomes a file on this machine."""
+"""Addresses of weights: files, model zoos, Python packages, the web, Weights & Biases. Each becomes a local file."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -12,9 +13,14 @@ from detseg.errors import WeightsError
 from detseg.files.lock import wait_for_lock
 from detseg.files.reading import check_regular
 from detseg.files.transfer import CACHE_VARIABLE, TransferError, cache_folder, transfer
+from detseg.models.imagenet import package_file, timm_url
+
+_logger = logging.getLogger(__name__)
 
 # detectron2://PATH is this address followed by PATH.
 DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
+# timm's collection is here, or where HF_ENDPOINT says, as for the programs of that site.
+HUGGING_FACE = "https://huggingface.co"
 
 _DETECTRON1 = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/"
 # catalog://ImageNetPretrained/NAME: backbones trained on ImageNet, of Detectron's first version.
@@ -35,7 +41,7 @@ _TORCHVISION_MODELS = re.compile(r"(wide_resnet|resnet|resnext)\d+\w*|maskrcnn_r
 _WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pkl")
 KNOWN = (
     "a .pth, .pkl or .safetensors file, detectron2://..., catalog://ImageNetPretrained/..., torchvision://resnet50, "
-    "https://..., wandb://entity/project/artifact:version"
+    "timm://resnet26d, package://efficientnet_lite0, https://..., wandb://entity/project/artifact:version"
 )
 
 
@@ -92,7 +98,8 @@ def resolve_weights(source: str | Path) -> Path:
     """Return the file of an address, downloaded into the cache where it is not there yet.
 
     source: a path; `detectron2://PATH` and `catalog://ImageNetPretrained/...` of Detectron2's zoo;
-        `torchvision://NAME` or `torchvision://NAME/WEIGHTS` (resnet50/IMAGENET1K_V1); `https://...`;
+        `torchvision://NAME` or `torchvision://NAME/WEIGHTS` (resnet50/IMAGENET1K_V1); `timm://NAME` or
+        `timm://NAME.TAG`; `package://NAME`, a file that a Python package ships; `https://...`;
         `wandb://ENTITY/PROJECT/ARTIFACT:VERSION`. `#sha256=DIGITS` after a web address is checked.
 
     Raises:
@@ -117,6 +124,16 @@ def resolve_weights(source: str | Path) -> Path:
         return _from_web(CATALOG[rest])
     if scheme == "torchvision":
         return _from_web(torchvision_url(rest))
+    if scheme == "timm":
+        name, mark, digits = rest.partition("#")
+        url, what = timm_url(name, os.environ.get("HF_ENDPOINT") or HUGGING_FACE)
+        path = _from_web(url + mark + digits)
+        _logger.info("%s: %s, from %s", source, what, url)
+        return path
+    if scheme == "package":
+        path, what = package_file(rest)
+        _logger.info("%s: %s, at %s", source, what, path)
+        return path
     if scheme in ("wandb", "wandb-artifact"):
         return _from_wandb(rest)
     raise WeightsError(f"{source}: {scheme}:// is unknown; known are {KNOWN}")
