@@ -340,6 +340,9 @@ OWN_KEYS: dict[str, Key] = {
         "(docs/tracking.md).",
         Kind("str", (1,)),
     ),
+    "TRACKING.PICTURES": Key(
+        4, "Validation images, the same ones, that TensorBoard and W&B show at every evaluation; 0 to 108."
+    ),
     "TRACKING.PROJECT": Key("", "W&B's project; empty: `detseg`. $WANDB_PROJECT wins."),
     "TRACKING.ENTITY": Key("", "W&B's user or team; empty: yours. $WANDB_ENTITY wins."),
     "TRACKING.GROUP": Key(

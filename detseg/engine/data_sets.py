@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import FoldedSets, Folds, fold_name
 from detseg.data.intensity_range import IMAGES, IntensityRange, levels_of
 from detseg.data.preprocess import ImagePreprocess
+from detseg.data.trained_images import TrainedImages
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.formats.plausibility import check_labels
@@ -182,6 +184,30 @@ def measure_intensities(dataset: CocoDataset, cfg: Config) -> IntensityRange:
             max(found.bright),
         )
     return found
+
+
+def fingerprint(dataset: CocoDataset, cfg: Config) -> dict[str, Any]:
+    """What tells a data set apart, as plain values: hashes of its annotations and of its image files, and counts.
+
+    Groups are the values of DATALOADER.BALANCE_BY, or of the images' field `group`. Raises DataError where an image
+    cannot be read.
+    """
+    counts = dataset.objects_per_image()
+    field = cfg.DATALOADER.BALANCE_BY if cfg.DATALOADER.BALANCE_BY not in ("", "category") else "group"
+    values = [str(record.metadata[field]) if field in record.metadata else None for record in dataset.images]
+
+    def by_class(chosen: Sequence[int]) -> dict[str, int]:
+        return dict(zip(dataset.class_names, counts[list(chosen)].sum(axis=0).tolist(), strict=True))
+
+    members = {name: [i for i, value in enumerate(values) if value == name] for name in sorted({*values} - {None})}
+    return {
+        "name": dataset.name,
+        "images": len(dataset),
+        "objects": by_class(range(len(dataset))),
+        "groups": {name: {"images": len(own), "objects": by_class(own)} for name, own in members.items()},
+        "annotations_hash": dataset.annotations_hash(),
+        "images_hash": hashlib.sha256(TrainedImages.of_records(dataset.images).keys.tobytes()).hexdigest()[:16],
+    }
 
 
 def describe(role: str, dataset: CocoDataset, cfg: Config) -> None:

@@ -16,6 +16,7 @@ from detseg.coco.predictions_file import write_predictions
 from detseg.config import config_hash, load_config
 from detseg.data.trained_images import TrainedImages
 from detseg.engine.data_sets import load_test_sets
+from detseg.engine.pictures import draw_pictures, evaluation_tables
 from detseg.engine.plan import EvaluationOptions
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
@@ -54,9 +55,11 @@ MEASURED_IMAGES = 64
 
 
 def build_quick_evaluation(
-    session: Session, dataset: CocoDataset, classes: Sequence[str], best_metric: str
+    session: Session, dataset: CocoDataset, classes: Sequence[str], best_metric: str, name: str = "validation"
 ) -> Evaluate:
     """The evaluation during training: a function of the model that returns the scores; cheaper than the final one.
+
+    The trackers get pictures of TRACKING.PICTURES images, the same ones every time, by the `name` of the set.
 
     COCO AP is computed only where it is the `best_metric`. Several processes predict their part of the images each; the
     main one scores. Images are not augmented (TEST.AUG): that is left to the final evaluation, which chooses the
@@ -69,12 +72,18 @@ def build_quick_evaluation(
     truth = GroundTruth.from_coco(dataset)
     coco = best_metric.startswith("coco")
 
-    def evaluate(model: nn.Module) -> dict[str, Any]:
+    pictures = spread_evenly(len(dataset), options.pictures) if options.pictures else []
+
+    def evaluate(model: nn.Module, iteration: int) -> dict[str, Any]:
         predictor = Predictor.from_model(model, inference, classes, augmented=False, precision=options.precision)
         predictions = predict_all(session, predictor, dataset)
 
         def score() -> dict[str, Any]:
-            metrics, _ = evaluate_tuned(truth, predictions, max_detections=options.max_detections, coco=coco)
+            group_by = group_field(dataset, options)
+            limit = options.max_detections
+            metrics, applied = evaluate_tuned(truth, predictions, max_detections=limit, group_by=group_by, coco=coco)
+            arguments = dataset, truth, predictions, applied, pictures, name
+            session.trackers.draw("images", iteration, functools.partial(draw_pictures, *arguments))
             return without_nones(metrics)
 
         return session.processes.from_main(score)
@@ -151,6 +160,8 @@ def evaluate_weights(
         with writing(folder / "overlays"):
             drawn = draw_overlays(dataset, truth, predictions, applied, folder / "overlays" / name, options.overlays)
         session.trackers.images(iteration, {f"overlays/{name}/{path.stem}": path for path in drawn})
+        arguments = dataset, truth, predictions, applied, metrics, name, options.overlays
+        session.trackers.draw("tables", iteration, functools.partial(evaluation_tables, *arguments))
         return metrics, applied
 
     def keep() -> dict[str, Any]:

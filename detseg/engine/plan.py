@@ -15,6 +15,7 @@ from detseg.inference.precision import AUTO, PRECISIONS
 from detseg.optim.optimizer import AverageOptions, ClippingOptions, OptimizerOptions
 from detseg.optim.precision import PrecisionOptions
 from detseg.optim.schedules import ScheduleOptions
+from detseg.runs.wandb_tracker import MOST_PICTURES
 
 # The scores that can choose the best checkpoint; all are better when larger.
 BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap")
@@ -114,7 +115,8 @@ class EvaluationOptions(Options):
 
     max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during
     training looks at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the
-    loader balances; those of a field are scored separately in the final evaluation. overlays: images that it draws.
+    loader balances; those of a field are scored separately. overlays: images that the final evaluation draws.
+    pictures: that every one during training draws for the trackers.
     precision: see `inference.precision`.
     """
 
@@ -125,3 +127,4 @@ class EvaluationOptions(Options):
     overlays: int = key("OVERLAYS", at_least=0)
     precision: str = key("PRECISION", choices=(AUTO, *PRECISIONS))
     balanced_by: str = key("DATALOADER.BALANCE_BY")
+    pictures: int = key("TRACKING.PICTURES", at_least=0, at_most=MOST_PICTURES)

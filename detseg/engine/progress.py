@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
+from detseg.models.devices import peak_memory
 from detseg.progress import ProgressBar
 from detseg.runs.session import Session
 from detseg.runs.tracker import TRAINING
 
 logger = logging.getLogger(__name__)
 
+# Numbers of a line that another run with the same losses has differently.
+MEASURED = ("seconds", "data_seconds", "images_per_second", "eta_seconds", "memory_gb")
 # Those that are shown whatever SOLVER.LOG_PERIOD is, counted from where this process began.
 FIRST_ITERATIONS = (1, 2, 5, 10)
 
@@ -57,13 +62,26 @@ class Progress:
         window: the running means.
         max_iter: iterations of the whole training; those before `session.iteration` are done.
         log_period: iterations from one line to the next.
+        images: of one iteration.
+        device: of the model.
     """
 
-    def __init__(self, session: Session, window: LossWindow, *, max_iter: int, log_period: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        window: LossWindow,
+        *,
+        max_iter: int,
+        log_period: int,
+        images: int,
+        device: torch.device,
+    ) -> None:
         self.session = session
         self.window = window
         self.max_iter = max_iter
         self.log_period = log_period
+        self.images = images
+        self.device = device
         self._bar: Any = None
         self._seconds_mean, self._updates = 0.0, 0
         self._stack = ExitStack()
@@ -112,7 +130,10 @@ class Progress:
             eta = self._seconds_mean * (self.max_iter - iteration)
             if is_due:
                 self.window.clear()
-                self.session.trackers.log(iteration, TRAINING, {**means, "eta_seconds": round(eta, 1)})
+                speed = {"images_per_second": self.images / means["seconds"], "eta_seconds": round(eta, 1)}
+                memory = peak_memory(self.device)
+                used = {} if memory is None else {"memory_gb": memory}
+                self.session.trackers.log(iteration, TRAINING, {**means, **speed, **used})
             self._show(iteration, means, eta)
 
     def _show(self, iteration: int, means: Mapping[str, float], eta: float) -> None:

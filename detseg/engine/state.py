@@ -183,6 +183,16 @@ class TrainingState:
         """The base rate of the next iteration."""
         return self.optimizer.defaults["lr"] * self.schedule(self.iteration)
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rates of the next iteration by the names of the optimizer's groups, where there are several."""
+        factor = self.schedule(self.iteration)
+        rates = {
+            group["name"]: 0.0 if self.iteration < group["waits_until"] else group["initial_lr"] * factor
+            for group in self.optimizer.param_groups
+        }
+        return rates if len(rates) > 1 else {}
+
     @contextmanager
     def model_to_evaluate(self) -> Iterator[nn.Module]:
         """The model with the weights that count (averaged ones), in evaluation mode; nothing of training changes."""

@@ -19,7 +19,7 @@ import torch
 from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.data.trained_images import TrainedImages
-from detseg.engine.data_sets import load_test_sets, load_training_set, measure_intensities, refuse_leaks
+from detseg.engine.data_sets import fingerprint, load_test_sets, load_training_set, measure_intensities, refuse_leaks
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.plan import ComputeOptions, TrainingPlan
 from detseg.engine.progress import Progress
@@ -91,6 +91,8 @@ def train(
             if processes.is_main and len(data):
                 intensities = measure_intensities(data, cfg)
                 trained_images = TrainedImages.of_records(data.images)
+                sets = {"train": data, **{f"test/{name}": own for name, own in test_sets.items()}}
+                session.beginning["data"] = {name: fingerprint(own, cfg) for name, own in sets.items()}
             options = {"compile": compute.compile, "intensities": intensities, "trained_images": trained_images}
             state = start_state(session, plan, classes, build, **options)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
@@ -98,8 +100,8 @@ def train(
         with processes.together():
             evaluate = None
             if test_sets and plan.evaluation_period:
-                validation_set = next(iter(test_sets.values()))
-                evaluate = build_quick_evaluation(session, validation_set, classes, plan.best_metric)
+                name, validation_set = next(iter(test_sets.items()))
+                evaluate = build_quick_evaluation(session, validation_set, classes, plan.best_metric, name)
             share = Share(processes.rank, processes.count)
             total = plan.max_iter * plan.images_per_iteration
             loader = build_train_loader(plan.loader, data, state.position, total, seed=compute.seed, share=share)
@@ -114,7 +116,14 @@ def train(
             logger.info("resumed after iteration %d of %d", state.iteration, plan.max_iter)
         # After loader and trackers, which may draw: a resumed model must go on with the very numbers that were next.
         begin_rng(compute.seed, processes.rank, saved)
-        progress = Progress(session, state.window, max_iter=plan.max_iter, log_period=plan.log_period)
+        progress = Progress(
+            session,
+            state.window,
+            max_iter=plan.max_iter,
+            log_period=plan.log_period,
+            images=plan.images_per_iteration,
+            device=next(state.model.parameters()).device,
+        )
         with deterministic(next(state.model.parameters()).device), session.stop:
             with loader.watched(), progress:
                 loop(Training(session, plan, state, batches, progress, evaluate))

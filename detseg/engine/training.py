@@ -27,8 +27,8 @@ from detseg.structures.sample import Sample
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[nn.Module], dict[str, Any]]
-"""Scores a model on the validation images."""
+Evaluate = Callable[[nn.Module, int], dict[str, Any]]
+"""Scores a model on the validation images after so many iterations."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Training:
             return
         state, plan, run = self.state, self.plan, self.session.run
         with state.model_to_evaluate() as model:
-            scores = self.evaluate(model)
+            scores = self.evaluate(model, state.iteration)
         self.session.trackers.log(state.iteration, EVALUATION, scores)
         value = scores.get(plan.best_metric)
         improved = state.best.update(state.iteration, value)
@@ -90,12 +90,10 @@ class Training:
             TrainingInterrupted: a signal came; the state was saved.
         """
         state, plan, last = self.state, self.plan, self.session.run.last
-        learning_rate = state.learning_rate
+        rates = {"lr": state.learning_rate, **{f"lr/{name}": rate for name, rate in state.learning_rates.items()}}
         state.iteration += 1
         follow_load()
-        self.progress.update(
-            state.iteration, losses, lr=learning_rate, gradient_norm=gradient_norm, data_seconds=data_seconds
-        )
+        self.progress.update(state.iteration, losses, gradient_norm=gradient_norm, data_seconds=data_seconds, **rates)
         signal = state.processes.stop_signal(self.session.stop)
         is_last = state.iteration == plan.max_iter
         # before an evaluation too, because that may fail

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from detseg.errors import ConfigError
@@ -22,3 +24,18 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"the device {name!r} cannot be used here ({reason}); use auto or cpu") from None
     return device
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory in use so far, in GB (1e9 bytes): of PyTorch on a CUDA device, of this process elsewhere.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -54,10 +54,11 @@ def parameter_groups(
     `new_entries`, where these are given, wait for `head_warmup_iters` iterations.
 
     Returns:
-        Groups for a torch optimizer with keys params, lr, initial_lr, weight_decay, waits_until, in order of first
-        occurrence; a parameter that two modules share is in one of them once.
+        Groups for a torch optimizer with keys params, name, lr, initial_lr, weight_decay, waits_until, in order of
+        first occurrence; a parameter that two modules share is in one of them once. The name says what learns at its
+        rate: "base", "backbone", "bias", "backbone_bias", with "waiting_" before it.
     """
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float, float, int], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     pretrained = getattr(model, "pretrained_prefix", "backbone.")
     for prefix, module in model.named_modules():
@@ -67,19 +68,23 @@ def parameter_groups(
             seen.add(parameter)
             full_name = f"{prefix}.{name}"
             rate, decay = options.base_lr, options.weight_decay
+            own = []
             if full_name.startswith(pretrained):
                 rate *= options.backbone_multiplier
+                own += ["backbone"] if options.backbone_multiplier != 1 else []
             if isinstance(module, NORM_LAYERS) and options.weight_decay_norm is not None:
                 decay = options.weight_decay_norm
             if name == "bias":
                 rate *= options.bias_lr_factor
+                own += ["bias"] if options.bias_lr_factor != 1 else []
                 if options.weight_decay_bias is not None:
                     decay = options.weight_decay_bias
             waits = 0 if new_entries is None or full_name in new_entries else options.head_warmup_iters
-            groups.setdefault((rate, decay, waits), []).append(parameter)
+            label = ("waiting_" if waits else "") + ("_".join(own) or "base")
+            groups.setdefault((label, rate, decay, waits), []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay, "waits_until": waits}
-        for (rate, decay, waits), parameters in groups.items()
+        {"params": members, "name": label, "lr": rate, "initial_lr": rate, "weight_decay": decay, "waits_until": waits}
+        for (label, rate, decay, waits), members in groups.items()
     ]
 
 

@@ -16,6 +16,7 @@ from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.pairing import ImageIndex, PairedImage
 from detseg.coco.predictions_file import PredictionsFile
 from detseg.errors import DataError
+from detseg.evaluation.matches import ImageMatches
 from detseg.files.atomic import written_whole
 from detseg.images.reading import read_image
 from detseg.report.drawing import (
@@ -30,6 +31,7 @@ from detseg.report.drawing import (
 )
 from detseg.report.layout import LegendEntry, Panel, compose
 from detseg.report.numbers import write_numbers
+from detseg.report.outcomes import draw_outcomes, outcome_legend, outcome_note
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 
@@ -50,12 +52,14 @@ def side_by_side(
     class_names: Sequence[str] = (),
     caption: str = "",
     numbers: str = "none",
+    matches: ImageMatches | None = None,
 ) -> np.ndarray:
     """Return a picture (h, w, 3) uint8 RGB: the image, then what there is of ground truth and prediction over it.
 
     image: (H, W, C) of any numbers. truth, predictions: masks of its size; predictions without masks are drawn
     as boxes. class_names: by class index, for the legend. caption: the line below.
     numbers: "auto", "all" or "none", see `write_numbers`; every object has that of its row in the table of objects.
+    matches: of truth and predictions; adds hits, false predictions and missed objects in three colours.
     """
     rles_of = {} if truth is None else {"truth": truth.rles}
     if predictions is not None:
@@ -90,7 +94,12 @@ def side_by_side(
     if predictions is not None:
         no_crowd = np.zeros(len(predictions), dtype=bool)
         add("Prediction", "predicted", rles_of["predictions"], predictions.classes, no_crowd)
-    return compose(panels, caption, _legend(sides, class_names))
+    legend = _legend(sides, class_names)
+    if matches is not None:
+        drawn = draw_outcomes(shown, rles_of["truth"], rles_of["predictions"], matches, scale=scale)
+        panels.append(Panel(drawn, "Hits and errors", outcome_note(matches)))
+        legend += outcome_legend()
+    return compose(panels, caption, legend)
 
 
 def _rectangles(predictions: Predictions) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
     tracker.start(session)                  the training begins, or goes on after session.iteration
     tracker.log(iteration, kind, values)    losses (TRAINING) and scores of an evaluation (EVALUATION)
     tracker.images(iteration, pictures)     what was drawn
+    tracker.tables(iteration, tables)       of the final evaluation
     tracker.finish(summary, status)         after the final evaluation, or an early end
 
 `detseg.runs.trackers` has the list of them. Only the main process has any.
@@ -11,7 +12,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +28,32 @@ TRAINING = "training"
 EVALUATION = "evaluation"
 FINAL = "final"
 
-Picture = Path | np.ndarray
+
+@dataclass(frozen=True)
+class ClassMasks:
+    """An image with masks over it that can be shown and hidden.
+
+    image: (H, W, 3) uint8 RGB. masks: by name, (H, W) uint8: 0 is background, 1 + k class k.
+    """
+
+    image: np.ndarray
+    masks: Mapping[str, np.ndarray]
+    class_names: Sequence[str]
+
+
+Picture = Path | np.ndarray | ClassMasks
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values and pictures. lines: the columns (x, y, name of the line) to draw; confusion: the columns
+    (true, predicted, number) of a matrix.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    lines: tuple[str, str, str] | None = None
+    confusion: tuple[str, str, str] | None = None
 
 
 class TrackedSession(Protocol):
@@ -43,9 +70,11 @@ class Tracker:
     """One receiver, which overrides what it needs.
 
     required: whether its errors end the training. Any other is warned of once, and the tracker gets nothing more.
+    shows_pictures: whether they are worth drawing for it.
     """
 
     required = False
+    shows_pictures = False
 
     def start(self, session: TrackedSession) -> None:
         """Open. `session.iteration` and `session.last_evaluation`: what a resumed training has done already."""
@@ -54,7 +83,10 @@ class Tracker:
         """Note numbers after `iteration` finished iterations; kind: TRAINING or EVALUATION. Mappings may be nested."""
 
     def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
-        """Note pictures by name: image files, or arrays (H, W, 3) uint8 RGB."""
+        """Note pictures by name: image files, arrays (H, W, 3) uint8 RGB, or images with masks over them."""
+
+    def tables(self, iteration: int, tables: Mapping[str, Table]) -> None:
+        """Note tables by name."""
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         """Close, also where `start` failed.
@@ -87,9 +119,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def as_array(picture: Picture) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB, read where it is a file."""
+    """A picture (H, W, 3) uint8 RGB, read where it is a file; without masks over it."""
     if isinstance(picture, np.ndarray):
         return picture
+    if isinstance(picture, ClassMasks):
+        return picture.image
     from PIL import Image
 
     with Image.open(picture) as image:

@@ -20,7 +20,9 @@ from detseg.runs.tracker import (
     EVALUATION,
     FINAL,
     TRAINING,
+    ClassMasks,
     Picture,
+    Table,
     TrackedSession,
     Tracker,
     as_array,
@@ -76,6 +78,8 @@ class JsonLines(Tracker):
 class TensorBoard(Tracker):
     """Event files in the run's folder `tensorboard`, where TensorBoard is installed."""
 
+    shows_pictures = True
+
     def __init__(self) -> None:
         self._writer: Any = None
 
@@ -98,7 +102,8 @@ class TensorBoard(Tracker):
     def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
         if self._writer is not None:
             for name, picture in pictures.items():
-                self._writer.add_image(name, as_array(picture), iteration, dataformats="HWC")
+                if not isinstance(picture, ClassMasks):  # it has no way to show them
+                    self._writer.add_image(name, as_array(picture), iteration, dataformats="HWC")
             self._writer.flush()
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
@@ -162,6 +167,22 @@ class Trackers:
     def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
         for tracker in list(self._started):
             self._call(tracker, "images", iteration, pictures)
+
+    def tables(self, iteration: int, tables: Mapping[str, Table]) -> None:
+        for tracker in list(self._started):
+            self._call(tracker, "tables", iteration, tables)
+
+    def draw(self, what: str, iteration: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Make "images" or "tables" where a tracker shows them. What fails there is warned of and left out."""
+        if not any(tracker.shows_pictures for tracker in self._started):
+            return
+        try:
+            made = make()
+        except Exception as error:
+            logger.warning("%s for trackers cannot be made: %s: %s", what, type(error).__name__, error)
+            return
+        if made:
+            getattr(self, what)(iteration, made)
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         """Close those that were started, all of them also where one fails."""

@@ -12,14 +12,28 @@ import string
 import time
 from collections.abc import Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from detseg.config import config_name
 from detseg.data.folds import fold_name
 from detseg.files.run_files import RECORD, read_metrics
 from detseg.runs.run_folder import read_record, update_record
-from detseg.runs.tracker import EVALUATION, FINAL, TRAINING, TrackedSession, Tracker, flatten
+from detseg.runs.tracker import (
+    EVALUATION,
+    FINAL,
+    TRAINING,
+    ClassMasks,
+    Picture,
+    Table,
+    TrackedSession,
+    Tracker,
+    as_array,
+    flatten,
+)
 from detseg.runs.wandb_file import read_history, run_files
 from detseg.runs.wandb_run import Identity, WandbRun, chosen_mode, environment_or
 
@@ -27,6 +41,9 @@ if TYPE_CHECKING:
     from detseg.config import Config
 
 DEFAULT_PROJECT = "detseg"
+# W&B's limits: pictures under one name and step, rows of a table.
+MOST_PICTURES = 108
+MOST_ROWS = 10_000
 RECORD_ENTRY = "wandb"  # of run.json
 ITERATION = "iteration"
 _TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
@@ -73,6 +90,8 @@ class WandbTracker(Tracker):
     mode: see TRACKING.MODE.
     """
 
+    shows_pictures = True
+
     def __init__(self, mode: str = "auto") -> None:
         self._mode = mode
         self._run: WandbRun | None = None
@@ -97,6 +116,14 @@ class WandbTracker(Tracker):
         if self._run is not None:
             self._run.do(partial(self._rows.add, iteration, kind, {**flatten(values), _TIME: time.time()}))
 
+    def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
+        if self._run is not None:
+            self._run.do(partial(self._rows.show, iteration, pictures))
+
+    def tables(self, iteration: int, tables: Mapping[str, Table]) -> None:
+        if self._run is not None:
+            self._run.do(partial(self._rows.tabulate, iteration, tables))
+
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         if self._run is None:
             return
@@ -113,8 +140,8 @@ def run_config(session: TrackedSession) -> dict[str, Any]:
     start = (record.get("resumed") or [record])[-1]
     about = {name: start.get(name) for name in ("command", "environment", "git", "host", "processes")}
     about |= {"engine": session.engine.name, "engine_reason": session.engine.reason, "run": str(session.run.path)}
-    flat = session.cfg.flatten()
-    return {**session.cfg.to_dict(), **flat, "detseg": {**about, "config_hash": record.get("config_hash")}}
+    about |= {name: record.get(name) for name in ("config_hash", "data")}
+    return {**session.cfg.to_dict(), **session.cfg.flatten(), "detseg": about}
 
 
 class _Rows:
@@ -158,6 +185,44 @@ class _Rows:
                 run.define_metric(name, step_metric=ITERATION, **({"summary": "max"} if best else {}))
             self._defined |= row.keys()
         run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
+
+    def show(self, iteration: int, pictures: Mapping[str, Picture], run: Any) -> None:
+        """Log pictures, those of one folder of names together."""
+        groups: dict[str, list[Any]] = {}
+        for name, picture in pictures.items():
+            folder, _, caption = name.rpartition("/")
+            groups.setdefault(folder or name, []).append(_image(picture, caption))
+        row = {name: images[:MOST_PICTURES] for name, images in groups.items()}
+        run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
+
+    def tabulate(self, iteration: int, tables: Mapping[str, Table], run: Any) -> None:
+        """Log tables, and what is drawn of them."""
+        wandb = import_module("wandb")
+        row: dict[str, Any] = {}
+        for name, table in tables.items():
+            cells = [
+                [_image(cell, "") if isinstance(cell, (Path, np.ndarray)) else cell for cell in cells]
+                for cells in table.rows[:MOST_ROWS]
+            ]
+            row[name] = logged = wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)
+            title = name.removeprefix("tables/").replace("/", " ").replace("_", " ")
+            if table.lines is not None:
+                x, y, line = table.lines
+                row[f"{name}_chart"] = wandb.plot.line(logged, x=x, y=y, stroke=line, title=title)
+            if table.confusion is not None:
+                fields = dict(zip(("Actual", "Predicted", "nPredictions"), table.confusion, strict=True))
+                row[f"{name}_chart"] = wandb.plot_table("wandb/confusion_matrix/v1", logged, fields, {"title": title})
+        run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
+
+
+def _image(picture: Picture, caption: str) -> Any:
+    wandb = import_module("wandb")
+    if not isinstance(picture, ClassMasks):
+        # A drawing of several megapixels is a tenth as large so.
+        return wandb.Image(as_array(picture), caption=caption, file_type="jpg")
+    labels = {0: "background"} | {1 + index: name for index, name in enumerate(picture.class_names)}
+    masks = {name: {"mask_data": mask, "class_labels": labels} for name, mask in picture.masks.items()}
+    return wandb.Image(picture.image, caption=caption, masks=masks)
 
 
 def _end(summary: Mapping[str, float], status: str, run: Any) -> None:

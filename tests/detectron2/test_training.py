@@ -23,6 +23,7 @@ from detseg.coco.predictions_file import read_predictions
 from detseg.config import Config, dump_config, load_config
 from detseg.engine.detectron2.trainer import IterationHook
 from detseg.engine.evaluation import evaluate_only
+from detseg.engine.progress import MEASURED
 from detseg.engine.train import train
 from detseg.engines.build import build_model
 from detseg.errors import RunError, WeightsError
@@ -55,9 +56,8 @@ def run_training(cfg: Config, *, resume: bool = False) -> dict[str, Any]:
 
 
 def training_lines(folder: Path) -> list[dict[str, float]]:
-    timings = ("seconds", "data_seconds", "eta_seconds")
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "training"]
-    return [{name: value for name, value in line.items() if name not in (*timings, "kind")} for line in lines]
+    return [{name: value for name, value in line.items() if name not in (*MEASURED, "kind")} for line in lines]
 
 
 def record(folder: Path) -> dict[str, Any]:

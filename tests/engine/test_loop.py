@@ -16,7 +16,7 @@ from tiny_segmenter import TinySegmenter, disk_batches, disk_sample
 
 from detseg.config import get_default_config
 from detseg.engine.plan import TrainingPlan
-from detseg.engine.progress import Progress
+from detseg.engine.progress import MEASURED, Progress
 from detseg.engine.state import TrainingState, build_state
 from detseg.engine.train import run_iterations
 from detseg.engine.training import Training
@@ -68,7 +68,8 @@ def go(state: TrainingState, cfg, run: RunFolder, batches=None, evaluate=None, s
     )
     session.iteration, session.last_evaluation = state.iteration, state.best.last_evaluation
     session.trackers.start(session)
-    progress = Progress(session, state.window, max_iter=plan.max_iter, log_period=3)
+    options = {"log_period": 3, "images": plan.images_per_iteration, "device": torch.device("cpu")}
+    progress = Progress(session, state.window, max_iter=plan.max_iter, **options)
     with progress:
         run_iterations(Training(session, plan, state, batches or disk_batches(state.position), progress, evaluate))
     session.trackers.finish({}, "finished")
@@ -88,7 +89,7 @@ def test_training_learns_and_logs_means(run: RunFolder) -> None:
     assert lines[-1]["total_loss"] < 0.6 * lines[0]["total_loss"]
     for line in lines:
         assert line["total_loss"] == pytest.approx(line["loss_mask"] + line["loss_size"], rel=1e-6)
-        assert {"lr", "gradient_norm", "seconds", "data_seconds", "eta_seconds"} <= line.keys()
+        assert {"lr", "gradient_norm", *MEASURED} <= line.keys()
 
 
 def test_the_first_iterations_are_shown_and_the_metrics_stay_regular(
@@ -136,7 +137,7 @@ def test_resuming_from_memory_is_bit_identical(run: RunFolder, optimizer: str, e
     cfg = config(MAX_ITER=7, OPTIMIZER=optimizer, **{"EMA.ENABLED": ema, "CHECKPOINT_PERIOD": 4, "CHECKPOINT_KEEP": 9})
     whole = start(cfg)
     go(whole, cfg, run)
-    lines = [{k: v for k, v in line.items() if "seconds" not in k} for line in read_metrics(run.metrics)]
+    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(run.metrics)]
 
     torch.manual_seed(99)  # other initial weights and another generator state: all must come from the file
     resumed = new_state(cfg, TinySegmenter())
@@ -149,7 +150,7 @@ def test_resuming_from_memory_is_bit_identical(run: RunFolder, optimizer: str, e
     if ema:
         for name, tensor in whole.average.average.items():
             assert torch.equal(tensor, resumed.average.average[name]), name
-    again = [{k: v for k, v in line.items() if "seconds" not in k} for line in read_metrics(run.metrics)]
+    again = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(run.metrics)]
     assert again == lines
 
 
@@ -157,7 +158,7 @@ def evaluation(values: list[float | None]):
     """Scores in turn, drawing random numbers as a careless evaluation may."""
     remaining = iter(values)
 
-    def evaluate(model: torch.nn.Module) -> dict[str, float | None]:
+    def evaluate(model: torch.nn.Module, iteration: int) -> dict[str, float | None]:
         assert not model.training
         torch.rand(3)
         return {"object_ap": next(remaining)}
@@ -195,7 +196,7 @@ def test_with_averaging_the_averaged_weights_are_evaluated_and_kept_as_best(run:
     state = start(cfg)
     seen = {}
 
-    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+    def evaluate(model: torch.nn.Module, iteration: int) -> dict[str, float]:
         seen.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"object_ap": 0.5}
 

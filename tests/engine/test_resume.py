@@ -15,6 +15,7 @@ import torch
 from tiny_segmenter import TinySegmenter, write_disks
 from train_and_die import tiny_config
 
+from detseg.engine.progress import MEASURED
 from detseg.engine.train import train
 from detseg.files.atomic import TEMPORARY_MARK
 from detseg.files.run_files import read_metrics
@@ -71,7 +72,7 @@ def assert_equal(first: Any, second: Any, name: str = "checkpoint") -> None:
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_segmenter import TinySegmenter, write_disks
 from train_and_die import tiny_config
 
+from detseg.engine.progress import MEASURED
 from detseg.engine.train import train
 from detseg.errors import RunError
 from detseg.files.run_files import read_metrics
@@ -23,7 +25,7 @@ from detseg.runs.run_folder import open_run
 from detseg.runs.session import Session
 from detseg.runs.tracker import Tracker, as_array, flatten
 from detseg.runs.trackers import JsonLines, Trackers
-from detseg.runs.wandb_file import read_history, run_files
+from detseg.runs.wandb_file import read_history, read_records, run_files
 
 
 class Recording(Tracker):
@@ -91,10 +93,13 @@ def test_wandb_gets_what_the_run_record_has(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_TAGS", "a,b")
+    monkeypatch.setenv("WANDB_PROJECT", "cells")
     data = write_disks(tmp_path / "data", count=5)
     for how in ("signal", ""):
         cfg = tiny_config(data, tmp_path / "run").clone()
-        cfg.set("TRACKING.BACKENDS", ["wandb"])
+        for key, value in {"BACKENDS": ["wandb"], "PROJECT": "another", "PICTURES": 2}.items():
+            cfg.set(f"TRACKING.{key}", value)
+        cfg.set("MODEL.MASK_ON", True)
         resume = how == ""
         with open_run(cfg.freeze(), resume=resume) as run, ENDS[how]:
             train(cfg, run, resume=resume, build=lambda cfg, how=how: Stopping(how))
@@ -102,8 +107,10 @@ def test_wandb_gets_what_the_run_record_has(tmp_path: Path, monkeypatch: pytest.
     files = run_files(tmp_path / "run", record["id"])
     assert len(files) == 2
     rows = [row for path in files for row in read_history(path)]
+    written = [record for path in files for record in read_records(path)]
     assert [row["_step"] for row in rows] == [3, 6, 9, 12, 14] == [row["iteration"] for row in rows]
-    found = {(row["_step"], name): value for row in rows for name, value in row.items() if "/" in name}
+    numbers = ("training/", "evaluation/")
+    found = {(row["_step"], name): row[name] for row in rows for name in row if name.startswith(numbers)}
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     expected = {
         (line["iteration"], f"{line['kind']}/{name}"): value
@@ -114,6 +121,46 @@ def test_wandb_gets_what_the_run_record_has(tmp_path: Path, monkeypatch: pytest.
     }
     assert found == pytest.approx(expected)
     assert record["to_sync"] == f"wandb sync {files[-1].parent}"
+
+    begun = [one.run for one in written if one.WhichOneof("record_type") == "run"]
+    assert [(one.run_id, one.project, list(one.tags)) for one in begun] == [(record["id"], "cells", ["a", "b"])] * 2
+    config = {item.key: json.loads(item.value_json) for item in begun[-1].config.update}
+    assert config["SOLVER.BASE_LR"] == config["SOLVER"]["BASE_LR"] == 0.01
+    assert config["detseg"]["data"]["train"]["objects"] == {"disk": 5}
+    assert len(config["detseg"]["data"]["test/disks"]["annotations_hash"]) == 16
+    assert config["detseg"]["command"]
+    metrics = {one.metric.name or one.metric.glob_name: one.metric for one in written if one.HasField("metric")}
+    assert metrics["training/*"].step_metric == metrics["evaluation/object_ap"].step_metric == "iteration"
+    assert metrics["evaluation/object_ap"].summary.max
+    assert metrics["evaluation/per_class/disk/object_ap75"].summary.max
+    assert not metrics["evaluation/false_positives"].summary.max
+
+    summary: dict[str, Any] = {}
+    for one in (one.summary for one in written if one.HasField("summary")):
+        summary |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in one.update}
+    best = max(row["evaluation/object_ap"] for row in rows if "evaluation/object_ap" in row)
+    assert summary["evaluation/object_ap"] == {"max": best}
+    final = json.loads((tmp_path / "run" / "final_metrics.json").read_text())
+    assert summary["final/object_ap"] == final["object_ap"]
+    assert summary["status"] == "finished"
+    assert [one.exit.exit_code for one in written if one.HasField("exit")] == [130, 0]
+    assert sum(one.HasField("preempting") for one in written) == 1
+
+    kept = files[-1].parent / "files"
+    for row in (row for row in rows if "evaluation/object_ap" in row):
+        assert row["pictures/disks/captions"] == row["masks/disks/captions"] == ["0", "4"]
+        assert list(row["masks/disks/all_masks"][0]) == ["prediction", "truth"]
+    masks = [mask["truth"]["path"] for mask in rows[-1]["masks/disks/all_masks"]]
+    assert all((kept / name).is_file() for name in [*rows[-1]["pictures/disks/filenames"], *masks])
+    assert set(np.unique(np.asarray(Image.open(kept / masks[0])))) == {0, 1}
+    worst = json.loads((kept / rows[-1]["tables/disks/images/path"]).read_text())
+    scores = [row[worst["columns"].index("object_ap")] for row in worst["data"]]
+    assert scores == sorted(scores)
+    assert len(scores) == 5
+    tables = {one.artifact.name: one.artifact for one in written if one.HasField("artifact")}
+    (images,) = [one for name, one in tables.items() if "tablesdisksimages" in name]
+    assert "tables/disks/images.table.json" in [entry.path for entry in images.manifest.contents]
+    assert {"tables/disks/precision_recall_chart_table/path", "tables/disks/confusion/path"} <= {*rows[-1]}
 
 
 NUMBERS = [("training", 3), ("training", 6), ("evaluation", 6), ("training", 9), ("training", 12), ("evaluation", 12)]
@@ -149,8 +196,8 @@ def test_an_interrupted_training_and_its_continuation(tmp_path: Path) -> None:
     for name, values in ((name, values) for name, _, values in expected if name in ("training", "evaluation")):
         own = next(call[2] for call in found if call[0] == name)
         found = [call for call in found if call[2] is not own]
-        assert {k: v for k, v in own.items() if "seconds" not in k} == {
-            k: v for k, v in values.items() if "seconds" not in k
+        assert {k: v for k, v in own.items() if k not in MEASURED} == {
+            k: v for k, v in values.items() if k not in MEASURED
         }
 
 

@@ -1,0 +1,100 @@
+"""An evaluation as tables: images from the worst on, classes, groups, curves, the confusion of classes. No PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from detseg.evaluation.curves import score_curve
+from detseg.evaluation.evaluate import align, count_all, image_table
+from detseg.evaluation.ground_truth import GroundTruth
+from detseg.evaluation.matches import ImageMatches, confusion, match_image
+from detseg.fusion.postprocess import Postprocess
+from detseg.structures import Predictions
+from detseg.structures import rle as rle_codec
+from detseg.tuning.thresholds import choose_score_threshold
+
+# Points of one curve, evenly chosen among all distinct scores.
+MOST_POINTS = 400
+ALL = "all"
+BACKGROUND = "background"
+
+Rows = list[dict[str, Any]]
+
+
+def image_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
+    """The scores of every image after the postprocess, the worst object AP first; see `image_table`."""
+    aligned = [postprocess.apply(image) for image in align(truth, predictions)]
+    rows = image_table(truth, aligned, count_all(truth, aligned) or [])
+    return sorted(rows, key=lambda row: row["object_ap"])
+
+
+def named_rows(metrics: Mapping[str, Any], what: str) -> Rows:
+    """The scores of every class ("per_class") or group ("per_group") of an evaluation, by name."""
+    return [{"name": name, **scores} for name, scores in metrics.get(what, {}).items()]
+
+
+def precision_recall_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
+    """Precision, recall and F1 at IoU > 0.5 by score threshold, of all objects and of every class: a line each."""
+    settings = dataclasses.replace(postprocess.without_score_threshold(), resolve_overlaps=True)
+    kept = [settings.apply(image) for image in align(truth, predictions)]
+    matches = [match_image(own, image) for own, image in zip(truth.images, kept, strict=True)]
+    scores = np.concatenate([np.zeros(0), *(image.scores for image in kept)])
+    classes = np.concatenate([np.zeros(0, dtype=np.int64), *(own.classes for own in matches)])
+    left_out = np.concatenate([np.zeros(0, dtype=bool), *(own.left_out for own in matches)])
+    is_hit = np.concatenate([np.zeros(0, dtype=bool), *(own.is_hit for own in matches)])
+    right = np.concatenate([np.zeros(0, dtype=bool), *map(_is_of_its_class, matches)])
+    objects = np.concatenate([np.zeros(0, dtype=np.int64), *(own.object_classes[~own.crowd] for own in matches)])
+    curves = {ALL: score_curve(scores, is_hit, len(objects), left_out)}
+    for index, name in enumerate(truth.class_names if len(truth.class_names) > 1 else []):
+        own = classes == index
+        curves[name] = score_curve(scores[own], right[own], int((objects == index).sum()), left_out[own])
+    return [
+        {"class": name, "threshold": t, "precision": p, "recall": r, "f1": f}
+        for name, curve in curves.items()
+        for t, p, r, f in _thinned(np.stack([curve.thresholds, curve.precision, curve.recall, curve.f1], axis=1))
+    ]
+
+
+def threshold_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
+    """Object AP by score threshold, with the postprocess's further settings."""
+    curve = choose_score_threshold(truth, predictions, postprocess=postprocess).curve
+    return [{"class": ALL, "threshold": t, "object_ap": ap} for t, ap in _thinned(curve)]
+
+
+def confusion_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
+    """How many objects of each class were found as which class (IoU > 0.5), found falsely, or missed."""
+    kept = [postprocess.apply(image) for image in align(truth, predictions)]
+    matches = [match_image(own, image) for own, image in zip(truth.images, kept, strict=True)]
+    names = [*truth.class_names, BACKGROUND]
+    counts = confusion(matches, len(truth.class_names)).tolist()
+    return [
+        {"true": true, "predicted": predicted, "number": number}
+        for true, row in zip(names, counts, strict=True)
+        for predicted, number in zip(names, row, strict=True)
+        if not true == predicted == BACKGROUND
+    ]
+
+
+def class_mask(rles: Sequence[Mapping[str, Any]], classes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (H, W) uint8: 0 background, 1 + k where an object of class k is, the later ones over the earlier ones."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    for (crop, x0, y0), index in zip(rle_codec.decode_crops(rles), classes.tolist(), strict=True):
+        window = mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
+        window[crop] = 1 + index
+    return mask
+
+
+def _is_of_its_class(matches: ImageMatches) -> np.ndarray:
+    right = matches.is_hit.copy()
+    right[right] = matches.object_classes[matches.object_of[right]] == matches.classes[right]
+    return right
+
+
+def _thinned(points: np.ndarray) -> list[list[float]]:
+    """At most MOST_POINTS of the rows, first and last among them."""
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).round().astype(int))
+    return points[chosen].tolist() if len(points) else []
