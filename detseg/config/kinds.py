@@ -8,9 +8,11 @@ float is expected; nothing else is converted.
 from __future__ import annotations
 
 import ast
+import json
 import math
 import reprlib
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +129,9 @@ def _decode_text(kind: Kind, text: str) -> Any:
         lowered = value.strip().lower()
         if kind.scalar == "bool" and lowered in ("true", "false"):
             return lowered == "true"
+        if lowered[:1] == "[" and kind.scalar not in ("str", "any"):  # a list of JSON, whose true is not Python's
+            with suppress(ValueError, RecursionError):
+                return json.loads(lowered)
         if kind.optional and lowered in ("none", "null"):
             return None
     return value

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from detseg.config.kinds import Kind, WrongKindError, coerce, list_of_words
-from detseg.config.node import Config, unknown_key_message
+from detseg.config.command_line import COMMAND_LINE, parse_overrides
+from detseg.config.kinds import Kind, WrongKindError, coerce
+from detseg.config.node import Config
 from detseg.config.old_versions import Setting, upgraded
 from detseg.config.schema import Schema, schema
 from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, read_config_file
@@ -23,7 +24,6 @@ OWN_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 if not OWN_CONFIGS.is_dir():
     OWN_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
-_COMMAND_LINE = "command line"
 Imports = Callable[[Sequence[str]], Mapping[str, Any]]
 """From the names in MODEL.IMPORTS to the keys that they add, with their defaults, by dotted name."""
 
@@ -44,7 +44,7 @@ def load_config(
     Args:
         path: the YAML file; None starts from the defaults. It, and what `_BASE_` names, may be `configs/...` from any
             folder: where there is no such file, detseg's own is meant.
-        overrides: words of the command line: `KEY VALUE`, `KEY=VALUE` or `--KEY=VALUE`, in any mix.
+        overrides: words of the command line, in every form that `parse_overrides` knows, in any mix.
         imports: how MODEL.IMPORTS is honoured: `detseg.engines.validation.run_imports`, which runs the code that it
             names, for a file that the user named on the command line; None, for all other files, refuses it.
 
@@ -106,33 +106,6 @@ def _known_keys(names: Any, origin: str, imports: Imports | None) -> Schema:
             "given on the command line names it, never from a run folder or a checkpoint: give --config FILE"
         )
     return schema().extended(imports(chosen))
-
-
-def parse_overrides(words: Sequence[Any], known: Schema | None = None) -> list[Setting]:
-    """Read `KEY VALUE`, `KEY=VALUE` and `--KEY=VALUE` from the command line's words.
-
-    Raises:
-        ConfigError: a key without a value, or an unknown key.
-    """
-    known = known or schema()
-    settings = []
-    remaining = iter(words)
-    for word in remaining:
-        key, separator, value = str(word).partition("=")
-        key = key.removeprefix("--")
-        if key not in known.kinds:
-            raise ConfigError(f"{_COMMAND_LINE}: {unknown_key_message(key, known)}")
-        if key == IMPORTS_KEY:
-            raise ConfigError(f"{_COMMAND_LINE}: {key} is taken from configuration files only: write it into yours")
-        if not separator:
-            missing = object()
-            value = next(remaining, missing)
-            if value is missing:
-                raise ConfigError(f"{_COMMAND_LINE}: {key} has no value; write {key} VALUE or {key}=VALUE")
-        if isinstance(value, str):
-            value = list_of_words(known.kinds[key], value)
-        settings.append(Setting(key, value, _COMMAND_LINE))
-    return settings
 
 
 def dump_config(cfg: Config) -> str:
@@ -204,7 +177,7 @@ def _apply(settings: Sequence[Setting], source: Path | None, known: Schema) -> C
             problems.append(f"{setting.origin}: {setting.key}: {error}")
         origins[setting.key] = setting.origin
     if problems:
-        raise ConfigError(all_problems(str(source or _COMMAND_LINE), problems))
+        raise ConfigError(all_problems(str(source or COMMAND_LINE), problems))
     return Config.from_flat(values, origins, source, known=known)
 
 
