@@ -19,7 +19,7 @@ from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-NO_MODELS = {"_base_", "fusion", "postprocess"}  # settings of other commands
+NO_MODELS = {"_base_", "fusion", "postprocess", "sweeps"}  # settings of other commands
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if NO_MODELS.isdisjoint(path.parts))
 ZOO = json.loads((REPOSITORY / "tests" / "golden" / "d2_zoo.json").read_text(encoding="utf-8"))
 # torchvision's networks have one width: this one is built in full, in training below its twin stands for it

@@ -38,6 +38,7 @@ ORDER = (
     "engine",
     "semi_supervised",
     "submission",
+    "sweeps",
     "study",
     "cli",
 )

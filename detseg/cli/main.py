@@ -21,6 +21,7 @@ from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from detseg.cli.agent_words import option_words
 from detseg.errors import DetsegError
 from detseg.files.names import printable
 from detseg.progress import LogHandler, closed_bars
@@ -37,6 +38,7 @@ COMMANDS = {
     "inspect_data": "look at a data set: figures, problems and suggested settings in one HTML file",
     "split": "split a COCO file into folds or parts without leaks, or look for leaks",
     "train_net": "train a model, evaluate it and draw what it sees",
+    "sweep": "run a sweep of W&B without a server: many trainings or tunings, the best of them as a configuration",
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
     "fuse": "fuse predictions of several models, flips or programs into one file",
@@ -201,7 +203,9 @@ def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> a
     parser.words = words
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if not getattr(module, "ACCEPTS_OVERRIDES", False):
+    overrides = getattr(module, "ACCEPTS_OVERRIDES", False)
+    words = option_words(parser, words, overrides=overrides)
+    if not overrides:
         return parser.parse_args(words)
     # Overrides may hold values that look like options (`SOLVER.BASE_LR -1`), and keys may come as `--KEY=VALUE`.
     arguments, overrides = parser.parse_known_args(words)

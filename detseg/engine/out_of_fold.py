@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,14 @@ from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
 from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, OUT_OF_FOLD_FILE, OUT_OF_FOLD_TRUTH, POSTPROCESS_FILE
 from detseg.files.table import write_csv
+from detseg.fusion.postprocess import Postprocess
 from detseg.runs.fold_runs import COLUMNS, FREE, FoldRuns, different_settings, table_of_scores
 from detseg.structures.predictions import Predictions
+from detseg.tuning.inputs import classes_to_tune
+from detseg.tuning.space import State, make_coordinates
 from detseg.tuning.thresholds import evaluate_tuned
+from detseg.tuning.trials import Trials
+from detseg.tuning.tuning import coordinate_search, tune
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -50,7 +56,7 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
 
     Returns:
         what final_metrics.json holds: the scores of all images together, with one score threshold, and in `folds` those
-        of every fold by name, each with its own.
+        of every fold by name, each with its own; in `cross_fitted` object AP with thresholds chosen on other folds.
 
     Raises:
         RunError: predictions are missing, or are those of other images; folds were trained with different settings.
@@ -77,6 +83,8 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
         max_detections=options.max_detections,
         group_by=group_field(dataset, options),
     )
+    if (crossed := cross_fitted_object_ap(dataset, predictions, folds)) is not None:
+        metrics["cross_fitted"] = {"object_ap": crossed}
     own = {fold_name(fold): read_json(runs.folder(fold) / METRICS_FILE) for fold in range(runs.count)}
     metrics = {**metrics, "folds": own}
     write_json(runs.path / METRICS_FILE, metrics)
@@ -88,6 +96,23 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
         table.append([name, *("" if scores.get(key) is None else scores[key] for key in columns)])
     write_csv(runs.path / SCORES_FILE, table, "the scores")
     return metrics
+
+
+def cross_fitted_object_ap(dataset: CocoDataset, predictions: Sequence[Predictions], folds: np.ndarray) -> float | None:
+    """Object AP of every fold after the thresholds of score and size that are best on the other folds.
+
+    None where it is not defined: no masks, no objects, one fold.
+    """
+    truth = GroundTruth.from_coco(dataset)
+    active, _ = classes_to_tune(truth, predictions)
+    if not active or len(np.unique(folds)) < 2 or any(len(image) and image.rles is None for image in predictions):
+        return None
+    trials = Trials(truth, [predictions], "object_ap")
+    start = State(dataclasses.replace(Postprocess(), classes=tuple(truth.class_names)))
+    coordinates = make_coordinates(["score_threshold", "min_area"], truth, start, classes=active)
+    search = partial(coordinate_search, trials, start, coordinates)
+    crossed = tune(trials, lambda images: start, search, folds.tolist(), bootstrap=0).cross_fitted
+    return None if crossed is None else crossed.after.value
 
 
 def refuse_other_settings(

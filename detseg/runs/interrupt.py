@@ -34,6 +34,7 @@ class StopRequest:
     Signals can only be caught in the main thread; in others the context does nothing.
 
     Args:
+        what_happens: said when a signal comes.
         patient: later signals do nothing. For the processes of torchrun: it passes on what the terminal sends them too,
             and ends them itself where they take too long.
 
@@ -41,7 +42,8 @@ class StopRequest:
         signal: the number of the signal that came, or None.
     """
 
-    def __init__(self, *, patient: bool = False) -> None:
+    def __init__(self, what_happens: str = "stopping after this iteration", *, patient: bool = False) -> None:
+        self.what_happens = what_happens
         self.patient = patient
         self.signal: int | None = None
         self._came = 0.0
@@ -67,7 +69,7 @@ class StopRequest:
         if self.patient:
             if self.signal is None:
                 self.signal = number
-                logger.info("%s: stopping after this iteration", signal.Signals(number).name)
+                logger.info("%s: %s", signal.Signals(number).name, self.what_happens)
             return
         if self.signal is not None:
             if time.monotonic() - self._came > _SAME:
@@ -75,7 +77,7 @@ class StopRequest:
                 signal.raise_signal(number)
             return
         self.signal, self._came = number, time.monotonic()
-        logger.warning("%s: stopping after this iteration; once more stops at once", signal.Signals(number).name)
+        logger.warning("%s: %s; once more stops at once", signal.Signals(number).name, self.what_happens)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from detseg.tuning.trials import COCO_METRICS, OBJECT_METRICS
+
 if TYPE_CHECKING:
     from detseg.config import Config
     from detseg.engines.choice import EngineChoice
@@ -116,6 +118,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             flat[name] = float(value)
     return flat
+
+
+def is_score(name: str) -> bool:
+    """Whether an evaluation logs a number of this name, as `flatten` writes it: of all objects, a class, a group or a
+    further data set."""
+    parts = name.split("/")
+    nested = len(parts) == 3 and parts[0] in ("per_class", "per_group", "datasets")
+    return (nested or len(parts) == 1) and parts[-1] in (*OBJECT_METRICS, *COCO_METRICS)
 
 
 def as_array(picture: Picture) -> np.ndarray:

@@ -23,9 +23,11 @@ def refused(words: list[str], base: list[str] = SCRATCH) -> str:
     return str(raised.value)
 
 
-# fusion/ and postprocess/ hold settings of other commands
+# these hold settings of other commands
 TRAINING_CONFIGS = sorted(
-    path for path in CONFIGS.rglob("*.yaml") if not {"fusion", "postprocess"} & set(path.relative_to(CONFIGS).parts)
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if not {"fusion", "postprocess", "sweeps"} & set(path.relative_to(CONFIGS).parts)
 )
 
 

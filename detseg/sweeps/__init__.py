@@ -1,0 +1,1 @@
+"""Sweeps: files as W&B's servers take them, run without a server."""

@@ -1,0 +1,109 @@
+"""What a trial has reached, read from the files that its program writes, under the names that W&B knows them by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from detseg.data.folds import fold_name
+from detseg.errors import ConfigError
+from detseg.files.run_files import FOLDS_RECORD, METRIC_LINES, METRICS_FILE, RECORD, read_metrics
+from detseg.runs.tracker import EVALUATION, FINAL, flatten, is_score
+from detseg.tuning.trials import COCO_METRICS, OBJECT_METRICS
+
+# The programs of a sweep, and what is behind their own words so that a trial has a folder of its own.
+PROGRAMS = {
+    "train_net": ("OUTPUT_DIR={folder}",),
+    "tune_thresholds": ("--output", "{folder}/tuned.yaml", "--overwrite"),
+}
+IN_SAMPLE, CROSS_FITTED = "in_sample", "cross_fitted"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """name: as W&B has it, such as evaluation/object_ap. of_folds: trials are those of all folds."""
+
+    name: str
+    maximize: bool
+    program: str
+    of_folds: bool = False
+
+    @property
+    def score(self) -> str:
+        """The name without its kind."""
+        return self.name.partition("/")[2]
+
+    def reported(self, folder: Path) -> list[float]:
+        """Return the values while a trial runs, in order: those of its evaluations, or of the folds that are done."""
+        if self.program != "train_net":
+            return []
+        if self.of_folds:
+            name = self.score.removeprefix(f"{CROSS_FITTED}/")
+            done = (_number(folder / fold_name(fold) / METRICS_FILE, name) for fold in range(_folds(folder)))
+            return [value for value in done if value is not None]
+        path = folder / METRIC_LINES
+        lines = read_metrics(path) if path.is_file() else []
+        values = [flatten(line).get(self.score) for line in lines if line.get("kind") == EVALUATION]
+        return [value for value in values if value is not None]
+
+    def reached(self, folder: Path) -> float | None:
+        """Return the value of a trial that has ended; of evaluations the best. None where there is none."""
+        if self.program == "tune_thresholds":
+            return _number(folder / "tuned.json", f"{self.name.partition('/')[0]}/after/value")
+        if self.name.startswith(f"{FINAL}/"):
+            return _number(folder / METRICS_FILE, self.score)
+        return (max if self.maximize else min)(self.reported(folder), default=None)
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a training has begun in the folder of a trial, so that it can be resumed."""
+    return any((folder / name).exists() for name in (RECORD, FOLDS_RECORD))
+
+
+def read_metric(given: Any, program: str, words: Sequence[str]) -> Metric:
+    """Read `metric` of a sweep file; words: of its command.
+
+    Raises ConfigError where no run of the program logs such a number.
+    """
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise ConfigError("metric: expected {name: ..., goal: maximize}: what trials are compared by")
+    if extra := [str(key) for key in given if key not in ("name", "goal")]:
+        raise ConfigError(f"metric: {', '.join(extra)} cannot be done here; there are: name, goal")
+    name, goal = given["name"], given.get("goal", "minimize")
+    if goal not in ("maximize", "minimize"):
+        raise ConfigError(f"metric.goal: {goal!r}: expected maximize or minimize")
+    of_folds = "--fold=all" in words or ("--fold", "all") in pairwise(words)
+    if program == "tune_thresholds":
+        word = next((after for word, after in pairwise(words) if word == "--metric"), "object_ap")
+        known = [f"{kind}/{word}" for kind in (CROSS_FITTED, IN_SAMPLE)]
+        is_known = name in known
+    else:
+        known = [f"{FINAL}/object_ap", *([f"{FINAL}/{CROSS_FITTED}/object_ap"] if of_folds else [])]
+        known += [] if of_folds else [f"{EVALUATION}/object_ap"]
+        kind, _, score = name.partition("/")
+        is_known = name in known or (is_score(score) and (kind == FINAL or (kind == EVALUATION and not of_folds)))
+    if not is_known:
+        near = ", ".join(known)
+        scores = "" if program != "train_net" else f"; other scores are: {', '.join((*OBJECT_METRICS, *COCO_METRICS))}"
+        raise ConfigError(f"metric.name: no run of this command logs {name}; it logs {near}{scores}")
+    return Metric(name, goal == "maximize", program, of_folds)
+
+
+def _folds(folder: Path) -> int:
+    return int((_read(folder / FOLDS_RECORD) or {}).get("folds", 0))
+
+
+def _number(path: Path, name: str) -> float | None:
+    return flatten(_read(path) or {}).get(name)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a program has written, None where it has not yet."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

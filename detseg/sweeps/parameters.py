@@ -1,0 +1,293 @@
+"""The parameters of a sweep file: W&B's distributions, each as something that Optuna searches.
+
+    path    names from the outermost section to the parameter; W&B hands nested parameters on as mappings
+    name    the same, joined with dots
+
+A distribution that Optuna does not have is searched as a number u in (0, 1), the share of its values that are smaller.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from detseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import optuna
+
+# Lists and mappings are choices too, which a study stores as text.
+Plain = bool | int | float | str | list | dict | None
+_MOST_POINTS = 100_000  # of one parameter in a grid
+# Shares of a normal distribution that are left out at either end, where its values are infinite.
+_TAIL = 1e-6
+
+
+class Suggester(Protocol):
+    """What a parameter asks of a trial of Optuna."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """path: see the module. choices: the values there are, or None where a number is drawn between low and high.
+
+    kind: what Optuna draws: "choice", "int", "float" or "log". to_value: from what is drawn to the parameter's value.
+    step: of a quantized number, 0 for none.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    choices: tuple[Plain, ...] | None = None
+    low: float = 0.0
+    high: float = 1.0
+    to_value: Callable[[Any], Any] = lambda drawn: drawn
+    step: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.kind == "choice" and len(self.choices or ()) == 1
+
+    @property
+    def is_log(self) -> bool:
+        """Whether its values belong on a logarithmic axis."""
+        return self.kind == "log"
+
+    def suggest(self, trial: Suggester | optuna.Trial) -> Plain:
+        """Return the value in a trial, which is the same whenever the same trial is asked."""
+        if self.choices is not None and self.kind == "choice":
+            if self.is_constant:
+                return self.choices[0]
+            labels = [label(value) for value in self.choices]
+            return self.choices[labels.index(trial.suggest_categorical(self.name, labels))]
+        if self.kind == "int":
+            return trial.suggest_int(self.name, int(self.low), int(self.high))
+        return self.to_value(trial.suggest_float(self.name, self.low, self.high, log=self.kind == "log"))
+
+    def grid(self) -> list[Any] | None:
+        """Return what Optuna is to draw for every point of a grid in turn; None where there is no end of values."""
+        if self.kind == "choice":
+            return [label(value) for value in self.choices or ()]
+        if self.kind == "int" and self.high - self.low < _MOST_POINTS:
+            return list(range(int(self.low), int(self.high) + 1))
+        if self.kind == "float" and self.step and (self.high - self.low) / self.step < _MOST_POINTS:
+            first, last = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+            return [min(max(number * self.step, self.low), self.high) for number in range(first, last + 1)]
+        return None
+
+
+def label(value: Plain) -> Any:
+    """Return a choice as a study stores it, and as plots show it."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def read_parameters(given: Any, where: str) -> list[Parameter]:
+    """Read the section `parameters` of a sweep file; parameters in parameters become dotted names.
+
+    Raises:
+        ConfigError: naming the parameter and what is wrong with it.
+    """
+    found = _read_section(given, where, ())
+    names = [parameter.name for parameter in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: {name} is given twice, as a parameter of its own and in a section")
+    return found
+
+
+def nested(values: Mapping[tuple[str, ...], Plain]) -> dict[str, Any]:
+    """Return values by path as W&B hands them to a command: one mapping for each outermost section."""
+    result: dict[str, Any] = {}
+    for path, value in values.items():
+        inner = result
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return result
+
+
+def _read_section(given: Any, where: str, path: tuple[str, ...]) -> list[Parameter]:
+    if not isinstance(given, Mapping) or not given:
+        raise ConfigError(f"{where}: expected parameters by name, got {given!r}")
+    found = []
+    for name, spec in given.items():
+        own = (*path, str(name))
+        at = f"{where}.{name}"
+        if not isinstance(spec, Mapping):
+            raise ConfigError(f"{at}: expected a section such as {{value: 3}} or {{values: [1, 2]}}, got {spec!r}")
+        if "parameters" in spec:
+            if extra := sorted(set(spec) - {"parameters"}):
+                raise ConfigError(f"{at}: {', '.join(extra)} beside parameters: a section has no values of its own")
+            found += _read_section(spec["parameters"], f"{at}.parameters", own)
+        else:
+            found.append(_read_parameter(spec, at, own))
+    return found
+
+
+def _read_parameter(spec: Mapping[str, Any], at: str, path: tuple[str, ...]) -> Parameter:
+    name = spec.get("distribution") or _usual_distribution(spec, at)
+    if name not in DISTRIBUTIONS:
+        raise ConfigError(f"{at}: the distribution {name!r} is not known here; there are: {', '.join(DISTRIBUTIONS)}")
+    needed, optional, build = DISTRIBUTIONS[name]
+    missing = [key for key in needed if key not in spec]
+    extra = [str(key) for key in spec if key not in (*needed, *optional, "distribution")]
+    if missing or extra:
+        problem = f"needs {', '.join(missing)}" if missing else f"takes no {', '.join(extra)}"
+        raise ConfigError(f"{at}: {name} {problem}")
+    own = {key: value for key, value in spec.items() if key != "distribution"}
+    for key, value in own.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if key not in ("value", "values", "probabilities") and not number:
+            hint = "; YAML wants a point in it: 1.0e-4" if isinstance(value, str) and "e" in value else ""
+            raise ConfigError(f"{at}.{key}: expected a number, got {value!r}{hint}")
+    try:
+        return build(path, **own)
+    except OverflowError:
+        raise ConfigError(f"{at}: min and max of {name} are exponents of e, and too large") from None
+    except ValueError as error:
+        raise ConfigError(f"{at}: {error}") from None
+
+
+def _usual_distribution(spec: Mapping[str, Any], at: str) -> str:
+    """Return W&B's choice where a parameter names no distribution."""
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    if "min" in spec and "max" in spec:
+        whole = all(isinstance(spec[key], int) for key in ("min", "max"))
+        return "int_uniform" if whole else "uniform"
+    raise ConfigError(f"{at}: expected value, values, min and max, parameters, or a distribution")
+
+
+# From the entries of a parameter to a Parameter; ValueError says what is wrong with them.
+
+
+def _choice(path: tuple[str, ...], values: Any, probabilities: Any = None) -> Parameter:
+    if not isinstance(values, list) or not values:
+        raise ValueError("values: expected a list of at least one")
+    if len({json.dumps(value, sort_keys=True, default=str) for value in values}) < len(values):
+        raise ValueError(f"values: one of {values} is given twice")
+    if probabilities is None:
+        return Parameter(path, "choice", tuple(values))
+    fitting = isinstance(probabilities, list) and len(probabilities) == len(values)
+    if not fitting or not all(isinstance(share, (int, float)) and share >= 0 for share in probabilities):
+        raise ValueError(f"probabilities: expected one for each of the {len(values)} values, 0 or more")
+    if not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
+        raise ValueError(f"probabilities: they add up to {sum(probabilities):g}; expected 1")
+
+    def pick(share: float) -> Plain:
+        total = 0.0
+        for value, probability in zip(values, probabilities, strict=True):
+            total += probability
+            if share < total:
+                return value
+        return values[-1]
+
+    return Parameter(path, "float", tuple(values), to_value=pick)
+
+
+def _constant(path: tuple[str, ...], value: Any) -> Parameter:
+    return Parameter(path, "choice", (value,))
+
+
+def _integers(path: tuple[str, ...], min: float, max: float) -> Parameter:
+    low, high = _range(min, max)
+    if low != int(low) or high != int(high):
+        raise ValueError(f"min {min:g} and max {max:g} must be whole numbers")
+    return Parameter(path, "int", low=low, high=high)
+
+
+def _numbers(kind: str, bounds: Callable[[float, float], tuple[float, float]]) -> Callable[..., Parameter]:
+    """A number between two bounds that follow from min and max; q: rounded to multiples of it."""
+
+    def build(path: tuple[str, ...], min: float, max: float, q: float | None = None) -> Parameter:
+        low, high = _range(*bounds(*_range(min, max)))
+        if kind == "log" and low <= 0:
+            raise ValueError(f"min {min:g}: expected more than 0, its logarithm is taken")
+        return Parameter(path, kind, None, low, high, _rounded(q), 0.0 if q is None else q)
+
+    return build
+
+
+def _shares(inverse: Callable[[Any, float, Mapping[str, float]], float]) -> Callable[..., Parameter]:
+    """A distribution by the value (of `scipy.stats`) that a share of its values is below."""
+
+    def build(path: tuple[str, ...], q: float | None = None, **shape: float) -> Parameter:
+        if any(shape.get(name, 1) <= 0 for name in ("sigma", "a", "b")):
+            raise ValueError("sigma, a and b must be more than 0")
+        rounded = _rounded(q)
+
+        def value(share: float) -> Any:
+            from scipy import stats
+
+            return rounded(float(inverse(stats, share, shape)))
+
+        return Parameter(path, "float", None, _TAIL, 1 - _TAIL, value, 0.0)
+
+    return build
+
+
+def _range(low: float, high: float) -> tuple[float, float]:
+    if low > high:
+        raise ValueError(f"min {low:g} is above max {high:g}")
+    return low, high
+
+
+def _rounded(q: float | None) -> Callable[[float], Any]:
+    if q is None:
+        return lambda value: value
+    if q <= 0:
+        raise ValueError(f"q {q:g}: expected more than 0")
+    if isinstance(q, int):
+        return lambda value: round(value / q) * q
+    return lambda value: float(f"{round(value / q) * q:.12g}")  # not 0.15000000000000002
+
+
+def _normal(stats: Any, share: float, shape: Mapping[str, float]) -> float:
+    return stats.norm.ppf(share, shape.get("mu", 0), shape.get("sigma", 1))
+
+
+def _log_normal(stats: Any, share: float, shape: Mapping[str, float]) -> float:
+    return math.exp(_normal(stats, share, shape))
+
+
+def _beta(stats: Any, share: float, shape: Mapping[str, float]) -> float:
+    return stats.beta.ppf(share, shape["a"], shape["b"])
+
+
+_uniform = _numbers("float", lambda low, high: (low, high))
+_log_values = _numbers("log", lambda low, high: (low, high))
+_log = _numbers("log", lambda low, high: (math.exp(low), math.exp(high)))
+_LIMITS, _SHAPE = ("min", "max"), ("mu", "sigma")
+# W&B's names: the entries that each needs, those it may have, and how a Parameter is made of them.
+DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., Parameter]]] = {
+    "constant": (("value",), (), _constant),
+    "categorical": (("values",), (), _choice),
+    "categorical_w_probabilities": (("values", "probabilities"), (), _choice),
+    "int_uniform": (_LIMITS, (), _integers),
+    "uniform": (_LIMITS, (), _uniform),
+    "q_uniform": (_LIMITS, ("q",), lambda path, q=1, **limits: _uniform(path, q=q, **limits)),
+    "log_uniform_values": (_LIMITS, (), _log_values),
+    "q_log_uniform_values": (_LIMITS, ("q",), lambda path, q=1, **limits: _log_values(path, q=q, **limits)),
+    "inv_log_uniform_values": (_LIMITS, (), _log_values),
+    "log_uniform": (_LIMITS, (), _log),
+    "q_log_uniform": (_LIMITS, ("q",), lambda path, q=1, **limits: _log(path, q=q, **limits)),
+    "inv_log_uniform": (_LIMITS, (), _numbers("log", lambda low, high: (math.exp(-high), math.exp(-low)))),
+    "normal": ((), _SHAPE, _shares(_normal)),
+    "q_normal": ((), (*_SHAPE, "q"), lambda path, q=1, **shape: _shares(_normal)(path, q=q, **shape)),
+    "log_normal": ((), _SHAPE, _shares(_log_normal)),
+    "q_log_normal": ((), (*_SHAPE, "q"), lambda path, q=1, **shape: _shares(_log_normal)(path, q=q, **shape)),
+    "beta": (("a", "b"), (), _shares(_beta)),
+    "q_beta": (("a", "b"), ("q",), lambda path, q=1, **shape: _shares(_beta)(path, q=q, **shape)),
+}

@@ -1,0 +1,189 @@
+"""What a sweep has found: a table, pictures, and the best configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detseg.config.command_line import parse_overrides
+from detseg.config.schema import schema
+from detseg.files.atomic import write_text
+from detseg.files.table import text_table, write_csv
+from detseg.report.sweep_plots import (
+    COMPLETE,
+    PRUNED,
+    SweptParameter,
+    SweptTrial,
+    draw_importance,
+    draw_parallel,
+    draw_slices,
+)
+from detseg.sweeps.parameters import label
+from detseg.sweeps.search import TRIALS, VALUES, Search, import_optuna
+
+logger = logging.getLogger(__name__)
+
+TABLE, BEST = "trials.csv", "best.yaml"
+IMPORTANCE, SLICES, PARALLEL = "importance.png", "slices.png", "parallel.png"
+# Of fewer trials no importance can be told.
+_FEWEST = 4
+
+
+def write_results(search: Search) -> tuple[str, bool]:
+    """Write everything into the folder of the sweep.
+
+    Returns:
+        the table for people, the best trial first; and whether any trial is complete.
+    """
+    rows = _rows(search)
+    names = [parameter.name for parameter in search.sweep.parameters]
+    metric = search.sweep.metric.name
+    heading = ["trial", "state", metric, "seconds", *names, "note"]
+    cells = [
+        [row["number"], row["state"], row["value"], row["seconds"], *map(row["values"].get, names), row["note"]]
+        for row in rows
+    ]
+    as_text = [["" if cell is None else label(cell) for cell in line] for line in cells]
+    write_csv(search.folder / TABLE, [heading, *as_text], "the table of trials")
+    _draw(search, rows)
+    best = next((row for row in rows if row["state"] == COMPLETE), None)
+    if best is not None:
+        _write_best(search, best)
+    shown = [heading, *([*map(_cell, line[:-1]), line[-1][:60]] for line in cells)]
+    if not any(line[-1] for line in shown[1:]):
+        shown = [line[:-1] for line in shown]
+    return text_table(shown, left=(1, *range(4, len(shown[0])))), best is not None
+
+
+def swept(search: Search, rows: Sequence[dict[str, Any]]) -> tuple[list[SweptParameter], list[SweptTrial]]:
+    """Return what is drawn: the parameters that were searched, and the trials that reached something, best first."""
+    parameters = [
+        SweptParameter(
+            parameter.name,
+            None if parameter.choices is None else tuple(map(label, parameter.choices)),
+            parameter.is_log,
+        )
+        for parameter in search.sweep.searched
+    ]
+    trials = [
+        SweptTrial(row["number"], row["state"], row["value"], {key: label(v) for key, v in row["values"].items()})
+        for row in rows
+        if row["value"] is not None and row["state"] in (COMPLETE, PRUNED)
+    ]
+    return parameters, trials
+
+
+def _rows(search: Search) -> list[dict[str, Any]]:
+    """The trials as plain values, the best first, then those that ended early, then the others."""
+    rows = []
+    for trial in search.study.get_trials(deepcopy=False):
+        state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": "failed"}.get(trial.state.name, "unfinished")
+        last = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
+        rows.append(
+            {
+                "number": trial.number,
+                "state": state,
+                "value": trial.value if state == COMPLETE else last,
+                "seconds": trial.user_attrs.get("seconds"),
+                "values": trial.user_attrs.get(VALUES, {}),
+                "note": trial.user_attrs.get("note", ""),
+            }
+        )
+    order = (COMPLETE, PRUNED, "unfinished", "failed")
+    sign = -1 if search.sweep.metric.maximize else 1
+    return sorted(rows, key=lambda row: (order.index(row["state"]), sign * (row["value"] or 0), row["number"]))
+
+
+def _draw(search: Search, rows: Sequence[dict[str, Any]]) -> None:
+    parameters, trials = swept(search, rows)
+    metric = search.sweep.metric.name
+    if not parameters or not trials:
+        return
+    draw_slices(search.folder / SLICES, parameters, trials, metric)
+    draw_parallel(search.folder / PARALLEL, parameters, trials, metric)
+    if shares := importance(search):
+        complete = sum(trial.state == COMPLETE for trial in trials)
+        draw_importance(search.folder / IMPORTANCE, shares, f"{metric} of {complete} complete trials")
+
+
+def importance(search: Search) -> dict[str, float]:
+    """Return the share of each parameter in what makes the complete trials differ; {} where it cannot be told.
+
+    By functional ANOVA of a random forest where scikit-learn is installed, else by Optuna's PED-ANOVA.
+    """
+    optuna = import_optuna()
+    complete = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if len(complete) < _FEWEST or len({trial.value for trial in complete}) < 2:
+        return {}
+    try:
+        evaluator: Any = optuna.importance.FanovaImportanceEvaluator(seed=search.seed)
+    except ImportError:
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    try:
+        return dict(optuna.importance.get_param_importances(search.study, evaluator=evaluator))
+    except (ValueError, RuntimeError) as error:  # of parameters that had one value in all trials, for example
+        logger.warning("no importance of parameters can be told: %s", error)
+        return {}
+
+
+def _write_best(search: Search, row: dict[str, Any]) -> None:
+    sweep, target = search.sweep, search.folder / BEST
+    folder = search.folder / TRIALS / f"{row['number']:04d}"
+    said = f"# The best of a sweep ({sweep.path.name}): trial {row['number']}, {sweep.metric.name} {row['value']:.4f}\n"
+    if sweep.program == "tune_thresholds":
+        for path in (folder / "tuned.yaml", folder / "tuned_fusion.yaml"):
+            if path.is_file():
+                shutil.copyfile(path, target.with_name(target.name.replace("best", path.stem.replace("tuned", "best"))))
+        return
+    values = {tuple(parameter.path): row["values"][parameter.name] for parameter in sweep.parameters}
+    words = sweep.command(values, search.folder / f"sweep-{sweep.name}" / f"config-{row['number']:04d}.json")
+    base, overrides = _config_and_overrides(words)
+    tree: dict[str, Any] = {}
+    for setting in parse_overrides(overrides):
+        inner = tree
+        *sections, key = setting.key.split(".")
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = schema_value(setting.key, setting.value)
+    head = {} if base is None else {"_BASE_": _beside(base, search.folder)}
+    write_text(target, said + yaml.safe_dump({**head, **tree}, sort_keys=False, default_flow_style=None))
+
+
+def schema_value(key: str, value: Any) -> Any:
+    """Return a word of the command line as the value that its key takes."""
+    from detseg.config.kinds import coerce
+
+    return coerce(schema().kinds[key], value, decode=True)
+
+
+def _config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take the words of train_net apart: its configuration, and the keys with their values."""
+    import argparse
+
+    from_options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    from_options.add_argument("--config", "--config-file")
+    for name in ("--fold", "--num-gpus", "--num-threads"):
+        from_options.add_argument(name)
+    for name in ("--resume", "--overwrite"):
+        from_options.add_argument(name, action="store_true")
+    known, rest = from_options.parse_known_args(list(words))
+    return known.config, rest
+
+
+def _beside(config: str, folder: Path) -> str:
+    """The path of a configuration from the folder of the sweep; detseg's own keep their names."""
+    path = Path(config)
+    if not path.is_file():
+        return config
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _cell(value: Any) -> str:
+    """A value for people, in four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(label(value))

@@ -1,0 +1,143 @@
+"""Who runs the trials: threads of this process, each with a process for its trial; or tasks on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from detseg.errors import DetsegError, RunError
+from detseg.runs.threads import CHOSEN_BY, cores_allowed
+from detseg.sweeps.search import Search
+from detseg.sweeps.sweep_file import read_sweep_file
+from detseg.sweeps.trial import POLL_SECONDS, run_trial
+
+logger = logging.getLogger(__name__)
+
+
+def work(search: Search, environment: dict[str, str], stopped: Callable[[], bool]) -> None:
+    """Run trials until all are done, those of workers that die meanwhile included."""
+    while not stopped():
+        claim = search.claim()
+        if claim is not None:
+            run_trial(search, claim, environment, stopped)
+        elif search.others_run():
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def work_here(search: Search, workers: int, stopped: Callable[[], bool]) -> None:
+    """Run trials by `workers` threads of this process. Raises what the first of them raised."""
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def run(number: int) -> None:
+        try:
+            work(search, environment_of(search, number, workers), stop.is_set)
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=run, args=(number,), name=f"worker {number}") for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            if stopped():
+                stop.set()
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def environment_of(search: Search, number: int, workers: int) -> dict[str, str]:
+    """Return the variables of the trials of a worker: its GPU, its share of the cores, and the group of the sweep."""
+    environment = group_environment(search)
+    gpus = visible_gpus()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    if workers > 1 and not any(name in os.environ for name in CHOSEN_BY):
+        environment["OMP_NUM_THREADS"] = str(max(1, cores_allowed() // workers))
+    return environment
+
+
+def group_environment(search: Search) -> dict[str, str]:
+    """Return the variables by which the trials of a sweep are one group in W&B, offline unless asked otherwise."""
+    group = os.environ.get("WANDB_RUN_GROUP", f"{search.sweep.name}-{search.folder.name}")
+    return {"DETSEG_SWEEP": "1", "WANDB_RUN_GROUP": group, "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(index) for index in range(count)]
+
+
+def work_on_ray(search: Search, address: str, workers: int, stopped: Callable[[], bool]) -> None:
+    """Run trials as `workers` tasks at a time of the Ray cluster at `address` ("local" starts one here).
+
+    The folder of the sweep must have the same path on all machines. A task whose machine is lost is run again by Ray,
+    and takes over the trial that was left.
+
+    Raises:
+        RunError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise RunError('--ray needs Ray: pip install "detseg[ray]" or pip install "ray[tune]"') from None
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(f"--ray {address}: no cluster answers ({error}); start one with `ray start --head`") from None
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        share = 1 if gpus else 0
+        cores = 1 if gpus else max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+        logger.info("Ray: %g GPUs; %d trials at a time", gpus, workers)
+        task = ray.remote(num_cpus=cores, num_gpus=share, max_retries=3)(_work_in_task)
+        given = (
+            str(search.sweep.path.absolute()),
+            str(search.folder.absolute()),
+            search.total,
+            search.seed,
+            os.getcwd(),
+        )
+        running = [task.remote(*given, cores) for _ in range(workers)]
+        while running:
+            done, running = ray.wait(running, timeout=POLL_SECONDS)
+            ray.get(done)
+            if stopped():
+                (search.folder / STOP_FILE).touch()
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, DetsegError):
+            raise cause from None
+        raise
+    finally:
+        (search.folder / STOP_FILE).unlink(missing_ok=True)
+        ray.shutdown()
+
+
+# While it is there, tasks on other machines end their trials to be continued later.
+STOP_FILE = ".stop"
+
+
+def _work_in_task(sweep_file: str, folder: str, total: int, seed: int, current: str, cores: int) -> None:
+    """What a task of Ray does: `work`, with the GPU that Ray has given it."""
+    os.chdir(current)
+    logging.basicConfig(level=logging.INFO)
+    search = Search(read_sweep_file(Path(sweep_file)), Path(folder), total, seed)
+    environment = {"OMP_NUM_THREADS": str(cores), **group_environment(search)}
+    work(search, environment, (Path(folder) / STOP_FILE).exists)
