@@ -44,6 +44,7 @@ COMMANDS = {
     "fuse": "fuse predictions of several models, flips or programs into one file",
     "tune_thresholds": "choose thresholds and settings of a fusion on out-of-fold predictions",
     "evaluate": "score a Predictions file against ground truth",
+    "report": "one HTML file of a training, or of several compared: scores, curves, images, settings",
     "make_submission": "write, check and score a competition's CSV",
     "visualize": "draw predictions and ground truth over the images",
     "convert_weights": "turn weights of any kind into a safetensors file, or into one for Detectron2",

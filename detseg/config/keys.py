@@ -304,6 +304,11 @@ OWN_KEYS: dict[str, Key] = {
         "Number format of evaluations: `float32`, `bfloat16`, `float16`, with `_masks` of the mask head alone, or "
         "`auto`: the fastest whose object AP is at most 0.001 below that of float32, measured at the end of training.",
     ),
+    "TEST.REPORT": Key(
+        True,
+        "Write report.html at the end of a training (docs/report.md); one of less than half a minute leaves it to "
+        "`detseg report`.",
+    ),
     "TEST.OVERLAYS": Key(16, "Images drawn at the end of training, ground truth beside prediction."),
     "TEST.AUG.VIEWS": Key(
         [],

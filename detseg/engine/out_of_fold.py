@@ -22,7 +22,14 @@ from detseg.engines.validation import same_imports
 from detseg.errors import RunError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.files.atomic import read_json, write_json, writing
-from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, OUT_OF_FOLD_FILE, OUT_OF_FOLD_TRUTH, POSTPROCESS_FILE
+from detseg.files.run_files import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    OUT_OF_FOLD_FILE,
+    OUT_OF_FOLD_TRUTH,
+    POSTPROCESS_FILE,
+    REPORT_FILE,
+)
 from detseg.files.table import write_csv
 from detseg.fusion.postprocess import Postprocess
 from detseg.runs.fold_runs import COLUMNS, FREE, FoldRuns, different_settings, table_of_scores
@@ -41,6 +48,7 @@ SCORES_FILE = "fold_scores.csv"
 CONTENTS = {
     OUT_OF_FOLD_FILE: "what every image's own fold predicts for it, before thresholds",
     OUT_OF_FOLD_TRUTH: "the same images with their ground truth",
+    REPORT_FILE: "all of this for people, in one file",
     SCORES_FILE: "the scores of every fold and of all",
     METRICS_FILE: "all scores",
     POSTPROCESS_FILE: "the score threshold chosen on all images",

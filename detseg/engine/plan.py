@@ -116,7 +116,7 @@ class EvaluationOptions(Options):
     max_detections: of an image and class, for COCO AP; 0 for all. max_images: how many images an evaluation during
     training looks at, spread evenly; 0 for all. balanced_by: the image-level field, "category" or "", whose values the
     loader balances; those of a field are scored separately. overlays: images that the final evaluation draws.
-    pictures: that every one during training draws for the trackers.
+    report: whether report.html is written after it. pictures: that every one during training draws for the trackers.
     precision: see `inference.precision`.
     """
 
@@ -126,5 +126,6 @@ class EvaluationOptions(Options):
     max_images: int = key("MAX_IMAGES_DURING_TRAINING", at_least=0)
     overlays: int = key("OVERLAYS", at_least=0)
     precision: str = key("PRECISION", choices=(AUTO, *PRECISIONS))
+    report: bool = key("REPORT")
     balanced_by: str = key("DATALOADER.BALANCE_BY")
     pictures: int = key("TRACKING.PICTURES", at_least=0, at_most=MOST_PICTURES)

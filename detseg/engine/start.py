@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from detseg.config import load_config, load_flat_config
 from detseg.engine.data_sets import load_folds
 from detseg.engine.out_of_fold import collect
+from detseg.engine.plan import EvaluationOptions
 from detseg.engine.train import train
 from detseg.engine.validation import validate_config
 from detseg.engines.choice import as_trained
 from detseg.engines.validation import same_imports
 from detseg.errors import ConfigError
-from detseg.files.run_files import FOLDS_RECORD
+from detseg.files.run_files import FOLDS_RECORD, REPORT_FILE
+from detseg.report.run.page import write_report
 from detseg.runs.distributed import Processes
 from detseg.runs.fold_runs import FoldRuns, open_fold_runs
 from detseg.runs.interrupt import TrainingInterrupted
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from detseg.config import Config
 
 logger = logging.getLogger(__name__)
+
+# Seconds: a training of less is over before its report would be written.
+SHORTEST_REPORTED = 30
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,15 @@ class Start:
         with open_run_together(cfg, processes, resume=self.resume, overwrite=self.overwrite) as run:
             if self.resume:
                 cfg = processes.from_main(lambda: self._resumed_config(cfg, run))
+            began = time.monotonic()
             try:
                 metrics = train(cfg, run, resume=self.resume, processes=processes)
             except (TrainingInterrupted, KeyboardInterrupt):
                 if processes.is_main:
                     self.interrupted(run)
                 raise
+            if processes.is_main:
+                write_report_at_end(cfg, run.path, time.monotonic() - began)
         if processes.is_main:
             self.finished(run.path, metrics)
 
@@ -93,6 +102,7 @@ class Start:
                 "DATASETS.TEST has no image of DATASETS.TRAIN and is not looked at: every fold is validated on its own "
                 "images as DATASETS.TRAIN annotates them"
             )
+        began = time.monotonic()
         try:
             for fold in runs.wanted:
                 if self.resume and processes.from_main(lambda fold=fold: runs.is_finished(fold)):
@@ -102,8 +112,11 @@ class Start:
         finally:
             if processes.is_main:
                 runs.forget_unused()
-        complete = processes.is_main and not runs.unfinished()
-        return runs, collect(cfg, runs, sets) if complete else {}
+        if not processes.is_main or runs.unfinished():
+            return runs, {}
+        metrics = collect(cfg, runs, sets)
+        write_report_at_end(cfg, runs.path, time.monotonic() - began)
+        return runs, metrics
 
     def _config_of_folds(self, cfg: Config) -> Config:
         record = read_record(Path(cfg.OUTPUT_DIR), FOLDS_RECORD) or {}
@@ -119,3 +132,21 @@ def _with_fold(cfg: Config, fold: int, **keys: str) -> Config:
     for key, value in {"DATASETS.FOLD": fold, **keys}.items():
         own.set(key, value, origin=f"--fold {fold}")
     return own.freeze()
+
+
+def write_report_at_end(cfg: Config, folder: Path, seconds: float) -> None:
+    """Write report.html of a training that took so many seconds, where TEST.REPORT asks for it.
+
+    It is no part of the training: whatever fails here is warned of. A training that is over in an instant is not
+    followed by one that takes longer than it did.
+    """
+    if not EvaluationOptions.from_config(cfg).report:
+        return
+    command = f"detseg report --run {folder}"
+    if seconds < SHORTEST_REPORTED:
+        logger.info("the training took %.0f s: no report is written, %s makes one", seconds, command)
+        return
+    try:
+        write_report([folder], imports=same_imports(cfg))
+    except Exception as error:
+        logger.warning("no %s was written (%s: %s); %s tries again", REPORT_FILE, type(error).__name__, error, command)

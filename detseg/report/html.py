@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
         import matplotlib.style
     except ImportError:
         raise RunError("figures need matplotlib: pip install matplotlib") from None
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     stream = io.StringIO()
     # In this style, whatever style matplotlib has been given elsewhere.
@@ -83,9 +84,10 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{label}"', text, count=1)
+    said = f'role="img" aria-label="{escape(label)}"'
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', lambda found: f"{found[1]} {said}", text, count=1)
     # Ids are the page's, not the figure's: two figures must not share one.
-    mark = re.sub(r"\W", "", label)
+    mark = f"f{zlib.crc32(label.encode()):08x}"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{mark}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)

@@ -41,6 +41,7 @@ CONTENTS = {
     "final_metrics.json": "all scores",
     "checkpoints/best.pth": "the weights of the best evaluation",
     "checkpoints/last.pth": "the state at the end, to resume from",
+    "report.html": "scores, curves, images and settings in one file",
     "overlays": "ground truth and prediction side by side",
     "predictions": "everything that was found, before thresholds",
     "postprocess.yaml": "the chosen score threshold, used by predict",
@@ -83,7 +84,7 @@ logger = logging.getLogger(__name__)
 ALL = "all"
 # Settings in which folds of one cross-validation may differ: each fold's own, and what changes nothing learned.
 FREE = (
-    *("OUTPUT_DIR", "DATASETS.FOLD", "DATASETS.TEST", "MODEL.ENGINE", "MODEL.DEVICE", "TEST.OVERLAYS"),
+    *("OUTPUT_DIR", "DATASETS.FOLD", "DATASETS.TEST", "MODEL.ENGINE", "MODEL.DEVICE", "TEST.OVERLAYS", "TEST.REPORT"),
     *("DATALOADER.NUM_WORKERS", "DATALOADER.CACHE", "DATALOADER.CACHE_SIZE", "DATALOADER.CACHE_FOLDER"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP", "SOLVER.LOG_PERIOD"),
     *(name for name in OWN_KEYS if name.startswith("TRACKING.")),

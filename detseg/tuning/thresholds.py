@@ -56,7 +56,7 @@ def choose_score_threshold(
     images report it for others.
     """
     truth = as_ground_truth(ground_truth)
-    hits_of = _hits_without_threshold(truth, align(truth, predictions), postprocess)
+    hits_of = hits_without_threshold(truth, align(truth, predictions), postprocess)
     objects = object_numbers(truth.images, len(truth.class_names))
     return best_threshold(hits_of(None), objects[:, 0])
 
@@ -73,7 +73,7 @@ def choose_class_thresholds(
     where classes do not overlap. A class without a prediction gets 0.5.
     """
     truth = as_ground_truth(ground_truth)
-    hits_of = _hits_without_threshold(truth, align(truth, predictions), postprocess)
+    hits_of = hits_without_threshold(truth, align(truth, predictions), postprocess)
     objects = object_numbers(truth.images, len(truth.class_names))
     choices = {}
     for index, name in enumerate(truth.class_names):
@@ -84,7 +84,7 @@ def choose_class_thresholds(
     return choices
 
 
-def _hits_without_threshold(
+def hits_without_threshold(
     truth: GroundTruth, aligned: Sequence[Predictions], postprocess: Postprocess | None
 ) -> Callable[[int | None], Hits]:
     """Return a function: class index, or None for all -> what everything but the score threshold leaves of it."""

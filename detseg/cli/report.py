@@ -1,0 +1,44 @@
+"""`detseg report`: what a training did, or several beside each other, as one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = (
+    "Write one HTML file that opens from disk or from a mail: scores with intervals, curves, counts, sizes, confusion "
+    "of classes, the worst and best images, losses, settings and how to repeat it. Of several runs also their "
+    "differences, with intervals. Works while a training runs, and after it was killed."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run",
+        type=Path,
+        action="append",
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="folder of a training (runs/NAME/001; of runs/NAME the newest), or of one with --fold all; several, also "
+        "by --run again: the first is what the others are compared with",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="default: report.html in the folder of the run, written anew; of several runs ./report.html",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from detseg.errors import ConfigError
+    from detseg.report.run.page import write_report
+
+    runs = [path for paths in arguments.run for path in paths]
+    doubled = {path for path in runs if runs.count(path) > 1}
+    if doubled:
+        raise ConfigError(f"--run {sorted(doubled)[0]} comes twice; name each run once")
+    page = write_report(runs, arguments.output, overwrite=arguments.overwrite)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")

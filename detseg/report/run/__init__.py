@@ -1,0 +1,1 @@
+"""The page of one training or of several: what their folders hold, as one HTML file."""

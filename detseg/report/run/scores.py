@@ -1,0 +1,175 @@
+"""Tables of a report: scores with their intervals, differences of runs, changed keys, data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.pairing import ImageIndex
+from detseg.config import get_default_config, load_config
+from detseg.errors import DetsegError
+from detseg.evaluation.intervals import NAMES, ImageScores, image_scores, intervals, paired_intervals
+from detseg.report.run.results import RunResults, ScoredSet, data_of, inside, working_folders
+
+TITLES = dict(zip(NAMES, ("object AP", "AP50", "AP75", "mean F1", "precision", "recall"), strict=True))
+COCO_TITLES = {"coco_segm_ap": "COCO mask AP", "coco_bbox_ap": "COCO box AP"}
+# What changes nothing that is learned, or is another one in every run.
+_OWN_KEYS = ("OUTPUT_DIR", "VERSION")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """Scores of all objects, of a class or of a group; name: title of the row, "all" of the first.
+
+    values: (R,) as NAMES; ends: (R, 2) of their 95 % intervals; NaN where not defined. coco: by key of COCO_TITLES.
+    """
+
+    name: str
+    values: np.ndarray
+    ends: np.ndarray
+    images: int
+    objects: int
+    predictions: int
+    coco: Mapping[str, float | None]
+
+
+def rows_of(scored: ScoredSet) -> list[tuple[str, np.ndarray, int]]:
+    """Return what is scored by itself: its name, its images (I,) bool, and its row of the counts."""
+    every = np.ones(len(scored.truth.images), dtype=bool)
+    names = scored.truth.class_names
+    rows = [("all", every, 0)]
+    if len(names) > 1:
+        rows += [(name, every, 1 + index) for index, name in enumerate(names)]
+    return rows + [(name, images, 0) for name, images in scored.groups()]
+
+
+def score_rows(scored: ScoredSet) -> list[ScoreRow]:
+    """Return the scores of all objects, of every class and of every group; [] for boxes without masks."""
+    if scored.counts is None:
+        return []
+    rows = []
+    for name, images, row in rows_of(scored):
+        scores = image_scores(scored.counts, row).of_images(images)
+        used = [count for count, is_used in zip(scored.counts, images, strict=True) if is_used and count.occurs()[row]]
+        own = scored.scores if name == "all" else scored.scores.get("per_class", {}).get(name, {}) if row else {}
+        rows.append(
+            ScoreRow(
+                name=name,
+                values=scores.values,
+                ends=intervals(scores),
+                images=len(used),
+                objects=int(sum(count.objects[row] for count in used)),
+                predictions=int(sum(count.predictions[row] for count in used)),
+                coco={key: own.get(key) for key in COCO_TITLES},
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same rows of two runs on the images that both have; differences are other minus base.
+
+    rows: name, base's scores (R,), the other's, differences (R,) and the ends (R, 2) of their intervals.
+    base_images, other_images: (C,) int64, the places of the common images in either set.
+    """
+
+    rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    base_images: np.ndarray
+    other_images: np.ndarray
+
+
+def compare(base: ScoredSet, other: ScoredSet) -> Comparison | None:
+    """Compare two sets of predictions on their common images; None where there is none, or no masks."""
+    if base.counts is None or other.counts is None:
+        return None
+    index = ImageIndex(base.truth.images, base.name)
+    place = {image.image_id: number for number, image in enumerate(base.truth.images)}
+    pairs = []
+    for number, image in enumerate(other.truth.images):
+        found = index.find(image)
+        if found is not None and (found.height, found.width) == (image.height, image.width):
+            pairs.append((place[found.image_id], number))
+    if not pairs:
+        return None
+    own, others = np.array(pairs).T
+    rows_of_other = {name: row for name, _, row in rows_of(other)}
+    rows = []
+    for name, images, row in rows_of(base):
+        if name not in rows_of_other:
+            continue
+        chosen = images[own]
+        if not chosen.any():
+            continue
+        first = image_scores(base.counts, row).of_images(own[chosen])
+        second = image_scores(other.counts, rows_of_other[name]).of_images(others[chosen])
+        rows.append((name, first.values, second.values, *paired_intervals(first, second)))
+    return Comparison(rows, own, others)
+
+
+def per_image(scored: ScoredSet) -> np.ndarray:
+    """Return object AP (I,) float64 of every image."""
+    scores: ImageScores = image_scores(scored.counts or [])
+    return scores.above[0]
+
+
+def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
+    """Return the keys that are not at their default: name, value, default, and where it was set.
+
+    What the command line set comes first, then the configuration file, then the files of its `_BASE_`.
+    """
+    if run.config is None:
+        return []
+    defaults, values = get_default_config().flatten(), run.config.flatten()
+    given, own_file = None, run.record.get("config")
+    for folder in working_folders(run) if own_file else ():
+        try:
+            with inside(folder):
+                given = load_config(own_file)
+            break
+        except DetsegError:  # moved, or with code of its own
+            continue
+    rows = []
+    for key, value in values.items():
+        default = defaults.get(key)
+        was_given = None if given is None or key not in given else given.flatten()[key]
+        if key.startswith(_OWN_KEYS) or (value == default and (given is None or was_given == value)):
+            continue
+        origin = ""
+        if given is not None:
+            origin = given.origin(key) if was_given == value else "command line"
+        rows.append((key, value, default, origin))
+    order = {"command line": 0}
+    file = str(own_file)
+    rows.sort(key=lambda row: (order.get(row[3], 1 if row[3].rpartition(":")[0] == file else 2), row[3], row[0]))
+    return rows
+
+
+def different_keys(runs: Sequence[RunResults]) -> list[tuple[str, list[Any]]]:
+    """Return the keys in which runs differ, with the value of each run."""
+    flat = [run.config.flatten() if run.config is not None else {} for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not key.startswith(_OWN_KEYS)]
+    rows = [(key, [one.get(key) for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values[1:])]
+
+
+def data_rows(run: RunResults) -> list[dict[str, Any]]:
+    """Return what the data sets of a run hold now: name, numbers, and the hash of all annotations."""
+    rows = []
+    for key, name, dataset in data_of(run):
+        row: dict[str, Any] = {"key": key, "name": name, "found": dataset is not None}
+        if dataset is not None:
+            counts = dataset.objects_per_image().sum(axis=0)
+            row |= {
+                "images": len(dataset),
+                "objects": int(counts.sum()),
+                "classes": ", ".join(
+                    f"{one} {count:,}" for one, count in zip(dataset.class_names, counts.tolist(), strict=True)
+                ),
+                "hash": dataset.annotations_hash(),
+            }
+        rows.append(row)
+    return rows
