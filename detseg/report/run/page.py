@@ -248,7 +248,14 @@ def _about(scored: ScoredSet) -> str:
 
 def _score_table(name: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     coco = [key for key in COCO_TITLES if any(row.coco[key] is not None for row in rows)]
-    columns = [*TITLES.values(), *(COCO_TITLES[key] for key in coco), "images", "objects", "predicted"]
+    # Short titles stay on one line.
+    columns = [
+        *(title.replace(" ", "\N{NO-BREAK SPACE}") for title in TITLES.values()),
+        *(COCO_TITLES[key] for key in coco),
+        "images",
+        "objects",
+        "predicted",
+    ]
     table = []
     for row in rows:
         cells = [(_three(value), _interval(ends)) for value, ends in zip(row.values, row.ends, strict=True)]
@@ -296,10 +303,10 @@ def _tiles(run: RunResults) -> list[tuple[str, str]]:
     evaluations = run.of_kind("evaluation")
     scores = run.final or (evaluations[-1] if evaluations else {})
     if scores.get("object_ap") is not None:
-        interval = ""
-        if run.final and run.sets and (rows := score_rows(run.sets[0])):
-            interval = f" ({_interval(rows[0].ends[0])})" if _interval(rows[0].ends[0]) else ""
-        tiles.append((_three(scores["object_ap"]), f"object AP{interval}"))
+        said = "object AP"
+        if run.final and run.sets and (rows := score_rows(run.sets[0])) and _interval(rows[0].ends[0]):
+            said += f", 95 %: {_interval(rows[0].ends[0])}"
+        tiles.append((_three(scores["object_ap"]), said))
     for key, title in {**TITLES, **COCO_TITLES}.items():
         if key in ("object_ap50", "mean_f1", "coco_segm_ap", "coco_bbox_ap") and scores.get(key) is not None:
             tiles.append((_three(scores[key]), title))
