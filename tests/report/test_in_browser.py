@@ -58,9 +58,9 @@ window.addEventListener("load", () => {
     pictures: all("img").length,
     broken: all("img").filter((one) => !one.naturalWidth).length,
     silent: all("img").filter((one) => !one.alt).length
-      + all("figure > svg").filter((one) => one.getAttribute("role") !== "img" || !one.getAttribute("aria-label")).length,
+      + all("figure > svg").filter((one) => !one.matches('[role="img"][aria-label]')).length,
     figures: all("figure > svg").filter((one) => one.getBoundingClientRect().width > 100).length,
-    sideways: document.documentElement.scrollWidth - window.innerWidth,
+    sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     jumps: levels.filter((level, i) => i && level > levels[i - 1] + 1).length,
     dark: matchMedia("(prefers-color-scheme: dark)").matches,
     paper: getComputedStyle(document.body).backgroundColor,
