@@ -6,9 +6,13 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detseg.cli.next_step import beside, command_line, print_next
+from detseg.cli.tracking import add_tracking, settings_of, tracked
+
+if TYPE_CHECKING:
+    from detseg.runs.tracked_command import CommandRun
 
 DESCRIPTION = (
     "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
@@ -54,9 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image-level field of the COCO file, or of the predictions: scores for each of its values",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    add_tracking(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
+@tracked("evaluate")
+def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.learnable import object_warnings
     from detseg.coco.predictions_file import read_predictions, with_classes_of
@@ -65,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.evaluation.ground_truth import GroundTruth
     from detseg.files.atomic import written_whole
     from detseg.fusion.postprocess import Postprocess
+    from detseg.runs.tracker import EVALUATION
 
     if arguments.max_detections < 0:
         raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more, or 0 for all")
@@ -74,9 +81,14 @@ def run(arguments: argparse.Namespace) -> None:
     truth = GroundTruth.from_coco(dataset)
     predictions = read_predictions(arguments.predictions, dataset)
     postprocess = postprocess and postprocess.for_classes(truth.class_names)
+    _begin_tracking(tracking, arguments, predictions.info)
     aligned = align(truth, postprocess.apply_all(predictions) if postprocess else predictions)
     counts = count_all(truth, aligned)
     metrics = metrics_of(truth, aligned, counts, max_detections=arguments.max_detections, group_by=arguments.group_by)
+    rows = None if counts is None else image_table(truth, aligned, counts)
+    tracking.log(metrics, f"{EVALUATION}/")
+    tracking.table("per_class", [{"class": name, **scores} for name, scores in metrics["per_class"].items()])
+    tracking.table("per_image", sorted(rows or [], key=_score_of))
     print(score_table(metrics))
     for text in object_warnings(dataset):
         print(f"\nWARNING: {text}")
@@ -89,8 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
         with written_whole(outputs["json"], "the file of scores") as temporary:
             text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")
-    if "csv" in outputs and counts is not None:
-        write_image_table(outputs["csv"], image_table(truth, aligned, counts))
+    if "csv" in outputs and rows is not None:
+        write_image_table(outputs["csv"], rows)
     if outputs:
         print("\nWritten: " + ", ".join(str(path) for path in outputs.values() if path.exists()))
     if not dataset.images[0].path.exists():  # scored without the images
@@ -98,6 +110,22 @@ def run(arguments: argparse.Namespace) -> None:
     words = ["--ground-truth", arguments.ground_truth, "--predictions", arguments.predictions]
     words += ["--postprocess", arguments.postprocess] if arguments.postprocess else []
     print_next(command_line("visualize", *words, "--output", beside(arguments.predictions, "_pictures")))
+
+
+def _begin_tracking(tracking: CommandRun, arguments: argparse.Namespace, info: Mapping[str, Any]) -> None:
+    from detseg.runs.artifacts import DATASET, PREDICTIONS, THRESHOLDS
+
+    predictions = Path(arguments.predictions)
+    folder = Path(arguments.json or arguments.csv or predictions).parent
+    tracking.begin({str(predictions): info}, folder=folder, name=predictions.name, settings=settings_of(arguments))
+    tracking.reads(DATASET, arguments.ground_truth)
+    tracking.reads(PREDICTIONS, predictions)
+    tracking.reads(THRESHOLDS, arguments.postprocess)
+
+
+def _score_of(row: Mapping[str, Any]) -> float:
+    """Worst images first; those without a score last."""
+    return 2.0 if row["object_ap"] is None else row["object_ap"]
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:

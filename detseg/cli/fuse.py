@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detseg.cli.next_step import beside, command_line, print_next
+from detseg.cli.tracking import add_tracking, settings_of, tracked
+
+if TYPE_CHECKING:
+    from detseg.runs.tracked_command import CommandRun
 
 DESCRIPTION = (
     "Fuse predictions of the same images into one Predictions file: non-maximum suppression, soft-NMS or weighted "
@@ -47,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image that an input lacks: refuse (default); empty: it found nothing; leave-out: fuse the others",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    add_tracking(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
+@tracked("fuse")
+def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import PredictionsWriter
     from detseg.errors import ConfigError, DataError
@@ -57,6 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.fusion.options import FusionOptions, check_weights, parse_words
     from detseg.fusion.postprocess import Postprocess
     from detseg.progress import ProgressBar
+    from detseg.runs.artifacts import DATASET, PREDICTIONS, THRESHOLDS
 
     output = Path(arguments.output)
     if not output.name.endswith((".json", ".json.gz")):
@@ -92,6 +100,14 @@ def run(arguments: argparse.Namespace) -> None:
         "fused": {"options": options.to_dict(), "weights": list(weights), "inputs": opened.infos},
         "postprocess": None if postprocess is None else postprocess.to_dict(),
     }
+    infos = [member.get("info", {}) for member in opened.infos]
+    sources = dict(zip(arguments.inputs, infos, strict=True))
+    settings = {**settings_of(arguments), "options": options.to_dict(), "postprocess_settings": info["postprocess"]}
+    tracking.begin(sources, folder=output.parent, name=output.name, settings=settings)
+    tracking.reads(PREDICTIONS, *arguments.inputs)
+    tracking.reads(DATASET, arguments.ground_truth)
+    tracking.reads(THRESHOLDS, arguments.postprocess)
+    info |= tracking.provenance
     number = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -103,6 +119,8 @@ def run(arguments: argparse.Namespace) -> None:
             writer.write(result)
             number += len(result)
             bar.update()
+    tracking.log({"images": len(opened.images), "objects": number})
+    tracking.writes(PREDICTIONS, output)
     print(f"images   {len(opened.images)}\nobjects  {number}\nwritten  {output}")
     if arguments.ground_truth and CocoDataset.load(arguments.ground_truth).num_objects:
         words = ["--ground-truth", arguments.ground_truth, "--predictions", output]

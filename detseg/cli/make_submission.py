@@ -6,14 +6,16 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detseg.cli.next_step import command_line, print_next
+from detseg.cli.tracking import add_tracking, settings_of, tracked
 
 if TYPE_CHECKING:
     from detseg.coco.pairing import PairedImage
     from detseg.coco.predictions_parsing import ImageEntry
     from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.runs.tracked_command import CommandRun
     from detseg.submission.formats import SubmissionImage
 
 COCO_ENDINGS = (".json", ".json.gz")
@@ -46,9 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score", metavar="FILE", help="COCO ground truth: print the competition's score of what is written or checked"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    add_tracking(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
+@tracked("make_submission")
+def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
+    from detseg.runs.artifacts import SUBMISSION
+    from detseg.runs.tracker import EVALUATION
     from detseg.submission.formats import images_of
 
     _check_options(arguments)
@@ -61,18 +67,34 @@ def run(arguments: argparse.Namespace) -> int:
     elif truth is not None and arguments.check:
         images = images_of(truth.images)
     if arguments.check:
+        _begin_tracking(tracking, arguments, {str(path): {}})
         status = _check(path, images, arguments.format)
         if status:
             return status
     else:
         others = {} if listed is None else {f"--images {arguments.images}": listed}
         others |= {} if truth is None else {f"--score {arguments.score}": truth.images}
-        _write(arguments, images, others)
+        _write(arguments, images, others, tracking)
     if truth is not None:
-        _score(path, truth, arguments.format)
+        tracking.log(_score(path, truth, arguments.format), f"{EVALUATION}/")
+    if not arguments.check:
+        tracking.writes(SUBMISSION, path)
     if not arguments.check and arguments.images:
         print_next(command_line("make_submission", "--check", path, "--images", arguments.images))
     return 0
+
+
+def _begin_tracking(
+    tracking: CommandRun, arguments: argparse.Namespace, sources: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """sources: the Predictions file with its `info`, or the submission that is checked."""
+    from detseg.runs.artifacts import DATASET, PREDICTIONS, SUBMISSION, THRESHOLDS
+
+    path = Path(arguments.check or arguments.output)
+    tracking.begin(sources, folder=path.parent, name=path.name, settings=settings_of(arguments))
+    tracking.reads(SUBMISSION if arguments.check else PREDICTIONS, *sources)
+    tracking.reads(DATASET, *dict.fromkeys([arguments.images, arguments.score]))
+    tracking.reads(THRESHOLDS, None if arguments.check else arguments.postprocess)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -106,6 +128,7 @@ def _write(
     arguments: argparse.Namespace,
     images: dict[str, SubmissionImage] | None,
     others: Mapping[str, Sequence[PairedImage]],
+    tracking: CommandRun,
 ) -> None:
     """others: the images of the files that must have those of the predictions, by the words that name these files."""
     from detseg.coco.dataset import CocoDataset
@@ -132,6 +155,7 @@ def _write(
         postprocess = Postprocess.load(arguments.postprocess).for_classes(file.class_names)
     if postprocess is None and file.info.get("postprocess", "unknown") is None:
         logger.warning("%s keeps low scores; every object counts: give --postprocess", arguments.predictions)
+    _begin_tracking(tracking, arguments, {arguments.predictions: file.info})
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     written = write_submission(
         arguments.output,
@@ -140,6 +164,7 @@ def _write(
         FORMATS[arguments.format],
         refuse_overlaps=arguments.refuse_overlaps,
     )
+    tracking.log({"images": written.images, "objects": written.objects, "empty": written.empty})
     print(f"images   {written.images}\nobjects  {written.objects}\nempty    {written.empty}")
     if written.missing:
         print(f"         {written.missing} of them are not in the predictions")
@@ -164,13 +189,14 @@ def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> 
     return 0
 
 
-def _score(path: Path, truth: GroundTruth, name: str | None) -> None:
+def _score(path: Path, truth: GroundTruth, name: str | None) -> dict[str, Any]:
     from detseg.submission.formats import FORMATS, images_of
     from detseg.submission.reading import read_submission, score_submission
 
     scores = score_submission(truth, read_submission(path, images_of(truth.images), FORMATS[name] if name else None))
     cells = ["-" if value is None else f"{value:.4f}" for value in (scores["object_ap"], scores["object_ap50"])]
     print(f"score    {cells[0]} (at IoU 0.5 alone {cells[1]}), {scores['images']} images, {scores['objects']} objects")
+    return scores
 
 
 def _listed_images(path: Path) -> list[ImageEntry] | None:

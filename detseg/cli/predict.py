@@ -15,12 +15,17 @@ from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.predict_folds import arguments_of_folds, open_folds, predict_folds
 from detseg.cli.predict_job import add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
 from detseg.cli.predict_shared import Result, all_predictions, predict_share, processes_of_torchrun, state_folder
+from detseg.cli.tracking import add_tracking, settings_of, tracked
 from detseg.runs.threads import choose_threads
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
+    from detseg.engine.trained_folds import TrainedFolds
     from detseg.formats.measurements import ImageNumbers
+    from detseg.formats.summary import Summary
+    from detseg.inference.image_list import ImageList
     from detseg.inference.predictor import SkippedImage
+    from detseg.runs.tracked_command import CommandRun
     from detseg.structures.predictions import Predictions
 
 logger = logging.getLogger(__name__)
@@ -74,19 +79,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
     add_tile_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    add_tracking(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
+@tracked("predict")
+def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     from detseg.errors import ConfigError
     from detseg.files.atomic import check_free
     from detseg.formats.export import image_targets
     from detseg.formats.summary import summary_name
     from detseg.inference.image_list import ImageList
+    from detseg.inference.loading import find_run_folder
 
     choose_threads(arguments.num_threads)
     for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
         if is_wrong:
             raise ConfigError(message)
+    arguments.run = [str(find_run_folder(Path(run))) for run in arguments.run]
     if arguments.folds and not arguments.postprocess:
         arguments.raw = True  # out-of-fold predictions are there to choose thresholds
     folds = open_folds(arguments) if arguments.folds else None
@@ -104,10 +113,39 @@ def run(arguments: argparse.Namespace) -> int:
         check_free(Path(path), arguments.overwrite)
     started = time.perf_counter()
     if folds is not None:
-        return _write(arguments, predict_folds(commands, folds, images), targets, started)
+        _begin_tracking(tracking, arguments, images, folds)
+        return _write(arguments, predict_folds(commands, folds, images), targets, started, tracking)
     job = load_job(arguments, images)
+    _begin_tracking(tracking, arguments, images, None)
     predictions = functools.partial(all_predictions, arguments, job)
-    return _write(arguments, Result(images, job.predictor.classes, job.info(), predictions), targets, started)
+    result = Result(images, job.predictor.classes, job.info(), predictions)
+    return _write(arguments, result, targets, started, tracking)
+
+
+def _begin_tracking(
+    tracking: CommandRun, arguments: argparse.Namespace, images: ImageList, folds: TrainedFolds | None
+) -> None:
+    from detseg.coco.catalog import resolve_dataset
+    from detseg.config import load_config
+    from detseg.files.run_files import CONFIG_FILE, POSTPROCESS_FILE
+    from detseg.inference.loading import find_checkpoint
+    from detseg.runs.artifacts import DATASET, MODEL, THRESHOLDS
+
+    runs = [Path(run) for run in arguments.run] if folds is None else folds.runs
+    output = Path(arguments.output or arguments.label_images)
+    sources = {str(path): {} for path in [*runs, *arguments.weights]}
+    tracking.begin(sources, folder=output.parent, name=output.name, settings=settings_of(arguments))
+    if not tracking.active:
+        return
+    tracking.reads(MODEL, *(find_checkpoint(run, arguments.checkpoint) for run in runs), *arguments.weights)
+    tables = [path for path in arguments.images if path.endswith((".json", ".json.gz"))]
+    if folds is not None:
+        tables = [resolve_dataset(name).json for name in load_config(runs[0] / CONFIG_FILE).DATASETS.TRAIN]
+    tracking.reads(DATASET, *tables)
+    if not tables:
+        tracking.reads_images(images.records, arguments.images[0])
+    chosen = [arguments.postprocess] if arguments.postprocess else [run / POSTPROCESS_FILE for run in runs]
+    tracking.reads(THRESHOLDS, *(path for path in chosen if not arguments.raw and Path(path).is_file()))
 
 
 def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
@@ -149,7 +187,9 @@ def _shared_under_torchrun(arguments: argparse.Namespace, commands: Sequence[arg
         return processes.is_main
 
 
-def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Path], started: float) -> int:
+def _write(
+    arguments: argparse.Namespace, result: Result, targets: dict[str, Path], started: float, tracking: CommandRun
+) -> int:
     """Predict all images, write what was asked for, print the summary; return the exit status."""
     from contextlib import nullcontext
     from shutil import rmtree
@@ -166,7 +206,7 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
     number = 0
     writer: Any = nullcontext()
     if arguments.output:
-        writer = PredictionsWriter(arguments.output, images.match(classes), result.info)
+        writer = PredictionsWriter(arguments.output, images.match(classes), {**result.info, **tracking.provenance})
     total = len(images.records)
     with writer, ProgressBar(total=total, desc="predicting", unit="image") as bar:
         for predictions in result.predictions(skipped, bar):
@@ -195,14 +235,36 @@ def _write(arguments: argparse.Namespace, result: Result, targets: dict[str, Pat
         written["summary"] = summary_name(Path(arguments.output or arguments.label_images))
         summary.write(written["summary"])
         print(f"{summary.text()}\n")
-    counts = zip(classes, summary.by_class, strict=True)
-    rows = [("images", number), *counts, ("objects in all", summary.objects)]
-    rows.append(("seconds per image", f"{(time.perf_counter() - started) / max(number, 1):.3f}"))
+    counts = dict(zip(classes, summary.by_class, strict=True))
+    seconds = (time.perf_counter() - started) / max(number, 1)
+    rows = [("images", number), *counts.items(), ("objects in all", summary.objects)]
+    rows.append(("seconds per image", f"{seconds:.3f}"))
+    numbers = {"images": number, "objects": summary.objects, "objects_per_class": counts, "seconds_per_image": seconds}
+    tracking.log(numbers)
     rows += [(name, path) for name, path in written.items() if path]
     _print_summary(rows, skipped)
+    _track_result(tracking, arguments, summary)
     if arguments.output:
         _print_next(arguments, images.num_objects)
     return 1 if skipped else 0
+
+
+def _track_result(tracking: CommandRun, arguments: argparse.Namespace, summary: Summary) -> None:
+    """Log the table of images where there is one, and the Predictions file, or else the folder of label images."""
+    from detseg.formats.summary import summary_name
+    from detseg.runs.artifacts import PREDICTIONS
+
+    if arguments.summary:
+        texts = ("kind", "name", "images")
+        rows = [
+            {"name": row["name"]} | {key: float(text) for key, text in row.items() if key not in texts and text != ""}
+            for row in summary.rows()
+            if row["kind"] == "image"
+        ]
+        tracking.table("per_image", rows)
+    output = Path(arguments.output or arguments.label_images)
+    beside = [summary_name(output)] if arguments.output and arguments.summary else []
+    tracking.writes(PREDICTIONS, output, *beside)
 
 
 def _numbers(predictions: Predictions, record: ImageRecord) -> ImageNumbers | None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.next_step import beside, command_line, print_next
+from detseg.cli.tracking import add_tracking, settings_of, tracked
 
 if TYPE_CHECKING:
     from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.runs.tracked_command import CommandRun
     from detseg.structures import Predictions
     from detseg.tuning.members import AgainstMembers
     from detseg.tuning.space import Coordinate, State
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image without predictions: refuse (default); empty: nothing was found; leave-out: tune on the others",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    add_tracking(parser)
 
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +87,8 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, default=0, help="of random folds, bootstrap and Optuna (%(default)s)")
 
 
-def run(arguments: argparse.Namespace) -> None:
+@tracked("tune_thresholds")
+def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     from detseg.progress import ProgressBar
     from detseg.report.tuning_curves import draw_tuning_curves
     from detseg.tuning.inputs import classes_to_tune, folds_of, read_inputs
@@ -103,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
     everything = [image for member in members for image in member]
     active, idle = classes_to_tune(truth, everything)
     _note(infos, idle, active)
+    _begin_tracking(tracking, arguments, infos)
     folds = folds_of(truth.images, members[0], arguments.fold_field)
     folds_are = "of the images" if folds is not None else f"random, seed {arguments.seed}"
     folds = random_folds(len(truth.images), arguments.folds, arguments.seed) if folds is None else folds
@@ -128,12 +133,45 @@ def run(arguments: argparse.Namespace) -> None:
     compared = {} if against is None else {**against.to_plain(), "verdict": verdict}
     _write_json(outputs["table"], {**about, **to_plain(result), **compared, "curves": curve_values})
     draw_tuning_curves(outputs["plot"], lines, arguments.metric)
+    _track_result(tracking, result, coordinates, outputs)
     print(_report(arguments.metric, result, coordinates, f"{len(set(map(str, folds)))} folds, {folds_are}"))
     if against is not None:
         print(f"\n{_report_of_members(arguments.metric, result, against)}\n\n{verdict}")
     print(f"\n{arguments.output}, applied to the predictions and scored by evaluate: {_cell(checked)}")
     print("written: " + ", ".join(str(path) for path in outputs.values()))
     _print_next(arguments, infos, outputs)
+
+
+def _begin_tracking(tracking: CommandRun, arguments: argparse.Namespace, infos: Sequence[dict[str, Any]]) -> None:
+    from detseg.runs.artifacts import DATASET, PREDICTIONS, THRESHOLDS
+
+    output, sources = Path(arguments.output), {about["file"]: about["info"] for about in infos}
+    tracking.begin(sources, folder=output.parent, name=output.name, settings=settings_of(arguments))
+    tracking.reads(DATASET, arguments.ground_truth)
+    tracking.reads(PREDICTIONS, *sources)
+    tracking.reads(THRESHOLDS, arguments.start)
+
+
+def _track_result(
+    tracking: CommandRun, result: TuningResult, coordinates: Sequence[Coordinate], outputs: Mapping[str, Path]
+) -> None:
+    """Log the scores before and after, the settings, and the files."""
+    from detseg.runs.artifacts import THRESHOLDS
+
+    compared = {"in_sample": result.in_sample, "cross_fitted": result.cross_fitted}
+    for name, one in compared.items():
+        if one is not None:
+            values = {"before": one.before.value, "after": one.after.value, "gain": one.gain.value}
+            tracking.log({name: values}, "tuning/")
+    rows = [
+        {"setting": item.name, "before": _value(item.get(result.before)), "after": _value(item.get(result.after))}
+        for item in coordinates
+    ]
+    tracking.table("settings", rows)
+    tracking.picture("curves", outputs["plot"])
+    tracking.writes(
+        THRESHOLDS, outputs["postprocess"], *(outputs[kind] for kind in ("table", "fusion") if kind in outputs)
+    )
 
 
 def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], outputs: Mapping[str, Path]) -> None:

@@ -351,7 +351,9 @@ OWN_KEYS: dict[str, Key] = {
     "TRACKING.PROJECT": Key("", "W&B's project; empty: `detseg`. $WANDB_PROJECT wins."),
     "TRACKING.ENTITY": Key("", "W&B's user or team; empty: yours. $WANDB_ENTITY wins."),
     "TRACKING.GROUP": Key(
-        "", "W&B's group of the run; empty: none, and for folds the folder of the folds. $WANDB_RUN_GROUP wins."
+        "",
+        "W&B's group of the run; empty: configuration and run folder, of folds the folder of all. Commands that read "
+        "the run's files join it. $WANDB_RUN_GROUP wins.",
     ),
     "TRACKING.NAME": Key("", "W&B's name of the run; empty: configuration and run folder. $WANDB_NAME wins."),
     "TRACKING.TAGS": Key([], "W&B's tags of the run. $WANDB_TAGS wins.", Kind("str", (1,))),
@@ -359,5 +361,11 @@ OWN_KEYS: dict[str, Key] = {
         "auto",
         "W&B: `online`, `offline` (files, sent later by `wandb sync`), `disabled`, or `auto`: online where there is a "
         "key (`wandb login`), else offline. $WANDB_MODE wins.",
+    ),
+    "TRACKING.STORE": Key(
+        ["model", "predictions"],
+        "Files that W&B keeps: `model` (best.pth), `last` (last.pth), `predictions`, `dataset` (COCO files, images). "
+        "Of what is not listed it gets manifests with hashes.",
+        Kind("str", (1,)),
     ),
 }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detseg.config.options import Options, Problems, key
 from detseg.files.atomic import write_text, writing
 from detseg.files.run_files import read_metrics
+from detseg.runs.artifacts import STORABLE
 from detseg.runs.tracker import (
     EVALUATION,
     FINAL,
@@ -29,8 +30,8 @@ from detseg.runs.tracker import (
     finite,
     flatten,
 )
-from detseg.runs.wandb_run import MODES
-from detseg.runs.wandb_tracker import WandbTracker, missing_wandb
+from detseg.runs.wandb_run import MODES, missing_wandb
+from detseg.runs.wandb_tracker import WandbTracker
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -136,10 +137,11 @@ class TrackingOptions(Options):
     name: str = key("NAME")
     tags: tuple[str, ...] = key("TAGS")
     mode: str = key("MODE", choices=MODES)
+    store: tuple[str, ...] = key("STORE", choices=STORABLE)
 
     def check(self, problems: Problems) -> None:
         if problems.training and "wandb" in self.backends and (expected := missing_wandb(self.mode)):
-            problems.add("TRACKING.BACKENDS", expected)
+            problems.add("TRACKING.BACKENDS", f"{expected}, or leave it out of the list")
 
 
 class Trackers:

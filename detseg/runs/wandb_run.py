@@ -8,10 +8,13 @@ run.finish()
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import netrc
 import os
 import queue
+import secrets
+import string
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +27,9 @@ from urllib.parse import urlsplit
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PROJECT = "detseg"
+RECORD_ENTRY = "wandb"  # of run.json: what `Identity.to_plain` gives
+MOST_ROWS = 10_000  # W&B shows no more of a table
 MODES = ("auto", "online", "offline", "disabled")
 # Other words of W&B for the same.
 _SAME_MODE = {"dryrun": "offline", "run": "online"}
@@ -64,6 +70,18 @@ class Identity:
             "group": self.group,
             "folder": str(self.folder),
         }
+
+
+def missing_wandb(mode: str) -> str | None:
+    """What to say where W&B is asked for and is not installed."""
+    if chosen_mode(mode) == "disabled" or importlib.util.find_spec("wandb") is not None:
+        return None
+    return "wandb is not installed: pip install wandb"
+
+
+def new_run_id() -> str:
+    """An id as W&B makes them, for a run that nothing else names."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
 def environment_or(name: str, value: str) -> str:

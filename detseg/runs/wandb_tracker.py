@@ -5,10 +5,7 @@ What is logged, and under which names, is in docs/tracking.md. A step of W&B is 
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import secrets
-import string
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -21,6 +18,7 @@ import numpy as np
 from detseg.config import config_name
 from detseg.data.folds import fold_name
 from detseg.files.run_files import RECORD, read_metrics
+from detseg.runs.artifacts import log_training_inputs, log_training_outputs
 from detseg.runs.run_folder import read_record, update_record
 from detseg.runs.tracker import (
     EVALUATION,
@@ -35,29 +33,28 @@ from detseg.runs.tracker import (
     flatten,
 )
 from detseg.runs.wandb_file import read_history, run_files
-from detseg.runs.wandb_run import Identity, WandbRun, chosen_mode, environment_or
+from detseg.runs.wandb_run import (
+    DEFAULT_PROJECT,
+    MOST_ROWS,
+    RECORD_ENTRY,
+    Identity,
+    WandbRun,
+    chosen_mode,
+    environment_or,
+    new_run_id,
+)
 
 if TYPE_CHECKING:
     from detseg.config import Config
 
-DEFAULT_PROJECT = "detseg"
-# W&B's limits: pictures under one name and step, rows of a table.
+# W&B shows no more pictures under one name and step.
 MOST_PICTURES = 108
-MOST_ROWS = 10_000
-RECORD_ENTRY = "wandb"  # of run.json
 ITERATION = "iteration"
 _TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
 # Beginnings of the names of scores, of which the highest is the best.
 _SCORES = ("object_ap", "mean_f1", "precision", "recall", "coco_")
 # What W&B shows as the end of a run that a signal ended.
 _EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
-
-
-def missing_wandb(mode: str) -> str | None:
-    """What to say where W&B is asked for and is not installed."""
-    if chosen_mode(mode) == "disabled" or importlib.util.find_spec("wandb") is not None:
-        return None
-    return "wandb is not installed: pip install wandb, or leave it out of the list"
 
 
 def identity_of(cfg: Config, folder: Path) -> Identity:
@@ -72,13 +69,12 @@ def identity_of(cfg: Config, folder: Path) -> Identity:
     runs = parent.parent if fold >= 0 else parent  # the folder of the folds stands between
     stem = f"{runs.name}-{parent.name}" if fold >= 0 else f"{config_name(cfg.source)}-{folder.name}"
     tags = os.environ.get("WANDB_TAGS")
-    letters = string.ascii_lowercase + string.digits
     return Identity(
-        run_id=environment_or("WANDB_RUN_ID", before.get("id") or "".join(secrets.choice(letters) for _ in range(8))),
+        run_id=environment_or("WANDB_RUN_ID", before.get("id") or new_run_id()),
         project=environment_or("WANDB_PROJECT", before.get("project") or tracking.PROJECT or DEFAULT_PROJECT),
         folder=Path(environment_or("WANDB_DIR", str(folder))),
         entity=environment_or("WANDB_ENTITY", before.get("entity") or tracking.ENTITY),
-        group=environment_or("WANDB_RUN_GROUP", before.get("group") or tracking.GROUP or (stem if fold >= 0 else "")),
+        group=environment_or("WANDB_RUN_GROUP", before.get("group") or tracking.GROUP or stem),
         name=environment_or("WANDB_NAME", tracking.NAME or (f"{stem}-{fold_name(fold)}" if fold >= 0 else stem)),
         tags=tags.split(",") if tags else tracking.TAGS,
     )
@@ -103,7 +99,7 @@ class WandbTracker(Tracker):
 
     def start(self, session: TrackedSession) -> None:
         identity = identity_of(session.cfg, session.run.path)
-        self._folder = session.run.path
+        self._cfg, self._folder = session.cfg, session.run.path
         resumed = session.iteration > 0
         update_record(self._folder, **{RECORD_ENTRY: identity.to_plain()})
         self._run = WandbRun(identity, mode=self._mode, config=run_config(session), resumed=resumed)
@@ -127,6 +123,9 @@ class WandbTracker(Tracker):
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         if self._run is None:
             return
+        if status == "finished":  # an interrupted one goes on
+            self._run.do(partial(log_training_inputs, self._cfg))
+            self._run.do(partial(log_training_outputs, self._cfg, self._folder, summary))
         self._run.do(partial(_end, flatten(summary), status))
         self._run.finish(_EXIT_CODES[status])
         record = self._run.identity.to_plain() | {"url": self._run.url, "to_sync": self._run.sync_command or ""}
