@@ -39,24 +39,28 @@ from detseg.files.atomic import TEMPORARY_MARK
 from detseg.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL_MODEL = [
+SMALL = [
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.FPN.OUT_CHANNELS", "16"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
-    *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "MODEL.WEIGHTS", ""),
-    *("INPUT.MIN_SIZE_TRAIN", "[0]", "INPUT.MIN_SIZE_TEST", "0", "DATASETS.TRAIN", "[data/train.json]"),
-    *("DATASETS.TEST", "[data/val.json]", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2"),
-    *("TEST.EVAL_PERIOD", "3", "DATALOADER.NUM_WORKERS", "2"),
+    *("INPUT.MIN_SIZE_TRAIN", "[0]", "INPUT.MIN_SIZE_TEST", "0", "DATALOADER.NUM_WORKERS", "2", "MODEL.DEVICE", "cpu"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3"),
 ]
-TRAIN = ["train_net", "--config", str(ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"), *SMALL_MODEL]
+DATA = [
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.WEIGHTS", ""),
+    *("DATASETS.TRAIN", "[data/train.json]", "DATASETS.TEST", "[data/val.json]"),
+]
+TRAIN = ["train_net", "--config", str(ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"), *SMALL, *DATA]
+FOLDS = ["--fold", "all", "DATASETS.TRAIN", "[folds/folds.json]", "DATASETS.TEST", "[folds/folds.json]"]
 PREDICT = ["predict", "--run", "run", "--images", "data/val", "--score-threshold", "0"]
 
 FOUND, RUN = ["--predictions", "found.json"], ["OUTPUT_DIR", "out/run"]
 
-# In a working folder with `data`, `run` and `found.json`; what they write is `out` or in it.
+# In a working folder with `data`, `run`, `cv`, a cross-validation, and `found.json`; what they write is `out` or in it.
 COMMANDS: dict[str, list[str]] = {
     "predict": [*PREDICT, "--output", "out/a.json.gz", "--label-images", "out/labels", "--soft-masks"],
     "tiles": [*PREDICT, "--output", "out/a.json", "--tile", "32"],
     "processes": [*PREDICT, "--output", "out/a.json", "--tile", "48", "--processes", "2"],
+    "folds": ["predict", "--folds", "cv", "--tta", "flips", "--soft-masks", "--output", "out/oof.json.gz"],
     "split": ["split", "data/train.json", "--folds", "3", "--output", "out/folds", "--coco-files"],
     "tune": [
         "tune_thresholds",
@@ -83,6 +87,7 @@ COMMANDS: dict[str, list[str]] = {
     "repair": ["repair", "data/train.json", "out/a.json", "--changes", "out/a.csv"],
     "submission": ["make_submission", *FOUND, "--format", "dsb2018", "--output", "out/a.csv"],
     "train": [*TRAIN, "OUTPUT_DIR", "out/run", "--resume"],
+    "fit": ["fit", "--images", "data", "--labels", "data/train.json", "--output", "out/fit", *SMALL],
     "cache": [
         *TRAIN,
         "OUTPUT_DIR",
@@ -94,7 +99,7 @@ COMMANDS: dict[str, list[str]] = {
         "out/cache",
     ],
 }
-TRAININGS = ("train", "cache")
+TRAININGS = ("train", "cache", "fit")
 SIZES = ["--height", "64", "--width", "64", "--cells", "4", "8"]
 
 
@@ -229,6 +234,8 @@ def main() -> int:
         run(["make_synthetic", "--output", "data", "--train", "6", "--val", "3", *SIZES])
         run([*TRAIN, "OUTPUT_DIR", "run"])
         run([*PREDICT, "--output", "found.json"])
+        run(["split", "data/train.json", "--folds", "2", "--output", "folds"])
+        run([*TRAIN, *FOLDS, "OUTPUT_DIR", "cv"])
         seconds = {}
         for name in arguments.commands:
             started = time.monotonic()

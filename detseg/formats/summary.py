@@ -160,9 +160,10 @@ class Summary:
             "median_area_px": "median pixels",
             "intensity_mean": "intensity",
         }
-        known = {column: title for column, title in columns.items() if any(row.get(column) for row in shown)}
+        texts = [{column: str(row.get(column, "")) for column in columns} for row in shown]  # 0 is known, "" is not
+        known = {column: title for column, title in columns.items() if any(row[column] for row in texts)}
         for better, other in (("density_per_mm2", "density_per_megapixel"), ("median_area_um2", "median_area_px")):
-            if all(row.get(better) for row in shown if row.get(other)) and better in known:
+            if all(row[better] for row in texts if row[other]) and better in known:
                 known.pop(other, None)
         cells = [[_title(row), *(_short(row.get(column)) for column in known)] for row in shown]
         left_out = len(self._rows) - min(len(self._rows), SHOWN)

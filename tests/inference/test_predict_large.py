@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tifffile
@@ -38,6 +43,39 @@ def test_processes_write_the_bytes_of_one(small_run, image_folder, tmp_path, cap
     names = [predictions.file_name for predictions in read_predictions(tmp_path / "two.json")]
     assert names == ["a.png", "b.png", "c.png", "large.tif"]
     assert (tmp_path / "labels" / "large.tif").is_file()
+
+
+# Dies before a file gets a name with that in it, of those of tiles the second one.
+PROGRAM = """
+import os, signal, sys
+from detseg.cli.main import main
+name, *words = sys.argv[1:]
+left, replace = [2 if "tiles" in name else 1], os.replace
+def replace_or_die(source, target):
+    left[0] -= name in str(target)
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = replace_or_die
+sys.exit(main(words))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no SIGKILL")
+def test_the_summary_of_a_prediction_that_was_killed_is_whole(small_run, image_folder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes((image_folder / "a.png").read_bytes())
+    tifffile.imwrite(folder / "large.tif", make_image((4, 4), 150, 170, 12)[0], tile=(64, 64))
+    words = ["--run", small_run, "--images", folder, "--tile", 100, "--overlap", 40]
+    assert predict(*words, "--output", tmp_path / "whole.json") == 0
+    for name, again in (("p.json.tiles", []), ("p_summary.csv", ["--overwrite"])):
+        whole = ["predict", "--device", "cpu", *words, "--output", tmp_path / "p.json", *again]
+        child = subprocess.run([sys.executable, "-c", PROGRAM, name, *map(str, whole)], check=False)
+        assert child.returncode == -signal.SIGKILL
+        assert predict(*words, "--output", tmp_path / "p.json", "--overwrite") == 0
+        for ending in (".json", "_summary.csv"):
+            assert (tmp_path / f"p{ending}").read_bytes() == (tmp_path / f"whole{ending}").read_bytes(), name
 
 
 def test_every_slice_of_a_stack_is_an_image(small_run, tmp_path):
