@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, default=60.0, metavar="M", help="time for the training (default: %(default)g)"
     )
     parser.add_argument(
-        "--weights", default="", metavar="FILE", help="pretrained weights of a ResNet-50 pyramid, see inspect_data"
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="pretrained weights, see inspect_data: package://efficientnet_lite0",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     parser.add_argument(

@@ -59,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="",
         metavar="FILE",
-        help="pretrained weights of a ResNet-50 pyramid, a file or an address as of MODEL.WEIGHTS; without them the "
-        "small network that learns from scratch is suggested",
+        help="pretrained weights, a file or an address as of MODEL.WEIGHTS: package://efficientnet_lite0, timm://NAME "
+        "for a small pyramid on that backbone, others for a ResNet-50 pyramid; without them the small network that "
+        "learns from scratch is suggested",
     )
     parser.add_argument("--image-root", default="", metavar="DIR", help="folder that file names are relative to")
     parser.add_argument(

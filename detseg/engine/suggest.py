@@ -25,6 +25,8 @@ from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.errors import DetsegError
 from detseg.models.devices import choose_device
+from detseg.models.imagenet import named_weights
+from detseg.models.pretrained import is_named
 from detseg.optim.optimizer import build_optimizer
 from detseg.optim.precision import build_precision
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRETRAINED = ("configs/_base_/mask_rcnn_fpn.yaml", "configs/_base_/fine_tuning.yaml")
+# The small network again, on a backbone of timm, with weights of package:// or timm://.
+ON_TIMM = (*NETWORKS, "configs/_base_/efficientnet_lite0.yaml")
+_MEAN = "MODEL.PIXEL_MEAN"
 # Steps of one image: the first is slow (libraries start), the others are measured.
 _STEPS = 4
 
@@ -53,7 +58,8 @@ def suggested_training(
         found: what was found in the data.
         train, test: DATASETS.TRAIN and TEST, names of the catalog or paths.
         minutes: that training and evaluations may take.
-        weights: MODEL.WEIGHTS of a ResNet-50 pyramid; "" trains the small network from scratch.
+        weights: MODEL.WEIGHTS: of a ResNet-50 pyramid, or of a backbone by the name `package://...` or `timm://...`; ""
+            trains the small network from scratch.
         image_root: folder of the images, where it is another one than the files say.
 
     Raises:
@@ -74,6 +80,19 @@ def suggested_training(
     where = Suggestion("data", "The data that were looked at.", "The first set of TEST chooses threshold.", data)
     suggestions = [where, network, *found.suggestions]
     networks = PRETRAINED if weights else NETWORKS
+    if is_named(weights):
+        networks, known = ON_TIMM, named_weights(weights)
+        keys = {"MODEL.TIMM.NAME": known.network, "MODEL.WEIGHTS": weights}
+        suggestions[1] = Suggestion(
+            "network", f"A small pyramid on timm's {known.network}.", "Named by --weights.", network.keys | keys
+        )
+        channels = next((len(one.keys[_MEAN]) for one in found.suggestions if _MEAN in one.keys), 3)
+        reason = f"{weights} was trained with it."
+        suggestions.append(
+            Suggestion(
+                "input", "Intensities normalised as the weights expect.", reason, known.pixel_statistics(channels)
+            )
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suggested.yaml"
         path.write_text(suggested_yaml(suggestions, networks), encoding="utf-8")

@@ -29,6 +29,14 @@ class NamedWeights:
     pixel_std: tuple[float, ...]
     licence: str
 
+    def pixel_statistics(self, channels: int) -> dict[str, list[float]]:
+        """The keys that normalise images of so many channels as the weights expect it."""
+        keys = {"MODEL.PIXEL_MEAN": self.pixel_mean, "MODEL.PIXEL_STD": self.pixel_std}
+        if channels == 3:
+            return {key: list(values) for key, values in keys.items()}
+        # The first convolution then has the mean over the colours for each of them.
+        return {key: [round(sum(values) / 3, 3)] * channels for key, values in keys.items()}
+
 
 @dataclass(frozen=True)
 class PackageWeights(NamedWeights):

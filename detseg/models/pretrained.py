@@ -95,12 +95,8 @@ def warn_of_other_input(cfg: Config, source: str) -> list[str]:
 def _expected_input(cfg: Config, source: str) -> dict[str, Any]:
     channels = len(cfg.MODEL.PIXEL_MEAN)
     if is_named(source):
-        known = named_weights(source)
-        statistics = {"MODEL.PIXEL_MEAN": known.pixel_mean, "MODEL.PIXEL_STD": known.pixel_std}
-        if channels != 3:  # the first convolution then has the mean over the colours
-            return {key: [sum(values) / 3] * channels for key, values in statistics.items()}
-        order = {} if cfg.INPUT.GRAYSCALE else {"INPUT.FORMAT": "RGB"}
-        return order | {key: list(values) for key, values in statistics.items()}
+        order = {} if channels != 3 or cfg.INPUT.GRAYSCALE else {"INPUT.FORMAT": "RGB"}
+        return order | named_weights(source).pixel_statistics(channels)
     if not source.startswith(("detectron2://", "catalog://")) or channels != 3:
         return {}
     return _ZOO | next((values for pattern, values in _ZOO_MODELS if pattern.search(source)), {})

