@@ -60,12 +60,22 @@ RAY = ["ray[tune]>=2.9"]
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ into the package, so that `_BASE_: configs/...` is known without a checkout too."""
+    """Puts configs/ and the tables of datasets/ into the package, which knows them without a checkout too.
+
+    An editable installation has them in the checkout.
+    """
 
     def run(self) -> None:
+        package = Path(self.build_lib) / "detseg"
+        if not self.editable_mode:
+            # `pip wheel .` builds here: a module that was removed since the last time must not go with it
+            shutil.rmtree(package, ignore_errors=True)
         super().run()
         if not self.editable_mode:
-            shutil.copytree(ROOT / "configs", Path(self.build_lib) / "detseg" / "configs", dirs_exist_ok=True)
+            shutil.copytree(ROOT / "configs", package / "configs")
+            (package / "datasets").mkdir()
+            for table in (ROOT / "datasets").glob("*.yaml"):
+                shutil.copy(table, package / "datasets")
 
 
 setup(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.json_files import open_json
+from detseg.config.own_files import own_folder
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import DataError, DetsegError
 from detseg.files.reading import check_regular
@@ -109,7 +110,7 @@ ENVIRONMENT = "DETSEG_DATASETS"
 # What can make a set; packages that import this one run it.
 GENERATORS = ("synthetic",)
 
-_CHECKOUT_FOLDER = Path(__file__).resolve().parents[2] / "datasets"
+_OWN_FOLDER = own_folder("datasets")
 _ENTRY_KEYS = {
     **dict.fromkeys(("name", "json", "image_root", "generate", "split", "prepare"), str),
     "classes": list,
@@ -236,7 +237,7 @@ def listed_sets(file_name: str, known: Mapping[str, type]) -> Iterator[tuple[str
 
     Raises DataError for what is no list of named sets with these fields.
     """
-    for path in dict.fromkeys((_CHECKOUT_FOLDER / file_name, (datasets_folder() / file_name).resolve())):
+    for path in dict.fromkeys((_OWN_FOLDER / file_name, (datasets_folder() / file_name).resolve())):
         if not path.is_file():
             continue
         try:

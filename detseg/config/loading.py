@@ -15,14 +15,11 @@ from detseg.config.command_line import COMMAND_LINE, parse_overrides
 from detseg.config.kinds import Kind, WrongKindError, coerce
 from detseg.config.node import Config
 from detseg.config.old_versions import Setting, upgraded
+from detseg.config.own_files import path_or_own
 from detseg.config.schema import Schema, schema
 from detseg.config.yaml_file import BASE_KEY, IMPORTS_KEY, read_config_file
 from detseg.errors import ConfigError, all_problems
 
-# detseg's own configurations: in a checkout beside the package, in an installed one inside of it.
-OWN_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-if not OWN_CONFIGS.is_dir():
-    OWN_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _MOST_FILES = 100  # read for one configuration; more is a mistake in _BASE_
 Imports = Callable[[Sequence[str]], Mapping[str, Any]]
 """From the names in MODEL.IMPORTS to the keys that they add, with their defaults, by dotted name."""
@@ -42,8 +39,8 @@ def load_config(
     """Load a YAML file over the files that its `_BASE_` names, then apply overrides.
 
     Args:
-        path: the YAML file; None starts from the defaults. It, and what `_BASE_` names, may be `configs/...` from any
-            folder: where there is no such file, detseg's own is meant.
+        path: the YAML file; None starts from the defaults. It, and what `_BASE_` names, may be one of detseg's own
+            from any folder (`dsb2018/mask_rcnn_small_FPN.yaml`, `configs/dsb2018/...`), where there is no such file.
         overrides: words of the command line, in every form that `parse_overrides` knows, in any mix.
         imports: how MODEL.IMPORTS is honoured: `detseg.engines.validation.run_imports`, which runs the code that it
             names, for a file that the user named on the command line; None, for all other files, refuses it.
@@ -56,7 +53,7 @@ def load_config(
         ConfigError: a file that is missing or not plain YAML, a `_BASE_` cycle, unknown keys, wrong types; the message
             names file and line.
     """
-    source = None if path is None else _or_own(Path(os.path.expanduser(path)), str(path))
+    source = None if path is None else path_or_own(path)
     named = [] if source is None else _collect(source, known=None, chain=(), count=[0])
     known = _known_keys(named[-1].value, named[-1].origin, imports) if named else schema()
     settings = [] if source is None else upgraded(_collect(source, known=known, chain=(), count=[0]), str(source))
@@ -156,14 +153,7 @@ def _collect(path: Path, known: Schema | None, chain: tuple[Path, ...], count: l
 def _base_path(base: str, path: Path) -> Path:
     if "://" in base:
         raise ConfigError(f"{path}: {BASE_KEY}: {base} is an address; expected a local file, relative to this one")
-    return _or_own(Path(os.path.normpath(path.parent / os.path.expanduser(base))), base)
-
-
-def _or_own(path: Path, named: str) -> Path:
-    """Return detseg's own configuration for a name `configs/...` that is no file at `path`, else `path`."""
-    first, *rest = Path(named).parts or ("",)
-    own = OWN_CONFIGS.joinpath(*rest)
-    return own if first == OWN_CONFIGS.name and not path.exists() and own.is_file() else path
+    return path_or_own(base, path.parent)
 
 
 def _apply(settings: Sequence[Setting], source: Path | None, known: Schema) -> Config:

@@ -20,6 +20,7 @@ from detseg.config.fork_keys import ADDED_BY_FORKS, FORK_KEYS, changes_nothing, 
 from detseg.config.kinds import shorten
 from detseg.config.node import unknown_key_message
 from detseg.config.old_versions import OLD_KEYS, OLD_SECTIONS, Setting
+from detseg.config.own_files import near_own
 from detseg.config.schema import Schema
 from detseg.errors import ConfigError, DataError, all_problems
 
@@ -134,7 +135,7 @@ def _read_text(path: Path, included_by: str) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" (looked in {os.getcwd()})"
-        raise ConfigError(f"{path}: no such configuration file{by}{where}") from None
+        raise ConfigError(f"{path}: no such configuration file{by}{where}{near_own(path)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}{by}: is not UTF-8 text (byte {error.start}); expected a YAML file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

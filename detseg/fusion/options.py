@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 from typing_extensions import Self
 
+from detseg.config.own_files import near_own, path_or_own
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import written_whole
@@ -184,10 +185,16 @@ class Settings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read YAML; an empty file is all defaults. Raises DataError naming the file."""
+        """Read YAML, a file or one of detseg's own (`fusion/wbf.yaml`); an empty one is all defaults.
+
+        Raises DataError naming the file.
+        """
+        path = path_or_own(path)
         check_regular(path)
         try:
             text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise DataError(f"{path}: there is no such file of {cls.kind}{near_own(path)}") from None
         except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
             raise DataError(f"{path}: cannot be read as {cls.kind}: {error}") from None
         settings = parse_plain_yaml(text, str(path))
