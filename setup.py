@@ -56,6 +56,7 @@ TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR, *TUNING, *PRETRAINED]
 TRACKING = ["wandb>=0.28"]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
+KAGGLE = ["kaggle>=1.7"]
 RAY = ["ray[tune]>=2.9"]
 
 
@@ -88,7 +89,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["detseg", "detseg.*"]),
-    package_data={"detseg": ["py.typed", "report/templates/*"]},
+    package_data={
+        "detseg": ["py.typed", "report/templates/*", "submission/kernel/*.yaml", "submission/kernel/*.template"]
+    },
     install_requires=BASE,
     extras_require={
         "inference": INFERENCE,
@@ -96,6 +99,7 @@ setup(
         "demo": DEMO,
         "sam": SAM,
         "ray": RAY,
+        "kaggle": KAGGLE,
         "zarr": ZARR,
         "microscopes": MICROSCOPES,
         "tuning": TUNING,

@@ -46,6 +46,7 @@ COMMANDS = {
     "evaluate": "score a Predictions file against ground truth",
     "report": "one HTML file of a training, or of several compared: scores, curves, images, settings",
     "make_submission": "write, check and score a competition's CSV",
+    "build_kernel": "make a Kaggle notebook that submits trained models, try it here, send it",
     "visualize": "draw predictions and ground truth over the images",
     "convert_weights": "turn weights of any kind into a safetensors file, or into one for Detectron2",
     "check_parity": "compare the native models with numbers computed by Detectron2",

@@ -327,6 +327,15 @@ class FusionOptions(Settings):
                     "use backend: detseg"
                 )
 
+    def of_members(self, count: int) -> FusionOptions:
+        """Return settings for fewer members: where more than there are have to agree, all must."""
+        least = self.min_members
+        if isinstance(least, Mapping):
+            least = {name: min(number, count) for name, number in least.items()}
+        else:
+            least = min(least, count)
+        return dataclasses.replace(self, min_members=least, weights=())
+
     @property
     def score_rule(self) -> str:
         """How scores are put together, one of `SCORE_RULES`."""

@@ -13,6 +13,7 @@ from detseg.fusion.options import check_weights
 from detseg.inference.detector import Detector
 from detseg.inference.predictor import Predictor
 from detseg.inference.tta import TestTimeAugmentation
+from detseg.inference.views import View
 
 
 def combine(
@@ -75,3 +76,9 @@ def combine(
         ]
         combined.provenance = {**first.provenance, "models": roles}
     return combined
+
+
+def with_views(predictor: Predictor, views: Sequence[View]) -> Predictor:
+    """Return a predictor of one model that shows it these views; where fewer than have to agree are left, all must."""
+    fusion = predictor.tta.fusion.of_members(len(views))
+    return combine([predictor], settings=predictor.tta.replace(views=tuple(views), fusion=fusion))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from detseg.coco.dataset import ImageRecord
 from detseg.config import Config, load_config
@@ -207,6 +208,12 @@ class Predictor:
         """
         loaded = load_model(weights, cfg, device=device)
         return cls.from_model(**loaded, postprocess=postprocess, precision=precision)
+
+    def move_to(self, device: torch.device | str) -> None:
+        """Predict on another device from now on, in the number format that suits it as well as `auto` knows."""
+        for model in self.detector.models:
+            model.segmenter.to(device).prefer_speed()
+            model.precision = choose_precision(model.segmenter, {})
 
     def __call__(
         self,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import torch
 
 from detseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,3 +42,31 @@ def peak_memory(device: torch.device) -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def usable_device() -> torch.device:
+    """CUDA where a computation succeeds on it, else the CPU, which is warned of.
+
+    A GPU may be there and too old for this PyTorch (a P100 for builds from 2026 on), or be taken by another process.
+    """
+    if not torch.cuda.is_available():
+        logger.warning("there is no GPU: the CPU predicts")
+        return torch.device("cpu")
+    try:
+        picture = torch.ones(1, 3, 16, 16, device="cuda")
+        torch.nn.functional.conv2d(picture, picture).sum().item()
+    except RuntimeError as error:
+        name, reason = torch.cuda.get_device_name(), str(error).splitlines()[0]
+        logger.warning("the GPU %s cannot be used (%s): the CPU predicts", name, reason)
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left; what PyTorch keeps is then freed."""
+    text = str(error)
+    full = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    full = full or isinstance(error, MemoryError)
+    if full and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return full

@@ -3,7 +3,8 @@
 `last.pth` continues a training: model, optimizer, schedule, ema, scaler, progress, iteration, position (samples taken
 from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: only the model.
 Both hold config (flat keys), classes (names), trained_images (their keys), versions, threads. 'model' is a state_dict
-under Detectron2's names; in `best.pth` it is the averaged one where SOLVER.EMA is on.
+under Detectron2's names; in `best.pth` it is the averaged one where SOLVER.EMA is on. `export_checkpoint` makes a
+.safetensors file that predicts as well, for kernels and other places that take no pickles.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from detseg.errors import WeightsError, list_problems
 from detseg.files.atomic import write_atomically
+from detseg.models.weights.files import Weights, is_safetensors, read_weights, write_weights
 from detseg.models.weights.torch_file import read_torch_file
 
 FORMAT = 1
@@ -47,7 +49,13 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}")
-    state = read_torch_file(path)
+    if is_safetensors(path) and not for_training:
+        weights = read_weights(path)
+        state = {**(weights.about if isinstance(weights.about, dict) else {}), "model": weights.state}
+        if "config" not in state:
+            raise WeightsError(f"{path} holds weights without a configuration; give the one of its model (--config)")
+    else:
+        state = read_torch_file(path)
     needed = {"model"} | ({"optimizer", "iteration", "position", "rng", "progress"} if for_training else set())
     missing = sorted(needed - state.keys()) if isinstance(state, dict) else sorted(needed)
     if missing:
@@ -63,6 +71,22 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
             "(--config)"
         )
     return state
+
+
+def export_checkpoint(path: Path, output: Path) -> dict[str, Any]:
+    """Write what a checkpoint predicts with as a .safetensors file: averaged weights where it has some, configuration,
+    classes, engine and intensities. Returns all of it but the weights.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read, or has no configuration. DataError: nothing can be written.
+    """
+    state = load_checkpoint(path)
+    if "config" not in state:
+        raise WeightsError(f"{path} holds weights without a configuration: it is no checkpoint of a training")
+    model = state["ema"]["model"] if state.get("ema") else state["model"]
+    about = {key: state[key] for key in ("config", "classes", "engine", "intensities", "iteration") if key in state}
+    write_weights(output, Weights(model, about=about))
+    return about
 
 
 def _is_count(value: Any) -> bool:

@@ -23,12 +23,15 @@ from detseg.formats.run_lengths import competition_name, to_rles, to_texts
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """key, runs: the columns of image names and run-lengths. by_rows: pixels are counted along the rows."""
+    """key, runs: the columns of image names and run-lengths. by_rows: pixels are counted along the rows. empty: what
+    stands in the row of an image without objects.
+    """
 
     name: str
     key: str
     runs: str
     by_rows: bool
+    empty: str = ""
 
     def texts(self, rles: Sequence[dict[str, Any]], height: int, width: int) -> list[str]:
         """Return N COCO RLEs as run-lengths."""

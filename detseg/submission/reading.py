@@ -62,7 +62,8 @@ def read_submission(
             result.masks[name] = _read_image(path, rows, images[name], layout, found)
     result.problems = [text for _, text in sorted(found, key=lambda item: item[0])]
     result.problems += [
-        f"{path}: image {name} has no row; add one, with nothing in {layout.runs} where there is no object"
+        f"{path}: image {name} has no row; add one, with {layout.empty or 'nothing'} in {layout.runs} where "
+        "there is no object"
         for name in images
         if name not in rows_of
     ]
@@ -95,9 +96,14 @@ def _read_image(
     good: list[tuple[Row, tuple[np.ndarray, np.ndarray]]] = []
     for row in rows:
         where, text = _where(path, row, layout), row.values[layout.runs]
-        if not text:
+        if text in ("", layout.empty):
             if len(rows) > 1:
-                problems.append((row.line, f"{where}: is empty, but the image has {len(rows) - 1} more rows"))
+                problems.append(
+                    (
+                        row.line,
+                        f"{where}: is that of an image without objects, but the image has {len(rows) - 1} more rows",
+                    )
+                )
             continue
         try:
             good.append((row, read_pairs(text, pixels)))

@@ -1,4 +1,4 @@
-"""Write predictions as a submission."""
+"""Write predictions as a submission, at once or image by image."""
 
 from __future__ import annotations
 
@@ -36,6 +36,96 @@ class Written:
     dropped: int
 
 
+class SubmissionTable:
+    """The masks of a submission's images, which are added one image after the other and written as often as wanted.
+
+    images: all that the submission names, in order; those without predictions yet have no objects.
+    """
+
+    def __init__(self, images: Mapping[str, SubmissionImage], layout: CsvFormat) -> None:
+        self.images = dict(images)
+        self.layout = layout
+        self.resolved = self.dropped = 0
+        self._masks: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, found: Predictions, *, refuse_overlaps: bool = False) -> Predictions:
+        """Take the predictions of an image, and return what of them is in the submission.
+
+        Masks that overlap are resolved by score, or refused. Raises DataError for predictions of other images or
+        sizes, twice of one image, boxes alone, and overlaps where these are refused.
+        """
+        name = competition_name(found.file_name or str(found.image_id))
+        problem = self._problem(found, name)
+        if problem:
+            raise DataError(f"image {name}: {problem}")
+        whole = kept = found.select(rle_codec.area(found.rles or []) > 0) if len(found) else found
+        if len(whole) and overlap(whole):
+            if refuse_overlaps:
+                raise DataError(f"image {name}: masks overlap; apply a postprocess with resolve_overlaps")
+            kept = resolve_overlaps(whole, min_visible_fraction=MIN_VISIBLE_FRACTION)
+            self.resolved, self.dropped = self.resolved + 1, self.dropped + len(whole) - len(kept)
+        self._masks[name] = list(kept.rles or [])
+        self.images[name] = SubmissionImage(name, found.height, found.width)
+        return kept
+
+    def write(self, path: str | Path, *, compare: bool = True) -> Written:
+        """Write the CSV under a temporary name, read it back and compare; then it takes the place of an older one.
+
+        Raises DataError where it cannot be written, RunError where it is not what was meant.
+        """
+        with written_whole(path, "the submission") as temporary:
+            self._write(temporary)
+            if compare:
+                self._compare(temporary)
+        return Written(
+            images=len(self.images),
+            objects=sum(map(len, self._masks.values())),
+            empty=sum(not self._masks.get(name) for name in self.images),
+            missing=sum(name not in self._masks for name in self.images),
+            resolved=self.resolved,
+            dropped=self.dropped,
+        )
+
+    def _problem(self, found: Predictions, name: str) -> str | None:
+        """Say why the predictions of an image cannot be submitted."""
+        image = self.images.get(name)
+        if image is None:
+            return "is predicted, but is none of the images to submit"
+        if name in self._masks:
+            return "has predictions twice; fuse them"
+        if found.rles is None and len(found):
+            return "its predictions are boxes without masks"
+        if image.height is not None and (image.height, image.width) != (found.height, found.width):
+            return (
+                f"predicted at {found.height} x {found.width} pixels (height x width), but the image has "
+                f"{image.height} x {image.width}; predict at the original size"
+            )
+        return None
+
+    def _write(self, path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([self.layout.key, self.layout.runs])
+            for name, image in self.images.items():
+                masks = self._masks.get(name)
+                texts = self.layout.texts(masks, image.height, image.width) if masks else [self.layout.empty]
+                writer.writerows([name, text] for text in texts)
+
+    def _compare(self, path: Path) -> None:
+        """Read what was written; raise RunError where it is not what was meant."""
+        back = read_submission(path, self.images, self.layout)
+        if back.problems:
+            raise RunError("the written submission is not valid:\n" + list_problems(back.problems))
+        for name, rles in self._masks.items():
+            # Other programs' run-lengths may say the same in another way; those that were read are as detseg writes
+            # them.
+            meant = rle_codec.encode_runs(rle_codec.read_runs(rles))
+            if [rle["counts"] for rle in meant] != [rle["counts"] for rle in back.masks[name]]:
+                raise RunError(
+                    f"the written submission does not hold the masks of image {name}; report this as a fault"
+                )
+
+
 def write_submission(
     path: str | Path,
     images: Mapping[str, SubmissionImage],
@@ -46,88 +136,20 @@ def write_submission(
 ) -> Written:
     """Write a CSV with all images in their order, read it back and compare; an existing file is replaced.
 
-    Masks that overlap are resolved by score, as the postprocess does, or refused.
-
-    Raises DataError for predictions of other images or sizes, boxes alone, and overlaps where these are refused.
+    Raises DataError, which lists all images whose predictions `SubmissionTable.add` refuses.
     """
-    masks: dict[str, list[dict[str, Any]]] = {}
-    sizes: dict[str, SubmissionImage] = dict(images)
+    table = SubmissionTable(images, layout)
     problems: list[str] = []
-    resolved = dropped = 0
     for found in predictions:
-        name = competition_name(found.file_name or str(found.image_id))
-        problem = _problem(found, name, images, masks)
-        if problem:
-            problems.append(problem)
-            continue
-        whole = found.select(rle_codec.area(found.rles or []) > 0) if len(found) else found
-        kept = whole
-        if len(whole) and overlap(whole):
-            if refuse_overlaps:
-                problems.append(f"image {name}: masks overlap; apply a postprocess with resolve_overlaps")
-            kept = resolve_overlaps(whole, min_visible_fraction=MIN_VISIBLE_FRACTION)
-            resolved, dropped = resolved + 1, dropped + len(whole) - len(kept)
-        masks[name] = list(kept.rles or [])
-        sizes[name] = SubmissionImage(name, found.height, found.width)
+        try:
+            table.add(found, refuse_overlaps=refuse_overlaps)
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         raise DataError("the predictions cannot be submitted:\n" + list_problems(problems))
-    with written_whole(path, "the submission") as temporary:
-        _write(temporary, sizes, masks, layout)
-        _compare(temporary, sizes, masks, layout)
-    return Written(
-        images=len(images),
-        objects=sum(map(len, masks.values())),
-        empty=sum(not masks.get(name) for name in images),
-        missing=sum(name not in masks for name in images),
-        resolved=resolved,
-        dropped=dropped,
-    )
+    return table.write(path)
 
 
 def overlap(predictions: Predictions) -> bool:
     """Whether any pixel lies in two masks of the image."""
     return not are_disjoint(rle_codec.read_runs(predictions.rles))
-
-
-def _problem(
-    found: Predictions, name: str, images: Mapping[str, SubmissionImage], seen: Mapping[str, Any]
-) -> str | None:
-    """Say why the predictions of an image cannot be submitted."""
-    image = images.get(name)
-    if image is None:
-        return f"image {name}: is predicted, but is none of the images to submit"
-    if name in seen:
-        return f"image {name}: has predictions twice; fuse them"
-    if found.rles is None and len(found):
-        return f"image {name}: its predictions are boxes without masks"
-    if image.height is not None and (image.height, image.width) != (found.height, found.width):
-        return (
-            f"image {name}: predicted at {found.height} x {found.width} pixels (height x width), but the image has "
-            f"{image.height} x {image.width}; predict at the original size"
-        )
-    return None
-
-
-def _write(
-    path: Path, images: Mapping[str, SubmissionImage], masks: Mapping[str, list[dict[str, Any]]], layout: CsvFormat
-) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([layout.key, layout.runs])
-        for name, image in images.items():
-            texts = layout.texts(masks[name], image.height, image.width) if masks.get(name) else [""]
-            writer.writerows([name, text] for text in texts)
-
-
-def _compare(
-    path: Path, images: Mapping[str, SubmissionImage], masks: Mapping[str, list[dict[str, Any]]], layout: CsvFormat
-) -> None:
-    """Read what was written; raise RunError where it is not what was meant."""
-    back = read_submission(path, images, layout)
-    if back.problems:
-        raise RunError("the written submission is not valid:\n" + list_problems(back.problems))
-    for name, rles in masks.items():
-        # Other programs' run-lengths may say the same in another way; those that were read are as detseg writes them.
-        meant = rle_codec.encode_runs(rle_codec.read_runs(rles))
-        if [rle["counts"] for rle in meant] != [rle["counts"] for rle in back.masks[name]]:
-            raise RunError(f"the written submission does not hold the masks of image {name}; report this as a fault")

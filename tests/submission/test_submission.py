@@ -129,7 +129,7 @@ def test_round_trip(tmp_path_factory, labels, layout):
         ("a,1\nb,", ["line 2 (image a): 1 run-lengths; expected pairs"]),
         ("a,1 x\nb,", ["line 2 (image a): 'x' is no run-length"]),
         ("a,1 -2\nb,", ["line 2 (image a): '-2' is no run-length"]),
-        ("a,1 2\na,\nb,", ["line 3 (image a): is empty, but the image has 1 more rows"]),
+        ("a,1 2\na,\nb,", ["line 3 (image a): is that of an image without objects, but the image has 1 more rows"]),
         ("a,\nb,\nc,", ["line 4 (image c): there is no such image"]),
         ("a.png,\nb,", ["line 2 (image a.png): there is no such image; write a, without", "image a has no row"]),
         (",1 2\na,\nb,", ["line 2 (image (no name)): the name of the image is missing"]),

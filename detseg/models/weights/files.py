@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from detseg.models.weights.torch_file import OLD_TORCH, read_torch_file
 
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit for safetensors
 _ORIGIN = "detseg.origin"  # the key of `Weights.origin` in files
+_ABOUT = "detseg.checkpoint"  # that of `Weights.about` in the text of .safetensors files
 WRITTEN_SUFFIXES = (".safetensors", ".pth")
 
 
@@ -26,11 +28,13 @@ WRITTEN_SUFFIXES = (".safetensors", ".pth")
 class Weights:
     """state: tensors by name. origin: whose training made them, where that asks for a certain input: "torchvision",
     "caffe2"; "" for detseg's and Detectron2's own. trained_images: what a checkpoint of detseg says of those.
+    about: what a checkpoint of detseg says besides (configuration, classes, ...) where it became a .safetensors file.
     """
 
     state: dict[str, Tensor]
     origin: str = ""
     trained_images: Any = None
+    about: Any = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -50,7 +54,7 @@ def read_weights(path: str | Path) -> Weights:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     if head.startswith((b"PK", OLD_TORCH)):
         return _from_content(path, read_torch_file(path))
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+    if _is_safetensors(head):
         return _read_safetensors(path)
     if head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"):
         try:
@@ -67,6 +71,19 @@ def read_weights(path: str | Path) -> Weights:
         f"{path}: this is neither a .pth, a .pkl nor a .safetensors file (it begins with {head[:8]!r}); is it cut off, "
         "or a web page saved under this name?"
     )
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as a .safetensors file does."""
+    try:
+        with path.open("rb") as file:
+            return _is_safetensors(file.read(16))
+    except OSError:
+        return False
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER
 
 
 def _from_content(path: Path, content: Any) -> Weights:
@@ -119,12 +136,13 @@ def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            origin = (file.metadata() or {}).get(_ORIGIN, "")
+            metadata = file.metadata() or {}
+            about = json.loads(metadata[_ABOUT]) if _ABOUT in metadata else None
     except Exception as error:  # the package raises whatever torch does for a type of numbers that it does not know
         raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from None
     if not state:
         raise WeightsError(f"{path}: holds no weights")
-    return Weights(state, origin)
+    return Weights(state, metadata.get(_ORIGIN, ""), about=about)
 
 
 def write_weights(path: str | Path, weights: Weights) -> None:
@@ -150,7 +168,10 @@ def write_weights(path: str | Path, weights: Weights) -> None:
         except ImportError as error:
             raise WeightsError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
         # Not by its save_file, whose files only their owner can read.
-        temporary.write_bytes(save(state, metadata={"format": "pt", _ORIGIN: weights.origin}))
+        metadata = {"format": "pt", _ORIGIN: weights.origin}
+        if weights.about is not None:
+            metadata[_ABOUT] = json.dumps(weights.about)
+        temporary.write_bytes(save(state, metadata=metadata))
 
 
 def is_backbone_alone(state: Collection[str]) -> bool:

@@ -1,0 +1,135 @@
+"""`detseg build_kernel`: a Kaggle notebook that submits trained models; tried here, and sent."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from detseg.cli.next_step import command_line, print_next
+
+DESCRIPTION = (
+    "Write the folder of a Kaggle notebook that predicts with trained models, fuses and submits (--run), run such a "
+    "notebook here as Kaggle would (--check), or send it (--push). Exit status of a check: 0, or 1 where the notebook "
+    "does not give what the commands give."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    make = parser.add_argument_group("make it")
+    make.add_argument("--run", action="append", default=[], metavar="DIR", help="a trained model; several are fused")
+    make.add_argument("--competition", metavar="NAME", help="sartorius, dsb2018, or a YAML file (docs/submission.md)")
+    make.add_argument("--output", metavar="DIR", help="folder to write")
+    make.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: $KAGGLE_USERNAME)")
+    make.add_argument("--title", default="", help="of the notebook, 5 to 50 letters")
+    make.add_argument("--fusion", metavar="FILE", help="fusion YAML (default: that of `fuse` without options)")
+    make.add_argument("--postprocess", metavar="FILE", help="postprocess YAML (default: that of a single run)")
+    make.add_argument(
+        "--tta", nargs="+", metavar="VIEW", help="views of every model, as of predict (default: TEST.AUG)"
+    )
+    make.add_argument("--model-weights", nargs="+", type=float, default=[], metavar="X", help="one a run")
+    make.add_argument("--hours", type=float, metavar="N", help="that the session may take (default: the competition's)")
+    make.add_argument("--as-model", action="store_true", help="the weights become a Kaggle Model, not a data set")
+    make.add_argument("--wheel", nargs="+", default=[], metavar="FILE", help="further pure wheels to install there")
+    make.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    check = parser.add_argument_group("try it")
+    check.add_argument("--check", metavar="DIR", help="run the notebook of this folder here and compare its CSV")
+    check.add_argument(
+        "--images", metavar="DIR", help="images that stand for the test images (default: synthetic ones)"
+    )
+    check.add_argument("--layout", nargs="+", default=[], metavar="NAME", help="where the inputs are (default: all)")
+    check.add_argument("--python", default=sys.executable, metavar="FILE", help="a Python with Kaggle's packages")
+    send = parser.add_argument_group("send it")
+    send.add_argument("--push", metavar="DIR", help="print the `kaggle` commands that send this folder")
+    send.add_argument("--submit", metavar="VERSION", help="with --push: submit this version of the notebook instead")
+    send.add_argument("--message", metavar="TEXT", help="of a new version of data that are there, or of the submission")
+    send.add_argument("--yes", action="store_true", help="run the commands, not only print them")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from detseg.errors import ConfigError
+
+    if sum(map(bool, (arguments.run, arguments.check, arguments.push))) != 1:
+        raise ConfigError("give one of --run DIR (to make a kernel), --check DIR (to try it), --push DIR (to send it)")
+    if arguments.check:
+        return _check(arguments)
+    return _push(arguments) if arguments.push else _build(arguments)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from detseg.errors import ConfigError
+    from detseg.files.atomic import check_free
+    from detseg.fusion.options import FusionOptions
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.inference.views import parse_views
+    from detseg.submission.kernel.bundle import DATA, KernelOptions, build_kernel
+    from detseg.submission.kernel.facts import find_competition
+
+    owner = arguments.owner or os.environ.get("KAGGLE_USERNAME", "")
+    problems = {
+        "--competition: say which one: sartorius, dsb2018, or a YAML file": not arguments.competition,
+        "--output DIR: where to write it": not arguments.output,
+        "--owner NAME: your name on Kaggle": not owner,
+        f"--hours {arguments.hours}: expected more than 0": arguments.hours is not None and not arguments.hours > 0,
+    }
+    for message, is_wrong in problems.items():
+        if is_wrong:
+            raise ConfigError(message)
+    if arguments.tta and arguments.tta != ["off"]:
+        parse_views(arguments.tta)
+    output = Path(arguments.output)
+    check_free(output, arguments.overwrite)
+    options = KernelOptions(
+        runs=arguments.run,
+        competition=find_competition(arguments.competition),
+        owner=owner,
+        fusion=FusionOptions.load(arguments.fusion) if arguments.fusion else FusionOptions(),
+        postprocess=Postprocess.load(arguments.postprocess) if arguments.postprocess else None,
+        views=arguments.tta,
+        weights=arguments.model_weights,
+        title=arguments.title,
+        as_model=arguments.as_model,
+        wheels=[Path(wheel) for wheel in arguments.wheel],
+        hours=arguments.hours,
+    )
+    manifest = build_kernel(options, output)
+    size = sum((output / DATA / name).stat().st_size for name in manifest["files"])
+    print(f"models    {len(manifest['members'])}, classes {', '.join(manifest['classes'])}")
+    print(f"data      {output / DATA}, {len(manifest['files']) + 1} files, {size / 1e6:.1f} MB")
+    print(f"notebook  {next((output / 'notebook').glob('*.ipynb'))}")
+    check, push = (command_line("build_kernel", option, output) for option in ("--check", "--push"))
+    print_next(check, then=[push])
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from detseg.submission.kernel.check import check_kernel
+
+    images = Path(arguments.images) if arguments.images else None
+    found = check_kernel(Path(arguments.check), images, layouts=arguments.layout, python=arguments.python)
+    for one in found:
+        if one.problems:
+            print(one.log.rstrip())
+        verdict = "; ".join(one.problems) or "the CSV is that of predict, fuse and make_submission, row by row"
+        print(f"inputs as {one.layout}: {verdict}")
+    return 1 if any(one.problems for one in found) else 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from detseg.submission.kernel.push import push_commands, run_commands, submit_command
+
+    folder = Path(arguments.push)
+    if arguments.submit:
+        commands = [submit_command(folder, arguments.submit, arguments.message or "detseg")]
+    else:
+        commands = push_commands(folder, arguments.message)
+    if arguments.yes:
+        run_commands(commands)
+    else:
+        print("\n".join(shlex.join(words) for words in commands))
+    if not arguments.submit:
+        last = shlex.join(submit_command(folder))
+        print(f"then, when the notebook has run (VERSION is told by the push):\n{last}")
+    return 0

@@ -1,0 +1,181 @@
+"""Make what Kaggle's commands take: the data set (or model) with wheel and weights, and the notebook that uses it.
+
+kernel/data/      dataset-metadata.json, or model-instance-metadata.json; manifest.json, detseg-*.whl and further
+                  wheels, model1.safetensors, model1.yaml (what it was trained with, to read), fusion.yaml,
+                  postprocess.yaml
+kernel/model/     model-metadata.json, where the data go into a Kaggle Model
+kernel/notebook/  kernel-metadata.json, the notebook
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detseg.errors import ConfigError, DataError
+from detseg.files.atomic import make_folder
+from detseg.files.hashing import sha256_of
+from detseg.fusion.options import FusionOptions, check_weights
+from detseg.fusion.postprocess import Postprocess
+from detseg.submission.kernel.facts import SLUG, Competition, kaggle_facts
+from detseg.submission.kernel.inputs import MANIFEST
+from detseg.submission.kernel.notebook import make_notebook
+from detseg.submission.kernel.wheels import add_missing_packages, write_own_wheel
+from detseg.version import __version__
+
+logger = logging.getLogger(__name__)
+
+DATA, MODEL, NOTEBOOK = "data", "model", "notebook"
+FORMAT = "detseg kernel 1"
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """What a kernel is made of.
+
+    runs: folders of trained models. fusion: how they are fused; postprocess: None takes the one of a single run.
+    views: of every model, as words of `predict --tta`; None takes TEST.AUG of each. weights: one a run, or none for 1
+    each. owner: name of the user on Kaggle. title: of the notebook, 5 to 50 letters; slugs follow from it. as_model:
+    the data go into a Kaggle Model and not a data set. wheels: further pure wheels. hours: None takes the
+    competition's.
+    """
+
+    runs: Sequence[str]
+    competition: Competition
+    owner: str
+    fusion: FusionOptions
+    postprocess: Postprocess | None = None
+    views: Sequence[str] | None = None
+    weights: Sequence[float] = ()
+    title: str = ""
+    as_model: bool = False
+    wheels: Sequence[Path] = ()
+    hours: float | None = None
+
+
+def build_kernel(options: KernelOptions, output: Path) -> dict[str, Any]:
+    """Write the folder of a kernel, which appears whole or not at all; return the manifest.
+
+    Raises:
+        ConfigError, DataError: options that do not fit together, a name that Kaggle does not take. RunError,
+        WeightsError: a run that cannot be predicted with, or not with what Kaggle has.
+    """
+    title = options.title or f"detseg {options.competition.slug}"[:50].strip("- ")
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    if not 5 <= len(title) <= 50 or not SLUG.fullmatch(slug):
+        raise ConfigError(f"--title {title!r}: Kaggle takes titles of 5 to 50 letters and digits")
+    if not SLUG.fullmatch(options.owner.lower()):
+        raise ConfigError(f"--owner {options.owner!r}: expected your name on Kaggle, as in the address of your profile")
+    make_folder(output.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp-", dir=output.parent))
+    try:
+        data = temporary / DATA
+        data.mkdir()
+        manifest = _write_data(options, data)
+        _write_metadata(options, temporary, title, slug)
+        notebook = temporary / NOTEBOOK
+        values = {
+            "title": title,
+            "version": __version__,
+            "slug": options.competition.slug,
+            "members": f"{len(options.runs)} model{'s' * (len(options.runs) > 1)}",
+            "hours": f"{options.hours or options.competition.hours:g}",
+            "manifest": sha256_of(data / MANIFEST),
+        }
+        (notebook / f"{slug}.ipynb").write_text(make_notebook(values), encoding="utf-8")
+        temporary.chmod(0o755)
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
+    """Write wheels, weights and settings, and the manifest, which is returned."""
+    from detseg.config import dump_config, load_flat_config
+    from detseg.inference.loading import POSTPROCESS_FILE, find_checkpoint, find_run_folder
+    from detseg.runs.checkpoint import export_checkpoint
+
+    weights = check_weights(options.weights or options.fusion.weights, "--model-weights") or (1.0,) * len(options.runs)
+    if len(weights) != len(options.runs):
+        raise ConfigError(f"{len(weights)} weights for {len(options.runs)} runs; give one a run")
+    members: list[dict[str, Any]] = []
+    classes: list[str] = []
+    postprocess = options.postprocess
+    for number, (name, weight) in enumerate(zip(options.runs, weights, strict=True), start=1):
+        run = find_run_folder(Path(name))
+        file = folder / f"model{number}.safetensors"
+        about = export_checkpoint(find_checkpoint(run), file)
+        cfg = load_flat_config(about["config"])
+        (folder / f"model{number}.yaml").write_text(dump_config(cfg), encoding="utf-8")
+        found = list(about.get("classes") or cfg.DATASETS.CLASSES)
+        if number > 1 and found != classes:
+            raise ConfigError(
+                f"{run} finds {', '.join(found)}, the first run {', '.join(classes)}; give runs with the same classes "
+                "in the same order"
+            )
+        classes = found
+        views = None if options.views is None else list(options.views)
+        members.append({"weights": file.name, "run": "/".join(run.parts[-2:]), "weight": weight, "views": views})
+        if postprocess is None and len(options.runs) == 1 and (run / POSTPROCESS_FILE).is_file():
+            postprocess = Postprocess.load(run / POSTPROCESS_FILE)
+    if postprocess is None:
+        raise ConfigError(
+            "there are no thresholds, and every object counts: give --postprocess FILE, as tune_thresholds writes it "
+            "for these models, views and fusion"
+        )
+    named = classes or list(postprocess.classes)
+    postprocess.for_classes(named).save(folder / "postprocess.yaml", "Applied to the fused predictions of every image.")
+    options.fusion.for_classes(named).of_members(len(members)).save(folder / "fusion.yaml", "How models are fused.")
+    write_own_wheel(folder)
+    for wheel in options.wheels:
+        if not wheel.name.endswith("-none-any.whl"):
+            raise DataError(f"--wheel {wheel}: expected a pure wheel, whose name ends in -none-any.whl")
+        shutil.copy(wheel, folder)
+    imports = add_missing_packages([folder / member["weights"] for member in members], folder, options.wheels)
+    manifest = {
+        "format": FORMAT,
+        "detseg": __version__,
+        "competition": options.competition.to_plain(),
+        "classes": named,
+        "members": members,
+        "imports": imports,
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _write_metadata(options: KernelOptions, folder: Path, title: str, slug: str) -> None:
+    """Write the JSON files that the `kaggle` commands read."""
+    facts = kaggle_facts()
+    owner, data = options.owner.lower(), f"{slug[:42].rstrip('-')}-weights"
+    sources: dict[str, list[str]] = {"dataset_sources": [], "model_sources": [], "kernel_sources": []}
+    if options.as_model:
+        framework = facts["model"]["framework"]
+        sources["model_sources"] = [f"{owner}/{data}/{framework}/default/1"]
+        model = {"ownerSlug": owner, "title": f"{title[:42]} weights", "slug": data, "isPrivate": True}
+        _write_json(folder / MODEL / "model-metadata.json", {**model, "subtitle": "", "description": ""})
+        instance = {"ownerSlug": owner, "modelSlug": data, "instanceSlug": "default", **facts["model"]}
+        _write_json(folder / DATA / "model-instance-metadata.json", {**instance, "fineTunable": False, "overview": ""})
+    else:
+        sources["dataset_sources"] = [f"{owner}/{data}"]
+        about = {"title": f"{title[:42]} weights", "id": f"{owner}/{data}", **facts["dataset"]}
+        _write_json(folder / DATA / "dataset-metadata.json", about)
+    kernel = {"id": f"{owner}/{slug}", "title": title, "code_file": f"{slug}.ipynb", **facts["kernel"], **sources}
+    kernel["competition_sources"] = [options.competition.slug]
+    _write_json(folder / NOTEBOOK / "kernel-metadata.json", kernel)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""The commands that send a kernel to Kaggle and submit it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from detseg.errors import DataError, RunError
+from detseg.submission.kernel.bundle import DATA, MODEL, NOTEBOOK
+
+logger = logging.getLogger(__name__)
+
+_TOKEN = "KAGGLE_API_TOKEN"
+_TOKEN_FILES = ("access_token", "kaggle.json")
+_PATIENCE = 600  # seconds until a new data set is usually ready
+
+
+def push_commands(folder: Path, message: str | None = None) -> list[list[str]]:
+    """Return the commands that send data and notebook; message: of a new version of data that are there already.
+
+    Raises DataError for a folder that is no kernel.
+    """
+    metadata = read_metadata(folder)
+    data = str(folder / DATA)
+    if metadata["dataset_sources"]:
+        new = ["kaggle", "datasets", "create", "-p", data]
+        sent = [new if message is None else ["kaggle", "datasets", "version", "-p", data, "-m", message]]
+        sent.append(["kaggle", "datasets", "status", metadata["dataset_sources"][0]])
+    elif message is None:
+        sent = [["kaggle", "models", "create", "-p", str(folder / MODEL)]]
+        sent.append(["kaggle", "models", "instances", "create", "-p", data])
+    else:
+        instance = metadata["model_sources"][0].rpartition("/")[0]
+        sent = [["kaggle", "models", "instances", "versions", "create", instance, "-p", data, "-n", message]]
+    return [*sent, ["kaggle", "kernels", "push", "-p", str(folder / NOTEBOOK)]]
+
+
+def submit_command(folder: Path, version: str = "VERSION", message: str = "detseg") -> list[str]:
+    """Return the command that submits a version of the notebook that has run. Raises DataError as `push_commands`."""
+    metadata = read_metadata(folder)
+    words = ["kaggle", "competitions", "submit", metadata["competition_sources"][0], "-k", metadata["id"]]
+    return [*words, "-v", version, "-f", "submission.csv", "-m", message]
+
+
+def read_metadata(folder: Path) -> dict:
+    """Read kernel-metadata.json of a kernel."""
+    path = folder / NOTEBOOK / "kernel-metadata.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); name a folder that build_kernel wrote") from None
+
+
+def run_commands(commands: list[list[str]], patience: float = _PATIENCE) -> None:
+    """Run commands one after the other; the state of a new data set is asked for until it is ready.
+
+    Raises RunError where the program `kaggle` or its token is missing, and for a command that fails.
+    """
+    if shutil.which("kaggle") is None:
+        raise RunError("there is no command kaggle: pip install 'detseg[kaggle]'")
+    home = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle")
+    if not os.environ.get(_TOKEN) and not any((home / name).is_file() for name in _TOKEN_FILES):
+        raise RunError(f"Kaggle asks for a token: set {_TOKEN}, or write it to {home / _TOKEN_FILES[0]}")
+    for words in commands:
+        until = time.monotonic() + patience
+        while True:
+            print("$", " ".join(words), flush=True)
+            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            print(done.stdout, end="", flush=True)
+            if words[1:3] != ["datasets", "status"] or "ready" in done.stdout:
+                break
+            if time.monotonic() > until:
+                raise RunError(f"{words[-1]} is not ready yet; look at it on Kaggle, then push the notebook")
+            time.sleep(min(10, patience / 10))
+        if done.returncode:
+            raise RunError(
+                f"{' '.join(words)} ended with status {done.returncode}; see above. Nothing after it was run"
+            )
