@@ -33,3 +33,37 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+SMALL = [
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 16),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 12),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 40),
+]
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory) -> list[Path]:
+    """Two run folders with small untrained models, as training leaves them; `last` has other weights than `best`."""
+    import torch
+
+    from detseg.config import dump_config, load_config
+    from detseg.curation.synthetic import KINDS
+    from detseg.engines.build import build_model
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.runs.checkpoint import save_checkpoint
+
+    cfg = load_config("_base_/mask_rcnn_small_fpn.yaml", SMALL)
+    runs = []
+    for number in (1, 5):
+        run = tmp_path_factory.mktemp("runs") / f"small{number}" / "001"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
+        for name, seed in (("best", number), ("last", number + 1)):
+            torch.manual_seed(seed)
+            state = {"model": build_model(cfg).state_dict(), "config": cfg.flatten(), "classes": list(KINDS)}
+            save_checkpoint(run / "checkpoints" / f"{name}.pth", {**state, "engine": "native", "iteration": 3})
+        Postprocess(classes=KINDS, score_threshold=0.01, min_area=2).save(run / "postprocess.yaml")
+        runs.append(run)
+    return runs

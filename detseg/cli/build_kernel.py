@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from detseg.cli.next_step import command_line, print_next
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Write the folder of a Kaggle notebook that predicts with trained models, fuses and submits (--run), run such a "
@@ -112,8 +115,10 @@ def _check(arguments: argparse.Namespace) -> int:
     for one in found:
         if one.problems:
             print(one.log.rstrip())
-        verdict = "; ".join(one.problems) or "the CSV is that of predict, fuse and make_submission, row by row"
-        print(f"inputs as {one.layout}: {verdict}")
+        same = f"the {one.rows} rows, with {one.objects} objects, are those of predict, fuse and make_submission"
+        print(f"inputs as {one.layout}: {'; '.join(one.problems) or same}")
+        if not one.objects:
+            logger.warning("no object was found, which compares little: give --images DIR, images with cells")
     return 1 if any(one.problems for one in found) else 0
 
 

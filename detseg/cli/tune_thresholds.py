@@ -132,7 +132,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     curve_values = [{"name": curve.coordinate.name, "points": curve.points, "chosen": curve.chosen} for curve in lines]
     compared = {} if against is None else {**against.to_plain(), "verdict": verdict}
     _write_json(outputs["table"], {**about, **to_plain(result), **compared, "curves": curve_values})
-    draw_tuning_curves(outputs["plot"], lines, arguments.metric)
+    if not draw_tuning_curves(outputs["plot"], lines, arguments.metric):
+        del outputs["plot"]
     _track_result(tracking, result, coordinates, outputs)
     print(_report(arguments.metric, result, coordinates, f"{len(set(map(str, folds)))} folds, {folds_are}"))
     if against is not None:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detseg.errors import RunError
 from detseg.files.atomic import written_whole
 from detseg.tuning.tuning import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 # Told apart with any colour vision (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 COLUMNS = 3
 
 
-def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], metric: str) -> None:
-    """Write a PNG."""
+def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], metric: str) -> bool:
+    """Write a PNG; return whether: where Matplotlib is not installed, as in detseg[inference], that is all it says."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RunError("the plot needs matplotlib: pip install matplotlib") from None
+        logger.warning("there is no plot of the settings, which needs matplotlib: pip install matplotlib")
+        return False
     settings = list(dict.fromkeys(curve.coordinate.setting for curve in curves))
     columns = min(len(settings), COLUMNS) or 1
     rows = -(-len(settings) // columns) or 1
@@ -43,6 +46,7 @@ def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], me
         panel.set_visible(False)
     with written_whole(path, "the plot of settings") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+    return True
 
 
 def _draw(panel: Axes, curve: Curve, colour: str) -> None:

@@ -357,10 +357,17 @@ def test_own_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("_BASE_: configs/_base_/mask_rcnn_small_fpn.yaml\nSEED: 7\n")
     assert load_config("mine.yaml").MODEL.FPN.OUT_CHANNELS == 64
     assert load_config("configs/quickstart/mask_rcnn.yaml").SOLVER.MAX_ITER == 450
+    assert load_config("quickstart/mask_rcnn.yaml").SOLVER.MAX_ITER == 450
+    for mistyped in ("quickstart/mask_rcn.yaml", "configs/quikstart/mask_rcnn.yaml", "mask_rcnn.yaml"):
+        assert "did you mean detseg's own" in refused(mistyped)
+        assert "quickstart/mask_rcnn.yaml" in refused(mistyped)
     # A file of that name that is there comes first; what is in neither is missing as ever.
     (tmp_path / "configs" / "_base_").mkdir(parents=True)
     (tmp_path / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml").write_text("SEED: 8\n")
     assert load_config("mine.yaml").MODEL.FPN.OUT_CHANNELS == 256
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "mask_rcnn.yaml").write_text("SEED: 9\n")
+    assert load_config("quickstart/mask_rcnn.yaml").SEED == 9
     with pytest.raises(ConfigError, match=r"configs/none\.yaml: no such configuration file"):
         load_config("configs/none.yaml")
     with pytest.raises(ConfigError, match="no such configuration file"):

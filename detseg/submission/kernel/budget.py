@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,9 +27,7 @@ class Budget:
         views: of every model.
     """
 
-    def __init__(
-        self, hours: float, started: float, views: Sequence[int], clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, hours: float, started: float, views: Sequence[int], clock: Callable[[], float]) -> None:
         self.seconds = hours * 3600
         self.deadline = started + self.seconds * (1 - _RESERVE)
         self.effort = Effort(len(views), max(views))

@@ -47,10 +47,14 @@ for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["ce
 
 @dataclass(frozen=True)
 class Checked:
-    """One run of the notebook. problems: nothing where its CSV is that of the commands."""
+    """One run of the notebook. problems: nothing where its CSV is that of the commands. rows: of that CSV. objects:
+    that it has.
+    """
 
     layout: str
     problems: tuple[str, ...]
+    rows: int
+    objects: int
     log: str
 
 
@@ -230,7 +234,7 @@ def _check_layout(
     environment |= {"KAGGLE_ROOT": str(root), "CUDA_VISIBLE_DEVICES": "", "PYTHONNOUSERSITE": "1"}
     line = [*_without_network(), str(python), "-c", _RUNNER, str(notebook)]
     done = subprocess.run(line, cwd=working, env=environment, capture_output=True, text=True, check=False)
-    log, problems = done.stdout + done.stderr, []
+    log, problems, found = done.stdout + done.stderr, [], []
     output = working / "submission.csv"
     if done.returncode:
         problems.append(f"the notebook ends with an error: {(log.strip().splitlines() or ['?'])[-1]}")
@@ -249,7 +253,9 @@ def _check_layout(
     for path in [root / "input", *(root / "input").rglob("*")]:  # so that they can be removed
         if path.is_dir():
             path.chmod(0o755)
-    return Checked(layout, tuple(problems), log)
+    empty = ("", built.competition.layout.empty)
+    objects = sum(row[built.competition.layout.runs] not in empty for row in found)
+    return Checked(layout, tuple(problems), len(found), objects, log)
 
 
 def _lay_out(built: _Built, files: Sequence[Path], inputs: Path, places: dict[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -13,11 +12,10 @@ from pathlib import Path
 from detseg.errors import DataError, RunError
 from detseg.submission.kernel.bundle import DATA, MODEL, NOTEBOOK
 
-logger = logging.getLogger(__name__)
-
 _TOKEN = "KAGGLE_API_TOKEN"
 _TOKEN_FILES = ("access_token", "kaggle.json")
-_PATIENCE = 600  # seconds until a new data set is usually ready
+_PATIENCE = 600  # seconds in which a new data set gets ready
+_PAUSE = 10.0  # seconds until it is asked for again
 
 
 def push_commands(folder: Path, message: str | None = None) -> list[list[str]]:
@@ -56,7 +54,7 @@ def read_metadata(folder: Path) -> dict:
         raise DataError(f"{path}: cannot be read ({error}); name a folder that build_kernel wrote") from None
 
 
-def run_commands(commands: list[list[str]], patience: float = _PATIENCE) -> None:
+def run_commands(commands: list[list[str]]) -> None:
     """Run commands one after the other; the state of a new data set is asked for until it is ready.
 
     Raises RunError where the program `kaggle` or its token is missing, and for a command that fails.
@@ -67,7 +65,7 @@ def run_commands(commands: list[list[str]], patience: float = _PATIENCE) -> None
     if not os.environ.get(_TOKEN) and not any((home / name).is_file() for name in _TOKEN_FILES):
         raise RunError(f"Kaggle asks for a token: set {_TOKEN}, or write it to {home / _TOKEN_FILES[0]}")
     for words in commands:
-        until = time.monotonic() + patience
+        until = time.monotonic() + _PATIENCE
         while True:
             print("$", " ".join(words), flush=True)
             done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -76,7 +74,7 @@ def run_commands(commands: list[list[str]], patience: float = _PATIENCE) -> None
                 break
             if time.monotonic() > until:
                 raise RunError(f"{words[-1]} is not ready yet; look at it on Kaggle, then push the notebook")
-            time.sleep(min(10, patience / 10))
+            time.sleep(_PAUSE)
         if done.returncode:
             raise RunError(
                 f"{' '.join(words)} ended with status {done.returncode}; see above. Nothing after it was run"

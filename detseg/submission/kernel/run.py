@@ -120,7 +120,8 @@ class Kernel:
 
     def predict(self) -> None:
         """Predict all images that the time suffices for; the CSV is valid at every moment."""
-        budget = Budget(self.hours, self.started, [len(member.views) for member in self.members])
+        views = [len(member.views) for member in self.members]
+        budget = Budget(self.hours, self.started, views, clock=time.time)
         position, members = 0, self._reduced(budget)
         while position < len(self.records):
             if budget.is_over:
