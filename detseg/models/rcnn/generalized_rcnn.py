@@ -47,7 +47,7 @@ class GeneralizedRCNN(RegionSegmenter):
         return self.proposal_generator.anchor_generator.largest_size
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling is done by matrix products, and
+        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling sums up weighted pixels, and
         depthwise convolutions get their own backward pass."""
         for module in self.modules():
             if isinstance(module, (ConvNorm, DepthwiseConv2d, Pooler)):

@@ -1,18 +1,19 @@
-"""Pooling of regions: ROIAlign, separable along the axes, and the level of a feature pyramid for each region.
+"""Pooling of regions: ROIAlign as sums of weighted pixels, and the level of a feature pyramid for each region.
 
-ROIAlign averages bilinear samples on a grid that is parallel to the axes, so it is separable: a pooled region is
-`rows (s, S) @ crop (S, S) @ columns (S, s)`, with a crop just large enough for the region. Sample positions and borders
-are those of torchvision's roi_align with aligned=True.
+ROIAlign averages bilinear samples on a grid that is parallel to the axes, so it is separable: the weight of a pixel in
+a cell of a region is the product of a weight of its row and one of its column. Sample positions and borders are those
+of torchvision's roi_align with aligned=True.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -26,14 +27,15 @@ def crop_side(low: Tensor, high: Tensor, step: int) -> Tensor:
 
 
 def axis_weights(
-    low: Tensor, high: Tensor, *, length: int, size: int, side: int, sampling_ratio: int = 0
+    low: Tensor, high: Tensor, *, length: int, size: int, side: int, by_cell: bool = False, sampling_ratio: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights (M, size, side), the first pixel (M,) int64 of each crop, and the samples a cell (M,) float32.
+    """Return weights (M, size, side), the pixels (M, 1, side) int64 that they belong to, and the samples a cell (M,).
 
     low, high: (M,) ends of the regions in pixels of a map of `length` pixels. size: number of cells. side: of the
-    crops, at least `crop_side`. sampling_ratio: samples a cell, 0 for ceil(cell). The weights of a cell add up to the
-    number of its samples that are on the map or at most one pixel outside; they are not yet divided by the number of
-    samples.
+    crops, at least `crop_side`. by_cell: each cell has a crop of its own, the pixels are (M, size, side).
+    sampling_ratio: samples a cell, 0 for ceil(cell). The weights of a cell add up to the number of its samples that are
+    on the map or at most one pixel outside; they are not yet divided by the number of samples. Pixels beyond the map
+    have no weight.
     """
     start, cell = low - 0.5, (high - low) / size
     samples = cell.ceil() if sampling_ratio == 0 else torch.full_like(cell, sampling_ratio)
@@ -46,103 +48,102 @@ def axis_weights(
     below = position.long().clamp(max=length - 1)
     above = (below + 1).clamp(max=length - 1)
     upper = torch.where(below == length - 1, torch.zeros_like(position), position - below)
-    first = start.floor().long().clamp(0, length - 1)
+    first = below[:, :, :1] if by_cell else below[:, :1, :1]
     weights = torch.zeros((len(low), size, side), device=low.device)
     for pixel, weight in ((below, 1 - upper), (above, upper)):
-        place = (pixel - first[:, None, None]).clamp(0, side - 1)
-        weights.scatter_add_(2, place, weight * exists)
-    return weights, first, samples
+        weights.scatter_add_(2, (pixel - first).clamp(max=side - 1), weight * exists)
+    return weights, (first + torch.arange(side, device=low.device)).clamp(max=length - 1), samples
 
 
-def crop_pixels(first: Tensor, side: int, length: int) -> Tensor:
-    """Return the pixels (M, side) int64 of crops that begin at `first` (M,); those beyond the map have no weight."""
-    return (first[:, None] + torch.arange(side, device=first.device)).clamp(max=length - 1)
+# Numbers that are made at once, of pooled regions or of weights; of float32 they fit the cache of a core.
+NUMBERS_PER_CHUNK = 250_000
 
 
-# Numbers of crops held at once.
-NUMBERS_PER_CHUNK = 8_000_000
-CROP_STEP = 4
+def weighted_roi_align(
+    features: Sequence[Tensor], strides: Sequence[int], levels: Tensor, regions: Tensor, size: int, sampling_ratio: int
+) -> Tensor:
+    """Return (M, C, size, size), channels last in memory: ROIAlign of each region from one of several feature maps.
 
+    For features with channels last in memory on the CPU, where torch sums up rows of a table fast. torchvision's CPU
+    kernel works on one pixel of one channel at a time and its backward pass on one core. Sums are added up in another
+    order.
 
-def separable_roi_align(feature: Tensor, regions: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
-    """Return (M, C, size, size), channels last in memory; arguments as torchvision_ops.roi_align.
-
-    By matrix products, for features with channels last in memory on the CPU. torchvision's CPU kernel works on one
-    pixel of one channel at a time and its backward pass on one core: a third of a training step of a small model. This
-    one takes a tenth of that; sums are added up in another order.
+    features: (B, C, H, W) each. strides: of each, in pixels of the regions. levels: (M,) int64, the map of each region.
+    regions and sampling_ratio: as of torchvision_ops.roi_align.
     """
-    return _SeparableROIAlign.apply(feature, regions, size, scale, sampling_ratio)
+    cells = []
+    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        index = torch.nonzero(levels == level).squeeze(1)
+        scaled = torch.cat((regions[index, :1], regions[index, 1:] / stride), dim=1)
+        cells.append(_weigh(index, scaled, feature.shape, size, sampling_ratio))
+    return _WeightedSums.apply(cells, len(regions), size, *features)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Regions with crops of the same side S: their numbers (m,), images (m,), rows and columns (m, s, S), corners
-    (m,)."""
+class _Cells:
+    """Cells of regions: their numbers (n,), pixels (n, p) int64 of a map (B * H * W, C), and the weights of these."""
 
     number: Tensor
-    image: Tensor
-    rows: Tensor
-    columns: Tensor
-    top: Tensor
-    left: Tensor
-
-    def pixels(self, height: int, width: int) -> Tensor:
-        """Return the positions (m * S * S,) of the crops' pixels in a map (B * H * W, C), x before y."""
-        side = self.rows.shape[2]
-        y, x = crop_pixels(self.top, side, height), crop_pixels(self.left, side, width)
-        return (self.image[:, None, None] * (height * width) + y[:, None, :] * width + x[:, :, None]).reshape(-1)
+    pixels: Tensor
+    weights: Tensor
 
 
-def _split(regions: Tensor, shape: torch.Size, size: int, scale: float, sampling_ratio: int) -> list[_Part]:
+def _weigh(index: Tensor, regions: Tensor, shape: torch.Size, size: int, sampling_ratio: int) -> Iterator[_Cells]:
+    """Yield the cells of regions (m, 5) of one map of that shape; index (m,): of these among all regions."""
     _, channels, height, width = shape
-    boxes = regions[:, 1:] * scale
-    sides = torch.maximum(*(crop_side(boxes[:, axis], boxes[:, axis + 2], CROP_STEP) for axis in (0, 1)))
-    parts = []
-    for side in sorted(set(sides.tolist())):
+    images, boxes = regions[:, 0].long(), regions[:, 1:]
+    # A cell's samples are at most a pixel apart, unless their number is fixed; each is between two pixels.
+    cell = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) / size
+    samples = cell.ceil().clamp(min=1) if sampling_ratio == 0 else torch.full_like(cell, sampling_ratio)
+    sides = (cell * (samples - 1) / samples).ceil().long() + 2
+    of_region = torch.arange(size**2, device=index.device)
+    for side in sides.unique().tolist():
         group = torch.nonzero(sides == side).squeeze(1)
-        for number in group.split(max(1, NUMBERS_PER_CHUNK // (side * max(side, size) * channels))):
-            x0, y0, x1, y1 = boxes[number].unbind(1)
-            grid = {"size": size, "side": side, "sampling_ratio": sampling_ratio}
-            columns, left, in_x = axis_weights(x0, x1, length=width, **grid)
-            rows, top, in_y = axis_weights(y0, y1, length=height, **grid)
-            rows, columns = rows / in_y.clamp(min=1)[:, None, None], columns / in_x.clamp(min=1)[:, None, None]
-            parts.append(_Part(number, regions[number, 0].long(), rows, columns, top, left))
-    return parts
+        for chunk in group.split(max(1, NUMBERS_PER_CHUNK // (size**2 * max(side**2, channels)))):
+            x0, y0, x1, y1 = boxes[chunk].unbind(1)
+            grid = {"size": size, "side": side, "by_cell": True, "sampling_ratio": sampling_ratio}
+            columns, x, in_x = axis_weights(x0, x1, length=width, **grid)
+            rows, y, in_y = axis_weights(y0, y1, length=height, **grid)
+            rows = rows / (in_x * in_y).clamp(min=1)[:, None, None]
+            y = (y + images[chunk, None, None] * height) * width
+            yield _Cells(
+                (index[chunk, None] * size**2 + of_region).flatten(),
+                (y[:, :, None, :, None] + x[:, None, :, None, :]).view(-1, side**2),
+                (rows[:, :, None, :, None] * columns[:, None, :, None, :]).view(-1, side**2),
+            )
 
 
-class _SeparableROIAlign(torch.autograd.Function):
-    """Between the two products the axes x and y are exchanged, so that both are few large products of matrices."""
+class _WeightedSums(torch.autograd.Function):
+    """The cells of all regions; its gradient sums up the cells of each pixel in the same way."""
 
     @staticmethod
-    def forward(ctx: Any, feature: Tensor, regions: Tensor, size: int, scale: float, sampling_ratio: int) -> Tensor:
-        batch, channels, height, width = feature.shape
-        flat = feature.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-        pooled = feature.new_zeros((len(regions), size, size, channels))
-        parts = _split(regions, feature.shape, size, scale, sampling_ratio)
-        for part in parts:
-            count, _, side = part.rows.shape
-            crops = flat.index_select(0, part.pixels(height, width)).view(count, side, side * channels)
-            by_column = (part.columns @ crops).view(count, size, side, channels)
-            by_row = by_column.transpose(1, 2).reshape(count, side, size * channels)
-            pooled[part.number] = (part.rows @ by_row).view(count, size, size, channels)
-        ctx.parts, ctx.shape = parts, feature.shape
-        return pooled.permute(0, 3, 1, 2)
+    def forward(ctx: Any, cells: list[Iterator[_Cells]], count: int, size: int, *features: Tensor) -> Tensor:
+        channels = features[0].shape[1]
+        pooled = features[0].new_empty((count * size**2, channels))
+        if any(ctx.needs_input_grad):
+            ctx.cells = cells = [list(parts) for parts in cells]
+            ctx.shapes = [feature.shape for feature in features]
+        for feature, parts in zip(features, cells, strict=True):
+            flat = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+            for part in parts:
+                pooled[part.number] = F.embedding_bag(part.pixels, flat, mode="sum", per_sample_weights=part.weights)
+        return pooled.view(count, size, size, channels).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        batch, channels, height, width = ctx.shape
-        gradient = gradient.permute(0, 2, 3, 1)
-        size = gradient.shape[1]
-        flat = gradient.new_zeros((batch * height * width, channels))
-        for part in ctx.parts:
-            count, _, side = part.rows.shape
-            of_regions = gradient[part.number].reshape(count, size, size * channels)
-            by_row = (part.rows.transpose(1, 2) @ of_regions).view(count, side, size, channels)
-            by_column = by_row.transpose(1, 2).reshape(count, size, side * channels)
-            crops = (part.columns.transpose(1, 2) @ by_column).view(count * side * side, channels)
-            flat.index_add_(0, part.pixels(height, width), crops)
-        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None, None, None
+        gradient = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+        of_features = []
+        for parts, (batch, channels, height, width) in zip(ctx.cells, ctx.shapes, strict=True):
+            flat = gradient.new_zeros((batch * height * width, channels))
+            if parts:
+                pixels, order = torch.cat([part.pixels.flatten() for part in parts]).sort()
+                number = torch.cat([part.number[:, None].expand(part.pixels.shape).flatten() for part in parts])
+                weights = torch.cat([part.weights.flatten() for part in parts])
+                first = torch.searchsorted(pixels, torch.arange(len(flat)))
+                flat = F.embedding_bag(number[order], gradient, first, mode="sum", per_sample_weights=weights[order])
+            of_features.append(flat.view(batch, height, width, channels).permute(0, 3, 1, 2))
+        return None, None, None, *of_features
 
 
 # A box of this side is pooled from this level (Lin et al. 2017, equation 1).
@@ -183,15 +184,18 @@ class Pooler(nn.Module):
             torch.tensor(counts, device=boxes[0].device)
         )
         regions = torch.cat((numbers[:, None].float(), torch.cat(list(boxes)).float()), dim=1)
-        if len(features) == 1:
-            return self._pool(features[0], regions, self.strides[0])
         levels = self.levels(regions[:, 1:])
-        order, pooled = [], []
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            index = torch.nonzero(levels == level).squeeze(1)
-            order.append(index)
-            pooled.append(self._pool(feature, regions[index], stride))
-        return torch.cat(pooled)[torch.cat(order).argsort()]
+        # The operators know no bfloat16 on the CPU, and autocast would give it to sums of products.
+        with torch.autocast(regions.device.type, enabled=False):
+            maps = [feature.float() for feature in features]
+            if self._is_weighted(maps[0]):
+                return weighted_roi_align(maps, self.strides, levels, regions, self.output_size, self.sampling_ratio)
+            order, pooled = [], []
+            for level, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
+                index = torch.nonzero(levels == level).squeeze(1)
+                order.append(index)
+                pooled.append(roi_align(feature, regions[index], self.output_size, 1 / stride, self.sampling_ratio))
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled)[torch.cat(order).argsort()]
 
     def prepare_all(self, features: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
         """`prepare` the named feature maps."""
@@ -200,11 +204,11 @@ class Pooler(nn.Module):
     def prepare(self, feature: Tensor) -> Tensor:
         """Bring a feature map (B, C, H, W) to the type and memory layout that pooling wants, once for several
         poolers."""
-        if self._separable(feature):
+        if self._is_weighted(feature):
             return feature.float().contiguous(memory_format=torch.channels_last)
         return feature.float().contiguous()
 
-    def _separable(self, feature: Tensor) -> bool:
+    def _is_weighted(self, feature: Tensor) -> bool:
         return self.fast and feature.device.type == "cpu"
 
     def levels(self, boxes: Tensor) -> Tensor:
@@ -212,9 +216,3 @@ class Pooler(nn.Module):
         sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         levels = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIDE + 1e-8))
         return (levels.clamp(self.first_level, self.first_level + len(self.strides) - 1) - self.first_level).long()
-
-    def _pool(self, feature: Tensor, regions: Tensor, stride: int) -> Tensor:
-        pool = separable_roi_align if self._separable(feature) else roi_align
-        # The operators know no bfloat16 on the CPU, and autocast would give it to the products of matrices.
-        with torch.autocast(feature.device.type, enabled=False):
-            return pool(feature.float(), regions, self.output_size, 1.0 / stride, self.sampling_ratio)

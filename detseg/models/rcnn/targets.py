@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detseg.errors import DataError
-from detseg.models.rcnn.roi_align import axis_weights, crop_pixels, crop_side
+from detseg.models.rcnn.roi_align import axis_weights, crop_side
 from detseg.structures.sample import Sample
 
 # A box, or an object, of which more than this is in ignored regions is neither object nor background.
@@ -146,10 +146,9 @@ def sample_masks(layers: Tensor, layer_of: Tensor, ids: Tensor, boxes: Tensor, s
             group = torch.nonzero(sides == side).squeeze(1)
             for part in group.split(max(1, PIXELS_PER_CHUNK // side**2)):
                 x0, y0, x1, y1 = boxes[part].unbind(1)
-                columns, left, in_x = axis_weights(x0, x1, length=width, size=size, side=side)
-                rows, top, in_y = axis_weights(y0, y1, length=height, size=size, side=side)
-                y, x = crop_pixels(top, side, height), crop_pixels(left, side, width)
-                pixels = layers[layer_of[part][:, None, None], y[:, :, None], x[:, None, :]]
+                columns, x, in_x = axis_weights(x0, x1, length=width, size=size, side=side)
+                rows, y, in_y = axis_weights(y0, y1, length=height, size=size, side=side)
+                pixels = layers[layer_of[part][:, None, None], y.transpose(1, 2), x]
                 sums = rows @ (pixels == ids[part][:, None, None]).float() @ columns.transpose(1, 2)
                 masks[part] = sums / (in_x * in_y).clamp(min=1)[:, None, None] >= MASK_THRESHOLD
     return masks
