@@ -199,12 +199,14 @@ def _print_next(folder: Path) -> None:
     """What was trained can predict, here the images that it is known by; any others go in their place."""
     from detseg.coco.catalog import resolve_dataset, set_names
     from detseg.config import load_config
+    from detseg.runs.run_folder import read_record
 
     try:
         cfg = load_config(folder / "config.yaml")
         sets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         data, name = resolve_dataset(sets[0]), set_names(sets)[0]
     except DetsegError:  # code of MODEL.IMPORTS, or data that were moved since
+        print_next(then=_to_sync(read_record(folder)))
         return
     root = cfg.DATASETS.IMAGE_ROOT or data.image_root
     words = ["--image-root", root] if root else []
@@ -214,7 +216,13 @@ def _print_next(folder: Path) -> None:
     if found.is_file() and thresholds.is_file():
         words = ["--predictions", found, "--postprocess", thresholds]
         commands.append(command_line("evaluate", "--ground-truth", data.json, *words))
-    print_next(*commands)
+    print_next(*commands, then=_to_sync(read_record(folder)))
+
+
+def _to_sync(*records: dict[str, Any] | None) -> list[str]:
+    """The command that sends what W&B has in its files only; nothing where there is nothing to send."""
+    folders = [own for record in records if (own := ((record or {}).get("wandb") or {}).get("to_sync"))]
+    return [shlex.join(["wandb", "sync", *folders])] if folders else []
 
 
 def _print_scores(folder: Path, metrics: dict[str, Any]) -> None:
@@ -235,9 +243,11 @@ def _print_scores(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], count: int) -> None:
+    from detseg.data.folds import fold_name
     from detseg.engine.out_of_fold import CONTENTS, fold_table
-    from detseg.files.run_files import OUT_OF_FOLD_FILE, OUT_OF_FOLD_TRUTH
+    from detseg.files.run_files import FOLDS_RECORD, OUT_OF_FOLD_FILE, OUT_OF_FOLD_TRUTH
     from detseg.runs.fold_runs import contents
+    from detseg.runs.run_folder import read_record
 
     if missing:
         names = ", ".join(map(str, missing))
@@ -249,4 +259,6 @@ def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], coun
         f"Everything is in {folder}:\n{contents(folder, CONTENTS)}"
     )
     words = ["--predictions", folder / OUT_OF_FOLD_FILE, "--ground-truth", folder / OUT_OF_FOLD_TRUTH]
-    print_next(command_line("tune_thresholds", *words, "--output", beside(folder / "tuned", ".yaml")))
+    records = [read_record(folder / fold_name(fold)) for fold in range(count)]
+    command = command_line("tune_thresholds", *words, "--output", beside(folder / "tuned", ".yaml"))
+    print_next(command, then=_to_sync(*records, read_record(folder, FOLDS_RECORD)))

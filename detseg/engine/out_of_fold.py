@@ -17,6 +17,7 @@ from detseg.coco.predictions_file import read_predictions
 from detseg.config import config_hash, load_config
 from detseg.data.folds import FOLD, FoldedSets, fold_name
 from detseg.engine.evaluation import group_field, write_set
+from detseg.engine.pictures import evaluation_tables
 from detseg.engine.plan import EvaluationOptions
 from detseg.engines.validation import same_imports
 from detseg.errors import RunError
@@ -33,6 +34,8 @@ from detseg.files.run_files import (
 from detseg.files.table import write_csv
 from detseg.fusion.postprocess import Postprocess
 from detseg.runs.fold_runs import COLUMNS, FREE, FoldRuns, different_settings, table_of_scores
+from detseg.runs.tracker import Table
+from detseg.runs.wandb_tracker import track_folds
 from detseg.structures.predictions import Predictions
 from detseg.tuning.inputs import classes_to_tune
 from detseg.tuning.space import State, make_coordinates
@@ -103,6 +106,10 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
     for name, scores in fold_rows(metrics):
         table.append([name, *("" if scores.get(key) is None else scores[key] for key in columns)])
     write_csv(runs.path / SCORES_FILE, table, "the scores")
+    if "wandb" in cfg.TRACKING.BACKENDS:
+        arguments = dataset, GroundTruth.from_coco(dataset), predictions, postprocess, metrics, "oof", options.overlays
+        folds_table = {"tables/oof/folds": Table(table[0], table[1:])}
+        track_folds(cfg, runs.path, metrics, {**folds_table, **evaluation_tables(*arguments)})
     return metrics
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from detseg.runs.distributed import Processes
 from detseg.runs.fold_runs import FoldRuns, open_fold_runs
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.run_folder import RunFolder, open_run_together, read_record
+from detseg.runs.wandb_tracker import folds_of_a_trial
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -107,7 +109,8 @@ class Start:
             for fold in runs.wanted:
                 if self.resume and processes.from_main(lambda fold=fold: runs.is_finished(fold)):
                     logger.info("fold %d is finished: %s", fold, runs.folder(fold))
-                else:
+                    continue
+                with folds_of_a_trial() if len(runs.wanted) > 1 else nullcontext():
                     self.train(runs.config(cfg, fold))
         finally:
             if processes.is_main:

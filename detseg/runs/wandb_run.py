@@ -14,6 +14,7 @@ import netrc
 import os
 import queue
 import secrets
+import shlex
 import string
 import threading
 import time
@@ -140,9 +141,14 @@ class WandbRun:
         return ended
 
     @property
+    def to_sync(self) -> str:
+        """The folder that `wandb sync` is to send later, "" for none."""
+        return str(self.path) if self.path is not None and self.offline else ""
+
+    @property
     def sync_command(self) -> str | None:
-        """What sends an offline run later; None where there is nothing to send, or nothing is known to be left."""
-        return f"wandb sync {self.path}" if self.path is not None and self.offline else None
+        """What sends `to_sync`."""
+        return shlex.join(["wandb", "sync", self.to_sync]) if self.to_sync else None
 
     def _work(self) -> None:
         run: Any = None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 
 from detseg.config import config_name
 from detseg.data.folds import fold_name
-from detseg.files.run_files import RECORD, read_metrics
+from detseg.files.atomic import write_json
+from detseg.files.run_files import FOLDS_RECORD, RECORD, read_metrics
 from detseg.runs.artifacts import log_training_inputs, log_training_outputs
 from detseg.runs.run_folder import read_record, update_record
 from detseg.runs.tracker import (
@@ -47,6 +49,8 @@ from detseg.runs.wandb_run import (
 if TYPE_CHECKING:
     from detseg.config import Config
 
+# W&B's variables that are about one run only.
+_OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 # W&B shows no more pictures under one name and step.
 MOST_PICTURES = 108
 ITERATION = "iteration"
@@ -57,17 +61,17 @@ _SCORES = ("object_ap", "mean_f1", "precision", "recall", "coco_")
 _EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
 
-def identity_of(cfg: Config, folder: Path) -> Identity:
+def identity_of(cfg: Config, folder: Path, record: str = RECORD) -> Identity:
     """What the run in a run folder is called in W&B: as run.json has it, for a new one as the configuration asks.
 
-    W&B's environment variables win over both.
+    W&B's environment variables win over both. Of a folder of folds, whose `record` is folds.json: the run that sums
+    them up.
     """
-    before = (read_record(folder) or {}).get(RECORD_ENTRY, {})
-    tracking = cfg.TRACKING
-    fold = cfg.DATASETS.FOLD
-    parent = folder.absolute().parent
-    runs = parent.parent if fold >= 0 else parent  # the folder of the folds stands between
-    stem = f"{runs.name}-{parent.name}" if fold >= 0 else f"{config_name(cfg.source)}-{folder.name}"
+    before = (read_record(folder, record) or {}).get(RECORD_ENTRY, {})
+    tracking, fold = cfg.TRACKING, cfg.DATASETS.FOLD
+    folds = folder.absolute() if record == FOLDS_RECORD else folder.absolute().parent if fold >= 0 else None
+    stem = f"{folds.parent.name}-{folds.name}" if folds else f"{config_name(cfg.source)}-{folder.name}"
+    ending = "" if folds is None else "-summary" if record == FOLDS_RECORD else f"-{fold_name(fold)}"
     tags = os.environ.get("WANDB_TAGS")
     return Identity(
         run_id=environment_or("WANDB_RUN_ID", before.get("id") or new_run_id()),
@@ -75,7 +79,7 @@ def identity_of(cfg: Config, folder: Path) -> Identity:
         folder=Path(environment_or("WANDB_DIR", str(folder))),
         entity=environment_or("WANDB_ENTITY", before.get("entity") or tracking.ENTITY),
         group=environment_or("WANDB_RUN_GROUP", before.get("group") or tracking.GROUP or stem),
-        name=environment_or("WANDB_NAME", tracking.NAME or (f"{stem}-{fold_name(fold)}" if fold >= 0 else stem)),
+        name=environment_or("WANDB_NAME", (tracking.NAME or stem) + ending),
         tags=tags.split(",") if tags else tracking.TAGS,
     )
 
@@ -128,9 +132,41 @@ class WandbTracker(Tracker):
             self._run.do(partial(log_training_outputs, self._cfg, self._folder, summary))
         self._run.do(partial(_end, flatten(summary), status))
         self._run.finish(_EXIT_CODES[status])
-        record = self._run.identity.to_plain() | {"url": self._run.url, "to_sync": self._run.sync_command or ""}
+        record = self._run.identity.to_plain() | {"url": self._run.url, "to_sync": self._run.to_sync}
         if (self._folder / RECORD).is_file():
             update_record(self._folder, **{RECORD_ENTRY: record})
+
+
+def track_folds(cfg: Config, folder: Path, metrics: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
+    """Sum up all folds in one run of W&B, in their group, where the configuration asks for W&B.
+
+    folder: of the folds. metrics: what its final_metrics.json holds.
+    """
+    mode = chosen_mode(cfg.TRACKING.MODE)
+    if "wandb" not in cfg.TRACKING.BACKENDS or mode == "disabled":
+        return
+    record = read_record(folder, FOLDS_RECORD) or {}
+    identity = identity_of(cfg, folder, FOLDS_RECORD)
+    config = {**cfg.to_dict(), **cfg.flatten()}
+    run = WandbRun(identity, mode=mode, config=config, resumed=RECORD_ENTRY in record)
+    run.do(partial(_Rows().tabulate, 0, tables))
+    run.do(partial(_end, flatten(metrics), "finished"))
+    run.finish()
+    own = identity.to_plain() | {"url": run.url, "to_sync": run.to_sync}
+    write_json(folder / FOLDS_RECORD, {**record, RECORD_ENTRY: own})
+
+
+@contextmanager
+def folds_of_a_trial() -> Iterator[None]:
+    """Inside of the context the trial of a sweep's agent is not there for W&B.
+
+    Each fold of `--fold all` is a run of its own; the one that sums them up is the trial.
+    """
+    hidden = {name: os.environ.pop(name) for name in _OF_ONE_RUN if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def run_config(session: TrackedSession) -> dict[str, Any]:

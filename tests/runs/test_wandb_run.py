@@ -81,7 +81,7 @@ def test_a_server_that_does_not_answer_costs_one_warning_and_nothing_that_was_lo
     warnings = [message for message in warnings if not message.startswith("W&B: offline")]
     assert len(warnings) == 1
     assert "W&B cannot be reached, the run is an offline one" in warnings[0]
-    assert run.sync_command == f"wandb sync {run.path}"
+    assert run.to_sync == str(run.path)
     assert run.path.name.startswith("offline-run-")
 
 
