@@ -177,7 +177,8 @@ def _track_result(
 
 def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], outputs: Mapping[str, Path]) -> None:
     """The settings are for the predictions of other images, by the same models or the same fusion."""
-    tuned, result = ["--postprocess", arguments.output], beside(arguments.output, "_predictions.json.gz")
+    tuned = ["--postprocess", arguments.output]
+    result = beside(Path(arguments.output).with_suffix(""), "_predictions.json.gz")
     models = [info["info"].get("given") or {} for info in infos]
     if arguments.fusion:
         words = ["--inputs", *arguments.predictions, "--config", outputs["fusion"], *tuned]

@@ -42,6 +42,11 @@ class CocoFile(Reader):
             raise DataError(f"{annotations}: lists no images that can be used\n{list_problems(problems, 5)}".rstrip())
         paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in images]
         root = image_root or images[0].path.parents[len(paths[0].parts) - 1]
+        if not any(record.path.exists() for record in images) and (root / paths[0].name).exists():
+            raise DataError(
+                f"{annotations}: none of its images is below {root} by its name ({paths[0]}, ...), but {paths[0].name} "
+                "is: give the folder that the names begin in, or --last-part, which takes the last part of each name"
+            )
         super().__init__(FolderFiles(root, [str(path) for path in paths]))
         self.problems = problems
         self.description = f"prepared from {annotations}"

@@ -149,6 +149,7 @@ def test_tuned_settings_are_used_by_the_next_command(cells: Path, capsys: pytest
     (predict,) = next_commands(run(["tune_thresholds", "--predictions", "of run.json", *tuning, "--overwrite"], capsys))
     assert predict[:3] == ["predict", "--run", "my run"]
     assert predict[predict.index("--postprocess") + 1] == "tuned.yaml"
+    assert predict[-1] == "tuned_predictions.json.gz"
 
 
 @pytest.mark.parametrize("option", [["--folds", "2"], ["--fractions", "0.5", "0.5"]])

@@ -104,6 +104,18 @@ def test_coco_files_of_other_machines(coco: Path, tmp_path: Path, capsys: pytest
     assert names == ["0.png", "1.png", "2.png"]
 
 
+def test_names_that_begin_above_the_image_root_are_told_of_with_the_remedies(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(coco, ["images/0.png", "images/1.png"])
+    words = ["prepare", "coco", "--annotations", str(coco), "--image-root", str(tmp_path / "images"), "--split", "1"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert "(images/0.png, ...), but 0.png is" in message
+    assert "--last-part" in message
+    assert main([*words, "--output", str(tmp_path / "out"), "--last-part"]) == 0
+
+
 def test_names_that_no_file_can_have_end_no_command_with_a_traceback(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
