@@ -169,7 +169,8 @@ def _track_result(
         for item in coordinates
     ]
     tracking.table("settings", rows)
-    tracking.picture("curves", outputs["plot"])
+    if "plot" in outputs:
+        tracking.picture("curves", outputs["plot"])
     tracking.writes(
         THRESHOLDS, outputs["postprocess"], *(outputs[kind] for kind in ("table", "fusion") if kind in outputs)
     )
