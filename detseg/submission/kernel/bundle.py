@@ -22,6 +22,7 @@ from typing import Any
 from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import make_folder
 from detseg.files.hashing import sha256_of
+from detseg.files.run_files import POSTPROCESS_FILE
 from detseg.fusion.options import FusionOptions, check_weights
 from detseg.fusion.postprocess import Postprocess
 from detseg.submission.kernel.facts import SLUG, Competition, kaggle_facts
@@ -102,7 +103,7 @@ def build_kernel(options: KernelOptions, output: Path) -> dict[str, Any]:
 def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
     """Write wheels, weights and settings, and the manifest, which is returned."""
     from detseg.config import dump_config, load_flat_config
-    from detseg.inference.loading import POSTPROCESS_FILE, find_checkpoint, find_run_folder
+    from detseg.inference.loading import find_checkpoint, find_run_folder
     from detseg.runs.checkpoint import export_checkpoint
 
     weights = check_weights(options.weights or options.fusion.weights, "--model-weights") or (1.0,) * len(options.runs)
