@@ -26,16 +26,23 @@ def option_words(parser: argparse.ArgumentParser, words: Sequence[str], *, overr
     if not any(name in os.environ for name in STARTED_BY_AGENT):
         return list(words)
     own: list[str] = []
-    for word in words:
-        word = word.replace("$WANDB_RUN_ID", os.environ.get("WANDB_RUN_ID", "$WANDB_RUN_ID"))
+    remaining = [word.replace("$WANDB_RUN_ID", os.environ.get("WANDB_RUN_ID", "$WANDB_RUN_ID")) for word in words]
+    while remaining:
+        word = remaining.pop(0)
         values = None if overrides else agent_values(word)
         name, is_pair, text = word.partition("=")
-        for given, value in (values or ({name: text} if is_pair else {})).items():
-            action = _action(parser, given, bare=not overrides)
-            own += [word] if action is None and values is None else _option(given, action, value)
-        if values is None and not is_pair:
-            action = _action(parser, word, bare=False)
-            own.append(word if action is None else action.option_strings[0])
+        action = _action(parser, name, bare=bool(is_pair) and not overrides)
+        if values is not None:
+            for given, value in values.items():
+                own += _option(given, _action(parser, given, bare=True), value)
+        elif action is None:
+            own.append(word)
+        elif is_pair:
+            own += _option(name, action, text)
+        elif action.nargs != 0 and remaining and not remaining[0].startswith("--"):
+            own += _option(name, action, remaining.pop(0))
+        else:
+            own.append(action.option_strings[0])
     return list(_without_switches(parser, own))
 
 
@@ -49,14 +56,13 @@ def _action(parser: argparse.ArgumentParser, name: str, *, bare: bool) -> argpar
 
 def _option(name: str, action: argparse.Action | None, value: Any) -> list[str]:
     """The words of an option; one that the parser does not know is left to it, to be refused by name."""
-    option = f"--{name}" if action is None else action.option_strings[0]
-    if isinstance(value, str):
-        value = literal(value) if action is None or action.nargs == 0 or action.nargs in ("+", "*") else value
+    option = "--" + name.lstrip("+-") if action is None else action.option_strings[0]
+    takes_several = action is not None and action.nargs in ("+", "*")
+    if isinstance(value, str) and takes_several and isinstance(literal(value), (list, tuple)):
+        value = literal(value)
     if value is None or value == "None":
         return []
-    if action is not None and action.nargs == 0:
-        return [f"{option}={value}"]
-    if action is not None and action.nargs in ("+", "*"):
+    if takes_several:
         return [option, *(str(each) for each in (value if isinstance(value, (list, tuple)) else [value]))]
     if action is not None and action.type is int:
         number = literal(value) if isinstance(value, str) else value

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.sweeps.search import Search, import_optuna
     from detseg.sweeps.sweep_file import read_sweep_file
     from detseg.sweeps.sweep_folder import open_sweep
-    from detseg.sweeps.workers import visible_gpus, work_here, work_on_ray
+    from detseg.sweeps.workers import join_ray, visible_gpus, work_here, work_on_ray
 
     for name in ("trials", "workers"):
         value = getattr(arguments, name)
@@ -58,13 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(_described(sweep))
         return 0
     import_optuna()
+    if arguments.ray:
+        join_ray(arguments.ray)
     folder, total = open_sweep(sweep, arguments.output, arguments.trials, resume=arguments.resume)
     workers = arguments.workers or max(1, len(visible_gpus()))
     search = Search(sweep, folder, total, arguments.seed)
     logger.info("sweep in %s: %d trials by %s, %d at a time", folder, total, sweep.method, workers)
     with StopRequest("the trials that run are saved") as stop:
         if arguments.ray:
-            work_on_ray(search, arguments.ray, workers, lambda: stop.signal is not None)
+            work_on_ray(search, workers, lambda: stop.signal is not None)
         else:
             work_here(search, workers, lambda: stop.signal is not None)
     table, any_complete = write_results(search)

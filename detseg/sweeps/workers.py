@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from detseg.sweeps.sweep_file import read_sweep_file
 from detseg.sweeps.trial import POLL_SECONDS, run_trial
 
 logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
 
 
 def work(search: Search, environment: dict[str, str], stopped: Callable[[], bool]) -> None:
@@ -84,11 +87,9 @@ def visible_gpus() -> list[str]:
     return named[:count] if named else [str(index) for index in range(count)]
 
 
-def work_on_ray(search: Search, address: str, workers: int, stopped: Callable[[], bool]) -> None:
-    """Run trials as `workers` tasks at a time of the Ray cluster at `address` ("local" starts one here).
-
-    The folder of the sweep must have the same path on all machines. A task whose machine is lost is run again by Ray,
-    and takes over the trial that was left.
+def join_ray(address: str) -> None:
+    """Join the Ray cluster at an address, or start one here ("local"). To be called before signals are noted: Ray takes
+    SIGTERM for itself.
 
     Raises:
         RunError: Ray is not installed, or no cluster answers.
@@ -97,36 +98,46 @@ def work_on_ray(search: Search, address: str, workers: int, stopped: Callable[[]
         import ray
     except ImportError:
         raise RunError('--ray needs Ray: pip install "detseg[ray]" or pip install "ray[tune]"') from None
+    remedy = "start one with `ray start --head`, or give the address that it printed"
+    host, _, port = address.rpartition("/")[2].rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RunError(f"--ray {address}: no cluster answers ({error}); start one with `ray start --head`") from None
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        raise RunError(f"--ray {address}: no cluster answers ({error}); {remedy}") from None
+
+
+def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> None:
+    """Run trials as `workers` tasks at a time of the Ray cluster that was joined, and leave it.
+
+    The folder of the sweep must have the same path on all machines. A task whose machine is lost is run again by Ray,
+    and takes over the trial that was left.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0)
+    cores = 1 if gpus else max(1, int(resources.get("CPU", 1)) // workers)
+    logger.info("Ray: %g cores, %g GPUs; %d trials at a time", resources.get("CPU", 0), gpus, workers)
+    task = ray.remote(num_cpus=cores, num_gpus=1 if gpus else 0, max_retries=3)(_work_in_task)
+    paths = [str(path.absolute()) for path in (search.sweep.path, search.folder)]
+    given = (*paths, search.total, search.seed, os.getcwd(), cores)
+    stop_file = search.folder / STOP_FILE
+    stop_file.unlink(missing_ok=True)  # of a sweep that was killed while it stopped
     try:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        share = 1 if gpus else 0
-        cores = 1 if gpus else max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
-        logger.info("Ray: %g GPUs; %d trials at a time", gpus, workers)
-        task = ray.remote(num_cpus=cores, num_gpus=share, max_retries=3)(_work_in_task)
-        given = (
-            str(search.sweep.path.absolute()),
-            str(search.folder.absolute()),
-            search.total,
-            search.seed,
-            os.getcwd(),
-        )
-        running = [task.remote(*given, cores) for _ in range(workers)]
+        running = [task.remote(*given) for _ in range(workers)]
         while running:
             done, running = ray.wait(running, timeout=POLL_SECONDS)
             ray.get(done)
             if stopped():
-                (search.folder / STOP_FILE).touch()
+                stop_file.touch()
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, DetsegError):
-            raise cause from None
+        if isinstance(error.cause, DetsegError):
+            raise error.cause from None
         raise
     finally:
-        (search.folder / STOP_FILE).unlink(missing_ok=True)
+        stop_file.unlink(missing_ok=True)
         ray.shutdown()
 
 

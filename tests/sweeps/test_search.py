@@ -210,3 +210,15 @@ def test_ctrl_c_saves_the_trials_and_says_how_to_go_on(cells: Path):
     lock = try_lock(cells / "out" / "trials" / "0000.lock")
     assert lock is not None, "nobody holds a trial"
     lock.release()
+
+
+def test_tasks_of_a_ray_cluster_share_the_trials(cells: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("ray")
+    words = ["s.yaml", "--output", "out", "--ray", "local", "--workers", "2"]
+    assert run_command("sweep", words, prog="sweep") == 0
+    assert {name: row["state"] for name, row in rows_of(cells / "out").items()} == {"0": "complete", "1": "complete"}
+    capsys.readouterr()
+    words = ["s.yaml", "--output", "other", "--ray", "127.0.0.1:1", "--workers", "1"]
+    assert run_command("sweep", words, prog="sweep") == 2
+    assert "no cluster answers" in capsys.readouterr().err
+    assert not (cells / "other").exists()
