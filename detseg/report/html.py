@@ -94,10 +94,10 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     return Markup(text.replace(INK, "var(--ink)").replace(LINE, "var(--line)"))
 
 
-def octave_ticks(axis: Any, low: float, high: float, unit: str = "") -> None:
-    """Label an axis whose values are log2 by powers of two: lengths, which a feature pyramid doubles."""
+def octave_ticks(axis: Any, low: float, high: float, unit: str = "", most: int = 12) -> None:
+    """Label an axis whose values are log2 by `most` powers of two: lengths, which a feature pyramid doubles."""
     places = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
-    places = places[:: max(int(np.ceil(len(places) / 12)), 1)]
+    places = places[:: max(int(np.ceil(len(places) / most)), 1)]
     axis.set_ticks(places, [f"{2.0**place:g}{unit}" for place in places])
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from detseg.evaluation.curves import score_curve
 from detseg.evaluation.evaluate import align, count_all, image_table
 from detseg.evaluation.ground_truth import GroundTruth
-from detseg.evaluation.matches import ImageMatches, confusion, match_image
+from detseg.evaluation.matches import confusion, match_image
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.tuning.score_curves import score_curves
 from detseg.tuning.thresholds import choose_score_threshold
 
 # Points of one curve, evenly chosen among all distinct scores.
@@ -39,19 +38,7 @@ def named_rows(metrics: Mapping[str, Any], what: str) -> Rows:
 
 def precision_recall_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
     """Precision, recall and F1 at IoU > 0.5 by score threshold, of all objects and of every class: a line each."""
-    settings = dataclasses.replace(postprocess.without_score_threshold(), resolve_overlaps=True)
-    kept = [settings.apply(image) for image in align(truth, predictions)]
-    matches = [match_image(own, image) for own, image in zip(truth.images, kept, strict=True)]
-    scores = np.concatenate([np.zeros(0), *(image.scores for image in kept)])
-    classes = np.concatenate([np.zeros(0, dtype=np.int64), *(own.classes for own in matches)])
-    left_out = np.concatenate([np.zeros(0, dtype=bool), *(own.left_out for own in matches)])
-    is_hit = np.concatenate([np.zeros(0, dtype=bool), *(own.is_hit for own in matches)])
-    right = np.concatenate([np.zeros(0, dtype=bool), *map(_is_of_its_class, matches)])
-    objects = np.concatenate([np.zeros(0, dtype=np.int64), *(own.object_classes[~own.crowd] for own in matches)])
-    curves = {ALL: score_curve(scores, is_hit, len(objects), left_out)}
-    for index, name in enumerate(truth.class_names if len(truth.class_names) > 1 else []):
-        own = classes == index
-        curves[name] = score_curve(scores[own], right[own], int((objects == index).sum()), left_out[own])
+    curves = {one.name: one.by_iou[0.5] for one in score_curves(truth, align(truth, predictions), postprocess, (0.5,))}
     return [
         {"class": name, "threshold": t, "precision": p, "recall": r, "f1": f}
         for name, curve in curves.items()
@@ -86,12 +73,6 @@ def class_mask(rles: Sequence[Mapping[str, Any]], classes: np.ndarray, height: i
         window = mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
         window[crop] = 1 + index
     return mask
-
-
-def _is_of_its_class(matches: ImageMatches) -> np.ndarray:
-    right = matches.is_hit.copy()
-    right[right] = matches.object_classes[matches.object_of[right]] == matches.classes[right]
-    return right
 
 
 def _thinned(points: np.ndarray) -> list[list[float]]:

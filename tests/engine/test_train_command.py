@@ -216,3 +216,28 @@ def test_intensities_that_do_not_fit_are_warned_of_and_kept(here: Path, caplog: 
         load_checkpoint(Path(run) / "checkpoints/best.pth")["intensities"]["bright"][0] for run in ("eight", "sixteen")
     ]
     assert bright[1] == 200 * bright[0]
+
+
+def test_a_training_leaves_its_report_unless_that_fails(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    words = ["--config", "disks.yaml", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"]
+    assert train_net(*words, "OUTPUT_DIR", "quick") == 0
+    assert not Path("quick/report.html").exists(), "a report takes longer than this training"
+    assert "detseg report --run quick makes one" in caplog.text
+    monkeypatch.setattr("detseg.engine.start.SHORTEST_REPORTED", 0)
+    assert train_net(*words, "OUTPUT_DIR", "usual") == 0
+    page = Path("usual/report.html").read_text(encoding="utf-8")
+    assert ">finished<" in page
+    assert "2 of 2" in page
+    assert train_net(*words, "OUTPUT_DIR", "without", "TEST.REPORT", "False") == 0
+    assert not Path("without/report.html").exists()
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("detseg.report.run.page.report_page", fail)
+    assert train_net(*words, "OUTPUT_DIR", "unlucky") == 0
+    assert json.loads(Path("unlucky/run.json").read_text())["status"] == "finished"
+    assert "no report.html was written (MemoryError: no room)" in caplog.text

@@ -50,10 +50,8 @@ def facts(run: RunResults) -> list[tuple[str, str]]:
             if seconds
             else ("time", None),
         ]
-    memory = {key for line in training for key in line if "memory" in key}
-    for key in sorted(memory):
-        values = [line[key] for line in training if isinstance(line.get(key), (int, float))]
-        rows.append((key.replace("_", " "), f"{max(values):,.4g} at most" if values else None))
+    memory = [line["memory_gb"] for line in training if isinstance(line.get("memory_gb"), (int, float))]
+    rows.append(("memory", f"{max(memory):.2f} GB at most" if memory else None))
     if run.config is not None:
         device = f"MODEL.DEVICE {run.config.MODEL.DEVICE}"
         rows += [("model", run.config.MODEL.META_ARCHITECTURE), ("device", device)]

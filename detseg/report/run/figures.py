@@ -191,8 +191,8 @@ def draw_counts(matches: Sequence[ImageMatches]) -> Figure:
         right.plot([low, high], [low, high], color=INK, linewidth=0.9)
         right.set_xlim(low, high)
         right.set_ylim(low, high)
-        octave_ticks(right.xaxis, low, high)
-        octave_ticks(right.yaxis, low, high)
+        octave_ticks(right.xaxis, low, high, most=7)
+        octave_ticks(right.yaxis, low, high, most=7)
         ratio = np.median(found / np.maximum(true, 1))
         right.set_title(f"Area of hits, pixels (median ratio {ratio:.2f})")
     else:

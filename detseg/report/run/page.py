@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,20 +19,11 @@ from detseg.report.html import render, share, svg
 from detseg.report.outcomes import outcome_legend
 from detseg.report.run import figures
 from detseg.report.run.about import facts, repeat_lines, seconds_trained, status_text
-from detseg.report.run.pictures import chosen_images, has_images, image_items
+from detseg.report.run.comparison import beside_each_other
+from detseg.report.run.pictures import Detail, chosen_images, has_images, image_items
 from detseg.report.run.results import RunResults, ScoredSet, read_run
-from detseg.report.run.scores import (
-    COCO_TITLES,
-    TITLES,
-    Comparison,
-    ScoreRow,
-    changed_keys,
-    compare,
-    data_rows,
-    different_keys,
-    per_image,
-    score_rows,
-)
+from detseg.report.run.scores import COCO_TITLES, TITLES, ScoreRow, changed_keys, data_rows, score_rows
+from detseg.report.run.text import duration, interval_text, short, three
 from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -42,14 +33,6 @@ LARGEST = 5_000_000  # bytes: what mail takes
 MOST_CURVES = 8
 # Of more runs than this the pages of the single ones are left out.
 MOST_IN_FULL = 8
-
-
-class Detail(NamedTuple):
-    """How much a page shows: images of each kind, their longer side in pixels, and figures of the single runs."""
-
-    each: int
-    side: int
-    figures: bool = True
 
 
 # A page that is too large is made again with the next.
@@ -104,7 +87,7 @@ def _page(runs: Sequence[RunResults], detail: Detail) -> str:
         "open_all": False,
     }
     if several:
-        values |= _beside_each_other(runs, names, detail)
+        values |= beside_each_other(runs, names, detail)
     return render("run.html.jinja", **values)
 
 
@@ -122,24 +105,7 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
     """Return what the template shows of one run. mark: begins the ids of its sections."""
     sets = [_set_page(one, f"{mark}-set{number}", name, detail) for number, one in enumerate(run.sets)]
     plain, about = ({}, "") if sets else _plain_scores(run)
-    training, evaluations = run.of_kind("training"), run.of_kind("evaluation")
-    drawn = []
-    for part in [run, *run.parts] if detail.figures else []:
-        of = f"{name}, {part.name}" if part is not run else name
-        training, evaluations = part.of_kind("training"), part.of_kind("evaluation")
-        if training and not run.parts:
-            last = training[-1].get("total_loss")
-            label = f"losses of {of} by iteration; the last sum is {_three(last)}"
-            drawn.append(svg(figures.draw_losses, training, label=label))
-        if evaluations and not run.parts:
-            label = f"scores of {of} by iteration; the last object AP is {_three(evaluations[-1].get('object_ap'))}"
-            drawn.append(svg(figures.draw_scores, evaluations, label=label))
-        if training and not run.parts:
-            label = f"learning rate, gradient and seconds an iteration of {of}"
-            drawn.append(svg(figures.draw_pace, training, label=label))
-    if run.parts and detail.figures:
-        lines = [(part.name, part.of_kind("training"), part.of_kind("evaluation")) for part in run.parts]
-        drawn.append(svg(figures.draw_runs, lines, label=f"losses and scores of the folds of {name}"))
+    drawn = _training_figures(run, name) if detail.figures else []
     changes = changed_keys(run)
     links = [(one["id"], f"Scores: {one['name']}") for one in sets] or ([(f"{mark}-scores", "Scores")] if plain else [])
     links += [(f"{one['id']}-images", f"Images: {one['name']}") for one in sets if one["pictures"]]
@@ -153,7 +119,7 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
         "finished": run.status == "finished",
         "when": str(run.path),
         "problems": run.problems,
-        "tiles": _tiles(run),
+        "tiles": _tiles(run, sets[0]["interval"] if sets else ""),
         "links": links,
         "sets": sets,
         "plain_scores": plain,
@@ -163,33 +129,43 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
         else {},
         "training": drawn,
         "facts": facts(run),
-        "changes": [(key, _short(value), _short(default), origin) for key, value, default, origin in changes],
-        "data": [
-            (row["name"], row["key"], *_counts(row))
-            if row["found"]
-            else (row["name"], row["key"], "-", "-", "not found here", "-")
-            for row in data_rows(run)
-        ],
+        "changes": [(key, short(value), short(default), origin) for key, value, default, origin in changes],
+        "data": data_rows(run),
         "repeat": "\n".join(repeat_lines(run)),
         "outcome_colours": [(entry.text, "#{:02x}{:02x}{:02x}".format(*entry.colour)) for entry in outcome_legend()],
     }
 
 
-def _counts(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return f"{row['images']:,}", f"{row['objects']:,}", row["classes"], row["hash"]
+def _training_figures(run: RunResults, name: str) -> list[str]:
+    """Return losses, scores and pace by iteration; of folds the losses and scores of all in one figure."""
+    if run.parts:
+        lines = [(part.name, part.of_kind("training"), part.of_kind("evaluation")) for part in run.parts]
+        return [svg(figures.draw_runs, lines, label=f"losses and scores of the folds of {name}")]
+    training, evaluations, drawn = run.of_kind("training"), run.of_kind("evaluation"), []
+    if training:
+        label = f"losses of {name} by iteration; the last sum is {three(training[-1].get('total_loss'))}"
+        drawn.append(svg(figures.draw_losses, training, label=label))
+    if evaluations:
+        label = f"scores of {name} by iteration; the last object AP is {three(evaluations[-1].get('object_ap'))}"
+        drawn.append(svg(figures.draw_scores, evaluations, label=label))
+    if training:
+        label = f"learning rate, gradient and seconds an iteration of {name}"
+        drawn.append(svg(figures.draw_pace, training, label=label))
+    return drawn
 
 
 def _set_page(scored: ScoredSet, mark: str, run: str, detail: Detail) -> dict[str, Any]:
     of = f"{scored.name} in {run}"
     page: dict[str, Any] = {"id": mark, "name": scored.name, "about": _about(scored)}
-    page |= dict.fromkeys(("intervals", "curves", "confusion", "no_pictures"), "") | {"pictures": []}
+    page |= dict.fromkeys(("interval", "intervals", "curves", "confusion", "no_pictures"), "") | {"pictures": []}
     rows = score_rows(scored)
     if not rows:
         scores = {"all": scored.scores, **scored.scores.get("per_class", {})}
         return page | {"scores": _plain_table(scored.name, scores)}
     page["scores"] = _score_table(scored.name, rows)
+    page["interval"] = interval_text(rows[0].ends[0])
     if detail.figures:
-        said = "; ".join(f"{row.name} {_three(row.values[0])} ({_interval(row.ends[0])})" for row in rows[:12])
+        said = "; ".join(f"{row.name} {three(row.values[0])} ({interval_text(row.ends[0])})" for row in rows[:12])
         page["intervals"] = svg(figures.draw_intervals, rows, label=f"object AP of {of} with its interval: {said}")
         page |= _error_figures(scored, of)
     if len(scored.truth.class_names) > 1:
@@ -258,8 +234,8 @@ def _score_table(name: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     ]
     table = []
     for row in rows:
-        cells = [(_three(value), _interval(ends)) for value, ends in zip(row.values, row.ends, strict=True)]
-        cells += [(_three(row.coco[key]), "") for key in coco]
+        cells = [(three(value), interval_text(ends)) for value, ends in zip(row.values, row.ends, strict=True)]
+        cells += [(three(row.coco[key]), "") for key in coco]
         cells += [(f"{count:,}", "") for count in (row.images, row.objects, row.predictions)]
         table.append((row.name, cells))
     return {"name": name, "columns": columns, "rows": table}
@@ -269,7 +245,7 @@ def _plain_table(name: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str
     """Return scores without intervals as a table, rows by name."""
     titles = {**TITLES, **COCO_TITLES}
     keys = [key for key in titles if any(own.get(key) is not None for own in scores.values())]
-    rows = [(row, [(_three(own.get(key)), "") for key in keys]) for row, own in scores.items()]
+    rows = [(row, [(three(own.get(key)), "") for key in keys]) for row, own in scores.items()]
     return {"name": name, "columns": [titles[key] for key in keys], "rows": rows}
 
 
@@ -298,133 +274,19 @@ def _confusion(scored: ScoredSet) -> dict[str, Any]:
     return {"classes": names, "rows": rows}
 
 
-def _tiles(run: RunResults) -> list[tuple[str, str]]:
+def _tiles(run: RunResults, interval: str) -> list[tuple[str, str]]:
+    """Return large numbers with what they are. interval: of object AP, "" without."""
     tiles = []
     evaluations = run.of_kind("evaluation")
     scores = run.final or (evaluations[-1] if evaluations else {})
     if scores.get("object_ap") is not None:
-        said = "object AP"
-        if run.final and run.sets and (rows := score_rows(run.sets[0])) and _interval(rows[0].ends[0]):
-            said += f", 95 %: {_interval(rows[0].ends[0])}"
-        tiles.append((_three(scores["object_ap"]), said))
+        tiles.append((three(scores["object_ap"]), f"object AP, 95 %: {interval}" if interval else "object AP"))
     for key, title in {**TITLES, **COCO_TITLES}.items():
         if key in ("object_ap50", "mean_f1", "coco_segm_ap", "coco_bbox_ap") and scores.get(key) is not None:
-            tiles.append((_three(scores[key]), title))
+            tiles.append((three(scores[key]), title))
     training = run.of_kind("training")
     if training:
         most = run.config.SOLVER.MAX_ITER if run.config is not None else None
         done = f"{training[-1]['iteration']:,}" + (f" of {most:,}" if most else "")
         tiles.append((duration(seconds_trained(run)), f"for {done} iterations, evaluations left out"))
     return tiles
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: 40 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _beside_each_other(runs: Sequence[RunResults], names: Sequence[str], detail: Detail) -> dict[str, Any]:
-    """Return what the template shows of several runs: the first is what the others are compared with."""
-    overview, curves, comparisons, failures = [], [], [], []
-    for run, name in zip(runs, names, strict=True):
-        evaluations = run.of_kind("evaluation")
-        scores = run.final or (evaluations[-1] if evaluations else {})
-        row = [
-            _three(scores.get(key)) for key in ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_segm_ap")
-        ]
-        sets = ", ".join(one.name for one in run.sets) or "-"
-        overview.append((name, status_text(run), sets, *row, duration(seconds_trained(run))))
-        if run.sets and run.sets[0].curves:
-            curves.append((name, run.sets[0].curves[0], run.sets[0].postprocess.score_threshold))
-    for run, name in zip(runs[1:], names[1:], strict=True):
-        found = False
-        for base in runs[0].sets:
-            other = next(
-                (one for one in run.sets if one.name == base.name), run.sets[0] if len(run.sets) == 1 else None
-            )
-            compared = compare(base, other) if other is not None else None
-            if compared is not None:
-                comparisons.append(_comparison(base, other, compared, (names[0], name), detail))
-                found = True
-        if not found:
-            failures.append(f"{name} has no predictions of the images of {names[0]}: they are not compared.")
-    chosen = {name: value for name, _, value in curves if isinstance(value, float)}
-    named = [(name, curve) for name, curve, _ in curves]
-    lines = [(name, run.of_kind("training"), run.of_kind("evaluation")) for run, name in zip(runs, names, strict=True)]
-    return {
-        "overview": overview,
-        "comparisons": comparisons,
-        "not_compared": failures,
-        "curves": svg(figures.draw_curves, named, chosen, label="precision by recall of all runs") if named else "",
-        "progress": svg(figures.draw_runs, lines, label="losses and scores of all runs")
-        if any(own for _, own, _ in lines)
-        else "",
-        "different": [(key, *map(_short, values)) for key, values in different_keys(runs)],
-    }
-
-
-def _comparison(
-    base: ScoredSet, other: ScoredSet, compared: Comparison, names: tuple[str, str], detail: Detail
-) -> dict[str, Any]:
-    columns = [f"{title}" for title in TITLES.values()]
-    rows = []
-    for name, first, second, gains, ends in compared.rows:
-        rows.append((f"{name}: {names[0]}", [(_three(value), "") for value in first]))
-        cells = [
-            (f"{_three(value)} ({_signed(gain)})", _interval(own, signed=True))
-            for value, gain, own in zip(second, gains, ends, strict=True)
-        ]
-        rows.append((f"{name}: {names[1]}", cells))
-    differences = [(name, float(gains[0]), ends[0]) for name, _, _, gains, ends in compared.rows]
-    differences = [row for row in differences if not np.isnan(row[1])]
-    said = "; ".join(
-        f"{name} {_signed(gain)} ({_interval(ends, signed=True)})" for name, gain, ends in differences[:12]
-    )
-    of = f"{names[1]} and {names[0]} on {base.name}"
-    scores = per_image(base)[compared.base_images], per_image(other)[compared.other_images]
-    pictures = []
-    if detail.each and has_images(base):
-        order = np.argsort(scores[1] - scores[0], kind="stable")
-        for title, chosen in (("Lost most", order[: detail.each]), ("Gained most", order[::-1][: detail.each])):
-            chosen = [one for one in chosen if (scores[1] - scores[0])[one] * (1 if title[0] == "G" else -1) > 0]
-            items = []
-            for one in chosen:
-                places = (base, compared.base_images[one]), (other, compared.other_images[one])
-                for (scored, place), name in zip(places, names, strict=True):
-                    for item in image_items(scored, [int(place)], detail.side, plain=False):
-                        items.append({**item, "note": f"{name}: {item['note']}"})
-            if items:
-                pictures.append((title, items))
-    return {
-        "title": f"{names[1]} against {names[0]}: {other.name}",
-        "about": f"{len(compared.base_images):,} images that both have. In brackets the difference, below its 95 % "
-        "interval; where that does not hold 0, the difference is more than chance in the choice of images.",
-        "table": {"name": of, "columns": columns, "rows": rows},
-        "figure": svg(
-            figures.draw_differences, differences, names[1], label=f"differences in object AP of {of}: {said}"
-        ),
-        "images": svg(figures.draw_image_scores, *scores, names, label=f"object AP of every image, {of}"),
-        "pictures": pictures,
-    }
-
-
-def _three(value: float | None) -> str:
-    return "-" if value is None or np.isnan(value) else f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _interval(ends: np.ndarray, *, signed: bool = False) -> str:
-    """Return "0.490–0.560", or "+0.010 to +0.020"; "" where there is none."""
-    if np.isnan(ends).any():
-        return ""
-    return " to ".join(map(_signed, ends)) if signed else "–".join(map(_three, ends))
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:80]} ... {text[-30:]}"

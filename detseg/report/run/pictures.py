@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,14 @@ from detseg.report.run.scores import per_image
 
 # The greatest enlargement.
 ENLARGED = 4
+
+
+class Detail(NamedTuple):
+    """How much a page shows: images of each kind, their longer side in pixels, and figures of the single runs."""
+
+    each: int
+    side: int
+    figures: bool = True
 
 
 def jpeg_url(picture: np.ndarray, quality: int = 84) -> str:

@@ -201,6 +201,9 @@ def _read_sets(run: RunResults) -> None:
             continue
         with _noted(run):
             dataset = _load_set(run, index)
+            known = run.record.get("data", {}).get(f"test/{name}", {}).get("annotations_hash")
+            if known not in (None, dataset.annotations_hash()):
+                run.problems.append(f"the annotations of {name} are not those of the training: scores are of these")
             scores = run.final.get("datasets", {}).get(name, run.final if index == 0 else {})
             run.sets.append(_scored(run, name, dataset, found, scores))
 

@@ -156,20 +156,27 @@ def different_keys(runs: Sequence[RunResults]) -> list[tuple[str, list[Any]]]:
     return [(key, values) for key, values in rows if any(value != values[0] for value in values[1:])]
 
 
-def data_rows(run: RunResults) -> list[dict[str, Any]]:
-    """Return what the data sets of a run hold now: name, numbers, and the hash of all annotations."""
+def data_rows(run: RunResults) -> list[tuple[str, str, str, str, str, str]]:
+    """Return the data sets of a training: name, role, images, objects, by class, and the hashes that tell them apart.
+
+    As run.json has them of its beginning; of runs that do not, as they are now.
+    """
+    recorded = (run.record or (run.parts[0].record if run.parts else {})).get("data")
+    if not recorded:
+        recorded = {}
+        for role, name, dataset in data_of(run):
+            if dataset is not None:
+                counts = dataset.objects_per_image().sum(axis=0).tolist()
+                recorded[f"{role} {name}, now"] = {
+                    "name": dataset.name,
+                    "images": len(dataset),
+                    "objects": dict(zip(dataset.class_names, counts, strict=True)),
+                    "annotations_hash": dataset.annotations_hash(),
+                }
     rows = []
-    for key, name, dataset in data_of(run):
-        row: dict[str, Any] = {"key": key, "name": name, "found": dataset is not None}
-        if dataset is not None:
-            counts = dataset.objects_per_image().sum(axis=0)
-            row |= {
-                "images": len(dataset),
-                "objects": int(counts.sum()),
-                "classes": ", ".join(
-                    f"{one} {count:,}" for one, count in zip(dataset.class_names, counts.tolist(), strict=True)
-                ),
-                "hash": dataset.annotations_hash(),
-            }
-        rows.append(row)
+    for role, one in recorded.items():
+        classes = ", ".join(f"{name} {count:,}" for name, count in one["objects"].items())
+        named = {what: one.get(f"{what}_hash") for what in ("annotations", "images")}
+        hashes = ", ".join(f"{what} {value}" for what, value in named.items() if value)
+        rows.append((one["name"], role, f"{one['images']:,}", f"{sum(one['objects'].values()):,}", classes, hashes))
     return rows
