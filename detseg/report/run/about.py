@@ -41,15 +41,11 @@ def facts(run: RunResults) -> list[tuple[str, str]]:
         seconds = seconds_trained(run) / max(last["iteration"], 1)
         images = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE
         waiting = sum(line.get("data_seconds") or 0 for line in training) / len(training)
-        rows += [
-            ("iterations", f"{last['iteration']:,} of {cfg.SOLVER.MAX_ITER:,}, {images} images each"),
-            (
-                "time",
-                f"{seconds:.3f} s an iteration ({waiting:.3f} s waiting for data), {images / seconds:.1f} images/s",
-            )
-            if seconds
-            else ("time", None),
-        ]
+        each = f"{images} image{'s' if images > 1 else ''} each"
+        rows.append(("iterations", f"{last['iteration']:,} of {cfg.SOLVER.MAX_ITER:,}, {each}"))
+        if seconds:
+            speed = f"{seconds:.3f} s an iteration ({waiting:.3f} s waiting for data), {images / seconds:.1f} images/s"
+            rows.append(("time", speed))
     memory = [line["memory_gb"] for line in training if isinstance(line.get("memory_gb"), (int, float))]
     rows.append(("memory", f"{max(memory):.2f} GB at most" if memory else None))
     if run.config is not None:

@@ -61,9 +61,7 @@ def draw_losses(training: Lines) -> Figure:
     figure, (axes,) = new_figure(2.8)
     names = [name for name in training[-1] if name.startswith("loss")]
     for name, shade in [*((name, colour(i)) for i, name in enumerate(names)), ("total_loss", INK)]:
-        points = _points(training, name)
-        label = name.removeprefix("loss_").replace("_", " ")
-        axes.plot(*points, color=shade, label=label, marker="" if len(points[0]) > 1 else "o")
+        _plot(axes, training, name, color=shade, label=name.removeprefix("loss_").replace("_", " "))
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: "")
@@ -90,13 +88,13 @@ def draw_scores(evaluations: Lines, best_name: str = "") -> Figure:
 def draw_pace(training: Lines) -> Figure:
     """Learning rate, norm of the gradient, seconds an iteration."""
     figure, (left, middle, right) = new_figure(2.2, 3)
-    left.plot(*_points(training, "lr"), color=colour(0))
+    _plot(left, training, "lr", color=colour(0))
     left.set_title("Learning rate")
     left.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    middle.plot(*_points(training, "gradient_norm"), color=colour(4))
+    _plot(middle, training, "gradient_norm", color=colour(4))
     middle.set_title("Norm of the gradient")
-    right.plot(*_points(training, "seconds"), color=colour(2), label="all")
-    right.plot(*_points(training, "data_seconds"), color=colour(1), label="waiting for data")
+    _plot(right, training, "seconds", color=colour(2), label="all")
+    _plot(right, training, "data_seconds", color=colour(1), label="waiting for data")
     right.set_title("Seconds an iteration")
     right.set_ylim(0, 1.45 * right.get_ylim()[1])
     right.legend(loc="upper right")
@@ -109,7 +107,7 @@ def draw_runs(runs: Sequence[tuple[str, Lines, Lines]]) -> Figure:
     """Losses and object AP of several runs; each is its name, its lines of training and of evaluations."""
     figure, (left, right) = new_figure(3.0, 2)
     for index, (name, training, evaluations) in enumerate(runs):
-        left.plot(*_points(training, "total_loss"), color=colour(index), label=name)
+        _plot(left, training, "total_loss", color=colour(index), label=name)
         right.plot(*_points(evaluations, "object_ap"), color=colour(index), label=name, marker="o", markersize=3.5)
     left.set_yscale("log")
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -270,6 +268,11 @@ def _points(lines: Lines, name: str) -> tuple[list[int], list[float]]:
     """Return iterations and values of the lines that have a number of this name."""
     found = [(line["iteration"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
     return [x for x, _ in found], [y for _, y in found]
+
+
+def _plot(axes: Axes, lines: Lines, name: str, **options: Any) -> None:
+    points = _points(lines, name)
+    axes.plot(*points, marker="o" if len(points[0]) == 1 else "", **options)  # a line of one point is none
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from detseg.report.run.about import facts, repeat_lines, seconds_trained, status
 from detseg.report.run.comparison import beside_each_other
 from detseg.report.run.pictures import Detail, chosen_images, has_images, image_items
 from detseg.report.run.results import RunResults, ScoredSet, read_run
-from detseg.report.run.scores import COCO_TITLES, TITLES, ScoreRow, changed_keys, data_rows, score_rows
+from detseg.report.run.scores import COCO_TITLES, TITLES, ScoreRow, changed_keys, data_rows, is_inherited, score_rows
 from detseg.report.run.text import duration, interval_text, short, three
 from detseg.version import __version__
 
@@ -106,7 +106,7 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
     sets = [_set_page(one, f"{mark}-set{number}", name, detail) for number, one in enumerate(run.sets)]
     plain, about = ({}, "") if sets else _plain_scores(run)
     drawn = _training_figures(run, name) if detail.figures else []
-    changes = changed_keys(run)
+    changes = [(key, short(value), short(default), origin) for key, value, default, origin in changed_keys(run)]
     links = [(one["id"], f"Scores: {one['name']}") for one in sets] or ([(f"{mark}-scores", "Scores")] if plain else [])
     links += [(f"{one['id']}-images", f"Images: {one['name']}") for one in sets if one["pictures"]]
     links += [(f"{mark}-folds", "Folds")] if run.final.get("folds") else []
@@ -129,7 +129,8 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
         else {},
         "training": drawn,
         "facts": facts(run),
-        "changes": [(key, short(value), short(default), origin) for key, value, default, origin in changes],
+        "changes": [row for row in changes if not is_inherited(run, row[3])],
+        "inherited": [row for row in changes if is_inherited(run, row[3])],
         "data": data_rows(run),
         "repeat": "\n".join(repeat_lines(run)),
         "outcome_colours": [(entry.text, "#{:02x}{:02x}{:02x}".format(*entry.colour)) for entry in outcome_legend()],
@@ -280,7 +281,8 @@ def _tiles(run: RunResults, interval: str) -> list[tuple[str, str]]:
     evaluations = run.of_kind("evaluation")
     scores = run.final or (evaluations[-1] if evaluations else {})
     if scores.get("object_ap") is not None:
-        tiles.append((three(scores["object_ap"]), f"object AP, 95 %: {interval}" if interval else "object AP"))
+        kept = interval.replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")  # on one line
+        tiles.append((three(scores["object_ap"]), f"object AP, 95 %: {kept}" if kept else "object AP"))
     for key, title in {**TITLES, **COCO_TITLES}.items():
         if key in ("object_ap50", "mean_f1", "coco_segm_ap", "coco_bbox_ap") and scores.get(key) is not None:
             tiles.append((three(scores[key]), title))

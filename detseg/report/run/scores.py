@@ -17,7 +17,8 @@ from detseg.report.run.results import RunResults, ScoredSet, data_of, inside, wo
 TITLES = dict(zip(NAMES, ("object AP", "AP50", "AP75", "mean F1", "precision", "recall"), strict=True))
 COCO_TITLES = {"coco_segm_ap": "COCO mask AP", "coco_bbox_ap": "COCO box AP"}
 # What changes nothing that is learned, or is another one in every run.
-_OWN_KEYS = ("OUTPUT_DIR", "VERSION")
+_OWN_KEYS = ("OUTPUT_DIR", "VERSION", "MODEL.ENGINE")
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def per_image(scored: ScoredSet) -> np.ndarray:
 
 
 def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
-    """Return the keys that are not at their default: name, value, default, and where it was set.
+    """Return the keys that are not at their default: name, value, default, and where it was set; "" where not known.
 
     What the command line set comes first, then the configuration file, then the files of its `_BASE_`.
     """
@@ -140,12 +141,21 @@ def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
             continue
         origin = ""
         if given is not None:
-            origin = given.origin(key) if was_given == value else "command line"
+            origin = given.origin(key) if was_given == value else COMMAND_LINE
+            origin = "drawn" if key == "SEED" and given.SEED < 0 else origin
         rows.append((key, value, default, origin))
-    order = {"command line": 0}
-    file = str(own_file)
-    rows.sort(key=lambda row: (order.get(row[3], 1 if row[3].rpartition(":")[0] == file else 2), row[3], row[0]))
+
+    def place(row: tuple[str, Any, Any, str]) -> tuple[Any, ...]:
+        file, _, line = row[3].rpartition(":")
+        return is_inherited(run, row[3]), bool(file), file, int(line) if line.isdecimal() else 0, row[0]
+
+    rows.sort(key=place)
     return rows
+
+
+def is_inherited(run: RunResults, origin: str) -> bool:
+    """Whether a key of this origin was set by a file of `_BASE_`, and not by the configuration itself."""
+    return ":" in origin and origin.rpartition(":")[0] != str(run.record.get("config"))
 
 
 def different_keys(runs: Sequence[RunResults]) -> list[tuple[str, list[Any]]]:
