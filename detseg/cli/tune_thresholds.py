@@ -158,12 +158,13 @@ def _track_result(
 ) -> None:
     """Log the scores before and after, the settings, and the files."""
     from detseg.runs.artifacts import THRESHOLDS
+    from detseg.runs.tracker import CROSS_FITTED, IN_SAMPLE, TUNING
 
-    compared = {"in_sample": result.in_sample, "cross_fitted": result.cross_fitted}
+    compared = {IN_SAMPLE: result.in_sample, CROSS_FITTED: result.cross_fitted}
     for name, one in compared.items():
         if one is not None:
             values = {"before": one.before.value, "after": one.after.value, "gain": one.gain.value}
-            tracking.log({name: values}, "tuning/")
+            tracking.log({name: values}, f"{TUNING}/")
     rows = [
         {"setting": item.name, "before": _value(item.get(result.before)), "after": _value(item.get(result.after))}
         for item in coordinates

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TRAINING = "training"
 EVALUATION = "evaluation"
 FINAL = "final"
+TUNING = "tuning"  # of tune_thresholds: IN_SAMPLE or CROSS_FITTED, then before, after or gain
+IN_SAMPLE, CROSS_FITTED = "in_sample", "cross_fitted"
 
 
 @dataclass(frozen=True)

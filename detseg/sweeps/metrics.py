@@ -12,7 +12,7 @@ from typing import Any
 from detseg.data.folds import fold_name
 from detseg.errors import ConfigError
 from detseg.files.run_files import FOLDS_RECORD, METRIC_LINES, METRICS_FILE, RECORD, read_metrics
-from detseg.runs.tracker import EVALUATION, FINAL, flatten, is_score
+from detseg.runs.tracker import CROSS_FITTED, EVALUATION, FINAL, IN_SAMPLE, TUNING, flatten, is_score
 from detseg.tuning.trials import COCO_METRICS, OBJECT_METRICS
 
 # The programs of a sweep, and what is behind their own words so that a trial has a folder of its own.
@@ -20,7 +20,6 @@ PROGRAMS = {
     "train_net": ("OUTPUT_DIR={folder}",),
     "tune_thresholds": ("--output", "{folder}/tuned.yaml", "--overwrite"),
 }
-IN_SAMPLE, CROSS_FITTED = "in_sample", "cross_fitted"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Metric:
     def reached(self, folder: Path) -> float | None:
         """Return the value of a trial that has ended; of evaluations the best. None where there is none."""
         if self.program == "tune_thresholds":
-            return _number(folder / "tuned.json", f"{self.name.partition('/')[0]}/after/value")
+            return _number(folder / "tuned.json", f"{self.score}/value")
         if self.name.startswith(f"{FINAL}/"):
             return _number(folder / METRICS_FILE, self.score)
         return (max if self.maximize else min)(self.reported(folder), default=None)
@@ -78,8 +77,7 @@ def read_metric(given: Any, program: str, words: Sequence[str]) -> Metric:
         raise ConfigError(f"metric.goal: {goal!r}: expected maximize or minimize")
     of_folds = "--fold=all" in words or ("--fold", "all") in pairwise(words)
     if program == "tune_thresholds":
-        word = next((after for word, after in pairwise(words) if word == "--metric"), "object_ap")
-        known = [f"{kind}/{word}" for kind in (CROSS_FITTED, IN_SAMPLE)]
+        known = [f"{TUNING}/{kind}/after" for kind in (CROSS_FITTED, IN_SAMPLE)]
         is_known = name in known
     else:
         known = [f"{FINAL}/object_ap", *([f"{FINAL}/{CROSS_FITTED}/object_ap"] if of_folds else [])]

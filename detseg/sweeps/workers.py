@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detseg.errors import DetsegError, RunError
 from detseg.runs.threads import CHOSEN_BY, cores_allowed
+from detseg.runs.wandb_run import missing_wandb
 from detseg.sweeps.search import Search
 from detseg.sweeps.sweep_file import read_sweep_file
 from detseg.sweeps.trial import POLL_SECONDS, run_trial
@@ -75,7 +76,8 @@ def environment_of(search: Search, number: int, workers: int) -> dict[str, str]:
 def group_environment(search: Search) -> dict[str, str]:
     """Return the variables by which the trials of a sweep are one group in W&B, offline unless asked otherwise."""
     group = os.environ.get("WANDB_RUN_GROUP", f"{search.sweep.name}-{search.folder.name}")
-    return {"DETSEG_SWEEP": "1", "WANDB_RUN_GROUP": group, "WANDB_MODE": os.environ.get("WANDB_MODE", "offline")}
+    mode = "disabled" if missing_wandb("auto") else os.environ.get("WANDB_MODE", "offline")
+    return {"DETSEG_SWEEP": "1", "WANDB_RUN_GROUP": group, "WANDB_MODE": mode}
 
 
 def visible_gpus() -> list[str]:

@@ -21,9 +21,12 @@ from detseg.config import load_config
 from detseg.data.sampling import SamplingOptions
 from detseg.engine import train
 from detseg.engine.data_sets import load_folds, load_test_sets, load_training_set
+from detseg.engine.out_of_fold import cross_fitted_object_ap
 from detseg.errors import ConfigError, DataError
+from detseg.evaluation.ground_truth import GroundTruth
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.structures import rle as rle_codec
+from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import evaluate_tuned
 
 CONFIG = """
@@ -386,3 +389,24 @@ def test_other_folds_do_not_mix(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert train_net("--fold", "0", "OUTPUT_DIR", "new") == 2
     assert "holds another run" in capsys.readouterr().err
     assert train_net("--fold", "0", "OUTPUT_DIR", "new", "--overwrite") == 0
+
+
+def test_cross_fitted_score_of_predictions_that_a_threshold_makes_perfect(here: Path) -> None:
+    set_folds(here / "data" / "disks.json", [0, 1, 2, 0, 1, 2, 0])
+    truth = load_folds(load_config("disks.yaml", []))
+    dataset, folds = truth.validation, truth.folds
+    predictions = []
+    for image in GroundTruth.from_coco(dataset).images:
+        wrong = np.zeros((image.height, image.width), dtype=np.uint8, order="F")
+        wrong[:3, :3] = 1
+        rles = [*image.rles, rle_codec.encode_mask(wrong.astype(bool))]
+        boxes = np.zeros((len(rles), 4), dtype=np.float32)
+        boxes[:, 2:] = 3
+        scores = np.array([0.9] * len(image.rles) + [0.4], dtype=np.float32)
+        classes = np.array([*image.classes, 0])
+        size = (image.height, image.width)
+        predictions.append(Predictions(image.image_id, image.file_name, *size, boxes, scores, classes, rles=rles))
+    assert cross_fitted_object_ap(dataset, predictions, folds) == pytest.approx(1.0)
+    assert cross_fitted_object_ap(dataset, predictions, np.zeros_like(folds)) is None
+    nothing = [Predictions.empty(each.image_id, each.file_name, each.height, each.width) for each in predictions]
+    assert cross_fitted_object_ap(dataset, nothing, folds) is None
