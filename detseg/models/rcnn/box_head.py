@@ -13,6 +13,7 @@ from detseg.config.options import Options, Problems, key, part
 from detseg.models.base import check_finite
 from detseg.models.options import LimitOptions
 from detseg.models.rcnn.boxes import BoxCoder, clip_boxes
+from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier, norm_key
 from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
@@ -70,7 +71,7 @@ class ConvFCHead(nn.Sequential):
         self.add_module("flatten", nn.Flatten())
         channels *= size * size
         for index, width in enumerate(fc_channels, start=1):
-            fc = nn.Linear(channels, width)
+            fc = Linear(channels, width)
             init_xavier(fc)
             self.add_module(f"fc{index}", fc)
             self.add_module(f"fc_relu{index}", nn.ReLU(inplace=True))

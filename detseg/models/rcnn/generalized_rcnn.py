@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detseg.models.base import check_finite
 from detseg.models.depthwise import DepthwiseConv2d
 from detseg.models.image_input import ImageInput
+from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.roi_align import Pooler
 from detseg.models.rcnn.rpn import RPN
@@ -50,7 +51,7 @@ class GeneralizedRCNN(RegionSegmenter):
         """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling sums up weighted pixels, and
         depthwise convolutions get their own backward pass."""
         for module in self.modules():
-            if isinstance(module, (ConvNorm, DepthwiseConv2d, Pooler)):
+            if isinstance(module, (ConvNorm, DepthwiseConv2d, Linear, Pooler)):
                 module.fast = True
         return super().prefer_speed()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from detseg.config.options import Problems, key
 from detseg.models.freezing import FrozenBatchNorm2d, scale_and_shift
+from detseg.models.rcnn.fused import Cached, convolve, fused_dtype, pack
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -165,7 +166,8 @@ class ConvNorm(nn.Conv2d):
 
     bias: None for one only without normalisation.
     fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
-    features and rounds differently. Without gradients, the folded weights are kept until the originals change.
+    features and rounds differently. Without gradients, the folded weights are kept until the originals change, and
+    oneDNN computes with them where it can (fused.py).
     """
 
     def __init__(
@@ -194,10 +196,14 @@ class ConvNorm(nn.Conv2d):
         self.norm = NORMS[norm](out_channels)
         self.relu = relu
         self.fast = False
-        self._folded = _Cached()
+        self._folded = Cached()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self._conv_forward)
+        dtype = fused_dtype(x) if self.fast else None
+        if dtype is None or not (self.norm is None or self._has_fixed_statistics()):
+            return self._convolve(x, self._conv_forward)
+        packed = self._folded(lambda: pack(self, *self._fold(), x, dtype), self._sources(), dtype)
+        return convolve(self, x.to(dtype), *packed, self.relu)
 
     def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         """Convolve by `convolve(x, weight, bias)`, normalise, and apply ReLU."""
@@ -215,17 +221,21 @@ class ConvNorm(nn.Conv2d):
 
     def train(self, mode: bool = True) -> Self:
         """See nn.Module.train."""
-        self._folded = _Cached()
+        self._folded = Cached()
         return super().train(mode)
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
-        """Weights and bias with the normalisation multiplied into them."""
+    def _fold(self) -> tuple[Tensor, Tensor | None]:
+        """Weights and bias with the normalisation, if there is one, multiplied into them."""
+        if self.norm is None:
+            return self.weight, self.bias
         scale, shift = scale_and_shift(self.norm)
         return self.weight * scale[:, None, None, None], shift
 
     def _sources(self) -> list[Tensor]:
         """What the folded weights are computed from."""
         norm = self.norm
+        if norm is None:
+            return [self.weight] if self.bias is None else [self.weight, self.bias]
         return [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def _has_fixed_statistics(self) -> bool:
@@ -239,23 +249,6 @@ class ConvNorm(nn.Conv2d):
             parameter.requires_grad = False
         if isinstance(self.norm, nn.BatchNorm2d):
             self.norm = FrozenBatchNorm2d.from_batch_norm(self.norm)
-
-
-class _Cached:
-    """What was computed from tensors, as long as they are the same; always computed anew for gradients."""
-
-    def __init__(self) -> None:
-        self._state: object = None
-        self._value: Any = None
-
-    def __call__(self, make: Callable[[], Any], sources: Sequence[Tensor]) -> Any:
-        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
-            return make()
-        # Every change in place raises a tensor's version; other tensors have another address.
-        state = [(source.data_ptr(), source._version) for source in sources]
-        if self._state != state:
-            self._state, self._value = state, make()
-        return self._value
 
 
 def init_msra(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:

@@ -1,0 +1,90 @@
+"""Prediction by oneDNN's fused operators: the same function as the plain layers, whatever is kept between calls."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from detseg.models.rcnn import fused
+from detseg.models.rcnn.fused import Linear
+from detseg.models.rcnn.layers import ConvNorm
+
+pytestmark = pytest.mark.skipif(not fused._formats(), reason="this build of torch has no fused operators")
+
+# Of values around 1: float32, and bfloat16 with its 8 bits.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def both(layer: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer gives plainly in float32, and fused in a number format."""
+    layer.fast = False
+    with torch.inference_mode():
+        plain = layer(x)
+        layer.fast = True
+        with nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype):
+            answer = layer(x)
+    assert answer.dtype == dtype
+    return plain, answer.float()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "norm": "FrozenBN", "relu": True},
+        {"kernel_size": 3, "relu": True, "dilation": 2},
+        {"kernel_size": 3, "norm": "BN", "groups": 4, "stride": 2},
+        {"kernel_size": 1, "bias": False},
+    ],
+)
+def test_convolutions(settings: dict, dtype: torch.dtype) -> None:
+    if dtype not in fused._formats():
+        pytest.skip("this processor has no bfloat16")
+    torch.manual_seed(0)
+    layer = ConvNorm(32, 48, **settings).eval()
+    if layer.norm is not None:
+        layer.norm.running_mean.uniform_(-1, 1)
+        layer.norm.running_var.uniform_(0.5, 2)
+    # Weights are laid out for the first of these sizes.
+    for shape in ((1, 32, 20, 24), (3, 32, 7, 5), (1, 32, 40, 31)):
+        plain, answer = both(layer, torch.randn(shape), dtype)
+        torch.testing.assert_close(answer, plain, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_changed_weights_count_at_once_and_copies_compute_the_same() -> None:
+    torch.manual_seed(0)
+    for layer, x in ((ConvNorm(8, 8, 3, norm="FrozenBN"), torch.randn(1, 8, 6, 6)), (Linear(8, 4), torch.randn(5, 8))):
+        before = both(layer, x, torch.float32)[1]
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        plain, answer = both(layer, x, torch.float32)
+        torch.testing.assert_close(answer, plain)
+        assert not torch.allclose(answer, before)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            torch.testing.assert_close(both(other, x, torch.float32)[1], plain)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_fully_connected_layers(dtype: torch.dtype) -> None:
+    if dtype not in fused._formats():
+        pytest.skip("this processor has no bfloat16")
+    torch.manual_seed(0)
+    layer = Linear(200, 30)
+    for rows in (1, 40):
+        plain, answer = both(layer, torch.randn(rows, 200), dtype)
+        torch.testing.assert_close(answer, plain, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    with torch.inference_mode():
+        assert layer(torch.zeros(0, 200)).shape == (0, 30)
+
+
+def test_gradients_take_the_plain_layers() -> None:
+    layer = ConvNorm(8, 8, 3, norm="FrozenBN", relu=True)
+    layer.fast = True
+    layer(torch.randn(1, 8, 6, 6)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer(torch.zeros(0, 8, 6, 6)).shape == (0, 8, 6, 6)
