@@ -38,6 +38,8 @@ def test_figures_take_the_colours_of_the_page_and_share_no_id() -> None:
     ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (first, second)]
     assert all(ids)
     assert not ids[0] & ids[1]
+    quoted = svg(draw, "d", label='a "b" <c>')
+    assert 'aria-label="a &#34;b&#34; &lt;c&gt;"' in quoted
     used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', first))
     assert used <= ids[0]
 

@@ -15,6 +15,8 @@ from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import write_predictions
 from detseg.evaluation.evaluate import evaluate
 from detseg.fusion.postprocess import Postprocess
+from detseg.report.run import page
+from detseg.report.run.page import report_page
 from detseg.report.run.results import read_run
 from detseg.report.run.scores import changed_keys, compare
 
@@ -206,3 +208,17 @@ def test_changed_keys_say_who_set_them(tmp_path: Path) -> None:
     rows = {key: (value, origin) for key, value, _, origin in changed_keys(read_run(run))}
     assert rows["SOLVER.BASE_LR"] == (0.125, "command line")
     assert rows["SOLVER.GAMMA"][1].endswith("base.yaml:1")
+
+
+def test_a_page_that_is_too_large_has_fewer_pictures(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_run(made / "good")
+    whole = report_page([run])
+    monkeypatch.setattr(page, "LARGEST", len(whole.encode()) - 1)
+    smaller = report_page([run])
+    assert 0 < smaller.count("<img") <= whole.count("<img")
+    assert len(smaller) < len(whole)
+    monkeypatch.setattr(page, "LARGEST", 60_000)
+    least = report_page([run])
+    assert "<img" not in least
+    assert len(least) < len(smaller)
+    assert "Confusion of classes" in least

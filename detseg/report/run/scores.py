@@ -133,10 +133,9 @@ def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
             break
         except DetsegError:  # moved, or with code of its own
             continue
-    rows = []
+    rows, known = [], {} if given is None else given.flatten()
     for key, value in values.items():
-        default = defaults.get(key)
-        was_given = None if given is None or key not in given else given.flatten()[key]
+        default, was_given = defaults.get(key), known.get(key)
         if key.startswith(_OWN_KEYS) or (value == default and (given is None or was_given == value)):
             continue
         origin = ""
