@@ -47,6 +47,7 @@ CONTENTS = {
     "postprocess.yaml": "the chosen score threshold, used by predict",
     "metrics.jsonl": "losses and evaluations by iteration",
     "tensorboard": "the same for TensorBoard",
+    "wandb": "the same for W&B",
     "config.yaml": "every setting",
     "run.json": "command, versions, seed",
     "log.txt": "the log",

@@ -56,7 +56,7 @@ MOST_PICTURES = 108
 ITERATION = "iteration"
 _TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
 # Beginnings of the names of scores, of which the highest is the best.
-_SCORES = ("object_ap", "mean_f1", "precision", "recall", "coco_")
+_SCORES = ("object_ap", "mean_f1", "precision", "recall", "coco_bbox_", "coco_segm_")
 # What W&B shows as the end of a run that a signal ended.
 _EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
@@ -215,7 +215,7 @@ class _Rows:
             return
         row = {name if name == _TIME else f"{kind}/{name}": value for name, value in numbers.items()}
         if kind == EVALUATION:
-            for name in row.keys() - self._defined - {_TIME}:
+            for name in sorted(row.keys() - self._defined - {_TIME}):
                 best = name.rpartition("/")[2].startswith(_SCORES)
                 run.define_metric(name, step_metric=ITERATION, **({"summary": "max"} if best else {}))
             self._defined |= row.keys()

@@ -31,6 +31,7 @@ from detseg.files.run_files import read_metrics
 from detseg.runs.checkpoint import load_checkpoint, save_checkpoint
 from detseg.runs.interrupt import TrainingInterrupted
 from detseg.runs.run_folder import open_run
+from detseg.runs.wandb_file import read_history, run_files
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,25 @@ def test_both_show_the_first_iterations_at_once(both: dict[str, Path]):
         log = (folder / "log.txt").read_text()
         first = [line for line in log.splitlines() if "without evaluations" in line]
         assert ["iteration 1/10 " in first[0], len(first)] == [True, 4], log
+
+
+def test_both_are_runs_of_wandb(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    keys = {"TRACKING__BACKENDS": ["wandb"], "SOLVER__MAX_ITER": 4, "SOLVER__STEPS": [], "TEST__EVAL_PERIOD": 2}
+    names = []
+    for engine in ("detectron2", "native"):
+        folder = tmp_path / engine
+        run_training(training_config(data, folder, engine, SOLVER__BACKBONE_MULTIPLIER=0.5, **keys))
+        (file,) = run_files(folder, record(folder)["wandb"]["id"])
+        rows = read_history(file)
+        assert [row["_step"] for row in rows] == [1, 2, 3, 4], engine
+        for row in rows:
+            assert row["training/lr/backbone"] == pytest.approx(row["training/lr"] / 2), engine
+        names.append([{name for name in row if name.startswith("training/")} for row in rows])
+        assert "evaluation/object_ap" in rows[1]
+    assert names[0] == names[1]
+    assert {"training/memory_gb", "training/images_per_second"} <= names[0][1]
 
 
 def test_nobody_can_tell_the_files_apart_but_by_the_line_that_says_so(both: dict[str, Path]):
