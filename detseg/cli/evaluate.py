@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,20 @@ from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.tracking import add_tracking, settings_of, tracked
 
 if TYPE_CHECKING:
+    from detseg.coco.dataset import CocoDataset
+    from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.fusion.postprocess import Postprocess
     from detseg.runs.tracked_command import CommandRun
+    from detseg.runs.tracker import Table
+    from detseg.structures import Predictions
 
 DESCRIPTION = (
     "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
     "COCO box and mask AP. The file is scored as it stands: object AP counts every prediction, so give --postprocess "
     "(a run's postprocess.yaml) for predictions that keep low scores and overlaps."
 )
+
+TRACKED_PICTURES = 8  # of the worst images, where the evaluation is tracked
 
 COLUMNS = {
     "object_ap": "object AP",
@@ -85,10 +92,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     aligned = align(truth, postprocess.apply_all(predictions) if postprocess else predictions)
     counts = count_all(truth, aligned)
     metrics = metrics_of(truth, aligned, counts, max_detections=arguments.max_detections, group_by=arguments.group_by)
-    rows = None if counts is None else image_table(truth, aligned, counts)
     tracking.log(metrics, f"{EVALUATION}/")
-    tracking.table("per_class", [{"class": name, **scores} for name, scores in metrics["per_class"].items()])
-    tracking.table("per_image", sorted(rows or [], key=_score_of))
+    tracking.tables(lambda: _tables(arguments, dataset, truth, list(predictions), postprocess, metrics))
     print(score_table(metrics))
     for text in object_warnings(dataset):
         print(f"\nWARNING: {text}")
@@ -101,8 +106,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
         with written_whole(outputs["json"], "the file of scores") as temporary:
             text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")
-    if "csv" in outputs and rows is not None:
-        write_image_table(outputs["csv"], rows)
+    if "csv" in outputs and counts is not None:
+        write_image_table(outputs["csv"], image_table(truth, aligned, counts))
     if outputs:
         print("\nWritten: " + ", ".join(str(path) for path in outputs.values() if path.exists()))
     if not dataset.images[0].path.exists():  # scored without the images
@@ -123,9 +128,23 @@ def _begin_tracking(tracking: CommandRun, arguments: argparse.Namespace, info: M
     tracking.reads(THRESHOLDS, arguments.postprocess)
 
 
-def _score_of(row: Mapping[str, Any]) -> float:
-    """Worst images first; those without a score last."""
-    return 2.0 if row["object_ap"] is None else row["object_ap"]
+def _tables(
+    arguments: argparse.Namespace,
+    dataset: CocoDataset,
+    truth: GroundTruth,
+    predictions: Sequence[Predictions],
+    postprocess: Postprocess | None,
+    metrics: Mapping[str, Any],
+) -> dict[str, Table]:
+    """Those of a training, with pictures of the worst images where the images are there."""
+    from detseg.coco.catalog import set_names
+    from detseg.engine.pictures import evaluation_tables
+    from detseg.fusion.postprocess import Postprocess
+
+    pictures = TRACKED_PICTURES if all(image.path.exists() for image in dataset.images) else 0
+    name = set_names([arguments.ground_truth])[0]
+    settings = postprocess or Postprocess(resolve_overlaps=False)
+    return evaluation_tables(dataset, truth, predictions, settings, metrics, name, pictures)
 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:

@@ -253,6 +253,7 @@ def _track_result(tracking: CommandRun, arguments: argparse.Namespace, summary: 
     """Log the table of images where there is one, and the Predictions file, or else the folder of label images."""
     from detseg.formats.summary import summary_name
     from detseg.runs.artifacts import PREDICTIONS
+    from detseg.runs.tracker import Table
 
     if arguments.summary:
         texts = ("kind", "name", "images")
@@ -261,7 +262,7 @@ def _track_result(tracking: CommandRun, arguments: argparse.Namespace, summary: 
             for row in summary.rows()
             if row["kind"] == "image"
         ]
-        tracking.table("per_image", rows)
+        tracking.tables(lambda: {"tables/images": Table.of(rows)})
     output = Path(arguments.output or arguments.label_images)
     beside = [summary_name(output)] if arguments.output and arguments.summary else []
     tracking.writes(PREDICTIONS, output, *beside)

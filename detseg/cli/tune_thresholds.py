@@ -158,7 +158,7 @@ def _track_result(
 ) -> None:
     """Log the scores before and after, the settings, and the files."""
     from detseg.runs.artifacts import THRESHOLDS
-    from detseg.runs.tracker import CROSS_FITTED, IN_SAMPLE, TUNING
+    from detseg.runs.tracker import CROSS_FITTED, IN_SAMPLE, TUNING, Table
 
     compared = {IN_SAMPLE: result.in_sample, CROSS_FITTED: result.cross_fitted}
     for name, one in compared.items():
@@ -169,7 +169,7 @@ def _track_result(
         {"setting": item.name, "before": _value(item.get(result.before)), "after": _value(item.get(result.after))}
         for item in coordinates
     ]
-    tracking.table("settings", rows)
+    tracking.tables(lambda: {"tables/settings": Table.of(rows)})
     if "plot" in outputs:
         tracking.picture("curves", outputs["plot"])
     tracking.writes(

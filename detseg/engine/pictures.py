@@ -71,8 +71,8 @@ def evaluation_tables(
 ) -> dict[str, Table]:
     """The tables of a final evaluation, `tables/NAME/...`; `pictures` of the worst images are drawn into theirs."""
     tables = {
-        "classes": _table(named_rows(metrics, "per_class")),
-        "groups": _table(named_rows(metrics, "per_group")),
+        "classes": Table.of(named_rows(metrics, "per_class")),
+        "groups": Table.of(named_rows(metrics, "per_group")),
     }
     predictions = align(truth, predictions)
     if all(image.rles is not None for image in predictions):
@@ -81,16 +81,11 @@ def evaluation_tables(
         worst = [number_of[row["image_id"]] for row in rows[:pictures]]
         drawn = draw_pictures(dataset, truth, predictions, postprocess, worst, name)
         shown = [picture for key, picture in drawn.items() if key.startswith("pictures/")]
-        tables["images"] = _table([{**row, "picture": None} for row in rows])
+        tables["images"] = Table.of([{**row, "picture": None} for row in rows])
         for row, picture in zip(tables["images"].rows, shown, strict=False):
             row[-1] = picture
         arguments = truth, predictions, postprocess
-        tables["precision_recall"] = _table(precision_recall_rows(*arguments), lines=("recall", "precision", "class"))
-        tables["thresholds"] = _table(threshold_rows(*arguments), lines=("threshold", "object_ap", "class"))
-        tables["confusion"] = _table(confusion_rows(*arguments), confusion=("true", "predicted", "number"))
+        tables["precision_recall"] = Table.of(precision_recall_rows(*arguments), lines=("recall", "precision", "class"))
+        tables["thresholds"] = Table.of(threshold_rows(*arguments), lines=("threshold", "object_ap", "class"))
+        tables["confusion"] = Table.of(confusion_rows(*arguments), confusion=("true", "predicted", "number"))
     return {f"tables/{name}/{what}": table for what, table in tables.items() if table.rows}
-
-
-def _table(rows: Sequence[Mapping[str, Any]], **drawn: tuple[str, str, str]) -> Table:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return Table(columns, [[row.get(column) for column in columns] for row in rows], **drawn)

@@ -15,7 +15,7 @@ from detseg.inference.precision import AUTO, PRECISIONS
 from detseg.optim.optimizer import AverageOptions, ClippingOptions, OptimizerOptions
 from detseg.optim.precision import PrecisionOptions
 from detseg.optim.schedules import ScheduleOptions
-from detseg.runs.wandb_tracker import MOST_PICTURES
+from detseg.runs.wandb_media import MOST_PICTURES
 
 # The scores that can choose the best checkpoint; all are better when larger.
 BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox_ap", "coco_segm_ap")

@@ -26,7 +26,14 @@ from detseg.coco.pairing import content_key
 from detseg.data.folds import fold_name
 from detseg.errors import DataError
 from detseg.files.hashing import fingerprint, hash_file, sha256_of
-from detseg.files.run_files import FOLDS_RECORD, METRICS_FILE, POSTPROCESS_FILE, PREDICTIONS_FOLDER, RECORD
+from detseg.files.run_files import (
+    FOLDS_RECORD,
+    METRICS_FILE,
+    OUT_OF_FOLD_TRUTH,
+    POSTPROCESS_FILE,
+    PREDICTIONS_FOLDER,
+    RECORD,
+)
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
@@ -144,12 +151,7 @@ def artifact_name(path: Path, kind: str) -> str:
 
 def log_training_inputs(cfg: Config, run: Any) -> None:
     """Record the data sets of a training, and the file of weights that it began from."""
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN, *cfg.DATASETS.TEST])
-    copied = DATASET in cfg.TRACKING.STORE
-    inputs = [
-        dataset_artifact(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), resolve_dataset(name).json, copied=copied)
-        for name in names
-    ]
+    inputs = _data_sets(cfg)
     if cfg.MODEL.WEIGHTS and Path(cfg.MODEL.WEIGHTS).is_file():
         inputs.append(input_artifact(MODEL, cfg.MODEL.WEIGHTS))
     log_inputs(inputs, run)
@@ -171,6 +173,25 @@ def log_training_outputs(cfg: Config, folder: Path, summary: Mapping[str, Any], 
             log_output(file_artifact(MODEL, path, stored=kind in store, aliases=[alias], metadata=about), run)
     for artifact in scored_outputs(folder, stored=PREDICTIONS in store):
         log_output(artifact, run)
+
+
+def log_folds(cfg: Config, folder: Path, run: Any) -> None:
+    """Log what all folds together gave in their folder, with the data sets and the folds' Predictions as inputs."""
+    of_folds = sorted(folder.glob(f"fold*/{PREDICTIONS_FOLDER}/*.json.gz"))
+    log_inputs([*_data_sets(cfg), *(input_artifact(PREDICTIONS, path) for path in of_folds)], run)
+    for artifact in scored_outputs(folder, stored=PREDICTIONS in cfg.TRACKING.STORE):
+        log_output(artifact, run)
+    if (truth := folder / OUT_OF_FOLD_TRUTH).is_file():
+        log_output(input_artifact(DATASET, truth), run)
+
+
+def _data_sets(cfg: Config) -> list[Artifact]:
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN, *cfg.DATASETS.TEST])
+    copied = DATASET in cfg.TRACKING.STORE
+    return [
+        dataset_artifact(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), resolve_dataset(name).json, copied=copied)
+        for name in names
+    ]
 
 
 def scored_outputs(folder: Path, *, stored: bool = True) -> Iterator[Artifact]:

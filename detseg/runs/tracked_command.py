@@ -24,12 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detseg.files.run_files import RECORD
+from detseg.files.run_files import FOLDS_RECORD, RECORD
 from detseg.runs.artifacts import file_artifact, images_artifact, input_artifact, log_inputs, log_output
-from detseg.runs.tracker import flatten
+from detseg.runs.tracker import Table, flatten
+from detseg.runs.wandb_media import picture_row, table_row
 from detseg.runs.wandb_run import (
     DEFAULT_PROJECT,
-    MOST_ROWS,
     RECORD_ENTRY,
     Identity,
     WandbRun,
@@ -129,16 +129,15 @@ class CommandRun:
         if numbers:
             self._do(lambda run: run.log(numbers))
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log rows as a table, the first MOST_ROWS of them. Columns are those of all rows."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[_cell(row.get(column)) for column in columns] for row in rows[:MOST_ROWS]]
-        if cells:
-            self._do(partial(_log_table, name, columns, cells))
+    def tables(self, make: Callable[[], Mapping[str, Table]]) -> None:
+        """Log tables by name. They are made only where the command is tracked."""
+        if self._run is not None:
+            with self._unharmed():
+                self._do(partial(_log_media, table_row, make()))
 
     def picture(self, name: str, path: Path) -> None:
         """Log an image file."""
-        self._do(partial(_log_picture, name, str(path)))
+        self._do(partial(_log_media, picture_row, {name: path}))
 
     def end(self, exit_code: int) -> str | None:
         """End the run. Return the command that sends an offline one, None where there is none."""
@@ -174,7 +173,7 @@ def group_of(path: Path, info: Mapping[str, Any]) -> dict[str, str]:
         return found
     folder = path if path.is_dir() else path.absolute().parent
     for above in [folder, *folder.parents][: _LEVELS + 1]:
-        for record in [above / RECORD, *sorted(above.glob(f"fold*/{RECORD}"))]:
+        for record in [above / RECORD, above / FOLDS_RECORD, *sorted(above.glob(f"fold*/{RECORD}"))]:
             if found := _group_in_record(record):
                 return found
     return {}
@@ -210,23 +209,10 @@ def _names_of(entry: Mapping[str, Any]) -> dict[str, str]:
     return names if any(names.values()) else {}
 
 
-def _log_table(name: str, columns: list[str], cells: list[list[Any]], run: Any) -> None:
-    import wandb
-
-    run.log({name: wandb.Table(columns=columns, data=cells, allow_mixed_types=True)})
-
-
-def _log_picture(name: str, path: str, run: Any) -> None:
-    import wandb
-
-    run.log({name: wandb.Image(path)})
+def _log_media(make_row: Callable[[Any], dict[str, Any]], media: Mapping[str, Any], run: Any) -> None:
+    if media:
+        run.log(make_row(media))
 
 
 def _summarize(values: Mapping[str, Any], run: Any) -> None:
     run.summary.update(dict(values))
-
-
-def _cell(value: Any) -> Any:
-    """NumPy's numbers as Python's, anything nested as text."""
-    value = value.item() if hasattr(value, "item") else value
-    return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value, default=str)

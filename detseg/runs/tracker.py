@@ -59,6 +59,12 @@ class Table:
     lines: tuple[str, str, str] | None = None
     confusion: tuple[str, str, str] | None = None
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], **drawn: tuple[str, str, str]) -> Table:
+        """The table of rows by column, with None for what a row does not have; drawn: `lines` or `confusion`."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        return cls(columns, [[row.get(column) for column in columns] for row in rows], **drawn)
+
 
 class TrackedSession(Protocol):
     """What a tracker may read of a `detseg.runs.session.Session`."""

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PROJECT = "detseg"
 RECORD_ENTRY = "wandb"  # of run.json: what `Identity.to_plain` gives
-MOST_ROWS = 10_000  # W&B shows no more of a table
 MODES = ("auto", "online", "offline", "disabled")
 # Other words of W&B for the same.
 _SAME_MODE = {"dryrun": "offline", "run": "online"}

@@ -10,34 +10,29 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from detseg.config import config_name
 from detseg.data.folds import fold_name
 from detseg.files.atomic import write_json
 from detseg.files.run_files import FOLDS_RECORD, RECORD, read_metrics
-from detseg.runs.artifacts import log_training_inputs, log_training_outputs
+from detseg.runs.artifacts import log_folds, log_training_inputs, log_training_outputs
 from detseg.runs.run_folder import read_record, update_record
 from detseg.runs.tracker import (
     EVALUATION,
     FINAL,
     TRAINING,
-    ClassMasks,
     Picture,
     Table,
     TrackedSession,
     Tracker,
-    as_array,
     flatten,
 )
 from detseg.runs.wandb_file import read_history, run_files
+from detseg.runs.wandb_media import picture_row, table_row
 from detseg.runs.wandb_run import (
     DEFAULT_PROJECT,
-    MOST_ROWS,
     RECORD_ENTRY,
     Identity,
     WandbRun,
@@ -51,8 +46,6 @@ if TYPE_CHECKING:
 
 # W&B's variables that are about one run only.
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
-# W&B shows no more pictures under one name and step.
-MOST_PICTURES = 108
 ITERATION = "iteration"
 _TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
 # Beginnings of the names of scores, of which the highest is the best.
@@ -150,6 +143,7 @@ def track_folds(cfg: Config, folder: Path, metrics: Mapping[str, Any], tables: M
     config = {**cfg.to_dict(), **cfg.flatten()}
     run = WandbRun(identity, mode=mode, config=config, resumed=RECORD_ENTRY in record)
     run.do(partial(_Rows().tabulate, 0, tables))
+    run.do(partial(log_folds, cfg, folder))
     run.do(partial(_end, flatten(metrics), "finished"))
     run.finish()
     own = identity.to_plain() | {"url": run.url, "to_sync": run.to_sync}
@@ -223,41 +217,11 @@ class _Rows:
 
     def show(self, iteration: int, pictures: Mapping[str, Picture], run: Any) -> None:
         """Log pictures, those of one folder of names together."""
-        groups: dict[str, list[Any]] = {}
-        for name, picture in pictures.items():
-            folder, _, caption = name.rpartition("/")
-            groups.setdefault(folder or name, []).append(_image(picture, caption))
-        row = {name: images[:MOST_PICTURES] for name, images in groups.items()}
-        run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
+        run.log({ITERATION: iteration, **picture_row(pictures)}, step=max(iteration, self._first))
 
     def tabulate(self, iteration: int, tables: Mapping[str, Table], run: Any) -> None:
         """Log tables, and what is drawn of them."""
-        wandb = import_module("wandb")
-        row: dict[str, Any] = {}
-        for name, table in tables.items():
-            cells = [
-                [_image(cell, "") if isinstance(cell, (Path, np.ndarray)) else cell for cell in cells]
-                for cells in table.rows[:MOST_ROWS]
-            ]
-            row[name] = logged = wandb.Table(columns=list(table.columns), data=cells, allow_mixed_types=True)
-            title = name.removeprefix("tables/").replace("/", " ").replace("_", " ")
-            if table.lines is not None:
-                x, y, line = table.lines
-                row[f"{name}_chart"] = wandb.plot.line(logged, x=x, y=y, stroke=line, title=title)
-            if table.confusion is not None:
-                fields = dict(zip(("Actual", "Predicted", "nPredictions"), table.confusion, strict=True))
-                row[f"{name}_chart"] = wandb.plot_table("wandb/confusion_matrix/v1", logged, fields, {"title": title})
-        run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
-
-
-def _image(picture: Picture, caption: str) -> Any:
-    wandb = import_module("wandb")
-    if not isinstance(picture, ClassMasks):
-        # A drawing of several megapixels is a tenth as large so.
-        return wandb.Image(as_array(picture), caption=caption, file_type="jpg")
-    labels = {0: "background"} | {1 + index: name for index, name in enumerate(picture.class_names)}
-    masks = {name: {"mask_data": mask, "class_labels": labels} for name, mask in picture.masks.items()}
-    return wandb.Image(picture.image, caption=caption, masks=masks)
+        run.log({ITERATION: iteration, **table_row(tables)}, step=max(iteration, self._first))
 
 
 def _end(summary: Mapping[str, float], status: str, run: Any) -> None:

@@ -102,7 +102,7 @@ def test_lineage_leads_by_hashes_from_the_submission_back_to_the_data_set(here: 
     }
 
 
-def test_evaluate_logs_the_scores_under_the_names_of_the_training_and_tables_worst_first(here: Path) -> None:
+def test_evaluate_logs_the_scores_and_tables_under_the_names_of_the_training(here: Path) -> None:
     predictions = Path("runs/tiny/001/predictions/val.json.gz")
     (training,) = runs_in(Path("runs/tiny/001"))
     words = ["--ground-truth", "cells/val.json", "--predictions", predictions, "--json", here / "scores.json"]
@@ -115,8 +115,9 @@ def test_evaluate_logs_the_scores_under_the_names_of_the_training_and_tables_wor
             value = value[part]
         assert run.history[f"evaluation/{name}"] == value
         assert f"evaluation/{name}" in training.history, "a chart of W&B shows both"
-    assert run.history["per_image/nrows"] == 2
-    assert run.history["per_class/nrows"] == 3
+    tables = {name: value for name, value in run.history.items() if name.endswith("/nrows")}
+    assert (tables["tables/val/images/nrows"], tables["tables/val/classes/nrows"]) == (2, 3)
+    assert tables.keys() == {name for name in training.history if name.endswith("/nrows")}
     assert run.config["ground_truth"] == "cells/val.json"
     assert run.inputs == {
         f"cells-val-dataset:{hash_file(Path('cells/val.json'))}",
@@ -149,7 +150,7 @@ def test_predictions_say_the_group_of_their_run_without_track_too(here: Path) ->
 def test_a_table_of_images_and_a_folder_of_images_are_logged_too(here: Path) -> None:
     words = ["--run", "runs/tiny/001", "--images", "cells/val", "--label-images", here / "labels"]
     run = track(here, "predict", *words)
-    assert run.history["per_image/nrows"] == 2
+    assert run.history["tables/images/nrows"] == 2
     assert run.history["images"] == 2
     assert sorted(reference.split(":")[0] for reference in run.inputs) == [
         "cells-val-dataset",

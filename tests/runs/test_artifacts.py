@@ -27,6 +27,7 @@ from detseg.runs.artifacts import (
     file_artifact,
     images_artifact,
     input_artifact,
+    log_folds,
     log_inputs,
     log_training_inputs,
     log_training_outputs,
@@ -172,6 +173,29 @@ def test_folds_are_versions_of_one_model_under_their_names_and_files_are_kept_as
     assert (files["fold1"], files["fold1-last"]) == ("manifest.json", "last.pth")
     (predictions,) = [one for one in run.artifacts if one.type == "predictions"]
     assert [entry.path for entry in predictions.manifest.contents] == ["manifest.json"]
+
+
+def test_what_all_folds_gave_leads_back_to_the_predictions_of_each_and_to_the_data_set(
+    tmp_path: Path, cells: Path
+) -> None:
+    folder = tmp_path / "runs" / "cells" / "003"
+    files = [folder / f"fold{fold}" / "predictions" / f"fold{fold}.json.gz" for fold in (0, 1)]
+    for path in (*files, folder / "oof.json.gz", folder / "postprocess.yaml", folder / "folds.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    truth = folder / "oof_ground_truth.json"
+    truth.write_bytes(cells.read_bytes())
+    run = logged(tmp_path, partial(log_folds, config(DATASETS__TRAIN=[str(cells)]), folder))
+    names = {path: artifact_name(path, PREDICTIONS) for path in files}
+    assert run.config["inputs"] == {
+        "dataset": [f"cells-train-dataset:{hash_file(cells)}"],
+        "predictions": [f"{name}:{hash_file(path)}" for path, name in names.items()],
+    }
+    assert run.outputs == {
+        f"cells-003-oof-predictions:{hash_file(folder / 'oof.json.gz')}",
+        f"cells-003-thresholds:{hash_file(folder / 'postprocess.yaml')}",
+        f"cells-003-oof_ground_truth-dataset:{hash_file(truth)}",
+    }
 
 
 @pytest.mark.parametrize("store", [[], ["dataset"]])
