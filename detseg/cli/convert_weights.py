@@ -40,10 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
         named = replace(named, origin=arguments.source)
     write_weights(output, named)
     numbers = sum(value.numel() for value in named.state.values())
-    kind = "a backbone" if is_backbone_alone(named.state) else "a model"
+    kind = "a backbone" if is_backbone_alone(named.state) or is_named(arguments.source) else "a model"
     print(f"{output}: {kind}, {len(named.state)} entries, {numbers / 1e6:.2f} million numbers")
     if named.origin:
-        print(f"  trained by {named.origin}; docs/weights.md says what input it needs")
+        print(f"  from {named.origin}; docs/weights.md says what input it needs")
     if arguments.names:
         for name, value in sorted(named.state.items()):
             print(f"  {name}  {tuple(value.shape)}")
