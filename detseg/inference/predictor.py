@@ -209,11 +209,11 @@ class Predictor:
         loaded = load_model(weights, cfg, device=device)
         return cls.from_model(**loaded, postprocess=postprocess, precision=precision)
 
-    def move_to(self, device: torch.device | str) -> None:
-        """Predict on another device from now on, in the number format that suits it as well as `auto` knows."""
+    def move_to(self, device: torch.device | str, precision: str = AUTO) -> None:
+        """Predict on another device from now on; precision: as of `from_checkpoint`."""
         for model in self.detector.models:
             model.segmenter.to(device).prefer_speed()
-            model.precision = choose_precision(model.segmenter, {})
+            model.precision = choose_precision(model.segmenter, {}) if precision == AUTO else precision
 
     def __call__(
         self,

@@ -263,6 +263,14 @@ def test_the_notebook_gives_what_the_commands_give(kernel_folder, pictures, tmp_
     assert "PIL.Image" in found.log, "the last cell shows pictures"
 
 
+def test_a_check_of_other_places_or_without_images_is_refused(kernel_folder, tmp_path, capsys):
+    check = ["build_kernel", "--check", str(kernel_folder)]
+    assert main([*check, "--layout", "later"]) == 2
+    assert "--layout later: this kernel's inputs can be as now, before" in capsys.readouterr().err
+    assert main([*check, "--images", str(tmp_path)]) == 2
+    assert "there are no images in this folder" in capsys.readouterr().err
+
+
 def test_a_session_survives_broken_images_and_says_so(kernel_folder, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     shutil.copytree(pictures, tmp_path / "images")

@@ -104,6 +104,7 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
     """Write wheels, weights and settings, and the manifest, which is returned."""
     from detseg.config import dump_config, load_flat_config
     from detseg.inference.loading import find_checkpoint, find_run_folder
+    from detseg.inference.precision import AUTO, FULL
     from detseg.runs.checkpoint import export_checkpoint
 
     weights = check_weights(options.weights or options.fusion.weights, "--model-weights") or (1.0,) * len(options.runs)
@@ -125,8 +126,11 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
                 "in the same order"
             )
         classes = found
+        # What was measured on the machine of the training says nothing of Kaggle's; a wish for float32 does.
+        precision = FULL if cfg.TEST.PRECISION == FULL else AUTO
         views = None if options.views is None else list(options.views)
-        members.append({"weights": file.name, "run": "/".join(run.parts[-2:]), "weight": weight, "views": views})
+        member = {"weights": file.name, "run": "/".join(run.parts[-2:]), "weight": weight}
+        members.append({**member, "views": views, "precision": precision})
         if postprocess is None and len(options.runs) == 1 and (run / POSTPROCESS_FILE).is_file():
             postprocess = Postprocess.load(run / POSTPROCESS_FILE)
     if postprocess is None:

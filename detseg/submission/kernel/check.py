@@ -104,6 +104,9 @@ def check_kernel(
     environment cannot be made.
     """
     built = _Built.read(folder)
+    known = built.places()
+    if unknown := [name for name in layouts if name not in known]:
+        raise DataError(f"--layout {unknown[0]}: this kernel's inputs can be as {', '.join(known)}")
     with tempfile.TemporaryDirectory(prefix="detseg_kernel_") as temporary:
         work = Path(temporary)
         files = _draw_images(work / "images") if images is None else _images_of(images)
@@ -111,7 +114,7 @@ def check_kernel(
         environment = _make_environment(work / "environment", built, python)
         return [
             _check_layout(built, files, expected, name, places, environment, work / name)
-            for name, places in built.places().items()
+            for name, places in known.items()
             if not layouts or name in layouts
         ]
 
@@ -148,7 +151,15 @@ def _expected(built: _Built, files: Sequence[Path], work: Path) -> list[dict[str
     for member in members:
         output = f"{member['weights']}.json.gz"
         words = ["predict", "--weights", data / member["weights"], "--images", "images.txt", "--raw", "--no-summary"]
-        words += ["--device", "cpu", "--output", output, *(["--soft-masks"] if soft else [])]
+        words += [
+            "--device",
+            "cpu",
+            "--precision",
+            member["precision"],
+            "--output",
+            output,
+            *(["--soft-masks"] if soft else []),
+        ]
         _command([*words, *(["--tta", *member["views"]] if member["views"] else [])], folder, allowed=(0, 1))
         predicted.append(output)
     postprocess = ["--postprocess", data / "postprocess.yaml"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import tempfile
@@ -37,6 +38,7 @@ RERUN = "KAGGLE_IS_COMPETITION_RERUN"
 # The CSV is written again when writing it took no more than this part of the time since the last one.
 _WRITING = 0.05
 _SECONDS = 10  # and not more often than this
+_LARGEST = (1600, 8000)  # width and height of the picture that the notebook shows
 _CHUNK = 4  # batches that go through one model after the other on a GPU
 
 
@@ -44,10 +46,10 @@ _CHUNK = 4  # batches that go through one model after the other on a GPU
 class Member:
     """A model and the views that it sees images in; soft_masks: whether its probabilities are needed."""
 
-    name: str
     predictor: Predictor
     views: tuple[View, ...]
     weight: float
+    precision: str
     soft_masks: bool
 
 
@@ -108,11 +110,12 @@ class Kernel:
         needed = self.fusion.needs_soft_masks or self.postprocess.needs_soft_masks
         self.members = []
         for entry in self.manifest["members"]:
-            predictor = Predictor.from_checkpoint(self.bundle / entry["weights"], device=str(self.device))
+            options = {"device": str(self.device), "precision": entry["precision"]}
+            predictor = Predictor.from_checkpoint(self.bundle / entry["weights"], **options)
             words = entry["views"]
             views = tuple(predictor.tta.views if words is None else [PLAIN] if words == ["off"] else parse_views(words))
             soft = needed and predictor.detector.gives_soft_masks
-            self.members.append(Member(entry["weights"], predictor, views, entry["weight"], soft))
+            self.members.append(Member(predictor, views, entry["weight"], entry["precision"], soft))
             names = " ".join(view.name for view in views)
             precision = predictor.detector.models[0].precision
             print(f"{entry['weights']}: {entry['run']}, views {names}, {precision}, on {self.device}")
@@ -177,7 +180,9 @@ class Kernel:
         ]
         width = max(picture.shape[1] for picture in shown)
         padded = [np.pad(one, ((0, 0), (0, width - one.shape[1]), (0, 0)), constant_values=255) for one in shown]
-        return Image.fromarray(np.concatenate(padded))
+        picture = Image.fromarray(np.concatenate(padded))
+        picture.thumbnail(_LARGEST)
+        return picture
 
     def _reduced(self, budget: Budget) -> list[Member]:
         """The models and views that there is time for."""
@@ -186,7 +191,7 @@ class Kernel:
         members = self.members[: budget.effort.models]
         kept = [(member, member.views[: budget.effort.views]) for member in members]
         return [
-            Member(member.name, with_views(member.predictor, views), views, member.weight, member.soft_masks)
+            dataclasses.replace(member, predictor=with_views(member.predictor, views), views=views)
             for member, views in kept
         ]
 
@@ -218,7 +223,7 @@ class Kernel:
     def _move(self, members: Sequence[Member], device: Any) -> None:
         self.device = device
         for member in members:
-            member.predictor.move_to(device)
+            member.predictor.move_to(device, member.precision)
 
     def _predict_once(self, records: Sequence[ImageRecord], members: Sequence[Member]) -> dict[str, Predictions]:
         """Predict images by all members; image -> fused predictions after the postprocess."""
