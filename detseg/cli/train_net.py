@@ -113,6 +113,7 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
     from detseg.engine.evaluation import evaluate_only
     from detseg.engine.start import Start
     from detseg.runs.interrupt import TrainingInterrupted
+    from detseg.runs.run_folder import is_given_again
 
     cfg = processes.from_main(lambda: _given_config(arguments))
     if arguments.eval_only and arguments.resume:
@@ -120,9 +121,11 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
     if arguments.eval_only and arguments.fold is not None:
         raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
     to_continue: list[str] = []
+    is_new = arguments.fold is not None or arguments.overwrite
+    is_continued = not is_new and processes.from_main(lambda: is_given_again(cfg))  # by the agent of a sweep
     start = Start(
         processes,
-        resume=arguments.resume,
+        resume=arguments.resume or is_continued,
         overwrite=arguments.overwrite,
         overrides=tuple(arguments.overrides),
         finished=_print_results if arguments.fold is None else _print_scores,

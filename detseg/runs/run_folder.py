@@ -272,17 +272,14 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
         raise RunError("--resume continues a run and --overwrite removes it: give one of them")
     if cfg.OUTPUT_DIR == DEFAULT_OUTPUT_DIR:
         parent = folder_of_runs(cfg)
-        path = last_numbered(parent) if resume else None
+        of_agent = folder_of_agent(cfg)
+        path = (of_agent if is_given_again(cfg) else last_numbered(parent)) if resume else None
         if path is not None:
             return RunFolder(path)
         if resume:
             logger.warning("there is no run in %s to resume: a new one starts", parent)
-        # Under a W&B sweep agent the run is found by the id that the agent gave it.
-        if os.environ.get("WANDB_SWEEP_ID") and "WANDB_RUN_ID" in os.environ:
-            path = parent / os.environ["WANDB_RUN_ID"]
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path = next_number(parent)
+        path = of_agent or next_number(parent)
+        path.mkdir(parents=True, exist_ok=True)
         return RunFolder(path, new=True, created=True)
     path = Path(cfg.OUTPUT_DIR)
     if path.exists() and not path.is_dir():
@@ -319,6 +316,20 @@ def find_run(cfg: Config) -> Path | None:
         return last_numbered(folder_of_runs(cfg))
     path = Path(cfg.OUTPUT_DIR)
     return path if holds_run(path) else None
+
+
+def folder_of_agent(cfg: Config) -> Path | None:
+    """The folder of the trial that an agent of a W&B sweep runs, by the id that it gave it; None without an agent."""
+    if cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR or not os.environ.get("WANDB_SWEEP_ID"):
+        return None
+    run_id = os.environ.get("WANDB_RUN_ID")
+    return folder_of_runs(cfg) / run_id if run_id else None
+
+
+def is_given_again(cfg: Config) -> bool:
+    """Whether the agent of a W&B sweep runs a trial that it, or another agent here, has begun before."""
+    path = folder_of_agent(cfg)
+    return path is not None and holds_run(path)
 
 
 def folder_of_runs(cfg: Config) -> Path:

@@ -241,3 +241,16 @@ def test_a_training_leaves_its_report_unless_that_fails(
     assert train_net(*words, "OUTPUT_DIR", "unlucky") == 0
     assert json.loads(Path("unlucky/run.json").read_text())["status"] == "finished"
     assert "no report.html was written (MemoryError: no room)" in caplog.text
+
+
+def test_a_trial_that_a_sweep_agent_gives_out_again_goes_on(here: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r7")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run = Path("runs/disks/r7")
+    assert train_net("--config", "disks.yaml", "SOLVER={'MAX_ITER': 2.0}") == 0
+    assert load_checkpoint(run / "checkpoints" / "last.pth")["iteration"] == 2
+    assert train_net("--config", "disks.yaml", "SOLVER={'MAX_ITER': 4.0}") == 0
+    assert "resumed after iteration 2 of 4" in caplog.text
+    assert load_checkpoint(run / "checkpoints" / "last.pth")["iteration"] == 4
+    assert [path.name for path in run.parent.iterdir()] == ["r7"]
