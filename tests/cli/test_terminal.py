@@ -52,7 +52,15 @@ def in_terminal(words: list[str], cwd: Path, when: str = "", act: Callable[[int]
     """Return what a terminal of 100 columns got; `act` is called with the process id once it has shown `when`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    process = subprocess.Popen(words, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        words,
+        cwd=cwd,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        # shells start what runs in the background with Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     text, end = b"", time.monotonic() + 120
     while time.monotonic() < end:
