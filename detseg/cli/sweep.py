@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif (folder / "best.yaml").is_file():
         predict = ["--run", "RUN", "--images", "NEW_IMAGES", "--postprocess", folder / "best.yaml"]
         if (fusion := folder / "best_fusion.yaml").is_file():
-            predict = ["--run", "RUN_1", "RUN_2", *predict[2:], "--fusion", fusion]
+            predict = ["--run", "RUN_1", "--run", "RUN_2", *predict[2:], "--fusion", fusion]
         print_next(command_line("predict", *predict, "--output", beside("predictions.json.gz", ".json.gz")))
     return 0
 
