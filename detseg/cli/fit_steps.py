@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import importlib
 import json
@@ -22,6 +21,7 @@ from detseg.cli.next_step import as_part, command_line
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import make_folder, read_json, write_json, write_text
 from detseg.files.lock import FolderLock
+from detseg.files.names import matching
 from detseg.formats.table import FORMATS, TOLD
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _named(word: str, reader: Reader) -> list[str]:
     elif path.is_dir():
         paths = [str(one) for one in path.rglob("*") if one.suffix.lower() in SUFFIXES]
     else:
-        paths = [word] if path.exists() else glob.glob(word) or [word]
+        paths = [str(one) for one in matching(word)] or [word]
     root = Path(str(reader.files)).resolve()
     known = {alias: name for name in reversed(reader.names) for alias in reversed(reader.aliases(name))}
     found = {}

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detseg.errors import DataError
 from detseg.evaluation.ground_truth import ImageTruth
-from detseg.evaluation.object_ap import match_pairs
+from detseg.evaluation.object_ap import match_pairs, overlaps_with_truth
 from detseg.structures import Predictions
-from detseg.structures import rle as rle_codec
-from detseg.structures.overlaps import shared_pixels
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,7 @@ def match_image(truth: ImageTruth, predictions: Predictions, threshold: float = 
 
     Raises DataError for predictions without masks.
     """
-    if predictions.rles is None:
-        raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: which "
-            "objects they hit is told from masks"
-        )
-    overlaps = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
-    of_crowd = truth.crowd[overlaps.second]
-    crowds, pairs = overlaps.select(of_crowd), overlaps.select(~of_crowd)
+    crowds, pairs = overlaps_with_truth(truth, predictions)
     object_of = match_pairs(pairs, threshold)
     hits = np.flatnonzero(object_of >= 0)
     predicted_of = np.full(len(truth.rles), -1, dtype=np.int64)
@@ -84,9 +74,9 @@ def match_image(truth: ImageTruth, predictions: Predictions, threshold: float = 
         predicted_of=predicted_of,
         crowd=truth.crowd,
         classes=predictions.classes.astype(np.int64),
-        areas=overlaps.first_areas,
+        areas=pairs.first_areas,
         object_classes=truth.classes,
-        object_areas=overlaps.second_areas,
+        object_areas=pairs.second_areas,
     )
 
 

@@ -75,10 +75,8 @@ def _ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.ones(numerator.shape), where=denominator > 0)
 
 
-def count_objects(
-    truth: ImageTruth, predictions: Predictions, num_classes: int, thresholds: np.ndarray = IOU_THRESHOLDS
-) -> ObjectCounts:
-    """Match the masks of one image, over all objects and within every class, at each IoU threshold (T,) >= 0.5.
+def overlaps_with_truth(truth: ImageTruth, predictions: Predictions) -> tuple[Overlaps, Overlaps]:
+    """Return the pairs of a prediction and a crowd region, and of a prediction and an object, that share pixels.
 
     Raises DataError for predictions without masks.
     """
@@ -89,7 +87,17 @@ def count_objects(
         )
     overlaps = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
     of_crowd = truth.crowd[overlaps.second]
-    crowds, pairs = overlaps.select(of_crowd), overlaps.select(~of_crowd)
+    return overlaps.select(of_crowd), overlaps.select(~of_crowd)
+
+
+def count_objects(
+    truth: ImageTruth, predictions: Predictions, num_classes: int, thresholds: np.ndarray = IOU_THRESHOLDS
+) -> ObjectCounts:
+    """Match the masks of one image, over all objects and within every class, at each IoU threshold (T,) >= 0.5.
+
+    Raises DataError for predictions without masks.
+    """
+    crowds, pairs = overlaps_with_truth(truth, predictions)
     crowd_cover = np.zeros(len(predictions))
     np.maximum.at(crowd_cover, crowds.first, crowds.of_first)
 

@@ -84,6 +84,20 @@ def to_image_type(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def as_image(array: np.ndarray) -> np.ndarray:
+    """Return an array given by the caller as (H, W, C) uint8, uint16 or float32. Raises DataError for anything else."""
+    array = np.asarray(array)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(f"expected an image (height, width) or (height, width, channels), got the shape {array.shape}")
+    if array.dtype in (np.uint8, np.uint16, np.float32):
+        return array
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    raise DataError(f"expected an image of uint8, uint16 or float, got {array.dtype}; convert it to one of them")
+
+
 class PixelSource(ABC):
     """An open image, and what is known of it: `facts` as `images.read_picture` returns them.
 

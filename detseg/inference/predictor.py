@@ -25,15 +25,11 @@ from detseg.errors import ConfigError, DataError, OutputError
 from detseg.files.atomic import read_json
 from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, POSTPROCESS_FILE
 from detseg.fusion.postprocess import Postprocess
-from detseg.images.pixel_source import ArraySource, PixelSource
+from detseg.images.pixel_source import ArraySource, PixelSource, as_image
 from detseg.images.reading import read_picture
 from detseg.inference.detector import Detector, PreparedImage
 from detseg.inference.image_model import ImageModel, InputImage
-from detseg.inference.loading import (
-    find_checkpoint,
-    find_run_folder,
-    load_model,
-)
+from detseg.inference.loading import find_checkpoint, find_run_folder, load_model
 from detseg.inference.precision import AUTO, MEASURED, choose_precision
 from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.tile_predictor import TilePredictor
@@ -395,20 +391,6 @@ class Predictor:
             metadata=image_level_fields(image.record.metadata),
             provenance=provenance,
         )
-
-
-def as_image(array: np.ndarray) -> np.ndarray:
-    """Return an array given by the caller as (H, W, C) uint8, uint16 or float32. Raises DataError for anything else."""
-    array = np.asarray(array)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or 0 in array.shape:
-        raise DataError(f"expected an image (height, width) or (height, width, channels), got the shape {array.shape}")
-    if array.dtype in (np.uint8, np.uint16, np.float32):
-        return array
-    if array.dtype.kind == "f":
-        return array.astype(np.float32)
-    raise DataError(f"expected an image of uint8, uint16 or float, got {array.dtype}; convert it to one of them")
 
 
 def _pixel_size(facts: Mapping[str, Any], name: str) -> PixelSize | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detseg.config import config_name
 from detseg.data.folds import fold_name
+from detseg.evaluation.evaluate import OBJECT_SCORES
 from detseg.files.atomic import write_json
 from detseg.files.run_files import FOLDS_RECORD, RECORD, read_metrics
 from detseg.runs.artifacts import log_folds, log_training_inputs, log_training_outputs
@@ -49,7 +50,7 @@ _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "
 ITERATION = "iteration"
 _TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
 # Beginnings of the names of scores, of which the highest is the best.
-_SCORES = ("object_ap", "mean_f1", "precision", "recall", "coco_bbox_", "coco_segm_")
+_SCORES = (*OBJECT_SCORES, "coco_bbox_", "coco_segm_")
 # What W&B shows as the end of a run that a signal ended.
 _EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 

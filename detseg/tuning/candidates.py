@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.evaluation.evaluate import OBJECT_SCORES
 from detseg.evaluation.ground_truth import ImageTruth
 from detseg.evaluation.object_ap import IOU_THRESHOLDS, ObjectCounts
 from detseg.fusion.overlaps import score_order
@@ -30,8 +31,8 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.overlaps import Pairs, find_regions
 
-# Scores that are a sum over images divided by another.
-OBJECT_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
+# Each is a sum over images divided by another.
+OBJECT_METRICS = OBJECT_SCORES
 
 
 @dataclass(frozen=True)
