@@ -52,11 +52,16 @@ class Step:
 
 
 def check_before(arguments: argparse.Namespace) -> None:
-    """Refuse what would be found after the first steps only: settings, an output of something else, a full disk."""
+    """Refuse what would be found later: empty folders, settings, an output of something else, a full disk."""
     from detseg.config import load_config
 
     if not 0 < arguments.minutes < math.inf:
         raise DataError(f"--minutes is {arguments.minutes}; expected the time of the training, above 0")
+    for path, what in ((arguments.images, "images"), (arguments.labels, "labels")):
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder; expected the {what}")
+        if path.is_dir() and not any(path.iterdir()):
+            raise DataError(f"{path}: the folder is empty; expected the {what}")
     changed = load_config(None, arguments.overrides)
     for key in ("OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST"):
         if changed.origin(key) != "default":

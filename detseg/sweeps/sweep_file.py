@@ -109,6 +109,8 @@ def read_sweep_file(path: Path) -> SweepFile:
         ConfigError: it is missing, no YAML, or wrong; it asks for what only a server has; no run of its program logs
             the metric. The message names every such entry.
     """
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such sweep file; detseg's own are in configs/sweeps")
     try:
         check_regular(path)
         text = path.read_text(encoding="utf-8")

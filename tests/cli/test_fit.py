@@ -327,3 +327,22 @@ def test_what_cannot_be_told_is_refused_with_the_choices(tmp_path, files):
     with pytest.raises(DataError, match="--format") as refused:
         tell_format(tmp_path, tmp_path / "labels")
     assert "cellpose" in str(refused.value)
+
+
+@pytest.mark.parametrize("which", ["images", "labels"])
+@pytest.mark.parametrize(("there", "message"), [(False, "there is no such file or folder"), (True, "is empty")])
+def test_a_wrong_or_empty_folder_is_named(tmp_path, capsys, which, there, message):
+    """Not as a format that cannot be told."""
+    paths = {"images": tmp_path / "images", "labels": tmp_path / "labels"}
+    for name, path in paths.items():
+        if name != which or there:
+            path.mkdir()
+        if name != which:
+            (path / "a.png").write_bytes(b"x")
+    words = ["fit", "--images", str(paths["images"]), "--labels", str(paths["labels"])]
+    assert main([*words, "--output", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert f"{paths[which]}: " in said
+    assert message in said
+    assert f"expected the {which}" in said
+    assert not (tmp_path / "o").exists()
