@@ -45,6 +45,8 @@ _MEMORY_FOLDER = Path("/dev/shm")  # files here are in memory, on Linux
 _POLL_SECONDS = 0.002
 _NEW_SECONDS = 60
 _GIGABYTE = 10**9
+# Arrays of a Sample that may be None.
+_OPTIONAL = ("ignore", "object_weights", "certainty")
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,9 @@ def pack_sample(sample: Sample) -> np.ndarray:
         "classes": sample.classes,
         "metadata": np.frombuffer(json.dumps(sample.metadata).encode(), dtype=np.uint8),
     }
-    if sample.ignore is not None:
-        fields["ignore"] = sample.ignore
+    for name in _OPTIONAL:
+        if getattr(sample, name) is not None:
+            fields[name] = getattr(sample, name)
     record = np.empty(1, dtype=[(name, array.dtype, array.shape) for name, array in fields.items()])
     for name, array in fields.items():
         record[name][0] = array
@@ -223,7 +226,7 @@ def read_sample(path: Path) -> Sample | None:
             image=fields["image"],
             layers=LabelLayers(fields["layers"].astype(np.int32), len(fields["classes"])),
             classes=fields["classes"].copy(),
-            ignore=fields["ignore"].copy() if "ignore" in fields else None,
+            **{name: fields[name].copy() for name in _OPTIONAL if name in fields},
             metadata=json.loads(fields["metadata"].tobytes()),
         )
     except (OSError, EOFError, ValueError, TypeError, LookupError):  # of what is no such file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
+
+# Columns of Sample.object_weights: the losses that each is a factor of.
+CLASS_LOSS, BOX_LOSS, MASK_LOSS = range(3)
 
 # The size of a pixel in micrometres: (y, x), since microscopes' pixels need not be square.
 #
@@ -73,6 +77,11 @@ class Sample:
     classes: (N,) int64, 0-based; object n is id n + 1 of the layers.
     ignore: (H, W) bool, regions that are neither object nor background in any loss; None for none.
     image_id, file_name: as in the data set's COCO file. metadata: its other fields of the image.
+
+    How much it counts in training, where its labels are less sure than those of others (pseudo-labels):
+    weight: factor on all its losses, its background's too. object_weights: (N, 3) float32, factors on the losses of
+    what is matched to each object, in the columns CLASS_LOSS, BOX_LOSS and MASK_LOSS; None for 1. certainty: (H, W)
+    uint8, factor on the mask loss of each pixel, 255 for 1; None for 1.
     """
 
     image: np.ndarray
@@ -82,6 +91,9 @@ class Sample:
     image_id: int | str = 0
     file_name: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    object_weights: np.ndarray | None = None
+    certainty: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         where = f"image {self.file_name or self.image_id}"
@@ -99,6 +111,14 @@ class Sample:
                 raise DataError(f"{where}: {len(self.layers)} objects, but {len(self.classes)} classes")
         if self.ignore is not None and (self.ignore.shape != size or self.ignore.dtype != bool):
             raise DataError(f"{where}: the ignored region is {self.ignore.shape} {self.ignore.dtype}, not {size} bool")
+        if self.object_weights is not None:
+            self.object_weights = np.asarray(self.object_weights, dtype=np.float32)
+            if self.object_weights.shape != (len(self.classes), 3):
+                found = self.object_weights.shape
+                raise DataError(f"{where}: {len(self.classes)} objects, but weights of the shape {found}")
+        if self.certainty is not None and (self.certainty.shape != size or self.certainty.dtype != np.uint8):
+            found = f"{self.certainty.shape} {self.certainty.dtype}"
+            raise DataError(f"{where}: the certainty of its pixels is {found}, not {size} uint8")
 
     @property
     def height(self) -> int:
@@ -107,3 +127,12 @@ class Sample:
     @property
     def width(self) -> int:
         return self.image.shape[1]
+
+    def with_objects(self, layers: LabelLayers, keep: np.ndarray, **others: Any) -> Sample:
+        """Return a copy with the objects `keep`, (N,) bool, whose masks are `layers`; others: further fields."""
+        weights = None if self.object_weights is None else self.object_weights[keep]
+        return dataclasses.replace(self, layers=layers, classes=self.classes[keep], object_weights=weights, **others)
+
+    def weights_or_ones(self) -> np.ndarray:
+        """Return `object_weights`, of ones where they are None."""
+        return np.ones((len(self.classes), 3), dtype=np.float32) if self.object_weights is None else self.object_weights

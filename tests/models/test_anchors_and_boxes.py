@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detseg.models.rcnn.anchors import AnchorGenerator, make_cell_anchors
-from detseg.models.rcnn.boxes import LARGEST_LOG_SCALE, BoxCoder, clip_boxes, smooth_l1_sum
+from detseg.models.rcnn.boxes import LARGEST_LOG_SCALE, BoxCoder, clip_boxes, smooth_l1
 
 
 def test_cell_anchors_are_not_rounded() -> None:
@@ -83,8 +83,8 @@ def test_giou_known_answers() -> None:
 
 def test_smooth_l1_with_and_without_beta() -> None:
     value, zero = torch.tensor([0.5, -3.0]), torch.zeros(2)
-    assert smooth_l1_sum(value, zero, 0.0).item() == pytest.approx(3.5)
-    assert smooth_l1_sum(value, zero, 1.0).item() == pytest.approx(0.125 + 2.5)
+    assert smooth_l1(value, zero, 0.0).item() == pytest.approx(3.5)
+    assert smooth_l1(value, zero, 1.0).item() == pytest.approx(0.125 + 2.5)
 
 
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou"])

@@ -28,12 +28,17 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Cutout:
-    """One object of a source image. mask: (h, w) bool, its box; y0, x0: where that is there. class_index: 0-based."""
+    """One object of a source image. mask: (h, w) bool, its box; y0, x0: where that is there. class_index: 0-based.
+
+    weights: (3,) float32, see Sample.object_weights. certainty: (h, w) uint8 as there, or None.
+    """
 
     mask: np.ndarray
     y0: int
     x0: int
     class_index: int
+    weights: np.ndarray
+    certainty: np.ndarray | None = None
 
 
 class SourceImage:
@@ -44,6 +49,7 @@ class SourceImage:
         self.height, self.width = sample.height, sample.width
         self.classes = sample.classes
         self.ignore = sample.ignore
+        self._weights, self._certainty = sample.weights_or_ones(), sample.certainty
         self.layers = _layers_of(sample)
         self.boxes = self.layers.boxes().astype(np.int64)
         self._layer_of = self.layers.layer_index()
@@ -56,7 +62,8 @@ class SourceImage:
         """Return one object (0-based), which must have pixels."""
         x0, y0, x1, y1 = self.boxes[index].tolist()
         mask = self.layers.layers[self._layer_of[index], y0:y1, x0:x1] == index + 1
-        return Cutout(mask, y0, x0, int(self.classes[index]))
+        certainty = None if self._certainty is None else self._certainty[y0:y1, x0:x1]
+        return Cutout(mask, y0, x0, int(self.classes[index]), self._weights[index], certainty)
 
 
 class Background:
@@ -109,6 +116,7 @@ class Canvas:
         layers = _layers_of(target)
         self._image = target.image.copy()
         self._labels = layers.layers.copy()
+        self._certainty = target.certainty
         self._background = Background(self._image, ~layers.foreground())
         self._num_before = len(layers)
         self._pasted: list[Cutout] = []
@@ -153,6 +161,7 @@ class Canvas:
             can_be_hidden = labels <= self._num_before if self._kept_overlaps else labels > 0
             labels[can_be_hidden & mask] = 0
         self._background.where[window] &= ~mask
+        self._paste_certainty(cutout, y, x)
         self._pasted.append(cutout)
         self._areas = np.append(self._areas, np.count_nonzero(mask))
         self._hidden = np.append(self._hidden, 0)
@@ -178,14 +187,19 @@ class Canvas:
             dropped = np.append(False, ~keep)[self._labels].any(axis=0)
             ignore = dropped if ignore is None else ignore | dropped
         layers = LabelLayers(self._labels, len(keep))
-        classes = np.append(self._target.classes, [cutout.class_index for cutout in self._pasted])
-        return dataclasses.replace(
+        pasted, weights = self._pasted, self._target.object_weights
+        if weights is not None or any((cutout.weights != 1).any() for cutout in pasted):
+            weights = np.concatenate([self._target.weights_or_ones(), [cutout.weights for cutout in pasted]])
+        together = dataclasses.replace(
             self._target,
             image=self._image,
-            layers=layers if keep.all() else layers.select(keep),
-            classes=classes[keep],
+            layers=layers,
+            classes=np.append(self._target.classes, [cutout.class_index for cutout in pasted]),
             ignore=ignore,
+            object_weights=weights,
+            certainty=self._certainty,
         )
+        return together if keep.all() else together.with_objects(layers.select(keep), keep)
 
     def _visible(self, cutout: Cutout, y: int, x: int) -> tuple[np.ndarray, Window]:
         """Return the part of a mask inside the target, and the target's rows and columns that it covers."""
@@ -206,6 +220,19 @@ class Canvas:
         if self._kept_overlaps:
             counts[self._num_before :] = 0
         return counts
+
+    def _paste_certainty(self, cutout: Cutout, y: int, x: int) -> None:
+        """Its pixels are as sure as they were in their image."""
+        if self._certainty is None and cutout.certainty is None:
+            return
+        mask, window = self._visible(cutout, y, x)
+        if self._certainty is None:
+            self._certainty = np.full(self._image.shape[:2], 255, dtype=np.uint8)
+        elif self._certainty is self._target.certainty:
+            self._certainty = self._certainty.copy()
+        top, left = window[0].start - y, window[1].start - x
+        known = np.full(cutout.mask.shape, 255, dtype=np.uint8) if cutout.certainty is None else cutout.certainty
+        self._certainty[window][mask] = known[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
 
     def _copy_pixels(self, cutout: Cutout, y: int, x: int) -> None:
         """Copy the object's pixels, and with a margin or a soft edge a little of what was around it."""

@@ -267,7 +267,7 @@ def map_sample(sample: Sample, geometry: GeometricMap, *, border: str = "constan
     min_visible: objects of which a smaller share of the area is left (they reach beyond the output) are dropped too,
     and what is left of them is ignored.
     """
-    layers, classes = sample.layers, sample.classes
+    layers, keep = sample.layers, np.ones(len(sample.classes), dtype=bool)
     ignored = [] if sample.ignore is None else [geometry.apply_labels(sample.ignore[None])[0]]
     if layers is not None:
         window = geometry.input_window()
@@ -282,10 +282,14 @@ def map_sample(sample: Sample, geometry: GeometricMap, *, border: str = "constan
             if is_cut.any():
                 ignored.append(np.concatenate([[False], is_cut]).take(mapped.layers).any(axis=0))
                 keep &= ~is_cut
-        layers, classes = mapped.select(keep), classes[keep]
+        layers = mapped.select(keep)
     outside = geometry.outside() if border == "reflect" else None
     if outside is not None:
         ignored.append(outside)
     image = geometry.apply_image(sample.image, border)
     ignore = np.logical_or.reduce(ignored) if ignored else None
-    return dataclasses.replace(sample, image=image, layers=layers, classes=classes, ignore=ignore)
+    certainty = None
+    if sample.certainty is not None:
+        # Beyond the image nothing is known to be unsure.
+        certainty = 255 - geometry.apply_labels(255 - sample.certainty[None])[0]
+    return sample.with_objects(layers, keep, image=image, ignore=ignore, certainty=certainty)

@@ -19,6 +19,7 @@ from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import Detections
 from detseg.models.torchvision_ops import batched_nms
+from detseg.structures.sample import BOX_LOSS, CLASS_LOSS
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,19 @@ class BoxPredictor(nn.Module):
         index = torch.nonzero(classes < self.num_classes).squeeze(1)
         of_class = torch.zeros_like(classes[index]) if self.class_agnostic else classes[index]
         of_boxes = deltas.unflatten(1, (-1, 4))[index, of_class]
-        box_loss = self.coder.summed_loss(of_boxes, boxes[index], objects[index])
+        class_weights = box_weights = None
+        if any(target.is_weighted for target in targets):
+            is_object = [region.classes < self.num_classes for region in regions]
+            parts = [*zip(targets, regions, is_object, strict=True)]
+            class_weights = torch.cat([one.loss_weights(CLASS_LOSS, own.objects, found) for one, own, found in parts])
+            box_weights = torch.cat([one.loss_weights(BOX_LOSS, own.objects) for one, own, _ in parts])[index]
+        box_loss = self.coder.summed_loss(of_boxes, boxes[index], objects[index], box_weights)
+        if class_weights is None:
+            class_loss = F.cross_entropy(scores, classes)
+        else:
+            class_loss = (F.cross_entropy(scores, classes, reduction="none") * class_weights).mean()
         return {
-            "loss_cls": F.cross_entropy(scores, classes),
+            "loss_cls": class_loss,
             "loss_box_reg": box_loss * (self.box_weight / len(classes)),
         }
 

@@ -75,15 +75,21 @@ class BoxCoder:
         )
         return torch.stack(corners, dim=-1).flatten(1)
 
-    def summed_loss(self, deltas: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed loss, in float32, of deltas (n, 4) that should move sources (n, 4) to targets (n, 4)."""
+    def summed_loss(self, deltas: Tensor, sources: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the summed loss, in float32, of deltas (n, 4) that should move sources (n, 4) to targets (n, 4).
+
+        weights: (n,), factors on the losses; None for 1.
+        """
         deltas = deltas.float()
+        reduction = "sum" if weights is None else "none"
         if self.loss in BOX_LOSSES:
             import torchvision.ops  # see torchvision_ops: not before it is known to work
 
             loss = getattr(torchvision.ops, BOX_LOSSES[self.loss])
-            return loss(self.decode(deltas, sources), targets, reduction="sum")
-        return smooth_l1_sum(deltas, self.encode(sources, targets), self.beta)
+            losses = loss(self.decode(deltas, sources), targets, reduction=reduction)
+        else:
+            losses = smooth_l1(deltas, self.encode(sources, targets), self.beta, reduction)
+        return losses if weights is None else (losses.reshape(len(weights), -1) * weights[:, None]).sum()
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -100,8 +106,11 @@ def _centres_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return boxes[:, 0] + 0.5 * width, boxes[:, 1] + 0.5 * height, width, height
 
 
-def smooth_l1_sum(input: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Summed Huber loss, divided by beta; absolute difference for beta = 0, which torch's own loss does not know."""
+def smooth_l1(input: Tensor, target: Tensor, beta: float, reduction: str = "sum") -> Tensor:
+    """Huber loss, divided by beta; absolute difference for beta = 0, which torch's own loss does not know.
+
+    reduction: "sum" or "none".
+    """
     if beta < 1e-5:
-        return (input - target).abs().sum()
-    return F.smooth_l1_loss(input, target, reduction="sum", beta=beta)
+        return F.l1_loss(input, target, reduction=reduction)
+    return F.smooth_l1_loss(input, target, reduction=reduction, beta=beta)

@@ -96,18 +96,19 @@ class MaskHead(nn.Module):
         return logits[torch.arange(len(logits), device=logits.device), classes].float()
 
 
-def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None) -> Tensor:
+def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """Mean binary cross-entropy of logits (M, s, s) against truth (M, s, s) bool.
 
-    counted: (M, s, s) bool, the pixels that the mean is taken over; None for all. Zero, with gradients of zero, where
-    there is nothing to count.
+    counted: (M, s, s) bool, the pixels that the mean is taken over; None for all. weights: (M, s, s), factors on their
+    losses, by which the mean is not divided; None for 1. Zero, with gradients of zero, where there is nothing to count.
     """
     if logits.numel() == 0:
         return logits.sum() * 0
-    if counted is None:
+    if counted is None and weights is None:
         return F.binary_cross_entropy_with_logits(logits, truth.float())
     loss = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
-    return (loss * counted).sum() / counted.sum().clamp(min=1)
+    loss = loss if weights is None else loss * weights
+    return loss.mean() if counted is None else (loss * counted).sum() / counted.sum().clamp(min=1)
 
 
 def foreground_boxes(regions: Sequence[Regions]) -> list[Tensor]:
@@ -121,12 +122,18 @@ def foreground_mask_loss(
     """Return the loss of the masks of `foreground_boxes`, of which `pooled` (M, C, s, s) are the features."""
     logits = mask_head.logits_of(pooled, torch.cat([region.classes[: region.foreground] for region in regions]))
     size = logits.shape[-1]
-    truth, counted = [], []
+    truth, counted, weights = [], [], []
     for boxes, region, target in zip(foreground_boxes(regions), regions, targets, strict=True):
         truth.append(target.masks_in(boxes, region.objects[: region.foreground], size))
         counted.append(target.counted_in(boxes, size))
+        weights.append(target.mask_weights(boxes, region.objects[: region.foreground], size))
     anything_ignored = any(target.ignore is not None for target in targets)
-    return mask_loss(logits, torch.cat(truth), torch.cat(counted) if anything_ignored else None)
+    return mask_loss(
+        logits,
+        torch.cat(truth),
+        torch.cat(counted) if anything_ignored else None,
+        torch.cat(weights) if any(target.is_weighted for target in targets) else None,
+    )
 
 
 def mask_probabilities(

@@ -16,6 +16,7 @@ from detseg.models.rcnn.layers import ConvNorm, init_normal
 from detseg.models.rcnn.matching import Matcher, MatchingOptions, sample_labels
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms
+from detseg.structures.sample import BOX_LOSS, CLASS_LOSS
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,14 @@ class RPN(nn.Module):
             logits = torch.cat((objectness[image, positive], objectness[image, negative]))
             truth = torch.zeros_like(logits)
             truth[: len(positive)] = 1
-            class_losses.append(F.binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
+            class_weights = box_weights = None
+            if target.is_weighted:
+                sampled = matches[torch.cat((positive, negative))]
+                class_weights = target.loss_weights(CLASS_LOSS, sampled, truth > 0)
+                box_weights = target.loss_weights(BOX_LOSS, matches[positive])
+            class_losses.append(F.binary_cross_entropy_with_logits(logits, truth, class_weights, reduction="sum"))
             objects = target.boxes[matches[positive]]
-            box_losses.append(self.coder.summed_loss(deltas[image, positive], anchors[positive], objects))
+            box_losses.append(self.coder.summed_loss(deltas[image, positive], anchors[positive], objects, box_weights))
         weight, box_weight = self.options.loss_weight, self.options.regression.loss_weight
         normalizer = self.options.matching.batch_size * len(targets)
         return {

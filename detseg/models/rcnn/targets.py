@@ -10,7 +10,8 @@ from torch import Tensor
 
 from detseg.errors import DataError
 from detseg.models.rcnn.roi_align import axis_weights, crop_side
-from detseg.structures.sample import Sample
+from detseg.models.torchvision_ops import roi_align
+from detseg.structures.sample import MASK_LOSS, Sample
 
 # A box, or an object, of which more than this is in ignored regions is neither object nor background.
 IGNORED_FRACTION = 0.5
@@ -28,6 +29,7 @@ class Targets:
     boxes: (N, 4). classes: (N,) int64. ids: (N,) int32, and layer_of: (N,) int64: where `layers` (L, H, W) int32 holds
     them. ignored: (N,) bool, objects that are mostly in an ignored region. ignore: (H, W) bool, or None. ignore_sums:
     (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
+    weight, weights (N, 3) float32 or None, certainty (H, W) uint8 or None: factors on the losses, see Sample.
     """
 
     boxes: Tensor
@@ -38,6 +40,9 @@ class Targets:
     ignored: Tensor
     ignore: Tensor | None = None
     ignore_sums: Tensor | None = None
+    weight: float = 1.0
+    weights: Tensor | None = None
+    certainty: Tensor | None = None
 
     @classmethod
     def from_sample(cls, sample: Sample, num_classes: int, device: torch.device) -> Targets:
@@ -56,19 +61,25 @@ class Targets:
         kept = np.flatnonzero(sample.layers.areas() > 0)
         ignored = np.zeros(len(kept), dtype=bool)
         ignore = ignore_sums = None
+
+        def to_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
         if sample.ignore is not None and sample.ignore.any():
             ignored = _ignored_objects(sample)[kept]
-            ignore = torch.from_numpy(np.ascontiguousarray(sample.ignore)).to(device)
-            ignore_sums = torch.from_numpy(_corner_sums(sample.ignore)).to(device)
+            ignore, ignore_sums = to_device(sample.ignore), to_device(_corner_sums(sample.ignore))
         return cls(
-            boxes=torch.from_numpy(sample.layers.boxes()[kept]).to(device),
-            classes=torch.from_numpy(sample.classes[kept]).to(device),
-            ids=torch.from_numpy((kept + 1).astype(np.int32)).to(device),
-            layer_of=torch.from_numpy(sample.layers.layer_index()[kept]).to(device),
-            layers=torch.from_numpy(np.ascontiguousarray(sample.layers.layers)).to(device),
-            ignored=torch.from_numpy(ignored).to(device),
+            boxes=to_device(sample.layers.boxes()[kept]),
+            classes=to_device(sample.classes[kept]),
+            ids=to_device((kept + 1).astype(np.int32)),
+            layer_of=to_device(sample.layers.layer_index()[kept]),
+            layers=to_device(sample.layers.layers),
+            ignored=to_device(ignored),
             ignore=ignore,
             ignore_sums=ignore_sums,
+            weight=sample.weight,
+            weights=None if sample.object_weights is None else to_device(sample.object_weights[kept]),
+            certainty=None if sample.certainty is None else to_device(sample.certainty),
         )
 
     @property
@@ -79,7 +90,24 @@ class Targets:
     def __getitem__(self, index: Tensor) -> Targets:
         """Return some of the objects, by indices or booleans."""
         parts = {name: getattr(self, name)[index] for name in ("boxes", "classes", "ids", "layer_of", "ignored")}
-        return replace(self, **parts)
+        return replace(self, **parts, weights=None if self.weights is None else self.weights[index])
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any of its losses counts less, or more, than that of a plain label."""
+        return self.weight != 1 or self.weights is not None or self.certainty is not None
+
+    def loss_weights(self, column: int, objects: Tensor, is_object: Tensor | None = None) -> Tensor:
+        """Return the factors (M,) float32 on one loss of what is matched to objects (M,) int64.
+
+        column: CLASS_LOSS, BOX_LOSS or MASK_LOSS of Sample.object_weights. is_object: (M,) bool, False for background,
+        which has the weight of the image; None for all.
+        """
+        factors = torch.full((len(objects),), self.weight, dtype=torch.float32, device=self.boxes.device)
+        if self.weights is None or not len(self.weights):
+            return factors
+        of_objects = self.weights[objects, column]
+        return factors * (of_objects if is_object is None else torch.where(is_object, of_objects, 1.0))
 
     def masks_in(self, boxes: Tensor, objects: Tensor, size: int) -> Tensor:
         """Return the masks (M, size, size) bool of objects (M,) int64 within boxes (M, 4)."""
@@ -91,6 +119,15 @@ class Targets:
             return torch.ones((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
         zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return ~sample_masks(self.ignore[None].int(), zeros, zeros.int() + 1, boxes, size)
+
+    def mask_weights(self, boxes: Tensor, objects: Tensor, size: int) -> Tensor:
+        """Return the factors (M, size, size) float32 on the mask loss in the cells of boxes (M, 4) of objects (M,)."""
+        factors = self.loss_weights(MASK_LOSS, objects)[:, None, None].expand(-1, size, size)
+        if self.certainty is None or not len(boxes):
+            return factors
+        regions = torch.cat((torch.zeros_like(boxes[:, :1]), boxes), dim=1)
+        cells = roi_align(self.certainty[None, None] / 255, regions, size, 1.0, 0)
+        return factors * cells[:, 0]
 
     def leave_out_ignored(self, labels: Tensor, matches: Tensor, boxes: Tensor, background: int) -> Tensor:
         """Return labels (n,) with -1 for background in ignored regions and for matches of ignored objects.
