@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -51,6 +52,21 @@ class LoaderOptions(Options):
     workers: int = key("DATALOADER.NUM_WORKERS", at_least=0)
     batch_size: int = key("SOLVER.IMS_PER_BATCH", at_least=1)
     accumulate: int = key("SOLVER.ACCUMULATE", at_least=1)
+
+
+class Stream(Protocol):
+    """What a TrainLoader loads: an endless stream of things, each a function of (seed, position) only."""
+
+    seed: int
+
+    def make(self, position: int) -> Any:
+        """Return what is at a position, as workers send it."""
+
+    def expand(self, made: Any) -> Any:
+        """Return what `make` made as it is trained with."""
+
+    def file_name(self, position: int) -> str:
+        """Return the file name of the image at a position."""
 
 
 class TrainingStream:
@@ -180,9 +196,9 @@ class _Failure:
 
 @dataclass
 class _Batches(Dataset):
-    """Map-style data set of the loader: batch number -> list of samples, not yet expanded, or a _Failure."""
+    """Map-style data set of the loader: batch number -> list of what the stream makes, or a _Failure."""
 
-    stream: TrainingStream
+    stream: Stream
     batch_size: int
     start: int
     total: int
@@ -195,7 +211,7 @@ class _Batches(Dataset):
         first = self.start + batch * self.batch_size
         return self.share.of(range(first, min(first + self.batch_size, self.total)))
 
-    def __getitem__(self, batch: int) -> list[Sample] | _Failure:
+    def __getitem__(self, batch: int) -> list[Any] | _Failure:
         samples = []
         for position in self.positions(batch):
             try:
@@ -210,7 +226,7 @@ class _Batches(Dataset):
 
 
 class TrainLoader:
-    """Iterable over batches, lists of Samples, of positions start_position .. total - 1 of a stream.
+    """Iterable over batches, lists of what the stream makes, of positions start_position .. total - 1 of a stream.
 
     workers: processes that make batches ahead of time; 0 makes them here. context: how they start ("spawn", "fork",
     "forkserver"; None: the system's default). share: the part of each batch that is made here. Nothing here touches the
@@ -222,7 +238,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        stream: TrainingStream,
+        stream: Stream,
         *,
         batch_size: int,
         start_position: int,
@@ -240,7 +256,7 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         loader = DataLoader(
             self._batches,
             batch_size=None,
@@ -286,7 +302,7 @@ class TrainLoader:
             ) from error
 
 
-def _unchanged(batch: list[Sample] | _Failure) -> list[Sample] | _Failure:
+def _unchanged(batch: list[Any] | _Failure) -> list[Any] | _Failure:
     return batch
 
 
@@ -332,15 +348,19 @@ def build_train_loader(
         DataError: images are missing, or the data do not fit the options.
     """
     dataset.check_images_exist()
-    workers = options.workers
-    if workers and multiprocessing.current_process().daemon:
-        logger.info("a daemonic process cannot start workers: samples are made in this process")
-        workers = 0
     return TrainLoader(
         TrainingStream.build(options, dataset, seed),
         batch_size=options.batch_size,
         start_position=start_position,
         total=total,
-        workers=workers,
+        workers=possible_workers(options.workers),
         share=share,
     )
+
+
+def possible_workers(wanted: int) -> int:
+    """Return how many workers this process can start: none where it is one itself."""
+    if wanted and multiprocessing.current_process().daemon:
+        logger.info("a daemonic process cannot start workers: samples are made in this process")
+        return 0
+    return wanted

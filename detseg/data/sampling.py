@@ -13,7 +13,7 @@ from detseg.config.options import Options, Problems, key
 from detseg.errors import DataError
 
 # Names for independent streams of random numbers made from one seed.
-ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM = 1, 2, 3
+ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM, VIEW_STREAM = 1, 2, 3, 4
 
 
 _REPEAT = "RepeatFactorTrainingSampler"

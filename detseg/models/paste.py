@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 
+from detseg.data.augment.geometric import GeometricMap
 from detseg.structures.rle import encode_crops
 
 
@@ -63,6 +65,28 @@ def paste_crops(
         crop = bands[:, cell]
         crop = crop + (bands[:, cell + 1] - crop) * weight
         yield crop, int(columns.first[index]), int(rows.first[index])
+
+
+def paste_through(
+    probabilities: np.ndarray, boxes: np.ndarray, geometry: GeometricMap
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Yield what `paste_crops` does, as it is seen through a map whose input is the image that has the boxes.
+
+    Every pixel of the map's output reads the mask at the very place that it shows: masks are interpolated once, to a
+    32nd of one of their cells, whatever the map is.
+    """
+    size = probabilities.shape[-1]
+    padded = np.pad(probabilities.astype(np.float32, copy=False), ((0, 0), (1, 1), (1, 1)))
+    points = geometry.points()
+    for mask, (x0, y0, x1, y1) in zip(padded, boxes.tolist(), strict=True):
+        rows, columns = geometry.output_window((x0, y0, x1, y1))
+        if x1 <= x0 or y1 <= y0 or rows.start >= rows.stop or columns.start >= columns.stop:
+            yield np.zeros((0, 0), dtype=np.float32), 0, 0
+            continue
+        # The centre of the first cell is at 0.5 of `size` cells along the box; with the border it is cell number 1.
+        x = (points.x[rows, columns] + np.float32(points.left - x0)) * np.float32(size / (x1 - x0)) + np.float32(0.5)
+        y = (points.y[rows, columns] + np.float32(points.top - y0)) * np.float32(size / (y1 - y0)) + np.float32(0.5)
+        yield cv2.remap(mask, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT), columns.start, rows.start
 
 
 class _Axis:

@@ -74,6 +74,14 @@ class LabelLayers:
         return cls._from_runs(runs_of_crops([(mask, 0, 0) for mask in masks], height, width), height, width)
 
     @classmethod
+    def from_crops(cls, crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> LabelLayers:
+        """Make layers from N masks (h, w) bool with the x0 and y0 of their upper left pixels.
+
+        Raises DataError where one reaches out of the image.
+        """
+        return cls._from_runs(runs_of_crops(crops, height, width), height, width)
+
+    @classmethod
     def from_rles(cls, rles: Sequence[Mapping[str, Any]], height: int, width: int) -> LabelLayers:
         """Make layers from N COCO RLEs of an image of height x width pixels; object n gets the id n + 1.
 

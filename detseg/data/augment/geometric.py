@@ -124,6 +124,22 @@ class GeometricMap:
         """The matrix (3, 3) from output to input, without the displacement."""
         return self.matrix if self.before is None else self.before @ self.matrix
 
+    def seen_from(self, other: GeometricMap) -> GeometricMap:
+        """Return the map from this one's output to the output of another map of the same input: between two views.
+
+        other: without a displacement, whose inverse is no such map.
+        """
+        if other.displacement is not None:
+            raise ValueError("a view that is bent cannot be the input of another")
+        self._check((other.input_height, other.input_width))
+        back = np.linalg.inv(other.matrix)
+        # What is a whole number but for the digits lost in the inverse is meant to be it, and then mapped exactly.
+        if self.displacement is None:
+            matrices = {"matrix": _snapped(back @ self.matrix)}
+        else:
+            matrices = {"before": _snapped(back @ self.before)}
+        return dataclasses.replace(self, input_height=other.height, input_width=other.width, **matrices)
+
     @property
     def area_factor(self) -> float:
         """How many input pixels an output pixel covers, without the displacement."""
@@ -201,14 +217,21 @@ class GeometricMap:
     @cached_property
     def _visible(self) -> tuple[slice, slice, Points | None]:
         """Rows and columns of the output outside which nothing of the image is seen, and their points, if any."""
-        x, y = _through(np.linalg.inv(self.whole_matrix), *_corners(self.input_height, self.input_width))
+        rows, columns = self.output_window((0, 0, self.input_width, self.input_height))
+        is_empty = rows.start >= rows.stop or columns.start >= columns.stop
+        return rows, columns, None if is_empty else self.points(rows, columns)
+
+    def output_window(self, box: Box) -> tuple[slice, slice]:
+        """Return rows and columns of the output outside which nothing of a box of the input is seen; may be empty."""
+        left, top, right, bottom = box
+        corners = np.array([left, right, left, right], dtype=np.float64), np.array([top, top, bottom, bottom])
+        x, y = _through(np.linalg.inv(self.whole_matrix), *corners)
         reach = 1 + self._reach(np.linalg.inv(self.matrix))
         rows, columns = (
             slice(min(max(int(places.min() - reach), 0), length), max(min(int(places.max() + reach) + 1, length), 0))
             for places, length in ((y, self.height), (x, self.width))
         )
-        is_empty = rows.start >= rows.stop or columns.start >= columns.stop
-        return rows, columns, None if is_empty else self.points(rows, columns)
+        return rows, columns
 
     def _reach(self, matrix: np.ndarray) -> float:
         """How far the displacement carries at most, in the pixels to which a matrix takes its frame."""
@@ -252,6 +275,11 @@ class GeometricMap:
 
 def _corners(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array([0, width, 0, width], dtype=np.float64), np.array([0, 0, height, height], dtype=np.float64)
+
+
+def _snapped(matrix: np.ndarray) -> np.ndarray:
+    whole = np.rint(matrix)
+    return np.where(np.abs(matrix - whole) < EXACT, whole, matrix)
 
 
 def _through(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

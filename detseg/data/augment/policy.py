@@ -111,10 +111,7 @@ class TrainPolicy(PixelSizeOptions):
 
         box: what the crop shall show. size: (height, width) with pixels of `pixel_size`; None: as they are.
         """
-        if self.scale_sampling == "uniform":
-            zoom = rng.uniform(*self.scales)
-        else:
-            zoom = math.exp(rng.uniform(math.log(self.scales[0]), math.log(self.scales[1])))
+        zoom = self.draw_zoom(rng)
         if self.sampling == "range":
             short = int(rng.integers(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
@@ -131,7 +128,17 @@ class TrainPolicy(PixelSizeOptions):
                 geometry = self.crop.cut(
                     geometry, self.crop.draw_size(geometry.height, geometry.width, 1.0, rng), box, rng
                 )
-        geometry = self.affine.apply(geometry, rng, box_in_output(geometry, box) if box else None)
+        return self.turn_and_bend(geometry, rng, box_in_output(geometry, box) if box else None)
+
+    def draw_zoom(self, rng: np.random.Generator) -> float:
+        """Draw the further zoom."""
+        if self.scale_sampling == "uniform":
+            return rng.uniform(*self.scales)
+        return math.exp(rng.uniform(math.log(self.scales[0]), math.log(self.scales[1])))
+
+    def turn_and_bend(self, geometry: GeometricMap, rng: np.random.Generator, keep: Box | None = None) -> GeometricMap:
+        """Draw what comes after crop and zoom: affine and elastic changes, flips and turns. keep: see RandomAffine."""
+        geometry = self.affine.apply(geometry, rng, keep)
         geometry = self.elastic.apply(geometry, rng)
         if self.flip in ("horizontal", "both") and rng.random() < 0.5:
             geometry = geometry.flip_horizontal()
