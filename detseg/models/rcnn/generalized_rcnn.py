@@ -14,7 +14,7 @@ from detseg.models.image_input import ImageInput
 from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import ConvNorm
 from detseg.models.rcnn.roi_align import Pooler
-from detseg.models.rcnn.rpn import RPN
+from detseg.models.rcnn.rpn import RPN, Proposals
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import Detections, RegionSegmenter
 from detseg.structures.sample import Sample
@@ -79,11 +79,15 @@ class GeneralizedRCNN(RegionSegmenter):
 
     def detect(self, features: tuple[dict[str, Tensor], list[tuple[int, int]]]) -> list[Detections]:
         """See RegionSegmenter.detect."""
+        return self.roi_heads.detect(features[0], self.propose(features), features[1])
+
+    def propose(self, features: tuple[dict[str, Tensor], list[tuple[int, int]]]) -> list[Proposals]:
+        """Return the proposals of every image, of the features that `extract` gave."""
         maps, sizes = features
         check_finite("feature maps (backbone)", *maps.values())
         output = self.proposal_generator(maps)
         check_finite("proposals (proposal_generator)", *output.objectness, *output.deltas)
-        return self.roi_heads.detect(maps, self.proposal_generator.propose(output, sizes), sizes)
+        return self.proposal_generator.propose(output, sizes)
 
     def mask_probabilities(
         self,

@@ -133,9 +133,30 @@ class ROIHeads(nn.Module):
     ) -> list[Detections]:
         """Return the detections of every image; sizes: (height, width) without padding."""
         boxes = [image_proposals.boxes for image_proposals in proposals]
+        predictor, *predicted = self._predict(features, boxes, sizes)
+        return predictor.detect_all(*predicted, sizes)
+
+    def move(
+        self,
+        features: dict[str, Tensor],
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Return where the heads move given boxes (N, 4) of classes (N,) of every image, not cut off at its border."""
+        predictor, _, deltas, boxes = self._predict(features, boxes, sizes)
+        moved = predictor.coder.decode(deltas, torch.cat(boxes)).unflatten(1, (-1, 4))
+        rows, of_class = torch.arange(len(moved), device=moved.device), torch.cat(list(classes))
+        moved = moved[rows, torch.zeros_like(of_class) if predictor.class_agnostic else of_class]
+        return list(moved.split([len(image_boxes) for image_boxes in boxes]))
+
+    def _predict(
+        self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[BoxPredictor, Tensor, Tensor, Sequence[Tensor]]:
+        """Return the last predictor, its probabilities (M, K + 1) and deltas, and the boxes that these move."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
         scores, deltas = by_portions(partial(self._score, maps), boxes, self.boxes_at_once)
-        return self.box_predictor.detect_all(scores.softmax(dim=1), deltas, boxes, sizes)
+        return self.box_predictor, scores.softmax(dim=1), deltas, boxes
 
     def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
         """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
@@ -183,19 +204,18 @@ class CascadeROIHeads(ROIHeads):
             raise ValueError("the boxes of a cascade are class-agnostic: there is one box to pass on")
         self.matchers = tuple(matchers)
 
-    def detect(
-        self, features: dict[str, Tensor], proposals: Sequence[Proposals], sizes: Sequence[tuple[int, int]]
-    ) -> list[Detections]:
-        """See ROIHeads. A detection has the mean of all stages' probabilities and the box of the last stage."""
+    def _predict(
+        self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[BoxPredictor, Tensor, Tensor, Sequence[Tensor]]:
+        """See ROIHeads. The probabilities are the mean of all stages', the boxes those that enter the last stage."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
-        boxes = [image_proposals.boxes for image_proposals in proposals]
         total: Tensor | float = 0.0
         for stage in range(len(self.box_predictor)):
             scores, deltas = by_portions(partial(self._run, stage, maps), boxes, self.boxes_at_once)
             total = total + scores.softmax(dim=1)
             if stage < len(self.matchers):
                 boxes = self._move(stage, deltas, boxes, sizes)
-        return self.box_predictor[-1].detect_all(total * (1.0 / len(self.box_predictor)), deltas, boxes, sizes)
+        return self.box_predictor[-1], total * (1.0 / len(self.box_predictor)), deltas, boxes
 
     def _box_losses(
         self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[Targets]
