@@ -13,6 +13,7 @@ from torch import nn
 from detseg.models.rcnn import fused
 from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import ConvNorm
+from detseg.models.rcnn.mask_head import MaskHead
 
 pytestmark = pytest.mark.skipif(not fused._formats(), reason="this build of torch has no fused operators")
 
@@ -88,3 +89,24 @@ def test_gradients_take_the_plain_layers() -> None:
     layer(torch.randn(1, 8, 6, 6)).sum().backward()
     assert layer.weight.grad is not None
     assert layer(torch.zeros(0, 8, 6, 6)).shape == (0, 8, 6, 6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_cells_of_masks_stay_in_their_places(class_agnostic: bool, dtype: torch.dtype) -> None:
+    if dtype not in fused._formats():
+        pytest.skip("this processor has no bfloat16")
+    torch.manual_seed(0)
+    head = MaskHead(
+        in_channels=8, num_classes=3, conv_channels=[6], deconv_channels=6, class_agnostic=class_agnostic
+    ).eval()
+    torch.nn.init.normal_(head.predictor.weight)
+    torch.nn.init.normal_(head.deconv.bias)
+    # Neither square nor of equal rows, so that a transposed or shifted mask is another one.
+    for shape in ((5, 8, 4, 7), (1, 8, 3, 3)):
+        plain, answer = both(head, torch.randn(shape), dtype)
+        assert answer.shape == plain.shape
+        torch.testing.assert_close(answer, plain, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    with torch.no_grad():
+        head.deconv.weight.mul_(2)  # weights that were laid out before are no longer used
+    torch.testing.assert_close(*both(head, torch.randn(2, 8, 3, 3), torch.float32), atol=1e-5, rtol=1e-5)

@@ -13,6 +13,7 @@ from detseg.models.depthwise import DepthwiseConv2d
 from detseg.models.image_input import ImageInput
 from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import ConvNorm
+from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.roi_align import Pooler
 from detseg.models.rcnn.rpn import RPN, Proposals
 from detseg.models.rcnn.targets import Targets
@@ -51,7 +52,7 @@ class GeneralizedRCNN(RegionSegmenter):
         """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling sums up weighted pixels, and
         depthwise convolutions get their own backward pass."""
         for module in self.modules():
-            if isinstance(module, (ConvNorm, DepthwiseConv2d, Linear, Pooler)):
+            if isinstance(module, (ConvNorm, DepthwiseConv2d, Linear, MaskHead, Pooler)):
                 module.fast = True
         return super().prefer_speed()
 

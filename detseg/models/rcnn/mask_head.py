@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
+from detseg.models.rcnn.fused import Cached, fused_dtype
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
 from detseg.models.rcnn.regions import Regions, in_portions
 from detseg.models.rcnn.roi_align import PoolerOptions
@@ -56,6 +57,7 @@ class MaskHead(nn.Module):
     """Detectron2's MaskRCNNConvUpsampleHead: 3 x 3 convolutions, a 2 x 2 deconvolution, then the masks.
 
     class_agnostic: one mask for all classes instead of one for each.
+    fast: whether oneDNN computes the deconvolution in prediction as a matrix product, with other rounding.
     """
 
     def __init__(
@@ -81,12 +83,30 @@ class MaskHead(nn.Module):
         self.predictor = ConvNorm(deconv_channels, 1 if class_agnostic else num_classes, 1)
         init_msra(self.deconv)
         init_normal(self.predictor, std=0.001)
+        self.fast = False
+        self._cell_weights = Cached()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (M, 1 or K, 2 * size, 2 * size) for pooled regions (M, C, size, size)."""
         for name in self.conv_names:
             x = getattr(self, name)(x)
-        return self.predictor(F.relu_(self.deconv(x)))
+        dtype = fused_dtype(x) if self.fast else None
+        return self.predictor(F.relu_(self.deconv(x))) if dtype is None else self._predict_cells(x, dtype)
+
+    def _predict_cells(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`deconv` and `predictor`: every pixel becomes 2 x 2 cells by itself, a product of its channels, and the 1 x 1
+        predictor takes cells in any order, so that only the logits are brought into that of the mask."""
+        channels, (height, width) = self.deconv.out_channels, x.shape[2:]
+        weight, bias = self.deconv.weight, self.deconv.bias
+        rows = self._cell_weights(
+            lambda: (weight.detach().permute(2, 3, 1, 0).flatten(0, 2).to(dtype), bias.detach().repeat(4).to(dtype)),
+            [weight, bias],
+            dtype,
+        )
+        pixels = x.to(dtype).permute(0, 2, 3, 1).flatten(0, 2)
+        cells = torch.ops.mkldnn._linear_pointwise(pixels, *rows, "relu", [], "")
+        logits = self.predictor(cells.view(-1, height, width * 4, channels).permute(0, 3, 1, 2))
+        return logits.unflatten(3, (width, 2, 2)).transpose(3, 4).reshape(*logits.shape[:2], height * 2, width * 2)
 
     def logits_of(self, x: Tensor, classes: Tensor) -> Tensor:
         """Return the logits (M, 2 * size, 2 * size), float32, of the masks of the given classes (M,)."""

@@ -83,11 +83,11 @@ class ROIHeads(nn.Module):
     """Detectron2's StandardROIHeads: one box head and, unless it is None, one mask head, each with its own pooling.
 
     boxes_at_once, masks_at_once: regions that are predicted together. The layers of the heads hold some hundred
-    thousand numbers for each region, and an image may have thousands.
+    thousand numbers for each region, and an image may have thousands; few at once stay in a processor's cache.
     """
 
     boxes_at_once = 1024
-    masks_at_once = 512
+    masks_at_once = 128
     box_head_name = "box_head"  # in Detectron2's state_dict
 
     def __init__(
