@@ -85,7 +85,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         (detector, "network_inputs", "prepare"),
         (region_segmenter.CachedFeatures, "__init__", "network"),
         (region_segmenter.CachedFeatures, "predict", "network"),
-        (region_segmenter.CachedFeatures, "mask_probabilities", "network"),
+        (region_segmenter.CachedFeatures, "region_masks", "network"),
         (region_segmenter, "paste_masks", "paste"),
         (paste, "encode_crops", "encode"),
         (symmetries.Symmetry, "predictions", "turn"),

@@ -12,10 +12,11 @@ written and read as a stream (and compressed, where its name ends in .gz):
     ]}
 
 with one line an image that has predictions, in the order of `images`, which keep the plain fields that their COCO file
-gives them (group, fold, sample, ...). `info` says what made the file. Boxes are XYWH in
-pixels; segmentations are compressed RLEs, left out where there are only boxes; a soft mask is stored as `"soft_mask":
-{"size": [h, w], "zlib": base64 text}`. Class k is the k-th of `categories`, whatever their ids are. Numbers are read
-back unchanged.
+gives them (group, fold, sample, ...). `info` says what made the file. Boxes are XYWH in pixels; segmentations are
+compressed RLEs, left out where there are only boxes; a soft mask is stored as `"soft_mask": {"size": [h, w], "zlib":
+base64 text}`. Where the model judged the mask, `"quality": 0.85` stands beside the score, of which it is a factor:
+score = class score x quality (`Predictions.quality`). Class k is the k-th of `categories`, whatever their ids are.
+Numbers are read back unchanged.
 
 Other layouts are read as well: any JSON of this structure, and COCO's plain list of results.
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,6 +122,7 @@ class PredictionsWriter:
         boxes[:, 2:] -= boxes[:, :2]
         # The shortest decimal that is this float32, instead of the many digits of its float64 value.
         scores = predictions.scores.astype(str).astype(np.float64).tolist()
+        quality = predictions.quality.astype(str).astype(np.float64).tolist()
         areas = rle_codec.area(predictions.rles).tolist() if predictions.rles is not None else None
         for index, (box, score) in enumerate(zip(boxes.tolist(), scores, strict=True)):
             result: dict[str, Any] = {
@@ -129,6 +132,8 @@ class PredictionsWriter:
                 "bbox": box,
                 "score": score,
             }
+            if not math.isnan(quality[index]):
+                result["quality"] = quality[index]
             if predictions.rles is not None:
                 result["segmentation"] = json_rle(predictions.rles[index])
                 result["area"] = areas[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,12 +173,13 @@ class ResultParser:
 
     def parse(self, image: ImageEntry, results: Sequence[Any]) -> Predictions:
         """Return the checked results of one image. Raises DataError naming the file, the image and the annotation."""
-        boxes, scores, classes, rles, soft_masks = [], [], [], [], []
+        boxes, scores, qualities, classes, rles, soft_masks = [], [], [], [], [], []
         for index, result in enumerate(results):
             try:
                 if not isinstance(result, dict):
                     raise DataError(f"is {type(result).__name__}, expected an object")
                 scores.append(_score(result))
+                qualities.append(_quality(result))
                 classes.append(self._class(result))
                 boxes.append(_box(result))
                 rles.append(_rle(result, image))
@@ -208,6 +210,7 @@ class ResultParser:
             provenance=dict(image.provenance),
             pixel_size=image.pixel_size,
             metadata=image.metadata,
+            quality=np.array(qualities, dtype=np.float32),
         )
         if has_soft_masks:
             made.soft_masks = []
@@ -264,6 +267,16 @@ def _score(result: Mapping[str, Any]) -> float:
             + ("; is this a ground truth file instead of predictions?" if score is None else "")
         )
     return float(score)
+
+
+def _quality(result: Mapping[str, Any]) -> float:
+    """Return the quality of the mask, NaN where the result has none."""
+    quality = result.get("quality")
+    if quality is None:
+        return math.nan
+    if not _is_number(quality, 2) or not 0 <= quality <= 1:
+        raise DataError(f"the quality is {str(quality)[:40]!r}, expected the mask's expected IoU, a number from 0 to 1")
+    return float(quality)
 
 
 def _box(result: Mapping[str, Any]) -> list[float] | None:

@@ -63,6 +63,23 @@ OWN_KEYS: dict[str, Key] = {
         "`own`: its normalisations as they are, which train; `FrozenBN`: its BatchNorms keep the statistics, weights "
         "and biases of MODEL.WEIGHTS.",
     ),
+    "MODEL.ROI_MASK_HEAD.QUALITY.ENABLED": Key(
+        False,
+        "Learn, beside every mask, how well it covers its object (IoU; Mask Scoring R-CNN). Predictions get this "
+        "`quality`, and their scores are class score x quality; docs/inference.md. False is Detectron2's model.",
+    ),
+    "MODEL.ROI_MASK_HEAD.QUALITY.NUM_CONV": Key(
+        4, "3 x 3 convolutions of the quality head, the last of stride 2; their NORM is that of the mask head."
+    ),
+    "MODEL.ROI_MASK_HEAD.QUALITY.CONV_DIM": Key(256, "Channels of these convolutions."),
+    "MODEL.ROI_MASK_HEAD.QUALITY.NUM_FC": Key(2, "Fully connected layers after them."),
+    "MODEL.ROI_MASK_HEAD.QUALITY.FC_DIM": Key(1024, "Channels of these layers."),
+    "MODEL.ROI_MASK_HEAD.QUALITY.CLS_AGNOSTIC": Key(False, "One quality for all classes instead of one for each."),
+    "MODEL.ROI_MASK_HEAD.QUALITY.LOSS_WEIGHT": Key(1.0, "Weight of the loss (mean squared error of the IoU)."),
+    "MODEL.ROI_MASK_HEAD.QUALITY.RESCORE": Key(
+        True,
+        "False: predictions get no quality, and their scores are those of the classes, as if nothing judged the masks.",
+    ),
     "MODEL.RESNETS.RADIX": Key(
         1,
         "Maps that each 3 x 3 convolution gives, between which attention chooses: 2 makes a ResNeSt, as in LIVECell's "

@@ -22,7 +22,7 @@ from detseg.detectron2.ignore import honour_ignored_regions
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter, check_finite, check_image
 from detseg.models.rcnn.targets import Targets, sample_masks
-from detseg.models.region_segmenter import Detections, RegionSegmenter
+from detseg.models.region_segmenter import Detections, RegionMasks, RegionSegmenter
 from detseg.models.table import num_classes
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_mask
@@ -288,12 +288,14 @@ class Detectron2RegionSegmenter(RegionSegmenter, Detectron2Segmenter):
             for one in found
         ]
 
-    def mask_probabilities(
+    def region_masks(
         self, features: tuple[ImageList, dict[str, Tensor]], boxes: list[Tensor], classes: list[Tensor]
-    ) -> list[Tensor]:
-        """See RegionSegmenter.mask_probabilities."""
+    ) -> list[RegionMasks]:
+        """See RegionSegmenter.region_masks."""
         batch, maps = features
         given = []
         for image_boxes, image_classes, size in zip(boxes, classes, batch.image_sizes, strict=True):
             given.append(Instances(size, pred_boxes=Boxes(image_boxes), pred_classes=image_classes))
-        return [one.pred_masks[:, 0] for one in self.network.roi_heads.forward_with_given_boxes(maps, given)]
+        return [
+            RegionMasks(one.pred_masks[:, 0]) for one in self.network.roi_heads.forward_with_given_boxes(maps, given)
+        ]

@@ -21,16 +21,17 @@ from detseg.structures.runs import Runs
 class Detections:
     """N detections by descending score x weight of their member, equal ones by box: the members' order does not matter.
 
-    boxes: (N, 4) float64 XYXY inside the image. scores: (N,) float64, as the members gave them. weights: (N,) float64,
-    of their members. classes, members: (N,) int64. rles, soft_masks: None for a detection that has none. given_boxes:
-    (N, 4) float64, as the members gave them; soft masks belong to these. runs: pixels of the N masks, within
-    columns; a detection without mask has none.
+    boxes: (N, 4) float64 XYXY inside the image. scores: (N,) float64, as the members gave them. quality: (N,) float64,
+    of the masks, NaN where it is not known. weights: (N,) float64, of their members. classes, members: (N,) int64.
+    rles, soft_masks: None for a detection that has none. given_boxes: (N, 4) float64, as the members gave them; soft
+    masks belong to these. runs: pixels of the N masks, within columns; a detection without mask has none.
     """
 
     height: int
     width: int
     boxes: np.ndarray
     scores: np.ndarray
+    quality: np.ndarray
     weights: np.ndarray
     classes: np.ndarray
     members: np.ndarray
@@ -69,6 +70,7 @@ class Detections:
             width=width,
             boxes=inside[order],
             scores=scores[order],
+            quality=np.concatenate([member.quality for member in members])[order].astype(np.float64),
             weights=weight[order],
             classes=classes[order],
             members=np.repeat(np.arange(len(members)), lengths)[order],
@@ -85,7 +87,7 @@ class Detections:
 
     def select(self, keep: np.ndarray) -> Detections:
         """Return the detections of `keep`, ascending indices (M,) int64."""
-        arrays = ("boxes", "scores", "weights", "classes", "members", "given_boxes")
+        arrays = ("boxes", "scores", "quality", "weights", "classes", "members", "given_boxes")
         return dataclasses.replace(
             self,
             **{name: getattr(self, name)[keep] for name in arrays},
@@ -190,6 +192,20 @@ class Clusters:
         if agreement:
             scores = scores * (of_members / total) ** agreement
         return np.clip(scores, 0.0, 1.0)
+
+    def quality(self, masks: str) -> np.ndarray:
+        """Return the quality (K,) float64 of the masks that `FusionOptions.masks` makes; NaN where none is known.
+
+        "best": that of the best detection; else the mean of those that are known, weighted as the masks are.
+        """
+        quality = self.detections.quality
+        if masks == "best":
+            return quality[self.leaders]
+        weights = self.detections.weighted_scores if masks == "mean" else self.detections.weights
+        weights = np.where(np.isfinite(quality), np.maximum(weights, np.finfo(np.float64).tiny), 0.0)
+        sums = np.bincount(self.number, np.nan_to_num(quality) * weights, len(self))
+        totals = np.bincount(self.number, weights, len(self))
+        return np.divide(sums, totals, out=np.full(len(self), np.nan), where=totals > 0)
 
     def classes(self, rule: str) -> np.ndarray:
         """Return the classes (K,) int64: of the "best" detection, or by "vote" of weighted scores."""

@@ -44,7 +44,7 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
         fused = fuse_boxes(members, options, np.array(chosen))
     else:
         fused = _fuse(members, options, np.array(chosen))
-    fused = fused.select(np.argsort(-fused.scores, kind="stable"))
+    fused = fused.best_first()
     if options.image_class != "keep" and len(fused):
         of_all = image_class(fused, options.image_class_by)
         if options.image_class == "drop":
@@ -85,7 +85,8 @@ def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.nd
     boxes = clusters.mean_boxes() if options.method == "wbf" else detections.boxes[clusters.leaders]
     first = members[0]
     classes = clusters.classes(options.cluster_class)
-    fused = Predictions(first.image_id, first.file_name, first.height, first.width, boxes, scores, classes)
+    place = first.image_id, first.file_name, first.height, first.width
+    fused = Predictions(*place, boxes, scores, classes, quality=clusters.quality(options.masks))
     # There are masks where any detection has one; without any detection, where any member could have one.
     if all(member.rles is None for member in [member for member in members if len(member)] or members):
         return fused.select(keep)

@@ -261,7 +261,8 @@ class FusionOptions(Settings):
     min_members: objects found by fewer members than this are dropped.
     masks: of a fused object. "best": of its best detection. "vote": the pixels in masks of more than `mask_threshold`
         of its detections, by weight of the members; half is enough at 0.5. "mean": the mean of the soft masks, by
-        weight x score, is at least `mask_threshold`; hard masks count where there are no soft ones.
+        weight x score, is at least `mask_threshold`; hard masks count where there are no soft ones. The quality of the
+        fused object is that of its best detection too, or the mean with the weights of the masks.
     without_mask: what becomes of an object that only members without masks have found, where others have masks:
         "drop", or "rectangle", its box as mask.
     cluster_class: of a fused object when classes are compared across: of its "best" detection, or by "vote" (sum of

@@ -41,7 +41,7 @@ def apply_in_blocks(
                 inside = (middle >= [x, y]) & (middle < [x + block, y + block])
                 parts.append(done.select(inside.all(axis=1)))
     together = joined(parts)
-    return together.select(np.argsort(-together.scores, kind="stable"))
+    return together.best_first()
 
 
 def _apply_in_window(postprocess: Postprocess, predictions: Predictions) -> Predictions:
@@ -77,4 +77,5 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         classes=np.concatenate([part.classes for part in parts]),
         rles=[rle for part in parts for rle in part.rles] if has_masks else None,
         soft_masks=[mask for part in parts for mask in part.soft_masks] if has_soft else None,
+        quality=np.concatenate([part.quality for part in parts]),
     )

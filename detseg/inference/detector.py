@@ -182,24 +182,25 @@ class Detector:
         for batch in batches:  # the features of the others are computed twice
             left -= batch.pixels
             batch.keep = left >= 0
-        if boxes is None:
+        merged = boxes
+        if merged is None:
             found: list[Predictions] = []
             weights: list[float] = []
             for batch in batches:
                 if batch.model.gives_boxes:
                     found += batch.boxes()
                     weights += [batch.model.weight] * len(batch.views)
-            boxes = self._best(fuse(found, self.settings.fusion, weights))
-            boxes = boxes if keep is None else boxes.select(keep(boxes.scores, boxes.classes))
-        clipped = clip_boxes(boxes.boxes, *prepared.size)
-        boxes = dataclasses.replace(boxes, boxes=clipped, rles=None, soft_masks=None)
-        mean = MeanMasks(boxes)
-        if len(boxes):
+            merged = self._best(fuse(found, self.settings.fusion, weights))
+            merged = merged if keep is None else merged.select(keep(merged.scores, merged.classes))
+        merged = dataclasses.replace(merged, boxes=clip_boxes(merged.boxes, *prepared.size)).without_masks()
+        mean = MeanMasks(merged)
+        if len(merged):
             for batch in batches:
                 if batch.model.gives_masks:
                     batch.add_masks(mean)
-        rles, soft = mean.result(self.settings.fusion.values("mask_threshold", boxes.classes))
-        return dataclasses.replace(boxes, rles=rles, soft_masks=soft if soft_masks else None)
+        result = mean.result(self.settings.fusion.values("mask_threshold", merged.classes))
+        result = result if soft_masks else dataclasses.replace(result, soft_masks=None)
+        return result if boxes is not None else result.best_first()
 
     def _best(self, predictions: Predictions) -> Predictions:
         """The best scores, as many as an image may have; fused predictions come by descending score."""
@@ -272,7 +273,7 @@ class ViewBatch:
     def boxes(self) -> list[Predictions]:
         """Boxes that every view finds, in the pixels of the image."""
         if not self.model.segmenter.takes_boxes:
-            return [dataclasses.replace(one, rles=None) for one in self.detect(soft_masks=False)]
+            return [one.without_masks() for one in self.detect(soft_masks=False)]
         with self.model.autocast():
             found = self._features().predict(masks=False)
         return self._mapped_back(found)
@@ -284,10 +285,10 @@ class ViewBatch:
             boxes = dataclasses.replace(boxes, classes=np.argsort(self.model.places)[boxes.classes])
         mapped = [view.symmetry.predictions(boxes) for view in self.views]
         with self.model.autocast():
-            masks = self._features().mask_probabilities(mapped)
-        for view, probabilities in zip(self.views, masks, strict=True):
+            masks = self._features().region_masks(mapped)
+        for view, (probabilities, quality) in zip(self.views, masks, strict=True):
             cells_first = probabilities.transpose(1, 2, 0)
-            mean.add(view.symmetry.inverse.array(cells_first).transpose(2, 0, 1), self.model.weight)
+            mean.add(view.symmetry.inverse.array(cells_first).transpose(2, 0, 1), quality, self.model.weight)
         self._cached = None  # nothing is asked of these features any more
 
     def _output_sizes(self) -> list[tuple[int, int]]:
@@ -305,23 +306,29 @@ class ViewBatch:
 
 
 class MeanMasks:
-    """The weighted mean of mask probabilities over views, pasted once: pasting is linear. boxes: cut off at the border
-    of their image.
+    """The weighted mean of mask probabilities over views, pasted once: pasting is linear; and that of the masks'
+    qualities, over the models that tell any. boxes: cut off at the border of their image.
     """
 
     def __init__(self, boxes: Predictions) -> None:
         self.boxes = boxes
-        self.weight = 0.0
+        self.weight = self.quality_weight = 0.0
+        self.quality_sum = np.zeros(len(boxes), dtype=np.float32)
         self.sums: dict[int, np.ndarray] = {}  # by the number of cells along a side, of which models may have different
 
-    def add(self, probabilities: np.ndarray, weight: float) -> None:
-        """Add masks (N, s, s) float32 within the boxes."""
+    def add(self, probabilities: np.ndarray, quality: np.ndarray | None, weight: float) -> None:
+        """Add masks (N, s, s) float32 within the boxes, and their qualities (N,) float32."""
+        if quality is not None:
+            self.quality_weight += weight
+            self.quality_sum += quality * np.float32(weight)
         self.weight += weight
         size = probabilities.shape[-1]
         self.sums[size] = self.sums.get(size, 0) + probabilities * np.float32(weight)
 
-    def result(self, thresholds: np.ndarray) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-        """Return RLEs of the pixels with at least `thresholds` (N,) mean probability, and the means as crops uint8."""
+    def result(self, thresholds: np.ndarray) -> Predictions:
+        """Return the boxes, in their order, with masks of the pixels with at least `thresholds` (N,) mean probability,
+        and with soft masks and qualities.
+        """
         boxes, height, width = self.boxes.boxes, self.boxes.height, self.boxes.width
         pasted = [paste_crops(sums / np.float32(self.weight), boxes, height, width) for sums in self.sums.values()]
         crops, soft = [], []
@@ -330,4 +337,7 @@ class MeanMasks:
             probability = sum((crop for crop, _, _ in others), start=probability)
             crops.append((probability >= threshold, x0, y0))
             soft.append(quantise(probability))
-        return encode_crops(crops, height, width), soft
+        result = dataclasses.replace(self.boxes, rles=encode_crops(crops, height, width), soft_masks=soft)
+        return (
+            result.with_quality(self.quality_sum / np.float32(self.quality_weight)) if self.quality_weight else result
+        )

@@ -110,7 +110,10 @@ class YoloBoxes:
 
 
 class FileBoxes:
-    """Boxes of a Predictions file or COCO results, whose images are found as in scoring and fusing (`ImageIndex`)."""
+    """Boxes of a Predictions file or COCO results, whose images are found as in scoring and fusing (`ImageIndex`).
+
+    Qualities of the file's masks are no part of the boxes' scores: the boxes get other masks.
+    """
 
     def __init__(self, path: Path, images: ImageList, classes: Sequence[str]) -> None:
         self.path = path
@@ -129,7 +132,7 @@ class FileBoxes:
         boxes = []
         for image in file:
             size = image.height, image.width
-            of_image = image.boxes, image.scores, class_of[image.classes]
+            of_image = image.boxes, image.class_scores, class_of[image.classes]
             boxes.append(Predictions(image.image_id, image.file_name, *size, *of_image))
         self._boxes = ImageIndex(boxes, str(path))
         # Whatever the sizes: one that differs is no reason to leave out other images.

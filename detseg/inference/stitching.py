@@ -71,13 +71,14 @@ def stitch(grid: TileGrid, store: TileStore, *, rim: float = 1.0) -> Predictions
 class TileObjects:
     """The objects that a tile shows, in pixels of the whole image; masks as runs, of objects without masks their boxes.
 
-    boxes (n, 4) float32 XYXY, scores, classes as in Predictions.
+    boxes (n, 4) float32 XYXY, scores, classes, quality as in Predictions.
     """
 
     tile: Tile
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+    quality: np.ndarray
     masks: Runs
 
     @classmethod
@@ -91,15 +92,15 @@ class TileObjects:
             masks = rle_codec.read_runs(found.rles)
         boxes = found.boxes + np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
         masks = masks.moved(tile.x0, tile.y0, grid.height, grid.width)
-        return cls(tile, boxes, found.scores, found.classes, masks)
+        return cls(tile, boxes, found.scores, found.classes, found.quality, masks)
 
 
 class Seams:
     """What is known of the objects of all tiles without their masks, and which of them share pixels.
 
-    tile, classes: (N,) int64. boxes: (N, 4) float32 of the image. scores: (N,). depth: (N,), see TileGrid.depth.
-    is_cut: (N,) bool: the tile's side cuts it. rank: (N,) int64, larger for the deeper, then the better score, then the
-    earlier tile. deeper_tile: (N,) int64, another tile in which it is whole and deeper; -1 for none.
+    tile, classes: (N,) int64. boxes: (N, 4) float32 of the image. scores, quality: (N,). depth: (N,), see
+    TileGrid.depth. is_cut: (N,) bool: the tile's side cuts it. rank: (N,) int64, larger for the deeper, then the better
+    score, then the earlier tile. deeper_tile: (N,) int64, another tile in which it is whole and deeper; -1 for none.
     first, second: (P,) int64. agreement, inside, cover: (P,) intersection over union, and how much of the smaller is in
     the larger, in the area that both tiles show; how much of all of the smaller.
     """
@@ -114,11 +115,11 @@ class Seams:
             depth = np.minimum(*(grid.depth(tile, boxes) for boxes in both))
             deeper = deeper_tiles(grid, tile, own.boxes, depth)
             number = np.full(len(depth), tile.index)
-            parts.append((number, own.boxes, own.scores, own.classes, depth, deeper))
+            parts.append((number, own.boxes, own.scores, own.classes, own.quality, depth, deeper))
             for other in grid.later_neighbours(tile):
                 pairs.append((tile.index, other.index, *_compare(own, load(other.index))))
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        self.tile, self.boxes, self.scores, self.classes, self.depth, self.deeper_tile = columns
+        self.tile, self.boxes, self.scores, self.classes, self.quality, self.depth, self.deeper_tile = columns
         self.is_cut = self.depth < rim
         self.rank = _dense_rank(self.depth, self.scores, -self.tile)
         begins = np.searchsorted(self.tile, np.arange(len(grid)))
@@ -320,6 +321,7 @@ def _assemble(grid: TileGrid, store: TileStore, seams: Seams, groups: list[list[
         classes[order],
         None if masks is None else [masks[index] for index in order],
         None if soft is None else [soft[index] for index in order],
+        quality=seams.quality[best][order],
     )
 
 

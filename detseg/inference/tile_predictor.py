@@ -200,7 +200,7 @@ class TilePredictor:
         order: list[np.ndarray] = []
         for tile, chosen in _tiles_of_boxes(self.grid(source), boxes.boxes.astype(np.float64)):
             shift = np.float32([tile.x0, tile.y0, tile.x0, tile.y0])
-            given = boxes.select(chosen)
+            given = boxes.select(chosen).without_masks()
             given = Predictions(0, "", *tile.size, given.boxes - shift, given.scores, given.classes)
             (found,) = self.detector.predict(
                 [self._prepare(source, tile, parent)], soft_masks=soft_masks, boxes=[given]

@@ -251,6 +251,7 @@ def _to_arrays(predictions: Predictions) -> dict[str, np.ndarray]:
         "boxes": predictions.boxes,
         "scores": predictions.scores,
         "classes": predictions.classes,
+        "quality": predictions.quality,
     }
     if predictions.rles is not None:
         counts = [rle["counts"] for rle in predictions.rles]
@@ -277,4 +278,5 @@ def _from_arrays(stored: Mapping[str, np.ndarray]) -> Predictions:
         sizes = stored["soft_sizes"]
         parts = np.split(stored["soft"], np.cumsum(sizes.prod(axis=1))[:-1]) if len(sizes) else []
         soft = [part.reshape(*size) for part, size in zip(parts, sizes.tolist(), strict=True)]
-    return Predictions(0, "", height, width, stored["boxes"], stored["scores"], stored["classes"], rles, soft)
+    columns = (stored[name] for name in ("boxes", "scores", "classes"))
+    return Predictions(0, "", height, width, *columns, rles, soft, quality=stored["quality"])

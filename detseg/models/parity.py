@@ -178,7 +178,7 @@ def compute(case: Case, device: torch.device) -> dict[str, np.ndarray]:
     for index, (proposal, mask) in enumerate(zip(proposals, masks, strict=True)):
         results[f"out{index}/proposal_boxes"] = _numpy(proposal.boxes)
         results[f"out{index}/objectness"] = _numpy(proposal.objectness)
-        results[f"out{index}/mask_probs"] = _numpy(mask).astype(np.float16)
+        results[f"out{index}/mask_probs"] = _numpy(mask.probabilities).astype(np.float16)
 
     for index, predictions in enumerate(model.predict(images, case.output_sizes())):
         full = [decode(rle) for rle in predictions.rles]

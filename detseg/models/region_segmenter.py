@@ -19,6 +19,7 @@ from torch import Tensor
 from detseg.errors import DataError
 from detseg.models.base import Segmenter, check_finite
 from detseg.models.paste import paste_masks
+from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions
 
 # Of scores (N,) and classes (N,): which detections are kept, (N,) bool.
@@ -30,7 +31,7 @@ class Detections:
     """D objects found in one image, best first, in pixels of the image as the network sees it.
 
     boxes: (D, 4) XYXY. scores: (D,). classes: (D,) int64. masks: (D, s, s) probabilities within the boxes, of networks
-    that compute boxes and masks in one go; None: `RegionSegmenter.mask_probabilities` is asked for them.
+    that compute boxes and masks in one go; None: `RegionSegmenter.region_masks` is asked for them.
     """
 
     boxes: Tensor
@@ -44,16 +45,37 @@ class Detections:
         return Detections(self.boxes[index], self.scores[index], self.classes[index], masks)
 
 
+@dataclass(frozen=True)
+class RegionMasks:
+    """The masks of N boxes of one image.
+
+    probabilities: (N, s, s) within the boxes. quality: (N,) the IoU, above 0 and up to 1, that the model expects of
+    each mask with its object; None of models that do not judge their masks.
+    """
+
+    probabilities: Tensor
+    quality: Tensor | None = None
+
+    def on_cpu(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return both as float32. Raises OutputError where they are not finite."""
+        check_finite("mask probabilities", self.probabilities)
+        probabilities = self.probabilities.float().cpu().numpy()
+        if self.quality is None:
+            return probabilities, None
+        check_finite("mask qualities", self.quality)
+        return probabilities, self.quality.float().cpu().numpy()
+
+
 class RegionSegmenter(Segmenter):
     """A model that finds boxes first and then gives masks to boxes, its own or external ones.
 
-    Subclasses implement `extract`, `detect` and `mask_probabilities`, which run in evaluation mode and without
+    Subclasses implement `extract`, `detect` and `region_masks`, which run in evaluation mode and without
     gradients; their boxes are in pixels of the images as the network sees them.
 
     Attributes:
         has_mask_head: whether there are masks at all.
-        masks_apart: whether there are masks, and `detect` leaves them to `mask_probabilities`.
-        mask_dtype: the number format in which `mask_probabilities` computes; None for that of everything else.
+        masks_apart: whether there are masks, and `detect` leaves them to `region_masks`.
+        mask_dtype: the number format in which `region_masks` computes; None for that of everything else.
     """
 
     has_mask_head = True
@@ -83,8 +105,8 @@ class RegionSegmenter(Segmenter):
         """Find the objects of every image."""
 
     @abstractmethod
-    def mask_probabilities(self, features: Any, boxes: list[Tensor], classes: list[Tensor]) -> list[Tensor]:
-        """Return the mask probabilities (N, s, s) within the boxes (N, 4), of classes (N,), of every image."""
+    def region_masks(self, features: Any, boxes: list[Tensor], classes: list[Tensor]) -> list[RegionMasks]:
+        """Return the masks within the boxes (N, 4), of classes (N,), of every image."""
 
     def cache_features(
         self, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None = None
@@ -111,6 +133,8 @@ class RegionSegmenter(Segmenter):
         soft_masks: bool = False,
     ) -> list[Predictions]:
         """Give masks to boxes, in pixels of the output: all of them, in their order, with their scores and classes.
+
+        A model that judges its masks multiplies the scores; qualities that the boxes had of other masks leave them.
 
         Raises:
             DataError: the model has no mask head.
@@ -152,53 +176,44 @@ class CachedFeatures:
             kept = kept if keep is None else kept & keep(scores, classes)
             found.append(one[torch.from_numpy(np.flatnonzero(kept)).to(one.boxes.device)])
             answers.append((boxes[kept], scores[kept], classes[kept]))
-        probabilities: Sequence[Tensor | None] = [one.masks for one in found]
+        given = [None if one.masks is None else RegionMasks(one.masks) for one in found]
         if not masks:
-            probabilities = [None] * len(found)
-        elif self.model.has_mask_head and any(mask is None for mask in probabilities):
-            probabilities = self._probabilities([one.boxes for one in found], [one.classes for one in found])
-        check_finite("mask probabilities", *(mask for mask in probabilities if mask is not None))
+            given = [None] * len(found)
+        elif self.model.has_mask_head and None in given:
+            given = self._region_masks([one.boxes for one in found], [one.classes for one in found])
         return [
-            _with_masks(*answer, None if mask is None else mask.float().cpu().numpy(), output, soft_masks)
-            for answer, mask, output in zip(answers, probabilities, self.output_sizes, strict=True)
+            _with_masks(*answer, None if mask is None else mask.on_cpu(), output, soft_masks).best_first()
+            for answer, mask, output in zip(answers, given, self.output_sizes, strict=True)
         ]
 
     @torch.inference_mode()
     def predict_masks(self, boxes: Sequence[Predictions], *, soft_masks: bool = False) -> list[Predictions]:
         """See RegionSegmenter.predict_masks."""
-        probabilities, places = self._masks_of(boxes)
+        # Boxes are not scaled to the network and back, which would move them by rounding.
         return [
-            _with_masks(place, given.scores, given.classes, mask, output, soft_masks)
-            for place, given, mask, output in zip(places, boxes, probabilities, self.output_sizes, strict=True)
+            _with_masks(clip_boxes(given.boxes, *size), given.class_scores, given.classes, masks, size, soft_masks)
+            for given, masks, size in zip(boxes, self.region_masks(boxes), self.output_sizes, strict=True)
         ]
 
     @torch.inference_mode()
-    def mask_probabilities(self, boxes: Sequence[Predictions]) -> list[np.ndarray]:
-        """Return the probabilities (N, s, s) float32 of the masks within the N boxes of every image, not pasted."""
-        return self._masks_of(boxes)[0]
-
-    def _masks_of(self, boxes: Sequence[Predictions]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return mask probabilities (N, s, s) float32, and the boxes (N, 4) float32 cut off at the output's border.
-
-        The latter are not scaled to the network and back, which would move them by rounding.
+    def region_masks(self, boxes: Sequence[Predictions]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Return the probabilities (N, s, s) float32 of the masks within the N boxes of every image, not pasted, and
+        their qualities (N,) float32, None of models that do not judge their masks.
         """
         if not self.model.has_mask_head:
             raise DataError("masks for given boxes need a model with a mask head (MODEL.MASK_ON)")
         device = self.model.device
-        places, scaled, classes = [], [], []
+        scaled, classes = [], []
         for given, size, output in zip(boxes, self.sizes, self.output_sizes, strict=True):
-            places.append(np.clip(given.boxes, 0, np.float32([output[1], output[0]] * 2)))
             scaled.append(scale_boxes(torch.from_numpy(given.boxes).to(device), output, size))
             classes.append(torch.from_numpy(given.classes).to(device))
-        probabilities = self._probabilities(scaled, classes)
-        check_finite("mask probabilities", *probabilities)
-        return [mask.float().cpu().numpy() for mask in probabilities], places
+        return [masks.on_cpu() for masks in self._region_masks(scaled, classes)]
 
-    def _probabilities(self, boxes: list[Tensor], classes: list[Tensor]) -> list[Tensor]:
-        """See RegionSegmenter.mask_probabilities; in the number format of masks."""
+    def _region_masks(self, boxes: list[Tensor], classes: list[Tensor]) -> list[RegionMasks]:
+        """See RegionSegmenter.region_masks; in the number format of masks."""
         dtype = self.model.mask_dtype
         with nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype):
-            return self.model.mask_probabilities(self._features, boxes, classes)
+            return self.model.region_masks(self._features, boxes, classes)
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
@@ -212,12 +227,14 @@ def _with_masks(
     boxes: np.ndarray,
     scores: np.ndarray,
     classes: np.ndarray,
-    masks: np.ndarray | None,
+    masks: tuple[np.ndarray, np.ndarray | None] | None,
     size: tuple[int, int],
     soft_masks: bool,
 ) -> Predictions:
-    """Paste masks (D, s, s) into an image of `size` (height, width); None for boxes only."""
-    rles = soft = None
-    if masks is not None:
-        rles, soft = paste_masks(masks, boxes, *size, soft_masks=soft_masks)
-    return Predictions(0, "", *size, boxes, scores, classes, rles, soft)
+    """Paste masks, as of `RegionMasks.on_cpu`, into an image of `size` (height, width); None for boxes only."""
+    if masks is None:
+        return Predictions(0, "", *size, boxes, scores, classes)
+    probabilities, quality = masks
+    rles, soft = paste_masks(probabilities, boxes, *size, soft_masks=soft_masks)
+    predictions = Predictions(0, "", *size, boxes, scores, classes, rles, soft)
+    return predictions if quality is None else predictions.with_quality(quality)

@@ -26,7 +26,7 @@ from detseg.models.rcnn.box_head import DetectionOptions
 from detseg.models.rcnn.matching import SamplingOptions
 from detseg.models.rcnn.rpn import ProposalOptions
 from detseg.models.rcnn.targets import Targets
-from detseg.models.region_segmenter import Detections, RegionSegmenter
+from detseg.models.region_segmenter import Detections, RegionMasks, RegionSegmenter
 from detseg.models.torchvision_ops import require_operators
 from detseg.structures.sample import Sample
 
@@ -122,15 +122,15 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         found = heads.postprocess_detections(scores.float(), deltas.float(), proposals, batch.sizes)
         return [Detections(box, score, label - 1) for box, score, label in zip(*found, strict=True)]
 
-    def mask_probabilities(
+    def region_masks(
         self, features: tuple[dict[str, Tensor], ImageBatch], boxes: list[Tensor], classes: list[Tensor]
-    ) -> list[Tensor]:
-        """See RegionSegmenter.mask_probabilities."""
+    ) -> list[RegionMasks]:
+        """See RegionSegmenter.region_masks."""
         maps, batch = features
         logits = self._mask_logits(maps, boxes, batch.sizes)
         of_class = torch.cat(classes) + 1
         own = logits[torch.arange(len(logits), device=logits.device), of_class].float().sigmoid()
-        return list(own.split([len(image_boxes) for image_boxes in boxes]))
+        return [RegionMasks(masks) for masks in own.split([len(image_boxes) for image_boxes in boxes])]
 
 
 class _Ignoring:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ class Predictions:
 
     height, width: the size of the original image in pixels; everything below is in its pixels.
     boxes: (N, 4) float32 XYXY half-open. scores: (N,) float32 in [0, 1]. classes: (N,) int64, 0-based.
+    quality: (N,) float32 in [0, 1], the IoU that the model expects of each mask with its object; NaN, which None stands
+        for, of models that do not tell. What is known is part of the score: score = class score x quality, so that
+        whoever ranks, thresholds or fuses scores needs not know of it.
     rles: N COCO RLEs of size [height, width], or None for boxes without masks.
     soft_masks: N crops (h, w) uint8, 255 x the probability of every pixel of `soft_mask_window(box)`, or None. They let
         masks be averaged and thresholded later, from files.
@@ -42,12 +45,15 @@ class Predictions:
     provenance: dict[str, Any] = field(default_factory=dict)
     pixel_size: PixelSize | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    quality: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
         self.scores = np.asarray(self.scores, dtype=np.float32).reshape(-1)
         self.classes = np.asarray(self.classes, dtype=np.int64).reshape(-1)
-        lengths = {"boxes": len(self.boxes), "scores": len(self.scores), "classes": len(self.classes)}
+        quality = np.full(len(self.scores), np.nan) if self.quality is None else self.quality
+        self.quality = np.asarray(quality, dtype=np.float32).reshape(-1)
+        lengths = {name: len(getattr(self, name)) for name in ("boxes", "scores", "classes", "quality")}
         if self.rles is not None:
             lengths["rles"] = len(self.rles)
         if self.soft_masks is not None:
@@ -87,7 +93,31 @@ class Predictions:
             provenance=dict(self.provenance),
             pixel_size=self.pixel_size,
             metadata=self.metadata,
+            quality=self.quality[indices],
         )
+
+    def best_first(self) -> Predictions:
+        """Return the detections by descending score; of equal scores, the earlier one comes first."""
+        order = np.argsort(-self.scores, kind="stable")
+        return self if (order[1:] > order[:-1]).all() else self.select(order)
+
+    @property
+    def class_scores(self) -> np.ndarray:
+        """The scores (N,) float32 without the qualities that they contain."""
+        is_part = self.quality > 0  # an unknown one, NaN, is not
+        return np.minimum(np.divide(self.scores, self.quality, out=self.scores.copy(), where=is_part), 1)
+
+    def without_masks(self) -> Predictions:
+        """Return the detections as boxes, whose scores are those of the classes: qualities are those of masks."""
+        return replace(self, scores=self.class_scores, quality=None, rles=None, soft_masks=None)
+
+    def with_quality(self, quality: np.ndarray) -> Predictions:
+        """Return the detections with other qualities (N,) of their masks, and scores that contain these.
+
+        NaN, of a mask that nothing is known of, leaves the class score.
+        """
+        known = np.nan_to_num(np.asarray(quality, dtype=np.float32), nan=1.0)
+        return replace(self, scores=self.class_scores * known, quality=quality)
 
 
 def image_level_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

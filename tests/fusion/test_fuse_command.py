@@ -115,6 +115,7 @@ def test_label_folders_are_inputs(tmp_path):
                 classes=np.zeros(2),
                 rles=layers.to_rles(),
                 soft_masks=None,
+                quality=None,
             )
         )
     words = ["--label-score", 0.7, "--output", tmp_path / "f.json", "--overwrite"]

@@ -53,8 +53,8 @@ class Brightness:
             for bright, given in zip(self.bright, boxes, strict=True)
         ]
 
-    def mask_probabilities(self, boxes):
-        return [_masks(bright, given.boxes) for bright, given in zip(self.bright, boxes, strict=True)]
+    def region_masks(self, boxes):
+        return [(_masks(bright, given.boxes), None) for bright, given in zip(self.bright, boxes, strict=True)]
 
     @staticmethod
     def _found(bright: np.ndarray, soft_masks: bool) -> Predictions:

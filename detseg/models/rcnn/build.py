@@ -19,6 +19,7 @@ from detseg.models.rcnn.boxes import BoxCoder, BoxRegressionOptions
 from detseg.models.rcnn.fpn import FPN, FPNOptions, are_successive
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.mask_head import MaskHead
+from detseg.models.rcnn.mask_quality import QualityHead
 from detseg.models.rcnn.matching import Matcher, MatchingOptions
 from detseg.models.rcnn.regions import RegionSampling
 from detseg.models.rcnn.resnet import STAGES, ResNet, ResNetOptions
@@ -190,6 +191,7 @@ def _build_roi_heads(options: ROIHeadsOptions, resnet: ResNetOptions, backbone: 
             res5=res5,
             box_predictor=_build_predictor(options, channels, _build_coder(options.box_regression)),
             mask_head=_build_mask_head(options, channels),
+            quality_head=_build_quality_head(options, channels, (options.box_pooler.resolution + 1) // 2),
             **common,
         )
     common |= {"in_features": options.in_features, "box_pooler": box_pooler}
@@ -198,6 +200,7 @@ def _build_roi_heads(options: ROIHeadsOptions, resnet: ResNetOptions, backbone: 
         box_head = _build_box_head(options, channels)
         common |= _mask_parts(options, strides, channels)
         predictor = _build_predictor(options, box_head.out_channels, _build_coder(options.box_regression))
+        common["quality_head"] = _build_quality_head(options, channels)
         return ROIHeads(box_head=box_head, box_predictor=predictor, **common)
     box_heads, predictors = [], []
     for weights in options.cascade.weights:
@@ -205,6 +208,7 @@ def _build_roi_heads(options: ROIHeadsOptions, resnet: ResNetOptions, backbone: 
         coder = _build_coder(options.box_regression, weights)
         predictors.append(_build_predictor(options, box_heads[-1].out_channels, coder))
     common |= _mask_parts(options, strides, channels)
+    common["quality_head"] = _build_quality_head(options, channels)
     matchers = [Matcher((iou,), (0, 1)) for iou in options.cascade.ious[1:]]
     return CascadeROIHeads(matchers=matchers, box_heads=box_heads, box_predictors=predictors, **common)
 
@@ -251,6 +255,22 @@ def _build_mask_head(options: ROIHeadsOptions, in_channels: int) -> MaskHead | N
         deconv_channels=layers.channels,
         class_agnostic=layers.class_agnostic,
         norm=layers.norm,
+    )
+
+
+def _build_quality_head(options: ROIHeadsOptions, in_channels: int, size: int | None = None) -> QualityHead | None:
+    """The last part that is made, so that the others begin with the weights they have without it.
+
+    size: of the pooled regions; None for that of the mask head's pooler.
+    """
+    if options.mask_head is None or options.mask_head.quality is None:
+        return None
+    return QualityHead(
+        options.mask_head.quality,
+        in_channels=in_channels,
+        size=options.mask_head.pooler.resolution if size is None else size,
+        num_classes=options.num_classes,
+        norm=options.mask_head.layers.norm,
     )
 
 

@@ -17,7 +17,7 @@ from detseg.models.rcnn.mask_head import MaskHead
 from detseg.models.rcnn.roi_align import Pooler
 from detseg.models.rcnn.rpn import RPN, Proposals
 from detseg.models.rcnn.targets import Targets
-from detseg.models.region_segmenter import Detections, RegionSegmenter
+from detseg.models.region_segmenter import Detections, RegionMasks, RegionSegmenter
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ class GeneralizedRCNN(RegionSegmenter):
         check_finite("proposals (proposal_generator)", *output.objectness, *output.deltas)
         return self.proposal_generator.propose(output, sizes)
 
-    def mask_probabilities(
+    def region_masks(
         self,
         features: tuple[dict[str, Tensor], list[tuple[int, int]]],
         boxes: list[Tensor],
         classes: list[Tensor],
-    ) -> list[Tensor]:
-        """See RegionSegmenter.mask_probabilities."""
+    ) -> list[RegionMasks]:
+        """See RegionSegmenter.region_masks."""
         return self.roi_heads.masks(features[0], boxes, classes)

@@ -13,9 +13,11 @@ from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
 from detseg.models.rcnn.fused import Cached, fused_dtype
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
+from detseg.models.rcnn.mask_quality import QualityHead, QualityOptions, mask_ious, quality_loss
 from detseg.models.rcnn.regions import Regions, in_portions
 from detseg.models.rcnn.roi_align import PoolerOptions
 from detseg.models.rcnn.targets import Targets
+from detseg.models.region_segmenter import RegionMasks
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ def _pools_itself(cfg: Config) -> bool:
 
 @dataclass(frozen=True)
 class MaskHeadOptions(Options):
-    """pooler: None where the head gets the features of the box head (Res5ROIHeads)."""
+    """pooler: None where the head gets the features of the box head (Res5ROIHeads). quality: None without that head."""
 
     section = "MODEL.ROI_MASK_HEAD"
 
     name: str = key("NAME", choices=("MaskRCNNConvUpsampleHead",), registry=True)
     layers: MaskConvOptions | None = part(MaskConvOptions, when=_is_conv_head)
     pooler: PoolerOptions | None = part(PoolerOptions, section="MODEL.ROI_MASK_HEAD", when=_pools_itself)
+    judges: bool = key("QUALITY.ENABLED")
+    quality: QualityOptions | None = part(QualityOptions, when=lambda cfg: cfg.MODEL.ROI_MASK_HEAD.QUALITY.ENABLED)
 
 
 class MaskHead(nn.Module):
@@ -136,40 +140,63 @@ def foreground_boxes(regions: Sequence[Regions]) -> list[Tensor]:
     return [region.boxes[: region.foreground] for region in regions]
 
 
-def foreground_mask_loss(
-    mask_head: MaskHead, pooled: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
-) -> Tensor:
-    """Return the loss of the masks of `foreground_boxes`, of which `pooled` (M, C, s, s) are the features."""
-    logits = mask_head.logits_of(pooled, torch.cat([region.classes[: region.foreground] for region in regions]))
-    size = logits.shape[-1]
-    truth, counted, weights = [], [], []
-    for boxes, region, target in zip(foreground_boxes(regions), regions, targets, strict=True):
-        truth.append(target.masks_in(boxes, region.objects[: region.foreground], size))
-        counted.append(target.counted_in(boxes, size))
-        weights.append(target.mask_weights(boxes, region.objects[: region.foreground], size))
-    anything_ignored = any(target.ignore is not None for target in targets)
-    return mask_loss(
-        logits,
-        torch.cat(truth),
-        torch.cat(counted) if anything_ignored else None,
-        torch.cat(weights) if any(target.is_weighted for target in targets) else None,
-    )
-
-
-def mask_probabilities(
+def foreground_mask_losses(
     mask_head: MaskHead,
+    quality_head: QualityHead | None,
+    pooled: Tensor,
+    regions: Sequence[Regions],
+    targets: Sequence[Targets],
+) -> dict[str, Tensor]:
+    """Return loss_mask of `foreground_boxes`, of which `pooled` (M, C, s, s) are the features, and loss_mask_quality.
+
+    The quality of a mask with ignored pixels in its box is not known.
+    """
+    classes = torch.cat([region.classes[: region.foreground] for region in regions])
+    logits = mask_head.logits_of(pooled, classes)
+    size = logits.shape[-1]
+    boxes = foreground_boxes(regions)
+    truth, counted, weights, areas = [], [], [], []
+    for image_boxes, region, target in zip(boxes, regions, targets, strict=True):
+        objects = region.objects[: region.foreground]
+        truth.append(target.masks_in(image_boxes, objects, size))
+        counted.append(target.counted_in(image_boxes, size))
+        weights.append(target.mask_weights(image_boxes, objects, size))
+        areas.append(target.areas[objects])
+    anything_ignored = any(target.ignore is not None for target in targets)
+    masks, cells = torch.cat(truth), torch.cat(counted) if anything_ignored else None
+    factors = torch.cat(weights) if any(target.is_weighted for target in targets) else None
+    losses = {"loss_mask": mask_loss(logits, masks, cells, factors)}
+    if quality_head is not None:
+        probabilities = logits.detach().sigmoid()
+        quality = quality_head.quality_of(pooled, probabilities, classes)
+        ious = mask_ious(probabilities, masks, torch.cat(boxes), torch.cat(areas))
+        known = None if cells is None else cells.all(dim=2).all(dim=1)
+        factors = None if factors is None else factors.mean(dim=(1, 2))
+        losses["loss_mask_quality"] = quality_loss(quality, ious, known, factors) * quality_head.loss_weight
+    return losses
+
+
+def predict_masks(
+    mask_head: MaskHead,
+    quality_head: QualityHead | None,
     pool: Callable[[Sequence[Tensor]], Tensor],
     boxes: Sequence[Tensor],
     classes: Sequence[Tensor],
     at_once: int,
-) -> list[Tensor]:
-    """Return the mask probabilities (N, s, s) float32 for boxes (N, 4) and classes (N,) of every image.
+) -> list[RegionMasks]:
+    """Return the masks of boxes (N, 4) and classes (N,) of every image, with their qualities where they shall have any.
 
     pool: gives the features (M, C, s, s) for the boxes of every image.
     """
+    probabilities, qualities = [], []
     of_portions = torch.cat(list(classes)).split(at_once)
-    probabilities = [
-        mask_head.logits_of(pool(portion), portion_classes).sigmoid()
-        for portion, portion_classes in zip(in_portions(boxes, at_once), of_portions, strict=True)
-    ]
-    return list(torch.cat(probabilities).split([len(image_boxes) for image_boxes in boxes]))
+    for portion, portion_classes in zip(in_portions(boxes, at_once), of_portions, strict=True):
+        pooled = pool(portion)
+        probabilities.append(mask_head.logits_of(pooled, portion_classes).sigmoid())
+        if quality_head is not None and quality_head.rescores:
+            qualities.append(quality_head.quality_of(pooled, probabilities[-1], portion_classes))
+    lengths = [len(image_boxes) for image_boxes in boxes]
+    of_images = torch.cat(probabilities).split(lengths)
+    if not qualities:
+        return [RegionMasks(one) for one in of_images]
+    return [RegionMasks(*both) for both in zip(of_images, torch.cat(qualities).split(lengths), strict=True)]

@@ -17,16 +17,17 @@ from detseg.models.rcnn.mask_head import (
     MaskHead,
     MaskHeadOptions,
     foreground_boxes,
-    foreground_mask_loss,
-    mask_probabilities,
+    foreground_mask_losses,
+    predict_masks,
 )
+from detseg.models.rcnn.mask_quality import QualityHead
 from detseg.models.rcnn.matching import Matcher, MatchingOptions
 from detseg.models.rcnn.regions import Regions, RegionSampling, by_portions, label_boxes
 from detseg.models.rcnn.resnet import BottleneckBlock, make_stage
 from detseg.models.rcnn.roi_align import Pooler, PoolerOptions
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
-from detseg.models.region_segmenter import Detections
+from detseg.models.region_segmenter import Detections, RegionMasks
 
 _BOX_HEAD = "MODEL.ROI_BOX_HEAD"
 
@@ -82,6 +83,7 @@ class ROIHeadsOptions(DetectionOptions):
 class ROIHeads(nn.Module):
     """Detectron2's StandardROIHeads: one box head and, unless it is None, one mask head, each with its own pooling.
 
+    quality_head: judges the masks, from what the mask head gets and gives; None: as in Detectron2, nothing does.
     boxes_at_once, masks_at_once: regions that are predicted together. The layers of the heads hold some hundred
     thousand numbers for each region, and an image may have thousands; few at once stay in a processor's cache.
     """
@@ -101,6 +103,7 @@ class ROIHeads(nn.Module):
         box_predictor: nn.Module,
         mask_pooler: Pooler | None = None,
         mask_head: MaskHead | None = None,
+        quality_head: QualityHead | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -112,11 +115,15 @@ class ROIHeads(nn.Module):
         self.box_predictor = box_predictor
         self.mask_pooler = mask_pooler
         self.mask_head = mask_head
+        self.quality_head = quality_head
 
     def losses(
         self, features: dict[str, Tensor], proposals: Sequence[Proposals], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Return loss_cls, loss_box_reg and, with a mask head, loss_mask; a cascade has the former of each stage."""
+        """Return loss_cls, loss_box_reg and, with such heads, loss_mask and loss_mask_quality.
+
+        A cascade has the former two of each stage.
+        """
         maps = self.box_pooler.prepare_all(features, self.in_features)
         regions = [
             self.sampling(image_proposals, target, self.num_classes)
@@ -125,7 +132,7 @@ class ROIHeads(nn.Module):
         losses = self._box_losses(maps, regions, targets)
         if self.mask_head is not None:
             pooled = self._pool_for_masks(maps, foreground_boxes(regions))
-            losses["loss_mask"] = foreground_mask_loss(self.mask_head, pooled, regions, targets)
+            losses |= foreground_mask_losses(self.mask_head, self.quality_head, pooled, regions, targets)
         return losses
 
     def detect(
@@ -158,11 +165,13 @@ class ROIHeads(nn.Module):
         scores, deltas = by_portions(partial(self._score, maps), boxes, self.boxes_at_once)
         return self.box_predictor, scores.softmax(dim=1), deltas, boxes
 
-    def masks(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the mask probabilities (N, s, s) float32 for given boxes (N, 4) and classes (N,) of every image."""
+    def masks(
+        self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> list[RegionMasks]:
+        """Return the masks for given boxes (N, 4) and classes (N,) of every image."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
         pool = partial(self._pool_for_masks, maps)
-        return mask_probabilities(self.mask_head, pool, boxes, classes, self.masks_at_once)
+        return predict_masks(self.mask_head, self.quality_head, pool, boxes, classes, self.masks_at_once)
 
     def _box_losses(
         self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[Targets]
@@ -291,7 +300,7 @@ class Res5ROIHeads(ROIHeads):
         if self.mask_head is not None:
             of_images = zip(pooled.split([len(region.boxes) for region in regions]), regions, strict=True)
             foreground = torch.cat([part[: region.foreground] for part, region in of_images])
-            losses["loss_mask"] = foreground_mask_loss(self.mask_head, foreground, regions, targets)
+            losses |= foreground_mask_losses(self.mask_head, self.quality_head, foreground, regions, targets)
         return losses
 
     def _score(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -26,14 +26,15 @@ CROP_STEP = 16
 class Targets:
     """N objects of one image.
 
-    boxes: (N, 4). classes: (N,) int64. ids: (N,) int32, and layer_of: (N,) int64: where `layers` (L, H, W) int32 holds
-    them. ignored: (N,) bool, objects that are mostly in an ignored region. ignore: (H, W) bool, or None. ignore_sums:
-    (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
+    boxes: (N, 4). classes: (N,) int64. areas: (N,) float32, pixels. ids: (N,) int32, and layer_of: (N,) int64: where
+    `layers` (L, H, W) int32 holds them. ignored: (N,) bool, objects that are mostly in an ignored region. ignore:
+    (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
     weight, weights (N, 3) float32 or None, certainty (H, W) uint8 or None: factors on the losses, see Sample.
     """
 
     boxes: Tensor
     classes: Tensor
+    areas: Tensor
     ids: Tensor
     layer_of: Tensor
     layers: Tensor
@@ -58,7 +59,8 @@ class Targets:
                 f"{where} has objects of classes {sample.classes.min()} to {sample.classes.max()}, but the model knows "
                 f"the classes 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of categories"
             )
-        kept = np.flatnonzero(sample.layers.areas() > 0)
+        areas = sample.layers.areas()
+        kept = np.flatnonzero(areas > 0)
         ignored = np.zeros(len(kept), dtype=bool)
         ignore = ignore_sums = None
 
@@ -71,6 +73,7 @@ class Targets:
         return cls(
             boxes=to_device(sample.layers.boxes()[kept]),
             classes=to_device(sample.classes[kept]),
+            areas=to_device(areas[kept].astype(np.float32)),
             ids=to_device((kept + 1).astype(np.int32)),
             layer_of=to_device(sample.layers.layer_index()[kept]),
             layers=to_device(sample.layers.layers),
@@ -89,7 +92,8 @@ class Targets:
 
     def __getitem__(self, index: Tensor) -> Targets:
         """Return some of the objects, by indices or booleans."""
-        parts = {name: getattr(self, name)[index] for name in ("boxes", "classes", "ids", "layer_of", "ignored")}
+        names = ("boxes", "classes", "areas", "ids", "layer_of", "ignored")
+        parts = {name: getattr(self, name)[index] for name in names}
         return replace(self, **parts, weights=None if self.weights is None else self.weights[index])
 
     @property

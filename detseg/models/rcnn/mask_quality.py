@@ -1,0 +1,112 @@
+"""The mask-quality head: how well each mask covers its object, told by the network itself.
+
+Mask Scoring R-CNN (Huang et al., CVPR 2019): a class score says what a box shows, not how good the mask is. A small
+head sees the features of the region beside the predicted mask and learns the intersection over union of that mask with
+the object. Predictions are then ranked by class score x quality.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg.config.options import Options, Problems, key
+from detseg.models.rcnn.fused import Linear
+from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier
+
+# Of a mask's probabilities, as predictions are pasted.
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class QualityOptions(Options):
+    """num_conv 3 x 3 convolutions, the last of which halves the region, then num_fc fully connected layers.
+
+    rescores: whether predictions get qualities, which their scores are multiplied by.
+    """
+
+    section = "MODEL.ROI_MASK_HEAD.QUALITY"
+
+    num_conv: int = key("NUM_CONV", at_least=1)
+    conv_channels: int = key("CONV_DIM", at_least=1)
+    num_fc: int = key("NUM_FC", at_least=0)
+    fc_channels: int = key("FC_DIM", at_least=1)
+    class_agnostic: bool = key("CLS_AGNOSTIC")
+    loss_weight: float = key("LOSS_WEIGHT", at_least=0)
+    rescores: bool = key("RESCORE")
+
+    def check(self, problems: Problems) -> None:
+        check_group_norm(problems, "MODEL.ROI_MASK_HEAD.NORM", f"{self.section}.CONV_DIM", self.conv_channels)
+
+
+class QualityHead(nn.Sequential):
+    """in_channels and size: of the pooled regions (M, in_channels, size, size). norm: of the convolutions.
+
+    class_agnostic: one quality for all classes instead of one for each. rescores: see QualityOptions.
+    """
+
+    def __init__(
+        self, options: QualityOptions, *, in_channels: int, size: int, num_classes: int, norm: str = ""
+    ) -> None:
+        super().__init__()
+        self.class_agnostic, self.rescores = options.class_agnostic, options.rescores
+        self.loss_weight = options.loss_weight
+        channels = in_channels + 1  # the mask
+        for index in range(1, options.num_conv + 1):
+            stride = 2 if index == options.num_conv else 1
+            conv = ConvNorm(channels, options.conv_channels, 3, stride=stride, norm=norm, relu=True)
+            init_msra(conv)
+            self.add_module(f"conv{index}", conv)
+            channels = options.conv_channels
+        self.add_module("flatten", nn.Flatten())
+        channels *= ((size + 1) // 2) ** 2
+        for index in range(1, options.num_fc + 1):
+            fc = Linear(channels, options.fc_channels)
+            init_xavier(fc)
+            self.add_module(f"fc{index}", fc)
+            self.add_module(f"fc_relu{index}", nn.ReLU(inplace=True))
+            channels = options.fc_channels
+        predictor = Linear(channels, 1 if self.class_agnostic else num_classes)
+        init_normal(predictor, std=0.01)
+        self.add_module("predictor", predictor)
+
+    def quality_of(self, pooled: Tensor, probabilities: Tensor, classes: Tensor) -> Tensor:
+        """Return the expected IoU (M,) float32, above 0 and up to 1, of masks of classes (M,) with their objects.
+
+        pooled: (M, C, size, size) what the mask head got. probabilities: (M, s, s) what it gave; the masks are learnt
+        from their own loss alone, so they get no gradient from here.
+        """
+        masks = F.max_pool2d(probabilities.detach()[:, None], probabilities.shape[-1] // pooled.shape[-1])
+        logits = self(torch.cat((pooled, masks.to(pooled.dtype)), dim=1)).float()
+        own = logits[:, 0] if self.class_agnostic else logits.gather(1, classes[:, None])[:, 0]
+        return own.sigmoid()
+
+
+@torch.no_grad()
+def mask_ious(probabilities: Tensor, truth: Tensor, boxes: Tensor, areas: Tensor) -> Tensor:
+    """Return the IoU (M,) float32 of predicted masks with whole objects, also with what lies outside of the boxes.
+
+    probabilities: (M, s, s). truth: (M, s, s) bool, the objects within boxes (M, 4). areas: (M,) pixels of the objects.
+    """
+    masks = probabilities >= MASK_THRESHOLD
+    sides = boxes[:, 2:] - boxes[:, :2]
+    pixels_per_cell = sides[:, 0] * sides[:, 1] / (masks.shape[1] * masks.shape[2])
+    shared, predicted, inside = (part.sum(dim=(1, 2)) * pixels_per_cell for part in (masks & truth, masks, truth))
+    # Cells round: an object may have more area in them than it has pixels.
+    union = predicted + torch.maximum(areas, inside) - shared
+    return shared / union.clamp(min=1e-6)
+
+
+def quality_loss(quality: Tensor, ious: Tensor, counted: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of qualities (M,) against the masks' IoUs (M,); zero, with gradients of zero, for none.
+
+    counted: (M,) bool, the masks whose IoU is known; None for all. weights: (M,), factors on their losses, by which the
+    mean is not divided; None for 1.
+    """
+    loss = (quality - ious).square()
+    loss = loss if weights is None else loss * weights
+    counted = torch.ones_like(loss) if counted is None else counted.to(loss.dtype)
+    return (loss * counted).sum() / counted.sum().clamp(min=1)
