@@ -210,6 +210,12 @@ class CocoDataset:
         kept = [rle for rle, nothing in zip(rles, empty, strict=True) if not nothing]
         return ImageAnnotations(kept, classes[~empty], crowd[~empty])
 
+    def object_fields(self, index: int) -> list[dict[str, Any]]:
+        """Return the annotations of image number `index` as the file has them: of its objects, as `read_sample`."""
+        record, rows = self.images[index], self.table.rows(index)
+        left_out = self.table.rles(index, record.height, record.width)[1] | self.table.crowd[rows]
+        return [row for row, out in zip(self.table.decode(index), left_out.tolist(), strict=True) if not out]
+
     def read_sample(self, index: int) -> Sample:
         """Read image number `index` as the file has it, with its objects; crowds become `ignore`.
 

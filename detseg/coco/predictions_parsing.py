@@ -323,7 +323,12 @@ def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
 def _unpack_soft_mask(packed: Any, predictions: Predictions, index: int) -> np.ndarray:
     """Return a soft mask (h, w) uint8 of the box's pixels."""
     x0, y0, x1, y1 = soft_mask_window(predictions.boxes[index], predictions.height, predictions.width)
-    expected = [y1 - y0, x1 - x0]
+    return unpack_pixels(packed, (y1 - y0, x1 - x0))
+
+
+def unpack_pixels(packed: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return what `pack_soft_mask` packed, (height, width) uint8. Raises DataError where it is not of this size."""
+    expected = list(size)
     pixels = expected[0] * expected[1]
     try:
         if packed["size"] != expected:

@@ -177,6 +177,17 @@ OWN_KEYS: dict[str, Key] = {
         "OneOf and the like. docs/augmentation.md.",
         Kind("plain", (1,)),
     ),
+    "INPUT.PSEUDO.RANDOM_BRIGHTNESS": Key(
+        0.0, "As INPUT.RANDOM_BRIGHTNESS, a further change of the images of DATASETS.PSEUDO."
+    ),
+    "INPUT.PSEUDO.RANDOM_CONTRAST": Key(
+        0.0, "As INPUT.RANDOM_CONTRAST, a further change of the images of DATASETS.PSEUDO."
+    ),
+    "INPUT.PSEUDO.ALBUMENTATIONS": Key(
+        [],
+        "As INPUT.ALBUMENTATIONS, further changes of the images of DATASETS.PSEUDO.",
+        Kind("plain", (1,)),
+    ),
     "INPUT.COPY_PASTE.PROBABILITY": Key(
         0.0,
         "Probability that objects of another sample are pasted upon a training sample; 0 is off. docs/augmentation.md.",
@@ -186,9 +197,11 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "INPUT.COPY_PASTE.SOURCES": Key(
         ["train"],
-        "Where objects come from: `train` (other images of the training data), `image` (the image itself) and further "
-        "data sets (catalog names or COCO files; classes matched by name, others left out).",
+        "Where objects come from: `train` (other images of the training data), `image` (the image itself), `pseudo` "
+        "(DATASETS.PSEUDO) and further data sets (catalog names or COCO files; classes matched by name, others left "
+        "out).",
     ),
+    "INPUT.COPY_PASTE.PSEUDO_SCORE": Key(0.9, "Least score of the objects that are pasted from `pseudo`."),
     "INPUT.COPY_PASTE.SOURCE_WEIGHTS": Key(
         [], "How often each of the SOURCES is drawn, relative to each other; `[]` equally often.", Kind("float", (1,))
     ),
@@ -252,6 +265,28 @@ OWN_KEYS: dict[str, Key] = {
         [],
         "How often the images of each set of DATASETS.TRAIN, then of EXTRA_TRAIN, come, relative to each other, "
         "whatever the sets' sizes; `[]` every image of every set equally often.",
+        Kind("float", (1,)),
+    ),
+    "DATASETS.PSEUDO": Key(
+        [],
+        "COCO files of pseudo-labels (`detseg pseudo_label label`) to train with; `{fold}` in a name stands for the "
+        "fold that is left out. They are never validated on, and are refused where their teachers have seen what is.",
+        Kind("str", (1,)),
+    ),
+    "DATASETS.PSEUDO_RATIO": Key(
+        [1, 1],
+        "Images of DATASETS.TRAIN and EXTRA_TRAIN to images of DATASETS.PSEUDO in every batch, whatever their numbers.",
+    ),
+    "DATASETS.PSEUDO_CONFIDENCE": Key(
+        [],
+        "Losses of pseudo-labels that their confidence is a factor of: `class` and `box` (score), `mask` (quality, or "
+        "score), `pixels` (mask loss of every pixel by 1 - u, u = 1 - 2 abs(p - 0.5), of soft masks). Native R-CNNs.",
+        Kind("str", (1,)),
+    ),
+    "DATASETS.LOSS_WEIGHTS": Key(
+        [],
+        "Factor on all losses of the images of each set of DATASETS.TRAIN, then EXTRA_TRAIN, then PSEUDO; `[]`: 1. "
+        "Native R-CNNs.",
         Kind("float", (1,)),
     ),
     "DATASETS.FOLDS": Key(

@@ -25,6 +25,7 @@ import yaml
 from detseg.coco.catalog import datasets_folder
 from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.pairing import ImageIndex, is_same_file
+from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError, list_problems
@@ -139,6 +140,15 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def fold_name(fold: int) -> str:
     """Return what a fold is called in files and tables."""
     return f"{FOLD}{fold}"
+
+
+# In a name of DATASETS.PSEUDO: the fold that is left out.
+FOLD_PLACE = "{fold}"
+
+
+def pseudo_names(cfg: Config) -> list[str]:
+    """Return the names of DATASETS.PSEUDO for the fold that is trained."""
+    return [name.replace(FOLD_PLACE, str(cfg.DATASETS.FOLD)) for name in cfg.DATASETS.PSEUDO]
 
 
 def _named(names: Sequence[str]) -> str | None:

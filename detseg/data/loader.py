@@ -25,8 +25,16 @@ from detseg.data.augment.policy import TrainPolicy
 from detseg.data.folds import Folds
 from detseg.data.paste_sources import CopyPasteOptions, PasteStage
 from detseg.data.preprocess import ImagePreprocess
+from detseg.data.pseudo_labels import NO_PSEUDO_LABELS, PseudoLabels
 from detseg.data.sample_cache import CacheOptions, SampleReader
-from detseg.data.sampling import PASTE_STREAM, SAMPLE_STREAM, EpochOrder, SamplingOptions, without_empty_images
+from detseg.data.sampling import (
+    PASTE_STREAM,
+    SAMPLE_STREAM,
+    EpochOrder,
+    MixedOrder,
+    SamplingOptions,
+    without_empty_images,
+)
 from detseg.errors import DataError, DetsegError
 from detseg.files.processes import end_with_parent
 from detseg.structures.sample import Sample
@@ -48,6 +56,7 @@ class LoaderOptions(Options):
     sampling: SamplingOptions = part(SamplingOptions)
     copy_paste: CopyPasteOptions = part(CopyPasteOptions)
     folds: Folds = part(Folds)
+    pseudo_labels: PseudoLabels = part(PseudoLabels)
     cache: CacheOptions = part(CacheOptions)
     workers: int = key("DATALOADER.NUM_WORKERS", at_least=0)
     batch_size: int = key("SOLVER.IMS_PER_BATCH", at_least=1)
@@ -74,7 +83,8 @@ class TrainingStream:
 
     dataset: what to draw from. preprocess, policy: what happens to an image and to a sample. order: which image is at
     which position; None for all equally often. pasting: copy-paste. reader: reads the images of `dataset`, where they
-    come from a cache or the pasting has to share them.
+    come from a cache or the pasting has to share them. labels: which images have pseudo-labels, and what is done to
+    them.
     """
 
     def __init__(
@@ -84,9 +94,10 @@ class TrainingStream:
         preprocess: ImagePreprocess,
         policy: TrainPolicy,
         seed: int,
-        order: EpochOrder | None = None,
+        order: EpochOrder | MixedOrder | None = None,
         pasting: PasteStage | None = None,
         reader: SampleReader | None = None,
+        labels: PseudoLabels = NO_PSEUDO_LABELS,
     ) -> None:
         if seed < 0:
             raise DataError(f"the seed of the data is {seed}; expected 0 or more (a negative SEED is drawn before)")
@@ -96,6 +107,8 @@ class TrainingStream:
         self.order = order or EpochOrder(len(dataset), seed)
         self.pasting = pasting
         self.reader = reader or SampleReader(dataset, preprocess)
+        self._is_pseudo = labels.is_pseudo(dataset)
+        self._intensities = labels.intensities
 
     @classmethod
     def build(cls, options: LoaderOptions, dataset: CocoDataset, seed: int) -> TrainingStream:
@@ -103,7 +116,8 @@ class TrainingStream:
         if options.sampling.filter_empty:
             dataset = without_empty_images(dataset)
         cache = options.cache.open()
-        reader = SampleReader(dataset, options.preprocess, cache)
+        labels = options.pseudo_labels
+        reader = SampleReader(dataset, options.preprocess, cache, labels)
         pasting = None
         if options.copy_paste.probability:
             pasting = PasteStage.open(
@@ -112,6 +126,7 @@ class TrainingStream:
                 preprocess=options.preprocess,
                 cache=cache,
                 folds=options.folds,
+                labels=labels,
                 iteration_size=options.batch_size * options.accumulate,
             )
         return cls(
@@ -119,9 +134,10 @@ class TrainingStream:
             preprocess=options.preprocess,
             policy=options.policy.for_data(dataset),
             seed=seed,
-            order=options.sampling.order(dataset, seed),
+            order=labels.order(options.sampling, dataset, seed),
             pasting=pasting,
             reader=reader,
+            labels=labels,
         )
 
     @property
@@ -140,7 +156,8 @@ class TrainingStream:
         sample = self.policy.geometry(whole, rng)
         if self.pasting is not None:
             sample = self._paste(self.pasting, sample, whole, index, position)
-        return self.policy.photometry(sample, rng, value_range)
+        sample = self.policy.photometry(sample, rng, value_range)
+        return self._intensities.photometry(sample, rng, value_range) if self._is_pseudo[index] else sample
 
     def expand(self, sample: Sample) -> Sample:
         """Return what `make` made as the model takes it."""

@@ -14,18 +14,19 @@ from detseg.config.options import Options, Problems, key, part
 from detseg.data.augment.copy_paste import CopyPaste
 from detseg.data.folds import Folds
 from detseg.data.preprocess import ImagePreprocess
+from detseg.data.pseudo_labels import NO_PSEUDO_LABELS, PseudoLabels, sure_objects
 from detseg.data.sample_cache import SampleCache, SampleReader
 from detseg.data.sampling import balancing_weights
 from detseg.errors import DataError
 from detseg.structures.sample import Sample
 
 # Names in INPUT.COPY_PASTE.SOURCES that are no data sets.
-TRAIN, SAME_IMAGE = "train", "image"
+TRAIN, SAME_IMAGE, PSEUDO = "train", "image", "pseudo"
 
 
 def _names(names: Sequence[str]) -> str | None:
     if not names or not all(name.strip() for name in names):
-        return f"expected at least one of {TRAIN}, {SAME_IMAGE} and names of data sets"
+        return f"expected at least one of {TRAIN}, {SAME_IMAGE}, {PSEUDO} and names of data sets"
     if len(set(names)) != len(names):
         return "expected names that differ; SOURCE_WEIGHTS says how often each is drawn"
     return None
@@ -35,7 +36,8 @@ def _names(names: Sequence[str]) -> str | None:
 class CopyPasteOptions(Options):
     """How often, how, and from where objects are pasted.
 
-    probability: of a sample with pasted objects. sources: `TRAIN`, `SAME_IMAGE`, or names or paths of data sets.
+    probability: of a sample with pasted objects. sources: `TRAIN`, `SAME_IMAGE`, `PSEUDO`, or names or paths of data
+    sets. pseudo_score: of the objects of PSEUDO, at least.
     source_weights: how often each is drawn, relative to each other; empty for equally often. group_by: a field of the
     images; the source image has the same value. balance_power: how far rare classes are preferred (see
     `balancing_weights`). last_iter: nothing is pasted after this iteration; 0 for no end.
@@ -46,6 +48,7 @@ class CopyPasteOptions(Options):
     how: CopyPaste = part(CopyPaste)
     probability: float = key("PROBABILITY", at_least=0, at_most=1)
     sources: tuple[str, ...] = key("SOURCES", test=_names)
+    pseudo_score: float = key("PSEUDO_SCORE", at_least=0, at_most=1)
     source_weights: tuple[float, ...] = key("SOURCE_WEIGHTS", above=0)
     group_by: str = key("GROUP_BY")
     balance_power: float = key("BALANCE_POWER", at_least=0, at_most=1)
@@ -54,6 +57,9 @@ class CopyPasteOptions(Options):
     def check(self, problems: Problems) -> None:
         if self.source_weights:
             problems.length("INPUT.COPY_PASTE.SOURCE_WEIGHTS", len(self.sources))
+        if PSEUDO in self.sources and not problems.cfg.DATASETS.PSEUDO:
+            expected = f"{PSEUDO} stands for DATASETS.PSEUDO, which is empty: give it, or leave {PSEUDO} out"
+            problems.add("INPUT.COPY_PASTE.SOURCES", expected)
 
 
 class PasteSourceSet:
@@ -128,6 +134,7 @@ class PasteStage:
         preprocess: ImagePreprocess,
         cache: SampleCache | None,
         folds: Folds,
+        labels: PseudoLabels = NO_PSEUDO_LABELS,
         iteration_size: int,
     ) -> PasteStage:
         """Load the data sets that the options name; objects are matched to the training's classes by name.
@@ -138,6 +145,13 @@ class PasteStage:
             DataError: a data set cannot be read, has no class of the training data, or lacks the field of the groups.
         """
         readers: dict[str, SampleReader | None] = {TRAIN: train, SAME_IMAGE: None}
+        is_pseudo = labels.is_pseudo(train.dataset)
+        if is_pseudo.any():
+            labelled, pseudo = (train.dataset.select(np.flatnonzero(which)) for which in (~is_pseudo, is_pseudo))
+            train = readers[TRAIN] = SampleReader(labelled, preprocess, cache, labels)
+            if PSEUDO in options.sources:
+                sure = sure_objects(pseudo, options.pseudo_score)
+                readers[PSEUDO] = SampleReader(sure, preprocess, cache, labels)
         for name in options.sources:
             if name not in readers:
                 dataset = folds.without_fold(load_dataset(name)).with_classes(train.dataset.class_names, drop=True)

@@ -27,6 +27,7 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.config.options import Options, key
 from detseg.data.preprocess import ImagePreprocess
+from detseg.data.pseudo_labels import NO_PSEUDO_LABELS, PseudoLabels
 from detseg.errors import DataError
 from detseg.files.atomic import remove_temporaries, temporary_ending, written_whole
 from detseg.files.lock import try_lock, wait_for_lock
@@ -263,10 +264,19 @@ class SampleReader:
 
     Where it is pickled, the annotations of a large data set are written to a file, which all worker processes map into
     memory; the other processes must end before this one. Forked workers share them without any of this.
+
+    labels: how much they count.
     """
 
-    def __init__(self, dataset: CocoDataset, preprocess: ImagePreprocess, cache: SampleCache | None = None) -> None:
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        preprocess: ImagePreprocess,
+        cache: SampleCache | None = None,
+        labels: PseudoLabels = NO_PSEUDO_LABELS,
+    ) -> None:
         self.dataset = dataset
+        self._labels = labels
         self._preprocess = preprocess
         self._cache = cache
         self._names: dict[int, str] = {}
@@ -276,18 +286,19 @@ class SampleReader:
         """Read image number `index`; its arrays may be read-only. Raises DataError where it cannot be read."""
         name = None if self._cache is None else self._names.get(index) or self._name_in_cache(index)
         if name is None:
-            return self._read(index)
+            return self._labels.weigh_image(self._read(index), self.dataset, index)
         self._names[index] = name
         cached = self._cache.get(name)
         if cached is None:
             sample = self._read(index)
             self._cache.put(name, sample)
-            return sample
-        record = self.dataset.images[index]
-        return dataclasses.replace(cached, image_id=record.image_id, file_name=record.file_name)
+        else:
+            record = self.dataset.images[index]
+            sample = dataclasses.replace(cached, image_id=record.image_id, file_name=record.file_name)
+        return self._labels.weigh_image(sample, self.dataset, index)
 
     def _read(self, index: int) -> Sample:
-        sample = self.dataset.read_sample(index)
+        sample = self._labels.weigh_objects(self.dataset.read_sample(index), self.dataset, index)
         image = self._preprocess.prepare(sample.image, source=sample.file_name, facts=sample.metadata)
         return dataclasses.replace(sample, image=image)
 
@@ -310,6 +321,7 @@ class SampleReader:
             record.metadata,
             table.classes[rows].tolist(),
             table.crowd[rows].tolist(),
+            self._labels.confidence_of(self.dataset, index),
         )
         digest = hashlib.blake2b(repr(known).encode("utf-8", "surrogateescape"), digest_size=16)
         for start, end in zip(table.starts[rows], table.ends[rows], strict=True):

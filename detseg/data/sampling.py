@@ -13,7 +13,7 @@ from detseg.config.options import Options, Problems, key
 from detseg.errors import DataError
 
 # Names for independent streams of random numbers made from one seed.
-ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM, VIEW_STREAM = 1, 2, 3, 4
+ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM, VIEW_STREAM, PSEUDO_ORDER_STREAM = 1, 2, 3, 4, 5
 
 
 _REPEAT = "RepeatFactorTrainingSampler"
@@ -54,7 +54,7 @@ class SamplingOptions(Options):
         if self.balance_by:
             problems.add("DATALOADER.BALANCE_BY", f'expected "" beside {_REPEAT}: one of them decides')
 
-    def order(self, dataset: CocoDataset, seed: int) -> EpochOrder:
+    def order(self, dataset: CocoDataset, seed: int, stream: int = ORDER_STREAM) -> EpochOrder:
         """Return the order of a data set's images. Raises DataError where images lack the field `balance_by`."""
         length = None
         if self.sampler == _REPEAT:
@@ -64,7 +64,7 @@ class SamplingOptions(Options):
             weights = balancing_weights(dataset, self.balance_by, self.balance_power)
         if self.set_weights:
             weights = mix(weights, dataset.origins, self.set_weights)
-        return EpochOrder(len(dataset), seed, weights, length)
+        return EpochOrder(len(dataset), seed, weights, length, stream)
 
 
 class EpochOrder:
@@ -75,12 +75,18 @@ class EpochOrder:
     """
 
     def __init__(
-        self, num_images: int, seed: int, weights: np.ndarray | None = None, length: int | None = None
+        self,
+        num_images: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+        length: int | None = None,
+        stream: int = ORDER_STREAM,
     ) -> None:
         if num_images < 1:
             raise DataError("there is no image to train with; check DATASETS.TRAIN and FILTER_EMPTY_ANNOTATIONS")
         self.num_images = num_images
         self.seed = seed
+        self.stream = stream
         self.length = length or num_images
         self._cumulated = None
         if self.length != num_images or (weights is not None and not np.all(weights == weights[0])):
@@ -97,13 +103,37 @@ class EpochOrder:
         return int(self._order[within])
 
     def _order_of(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
+        rng = np.random.default_rng((self.seed, self.stream, epoch))
         if self._cumulated is None:
             return rng.permutation(self.num_images)
         # One draw and even steps from there, so that the numbers of times are as even as they can be.
         points = (rng.random() + np.arange(self.length)) / self.length
         drawn = np.minimum(np.searchsorted(self._cumulated, points, side="right"), self.num_images - 1)
         return rng.permutation(drawn)
+
+
+class MixedOrder:
+    """Two orders mixed: of every sum(ratio) positions ratio[1] are of the second one, spread evenly.
+
+    Any batch therefore holds both in this ratio, up to one image. members: (N,) the images that the indices of each
+    order stand for.
+    """
+
+    def __init__(
+        self,
+        orders: tuple[EpochOrder, EpochOrder],
+        members: tuple[np.ndarray, np.ndarray],
+        ratio: tuple[int, int],
+    ) -> None:
+        self.orders = orders
+        self.members = members
+        self.ratio = ratio
+
+    def __getitem__(self, position: int) -> int:
+        """Return the index of the image at a position >= 0 of the stream."""
+        before, after = (place * self.ratio[1] // sum(self.ratio) for place in (position, position + 1))
+        which, own = (1, before) if after > before else (0, position - before)
+        return int(self.members[which][self.orders[which][own]])
 
 
 def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np.ndarray | None:

@@ -5,6 +5,9 @@ An image is known by the content of its file, whatever its name and folder are.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +18,11 @@ import numpy as np
 from detseg.coco.dataset import ImageRecord
 from detseg.coco.pairing import content_key
 from detseg.errors import DataError
+
+# In the `info` of a Predictions file, and of what is made of it.
+FIELD = "trained_images"
+# More keys than this are no list of training images (8 bytes each).
+_MOST_KEYS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,22 @@ class TrainedImages:
         keys = stored.numpy() if hasattr(stored, "numpy") else None
         fits = keys is not None and keys.dtype == np.int64 and keys.ndim == 1
         return cls(np.unique(keys)) if fits else None
+
+    @classmethod
+    def from_plain(cls, stored: Any) -> TrainedImages | None:
+        """What `to_plain` returned, as a JSON file gives it; None where it is anything else."""
+        try:
+            unpacking = zlib.decompressobj()
+            data = unpacking.decompress(base64.b64decode(stored["zlib"], validate=True), 8 * _MOST_KEYS)
+            keys = np.frombuffer(data, dtype="<i8").astype(np.int64)
+        except (KeyError, TypeError, ValueError, binascii.Error, zlib.error):
+            return None
+        return cls(np.unique(keys)) if unpacking.eof and len(keys) == stored.get("count") else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values for the `info` of a JSON file: the number of images, and their keys, packed."""
+        data = zlib.compress(self.keys.astype("<i8").tobytes(), 6)
+        return {"count": len(self.keys), "zlib": base64.b64encode(data).decode("ascii")}
 
     def __or__(self, other: TrainedImages | None) -> TrainedImages:
         return self if other is None else TrainedImages(np.union1d(self.keys, other.keys))

@@ -12,6 +12,7 @@ from typing import Any
 
 from detseg.config.options import Problems
 from detseg.config.schema import default_values, detectron2_defaults
+from detseg.models.table import LABEL_WEIGHTS
 
 # Keys of Detectron2 that only this engine acts on, beside those of MODEL.
 DETECTRON2_ONLY = ("VIS_PERIOD", "TEST.PRECISE_BN.ENABLED", "TEST.PRECISE_BN.NUM_ITER")
@@ -70,6 +71,9 @@ def implements(key: str) -> bool:
 def note_keys(problems: Problems) -> None:
     """Note every key of the model and the loop that this engine would ignore, and values that it refuses."""
     ours = default_values()
+    for key in LABEL_WEIGHTS if problems.training else ():
+        if problems.cfg[key]:
+            problems.add(key, "Detectron2's losses count all labels alike; leave it at [], or set MODEL.ENGINE native")
     for key, value in problems.cfg.flatten().items():
         judged = key.startswith("MODEL.") or (key.startswith("SOLVER.") and problems.training)
         if judged and key not in detectron2_defaults() and not implements(key) and value != ours[key]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import check_sets, object_warnings
 from detseg.coco.pairing import content_key
 from detseg.curation.synthetic import make_missing_sets
-from detseg.data.folds import FoldedSets, Folds, fold_name
+from detseg.data.folds import FOLD_PLACE, FoldedSets, Folds, fold_name, pseudo_names
 from detseg.data.intensity_range import IMAGES, IntensityRange, levels_of
 from detseg.data.preprocess import ImagePreprocess
-from detseg.data.trained_images import TrainedImages
+from detseg.data.trained_images import FIELD, TrainedImages
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.formats.plausibility import check_labels
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_training_set(cfg: Config) -> CocoDataset:
-    """DATASETS.TRAIN and EXTRA_TRAIN as one set; classes in the order of DATASETS.CLASSES, else of the first set.
+    """DATASETS.TRAIN, EXTRA_TRAIN and PSEUDO as one set; classes in the order of DATASETS.CLASSES, else of the first.
 
     With DATASETS.FOLD without the images of this fold of DATASETS.TRAIN.
 
@@ -47,7 +47,10 @@ def load_training_set(cfg: Config) -> CocoDataset:
         sets = load_folds(cfg).training_part(folds.fold)
     else:
         sets = _load(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN))
-    dataset = CocoDataset.concatenate(sets)
+    pseudo = _load(cfg, pseudo_names(cfg), sets[0].class_names)
+    dataset = CocoDataset.concatenate([*sets, *pseudo])
+    if pseudo:
+        dataset.info = {FIELD: {one.name: one.info.get(FIELD) for one in pseudo}}
     describe("training", dataset, cfg)
     for text in check_sets(sets):
         logger.warning("training data: %s", text)
@@ -97,7 +100,7 @@ def load_folds(cfg: Config) -> FoldedSets:
 
 
 def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset], *, warn: bool = False) -> None:
-    """Raise DataError where images of DATASETS.EXTRA_TRAIN, by the content of their files, are validated on.
+    """Raise DataError where images of DATASETS.EXTRA_TRAIN or PSEUDO, by the content of their files, are validated on.
 
     warn: of images of equal names and sizes, too, which may be the same pictures, saved again.
     """
@@ -116,16 +119,46 @@ def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset]
                 alike.append(name)
     if leaks:
         raise DataError(
-            f"{len(leaks)} images of DATASETS.EXTRA_TRAIN are also validated on, which makes scores too good; leave "
-            f"them out of it:\n{list_problems(leaks)}"
+            f"{len(leaks)} images of DATASETS.EXTRA_TRAIN or PSEUDO are validated on too, which makes scores too good; "
+            f"leave them out of it:\n{list_problems(leaks)}"
         )
     if alike and warn:
         logger.warning(
-            "DATASETS.EXTRA_TRAIN: the name and size of %d of its images are those of images that are validated on; "
-            "leave out what is the same picture, saved again:\n%s",
+            "DATASETS.EXTRA_TRAIN and PSEUDO: name and size of %d of its images are those of images that are validated "
+            "on; leave out what is the same picture, saved again:\n%s",
             len(alike),
             list_problems(alike),
         )
+
+
+def check_apart(data: CocoDataset, cfg: Config, test_sets: Mapping[str, CocoDataset]) -> None:
+    """Raise DataError where images of DATASETS.EXTRA_TRAIN or PSEUDO, or of the training of the teachers that made the
+    pseudo-labels, are validated on. data: of `load_training_set`.
+    """
+    further = np.flatnonzero(data.origins >= len(cfg.DATASETS.TRAIN))
+    if len(further):
+        refuse_leaks([data.select(further)], [*test_sets.values()], warn=True)
+    for name, stored in data.info.get(FIELD, {}).items() if cfg.DATASETS.PSEUDO else ():
+        teachers = TrainedImages.from_plain(stored)
+        if teachers is None:
+            logger.warning(
+                "pseudo-labels %s: the file does not say which images its teachers were trained with; where these are "
+                "validated on here, the scores are too good (`detseg pseudo_label label` writes it)",
+                name,
+            )
+            continue
+        seen = [
+            f"{record.file_name} ({dataset.name})"
+            for dataset in test_sets.values()
+            for record in dataset.images
+            if record in teachers
+        ]
+        if seen:
+            raise DataError(
+                f"DATASETS.PSEUDO {name}: its teachers were trained with {len(seen)} of the images that are validated "
+                "on here, which makes scores too good: take those of models that have not seen them, for a fold "
+                f"those of the models of this fold ({FOLD_PLACE} in the name):\n{list_problems(seen)}"
+            )
 
 
 def _load(cfg: Config, names: Sequence[str], classes: Sequence[str] | None = None) -> list[CocoDataset]:

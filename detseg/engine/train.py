@@ -13,13 +13,12 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.data.trained_images import TrainedImages
-from detseg.engine.data_sets import fingerprint, load_test_sets, load_training_set, measure_intensities, refuse_leaks
+from detseg.engine.data_sets import check_apart, fingerprint, load_test_sets, load_training_set, measure_intensities
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.plan import ComputeOptions, TrainingPlan
 from detseg.engine.progress import Progress
@@ -84,9 +83,8 @@ def train(
             data = load_training_set(cfg)
             classes = data.class_names
             test_sets = load_test_sets(cfg, classes)
-            if processes.is_main and cfg.DATASETS.EXTRA_TRAIN:
-                extra = data.select(np.flatnonzero(data.origins >= len(cfg.DATASETS.TRAIN)))
-                refuse_leaks([extra], [*test_sets.values()], warn=True)
+            if processes.is_main:
+                check_apart(data, cfg, test_sets)
             intensities = trained_images = None
             if processes.is_main and len(data):
                 intensities = measure_intensities(data, cfg)

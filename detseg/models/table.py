@@ -34,6 +34,7 @@ class Architecture:
         soft_masks: it gives the probability of every pixel of an object (`--soft-masks`), not only its mask.
         limits: the keys that limit how many objects of an image can be found.
         in_detectron2: Detectron2 has this architecture too, with the same keys.
+        weighs_labels: its losses count labels by their weights (Sample.weight, object_weights, certainty).
     """
 
     options: str
@@ -42,6 +43,7 @@ class Architecture:
     soft_masks: bool = False
     limits: tuple[str, ...] = ("TEST.DETECTIONS_PER_IMAGE",)
     in_detectron2: bool = False
+    weighs_labels: bool = False
 
 
 _PROPOSALS = ("TEST.DETECTIONS_PER_IMAGE", "MODEL.RPN.POST_NMS_TOPK_TEST")
@@ -54,6 +56,7 @@ ARCHITECTURES = {
         soft_masks=True,
         limits=_PROPOSALS,
         in_detectron2=True,
+        weighs_labels=True,
     ),
     "TorchvisionMaskRCNN": Architecture(
         options="detseg.models.torchvision:TorchvisionOptions",
@@ -64,6 +67,9 @@ ARCHITECTURES = {
     ),
 }
 
+
+# Keys by which labels count more or less, for architectures that weigh them.
+LABEL_WEIGHTS = ("DATASETS.LOSS_WEIGHTS", "DATASETS.PSEUDO_CONFIDENCE")
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
@@ -94,6 +100,11 @@ class ModelOptions(Options):
             problems.add("DATASETS.CLASSES", expected)
         if not problems.training:
             return
+        architecture = ARCHITECTURES.get(self.architecture)
+        if problems.engine == "native" and architecture is not None and not architecture.weighs_labels:
+            for name in LABEL_WEIGHTS:
+                if problems.cfg[name]:
+                    problems.add(name, f"{self.architecture} counts all labels alike; leave it at []")
         keys = model_rules(problems.cfg)
         if not self.weights:
             self._check_from_scratch(problems, keys)

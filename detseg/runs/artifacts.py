@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from detseg.coco.catalog import load_dataset, resolve_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.pairing import content_key
-from detseg.data.folds import fold_name
+from detseg.data.folds import fold_name, pseudo_names
 from detseg.errors import DataError
 from detseg.files.hashing import fingerprint, hash_file, sha256_of
 from detseg.files.run_files import (
@@ -186,7 +186,7 @@ def log_folds(cfg: Config, folder: Path, run: Any) -> None:
 
 
 def _data_sets(cfg: Config) -> list[Artifact]:
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN, *cfg.DATASETS.TEST])
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN, *pseudo_names(cfg), *cfg.DATASETS.TEST])
     copied = DATASET in cfg.TRACKING.STORE
     return [
         dataset_artifact(load_dataset(name, cfg.DATASETS.IMAGE_ROOT), resolve_dataset(name).json, copied=copied)

@@ -83,7 +83,9 @@ class AlbumentationsPipeline(Options):
     the first image: in every worker of a loader anew.
     """
 
-    entries: Sequence[Any] = key(KEY, default=())
+    section = "INPUT"
+
+    entries: Sequence[Any] = key("ALBUMENTATIONS", default=())
     num_channels: int = key("MODEL.PIXEL_MEAN", default=3, convert=len)
 
     def check(self, problems: Problems) -> None:
@@ -99,7 +101,8 @@ class AlbumentationsPipeline(Options):
             build_transforms(self.entries, [*images, image.astype(np.float32) / 255])
         except ConfigError as error:
             # The value of this key is long: the message names the entry instead.
-            problems.found += [f"{line} ({cfg.origin(KEY)})" for line in str(error).splitlines()]
+            origin = cfg.origin(f"{self.section}.ALBUMENTATIONS")
+            problems.found += [f"{line} ({origin})" for line in str(error).splitlines()]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, value_range: ValueRange) -> np.ndarray:
         """Return a changed image of the same size, dtype and range.

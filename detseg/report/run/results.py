@@ -21,7 +21,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions, with_classes_of
 from detseg.config import Config, load_config
 from detseg.config.loading import Imports
-from detseg.data.folds import FOLD, Folds, fold_name
+from detseg.data.folds import FOLD, Folds, fold_name, pseudo_names
 from detseg.errors import DetsegError, RunError
 from detseg.evaluation.evaluate import align, count_all
 from detseg.evaluation.ground_truth import GroundTruth
@@ -275,8 +275,8 @@ def data_of(run: RunResults) -> list[tuple[str, str, CocoDataset | None]]:
     if run.config is None:
         return []
     found = []
-    for key in ("TRAIN", "EXTRA_TRAIN", "TEST"):
-        for name in run.config.DATASETS[key]:
+    for key in ("TRAIN", "EXTRA_TRAIN", "PSEUDO", "TEST"):
+        for name in pseudo_names(run.config) if key == "PSEUDO" else run.config.DATASETS[key]:
             dataset = None
             for folder in working_folders(run):
                 with suppress(DetsegError), inside(folder):
