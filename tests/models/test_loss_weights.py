@@ -46,6 +46,12 @@ def test_half_the_weight_of_an_image_is_half_of_every_loss(relative: str) -> Non
     assert half == pytest.approx({name: loss / 2 for name, loss in whole.items()}, rel=1e-5)
 
 
+def test_an_image_without_objects_can_have_a_weight() -> None:
+    losses = losses_of(dataclasses.replace(disks(0, (64, 64)), weight=0.5))
+    assert losses["loss_rpn_loc"] == losses["loss_mask"] == 0
+    assert 0 < losses["loss_rpn_cls"] < losses_of(disks(0, (64, 64)))["loss_rpn_cls"]
+
+
 @pytest.mark.parametrize(("column", "names"), [(BOX_LOSS, BOX_LOSSES), (MASK_LOSS, MASK_LOSSES)])
 def test_a_gated_loss_is_zero_and_the_others_stay(column: int, names: tuple[str, ...]) -> None:
     plain, gated = losses_of(SAMPLE), losses_of(weighted(0.0, column))

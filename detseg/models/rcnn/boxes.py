@@ -89,7 +89,9 @@ class BoxCoder:
             losses = loss(self.decode(deltas, sources), targets, reduction=reduction)
         else:
             losses = smooth_l1(deltas, self.encode(sources, targets), self.beta, reduction)
-        return losses if weights is None else (losses.reshape(len(weights), -1) * weights[:, None]).sum()
+        if weights is None:
+            return losses
+        return ((losses.sum(dim=1) if losses.ndim == 2 else losses) * weights).sum()
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
