@@ -275,7 +275,7 @@ def _quality(result: Mapping[str, Any]) -> float:
     if quality is None:
         return math.nan
     if not _is_number(quality, 2) or not 0 <= quality <= 1:
-        raise DataError(f"the quality is {str(quality)[:40]!r}, expected the mask's expected IoU, a number from 0 to 1")
+        raise DataError(f"the quality is {repr(quality)[:40]}, expected the IoU of the mask, from 0 to 1")
     return float(quality)
 
 

@@ -35,10 +35,10 @@ def coco_truth(*images, names=("round", "länglich"), ids=(1, 2)):
 def assert_same(first: Predictions, second: Predictions):
     assert (first.image_id, first.file_name) == (second.image_id, second.file_name)
     assert (first.height, first.width, first.provenance) == (second.height, second.width, second.provenance)
-    for name in ("boxes", "scores", "classes"):
+    for name in ("boxes", "scores", "classes", "quality"):
         left, right = getattr(first, name), getattr(second, name)
         assert left.dtype == right.dtype
-        assert np.array_equal(left, right), f"{name} changed"
+        assert np.array_equal(left, right, equal_nan=name == "quality"), f"{name} changed"
     assert (first.rles is None) == (second.rles is None)
     assert first.rles is None or [decoded(r) for r in first.rles] == [decoded(r) for r in second.rles]
     assert (first.soft_masks is None) == (second.soft_masks is None)
@@ -99,6 +99,20 @@ def test_round_trip(tmp_path, name):
     assert list(tmp_path.iterdir()) == [path], "a temporary file was left"
     if name.endswith(".gz"):
         assert path.read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_quality_stands_beside_the_score_where_it_is_known(tmp_path):
+    masks = [rectangle(0, 0, 9, 9), rectangle(5, 5, 30, 20), rectangle(2, 2, 4, 4)]
+    judged = predictions_of(masks, scores=[0.9, 0.8, 0.3]).with_quality(np.float32([0.71, np.nan, 1 / 3]))
+    plain = predictions_of(masks, image_id=2)
+    write_predictions(tmp_path / "p.json.gz", [judged, plain], ["cell"])
+    for before, after in zip([judged, plain], read_predictions(tmp_path / "p.json.gz"), strict=True):
+        assert_same(before, after)
+    with gzip.open(tmp_path / "p.json.gz", "rt") as file:
+        results = json.load(file)["annotations"]
+    assert ["quality" in one for one in results] == [True, False, True, False, False, False]
+    assert results[0]["quality"] == 0.71
+    assert results[0]["score"] == pytest.approx(0.9 * 0.71)
 
 
 def test_soft_masks_and_boxes_alone(tmp_path):
@@ -278,6 +292,9 @@ BAD_RESULTS = {
     "score is 1.5": result(score=1.5),
     "score is 'high'": result(score="high"),
     "score is True": result(score=True),
+    "quality is 1.01": result(quality=1.01),
+    "quality is '0.5'": result(quality="0.5"),
+    "quality is False": result(quality=False),
     "unknown category_id 4": result(category_id=4),
     "unknown category_id [1]": result(category_id=[1]),
     "bbox is [0, 0, 5]": result(bbox=[0, 0, 5]),

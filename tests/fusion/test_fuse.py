@@ -133,6 +133,41 @@ def test_one_member_without_overlaps_stays_as_it_is(method):
     assert same(fuse([one], FusionOptions(method=method)), one)
 
 
+def judged(seed: int, qualities: list[float], scores: list[float]) -> list[Predictions]:
+    """Members that each found the one object, with masks a pixel wider from member to member."""
+    members = []
+    for member, (quality, score) in enumerate(zip(qualities, scores, strict=True)):
+        rle = rle_codec.encode_crop(np.ones((20, 20 + member), dtype=bool), 10, 10, 60, 70)
+        one = Predictions(7, "a.png", 60, 70, [[10, 10, 30 + member, 30]], [score], [0], [rle])
+        members.append(dataclasses.replace(one, quality=[quality]))
+    return members
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"method": "nms"}, 0.5),  # of the mask that stays
+        ({"method": "wbf"}, 0.5),
+        ({"method": "nms", "masks": "vote"}, (2 * 0.5 + 0.8 + 0.9) / 4),
+        ({"method": "wbf", "masks": "mean"}, (2 * 0.9 * 0.5 + 0.3 * 0.8 + 0.6 * 0.9) / 2.7),
+    ],
+)
+def test_the_quality_is_that_of_the_mask(options, expected):
+    members = judged(0, [0.5, 0.8, 0.9], [0.9, 0.3, 0.6])
+    fused = fuse(members, FusionOptions(**options), [2.0, 1.0, 1.0])
+    assert fused.quality.tolist() == pytest.approx([expected])
+
+
+def test_a_quality_is_of_the_members_that_tell_one():
+    members = judged(0, [np.nan, 0.8, 0.6], [0.9, 0.3, 0.6])
+    assert np.isnan(fuse(members, FusionOptions()).quality).all(), "the mask that stays was never judged"
+    assert fuse(members, FusionOptions(masks="vote")).quality.tolist() == pytest.approx([0.7])
+    assert np.isnan(fuse(judged(0, [np.nan] * 2, [0.9, 0.3]), FusionOptions(masks="vote")).quality).all()
+    decayed = fuse(members, FusionOptions(method="soft_nms"))
+    assert sorted(decayed.quality.tolist()[1:]) == pytest.approx([0.6, 0.8])
+    assert np.isnan(decayed.quality[0])
+
+
 def test_nothing_is_legal():
     members = random_members(0)
     nothing = Predictions.empty(7, "a.png", 60, 70)

@@ -126,6 +126,29 @@ def test_objects_larger_than_the_overlap_and_than_a_tile_are_put_together():
     assert_same_objects(predict(image), components(image))
 
 
+def test_the_quality_of_an_object_is_that_of_its_best_piece(tmp_path):
+    image = np.zeros((100, 240, 1), dtype=np.uint8)
+    image[20:40, 20:220] = 255  # larger than a tile
+    image[60:70, 5:15] = 255
+
+    class JudgingSegmenter(ThresholdSegmenter):
+        def predict(self, images, output_sizes=None, **options):
+            found = super().predict(images, output_sizes, **options)
+            number = sum(map(len, self.seen)) - len(images)
+            return [one.with_quality(np.full(len(one), 0.5 + (number + i) / 100)) for i, one in enumerate(found)]
+
+    for state in (None, tmp_path):
+        model = ImageModel(JudgingSegmenter(num_classes=1), ImagePreprocess())
+        tile_predictor = TilePredictor(Detector([model]), Tiling("always", TILE, OVERLAP), state=state)
+        found = tile_predictor.predict(RECORD, ArraySource(image, {}))
+        assert len(found) == 2
+        np.testing.assert_allclose(found.scores, found.class_scores * found.quality, rtol=1e-6)
+        last = (len(tile_predictor.grid(ArraySource(image, {}))) - 1) / 100
+        # the bar's best piece is in the last tile; the spot is the second object of the first
+        assert found.quality.tolist() == pytest.approx([0.5 + last, 0.5])
+        assert found.class_scores.tolist() == pytest.approx([0.9, 0.8])
+
+
 def test_the_last_tile_may_show_several_pieces_of_an_object():
     image = np.zeros((100, 240, 1), dtype=np.uint8)
     image[20:40, 20:220] = image[60:80, 20:220] = 255

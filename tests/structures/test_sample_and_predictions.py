@@ -25,9 +25,29 @@ def test_selecting_predictions_keeps_every_list_in_step():
     assert len(make_predictions(3).select(np.zeros(3, dtype=bool))) == 0
 
 
+def test_scores_contain_the_quality_of_masks_once():
+    plain = make_predictions(4)
+    assert np.isnan(plain.quality).all()
+    assert plain.class_scores.tolist() == plain.scores.tolist()
+    quality = np.float32([0.5, np.nan, 0, 1])
+    judged = plain.with_quality(quality)
+    assert judged.scores.tolist() == [plain.scores[0] / 2, plain.scores[1], 0, plain.scores[3]]
+    np.testing.assert_allclose(judged.class_scores[[0, 1, 3]], plain.scores[[0, 1, 3]], rtol=1e-6)
+    other = judged.with_quality(np.full(4, 0.25))
+    np.testing.assert_allclose(other.scores[[0, 1, 3]], plain.scores[[0, 1, 3]] / 4, rtol=1e-6)
+    best = judged.best_first()
+    assert best.classes.tolist() == [1, 0, 3, 2], "of equal scores, the earlier one first"
+    assert best.quality.tolist()[1:] == [0.5, 1, 0]
+    boxes = judged.without_masks()
+    assert (boxes.rles, np.isnan(boxes.quality).all()) == (None, True)
+    assert boxes.class_scores.tolist() == judged.class_scores.tolist()
+
+
 def test_predictions_of_unequal_lengths_or_of_another_size_are_refused():
     with pytest.raises(DataError, match="unequal lengths"):
         Predictions(1, "a.png", 5, 6, np.zeros((2, 4)), [0.5], [0, 0])
+    with pytest.raises(DataError, match="'quality': 1"):
+        Predictions(1, "a.png", 5, 6, np.zeros((2, 4)), [0.5, 0.5], [0, 0], quality=[0.5])
     with pytest.raises(DataError, match="mask 0 has the size"):
         Predictions(1, "a.png", 6, 5, np.zeros((1, 4)), [0.5], [0], make_predictions(1).rles)
 

@@ -71,6 +71,9 @@ class ROIHeadsOptions(DetectionOptions):
     mask_head: MaskHeadOptions | None = part(MaskHeadOptions, when=lambda cfg: cfg.MODEL.MASK_ON)
 
     def check(self, problems: Problems) -> None:
+        judges = "MODEL.ROI_MASK_HEAD.QUALITY.ENABLED"
+        if self.mask_head is None and problems.cfg[judges]:
+            problems.add(judges, "there are no masks to judge: set MODEL.MASK_ON True")
         if self.cascade is None:
             return
         if self.cascade.ious[:1] != self.matching.thresholds:
