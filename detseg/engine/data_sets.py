@@ -50,7 +50,7 @@ def load_training_set(cfg: Config) -> CocoDataset:
     pseudo = _load(cfg, pseudo_names(cfg), sets[0].class_names)
     dataset = CocoDataset.concatenate([*sets, *pseudo])
     if pseudo:
-        dataset.info = {FIELD: {one.name: one.info.get(FIELD) for one in pseudo}}
+        dataset.info = {FIELD: {one.name: one.info.get("pseudo_labels", {}).get(FIELD) for one in pseudo}}
     describe("training", dataset, cfg)
     for text in check_sets(sets):
         logger.warning("training data: %s", text)

@@ -89,7 +89,7 @@ def test_teachers_that_saw_the_validation_are_refused(
     disks: Path, labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = TrainedImages.of_records(CocoDataset.load(labelled).select([1, 3]).images)
-    path = part_of(disks, "pseudo.json", [5, 6], **{FIELD: seen.to_plain()})
+    path = part_of(disks, "pseudo.json", [5, 6], pseudo_labels={FIELD: seen.to_plain()})
     check(config_of(labelled, tmp_path / "run", pseudo=str(path)))
     assert "does not say" not in caplog.text
     with pytest.raises(DataError, match=r"teachers were trained with 2 of the images.*\{fold\}") as error:
