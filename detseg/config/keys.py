@@ -63,6 +63,11 @@ OWN_KEYS: dict[str, Key] = {
         "`own`: its normalisations as they are, which train; `FrozenBN`: its BatchNorms keep the statistics, weights "
         "and biases of MODEL.WEIGHTS.",
     ),
+    "MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT": Key(
+        0.0,
+        "By how much more the cells of a mask at the object's boundary, one on either side of it, count in the mean of "
+        "its loss; 0 is Detectron2's loss, 2 is a good start.",
+    ),
     "MODEL.ROI_MASK_HEAD.QUALITY.ENABLED": Key(
         False,
         "Learn, beside every mask, how well it covers its object (IoU; Mask Scoring R-CNN). Predictions get this "

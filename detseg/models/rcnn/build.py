@@ -255,6 +255,7 @@ def _build_mask_head(options: ROIHeadsOptions, in_channels: int) -> MaskHead | N
         deconv_channels=layers.channels,
         class_agnostic=layers.class_agnostic,
         norm=layers.norm,
+        boundary_weight=layers.boundary_weight,
     )
 
 

@@ -22,7 +22,7 @@ from detseg.models.region_segmenter import RegionMasks
 
 @dataclass(frozen=True)
 class MaskConvOptions(Options):
-    """The layers of MaskHead: num_conv 3 x 3 convolutions, and a deconvolution, of as many channels."""
+    """The layers of MaskHead, num_conv 3 x 3 convolutions and a deconvolution of as many channels, and its loss."""
 
     section = "MODEL.ROI_MASK_HEAD"
 
@@ -30,6 +30,7 @@ class MaskConvOptions(Options):
     channels: int = key("CONV_DIM", at_least=1)
     norm: str = norm_key()
     class_agnostic: bool = key("CLS_AGNOSTIC_MASK")
+    boundary_weight: float = key("BOUNDARY_WEIGHT", at_least=0)
 
     def check(self, problems: Problems) -> None:
         if self.num_conv:
@@ -60,7 +61,7 @@ class MaskHeadOptions(Options):
 class MaskHead(nn.Module):
     """Detectron2's MaskRCNNConvUpsampleHead: 3 x 3 convolutions, a 2 x 2 deconvolution, then the masks.
 
-    class_agnostic: one mask for all classes instead of one for each.
+    class_agnostic: one mask for all classes instead of one for each. boundary_weight: see `boundary_factors`.
     fast: whether oneDNN computes the deconvolution in prediction as a matrix product, with other rounding.
     """
 
@@ -73,9 +74,11 @@ class MaskHead(nn.Module):
         deconv_channels: int,
         class_agnostic: bool,
         norm: str = "",
+        boundary_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.class_agnostic = class_agnostic
+        self.boundary_weight = boundary_weight
         self.conv_names = [f"mask_fcn{index}" for index in range(1, len(conv_channels) + 1)]
         channels = in_channels
         for name, width in zip(self.conv_names, conv_channels, strict=True):
@@ -123,8 +126,9 @@ class MaskHead(nn.Module):
 def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """Mean binary cross-entropy of logits (M, s, s) against truth (M, s, s) bool.
 
-    counted: (M, s, s) bool, the pixels that the mean is taken over; None for all. weights: (M, s, s), factors on their
-    losses, by which the mean is not divided; None for 1. Zero, with gradients of zero, where there is nothing to count.
+    counted: (M, s, s), how much each pixel counts in the mean: 0, or 1 and more; None for all alike. weights: factors
+    (M, s, s) on their losses, by which the mean is not divided; None for 1. Zero, with gradients of zero, where there is
+    nothing to count.
     """
     if logits.numel() == 0:
         return logits.sum() * 0
@@ -133,6 +137,17 @@ def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None, weig
     loss = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
     loss = loss if weights is None else loss * weights
     return loss.mean() if counted is None else (loss * counted).sum() / counted.sum().clamp(min=1)
+
+
+def boundary_factors(truth: Tensor, weight: float) -> Tensor:
+    """Return how much each cell of masks (M, s, s) bool counts in the mean of the mask loss, (M, s, s) float32.
+
+    1 + weight for those that touch, also by a corner, a cell on the other side of the object's boundary, else 1. Most
+    cells of a mask are easily right; how much of the object it covers is decided at the boundary.
+    """
+    cells = truth.float()
+    neighbours = [F.max_pool2d(sign * cells, 3, stride=1, padding=1) for sign in (1, -1)]  # the largest, - the smallest
+    return 1 + weight * sum(neighbours)
 
 
 def foreground_boxes(regions: Sequence[Regions]) -> list[Tensor]:
@@ -164,8 +179,12 @@ def foreground_mask_losses(
         areas.append(target.areas[objects])
     anything_ignored = any(target.ignore is not None for target in targets)
     masks, cells = torch.cat(truth), torch.cat(counted) if anything_ignored else None
+    counts = cells
+    if mask_head.boundary_weight:
+        counts = boundary_factors(masks, mask_head.boundary_weight)
+        counts = counts if cells is None else counts * cells
     factors = torch.cat(weights) if any(target.is_weighted for target in targets) else None
-    losses = {"loss_mask": mask_loss(logits, masks, cells, factors)}
+    losses = {"loss_mask": mask_loss(logits, masks, counts, factors)}
     if quality_head is not None:
         probabilities = logits.detach().sigmoid()
         quality = quality_head.quality_of(pooled, probabilities, classes)
