@@ -1,6 +1,8 @@
-"""MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT: cells at an object's boundary count more in the mask loss, and nothing else changes."""
+"""MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT: cells at an object's boundary count more in the mask loss, nothing else changes."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -35,19 +37,17 @@ def test_the_loss_is_a_weighted_mean() -> None:
 
 
 def losses(weight: float, sample: Sample) -> dict[str, float]:
-    torch.manual_seed(0)
-    model = small_model(**{KEY: weight})
+    model = small_model(**{KEY: weight}).train()
     torch.manual_seed(1)
-    return {name: loss.item() for name, loss in model([sample]).items()}
+    return {name: float(loss.detach()) for name, loss in model([sample]).items()}
 
 
 def test_only_the_mask_loss_changes_and_ignored_cells_stay_out() -> None:
-    image, layers, classes = disks()
-    sample = Sample(image, layers, classes)
+    sample = disks(6, (64, 64))
     plain, weighted = losses(0.0, sample), losses(2.0, sample)
     assert weighted.pop("loss_mask") != plain.pop("loss_mask")
     assert weighted == plain
-    everything = Sample(image, layers, classes, ignore=np.ones(image.shape[:2], dtype=bool))
+    everything = dataclasses.replace(sample, ignore=np.ones((64, 64), dtype=bool))
     assert losses(2.0, everything)["loss_mask"] == 0
 
 

@@ -126,8 +126,8 @@ class MaskHead(nn.Module):
 def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """Mean binary cross-entropy of logits (M, s, s) against truth (M, s, s) bool.
 
-    counted: (M, s, s), how much each pixel counts in the mean: 0, or 1 and more; None for all alike. weights: factors
-    (M, s, s) on their losses, by which the mean is not divided; None for 1. Zero, with gradients of zero, where there is
+    counted: (M, s, s), how much each pixel counts in the mean: 0, or 1 and more; None for all alike. weights: (M, s, s)
+    or None, factors on their losses, by which the mean is not divided. Zero, with gradients of zero, where there is
     nothing to count.
     """
     if logits.numel() == 0:
