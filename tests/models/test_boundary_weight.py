@@ -1,4 +1,4 @@
-"""MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT: cells at an object's boundary count more in the mask loss, nothing else changes."""
+"""MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT: cells at an object's boundary count more in the mask loss."""
 
 from __future__ import annotations
 

@@ -145,9 +145,9 @@ def boundary_factors(truth: Tensor, weight: float) -> Tensor:
     1 + weight for those that touch, also by a corner, a cell on the other side of the object's boundary, else 1. Most
     cells of a mask are easily right; how much of the object it covers is decided at the boundary.
     """
-    cells = truth.float()
-    neighbours = [F.max_pool2d(sign * cells, 3, stride=1, padding=1) for sign in (1, -1)]  # the largest, - the smallest
-    return 1 + weight * sum(neighbours)
+    cells = truth[:, None].float()
+    largest, smallest = (sign * F.max_pool2d(sign * cells, 3, stride=1, padding=1)[:, 0] for sign in (1, -1))
+    return 1 + weight * (largest - smallest)
 
 
 def foreground_boxes(regions: Sequence[Regions]) -> list[Tensor]:
