@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,11 +182,17 @@ class Job:
 
     def info(self) -> dict[str, Any]:
         """What the Predictions file says about its making."""
+        from detseg.data.trained_images import FIELD
+
         predictor = self.predictor
         about = {**predictor.provenance, **predictor.detector.describe()}
         about["given"] = {name: value for name in ("run", "weights") if (value := getattr(self.arguments, name))}
         if self.arguments.boxes:
             about["boxes"] = self.arguments.boxes
+        # What the models saw: what is learned from these predictions must not be validated on it.
+        known = predictor.trained_images
+        if None not in known:
+            about[FIELD] = functools.reduce(operator.or_, known).to_plain()
         postprocess = None if predictor.postprocess is None else predictor.postprocess.to_dict()
         return {"description": "predictions of detseg", **about, "postprocess": postprocess}
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from detseg.coco.checking import read_coco
 from detseg.coco.json_files import annotations_of, image_root_for, write_coco
+from detseg.coco.pseudo_labels import labels_of_file
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
 from detseg.errors import DataError, list_problems
 from detseg.images.reading import read_picture
@@ -90,6 +91,30 @@ class CocoDataset:
         root = Path(image_root) if image_root else None
         options = {"skipped": skipped, "keep_empty": keep_empty, "boxes": boxes, "last_part": last_part}
         return cls(name=str(path), **read_coco(Path(path), root, **options))
+
+    @classmethod
+    def from_predictions(
+        cls,
+        path: str | os.PathLike[str],
+        sure: float | Mapping[str, float],
+        ignore_from: float | Mapping[str, float],
+        image_root: str | os.PathLike[str] | None = None,
+    ) -> CocoDataset:
+        """Make pseudo-labels of a Predictions file by its scores alone.
+
+        What is sure is an object; what is not, down to `ignore_from`, is a region to be ignored, neither object nor
+        background; the rest is listed under `further["dropped"]`. Masks are taken as they are: fuse or postprocess the
+        predictions before, so that no two are of one object. `detseg.semi_supervised` has further gates.
+
+        Args:
+            path: the file.
+            sure, ignore_from: scores, `ignore_from` <= `sure`; one each, or one a class by name.
+            image_root: folder that file names are relative to. None: the folder of the file.
+
+        Raises:
+            DataError: the file is none, has no masks, or the limits are not for its classes.
+        """
+        return cls(**labels_of_file(path, sure, ignore_from, image_root))
 
     def save(
         self,

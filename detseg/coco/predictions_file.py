@@ -31,7 +31,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -43,15 +43,14 @@ from detseg.structures.predictions import Predictions
 from detseg.structures.sample import FIELD as PIXEL_SIZE
 from detseg.structures.sample import pixel_size_field
 
-if TYPE_CHECKING:
-    from detseg.coco.dataset import CocoDataset
-
 logger = logging.getLogger(__name__)
 
 ANNOTATIONS_END = '], "images": ['
 FORMAT = "detseg predictions 1"
 # Results of one image whose text is in memory together.
 _AT_ONCE = 20_000
+# Characters: of a fusion of many members it says which images each of their models has seen.
+_LONGEST_HEADER = 50_000_000
 
 
 class PredictionsWriter:
@@ -262,10 +261,8 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
         return PredictionsFile(path, info, parser, None if results is None else parser.group(results))
 
 
-def with_classes_of(
-    path: str | os.PathLike[str], ground_truth: CocoDataset, rename: Mapping[str, str] | None = None
-) -> CocoDataset:
-    """Return a ground truth with the further classes that a file predicts: it has no object of these.
+def with_classes_of(path: str | os.PathLike[str], ground_truth: Any, rename: Mapping[str, str] | None = None) -> Any:
+    """Return a ground truth, a CocoDataset, with the further classes that a file predicts: it has no object of these.
 
     rename: old -> new class name, of the file.
     """
@@ -313,7 +310,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _read_frame(path: Path) -> dict[str, Any] | None:
     """Return what is around the annotations in the layout of PredictionsWriter; None for any other."""
     with open_json(path) as file:
-        first = file.readline(1_000_000).rstrip("\r\n")
+        first = file.readline(_LONGEST_HEADER).rstrip("\r\n")
         if FORMAT not in first or not first.endswith(', "annotations": ['):
             return None
         frame = _parse_json(first[: -len(', "annotations": [')] + "}", f"{path}: line 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,32 @@ class AnnotationTable:
     pixels: np.ndarray
     offsets: np.ndarray
     boxes: bool = False
+
+    @classmethod
+    def from_rows(cls, images: Iterable[Sequence[Mapping[str, Any]]], class_of: Mapping[int, int]) -> AnnotationTable:
+        """Make the table of annotations as a COCO file has them, those of one image after the other.
+
+        Each has `category_id`, `iscrowd` and `area`. class_of: category id -> class index.
+        """
+        text, lengths, counts, columns = bytearray(), [], [], []
+        for rows in images:
+            for row in rows:
+                part = json.dumps(row, separators=(",", ":")).encode("ascii")
+                text += part
+                lengths.append(len(part))
+                columns.append((class_of[row["category_id"]], row["iscrowd"], min(row["area"], 2)))
+            counts.append(len(rows))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        classes, crowd, pixels = np.array(columns, dtype=np.int32).reshape(-1, 3).T
+        return cls(
+            text=np.frombuffer(bytes(text), dtype=np.uint8),
+            starts=ends - np.array(lengths, dtype=np.int64),
+            ends=ends,
+            classes=classes.copy(),
+            crowd=crowd.astype(bool),
+            pixels=pixels.astype(np.uint8),
+            offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
+        )
 
     @property
     def is_object(self) -> np.ndarray:
