@@ -244,7 +244,7 @@ class Folds(Options):
             DataError: a set of `train` has no folds, an image has none, the numbers of folds have gaps or differ, or
                 the images of `train` and `test` are only partly the same.
         """
-        truth = _joined(test) if test else None
+        truth = joined(test) if test else None
         partner = None if truth is None else _partners(train, truth)
         folds_of_truth = None if partner is None else self._folds_of(truth)
         folds_of_train = []
@@ -264,7 +264,7 @@ class Folds(Options):
         if len(counts) > 1:
             raise DataError(f"the data sets of DATASETS.TRAIN have {' and '.join(map(str, sorted(counts)))} folds")
         if partner is None:
-            validation, folds = _joined(train), np.concatenate(folds_of_train)
+            validation, folds = joined(train), np.concatenate(folds_of_train)
         else:
             validation = truth
             folds = _folds_of_partners(train, folds_of_train, truth, folds_of_truth, partner)
@@ -285,7 +285,7 @@ class Folds(Options):
         raise DataError(f"DATASETS.FOLDS: there is no file {self.index} in {Path.cwd()} or {datasets_folder()}")
 
 
-def _joined(datasets: Sequence[CocoDataset]) -> CocoDataset:
+def joined(datasets: Sequence[CocoDataset]) -> CocoDataset:
     """Return data sets as one, whose image ids differ."""
     whole = CocoDataset.concatenate(datasets)
     images = whole.images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import zlib
@@ -92,6 +93,15 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{mark}-", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     return Markup(text.replace(INK, "var(--ink)").replace(LINE, "var(--line)"))
+
+
+def jpeg_url(picture: np.ndarray, quality: int = 84) -> str:
+    """Return a picture (h, w, 3) uint8 as an address that holds it."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="JPEG", quality=quality, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def octave_ticks(axis: Any, low: float, high: float, unit: str = "", most: int = 12) -> None:

@@ -306,6 +306,8 @@ class _Labels:
                 row["id"] = first_id
                 first_id += 1
         totals = self.totals[used].sum(axis=(0, 2)) if used else np.zeros(len(DECISIONS), dtype=np.int64)
+        if seen is not None:  # so that no training with these labels is validated on what the teachers have seen
+            about[FIELD] = seen.to_plain()
         about["images"] = {"used": len(used), "left_out": len(self.left_out)}
         about["objects"] = dict(zip(DECISIONS, totals.tolist(), strict=True))
         records = [pseudo_image(self.images.images[index], *self._sizes[index]) for index in used]
@@ -314,13 +316,12 @@ class _Labels:
             for index, reason in sorted(self.left_out.items())
         ]
         class_of = {category.id: index for index, category in enumerate(self.categories)}
-        info = {"description": "pseudo-labels", "pseudo_labels": about}
         return CocoDataset(
             images=records,
             categories=list(self.categories),
             table=AnnotationTable.from_rows((self._rows[index] for index in used), class_of),
             name=f"pseudo-labels of {self.images.name}",
-            info=info if seen is None else {**info, FIELD: seen.to_plain()},
+            info={"description": "pseudo-labels", "pseudo_labels": about},
             further={"dropped": self._dropped, "left_out": left_out},
         )
 

@@ -44,8 +44,16 @@ class Pool:
         for part in parts:
             for name, value in part.items():
                 columns.setdefault(name, []).append(np.broadcast_to(value, len(part["scores"])))
-        nothing = {name: [np.zeros(0, dtype=np.int64)] for name in ("images", "groups", "classes")}
-        nothing |= {"scores": [np.zeros(0)], "sure": [np.zeros(0, bool)], "refused": [np.zeros(0, bool)]}
+        kinds = {
+            "images": int,
+            "groups": int,
+            "classes": int,
+            "scores": float,
+            "sure": bool,
+            "refused": bool,
+            "hits": bool,
+        }
+        nothing = {name: [np.zeros(0, dtype=kind)] for name, kind in kinds.items()}
         return cls(**{name: np.concatenate(values) for name, values in (columns or nothing).items()})
 
 

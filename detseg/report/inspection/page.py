@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.repair.masks import pieces_of
@@ -28,7 +25,7 @@ from detseg.report.drawing import (
     typical_thickness,
     window_around,
 )
-from detseg.report.html import COLOURS, number, render, share, svg
+from detseg.report.html import COLOURS, jpeg_url, number, render, share, svg
 from detseg.report.inspection.figures import FIGURES, Report, groups_of, has_groups, kinds_of, label_of
 from detseg.structures import rle as rle_codec
 
@@ -163,10 +160,7 @@ class _Pictures:
             return []
         name = self.rows[index]["file_name"].rsplit("/", 1)[-1]
         name = name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
-        stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, format="JPEG", quality=86, subsampling=0)
-        url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-        return [{"url": url, "name": prefix + name, "note": note}]
+        return [{"url": jpeg_url(picture, 86), "name": prefix + name, "note": note}]
 
     def _read_image(self, index: int) -> np.ndarray | None:
         try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from detseg.errors import DataError
 from detseg.report.drawing import resize_display, to_display
+from detseg.report.html import jpeg_url
 from detseg.report.outcomes import draw_outcomes, outcome_note
 from detseg.report.run.results import ScoredSet
 from detseg.report.run.scores import per_image
@@ -26,13 +24,6 @@ class Detail(NamedTuple):
     each: int
     side: int
     figures: bool = True
-
-
-def jpeg_url(picture: np.ndarray, quality: int = 84) -> str:
-    """Return a picture (h, w, 3) uint8 as an address that holds it."""
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="JPEG", quality=quality, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def chosen_images(scored: ScoredSet, each: int) -> list[tuple[str, list[int]]]:

@@ -1,0 +1,193 @@
+"""The page of a file of pseudo-labels: what was kept and what was refused, beside the labelled data, with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.pseudo_labels import DECISIONS, IGNORED, KEPT
+from detseg.errors import DataError
+from detseg.files.atomic import check_free, make_folder, written_whole
+from detseg.report.drawing import (
+    CROWD_COLOUR,
+    class_colour,
+    draw_close_up,
+    draw_objects,
+    fitting_line_width,
+    resize_display,
+    to_display,
+    typical_thickness,
+    window_around,
+)
+from detseg.report.html import jpeg_url, number, render
+from detseg.structures import rle as rle_codec
+
+# Close-ups of every kind, and whole images; their sides in pixels.
+_SHOWN, _IMAGES, _CLOSE_UP, _WHOLE = 24, 12, 200, 480
+# The least part of an image that a close-up shows.
+_LEAST_WINDOW = 32
+_OBJECT, _OTHERS = (255, 176, 0), (64, 190, 255)
+_COLUMNS = {
+    "sure_from": "sure from",
+    "ignore_from": "ignored from",
+    "wanted_per_image": "wanted an image",
+    "reached_per_image": "reached",
+    "wanted_precision": "wanted precision",
+    "precision": "precision",
+    "precision_low": "95 % from",
+    "precision_high": "to",
+    "recall": "recall",
+    "objects": "objects",
+}
+_CHOSEN = {
+    "fixed": "As they were given.",
+    "counts": "Chosen so that as many objects an image are sure as the labelled images of the group have.",
+    "precision": "Chosen on labelled images that the models had not seen: the lowest with the wanted precision. "
+    "Precision and its interval are those of limits chosen on other folds.",
+}
+
+
+def write_pseudo_label_page(path: Path, dataset: CocoDataset, *, overwrite: bool = False) -> None:
+    """Write the page of pseudo-labels that `detseg.semi_supervised.label_images` made.
+
+    Raises DataError where the file exists, unless `overwrite`, or the data set is of another kind.
+    """
+    check_free(path, overwrite)
+    page = _page(dataset)
+    make_folder(path.parent)
+    with written_whole(path, "the page") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _page(dataset: CocoDataset) -> str:
+    about = dataset.info.get("pseudo_labels", {})
+    if not {"limits", "counts", "gates"} <= about.keys():
+        raise DataError(f"{dataset.name}: its info says nothing of gates; expected a file of `pseudo_label label`")
+    objects = _objects(dataset)
+    pictures = _Pictures(dataset)
+    by_agreement = sorted(objects["kept"], key=lambda row: (row.get("agreement", 1.0), row["score"]))
+    measure = "agreement of the members" if any("agreement" in row for row in objects["kept"]) else "score"
+    refused = sorted(objects["dropped"], key=lambda row: -row["score"])
+    close_ups = [
+        ("Kept, the worst first", f"Those of the lowest {measure}: look here for systematic errors.", by_agreement),
+        (
+            "Ignored",
+            "Neither object nor background in any loss; the highest scores first.",
+            sorted(objects["ignored"], key=lambda row: -row["score"]),
+        ),
+        ("Refused", "Learned as background (their boxes are drawn); the highest scores first.", refused),
+    ]
+    columns = [key for key in _COLUMNS if any(key in row for row in about["limits"])]
+    left_out: dict[str, list[str]] = {}
+    for row in dataset.further.get("left_out", []):
+        left_out.setdefault(row["kind"], []).append(f"{row['file_name']}: {row['why']}")
+    tiles = [(number(about["images"]["used"]), "images used"), (number(about["images"]["left_out"]), "images left out")]
+    tiles += [(number(about["objects"][name]), f"objects {name}") for name in reversed(DECISIONS)]
+    return render(
+        "pseudo_labels.html.jinja",
+        title=f"{Path(about['predictions']).name}: pseudo-labels",
+        about=about,
+        tiles=tiles,
+        chosen=_CHOSEN[about["gates"]["choose"]],
+        counts=[
+            (
+                row["group"] or "all",
+                row["class"],
+                *(number(row[key]) for key in ("images", "kept", "ignored", "dropped", "labelled_images", "labelled")),
+            )
+            for row in about["counts"]
+        ],
+        limit_names=["", *(_COLUMNS[key] for key in columns)],
+        limits=[
+            (" ".join(filter(None, (row.get("group"), row["class"]))), *(number(row.get(key)) for key in columns))
+            for row in about["limits"]
+        ],
+        close_ups=[(title, text, pictures.close_ups(rows[:_SHOWN])) for title, text, rows in close_ups if rows],
+        wholes=pictures.wholes(objects),
+        left_out=list(left_out.items()),
+    )
+
+
+def _objects(dataset: CocoDataset) -> dict[str, list[dict[str, Any]]]:
+    """Return decision -> the rows of all such objects, each with the number of its `image`."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in DECISIONS}
+    index_of = {record.image_id: index for index, record in enumerate(dataset.images)}
+    for index in range(len(dataset)):
+        for row in dataset.table.decode(index):
+            found[row["decision"]].append({**row, "image": index})
+    for row in dataset.further.get("dropped", []):
+        found["dropped"].append({**row, "image": index_of[row["image_id"]]})
+    return found
+
+
+class _Pictures:
+    """Draws from the images of a data set; what cannot be read is left out."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+        self._names = {category.id: category.name for category in dataset.categories}
+        self._read: Callable[[int], np.ndarray | None] = lru_cache(maxsize=8)(self._read_image)
+
+    def _read_image(self, index: int) -> np.ndarray | None:
+        try:
+            return to_display(self.dataset.read_image(index))
+        except DataError:
+            return None
+
+    def close_ups(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """Return pictures of single objects, in yellow, among the kept and ignored ones in blue."""
+        items = []
+        for row in rows:
+            picture, record = self._read(row["image"]), self.dataset.images[row["image"]]
+            if picture is None:
+                continue
+            own = row.get("segmentation") or _rectangle(row["bbox"], record.height, record.width)
+            box = rle_codec.bounding_boxes([own])[0]
+            side = int(max(1.8 * (box[2:] - box[:2]).max(), _LEAST_WINDOW))
+            window = window_around(box, side, record.height, record.width)
+            masks = [(self.dataset.annotations(row["image"]).rles, _OTHERS, 1), ([own], _OBJECT, 2)]
+            drawn = draw_close_up(picture, window, masks, side=_CLOSE_UP, background=128)
+            numbers = [f"{key} {row[key]:.2f}" for key in ("score", "quality", "agreement") if key in row]
+            note = ", ".join([self._names[row["category_id"]], *numbers])
+            note += f"; not passed: {row['why']}" if row.get("why") else ""
+            name = record.file_name.rsplit("/", 1)[-1]
+            items.append({"url": jpeg_url(drawn), "alt": f"{name}: {note}", "name": name, "note": note})
+        return items
+
+    def wholes(self, objects: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+        """Return whole images, those with the smallest share of sure objects first."""
+        counts = np.zeros((len(self.dataset), len(DECISIONS)))
+        for decision in (IGNORED, KEPT):
+            for row in objects[DECISIONS[decision]]:
+                counts[row["image"], decision] += 1
+        shares = counts[:, KEPT] / np.maximum(counts.sum(axis=1), 1)
+        items = []
+        for index in np.argsort(shares, kind="stable")[:_IMAGES].tolist():
+            picture = self._read(index)
+            if picture is None:
+                continue
+            rles, classes, crowd = self.dataset.annotations(index)
+            scale = _WHOLE / max(picture.shape[:2])
+            colours = [
+                CROWD_COLOUR if is_crowd else class_colour(kind)
+                for kind, is_crowd in zip(classes.tolist(), crowd.tolist(), strict=True)
+            ]
+            width = fitting_line_width(typical_thickness(rles), scale)
+            drawn = draw_objects(resize_display(picture, scale), rles, colours, scale, width)
+            name = self.dataset.images[index].file_name.rsplit("/", 1)[-1]
+            note = f"{counts[index, KEPT]:.0f} kept, {counts[index, IGNORED]:.0f} ignored"
+            items.append({"url": jpeg_url(drawn), "alt": f"{name}: {note}", "name": name, "note": note})
+        return items
+
+
+def _rectangle(bbox: Sequence[float], height: int, width: int) -> dict[str, Any]:
+    """Return a COCO box as a mask."""
+    x, y = (int(np.clip(round(bbox[axis]), 0, (width, height)[axis] - 1)) for axis in (0, 1))
+    right, bottom = (int(min(round(bbox[axis] + bbox[axis + 2]), (width, height)[axis])) for axis in (0, 1))
+    mask = np.ones((max(bottom - y, 1), max(right - x, 1)), dtype=bool)
+    return rle_codec.encode_crop(mask, x, y, height, width)
