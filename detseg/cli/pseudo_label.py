@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 
-from detseg.cli import pseudo_label_step
+from detseg.cli import pseudo_label_rounds, pseudo_label_step
 
-DESCRIPTION = "Labels of a model for images that have none. `label` makes a COCO file of predictions."
+DESCRIPTION = (
+    "Learn from images without labels. With --config in rounds: a teacher labels them, its students are trained with "
+    "these labels, too, and are kept only where they are better on labelled images that they have not seen. The step "
+    "`label` alone makes a COCO file of predictions."
+)
 ACCEPTS_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True, title="steps")
+    pseudo_label_rounds.add_arguments(parser)
+    steps = parser.add_subparsers(dest="step", metavar="STEP", title="steps")
     step = steps.add_parser("label", help="predictions to a COCO file", description=pseudo_label_step.DESCRIPTION)
     pseudo_label_step.add_arguments(step)
     # As every command has it: argparse reads it here where it is typed after STEP.
     step.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.step is None:
+        return pseudo_label_rounds.run(arguments)
     pseudo_label_step.run(arguments)
+    return 0

@@ -52,8 +52,8 @@ def label_rows(
         )
     decisions = np.where(rle_codec.area(predictions.rles or []) > 0, decisions, DROPPED)
     scores = _decimals(predictions.scores)
-    quality = getattr(predictions, "quality", None)
-    fields = {"score": scores, **({} if quality is None else {"quality": _decimals(quality)}), **(facts or {})}
+    quality = [None if np.isnan(value) else value for value in _decimals(predictions.quality)]
+    fields = {"score": scores, "quality": quality, **(facts or {})}
     ids = [int(category_ids[index]) for index in predictions.classes.tolist()]
     about = [
         {

@@ -115,9 +115,9 @@ class Candidates:
         return len(self.predictions)
 
     @property
-    def quality(self) -> np.ndarray | None:
-        """(N,) float32, what the model says of its masks; None where it says nothing."""
-        return getattr(self.predictions, "quality", None)
+    def quality(self) -> np.ndarray:
+        """(N,) float32, what the models say of their masks, NaN where they say nothing."""
+        return self.predictions.quality
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def judge(candidates: Candidates, gates: Gates) -> Verdict:
     passed = {}
     for name, value in values.items():
         if value is not None:
-            passed[name] = value >= gates.values(name, classes)
+            passed[name] = ~(value < gates.values(name, classes))  # what is not known, NaN, passes
             refused |= value < gates.values(f"ignore_{name}", classes)
     if predictions.rles is not None:
         areas = rle_codec.area(predictions.rles)

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detseg.errors import DetsegError, RunError
-from detseg.runs.threads import CHOSEN_BY, cores_allowed
+from detseg.runs.children import POLL_SECONDS, worker_environment
 from detseg.runs.wandb_run import missing_wandb
 from detseg.sweeps.search import Search
 from detseg.sweeps.sweep_file import read_sweep_file
-from detseg.sweeps.trial import POLL_SECONDS, run_trial
+from detseg.sweeps.trial import run_trial
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +64,7 @@ def work_here(search: Search, workers: int, stopped: Callable[[], bool]) -> None
 
 def environment_of(search: Search, number: int, workers: int) -> dict[str, str]:
     """Return the variables of the trials of a worker: its GPU, its share of the cores, and the group of the sweep."""
-    environment = group_environment(search)
-    gpus = visible_gpus()
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    if workers > 1 and not any(name in os.environ for name in CHOSEN_BY):
-        environment["OMP_NUM_THREADS"] = str(max(1, cores_allowed() // workers))
-    return environment
+    return {**group_environment(search), **worker_environment(number, workers)}
 
 
 def group_environment(search: Search) -> dict[str, str]:
@@ -78,15 +72,6 @@ def group_environment(search: Search) -> dict[str, str]:
     group = os.environ.get("WANDB_RUN_GROUP", f"{search.sweep.name}-{search.folder.name}")
     mode = "disabled" if missing_wandb("auto") else os.environ.get("WANDB_MODE", "offline")
     return {"DETSEG_SWEEP": "1", "WANDB_RUN_GROUP": group, "WANDB_MODE": mode}
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] if named else [str(index) for index in range(count)]
 
 
 def join_ray(address: str) -> None:

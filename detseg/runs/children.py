@@ -1,0 +1,103 @@
+"""Commands of detseg as processes that this one started: their GPUs and cores, and their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from detseg.files.lock import try_lock
+from detseg.runs.threads import CHOSEN_BY, cores_allowed
+
+POLL_SECONDS = 0.5
+# Time to save a checkpoint in, before a process that was asked to end is killed.
+GRACE_SECONDS = 120.0
+_ENDING_WITH_THIS = """from detseg.files.processes import end_with_input
+end_with_input()
+from detseg.cli.main import console
+console()"""
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(index) for index in range(count)]
+
+
+def worker_environment(number: int, workers: int) -> dict[str, str]:
+    """Return the variables of the processes of worker `number` of several: its GPU, and its share of the cores."""
+    environment = {}
+    gpus = visible_gpus()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    if workers > 1 and not any(name in os.environ for name in CHOSEN_BY):
+        environment["OMP_NUM_THREADS"] = str(max(1, cores_allowed() // workers))
+    return environment
+
+
+def start_command(
+    words: Sequence[str], log: IO[bytes], environment: Mapping[str, str], *, ends_with_this: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start `detseg WORDS` as a process whose output goes to a file.
+
+    environment: what it gets beside this process's own variables. ends_with_this: it ends, at once, where this process
+    is killed; else it lives on.
+    """
+    program = ["-m", "detseg"]
+    if ends_with_this:
+        program = ["-c", _ENDING_WITH_THIS]
+    return subprocess.Popen(
+        [sys.executable, *program, *words],
+        stdin=subprocess.PIPE if ends_with_this else subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **environment},
+        start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
+    )
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to save and end, and kill it and its children where it takes too long."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except BaseException as error:  # a second Ctrl-C, too
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+
+
+def while_in_use(folder: Path) -> Iterator[None]:
+    """Go on as long as another process holds a run folder, or one of its folds."""
+    while True:
+        held = [path for path in (folder / ".lock", *folder.glob("fold*/.lock")) if path.exists()]
+        for path in list(held):
+            lock = try_lock(path)
+            if lock is not None:
+                lock.release()
+                held.remove(path)
+        if not held:
+            return
+        yield
+        time.sleep(POLL_SECONDS)
+
+
+def last_words(log: Path) -> str:
+    """Return the message with which a process ended, of the file with its output."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
+    return errors[-1][:500] if errors else "it printed nothing"

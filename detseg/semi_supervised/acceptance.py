@@ -1,0 +1,109 @@
+"""Whether a round helped: scores out of fold of the labelled images, and the interval of their difference.
+
+Both sides are scored alike: every image by the models that have not seen it, after the score threshold that is best on
+the images of the other folds. The interval is that of a paired bootstrap over images (`evaluation.intervals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import CocoDataset
+from detseg.coco.predictions_file import read_predictions
+from detseg.errors import DataError
+from detseg.evaluation.evaluate import align, count_all
+from detseg.evaluation.ground_truth import GroundTruth
+from detseg.evaluation.intervals import NAMES, image_scores, intervals, paired_intervals
+from detseg.evaluation.object_ap import ObjectCounts
+from detseg.fusion.postprocess import Postprocess
+from detseg.structures import Predictions
+from detseg.tuning.thresholds import choose_score_threshold
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What was found in every labelled image: counts of each, in the order of the data set, and its class names."""
+
+    counts: list[ObjectCounts]
+    class_names: list[str]
+
+    def scores(self, seed: int = 0) -> dict[str, Any]:
+        """Return every score with its interval, of all objects and of each class: name -> [value, low, high]."""
+        rows = ["all", *self.class_names]
+        return {name: _with_ends(image_scores(self.counts, row), seed) for row, name in enumerate(rows)}
+
+
+def score_out_of_fold(path: Path, dataset: CocoDataset, folds: np.ndarray) -> OutOfFold:
+    """Read predictions of all labelled images and count what they hit, with thresholds chosen on the other folds.
+
+    folds: (I,) of the images. Raises DataError where an image has no predictions, or these have no masks.
+    """
+    truth = GroundTruth.from_coco(dataset)
+    predictions = read_predictions(path, dataset)
+    known = list(predictions)
+    if len(known) < len(dataset):
+        raise DataError(f"{path}: has predictions of {len(known)} of the {len(dataset)} labelled images")
+    aligned = align(truth, known)
+    processed: list[Predictions | None] = [None] * len(aligned)
+    for fold in np.unique(folds):
+        others, own = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        part = GroundTruth(truth.class_names, [truth.images[index] for index in others])
+        threshold = choose_score_threshold(part, [aligned[index] for index in others]).threshold
+        settings = Postprocess(classes=tuple(truth.class_names), score_threshold=threshold)
+        for index in own.tolist():
+            processed[index] = settings.apply(aligned[index])
+    counts = count_all(truth, [one for one in processed if one is not None])
+    if counts is None:
+        raise DataError(f"{path}: its predictions have no masks; rounds are accepted by scores of masks")
+    return OutOfFold(counts, list(truth.class_names))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """gain: [value, low, high] of `metric`, or None where it is not defined. accepted: whether the round helped."""
+
+    metric: str
+    before: float | None
+    after: float | None
+    gain: list[float] | None
+    least_gain: float
+    accepted: bool
+    of_classes: dict[str, list[float | None]]
+
+    def __str__(self) -> str:
+        if self.gain is None:
+            return f"{self.metric} is not defined on these images: the teacher stays the answer"
+        value, low, high = self.gain
+        said = f"{self.metric} {self.before:.4f} -> {self.after:.4f}, {value:+.4f} ({low:+.4f} to {high:+.4f})"
+        if self.accepted:
+            return f"{said}: accepted"
+        return f"{said}: not more than chance allows, the teacher stays the answer"
+
+
+def decide(before: OutOfFold, after: OutOfFold, metric: str, least_gain: float = 0.0, seed: int = 0) -> Decision:
+    """Accept a round where the lower end of the paired interval of its gain is above `least_gain`."""
+    row = NAMES.index(metric)
+    gains = {}
+    for number, name in enumerate(["all", *before.class_names]):
+        sides = image_scores(before.counts, number), image_scores(after.counts, number)
+        values, ends = paired_intervals(*sides, seed)
+        gains[name] = _plain([values[row], *ends[row]])
+    gain = gains.pop("all")
+    known = None if None in gain else gain
+    first, second = (_plain(image_scores(side.counts).values)[row] for side in (before, after))
+    accepted = known is not None and known[1] > least_gain
+    return Decision(metric, first, second, known, least_gain, accepted, gains)
+
+
+def _with_ends(scores: Any, seed: int) -> dict[str, list[float | None]]:
+    ends = intervals(scores, seed)
+    return {name: _plain([value, *own]) for name, value, own in zip(NAMES, scores.values, ends, strict=True)}
+
+
+def _plain(values: Sequence[float] | np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
