@@ -20,7 +20,11 @@ from detseg.structures.sample import Sample
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NO_MODELS = {"_base_", "fusion", "postprocess", "sweeps"}  # settings of other commands
-CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if NO_MODELS.isdisjoint(path.parts))
+CONFIGS = sorted(
+    path
+    for path in (REPOSITORY / "configs").rglob("*.yaml")
+    if NO_MODELS.isdisjoint(path.parts) and "\nmodels:" not in path.read_text(encoding="utf-8")  # plans of rounds
+)
 ZOO = json.loads((REPOSITORY / "tests" / "golden" / "d2_zoo.json").read_text(encoding="utf-8"))
 # torchvision's networks have one width: this one is built in full, in training below its twin stands for it
 FULL_SIZE = ("torchvision_mask_rcnn_v2",)

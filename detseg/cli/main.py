@@ -41,7 +41,7 @@ COMMANDS = {
     "sweep": "run a sweep of W&B without a server: many trainings or tunings, the best of them as a configuration",
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
-    "pseudo_label": "labels of a model for images without labels, through gates, to learn from",
+    "pseudo_label": "labels of a model for images without labels, to learn from; in rounds, each of which must help",
     "fuse": "fuse predictions of several models, flips or programs into one file",
     "tune_thresholds": "choose thresholds and settings of a fusion on out-of-fold predictions",
     "evaluate": "score a Predictions file against ground truth",

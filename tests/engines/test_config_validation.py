@@ -28,6 +28,7 @@ TRAINING_CONFIGS = sorted(
     path
     for path in CONFIGS.rglob("*.yaml")
     if not {"fusion", "postprocess", "sweeps"} & set(path.relative_to(CONFIGS).parts)
+    and "\nmodels:" not in path.read_text(encoding="utf-8")  # plans of rounds
 )
 
 
