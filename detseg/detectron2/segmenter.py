@@ -16,6 +16,7 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage, has_event_storage
 from torch import Tensor, nn
 
+from detseg.coco.pseudo_labels import PSEUDO, SOURCE_FIELD
 from detseg.config import Config
 from detseg.detectron2.config import to_cfg_node
 from detseg.detectron2.ignore import honour_ignored_regions
@@ -207,8 +208,14 @@ class Detectron2Segmenter(Segmenter):
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """See Segmenter.forward; the losses are those of the architecture."""
-        has_ignored = any(sample.ignore is not None and sample.ignore.any() for sample in samples)
-        if has_ignored and not self._honours_ignored and not self._warned:
+        ignoring = [sample for sample in samples if sample.ignore is not None and sample.ignore.any()]
+        if not self._honours_ignored and any(sample.metadata.get(SOURCE_FIELD) == PSEUDO for sample in ignoring):
+            raise ConfigError(
+                f"{type(self.network).__name__} counts ignored regions as background in some of its losses, and so "
+                "would learn that there is nothing where pseudo-labels are not sure. Train a GeneralizedRCNN with "
+                "StandardROIHeads or CascadeROIHeads, or ignore nothing (gates: ignore_score as score)"
+            )
+        if ignoring and not self._honours_ignored and not self._warned:
             self._warned = True
             logger.warning(
                 "%s counts ignored regions of the images as background in some of its losses",

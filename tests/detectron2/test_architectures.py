@@ -91,6 +91,20 @@ def test_it_gets_real_bitmasks(config: Path):
     assert isinstance(given.gt_masks, BitMasks)
 
 
+def test_doubtful_pseudo_labels_are_refused_where_they_would_be_background(config: Path):
+    """PointRend's mask head looks at no ignored region: what is unsure would teach it that nothing is there."""
+    from detectron2_cases import disks
+
+    model = build_model(load_config(config, imports=run_imports)).train()
+    sample = disks(3)
+    sample.ignore = np.zeros((sample.height, sample.width), dtype=bool)
+    sample.ignore[:9, :9] = True
+    assert model([sample])  # a crowd of a data set: that is warned of
+    sample.metadata["label_source"] = "pseudo"
+    with pytest.raises(ConfigError, match="GeneralizedRCNN counts ignored regions as background"):
+        model([sample])
+
+
 def test_keys_of_imports_belong_to_their_configuration_alone(config: Path):
     before = config_hash(load_config())
     cfg = load_config(config, ["MODEL.POINT_HEAD.NUM_FC", "2"], imports=run_imports)

@@ -49,6 +49,17 @@ def half(side: int) -> np.ndarray:
     return ignore
 
 
+def test_the_box_of_a_thin_ignored_object_is_no_background() -> None:
+    """A rod from corner to corner fills a tenth of its box; what finds it must not learn that nothing is there."""
+    ignore = np.eye(40, dtype=bool)
+    ignore[:10], ignore[30:] = False, False
+    targets = Targets.from_sample(with_ignore(disks(0, (40, 40)), ignore | np.roll(ignore, 1, axis=1)), 2, CPU)
+    boxes = torch.tensor([[10.0, 10, 31, 30], [8, 9, 33, 34], [0, 0, 40, 40], [12, 12, 16, 16], [0, 10, 9, 30]])
+    got = targets.leave_out_ignored(torch.zeros(5, dtype=torch.int8), torch.zeros(5, dtype=torch.int64), boxes, 0)
+    # A box of the whole image (IoU 0.26), a part of the rod and what is beside it are background as they were.
+    assert got.tolist() == [-1, -1, 0, 0, 0]
+
+
 def test_an_object_in_it_is_neither() -> None:
     layers = np.zeros((1, 40, 40), dtype=np.int32)
     layers[0, 5:15, 5:15] = 1

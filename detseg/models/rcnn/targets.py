@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from detseg.errors import DataError
+from detseg.models.rcnn.matching import PAIRS_PER_CHUNK, pair_iou
 from detseg.models.rcnn.roi_align import axis_weights, crop_side
 from detseg.models.torchvision_ops import roi_align
 from detseg.structures.sample import MASK_LOSS, Sample
 
 # A box, or an object, of which more than this is in ignored regions is neither object nor background.
 IGNORED_FRACTION = 0.5
+# So is background whose box has at least this IoU with that of a connected ignored region: the box of a thin object
+# holds few of its pixels. It is the IoU from which on an anchor is no background of a learned object.
+IGNORED_IOU = 0.3
 # A cell of a small mask is foreground where at least this much of it belongs to the object.
 MASK_THRESHOLD = 0.5
 # Pixels of crops held at once; sides of crops are multiples of CROP_STEP, so that many are computed together.
@@ -29,6 +34,7 @@ class Targets:
     boxes: (N, 4). classes: (N,) int64. areas: (N,) float32, pixels. ids: (N,) int32, and layer_of: (N,) int64: where
     `layers` (L, H, W) int32 holds them. ignored: (N,) bool, objects that are mostly in an ignored region. ignore:
     (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
+    ignore_boxes: (R, 4) float32, of its connected regions, or None.
     weight, weights (N, 3) float32 or None, certainty (H, W) uint8 or None: factors on the losses, see Sample.
     """
 
@@ -41,6 +47,7 @@ class Targets:
     ignored: Tensor
     ignore: Tensor | None = None
     ignore_sums: Tensor | None = None
+    ignore_boxes: Tensor | None = None
     weight: float = 1.0
     weights: Tensor | None = None
     certainty: Tensor | None = None
@@ -62,7 +69,7 @@ class Targets:
         areas = sample.layers.areas()
         kept = np.flatnonzero(areas > 0)
         ignored = np.zeros(len(kept), dtype=bool)
-        ignore = ignore_sums = None
+        ignore = ignore_sums = ignore_boxes = None
 
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -70,6 +77,7 @@ class Targets:
         if sample.ignore is not None and sample.ignore.any():
             ignored = _ignored_objects(sample)[kept]
             ignore, ignore_sums = to_device(sample.ignore), to_device(_corner_sums(sample.ignore))
+            ignore_boxes = to_device(_boxes_of_regions(sample.ignore))
         return cls(
             boxes=to_device(sample.layers.boxes()[kept]),
             classes=to_device(sample.classes[kept]),
@@ -80,6 +88,7 @@ class Targets:
             ignored=to_device(ignored),
             ignore=ignore,
             ignore_sums=ignore_sums,
+            ignore_boxes=ignore_boxes,
             weight=sample.weight,
             weights=None if sample.object_weights is None else to_device(sample.object_weights[kept]),
             certainty=None if sample.certainty is None else to_device(sample.certainty),
@@ -141,7 +150,13 @@ class Targets:
         if self.ignore_sums is None:
             return labels
         is_background = labels == background
-        out = is_background & (self._ignored_fraction(boxes) > IGNORED_FRACTION)
+        fraction = self._ignored_fraction(boxes)
+        out = is_background & (fraction > IGNORED_FRACTION)
+        # Only boxes that hold ignored pixels are compared with the regions, so that there are few pairs.
+        near = torch.nonzero(is_background & (fraction > 0) & ~out).squeeze(1)
+        for part in near.split(max(1, PAIRS_PER_CHUNK // len(self.ignore_boxes))):
+            iou = pair_iou(boxes[part, None].float(), self.ignore_boxes[None])
+            out[part] = (iou >= IGNORED_IOU).any(dim=1)
         if len(self.ignored):
             out |= ~is_background & self.ignored[matches]
         return torch.where(out, torch.full_like(labels, -1), labels)
@@ -161,6 +176,13 @@ def _ignored_objects(sample: Sample) -> np.ndarray:
     hidden = sample.layers.layers[:, sample.ignore]
     counts = np.bincount(hidden.ravel(), minlength=len(sample.layers) + 1)[1:]
     return counts > IGNORED_FRACTION * sample.layers.areas()
+
+
+def _boxes_of_regions(mask: np.ndarray) -> np.ndarray:
+    """Return the boxes (R, 4) float32 of the 8-connected regions of a mask (H, W) bool."""
+    _, _, found, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
+    x, y, width, height = found[1:, :4].T
+    return np.stack([x, y, x + width, y + height], axis=1).astype(np.float32)
 
 
 def _corner_sums(mask: np.ndarray) -> np.ndarray:
