@@ -105,6 +105,12 @@ OWN_KEYS: dict[str, Key] = {
         "Micrometres: images are brought to pixels of this size before INPUT.MIN_SIZE_* and crops, in training and "
         "prediction alike, each by its own pixel size, which must be known; 0 leaves them as they are.",
     ),
+    "INPUT.OBJECT_SIZE": Key(
+        0.0,
+        "Pixels at the network: images are resized so that their typical object has this diameter, the median of "
+        "sqrt(width x height) of the boxes; in place of INPUT.MIN_SIZE_*. Training takes it from the labels, "
+        "prediction and validation estimate it, image by image (docs/inference.md); 0 is off.",
+    ),
     "INPUT.GRAYSCALE": Key(False, "Replace RGB by its luma before scaling, so that a stain's colour does not matter."),
     "INPUT.SCALING": Key(
         "none",

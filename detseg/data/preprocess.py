@@ -15,20 +15,37 @@ from detseg.images.size import ENVIRONMENT, max_pixels
 from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
 
 
+def _object_size(pixels: float) -> str | None:
+    return None if pixels == 0 or 4 <= pixels <= 1000 else "expected 4 to 1000 pixels, or 0 for off"
+
+
 @dataclass(frozen=True)
-class PixelSizeOptions(Options):
-    """pixel_size: micrometres to which images are brought before all else; 0 leaves them as they are."""
+class ScaleOptions(Options):
+    """What images are brought to before all else, at most one of the two; 0 leaves them as they are.
+
+    pixel_size: micrometres a pixel. object_size: the diameter of their objects in pixels at the network, see
+    `data.object_size`; the shorter edge then does not matter.
+    """
 
     section = "INPUT"
 
     pixel_size: float = key("PIXEL_SIZE", default=0.0, at_least=0)
+    object_size: float = key("OBJECT_SIZE", default=0.0, test=_object_size)
+
+    def check(self, problems: Problems) -> None:
+        if self.pixel_size and self.object_size:
+            problems.add(
+                "INPUT.OBJECT_SIZE",
+                "INPUT.PIXEL_SIZE says already how images come to the network: set one of them to 0",
+            )
 
 
 @dataclass(frozen=True)
-class TestSizeOptions(PixelSizeOptions):
+class TestSizeOptions(ScaleOptions):
     """The size at which a network sees an image in prediction.
 
     min_size: the shorter edge after `pixel_size`, pixels; 0 leaves the size as it is. max_size: the longer one at most.
+    Neither counts where `object_size` is set.
     """
 
     __test__ = False  # pytest takes every class whose name begins with Test for tests

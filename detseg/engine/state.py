@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from detseg.data.intensity_range import IntensityRange
+from detseg.data.object_size import TypicalDiameters
 from detseg.data.trained_images import TrainedImages
 from detseg.engine.plan import TrainingPlan
 from detseg.engine.progress import LossWindow
@@ -308,16 +309,19 @@ def build_state(
     new_entries: Collection[str] | None = None,
     intensities: IntensityRange | None = None,
     trained_images: TrainedImages | None = None,
+    diameters: TypicalDiameters | None = None,
 ) -> TrainingState:
     """A training of `model`, on its device, that has not begun.
 
-    new_entries: see build_optimizer. intensities, trained_images: of the training images, for prediction.
+    new_entries: see build_optimizer. intensities, trained_images, diameters: of the training images, for prediction.
     """
     about = {"config": session.cfg.flatten(), "classes": list(classes), "engine": session.engine.name}
     if intensities is not None:
         about["intensities"] = intensities.to_plain()
     if trained_images is not None:
         about["trained_images"] = torch.from_numpy(trained_images.keys)
+    if diameters is not None:
+        about["object_diameter"] = diameters.median
     return TrainingState(
         model=model,
         optimizer=build_optimizer(plan.optimizer, model, new_entries),

@@ -17,6 +17,7 @@ import torch
 
 from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
+from detseg.data.object_size import TypicalDiameters
 from detseg.data.trained_images import TrainedImages
 from detseg.engine.data_sets import check_apart, fingerprint, load_test_sets, load_training_set, measure_intensities
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
@@ -85,14 +86,15 @@ def train(
             test_sets = load_test_sets(cfg, classes)
             if processes.is_main:
                 check_apart(data, cfg, test_sets)
-            intensities = trained_images = None
+            intensities = trained_images = diameters = None
             if processes.is_main and len(data):
                 intensities = measure_intensities(data, cfg)
                 trained_images = TrainedImages.of_records(data.images)
+                diameters = TypicalDiameters.of_dataset(data) if cfg.INPUT.OBJECT_SIZE else None
                 sets = {"train": data, **{f"test/{name}": own for name, own in test_sets.items()}}
                 session.beginning["data"] = {name: fingerprint(own, cfg) for name, own in sets.items()}
-            options = {"compile": compute.compile, "intensities": intensities, "trained_images": trained_images}
-            state = start_state(session, plan, classes, build, **options)
+            about = {"intensities": intensities, "trained_images": trained_images, "diameters": diameters}
+            state = start_state(session, plan, classes, build, compile=compute.compile, **about)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
         state.exchange_gradients()
         with processes.together():
@@ -153,6 +155,7 @@ def start_state(
     compile: bool = False,
     intensities: IntensityRange | None = None,
     trained_images: TrainedImages | None = None,
+    diameters: TypicalDiameters | None = None,
 ) -> TrainingState:
     """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
     cfg = session.cfg
@@ -170,7 +173,7 @@ def start_state(
         compile_backbone(model, len(cfg.MODEL.PIXEL_MEAN))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    return build_state(session, plan, model, classes, new_entries, intensities, trained_images)
+    return build_state(session, plan, model, classes, new_entries, intensities, trained_images, diameters)
 
 
 def run_iterations(training: Training) -> None:

@@ -2,13 +2,15 @@
 
 `last.pth` continues a training: model, optimizer, schedule, ema, scaler, progress, iteration, position (samples taken
 from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: only the model.
-Both hold config (flat keys), classes (names), trained_images (their keys), versions, threads. 'model' is a state_dict
-under Detectron2's names; in `best.pth` it is the averaged one where SOLVER.EMA is on. `export_checkpoint` makes a
-.safetensors file that predicts as well, for kernels and other places that take no pickles.
+Both hold config (flat keys), classes (names), trained_images (their keys), object_diameter (pixels, see
+data.object_size), versions, threads. 'model' is a state_dict under Detectron2's names; in `best.pth` it is the averaged
+one where SOLVER.EMA is on. `export_checkpoint` makes a .safetensors file that predicts as well, for kernels and other
+places that take no pickles.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -75,7 +77,7 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
 
 def export_checkpoint(path: Path, output: Path) -> dict[str, Any]:
     """Write what a checkpoint predicts with as a .safetensors file: averaged weights where it has some, configuration,
-    classes, engine and intensities. Returns all of it but the weights.
+    classes, engine, intensities and the diameter of objects. Returns all of it but the weights.
 
     Raises:
         WeightsError: the checkpoint cannot be read, or has no configuration. DataError: nothing can be written.
@@ -84,7 +86,8 @@ def export_checkpoint(path: Path, output: Path) -> dict[str, Any]:
     if "config" not in state:
         raise WeightsError(f"{path} holds weights without a configuration: it is no checkpoint of a training")
     model = state["ema"]["model"] if state.get("ema") else state["model"]
-    about = {key: state[key] for key in ("config", "classes", "engine", "intensities", "iteration") if key in state}
+    kept = ("config", "classes", "engine", "intensities", "object_diameter", "iteration")
+    about = {key: state[key] for key in kept if key in state}
     write_weights(output, Weights(model, about=about))
     return about
 
@@ -130,6 +133,10 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trained_images": (
         lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.ndim == 1,
         "whole numbers",
+    ),
+    "object_diameter": (
+        lambda value: type(value) in (int, float) and 0 < value < math.inf,
+        "the pixels of a typical object",
     ),
     "environment": (_is_named, "names with versions"),
 }

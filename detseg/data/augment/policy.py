@@ -20,16 +20,19 @@ from detseg.data.augment.intensities import (
 )
 from detseg.data.augment.random_geometry import RandomAffine, RandomCrop, RandomElastic, box_in_output, whole_pixels
 from detseg.data.augment.resampling import BORDERS
-from detseg.data.preprocess import PixelSizeOptions, resize_shortest_edge_size, size_at_pixel_size
+from detseg.data.object_size import TypicalDiameters, image_diameter, object_scale
+from detseg.data.preprocess import ScaleOptions, resize_shortest_edge_size, size_at_pixel_size
 from detseg.structures.sample import Sample
 
 
 @dataclass(frozen=True)
-class TrainPolicy(PixelSizeOptions):
+class TrainPolicy(ScaleOptions):
     """Crop, resize (in this order, as Detectron2, or the other way round), turns, bends and intensities of a sample.
 
     pixel_size: micrometres to which images are brought before all else; what follows is in pixels of this size; 0
-    leaves them as they are.
+    leaves them as they are. object_size: in its place, pixels to which the diameter of an image's labelled objects is
+    brought; min_sizes then do not count, and max_size only where there is no crop. typical: diameters of the data set,
+    for images with few objects or none; see `for_data`.
     min_sizes, sampling: the shorter edge, pixels: one of several ("choice") or between two ("range"); 0 keeps the size.
     max_size: of the longer edge. scales: least and most further zoom, drawn evenly ("uniform") or evenly in its
     logarithm ("log_uniform"), by scale_sampling; a crop in absolute pixels cuts as many pixels out of the zoomed image,
@@ -54,8 +57,10 @@ class TrainPolicy(PixelSizeOptions):
     brightness: float = key("RANDOM_BRIGHTNESS", default=0.0, at_least=0, at_most=1)
     contrast: float = key("RANDOM_CONTRAST", default=0.0, at_least=0, at_most=1)
     pipeline: AlbumentationsPipeline = part(AlbumentationsPipeline, default=AlbumentationsPipeline())
+    typical: TypicalDiameters | None = None
 
     def check(self, problems: Problems) -> None:
+        super().check(problems)
         if not self.min_sizes:
             problems.add("INPUT.MIN_SIZE_TRAIN", "expected at least one size, or [0] for no resizing")
         elif self.sampling == "range":
@@ -67,19 +72,33 @@ class TrainPolicy(PixelSizeOptions):
         return self.photometry(self.geometry(sample, rng), rng, natural_range(sample.image))
 
     def for_data(self, dataset: CocoDataset) -> TrainPolicy:
-        """Return the policy for a data set: crops on rare classes ask how many objects of each class it has."""
-        if not self.crop.balance_power:
-            return self
-        return dataclasses.replace(self, crop=self.crop.for_counts(dataset.objects_per_image().sum(axis=0)))
+        """Return the policy for a data set: crops on rare classes ask how many objects of each class it has, and
+        `object_size` what diameters are typical.
+        """
+        policy = self
+        if self.crop.balance_power:
+            policy = dataclasses.replace(policy, crop=self.crop.for_counts(dataset.objects_per_image().sum(axis=0)))
+        if self.object_size:
+            policy = dataclasses.replace(policy, typical=TypicalDiameters.of_dataset(dataset))
+        return policy
 
     def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return a copy with geometry drawn and applied; objects that the crop removes are dropped."""
         box = self.crop.draw_object(sample, rng)
-        size = size_at_pixel_size(
-            sample.height, sample.width, sample.metadata, self.pixel_size, source=sample.file_name
-        )
-        geometry = self.draw_geometry(sample.height, sample.width, rng, box, size=size)
+        geometry = self.draw_geometry(sample.height, sample.width, rng, box, size=self._size_of(sample))
         return map_sample(sample, geometry, border=self.border, min_visible=self.min_visible)
+
+    def _size_of(self, sample: Sample) -> tuple[int, int]:
+        """(height, width) of a whole sample with pixels of `pixel_size`, or objects of `object_size`."""
+        height, width = sample.height, sample.width
+        if not self.object_size:
+            return size_at_pixel_size(height, width, sample.metadata, self.pixel_size, source=sample.file_name)
+        typical = self.object_size if self.typical is None else self.typical.of(sample.metadata)
+        boxes = np.zeros((0, 4)) if sample.layers is None else sample.layers.boxes()
+        factor = object_scale(self.object_size, image_diameter(boxes, typical))
+        if not self.crop.enabled:
+            factor = min(factor, self.max_size / max(height, width))
+        return whole_pixels(height * factor), whole_pixels(width * factor)
 
     def photometry(self, sample: Sample, rng: np.random.Generator, value_range: ValueRange) -> Sample:
         """Return a copy with changes of intensities drawn and applied.
@@ -109,13 +128,15 @@ class TrainPolicy(PixelSizeOptions):
     ) -> GeometricMap:
         """Draw all geometry for an image of height x width.
 
-        box: what the crop shall show. size: (height, width) with pixels of `pixel_size`; None: as they are.
+        box: what the crop shall show. size: (height, width) that `pixel_size` or `object_size` asks for; None: its own.
         """
         zoom = self.draw_zoom(rng)
         if self.sampling == "range":
             short = int(rng.integers(self.min_sizes[0], self.min_sizes[1] + 1))
         else:
             short = int(self.min_sizes[int(rng.integers(len(self.min_sizes)))])
+        if self.object_size:
+            short = 0
         geometry = GeometricMap.identity(height, width)
         height, width = size or (height, width)
         geometry = _resize(geometry, height, width)

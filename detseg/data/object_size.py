@@ -1,0 +1,81 @@
+"""The size of an image's objects, by which INPUT.OBJECT_SIZE brings images to the network.
+
+The diameter of an object is the side of the square that has the area of its box, sqrt(width x height): of a round
+object its diameter, known as well of labels as of boxes that a network finds. That of an image is the median of its
+objects, drawn to the typical one of the training data as if one object more were of that size (`image_diameter`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from detseg.coco.dataset import CocoDataset
+from detseg.structures.boxes import box_area
+from detseg.structures.rle import bounding_boxes
+
+# Images are not enlarged more than this: what has a few pixels in the file gains nothing by more.
+MOST_ENLARGED = 8.0
+# Images of a data set, spread evenly, whose objects are measured.
+_MEASURED = 500
+_GROUP = "group"
+
+
+def image_diameter(boxes: np.ndarray, typical: float) -> float:
+    """The diameter of an image's objects, pixels.
+
+    Args:
+        boxes: (N, 4) XYXY of its objects; N = 0 gives `typical`.
+        typical: that of images of this kind, pixels: it counts as one object, so that a single cell, or a piece of
+            dirt, does not decide alone.
+    """
+    own = np.sqrt(box_area(boxes))
+    own = own[own > 0]
+    if not len(own):
+        return typical
+    return math.exp((len(own) * math.log(np.median(own)) + math.log(typical)) / (len(own) + 1))
+
+
+def object_scale(object_size: float, diameter: float) -> float:
+    """Pixels at the network per pixel of an image whose objects have this diameter, at most `MOST_ENLARGED`."""
+    return min(object_size / diameter, MOST_ENLARGED)
+
+
+@dataclass(frozen=True)
+class TypicalDiameters:
+    """Diameters of a data set's images, in pixels of the files.
+
+    median: of all images with objects. groups: of those of every value of their field `group`.
+    """
+
+    median: float
+    groups: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_dataset(cls, dataset: CocoDataset) -> TypicalDiameters | None:
+        """Measure images spread over a data set; None where they have no object."""
+        counts = dataset.objects_per_image().sum(axis=1)
+        chosen = np.flatnonzero(counts)
+        if len(chosen) > _MEASURED:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, _MEASURED).round().astype(int)]
+        found: list[float] = []
+        groups: dict[str, list[float]] = {}
+        for index in chosen.tolist():
+            rles, _, crowd = dataset.annotations(index)
+            sides = np.sqrt(box_area(bounding_boxes(rles)))[~crowd]
+            if not (sides > 0).any():
+                continue
+            found.append(float(np.median(sides[sides > 0])))
+            if (name := dataset.images[index].metadata.get(_GROUP)) is not None:
+                groups.setdefault(str(name), []).append(found[-1])
+        if not found:
+            return None
+        return cls(float(np.median(found)), {name: float(np.median(own)) for name, own in groups.items()})
+
+    def of(self, facts: Mapping[str, Any]) -> float:
+        """What is typical of an image of which `facts` are known: that of its group, else of all."""
+        return self.groups.get(str(facts.get(_GROUP)), self.median)
