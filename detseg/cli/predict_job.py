@@ -62,6 +62,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="float32, bfloat16, float16, bfloat16_masks (the mask head alone); auto (default): the fastest with which "
         "the run's object AP was that of float32",
     )
+    model.add_argument(
+        "--diameter",
+        default="auto",
+        metavar="PIXELS",
+        help="of the typical object in the images' own pixels, for models with INPUT.OBJECT_SIZE; auto (default): "
+        "estimated image by image",
+    )
     views = parser.add_argument_group("several views or models (docs/inference.md)")
     views.add_argument(
         "--tta",
@@ -187,6 +194,8 @@ class Job:
         predictor = self.predictor
         about = {**predictor.provenance, **predictor.detector.describe()}
         about["given"] = {name: value for name in ("run", "weights") if (value := getattr(self.arguments, name))}
+        if predictor.detector.sizing_model is not None:
+            about["given"]["diameter"] = predictor.diameter or "auto"
         if self.arguments.boxes:
             about["boxes"] = self.arguments.boxes
         # What the models saw: what is learned from these predictions must not be validated on it.
@@ -232,6 +241,8 @@ def load_job(arguments: argparse.Namespace, images: ImageList) -> Job:
 
 
 def _load_predictor(arguments: argparse.Namespace) -> Predictor:
+    from detseg.data.object_size import check_diameter
+    from detseg.errors import ConfigError
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.combine import combine
 
@@ -265,7 +276,21 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
     elif arguments.tile == "off":
         tiling["when"] = "never"
     predictor.tiling = dataclasses.replace(predictor.tiling, **tiling)
+    if arguments.diameter != "auto":
+        if predictor.detector.sizing_model is None:
+            raise ConfigError(
+                "--diameter: this model was not trained with objects of one size (INPUT.OBJECT_SIZE), and sees images "
+                "at a size that does not depend on them; leave it out, or name views: --tta scale=2"
+            )
+        predictor.diameter = check_diameter(_number(arguments.diameter), "--diameter")
     return predictor
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _load_models(arguments: argparse.Namespace) -> list[Predictor]:

@@ -80,6 +80,9 @@ def predict_share(
     for number, record in enumerate(job.images.records):
         try:
             source = tiles.open(record)
+            if source is not None and not tiles.applies(source):
+                source.close()
+                source = None
         except DataError:
             source = None  # the process whose share it is reports it
         if source is None:

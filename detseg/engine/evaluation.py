@@ -55,9 +55,18 @@ MEASURED_IMAGES = 64
 
 
 def build_quick_evaluation(
-    session: Session, dataset: CocoDataset, classes: Sequence[str], best_metric: str, name: str = "validation"
+    session: Session,
+    dataset: CocoDataset,
+    classes: Sequence[str],
+    best_metric: str,
+    name: str = "validation",
+    *,
+    typical_diameter: float | None = None,
 ) -> Evaluate:
     """The evaluation during training: a function of the model that returns the scores; cheaper than the final one.
+
+    The size of objects (INPUT.OBJECT_SIZE) is estimated as in prediction, and not taken from the labels.
+    typical_diameter: see ImageModel.
 
     The trackers get pictures of TRACKING.PICTURES images, the same ones every time, by the `name` of the set.
 
@@ -75,7 +84,14 @@ def build_quick_evaluation(
     pictures = spread_evenly(len(dataset), options.pictures) if options.pictures else []
 
     def evaluate(model: nn.Module, iteration: int) -> dict[str, Any]:
-        predictor = Predictor.from_model(model, inference, classes, augmented=False, precision=options.precision)
+        predictor = Predictor.from_model(
+            model,
+            inference,
+            classes,
+            augmented=False,
+            precision=options.precision,
+            typical_diameter=typical_diameter,
+        )
         predictions = predict_all(session, predictor, dataset)
 
         def score() -> dict[str, Any]:
@@ -120,7 +136,7 @@ def evaluate_weights(
     """
     cfg, processes, folder = session.cfg, session.processes, session.run.path
     options = EvaluationOptions.from_config(cfg)
-    trained_images = processes.from_main(lambda: load_weights(model, weights).trained_images)
+    loaded = processes.from_main(lambda: load_weights(model, weights))
     processes.share_state(model)
     info = {
         "config_hash": config_hash(cfg),
@@ -133,7 +149,8 @@ def evaluate_weights(
         info["fold"] = cfg.DATASETS.FOLD
     inference, precision, measured = InferenceOptions.from_config(cfg), options.precision, {}
     if precision == AUTO:
-        measured = measure_precisions(session, model.eval(), inference, next(iter(datasets.values())), classes)
+        first = next(iter(datasets.values()))
+        measured = measure_precisions(session, model.eval(), inference, first, classes, loaded.object_diameter)
         precision = session.processes.from_main(lambda: choose_precision(model, measured))
     info["precision"] = precision
     predictor = Predictor.from_model(
@@ -142,7 +159,8 @@ def evaluate_weights(
         classes,
         precision=precision,
         provenance=info,
-        trained_images=TrainedImages.from_stored(trained_images),
+        trained_images=TrainedImages.from_stored(loaded.trained_images),
+        typical_diameter=loaded.object_diameter,
     )
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
@@ -183,7 +201,12 @@ def evaluate_weights(
 
 
 def measure_precisions(
-    session: Session, model: Segmenter, inference: InferenceOptions, dataset: CocoDataset, classes: Sequence[str]
+    session: Session,
+    model: Segmenter,
+    inference: InferenceOptions,
+    dataset: CocoDataset,
+    classes: Sequence[str],
+    typical_diameter: float | None = None,
 ) -> dict[str, float]:
     """Object AP by precision, float32 and then the fastest first until one is as good; {} where there is no choice.
 
@@ -194,7 +217,9 @@ def measure_precisions(
     truth = GroundTruth.from_coco(dataset)
     measured: dict[str, float] = {}
     for precision in [FULL, *fast] if fast and len(dataset) else []:
-        predictor = Predictor.from_model(model, inference, classes, precision=precision, augmented=False)
+        predictor = Predictor.from_model(
+            model, inference, classes, precision=precision, augmented=False, typical_diameter=typical_diameter
+        )
         predictions = predict_all(session, predictor, dataset, f"evaluating in {precision}")
         tuned = functools.partial(evaluate_tuned, truth, predictions, coco=False)
         measured[precision] = session.processes.from_main(lambda tuned=tuned: tuned()[0]["object_ap"])

@@ -86,11 +86,11 @@ def train(
             test_sets = load_test_sets(cfg, classes)
             if processes.is_main:
                 check_apart(data, cfg, test_sets)
-            intensities = trained_images = diameters = None
+            intensities = trained_images = None
+            diameters = TypicalDiameters.of_dataset(data) if cfg.INPUT.OBJECT_SIZE else None
             if processes.is_main and len(data):
                 intensities = measure_intensities(data, cfg)
                 trained_images = TrainedImages.of_records(data.images)
-                diameters = TypicalDiameters.of_dataset(data) if cfg.INPUT.OBJECT_SIZE else None
                 sets = {"train": data, **{f"test/{name}": own for name, own in test_sets.items()}}
                 session.beginning["data"] = {name: fingerprint(own, cfg) for name, own in sets.items()}
             about = {"intensities": intensities, "trained_images": trained_images, "diameters": diameters}
@@ -101,7 +101,10 @@ def train(
             evaluate = None
             if test_sets and plan.evaluation_period:
                 name, validation_set = next(iter(test_sets.items()))
-                evaluate = build_quick_evaluation(session, validation_set, classes, plan.best_metric, name)
+                typical = None if diameters is None else diameters.median
+                evaluate = build_quick_evaluation(
+                    session, validation_set, classes, plan.best_metric, name, typical_diameter=typical
+                )
             share = Share(processes.rank, processes.count)
             total = plan.max_iter * plan.images_per_iteration
             loader = build_train_loader(plan.loader, data, state.position, total, seed=compute.seed, share=share)

@@ -20,7 +20,8 @@ coordinates are those of the input image's pixels; a view is undone on boxes, pr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ import numpy as np
 from detseg.errors import ConfigError
 from detseg.fusion.fuse import fuse
 from detseg.inference.image_model import ImageModel, InputImage, ParentImage
-from detseg.inference.tta import FUSE, TestTimeAugmentation
+from detseg.inference.object_size import estimate_diameter
+from detseg.inference.tta import FUSE, NO_SHORT_VIEWS, TestTimeAugmentation
 from detseg.inference.views import PLAIN, Size, View
 from detseg.models.paste import paste_crops, quantise
 from detseg.models.region_segmenter import CachedFeatures, Keep, RegionSegmenter
@@ -41,6 +43,9 @@ from detseg.structures.rle import encode_crops
 PIXELS_AT_ONCE = 2**21
 # ... and features are kept for the masks up to this many (a pyramid of 256 channels holds about 90 bytes a pixel).
 PIXELS_KEPT = 2**23
+
+
+ReadWindow = Callable[[int, int, int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class Detector:
     def __init__(self, models: Sequence[ImageModel], settings: TestTimeAugmentation | None = None) -> None:
         self.models = tuple(models)
         self.settings = (settings or TestTimeAugmentation()).resolved(self.takes_boxes)
+        # Images are prepared, and sizes of objects estimated, by other threads than the one that predicts.
+        self._in_use = threading.Lock()
+        if self.sizing_model is not None and any(view.short for view in self.settings.views):
+            raise ConfigError(NO_SHORT_VIEWS)
         if self.is_plain:
             return
         if not any(model.gives_boxes for model in models) or not any(model.gives_masks for model in models):
@@ -93,6 +102,33 @@ class Detector:
         """Whether `predict` can keep the probabilities of masks."""
         is_averaged = not self.is_plain and self.settings.mode != FUSE
         return is_averaged or all(model.segmenter.gives_soft_masks for model in self.models)
+
+    @property
+    def sizing_model(self) -> ImageModel | None:
+        """The first model that sees images at the size of their objects, which tells it; None where none does."""
+        return next((model for model in self.models if model.size.object_size), None)
+
+    def estimate_diameter(self, read: ReadWindow, parent: ParentImage) -> tuple[float, int]:
+        """The diameter of an image's objects, pixels, and of how many objects: see `inference.object_size`.
+
+        read: gives the pixels (h, w, C) of a window (y0, x0, y1, x1) of the image.
+        """
+        model = self.sizing_model
+        assert model is not None
+
+        def network_input(window: tuple[int, int, int, int], size: Size) -> np.ndarray:
+            part = InputImage(read(*window), parent.facts, parent.name, parent)
+            return model.resized(model.channels(part), size)
+
+        object_size = model.size.object_size
+        with self._in_use, model.autocast():
+            return estimate_diameter(
+                model.segmenter,
+                network_input,
+                parent.size,
+                object_size=object_size,
+                typical=model.typical_diameter or object_size,
+            )
 
     @property
     def needs_overview(self) -> bool:
@@ -143,6 +179,16 @@ class Detector:
         which objects the caller keeps by their scores and classes: others may be left out, before they have masks. All
         take part where views and models are merged.
         """
+        with self._in_use:
+            return self._predict(prepared, soft_masks, boxes, keep)
+
+    def _predict(
+        self,
+        prepared: Sequence[PreparedImage],
+        soft_masks: bool,
+        boxes: Sequence[Predictions] | None,
+        keep: Keep | None,
+    ) -> list[Predictions]:
         if self.is_plain:
             model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
             with model.autocast():

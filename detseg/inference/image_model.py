@@ -13,6 +13,7 @@ import numpy as np
 
 from detseg.data.augment.resampling import resize_image
 from detseg.data.intensity_range import IntensityRange, levels_of
+from detseg.data.object_size import DIAMETER, object_scale
 from detseg.data.preprocess import (
     ImagePreprocess,
     TestSizeOptions,
@@ -21,6 +22,7 @@ from detseg.data.preprocess import (
     resize_shortest_edge_size,
 )
 from detseg.errors import DataError
+from detseg.images.size import max_pixels
 from detseg.inference.precision import AUTO, FULL, check_precision, choose_precision, computing
 from detseg.inference.views import PLAIN, View
 from detseg.models.base import Segmenter
@@ -55,7 +57,8 @@ class InputImage:
     """An image, or a tile of one.
 
     pixels: (H, W, C) uint8, uint16 or float32 as in the file. facts: as `images.reading.read_picture` gives
-    them (`pixel_size`, `channel_names`). name: for messages. parent: the image that this is a tile of, if it is one.
+    them (`pixel_size`, `channel_names`), and `object_diameter` where the model goes by it. name: for messages. parent:
+    the image that this is a tile of, if it is one.
     """
 
     pixels: np.ndarray
@@ -77,7 +80,8 @@ class ImageModel:
     scaling and inversion, as in training. size: at which the network sees images. precision: see `inference.precision`;
     "auto" becomes what it takes. intensities: what the model knows; None warns of nothing. weight: of its boxes and
     masks among those of other models. gives_boxes, gives_masks: whether it is asked for them. places: of its classes
-    among those of the models that it is combined with; None: the same.
+    among those of the models that it is combined with; None: the same. typical_diameter: of the objects of the training
+    images, pixels of their files; None where that is not known; see `data.object_size`.
 
     Raises:
         ConfigError: a precision that does not exist.
@@ -92,6 +96,7 @@ class ImageModel:
     gives_boxes: bool = True
     gives_masks: bool = True
     places: np.ndarray | None = None
+    typical_diameter: float | None = None
     _outside: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +111,15 @@ class ImageModel:
         y, x = self.tile_scale(image.parent, view)
         return max(round(image.size[0] * y), 1), max(round(image.size[1] * x), 1)
 
+    def object_scale(self, facts: Mapping[str, Any]) -> float:
+        """Pixels at the network per pixel of an image, by the diameter of its objects or else the typical one."""
+        diameter = facts.get(DIAMETER) or self.typical_diameter or self.size.object_size
+        return object_scale(self.size.object_size, diameter)
+
     def _whole_size(self, size: tuple[int, int], facts: Mapping[str, Any], name: str, view: View) -> tuple[int, int]:
+        if self.size.object_size:
+            scale = min(self.object_scale(facts), math.sqrt(max_pixels() / (size[0] * size[1]))) * view.scale
+            return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
         first = view.resized_twice or not view.short
         short, longest = (self.size.min_size, self.size.max_size) if first else (view.short, view.longest)
         pixel_size = self.size.pixel_size
@@ -119,6 +132,9 @@ class ImageModel:
         """Return pixels at the network per pixel (y, x) of a tile. Raises DataError where that is not known."""
         if parent.scale is not None:
             return parent.scale * view.scale, parent.scale * view.scale
+        if self.size.object_size:
+            scale = self.object_scale(parent.facts) * view.scale
+            return scale, scale
         pixel_size, short = self.size.pixel_size, view.short or self.size.min_size
         if pixel_size and not short:
             own = known_pixel_size(parent.facts, pixel_size, source=parent.name)

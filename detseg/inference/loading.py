@@ -123,6 +123,7 @@ def load_model(
             **fold,
         },
         "intensities": intensities,
+        "typical_diameter": state.get("object_diameter"),
         "trained_images": TrainedImages.from_stored(state.get("trained_images")),
     }
 

@@ -20,6 +20,7 @@ import torch
 from detseg.coco.dataset import ImageRecord
 from detseg.config import Config, load_config
 from detseg.data.intensity_range import IntensityRange
+from detseg.data.object_size import DIAMETER, DIAMETER_FROM, check_diameter
 from detseg.data.trained_images import TrainedImages, was_in_training
 from detseg.errors import ConfigError, DataError, OutputError
 from detseg.files.atomic import read_json
@@ -80,10 +81,13 @@ class Predictor:
         provenance: plain values that every Predictions carries (hashes of config and weights, engine).
         tta: test-time augmentation; None, or the image as it is as the only view, predicts every image once.
         tiling: which images are predicted in tiles; the attribute of this name may be replaced.
+        diameter: of the objects of all images, in pixels of their files, for a model with INPUT.OBJECT_SIZE; None: it
+            is estimated image by image, where an image's facts do not say it. The attribute may be replaced.
         trained_images: those that the model was trained with, None where they are not known.
 
     Raises:
         ConfigError: a postprocess of other classes, a mode of augmentation that the model does not allow.
+        DataError: a diameter that is none.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Predictor:
         tta: TestTimeAugmentation | None = None,
         tiling: Tiling | None = None,
         trained_images: TrainedImages | None = None,
+        diameter: float | None = None,
     ) -> None:
         if postprocess is not None:
             postprocess = postprocess.for_classes(classes)
@@ -105,6 +110,7 @@ class Predictor:
         self.classes = tuple(classes)
         self.postprocess = postprocess
         self.trained_images = (trained_images,)  # of every model
+        self.diameter = None if diameter is None else check_diameter(diameter, "the predictor")
         self.provenance = {"detseg_version": __version__, **(provenance or {})}
 
     @property
@@ -125,14 +131,17 @@ class Predictor:
         augmented: bool = True,
         intensities: IntensityRange | None = None,
         trained_images: TrainedImages | None = None,
+        typical_diameter: float | None = None,
     ) -> Predictor:
         """A predictor with the options of a configuration, around a model that is there already.
 
-        precision, intensities: see ImageModel; the provenance says which precision it is. augmented: whether images are
-        augmented where TEST.AUG says so.
+        precision, intensities, typical_diameter: see ImageModel; the provenance says which precision it is. augmented:
+        whether images are augmented where TEST.AUG says so.
         """
         tta = TestTimeAugmentation.from_options(options.augmentation)
-        image_model = ImageModel(model, options.preprocess, options.size, precision, intensities)
+        image_model = ImageModel(
+            model, options.preprocess, options.size, precision, intensities, typical_diameter=typical_diameter
+        )
         return cls(
             image_model,
             classes,
@@ -302,7 +311,14 @@ class Predictor:
     def tile_predictor(self, **options: Any) -> TilePredictor:
         """What predicts the images that `tiling` cuts; options: further ones of TilePredictor."""
         identity = self.provenance
-        return TilePredictor(self.detector, self.tiling, postprocess=self.postprocess, identity=identity, **options)
+        return TilePredictor(
+            self.detector,
+            self.tiling,
+            postprocess=self.postprocess,
+            identity=identity,
+            diameter=self.diameter,
+            **options,
+        )
 
     def _open(
         self, record: ImageRecord, boxes: BoxLookup | None, tiles: TilePredictor, source: PixelSource | None = None
@@ -320,6 +336,7 @@ class Predictor:
                 )
             _pixel_size(facts, name)
             given = None if boxes is None else boxes(record, *size)
+            tiles.find_diameter(source)
             if tiles.applies(source):
                 return _OpenedImage(record, source, facts, given)
             image = InputImage(source.read(0, 0, *size), facts, name)
@@ -380,6 +397,8 @@ class Predictor:
     def _named(self, predictions: Predictions, image: _OpenedImage) -> Predictions:
         """Predictions that say which image they are of, and what made them."""
         provenance = {**predictions.provenance, **self.provenance, **self.detector.describe()}
+        if DIAMETER_FROM in image.facts:
+            provenance[DIAMETER], provenance[DIAMETER_FROM] = image.facts[DIAMETER], image.facts[DIAMETER_FROM]
         in_training = was_in_training(image.record, self.trained_images)
         if in_training is not None:
             provenance[IN_TRAINING] = in_training

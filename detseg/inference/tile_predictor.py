@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from detseg.coco.dataset import ImageRecord
+from detseg.data.object_size import DIAMETER, DIAMETER_FROM, MOST_ENLARGED, check_diameter
 from detseg.errors import DataError
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import PixelSource
@@ -51,6 +53,8 @@ class TilePredictor:
         state: folder where the predictions of tiles stay until all images are done, so that a command that was
             interrupted goes on there and several processes share the tiles of one image; None keeps them in memory.
         identity: plain values that say which model predicts; tiles of another are not taken from `state`.
+        diameter: of the objects of all images, pixels; None: as each image's facts say, else estimated, where the model
+            goes by it (INPUT.OBJECT_SIZE).
         progress: is called with an image's name, how many of its tiles are done, and of how many.
     """
 
@@ -64,6 +68,7 @@ class TilePredictor:
         workers: int = 0,
         state: Path | None = None,
         identity: Mapping[str, Any] | None = None,
+        diameter: float | None = None,
         progress: Callable[[str, int, int], Any] = lambda name, done, total: None,
     ) -> None:
         self.detector = detector
@@ -73,10 +78,30 @@ class TilePredictor:
         self.workers = workers
         self.state = state
         self.identity = {**(identity or {}), "detector": detector.describe()}
+        self.diameter = diameter
         self.progress = progress
+        self._overviews: weakref.WeakKeyDictionary[PixelSource, np.ndarray] = weakref.WeakKeyDictionary()
+
+    def find_diameter(self, source: PixelSource) -> None:
+        """Note the diameter of an image's objects in its facts, where a model goes by it.
+
+        Raises:
+            DataError: the image cannot be read, or the model cannot take it; or what its facts say is no diameter.
+        """
+        if self.detector.sizing_model is None or DIAMETER_FROM in source.facts:
+            return
+        given = self.diameter or source.facts.get(DIAMETER)
+        if given is not None:
+            diameter, origin = check_diameter(given, source.name), "given"
+        else:
+            diameter, objects = self.detector.estimate_diameter(source.read, self._parent(source, measure=True))
+            origin = f"estimated from {objects} objects" if objects else "typical of the training images"
+        source.facts |= {DIAMETER: diameter, DIAMETER_FROM: origin}
 
     def open(self, record: ImageRecord) -> PixelSource | None:
         """Open an image file if it is to be predicted in tiles; the caller closes it.
+
+        Where that is known only after the size of its objects was estimated, it stays open: `applies` tells.
 
         Raises:
             DataError: it cannot be read.
@@ -84,7 +109,12 @@ class TilePredictor:
         if self.tiling.when == NEVER or not reads_parts(record.path):
             return None
         source = open_pixels(record.path, record.metadata)
-        if self.applies(source):
+        estimates = self.detector.sizing_model is not None
+        if estimates and self.tiling.when == AUTO and source.height * source.width * MOST_ENLARGED**2 <= LARGE:
+            source.close()
+            return None
+        self.find_diameter(source)
+        if estimates or self.applies(source):
             return source
         source.close()
         return None
@@ -215,7 +245,11 @@ class TilePredictor:
 
     def _parent(self, source: PixelSource, *, measure: bool = False) -> ParentImage:
         """measure: for reading tiles, whose intensities may depend on those of the whole image."""
-        overview = source.overview() if measure and self.detector.needs_overview else None
+        overview = None
+        if measure and self.detector.needs_overview:
+            overview = self._overviews.get(source)
+            if overview is None:
+                overview = self._overviews[source] = source.overview()
         return ParentImage((source.height, source.width), source.facts, source.name, overview, self.tiling.scale)
 
     def _prepare(self, source: PixelSource, tile: Tile, parent: ParentImage) -> PreparedImage:

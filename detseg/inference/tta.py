@@ -17,6 +17,10 @@ from detseg.models.table import ARCHITECTURES
 MERGE_THEN_MASK, FUSE, AUTO = "merge_then_mask", "fuse", "auto"
 MODES = (MERGE_THEN_MASK, FUSE)
 _WBF_THRESHOLD = 0.65
+NO_SHORT_VIEWS = (
+    "with INPUT.OBJECT_SIZE images have no one shorter edge: in place of short= and of TEST.AUG.MIN_SIZES name views "
+    "whose size is relative to that of the objects, such as TEST.AUG.VIEWS [none, scale=0.8, scale=1.25]"
+)
 
 
 def _not_views(words: Sequence[str]) -> str | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detseg.config import Config
-from detseg.config.options import Options, part
+from detseg.config.options import Options, Problems, part
 from detseg.data.augment.random_geometry import RandomCrop
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
 from detseg.engines.choice import EngineChoice
 from detseg.engines.validation import validate
 from detseg.inference.tiling import Tiling
-from detseg.inference.tta import AugmentationOptions
+from detseg.inference.tta import NO_SHORT_VIEWS, AugmentationOptions, TestTimeAugmentation
 
 
 def _crops_have_one_size(cfg: Config) -> bool:
@@ -26,6 +26,12 @@ class InferenceOptions(Options):
     size: TestSizeOptions = part(TestSizeOptions)
     augmentation: AugmentationOptions = part(AugmentationOptions)
     crop: RandomCrop | None = part(RandomCrop, when=_crops_have_one_size)
+
+    def check(self, problems: Problems) -> None:
+        if self.size.object_size and any(
+            view.short for view in TestTimeAugmentation.from_options(self.augmentation).views
+        ):
+            problems.add("TEST.AUG.VIEWS", NO_SHORT_VIEWS)
 
     def tiling(self, largest_object: float) -> Tiling:
         """Tiles for a model that finds objects up to this size (pixels at the network)."""

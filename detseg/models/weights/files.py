@@ -27,13 +27,15 @@ WRITTEN_SUFFIXES = (".safetensors", ".pth")
 @dataclass(frozen=True)
 class Weights:
     """state: tensors by name. origin: whose training made them, where that asks for a certain input: "torchvision",
-    "caffe2"; "" for detseg's and Detectron2's own. trained_images: what a checkpoint of detseg says of those.
+    "caffe2"; "" for detseg's and Detectron2's own. trained_images, object_diameter: what a checkpoint of detseg says of
+    the images that it was trained with.
     about: what a checkpoint of detseg says besides (configuration, classes, ...) where it became a .safetensors file.
     """
 
     state: dict[str, Tensor]
     origin: str = ""
     trained_images: Any = None
+    object_diameter: Any = None
     about: Any = None
 
 
@@ -89,9 +91,10 @@ def _is_safetensors(head: bytes) -> bool:
 def _from_content(path: Path, content: Any) -> Weights:
     """Find the state_dict in what a file holds: under "model" (detseg, Detectron2), "blobs" (Detectron) or bare."""
     origin: Any = ""
-    trained_images = None
+    trained_images = object_diameter = None
     if isinstance(content, Mapping):
-        origin, trained_images = content.get(_ORIGIN), content.get("trained_images")
+        origin = content.get(_ORIGIN)
+        trained_images, object_diameter = content.get("trained_images"), content.get("object_diameter")
         average = content.get("ema")
         if isinstance(average, Mapping) and isinstance(average.get("model"), Mapping):
             content = average["model"]  # the averaged weights are what a run evaluates
@@ -113,7 +116,7 @@ def _from_content(path: Path, content: Any) -> Weights:
         if left < 0:
             raise WeightsError(f"{path}: holds the same numbers many times; this is no file of weights")
         state[name] = tensor
-    return Weights(state, origin if isinstance(origin, str) else "", trained_images)
+    return Weights(state, origin if isinstance(origin, str) else "", trained_images, object_diameter)
 
 
 def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
@@ -142,7 +145,8 @@ def _read_safetensors(path: Path) -> Weights:
         raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from None
     if not state:
         raise WeightsError(f"{path}: holds no weights")
-    return Weights(state, metadata.get(_ORIGIN, ""), about=about)
+    object_diameter = about.get("object_diameter") if isinstance(about, dict) else None
+    return Weights(state, metadata.get(_ORIGIN, ""), object_diameter=object_diameter, about=about)
 
 
 def write_weights(path: str | Path, weights: Weights) -> None:

@@ -38,7 +38,7 @@ class LoadReport:
     and that were adapted to another number of input channels (`adapted`).
 
     trained_images: what the file says of the images that its model was trained with, see TrainedImages; None for
-    nothing.
+    nothing. object_diameter: of these images, see `data.object_size`; None likewise.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -47,6 +47,7 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
     trained_images: Any = None
+    object_diameter: float | None = None
 
     @property
     def new(self) -> list[str]:
@@ -157,7 +158,7 @@ def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = Fals
     if cfg is not None and named.origin:
         warn_of_other_input(cfg, named.origin)
     report = load_state(model, named.state, source=str(source), fine_tune=fine_tune)
-    report.trained_images = stored.trained_images
+    report.trained_images, report.object_diameter = stored.trained_images, stored.object_diameter
     _log(report, source)
     return report
 
