@@ -14,7 +14,7 @@ DESCRIPTION = (
     "Turn predictions of unlabelled images (predict --raw, fuse) into a COCO file to train with. Gates decide which "
     "objects are kept, which are ignored (neither object nor background) and which dropped; images that show what is "
     "validated on are left out, and models that have seen it refused. A page shows what was kept and what was not. "
-    "KEY=VALUE changes single gates, such as score=0.8."
+    "KEY=VALUE changes single gates, such as score=0.8 (not directly after a list of files)."
 )
 
 

@@ -101,6 +101,7 @@ def _page(dataset: CocoDataset) -> str:
                 *(number(row[key]) for key in ("images", "kept", "ignored", "dropped", "labelled_images", "labelled")),
             )
             for row in about["counts"]
+            if any(row[key] for key in (*DECISIONS, "labelled"))
         ],
         limit_names=["", *(_COLUMNS[key] for key in columns)],
         limits=[

@@ -52,8 +52,8 @@ class Gates(Settings):
         many objects an image are sure as the labelled images have (Noisy Boundaries, Wang et al., CVPR 2022), and
         `ignore_counts` times as many are sure or ignored; never below `ignore_score`. "precision": the lowest score
         from which on the share `precision` of the objects that pass the other gates hits an object of the labelled
-        images, of the same class, by an IoU greater than `iou`, on predictions out of fold; `ignore_precision`
-        likewise for what is ignored.
+        images, of the same class, by an IoU greater than `iou`, on predictions out of fold; below it, the lowest from
+        which on the share `ignore_precision` of what is ignored does.
     group_by: field of the images that says their group, for "counts"; images without it are of one group.
     image_class: "keep": an object has the class that was predicted. "majority": all objects of an image get the class
         with the largest sum of scores. Else a field of the images that says the class: by its name, or as the labelled
@@ -75,7 +75,7 @@ class Gates(Settings):
     max_area: PerClass = setting(None, _PIXELS_OR_NONE, per_class=True)
     choose: str = setting(FIXED, one_of(FIXED, COUNTS, PRECISION))
     precision: PerClass = setting(0.9, _WANTED, per_class=True)
-    ignore_precision: PerClass = setting(0.5, _WANTED, per_class=True)
+    ignore_precision: PerClass = setting(0.3, _WANTED, per_class=True)
     ignore_counts: float = setting(1.5, number("a number from 1", 1))
     iou: float = setting(0.5, number("an IoU from 0.5, below 1", 0.5, 0.999))
     group_by: str = setting("group", _TEXT)
@@ -88,7 +88,7 @@ class Gates(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         count = max(len(self.classes), 1)
-        for name in ("score", "quality", "agreement", "precision"):
+        for name in ("score", "quality", "agreement"):
             low, high = (self.values(key, np.arange(count)) for key in (f"ignore_{name}", name))
             # What is chosen takes neither limit of the score as it is.
             if (low > high).any() and not (name == "score" and self.choose != FIXED):

@@ -81,6 +81,8 @@ class PseudoLabels:
             f"objects  {objects['kept']} kept, {objects['ignored']} ignored, {objects['dropped']} dropped",
         ]
         for row in self.about["limits"]:
+            if row.get("wanted_per_image") == 0 and row["ignore_from"] is None:
+                continue  # a class that this group has not
             name = " ".join(str(row[key]) for key in ("group", "class") if row.get(key))
             sure, low = ("none" if row[key] is None else f"{row[key]:.3g}" for key in ("sure_from", "ignore_from"))
             line = f"limits   {name}: sure from {sure}, ignored from {low}"

@@ -153,7 +153,8 @@ def limits_by_precision(
         own = pool.classes == index
         passing, open_ = own & pool.sure, own & ~pool.refused
         sure[0, index] = lowest_limit(pool.scores[passing], pool.hits[passing], wanted[index])
-        low = lowest_limit(pool.scores[open_], pool.hits[open_], wanted_low[index])
+        doubtful = open_ & ~(passing & (pool.scores >= sure[0, index]))
+        low = lowest_limit(pool.scores[doubtful], pool.hits[doubtful], wanted_low[index])
         ignore[0, index] = min(low, sure[0, index])
         chosen = np.zeros(len(own), dtype=bool)
         for fold in dict.fromkeys(folds.tolist()):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_folds import CONFIG, set_folds
 from tiny_segmenter import TinySegmenter, write_disks
 
@@ -174,3 +175,56 @@ def test_other_splits_are_refused_by_record_and_by_content(here: Path, capsys: p
     assert predict("--folds", "cv/fold0", "cv/fold1", "cv/fold2", "--output", "p.json") == 2
     assert "cv/fold0 was trained with 1 of the 2 images of fold 0" in capsys.readouterr().err
     assert not Path("p.json").exists()
+
+
+def test_pseudo_labels_of_a_fold_come_from_its_own_model_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What predict writes of a real run is enough to tell whose validation images its model has seen, fused or not."""
+    (here / "new").mkdir()
+    for path in (here / "data").glob("*.png"):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(here / "new" / f"new_{path.name}")
+    for fold in (0, 1):
+        # Raw: the model of two training iterations has scores of any height.
+        words = ["--run", f"cv/fold{fold}", "--raw", "--images", "new/*.png", "--output", f"p{fold}.json.gz"]
+        assert predict(*words) == 0
+    fuse = ["--inputs", "p0.json.gz", "p1.json.gz", "--output", "both.json.gz"]
+    assert run_command("fuse", fuse, prog="fuse") == 0
+
+    def label(file: str, fold: int, *more: str) -> int:
+        words = ["label", "--predictions", file, "--images", "new/*.png", "--labelled", "data/disks.json"]
+        words += ["--similar", "0", "--fold", str(fold), "--output", "pseudo.json", "--overwrite"]
+        words += ["score=0", "ignore_score=0", *more]
+        return run_command("pseudo_label", words, prog="pseudo_label")
+
+    assert label("p0.json.gz", 0) == 0
+    written = json.loads((here / "pseudo.json").read_text(encoding="utf-8"))
+    assert len(written["images"]) == 7
+    for file, fold, *more in (
+        ("p1.json.gz", 0),
+        ("p0.json.gz", 1),
+        ("both.json.gz", 0),
+        ("p0.json.gz", 0, "--members", "p1.json.gz"),
+    ):
+        assert label(file, fold, *more) == 2
+        assert "images that are validated on" in capsys.readouterr().err
+
+
+def test_unlabelled_copies_of_validation_images_are_left_out(here: Path) -> None:
+    shutil.copytree(here / "data", here / "new")
+    assert predict("--run", "cv/fold0", "--raw", "--images", "new/*.png", "--output", "p.json.gz") == 0
+    words = [
+        "label",
+        "--predictions",
+        "p.json.gz",
+        "--images",
+        "new/*.png",
+        "--labelled",
+        "data/disks.json",
+        "--fold",
+        "0",
+    ]
+    words += ["--output", "pseudo.json", "score=0", "ignore_score=0"]
+    assert run_command("pseudo_label", words, prog="pseudo_label") == 0
+    written = json.loads((here / "pseudo.json").read_text(encoding="utf-8"))
+    rows = json.loads((here / "data" / "disks.json").read_text(encoding="utf-8"))["images"]
+    left_out = {row["file_name"] for row in written["left_out"] if "validation image" in row["kind"]}
+    assert {row["file_name"] for row in rows if row.get("fold") == 0} <= left_out

@@ -68,7 +68,7 @@ def test_a_class_that_the_labelled_images_lack_has_no_sure_object() -> None:
     assert limits.rows[0]["sure_from"] is None
 
 
-def calibrated(seed: int, images: int = 60, each: int = 20) -> tuple[Pool, np.ndarray]:
+def calibrated(seed: int, images: int, each: int = 20) -> tuple[Pool, np.ndarray]:
     """Objects whose score is the probability that they are true."""
     random = np.random.default_rng(seed)
     scores = random.random(images * each).round(4)
@@ -77,12 +77,13 @@ def calibrated(seed: int, images: int = 60, each: int = 20) -> tuple[Pool, np.nd
 
 
 def test_the_precision_that_is_told_holds_on_other_images() -> None:
-    known, objects = calibrated(0)
-    limits = limits_by_precision(known, objects, [index % 4 for index in range(60)], Gates(precision=0.9), ["cell"])
+    known, objects = calibrated(0, images=300)
+    gates = Gates(precision=0.9, ignore_precision=0.5)
+    limits = limits_by_precision(known, objects, [index % 4 for index in range(300)], gates, ["cell"])
     row = limits.rows[0]
-    # Of objects with scores from t to 1 the share (1 + t) / 2 is true: 0.8 for 0.9, and 0 for 0.5.
+    # Of objects with scores from t to 1 the share (1 + t) / 2 is true, 0.9 for 0.8; from 0.2 to 0.8 half of them.
     assert limits.sure[0, 0] == pytest.approx(0.8, abs=0.06)
-    assert limits.ignore[0, 0] < 0.1
+    assert limits.ignore[0, 0] == pytest.approx(0.2, abs=0.1)
     others, _ = calibrated(1, images=2000)
     truly = others.hits[others.scores >= limits.sure[0, 0]].mean()
     assert row["precision_low"] < truly < row["precision_high"]
