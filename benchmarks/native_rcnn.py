@@ -61,6 +61,10 @@ class NativeTwin:
         """Images to run-lengths."""
         return self.model.predict(self.images)
 
+    def infer_above(self, threshold: float) -> list[Predictions]:
+        """As `predict` does with the score threshold of a run: what is below gets no masks."""
+        return self.model.cache_features(self.images).predict(keep=lambda scores, classes: scores >= threshold)
+
     def answers(self) -> list[Answer]:
         """What `infer` finds."""
         return [Answer(p.boxes, p.scores, p.classes, rle_codec.area(p.rles)) for p in self.infer()]

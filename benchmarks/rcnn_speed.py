@@ -39,7 +39,7 @@ from measuring import MIB, Timing, machine, peak_memory, take_turns, verdict
 from native_rcnn import Answer, NativeTwin, Settings
 
 from detseg.curation.synthetic import make_image
-from detseg.runs.threads import choose_threads, follow_load
+from detseg.runs.threads import BEFORE_TORCH, choose_threads, follow_load
 from detseg.structures import Sample
 from detseg.structures.boxes import box_iou
 
@@ -52,7 +52,9 @@ RIVALS = {"torchvision": "TorchvisionTwin", "detectron2": "Detectron2Twin"}
 CHANNELS_LAST = " channels last"
 BUSY = "import torch; torch.set_num_threads(1); x = torch.randn(512, 512)\nwhile True: x @ x"
 OBJECT_AP_GOAL = 0.005
-WORKS = ("inference", "training step")
+# What `predict` does with a run's score threshold: native computes no masks for what is thrown away, here this share.
+ABOVE, BELOW_SHARE = "inference above a threshold", 0.45
+WORKS = ("inference", ABOVE, "training step")
 
 
 def rival(name: str) -> Any:
@@ -76,16 +78,22 @@ def make_twin(which: str, settings: Settings, samples: Sequence[Sample], device:
 def make_work(twin: Any, what: str) -> Callable[[torch.dtype | None], Any]:
     """What is timed, a function of the number format (None: float32)."""
     device = next(twin.model.parameters()).device
-    twin.model.train(what != "inference")
+    twin.model.train(what == "training step")
+    infer_once: Callable[[], Any] = twin.infer
+    if what == ABOVE and isinstance(twin, NativeTwin):
+        scores = np.concatenate([answer.scores for answer in twin.answers()])
+        infer_once = functools.partial(twin.infer_above, float(np.quantile(scores, BELOW_SHARE)))
 
     def autocast(dtype: torch.dtype | None) -> Any:
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
     def infer(dtype: torch.dtype | None) -> None:
         with autocast(dtype):
-            twin.infer()
+            infer_once()
 
-    optimizer = torch.optim.SGD([p for p in twin.model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
+    # As the trainers of both make it.
+    parameters = [p for p in twin.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, fused=isinstance(twin, NativeTwin) or None)
 
     def step(dtype: torch.dtype | None) -> None:
         with autocast(dtype):
@@ -94,7 +102,7 @@ def make_work(twin: Any, what: str) -> Callable[[torch.dtype | None], Any]:
         sum(losses.values()).backward()
         optimizer.step()
 
-    return infer if what == "inference" else step
+    return step if what == "training step" else infer
 
 
 def work_sizes(twin: Any, work: Callable[[torch.dtype | None], Any]) -> tuple[Any, ...]:
@@ -114,8 +122,11 @@ def work_sizes(twin: Any, work: Callable[[torch.dtype | None], Any]) -> tuple[An
     return *seen, *regions.values()
 
 
-def serve(which: str, what: str, settings: Settings, samples: Sequence[Sample], device: torch.device) -> None:
+def serve(
+    which: str, what: str, settings: Settings, samples: Sequence[Sample], device: torch.device, clock: str
+) -> None:
     """Be the process of one model: answer each number format on the standard input by the seconds of one call."""
+    now = time.process_time if clock == "processor" else time.perf_counter
     if which == NativeTwin.name:
         choose_threads(None)
     work = make_work(make_twin(which, settings, samples, device), what)
@@ -125,11 +136,11 @@ def serve(which: str, what: str, settings: Settings, samples: Sequence[Sample], 
     for line in sys.stdin:
         dtype = None if line.strip() == "float32" else getattr(torch, line.strip())
         follow_load()
-        started = time.perf_counter()
+        started = now()
         work(dtype)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+        print(json.dumps({"seconds": now() - started}), flush=True)
 
 
 class Served:
@@ -139,7 +150,7 @@ class Served:
         words = [*sys.argv[1:], "--sizes", f"{size[0]}x{size[1]}", "--devices", device, "--serve", which, what]
         environment = dict(os.environ)
         if which == NativeTwin.name:
-            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as every command of detseg sets it
+            environment = BEFORE_TORCH | environment  # as every command of detseg sets it
         self.which = which
         command, pipe = [sys.executable, __file__, *words], subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
@@ -327,6 +338,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--detections", type=int, default=100, help="detections an image")
     parser.add_argument("--dense", action="store_true", help="2,000 cells on 1024 x 1024 instead of all these sizes")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--clock", choices=["wall", "processor"], default="wall", help="processor: what other programs change least"
+    )
     parser.add_argument("--only", nargs="+", choices=[*WORKS, "precisions"], default=[*WORKS])
     parser.add_argument("--situations", nargs="+", choices=["alone", "beside"], default=["alone", "beside"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
@@ -347,7 +361,7 @@ def settings_of(arguments: argparse.Namespace, what: str = "inference") -> tuple
         settings = Settings(arguments.before_nms, arguments.proposals, arguments.detections)
         return settings, arguments.sizes, arguments.cells
     # A thousandth of the image's area each: cells of 20 pixels.
-    proposals = 4000 if what == "inference" else 2000
+    proposals = 2000 if what == "training step" else 4000
     settings = Settings(before_nms=6000, proposals=proposals, detections=2000, anchor_sides=(12, 16, 20, 24, 28))
     return settings, [(1024, 1024)], 2000
 
@@ -358,7 +372,8 @@ def main() -> None:
     if arguments.serve:
         which, what = arguments.serve
         samples = make_samples(*sizes[0], arguments.batch, cells)
-        serve(which, what, settings_of(arguments, what)[0], samples, torch.device(arguments.devices[0]))
+        settings = settings_of(arguments, what)[0]
+        serve(which, what, settings, samples, torch.device(arguments.devices[0]), arguments.clock)
         return
     packages = dict.fromkeys(("torch", "torchvision", arguments.against, "numpy"))
     print(f"{machine(*packages)}; {torch.get_num_threads()} threads")

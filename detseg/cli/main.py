@@ -25,7 +25,7 @@ from detseg.cli.agent_words import option_words
 from detseg.errors import DetsegError
 from detseg.files.names import printable
 from detseg.progress import LogHandler, closed_bars
-from detseg.runs.threads import sleep_while_waiting
+from detseg.runs.threads import prepare_torch
 from detseg.version import __version__
 
 # Name of the command -> what it does, in the order of a project's day.
@@ -127,7 +127,7 @@ def leave(status: int) -> NoReturn:
 def run_command(command: str, words: Sequence[str], prog: str | None) -> int:
     """Parse the words of one command and run it. DetsegError becomes one message and the exit status 2."""
     # OpenMP reads it when torch is imported.
-    sleep_while_waiting()
+    prepare_torch()
     module = importlib.import_module(f"detseg.cli.{command}")
     for stream in (sys.stdout, sys.stderr):
         # A terminal or file that cannot show a file's name shows its code instead of ending the program.

@@ -24,9 +24,15 @@ PERIOD, SHORTEST = 2.0, 0.2
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def sleep_while_waiting() -> None:
-    """Let threads that wait for each other sleep instead of spin. To be called before torch is imported."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for each other sleep instead of spin; large tensors lie in large pages of memory, where the system
+# has them: making the thousands of small ones of every layer's output takes time.
+BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+
+
+def prepare_torch() -> None:
+    """Set what torch reads when it is imported, unless the user has set it. To be called before that."""
+    for name, value in BEFORE_TORCH.items():
+        os.environ.setdefault(name, value)
 
 
 def choose_threads(asked: int | None) -> None:

@@ -8,6 +8,7 @@ import torch
 from models_for_tests import disks, relative
 
 from detseg.errors import WeightsError
+from detseg.models.base import check_finite
 from detseg.models.rcnn.box_head import BoxPredictor
 from detseg.models.rcnn.boxes import BoxCoder
 from detseg.models.rcnn.matching import Matcher
@@ -142,3 +143,12 @@ def test_no_proposal_is_no_detection(class_agnostic: bool) -> None:
     predictor = BoxPredictor(in_channels=4, num_classes=3, class_agnostic=class_agnostic, coder=coder)
     scores, deltas = predictor(torch.zeros(0, 4))
     assert len(predictor.detect(scores, deltas, torch.zeros(0, 4), (5, 5)).boxes) == 0
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found_and_large_ones_are_not_taken_for_it(wrong: float) -> None:
+    values = torch.full((3, 50), 3e38)  # their sum is infinite
+    check_finite("values", torch.zeros(0), values, values.bfloat16())
+    values[1, 7] = wrong
+    with pytest.raises(WeightsError, match="values are not finite"):
+        check_finite("values", torch.ones(4), values)

@@ -1,7 +1,8 @@
-"""oneDNN's fused operators for prediction on processors: convolution with ReLU, fully connected layers.
+"""oneDNN's own operators on processors: convolution with weights laid out before and a shortcut, products of matrices.
 
-torch's own fully connected layer in float32 is MKL's, which takes twice as long on AMD's processors; its convolutions
-lay out their weights anew in every call.
+torch's own fully connected layer in float32 is MKL's, which takes twice as long on AMD's processors, and with one
+thread so are its 1 x 1 convolutions; its other convolutions lay out their weights anew in every call. oneDNN's ReLU is
+not used: it makes 0 of what is not a number, which must be found, and saves no time.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Cached:
-    """What was computed from tensors, as long as they are the same; always computed anew for gradients."""
+    """What was computed from tensors, as long as they are the same; always computed anew where they get gradients."""
 
     def __init__(self) -> None:
         self._state: object = None
@@ -23,7 +25,7 @@ class Cached:
 
     def __call__(self, make: Callable[[], Any], sources: Sequence[Tensor], dtype: torch.dtype | None = None) -> Any:
         """What `make` gives for `sources` and, where it depends on that, a number format."""
-        if torch.is_grad_enabled() or any(source.is_inference() for source in sources):
+        if needs_gradient(*sources) or any(source.is_inference() for source in sources):
             return make()
         # Every change in place raises a tensor's version; other tensors have another address.
         state = [dtype, *((source.data_ptr(), source._version) for source in sources)]
@@ -33,6 +35,11 @@ class Cached:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cached, ()  # copies of a model compute it themselves
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether what is computed from tensors has a backward pass."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache
@@ -50,7 +57,7 @@ def _formats() -> tuple[torch.dtype, ...]:
 
 def fused_dtype(x: Tensor) -> torch.dtype | None:
     """The number format in which the operators compute with x, autocast's; None where they cannot."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.numel() == 0:
+    if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype if dtype in _formats() and x.dtype in _formats() else None
@@ -63,14 +70,60 @@ def pack(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor, dtype:
     return packed, None if bias is None else bias.to(dtype)
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """The convolution of x, in the number format of the weights that `pack` gave, and ReLU."""
+def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None = None) -> Tensor:
+    """The convolution of x, in the number format of the weights that `pack` gave, plus the shortcut."""
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "relu" if relu else "none", [], "")
+    if shortcut is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
+    sum_of = torch.ops.mkldnn._convolution_pointwise.binary
+    return sum_of(x, shortcut.to(x.dtype), weight, bias, *geometry, "add", 1.0, None, [], None)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
+    """Products of the channels of x, (M, C) or with channels last in memory (B, C, H, W), by a matrix (O, C), and ReLU.
+
+    With gradients; all in one number format of `fused_dtype`.
+    """
+    return _Affine.apply(x, weight, bias, relu)
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        answer = _product(_rows(x), weight, bias)
+        if relu:
+            answer.relu_()
+        if x.dim() == 4:
+            answer = answer.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        ctx.save_for_backward(x, weight, answer if relu else None)
+        return answer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, answer = ctx.saved_tensors
+        if answer is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, answer, 0)
+        gradient, of_x = _rows(gradient), None
+        if ctx.needs_input_grad[0]:
+            of_x = _product(gradient, weight.t())
+            if x.dim() == 4:
+                of_x = of_x.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        of_weight = _product(gradient.t(), _rows(x).t()) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, gradient.sum(dim=0) if ctx.needs_input_grad[2] else None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(M, C), or (B, C, H, W) as (B * H * W, C)."""
+    return x if x.dim() == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
 class Linear(nn.Linear):
-    """A fully connected layer. fast: whether oneDNN computes it in prediction, with other rounding."""
+    """A fully connected layer. fast: whether oneDNN computes it, with other rounding."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
@@ -82,5 +135,4 @@ class Linear(nn.Linear):
         if dtype is None:
             return super().forward(x)
         both = [self.weight, self.bias]
-        weight, bias = self._cast(lambda: [source.detach().to(dtype) for source in both], both, dtype)
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
+        return affine(x.to(dtype), *self._cast(lambda: [source.to(dtype) for source in both], both, dtype))

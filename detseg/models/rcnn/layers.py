@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from detseg.config.options import Problems, key
 from detseg.models.freezing import FrozenBatchNorm2d, scale_and_shift
-from detseg.models.rcnn.fused import Cached, convolve, fused_dtype, pack
+from detseg.models.rcnn.fused import Cached, affine, convolve, fused_dtype, needs_gradient, pack
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -167,7 +167,7 @@ class ConvNorm(nn.Conv2d):
     bias: None for one only without normalisation.
     fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
     features and rounds differently. Without gradients, the folded weights are kept until the originals change, and
-    oneDNN computes with them where it can (fused.py).
+    oneDNN computes with them where it can (fused.py); with gradients, it computes 1 x 1 convolutions.
     """
 
     def __init__(
@@ -198,12 +198,22 @@ class ConvNorm(nn.Conv2d):
         self.fast = False
         self._folded = Cached()
 
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = fused_dtype(x) if self.fast else None
-        if dtype is None or not (self.norm is None or self._has_fixed_statistics()):
-            return self._convolve(x, self._conv_forward)
-        packed = self._folded(lambda: pack(self, *self._fold(), x, dtype), self._sources(), dtype)
-        return convolve(self, x.to(dtype), *packed, self.relu)
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Return (B, C', H', W') of x (B, C, H, W); shortcut: of that shape, to be added before a ReLU then."""
+        foldable = self.fast and (self.norm is None or self._has_fixed_statistics())
+        dtype = fused_dtype(x) if foldable else None
+        with_shortcut = () if shortcut is None else (shortcut,)
+        if dtype is not None and not needs_gradient(x, *self._sources(), *with_shortcut):
+            packed = self._folded(lambda: pack(self, *self._fold(), x, dtype), self._sources(), dtype)
+            x = convolve(self, x.to(dtype), *packed, shortcut)
+            return F.relu_(x) if self.relu or shortcut is not None else x
+        if dtype is not None and self._is_pointwise() and x.is_contiguous(memory_format=torch.channels_last):
+            weight, bias = self._fold()
+            bias = None if bias is None else bias.to(dtype)
+            x = affine(x.to(dtype), weight.flatten(1).to(dtype), bias, relu=self.relu)
+            return x if shortcut is None else F.relu_(x + shortcut)  # torch forbids changing x in place
+        x = self._convolve(x, self._conv_forward)
+        return x if shortcut is None else F.relu_(x.add_(shortcut))
 
     def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         """Convolve by `convolve(x, weight, bias)`, normalise, and apply ReLU."""
@@ -237,6 +247,10 @@ class ConvNorm(nn.Conv2d):
         if norm is None:
             return [self.weight] if self.bias is None else [self.weight, self.bias]
         return [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+
+    def _is_pointwise(self) -> bool:
+        """Whether every pixel is computed from one pixel, by itself."""
+        return self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
 
     def _has_fixed_statistics(self) -> bool:
         if isinstance(self.norm, FrozenBatchNorm2d):

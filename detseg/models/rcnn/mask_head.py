@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
-from detseg.models.rcnn.fused import Cached, fused_dtype
+from detseg.models.rcnn.fused import Cached, affine, fused_dtype
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
 from detseg.models.rcnn.mask_quality import QualityHead, QualityOptions, mask_ious, quality_loss
 from detseg.models.rcnn.regions import Regions, in_portions
@@ -62,7 +62,7 @@ class MaskHead(nn.Module):
     """Detectron2's MaskRCNNConvUpsampleHead: 3 x 3 convolutions, a 2 x 2 deconvolution, then the masks.
 
     class_agnostic: one mask for all classes instead of one for each. boundary_weight: see `boundary_factors`.
-    fast: whether oneDNN computes the deconvolution in prediction as a matrix product, with other rounding.
+    fast: whether oneDNN computes the deconvolution as a matrix product, with other rounding.
     """
 
     def __init__(
@@ -106,13 +106,12 @@ class MaskHead(nn.Module):
         channels, (height, width) = self.deconv.out_channels, x.shape[2:]
         weight, bias = self.deconv.weight, self.deconv.bias
         rows = self._cell_weights(
-            lambda: (weight.detach().permute(2, 3, 1, 0).flatten(0, 2).to(dtype), bias.detach().repeat(4).to(dtype)),
+            lambda: (weight.permute(2, 3, 1, 0).flatten(0, 2).to(dtype), bias.repeat(4).to(dtype)),
             [weight, bias],
             dtype,
         )
-        pixels = x.to(dtype).permute(0, 2, 3, 1).flatten(0, 2)
-        cells = torch.ops.mkldnn._linear_pointwise(pixels, *rows, "relu", [], "")
-        logits = self.predictor(cells.view(-1, height, width * 4, channels).permute(0, 3, 1, 2))
+        cells = affine(x.to(dtype), *rows, relu=True).permute(0, 2, 3, 1)
+        logits = self.predictor(cells.reshape(-1, height, width * 4, channels).permute(0, 3, 1, 2))
         return logits.unflatten(3, (width, 2, 2)).transpose(3, 4).reshape(*logits.shape[:2], height * 2, width * 2)
 
     def logits_of(self, x: Tensor, classes: Tensor) -> Tensor:

@@ -179,4 +179,4 @@ class ResNeStBlock(nn.Module):
         x = self.conv2(x) if self.conv2_offset is None else self.conv2(x, self.conv2_offset(x))
         if self.avd_stride > 1:
             x = F.avg_pool2d(x, 3, self.avd_stride, padding=1)
-        return F.relu_(self.conv3(x).add_(shortcut))
+        return self.conv3(x, shortcut)

@@ -123,7 +123,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(self.conv2(self.conv1(x)).add_(shortcut))
+        return self.conv2(self.conv1(x), shortcut)
 
 
 class BottleneckBlock(nn.Module):
@@ -165,7 +165,7 @@ class BottleneckBlock(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x)
         x = self.conv1(x)
         x = self.conv2(x) if self.conv2_offset is None else self.conv2(x, self.conv2_offset(x))
-        return F.relu_(self.conv3(x).add_(shortcut))
+        return self.conv3(x, shortcut)
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> ConvNorm | None:

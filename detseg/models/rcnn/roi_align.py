@@ -90,7 +90,7 @@ class _Cells:
 
 def _weigh(index: Tensor, regions: Tensor, shape: torch.Size, size: int, sampling_ratio: int) -> Iterator[_Cells]:
     """Yield the cells of regions (m, 5) of one map of that shape; index (m,): of these among all regions."""
-    _, channels, height, width = shape
+    height, width = shape[2:]
     images, boxes = regions[:, 0].long(), regions[:, 1:]
     # A cell's samples are at most a pixel apart, unless their number is fixed; each is between two pixels.
     cell = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1) / size
@@ -99,7 +99,7 @@ def _weigh(index: Tensor, regions: Tensor, shape: torch.Size, size: int, samplin
     of_region = torch.arange(size**2, device=index.device)
     for side in sides.unique().tolist():
         group = torch.nonzero(sides == side).squeeze(1)
-        for chunk in group.split(max(1, NUMBERS_PER_CHUNK // (size**2 * max(side**2, channels)))):
+        for chunk in group.split(max(1, NUMBERS_PER_CHUNK // (size * side) ** 2)):
             x0, y0, x1, y1 = boxes[chunk].unbind(1)
             grid = {"size": size, "side": side, "by_cell": True, "sampling_ratio": sampling_ratio}
             columns, x, in_x = axis_weights(x0, x1, length=width, **grid)
@@ -125,8 +125,11 @@ class _WeightedSums(torch.autograd.Function):
             ctx.shapes = [feature.shape for feature in features]
         for feature, parts in zip(features, cells, strict=True):
             flat = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+            at_once = max(1, NUMBERS_PER_CHUNK // channels)
             for part in parts:
-                pooled[part.number] = F.embedding_bag(part.pixels, flat, mode="sum", per_sample_weights=part.weights)
+                portions = (numbers.split(at_once) for numbers in (part.number, part.pixels, part.weights))
+                for number, pixels, weights in zip(*portions, strict=True):
+                    pooled[number] = F.embedding_bag(pixels, flat, mode="sum", per_sample_weights=weights)
         return pooled.view(count, size, size, channels).permute(0, 3, 1, 2)
 
     @staticmethod
