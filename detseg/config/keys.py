@@ -347,6 +347,54 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "SOLVER.CHECKPOINT_KEEP": Key(1, "How many of the newest periodic checkpoints are kept, beside the best one."),
     "SOLVER.LOG_PERIOD": Key(20, "Iterations between two lines of metrics."),
+    "SEMI.UNLABELED": Key(
+        [],
+        "Images without labels, for a mean teacher: COCO files, catalog names, folders, globs and lists (.txt); their "
+        "annotations are not looked at. `[]`: none, and the other SEMI keys do nothing. docs/semi_supervised.md.",
+        Kind("str", (1,)),
+    ),
+    "SEMI.RATIO": Key(1, "Unlabelled images for each labelled one of a batch, 1 to 4."),
+    "SEMI.BURN_IN": Key(1000, "Iterations of labelled images alone, before the teacher labels any."),
+    "SEMI.TEACHER_START": Key(
+        "average",
+        "What the teacher is after the burn-in: the `average` of weights (SOLVER.EMA) as it is, or the `student`, from "
+        "which the average then begins again.",
+    ),
+    "SEMI.WEIGHT": Key(2.0, "Factor on the losses of unlabelled images; 2 to 4 are usual."),
+    "SEMI.RAMP": Key(500, "Iterations after the burn-in in which SEMI.WEIGHT grows from 0."),
+    "SEMI.THRESHOLD": Key(
+        [0.7],
+        "Least score of the teacher's detections that are labels: one number, or one for each class. Above 1: none.",
+    ),
+    "SEMI.IGNORE_FROM": Key(
+        [0.3],
+        "From this score up to the threshold a detection is ignored, neither object nor background: one number, or one "
+        "for each class.",
+    ),
+    "SEMI.ADAPT": Key(
+        "none",
+        "`counts` moves the thresholds so that labels are as dense, in each class, as in the labelled images; `none` "
+        "leaves them.",
+    ),
+    "SEMI.ADAPT_RANGE": Key([0.5, 0.95], "The lowest and the highest threshold of SEMI.ADAPT `counts`."),
+    "SEMI.BOX_GATE": Key(
+        "jitter",
+        "Labels that teach boxes: `jitter` (found again from boxes moved a little: SEMI.MAX_JITTER), `rpn` (a proposal "
+        "agrees: SEMI.MIN_AGREEMENT), `always`, `never`.",
+    ),
+    "SEMI.MAX_JITTER": Key(0.02, "Greatest standard deviation of a stable box's edges, as a fraction of its sides."),
+    "SEMI.MIN_AGREEMENT": Key(0.75, "Least IoU of a label with the teacher's best proposal for it."),
+    "SEMI.MASK_SCORE": Key(0.0, "Least score of labels that teach masks; 0: all."),
+    "SEMI.PIXEL_WEIGHTS": Key(
+        True, "Pixels of whose mask the teacher is not sure count less in the mask loss: by |2 p - 1|."
+    ),
+    "SEMI.STRONG.BRIGHTNESS": Key(0.2, "As INPUT.RANDOM_BRIGHTNESS, in the student's view beside it."),
+    "SEMI.STRONG.CONTRAST": Key(0.4, "As INPUT.RANDOM_CONTRAST, in the student's view beside it."),
+    "SEMI.STRONG.BLUR": Key(1.5, "Greatest standard deviation of a blur of the student's view, pixels; half are."),
+    "SEMI.STRONG.NOISE": Key(
+        0.05, "Greatest standard deviation of noise in the student's view, as a fraction of the range; half have it."
+    ),
+    "SEMI.STRONG.ERASE": Key(3, "Most rectangles that are hidden in the student's view, and ignored; half lose any."),
     "TEST.EARLY_STOP_PATIENCE": Key(
         0, "Stop after this many evaluations without a better TEST.BEST_METRIC; 0 never stops early."
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,11 @@ class TrainedImages:
         """Return plain values for the `info` of a JSON file: the number of images, and their keys, packed."""
         data = zlib.compress(self.keys.astype("<i8").tobytes(), 6)
         return {"count": len(self.keys), "zlib": base64.b64encode(data).decode("ascii")}
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that tell these images apart, whatever their order."""
+        return hashlib.sha256(self.keys.tobytes()).hexdigest()[:16]
 
     def __or__(self, other: TrainedImages | None) -> TrainedImages:
         return self if other is None else TrainedImages(np.union1d(self.keys, other.keys))

@@ -1,8 +1,8 @@
 """Which keys the Detectron2 engine implements, beside all that is written in the registries of Detectron2 itself.
 
 Data, augmentation, evaluation and prediction are detseg's own with either engine, and so are their keys. The network
-and the loop are Detectron2's: of Detectron2's MODEL keys all are honoured, of detseg's own MODEL and SOLVER keys those
-listed here. This module does not import Detectron2.
+and the loop are Detectron2's: of Detectron2's MODEL keys all are honoured, of detseg's own MODEL, SOLVER and SEMI keys
+those listed here. This module does not import Detectron2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from detseg.models.table import LABEL_WEIGHTS
 # Keys of Detectron2 that only this engine acts on, beside those of MODEL.
 DETECTRON2_ONLY = ("VIS_PERIOD", "TEST.PRECISE_BN.ENABLED", "TEST.PRECISE_BN.NUM_ITER")
 
-# detseg's own MODEL and SOLVER keys that this engine implements, by hooks and builders; others stay at their default.
+# detseg's own MODEL, SOLVER and SEMI keys that this engine implements, by hooks and builders; others stay at their
+# default.
 OWN_KEYS = (
     "MODEL.ENGINE",
     "MODEL.IMPORTS",
@@ -75,7 +76,7 @@ def note_keys(problems: Problems) -> None:
         if problems.cfg[key]:
             problems.add(key, "Detectron2's losses count all labels alike; leave it at [], or set MODEL.ENGINE native")
     for key, value in problems.cfg.flatten().items():
-        judged = key.startswith("MODEL.") or (key.startswith("SOLVER.") and problems.training)
+        judged = key.startswith("MODEL.") or (key.startswith(("SOLVER.", "SEMI.")) and problems.training)
         if judged and key not in detectron2_defaults() and not implements(key) and value != ours[key]:
             expected = "the detectron2 engine does not implement this key"
             problems.add(key, f"{expected}; leave it at {ours[key]!r}, or set MODEL.ENGINE native")

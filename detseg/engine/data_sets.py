@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detseg.coco.catalog import load_dataset, set_names
-from detseg.coco.dataset import CocoDataset
+from detseg.coco.catalog import ENVIRONMENT, load_dataset, read_catalog, set_names
+from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.learnable import check_sets, object_warnings
 from detseg.coco.pairing import content_key
 from detseg.curation.synthetic import make_missing_sets
@@ -21,6 +23,7 @@ from detseg.data.trained_images import FIELD, TrainedImages
 from detseg.engines.build import architecture_of
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.formats.plausibility import check_labels
+from detseg.inference.image_list import find_images
 from detseg.models.table import num_classes
 
 if TYPE_CHECKING:
@@ -99,8 +102,52 @@ def load_folds(cfg: Config) -> FoldedSets:
     return sets
 
 
-def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset], *, warn: bool = False) -> None:
-    """Raise DataError where images of DATASETS.EXTRA_TRAIN or PSEUDO, by the content of their files, are validated on.
+@dataclass(frozen=True)
+class UnlabeledImages:
+    """Images without annotations. Sizes of 0 are not known."""
+
+    images: list[ImageRecord]
+    name: str = "SEMI.UNLABELED"
+
+
+def load_unlabeled(cfg: Config) -> UnlabeledImages:
+    """The images of SEMI.UNLABELED, each once: of COCO files, catalog names, folders, globs and lists.
+
+    Paths are relative to the working folder, else to `$DETSEG_DATASETS`. Annotations are not looked at.
+
+    Raises:
+        DataError: there is no such set, or it has no image.
+    """
+    records: dict[Path, ImageRecord] = {}
+    for name in cfg.SEMI.UNLABELED:
+        below = Path(os.environ.get(ENVIRONMENT, "."), name)
+        if name in read_catalog() or name.lower().endswith((".json", ".json.gz")):
+            make_missing_sets([name])
+            dataset = load_dataset(name, cfg.DATASETS.IMAGE_ROOT)
+            dataset.check_images_exist()
+            found = dataset.images
+        else:
+            try:
+                found = find_images([str(below) if below.exists() and not Path(name).exists() else name]).records
+            except DataError as error:
+                raise DataError(str(error).replace("--images", "SEMI.UNLABELED")) from None
+        if not found:
+            raise DataError(f"SEMI.UNLABELED: {name} has no image")
+        for record in found:
+            records.setdefault(record.path.absolute(), record)
+    if records:
+        logger.info("unlabelled data: %d images", len(records))
+    return UnlabeledImages([*records.values()])
+
+
+def refuse_leaks(
+    extra: Sequence[CocoDataset | UnlabeledImages],
+    validation: Sequence[CocoDataset],
+    *,
+    key: str = "DATASETS.EXTRA_TRAIN or PSEUDO",
+    warn: bool = False,
+) -> None:
+    """Raise DataError where images of a key's data, by the content of their files, are validated on.
 
     warn: of images of equal names and sizes, too, which may be the same pictures, saved again.
     """
@@ -119,13 +166,14 @@ def refuse_leaks(extra: Sequence[CocoDataset], validation: Sequence[CocoDataset]
                 alike.append(name)
     if leaks:
         raise DataError(
-            f"{len(leaks)} images of DATASETS.EXTRA_TRAIN or PSEUDO are validated on too, which makes scores too good; "
-            f"leave them out of it:\n{list_problems(leaks)}"
+            f"{len(leaks)} images of {key} are validated on too, which makes scores too good; leave them out of it:\n"
+            f"{list_problems(leaks)}"
         )
     if alike and warn:
         logger.warning(
-            "DATASETS.EXTRA_TRAIN and PSEUDO: name and size of %d of its images are those of images that are validated "
-            "on; leave out what is the same picture, saved again:\n%s",
+            "%s: name and size of %d of its images are those of images that are validated on; leave out what is the "
+            "same picture, saved again:\n%s",
+            key,
             len(alike),
             list_problems(alike),
         )
@@ -239,7 +287,7 @@ def fingerprint(dataset: CocoDataset, cfg: Config) -> dict[str, Any]:
         "objects": by_class(range(len(dataset))),
         "groups": {name: {"images": len(own), "objects": by_class(own)} for name, own in members.items()},
         "annotations_hash": dataset.annotations_hash(),
-        "images_hash": hashlib.sha256(TrainedImages.of_records(dataset.images).keys.tobytes()).hexdigest()[:16],
+        "images_hash": TrainedImages.of_records(dataset.images).hash,
     }
 
 

@@ -82,7 +82,7 @@ def engine_rows() -> Iterator[tuple[str, str, str]]:
 
 def _verdict(key: str, rule: Rule | None) -> tuple[str, str]:
     native = detectron2 = "no" if rule is None else "yes"
-    if key.startswith(("MODEL.", "SOLVER.")) or key in DETECTRON2_ONLY:
+    if key.startswith(("MODEL.", "SOLVER.", "SEMI.")) or key in DETECTRON2_ONLY:
         is_loops = key.startswith("SOLVER.") and key in detectron2_defaults()  # shared like the data's
         detectron2 = detectron2 if is_loops else "yes" if implements(key) else "no"
     if rule is not None and (rule.registry or rule.detectron2):

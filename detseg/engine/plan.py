@@ -10,6 +10,7 @@ import torch
 
 from detseg.config.options import Options, Problems, key, part
 from detseg.data.loader import LoaderOptions
+from detseg.engine.mean_teacher.options import MeanTeacherOptions
 from detseg.errors import ConfigError
 from detseg.inference.precision import AUTO, PRECISIONS
 from detseg.optim.optimizer import AverageOptions, ClippingOptions, OptimizerOptions
@@ -24,7 +25,7 @@ BEST_METRICS = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_bbox
 @dataclass(frozen=True)
 class TrainingPlan(Options):
     """Periods are in iterations. metric: a key of the scores, or "auto": see `best_metric`. has_masks: of the model.
-    patience: evaluations, 0 for endless.
+    patience: evaluations, 0 for endless. teacher: None without unlabelled images.
     """
 
     section = "SOLVER"
@@ -35,6 +36,7 @@ class TrainingPlan(Options):
     clipping: ClippingOptions = part(ClippingOptions)
     precision: PrecisionOptions = part(PrecisionOptions)
     average: AverageOptions = part(AverageOptions)
+    teacher: MeanTeacherOptions | None = part(MeanTeacherOptions, when=lambda cfg: bool(cfg.SEMI.UNLABELED))
     checkpoint_period: int = key("CHECKPOINT_PERIOD", at_least=1)
     checkpoint_keep: int = key("CHECKPOINT_KEEP", at_least=1)
     log_period: int = key("LOG_PERIOD", at_least=1)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from detseg.runs.checkpoint import keep_numbered, load_checkpoint, save_checkpoi
 from detseg.runs.distributed import Processes
 from detseg.runs.run_folder import environment, warn_of_another_environment
 from detseg.runs.session import Session
+
+if TYPE_CHECKING:
+    from detseg.engine.mean_teacher.teacher import MeanTeacher
 
 # States of torch's random generators, and sums in a fixed order: what a bit-identical continuation needs.
 
@@ -147,7 +150,8 @@ class TrainingState:
     """A training between two iterations.
 
     iteration: finished ones. images_per_iteration: samples of the stream that one takes, so that the position in the
-    stream is their product. about: config, classes and so on, which every checkpoint carries unchanged.
+    stream is their product. about: config, classes and so on, which every checkpoint carries unchanged. teacher: of
+    unlabelled images, set after the rest was restored.
 
     Each of the `processes` that train together has a state; all of them call `save_last`, `save_best`, `restore` and
     `model_to_evaluate`, and the main process's is what is saved and evaluated.
@@ -165,6 +169,7 @@ class TrainingState:
     iteration: int = 0
     best: BestScore = field(default_factory=BestScore)
     window: LossWindow = field(default_factory=LossWindow)
+    teacher: MeanTeacher | None = None
 
     def __post_init__(self) -> None:
         self.parameters = trained_parameters(self.optimizer)
@@ -173,6 +178,11 @@ class TrainingState:
     def exchange_gradients(self) -> None:
         """From here on training passes go through `trained`, which all processes train together."""
         self.trained = self.processes.exchange_gradients(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def position(self) -> int:
@@ -216,6 +226,7 @@ class TrainingState:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": {"max_iter": self.schedule.max_iter, "iteration": self.iteration},
                 "ema": None if self.average is None else self.average.state_dict(),
+                "teacher": None if self.teacher is None else self.teacher.state_dict(),
                 "scaler": self.precision.state_dict(),
                 "position": self.position,
                 "rng": generators[0],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,23 @@ from detseg.coco.catalog import with_input_keys
 from detseg.data.loader import Share, build_train_loader
 from detseg.data.object_size import TypicalDiameters
 from detseg.data.trained_images import TrainedImages
-from detseg.engine.data_sets import check_apart, fingerprint, load_test_sets, load_training_set, measure_intensities
+from detseg.engine.data_sets import (
+    check_apart,
+    fingerprint,
+    load_test_sets,
+    load_training_set,
+    load_unlabeled,
+    measure_intensities,
+    refuse_leaks,
+)
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
+from detseg.engine.mean_teacher.teacher import build_mean_teacher
 from detseg.engine.plan import ComputeOptions, TrainingPlan
 from detseg.engine.progress import Progress
 from detseg.engine.state import TrainingState, begin_rng, build_state, deterministic
-from detseg.engine.training import Training
+from detseg.engine.training import Training, single_values_explained
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
-from detseg.errors import ConfigError
 from detseg.models.weights import load_weights
 from detseg.optim.optimizer import gradient_norm, set_learning_rates
 from detseg.optim.precision import compile_backbone
@@ -93,6 +101,12 @@ def train(
                 trained_images = TrainedImages.of_records(data.images)
                 sets = {"train": data, **{f"test/{name}": own for name, own in test_sets.items()}}
                 session.beginning["data"] = {name: fingerprint(own, cfg) for name, own in sets.items()}
+            unlabeled = load_unlabeled(cfg)
+            if unlabeled.images and trained_images is not None:
+                refuse_leaks([unlabeled], [*test_sets.values()], key="SEMI.UNLABELED", warn=True)
+                seen = TrainedImages.of_records(unlabeled.images)
+                session.beginning["data"]["unlabeled"] = {"images": len(unlabeled.images), "images_hash": seen.hash}
+                trained_images |= seen
             about = {"intensities": intensities, "trained_images": trained_images, "diameters": diameters}
             state = start_state(session, plan, classes, build, compile=compute.compile, **about)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
@@ -111,6 +125,10 @@ def train(
             loop: Callable[[Training], None] = run_iterations
             if session.engine.name == "detectron2":
                 loop = import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data, share)
+            if plan.teacher is not None:
+                state.teacher = build_mean_teacher(
+                    plan, state, unlabeled.images, saved and saved.get("teacher"), seed=compute.seed, share=share
+                )
             batches = iter(loader)
             session.iteration, session.last_evaluation = state.iteration, state.best.last_evaluation
             session.record_beginning()
@@ -125,9 +143,9 @@ def train(
             max_iter=plan.max_iter,
             log_period=plan.log_period,
             images=plan.images_per_iteration,
-            device=next(state.model.parameters()).device,
+            device=state.device,
         )
-        with deterministic(next(state.model.parameters()).device), session.stop:
+        with deterministic(state.device), session.stop:
             with loader.watched(), progress:
                 loop(Training(session, plan, state, batches, progress, evaluate))
             if state.best.iteration == 0:  # never evaluated: the newest weights are the best that are known
@@ -197,22 +215,6 @@ def run_iterations(training: Training) -> None:
         training.finish_iteration(losses, gradient_norm=norm, data_seconds=data_seconds)
 
 
-@contextmanager
-def single_values_explained(images: int) -> Iterator[None]:
-    """Raise ConfigError where PyTorch finds that a BatchNorm has one value a channel. images: of a process's batch."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConfigError(
-            f"a BatchNorm has one value a channel to take mean and deviation of, in a batch of {images} image"
-            f"{'' if images == 1 else 's'} a process: set SOLVER.IMS_PER_BATCH so that each process has more, take "
-            "larger images or crops, or set MODEL.RESNETS.NORM to SyncBN (of several processes), GN or FrozenBN "
-            "(MODEL.TIMM.NORM to FrozenBN)"
-        ) from None
-
-
 def train_step(training: Training) -> tuple[dict[str, float], float, float]:
     """One step of the optimizer over SOLVER.ACCUMULATE batches.
 
@@ -231,10 +233,14 @@ def train_step(training: Training) -> tuple[dict[str, float], float, float]:
             samples = next(training.batches)
         data_seconds += time.perf_counter() - asked
         seen += samples
+        unlabeled: dict[str, float] = {}
+        if state.teacher is not None:
+            unlabeled, seconds = state.teacher.learn(training, samples)
+            data_seconds += seconds
         with nullcontext() if number == accumulate else no_sync(state.trained):
             with state.precision.autocast(), single_values_explained(len(samples)):
                 losses = state.trained(samples)
-            for name, value in training.finite_losses(losses, samples).items():
+            for name, value in (training.finite_losses(losses, samples) | unlabeled).items():
                 means[name] = means.get(name, 0.0) + value / accumulate
             state.precision.scaled(sum(losses.values()) / accumulate).backward()
     state.precision.unscale(state.optimizer)

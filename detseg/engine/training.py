@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from detseg.engine.plan import TrainingPlan
 from detseg.engine.progress import Progress
 from detseg.engine.state import TrainingState
-from detseg.errors import RunError
+from detseg.errors import ConfigError, RunError
 from detseg.files.atomic import write_atomically, write_text
 from detseg.runs.checkpoint import save_checkpoint
 from detseg.runs.interrupt import TrainingInterrupted
@@ -91,6 +92,8 @@ class Training:
         """
         state, plan, last = self.state, self.plan, self.session.run.last
         rates = {"lr": state.learning_rate, **{f"lr/{name}": rate for name, rate in state.learning_rates.items()}}
+        if state.teacher is not None:
+            rates |= state.teacher.numbers
         state.iteration += 1
         follow_load()
         self.progress.update(state.iteration, losses, gradient_norm=gradient_norm, data_seconds=data_seconds, **rates)
@@ -168,3 +171,19 @@ class Training:
             f"Images of this batch: {named}. The batch and the model are in {folder}. Look at the images; if they are "
             "right, lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True"
         )
+
+
+@contextmanager
+def single_values_explained(images: int) -> Iterator[None]:
+    """Raise ConfigError where PyTorch finds that a BatchNorm has one value a channel. images: of a process's batch."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"a BatchNorm has one value a channel to take mean and deviation of, in a batch of {images} image"
+            f"{'' if images == 1 else 's'} a process: set SOLVER.IMS_PER_BATCH so that each process has more, take "
+            "larger images or crops, or set MODEL.RESNETS.NORM to SyncBN (of several processes), GN or FrozenBN "
+            "(MODEL.TIMM.NORM to FrozenBN)"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,6 +206,19 @@ class MovingAverage:
                 average.lerp_(tensor.detach(), weight)
             else:
                 average.copy_(tensor)
+
+    def restart(self, model: nn.Module) -> None:
+        """Begin again with the model's present state."""
+        self.updates = 0
+        for name, tensor in model.state_dict().items():
+            self.average[name].copy_(tensor)
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """A copy of the model, in evaluation mode, whose weights and buffers are the averages as they move on."""
+        network = copy.deepcopy(model).eval().requires_grad_(False)
+        network.load_state_dict(self.average)
+        self.average = dict(network.state_dict())  # which shares its memory
+        return network
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

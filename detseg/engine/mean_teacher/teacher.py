@@ -1,0 +1,116 @@
+"""The teacher in the training loop: it labels a batch of unlabelled images, and the student learns from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from detseg.coco.records import ImageRecord
+from detseg.data.loader import Share, TrainLoader, possible_workers
+from detseg.data.views import Views, ViewStream
+from detseg.engine.mean_teacher.options import MeanTeacherOptions
+from detseg.engine.mean_teacher.pseudo_labels import Labeler
+from detseg.engine.plan import TrainingPlan
+from detseg.engine.state import TrainingState
+from detseg.engine.training import Training, single_values_explained
+from detseg.optim.precision import automatic_dtype
+from detseg.runs.distributed import no_sync
+from detseg.structures.sample import Sample
+
+LOSS = "loss_unlabeled"
+
+
+@dataclass
+class MeanTeacher:
+    """A mean teacher of a training's student.
+
+    labeler: labels by the average of the student's weights. batches: views, from where this training stands. dtype: in
+    which the teacher computes, None for float32. numbers: of the last iteration, to be logged, by name.
+    """
+
+    options: MeanTeacherOptions
+    labeler: Labeler
+    batches: Iterator[list[Views]]
+    dtype: torch.dtype | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, training: Training, labeled: Sequence[Sample]) -> tuple[dict[str, float], float]:
+        """Add the gradients of a batch of unlabelled images to those of the student.
+
+        Before the pass of the labelled images, whose gradients are exchanged between processes, and these with them.
+
+        labeled: the labelled samples of the same step.
+
+        Returns:
+            the loss by name, and the seconds spent waiting for views.
+        """
+        state, options = training.state, self.options
+        if state.iteration < options.burn_in:
+            return {LOSS: 0.0}, 0.0
+        asked = time.perf_counter()
+        with state.processes.together():
+            views = next(self.batches)
+        seconds = time.perf_counter() - asked
+        if state.iteration == options.burn_in and options.start == "student":
+            state.average.restart(state.model)
+        with nullcontext() if self.dtype is None else torch.autocast(state.device.type, dtype=self.dtype):
+            labels = self.labeler(views, labeled)
+        samples = [one.sample for one in labels if one.sample is not None]
+        self.numbers = {
+            "pseudo_images": len(samples) / len(views),
+            "pseudo_objects": sum(one.found for one in labels) / len(views),
+            "pseudo_ignored": sum(one.unsure for one in labels) / len(views),
+            "pseudo_threshold": float(self.labeler.thresholds.values.mean()),
+        }
+        loss = torch.zeros((), device=state.device)
+        if samples:
+            # Images without a label take no part, and leave their share of the batch to nobody.
+            factor = options.weight_at(state.iteration) * len(samples) / len(views)
+            with no_sync(state.trained):
+                with state.precision.autocast(), single_values_explained(len(samples)):
+                    loss = sum(state.trained(samples).values()) * factor
+                state.precision.scaled(loss / training.plan.loader.accumulate).backward()
+        return training.finite_losses({LOSS: loss}, samples), seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the average: thresholds that move."""
+        return {"thresholds": self.labeler.thresholds.state_dict()}
+
+
+def build_mean_teacher(
+    plan: TrainingPlan,
+    state: TrainingState,
+    records: Sequence[ImageRecord],
+    saved: Mapping[str, Any] | None = None,
+    *,
+    seed: int,
+    share: Share,
+) -> MeanTeacher:
+    """The teacher of a training at the iteration where it stands.
+
+    records: the unlabelled images. saved: what a checkpoint holds of the teacher. share: as of the labelled images.
+    """
+    options, loader = plan.teacher, plan.loader
+    labeler = Labeler(state.average.network(state.model), options.labels)
+    if saved:
+        labeler.thresholds.load_state_dict(saved["thresholds"])
+    batch_size = options.ratio * loader.batch_size
+
+    def position(iteration: int) -> int:
+        """Views that were taken before: none in the burn-in."""
+        return max(iteration - options.burn_in, 0) * batch_size * loader.accumulate
+
+    batches = TrainLoader(
+        ViewStream(records, preprocess=loader.preprocess, policy=loader.policy, changes=options.changes, seed=seed),
+        batch_size=batch_size,
+        start_position=position(state.iteration),
+        total=position(plan.max_iter),
+        workers=possible_workers(loader.workers),
+        share=share,
+    )
+    return MeanTeacher(options, labeler, iter(batches), automatic_dtype(state.device))
