@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from detseg.engine.mean_teacher.options import PseudoLabelOptions
 from detseg.engine.mean_teacher.thresholds import ClassThresholds
 from detseg.models.base import check_finite
 from detseg.models.paste import paste_through, quantise
+from detseg.models.rcnn.box_head import BoxPredictor
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.rpn import Proposals
@@ -22,6 +24,8 @@ from detseg.models.region_segmenter import Detections
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import BOX_LOSS, MASK_LOSS, Sample
 
+# Proposals that are less likely objects than this are not looked at: they hardly ever become sure detections.
+_LEAST_OBJECTNESS = 0.1
 # Moved boxes for each that is tried, and how far their edges are, as fractions of its sides (Soft Teacher's numbers).
 _JITTERS, _JITTER = 10, 0.06
 # An object that comes so near to an edge of the weak view, in pixels, may go on beyond it.
@@ -47,6 +51,19 @@ class Labeler:
     def __init__(self, teacher: GeneralizedRCNN, options: PseudoLabelOptions) -> None:
         self.teacher = teacher
         self.options = options
+        # What the teacher need not find costs no time: more proposals than the student is trained with, unlikely ones,
+        # and detections below every threshold.
+        rpn = teacher.proposal_generator
+        rpn.least_objectness = math.log(_LEAST_OBJECTNESS / (1 - _LEAST_OBJECTNESS))
+        least = min(*options.per_class(options.ignore_from), *options.least)
+        for module in teacher.roi_heads.modules():
+            if isinstance(module, BoxPredictor):
+                module.score_threshold = max(module.score_threshold, min(least, 1.0))
+        rpn.options = dataclasses.replace(
+            rpn.options,
+            pre_nms_test=min(rpn.options.pre_nms_test, rpn.options.pre_nms_train),
+            post_nms_test=min(rpn.options.post_nms_test, rpn.options.post_nms_train),
+        )
         self.thresholds = ClassThresholds(
             options.per_class(options.thresholds), adapts=options.adapt == "counts", bounds=options.adapt_range
         )

@@ -65,7 +65,7 @@ class ClassThresholds:
         wanted = counts["objects"] / counts["labeled_pixels"] * counts["pixels"]
         # How many have at least the score at which each interval begins; the highest that gives enough of them.
         at_least = counts["scores"][:, ::-1].cumsum(axis=1)[:, ::-1]
-        enough = at_least >= wanted[:, None]
+        enough = at_least >= wanted[:, None] * (1 - 1e-9)  # not missed by rounding
         highest = np.where(enough.any(axis=1), _BINS - 1 - enough[:, ::-1].argmax(axis=1), 0) / _BINS
         self.values = np.clip(highest, *self.bounds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,12 @@ class RPNHead(nn.Module):
 
 
 class RPN(nn.Module):
-    """options: its feature maps, one anchor level each, and the settings of losses and proposals."""
+    """options: its feature maps, one anchor level each, and the settings of losses and proposals.
+
+    least_objectness: logits below this are no proposals.
+    """
+
+    least_objectness = -math.inf
 
     def __init__(
         self,
@@ -152,7 +158,7 @@ class RPN(nn.Module):
             index = torch.cat([level_indices[image] for level_indices in indices])
             logits = torch.cat([level_scores[image] for level_scores in scores])
             boxes = self.coder.decode(deltas[image, index], output.grid.boxes[index])
-            finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
+            finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits) & (logits >= self.least_objectness)
             boxes = clip_boxes(boxes, size)
             valid = finite & (boxes[:, 2:] - boxes[:, :2] > options.min_size).all(dim=1)
             boxes, logits = boxes[valid], logits[valid]
