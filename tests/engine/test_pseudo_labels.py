@@ -18,7 +18,7 @@ from detseg.engine.mean_teacher.thresholds import ClassThresholds
 from detseg.engines.build import build_model
 from detseg.models.rcnn.rpn import Proposals
 from detseg.models.rcnn.targets import Targets
-from detseg.models.region_segmenter import Detections
+from detseg.models.region_segmenter import Detections, RegionMasks
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import BOX_LOSS, CLASS_LOSS, MASK_LOSS, Sample
 
@@ -242,3 +242,16 @@ def test_fixed_thresholds_stay_and_moving_ones_go_on_from_a_checkpoint() -> None
         elif number > 30:
             other.observe(*batch, [(100, 100)])
     assert one.values.tolist() == other.values.tolist()
+
+
+def test_masks_count_by_their_quality_where_the_model_judges_them(monkeypatch) -> None:
+    labeler = labeler_that_finds([0.9, 0.8], [0, 0], monkeypatch, mask_score=0.6)
+    quality = torch.tensor([0.75, 0.5])  # 0.9 x 0.75 is enough, 0.8 x 0.5 is not
+    plain = labeler.teacher.region_masks
+    monkeypatch.setattr(
+        labeler.teacher,
+        "region_masks",
+        lambda *inputs: [RegionMasks(masks.probabilities, quality) for masks in plain(*inputs)],
+    )
+    (labels,) = labeler([views()])
+    assert labels.sample.object_weights[:, MASK_LOSS].tolist() == [0.75, 0]

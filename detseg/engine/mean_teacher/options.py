@@ -24,8 +24,9 @@ class PseudoLabelOptions(Options):
     again from boxes moved by up to 6 % of its sides, with a standard deviation of at most `max_jitter` of them. "rpn":
     those of which a proposal has an IoU of at least `min_agreement`. "always", or "never" (Unbiased Teacher).
 
-    mask_score: least score, times mask quality where the model has such a head, of labels that teach masks (PAIS, Hu et
-    al. 2023, and Polite Teacher, Filipiak et al. 2022, gate masks apart from classes). pixel_weights: the mask loss of
+    mask_score: least score, times mask quality where the model has such a head, of labels that teach masks; their mask
+    loss is multiplied by the quality (PAIS, Hu et al. 2023, and Polite Teacher, Filipiak et al. 2022, treat masks by
+    their quality, apart from classes). pixel_weights: the mask loss of
     a pixel is multiplied by |2 p - 1|, p the teacher's probability: its boundary counts least (Noisy Boundaries).
     """
 

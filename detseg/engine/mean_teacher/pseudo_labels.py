@@ -14,13 +14,12 @@ from torch import Tensor
 from detseg.data.views import Views
 from detseg.engine.mean_teacher.options import PseudoLabelOptions
 from detseg.engine.mean_teacher.thresholds import ClassThresholds
-from detseg.models.base import check_finite
 from detseg.models.paste import paste_through, quantise
 from detseg.models.rcnn.box_head import BoxPredictor
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
 from detseg.models.rcnn.matching import Matcher
 from detseg.models.rcnn.rpn import Proposals
-from detseg.models.region_segmenter import Detections
+from detseg.models.region_segmenter import Detections, RegionMasks
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import BOX_LOSS, MASK_LOSS, Sample
 
@@ -91,8 +90,7 @@ class Labeler:
             return [Labels(None, 0, 0) for _ in views]
         boxes, classes = [one.boxes for one in found], [one.classes for one in found]
         stable = self._stable(features, proposals, boxes, classes)
-        masks = teacher.mask_probabilities(features, boxes, classes)
-        check_finite("mask probabilities", *masks)
+        masks = teacher.region_masks(features, boxes, classes)
         return [self._labels(*parts) for parts in zip(views, found, masks, stable, sure, strict=True)]
 
     def _stable(
@@ -121,13 +119,14 @@ class Labeler:
         ]
         return [deviation <= options.max_jitter for deviation in deviations]
 
-    def _labels(self, view: Views, found: Detections, masks: Tensor, stable: Tensor, sure: Tensor) -> Labels:
-        """Return the labels of one view. masks: (n, s, s) probabilities. stable, sure: (n,) bool."""
+    def _labels(self, view: Views, found: Detections, masks: RegionMasks, stable: Tensor, sure: Tensor) -> Labels:
+        """Return the labels of one view. stable, sure: (n,) bool."""
         if not bool(sure.any()):
             return Labels(None, 0, 0)
         is_sure, boxes = sure.numpy(), found.boxes.float().cpu().numpy()
+        probabilities, quality = masks.on_cpu()
         strong, geometry, size = view.strong, view.geometry, (view.strong.height, view.strong.width)
-        crops = list(paste_through(masks.float().cpu().numpy(), boxes, geometry))
+        crops = list(paste_through(probabilities, boxes, geometry))
         pixels = [(crop >= 0.5, x0, y0) for crop, x0, y0 in crops]
         layers = LabelLayers.from_crops([one for one, label in zip(pixels, is_sure, strict=True) if label], *size)
         outside = geometry.outside()
@@ -144,7 +143,9 @@ class Labeler:
             height, width = view.weak.shape[:2]
             cut = (boxes[:, :2] <= _EDGE).any(axis=1) | (boxes[:, 2:] >= [width - _EDGE, height - _EDGE]).any(axis=1)
             weights[cut, BOX_LOSS] = 0
-        weights[:, MASK_LOSS] = found.scores.float().cpu().numpy() >= self.options.mask_score
+        mask_weights = np.ones(len(boxes), dtype=np.float32) if quality is None else quality
+        scores = found.scores.float().cpu().numpy() * mask_weights
+        weights[:, MASK_LOSS] = np.where(scores >= self.options.mask_score, mask_weights, 0)
         seen = layers.areas() > 0
         sample = dataclasses.replace(
             strong,
