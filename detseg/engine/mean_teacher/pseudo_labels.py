@@ -24,7 +24,7 @@ from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import BOX_LOSS, MASK_LOSS, Sample
 
 # Proposals that are less likely objects than this are not looked at: they hardly ever become sure detections.
-_LEAST_OBJECTNESS = 0.1
+_LEAST_OBJECTNESS = 0.2
 # Moved boxes for each that is tried, and how far their edges are, as fractions of its sides (Soft Teacher's numbers).
 _JITTERS, _JITTER = 10, 0.06
 # An object that comes so near to an edge of the weak view, in pixels, may go on beyond it.
@@ -71,7 +71,7 @@ class Labeler:
         generator = torch.Generator().manual_seed(0)
         self._jitter = (torch.rand((_JITTERS, 1, 4), generator=generator) * 2 - 1) * _JITTER
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, views: Sequence[Views], labeled: Sequence[Sample] = ()) -> list[Labels]:
         """Label a batch of views. labeled: the labelled samples of the same step, which thresholds may follow."""
         teacher = self.teacher
@@ -89,7 +89,10 @@ class Labeler:
         if not any(len(one.boxes) for one in found):
             return [Labels(None, 0, 0) for _ in views]
         boxes, classes = [one.boxes for one in found], [one.classes for one in found]
-        stable = self._stable(features, proposals, boxes, classes)
+        of_sure = [
+            [part[index.to(part.device)] for part, index in zip(parts, sure, strict=True)] for parts in (boxes, classes)
+        ]
+        stable = self._stable(features, proposals, *of_sure)
         masks = teacher.region_masks(features, boxes, classes)
         return [self._labels(*parts) for parts in zip(views, found, masks, stable, sure, strict=True)]
 
@@ -100,7 +103,7 @@ class Labeler:
         boxes: Sequence[Tensor],
         classes: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Return (n,) bool for every image: whose boxes (n, 4) are right enough to learn boxes from."""
+        """Return (n,) bool for every image: whose boxes (n, 4), of labels, are right enough to learn boxes from."""
         options = self.options
         if options.box_gate == "rpn":
             matcher = Matcher((options.min_agreement,), (0, 1))
@@ -120,7 +123,7 @@ class Labeler:
         return [deviation <= options.max_jitter for deviation in deviations]
 
     def _labels(self, view: Views, found: Detections, masks: RegionMasks, stable: Tensor, sure: Tensor) -> Labels:
-        """Return the labels of one view. stable, sure: (n,) bool."""
+        """Return the labels of one view. sure: (n,) bool. stable: (m,) bool, of the sure ones."""
         if not bool(sure.any()):
             return Labels(None, 0, 0)
         is_sure, boxes = sure.numpy(), found.boxes.float().cpu().numpy()
@@ -138,7 +141,7 @@ class Labeler:
         for further in (outside, strong.ignore):
             ignore |= False if further is None else further
         weights = np.ones((len(boxes), 3), dtype=np.float32)
-        weights[:, BOX_LOSS] = stable.cpu().numpy()
+        weights[is_sure, BOX_LOSS] = stable.cpu().numpy()
         if outside is not None:  # of an object that the weak view cuts, more may be seen here
             height, width = view.weak.shape[:2]
             cut = (boxes[:, :2] <= _EDGE).any(axis=1) | (boxes[:, 2:] >= [width - _EDGE, height - _EDGE]).any(axis=1)

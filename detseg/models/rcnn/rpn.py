@@ -157,12 +157,16 @@ class RPN(nn.Module):
         for image, size in enumerate(sizes):
             index = torch.cat([level_indices[image] for level_indices in indices])
             logits = torch.cat([level_scores[image] for level_scores in scores])
+            level = level_of
+            if self.least_objectness > -math.inf:
+                likely = logits >= self.least_objectness
+                index, logits, level = index[likely], logits[likely], level[likely]
             boxes = self.coder.decode(deltas[image, index], output.grid.boxes[index])
-            finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits) & (logits >= self.least_objectness)
+            finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
             boxes = clip_boxes(boxes, size)
             valid = finite & (boxes[:, 2:] - boxes[:, :2] > options.min_size).all(dim=1)
             boxes, logits = boxes[valid], logits[valid]
-            keep = batched_nms(boxes, logits, level_of[valid], options.nms_threshold)[:post_nms]
+            keep = batched_nms(boxes, logits, level[valid], options.nms_threshold)[:post_nms]
             proposals.append(Proposals(boxes[keep], logits[keep]))
         return proposals
 
