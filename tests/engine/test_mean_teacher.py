@@ -200,6 +200,7 @@ def test_unlabelled_images_that_are_validated_on_are_refused(cells, tmp_path) ->
         ({"SOLVER.EMA.ENABLED": False}, r"SOLVER\.EMA\.ENABLED = .*is the teacher"),
         ({"MODEL.MASK_ON": False}, r"MODEL\.MASK_ON = .*are masks"),
         ({"MODEL.COMPILE": True}, r"MODEL\.COMPILE = "),
+        ({"INPUT.OBJECT_SIZE": 24.0}, r"INPUT\.OBJECT_SIZE = .*do not tell the size"),
         ({"SEMI.RATIO": 5}, r"SEMI\.RATIO = "),
         ({"SEMI.BURN_IN": 6}, r"SEMI\.BURN_IN = .*MAX_ITER is 6"),
         ({"SEMI.THRESHOLD": [0.7, 0.8]}, r"SEMI\.THRESHOLD = .*one for each of"),

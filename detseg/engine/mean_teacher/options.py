@@ -101,6 +101,7 @@ class MeanTeacherOptions(Options):
             ("SOLVER.EMA.ENABLED", True, "the average of the weights is the teacher of SEMI.UNLABELED"),
             ("MODEL.MASK_ON", True, "a teacher's labels (SEMI.UNLABELED) are masks"),
             ("MODEL.COMPILE", False, "a teacher (SEMI.UNLABELED) does not run through torch.compile"),
+            ("INPUT.OBJECT_SIZE", 0.0, "images without labels (SEMI.UNLABELED) do not tell the size of their objects"),
         ):
             if cfg[name] != wanted:
                 problems.add(name, f"{why}: set {wanted}")
