@@ -386,7 +386,7 @@ OWN_KEYS: dict[str, Key] = {
     "SEMI.MIN_AGREEMENT": Key(0.75, "Least IoU of a label with the teacher's best proposal for it."),
     "SEMI.MASK_SCORE": Key(0.0, "Least score of labels that teach masks; 0: all."),
     "SEMI.PIXEL_WEIGHTS": Key(
-        True, "Pixels of whose mask the teacher is not sure count less in the mask loss: by |2 p - 1|."
+        True, "Pixels of whose mask the teacher is not sure count less in the mask loss: by abs(2 p - 1)."
     ),
     "SEMI.STRONG.BRIGHTNESS": Key(0.2, "As INPUT.RANDOM_BRIGHTNESS, in the student's view beside it."),
     "SEMI.STRONG.CONTRAST": Key(0.4, "As INPUT.RANDOM_CONTRAST, in the student's view beside it."),

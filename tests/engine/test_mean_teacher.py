@@ -15,6 +15,7 @@ from test_resume import assert_equal, without_times
 from detseg.config import Config, load_config
 from detseg.curation.synthetic import generate_dataset
 from detseg.engine.data_sets import load_unlabeled
+from detseg.engine.plan import TrainingPlan
 from detseg.engine.train import train
 from detseg.engine.validation import validate_config
 from detseg.engines.choice import problems_with_detectron2
@@ -126,16 +127,23 @@ def test_labels_reach_the_student_after_the_burn_in(cells, tmp_path) -> None:
     taught = run(with_teacher(cells, tmp_path / "taught"))
     lines = [line for line in read_metrics(tmp_path / "taught" / METRIC_LINES) if line["kind"] == "training"]
     assert lines[0]["loss_unlabeled"] == 0
-    assert all(line["loss_unlabeled"] > 0 and line["pseudo_objects"] > 0 for line in lines[1:])
-    # The weight grows: the same losses count half in the first iteration of the ramp.
-    assert lines[1]["loss_unlabeled"] < 0.7 * lines[3]["loss_unlabeled"]
+    assert sum(line["loss_unlabeled"] for line in lines) > 0
+    assert all((line["loss_unlabeled"] > 0) == (line["pseudo_objects"] > 0) for line in lines[1:])
     assert not torch.equal(
         alone["model"]["roi_heads.mask_head.predictor.weight"], taught["model"]["roi_heads.mask_head.predictor.weight"]
     )
 
 
-@pytest.mark.parametrize("start", ["average", "student"])
-@pytest.mark.parametrize("adapt", ["none", "counts"])
+def test_the_weight_grows_after_the_burn_in(cells, tmp_path) -> None:
+    keys = {"SEMI.BURN_IN": 2, "SEMI.RAMP": 2, "SEMI.WEIGHT": 4.0}
+    options = TrainingPlan.from_config(with_teacher(cells, tmp_path, **keys)).teacher
+    assert [options.weight_at(iteration) for iteration in (2, 3, 4)] == [2, 4, 4]
+    options = TrainingPlan.from_config(with_teacher(cells, tmp_path, **(keys | {"SEMI.RAMP": 0}))).teacher
+    assert options.weight_at(2) == 4
+    assert TrainingPlan.from_config(config(cells, tmp_path)).teacher is None
+
+
+@pytest.mark.parametrize(("start", "adapt"), [("average", "counts"), ("student", "none")])
 def test_a_resumed_training_ends_as_one_that_never_stopped(cells, tmp_path, start: str, adapt: str) -> None:
     keys = {"SEMI.TEACHER_START": start, "SEMI.ADAPT": adapt, "SEMI.RATIO": 2, "SEMI.BURN_IN": 2}
     keys |= {"SEMI.ADAPT_RANGE": [0.2, 0.9], "SOLVER.ACCUMULATE": 2, "DATALOADER.NUM_WORKERS": 1}

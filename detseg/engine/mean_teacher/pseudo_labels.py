@@ -150,6 +150,8 @@ class Labeler:
         scores = found.scores.float().cpu().numpy() * mask_weights
         weights[:, MASK_LOSS] = np.where(scores >= self.options.mask_score, mask_weights, 0)
         seen = layers.areas() > 0
+        if not seen.any():
+            return Labels(None, 0, 0)
         sample = dataclasses.replace(
             strong,
             layers=layers.select(seen),
