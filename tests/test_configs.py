@@ -139,3 +139,14 @@ def test_the_zoo_has_these_weights_for_this_network(path: Path) -> None:
     assert not unlike
     for key in ("MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.PIXEL_MEAN"):
         assert cfg[key] == pytest.approx(load_flat_config(differences)[key]), key
+
+
+@pytest.mark.parametrize("base", ["mask_rcnn_fpn", "mask_rcnn_small_fpn"])
+def test_the_dense_mask_head_goes_beside_a_base(base: str, tmp_path: Path) -> None:
+    bases = [str(CONFIGS / "_base_" / f"{name}.yaml") for name in (base, "dense")]
+    (tmp_path / "both.yaml").write_text(json.dumps({"_BASE_": bases}))
+    plain, dense = load_config(bases[0]), load_config(tmp_path / "both.yaml")
+    assert (dense.MODEL.ROI_MASK_HEAD.NUM_CONV, dense.MODEL.ROI_MASK_HEAD.CONV_DIM) == (2, 64)
+    weights = [sum(one.numel() for one in build_model(cfg).roi_heads.mask_head.parameters()) for cfg in (plain, dense)]
+    assert weights[1] < weights[0]
+    assert dense.MODEL.ROI_BOX_HEAD == plain.MODEL.ROI_BOX_HEAD
