@@ -15,6 +15,7 @@ from test_resume import assert_equal, without_times
 from detseg.config import Config, load_config
 from detseg.curation.synthetic import generate_dataset
 from detseg.engine.data_sets import load_unlabeled
+from detseg.engine.mean_teacher.teacher import kept_statistics
 from detseg.engine.plan import TrainingPlan
 from detseg.engine.train import train
 from detseg.engine.validation import validate_config
@@ -132,6 +133,18 @@ def test_labels_reach_the_student_after_the_burn_in(cells, tmp_path) -> None:
     assert not torch.equal(
         alone["model"]["roi_heads.mask_head.predictor.weight"], taught["model"]["roi_heads.mask_head.predictor.weight"]
     )
+
+
+def test_strong_views_leave_the_statistics_of_batch_norm_alone() -> None:
+    norm = torch.nn.BatchNorm2d(2, momentum=0.3)
+    images = torch.randn(3, 2, 4, 4) + 5
+    with kept_statistics(torch.nn.Sequential(norm)):
+        assert abs(float(norm(images).mean())) < 1e-5  # normalised by the batch itself, as ever
+    assert norm.running_mean.tolist() == [0, 0]
+    assert norm.running_var.tolist() == [1, 1]
+    norm(images)
+    assert norm.momentum == 0.3
+    assert float(norm.running_mean.min()) > 1
 
 
 def test_the_weight_grows_after_the_burn_in(cells, tmp_path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from detseg.coco.records import ImageRecord
 from detseg.data.loader import Share, TrainLoader, possible_workers
@@ -71,7 +73,7 @@ class MeanTeacher:
         if samples:
             # Images without a label take no part, and leave their share of the batch to nobody.
             factor = options.weight_at(state.iteration) * len(samples) / len(views)
-            with no_sync(state.trained):
+            with no_sync(state.trained), kept_statistics(state.model):
                 with state.precision.autocast(), single_values_explained(len(samples)):
                     loss = sum(state.trained(samples).values()) * factor
                 state.precision.scaled(loss / training.plan.loader.accumulate).backward()
@@ -80,6 +82,23 @@ class MeanTeacher:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside the average: thresholds that move."""
         return {"thresholds": self.labeler.thresholds.state_dict()}
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Training passes inside leave the running statistics of BatchNorm as they are.
+
+    Strong views, noisy and partly hidden, have others than the images that the model is for.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def build_mean_teacher(
