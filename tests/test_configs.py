@@ -143,7 +143,7 @@ def test_the_zoo_has_these_weights_for_this_network(path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["mask_rcnn_fpn", "mask_rcnn_small_fpn"])
 def test_the_dense_mask_head_goes_beside_a_base(base: str, tmp_path: Path) -> None:
-    bases = [str(CONFIGS / "_base_" / f"{name}.yaml") for name in (base, "dense")]
+    bases = [str(REPOSITORY / "configs" / "_base_" / f"{name}.yaml") for name in (base, "dense")]
     (tmp_path / "both.yaml").write_text(json.dumps({"_BASE_": bases}))
     plain, dense = load_config(bases[0]), load_config(tmp_path / "both.yaml")
     assert (dense.MODEL.ROI_MASK_HEAD.NUM_CONV, dense.MODEL.ROI_MASK_HEAD.CONV_DIM) == (2, 64)
