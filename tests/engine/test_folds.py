@@ -118,7 +118,7 @@ def test_further_sets_are_trained_with_in_every_fold_and_never_validated_on(
     other.write_text(json.dumps(content))
     shutil.copyfile(here / "other" / "7.png", here / "other" / "0.png")
     assert train_net(*words, "DATASETS.FOLD", "0", "OUTPUT_DIR", "extra") == 0
-    assert caplog.text.count("the name and size of 1 of its images are those of images that are validated on") == 1
+    assert caplog.text.count("name and size of 1 of its images are those of images that are validated on") == 1
     shutil.copyfile(here / "data" / "4.png", here / "other" / "8.png")
     with pytest.raises(DataError, match=r"8.png \(other/disks.json\) is 4.png \(.*data/disks.json\)"):
         load_training_set(load_config("disks.yaml", [*words, "DATASETS.FOLD", "0"]))
