@@ -153,6 +153,12 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "INPUT.RANDOM_ROTATE90": Key(False, "Turn training images by a random multiple of 90 degrees."),
     "INPUT.RANDOM_INVERT": Key(0.0, "Probability that a training image's intensities are inverted."),
+    "INPUT.RANDOM_STAIN": Key(
+        0.0,
+        "Standard deviation of a random 3 x 3 mixture of the channels' optical densities around none: other stains and "
+        "tints, of half of the images on the dark ground of fluorescence, of half on the bright ground of dyes; gray "
+        "images become coloured. For RGB.",
+    ),
     "INPUT.RANDOM_BRIGHTNESS": Key(
         0.0, "Half range of a random change of brightness, as a fraction of the range of intensities."
     ),

@@ -52,6 +52,33 @@ def invert(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     return image.dtype.type(value_range[0] + value_range[1]) - image
 
 
+# The least share of light that passes a stain, one level of 8 bits: of none the optical density would be infinite.
+_LEAST_LIGHT = 1 / 256
+
+
+def mix_stains(image: np.ndarray, mixture: np.ndarray, value_range: ValueRange, *, on_dark: bool) -> np.ndarray:
+    """Return an image whose channels' optical densities are mixed, cut to the range, of the same dtype.
+
+    Light I of a white I0 has the density -log(I / I0), to which stains add in proportion to their amount (the law of
+    Beer and Lambert): a mixture of channels makes other stains, and what is white stays white.
+
+    Args:
+        image: (H, W, C) uint8, uint16 or float32.
+        mixture: (C, C); channel j of the result has the density sum_i density_i * mixture[i, j], at least 0.
+        value_range: of the image.
+        on_dark: the densities are those of the inverse image, so that a dark ground stays dark and what shines on it
+            changes its colour.
+    """
+    low, high = value_range
+    if not high > low:
+        return image
+    light = (image.astype(np.float32) - np.float32(low)) * np.float32(1 / (high - low))
+    light = np.clip(1 - light if on_dark else light, _LEAST_LIGHT, 1)
+    mixed = np.exp(-np.maximum(-np.log(light) @ mixture.astype(np.float32), 0))
+    mixed = (1 - mixed if on_dark else mixed) * np.float32(high - low) + np.float32(low)
+    return np.rint(mixed).astype(image.dtype) if image.dtype.kind == "u" else mixed.astype(np.float32)
+
+
 # INPUT.ALBUMENTATIONS: changes of intensities by Albumentations, written in YAML; checked, built and applied.
 #
 # An entry is `{name, p, params}`, the name of a transform, its probability and its arguments, or `{name, p, transforms,

@@ -16,6 +16,7 @@ from detseg.data.augment.intensities import (
     ValueRange,
     change_intensities,
     invert,
+    mix_stains,
     natural_range,
 )
 from detseg.data.augment.random_geometry import RandomAffine, RandomCrop, RandomElastic, box_in_output, whole_pixels
@@ -38,7 +39,8 @@ class TrainPolicy(ScaleOptions):
     logarithm ("log_uniform"), by scale_sampling; a crop in absolute pixels cuts as many pixels out of the zoomed image,
     so that its size stays. affine, elastic: of what the crop shows. flip: "none", "horizontal", "vertical" or "both".
     rotate90: turn by a random multiple of 90 degrees. border, min_visible: see `map_sample`.
-    invert: a probability. brightness, contrast: half ranges. pipeline: further changes of intensities, after these.
+    invert: a probability. brightness, contrast: half ranges. stain: standard deviation of the mixture of channels in
+    optical density, see `mix_stains`. pipeline: further changes of intensities, after these.
     """
 
     min_sizes: tuple[int, ...] = key("MIN_SIZE_TRAIN", default=(0,), at_least=0)
@@ -56,6 +58,7 @@ class TrainPolicy(ScaleOptions):
     invert: float = key("RANDOM_INVERT", default=0.0, at_least=0, at_most=1)
     brightness: float = key("RANDOM_BRIGHTNESS", default=0.0, at_least=0, at_most=1)
     contrast: float = key("RANDOM_CONTRAST", default=0.0, at_least=0, at_most=1)
+    stain: float = key("RANDOM_STAIN", default=0.0, at_least=0, at_most=1)
     pipeline: AlbumentationsPipeline = part(AlbumentationsPipeline, default=AlbumentationsPipeline())
     typical: TypicalDiameters | None = None
 
@@ -66,6 +69,10 @@ class TrainPolicy(ScaleOptions):
         elif self.sampling == "range":
             problems.pair("INPUT.MIN_SIZE_TRAIN", 1, math.inf, equal=True)
         problems.pair("INPUT.RANDOM_SCALE", 0.05, 20, equal=True)
+        if self.stain and (problems.cfg.INPUT.GRAYSCALE or self.pipeline.num_channels != 3):
+            problems.add(
+                "INPUT.RANDOM_STAIN", "changes colours: set INPUT.GRAYSCALE False, with a model of three channels, or 0"
+            )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return a changed copy of the sample; objects that the crop removes are dropped."""
@@ -111,11 +118,21 @@ class TrainPolicy(ScaleOptions):
         inverted = rng.random() < self.invert
         if contrast != 1.0 or brightness != 0.0:
             image = change_intensities(image, contrast=contrast, brightness=brightness, value_range=value_range)
+        if self.stain:
+            image = self._stained(image, rng, value_range)
         if inverted:
             image = invert(image, value_range)
         if self.pipeline.entries:
             image = self.pipeline(image, rng, value_range)
         return dataclasses.replace(sample, image=image)
+
+    def _stained(self, image: np.ndarray, rng: np.random.Generator, value_range: ValueRange) -> np.ndarray:
+        """A gray image, which becomes coloured, or one of three channels."""
+        mixture = np.eye(3) + rng.normal(0, self.stain, (3, 3))
+        on_dark = rng.random() < 0.5
+        if image.shape[2] == 1:
+            image = np.repeat(image, 3, axis=2)
+        return mix_stains(image, mixture, value_range, on_dark=on_dark)
 
     def draw_geometry(
         self,
