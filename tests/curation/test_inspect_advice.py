@@ -150,6 +150,20 @@ def test_pixel_sizes_that_explain_the_sizes_are_used() -> None:
     assert choose_scale(data)[0].pixel_size == 0
 
 
+def test_objects_that_differ_from_image_to_image_whatever_its_size_decide_themselves() -> None:
+    sides = [8, 16, 32, 64] * 3
+    sizes = [(256, 256), (512, 300)] * 6
+    data = measured(
+        sizes, [squares(side, 20, *size, n) for n, (side, size) in enumerate(zip(sides, sizes, strict=True))]
+    )
+    scale, advice = choose_scale(data)
+    assert (scale.object_size, scale.min_size, scale.pixel_size) == (32, 0, 0)
+    assert advice.keys["INPUT.OBJECT_SIZE"] == 32
+    assert advice.keys["INPUT.MIN_SIZE_TRAIN"] == [0]
+    assert scale.sides == pytest.approx(32, rel=0.05)
+    assert scale.sizes[0] == pytest.approx(1024, rel=0.05)
+
+
 def test_enlarging_stops_at_a_size_that_fits_into_memory() -> None:
     data = measured([(2000, 2000)], [squares(10, 50, 2000, 2000)])
     assert choose_scale(data)[0].sizes.max() <= 2000

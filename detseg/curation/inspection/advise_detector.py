@@ -43,7 +43,7 @@ def advise_anchors(data: Measurements, scale: NetworkScale) -> tuple[dict[str, A
         "scaled": ("base's 8 to 128, suggested size", MICROSCOPY, at_network),
         "suggested": ("suggested", choose_anchors(*at_network), at_network),
     }
-    if scale.factor == 1 and not scale.min_size and not scale.pixel_size:
+    if scale.factor == 1 and not (scale.min_size or scale.pixel_size or scale.object_size):
         del cases["scaled"]
     ious = {name: best_iou(*boxes, anchors) for name, (_, anchors, boxes) in cases.items()}
     base = "scaled" if "scaled" in cases else "before"

@@ -5,12 +5,15 @@ I images, N objects. Lengths in pixels; a side is the square root of a box's are
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from detseg.curation.inspection.advice import Suggestion, percent
 from detseg.curation.inspection.gather import Measurements
+from detseg.data.object_size import image_diameter, object_scale
 from detseg.data.preprocess import network_size
 
 # The box head cuts 7 x 7 values, the mask head 14 x 14, from a level whose finest stride is 4: boxes below 28 pixels
@@ -25,6 +28,8 @@ MOST_PIXELS = 4_000_000
 NEGLIGIBLE = (0.85, 1.2)
 # Spread (standard deviation of log2 of sides among images) by which one way of sizing must beat another.
 CLEARLY = 0.1
+# Spread from which on no one size of images suits their objects, and the diameter that each image's then get, pixels.
+VARIED, OBJECT_SIZE = 0.4, 32
 USUAL_MAX_SIZE = 4096
 CROPS = (256, 320, 384, 448, 512, 640, 768, 896, 1024)
 # Of random windows in which objects are counted: of an image, and images with windows.
@@ -36,7 +41,8 @@ _WAYS = {"own": "as they are", "min_size": "with one shorter edge", "pixel_size"
 class NetworkScale:
     """How the images come to the network.
 
-    min_size: INPUT.MIN_SIZE_*, 0 for the own size; pixel_size: INPUT.PIXEL_SIZE, 0 for off. factor: of the median
+    min_size: INPUT.MIN_SIZE_*, 0 for the own size; pixel_size: INPUT.PIXEL_SIZE, object_size: INPUT.OBJECT_SIZE, 0 for
+    off. factor: of the median
     image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at the network. spreads:
     of sides among images, by way of sizing.
     """
@@ -47,6 +53,7 @@ class NetworkScale:
     sizes: np.ndarray
     boxes: np.ndarray
     spreads: dict[str, float] = field(default_factory=dict)
+    object_size: int = 0
 
     @property
     def sides(self) -> np.ndarray:
@@ -84,10 +91,30 @@ def scaled(
         ],
         dtype=np.float64,
     )
+    return _at_sizes(data, sizes, NetworkScale(min_size, pixel_size, 1.0, sizes, sizes, spreads or {}))
+
+
+def _at_sizes(data: Measurements, sizes: np.ndarray, settings: NetworkScale) -> NetworkScale:
+    """Settings with what they make of the images: sizes (I, 2)."""
     ratios = sizes / data.image_sizes
     boxes = data.objects.box.astype(np.float64) * np.tile(ratios[data.objects.image, ::-1], 2)
-    factor = float(np.median(np.sqrt(ratios.prod(axis=1))))
-    return NetworkScale(min_size, pixel_size, factor, sizes, boxes, spreads or {})
+    return dataclasses.replace(
+        settings, factor=float(np.median(np.sqrt(ratios.prod(axis=1)))), sizes=sizes, boxes=boxes
+    )
+
+
+def scaled_by_objects(data: Measurements, object_size: int, spreads: dict[str, float]) -> NetworkScale:
+    """Return what the network sees with INPUT.OBJECT_SIZE."""
+    typical, limits = (
+        float(np.median(data.sides)),
+        np.searchsorted(data.objects.image, np.arange(len(data.dataset) + 1)),
+    )
+    factors = [
+        object_scale(object_size, image_diameter(data.objects.box[start:end], typical))
+        for start, end in itertools.pairwise(limits)
+    ]
+    sizes = np.maximum(np.rint(data.image_sizes * np.array(factors)[:, None]), 1)
+    return _at_sizes(data, sizes, NetworkScale(0, 0.0, 1.0, sizes, sizes, spreads, object_size))
 
 
 def wanted_factor(sides: np.ndarray) -> float:
@@ -110,8 +137,9 @@ def choose_scale(data: Measurements) -> tuple[NetworkScale, Suggestion]:
     if not np.isnan(micrometres).any():
         spreads["pixel_size"] = _spread(image, data.sides * micrometres[image])
 
-    # Sizes in micrometres where they differ and explain the sizes of objects; else one shorter edge where that makes
-    # objects more alike, or where all shall grow or shrink and it does not make them less alike.
+    # By the objects of each image where nothing else makes them alike. Sizes in micrometres where they differ and explain
+    # the sizes of objects; else one shorter edge where that makes objects more alike, or where all shall grow or shrink
+    # and it does not make them less alike.
     way = "own"
     gain = spreads["own"] - spreads["min_size"]
     differ = "pixel_size" in spreads and micrometres.max() > 1.05 * micrometres.min()
@@ -122,6 +150,10 @@ def choose_scale(data: Measurements) -> tuple[NetworkScale, Suggestion]:
     elif gain > CLEARLY or (factor != 1 and gain > -CLEARLY):
         way = "min_size"
 
+    best = spreads["pixel_size"] if way == "pixel_size" else min(spreads["own"], spreads["min_size"])
+    if best > VARIED:
+        scale = scaled_by_objects(data, OBJECT_SIZE, spreads)
+        return scale, _suggest_scale(data, scale, "objects")
     if way == "own" or not len(data.objects):
         scale = scaled(data, 0, spreads=spreads)
         return scale, _suggest_scale(data, scale, "own")
@@ -164,6 +196,13 @@ def _suggest_scale(data: Measurements, scale: NetworkScale, way: str) -> Suggest
     if np.ptp(list(scale.spreads.values())) > 0.005:
         spreads = ", ".join(f"{value:.2f} {_WAYS[name]}" for name, value in scale.spreads.items())
         reason += f" Spread of objects' sizes among images, in octaves: {spreads}."
+    if way == "objects":
+        keys["INPUT.OBJECT_SIZE"] = scale.object_size
+        advice = (
+            f"Images brought to objects of {scale.object_size} pixels, each by its own: labels tell in training, the "
+            "model itself in prediction (docs/inference.md)."
+        )
+        return Suggestion("scale", advice, reason, keys)
     if way == "own":
         wanted = wanted_factor(data.sides)
         if wanted != 1:

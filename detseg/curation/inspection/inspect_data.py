@@ -90,6 +90,7 @@ def _network(data: Measurements, scale: NetworkScale, crops: Crops) -> dict[str,
     return {
         "min_size": scale.min_size,
         "pixel_size": scale.pixel_size,
+        "object_size": scale.object_size,
         "factor": scale.factor,
         "side_before": describe(data.sides),
         "side": describe(scale.sides),
