@@ -138,8 +138,8 @@ def choose_scale(data: Measurements) -> tuple[NetworkScale, Suggestion]:
         spreads["pixel_size"] = _spread(image, data.sides * micrometres[image])
 
     # By the objects of each image where nothing else makes them alike. Sizes in micrometres where they differ and
-    # explain the sizes of objects; else one shorter edge where that makes objects more alike, or where all shall grow or
-    # shrink and it does not make them less alike.
+    # explain the sizes of objects; else one shorter edge where that makes objects more alike, or where all shall grow
+    # or shrink and it does not make them less alike.
     way = "own"
     gain = spreads["own"] - spreads["min_size"]
     differ = "pixel_size" in spreads and micrometres.max() > 1.05 * micrometres.min()
