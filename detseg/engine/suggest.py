@@ -24,6 +24,7 @@ from detseg.engine.state import deterministic, undisturbed_rng
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.errors import DetsegError
+from detseg.models.base import total_loss
 from detseg.models.devices import choose_device
 from detseg.models.imagenet import named_weights
 from detseg.models.pretrained import is_named
@@ -166,7 +167,7 @@ def measure(cfg: Config, dataset: CocoDataset) -> Speed:
             optimizer.zero_grad(set_to_none=True)
             with precision.autocast():
                 losses = model(samples)
-            precision.scaled(sum(losses.values())).backward()
+            precision.scaled(total_loss(losses)).backward()
             precision.step(optimizer)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -36,6 +36,7 @@ from detseg.engine.state import TrainingState, begin_rng, build_state, determini
 from detseg.engine.training import Training, single_values_explained
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
+from detseg.models.base import total_loss
 from detseg.models.weights import load_weights
 from detseg.optim.optimizer import gradient_norm, set_learning_rates
 from detseg.optim.precision import compile_backbone
@@ -242,7 +243,7 @@ def train_step(training: Training) -> tuple[dict[str, float], float, float]:
                 losses = state.trained(samples)
             for name, value in (training.finite_losses(losses, samples) | unlabeled).items():
                 means[name] = means.get(name, 0.0) + value / accumulate
-            state.precision.scaled(sum(losses.values()) / accumulate).backward()
+            state.precision.scaled(total_loss(losses) / accumulate).backward()
     state.precision.unscale(state.optimizer)
     norm = gradient_norm(state.parameters).item()
     training.check_gradient(norm, seen, means)

@@ -6,12 +6,13 @@ needs no more than these two steps:
     prepared = detector.prepare(InputImage(pixels, facts, name))        # raises DataError for this image only
     predictions = detector.predict([prepared, ...])                     # in the pixels of the input
 
-Views and models are combined in one of two ways (`TestTimeAugmentation.mode`):
+Views and models are combined in one of three ways (`TestTimeAugmentation.mode`):
 
     fuse              every model detects in every view; the predictions, mapped back, are fused (detseg.fusion)
     merge_then_mask   the boxes of all views and models are merged; then every model gives, in every view, the mask
                       probabilities of the merged boxes, which are turned back, averaged and thresholded. Every view
                       goes through the network once: its features are kept for the masks
+    average_maps      the maps of all views and models, turned back, are averaged; objects are made of the mean
 
 Boxes may come from some of the models and masks from others, or external boxes get masks (`predict(boxes=...)`). All
 coordinates are those of the input image's pixels; a view is undone on boxes, probabilities and run-lengths, exactly.
@@ -31,8 +32,9 @@ from detseg.errors import ConfigError
 from detseg.fusion.fuse import fuse
 from detseg.inference.image_model import ImageModel, InputImage, ParentImage
 from detseg.inference.object_size import estimate_diameter
-from detseg.inference.tta import FUSE, NO_SHORT_VIEWS, TestTimeAugmentation
+from detseg.inference.tta import AVERAGE_MAPS, FUSE, MERGE_THEN_MASK, NO_SHORT_VIEWS, TestTimeAugmentation
 from detseg.inference.views import PLAIN, Size, View
+from detseg.models.map_segmenter import MapSegmenter
 from detseg.models.paste import paste_crops, quantise
 from detseg.models.region_segmenter import CachedFeatures, Keep, RegionSegmenter
 from detseg.structures.boxes import clip_boxes
@@ -70,7 +72,7 @@ class Detector:
 
     def __init__(self, models: Sequence[ImageModel], settings: TestTimeAugmentation | None = None) -> None:
         self.models = tuple(models)
-        self.settings = (settings or TestTimeAugmentation()).resolved(self.takes_boxes)
+        self.settings = (settings or TestTimeAugmentation()).resolved(self.takes_boxes, self.gives_maps)
         # Images are prepared, and sizes of objects estimated, by other threads than the one that predicts.
         self._in_use = threading.Lock()
         if self.sizing_model is not None and any(view.short for view in self.settings.views):
@@ -79,9 +81,15 @@ class Detector:
             return
         if not any(model.gives_boxes for model in models) or not any(model.gives_masks for model in models):
             raise ConfigError("of the models that are combined, at least one must give boxes and one masks")
-        if self.settings.mode == FUSE and not all(model.gives_boxes and model.gives_masks for model in models):
+        whole = all(model.gives_boxes and model.gives_masks for model in models)
+        if self.settings.mode != MERGE_THEN_MASK and not whole:
             raise ConfigError("boxes of some models and masks of others need the mode merge_then_mask")
-        if self.settings.mode != FUSE and not self.takes_boxes:
+        if self.settings.mode == AVERAGE_MAPS and not self.gives_maps:
+            raise ConfigError(
+                "the mode average_maps averages the maps of models that make objects of them, which not all of these "
+                "models do, or not of the same maps; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
+            )
+        if self.settings.mode == MERGE_THEN_MASK and not self.takes_boxes:
             raise ConfigError(
                 "the mode merge_then_mask gives masks to boxes that were merged before, which not all of these models "
                 "do; use the mode fuse (--tta-mode, TEST.AUG.MODE)"
@@ -98,9 +106,15 @@ class Detector:
         return all(model.segmenter.takes_boxes for model in self.models if model.gives_masks)
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether all models give maps, and the same ones."""
+        maps = {getattr(model.segmenter, "map_names", None) for model in self.models}
+        return None not in maps and len(maps) == 1
+
+    @property
     def gives_soft_masks(self) -> bool:
         """Whether `predict` can keep the probabilities of masks."""
-        is_averaged = not self.is_plain and self.settings.mode != FUSE
+        is_averaged = not self.is_plain and self.settings.mode == MERGE_THEN_MASK
         return is_averaged or all(model.segmenter.gives_soft_masks for model in self.models)
 
     @property
@@ -202,7 +216,19 @@ class Detector:
             return [self._merge_then_mask(one, given, soft_masks) for one, given in pairs]
         if self.settings.mode == FUSE:
             return [self._fuse(one, soft_masks) for one in prepared]
+        if self.settings.mode == AVERAGE_MAPS:
+            return [self._average_maps(one, soft_masks) for one in prepared]
         return [self._merge_then_mask(one, None, soft_masks, keep) for one in prepared]
+
+    def _average_maps(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
+        """The maps of all views and models are averaged; the first model makes objects of the mean."""
+        total, weight = None, 0.0
+        for batch in self._batches(prepared):
+            for maps in batch.maps():
+                weighted = maps * np.float32(batch.model.weight)
+                total = weighted if total is None else total + weighted
+                weight += batch.model.weight
+        return self.models[0].segmenter.decode(total / np.float32(weight), soft_masks=soft_masks)
 
     def _fuse(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
         """Every view detects, all detections are fused."""
@@ -315,6 +341,17 @@ class ViewBatch:
         with self.model.autocast():
             found = self.model.segmenter.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
         return self._mapped_back(found)
+
+    def maps(self) -> list[np.ndarray]:
+        """Maps (M, H, W) of every view, in the pixels of the image."""
+        segmenter = self.model.segmenter
+        assert isinstance(segmenter, MapSegmenter)
+        with self.model.autocast():
+            found = segmenter.predict_maps(self.arrays, self._output_sizes())
+        if (places := self.model.places) is not None:
+            found = [segmenter.with_classes(maps, places) for maps in found]
+        turned = zip(self.views, found, strict=True)
+        return [view.symmetry.inverse.array(maps.transpose(1, 2, 0)).transpose(2, 0, 1) for view, maps in turned]
 
     def boxes(self) -> list[Predictions]:
         """Boxes that every view finds, in the pixels of the image."""

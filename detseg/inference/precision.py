@@ -15,6 +15,7 @@ import torch
 
 from detseg.errors import ConfigError
 from detseg.models.base import Segmenter
+from detseg.models.map_segmenter import MapSegmenter
 from detseg.models.region_segmenter import RegionSegmenter
 from detseg.optim.precision import DTYPES, automatic_dtype
 
@@ -36,6 +37,8 @@ def precisions_of(segmenter: Segmenter) -> list[str]:
     """The precisions that pay for a model where it is, the fastest first; the last is float32."""
     half = automatic_dtype(segmenter.device)
     name = next((name for name, dtype in DTYPES.items() if dtype == half), None)
+    if name is not None and isinstance(segmenter, MapSegmenter):
+        return [name, FULL]
     if name is None or not isinstance(segmenter, RegionSegmenter) or not segmenter.masks_apart:
         return [FULL]
     return [name, f"{name}{OF_MASKS}", FULL]

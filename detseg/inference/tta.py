@@ -14,8 +14,8 @@ from detseg.inference.views import PLAIN, View, detectron2_views, parse_views
 from detseg.models.options import LimitOptions
 from detseg.models.table import ARCHITECTURES
 
-MERGE_THEN_MASK, FUSE, AUTO = "merge_then_mask", "fuse", "auto"
-MODES = (MERGE_THEN_MASK, FUSE)
+MERGE_THEN_MASK, FUSE, AVERAGE_MAPS, AUTO = "merge_then_mask", "fuse", "average_maps", "auto"
+MODES = (MERGE_THEN_MASK, FUSE, AVERAGE_MAPS)
 _WBF_THRESHOLD = 0.65
 NO_SHORT_VIEWS = (
     "with INPUT.OBJECT_SIZE images have no one shorter edge: in place of short= and of TEST.AUG.MIN_SIZES name views "
@@ -64,10 +64,13 @@ class AugmentationOptions(LimitOptions):
     def check(self, problems: Problems) -> None:
         if self.sizes is not None and not self.views and not self.sizes.min_sizes:
             problems.add("TEST.AUG.VIEWS", "there are no views: give some, or TEST.AUG.MIN_SIZES")
-        if self.enabled and self.mode == MERGE_THEN_MASK:
-            name = problems.cfg.MODEL.META_ARCHITECTURE
-            if name not in ARCHITECTURES or not ARCHITECTURES[name].finds_boxes or not problems.cfg.MODEL.MASK_ON:
-                problems.add("TEST.AUG.MODE", f"{name} gives no masks to boxes that were merged before: set fuse")
+        name = problems.cfg.MODEL.META_ARCHITECTURE
+        architecture = ARCHITECTURES.get(name)
+        finds_boxes = architecture is not None and architecture.finds_boxes and problems.cfg.MODEL.MASK_ON
+        if self.enabled and self.mode == MERGE_THEN_MASK and not finds_boxes:
+            problems.add("TEST.AUG.MODE", f"{name} gives no masks to boxes that were merged before: set fuse")
+        if self.enabled and self.mode == AVERAGE_MAPS and (architecture is None or not architecture.averages_maps):
+            problems.add("TEST.AUG.MODE", f"{name} gives no maps: set auto, or fuse")
         try:
             self.fusion()
         except DataError as error:
@@ -97,9 +100,10 @@ class TestTimeAugmentation:
 
     views: every one is shown to every model. mode: "merge_then_mask": the boxes of all views are merged first, then
     every view gives the probabilities of the merged boxes' masks, which are averaged. "fuse": every view detects boxes
-    and masks, which are fused. "auto": the first where all models that give masks find boxes first. fusion: how boxes
-    (and in "fuse", masks) become one; the threshold of averaged masks is its `mask_threshold`. max_detections: the best
-    of an image that are kept; 0 for all.
+    and masks, which are fused. "average_maps": the maps of all views are averaged, then objects are made of them.
+    "auto": the first where all models that give masks find boxes first, the third where all give the same maps, else
+    the second. fusion: how boxes (and in "fuse", masks) become one, nothing of it in "average_maps"; the
+    threshold of averaged masks is its `mask_threshold`. max_detections: the best of an image that are kept; 0 for all.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -119,7 +123,7 @@ class TestTimeAugmentation:
         if not self.views:
             raise ConfigError("test-time augmentation needs at least one view")
         if self.mode not in (AUTO, *MODES):
-            raise ConfigError(f"the mode of test-time augmentation is {self.mode!r}; expected {' or '.join(MODES)}")
+            raise ConfigError(f"the mode of test-time augmentation is {self.mode!r}; expected {', '.join(MODES)}")
         if self.mode == MERGE_THEN_MASK and self.fusion.overlap == "mask_iou":
             raise ConfigError(
                 f"{self.fusion.source}: overlap is mask_iou, but {MERGE_THEN_MASK} merges boxes before there are "
@@ -145,14 +149,20 @@ class TestTimeAugmentation:
         """Return these settings with some of them changed."""
         return dataclasses.replace(self, **changes)
 
-    def resolved(self, takes_boxes: bool) -> TestTimeAugmentation:
+    def resolved(self, takes_boxes: bool, gives_maps: bool = False) -> TestTimeAugmentation:
         """Return these settings with the mode that models allow instead of `auto`.
 
-        takes_boxes: whether all models that give masks give them to any boxes (`Segmenter.takes_boxes`).
+        takes_boxes: whether all models that give masks give them to any boxes (`Segmenter.takes_boxes`). gives_maps:
+        whether all models give maps that can be averaged.
         """
-        return self if self.mode != AUTO else self.replace(mode=MERGE_THEN_MASK if takes_boxes else FUSE)
+        if self.mode != AUTO:
+            return self
+        return self.replace(mode=MERGE_THEN_MASK if takes_boxes else AVERAGE_MAPS if gives_maps else FUSE)
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for provenance."""
+        about = {"views": [view.name for view in self.views], "mode": self.mode}
+        if self.mode == AVERAGE_MAPS:
+            return about
         fusion = {name: value for name, value in self.fusion.to_dict().items() if name not in ("classes", "weights")}
-        return {"views": [view.name for view in self.views], "mode": self.mode, "fusion": fusion}
+        return {**about, "fusion": fusion}

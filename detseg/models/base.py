@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +40,8 @@ class Segmenter(nn.Module):
 
     @abstractmethod
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return the named losses (scalars, to be summed) of a batch. Images may differ in size."""
+        """Return the losses of a batch by names that begin with `loss` (scalars, to be summed), and by other names what
+        is only logged. Images may differ in size."""
 
     @abstractmethod
     def predict(
@@ -89,6 +90,11 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
+
+
+def total_loss(losses: Mapping[str, Tensor | float]) -> Tensor | float:
+    """The sum of what a model's `forward` returned as losses, without what is only logged."""
+    return sum(value for name, value in losses.items() if name.startswith("loss"))
 
 
 def check_finite(what: str, *values: Tensor) -> None:

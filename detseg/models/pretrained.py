@@ -75,7 +75,10 @@ def note_named_weights(problems: Problems, source: str, keys: Collection[str]) -
         problems.add("MODEL.WEIGHTS", str(error))
         return
     if "MODEL.TIMM.NAME" not in keys:
-        expected = f"they are of timm's {network}: set MODEL.BACKBONE.NAME build_timm_fpn_backbone, MODEL.TIMM.NAME too"
+        key = (
+            "MODEL.UNET.ENCODER timm" if "MODEL.UNET.ENCODER" in keys else "MODEL.BACKBONE.NAME build_timm_fpn_backbone"
+        )
+        expected = f"they are of timm's {network}: set {key}, MODEL.TIMM.NAME too"
         problems.add("MODEL.WEIGHTS", expected)
     elif problems.cfg.MODEL.TIMM.NAME.partition(".")[0] != network:
         problems.add("MODEL.TIMM.NAME", f"{source} is of {network}: set it")

@@ -31,6 +31,8 @@ class Architecture:
         build: `module:function`, which makes the model with initial weights from these options.
         finds_boxes: it finds boxes first and gives masks to boxes, its own or given ones (`--boxes`). Only then can
             test-time augmentation merge boxes before there are masks (`merge_then_mask`).
+        averages_maps: it gives maps of the image that views and models can average before objects are made of them
+            (`average_maps`).
         soft_masks: it gives the probability of every pixel of an object (`--soft-masks`), not only its mask.
         limits: the keys that limit how many objects of an image can be found.
         in_detectron2: Detectron2 has this architecture too, with the same keys.
@@ -40,6 +42,7 @@ class Architecture:
     options: str
     build: str
     finds_boxes: bool = False
+    averages_maps: bool = False
     soft_masks: bool = False
     limits: tuple[str, ...] = ("TEST.DETECTIONS_PER_IMAGE",)
     in_detectron2: bool = False
@@ -65,6 +68,19 @@ ARCHITECTURES = {
         soft_masks=True,
         limits=_PROPOSALS,
     ),
+    **{
+        name: Architecture(
+            options=f"detseg.models.bottom_up.{module}Options",
+            build=f"detseg.models.bottom_up.{module}UNet",
+            averages_maps=True,
+            soft_masks=True,
+        )
+        for name, module in {
+            "BinaryUNet": "binary:Binary",
+            "BoundaryUNet": "boundary:Boundary",
+            "DistanceUNet": "distance:Distance",
+        }.items()
+    },
 }
 
 

@@ -13,10 +13,12 @@ from detseg.fusion.options import FusionOptions
 from detseg.inference import detector
 from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
-from detseg.inference.tta import MODES, AugmentationOptions, TestTimeAugmentation
+from detseg.inference.tta import FUSE, MERGE_THEN_MASK, AugmentationOptions, TestTimeAugmentation
 from detseg.inference.views import SYMMETRIES, parse_views
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions, soft_mask_windows
+
+MODES = (MERGE_THEN_MASK, FUSE)  # of models that find boxes
 
 SIZES = [(40, 64), (41, 64), (40, 63), (33, 47)]
 
@@ -184,6 +186,7 @@ def test_settings_come_from_the_configuration():
     assert [view.name for view in settings.views] == ["none+short=300", "h+short=300", "none+short=400", "h+short=400"]
     assert settings.resolved(takes_boxes=True).mode == "merge_then_mask"
     assert settings.resolved(takes_boxes=False).mode == "fuse"
+    assert settings.resolved(takes_boxes=False, gives_maps=True).mode == "average_maps"
     assert settings.max_detections == 100
     assert (settings.fusion.method, settings.fusion.threshold) == ("nms", 0.5), "as Detectron2 merges"
     assert read_settings(*detectron2, "MODEL.ROI_HEADS.NMS_THRESH_TEST=0.3").fusion.threshold == 0.3

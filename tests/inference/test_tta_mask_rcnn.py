@@ -12,11 +12,13 @@ from detseg.errors import ConfigError
 from detseg.fusion.options import FusionOptions
 from detseg.inference.combine import combine
 from detseg.inference.predictor import Predictor
-from detseg.inference.tta import MODES, TestTimeAugmentation
+from detseg.inference.tta import FUSE, MERGE_THEN_MASK, TestTimeAugmentation
 from detseg.inference.views import SYMMETRIES, parse_views
 from detseg.models.paste import paste_masks
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
+
+MODES = (MERGE_THEN_MASK, FUSE)  # of models that find boxes
 
 SIZES = [(64, 96), (61, 75)]
 

@@ -15,6 +15,7 @@ def test_what_the_table_says_is_what_the_model_gives(name: str) -> None:
     with torch.device("meta"):
         model = build_native(cfg)
     assert model.takes_boxes == ARCHITECTURES[name].finds_boxes
+    assert hasattr(model, "map_names") == ARCHITECTURES[name].averages_maps
     assert model.gives_soft_masks == ARCHITECTURES[name].soft_masks
     assert num_classes(cfg) == 2
 

@@ -1,0 +1,100 @@
+"""Objects as three classes of pixels, background, inside and touching boundary, and objects from them again.
+
+Where objects touch, both give pixels to the boundary class: of a boundary of width w the larger object gives
+ceil(w / 2) pixels of its depth, the smaller one floor(w / 2). What is left inside are cores, one for each object and
+apart from each other; flooding the boundary from the cores gives the objects back. A core of one pixel is always left.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from skimage.measure import label as components
+
+from detseg.structures.label_layers import LabelLayers
+
+BACKGROUND, INSIDE, BOUNDARY = 0, 1, 2
+
+
+def flat_labels(layers: LabelLayers) -> np.ndarray:
+    """Return one label image (H, W) int32, ids as in the layers: where objects overlap, the smallest is on top."""
+    if layers.num_layers == 1:
+        return layers.layers[0]
+    areas = np.append(np.inf, layers.areas())[layers.layers]  # background is never the smallest
+    return np.take_along_axis(layers.layers, areas.argmin(axis=0)[None], axis=0)[0]
+
+
+def pixel_classes(labels: np.ndarray, width: int) -> np.ndarray:
+    """Return BACKGROUND, INSIDE or BOUNDARY (H, W) uint8 for every pixel of a label image (H, W) int32.
+
+    width: pixels, at least 1, of the boundary between two objects that touch by side or corner.
+    """
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    # distinct: larger for the larger object, 0 for the background
+    rank = np.argsort(np.argsort(areas, kind="stable"), kind="stable").astype(np.float32)[labels]
+    inside = labels > 0
+    smaller_near = cv2.erode(np.where(inside, rank, np.float32(np.inf)), _square((width + 1) // 2)) < rank
+    larger_near = cv2.dilate(rank, _square(width // 2)) > rank
+    pieces = components(labels, connectivity=2)
+    cores = components(np.where(inside & ~smaller_near & ~larger_near, pieces, 0), connectivity=2)
+    # One core a piece: what the boundary cuts off a larger core would be an object of its own.
+    piece_of = np.zeros(cores.max() + 1, dtype=np.int64)
+    piece_of[cores] = pieces
+    by_area = np.argsort(np.bincount(cores.ravel())[1:], kind="stable") + 1
+    largest = np.zeros(pieces.max() + 1, dtype=np.int64)
+    largest[piece_of[by_area]] = by_area
+    classes = np.where(inside, BOUNDARY, BACKGROUND).astype(np.uint8)
+    classes[inside & (cores > 0) & (cores == largest[pieces])] = INSIDE
+    for piece in np.flatnonzero(largest[1:] == 0) + 1:  # the boundary took all of it
+        y, x = _farthest_from_others(labels, pieces, piece)
+        classes[y, x] = INSIDE
+    return classes
+
+
+def _square(reach: int) -> np.ndarray:
+    return np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
+
+
+def _farthest_from_others(labels: np.ndarray, pieces: np.ndarray, piece: int) -> tuple[int, int]:
+    """Return y, x of the pixel of a piece that is farthest from all other objects."""
+    ys, xs = np.nonzero(pieces == piece)
+    top, left = max(ys.min() - 8, 0), max(xs.min() - 8, 0)
+    window = np.s_[top : ys.max() + 9, left : xs.max() + 9]
+    own = labels[ys[0], xs[0]]
+    free = (labels[window] == 0) | (labels[window] == own)
+    distance = cv2.distanceTransform(free.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    best = distance[ys - top, xs - left].argmax()
+    return int(ys[best]), int(xs[best])
+
+
+def objects_of_classes(classes: np.ndarray) -> np.ndarray:
+    """Return the objects (H, W) int32, ids 1..N, of pixel classes (H, W): cores grown over the boundary around them.
+
+    Boundary that touches no core is an object of its own.
+    """
+    cores = components(classes == INSIDE, connectivity=2)
+    return grown(cores, classes != BACKGROUND)
+
+
+def grown(seeds: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """Flood a foreground (H, W) bool from seeds (H, W) of integers, 0 for none; return labels (H, W) int32, 1..N.
+
+    Pixels are taken ring by ring (8-connected), a pixel between two by the larger seed. A part of the foreground
+    without a seed becomes an object of its own.
+    """
+    order = np.argsort(np.bincount(seeds.ravel())[1:], kind="stable") + 1
+    rank = np.zeros(len(order) + 1, dtype=np.float32)
+    rank[order] = np.arange(1, len(order) + 1)
+    flooded = rank[seeds]
+    left = foreground & (seeds == 0)
+    while True:
+        ring = np.where(left, cv2.dilate(flooded, _square(1)), 0)
+        if not ring.any():
+            break
+        flooded = np.maximum(flooded, ring)
+        left &= ring == 0
+    seed_of = np.append(0, order)
+    labels = seed_of[flooded.astype(np.int64)].astype(np.int32)
+    alone = components(left, connectivity=2)
+    return np.where(left, alone + len(order), labels).astype(np.int32)

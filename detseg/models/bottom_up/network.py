@@ -1,0 +1,171 @@
+"""Encoder-decoder networks with named heads: timm's encoders with the decoders of segmentation_models_pytorch, and the
+classic U-Net (Ronneberger et al. 2015) that learns from scratch.
+
+Symbols: B images of H x W pixels, both divided by 2**depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detseg.config.options import Options, Problems, key, part
+from detseg.errors import ConfigError
+from detseg.models.timm_backbone import TimmBackbone, TimmOptions, timm_network
+
+PLAIN, TIMM = "plain", "timm"
+INSTALL = 'it needs the package segmentation-models-pytorch: pip install "detseg[unet]"'
+# Name -> its module and class in segmentation_models_pytorch.decoders.
+DECODERS = {
+    "Unet": "unet.decoder:UnetDecoder",
+    "UnetPlusPlus": "unetplusplus.decoder:UnetPlusPlusDecoder",
+    "MAnet": "manet.decoder:MAnetDecoder",
+}
+_ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
+
+
+@dataclass(frozen=True)
+class NetworkOptions(Options):
+    """channels: of the decoder's levels, coarsest first, one for each halving of the image. activation, dropout: of the
+    plain network.
+    """
+
+    section = "MODEL.UNET"
+
+    encoder: str = key("ENCODER", choices=(TIMM, PLAIN))
+    decoder: str = key("DECODER", choices=tuple(DECODERS))
+    channels: tuple[int, ...] = key("CHANNELS", at_least=1, not_empty=True)
+    activation: str = key("ACTIVATION", choices=tuple(_ACTIVATIONS))
+    dropout: float = key("DROPOUT", at_least=0, below=1)
+    timm: TimmOptions | None = part(TimmOptions, when=lambda cfg: cfg.MODEL.UNET.ENCODER == TIMM)
+
+    @property
+    def depth(self) -> int:
+        """How often the network halves the image."""
+        return len(self.channels)
+
+    def check(self, problems: Problems) -> None:
+        if self.encoder == PLAIN:
+            return
+        try:
+            _decoder_class(self.decoder)
+        except ConfigError as error:
+            problems.add("MODEL.UNET.DECODER", str(error))
+        levels = timm_network(self.timm.name).levels
+        if self.depth not in levels:
+            known = ", ".join(map(str, levels))
+            expected = f"expected as many values as {self.timm.name} has halvings of the image: one of {known}"
+            problems.add("MODEL.UNET.CHANNELS", expected)
+        elif self.decoder != "Unet" and 1 not in levels:
+            problems.add("MODEL.UNET.DECODER", f"{self.timm.name} has no feature map of stride 2: take Unet")
+
+
+def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn.Module, nn.Module]:
+    """Return `backbone`, (B, in_channels, H, W) to feature maps by name, and `decoder`, of these to (B, C, H, W),
+    where C is the last of `options.channels`.
+    """
+    if options.encoder == PLAIN:
+        widths = options.channels[::-1]
+        layers = {"activation": options.activation, "dropout": options.dropout}
+        return PlainEncoder(in_channels, widths, **layers), PlainDecoder(widths, **layers)
+    features = [f"res{level}" for level in sorted(timm_network(options.timm.name).levels) if level <= options.depth]
+    timm = options.timm
+    backbone = TimmBackbone(
+        timm.name, in_channels=in_channels, out_features=features, norm=timm.norm, freeze_at=timm.freeze_at
+    )
+    return backbone, SmpDecoder(options.decoder, backbone.channels, options.channels)
+
+
+def _decoder_class(name: str) -> type[nn.Module]:
+    """Raises ConfigError where its package is not installed."""
+    module, _, member = DECODERS[name].partition(":")
+    try:
+        return getattr(import_module(f"segmentation_models_pytorch.decoders.{module}"), member)
+    except ImportError as error:
+        raise ConfigError(f"{INSTALL} ({error})") from None
+
+
+class SmpDecoder(nn.Module):
+    """A decoder of segmentation_models_pytorch over feature maps res1, res2, ... of strides 2, 4, ...
+
+    in_channels: by name of the feature maps; res1 may be missing, as transformers have none.
+    """
+
+    def __init__(self, name: str, in_channels: Mapping[str, int], channels: Sequence[int]) -> None:
+        super().__init__()
+        decoder = _decoder_class(name)
+        self.levels = [f"res{level}" for level in range(1, len(channels) + 1)]
+        widths = [in_channels.get(level, 0) for level in self.levels]
+        # the first is the image's, which these decoders leave out
+        self.net = decoder(encoder_channels=[0, *widths], decoder_channels=list(channels), n_blocks=len(channels))
+        import_module("segmentation_models_pytorch.base.initialization").initialize_decoder(self.net)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        finest = next(iter(features.values()))
+        stride = 2 ** int(next(iter(features)).removeprefix("res"))
+        batch, height, width = len(finest), finest.shape[2] * stride, finest.shape[3] * stride
+        maps = [finest.new_empty((batch, 0, height, width))]
+        for number, level in enumerate(self.levels, start=1):
+            empty = finest.new_empty((batch, 0, height >> number, width >> number))
+            maps.append(features.get(level, empty))
+        return self.net(maps)
+
+
+class _DoubleConvolution(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int, activation: str, dropout: float) -> None:
+        act = _ACTIVATIONS[activation]
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            act(),
+            nn.Dropout(dropout),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+            act(),
+        )
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):  # as Keras's he_normal
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+
+class PlainEncoder(nn.Module):
+    """Pairs of convolutions, each followed by a maximum over 2 x 2 pixels. widths: of the levels, finest first.
+
+    forward: {level0: (B, widths[0], H, W), level1: half of that, ...}, with one level more than there are widths, of
+    twice the last width.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], *, activation: str, dropout: float) -> None:
+        super().__init__()
+        outputs = [*widths, 2 * widths[-1]]
+        inputs = [in_channels, *outputs]
+        pairs = zip(inputs, outputs, strict=False)
+        self.levels = nn.ModuleList(_DoubleConvolution(*pair, activation, dropout) for pair in pairs)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = {}
+        for number, level in enumerate(self.levels):
+            x = level(F.max_pool2d(x, 2) if number else x)
+            features[f"level{number}"] = x
+        return features
+
+
+class PlainDecoder(nn.Module):
+    """The way up again: transposed convolutions, each joined with the encoder's level of its size."""
+
+    def __init__(self, widths: Sequence[int], *, activation: str, dropout: float) -> None:
+        super().__init__()
+        below = [*widths[1:], 2 * widths[-1]]
+        pairs = zip(below, widths, strict=True)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in pairs)
+        self.levels = nn.ModuleList(_DoubleConvolution(2 * width, width, activation, dropout) for width in widths)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        x = features[f"level{len(self.up)}"]
+        for number in reversed(range(len(self.up))):
+            x = self.levels[number](torch.cat([self.up[number](x), features[f"level{number}"]], dim=1))
+        return x

@@ -1,0 +1,50 @@
+"""Objects from seeds: the peaks of a map of distances, and the watershed between them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from scipy import ndimage
+from skimage.measure import label as components
+from skimage.morphology import local_maxima, reconstruction
+from skimage.segmentation import watershed
+
+
+def watershed_from_peaks(height: np.ndarray, mask: np.ndarray, depth: float) -> np.ndarray:
+    """Return labels (H, W) int32, 1..N: what drains to each peak of a map (H, W) float32 inside a mask (H, W) bool.
+
+    depth: two peaks are two objects where the lower one rises by at least this above the saddle between them.
+    """
+    if not mask.any():
+        return np.zeros(mask.shape, dtype=np.int32)
+    height = np.where(mask, height, height.min()).astype(np.float32)
+    # Filling up to `depth` below every peak leaves one plateau for peaks that no deeper saddle parts.
+    filled = reconstruction(height - np.float32(depth), height, method="dilation")
+    seeds = components(local_maxima(filled) & mask, connectivity=2)
+    labels = watershed(-height, seeds, mask=mask)
+    # Parts of the mask without a peak, where the map is flat.
+    rest = components(mask & (labels == 0), connectivity=1)
+    return np.where(rest > 0, rest + labels.max(), labels).astype(np.int32)
+
+
+def edge_distances(labels: np.ndarray) -> np.ndarray:
+    """Return for every pixel of an object how far it is from its edge, 1 in the middle, (H, W) float32; 0 outside.
+
+    Of each object the outline has 1 / d, where d pixels lead from the outline to the middle.
+    """
+    edge = np.zeros(labels.shape, dtype=bool)
+    for axis in (0, 1):
+        differs = np.diff(labels, axis=axis) != 0
+        before, after = ([slice(None)] * 2 for _ in range(2))
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        edge[tuple(before)] |= differs
+        edge[tuple(after)] |= differs
+    inner = ((labels > 0) & ~edge).astype(np.uint8)
+    # A border of zeros is no edge: the image ends there, not the object.
+    distance = cv2.distanceTransform(inner, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) + np.float32(1)
+    count = int(labels.max())
+    largest = np.ones(count + 1, dtype=np.float32)
+    if count:
+        largest[1:] = ndimage.maximum(distance, labels, np.arange(1, count + 1))
+    # An id without pixels has a largest of 0, which nothing reads.
+    return np.where(labels > 0, distance / np.maximum(largest, 1)[labels], 0).astype(np.float32)

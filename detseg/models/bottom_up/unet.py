@@ -1,0 +1,205 @@
+"""What all U-Net systems share: from samples to targets and losses, from images to maps to objects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from detseg.config.options import Options, Problems, key, part
+from detseg.data.augment.resampling import resize_image
+from detseg.data.pixel_classes import flat_labels
+from detseg.models.base import check_finite
+from detseg.models.bottom_up.decoding import predictions_of_labels
+from detseg.models.bottom_up.losses import CROSS_ENTROPY, LossOptions, class_losses
+from detseg.models.bottom_up.network import NetworkOptions, build_encoder_decoder
+from detseg.models.depthwise import DepthwiseConv2d
+from detseg.models.image_input import ImageInput
+from detseg.models.map_segmenter import MapSegmenter
+from detseg.models.options import ImageInputOptions, LimitOptions
+from detseg.structures.label_layers import LabelLayers
+from detseg.structures.predictions import Predictions
+from detseg.structures.sample import CLASS_LOSS, MASK_LOSS, Sample
+
+CLASSES = "classes"  # the head that says of which class an object's pixels are
+
+
+@dataclass(frozen=True)
+class UNetOptions(Options):
+    """threshold: of the probability that a pixel belongs to an object; 0 for the mean over the image."""
+
+    section = "MODEL.UNET"
+
+    masks: bool = key("MODEL.MASK_ON", choices=(True,))
+    num_classes: int = key("MODEL.ROI_HEADS.NUM_CLASSES", at_least=1)
+    threshold: float = key("THRESHOLD", at_least=0, below=1)
+    network: NetworkOptions = part(NetworkOptions)
+    losses: LossOptions = part(LossOptions)
+    image_input: ImageInputOptions = part(ImageInputOptions)
+    limit: LimitOptions = part(LimitOptions)
+
+    pixel_classes = 2
+
+    def check(self, problems: Problems) -> None:
+        if self.losses.class_weights and len(self.losses.class_weights) != self.pixel_classes:
+            expected = f"expected {self.pixel_classes} values, one for each class of pixels, background first, or []"
+            problems.add("MODEL.UNET.CLASS_WEIGHTS", expected)
+
+
+class UNet(MapSegmenter):
+    """A network with heads, `backbone`, `decoder` and `heads`, and the way from its maps to objects.
+
+    A system is a subclass, which says in `system_heads` what the network tells of every pixel, how that is trained and
+    how objects are made of it. With several classes one head more tells the class, which every object is given by the
+    mean over its pixels.
+
+    Attributes:
+        system_heads: channels by name of head.
+        system_maps: the names of what `system_maps_of` returns.
+    """
+
+    trains_everything = True
+    class_entries = (f"heads.{CLASSES}.",)
+    system_heads: ClassVar[Mapping[str, int]]
+    system_maps: tuple[str, ...]
+
+    def __init__(self, options: UNetOptions) -> None:
+        super().__init__()
+        self.options = options
+        depth, width = options.network.depth, options.network.channels[-1]
+        self.image_input = ImageInput.from_options(options.image_input, size_divisibility=2**depth)
+        channels = len(options.image_input.pixel_mean)
+        self.backbone, self.decoder = build_encoder_decoder(options.network, channels)
+        heads = dict(self.system_heads)
+        self.map_names = self.system_maps
+        if options.num_classes > 1:
+            heads[CLASSES] = options.num_classes
+            self.map_names += tuple(f"class {number}" for number in range(options.num_classes))
+        self.heads = nn.ModuleDict({name: nn.Conv2d(width, count, 3, padding=1) for name, count in heads.items()})
+        for head in self.heads.values():
+            nn.init.xavier_uniform_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    @abstractmethod
+    def targets(self, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what the system's heads shall say: arrays (H, W) by any names, of a label image (H, W) int32."""
+
+    @abstractmethod
+    def system_losses(
+        self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], share: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the losses of the system's heads (`loss_...`), and measurements that are only logged.
+
+        logits: (B, C, H, W) by head. targets: (B, H, W) by the names of `targets`. share: (B, H, W) float32, the factor
+        on the loss of every pixel.
+        """
+
+    @abstractmethod
+    def system_maps_of(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """Return the maps (B, M, H, W) float32 of the system, without those of classes."""
+
+    @abstractmethod
+    def objects(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Make objects of the system's maps (M, H, W) float32.
+
+        Returns:
+            labels (H, W) int32, 1..N; the foreground probability (H, W) float32; the quality (N,) in [0, 1] of the
+            objects' shapes; the threshold of the foreground.
+        """
+
+    def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """See Segmenter.forward."""
+        batch = self.image_input([sample.image for sample in samples], self.device)
+        logits = self._logits(batch.tensor)
+        size = batch.tensor.shape[2:]
+        labels = [flat_labels(_layers(sample)) for sample in samples]
+        pairs = list(zip(samples, labels, strict=True))
+        of_images = [self.targets(one) for one in labels]
+        targets = {name: self._batch([one[name] for one in of_images], size) for name in of_images[0]}
+        share = self._batch([_share(*pair, MASK_LOSS) for pair in pairs], size)
+        losses = self.system_losses(logits, targets, share)
+        if CLASSES in self.heads:  # of the background nothing is asked
+            share = self._batch([_share(*pair, CLASS_LOSS) * (pair[1] > 0) for pair in pairs], size)
+            target = self._batch([np.append(0, sample.classes)[one] for sample, one in pairs], size)
+            losses |= class_losses(CLASSES, logits[CLASSES], target, share, (CROSS_ENTROPY,))
+        return losses
+
+    def predict_maps(
+        self, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[np.ndarray]:
+        """See MapSegmenter.predict_maps."""
+        self.require_evaluation_mode()
+        if not len(images):
+            return []
+        with torch.inference_mode():
+            batch = self.image_input(images, self.device)
+            logits = self._logits(batch.tensor)
+            check_finite("maps", *logits.values())
+            maps = self.system_maps_of(logits)
+            if CLASSES in self.heads:
+                maps = torch.cat([maps, logits[CLASSES].float().softmax(dim=1)], dim=1)
+            arrays = maps.permute(0, 2, 3, 1).cpu().numpy()
+        sizes = batch.sizes if output_sizes is None else output_sizes
+        return [
+            np.ascontiguousarray(resize_image(array[:height, :width], *size).transpose(2, 0, 1))
+            for array, (height, width), size in zip(arrays, batch.sizes, sizes, strict=True)
+        ]
+
+    def decode(self, maps: np.ndarray, *, soft_masks: bool = False) -> Predictions:
+        """See MapSegmenter.decode."""
+        count = len(self.system_maps)
+        labels, foreground, quality, threshold = self.objects(maps[:count])
+        return predictions_of_labels(
+            labels,
+            foreground,
+            quality,
+            class_maps=maps[count:] if CLASSES in self.heads else None,
+            threshold=threshold,
+            limit=self.options.limit.detections_per_image,
+            soft_masks=soft_masks,
+        )
+
+    def threshold_of(self, foreground: np.ndarray) -> float:
+        """The threshold of a foreground (H, W): a number, or the mean of the image."""
+        return self.options.threshold or float(foreground.mean())
+
+    def prefer_speed(self) -> Self:
+        """See Segmenter.prefer_speed."""
+        for module in self.modules():
+            if isinstance(module, DepthwiseConv2d):
+                module.fast = True
+        return super().prefer_speed()
+
+    def _logits(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.decoder(self.backbone(images))
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def _batch(self, arrays: Sequence[np.ndarray], size: Sequence[int]) -> Tensor:
+        """Pad arrays (H, W) with zeros at the right and at the bottom; integers become int64."""
+        padded: list[Any] = []
+        for array in arrays:
+            tensor = torch.from_numpy(array if array.dtype in (bool, np.float32) else array.astype(np.int64))
+            padded.append(F.pad(tensor, (0, size[1] - array.shape[1], 0, size[0] - array.shape[0])))
+        return torch.stack(padded).to(self.device)
+
+
+def _layers(sample: Sample) -> LabelLayers:
+    return LabelLayers.empty(sample.height, sample.width) if sample.layers is None else sample.layers
+
+
+def _share(sample: Sample, labels: np.ndarray, column: int) -> np.ndarray:
+    """Return the factor (H, W) float32 on the loss of every pixel; column: of the objects' weights."""
+    weights = np.append(np.float32(1), sample.weights_or_ones()[:, column])
+    share = weights[labels] * np.float32(sample.weight)
+    if sample.certainty is not None and column == MASK_LOSS:
+        share *= sample.certainty / np.float32(255)
+    if sample.ignore is not None:
+        share[sample.ignore] = 0
+    return share

@@ -1,0 +1,56 @@
+"""Models whose answer is maps, values for every pixel, of which objects are made afterwards.
+
+Maps of several views of an image and of several models are averaged first; what is decoded then is one set of maps, as
+if there had been one view. Maps hold numbers without a direction: turned with the image, they
+are those of the turned image.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from detseg.models.base import Segmenter
+from detseg.structures.predictions import Predictions
+
+
+class MapSegmenter(Segmenter):
+    """A model that predicts maps (M, H, W) and decodes them to objects.
+
+    Attributes:
+        map_names: what the M maps are; with several classes, the last are their probabilities, in order. Those of
+            models with the same names can be averaged.
+    """
+
+    gives_soft_masks = True
+    map_names: tuple[str, ...]
+
+    @abstractmethod
+    def predict_maps(
+        self, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[np.ndarray]:
+        """Return maps (M, H, W) float32 of every image, in pixels of the output; arguments as those of `predict`."""
+
+    @abstractmethod
+    def decode(self, maps: np.ndarray, *, soft_masks: bool = False) -> Predictions:
+        """Return the objects of maps (M, H, W) float32, best first; needs no network."""
+
+    def with_classes(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return maps of a model with the same classes in another order: class k becomes class places[k]."""
+        if len(places) == 1:
+            return maps
+        ordered = maps.copy()
+        ordered[len(maps) - len(places) + places] = maps[-len(places) :]
+        return ordered
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        output_sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        soft_masks: bool = False,
+    ) -> list[Predictions]:
+        """See Segmenter.predict."""
+        return [self.decode(maps, soft_masks=soft_masks) for maps in self.predict_maps(images, output_sizes)]
