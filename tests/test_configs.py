@@ -101,7 +101,7 @@ def test_trains_two_steps_and_predicts(path: Path) -> None:
     cfg = as_trained(cfg, choose_engine(cfg).name)
     torch.manual_seed(0)
     model = build_model(cfg)
-    new = {name for name, _ in model.named_parameters() if "predictor" in name}
+    new = {name for name, _ in model.named_parameters() if "predictor" in name or name.startswith("heads.")}
     optimizer = build_optimizer(OptimizerOptions.from_config(cfg), model, new)
     sample = cells(cfg)
     batch = [sample] * (1 if cfg.MODEL.RESNETS.RADIX == 1 else 2)  # attention has one value an image to normalise

@@ -191,6 +191,10 @@ def _summary(report: dict[str, Any]) -> str:
         (wrong["similar"]["leaks"], "of these pairs in different files: leaks"),
     ):
         lines += [f"{count:7,}  {what}"] if count else []
+    if fidelity := report["class_fidelity"]:
+        scores = ", ".join(f"{value:.3f}" for value in fidelity.values())
+        widths = f"boundaries of {', '.join(fidelity)} pixels where objects touch"
+        lines.append(f"three classes of pixels (BoundaryUNet) give the objects back with mean F1 {scores} for {widths}")
     lines += [f"{one['topic']}: {one['advice']}" for one in report["suggestions"]]
     # Last, where they are seen.
     return "\n".join([*lines, *(f"WARNING: {text}" for text in wrong["labels"])])

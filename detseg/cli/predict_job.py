@@ -76,7 +76,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VIEW",
         help="views instead of the configuration's: flips, eight, or such as none h scale=1.25 h+clahe; off for none",
     )
-    views.add_argument("--tta-mode", choices=("merge_then_mask", "fuse"), help="instead of TEST.AUG.MODE")
+    modes = ("merge_then_mask", "fuse", "average_maps")
+    views.add_argument("--tta-mode", choices=modes, help="instead of TEST.AUG.MODE")
     views.add_argument("--fusion", metavar="FILE", help="YAML of fusion options instead of TEST.AUG.METHOD and others")
     views.add_argument(
         "--model-weights", nargs="+", type=float, default=[], metavar="X", help="one a model, in their order"

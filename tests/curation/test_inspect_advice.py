@@ -68,6 +68,7 @@ def measured(
         crowd=np.zeros(len(sizes), dtype=np.int64),
         changes=[],
         intensities=pictures or {},
+        fidelity=np.zeros((0, 4)),
         chosen=np.arange(len(sizes)),
         unreadable={},
         missing=[],

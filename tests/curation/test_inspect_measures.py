@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from detseg.curation.inspection.gather import choose_images
 from detseg.curation.inspection.measure import (
+    BOUNDARY_WIDTHS,
     NEAR,
+    class_fidelity,
     elongation,
     find_contacts,
     largest_box_iou,
@@ -179,3 +181,14 @@ def test_sample_of_pictures_is_spread_over_groups_and_leaves_missing_ones_out() 
     assert not {0, 99} & set(chosen.tolist())
     assert len(choose_images(groups, [], 0, 0)) == 100
     assert choose_images([], [], 5, 0).tolist() == []
+
+
+def test_objects_come_back_from_three_classes_of_pixels() -> None:
+    labels = np.zeros((40, 60), dtype=np.int32)
+    labels[5:25, 5:20], labels[5:25, 20:38], labels[30:36, 2:50] = 1, 2, 3
+    assert [class_fidelity(LabelLayers.from_label_image(labels), width) for width in BOUNDARY_WIDTHS] == [1.0] * 4
+    # two objects, one in the other: the smaller comes back, the larger with a hole of a quarter
+    masks = np.zeros((2, 20, 20), dtype=bool)
+    masks[0, 2:18, 2:18] = masks[1, 6:14, 6:14] = True
+    expected = 2 * (10 + 5) / 10 / 4  # IoU 1 passes all ten thresholds, 0.75 the five below it
+    assert class_fidelity(LabelLayers.from_masks(masks), 2) == pytest.approx(expected)

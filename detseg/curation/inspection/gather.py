@@ -12,7 +12,14 @@ import numpy as np
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import object_warnings
-from detseg.curation.inspection.measure import OBJECT, IntensityStatistics, measure_intensities, measure_objects
+from detseg.curation.inspection.measure import (
+    BOUNDARY_WIDTHS,
+    OBJECT,
+    IntensityStatistics,
+    class_fidelity,
+    measure_intensities,
+    measure_objects,
+)
 from detseg.curation.leaks import SIMILAR, SimilarPair, find_similar, thumbnail
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
@@ -46,12 +53,13 @@ class InspectionOptions:
 class Measurements:
     """What was measured of I images with N objects.
 
-    dataset: all files joined; its `origins` say of which of `files` an image is. groups: kind of every image, all
-    `""` where there is no field. objects: (N,) records, see `OBJECT`. crowd: (I,) regions to be ignored. changes: image
-    index and what repair would do there. intensities: image index -> what was measured. chosen: images that were to be
-    read. unreadable: image index -> what is wrong. missing: images whose file is not there. similar: images that are
-    nearly the same, by their indices. skipped: what is wrong in the files themselves, and masks that are no objects.
-    label_warnings: see `learnable.object_warnings` and `plausibility.check_labels`.
+    dataset: all files joined; its `origins` say of which of `files` an image is. groups: kind of every image, all `""`
+    where there is no field. objects: (N,) records, see `OBJECT`. crowd: (I,) regions to be ignored. changes: image
+    index and what repair would do there. intensities: image index -> what was measured. fidelity: (I, W)
+    `class_fidelity` of the images with objects among those, for every width of BOUNDARY_WIDTHS. chosen: images that
+    were to be read. unreadable: image index -> what is wrong. missing: images whose file is not there. similar: images
+    that are nearly the same, by their indices. skipped: what is wrong in the files themselves, and masks that are no
+    objects. label_warnings: see `learnable.object_warnings` and `plausibility.check_labels`.
     """
 
     files: list[str]
@@ -62,6 +70,7 @@ class Measurements:
     crowd: np.ndarray
     changes: list[tuple[int, Change]]
     intensities: dict[int, IntensityStatistics]
+    fidelity: np.ndarray
     chosen: np.ndarray
     unreadable: dict[int, str]
     missing: list[int]
@@ -124,6 +133,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
     chosen = choose_images(groups, missing, options.pictures, options.seed)
     intensities: dict[int, IntensityStatistics] = {}
     unreadable: dict[int, str] = {}
+    fidelity = []
     thumbnails = []
     for index in ProgressBar(chosen.tolist(), desc="measuring pictures", unit="image"):
         record = dataset.images[index]
@@ -134,7 +144,10 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
             continue
         rles, _, crowd = dataset.annotations(index)
         own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
-        intensities[index] = measure_intensities(image, LabelLayers.from_rles(own, record.height, record.width))
+        layers = LabelLayers.from_rles(own, record.height, record.width)
+        intensities[index] = measure_intensities(image, layers)
+        if own:
+            fidelity.append([class_fidelity(layers, width) for width in BOUNDARY_WIDTHS])
         if options.similar:
             thumbnails.append(thumbnail(image))
     read = list(intensities)
@@ -149,6 +162,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         crowd=np.array([table.crowd[table.rows(index)].sum() for index in range(len(dataset))], dtype=np.int64),
         changes=changes,
         intensities=intensities,
+        fidelity=np.array(fidelity).reshape(-1, len(BOUNDARY_WIDTHS)),
         chosen=chosen,
         unreadable=unreadable,
         missing=missing,

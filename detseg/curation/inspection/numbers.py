@@ -11,6 +11,7 @@ import numpy as np
 
 from detseg.curation.inspection.advice import class_weights
 from detseg.curation.inspection.gather import Measurements
+from detseg.curation.inspection.measure import BOUNDARY_WIDTHS
 from detseg.curation.inspection.problems import problem_numbers
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -54,6 +55,10 @@ def report_numbers(data: Measurements) -> dict[str, Any]:
         "objects": _objects(data),
         "distributions": _distributions(data),
         "pictures": _intensities(data),
+        # Mean F1 of objects made of three classes of pixels, by the width of the touching boundary.
+        "class_fidelity": {
+            width: values.mean() for width, values in zip(BOUNDARY_WIDTHS, data.fidelity.T, strict=True) if len(values)
+        },
         "problems": problem_numbers(data),
     }
 
