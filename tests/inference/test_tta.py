@@ -219,5 +219,5 @@ def test_boxes_cannot_be_merged_by_masks_that_are_not_there_yet():
         TestTimeAugmentation(parse_views(["flips"]), "merge_then_mask", FusionOptions(overlap="mask_iou"))
     with pytest.raises(ConfigError, match="mask_iou"):
         make_predictor("flips", mode="auto", fusion={"overlap": "mask_iou"})
-    with pytest.raises(ConfigError, match="merge_then_mask or fuse"):
+    with pytest.raises(ConfigError, match="merge_then_mask, fuse, average_maps"):
         TestTimeAugmentation(parse_views(["flips"]), mode="both")
