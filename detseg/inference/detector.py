@@ -33,13 +33,11 @@ from detseg.fusion.fuse import fuse
 from detseg.inference.image_model import ImageModel, InputImage, ParentImage
 from detseg.inference.object_size import estimate_diameter
 from detseg.inference.tta import AVERAGE_MAPS, FUSE, MERGE_THEN_MASK, NO_SHORT_VIEWS, TestTimeAugmentation
-from detseg.inference.views import PLAIN, Size, View
-from detseg.models.map_segmenter import MapSegmenter
-from detseg.models.paste import paste_crops, quantise
-from detseg.models.region_segmenter import CachedFeatures, Keep, RegionSegmenter
+from detseg.inference.view_batch import MeanMasks, ViewBatch, network_inputs
+from detseg.inference.views import Size
+from detseg.models.region_segmenter import Keep, RegionSegmenter
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions
-from detseg.structures.rle import encode_crops
 
 # Views of one size go through the network together, up to this many pixels at the network ...
 PIXELS_AT_ONCE = 2**21
@@ -292,135 +290,3 @@ class Detector:
                 batch.views.append(view)
                 batch.arrays.append(array)
             yield from open_batches.values()
-
-
-def network_inputs(
-    model: ImageModel, channels: np.ndarray, views: Sequence[View], sizes: Sequence[Sequence[Size]]
-) -> Iterator[tuple[View, np.ndarray]]:
-    """Yield every view with what the network sees, (h, w, C); what views share is computed once.
-
-    channels: as of ImageModel.channels. sizes: (height, width) of every view at the network, before it is rotated; of
-    some after another size, from which that is made.
-    """
-    value_range = None
-    resized: dict[Any, np.ndarray] = {}
-    for view, steps in zip(views, sizes, strict=True):
-        key = view.intensity_change, *steps
-        if key not in resized:
-            changed = channels
-            if view.intensity_change != PLAIN.intensity_change:
-                value_range = value_range or model.preprocess.value_range(channels)
-                changed = view.intensity_change(channels, value_range)
-            for size in steps:
-                changed = model.resized(changed, size)
-            resized[key] = changed
-        yield view, np.ascontiguousarray(view.symmetry.array(resized[key]))
-
-
-class ViewBatch:
-    """Views of one image, of one size at the network, that go through a model together.
-
-    size: (height, width) of the image. keep: whether the features are kept from the boxes to the masks.
-    """
-
-    def __init__(self, model: ImageModel, size: tuple[int, int]) -> None:
-        self.model = model
-        self.size = size
-        self.views: list[View] = []
-        self.arrays: list[np.ndarray] = []
-        self.keep = False
-        self._cached: CachedFeatures | None = None
-
-    @property
-    def pixels(self) -> int:
-        """At the network, of all views."""
-        return sum(array.shape[0] * array.shape[1] for array in self.arrays)
-
-    def detect(self, soft_masks: bool) -> list[Predictions]:
-        """Boxes and masks that every view finds, in the pixels of the image."""
-        with self.model.autocast():
-            found = self.model.segmenter.predict(self.arrays, self._output_sizes(), soft_masks=soft_masks)
-        return self._mapped_back(found)
-
-    def maps(self) -> list[np.ndarray]:
-        """Maps (M, H, W) of every view, in the pixels of the image."""
-        segmenter = self.model.segmenter
-        assert isinstance(segmenter, MapSegmenter)
-        with self.model.autocast():
-            found = segmenter.predict_maps(self.arrays, self._output_sizes())
-        if (places := self.model.places) is not None:
-            found = [segmenter.with_classes(maps, places) for maps in found]
-        turned = zip(self.views, found, strict=True)
-        return [view.symmetry.inverse.array(maps.transpose(1, 2, 0)).transpose(2, 0, 1) for view, maps in turned]
-
-    def boxes(self) -> list[Predictions]:
-        """Boxes that every view finds, in the pixels of the image."""
-        if not self.model.segmenter.takes_boxes:
-            return [one.without_masks() for one in self.detect(soft_masks=False)]
-        with self.model.autocast():
-            found = self._features().predict(masks=False)
-        return self._mapped_back(found)
-
-    def add_masks(self, mean: MeanMasks) -> None:
-        """Add the probabilities that every view gives to the boxes of `mean`."""
-        boxes = mean.boxes
-        if self.model.places is not None:
-            boxes = dataclasses.replace(boxes, classes=np.argsort(self.model.places)[boxes.classes])
-        mapped = [view.symmetry.predictions(boxes) for view in self.views]
-        with self.model.autocast():
-            masks = self._features().region_masks(mapped)
-        for view, (probabilities, quality) in zip(self.views, masks, strict=True):
-            cells_first = probabilities.transpose(1, 2, 0)
-            mean.add(view.symmetry.inverse.array(cells_first).transpose(2, 0, 1), quality, self.model.weight)
-        self._cached = None  # nothing is asked of these features any more
-
-    def _output_sizes(self) -> list[tuple[int, int]]:
-        return [view.symmetry.size(*self.size) for view in self.views]
-
-    def _mapped_back(self, found: Sequence[Predictions]) -> list[Predictions]:
-        if (places := self.model.places) is not None:
-            found = [dataclasses.replace(one, classes=places[one.classes]) for one in found]
-        return [view.symmetry.inverse.predictions(one) for view, one in zip(self.views, found, strict=True)]
-
-    def _features(self) -> CachedFeatures:
-        features = self._cached or self.model.segmenter.cache_features(self.arrays, self._output_sizes())
-        self._cached = features if self.keep else None
-        return features
-
-
-class MeanMasks:
-    """The weighted mean of mask probabilities over views, pasted once: pasting is linear; and that of the masks'
-    qualities, over the models that tell any. boxes: cut off at the border of their image.
-    """
-
-    def __init__(self, boxes: Predictions) -> None:
-        self.boxes = boxes
-        self.weight = self.quality_weight = 0.0
-        self.quality_sum = np.zeros(len(boxes), dtype=np.float32)
-        self.sums: dict[int, np.ndarray] = {}  # by the number of cells along a side, of which models may have different
-
-    def add(self, probabilities: np.ndarray, quality: np.ndarray | None, weight: float) -> None:
-        """Add masks (N, s, s) float32 within the boxes, and their qualities (N,) float32."""
-        if quality is not None:
-            self.quality_weight += weight
-            self.quality_sum += quality * np.float32(weight)
-        self.weight += weight
-        size = probabilities.shape[-1]
-        self.sums[size] = self.sums.get(size, 0) + probabilities * np.float32(weight)
-
-    def result(self, thresholds: np.ndarray) -> Predictions:
-        """Return the boxes, in their order, with masks of the pixels with at least `thresholds` (N,) mean probability,
-        and with soft masks and qualities.
-        """
-        boxes, height, width = self.boxes.boxes, self.boxes.height, self.boxes.width
-        pasted = [paste_crops(sums / np.float32(self.weight), boxes, height, width) for sums in self.sums.values()]
-        crops, soft = [], []
-        for threshold, (first, *others) in zip(thresholds, zip(*pasted, strict=True), strict=True):
-            probability, x0, y0 = first
-            probability = sum((crop for crop, _, _ in others), start=probability)
-            crops.append((probability >= threshold, x0, y0))
-            soft.append(quantise(probability))
-        result = dataclasses.replace(self.boxes, rles=encode_crops(crops, height, width), soft_masks=soft)
-        return (
-            result.with_quality(self.quality_sum / np.float32(self.quality_weight)) if self.quality_weight else result
-        )
