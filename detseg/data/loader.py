@@ -303,12 +303,16 @@ class TrainLoader:
     def watched(self) -> Iterator[None]:
         """The death of a worker becomes a DataError also while no batch is asked for.
 
-        PyTorch raises an error of it wherever the program happens to be: iterate inside this context.
+        PyTorch raises an error of it wherever the program happens to be, also in the middle of writing a file, whose
+        own error may then come on top: iterate inside this context.
         """
         try:
             yield
-        except RuntimeError as error:
-            if _WORKER_DIED not in str(error):
+        except Exception as raised:
+            error: BaseException | None = raised
+            while error is not None and not (isinstance(error, RuntimeError) and _WORKER_DIED in str(error)):
+                error = error.__cause__ or error.__context__
+            if error is None:
                 raise
             last = min(self._asked + _PREFETCH * max(self.workers, 1), len(self._batches))
             positions = [p for number in range(self._asked, last) for p in self._batches.positions(number)]
@@ -316,7 +320,7 @@ class TrainLoader:
                 f"a worker process of the data loader died ({str(error).splitlines()[0]}). Most often the memory was "
                 "full: lower DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: "
                 f"{', '.join(map(self.stream.file_name, positions))}"
-            ) from error
+            ) from raised
 
 
 def _unchanged(batch: list[Any] | _Failure) -> list[Any] | _Failure:

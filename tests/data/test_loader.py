@@ -177,6 +177,22 @@ def test_a_killed_worker_becomes_a_message_with_the_files(
         list(TrainLoader(stream, batch_size=2, start_position=0, total=14, workers=1))
 
 
+def test_a_worker_that_dies_while_a_checkpoint_is_written_is_told_of(dataset: CocoDataset) -> None:
+    stream = TrainingStream(dataset, preprocess=ImagePreprocess(), policy=FailingPolicy(), seed=0)
+    loader = TrainLoader(stream, batch_size=2, start_position=0, total=14, workers=1)
+
+    def write(failure: str) -> None:
+        try:  # PyTorch's error strikes in the middle of the file, and the archive complains when it is closed
+            raise RuntimeError(failure)
+        finally:
+            raise RuntimeError("unexpected pos 95680 vs 95576")
+
+    with pytest.raises(DataError, match="a worker process of the data loader died"), loader.watched():
+        write("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with pytest.raises(RuntimeError, match="unexpected pos"), loader.watched():
+        write("no space left on device")
+
+
 def test_build_from_config_checks_the_images_first(dataset: CocoDataset) -> None:
     words = ["SOLVER.IMS_PER_BATCH=3", "DATALOADER.NUM_WORKERS=0", "INPUT.MIN_SIZE_TRAIN=[32]"]
     options = LoaderOptions.from_config(load_config(None, [*words, "DATALOADER.FILTER_EMPTY_ANNOTATIONS=True"]))
