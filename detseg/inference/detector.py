@@ -110,6 +110,13 @@ class Detector:
         return None not in maps and len(maps) == 1
 
     @property
+    def decodes_maps(self) -> bool:
+        """Whether objects are made of maps, those of all views and models together: `maps` and `decode` then give what
+        `predict` does.
+        """
+        return self.gives_maps and (self.is_plain or self.settings.mode == AVERAGE_MAPS)
+
+    @property
     def gives_soft_masks(self) -> bool:
         """Whether `predict` can keep the probabilities of masks."""
         is_averaged = not self.is_plain and self.settings.mode == MERGE_THEN_MASK
@@ -201,6 +208,9 @@ class Detector:
         boxes: Sequence[Predictions] | None,
         keep: Keep | None,
     ) -> list[Predictions]:
+        if self.decodes_maps and boxes is None:
+            decode = self.models[0].segmenter.decode
+            return [decode(maps, soft_masks=soft_masks) for maps in self._maps(prepared)]
         if self.is_plain:
             model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
             with model.autocast():
@@ -214,19 +224,30 @@ class Detector:
             return [self._merge_then_mask(one, given, soft_masks) for one, given in pairs]
         if self.settings.mode == FUSE:
             return [self._fuse(one, soft_masks) for one in prepared]
-        if self.settings.mode == AVERAGE_MAPS:
-            return [self._average_maps(one, soft_masks) for one in prepared]
         return [self._merge_then_mask(one, None, soft_masks, keep) for one in prepared]
 
-    def _average_maps(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
-        """The maps of all views and models are averaged; the first model makes objects of the mean."""
-        total, weight = None, 0.0
-        for batch in self._batches(prepared):
-            for maps in batch.maps():
-                weighted = maps * np.float32(batch.model.weight)
-                total = weighted if total is None else total + weighted
-                weight += batch.model.weight
-        return self.models[0].segmenter.decode(total / np.float32(weight), soft_masks=soft_masks)
+    def maps(self, prepared: Sequence[PreparedImage]) -> list[np.ndarray]:
+        """Return the mean of the maps of all views and models (M, H, W) float32 of images of one key, in their own
+        pixels; the first model makes objects of them.
+        """
+        with self._in_use:
+            return self._maps(prepared)
+
+    def _maps(self, prepared: Sequence[PreparedImage]) -> list[np.ndarray]:
+        if self.is_plain:
+            model = self.models[0]
+            with model.autocast():
+                return model.segmenter.predict_maps([one.content for one in prepared], [one.size for one in prepared])
+        means = []
+        for one in prepared:
+            total, weight = None, 0.0
+            for batch in self._batches(one):
+                for maps in batch.maps():
+                    weighted = maps * np.float32(batch.model.weight)
+                    total = weighted if total is None else total + weighted
+                    weight += batch.model.weight
+            means.append(total / np.float32(weight))
+        return means
 
     def _fuse(self, prepared: PreparedImage, soft_masks: bool) -> Predictions:
         """Every view detects, all detections are fused."""

@@ -1,8 +1,8 @@
 """Models whose answer is maps, values for every pixel, of which objects are made afterwards.
 
-Maps of several views of an image and of several models are averaged first; what is decoded then is one set of maps, as
-if there had been one view. Maps hold numbers without a direction: turned with the image, they
-are those of the turned image.
+Maps of several views of an image and of several models are averaged first, those of tiles are blended; what is decoded
+then is one set of maps, as if there had been one view of the whole image. Maps hold numbers without a direction: turned
+with the image, they are those of the turned image.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ class MapSegmenter(Segmenter):
     Attributes:
         map_names: what the M maps are; with several classes, the last are their probabilities, in order. Those of
             models with the same names can be averaged.
+        reach: how far around a pixel the image decides on its maps, in pixels at the network; None where that is not
+            known. Tiles that share twice this have the maps of the whole image.
     """
 
     gives_soft_masks = True
     map_names: tuple[str, ...]
+    reach: int | None = None
 
     @abstractmethod
     def predict_maps(
@@ -34,8 +37,18 @@ class MapSegmenter(Segmenter):
         """Return maps (M, H, W) float32 of every image, in pixels of the output; arguments as those of `predict`."""
 
     @abstractmethod
-    def decode(self, maps: np.ndarray, *, soft_masks: bool = False) -> Predictions:
-        """Return the objects of maps (M, H, W) float32, best first; needs no network."""
+    def decode(
+        self, maps: np.ndarray, *, soft_masks: bool = False, level: float | None = None, limited: bool = True
+    ) -> Predictions:
+        """Return the objects of maps (M, H, W) float32, best first; needs no network.
+
+        level: `level` of the whole image where these are maps of a part of it. limited: no more objects than an image
+        may have.
+        """
+
+    def level(self, maps: np.ndarray) -> float | None:
+        """Return the mean over maps (M, H, W) that `decode` goes by, as a threshold; None where there is none."""
+        return None
 
     def with_classes(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Return maps of a model with the same classes in another order: class k becomes class places[k]."""

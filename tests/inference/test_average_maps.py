@@ -44,7 +44,7 @@ class Brightness(MapSegmenter):
             maps.append(np.stack([foreground, *(np.full(size, value, np.float32) for value in self.class_maps)]))
         return maps
 
-    def decode(self, maps, *, soft_masks=False):
+    def decode(self, maps, *, soft_masks=False, level=None, limited=True):
         labels = watershed_from_peaks(maps[0], maps[0] >= 0.5, 0.2)
         quality = np.ones(labels.max())
         classes = maps[1:] if self.class_maps else None

@@ -49,17 +49,14 @@ class BinaryUNet(UNet):
         """See UNet.system_maps_of."""
         return logits["foreground"].float().sigmoid()
 
-    def objects(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See UNet.objects."""
-        foreground = maps[0]
-        threshold = self.threshold_of(foreground)
-        mask = foreground >= threshold
         if self.options.objects == COMPONENTS:
             labels = components(mask, connectivity=1).astype(np.int32)
         else:
             distance = ndimage.distance_transform_edt(mask).astype(np.float32)
             labels = watershed_from_peaks(distance, mask, _PEAK)
-        return labels, foreground, solidity(labels, int(labels.max())), threshold
+        return labels, solidity(labels, int(labels.max()))
 
 
 def foreground_losses(options: UNetOptions, logits: Tensor, target: Tensor, share: Tensor) -> dict[str, Tensor]:

@@ -48,11 +48,12 @@ class BoundaryUNet(UNet):
         """See UNet.system_maps_of."""
         return logits["pixels"].float().softmax(dim=1)
 
-    def objects(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    def foreground(self, maps: np.ndarray) -> np.ndarray:
+        """See UNet.foreground."""
+        return 1 - maps[0]
+
+    def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See UNet.objects."""
-        foreground = 1 - maps[0]
-        threshold = self.threshold_of(foreground)
-        mask = foreground >= threshold
         seeds = components((maps.argmax(axis=0) == INSIDE) & mask, connectivity=2)
         labels = grown(seeds, mask)
-        return labels, foreground, solidity(labels, int(labels.max())), threshold
+        return labels, solidity(labels, int(labels.max()))

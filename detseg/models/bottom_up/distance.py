@@ -51,12 +51,11 @@ class DistanceUNet(UNet):
         """See UNet.system_maps_of."""
         return torch.cat([logits[name] for name in self.system_maps], dim=1).float().sigmoid()
 
-    def objects(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See UNet.objects."""
-        foreground, distance = maps
-        threshold = self.threshold_of(foreground)
-        labels = watershed_from_peaks(distance, foreground >= threshold, self.options.seed_depth)
-        return labels, foreground, agreement(labels, distance), threshold
+        distance = maps[1]
+        labels = watershed_from_peaks(distance, mask, self.options.seed_depth)
+        return labels, agreement(labels, distance)
 
 
 def agreement(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:

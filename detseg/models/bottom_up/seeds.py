@@ -17,7 +17,9 @@ def watershed_from_peaks(height: np.ndarray, mask: np.ndarray, depth: float) -> 
     """
     if not mask.any():
         return np.zeros(mask.shape, dtype=np.int32)
-    height = np.where(mask, height, height.min()).astype(np.float32)
+    # Lower than anything filled, so that no part of the mask depends on another.
+    outside = height[mask].min() - np.float32(depth) - 1
+    height = np.where(mask, height, outside).astype(np.float32)
     # Filling up to `depth` below every peak leaves one plateau for peaks that no deeper saddle parts.
     filled = reconstruction(height - np.float32(depth), height, method="dilation")
     seeds = components(local_maxima(filled) & mask, connectivity=2)

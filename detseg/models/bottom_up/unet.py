@@ -106,13 +106,19 @@ class UNet(MapSegmenter):
         """Return the maps (B, M, H, W) float32 of the system, without those of classes."""
 
     @abstractmethod
-    def objects(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Make objects of the system's maps (M, H, W) float32.
+    def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Make objects of the system's maps (M, H, W) float32 within a mask (H, W) bool of the foreground.
+
+        What becomes of a part of the mask may depend on nothing that does not touch it by side or corner: large images
+        are decoded part by part.
 
         Returns:
-            labels (H, W) int32, 1..N; the foreground probability (H, W) float32; the quality (N,) in [0, 1] of the
-            objects' shapes; the threshold of the foreground.
+            labels (H, W) int32, 1..N; the quality (N,) in [0, 1] of the objects' shapes.
         """
+
+    def foreground(self, maps: np.ndarray) -> np.ndarray:
+        """Return the probability (H, W) float32 that a pixel belongs to an object, of the system's maps (M, H, W)."""
+        return maps[0]
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """See Segmenter.forward."""
@@ -152,23 +158,27 @@ class UNet(MapSegmenter):
             for array, (height, width), size in zip(arrays, batch.sizes, sizes, strict=True)
         ]
 
-    def decode(self, maps: np.ndarray, *, soft_masks: bool = False) -> Predictions:
+    def decode(
+        self, maps: np.ndarray, *, soft_masks: bool = False, level: float | None = None, limited: bool = True
+    ) -> Predictions:
         """See MapSegmenter.decode."""
         count = len(self.system_maps)
-        labels, foreground, quality, threshold = self.objects(maps[:count])
+        foreground = self.foreground(maps)
+        threshold = self.options.threshold or (self.level(maps) if level is None else level)
+        labels, quality = self.objects(maps[:count], foreground >= threshold)
         return predictions_of_labels(
             labels,
             foreground,
             quality,
             class_maps=maps[count:] if CLASSES in self.heads else None,
             threshold=threshold,
-            limit=self.options.limit.detections_per_image,
+            limit=self.options.limit.detections_per_image if limited else None,
             soft_masks=soft_masks,
         )
 
-    def threshold_of(self, foreground: np.ndarray) -> float:
-        """The threshold of a foreground (H, W): a number, or the mean of the image."""
-        return self.options.threshold or float(foreground.mean())
+    def level(self, maps: np.ndarray) -> float | None:
+        """See MapSegmenter.level: the threshold, where it is the mean of the foreground."""
+        return None if self.options.threshold else float(self.foreground(maps).mean(dtype=np.float64))
 
     def prefer_speed(self) -> Self:
         """See Segmenter.prefer_speed."""
