@@ -77,7 +77,7 @@ class ViewBatch:
         if (places := self.model.places) is not None:
             found = [segmenter.with_classes(maps, places) for maps in found]
         turned = zip(self.views, found, strict=True)
-        return [view.symmetry.inverse.array(maps.transpose(1, 2, 0)).transpose(2, 0, 1) for view, maps in turned]
+        return [segmenter.turned(maps, view.symmetry.inverse) for view, maps in turned]
 
     def boxes(self) -> list[Predictions]:
         """Boxes that every view finds, in the pixels of the image."""

@@ -1,8 +1,7 @@
 """Models whose answer is maps, values for every pixel, of which objects are made afterwards.
 
 Maps of several views of an image and of several models are averaged first, those of tiles are blended; what is decoded
-then is one set of maps, as if there had been one view of the whole image. Maps hold numbers without a direction: turned
-with the image, they are those of the turned image.
+then is one set of maps, as if there had been one view of the whole image.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 
 from detseg.models.base import Segmenter
 from detseg.structures.predictions import Predictions
+from detseg.structures.symmetries import Symmetry
 
 
 class MapSegmenter(Segmenter):
@@ -49,6 +49,13 @@ class MapSegmenter(Segmenter):
     def level(self, maps: np.ndarray) -> float | None:
         """Return the mean over maps (M, H, W) that `decode` goes by, as a threshold; None where there is none."""
         return None
+
+    def turned(self, maps: np.ndarray, symmetry: Symmetry) -> np.ndarray:
+        """Return the maps (M, H, W) of an image as those of what a symmetry makes of it.
+
+        Numbers without a direction only move with their pixels; a model whose maps hold directions turns these too.
+        """
+        return symmetry.array(maps.transpose(1, 2, 0)).transpose(2, 0, 1)
 
     def with_classes(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Return maps of a model with the same classes in another order: class k becomes class places[k]."""

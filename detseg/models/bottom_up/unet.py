@@ -89,7 +89,7 @@ class UNet(MapSegmenter):
 
     @abstractmethod
     def targets(self, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what the system's heads shall say: arrays (H, W) by any names, of a label image (H, W) int32."""
+        """Return what the system's heads shall say: arrays (..., H, W) by any names, of a label image (H, W) int32."""
 
     @abstractmethod
     def system_losses(
@@ -97,8 +97,8 @@ class UNet(MapSegmenter):
     ) -> dict[str, Tensor]:
         """Return the losses of the system's heads (`loss_...`), and measurements that are only logged.
 
-        logits: (B, C, H, W) by head. targets: (B, H, W) by the names of `targets`. share: (B, H, W) float32, the factor
-        on the loss of every pixel.
+        logits: (B, C, H, W) by head. targets: (B, ..., H, W) by the names of `targets`. share: (B, H, W) float32,
+        the factor on the loss of every pixel.
         """
 
     @abstractmethod
@@ -153,10 +153,11 @@ class UNet(MapSegmenter):
                 maps = torch.cat([maps, logits[CLASSES].float().softmax(dim=1)], dim=1)
             arrays = maps.permute(0, 2, 3, 1).cpu().numpy()
         sizes = batch.sizes if output_sizes is None else output_sizes
-        return [
-            np.ascontiguousarray(resize_image(array[:height, :width], *size).transpose(2, 0, 1))
-            for array, (height, width), size in zip(arrays, batch.sizes, sizes, strict=True)
-        ]
+        result = []
+        for array, (height, width), size in zip(arrays, batch.sizes, sizes, strict=True):
+            resized = np.ascontiguousarray(resize_image(array[:height, :width], *size).transpose(2, 0, 1))
+            result.append(self.scaled(resized, size[0] / height, size[1] / width))
+        return result
 
     def decode(
         self, maps: np.ndarray, *, soft_masks: bool = False, level: float | None = None, limited: bool = True
@@ -180,6 +181,10 @@ class UNet(MapSegmenter):
         """See MapSegmenter.level: the threshold, where it is the mean of the foreground."""
         return None if self.options.threshold else float(self.foreground(maps).mean(dtype=np.float64))
 
+    def scaled(self, maps: np.ndarray, y: float, x: float) -> np.ndarray:
+        """Return maps (M, H, W) that were resized by the factors y and x: lengths in pixels change with them."""
+        return maps
+
     def prefer_speed(self) -> Self:
         """See Segmenter.prefer_speed."""
         for module in self.modules():
@@ -192,11 +197,11 @@ class UNet(MapSegmenter):
         return {name: head(features) for name, head in self.heads.items()}
 
     def _batch(self, arrays: Sequence[np.ndarray], size: Sequence[int]) -> Tensor:
-        """Pad arrays (H, W) with zeros at the right and at the bottom; integers become int64."""
+        """Pad arrays (..., H, W) with zeros at the right and at the bottom; integers become int64."""
         padded: list[Any] = []
         for array in arrays:
             tensor = torch.from_numpy(array if array.dtype in (bool, np.float32) else array.astype(np.int64))
-            padded.append(F.pad(tensor, (0, size[1] - array.shape[1], 0, size[0] - array.shape[0])))
+            padded.append(F.pad(tensor, (0, size[1] - array.shape[-1], 0, size[0] - array.shape[-2])))
         return torch.stack(padded).to(self.device)
 
 

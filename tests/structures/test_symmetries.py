@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detseg.inference.views import SYMMETRIES
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions, soft_mask_window, soft_mask_windows
+from detseg.structures.symmetries import SYMMETRIES
 
 REFERENCE = {
     "none": lambda image: image,
@@ -95,3 +95,16 @@ def test_no_predictions_turn_too():
 def test_windows_of_many_boxes_are_those_of_each(boxes):
     expected = [soft_mask_window(np.array(box), 7, 9) for box in boxes]
     assert soft_mask_windows(np.array(boxes).reshape(-1, 4), 7, 9).tolist() == [list(window) for window in expected]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_point_to_where_their_target_went(name: str) -> None:
+    size, start, end = np.array([5, 8]), np.array([1, 2]), np.array([4, 6])
+    symmetry = SYMMETRIES[name]
+
+    def place(pixel: np.ndarray) -> np.ndarray:
+        image = np.zeros(size, bool)
+        image[tuple(pixel)] = True
+        return np.argwhere(symmetry.array(image))[0]
+
+    assert tuple(symmetry.vectors(*(end - start))) == tuple(place(end) - place(start))
