@@ -54,8 +54,10 @@ PRETRAINED = [
 ]
 # Decoders of the U-Nets on encoders of timm; the plain U-Net needs none.
 UNET = ["segmentation-models-pytorch>=0.5", *PRETRAINED]
+# Objects of pixel embeddings by mean shift and HDBSCAN.
+EMBEDDING = ["scikit-learn>=1.3"]
 TRACKING = ["wandb>=0.28"]
-TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80", *ZARR, *TUNING, *TRACKING, *UNET]
+TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80", *ZARR, *TUNING, *TRACKING, *UNET, *EMBEDDING]
 DEMO = ["gradio>=4.0"]
 SAM = ["segment-anything>=1.0"]
 KAGGLE = ["kaggle>=1.7"]
@@ -106,6 +108,7 @@ setup(
         "microscopes": MICROSCOPES,
         "tuning": TUNING,
         "unet": UNET,
+        "embedding": EMBEDDING,
         "pretrained": PRETRAINED,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.6"],

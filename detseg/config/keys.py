@@ -92,12 +92,20 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "MODEL.UNET.DECODER": Key(
         "Unet",
-        "What joins the maps of a `timm` encoder: `Unet`, `UnetPlusPlus` or `MAnet` of segmentation_models_pytorch.",
+        "What joins the maps of a `timm` encoder: `Unet`, `UnetPlusPlus` or `MAnet` of segmentation_models_pytorch, "
+        "`RefineNet`, or `Transposed`: transposed convolutions from the coarsest map alone.",
     ),
     "MODEL.UNET.CHANNELS": Key(
         [256, 128, 64, 32, 16],
         "Channels of the decoder's levels, coarsest first; as many as the encoder halves the image. A `plain` encoder "
         "has the same in reverse, and twice the first below them.",
+    ),
+    "MODEL.UNET.GUIDES": Key(
+        [],
+        "Channels computed from the gray values and added to the image: `edges` (length of the gradient), `contours` "
+        "(difference of Gaussians: rims and halos), `contrast` (distance from the local mean in local standard "
+        "deviations).",
+        Kind("str", (1,)),
     ),
     "MODEL.UNET.ACTIVATION": Key("relu", "Of a `plain` network: `relu` or `elu`."),
     "MODEL.UNET.DROPOUT": Key(
@@ -123,13 +131,47 @@ OWN_KEYS: dict[str, Key] = {
         "from the background.",
     ),
     "MODEL.UNET.BOUNDARY_WIDTH": Key(
-        2, "BoundaryUNet: pixels at the network of the boundary between two objects that touch, half of them from each."
+        2,
+        "BoundaryUNet, and PixelEmbedding's binary loss: pixels at the network of the boundary between two objects "
+        "that touch, half of them from each.",
     ),
     "MODEL.UNET.SEED_DEPTH": Key(
         0.15,
         "DistanceUNet: two peaks of the distance map (1 in the middle of an object) are two objects where the lower "
         "one rises by this above the saddle between them.",
     ),
+    "MODEL.EMBEDDING.SIZE": Key(8, "PixelEmbedding: numbers of the embedding of a pixel, a vector of length 1."),
+    "MODEL.EMBEDDING.LOSS": Key(
+        "contrastive",
+        "How pairs of pixels are judged: `contrastive`, every pixel is to be nearer to those of its object than to all "
+        "others; `binary`, whether two are of one object, and a head of three classes of pixels (background, inside, "
+        "boundary between objects) on the embeddings in place of the heads of foreground and seeds.",
+    ),
+    "MODEL.EMBEDDING.SAMPLING": Key(
+        "windowed",
+        "Where the pixels of the pairs are drawn: `uniform`, anywhere on the objects of the image; `windowed`, in "
+        "windows at random places, so that neighbours are told apart.",
+    ),
+    "MODEL.EMBEDDING.SAMPLES": Key(1024, "Pixels drawn in an image, of all windows together."),
+    "MODEL.EMBEDDING.WINDOWS": Key(4, "Windows in an image."),
+    "MODEL.EMBEDDING.WINDOW": Key(64, "Side of a window in pixels at the network: a few objects wide."),
+    "MODEL.EMBEDDING.TEMPERATURE": Key(0.1, "Differences of cosines that matter to the loss."),
+    "MODEL.EMBEDDING.SIMILARITY": Key(
+        0.7, "Cosine from which on two pixels are of one object, in the binary loss and wherever objects are made."
+    ),
+    "MODEL.EMBEDDING.OBJECTS": Key(
+        "growing",
+        "How objects are made: `growing` from seeds at full resolution, in time linear in pixels; or by clusters of a "
+        "coarse grid: `agglomerative` (average linkage of cosine distances), `mean_shift` or `hdbscan` (scikit-learn: "
+        "`.[embedding]`).",
+    ),
+    "MODEL.EMBEDDING.SEEDS": Key(
+        "head",
+        "Seeds of `growing`: `head`, the map of distances to the edge (binary loss: the probability of the inside); "
+        "`density`, how far the 5 x 5 pixels around each have its embedding.",
+    ),
+    "MODEL.EMBEDDING.SEED_THRESHOLD": Key(0.5, "Value of that map from which on a pixel belongs to a seed."),
+    "MODEL.EMBEDDING.GRID": Key([160, 128], "Longer and shorter side of the grid on which clusters are sought."),
     "MODEL.RESNETS.RADIX": Key(
         1,
         "Maps that each 3 x 3 convolution gives, between which attention chooses: 2 makes a ResNeSt, as in LIVECell's "

@@ -70,15 +70,16 @@ ARCHITECTURES = {
     ),
     **{
         name: Architecture(
-            options=f"detseg.models.bottom_up.{module}Options",
-            build=f"detseg.models.bottom_up.{module}UNet",
+            options=f"detseg.models.bottom_up.{options}",
+            build=f"detseg.models.bottom_up.{options.partition(':')[0]}:{name}",
             averages_maps=True,
             soft_masks=True,
         )
-        for name, module in {
-            "BinaryUNet": "binary:Binary",
-            "BoundaryUNet": "boundary:Boundary",
-            "DistanceUNet": "distance:Distance",
+        for name, options in {
+            "BinaryUNet": "binary:BinaryOptions",
+            "BoundaryUNet": "boundary:BoundaryOptions",
+            "DistanceUNet": "distance:DistanceOptions",
+            "PixelEmbedding": "embedding:EmbeddingOptions",
         }.items()
     },
 }

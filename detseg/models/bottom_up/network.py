@@ -1,5 +1,5 @@
-"""Encoder-decoder networks with named heads: timm's encoders with the decoders of segmentation_models_pytorch, and the
-classic U-Net (Ronneberger et al. 2015) that learns from scratch.
+"""Encoder-decoder networks with named heads: timm's encoders with decoders of segmentation_models_pytorch or of our own
+(decoders.py), and the classic U-Net (Ronneberger et al. 2015) that learns from scratch.
 
 Symbols: B images of H x W pixels, both divided by 2**depth.
 """
@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, Problems, key, part
 from detseg.errors import ConfigError
+from detseg.models.bottom_up.decoders import RefineNetDecoder, TransposedDecoder
 from detseg.models.timm_backbone import TimmBackbone, TimmOptions, timm_network
 
 PLAIN, TIMM = "plain", "timm"
 INSTALL = 'it needs the package segmentation-models-pytorch: pip install "detseg[unet]"'
 # Name -> its module and class in segmentation_models_pytorch.decoders.
-DECODERS = {
+SMP_DECODERS = {
     "Unet": "unet.decoder:UnetDecoder",
     "UnetPlusPlus": "unetplusplus.decoder:UnetPlusPlusDecoder",
     "MAnet": "manet.decoder:MAnetDecoder",
 }
+OWN_DECODERS = {"RefineNet": RefineNetDecoder, "Transposed": TransposedDecoder}
 _ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 
 
@@ -38,7 +40,7 @@ class NetworkOptions(Options):
     section = "MODEL.UNET"
 
     encoder: str = key("ENCODER", choices=(TIMM, PLAIN))
-    decoder: str = key("DECODER", choices=tuple(DECODERS))
+    decoder: str = key("DECODER", choices=(*SMP_DECODERS, *OWN_DECODERS))
     channels: tuple[int, ...] = key("CHANNELS", at_least=1, not_empty=True)
     activation: str = key("ACTIVATION", choices=tuple(_ACTIVATIONS))
     dropout: float = key("DROPOUT", at_least=0, below=1)
@@ -53,7 +55,8 @@ class NetworkOptions(Options):
         if self.encoder == PLAIN:
             return
         try:
-            _decoder_class(self.decoder)
+            if self.decoder in SMP_DECODERS:
+                _decoder_class(self.decoder)
         except ConfigError as error:
             problems.add("MODEL.UNET.DECODER", str(error))
         levels = timm_network(self.timm.name).levels
@@ -61,8 +64,9 @@ class NetworkOptions(Options):
             known = ", ".join(map(str, levels))
             expected = f"expected as many values as {self.timm.name} has halvings of the image: one of {known}"
             problems.add("MODEL.UNET.CHANNELS", expected)
-        elif self.decoder != "Unet" and 1 not in levels:
-            problems.add("MODEL.UNET.DECODER", f"{self.timm.name} has no feature map of stride 2: take Unet")
+        elif self.decoder in ("UnetPlusPlus", "MAnet") and 1 not in levels:
+            expected = f"{self.timm.name} has no feature map of stride 2: take Unet or {' or '.join(OWN_DECODERS)}"
+            problems.add("MODEL.UNET.DECODER", expected)
 
 
 def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn.Module, nn.Module]:
@@ -74,16 +78,20 @@ def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn
         layers = {"activation": options.activation, "dropout": options.dropout}
         return PlainEncoder(in_channels, widths, **layers), PlainDecoder(widths, **layers)
     features = [f"res{level}" for level in sorted(timm_network(options.timm.name).levels) if level <= options.depth]
+    if options.decoder == "Transposed":  # parameters that only finer maps need would have no gradient
+        features = features[-1:]
     timm = options.timm
     backbone = TimmBackbone(
         timm.name, in_channels=in_channels, out_features=features, norm=timm.norm, freeze_at=timm.freeze_at
     )
+    if options.decoder in OWN_DECODERS:
+        return backbone, OWN_DECODERS[options.decoder](backbone.channels, options.channels)
     return backbone, SmpDecoder(options.decoder, backbone.channels, options.channels)
 
 
 def _decoder_class(name: str) -> type[nn.Module]:
     """Raises ConfigError where its package is not installed."""
-    module, _, member = DECODERS[name].partition(":")
+    module, _, member = SMP_DECODERS[name].partition(":")
     try:
         return getattr(import_module(f"segmentation_models_pytorch.decoders.{module}"), member)
     except ImportError as error:

@@ -18,10 +18,10 @@ from detseg.data.augment.resampling import resize_image
 from detseg.data.pixel_classes import flat_labels
 from detseg.models.base import check_finite
 from detseg.models.bottom_up.decoding import predictions_of_labels
+from detseg.models.bottom_up.guides import GUIDES, GuidedInput
 from detseg.models.bottom_up.losses import CROSS_ENTROPY, LossOptions, class_losses
 from detseg.models.bottom_up.network import NetworkOptions, build_encoder_decoder
 from detseg.models.depthwise import DepthwiseConv2d
-from detseg.models.image_input import ImageInput
 from detseg.models.map_segmenter import MapSegmenter
 from detseg.models.options import ImageInputOptions, LimitOptions
 from detseg.structures.label_layers import LabelLayers
@@ -33,13 +33,16 @@ CLASSES = "classes"  # the head that says of which class an object's pixels are
 
 @dataclass(frozen=True)
 class UNetOptions(Options):
-    """threshold: of the probability that a pixel belongs to an object; 0 for the mean over the image."""
+    """threshold: of the probability that a pixel belongs to an object; 0 for the mean over the image. guides: see
+    guides.py.
+    """
 
     section = "MODEL.UNET"
 
     masks: bool = key("MODEL.MASK_ON", choices=(True,))
     num_classes: int = key("MODEL.ROI_HEADS.NUM_CLASSES", at_least=1)
     threshold: float = key("THRESHOLD", at_least=0, below=1)
+    guides: tuple[str, ...] = key("GUIDES", choices=tuple(GUIDES))
     network: NetworkOptions = part(NetworkOptions)
     losses: LossOptions = part(LossOptions)
     image_input: ImageInputOptions = part(ImageInputOptions)
@@ -74,8 +77,9 @@ class UNet(MapSegmenter):
         super().__init__()
         self.options = options
         depth, width = options.network.depth, options.network.channels[-1]
-        self.image_input = ImageInput.from_options(options.image_input, size_divisibility=2**depth)
-        channels = len(options.image_input.pixel_mean)
+        self.image_input = GuidedInput.from_options(options.image_input, size_divisibility=2**depth)
+        self.image_input.guides = options.guides
+        channels = len(options.image_input.pixel_mean) + len(options.guides)
         self.backbone, self.decoder = build_encoder_decoder(options.network, channels)
         heads = dict(self.system_heads)
         self.map_names = self.system_maps

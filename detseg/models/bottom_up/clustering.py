@@ -1,0 +1,104 @@
+"""Objects of embeddings by clustering on a coarse grid.
+
+Embeddings are averaged to a grid, those of the foreground are clustered, clusters are eroded, so that thin bridges
+break, and every connected piece is an object, which goes back to full resolution by the nearest neighbour. No object
+spans two connected regions of the foreground: each is clustered by itself, which bounds time and memory, for both grow
+with the square of the pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist
+from skimage.measure import label as components
+
+from detseg.data.augment.resampling import resize_image
+from detseg.models.bottom_up.growing import grown_by_likeness, unit_vectors
+
+AGGLOMERATIVE, MEAN_SHIFT, HDBSCAN = "agglomerative", "mean_shift", "hdbscan"
+INSTALL = 'it needs the package scikit-learn: pip install "detseg[embedding]"'
+# Pixels of one region that are clustered; of a larger one every second, third, ... is, and the others join the nearest
+# cluster. The distances of 4,000 pixels take 64 MB.
+MOST_PIXELS = 4000
+
+
+def objects_by_clustering(
+    mask: np.ndarray, unit: np.ndarray, *, method: str, grid: tuple[int, int], similarity: float
+) -> np.ndarray:
+    """Return labels (H, W) int32, 1..N, of a foreground (H, W) bool and unit embeddings (D, H, W) float32.
+
+    grid: longer and shorter side of the grid; an image that is smaller keeps its size. similarity: cosine from which on
+    pixels are of one object: 1 - the distance at which the average linkage ends.
+    """
+    height, width = mask.shape
+    sides = grid if height > width else grid[::-1]
+    rows, columns = (min(size, most) for size, most in zip(mask.shape, sides, strict=True))
+    own = np.where(mask, unit, np.float32(0))
+    coarse = resize_image(np.concatenate([own, mask[None]]).transpose(1, 2, 0).astype(np.float32), rows, columns)
+    coarse = coarse.transpose(2, 0, 1)
+    inside, vectors = coarse[-1] >= 0.5, unit_vectors(coarse[:-1])
+    clusters = np.zeros((rows, columns), dtype=np.int32)
+    regions = components(inside, connectivity=2)
+    order = np.argsort(regions.ravel(), kind="stable")
+    for start, stop in itertools.pairwise(np.cumsum(np.bincount(regions.ravel()))):
+        pixels = order[start:stop]
+        found = clusters_of(vectors.reshape(len(vectors), -1)[:, pixels].T, method, similarity)
+        clusters.flat[pixels] = np.where(found > 0, found + clusters.max(), 0)
+    labels = grown_by_likeness(eroded_pieces(clusters), inside, vectors, similarity)
+    ys = (np.arange(height) + 0.5) * rows / height
+    xs = (np.arange(width) + 0.5) * columns / width
+    nearest = labels[ys.astype(np.int64)[:, None], xs.astype(np.int64)]
+    # pixels at the edge that are foreground here and not on the grid; what the grid does not show at all
+    labels = grown_by_likeness(nearest, mask, unit, similarity)
+    return np.unique(np.append(0, labels), return_inverse=True)[1][1:].reshape(mask.shape).astype(np.int32)
+
+
+def eroded_pieces(clusters: np.ndarray) -> np.ndarray:
+    """Return the pieces (h, w) int32, 1..N, into which clusters (h, w), 0 for none, fall when they are eroded by one
+    pixel. A piece that would vanish stays as it is.
+    """
+    padded = np.pad(clusters, 1, mode="edge")
+    centre = padded[1:-1, 1:-1]
+    neighbours = (padded[1:-1, 2:], padded[1:-1, :-2], padded[2:, 1:-1], padded[:-2, 1:-1])
+    core = np.logical_and.reduce([centre == one for one in neighbours])
+    pieces = components(clusters, background=0, connectivity=1)
+    survives = np.zeros(pieces.max() + 1, dtype=bool)
+    survives[pieces[core]] = True
+    return components(np.where(core | ~survives[pieces], clusters, 0), background=0, connectivity=1).astype(np.int32)
+
+
+def clusters_of(vectors: np.ndarray, method: str, similarity: float) -> np.ndarray:
+    """Return the cluster (P,) 1, 2, ... of every unit vector (P, D), 0 for what is none (HDBSCAN's noise)."""
+    step = math.ceil(len(vectors) / MOST_PIXELS)
+    chosen = vectors[::step].astype(np.float64)
+    if len(chosen) < 2:
+        return np.ones(len(vectors), dtype=np.int64)
+    if method == AGGLOMERATIVE:
+        # of unit vectors; rounding gives distances a little below 0
+        tree = linkage(pdist(chosen, "cosine").clip(min=0), "average")
+        found = fcluster(tree, 1 - similarity, "distance")
+    else:
+        from sklearn import cluster
+
+        # the distance between two unit vectors of this cosine
+        chord = math.sqrt(2 * (1 - similarity))
+        if method == MEAN_SHIFT:
+            found = cluster.MeanShift(bandwidth=chord, bin_seeding=True).fit_predict(chosen) + 1
+        elif len(chosen) < 2 * _SMALLEST:
+            found = np.ones(len(chosen), dtype=np.int64)
+        else:
+            clusterer = cluster.HDBSCAN(
+                min_cluster_size=_SMALLEST, cluster_selection_epsilon=chord, allow_single_cluster=True, copy=True
+            )
+            found = clusterer.fit_predict(chosen) + 1
+    if step == 1:
+        return found
+    means = np.stack([vectors[::step][found == number].mean(axis=0) for number in range(1, found.max() + 1)])
+    return (vectors @ unit_vectors(means.T[:, :, None])[:, :, 0]).argmax(axis=1) + 1
+
+
+_SMALLEST = 4  # pixels of the grid that can be an object to HDBSCAN

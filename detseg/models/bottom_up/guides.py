@@ -1,0 +1,70 @@
+"""Guides: channels computed from the image that tell a network what it would have to learn first.
+
+Each is of the gray value, the mean of the normalised channels, and has no direction: turned with the image, it is that
+of the turned image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detseg.models.image_input import ImageBatch, ImageInput
+
+
+def _smoothed(gray: Tensor, sigma: float) -> Tensor:
+    """A Gaussian mean of (h, w), the image continued by its outermost pixels."""
+    reach = math.ceil(3 * sigma)
+    steps = torch.arange(-reach, reach + 1, dtype=gray.dtype, device=gray.device)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel /= kernel.sum()
+    padded = F.pad(gray[None, None], [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])[0, 0]
+
+
+def edges(gray: Tensor) -> Tensor:
+    """The length of the gradient of (h, w), per pixel, at a scale of one pixel."""
+    padded = F.pad(_smoothed(gray, 1.0)[None, None], [1] * 4, mode="replicate")[0, 0]
+    across, down = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
+    return torch.hypot(across, down) / 2
+
+
+def contours(gray: Tensor) -> Tensor:
+    """How much brighter a pixel is than its surroundings, at the scale of rims and halos: a difference of Gaussians."""
+    return _smoothed(gray, 1.0) - _smoothed(gray, 3.0)
+
+
+def contrast(gray: Tensor) -> Tensor:
+    """The gray value in standard deviations from the mean of its surroundings, about 48 pixels across."""
+    difference = gray - _smoothed(gray, 8.0)
+    # what is flat has no contrast, and its noise is not to become any
+    return difference / (_smoothed(difference**2, 8.0).sqrt() + 0.1)
+
+
+GUIDES: dict[str, Callable[[Tensor], Tensor]] = {"edges": edges, "contours": contours, "contrast": contrast}
+
+
+class GuidedInput(ImageInput):
+    """ImageInput that adds guides, by their names in GUIDES, behind the channels of the image."""
+
+    guides: Sequence[str] = ()
+
+    def forward(self, images: Sequence[np.ndarray], device: torch.device) -> ImageBatch:
+        """See ImageInput.forward; zeros in the padding here too."""
+        batch = super().forward(images, device)
+        if not self.guides:
+            return batch
+        shape = (len(images), len(self.guides), *batch.tensor.shape[2:])
+        added = batch.tensor.new_zeros(shape)
+        # small differences of large numbers: not in half precision
+        with torch.autocast(device.type, enabled=False):
+            for image, place, (height, width) in zip(batch.tensor, added, batch.sizes, strict=True):
+                gray = image[:, :height, :width].mean(dim=0)
+                for channel, name in zip(place, self.guides, strict=True):
+                    channel[:height, :width] = GUIDES[name](gray)
+        return ImageBatch(torch.cat([batch.tensor, added], dim=1), batch.sizes)
