@@ -14,6 +14,7 @@ from detseg.cli.tracking import add_tracking, settings_of, tracked
 if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
     from detseg.evaluation.ground_truth import GroundTruth
+    from detseg.evaluation.object_ap import ObjectCounts
     from detseg.fusion.postprocess import Postprocess
     from detseg.runs.tracked_command import CommandRun
     from detseg.runs.tracker import Table
@@ -64,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD",
         help="image-level field of the COCO file, or of the predictions: scores for each of its values",
     )
+    parser.add_argument(
+        "--intervals", action="store_true", help="object scores with 95 %% intervals, by drawing the images anew"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="FILE",
+        help="predictions of the same images, scored as they stand: the differences to them, image by image, with "
+        "their 95 %% intervals",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
     add_tracking(parser)
 
@@ -93,8 +103,13 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     counts = count_all(truth, aligned)
     metrics = metrics_of(truth, aligned, counts, max_detections=arguments.max_detections, group_by=arguments.group_by)
     tracking.log(metrics, f"{EVALUATION}/")
+    if arguments.intervals or arguments.base:
+        metrics |= _with_intervals(arguments, dataset, truth, counts)
     tracking.tables(lambda: _tables(arguments, dataset, truth, list(predictions), postprocess, metrics))
     print(score_table(metrics))
+    for name in ("intervals", "differences"):
+        if name in metrics:
+            print(f"\n{interval_table(metrics[name])}")
     for text in object_warnings(dataset):
         print(f"\nWARNING: {text}")
     if postprocess is None and _keeps_everything(metrics, aligned):
@@ -126,6 +141,42 @@ def _begin_tracking(tracking: CommandRun, arguments: argparse.Namespace, info: M
     tracking.reads(DATASET, arguments.ground_truth)
     tracking.reads(PREDICTIONS, predictions)
     tracking.reads(THRESHOLDS, arguments.postprocess)
+
+
+def _with_intervals(
+    arguments: argparse.Namespace, dataset: CocoDataset, truth: GroundTruth, counts: Sequence[ObjectCounts] | None
+) -> dict[str, Any]:
+    """Return the intervals, and the differences to the base, for the file of scores."""
+    from detseg.coco.predictions_file import read_predictions
+    from detseg.errors import DataError
+    from detseg.evaluation.evaluate import align, count_all
+    from detseg.evaluation.intervals import differences_with_intervals, scores_with_intervals
+
+    if counts is None:
+        raise DataError(f"{arguments.predictions}: its predictions have no masks; intervals are of scores of masks")
+    found: dict[str, Any] = {"intervals": scores_with_intervals(counts, truth.class_names)}
+    if arguments.base:
+        base = count_all(truth, align(truth, read_predictions(arguments.base, dataset)))
+        if base is None:
+            raise DataError(f"--base {arguments.base}: its predictions have no masks; expected those of masks")
+        found["base"] = str(arguments.base)
+        found["differences"] = differences_with_intervals(base, counts, truth.class_names)
+    return found
+
+
+def interval_table(named: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """Return values with their intervals as a text table, a row for all objects and for each class."""
+    from detseg.files.table import text_table
+
+    names = list(named["all"])
+    cells = [[name, *(with_interval(scores[key]) for key in names)] for name, scores in named.items()]
+    return text_table([["95 % intervals", *(COLUMNS[key] for key in names)], *cells])
+
+
+def with_interval(value: Sequence[float | None]) -> str:
+    """Return a value with its interval, a dash where it is not defined."""
+    middle, low, high = (_cell(one) for one in value)
+    return f"{middle} ({low} to {high})"
 
 
 def _tables(

@@ -39,6 +39,7 @@ COMMANDS = {
     "split": "split a COCO file into folds or parts without leaks, or look for leaks",
     "train_net": "train a model, evaluate it and draw what it sees",
     "sweep": "run a sweep of W&B without a server: many trainings or tunings, the best of them as a configuration",
+    "run_study": "a whole study: trainings in folds and what is made of them, compared; resumable, also on Ray",
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
     "pseudo_label": "labels of a model for images without labels, to learn from; in rounds, each of which must help",

@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="postprocess YAML; a table (.json) and a plot (.png) of the same name are written beside it",
     )
+    parser.add_argument(
+        "--cross-fitted",
+        metavar="FILE",
+        help="also write the predictions of every fold after the settings that were chosen without it: what `evaluate` "
+        "says of them is the cross-fitted score",
+    )
     parser.add_argument("--start", metavar="FILE", help="postprocess YAML to start from and to compare with")
     parser.add_argument(
         "--fusion", metavar="FILE", help="fusion YAML for several files; its settings are tuned too, as fusion.NAME"
@@ -128,6 +134,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     checked = _score_of_file(trials, result.after)
     verdict = "" if against is None else against.verdict(arguments.metric)
     _write_states(outputs, result.after, verdict)
+    if "cross_fitted" in outputs:
+        _write_cross_fitted(outputs["cross_fitted"], trials, result, [str(fold) for fold in folds])
     about = {"metric": arguments.metric, "images": len(truth.images), "folds": folds_are, "predictions": infos}
     curve_values = [{"name": curve.coordinate.name, "points": curve.points, "chosen": curve.chosen} for curve in lines]
     compared = {} if against is None else {**against.to_plain(), "verdict": verdict}
@@ -204,6 +212,8 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
     outputs = {"postprocess": output, "table": output.with_suffix(".json"), "plot": output.with_suffix(".png")}
     if arguments.fusion:
         outputs["fusion"] = output.with_name(f"{output.stem}_fusion.yaml")
+    if arguments.cross_fitted:
+        outputs["cross_fitted"] = Path(arguments.cross_fitted)
     for path in outputs.values():
         if path.exists() and not arguments.overwrite:
             raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
@@ -326,6 +336,24 @@ def _write_states(outputs: dict[str, Path], state: State, comment: str) -> None:
     state.postprocess.save(outputs["postprocess"], comment)
     if "fusion" in outputs:
         state.fusion.save(outputs["fusion"], comment)
+
+
+def _write_cross_fitted(path: Path, trials: Trials, result: TuningResult, folds: Sequence[str]) -> None:
+    """Write what is left of every image's predictions after the settings that were chosen without its fold."""
+    import dataclasses
+
+    from detseg.coco.predictions_file import write_predictions
+    from detseg.files.atomic import make_folder
+    from detseg.tuning.tuning import to_plain
+
+    kept: list[Predictions] = [*trials.predictions(result.after)]
+    for fold, state in (result.by_fold or dict.fromkeys(folds, result.after)).items():
+        predictions = trials.predictions(state)
+        for index in [index for index, own in enumerate(folds) if own == fold]:
+            kept[index] = dataclasses.replace(state.postprocess.apply(predictions[index]), soft_masks=None)
+    make_folder(path.parent)
+    info = {"chosen_without_fold": to_plain(result)["chosen_without_fold"]}
+    write_predictions(path, kept, list(trials.truth.class_names), info)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -142,8 +142,13 @@ def fold_name(fold: int) -> str:
     return f"{FOLD}{fold}"
 
 
-# In a name of DATASETS.PSEUDO: the fold that is left out.
+# In a name of DATASETS.PSEUDO, and in MODEL.WEIGHTS: the fold that is left out.
 FOLD_PLACE = "{fold}"
+
+
+def weights_name(cfg: Config) -> str:
+    """Return MODEL.WEIGHTS for the fold that is trained."""
+    return cfg.MODEL.WEIGHTS.replace(FOLD_PLACE, str(cfg.DATASETS.FOLD))
 
 
 def pseudo_names(cfg: Config) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from detseg.coco.catalog import with_input_keys
+from detseg.data.folds import weights_name
 from detseg.data.loader import Share, build_train_loader
 from detseg.data.object_size import TypicalDiameters
 from detseg.data.trained_images import TrainedImages
@@ -186,7 +187,7 @@ def start_state(
     model = (build or build_model)(cfg)
     new_entries = None
     if cfg.MODEL.WEIGHTS:
-        report = load_weights(model, cfg.MODEL.WEIGHTS, fine_tune=True, cfg=cfg)
+        report = load_weights(model, weights_name(cfg), fine_tune=True, cfg=cfg)
         new_entries = set(report.new)
         if trained_images is not None:  # what it was trained with before, it has seen as well
             trained_images |= TrainedImages.from_stored(report.trained_images)

@@ -41,6 +41,9 @@ class ImageScores(NamedTuple):
         return ImageScores(self.above[:, chosen], self.below[:, chosen])
 
 
+ALL = "all"
+# Name of all objects or of a class -> score -> value, and the ends of its interval.
+Named = dict[str, dict[str, list[float | None]]]
 NAMES = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
 
 
@@ -66,6 +69,32 @@ def paired_intervals(base: ImageScores, other: ImageScores, seed: int = 0) -> tu
     """Return other minus base (R,), and the ends of its interval (R, 2); both of the same images in the same order."""
     ends = _ends(_drawn(other, seed) - _drawn(base, seed), base)
     return other.values - base.values, ends
+
+
+def scores_with_intervals(counts: Sequence[ObjectCounts], class_names: Sequence[str], seed: int = 0) -> Named:
+    """Return the scores of all objects ("all") and of each class: name -> score -> [value, low, high], None where not
+    defined."""
+    found: Named = {}
+    for row, name in enumerate([ALL, *class_names]):
+        scores = image_scores(counts, row)
+        found[name] = _named(scores.values, intervals(scores, seed))
+    return found
+
+
+def differences_with_intervals(
+    base: Sequence[ObjectCounts], other: Sequence[ObjectCounts], class_names: Sequence[str], seed: int = 0
+) -> Named:
+    """Return the scores of `other` minus those of `base`, of the same images in the same order, as
+    `scores_with_intervals`."""
+    found: Named = {}
+    for row, name in enumerate([ALL, *class_names]):
+        found[name] = _named(*paired_intervals(image_scores(base, row), image_scores(other, row), seed))
+    return found
+
+
+def _named(values: np.ndarray, ends: np.ndarray) -> dict[str, list[float | None]]:
+    rows = np.column_stack([values, ends]).tolist()
+    return {name: [None if np.isnan(one) else one for one in row] for name, row in zip(NAMES, rows, strict=True)}
 
 
 def _drawn(scores: ImageScores, seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from detseg.coco.catalog import load_dataset, resolve_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.pairing import content_key
-from detseg.data.folds import fold_name, pseudo_names
+from detseg.data.folds import fold_name, pseudo_names, weights_name
 from detseg.errors import DataError
 from detseg.files.hashing import fingerprint, hash_file, sha256_of
 from detseg.files.run_files import (
@@ -152,8 +152,9 @@ def artifact_name(path: Path, kind: str) -> str:
 def log_training_inputs(cfg: Config, run: Any) -> None:
     """Record the data sets of a training, and the file of weights that it began from."""
     inputs = _data_sets(cfg)
-    if cfg.MODEL.WEIGHTS and Path(cfg.MODEL.WEIGHTS).is_file():
-        inputs.append(input_artifact(MODEL, cfg.MODEL.WEIGHTS))
+    weights = weights_name(cfg)
+    if weights and Path(weights).is_file():
+        inputs.append(input_artifact(MODEL, weights))
     log_inputs(inputs, run)
 
 

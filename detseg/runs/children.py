@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from detseg.files.atomic import make_folder
 from detseg.files.lock import try_lock
 from detseg.runs.threads import CHOSEN_BY, cores_allowed
 
@@ -62,6 +63,24 @@ def start_command(
         env={**os.environ, **environment},
         start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
     )
+
+
+def run_command(
+    words: Sequence[str], log: Path, environment: Mapping[str, str], stopped: Callable[[], bool]
+) -> int | None:
+    """Run `detseg WORDS` with its output at the end of a file, asking it to end as soon as `stopped` says so.
+
+    Returns its exit status, None where it was asked to end.
+    """
+    make_folder(log.parent)
+    with open(log, "ab") as output:
+        process = start_command(words, output, environment, ends_with_this=True)
+    try:
+        while (status := process.poll()) is None and not stopped():
+            time.sleep(POLL_SECONDS / 5)
+    finally:
+        end_process(process)
+    return status
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,6 @@ the images of the other folds. The interval is that of a paired bootstrap over i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,13 @@ from detseg.coco.predictions_file import read_predictions
 from detseg.errors import DataError
 from detseg.evaluation.evaluate import align, count_all
 from detseg.evaluation.ground_truth import GroundTruth
-from detseg.evaluation.intervals import NAMES, image_scores, intervals, paired_intervals
+from detseg.evaluation.intervals import (
+    ALL,
+    NAMES,
+    differences_with_intervals,
+    image_scores,
+    scores_with_intervals,
+)
 from detseg.evaluation.object_ap import ObjectCounts
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
@@ -34,8 +39,7 @@ class OutOfFold:
 
     def scores(self, seed: int = 0) -> dict[str, Any]:
         """Return every score with its interval, of all objects and of each class: name -> [value, low, high]."""
-        rows = ["all", *self.class_names]
-        return {name: _with_ends(image_scores(self.counts, row), seed) for row, name in enumerate(rows)}
+        return scores_with_intervals(self.counts, self.class_names, seed)
 
 
 def score_out_of_fold(path: Path, dataset: CocoDataset, folds: np.ndarray) -> OutOfFold:
@@ -87,23 +91,11 @@ class Decision:
 
 def decide(before: OutOfFold, after: OutOfFold, metric: str, least_gain: float = 0.0, seed: int = 0) -> Decision:
     """Accept a round where the lower end of the paired interval of its gain is above `least_gain`."""
-    row = NAMES.index(metric)
-    gains = {}
-    for number, name in enumerate(["all", *before.class_names]):
-        sides = image_scores(before.counts, number), image_scores(after.counts, number)
-        values, ends = paired_intervals(*sides, seed)
-        gains[name] = _plain([values[row], *ends[row]])
-    gain = gains.pop("all")
+    differences = differences_with_intervals(before.counts, after.counts, before.class_names, seed)
+    gains = {name: scores[metric] for name, scores in differences.items()}
+    gain = gains.pop(ALL)
     known = None if None in gain else gain
-    first, second = (_plain(image_scores(side.counts).values)[row] for side in (before, after))
+    first, second = (image_scores(side.counts).values[NAMES.index(metric)].item() for side in (before, after))
+    first, second = (None if np.isnan(value) else value for value in (first, second))
     accepted = known is not None and known[1] > least_gain
     return Decision(metric, first, second, known, least_gain, accepted, gains)
-
-
-def _with_ends(scores: Any, seed: int) -> dict[str, list[float | None]]:
-    ends = intervals(scores, seed)
-    return {name: _plain([value, *own]) for name, value, own in zip(NAMES, scores.values, ends, strict=True)}
-
-
-def _plain(values: Sequence[float] | np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]

@@ -16,15 +16,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from detseg.errors import RunError
-from detseg.files.atomic import make_folder, read_json, write_json
-from detseg.runs.children import (
-    POLL_SECONDS,
-    end_process,
-    last_words,
-    start_command,
-    while_in_use,
-    worker_environment,
-)
+from detseg.files.atomic import read_json, write_json
+from detseg.runs.children import last_words, run_command, while_in_use, worker_environment
 
 logger = logging.getLogger(__name__)
 
@@ -109,16 +102,8 @@ class Steps:
         if self._ends():
             return
         log, started = self._path(step, ".log"), time.monotonic()
-        make_folder(log.parent)
         logger.info("%s begins: %s", step.name, log)
-        with open(log, "ab") as output:
-            environment = worker_environment(worker, self.workers)
-            process = start_command(step.command, output, environment, ends_with_this=True)
-        try:
-            while (status := process.poll()) is None and not self._ends():
-                time.sleep(POLL_SECONDS / 5)
-        finally:
-            end_process(process)
+        status = run_command(step.command, log, worker_environment(worker, self.workers), self._ends)
         if status is None:
             return
         if status == 1 and step.words[0] == "predict":  # some images could not be read; all others are there

@@ -95,6 +95,14 @@ def join_ray(address: str) -> None:
         raise RunError(f"--ray {address}: no cluster answers ({error}); {remedy}") from None
 
 
+def cores_of_a_worker(workers: int) -> int:
+    """Return the processor cores of each of several workers on the Ray cluster that was joined: one beside a GPU."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return 1 if resources.get("GPU", 0) else max(1, int(resources.get("CPU", 1)) // workers)
+
+
 def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> None:
     """Run trials as `workers` tasks at a time of the Ray cluster that was joined, and leave it.
 
@@ -104,8 +112,7 @@ def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> No
     import ray
 
     resources = ray.cluster_resources()
-    gpus = resources.get("GPU", 0)
-    cores = 1 if gpus else max(1, int(resources.get("CPU", 1)) // workers)
+    gpus, cores = resources.get("GPU", 0), cores_of_a_worker(workers)
     logger.info("Ray: %g cores, %g GPUs; %d trials at a time", resources.get("CPU", 0), gpus, workers)
     task = ray.remote(num_cpus=cores, num_gpus=1 if gpus else 0, max_retries=3)(_work_in_task)
     paths = [str(path.absolute()) for path in (search.sweep.path, search.folder)]

@@ -1,0 +1,124 @@
+"""`detseg run_study`: many trainings and what is made of them, as one work that goes on after any kill."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detseg.cli.next_step import command_line
+
+if TYPE_CHECKING:
+    from detseg.study.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """Run a study: prepare and split data, train models in folds, predict, label, fuse, tune, evaluate and
+submit, and compare the rows of its table with intervals. What is done is not done again unless its settings, data or
+code have changed. Killed at any moment, the same command goes on; started on several machines that share the folder,
+they share the stages."""
+DEFAULT_PARENT = Path("runs") / "studies"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="a study, such as studies/quickstart.yaml")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {DEFAULT_PARENT}/NAME")
+    parser.add_argument("--dry-run", action="store_true", help="say what is to be done, with the time, and do nothing")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="these stages: train, train/NAME, train/NAME/fold0, '*/x*'",
+    )
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="these rows of the table, and their bases")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="stages at a time; default: one for each GPU, without any one"
+    )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run the stages on this Ray cluster: HOST:PORT, auto, or local for one here"
+    )
+    parser.add_argument(
+        "--ignore-code", action="store_true", help="what another version of detseg's code has made counts as done"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from detseg.errors import ConfigError, RunError, list_problems
+    from detseg.files.atomic import make_folder
+    from detseg.runs.children import visible_gpus
+    from detseg.runs.interrupt import StopRequest
+    from detseg.study.plan import Plan
+    from detseg.study.results import write_results
+    from detseg.study.running import Processes, RayTasks, Runner, run_tasks, stop_file_of
+    from detseg.study.study_file import Study
+    from detseg.sweeps.workers import cores_of_a_worker, join_ray
+
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"--workers is {arguments.workers}; expected 1 or more")
+    study = Study.load(arguments.config)
+    if unknown := [name for name in arguments.rows if name not in study.rows]:
+        raise ConfigError(f"--rows {unknown[0]}: the study has no such row; there are {', '.join(study.rows)}")
+    folder = arguments.output or DEFAULT_PARENT / study.name
+    plan = Plan.of(study, folder, arguments.rows, ignore_code=arguments.ignore_code)
+    chosen = plan.chosen(arguments.only)
+    workers = arguments.workers or max(1, len(visible_gpus()))
+    if arguments.dry_run:
+        print(_described(plan, chosen, workers))
+        return 0
+    if arguments.ray:
+        join_ray(arguments.ray)
+    make_folder(folder)
+    number = 0
+
+    def ended(name: str, what: str) -> None:
+        nonlocal number
+        number += 1
+        print(f"[{number} of {len(chosen)}] {name}: {what}", flush=True)
+
+    with StopRequest("what runs is saved") as stop, ExitStack() as stack:
+        stop_file, stopped = stack.enter_context(stop_file_of(folder, lambda: stop.signal is not None))
+        runner: Runner = Processes(workers, stopped)
+        if arguments.ray:
+            runner = RayTasks(cores_of_a_worker(workers), stop_file)
+        stack.callback(runner.close)
+        failures = run_tasks(plan, chosen, runner, stopped, ended)
+    rows, files = write_results(plan)
+    if rows:
+        print(f"\n{files[0].read_text(encoding='utf-8')}\nwritten: {', '.join(map(str, files))}")
+    if stop.signal is not None:
+        words = ["--config", arguments.config]
+        for name in ("output", "workers", "ray", "only", "rows"):
+            value = getattr(arguments, name)
+            words += [f"--{name}", *(value if isinstance(value, list) else [value])] if value else []
+        print(f"to continue: {command_line('run_study', *words)}")
+        return 128 + stop.signal
+    if failures:
+        raise RunError(f"{len(failures)} stages failed, and what needs them was left out:\n{list_problems(failures)}")
+    return 0
+
+
+def _described(plan: Plan, chosen: list[str], workers: int) -> str:
+    """Every stage that is meant with its state and the time that it takes, and all of it."""
+    from detseg.files.table import text_table
+    from detseg.study.plan import DONE
+    from detseg.study.results import in_words
+
+    rows, total, unknown, left = [["stage", "state", "why", "time"]], 0.0, 0, 0
+    for name in chosen:
+        task = plan.tasks[name]
+        state, why = plan.state(task)
+        seconds = None if state == DONE else plan.estimate(task)
+        if state != DONE:
+            left += 1
+            unknown += seconds is None
+            total += seconds or 0.0
+        rows.append([name, state, why, "" if state == DONE else "?" if seconds is None else in_words(seconds)])
+    said = f"{left} of {len(chosen)} stages are to be run"
+    if left:
+        said += f", {in_words(total)} of work by what was measured"
+        said += f" ({unknown} of them never ran: their time is not known)" if unknown else ""
+        said += f"; with {workers} at a time {in_words(total / workers)} or more" if workers > 1 else ""
+    return f"{text_table(rows, left=(0, 1, 2))}\n\n{said}"

@@ -1,0 +1,151 @@
+"""What of a study is done and what is to be done, with the time that it takes.
+
+OUTPUT/train/plain/IDENTITY/...            what a stage has made; other settings, data or code make another folder
+OUTPUT/records/train/plain/IDENTITY_fold0  .json when it is done, .log, .lock
+OUTPUT/results.md, .csv, .html, .json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from detseg.data.folds import fold_name
+from detseg.errors import ConfigError
+from detseg.files.atomic import read_json
+from detseg.files.run_files import METRIC_LINES, read_metrics
+from detseg.study.identity import Parts, differences, identity, parts_of
+from detseg.study.stages import KINDS, OWN, Stage, Task, stages_of
+from detseg.study.study_file import Study
+
+RECORDS = "records"
+MAX_ITER = "SOLVER.MAX_ITER"
+# What they show of a task, in plans.
+DONE, CHANGED, BEGUN, NEW = "done", "changed", "begun", "new"
+
+
+@dataclass
+class Plan:
+    """The stages of a study in a folder. ids, parts: of every stage by name."""
+
+    study: Study
+    folder: Path
+    stages: dict[str, Stage]
+    ids: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study, folder: Path, rows: Iterable[str] = (), *, ignore_code: bool = False) -> Plan:
+        """Find out what every stage depends on. rows: only what these need.
+
+        ignore_code: what was made by other code of detseg counts as done.
+
+        Raises DetsegError for what is wrong with configurations and data.
+        """
+        plan = cls(study, folder, stages_of(study, rows))
+        for name, stage in plan.stages.items():
+            parts = parts_of(stage, {other: plan.ids[other] for other in stage.needs})
+            same = [one["parts"] for one in plan.records(name) if _without_code(one["parts"]) == _without_code(parts)]
+            plan.parts[name] = same[0] if ignore_code and same else parts
+            plan.ids[name] = identity(plan.parts[name])
+        return plan
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """All that is to be run, by name, each after what it needs."""
+        return {task.name: task for stage in self.stages.values() for task in stage.tasks()}
+
+    def needs(self, name: str) -> list[str]:
+        """The names of the tasks before a task."""
+        return self.tasks[name].needs(self.stages)
+
+    def folder_of(self, stage: str) -> Path:
+        return self.folder / stage / self.ids[stage]
+
+    def path(self, task: Task, suffix: str) -> Path:
+        """Return a file about a task: .json, .log, .lock."""
+        own = self.ids[task.stage.name] + ("" if task.fold is None else f"_{fold_name(task.fold)}")
+        return self.folder / RECORDS / task.stage.name / f"{own}{suffix}"
+
+    def record(self, task: Task) -> dict[str, Any] | None:
+        """What is known of a task that is done, None where it is not, or what it made is gone."""
+        path = self.path(task, ".json")
+        record = read_json(path) if path.is_file() else None
+        return record if record is not None and all(Path(file).exists() for file in record["files"]) else None
+
+    def records(self, stage: str) -> list[dict[str, Any]]:
+        """All records of a stage, of other settings too, the newest first."""
+        paths = (self.folder / RECORDS / stage).glob("*.json")
+        return [read_json(path) for path in sorted(paths, key=lambda path: -path.stat().st_mtime)]
+
+    def spec(self, task: Task) -> dict[str, Any]:
+        """Return all that is needed to run a task anywhere, plain values; see `running.run_stage`."""
+        folders = {name: str(self.folder_of(name)) for name in [task.stage.name, *task.stage.needs]}
+        own = Path(folders[task.stage.name])
+        made = [task.words(folders)[index] for index, word in enumerate(task.stage.all_words) if word.startswith(OWN)]
+        run = None
+        if task.stage.kind == "train":
+            run = own if task.fold is None else own / fold_name(task.fold)
+            made = [str(run)]
+        return {
+            "name": task.name,
+            "words": task.words(folders),
+            "files": made,
+            "run": None if run is None else str(run),
+            "paths": {suffix: str(self.path(task, f".{suffix}")) for suffix in ("json", "log", "lock")},
+            "parts": self.parts[task.stage.name],
+            "group": self.study.name,
+        }
+
+    def state(self, task: Task) -> tuple[str, str]:
+        """Return what is to be done with a task (done, changed, begun, new), and why."""
+        if self.record(task) is not None:
+            return DONE, ""
+        if self.path(task, ".log").is_file():
+            return BEGUN, "goes on" if task.stage.kind == "train" else "is run again"
+        before = self.records(task.stage.name)
+        if before:
+            return CHANGED, "other " + ", ".join(differences(before[0]["parts"], self.parts[task.stage.name]))
+        return NEW, ""
+
+    def estimate(self, task: Task) -> float | None:
+        """Seconds that a task takes by what was measured: of the same stage, an iteration of a training, its kind."""
+        stage, known = task.stage, self.records(task.stage.name)
+        if stage.kind == "train":
+            return self._training_seconds(task, known)
+        if not known:
+            known = [one for name in self.stages if name.startswith(f"{stage.kind}/") for one in self.records(name)]
+        return fmean(one["seconds"] for one in known) if known else None
+
+    def _training_seconds(self, task: Task, known: list[dict[str, Any]]) -> float | None:
+        iterations = self.parts[task.stage.name]["settings"][MAX_ITER]
+        if known:
+            return fmean(one["seconds"] / max(one["parts"]["settings"][MAX_ITER], 1) for one in known) * iterations
+        # Of one that was stopped, or of other settings: what its log has.
+        files = (self.folder / task.stage.name).glob(f"*/fold*/{METRIC_LINES}")
+        measured = [line["seconds"] for file in files for line in read_metrics(file) if "seconds" in line]
+        seconds = fmean(measured) if measured else task.stage.seconds
+        return seconds * iterations if seconds else None
+
+    def chosen(self, only: Iterable[str]) -> list[str]:
+        """Return the names of the tasks that are meant: of a kind, a stage, a fold, or by a pattern; all of nothing.
+
+        Raises ConfigError where one means nothing.
+        """
+        chosen: dict[str, None] = {}
+        for word in only:
+            found = [name for name in self.tasks if fnmatchcase(name, word) or name.startswith(f"{word.rstrip('/')}/")]
+            if not found:
+                kinds = ", ".join(kind for kind in KINDS if any(name.startswith(f"{kind}/") for name in self.stages))
+                raise ConfigError(f"--only {word}: there is no such stage; there are {kinds}, as train/NAME/fold0")
+            chosen |= dict.fromkeys(found)
+        return [name for name in self.tasks if name in chosen] if chosen else list(self.tasks)
+
+
+def _without_code(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parts.items() if name != "code"}

@@ -1,0 +1,250 @@
+"""Stages are run: each once, those that do not need one another side by side, in processes here or on a Ray cluster.
+
+A task is done when its command has ended well; only then its record is written. Commands write their outputs whole or
+not at all, and trainings go on from their checkpoint: so a task that was killed is run again. A task belongs to who
+holds its lock, so that several machines can work in one folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
+from contextlib import contextmanager
+from graphlib import TopologicalSorter
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from detseg.errors import DetsegError, RunError
+from detseg.files.atomic import make_folder, read_json, write_json
+from detseg.files.lock import try_lock
+from detseg.files.run_files import CONFIG_FILE
+from detseg.runs.children import POLL_SECONDS, last_words, run_command, while_in_use, worker_environment
+from detseg.study.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+# How often a process that is killed from outside is started again.
+MOST_STARTS = 3
+# Kinds of stages that compute with a network.
+ON_GPU = ("train", "predict")
+# While it is there, tasks on other machines end, to be continued later.
+STOP_FILE = ".stop"
+Stopped = Callable[[], bool]
+Spec = Mapping[str, Any]
+
+
+def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> list[str] | None:
+    """Run a task unless it is done; return the files that it made, None where it was stopped.
+
+    spec: of `Plan.spec`. environment: what its process gets beside this one's variables.
+
+    Raises RunError where its command fails.
+    """
+    paths = {name: Path(path) for name, path in spec["paths"].items()}
+    make_folder(paths["lock"].parent)
+    while (lock := try_lock(paths["lock"])) is None:  # another machine is at it
+        if stopped():
+            return None
+        time.sleep(POLL_SECONDS)
+    try:
+        if paths["json"].is_file():
+            record = read_json(paths["json"])
+            if all(Path(file).exists() for file in record["files"]):
+                return record["files"]
+        for _ in while_in_use(Path(spec["run"])) if spec["run"] else ():  # what was killed is still ending
+            if stopped():
+                return None
+        for file in spec["files"]:
+            make_folder(Path(file).parent)
+        started, group = time.monotonic(), {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", spec["group"])}
+        for _ in range(MOST_STARTS):
+            status = run_command(_command(spec), paths["log"], {**group, **environment}, stopped)
+            if status is None:
+                return None
+            if status >= 0:
+                break
+            logger.warning("%s was ended from outside (%d): it goes on", spec["name"], status)
+        if status == 1 and spec["words"][0] == "predict":  # some images could not be read; all others are there
+            logger.warning("%s: %s", spec["name"], last_words(paths["log"]))
+        elif status:
+            said = last_words(paths["log"])
+            raise RunError(f"{spec['name']} failed (exit status {status}): {said}\nAll that it said: {paths['log']}")
+        record = {name: spec[name] for name in ("name", "words", "files", "parts")}
+        write_json(paths["json"], {**record, "seconds": time.monotonic() - started, "machine": platform.node()})
+        return list(spec["files"])
+    finally:
+        lock.release()
+
+
+def _command(spec: Spec) -> list[str]:
+    """The words with which a task begins, or goes on."""
+    if not spec["run"]:
+        return [*spec["words"], "--overwrite"]
+    # Without a configuration nothing has begun there.
+    begun = (Path(spec["run"]) / CONFIG_FILE).is_file()
+    return [*spec["words"], "--resume"] if begun else list(spec["words"])
+
+
+class Runner(Protocol):
+    """Who runs tasks."""
+
+    def start(self, spec: Spec, kind: str) -> Any:
+        """Begin a task; return what stands for it."""
+
+    def wait(self, running: Sequence[Any]) -> list[Any]:
+        """Return those of what runs that have ended, after a moment at most."""
+
+    def result(self, ended: Any) -> list[str] | None:
+        """Return or raise what a task did."""
+
+    def close(self) -> None:
+        """Leave what it runs on."""
+
+
+class Processes:
+    """As many processes at a time as there are workers, each with a GPU and a share of the cores."""
+
+    def __init__(self, workers: int, stopped: Stopped) -> None:
+        self.stopped = stopped
+        self._pool = ThreadPoolExecutor(workers)
+        self._free: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for number in range(workers):
+            self._free.put(worker_environment(number, workers))
+
+    def start(self, spec: Spec, kind: str) -> Future[list[str] | None]:
+        return self._pool.submit(self._run, spec)
+
+    def _run(self, spec: Spec) -> list[str] | None:
+        environment = self._free.get()
+        try:
+            return None if self.stopped() else run_stage(spec, environment, self.stopped)
+        finally:
+            self._free.put(environment)
+
+    def wait(self, running: Sequence[Future[list[str] | None]]) -> list[Future[list[str] | None]]:
+        return list(wait_for_futures(running, POLL_SECONDS, FIRST_COMPLETED).done)
+
+    def result(self, ended: Future[list[str] | None]) -> list[str] | None:
+        return ended.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class RayTasks:
+    """Tasks of the Ray cluster that was joined (`sweeps.workers.join_ray`).
+
+    One whose machine is lost is run again by Ray. The folder of the study has the same path on all machines.
+
+    cores: of a task that trains or predicts; it gets a GPU where the cluster has any.
+    """
+
+    def __init__(self, cores: int, stop_file: Path) -> None:
+        import ray
+
+        self._ray = ray
+        self._cores = cores
+        self._given = os.getcwd(), str(stop_file)
+        self._gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        self._task = ray.remote(max_retries=MOST_STARTS)(_run_in_task)
+
+    def start(self, spec: Spec, kind: str) -> Any:
+        gpus, cores = (self._gpus, self._cores) if kind in ON_GPU else (0, 1)
+        return self._task.options(num_cpus=cores, num_gpus=gpus, name=spec["name"]).remote(spec, cores, *self._given)
+
+    def wait(self, running: Sequence[Any]) -> list[Any]:
+        return self._ray.wait(list(running), timeout=POLL_SECONDS)[0]
+
+    def result(self, ended: Any) -> list[str] | None:
+        try:
+            return self._ray.get(ended)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DetsegError):
+                raise error.cause from None
+            raise
+        except self._ray.exceptions.RayError as error:
+            raise RunError(f"Ray has lost it for good: {error}") from None
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _run_in_task(spec: Spec, cores: int, current: str, stop_file: str) -> list[str] | None:
+    """What a task of Ray does, with the GPU that Ray has given it: `run_stage`."""
+    os.chdir(current)
+    return run_stage(spec, {"OMP_NUM_THREADS": str(cores)}, Path(stop_file).exists)
+
+
+@contextmanager
+def stop_file_of(folder: Path, stopped: Stopped) -> Iterator[tuple[Path, Stopped]]:
+    """A file by which tasks on other machines learn that they are to end, and what makes it when it is time."""
+    path = folder / STOP_FILE
+    path.unlink(missing_ok=True)  # of a study that was killed while it stopped
+
+    def told() -> bool:
+        if stopped():
+            path.touch()
+            return True
+        return False
+
+    try:
+        yield path, told
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def run_tasks(
+    plan: Plan, names: Sequence[str], runner: Runner, stopped: Stopped, ended: Callable[[str, str], None]
+) -> list[str]:
+    """Run tasks of a plan, each after those that it needs; return the messages of those that failed.
+
+    What needs a task that failed is left out; everything else is run. ended: called with the name of each task, and
+    what came of it.
+
+    Raises RunError where tasks need others that are neither done nor among them.
+    """
+    wanted = set(names)
+    before = {name: plan.needs(name) for name in names}
+    missing = [need for needs in before.values() for need in needs if need not in wanted and not is_done(plan, need)]
+    if missing:
+        raise RunError(f"these need stages that are not done: {', '.join(dict.fromkeys(missing))}; run them, too")
+    sorter = TopologicalSorter({name: [need for need in needs if need in wanted] for name, needs in before.items()})
+    sorter.prepare()
+    running: dict[Any, str] = {}
+    failed: dict[str, str] = {}
+    while sorter.is_active() and (running or not stopped()):
+        for name in sorter.get_ready() if not stopped() else ():
+            if is_done(plan, name):
+                sorter.done(name)
+                ended(name, "done before")
+            elif lost := [need for need in before[name] if need in failed]:
+                failed[name] = ""
+                sorter.done(name)
+                ended(name, f"left out: {lost[0]} is missing")
+            else:
+                task = plan.tasks[name]
+                running[runner.start(plan.spec(task), task.stage.kind)] = name
+        for one in runner.wait(list(running)) if running else ():
+            name = running.pop(one)
+            try:
+                made = runner.result(one)
+            except DetsegError as error:
+                failed[name] = str(error)
+                ended(name, "failed")
+            else:
+                if made is None:
+                    continue  # stopped
+                ended(name, f"done, {read_json(plan.path(plan.tasks[name], '.json'))['seconds']:.0f} s")
+            sorter.done(name)
+    return [message for message in failed.values() if message]
+
+
+def is_done(plan: Plan, name: str) -> bool:
+    """Whether a task was done before."""
+    return plan.record(plan.tasks[name]) is not None

@@ -1,0 +1,68 @@
+"""A small study on synthetic cells, and a few of its stages."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from detseg.study.study_file import Study
+
+STUDY: dict[str, Any] = {
+    "prepare": {
+        "cells": [
+            *("make_synthetic", "--train", 6, "--val", 2, "--test", 1, "--height", 64, "--width", 64),
+            *("--cells", 4, "--channels", 1, "--kinds", "round"),
+        ]
+    },
+    "labelled": "<prepare/cells>/train.json",
+    "unlabelled": "<prepare/cells>/val.json",
+    "test": "<prepare/cells>/test.json",
+    "split": ["--folds", 2, "--similar", 0],
+    "repair": ["--rules", "holes=all"],
+    "settings": {
+        "MODEL.ENGINE": "native",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "INPUT.CROP.SIZE": [64, 64],
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.CHECKPOINT_PERIOD": 1,
+        "TEST.EVAL_PERIOD": 0,
+        "TEST.OVERLAYS": 0,
+        "TEST.DETECTIONS_PER_IMAGE": 20,
+        "DATALOADER.NUM_WORKERS": 0,
+    },
+    "views": {"flips": ["--tta", "none", "h"]},
+    "models": {
+        "plain": {"config": "quickstart/mask_rcnn.yaml", "masks": "repaired"},
+        "further": {"config": "quickstart/mask_rcnn.yaml", "weights": "plain"},
+        "taught": {
+            "config": "quickstart/mask_rcnn.yaml",
+            "pseudo": {"teachers": ["plain"], "gates": {"score": 0.0}, "label": ["--similar", 0]},
+        },
+    },
+    "rows": {
+        "baseline": {"models": ["plain"]},
+        "classes": {"models": ["plain"], "tune": ["--only", "score_threshold"], "base": "baseline"},
+        "flips": {"models": ["plain"], "view": "flips", "base": "baseline", "submit": "sartorius"},
+        "two": {"models": ["plain", "taught"], "fusion": "fusion/nms.yaml", "base": "baseline"},
+        "further": {"models": ["further"], "base": "baseline"},
+    },
+}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """The plain values of the study, with changes at the top."""
+    return {**copy.deepcopy(STUDY), **changes}
+
+
+def study(**changes: Any) -> Study:
+    return Study.from_dict(content(**changes), "small")
