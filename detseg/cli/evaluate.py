@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
-    "COCO box and mask AP. The file is scored as it stands: object AP counts every prediction, so give --postprocess "
-    "(a run's postprocess.yaml) for predictions that keep low scores and overlaps."
+    "foreground IoU, COCO box and mask AP. The file is scored as it stands: object AP counts every prediction, so give "
+    "--postprocess (a run's postprocess.yaml) for predictions that keep low scores and overlaps."
 )
 
 TRACKED_PICTURES = 8  # of the worst images, where the evaluation is tracked
@@ -33,6 +33,7 @@ COLUMNS = {
     "object_ap50": "AP50",
     "object_ap75": "AP75",
     "mean_f1": "mean F1",
+    "foreground_iou": "foreground IoU",
     "coco_bbox_ap": "COCO box",
     "coco_segm_ap": "COCO mask",
     "precision": "precision",

@@ -44,7 +44,7 @@ class ImageScores(NamedTuple):
 ALL = "all"
 # Name of all objects or of a class -> score -> value, and the ends of its interval.
 Named = dict[str, dict[str, list[float | None]]]
-NAMES = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall")
+NAMES = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall", "foreground_iou")
 
 
 def image_scores(counts: Sequence[ObjectCounts], row: int = 0) -> ImageScores:
@@ -55,8 +55,9 @@ def image_scores(counts: Sequence[ObjectCounts], row: int = 0) -> ImageScores:
             continue
         precision, f1 = image.average_precision()[row], image.f1()[row]
         hits, alarms, misses = (int(part[row, 0]) for part in (image.hits, image.false_alarms, image.misses))
-        above[:, index] = (precision.mean(), precision[0], precision[5], f1.mean(), hits, hits)
-        below[:, index] = (1, 1, 1, 1, hits + alarms, hits + misses)
+        foreground = image.foreground_iou()[row]
+        above[:, index] = (precision.mean(), precision[0], precision[5], f1.mean(), hits, hits, foreground)
+        below[:, index] = (1, 1, 1, 1, hits + alarms, hits + misses, 1)
     return ImageScores(above, below)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detseg.evaluation.ground_truth import ImageTruth
-from detseg.evaluation.object_ap import match_pairs, overlaps_with_truth
+from detseg.evaluation.object_ap import match_pairs, overlaps_with_truth, read_masks
 from detseg.structures import Predictions
 
 
@@ -57,7 +57,7 @@ def match_image(truth: ImageTruth, predictions: Predictions, threshold: float = 
 
     Raises DataError for predictions without masks.
     """
-    crowds, pairs = overlaps_with_truth(truth, predictions)
+    crowds, pairs = overlaps_with_truth(truth, *read_masks(truth, predictions))
     object_of = match_pairs(pairs, threshold)
     hits = np.flatnonzero(object_of >= 0)
     predicted_of = np.full(len(truth.rles), -1, dtype=np.int64)

@@ -1,5 +1,8 @@
 """Object AP and mean F1: what the competitions score, from hits, false alarms and misses of every image.
 
+Beside them stands the foreground IoU, which does not ask for objects: of the pixels that belong to any object, of the
+truth and of the prediction, as classic segmentation networks are scored; its mean over the images.
+
 Object AP (Data Science Bowl 2018, Sartorius Cell Instance Segmentation 2021): of one image at one IoU threshold t,
 
     TP / (TP + FP + FN),  a prediction being a hit (TP) when its IoU with an object is greater than t,
@@ -36,7 +39,8 @@ from detseg.errors import DataError
 from detseg.evaluation.ground_truth import ImageTruth
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.overlaps import Overlaps, shared_pixels
+from detseg.structures.overlaps import Overlaps, covered_pixels, shared_pixels
+from detseg.structures.runs import Runs
 
 # 0.50, 0.55, ..., 0.95, each correctly rounded: an IoU of exactly 11/20 is then equal to, not greater than, 0.55.
 IOU_THRESHOLDS = np.arange(10, 20) / 20
@@ -47,7 +51,8 @@ IOU_THRESHOLDS.flags.writeable = False
 class ObjectCounts:
     """Hits and misses of one image; row 0 is over all objects whatever their class, row 1 + k is class k.
 
-    hits, false_alarms, misses: (1 + K, T) int64. objects, predictions: (1 + K,) int64.
+    hits, false_alarms, misses: (1 + K, T) int64. objects, predictions: (1 + K,) int64. foreground: (1 + K, 2) int64,
+    pixels that objects of both truth and prediction cover, and that any of them covers; none in a crowd region.
     """
 
     hits: np.ndarray
@@ -55,6 +60,7 @@ class ObjectCounts:
     misses: np.ndarray
     objects: np.ndarray
     predictions: np.ndarray
+    foreground: np.ndarray
 
     def average_precision(self) -> np.ndarray:
         """Return TP / (TP + FP + FN), (1 + K, T) float64; 1 where there is neither object nor counted prediction."""
@@ -63,6 +69,10 @@ class ObjectCounts:
     def f1(self) -> np.ndarray:
         """Return 2 TP / (2 TP + FP + FN), (1 + K, T) float64; 1 where there is neither object nor prediction."""
         return _ratio_or_one(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
+
+    def foreground_iou(self) -> np.ndarray:
+        """Return the IoU of the foregrounds (1 + K,) float64; 1 where neither truth nor prediction has any."""
+        return _ratio_or_one(self.foreground[:, 0], self.foreground[:, 1])
 
     def occurs(self) -> np.ndarray:
         """Return (1 + K,) bool: True for all objects together, and for the classes in the truth or the predictions."""
@@ -75,8 +85,8 @@ def _ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.ones(numerator.shape), where=denominator > 0)
 
 
-def overlaps_with_truth(truth: ImageTruth, predictions: Predictions) -> tuple[Overlaps, Overlaps]:
-    """Return the pairs of a prediction and a crowd region, and of a prediction and an object, that share pixels.
+def read_masks(truth: ImageTruth, predictions: Predictions) -> tuple[Runs, Runs]:
+    """Return the masks of the predictions and of the truth.
 
     Raises DataError for predictions without masks.
     """
@@ -85,7 +95,15 @@ def overlaps_with_truth(truth: ImageTruth, predictions: Predictions) -> tuple[Ov
             f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: object AP "
             "needs masks; only COCO box AP can be computed"
         )
-    overlaps = shared_pixels(rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles))
+    return rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles)
+
+
+def overlaps_with_truth(truth: ImageTruth, found: Runs, true: Runs) -> tuple[Overlaps, Overlaps]:
+    """Return the pairs of a prediction and a crowd region, and of a prediction and an object, that share pixels.
+
+    found, true: what `read_masks` returns.
+    """
+    overlaps = shared_pixels(found, true)
     of_crowd = truth.crowd[overlaps.second]
     return overlaps.select(of_crowd), overlaps.select(~of_crowd)
 
@@ -97,13 +115,17 @@ def count_objects(
 
     Raises DataError for predictions without masks.
     """
-    crowds, pairs = overlaps_with_truth(truth, predictions)
+    found, true = read_masks(truth, predictions)
+    crowds, pairs = overlaps_with_truth(truth, found, true)
+    crowd_region = true.select(np.flatnonzero(truth.crowd))
+    in_crowd = covered_pixels(crowd_region)
     crowd_cover = np.zeros(len(predictions))
     np.maximum.at(crowd_cover, crowds.first, crowds.of_first)
 
     shape = (1 + num_classes, len(thresholds))
     hits, alarms = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     object_counts, prediction_counts = np.zeros(shape[0], dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
+    foreground = np.zeros((shape[0], 2), dtype=np.int64)
     for row in range(1 + num_classes):
         of_row = (predictions.classes == row - 1) | (row == 0)
         true_of_row = ((truth.classes == row - 1) | (row == 0)) & ~truth.crowd
@@ -113,7 +135,12 @@ def count_objects(
             matched = match_pairs(pairs_of_row, threshold) >= 0
             hits[row, column] = matched.sum()
             alarms[row, column] = (of_row & ~matched & ~(crowd_cover > threshold)).sum()
-    return ObjectCounts(hits, alarms, object_counts[:, None] - hits, object_counts, prediction_counts)
+        ours, theirs = found.select(np.flatnonzero(of_row)), true.select(np.flatnonzero(true_of_row))
+        one, other, either = (
+            covered_pixels(crowd_region, *some) - in_crowd for some in ((ours,), (theirs,), (ours, theirs))
+        )
+        foreground[row] = one + other - either, either
+    return ObjectCounts(hits, alarms, object_counts[:, None] - hits, object_counts, prediction_counts, foreground)
 
 
 def match_pairs(pairs: Overlaps, threshold: float) -> np.ndarray:
@@ -136,21 +163,23 @@ def match_pairs(pairs: Overlaps, threshold: float) -> np.ndarray:
 def summarize_objects(counts: Sequence[ObjectCounts], row: int = 0) -> dict[str, float | int | None]:
     """Return the object scores of a data set for one row of its counts (0: all objects, 1 + k: class k).
 
-    Keys: object_ap, object_ap50, object_ap75, mean_f1 (means over images, None without any); precision, recall,
-    true_positives, false_positives, false_negatives (of all images together, at IoU > 0.5); images, objects,
+    Keys: object_ap, object_ap50, object_ap75, mean_f1, foreground_iou (means over images, None without any); precision,
+    recall, true_positives, false_positives, false_negatives (of all images together, at IoU > 0.5); images, objects,
     predictions.
     """
     used = [image for image in counts if image.occurs()[row]]
     hits, alarms, misses = (
         int(sum(getattr(image, name)[row, 0] for image in used)) for name in ("hits", "false_alarms", "misses")
     )
-    scores: dict[str, float | int | None] = dict.fromkeys(("object_ap", "object_ap50", "object_ap75", "mean_f1"))
+    names = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "foreground_iou")
+    scores: dict[str, float | int | None] = dict.fromkeys(names)
     if used:
         precision = np.array([image.average_precision()[row] for image in used])
         scores["object_ap"] = float(precision.mean())
         scores["object_ap50"] = float(precision[:, 0].mean())
         scores["object_ap75"] = float(precision[:, 5].mean())
         scores["mean_f1"] = float(np.mean([image.f1()[row].mean() for image in used]))
+        scores["foreground_iou"] = float(np.mean([image.foreground_iou()[row] for image in used]))
     return {
         **scores,
         "precision": hits / (hits + alarms) if hits + alarms else None,

@@ -31,6 +31,7 @@ COLUMNS = (
     ("object_ap50", "AP50"),
     ("object_ap75", "AP75"),
     ("mean_f1", "mean F1"),
+    ("foreground_iou", "foreground IoU"),
     ("coco_segm_ap", "COCO mask AP"),
     ("coco_bbox_ap", "COCO box AP"),
     ("objects", "objects"),

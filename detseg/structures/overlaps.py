@@ -107,13 +107,15 @@ def are_disjoint(masks: Runs) -> bool:
     return bool((ordered.ends[:-1] <= ordered.starts[1:]).all())
 
 
-def covered_pixels(masks: Runs) -> int:
-    """Return how many pixels of one image its masks cover; shared ones count once."""
-    ordered = _by_start(masks)
-    if not len(ordered.starts):
+def covered_pixels(*masks: Runs) -> int:
+    """Return how many pixels of one image its masks cover, of all that are given; shared ones count once."""
+    starts, ends = (np.concatenate([getattr(some, side) for some in masks]) for side in ("starts", "ends"))
+    if not len(starts):
         return 0
-    reached = np.concatenate([[0], np.maximum.accumulate(ordered.ends)[:-1]])
-    return int(np.maximum(ordered.ends - np.maximum(ordered.starts, reached), 0).sum())
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], ends[order]
+    reached = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])
+    return int(np.maximum(ends - np.maximum(starts, reached), 0).sum())
 
 
 def _by_start(runs: Runs) -> Runs:

@@ -55,6 +55,20 @@ def test_empty_images_follow_the_competitions():
     assert empty["mean_f1"] == 1
 
 
+def test_the_foreground_iou_counts_shared_pixels_once_none_of_a_crowd_and_asks_for_no_object():
+    # Two halves of one object, which overlap, and half of the prediction below lies in a crowd region.
+    truth = truth_of([rectangle(0, 0, 10, 10), rectangle(30, 0, 50, 40)], crowd=[False, True])
+    halves = [rectangle(0, 0, 6, 10), rectangle(4, 0, 10, 10)]
+    assert scores_of(truth, predictions_of(halves))["foreground_iou"] == 1
+    across = predictions_of([*halves, rectangle(20, 0, 40, 10)])
+    assert scores_of(truth, across)["foreground_iou"] == pytest.approx(100 / 200)
+    # The mean over images; one without any foreground scores 1, a class only where it occurs.
+    counts = [count_objects(truth, across, 2), count_objects(truth_of([]), predictions_of([]), 2)]
+    assert summarize_objects(counts)["foreground_iou"] == pytest.approx(0.75)
+    assert summarize_objects(counts, 1)["foreground_iou"] == pytest.approx(0.5)
+    assert summarize_objects(counts, 2)["foreground_iou"] is None
+
+
 def test_no_image_at_all_has_no_score():
     scores = summarize_objects([])
     assert scores["object_ap"] is None

@@ -14,7 +14,9 @@ from detseg.errors import DetsegError
 from detseg.evaluation.intervals import NAMES, ImageScores, image_scores, intervals, paired_intervals
 from detseg.report.run.results import RunResults, ScoredSet, data_of, inside, working_folders
 
-TITLES = dict(zip(NAMES, ("object AP", "AP50", "AP75", "mean F1", "precision", "recall"), strict=True))
+TITLES = dict(
+    zip(NAMES, ("object AP", "AP50", "AP75", "mean F1", "precision", "recall", "foreground IoU"), strict=True)
+)
 COCO_TITLES = {"coco_segm_ap": "COCO mask AP", "coco_bbox_ap": "COCO box AP"}
 # What changes nothing that is learned, or is another one in every run.
 _OWN_KEYS = ("OUTPUT_DIR", "VERSION", "MODEL.ENGINE")
