@@ -168,7 +168,7 @@ OWN_KEYS: dict[str, Key] = {
     "MODEL.EMBEDDING.SEEDS": Key(
         "head",
         "Seeds of `growing`: `head`, the map of distances to the edge (binary loss: the probability of the inside); "
-        "`density`, how far the 5 x 5 pixels around each have its embedding.",
+        "`density`, how far the 3 x 3 pixels around each have its embedding.",
     ),
     "MODEL.EMBEDDING.SEED_THRESHOLD": Key(0.5, "Value of that map from which on a pixel belongs to a seed."),
     "MODEL.EMBEDDING.GRID": Key([160, 128], "Longer and shorter side of the grid on which clusters are sought."),

@@ -107,20 +107,16 @@ class PixelEmbedding(UNet):
             own = [logits[name].float().sigmoid() for name in ("foreground", "seed")]
         return torch.cat([*own, logits["embedding"]], dim=1)
 
-    def objects(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See UNet.objects; an object's quality is the length of the mean of its unit vectors: how alike they are."""
         options, similarity = self.options, self.options.contrast.similarity
-        foreground, seed = maps[:2]
         unit = unit_vectors(maps[2:])
-        threshold = self.threshold_of(foreground)
-        mask = foreground >= threshold
         if options.objects == GROWING:
-            height = seed if options.seeds == HEAD else density(unit, mask)
+            height = maps[1] if options.seeds == HEAD else density(unit, mask)
             labels = objects_from_seeds(height, mask, unit, threshold=options.seed_threshold, similarity=similarity)
         else:
             labels = objects_by_clustering(mask, unit, method=options.objects, grid=options.grid, similarity=similarity)
-        quality = np.linalg.norm(mean_vectors(labels, unit, int(labels.max()))[1:], axis=1).clip(0, 1)
-        return labels, foreground, quality, threshold
+        return labels, np.linalg.norm(mean_vectors(labels, unit, int(labels.max()))[1:], axis=1).clip(0, 1)
 
     def _logits(self, images: Tensor) -> dict[str, Tensor]:
         logits = super()._logits(images)

@@ -12,26 +12,26 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import label as components
 
-_REACH = 2  # pixels around each by which density is judged
 _BLOCK = 2**18  # pixels that are compared with their neighbours at once
 
 
 def unit_vectors(embedding: np.ndarray) -> np.ndarray:
     """Scale embeddings (D, H, W) to length 1; those of zero stay."""
+    embedding = embedding.astype(np.float32, copy=False)
     length = np.sqrt(np.einsum("dyx,dyx->yx", embedding, embedding))
-    return (embedding / np.maximum(length, 1e-12)).astype(np.float32, copy=False)
+    return embedding / np.maximum(length, np.float32(1e-12))
 
 
 def density(unit: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return how far the 5 x 5 pixels around each agree with it, (H, W) float32: 1 where all have its embedding, about
-    0 at a straight edge to the background or to an object with an orthogonal one, never below 0.
+    """Return how far the 3 x 3 pixels around each agree with it, (H, W) float32: 1 where all have its embedding, 0 at a
+    straight edge to the background or to an object with an orthogonal one, never below 0.
     """
     agreement = np.zeros(mask.shape, dtype=np.float32)
     for plane in unit:
         own = np.where(mask, plane, np.float32(0))
-        # the image ends at its border, not the object
-        agreement += own * cv2.blur(own, (2 * _REACH + 1,) * 2, borderType=cv2.BORDER_REPLICATE)
-    return np.maximum(2 * agreement - 1, 0)
+        # no further: what does not touch an object has no part in it
+        agreement += own * cv2.blur(own, (3, 3), borderType=cv2.BORDER_CONSTANT)
+    return np.maximum(3 * agreement - 2, 0)
 
 
 def mean_vectors(labels: np.ndarray, unit: np.ndarray, count: int) -> np.ndarray:
