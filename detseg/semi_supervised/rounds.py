@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,12 +46,14 @@ GATES = "gates.yaml"
 class System:
     """What labels images: models, each a folder of folds, or a run that has seen none of the labelled images.
 
-    name: of the round that made it. out_of_fold: its predictions of the labelled images.
+    name: of the round that made it. out_of_fold: its predictions of the labelled images. members: those of the members
+    whose agreement with it can be a gate, see `_members`.
     """
 
     name: str
     models: dict[str, Path]
     out_of_fold: Path
+    members: list[Path]
 
     def run_of(self, model: str, fold: int) -> Path:
         """The run folder of a model that has not seen the images of a fold."""
@@ -132,22 +134,32 @@ class Rounds:
     def _predict_labelled(self, name: str, models: dict[str, Path]) -> System | None:
         """Predict the labelled images out of fold, as the unlabelled ones are."""
         folder = self.folder / name
-        files, steps = {}, []
+        files, views, steps = {}, [], []
         for model, path in models.items():
             is_folded = (path / FOLDS_RECORD).is_file()
-            if is_folded and not self.plan.predict and (path / OUT_OF_FOLD_FILE).is_file():
-                files[model] = path / OUT_OF_FOLD_FILE  # the training has predicted them
-                continue
             files[model] = folder / f"oof_{model}.json.gz"
             source = (
                 ("--folds", str(path)) if is_folded else ("--run", str(path), "--raw", "--images", self._labelled[0])
             )
-            words = ("predict", *source, *self.plan.predict, "--output", str(files[model]))
-            steps.append(Step(f"{name}/predict_labelled_{model}", words))
+            own = self._predictions(f"{name}/predict_labelled_{model}", source, files[model])
+            views += [file for file in own if file != files[model]]
+            if is_folded and not self.plan.predict and (path / OUT_OF_FOLD_FILE).is_file():
+                del own[files[model]]
+                files[model] = path / OUT_OF_FOLD_FILE  # the training has predicted them
+            steps += own.values()
         if not self.steps.run(steps):
             return None
         fused, steps = self._fusion(name, folder / "oof.json.gz", [*files.values()])
-        return System(name, models, fused) if self.steps.run(steps) else None
+        return System(name, models, fused, _members([*files.values()], views)) if self.steps.run(steps) else None
+
+    def _predictions(self, name: str, source: Sequence[str], output: Path) -> dict[Path, Step]:
+        """Return the steps by the files that they write: `output`, and one for each of the plan's `views` alone."""
+        words = ("predict", *source, *self.plan.predict)
+        steps = {output: Step(name, (*words, "--output", str(output)))}
+        for number, view in enumerate(self.plan.views, start=1):
+            path = output.with_name(f"{output.name.removesuffix('.json.gz')}_view{number}.json.gz")
+            steps[path] = Step(f"{name}_view{number}", (*words, "--tta", view, "--output", str(path)))
+        return steps
 
     def _fusion(self, name: str, output: Path, files: list[Path]) -> tuple[Path, list[Step]]:
         """Return the file of the fused predictions, and the step that makes it of several files."""
@@ -168,15 +180,16 @@ class Rounds:
         files = {
             (fold, model): folder / f"{fold_name(fold)}_{model}.json.gz" for fold in folds for model in teacher.models
         }
-        steps = []
+        steps, views = [], {fold: [] for fold in folds}
         for (fold, model), path in files.items():
-            source = ("--run", str(teacher.run_of(model, fold)), "--raw", "--images", images_of(self.plan))
-            words = ("predict", *source, *soft, *self.plan.predict, "--output", str(path))
-            steps.append(Step(f"{name}/predict_unlabelled_{model}_{fold_name(fold)}", words))
+            source = ("--run", str(teacher.run_of(model, fold)), "--raw", "--images", images_of(self.plan), *soft)
+            own = self._predictions(f"{name}/predict_unlabelled_{model}_{fold_name(fold)}", source, path)
+            steps += own.values()
+            views[fold] += [file for file in own if file != path]
         if not self.steps.run(steps):
             return None
-        members = [[path for (of_fold, _), path in files.items() if of_fold == fold] for fold in folds]
-        fusions = [self._fusion(name, folder / f"{fold_name(fold)}.json.gz", members[fold]) for fold in folds]
+        of_models = [[path for (of_fold, _), path in files.items() if of_fold == fold] for fold in folds]
+        fusions = [self._fusion(name, folder / f"{fold_name(fold)}.json.gz", of_models[fold]) for fold in folds]
         if not self.steps.run([step for _, own in fusions for step in own]):
             return None
         steps, labels = [], []
@@ -185,7 +198,8 @@ class Rounds:
             words = ["pseudo_label", "label", "--predictions", str(fused), "--images", images_of(self.plan)]
             words += ["--labelled", *self._labelled, "--fold", f"{fold}", "--out-of-fold", str(teacher.out_of_fold)]
             words += ["--folds", cfg.DATASETS.FOLDS] if cfg.DATASETS.FOLDS else []
-            words += ["--members", *map(str, members[fold])] if len(members[fold]) > 1 else []
+            if members := _members(of_models[fold], views[fold]):
+                words += ["--members", *map(str, members), "--out-of-fold-members", *map(str, teacher.members)]
             words += ["--gates", self._gates] if self._gates else []
             words += [*self.plan.label, "--output", str(labels[-1])]
             steps.append(Step(f"{name}/label_{fold_name(fold)}", tuple(words)))
@@ -212,6 +226,11 @@ class Rounds:
     def _write(self, student: System, decision: Decision) -> None:
         scores = self._score(student).scores()
         write_json(self.folder / student.name / SCORE, {"scores": scores, "decision": dataclasses.asdict(decision)})
+
+
+def _members(models: list[Path], views: list[Path]) -> list[Path]:
+    """Return the files whose agreement is asked for: of several models, and of single views."""
+    return (models if len(models) > 1 else []) + views
 
 
 def _number(value: float | None) -> str:

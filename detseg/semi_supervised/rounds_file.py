@@ -6,6 +6,7 @@ settings: {DATASETS.TRAIN: [folds.json]}      # keys of every training
 unlabelled: unlabelled.json   # a COCO file with images only
 teacher: []                   # folders of trained folds, or runs; [] trains the models without pseudo-labels first
 predict: [--tta, flips]       # words of `detseg predict`, for labelled and unlabelled images alike
+views: [h, v]                 # of `predict --tta`, each predicted alone: how far they agree can be a gate
 fusion: fusion/wbf.yaml       # for several models, or runs of the teacher
 gates: {score: 0.7, ignore_score: 0.3}        # or a file; see `detseg pseudo_label label`
 label: [--precision, 0.9]     # further words of `detseg pseudo_label label`
@@ -45,6 +46,7 @@ class RoundsPlan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     teacher: tuple[str, ...] = ()
     predict: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     fusion: str = ""
     gates: str | Mapping[str, Any] = field(default_factory=dict)
     label: tuple[str, ...] = ()
@@ -84,7 +86,7 @@ class RoundsPlan:
                 problems.append(f"{name} is missing; expected {expected}")
         if problems:
             raise ConfigError(f"{source}: {len(problems)} problems:\n{list_problems(problems)}")
-        for name in ("teacher", "predict", "label"):
+        for name in ("teacher", "predict", "views", "label"):
             values[name] = tuple(map(str, values.get(name, ())))
         plan = cls(**{**values, "source": source})
         plan._check_together()
@@ -152,6 +154,7 @@ _LEGAL = {
     "settings": (_is_keys, "configuration keys with their values"),
     "teacher": (_is_words, "a list of folders of `train_net --fold all`, or of runs"),
     "predict": (_is_words, "a list of words of `detseg predict`"),
+    "views": (_is_words, "a list of views of `detseg predict --tta`, such as h"),
     "fusion": (_is_text, "a file of fusion options, such as fusion/wbf.yaml"),
     "gates": (lambda value: _is_text(value) or _is_keys(value), "gates, or their file"),
     "label": (_is_words, "a list of words of `detseg pseudo_label label`"),

@@ -45,6 +45,7 @@ PLAN = {
     "models": {"small": "quickstart/mask_rcnn.yaml"},
     "settings": TINY,
     "unlabelled": "cells/val.json",
+    "views": ["h"],
     "gates": {"score": 0.0, "ignore_score": 0.0, "min_sure_share": 0.0},
     "label": ["--similar", 0],
     "mixing": {"DATASETS.PSEUDO_CONFIDENCE": ["class", "pixels"], "INPUT.PSEUDO.RANDOM_CONTRAST": 0.2},
@@ -93,6 +94,9 @@ def test_killed_rounds_go_on_and_every_fold_learns_from_what_has_not_seen_it(her
         cfg = load_config(f"out/round1/small/fold{fold}/config.yaml")
         assert cfg.DATASETS.PSEUDO == ["out/round1/pseudo/fold{fold}.json"]
         assert "fold" not in pseudo.images[0].metadata
+        agreements = [row.get("agreement") for row in json.loads(Path(pseudo.name).read_text())["annotations"]]
+        assert agreements
+        assert None not in agreements, "every object says how far the mirrored view agrees"
     decision = json.loads((here / "out" / "round1" / "score.json").read_text())["decision"]
     assert decision["accepted"] == (decision["gain"][1] > 0)
 
