@@ -46,6 +46,7 @@ COMMANDS = {
     "fuse": "fuse predictions of several models, flips or programs into one file",
     "tune_thresholds": "choose thresholds and settings of a fusion on out-of-fold predictions",
     "evaluate": "score a Predictions file against ground truth",
+    "measure": "counts, sizes and shapes of objects by image and condition, and tests between conditions",
     "report": "one HTML file of a training, or of several compared: scores, curves, images, settings",
     "make_submission": "write, check and score a competition's CSV",
     "build_kernel": "make a Kaggle notebook that submits trained models, try it here, send it",

@@ -123,7 +123,11 @@ def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: 
 
     Raises DataError where an image that is given cannot be read, or has another size than its masks.
     """
-    tables = [measure_image(objects, class_names) for objects in images if len(objects)]
+    write_tables(path, [measure_image(objects, class_names) for objects in images if len(objects)])
+
+
+def write_tables(path: Path, tables: Sequence[Mapping[str, Sequence[Any]]]) -> None:
+    """Write what `measure_image` returned of several images as one CSV; what an image lacks is empty."""
     columns = list(dict.fromkeys(name for table in tables for name in table)) or ["image", "id", "class"]
     # Those of intensities, which may differ from image to image, are at the end.
     columns.sort(key=lambda name: name.startswith("intensity_"))

@@ -1,0 +1,199 @@
+"""`detseg measure`: counts, sizes and shapes of objects by image and condition, and whether conditions differ."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detseg.evaluation.conditions import Difference
+    from detseg.formats.objects import ObjectsFile
+    from detseg.report.conditions import Conditions
+
+DESCRIPTION = (
+    "Measure the objects of a COCO or Predictions file: a table of objects, one of images, one of conditions, and the "
+    "distribution of their sizes. With --group-by, conditions are compared by rank tests between experimental units "
+    "(images, or what --unit names), never between objects: objects of one image are no independent repetitions."
+)
+FILES = ("objects.csv", "images.csv", "conditions.csv", "tests.csv", "sizes.png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("--input", required=True, metavar="FILE", help="COCO or Predictions file, .json or .json.gz")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"folder for {', '.join(FILES)}")
+    parser.add_argument(
+        "--group-by",
+        metavar="FIELD",
+        help="condition of each image: a field of the file's images (group, plate, ...), csv:FILE:COLUMN, or folder",
+    )
+    parser.add_argument(
+        "--unit",
+        metavar="FIELD",
+        help="experimental unit, as --group-by: the well, plate or animal that a condition was applied to; its images "
+        "give one value together (default: every image is one)",
+    )
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        metavar="NAME",
+        help="what is tested (default: objects_per_image area): objects_per_image, density, area, equivalent_diameter, "
+        "perimeter, major_axis, minor_axis, eccentricity, circularity, solidity; choose before you look, Holm's "
+        "correction counts all of them",
+    )
+    parser.add_argument("--score-threshold", type=float, default=0.0, metavar="X", help="measure predictions from X on")
+    parser.add_argument(
+        "--pixel-size", metavar="UM", help='micrometres a pixel, 0.5 or "0.5 0.4" (y, x); default: as the file says'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, write the tables and print the conditions and the tests."""
+    from detseg.errors import ConfigError
+    from detseg.evaluation.conditions import differences
+    from detseg.files.atomic import check_free, folder_for
+    from detseg.files.table import text_table, write_csv
+    from detseg.formats.measurements import write_tables
+    from detseg.formats.objects import open_objects
+    from detseg.report.conditions import MEASURES
+    from detseg.report.sizes import draw_size_distributions, size_percentiles
+
+    asked = arguments.measures or ["objects_per_image", "area"]
+    unknown = [name for name in asked if name not in MEASURES]
+    if unknown:
+        raise ConfigError(f"--measures {unknown[0]}: there is no such measure; there are: {', '.join(MEASURES)}")
+    if not 0 <= arguments.score_threshold <= 1:
+        raise ConfigError(f"--score-threshold is {arguments.score_threshold}; expected 0 to 1")
+    source = open_objects(arguments.input)
+    files = {name: arguments.output / name for name in FILES}
+    if not arguments.group_by:
+        del files["tests.csv"]
+    for path in files.values():
+        check_free(path, arguments.overwrite)
+    tables, conditions = _measure(arguments, source)
+    found = differences({name: conditions.values(name) for name in dict.fromkeys(asked)}, arguments.seed)
+    sizes = {
+        name: conditions.sizes(
+            [image for some in conditions.units(name).values() for image in some], "equivalent_diameter"
+        )
+        for name in conditions.names
+    }
+    unit = conditions.columns["equivalent_diameter"].rsplit("_", 1)[1]
+    with folder_for(arguments.output):
+        write_tables(files["objects.csv"], tables)
+        write_csv(files["images.csv"], conditions.image_rows(), "the table of images")
+        header, *rows = conditions.condition_rows()
+        rows = [row + [f"{value:.7g}" for value in size_percentiles(sizes[row[0]]).values()] for row in rows]
+        header += [f"diameter_{unit}_{name}" for name in ("D10", "D50", "D90")]
+        write_csv(files["conditions.csv"], [header, *rows], "the table of conditions")
+        if "tests.csv" in files:
+            write_csv(files["tests.csv"], _test_rows(conditions, found), "the table of tests")
+        draw_size_distributions(
+            files["sizes.png"], sizes, f"equivalent diameter, {'micrometres' if unit == 'um' else 'pixels'}"
+        )
+    shown = [
+        "condition",
+        "units",
+        "images",
+        "objects",
+        "objects_per_image_median",
+        f"{conditions.columns['area']}_median",
+    ]
+    shown += header[-3:]
+    places = [header.index(name) for name in shown]
+    print(text_table([shown, *([_short(row[place]) for place in places] for row in rows)]))
+    if arguments.group_by:
+        print(f"\n{_test_text(conditions, found, arguments.unit)}")
+    print("\nWritten: " + ", ".join(str(path) for path in files.values()))
+
+
+def _measure(arguments: argparse.Namespace, source: ObjectsFile) -> tuple[list[dict[str, Any]], Conditions]:
+    """Return the table of objects of every image that has any, and the images by condition and unit."""
+    import dataclasses
+
+    import numpy as np
+
+    from detseg.formats.measurements import measure_image
+    from detseg.progress import ProgressBar
+    from detseg.report.conditions import Conditions, MeasuredImage, image_values
+    from detseg.structures.sample import parse_pixel_size_text
+
+    size = parse_pixel_size_text(arguments.pixel_size, "--pixel-size") if arguments.pixel_size else None
+    groups = image_values(source.images, arguments.group_by, "--group-by")
+    units = image_values(source.images, arguments.unit, "--unit") if arguments.unit else source.names
+    tables, images = [], []
+    bar = ProgressBar(source, desc="measuring", unit="image", total=len(source))
+    for objects, group, unit in zip(bar, groups, units, strict=True):
+        if objects.scores is not None:
+            objects = objects.select(objects.scores >= np.float32(arguments.score_threshold))
+        objects = dataclasses.replace(objects, pixel_size=size or objects.pixel_size)
+        table = measure_image(objects, source.class_names)
+        images.append(MeasuredImage.of(objects, table, group, unit))
+        count = len(table["id"])
+        if count:
+            tables.append({"image": table["image"], "condition": [group] * count, "unit": [unit] * count, **table})
+    return tables, Conditions(images)
+
+
+def _test_rows(conditions: Conditions, found: list[Difference]) -> list[list[object]]:
+    from detseg.report.conditions import number
+
+    header = ["measure", "first", "second", "units_first", "units_second", "median_first", "median_second"]
+    header += ["difference", "low_95", "high_95", "rank_biserial", "p_mann_whitney", "p_holm", "p_kruskal_wallis"]
+    overall = _overall(conditions, found)
+    rows: list[list[object]] = [header]
+    for one in found:
+        values = (*one.medians, one.difference, one.low, one.high, one.rank_biserial, one.p, one.p_holm)
+        numbers = [number(value) for value in (*values, overall[one.measure])]
+        rows.append([conditions.columns[one.measure], one.first, one.second, *one.units, *numbers])
+    return rows
+
+
+def _overall(conditions: Conditions, found: list[Difference]) -> dict[str, float]:
+    """Return the p-value of every measure over all conditions."""
+    from detseg.evaluation.conditions import kruskal_wallis
+
+    return {name: kruskal_wallis(conditions.values(name)) for name in dict.fromkeys(one.measure for one in found)}
+
+
+def _test_text(conditions: Conditions, found: list[Difference], unit: str | None) -> str:
+    from detseg.files.table import text_table
+
+    if not found:
+        return "There is only one condition: nothing to compare."
+    rows = [["measure", "second - first", "difference", "95 % interval", "rank-biserial", "p", "p (Holm)"]]
+    for one in found:
+        interval = "-" if one.low != one.low else f"{one.low:+.4g} to {one.high:+.4g}"
+        numbers = [_short(f"{value:.7g}") for value in (one.rank_biserial, one.p, one.p_holm)]
+        name = f"{one.second} - {one.first} ({one.units[1]}, {one.units[0]})"
+        rows.append([conditions.columns[one.measure], name, f"{one.difference:+.4g}", interval, *numbers])
+    lines = [text_table(rows, left=(0, 1))]
+    if len(conditions.names) > 2:
+        overall = _overall(conditions, found).items()
+        told = ", ".join(f"{conditions.columns[name]} p {_short(f'{value:.7g}')}" for name, value in overall)
+        lines.append(f"Kruskal-Wallis over all conditions: {told}")
+    lines.append(
+        f"Medians over experimental units ({f'by {unit}' if unit else 'images'}; numbers in brackets), Mann-Whitney's "
+        f"test, Holm's correction over {len(found)} comparisons. Objects are not units: many of them in few units "
+        "prove nothing."
+    )
+    if not unit:
+        lines.append(
+            "Where several images are of one well, plate or animal, name it with --unit: images are then no units."
+        )
+    few = [one for one in found if one.least_p > 0.05]
+    if few:
+        lines.append(f"{few[0].first}, {few[0].second}: so few units cannot give a p below {few[0].least_p:.2g}.")
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    if not isinstance(value, str):
+        return f"{value:,}"
+    try:
+        return "-" if value in ("", "nan") else f"{float(value):.4g}"
+    except ValueError:
+        return value

@@ -1,0 +1,192 @@
+"""Objects measured by condition: a row an image, the values of every experimental unit, and what conditions have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from detseg.errors import ConfigError, DataError, list_problems
+from detseg.formats.image_fields import ImageColumn
+from detseg.formats.objects import ImageObjects
+
+COUNT, DENSITY = "objects_per_image", "density"
+# Of every object; an image, and a unit, has the median of its objects.
+SHAPES = (
+    "area",
+    "equivalent_diameter",
+    "perimeter",
+    "major_axis",
+    "minor_axis",
+    "eccentricity",
+    "circularity",
+    "solidity",
+)
+MEASURES = (COUNT, DENSITY, *SHAPES)
+FOLDER = "folder"
+ALL = "all"
+
+
+@dataclass
+class MeasuredImage:
+    """One image: condition and unit by name, its pixels, square micrometres (NaN where not known) and measures of its N
+    objects, each (N,) float64 by the names of `measure_image`.
+    """
+
+    name: str
+    condition: str
+    unit: str
+    pixels: int
+    square_micrometres: float
+    shapes: dict[str, np.ndarray]
+    count: int
+
+    @classmethod
+    def of(cls, objects: ImageObjects, table: Mapping[str, Sequence[str]], condition: str, unit: str) -> MeasuredImage:
+        """table: what `measure_image` returns of the objects."""
+        pixels = objects.height * objects.width
+        micrometres = math.nan if objects.pixel_size is None else pixels * math.prod(objects.pixel_size)
+        names = [name for name in table if name.removesuffix("_px").removesuffix("_um").removesuffix("_um2") in SHAPES]
+        shapes = {name: np.array(table[name], dtype=np.float64) for name in names}
+        return cls(objects.file_name, condition, unit, pixels, micrometres, shapes, len(table["id"]))
+
+
+@dataclass
+class Conditions:
+    """Images by condition, each condition's in units.
+
+    columns: measure -> its name with the unit of length, the same for all images: micrometres where all have a pixel
+    size, else pixels.
+    """
+
+    images: list[MeasuredImage]
+    columns: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = bool(self.images) and not any(math.isnan(image.square_micrometres) for image in self.images)
+        length, area = ("um", "um2") if known else ("px", "px")
+        self.columns = {COUNT: COUNT, DENSITY: "density_per_mm2" if known else "density_per_megapixel"}
+        for name in SHAPES:
+            ratio = name in ("eccentricity", "circularity", "solidity")
+            self.columns[name] = name if ratio else f"{name}_{area if name == 'area' else length}"
+
+    @property
+    def names(self) -> list[str]:
+        """The conditions, sorted."""
+        return sorted({image.condition for image in self.images})
+
+    def units(self, condition: str) -> dict[str, list[MeasuredImage]]:
+        """Return the images of every unit of a condition."""
+        units: dict[str, list[MeasuredImage]] = {}
+        for image in self.images:
+            if image.condition == condition:
+                units.setdefault(image.unit, []).append(image)
+        return units
+
+    def value(self, images: Sequence[MeasuredImage], measure: str) -> float:
+        """Return a measure of images together: objects by image or area, or the median of all objects; NaN of none."""
+        count = sum(image.count for image in images)
+        if measure == COUNT:
+            return count / len(images)
+        if measure == DENSITY:
+            square = sum(image.square_micrometres for image in images)
+            return (
+                count / square * 1e6 if "mm2" in self.columns[DENSITY] else count / sum(i.pixels for i in images) * 1e6
+            )
+        sizes = self.sizes(images, measure)
+        return float(np.median(sizes)) if len(sizes) else math.nan
+
+    def sizes(self, images: Sequence[MeasuredImage], measure: str) -> np.ndarray:
+        """Return a measure (N,) of all objects of the images; measure: of SHAPES."""
+        column = self.columns[measure]
+        return np.concatenate([np.zeros(0), *(image.shapes[column] for image in images if image.count)])
+
+    def values(self, measure: str) -> dict[str, np.ndarray]:
+        """Return the values (U,) of the units of every condition."""
+        return {
+            name: np.array([self.value(images, measure) for images in self.units(name).values()]) for name in self.names
+        }
+
+    def image_rows(self) -> list[list[Any]]:
+        """Return the table of images, its header first; each measure of an object is the median of the image."""
+        header = ["image", "condition", "unit", "objects", *(self.columns[name] for name in MEASURES[1:])]
+        return [
+            header,
+            *(
+                [image.name, image.condition, image.unit, image.count]
+                + [number(self.value([image], name)) for name in MEASURES[1:]]
+                for image in self.images
+            ),
+        ]
+
+    def condition_rows(self) -> list[list[Any]]:
+        """Return the table of conditions, its header first: median and quartiles over the units of every measure."""
+        header = ["condition", "units", "images", "objects"]
+        header += [f"{self.columns[name]}_{part}" for name in MEASURES for part in ("median", "q25", "q75")]
+        rows: list[list[Any]] = [header]
+        for name in self.names:
+            units = self.units(name)
+            images = [image for some in units.values() for image in some]
+            row = [name, len(units), len(images), sum(image.count for image in images)]
+            for measure in MEASURES:
+                values = self.values(measure)[name]
+                values = values[~np.isnan(values)]
+                parts = np.percentile(values, [50, 25, 75]) if len(values) else [math.nan] * 3
+                row += [number(part) for part in parts]
+            rows.append(row)
+        return rows
+
+
+def number(value: float) -> str:
+    """Return a number as tables have it; "" for NaN."""
+    return "" if math.isnan(value) else f"{value:.7g}"
+
+
+def image_values(images: Sequence[Any], source: str | None, option: str) -> list[str]:
+    """Return what every image has of a field, as text.
+
+    images: with `metadata`, as records of a COCO file and entries of a Predictions file. source: a field of theirs;
+    `csv:FILE:COLUMN`, a table with a row an image whose first column names it, with or without folder and ending;
+    `folder`, the folder of the image's name, where it is no field of theirs; None for "all".
+
+    Raises DataError where images lack it.
+    """
+    if source is None:
+        return [ALL] * len(images)
+    problems: list[str] = []
+    value_of: Callable[[Any], Any]
+    if source.startswith("csv:"):
+        path, _, column_name = source.removeprefix("csv:").rpartition(":")
+        if not path or not column_name:
+            raise ConfigError(f"{option} {source}: expected the name of a field, or csv:FILE:COLUMN")
+        column = ImageColumn(Path(path), None, column_name, problems)
+
+        def value_of(image: Any) -> Any:
+            name = PurePosixPath(image.file_name.replace("\\", "/"))
+            return column.find([image.file_name, str(name.with_suffix("")), name.name, name.stem]) or None
+
+    elif source == FOLDER and not any(FOLDER in image.metadata for image in images):
+
+        def value_of(image: Any) -> Any:
+            return str(PurePosixPath(image.file_name.replace("\\", "/")).parent)
+
+    else:
+
+        def value_of(image: Any) -> Any:
+            return image.metadata.get(source)
+
+    values = [value_of(image) for image in images]
+    problems += [
+        f"{image.file_name}: has no {source}" for image, value in zip(images, values, strict=True) if value is None
+    ]
+    if problems:
+        known = sorted({name for image in images for name in image.metadata})
+        raise DataError(
+            f"{option} {source}: not all images have it:\n{list_problems(problems)}\ntheir fields: "
+            f"{', '.join(known) or 'none'}; csv:FILE:COLUMN takes a table, folder the folder of each"
+        )
+    return [str(value) for value in values]
