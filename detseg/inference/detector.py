@@ -21,6 +21,7 @@ coordinates are those of the input image's pixels; a view is undone on boxes, pr
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from detseg.inference.object_size import estimate_diameter
 from detseg.inference.tta import AVERAGE_MAPS, FUSE, MERGE_THEN_MASK, NO_SHORT_VIEWS, TestTimeAugmentation
 from detseg.inference.view_batch import MeanMasks, ViewBatch, network_inputs
 from detseg.inference.views import Size
+from detseg.models.map_segmenter import MapSegmenter
 from detseg.models.region_segmenter import Keep, RegionSegmenter
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions
@@ -115,6 +117,21 @@ class Detector:
         `predict` does.
         """
         return self.gives_maps and (self.is_plain or self.settings.mode == AVERAGE_MAPS)
+
+    @property
+    def decoder(self) -> MapSegmenter:
+        """The model that makes objects of maps, the first."""
+        segmenter = self.models[0].segmenter
+        assert isinstance(segmenter, MapSegmenter)
+        return segmenter
+
+    @property
+    def reach(self) -> int | None:
+        """MapSegmenter.reach of what decides on maps, in all views and models; None where it is not known."""
+        reaches = [model.segmenter.reach for model in self.models]
+        if None in reaches or any(view.short for view in self.settings.views):
+            return None
+        return math.ceil(max(reaches) / min(view.scale for view in self.settings.views))
 
     @property
     def gives_soft_masks(self) -> bool:
@@ -209,8 +226,7 @@ class Detector:
         keep: Keep | None,
     ) -> list[Predictions]:
         if self.decodes_maps and boxes is None:
-            decode = self.models[0].segmenter.decode
-            return [decode(maps, soft_masks=soft_masks) for maps in self._maps(prepared)]
+            return [self.decoder.decode(maps, soft_masks=soft_masks) for maps in self._maps(prepared)]
         if self.is_plain:
             model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
             with model.autocast():
@@ -228,7 +244,7 @@ class Detector:
 
     def maps(self, prepared: Sequence[PreparedImage]) -> list[np.ndarray]:
         """Return the mean of the maps of all views and models (M, H, W) float32 of images of one key, in their own
-        pixels; the first model makes objects of them.
+        pixels; `decoder` makes objects of them.
         """
         with self._in_use:
             return self._maps(prepared)

@@ -148,7 +148,7 @@ class Predictor:
             postprocess=postprocess,
             provenance={**(provenance or {}), "precision": image_model.precision},
             tta=tta if augmented else tta.replace(views=(PLAIN,)),
-            tiling=options.tiling(model.largest_object),
+            tiling=options.tiling(model),
             trained_images=trained_images,
         )
 

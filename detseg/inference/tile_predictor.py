@@ -1,10 +1,11 @@
 """Prediction of images of any size in tiles that overlap: a detector sees one tile at a time.
 
     grid of tiles --(read, prepare, detect, batch by batch)--> predictions of each tile --(stitching)--> one result
+    grid of tiles --(read, prepare, maps)--> maps of large windows (map_tiles) --> predictions of each --> one result
 
 Tiles are seen at the scale and with the intensities of the whole image. The detector may be anything, test-time
-augmentation and several models included. Memory holds a batch of tiles, those that are prefetched, and the objects of
-the image.
+augmentation and several models included; where it makes objects of maps, those of tiles are blended before. Memory
+holds a batch of tiles, those that are prefetched, the objects of the image, and the maps of a window.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from detseg.images.reading import open_pixels, reads_parts
 from detseg.inference.blocks import apply_in_blocks, joined
 from detseg.inference.detector import Detector, PreparedImage
 from detseg.inference.image_model import InputImage, ParentImage
+from detseg.inference.map_tiles import BlendedMaps, window_grid
 from detseg.inference.prefetch import batches, prefetch
 from detseg.inference.stitching import TileStore, stitch
 from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileFolder, TileGrid, Tiling, make_grid
@@ -156,8 +158,10 @@ class TilePredictor:
         if boxes is not None:
             result = self._masks_of_boxes(source, boxes, soft_masks)
         else:
-            grid, store = self._detect(record, source, soft_masks, (0, 1))
-            result = stitch(grid, store, rim=max(1.0, RIM / min(grid.scale)))
+            grid = self.grid(source)
+            parts, store = self._detect(record, source, soft_masks, (0, 1))
+            # What is made of maps is drawn up to the last pixel.
+            result = stitch(parts, store, rim=1.0 if self.detector.decodes_maps else max(1.0, RIM / min(grid.scale)))
             about = {"tile": grid.tile, "overlap": grid.overlap}
             result.provenance["tiles"] = about if self.tiling.scale is None else {**about, "scale": self.tiling.scale}
         return result if self.postprocess is None else apply_in_blocks(self.postprocess, result)
@@ -165,7 +169,8 @@ class TilePredictor:
     def predict_share(
         self, record: ImageRecord, source: PixelSource, share: tuple[int, int], *, soft_masks: bool = False
     ) -> None:
-        """Predict every count-th tile from number `number` on (share: number, count), for `predict` to find in `state`.
+        """Predict every count-th tile, or window of maps, from number `number` on (share: number, count), for `predict`
+        to find in `state`.
 
         Raises:
             DataError: as `predict`.
@@ -175,33 +180,80 @@ class TilePredictor:
     def _detect(
         self, record: ImageRecord, source: PixelSource, soft_masks: bool, share: tuple[int, int]
     ) -> tuple[TileGrid, TileStore]:
-        """Predict the tiles of a share that are not there yet."""
+        """Predict the tiles of a share, or windows of maps, that are not there yet; return their grid too."""
         grid = self.grid(source)
+        parts = self._windows(source) if self.detector.decodes_maps else grid
         store: TileStore = {}
         if self.state is not None:
             kept = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in record.file_name)
             folder = self.state / f"{record.image_id}_{kept}"[-120:]
             store = TileFolder(folder, self._computed(record, source, grid, soft_masks))
         number, count = share
-        tiles = [tile for tile in grid if tile.index % count == number]
-        missing = [tile for tile in tiles if tile.index not in store]
-        done = len(tiles) - len(missing)
+        share_of_parts = [part for part in parts if part.index % count == number]
+        missing = [part for part in share_of_parts if part.index not in store]
+        done = len(share_of_parts) - len(missing)
         if not missing:
-            return grid, store
+            return parts, store
         parent = self._parent(source, measure=True)
         keep = None if self.postprocess is None else self.postprocess.may_stay
         self.detector.check_intensities(InputImage(_rows_of(source), source.facts, source.name))
-        prepared = prefetch(lambda tile: (tile, self._prepare(source, tile, parent)), missing, self.workers)
-        for batch in batches(prepared, self.batch_size, lambda pair: pair[1].key):
+        if self.detector.decodes_maps:
+            found = self._of_windows(source, parent, grid, missing, soft_masks)
+        else:
+            found = self._of_tiles(source, parent, missing, soft_masks)
+        for part, predictions in zip(missing, found, strict=True):
+            if keep is not None:
+                predictions = predictions.select(keep(predictions.scores, predictions.classes))
+            store[part.index] = predictions
+            done += 1
+            self.progress(record.file_name, done, len(share_of_parts))
+        return parts, store
+
+    def _of_tiles(
+        self, source: PixelSource, parent: ParentImage, tiles: Sequence[Tile], soft_masks: bool
+    ) -> Iterator[Predictions]:
+        """Yield the predictions of every tile."""
+        keep = None if self.postprocess is None else self.postprocess.may_stay
+        for batch in self._batches(source, parent, tiles):
+            yield from self.detector.predict(batch, soft_masks=soft_masks, keep=keep)
+
+    def _of_windows(
+        self, source: PixelSource, parent: ParentImage, grid: TileGrid, windows: Sequence[Tile], soft_masks: bool
+    ) -> Iterator[Predictions]:
+        """Yield what is made of the maps of every window; grid: of the tiles whose maps are blended."""
+        reach = self.detector.reach
+        if reach is not None:  # a resized tile has two pixels of its border from what is beyond it
+            reach = tuple(math.ceil(reach / scale) + 2 * (scale != 1) for scale in grid.scale)
+
+        def maps_of(tiles: Sequence[Tile]) -> Iterator[np.ndarray]:
+            for batch in self._batches(source, parent, tiles):
+                yield from self.detector.maps(batch)
+
+        decoder, level = self.detector.decoder, None
+        every = self._windows(source)
+        # A threshold that is the mean over the image is measured before: all tiles are then computed twice.
+        if len(every) > 1 and decoder.level(np.zeros((len(decoder.map_names), 1, 1), dtype=np.float32)) is not None:
+            maps, level = BlendedMaps(grid, every, maps_of, reach), 0.0
+            for window in every:
+                y0 = every.rows[window.row - 1][1] - window.y0 if window.row else 0
+                x0 = every.columns[window.column - 1][1] - window.x0 if window.column else 0
+                own = maps.of(window)[:, y0:, x0:]
+                level += decoder.level(own) * own[0].size / (source.height * source.width)
+        maps = BlendedMaps(grid, windows, maps_of, reach)
+        for window in windows:
+            yield decoder.decode(maps.of(window), soft_masks=soft_masks, level=level, limited=False)
+
+    def _windows(self, source: PixelSource) -> TileGrid:
+        return window_grid(source.height, source.width, len(self.detector.decoder.map_names))
+
+    def _batches(
+        self, source: PixelSource, parent: ParentImage, tiles: Sequence[Tile]
+    ) -> Iterator[list[PreparedImage]]:
+        """Read and prepare tiles; yield them in batches."""
+        prepared = prefetch(lambda tile: self._prepare(source, tile, parent), tiles, self.workers)
+        for batch in batches(prepared, self.batch_size, lambda one: one.key):
             follow_load()
-            found = self.detector.predict([one for _, one in batch], soft_masks=soft_masks, keep=keep)
-            for (tile, _), predictions in zip(batch, found, strict=True):
-                if keep is not None:
-                    predictions = predictions.select(keep(predictions.scores, predictions.classes))
-                store[tile.index] = predictions
-            done += len(batch)
-            self.progress(record.file_name, done, len(tiles))
-        return grid, store
+            yield batch
 
     def _computed(self, record: ImageRecord, source: PixelSource, grid: TileGrid, soft_masks: bool) -> dict[str, Any]:
         """What the predictions of tiles depend on."""

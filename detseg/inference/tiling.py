@@ -71,7 +71,16 @@ class Tiling:
     @classmethod
     def for_objects(cls, largest: float) -> Tiling:
         """Tiles that share as much as the largest objects (pixels at the network) and some context need."""
-        overlap = min(int(largest) + CONTEXT, MOST_OVERLAP)
+        return cls._sharing(int(largest) + CONTEXT)
+
+    @classmethod
+    def for_reach(cls, reach: int) -> Tiling:
+        """Tiles that share as much as maps need to be those of the whole image; see MapSegmenter.reach."""
+        return cls._sharing(2 * reach + STRIDE)
+
+    @classmethod
+    def _sharing(cls, pixels: int) -> Tiling:
+        overlap = min(pixels, MOST_OVERLAP)
         return cls(network_tile=max(LEAST_TILE, 4 * overlap), network_overlap=overlap)
 
     def sizes(self, scale: tuple[float, float]) -> tuple[int, int]:
@@ -187,6 +196,11 @@ def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[
 
 def _ranges(length: int, tile: int, overlap: int, unit: float) -> tuple[tuple[int, int], ...]:
     """(start, end) of the tiles along one edge. unit: pixels of the image in a stride of the network."""
+    if unit == int(unit) and tile < length:
+        # Tiles end where strides end that are counted from the image's end, as a mirrored view has them.
+        shorter = tile - (tile - length) % int(unit)
+        if shorter - overlap > unit and overlap <= shorter // 2:
+            tile = shorter
     step = tile - overlap
     # Rounding may bring starts nearer together by one pixel at most, never below half a tile.
     steps = int((step - 1) // unit) * unit if unit <= step - 1 else step

@@ -12,6 +12,8 @@ from detseg.engines.choice import EngineChoice
 from detseg.engines.validation import validate
 from detseg.inference.tiling import Tiling
 from detseg.inference.tta import NO_SHORT_VIEWS, AugmentationOptions, TestTimeAugmentation
+from detseg.models.base import Segmenter
+from detseg.models.map_segmenter import MapSegmenter
 
 
 def _crops_have_one_size(cfg: Config) -> bool:
@@ -33,9 +35,12 @@ class InferenceOptions(Options):
         ):
             problems.add("TEST.AUG.VIEWS", NO_SHORT_VIEWS)
 
-    def tiling(self, largest_object: float) -> Tiling:
-        """Tiles for a model that finds objects up to this size (pixels at the network)."""
-        return Tiling.for_objects(largest_object if self.crop is None else min(largest_object, *self.crop.size))
+    def tiling(self, model: Segmenter) -> Tiling:
+        """Tiles for a model."""
+        if isinstance(model, MapSegmenter) and model.reach is not None:
+            return Tiling.for_reach(model.reach)
+        largest = model.largest_object
+        return Tiling.for_objects(largest if self.crop is None else min(largest, *self.crop.size))
 
 
 # What every prediction reads, in training's evaluations too.

@@ -260,3 +260,18 @@ def test_real_nuclei_come_back_from_three_classes(shared_data: Callable[[str], P
     layers = [LabelLayers.from_label_image(image) for image in images if image.any()]
     for width in (1, 2, 3, 4):
         assert np.mean([class_fidelity(one, width) for one in layers]) >= 0.99
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_image_decides_on_maps_as_far_as_the_reach_and_no_farther(depth: int) -> None:
+    """Tiles rely on it: one pixel changed changes no map beyond, and some near it."""
+    model = build("BinaryUNet", MODEL__UNET__CHANNELS=[4] * depth, MODEL__ROI_HEADS__NUM_CLASSES=1).eval()
+    image = np.random.default_rng(0).integers(0, 255, (144, 160, 3)).astype(np.float32)
+    farthest = 0
+    for y, x in ((70, 80), (71, 87), (77, 79)):
+        changed = image.copy()
+        changed[y, x] += 1e5
+        (before,), (after,) = model.predict_maps([image]), model.predict_maps([changed])
+        ys, xs = np.nonzero((before != after)[0])
+        farthest = max(farthest, abs(ys - y).max(), abs(xs - x).max())
+    assert model.reach // 2 < farthest <= model.reach

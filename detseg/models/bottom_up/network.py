@@ -51,6 +51,15 @@ class NetworkOptions(Options):
         """How often the network halves the image."""
         return len(self.channels)
 
+    @property
+    def reach(self) -> int | None:
+        """How far around a pixel the image decides on the features there, pixels; None where that is not known."""
+        if self.encoder != PLAIN:
+            return None
+        # Of the pairs of 3 x 3 convolutions each level has two, the coarsest one; levels are aligned to its grid.
+        coarsest = 2**self.depth
+        return 4 * (coarsest - 1) + 2 * coarsest + coarsest - 1
+
     def check(self, problems: Problems) -> None:
         if self.encoder == PLAIN:
             return

@@ -81,6 +81,8 @@ class UNet(MapSegmenter):
         self.image_input.guides = options.guides
         channels = len(options.image_input.pixel_mean) + len(options.guides)
         self.backbone, self.decoder = build_encoder_decoder(options.network, channels)
+        reach = options.network.reach
+        self.reach = None if reach is None else reach + 1  # of the heads
         heads = dict(self.system_heads)
         self.map_names = self.system_maps
         if options.num_classes > 1:
