@@ -82,7 +82,8 @@ class UNet(MapSegmenter):
         channels = len(options.image_input.pixel_mean) + len(options.guides)
         self.backbone, self.decoder = build_encoder_decoder(options.network, channels)
         reach = options.network.reach
-        self.reach = None if reach is None else reach + 1  # of the heads
+        # 1 of the heads; how far guides look is not known here
+        self.reach = None if reach is None or options.guides else reach + 1
         heads = dict(self.system_heads)
         self.map_names = self.system_maps
         if options.num_classes > 1:
