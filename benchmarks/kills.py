@@ -139,7 +139,7 @@ def written(folder: Path) -> dict[str, Path]:
 
 
 def is_temporary(path: Path) -> bool:
-    return TEMPORARY_MARK in path.name or any(part.startswith(".") or part.endswith(".tiles") for part in path.parts)
+    return TEMPORARY_MARK in path.name or any(part.startswith(".") or part.endswith(".parts") for part in path.parts)
 
 
 def check_whole(path: Path, undisturbed: Path, is_training: bool) -> None:

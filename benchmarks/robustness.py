@@ -1,6 +1,7 @@
 """How well models find objects in images that are cut, enlarged and reduced: object AP and recall, with intervals.
 
     python benchmarks/robustness.py --runs runs/without/001 runs/object_size/001 --data val.json [--every 3]
+        [--variants strips "x 0.5"] [--no-truth]
 
 The images of a data set (never those of a test) are predicted as they are, cut into three strips along their height,
 and resized to 0.5 and 2 times their edges, labels with them. Each run's score threshold is the one of highest object AP
@@ -124,13 +125,16 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True, help="COCO file")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th image")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:], help="default: all")
+    parser.add_argument("--no-truth", dest="truth", action="store_false", help="estimated diameters alone")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     whole = CocoDataset.load(arguments.data)
     dataset = whole.select(range(0, len(whole), arguments.every))
     base: dict[str, list[ObjectCounts]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        variants = {name: write_variant(dataset, name, Path(folder) / str(i)) for i, name in enumerate(VARIANTS)}
+        names = [VARIANTS[0], *arguments.variants]
+        variants = {name: write_variant(dataset, name, Path(folder) / str(i)) for i, name in enumerate(names)}
         for run in arguments.runs:
             predictor = Predictor.from_run(run, device=arguments.device, postprocess=False)
             sized = predictor.detector.sizing_model is not None
@@ -138,7 +142,7 @@ def main() -> None:
             settings = None
             for name, images in variants.items():
                 truth = GroundTruth.from_coco(images)
-                for of_labels in (False, True) if sized else (False,):
+                for of_labels in (False, True) if sized and arguments.truth else (False,):
                     found, seconds, estimating = predict(predictor, images, of_labels=of_labels)
                     if settings is None:
                         classes = tuple(truth.class_names)

@@ -14,7 +14,7 @@ from detseg.cli.image_fields import add_image_fields
 from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.predict_folds import arguments_of_folds, open_folds, predict_folds
 from detseg.cli.predict_job import add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
-from detseg.cli.predict_shared import Result, all_predictions, predict_share, processes_of_torchrun, state_folder
+from detseg.cli.predict_shared import Result, all_predictions, make_shards, processes_of_torchrun, state_folder
 from detseg.cli.tracking import add_tracking, settings_of, tracked
 from detseg.runs.threads import choose_threads
 
@@ -158,6 +158,7 @@ def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
         "nothing would be written: give --output FILE, --label-images DIR or both": not (
             arguments.output or arguments.label_images
         ),
+        "--ray starts processes itself; leave torchrun out": bool(arguments.ray and processes_of_torchrun() > 1),
         f"--rescore {arguments.rescore}: expected a power of 0 or more": not 0 <= arguments.rescore < float("inf"),
         f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
         f"--output {arguments.output}: expected a name that ends in .json or .json.gz": bool(arguments.output)
@@ -183,7 +184,7 @@ def _shared_under_torchrun(arguments: argparse.Namespace, commands: Sequence[arg
             if arguments.output:
                 check_free(Path(arguments.output), arguments.overwrite)
             for one in commands:
-                predict_share(one, processes.rank, processes.count, state_folder(one))
+                make_shards(one, processes.rank, processes.count)
         return processes.is_main
 
 

@@ -121,7 +121,13 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, metavar="N", help="threads that prefetch images (default %(default)s)"
     )
     work.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="processes that share images and tiles (or use torchrun)"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes that share images and tiles (or use torchrun); default: 1, with --ray one a GPU or a core",
+    )
+    work.add_argument(
+        "--ray", metavar="ADDRESS", help="processes of this Ray cluster: HOST:PORT, auto, or local for one here"
     )
 
 
@@ -154,7 +160,7 @@ def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
             tile not in ("auto", "off") and not tile.isdigit()
         ),
         f"--workers is {arguments.workers}, --processes {arguments.processes}; expected 0 or more, and 1 or more": (
-            arguments.workers < 0 or arguments.processes < 1
+            arguments.workers < 0 or (arguments.processes is not None and arguments.processes < 1)
         ),
         f"--batch-size is {arguments.batch_size}; expected 1 or more": arguments.batch_size < 1,
     }

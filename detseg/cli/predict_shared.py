@@ -1,14 +1,14 @@
-"""`predict` by several processes: each predicts its share of the images, and of the tiles of large ones.
+"""`predict` by several processes: each makes shards of the images, and its share of the tiles of large ones.
 
-The shares are kept in files beside the output; the main process gathers them in the order of the images, so that the
-output is that of one process. Processes are started here (--processes), or by torchrun, also on several machines that
-share the folder.
+The main process gathers the shards in the order of the images, so that the output is that of one process. Processes are
+started here (--processes), by torchrun, or by Ray (--ray), also on several machines that share the folder of the
+output. One that is killed is started again, and its shard is made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detseg.cli.predict_job import Job, find_job_images, load_job
+from detseg.cli.predict_shards import Shards
 from detseg.runs.threads import choose_threads
 
 if TYPE_CHECKING:
     from detseg.inference.image_list import ImageList
     from detseg.inference.predictor import SkippedImage
     from detseg.structures.predictions import Predictions
+
+logger = logging.getLogger(__name__)
+
+# Of processes, before the command gives up.
+MOST_DEATHS = 3
 
 
 def processes_of_torchrun() -> int:
@@ -43,121 +49,94 @@ class Result:
 
 
 def state_folder(arguments: argparse.Namespace) -> Path:
-    """Where the predictions of tiles, of other processes and of folds stay until the end: beside the output."""
+    """Where shards, tiles and folds stay until the end: beside the output."""
     target = Path(arguments.output or arguments.label_images)
-    folder = target.with_name(f"{target.name}.tiles")
+    folder = target.with_name(f"{target.name}.parts")
     return folder if arguments.fold is None else folder / f"fold{arguments.fold}"
 
 
 def all_predictions(
     arguments: argparse.Namespace, job: Job, skipped: list[SkippedImage], bar: Any
 ) -> Iterator[Predictions]:
-    """The predictions of all images, by this process or gathered from several."""
-    folder = state_folder(arguments)
-    count = max(arguments.processes, processes_of_torchrun())
-    if count == 1:
+    """The predictions of all images, those that an interrupted command has left included."""
+    shards = Shards(job, state_folder(arguments))
+    # Others compute as this process would, whatever `auto` means on their machine.
+    precisions = {model.precision for model in job.predictor.detector.models}
+    given = {"precision": precisions.pop()} if len(precisions) == 1 else {}
+    others = argparse.Namespace(**{**vars(arguments), **given})
 
-        def progress(name: str, done: int, total: int) -> None:
-            bar.set_postfix_str(f"{name}: tile {done} of {total}" if done < total else "")
+    def show() -> None:
+        bar.update(max(shards.done() - bar.n, 0))
 
-        yield from job.predict(job.images.records, skipped, state=folder, progress=progress)
-        return
-    if arguments.processes > 1:
-        run_children(arguments, count, folder, bar.update)
-    yield from gather_shares(job, count, folder, skipped)
-
-
-def predict_share(
-    arguments: argparse.Namespace, rank: int, count: int, folder: Path, done: Callable[[int], Any] = lambda images: None
-) -> None:
-    """Predict every count-th image, and every count-th tile of each large one, into files of a folder."""
-    from detseg.coco.predictions_file import PredictionsWriter
-    from detseg.errors import DataError, OutputError
-
-    job = load_job(arguments, find_job_images(arguments))
-    tiles, soft_masks = job.tiles(state=folder), job.predictor.needs_soft_masks(arguments.soft_masks)
-    own, in_tiles = [], []
-    for number, record in enumerate(job.images.records):
-        try:
-            source = tiles.open(record)
-            if source is not None and not tiles.applies(source):
-                source.close()
-                source = None
-        except DataError:
-            source = None  # the process whose share it is reports it
-        if source is None:
-            own += [record] if number % count == rank else []
-            continue
-        in_tiles.append(number)
-        with source:
-            if job.boxes is None:
-                try:
-                    tiles.predict_share(record, source, (rank, count), soft_masks=soft_masks)
-                except (DataError, OutputError):
-                    continue  # reported when the tiles are combined
-        done(0)
-    skipped: list[SkippedImage] = []
-    folder.mkdir(parents=True, exist_ok=True)
-    with PredictionsWriter(folder / f"part{rank}.json", [*job.predictor.classes]) as writer:
-        for predictions in job.predict(own, skipped):
-            writer.write(predictions)
-            done(1)
-    report = {"in_tiles": in_tiles, "skipped": {image.file_name: image.reason for image in skipped}}
-    (folder / f"report{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+    if arguments.ray:
+        run_on_ray(others, shards.settings, show)
+    elif (arguments.processes or 1) > 1:
+        run_children(others, arguments.processes, shards.settings, show)
+    yield from shards.gather(skipped, bar)
 
 
-def gather_shares(job: Job, count: int, folder: Path, skipped: list[SkippedImage]) -> Iterator[Predictions]:
-    """The predictions of all processes in the order of the images; what could not be predicted goes to `skipped`."""
-    from detseg.coco.predictions_file import read_predictions
-    from detseg.inference.predictor import SkippedImage
+def make_shards(arguments: argparse.Namespace, rank: int, count: int, settings: str = "") -> None:
+    """Load the model once and make shards, as one of `count` processes.
 
-    reports = [json.loads((folder / f"report{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
-    in_tiles = set(reports[0]["in_tiles"])
-    parts = [iter(read_predictions(folder / f"part{rank}.json")) for rank in range(count)]
-    for number, record in enumerate(job.images.records):
-        rank = number % count
-        if number in in_tiles:
-            yield from job.predict([record], skipped, state=folder)
-        elif record.file_name in reports[rank]["skipped"]:
-            skipped.append(SkippedImage(record.file_name, reports[rank]["skipped"][record.file_name]))
-        else:
-            yield next(parts[rank])
+    settings: a hash, of what the main process computes with.
+    Raises RunError where this process would compute with others.
+    """
+    from detseg.errors import RunError
+
+    shards = Shards(load_job(arguments, find_job_images(arguments)), state_folder(arguments))
+    if settings not in ("", shards.settings):
+        raise RunError(
+            f"process {rank} of {count}, on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}, would "
+            "predict with other weights, settings or versions of detseg and torch than the process that gathers: use "
+            "the same installation and the same files everywhere"
+        )
+    shards.work(rank, count)
 
 
-def run_children(arguments: argparse.Namespace, count: int, folder: Path, done: Callable[[int], Any]) -> None:
-    """Start the processes and wait for them. Raises RunError where one fails; it has printed why."""
+def run_children(arguments: argparse.Namespace, count: int, settings: str, show: Callable[[], Any]) -> None:
+    """Start processes, show how far they are, and wait for them; those that are killed are started again.
+
+    Raises RunError where one fails, and has printed why, or too many are killed.
+    """
     import multiprocessing
     import time
 
     from detseg.errors import RunError
 
     context = multiprocessing.get_context("spawn")
-    # Not a shared number: its semaphore stays in /dev/shm where all processes are killed.
-    counts, sender = context.Pipe(duplex=False)
-    children = [
-        context.Process(target=_child, args=(arguments, rank, count, folder, sender), daemon=True)
-        for rank in range(count)
-    ]
-    for child in children:
+
+    def start(rank: int) -> Any:
+        child = context.Process(target=_child, args=(arguments, rank, count, settings), daemon=True)
         child.start()
+        return child
+
+    children, deaths = {rank: start(rank) for rank in range(count)}, 0
     try:
-        while any(child.is_alive() for child in children):
-            if any(child.exitcode for child in children):
-                break
-            while counts.poll():
-                done(len(counts.recv_bytes()))
+        while children:
+            for rank, child in list(children.items()):
+                if child.is_alive():
+                    continue
+                code = children.pop(rank).exitcode
+                if code > 0:
+                    raise RunError(f"process {rank} of {count} ended with status {code}; see above")
+                if code < 0:
+                    deaths += 1
+                    if deaths > MOST_DEATHS:
+                        raise RunError(
+                            f"{deaths} of the processes were killed, the last one by signal {-code}: where memory is "
+                            "short, use fewer (--processes); what is done is kept, and the same command goes on"
+                        )
+                    logger.warning("process %d of %d was killed by signal %d; another goes on", rank, count, -code)
+                    children[rank] = start(rank)
+            show()
             time.sleep(0.1)
     finally:
-        failed = [rank for rank, child in enumerate(children) if child.exitcode]
-        for child in children:
-            if failed:
-                child.terminate()
+        for child in children.values():
+            child.terminate()
             child.join()
-    if failed:
-        raise RunError(f"process {failed[0]} of {count} ended with status {children[failed[0]].exitcode}; see above")
 
 
-def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, counts: Any) -> None:
+def _child(arguments: argparse.Namespace, rank: int, count: int, settings: str) -> None:
     import sys
 
     import torch
@@ -167,16 +146,11 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
     from detseg.files.processes import end_with_parent
 
     end_with_parent()
-
-    def done(images: int) -> None:
-        # Processes share the pipe: messages this short are written at once (PIPE_BUF).
-        counts.send_bytes(b"." * images)
-
     if arguments.num_threads is None:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     choose_threads(arguments.num_threads)
     try:
-        predict_share(arguments, rank, count, folder, done)
+        make_shards(arguments, rank, count, settings)
     except DetsegError as error:
         # The bar is the main process's, which says itself that this one ended; the message stands below it.
         above = "\n" if sys.stderr.isatty() else ""
@@ -184,3 +158,53 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, folder: Path, c
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], Any]) -> None:
+    """Make the shards by workers of a Ray cluster, one a GPU or a core unless --processes says how many, and leave it.
+
+    Folders must have the same path on all machines. A worker that dies, with its machine or alone, is run again by Ray.
+    """
+    from detseg.errors import DetsegError, RunError
+    from detseg.runs.ray_cluster import cores_of_workers, join_ray
+
+    join_ray(arguments.ray)
+    import ray
+
+    try:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cores = [machine.get("CPU", 0) for machine in machines]
+        gpus = int(sum(machine.get("GPU", 0) for machine in machines))
+        count = arguments.processes or gpus or int(sum(cores))
+        each = 1 if gpus else cores_of_workers(cores, count)
+        if (gpus and count > gpus) or not each:
+            have = f"{gpus} GPUs" if gpus else f"{sum(cores):g} cores"
+            raise RunError(f"--processes is {count}, but the Ray cluster has {have}: ask for fewer")
+        logger.info("Ray: %g cores, %d GPUs; %d workers", sum(cores), gpus, count)
+        task = ray.remote(num_cpus=each, num_gpus=1 if gpus else 0, max_retries=MOST_DEATHS)(_predict_on_ray)
+        running = [task.remote(arguments, rank, count, settings, os.getcwd(), each) for rank in range(count)]
+        while running:
+            done, running = ray.wait(running, timeout=0.5)
+            ray.get(done)
+            show()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DetsegError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise RunError(f"a worker of Ray was lost ({error}); what is done is kept: start the same command") from None
+    finally:
+        ray.shutdown()
+
+
+def _predict_on_ray(
+    arguments: argparse.Namespace, rank: int, count: int, settings: str, current: str, cores: int
+) -> None:
+    """What a worker of Ray does."""
+    import torch
+
+    os.chdir(current)
+    logging.basicConfig(level=logging.INFO)
+    torch.set_num_threads(cores)
+    choose_threads(arguments.num_threads)
+    make_shards(arguments, rank, count, settings)

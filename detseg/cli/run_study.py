@@ -50,11 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.files.atomic import make_folder
     from detseg.runs.children import visible_gpus
     from detseg.runs.interrupt import StopRequest
+    from detseg.runs.ray_cluster import cores_of_a_worker, join_ray
     from detseg.study.plan import Plan
     from detseg.study.results import write_results
     from detseg.study.running import Processes, RayTasks, Runner, run_tasks, stop_file_of
     from detseg.study.study_file import Study
-    from detseg.sweeps.workers import cores_of_a_worker, join_ray
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"--workers is {arguments.workers}; expected 1 or more")

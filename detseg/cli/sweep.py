@@ -44,11 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.errors import ConfigError, RunError
     from detseg.runs.children import visible_gpus
     from detseg.runs.interrupt import StopRequest
+    from detseg.runs.ray_cluster import join_ray
     from detseg.sweeps.results import write_results
     from detseg.sweeps.search import Search, import_optuna
     from detseg.sweeps.sweep_file import read_sweep_file
     from detseg.sweeps.sweep_folder import open_sweep
-    from detseg.sweeps.workers import join_ray, work_here, work_on_ray
+    from detseg.sweeps.workers import work_here, work_on_ray
 
     for name in ("trials", "workers"):
         value = getattr(arguments, name)

@@ -138,7 +138,7 @@ class Processes:
 
 
 class RayTasks:
-    """Tasks of the Ray cluster that was joined (`sweeps.workers.join_ray`).
+    """Tasks of the Ray cluster that was joined (`runs.ray_cluster.join_ray`).
 
     One whose machine is lost is run again by Ray. The folder of the study has the same path on all machines.
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from detseg.errors import DetsegError, RunError
+from detseg.errors import DetsegError
 from detseg.runs.children import POLL_SECONDS, worker_environment
+from detseg.runs.ray_cluster import cores_of_a_worker
 from detseg.runs.wandb_run import missing_wandb
 from detseg.sweeps.search import Search
 from detseg.sweeps.sweep_file import read_sweep_file
 from detseg.sweeps.trial import run_trial
 
 logger = logging.getLogger(__name__)
-
-CONNECT_SECONDS = 10.0
 
 
 def work(search: Search, environment: dict[str, str], stopped: Callable[[], bool]) -> None:
@@ -72,35 +70,6 @@ def group_environment(search: Search) -> dict[str, str]:
     group = os.environ.get("WANDB_RUN_GROUP", f"{search.sweep.name}-{search.folder.name}")
     mode = "disabled" if missing_wandb("auto") else os.environ.get("WANDB_MODE", "offline")
     return {"DETSEG_SWEEP": "1", "WANDB_RUN_GROUP": group, "WANDB_MODE": mode}
-
-
-def join_ray(address: str) -> None:
-    """Join the Ray cluster at an address, or start one here ("local"). To be called before signals are noted: Ray takes
-    SIGTERM for itself.
-
-    Raises:
-        RunError: Ray is not installed, or no cluster answers.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise RunError('--ray needs Ray: pip install "detseg[ray]" or pip install "ray[tune]"') from None
-    remedy = "start one with `ray start --head`, or give the address that it printed"
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    try:
-        if host and port.isdigit():  # Ray itself tries for minutes
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (OSError, ValueError, OverflowError, RuntimeError) as error:
-        raise RunError(f"--ray {address}: no cluster answers ({error}); {remedy}") from None
-
-
-def cores_of_a_worker(workers: int) -> int:
-    """Return the processor cores of each of several workers on the Ray cluster that was joined: one beside a GPU."""
-    import ray
-
-    resources = ray.cluster_resources()
-    return 1 if resources.get("GPU", 0) else max(1, int(resources.get("CPU", 1)) // workers)
 
 
 def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> None:

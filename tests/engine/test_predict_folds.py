@@ -67,7 +67,7 @@ def test_they_are_those_of_the_training(here: Path, capsys: pytest.CaptureFixtur
     assert [image.provenance["in_training"] for image in again] == [False] * 6
     assert [image.metadata["fold"] for image in again] == [0, 1, 2, 0, 1, 2]
     assert (again.info["folds"], again.info["out_of_fold"], again.info["postprocess"]) == (3, True, None)
-    assert not list(here.glob("*.tiles"))
+    assert not list(here.glob("*.parts"))
     assert not list(here.glob("*.csv")), "counts of whatever has a score"
     fuse = ["--inputs", "cv/oof.json.gz", "again.json.gz", "--output", "fused.json"]
     assert run_command("fuse", fuse, prog="fuse") == 0

@@ -36,7 +36,7 @@ def test_processes_write_the_bytes_of_one(small_run, image_folder, tmp_path, cap
     )
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     assert capsys.readouterr().out.count("broken.png") == 2
-    assert not list(tmp_path.glob("*.tiles")), "state is removed at the end"
+    assert not list(tmp_path.glob("*.parts")), "state is removed at the end"
     summaries = [(tmp_path / f"{name}_summary.csv").read_text() for name in ("one", "two")]
     assert summaries[0] == summaries[1]
     assert "large.tif" in summaries[0]
@@ -50,7 +50,7 @@ PROGRAM = """
 import os, signal, sys
 from detseg.cli.main import main
 name, *words = sys.argv[1:]
-left, replace = [2 if "tiles" in name else 1], os.replace
+left, replace = [2 if "parts" in name else 1], os.replace
 def replace_or_die(source, target):
     left[0] -= name in str(target)
     if not left[0]:
@@ -69,7 +69,7 @@ def test_the_summary_of_a_prediction_that_was_killed_is_whole(small_run, image_f
     tifffile.imwrite(folder / "large.tif", make_image((4, 4), 150, 170, 12)[0], tile=(64, 64))
     words = ["--run", small_run, "--images", folder, "--tile", 100, "--overlap", 40]
     assert predict(*words, "--output", tmp_path / "whole.json") == 0
-    for name, again in (("p.json.tiles", []), ("p_summary.csv", ["--overwrite"])):
+    for name, again in (("p.json.parts", []), ("p_summary.csv", ["--overwrite"])):
         whole = ["predict", "--device", "cpu", *words, "--output", tmp_path / "p.json", *again]
         child = subprocess.run([sys.executable, "-c", PROGRAM, name, *map(str, whole)], check=False)
         assert child.returncode == -signal.SIGKILL

@@ -1,0 +1,50 @@
+"""A Ray cluster: to join one, and how many of its cores a worker gets. Ray is imported when it is asked for."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from detseg.errors import RunError
+
+CONNECT_SECONDS = 10.0
+
+
+def join_ray(address: str) -> None:
+    """Join the Ray cluster at an address, or start one here ("local"). To be called before signals are noted: Ray takes
+    SIGTERM for itself.
+
+    Raises:
+        RunError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise RunError('--ray needs Ray: pip install "detseg[ray]" or pip install "ray[tune]"') from None
+    remedy = "start one with `ray start --head`, or give the address that it printed"
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        raise RunError(f"--ray {address}: no cluster answers ({error}); {remedy}") from None
+
+
+def cores_of_workers(cores: Sequence[float], workers: int) -> int:
+    """Return how many cores each of several workers can have; 0 where there is no room for all of them.
+
+    cores: of every machine. A worker is on one machine, so that machines of 3 cores have room for one with 2.
+    """
+    most = int(max(cores, default=0))
+    return next((each for each in range(most, 0, -1) if sum(int(one) // each for one in cores) >= workers), 0)
+
+
+def cores_of_a_worker(workers: int) -> int:
+    """Return the processor cores of each of several workers on the Ray cluster that was joined: one beside a GPU."""
+    import ray
+
+    if ray.cluster_resources().get("GPU", 0):
+        return 1
+    cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return max(1, cores_of_workers(cores, workers))
