@@ -57,9 +57,13 @@ UNET = ["segmentation-models-pytorch>=0.5", *PRETRAINED]
 # Objects of pixel embeddings by mean shift and HDBSCAN.
 EMBEDDING = ["scikit-learn>=1.3"]
 TRACKING = ["wandb>=0.28"]
-TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80", *ZARR, *TUNING, *TRACKING, *UNET, *EMBEDDING]
+# SAM, SAM 2 and their smaller relatives; their weights are downloads of their own: docs/prompted.md.
+SAM = ["transformers>=5.0"]
+TEST = [
+    *("pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.80"),
+    *(*ZARR, *TUNING, *TRACKING, *UNET, *EMBEDDING, *SAM),
+]
 DEMO = ["gradio>=4.0"]
-SAM = ["segment-anything>=1.0"]
 KAGGLE = ["kaggle>=1.7"]
 RAY = ["ray[tune]>=2.9"]
 

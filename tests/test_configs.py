@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_sams import save_small_sam
 
 from detseg.config import Config, load_config, load_flat_config
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.engines.choice import as_trained, choose_engine
-from detseg.models.table import ARCHITECTURES
+from detseg.models.table import options_of
 from detseg.models.weights.loading import CLASS_ENTRIES
 from detseg.optim.optimizer import OptimizerOptions, build_optimizer, set_learning_rates
 from detseg.structures.label_layers import LabelLayers
@@ -50,7 +51,10 @@ FEW = {
 
 
 def skip_without_its_packages(cfg: Config) -> None:
-    is_unet = ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE].averages_maps and cfg.MODEL.UNET.ENCODER == "timm"
+    keys = options_of(cfg.MODEL.META_ARCHITECTURE).rules(cfg)
+    is_unet = "MODEL.UNET.ENCODER" in keys and cfg.MODEL.UNET.ENCODER == "timm"
+    if "MODEL.SAM.NAME" in keys:
+        pytest.importorskip("transformers")
     if is_unet:
         pytest.importorskip("segmentation_models_pytorch")
     if is_unet or cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone":
@@ -95,9 +99,13 @@ def test_is_valid_for_training(path: Path, caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem not in FULL_SIZE], ids=name_of)
-def test_trains_two_steps_and_predicts(path: Path) -> None:
+def test_trains_two_steps_and_predicts(path: Path, tmp_path: Path) -> None:
     cfg = narrow(load_config(path))
     skip_without_its_packages(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "PromptedSAM":
+        cfg.set("MODEL.SAM.NAME", str(save_small_sam(tmp_path)))
+        cfg.set("MODEL.SAM.CACHE", str(tmp_path))
+        cfg.set("MODEL.SAM.MIN_SHARPNESS", 0.0)
     cfg = as_trained(cfg, choose_engine(cfg).name)
     torch.manual_seed(0)
     model = build_model(cfg)

@@ -172,6 +172,41 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "MODEL.EMBEDDING.SEED_THRESHOLD": Key(0.5, "Value of that map from which on a pixel belongs to a seed."),
     "MODEL.EMBEDDING.GRID": Key([160, 128], "Longer and shorter side of the grid on which clusters are sought."),
+    "MODEL.SAM.NAME": Key(
+        "facebook/sam-vit-base",
+        "Which Segment Anything: a folder of transformers (config.json, model.safetensors), such a .safetensors file, "
+        "or a name of the Hugging Face hub; of SAM, SAM 2 or EdgeTAM, of any size (docs/prompted.md).",
+    ),
+    "MODEL.SAM.PROMPTS": Key(["box", "point"], "What an object is prompted by: `box`, `point` or both."),
+    "MODEL.SAM.POINTS": Key(1, "Points inside of each object, the deepest one first."),
+    "MODEL.SAM.NEGATIVES": Key(4, "The most points on its nearest neighbours, which are not the object."),
+    "MODEL.SAM.MULTIMASK": Key(
+        False, "Three masks a prompt, of which the one counts that SAM thinks best: for points without boxes."
+    ),
+    "MODEL.SAM.TILE": Key(512, "Pixels of the image, along a side, that SAM sees at once, enlarged to its own size."),
+    "MODEL.SAM.OVERLAP": Key(
+        128, "Pixels that neighbouring tiles share; each object is drawn in the tile it is deepest in."
+    ),
+    "MODEL.SAM.BATCH": Key(64, "Prompts at once: the memory that they need is bounded by it."),
+    "MODEL.SAM.MIN_QUALITY": Key(0.7, "The least IoU with its object that SAM itself expects of a mask that counts."),
+    "MODEL.SAM.MIN_STABILITY": Key(
+        0.8, "The least stability of such a mask: its pixels of logit above 1 by those above -1."
+    ),
+    "MODEL.SAM.MIN_OVERLAP": Key(
+        0.5, "Its least IoU with the region that prompted it; of a box without mask, of both boxes."
+    ),
+    "MODEL.SAM.MIN_AREA": Key(1, "Pixels, the least of an object, whoever draws it."),
+    "MODEL.SAM.MAX_AREA": Key(0, "Pixels, the most of an object; 0: no limit."),
+    "MODEL.SAM.MIN_SHARPNESS": Key(
+        0.0,
+        "Objects with a less sharp edge are out of focus and dropped: an edge without blur has 0.97, one blurred by "
+        "1, 2 and 4 pixels (standard deviation) 0.64, 0.34 and 0.15; 0 keeps all.",
+    ),
+    "MODEL.SAM.KEEP_LOST": Key(
+        True, "An object whose mask does not pass keeps that of the first pass; False drops it."
+    ),
+    "MODEL.SAM.TRAIN_OBJECTS": Key(32, "The most objects of an image from which one pass of training learns."),
+    "MODEL.SAM.CACHE": Key("", "Folder of the embeddings that training keeps; empty: `embeddings` of detseg's cache."),
     "MODEL.RESNETS.RADIX": Key(
         1,
         "Maps that each 3 x 3 convolution gives, between which attention chooses: 2 makes a ResNeSt, as in LIVECell's "
@@ -199,6 +234,11 @@ OWN_KEYS: dict[str, Key] = {
         "prediction and validation estimate it, image by image (docs/inference.md); 0 is off.",
     ),
     "INPUT.GRAYSCALE": Key(False, "Replace RGB by its luma before scaling, so that a stain's colour does not matter."),
+    "INPUT.CLAHE": Key(
+        0.0,
+        "Limit of a contrast limited adaptive histogram equalisation of every image, after scaling and inversion, in "
+        "training and prediction alike; 2 is usual, 0 is off.",
+    ),
     "INPUT.SCALING": Key(
         "none",
         "How intensities are brought to 0..255: `none` (as in the file), `percentile` (the image's own "

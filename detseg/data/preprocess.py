@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detseg.config.options import Options, Problems, key
-from detseg.data.augment.intensities import ValueRange, invert, natural_range
+from detseg.data.augment.intensities import ValueRange, equalise, invert, natural_range
 from detseg.errors import DataError
 from detseg.images.size import ENVIRONMENT, max_pixels
 from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
@@ -146,14 +146,15 @@ def _channels(channels: Sequence[int | str]) -> str | None:
 
 @dataclass(frozen=True)
 class ImagePreprocess(Options):
-    """Channels, gray, scaling and inversion, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT).
+    """Channels, gray, scaling, inversion and equalisation, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT,
+    CLAHE).
 
     channels: what to take, 0-based indices or names of an OME-TIFF's channels; empty: all. grayscale: RGB becomes its
     luma. scaling: "none", "percentile" or "fixed"; the latter two give float32 in 0..255. percentiles: what becomes 0
     and 255; of an RGB image one pair for all three channels, so that colours stay; else a pair for each channel.
     scaling_range: intensities that become 0 and 255 when "fixed". invert: "none" or "auto": an image whose median is
-    above the middle between its `percentiles` is inverted (its background is brighter than its objects). num_channels:
-    what the model takes; one channel is repeated.
+    above the middle between its `percentiles` is inverted (its background is brighter than its objects). clahe: limit
+    of `equalise`, 0 for none. num_channels: what the model takes; one channel is repeated.
     """
 
     section = "INPUT"
@@ -166,6 +167,7 @@ class ImagePreprocess(Options):
     )
     scaling_range: tuple[float, float] = key("SCALING_RANGE", default=(0.0, 65535.0), length=2, test=_ascending)
     invert: str = key("INVERT", default="none", choices=("none", "auto"))
+    clahe: float = key("CLAHE", default=0.0, at_least=0, at_most=100)
     num_channels: int = key("MODEL.PIXEL_MEAN", default=3, convert=len)
 
     def check(self, problems: Problems) -> None:
@@ -198,11 +200,13 @@ class ImagePreprocess(Options):
         """
         image = self._chosen(image, source, facts or {})
         levels = levels or self._measured(image)
-        if self.scaling == "none":
-            return invert(image, levels.value_range) if levels.is_inverted else image
-        scale = 255.0 / np.maximum(levels.high - levels.low, np.float32(1e-12))
-        scaled = np.clip((image.astype(np.float32) - levels.low) * scale, *_SCALED_RANGE, dtype=np.float32)
-        return invert(scaled, _SCALED_RANGE) if levels.is_inverted else scaled
+        value_range = levels.value_range
+        if self.scaling != "none":
+            scale = 255.0 / np.maximum(levels.high - levels.low, np.float32(1e-12))
+            image = np.clip((image.astype(np.float32) - levels.low) * scale, *_SCALED_RANGE, dtype=np.float32)
+            value_range = _SCALED_RANGE
+        image = invert(image, value_range) if levels.is_inverted else image
+        return equalise(image, self.clahe, value_range) if self.clahe else image
 
     def measure(self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None) -> Levels:
         """Return what `prepare` measures of an image (H, W, C), or of pixels from all over a larger one."""
@@ -226,7 +230,7 @@ class ImagePreprocess(Options):
             planes = [image] if together else [image[:, :, channel] for channel in range(image.shape[2])]
             values = np.array([percentiles_of(plane, self.percentiles) for plane in planes], dtype=np.float32)
             low, high = values[0] if together else values.T
-        return Levels(low, high, is_inverted, natural_range(image) if is_inverted else (0.0, 0.0))
+        return Levels(low, high, is_inverted, natural_range(image) if is_inverted or self.clahe else (0.0, 0.0))
 
     def _chosen(self, image: np.ndarray, source: str, facts: Mapping[str, Any]) -> np.ndarray:
         """Return the channels that the model sees, gray where it wants that."""

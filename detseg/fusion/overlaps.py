@@ -9,7 +9,7 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
-from detseg.structures.mask_crop import MaskCrop
+from detseg.structures.mask_crop import MaskCrop, paint
 from detseg.structures.predictions import move_window, soft_mask_windows
 
 # Who gets a pixel that several objects claim.
@@ -49,19 +49,17 @@ def resolve_overlaps(
             "can be resolved for masks only"
         )
     least = max(min_visible_area, 1)
-    labels = np.zeros((predictions.height, predictions.width), dtype=np.int32)
     crops = rle_codec.decode_crops(predictions.rles)
-    shrunk = np.zeros(len(predictions), dtype=bool)
-    kept = np.zeros(len(predictions), dtype=bool)
-    for index in score_order(predictions.scores):
-        window = labels[crops[index].window]
-        visible = crops[index].mask & (window == 0)
-        full_area, visible_area = crops[index].area, np.count_nonzero(visible)
-        if visible_area < least or visible_area < min_visible_fraction * full_area:
-            continue
-        window[visible] = index + 1
-        kept[index] = True
-        shrunk[index] = visible_area < full_area
+    labels, visible_areas = paint(
+        crops,
+        score_order(predictions.scores),
+        predictions.height,
+        predictions.width,
+        least=least,
+        fraction=min_visible_fraction,
+    )
+    kept = visible_areas > 0
+    shrunk = kept & (visible_areas < [crop.area for crop in crops])
     if policy != "score":
         predictions = predictions.select(kept)
         while True:

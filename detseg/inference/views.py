@@ -24,10 +24,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from detseg.data.augment.intensities import ValueRange, change_intensities
+from detseg.data.augment.intensities import ValueRange, change_intensities, equalise
 from detseg.errors import ConfigError
 from detseg.structures.symmetries import SYMMETRIES, Symmetry
 
@@ -36,7 +35,6 @@ Size = tuple[int, int]
 
 SETS = {"flips": ("none", "h", "v", "hv"), "eight": tuple(SYMMETRIES)}
 CLAHE_LIMIT = 2.0
-CLAHE_TILES = (8, 8)
 # Word -> smallest and largest legal number.
 NUMBERS = {
     "scale": (0.1, 10.0),
@@ -155,28 +153,3 @@ def _number(text: str, key: str, value: str) -> float:
 def _known() -> str:
     numbers = ", ".join(f"{key}=" for key in NUMBERS)
     return f"there are {', '.join(itertools.chain(SETS, SYMMETRIES))}, {numbers} and what + joins of them"
-
-
-def equalise(image: np.ndarray, limit: float, value_range: ValueRange) -> np.ndarray:
-    """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of an image (H, W, C).
-
-    Of RGB the lightness is equalised, of any other number of channels each by itself, in 256 levels. Same dtype and
-    range.
-    """
-    low, high = value_range
-    if not high > low:
-        return image
-    scaled = np.clip((image.astype(np.float32) - low) * (255.0 / (high - low)), 0, 255)
-    levels = np.rint(scaled).astype(np.uint8)
-    method = cv2.createCLAHE(clipLimit=limit, tileGridSize=CLAHE_TILES)
-    if image.shape[2] == 3:
-        lab = cv2.cvtColor(levels, cv2.COLOR_RGB2LAB)
-        lab[:, :, 0] = method.apply(np.ascontiguousarray(lab[:, :, 0]))
-        levels = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
-    else:
-        planes = [method.apply(np.ascontiguousarray(levels[:, :, channel])) for channel in range(image.shape[2])]
-        levels = np.stack(planes, axis=2)
-    if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
-        return levels
-    equalised = levels.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
-    return np.rint(equalised).astype(image.dtype) if image.dtype.kind == "u" else equalised

@@ -68,6 +68,11 @@ ARCHITECTURES = {
         soft_masks=True,
         limits=_PROPOSALS,
     ),
+    "PromptedSAM": Architecture(
+        options="detseg.models.prompted.segmenter:PromptedOptions",
+        build="detseg.models.prompted.segmenter:build_prompted_sam",
+        soft_masks=True,
+    ),
     **{
         name: Architecture(
             options=f"detseg.models.bottom_up.{options}",

@@ -76,6 +76,28 @@ def union_of(crops: Sequence[MaskCrop]) -> MaskCrop:
     return MaskCrop(union, left, top)
 
 
+def paint(
+    crops: Sequence[MaskCrop], order: Iterable[int], height: int, width: int, *, least: int = 1, fraction: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let masks take their pixels one after the other in `order`, each what those before it left.
+
+    One that finds fewer than `least` pixels free, or less than `fraction` of its own, gets none.
+
+    Returns:
+        labels (H, W) int32, n + 1 where mask n is, 0 elsewhere; the number of pixels that each has, (N,) int64.
+    """
+    labels = np.zeros((height, width), dtype=np.int32)
+    areas = np.zeros(len(crops), dtype=np.int64)
+    for index in order:
+        window = labels[crops[index].window]
+        visible = crops[index].mask & (window == 0)
+        area = np.count_nonzero(visible)
+        if area >= least and area >= fraction * crops[index].area:
+            window[visible] = index + 1
+            areas[index] = area
+    return labels, areas
+
+
 def crops_of_runs(runs: Runs) -> list[MaskCrop]:
     """Return the tight crops of masks given as runs. Raises DataError where one is larger than can be held."""
     crops = []

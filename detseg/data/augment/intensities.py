@@ -14,6 +14,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 
 from detseg.config.kinds import shorten
@@ -50,6 +51,34 @@ def change_intensities(image: np.ndarray, *, contrast: float, brightness: float,
 def invert(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """Return low + high - image, of the same dtype."""
     return image.dtype.type(value_range[0] + value_range[1]) - image
+
+
+CLAHE_TILES = (8, 8)
+
+
+def equalise(image: np.ndarray, limit: float, value_range: ValueRange) -> np.ndarray:
+    """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of an image (H, W, C).
+
+    Of RGB the lightness is equalised, of any other number of channels each by itself, in 256 levels. Same dtype and
+    range.
+    """
+    low, high = value_range
+    if not high > low:
+        return image
+    scaled = np.clip((image.astype(np.float32) - low) * (255.0 / (high - low)), 0, 255)
+    levels = np.rint(scaled).astype(np.uint8)
+    method = cv2.createCLAHE(clipLimit=limit, tileGridSize=CLAHE_TILES)
+    if image.shape[2] == 3:
+        lab = cv2.cvtColor(levels, cv2.COLOR_RGB2LAB)
+        lab[:, :, 0] = method.apply(np.ascontiguousarray(lab[:, :, 0]))
+        levels = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    else:
+        planes = [method.apply(np.ascontiguousarray(levels[:, :, channel])) for channel in range(image.shape[2])]
+        levels = np.stack(planes, axis=2)
+    if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return levels
+    equalised = levels.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
+    return np.rint(equalised).astype(image.dtype) if image.dtype.kind == "u" else equalised
 
 
 # The least share of light that passes a stain, one level of 8 bits: of none the optical density would be infinite.

@@ -75,6 +75,10 @@ def load_state(
     """Load a state_dict under the model's own names; see `load_weights`. `source` names it in messages."""
     own = model.state_dict()
     state = without_shared_prefix(state, own)
+    prefix = getattr(model, "weights_prefix", "")  # of a part that may come alone
+    if prefix and all(f"{prefix}{name}" in own for name in state):
+        state = {f"{prefix}{name}": value for name, value in state.items()}
+    elsewhere = getattr(model, "given_elsewhere", None)
     class_entries = getattr(model, "class_entries", CLASS_ENTRIES)
     report, problems, fitting = LoadReport(), [], {}
     for name, value in state.items():
@@ -92,6 +96,8 @@ def load_state(
         else:
             problems.append(f"{name}: {tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model")
     report.missing = [name for name in own if name not in state and not name.endswith(COUNTS)]
+    if elsewhere is not None and not any(name.startswith(elsewhere) for name in state):
+        report.missing = [name for name in report.missing if not name.startswith(elsewhere)]
     if not fine_tune:
         problems += [f"{name}: not in the file, {tuple(own[name].shape)} in the model" for name in report.missing]
     if not fine_tune or not fitting:

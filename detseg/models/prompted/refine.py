@@ -1,0 +1,148 @@
+"""Objects drawn anew by SAM: what its masks must reach, what is kept where they do not, and whose each pixel is.
+
+Works in pixels of one image, on whatever finds objects: a U-Net's regions, a detector's masks or its boxes alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from detseg.models.paste import quantise
+from detseg.models.prompted.options import GateOptions, RefineOptions
+from detseg.models.prompted.prompts import Prompts, make_prompts
+from detseg.models.prompted.sam import Promptable, as_rgb, best_masks, square_logits
+from detseg.models.prompted.sharpness import sharpness
+from detseg.models.prompted.windows import Window, windows_of_boxes
+from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import box_iou
+from detseg.structures.mask_crop import EMPTY, MaskCrop, boxes_of_crops, paint
+from detseg.structures.predictions import Predictions, move_window, soft_mask_windows
+
+# Logits between plus and minus this are near the edge: a mask is stable where few pixels are.
+STABILITY_OFFSET = 1.0
+# The least share of an object that must be left to it where others have its pixels.
+_LEAST_LEFT = 0.5
+ABOUT = "sam"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A mask that SAM has drawn: probability (h, w) uint8, 255 x, of the box of `crop`; its qualities."""
+
+    crop: MaskCrop
+    probability: np.ndarray
+    quality: float
+    stability: float
+
+
+def refine(
+    sam: Promptable, image: np.ndarray, objects: Predictions, options: RefineOptions, *, soft_masks: bool = False
+) -> Predictions:
+    """Return the objects of an image (H, W, C), in their order, with masks that SAM has drawn; none overlap.
+
+    A mask that passes no gate is lost: its object keeps the mask that it had, or is dropped where it had none or
+    `keep_lost` is False. Objects out of focus are dropped. Scores and classes stay. Where objects overlap, masks of SAM
+    go before others, then the better score; an object of which half is lost is dropped. How many were drawn,
+    kept and dropped is in the provenance, under "sam".
+    """
+    crops = None if objects.rles is None else rle_codec.decode_crops(objects.rles)
+    rgb = as_rgb(image)
+    drawn: list[Drawn | None] = [None] * len(objects)
+    for index, one in _draw(sam, rgb, objects.boxes, crops, options):
+        before = None if crops is None else crops[index]
+        if _passes(one, objects.boxes[index], before, options.gates):
+            drawn[index] = one
+    kept = [EMPTY] * len(objects) if crops is None or not options.gates.keep_lost else crops
+    final = [before if one is None else one.crop for one, before in zip(drawn, kept, strict=True)]
+    stays = np.array([_fits(crop, options.gates) for crop in final], dtype=bool)
+    if options.gates.sharpness:
+        stays[stays] = sharpness(rgb, [final[i] for i in np.flatnonzero(stays)]) >= options.gates.sharpness
+    is_drawn = np.array([one is not None for one in drawn], dtype=bool)
+    order = np.lexsort((-objects.scores, ~is_drawn))
+    labels, left = paint(final, order[stays[order]], objects.height, objects.width, fraction=_LEAST_LEFT)
+    chosen = np.flatnonzero(left)
+    visible = [_visible(labels, final[index], index + 1) for index in chosen]
+    result = dataclasses.replace(
+        objects.select(chosen),
+        boxes=boxes_of_crops(visible),
+        rles=rle_codec.encode_crops(visible, objects.height, objects.width),
+        soft_masks=None,
+    )
+    if soft_masks:
+        result.soft_masks = _soft_masks(objects, chosen, drawn, visible)
+    numbers = {"drawn": int(is_drawn[chosen].sum()), "kept": int((~is_drawn[chosen]).sum())}
+    result.provenance[ABOUT] = {**numbers, "dropped": len(objects) - len(chosen)}
+    return result
+
+
+def _draw(
+    sam: Promptable, rgb: np.ndarray, boxes: np.ndarray, crops: Sequence[MaskCrop] | None, options: RefineOptions
+) -> Iterator[tuple[int, Drawn]]:
+    """Yield the position of every object with what SAM draws of it: windows one after the other, prompts in batches."""
+    prompts = make_prompts(boxes, crops, options.prompts)
+    height, width = rgb.shape[:2]
+    cut = {"tile": options.tile, "overlap": options.overlap}
+    for window, indices in windows_of_boxes(height, width, boxes, **cut):
+        x0, y0, x1, y1 = window
+        embedding = sam.embed(np.ascontiguousarray(rgb[y0:y1, x0:x1]))
+        for start in range(0, len(indices), options.batch):
+            batch = indices[start : start + options.batch]
+            yield from zip(batch.tolist(), _masks(sam, embedding, prompts, batch, window, options), strict=True)
+
+
+@torch.inference_mode()
+def _masks(
+    sam: Promptable, embedding: list, prompts: Prompts, batch: np.ndarray, window: Window, options: RefineOptions
+) -> Iterator[Drawn]:
+    x0, y0, x1, y1 = window
+    size = (y1 - y0, x1 - x0)
+    logits, quality = best_masks(*sam.masks(embedding, prompts.within(batch, window), size, options.multimask))
+    full = square_logits(logits, size)
+    sure, possible = ((full > offset).sum(dim=(1, 2)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
+    stability = (sure / possible.clamp(min=1)).tolist()
+    for mask, one_quality, one_stability in zip(full.cpu(), quality.tolist(), stability, strict=True):
+        crop = MaskCrop((mask > 0).numpy(), 0, 0).tight()
+        probability = quantise(mask.sigmoid().numpy()[crop.window])
+        yield Drawn(crop.moved(x0, y0), probability, one_quality, one_stability)
+
+
+def _passes(drawn: Drawn, box: np.ndarray, before: MaskCrop | None, gates: GateOptions) -> bool:
+    """Whether a mask may take the place of its object, of which a mask or only a box XYXY is known."""
+    if drawn.quality < gates.quality or drawn.stability < gates.stability or not _fits(drawn.crop, gates):
+        return False
+    if before is None:
+        overlap = float(box_iou(boxes_of_crops([drawn.crop]), box[None])[0, 0])
+    else:
+        shared = drawn.crop.shared_pixels(before)
+        overlap = shared / max(drawn.crop.area + before.area - shared, 1)
+    return overlap >= gates.overlap
+
+
+def _fits(crop: MaskCrop, gates: GateOptions) -> bool:
+    return crop.area >= gates.min_area and (not gates.max_area or crop.area <= gates.max_area)
+
+
+def _visible(labels: np.ndarray, crop: MaskCrop, label: int) -> MaskCrop:
+    return MaskCrop(labels[crop.window] == label, crop.x0, crop.y0).tight()
+
+
+def _soft_masks(
+    objects: Predictions, chosen: np.ndarray, drawn: Sequence[Drawn | None], visible: Sequence[MaskCrop]
+) -> list[np.ndarray]:
+    """Return the probabilities of the boxes of what is visible: SAM's, or those that the object had."""
+    windows = soft_mask_windows(objects.boxes, objects.height, objects.width).tolist()
+    soft = []
+    for index, crop in zip(chosen.tolist(), visible, strict=True):
+        one = drawn[index]
+        if one is not None:
+            soft.append(move_window(one.probability, one.crop.box, crop.box))
+        elif objects.soft_masks is not None:
+            soft.append(move_window(objects.soft_masks[index], windows[index], crop.box))
+        else:
+            soft.append(crop.mask.astype(np.uint8) * 255)
+    return soft
