@@ -87,8 +87,9 @@ OWN_KEYS: dict[str, Key] = {
     ),
     "MODEL.UNET.ENCODER": Key(
         "timm",
-        "Of the U-Net systems: `timm`, the network MODEL.TIMM.NAME, or `plain`, pairs of convolutions that learn from "
-        "scratch, each followed by a maximum over 2 x 2 pixels.",
+        "Of the U-Net systems: `timm`, the network MODEL.TIMM.NAME; `plain`, pairs of convolutions that learn from "
+        "scratch, each followed by a maximum over 2 x 2 pixels; or `mit_b0` to `mit_b5`, the transformers of SegFormer "
+        "in segmentation_models_pytorch, from scratch.",
     ),
     "MODEL.UNET.DECODER": Key(
         "Unet",

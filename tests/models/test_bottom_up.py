@@ -252,6 +252,24 @@ def test_networks_of_timm_behind_decoders_with_any_depth() -> None:
         build("BinaryUNet", **keys, MODEL__UNET__CHANNELS=[4] * 6)
 
 
+def test_a_transformer_behind_a_decoder_trains_all_of_its_parameters_on_any_channels() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    keys = {"MODEL__UNET__ENCODER": "mit_b0", "MODEL__PIXEL_MEAN": [100.0] * 2, "MODEL__PIXEL_STD": [50.0] * 2}
+    model = build("BoundaryUNet", **keys, MODEL__UNET__CHANNELS=[16, 8, 8, 8, 4])
+    samples = [disks(3, (40, 56), channels=2), disks(3, (33, 61), channels=2)]
+    total(model(samples)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.reach is None, "attention sees the whole image"
+    (found,) = model.eval().predict([samples[0].image])
+    assert (found.height, found.width) == (40, 56)
+    cfg = KEYS | {"MODEL.META_ARCHITECTURE": "BoundaryUNet", "MODEL.UNET.ENCODER": "mit_b0"}
+    with pytest.raises(ConfigError, match="mit_b0 has halvings of the image: one of 5"):
+        validate_config(load_flat_config(cfg))
+    changes = {"MODEL.UNET.DECODER": "MAnet", "MODEL.UNET.CHANNELS": [16, 8, 8, 8, 4]}
+    with pytest.raises(ConfigError, match="mit_b0 has no feature map of stride 2"):
+        validate_config(load_flat_config(cfg | changes))
+
+
 def test_real_nuclei_come_back_from_three_classes(shared_data: Callable[[str], Path]) -> None:
     """What bounds every BoundaryUNet: mean F1 over IoU 0.50 to 0.95 of at least 0.99, whatever the boundary."""
     with zipfile.ZipFile(shared_data("dsb2018_train.zip")) as archive:

@@ -20,6 +20,8 @@ from detseg.models.bottom_up.decoders import RefineNetDecoder, TransposedDecoder
 from detseg.models.timm_backbone import TimmBackbone, TimmOptions, timm_network
 
 PLAIN, TIMM = "plain", "timm"
+# Transformers (Xie et al., SegFormer, NeurIPS 2021), which timm does not have; feature maps of strides 4 to 32.
+MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
 INSTALL = 'it needs the package segmentation-models-pytorch: pip install "detseg[unet]"'
 # Name -> its module and class in segmentation_models_pytorch.decoders.
 SMP_DECODERS = {
@@ -39,7 +41,7 @@ class NetworkOptions(Options):
 
     section = "MODEL.UNET"
 
-    encoder: str = key("ENCODER", choices=(TIMM, PLAIN))
+    encoder: str = key("ENCODER", choices=(TIMM, PLAIN, *MIX_TRANSFORMERS))
     decoder: str = key("DECODER", choices=(*SMP_DECODERS, *OWN_DECODERS))
     channels: tuple[int, ...] = key("CHANNELS", at_least=1, not_empty=True)
     activation: str = key("ACTIVATION", choices=tuple(_ACTIVATIONS))
@@ -68,13 +70,15 @@ class NetworkOptions(Options):
                 _decoder_class(self.decoder)
         except ConfigError as error:
             problems.add("MODEL.UNET.DECODER", str(error))
-        levels = timm_network(self.timm.name).levels
+        name, levels = self.encoder, range(5, 6)
+        if self.encoder == TIMM:
+            name, levels = self.timm.name, timm_network(self.timm.name).levels
         if self.depth not in levels:
             known = ", ".join(map(str, levels))
-            expected = f"expected as many values as {self.timm.name} has halvings of the image: one of {known}"
+            expected = f"expected as many values as {name} has halvings of the image: one of {known}"
             problems.add("MODEL.UNET.CHANNELS", expected)
         elif self.decoder in ("UnetPlusPlus", "MAnet") and 1 not in levels:
-            expected = f"{self.timm.name} has no feature map of stride 2: take Unet or {' or '.join(OWN_DECODERS)}"
+            expected = f"{name} has no feature map of stride 2: take Unet or {' or '.join(OWN_DECODERS)}"
             problems.add("MODEL.UNET.DECODER", expected)
 
 
@@ -86,6 +90,9 @@ def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn
         widths = options.channels[::-1]
         layers = {"activation": options.activation, "dropout": options.dropout}
         return PlainEncoder(in_channels, widths, **layers), PlainDecoder(widths, **layers)
+    if options.encoder in MIX_TRANSFORMERS:
+        backbone = MixTransformer(options.encoder, in_channels)
+        return backbone, _decoder(options, backbone.channels)
     features = [f"res{level}" for level in sorted(timm_network(options.timm.name).levels) if level <= options.depth]
     if options.decoder == "Transposed":  # parameters that only finer maps need would have no gradient
         features = features[-1:]
@@ -93,9 +100,13 @@ def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn
     backbone = TimmBackbone(
         timm.name, in_channels=in_channels, out_features=features, norm=timm.norm, freeze_at=timm.freeze_at
     )
+    return backbone, _decoder(options, backbone.channels)
+
+
+def _decoder(options: NetworkOptions, in_channels: Mapping[str, int]) -> nn.Module:
     if options.decoder in OWN_DECODERS:
-        return backbone, OWN_DECODERS[options.decoder](backbone.channels, options.channels)
-    return backbone, SmpDecoder(options.decoder, backbone.channels, options.channels)
+        return OWN_DECODERS[options.decoder](in_channels, options.channels)
+    return SmpDecoder(options.decoder, in_channels, options.channels)
 
 
 def _decoder_class(name: str) -> type[nn.Module]:
@@ -131,6 +142,19 @@ class SmpDecoder(nn.Module):
             empty = finest.new_empty((batch, 0, height >> number, width >> number))
             maps.append(features.get(level, empty))
         return self.net(maps)
+
+
+class MixTransformer(nn.Module):
+    """A mix transformer of segmentation_models_pytorch, with initial weights; forward gives res2 to res5."""
+
+    def __init__(self, name: str, in_channels: int) -> None:
+        super().__init__()
+        encoders = import_module("segmentation_models_pytorch.encoders")
+        self.net = encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=None)
+        self.channels = {f"res{level}": self.net.out_channels[level] for level in range(2, 6)}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.channels, self.net(x)[2:], strict=True))
 
 
 class _DoubleConvolution(nn.Sequential):
