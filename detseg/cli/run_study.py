@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.output or DEFAULT_PARENT / study.name
     plan = Plan.of(study, folder, arguments.rows, ignore_code=arguments.ignore_code)
     chosen = plan.chosen(arguments.only)
+    plan.check()
     workers = arguments.workers or max(1, len(visible_gpus()))
     if arguments.dry_run:
         print(_described(plan, chosen, workers))

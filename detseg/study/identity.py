@@ -18,6 +18,7 @@ from detseg.coco.catalog import find_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.config import load_config
 from detseg.config.own_files import path_or_own
+from detseg.config.schema import default_values
 from detseg.errors import DataError
 from detseg.files.hashing import fingerprint, hash_file
 from detseg.runs.fold_runs import FREE
@@ -46,7 +47,10 @@ def parts_of(stage: Stage, before: Mapping[str, str]) -> Parts:
         made_here = {key: value for key, value in stage.settings.items() if "<" in str(value)}
         others = {key: str(value) for key, value in stage.settings.items() if key not in made_here}
         keys = load_config(stage.config, [word for pair in others.items() for word in pair]).flatten() | made_here
-        parts["settings"] = {key: value for key, value in keys.items() if key not in _FREE_KEYS}
+        defaults = default_values()  # which a change of the code may change, and add to
+        parts["settings"] = {
+            key: value for key, value in keys.items() if key not in _FREE_KEYS and value != defaults.get(key)
+        }
         named = [name for key in _SETS if key not in made_here for name in keys.get(key, [])]
         parts["sets"] = {name: _set_identity(name) for name in named}
         outside += [name for key in _FILES if key not in made_here for name in _listed(keys.get(key, ""))]

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from detseg.config import load_config
+from detseg.config.schema import default_values
 from detseg.data.folds import fold_name
 from detseg.errors import ConfigError
 from detseg.files.atomic import read_json
@@ -54,6 +56,24 @@ class Plan:
             plan.parts[name] = same[0] if ignore_code and same else parts
             plan.ids[name] = identity(plan.parts[name])
         return plan
+
+    def check(self) -> None:
+        """Refuse impossible configurations before anything takes time. Raises ConfigError with all of them."""
+        from detseg.engine.validation import validate_config
+
+        problems = []
+        for stage in self.stages.values():
+            if not stage.config:
+                continue
+            settings = {**stage.settings, "DATASETS.FOLD": 0 if stage.folds else -1}
+            try:
+                validate_config(
+                    load_config(stage.config, [word for key in settings for word in (key, str(settings[key]))])
+                )
+            except ConfigError as error:
+                problems.append(f"{stage.name}: {error}")
+        if problems:
+            raise ConfigError("models of the study cannot be trained:\n" + "\n".join(problems))
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -123,9 +143,9 @@ class Plan:
         return fmean(one["seconds"] for one in known) if known else None
 
     def _training_seconds(self, task: Task, known: list[dict[str, Any]]) -> float | None:
-        iterations = self.parts[task.stage.name]["settings"][MAX_ITER]
+        iterations = _iterations(self.parts[task.stage.name])
         if known:
-            return fmean(one["seconds"] / max(one["parts"]["settings"][MAX_ITER], 1) for one in known) * iterations
+            return fmean(one["seconds"] / _iterations(one["parts"]) for one in known) * iterations
         # Of one that was stopped, or of other settings: what its log has.
         files = (self.folder / task.stage.name).glob(f"*/fold*/{METRIC_LINES}")
         measured = [line["seconds"] for file in files for line in read_metrics(file) if "seconds" in line]
@@ -145,6 +165,10 @@ class Plan:
                 raise ConfigError(f"--only {word}: there is no such stage; there are {kinds}, as train/NAME/fold0")
             chosen |= dict.fromkeys(found)
         return [name for name in self.tasks if name in chosen] if chosen else list(self.tasks)
+
+
+def _iterations(parts: Parts) -> int:
+    return max(parts["settings"].get(MAX_ITER, default_values()[MAX_ITER]), 1)
 
 
 def _without_code(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,10 @@ class _Stages:
         """Add a stage, unless there is one that does the same; return where it makes what it makes."""
         stage = Stage(name, tuple(map(str, words)), **more)
         own = name if stage.kind in ("evaluate", "submit") else stage.kind  # each row has its own, to be found by name
+        for need in stage.needs:  # a training that is named in the file, where no row has it
+            kind, _, model = need.partition("/")
+            if kind == "train" and need not in self.stages and model in self.study.models:
+                self.train(model)
         key = (own, *stage.all_words)
         if key not in self._by_words:
             while stage.name in self.stages:  # the same part of another row, by other words
