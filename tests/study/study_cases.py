@@ -11,7 +11,7 @@ STUDY: dict[str, Any] = {
     "prepare": {
         "cells": [
             *("make_synthetic", "--train", 6, "--val", 2, "--test", 1, "--height", 64, "--width", 64),
-            *("--cells", 4, "--channels", 1, "--kinds", "round"),
+            *("--cells", 4, "--channels", 1),
         ]
     },
     "labelled": "<prepare/cells>/train.json",
@@ -28,7 +28,6 @@ STUDY: dict[str, Any] = {
         "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
         "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
-        "MODEL.ROI_HEADS.NUM_CLASSES": 1,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
         "INPUT.CROP.SIZE": [64, 64],
         "SOLVER.MAX_ITER": 2,
