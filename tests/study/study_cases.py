@@ -45,7 +45,11 @@ STUDY: dict[str, Any] = {
         "further": {"config": "quickstart/mask_rcnn.yaml", "weights": "plain"},
         "taught": {
             "config": "quickstart/mask_rcnn.yaml",
-            "pseudo": {"teachers": ["plain"], "gates": {"score": 0.0}, "label": ["--similar", 0]},
+            "pseudo": {
+                "teachers": ["plain"],
+                "gates": {"score": 0.0, "ignore_score": 0.0, "min_sure_share": 0.0},
+                "label": ["--similar", 0],
+            },
         },
     },
     "rows": {

@@ -1,0 +1,93 @@
+"""Stages in processes of their own, and on Ray: killed and continued, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from study_cases import study
+
+from detseg.errors import RunError
+from detseg.files.lock import try_lock
+from detseg.study.plan import Plan
+from detseg.study.running import Processes, run_stage, run_tasks
+
+TASKS = ("prepare/cells", "split/labelled", "repair/labelled")
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from study_cases import study
+from detseg.study.plan import Plan
+from detseg.study.running import Processes, run_tasks
+plan = Plan.of(study(), Path("out"))
+run_tasks(plan, ["prepare/cells"], Processes(1, lambda: False), lambda: False, print)
+"""
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return Plan.of(study(), Path("out"))
+
+
+def test_a_killed_study_goes_on_and_does_nothing_twice(plan: Plan) -> None:
+    """Killed while cells are made: its command ends with it, and the next study makes them, all of them."""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(tests=str(Path(__file__).parent))])
+    while process.poll() is None and not list(Path("out").rglob("*.png")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not list(Path("out/records").rglob("*.json"))
+    told: list[tuple[str, str]] = []
+    for runner in (Processes(2, never), Processes(1, never)):
+        assert run_tasks(plan, TASKS, runner, never, lambda *one: told.append(one)) == []
+        runner.close()
+    assert [name for name, _ in told] == [*TASKS, *TASKS]
+    assert [what for _, what in told[3:]] == ["done before"] * 3
+    (plan.folder_of("repair/labelled") / "folds.json").unlink()
+    with pytest.raises(RunError, match="need stages that are not done: repair/labelled"):
+        run_tasks(plan, ["train/plain/fold0"], runner, never, print)
+
+
+def test_one_machine_waits_for_the_other(plan: Plan) -> None:
+    """A task whose lock is held is not begun; when its record is there, it is not done again."""
+    spec = plan.spec(plan.tasks["prepare/cells"])
+    path = Path(spec["paths"]["lock"])
+    path.parent.mkdir(parents=True)
+    lock = try_lock(path)
+    result: list[list[str] | None] = []
+    waiting = threading.Thread(target=lambda: result.append(run_stage(spec, {}, never)))
+    waiting.start()
+    Path(spec["files"][0]).mkdir(parents=True)
+    Path(spec["paths"]["json"]).write_text(json.dumps({"files": spec["files"]}))  # the other one ended
+    assert result == []
+    assert lock is not None
+    lock.release()
+    waiting.join()
+    assert result == [spec["files"]]
+    assert not Path(spec["paths"]["log"]).exists(), "no command was started"
+
+
+def test_a_command_that_fails_says_what_it_said(plan: Plan) -> None:
+    spec = {**plan.spec(plan.tasks["prepare/cells"]), "words": ["split", "none.json", "--output", "out/split"]}
+    with pytest.raises(RunError, match=r"prepare/cells failed \(exit status 2\): error: .*none.json"):
+        run_stage(spec, {}, never)
+    assert not Path(spec["paths"]["json"]).exists()
+
+
+def test_who_is_asked_to_stop_begins_nothing(plan: Plan) -> None:
+    told: list[str] = []
+    assert run_tasks(plan, TASKS, Processes(1, lambda: True), lambda: True, lambda *one: told.append(one[0])) == []
+    assert told == []
+    assert not plan.folder_of("prepare/cells").exists()
