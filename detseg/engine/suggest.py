@@ -16,6 +16,7 @@ from detseg.coco.catalog import load_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.config import load_config
 from detseg.curation.inspection.advice import Suggestion
+from detseg.curation.inspection.advise_detector import advise_pretrained
 from detseg.curation.inspection.advise_training import Machine, Speed, Workload, advise_training
 from detseg.curation.inspection.inspect_data import NETWORKS, Inspection, suggested_yaml
 from detseg.data.loader import TrainingStream
@@ -94,6 +95,9 @@ def suggested_training(
                 "input", "Intensities normalised as the weights expect.", reason, known.pixel_statistics(channels)
             )
         )
+        side = found.report["network"]["side"]
+        has_stride_2 = known.network.startswith("tf_efficientnet")
+        suggestions += advise_pretrained(suggestions, side["median"] if side else None, has_stride_2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suggested.yaml"
         path.write_text(suggested_yaml(suggestions, networks), encoding="utf-8")

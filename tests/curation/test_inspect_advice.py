@@ -19,7 +19,7 @@ from detseg.curation.inspection.advice import (
     percent,
     round_up,
 )
-from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits
+from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits, advise_masks, advise_pretrained
 from detseg.curation.inspection.advise_scale import Crops, choose_crop, choose_scale, scaled, wanted_factor
 from detseg.curation.inspection.gather import Measurements
 from detseg.curation.inspection.measure import OBJECT, IntensityStatistics
@@ -212,6 +212,28 @@ def test_anchors_say_what_they_bring() -> None:
     assert numbers["cases"]["suggested"]["recall70"] > numbers["cases"]["before"]["recall70"] + 0.2
     assert len(advice.keys["MODEL.ANCHOR_GENERATOR.SIZES"]) == 5
     assert np.allclose(numbers["clusters"]["shapes"], 23)
+
+
+@pytest.mark.parametrize(("side", "finer"), [(8.0, True), (11.0, True), (12.0, False), (28.0, False), (None, False)])
+def test_small_objects_get_a_finer_level_of_a_pretrained_backbone(side: float | None, finer: bool) -> None:
+    changes = {key: value for one in advise_pretrained([], side, True) for key, value in one.keys.items()}
+    assert ("p1" in changes.get("MODEL.ROI_HEADS.IN_FEATURES", [])) == finer
+    assert advise_pretrained([], side, False) == [], "a backbone without such a level"
+
+
+def test_colours_are_kept_for_a_pretrained_backbone() -> None:
+    coloured = advise_intensities(
+        measured([(64, 64)] * 2, [[], []], pictures={0: picture(channels=3, colour=0.3, purple=0.1), 1: picture()})
+    )
+    assert [one.keys for one in advise_pretrained(coloured, None, True)] == [{"INPUT.GRAYSCALE": False}]
+    gray = advise_intensities(measured([(64, 64)] * 2, [[], []], pictures={0: picture(), 1: picture()}))
+    assert advise_pretrained(gray, None, True) == []
+
+
+def test_masks_are_learnt_at_their_boundaries_and_judged() -> None:
+    keys = advise_masks().keys
+    assert keys["MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT"] == 2
+    assert keys["MODEL.ROI_MASK_HEAD.QUALITY.ENABLED"]
 
 
 def test_data_without_an_object_gets_no_wrong_advice() -> None:

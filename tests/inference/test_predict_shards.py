@@ -97,9 +97,10 @@ def kill_when_a_shard_is_there(folder: Path, find: Callable[[], list[int]]) -> t
     """Kill one of the processes that `find` finds, as soon as the folder has a shard."""
 
     def kill() -> None:
-        for _ in range(6000):
-            found = find() if list(folder.glob("shard*.json")) else []
-            if found:
+        found: list[int] = []
+        for _ in range(60_000):
+            found = found or find()
+            if found and list(folder.glob("shard*.json")):
                 os.kill(found[0], signal.SIGKILL)
                 return
             time.sleep(0.005)

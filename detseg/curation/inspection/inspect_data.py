@@ -15,7 +15,7 @@ import yaml
 from detseg.coco.catalog import resolve_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.inspection.advice import Suggestion, advise_balance, advise_intensities, advise_split
-from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits
+from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits, advise_masks
 from detseg.curation.inspection.advise_scale import Crops, NetworkScale, choose_crop, choose_scale
 from detseg.curation.inspection.gather import InspectionOptions, Measurements, gather
 from detseg.curation.inspection.numbers import clean, describe, report_numbers
@@ -67,6 +67,7 @@ def inspect_data(sources: Sequence[str], options: InspectionOptions, image_root:
         about_crop,
         about_anchors,
         *advise_limits(data, crops),
+        *([advise_masks()] if len(data.objects) else []),
         *advise_intensities(data),
         *advise_balance(data),
         advise_split(data, str(sources[0])),
