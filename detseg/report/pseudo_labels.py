@@ -42,6 +42,7 @@ _COLUMNS = {
     "precision_low": "95 % from",
     "precision_high": "to",
     "recall": "recall",
+    "missed": "missed",
     "objects": "objects",
 }
 _CHOSEN = {

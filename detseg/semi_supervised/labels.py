@@ -90,6 +90,7 @@ class PseudoLabels:
                 ends = row["precision_low"], row["precision_high"]
                 interval = "" if None in ends else f" ({ends[0]:.3f} to {ends[1]:.3f})"
                 line += f"; precision {row['precision']:.3f}{interval}, recall {row['recall']:.3f}"
+                line += f", missed {row['missed']:.3f}"
             if "wanted_per_image" in row:
                 line += f"; {row['reached_per_image']:.1f} an image of {row['wanted_per_image']:.1f} wanted"
             lines.append(line)

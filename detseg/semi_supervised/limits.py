@@ -168,6 +168,7 @@ def limits_by_precision(
         scores = ImageScores(hits, all_)
         ends = intervals(scores)[0]
         kept = passing & (pool.scores >= sure[0, index])
+        ignored = open_ & ~kept & (pool.scores >= ignore[0, index])
         rows.append(
             {
                 "class": name,
@@ -179,6 +180,8 @@ def limits_by_precision(
                 "precision_high": _known(ends[1]),
                 "objects": int(kept.sum()),
                 "recall": float((kept & pool.hits).sum() / max(objects[index], 1)),
+                # True objects that are background in the pseudo-labels.
+                "missed": float(1 - ((kept | ignored) & pool.hits).sum() / max(objects[index], 1)),
             }
         )
     return ScoreLimits(sure, ignore, rows)

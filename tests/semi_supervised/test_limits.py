@@ -98,6 +98,14 @@ def test_objects_that_do_not_pass_other_gates_have_no_part_in_the_precision() ->
     assert limits.rows[0]["recall"] == 1
 
 
+def test_true_objects_that_become_background_are_told() -> None:
+    scores, hits = [0.9, 0.8, 0.6, 0.5, 0.1], [True, True, False, True, True]
+    known = pool(scores, images=[0, 1, 2, 3, 4], hits=hits, refused=[False, False, False, False, True])
+    row = limits_by_precision(known, np.array([8]), range(5), Gates(precision=1.0), ["cell"]).rows[0]
+    # Two of eight are kept, one is ignored, one refused by another gate, four were not found at all.
+    assert (row["recall"], row["missed"]) == (2 / 8, 5 / 8)
+
+
 def test_without_objects_there_is_no_limit_and_no_precision() -> None:
     limits = limits_by_precision(Pool.join([]), np.array([3]), [None, None], Gates(), ["cell"])
     assert limits.sure[0, 0] == NEVER
