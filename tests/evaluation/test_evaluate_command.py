@@ -113,3 +113,27 @@ def test_the_table_shows_undefined_scores():
     assert lines[0].split() == ["object", "AP", "images"]
     assert lines[1].split() == ["all", "0.500", "1,200"]
     assert lines[3].split() == ["b", "-", "-"]
+
+
+def test_intervals_and_the_difference_to_a_base(case, capsys):
+    ground_truth, predictions, folder = case
+    names = ["kind 0", "kind 1"]
+    write_predictions(folder / "base.json", [image.select(image.scores > 0.7) for image in predictions], names)
+    assert command("--predictions", "p.json", "--base", "base.json", "--json", "out.json") == 0
+    printed = capsys.readouterr().out
+    scores = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    value, low, high = scores["intervals"]["all"]["object_ap"]
+    assert value == pytest.approx(scores["object_ap"])
+    assert low <= value <= high
+    base = evaluate(ground_truth, [image.select(image.scores > 0.7) for image in predictions])
+    gain = scores["differences"]["all"]["object_ap"][0]
+    assert gain == pytest.approx(scores["object_ap"] - base["object_ap"])
+    gain, of_class = scores["differences"]["kind 1"]["object_ap"][0], "per_class"
+    assert gain == pytest.approx(scores[of_class]["kind 1"]["object_ap"] - base[of_class]["kind 1"]["object_ap"])
+    assert f"{value:.3f} ({low:.3f} to {high:.3f})" in printed
+
+    assert command("--predictions", "p.json", "--base", "p.json", "--json", "same.json") == 0
+    same = json.loads((folder / "same.json").read_text(encoding="utf-8"))
+    assert same["differences"]["all"]["object_ap"] == [0.0, 0.0, 0.0], "the draws are the same"
+    assert command("--predictions", "p.json", "--base", "none.json") == 2
+    assert "none.json" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from scoring_cases import SIZE, predictions_of, random_case, rectangle, truth_of
 
 from detseg.cli.main import main
-from detseg.coco.predictions_file import write_predictions
+from detseg.coco.predictions_file import read_predictions, write_predictions
 from detseg.evaluation.evaluate import evaluate
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.options import FusionOptions
@@ -86,6 +86,25 @@ def test_folds_from_a_field_or_from_the_predictions(case, capsys):
     write_predictions(folder / "oof.json.gz", own, CATEGORIES, {})
     assert main(words(folder, "--only", "min_area", "--overwrite", predictions=("oof.json.gz",))) == 0
     assert "2 folds, of the images" in capsys.readouterr().out
+
+
+def test_cross_fitted_predictions_score_what_the_table_says(case, capsys):
+    """Every image after the settings of the other folds: not those that are written, which have seen it."""
+    folder, truth, _ = case
+    fitted = folder / "new" / "fitted.json.gz"
+    given = ("--only", "score_threshold", "min_area", "--rounds", "1", "--fold-field", "part")
+    assert main(words(folder, *given, "--cross-fitted", str(fitted))) == 0
+    table = json.loads((folder / "post.json").read_text())
+    found = read_predictions(fitted)
+    assert found.info["chosen_without_fold"] == table["chosen_without_fold"]
+    after = table["cross_fitted"]["after"]["value"]
+    assert evaluate(truth, list(found), coco=False)["object_ap"] == pytest.approx(after, abs=1e-12)
+    assert after != pytest.approx(table["in_sample"]["after"]["value"])
+    (folder / "post.yaml").unlink()
+    (folder / "post.json").unlink()
+    (folder / "post.png").unlink()
+    assert main(words(folder, *given, "--cross-fitted", str(fitted))) == 2
+    assert "fitted.json.gz exists already" in capsys.readouterr().err
 
 
 def test_files_that_share_out_the_images(case, capsys):
