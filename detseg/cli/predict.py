@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result = parser.add_argument_group("the result")
     result.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
     result.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
+    result.add_argument(
+        "--triage", metavar="FILE", help="settings by the kind of each image, from fit_triage (docs/systems.md)"
+    )
     result.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
     result.add_argument(
         "--rescore",
@@ -98,6 +101,9 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     arguments.run = [str(find_run_folder(Path(run))) for run in arguments.run]
     if arguments.folds and not arguments.postprocess:
         arguments.raw = True  # out-of-fold predictions are there to choose thresholds
+    arguments.summary = arguments.summary and not arguments.raw  # counts of whatever has a score mean nothing
+    if arguments.triage:
+        arguments.raw = True  # the settings of each image's kind come afterwards, in Job.predict
     folds = open_folds(arguments) if arguments.folds else None
     commands = [arguments] if folds is None else arguments_of_folds(arguments, folds)
     if processes_of_torchrun() > 1 and not _shared_under_torchrun(arguments, commands):
@@ -107,7 +113,6 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     if arguments.label_images:
         names = [record.file_name for record in images.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
-    arguments.summary = arguments.summary and not arguments.raw  # counts of whatever has a score mean nothing
     summary = [summary_name(Path(arguments.output or arguments.label_images))] if arguments.summary else []
     for path in [*([arguments.output] if arguments.output else []), *summary, *targets.values()]:
         check_free(Path(path), arguments.overwrite)
@@ -150,10 +155,15 @@ def _begin_tracking(
 
 def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
     """Message -> whether it holds, of options that contradict each other."""
-    threshold = arguments.score_threshold
+    threshold, others = arguments.score_threshold, arguments.boxes or arguments.folds
     return {
         "--raw means no postprocess; give one of --raw and --postprocess": bool(
             arguments.raw and arguments.postprocess
+        ),
+        "--triage brings its own settings, for --run or --weights; leave out --raw, --postprocess, --score-threshold, "
+        "--rescore, --boxes and --folds": bool(
+            arguments.triage
+            and (arguments.raw or arguments.postprocess or threshold is not None or arguments.rescore or others)
         ),
         "nothing would be written: give --output FILE, --label-images DIR or both": not (
             arguments.output or arguments.label_images

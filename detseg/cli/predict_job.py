@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from detseg.inference.tile_predictor import TilePredictor
     from detseg.inference.tta import TestTimeAugmentation
     from detseg.structures.predictions import Predictions
+    from detseg.tuning.triage import Triage
 
 _RANGE = re.compile(r"(\d{1,6})-(\d{1,6})")
 _EVERY = range(10**6)
@@ -43,7 +44,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="the folder of a training with --fold all, or the runs of all its folds, in place of --run and --images: "
         "every image by the model that was not trained with it, without thresholds",
     )
-    model.set_defaults(fold=None)  # which of --folds is predicted at a time
+    model.set_defaults(fold=None, triage=None)  # which of --folds is predicted at a time
     model.add_argument(
         "--checkpoint", default="best", metavar="NAME", help="of the run: best (default), last or a file"
     )
@@ -168,12 +169,15 @@ def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Job:
-    """Images to predict, by what, and the boxes that get masks, if they are external ones."""
+    """Images to predict, by what, the boxes that get masks, if they are external ones, and what chooses settings by
+    the kind of an image.
+    """
 
     arguments: argparse.Namespace
     images: ImageList
     predictor: Predictor
     boxes: BoxLookup | None
+    triage: Triage | None = None
 
     def tiles(self, **options: Any) -> TilePredictor:
         """What predicts images in tiles; options: further ones of TilePredictor."""
@@ -184,7 +188,8 @@ class Job:
         self, records: Iterable[ImageRecord], skipped: list[SkippedImage], **tile_options: Any
     ) -> Iterator[Predictions]:
         """Predict images; those that cannot be predicted are appended to `skipped`."""
-        return self.predictor.predict_records(
+        records = list(records)
+        found = self.predictor.predict_records(
             records,
             batch_size=self.arguments.batch_size,
             soft_masks=self.arguments.soft_masks,
@@ -193,6 +198,15 @@ class Job:
             workers=self.arguments.workers,
             tiles=self.tiles(**tile_options),
         )
+        if self.triage is None:
+            yield from found
+            return
+        by_id = {record.image_id: record for record in records}
+        for predictions in found:
+            record = by_id[predictions.image_id]
+            kind, settings = self.triage.settings_of(record.path, record.metadata)
+            predictions.provenance["kind"] = kind
+            yield settings.for_classes(self.predictor.classes).apply(predictions)
 
     def info(self) -> dict[str, Any]:
         """What the Predictions file says about its making."""
@@ -200,7 +214,9 @@ class Job:
 
         predictor = self.predictor
         about = {**predictor.provenance, **predictor.detector.describe()}
-        about["given"] = {name: value for name in ("run", "weights") if (value := getattr(self.arguments, name))}
+        about["given"] = {
+            name: value for name in ("run", "weights", "triage") if (value := getattr(self.arguments, name))
+        }
         if predictor.detector.sizing_model is not None:
             about["given"]["diameter"] = predictor.diameter or "auto"
         if self.arguments.boxes:
@@ -239,12 +255,18 @@ def load_job(arguments: argparse.Namespace, images: ImageList) -> Job:
     Raises:
         ConfigError: models that do not go together, or cannot do what is asked for.
     """
+    from detseg.errors import ConfigError
     from detseg.inference.external_boxes import read_boxes
+    from detseg.tuning.triage import Triage
 
     predictor = _load_predictor(arguments)
     predictor.require(soft_masks=arguments.soft_masks, boxes=bool(arguments.boxes))
     boxes = read_boxes(arguments.boxes, images, predictor.classes) if arguments.boxes else None
-    return Job(arguments, images, predictor, boxes)
+    triage = Triage.load(arguments.triage) if arguments.triage else None
+    for settings in [] if triage is None else [triage.usual, *triage.own.values()]:
+        if settings.for_classes(predictor.classes).needs_soft_masks and not arguments.soft_masks:
+            raise ConfigError(f"{arguments.triage}: its settings need mask probabilities; give --soft-masks too")
+    return Job(arguments, images, predictor, boxes, triage)
 
 
 def _load_predictor(arguments: argparse.Namespace) -> Predictor:

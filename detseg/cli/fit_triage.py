@@ -1,0 +1,80 @@
+"""`detseg fit_triage`: learn the kind of an image, and settings for each kind, where they gain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = (
+    "Learn to tell the kinds of images apart (an image-level field such as group), choose a score threshold for each, "
+    "and write both for `predict --triage`. Cross-validation decides whether kinds get thresholds of their own: only "
+    "where the interval of the gain in object AP is above 0."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("--ground-truth", required=True, metavar="FILE", help="COCO file, with its images")
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        metavar="FILE",
+        help="of these images, by a model that was not trained with them: predict --raw, or predict --folds",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE.json", help="for predict --triage")
+    parser.add_argument(
+        "--group-by", default="group", metavar="FIELD", help="the kind of an image (default: %(default)s)"
+    )
+    parser.add_argument("--start", metavar="FILE", help="postprocess YAML with all other settings")
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="of the cross-validation (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fit, write and print what was decided."""
+    import dataclasses
+
+    import numpy as np
+
+    from detseg.coco.dataset import CocoDataset
+    from detseg.errors import ConfigError, DataError
+    from detseg.files.atomic import check_free
+    from detseg.fusion.postprocess import Postprocess
+    from detseg.progress import ProgressBar
+    from detseg.tuning.inputs import read_inputs
+    from detseg.tuning.triage import fit_triage, image_features
+
+    if arguments.folds < 2:
+        raise ConfigError(f"--folds is {arguments.folds}; expected 2 or more")
+    check_free(arguments.output, arguments.overwrite)
+    inputs = read_inputs([arguments.predictions], arguments.ground_truth, fused=False)
+    truth = inputs.truth
+    start = Postprocess.load(arguments.start) if arguments.start else Postprocess()
+    start = dataclasses.replace(start.for_classes(truth.class_names), classes=tuple(truth.class_names))
+    records = {record.image_id: record for record in CocoDataset.load(arguments.ground_truth).images}
+    lacking = [image.file_name for image in truth.images if image.metadata.get(arguments.group_by) is None]
+    if lacking:
+        raise DataError(
+            f"{arguments.ground_truth}: {len(lacking)} images lack the field {arguments.group_by!r}, such as "
+            f"{lacking[0]}; --group-by names the field that says their kind"
+        )
+    kinds = [str(image.metadata[arguments.group_by]) for image in truth.images]
+    own = [records[image.image_id] for image in truth.images]
+    bar = ProgressBar(own, desc="looking at images", unit="image", total=len(own))
+    features = np.stack([image_features(record.path, record.metadata) for record in bar])
+    options = {"start": start, "folds": arguments.folds, "seed": arguments.seed}
+    triage = fit_triage(truth, inputs.members[0], features, kinds, **options)
+    triage.save(arguments.output)
+    report = triage.report
+    for kind, accuracy in report["accuracy_by_kind"].items():
+        threshold = report["score_thresholds"].get(kind)
+        told = "too few for a threshold" if threshold is None else f"threshold {threshold:g}"
+        print(f"{kind}: {report['images'][kind]} images, {accuracy:.1%} told right, {told}")
+    low, high = report["interval"]
+    print(
+        f"object AP, cross-validated: {report['object_ap_one']:.4f} with one threshold, {report['object_ap_own']:.4f} "
+        f"with those of the kinds; gain {report['gain']:+.4f} ({low:+.4f} to {high:+.4f})"
+    )
+    print("The kinds get their own." if report["used"] else "No certain gain: all kinds keep one threshold.")
+    print(f"Written: {arguments.output}")
