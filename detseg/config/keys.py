@@ -120,7 +120,7 @@ OWN_KEYS: dict[str, Key] = {
     "MODEL.UNET.CLASS_WEIGHTS": Key(
         [],
         "Weights of the classes of pixels in cross-entropy and focal loss, background first: two values for BinaryUNet "
-        "and DistanceUNet, three for BoundaryUNet; `[]`: 1 each.",
+        "and InstanceUNet, three for BoundaryUNet; `[]`: 1 each.",
         Kind("float", (1,)),
     ),
     "MODEL.UNET.THRESHOLD": Key(
@@ -131,14 +131,27 @@ OWN_KEYS: dict[str, Key] = {
         "How BinaryUNet makes objects of its foreground: `components` (4-connected) or `watershed` on the distances "
         "from the background.",
     ),
+    "MODEL.UNET.HEADS": Key(
+        ["distance"],
+        "InstanceUNet: what the network tells of every pixel besides foreground: `distance` to the edge of its object "
+        "(1 in the middle), `boundary` between objects that touch, `flows` to the centre, `stars` (distances to the "
+        "edge along rays).",
+    ),
+    "MODEL.UNET.OBJECTS_FROM": Key(
+        "distance",
+        "InstanceUNet: by which of HEADS pixels become objects: `distance` (watershed from its peaks, parted by a "
+        "boundary head), `flows` (pixels that end at one place), `stars` (the best of overlapping star-convex shapes "
+        "around the peaks of the distance, which it needs too).",
+    ),
+    "MODEL.UNET.RAYS": Key(32, "InstanceUNet: directions of `stars`, a multiple of 4."),
     "MODEL.UNET.BOUNDARY_WIDTH": Key(
         2,
-        "BoundaryUNet, and PixelEmbedding's binary loss: pixels at the network of the boundary between two objects "
-        "that touch, half of them from each.",
+        "BoundaryUNet, InstanceUNet's boundary head and PixelEmbedding's binary loss: pixels at the network of the "
+        "boundary between two objects that touch, half of them from each.",
     ),
     "MODEL.UNET.SEED_DEPTH": Key(
         0.15,
-        "DistanceUNet: two peaks of the distance map (1 in the middle of an object) are two objects where the lower "
+        "InstanceUNet: two peaks of the distance map (1 in the middle of an object) are two objects where the lower "
         "one rises by this above the saddle between them.",
     ),
     "MODEL.EMBEDDING.SIZE": Key(8, "PixelEmbedding: numbers of the embedding of a pixel, a vector of length 1."),

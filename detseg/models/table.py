@@ -83,7 +83,8 @@ ARCHITECTURES = {
         for name, options in {
             "BinaryUNet": "binary:BinaryOptions",
             "BoundaryUNet": "boundary:BoundaryOptions",
-            "DistanceUNet": "distance:DistanceOptions",
+            "InstanceUNet": "instance:InstanceOptions",
+            "DistanceUNet": "instance:InstanceOptions",
             "PixelEmbedding": "embedding:EmbeddingOptions",
         }.items()
     },

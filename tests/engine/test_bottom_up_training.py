@@ -20,7 +20,7 @@ from detseg.models.bottom_up.unet import UNet
 from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.run_folder import open_run
 
-SYSTEMS = ("BinaryUNet", "BoundaryUNet", "DistanceUNet", "PixelEmbedding")
+SYSTEMS = ("BinaryUNet", "BoundaryUNet", "DistanceUNet", "InstanceUNet", "PixelEmbedding")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,8 @@ def config(name: str, data: Path, folder: Path) -> Config:
         "SOLVER.MAX_ITER": 8,
         "TEST.EVAL_PERIOD": 4,
     }
+    if name == "InstanceUNet":
+        values |= {"MODEL.UNET.HEADS": ["distance", "boundary", "flows", "stars"], "MODEL.UNET.OBJECTS_FROM": "stars"}
     for key, value in values.items():
         cfg.set(key, value)
     validate_config(cfg.freeze())
@@ -74,7 +76,8 @@ def test_trains_resumes_to_the_same_bits_and_predicts(
     for part in ("model", "ema"):
         a, b = (state[part] if part == "model" else state[part]["model"] for state in states)
         assert all(torch.equal(a[key], b[key]) for key in a)
-    wanted = {"iou_inside", "iou_boundary"} if name == "BoundaryUNet" else {"iou_foreground"}
+    wanted = {"BoundaryUNet": {"iou_inside", "iou_boundary"}, "InstanceUNet": {"iou_foreground", "iou_boundary"}}
+    wanted = wanted.get(name, {"iou_foreground"})
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = [line for line in lines if "total_loss" in line]
     assert wanted <= logged[-1].keys(), "the curve of every class of pixels"

@@ -28,7 +28,7 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
-SYSTEMS = ("BinaryUNet", "BoundaryUNet", "DistanceUNet", "PixelEmbedding")
+SYSTEMS = ("BinaryUNet", "BoundaryUNet", "DistanceUNet", "InstanceUNet", "PixelEmbedding")
 KEYS = {
     "MODEL.MASK_ON": True,
     "MODEL.UNET.ENCODER": "plain",
@@ -139,7 +139,7 @@ def test_what_is_ignored_or_weighs_nothing_has_no_loss_and_no_gradient(name: str
     other[:, :, :20] = 1  # another truth where nothing counts
     layers = LabelLayers(other, len(sample.layers))
     for changes in ({"ignore": ignored}, {"certainty": np.where(ignored, 0, 255).astype(np.uint8)}):
-        if name in ("DistanceUNet", "PixelEmbedding") or (name == "BoundaryUNet" and changes):
+        if name in ("DistanceUNet", "InstanceUNet", "PixelEmbedding") or (name == "BoundaryUNet" and changes):
             layers = sample.layers  # far targets would change: only that nothing comes from the ignored pixels
         a, b = (seeded(model, replace(sample, layers=one, **changes)) for one in (sample.layers, layers))
         own = [key for key in a if key.startswith("loss") and "classes" not in key]

@@ -43,7 +43,9 @@ def edge_distances(labels: np.ndarray) -> np.ndarray:
         edge[tuple(after)] |= differs
     inner = ((labels > 0) & ~edge).astype(np.uint8)
     # A border of zeros is no edge: the image ends there, not the object.
-    distance = cv2.distanceTransform(inner, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) + np.float32(1)
+    distance = cv2.distanceTransform(inner, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # The last bit of OpenCV's roots depends on where the array lies in memory; the squares are whole numbers.
+    distance = np.sqrt(np.rint(distance * distance)) + np.float32(1)
     count = int(labels.max())
     largest = np.ones(count + 1, dtype=np.float32)
     if count:
