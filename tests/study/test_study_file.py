@@ -8,6 +8,7 @@ import pytest
 from study_cases import STUDY, content, study
 
 from detseg.errors import ConfigError
+from detseg.study.plan import Plan
 from detseg.study.stages import Task, stages_of
 from detseg.study.study_file import Study
 
@@ -55,10 +56,11 @@ def test_a_place_that_no_stage_makes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
-def test_our_studies_have_stages_for_every_row(path: Path) -> None:
+def test_our_studies_have_stages_for_every_row_and_models_that_can_be_trained(path: Path, tmp_path: Path) -> None:
     own = Study.load(str(path))
-    stages = stages_of(own)
-    assert {f"evaluate/{name}" for name in own.rows} <= set(stages)
+    plan = Plan.of(own, tmp_path)
+    plan.check()
+    assert {f"evaluate/{name}" for name in own.rows} <= set(plan.stages)
 
 
 def test_rows_become_stages_each_once_and_after_what_they_need() -> None:
