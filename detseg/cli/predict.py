@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from detseg.cli.image_fields import add_image_fields
 from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.predict_folds import arguments_of_folds, open_folds, predict_folds
-from detseg.cli.predict_job import add_model_arguments, add_tile_arguments, find_job_images, load_job, problems_of
+from detseg.cli.predict_job import (
+    add_model_arguments,
+    add_tile_arguments,
+    find_job_images,
+    has_model,
+    load_job,
+    problems_of,
+)
+from detseg.cli.predict_refined import add_refine_arguments, load_refiner, problems_of_refining, refined, refined_file
 from detseg.cli.predict_shared import Result, all_predictions, make_shards, processes_of_torchrun, state_folder
 from detseg.cli.tracking import add_tracking, settings_of, tracked
 from detseg.runs.threads import choose_threads
@@ -54,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="give masks to the boxes of another detector: a folder of YOLO text files, COCO results, predictions",
     )
+    add_refine_arguments(parser)
     parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
     parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
     parser.add_argument(
@@ -95,7 +104,11 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     from detseg.inference.loading import find_run_folder
 
     choose_threads(arguments.num_threads)
-    for message, is_wrong in {**problems_of(arguments), **_output_problems(arguments)}.items():
+    for message, is_wrong in {
+        **problems_of(arguments),
+        **_output_problems(arguments),
+        **problems_of_refining(arguments),
+    }.items():
         if is_wrong:
             raise ConfigError(message)
     arguments.run = [str(find_run_folder(Path(run))) for run in arguments.run]
@@ -117,13 +130,20 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     for path in [*([arguments.output] if arguments.output else []), *summary, *targets.values()]:
         check_free(Path(path), arguments.overwrite)
     started = time.perf_counter()
+    refiner = load_refiner(arguments) if arguments.refine_with else None
     if folds is not None:
         _begin_tracking(tracking, arguments, images, folds)
-        return _write(arguments, predict_folds(commands, folds, images), targets, started, tracking)
-    job = load_job(arguments, images)
-    _begin_tracking(tracking, arguments, images, None)
-    predictions = functools.partial(all_predictions, arguments, job)
-    result = Result(images, job.predictor.classes, job.info(), predictions)
+        result = predict_folds(commands, folds, images)
+    elif has_model(arguments):
+        job = load_job(arguments, images)
+        _begin_tracking(tracking, arguments, images, None)
+        predictions = functools.partial(all_predictions, arguments, job)
+        result = Result(images, job.predictor.classes, job.info(), predictions)
+    else:
+        result = refined_file(arguments, refiner, images)
+        _begin_tracking(tracking, arguments, images, None)
+    if refiner is not None and (folds is not None or has_model(arguments)):
+        result = refined(result, refiner)
     return _write(arguments, result, targets, started, tracking)
 
 
@@ -173,8 +193,9 @@ def _output_problems(arguments: argparse.Namespace) -> dict[str, bool]:
         f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
         f"--output {arguments.output}: expected a name that ends in .json or .json.gz": bool(arguments.output)
         and not arguments.output.endswith((".json", ".json.gz")),
-        f"unknown words: {' '.join(arguments.overrides)}; KEY VALUE changes the configuration of --config only": bool(
-            arguments.overrides and not arguments.config
+        f"unknown words: {' '.join(arguments.overrides)}; KEY VALUE changes the configuration of --config, or "
+        "what --refine-with sam does": bool(
+            arguments.overrides and not (arguments.config or arguments.refine_with == "sam")
         ),
     }
 

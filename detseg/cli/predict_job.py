@@ -132,6 +132,11 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def has_model(arguments: argparse.Namespace) -> bool:
+    """Whether a run or weights are given; the folds of a training are others."""
+    return bool(arguments.run or arguments.weights)
+
+
 def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
     """Message -> whether it holds, of options that contradict each other or have impossible values."""
     models = len(arguments.run) + len(arguments.weights) + bool(arguments.folds)
@@ -151,7 +156,8 @@ def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
         f"{' and '.join(beside_folds)}: --folds brings its models and images": bool(beside_folds),
         "give the images: --images PATH": not arguments.folds and not arguments.images,
         f"--boxes-of, --masks-of: there is no model {unknown}; they are counted from 1 to {models}": bool(unknown),
-        "give the model: --run DIR, --weights FILE (with --config FILE), or --folds DIR": models == 0,
+        "give the model: --run DIR, --weights FILE (with --config FILE), or --folds DIR": models == 0
+        and not (arguments.refine_with and arguments.boxes),
         "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
         "--config belongs to one --weights; several take the configurations stored in them": bool(
             len(arguments.weights) > 1 and arguments.config
