@@ -8,7 +8,16 @@ from pathlib import Path
 from detseg.errors import ConfigError, DataError
 
 # Options of `visualize` that have no meaning here.
-_OTHERS = ("images", "image_root", "predictions", "ground_truth", "postprocess", "score_threshold", "limit")
+_OTHERS = (
+    "images",
+    "image_root",
+    "predictions",
+    "ground_truth",
+    "postprocess",
+    "score_threshold",
+    "limit",
+    "embedding",
+)
 
 
 def draw_augmented(arguments: argparse.Namespace) -> None:

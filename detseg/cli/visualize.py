@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Draw predictions, ground truth or both over the images: one PNG an image, side by side, with contours and counts. "
-    "With --augmented: samples as a training sees them, on contact sheets; KEY VALUE changes its configuration."
+    "With --embedding: what a PixelEmbedding gives to every pixel, as colours. With --augmented: samples as a "
+    "training sees them, on contact sheets; KEY VALUE changes its configuration."
 )
 ACCEPTS_OVERRIDES = True
 
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="draw N images, spread evenly (default: all)")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    parser.add_argument(
+        "--embedding",
+        metavar="RUN",
+        help="draw the embeddings of a PixelEmbedding instead: run folder or checkpoint; their first three principal "
+        "components are red, green and blue",
+    )
     training = parser.add_argument_group("what a training sees")
     training.add_argument(
         "--augmented", type=int, metavar="N", help="draw N samples as the network sees them, with masks"
@@ -52,6 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
         from detseg.cli.augmented import draw_augmented
 
         draw_augmented(arguments)
+    elif arguments.embedding is not None:
+        from detseg.cli.embedding import draw_embeddings
+
+        draw_embeddings(arguments)
     else:
         _draw_overlays(arguments)
 

@@ -11,6 +11,7 @@ import torch
 from tiny_segmenter import write_disks
 from train_and_die import tiny_config
 
+from detseg.cli.main import main
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import Config
 from detseg.engine.train import train
@@ -85,5 +86,9 @@ def test_trains_resumes_to_the_same_bits_and_predicts(
     assert logged[-1]["total_loss"] == pytest.approx(sum(summed)), "measurements are no losses"
     assert "object_ap" in json.loads((whole / "final_metrics.json").read_text(encoding="utf-8"))
     assert len(list(read_predictions(next((whole / "predictions").iterdir())).images)) == 5
+    images = str(next(iter(data.parent.rglob("*.png"))))
+    words = ["visualize", "--embedding", str(torn), "--images", images, "--output", str(tmp_path / "pictures")]
+    assert main(words) == (0 if name == "PixelEmbedding" else 2)
+    assert len(list(tmp_path.glob("pictures/*.png"))) == (name == "PixelEmbedding")
     predictor = Predictor.from_run(torn, postprocess=False, precision="bfloat16")
     assert np.isfinite(predictor(np.full((21, 30), 90, np.uint8), soft_masks=True).scores).all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -24,6 +25,7 @@ INSTALL = 'it needs the package scikit-learn: pip install "detseg[embedding]"'
 # Pixels of one region that are clustered; of a larger one every second, third, ... is, and the others join the nearest
 # cluster. The distances of 4,000 pixels take 64 MB.
 MOST_PIXELS = 4000
+SMALLEST_CLUSTER = 4  # pixels, of HDBSCAN
 
 
 def objects_by_clustering(
@@ -72,33 +74,45 @@ def eroded_pieces(clusters: np.ndarray) -> np.ndarray:
 
 
 def clusters_of(vectors: np.ndarray, method: str, similarity: float) -> np.ndarray:
-    """Return the cluster (P,) 1, 2, ... of every unit vector (P, D), 0 for what is none (HDBSCAN's noise)."""
+    """Return the cluster (P,) 1, 2, ... of every unit vector (P, D)."""
     step = math.ceil(len(vectors) / MOST_PIXELS)
     chosen = vectors[::step].astype(np.float64)
-    if len(chosen) < 2:
-        return np.ones(len(vectors), dtype=np.int64)
     if method == AGGLOMERATIVE:
-        # of unit vectors; rounding gives distances a little below 0
-        tree = linkage(pdist(chosen, "cosine").clip(min=0), "average")
-        found = fcluster(tree, 1 - similarity, "distance")
-    else:
+        found = _linked(chosen, similarity)
+    elif method == MEAN_SHIFT:
         from sklearn import cluster
 
         # the distance between two unit vectors of this cosine
-        chord = math.sqrt(2 * (1 - similarity))
-        if method == MEAN_SHIFT:
-            found = cluster.MeanShift(bandwidth=chord, bin_seeding=True).fit_predict(chosen) + 1
-        elif len(chosen) < 2 * _SMALLEST:
-            found = np.ones(len(chosen), dtype=np.int64)
-        else:
-            clusterer = cluster.HDBSCAN(
-                min_cluster_size=_SMALLEST, cluster_selection_epsilon=chord, allow_single_cluster=True, copy=True
-            )
-            found = clusterer.fit_predict(chosen) + 1
-    if step == 1:
+        shift = cluster.MeanShift(bandwidth=math.sqrt(2 * (1 - similarity)), bin_seeding=True)
+        with warnings.catch_warnings():  # says that few pixels are their own bins, which is right
+            warnings.simplefilter("ignore", UserWarning)
+            found = shift.fit_predict(chosen) + 1
+    elif len(chosen) < 2 * SMALLEST_CLUSTER:
+        found = np.ones(len(chosen), dtype=np.int64)
+    else:
+        from sklearn import cluster
+
+        clusterer = cluster.HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, allow_single_cluster=True, copy=True)
+        found = clusterer.fit_predict(chosen) + 1  # 0 is noise
+        if found.max() > 1:  # its own limit of distances, cluster_selection_epsilon, fails with NumPy 2
+            found = np.append(0, _linked(_means(chosen, found), similarity))[found]
+    if not found.any():
+        return np.ones(len(vectors), dtype=np.int64)
+    if step == 1 and found.all():
         return found
-    means = np.stack([vectors[::step][found == number].mean(axis=0) for number in range(1, found.max() + 1)])
-    return (vectors @ unit_vectors(means.T[:, :, None])[:, :, 0]).argmax(axis=1) + 1
+    return (vectors @ _means(chosen, found).T).argmax(axis=1) + 1
 
 
-_SMALLEST = 4  # pixels of the grid that can be an object to HDBSCAN
+def _linked(vectors: np.ndarray, similarity: float) -> np.ndarray:
+    """The cluster (P,) 1, 2, ... of unit vectors (P, D) by average linkage of their cosines."""
+    if len(vectors) < 2:
+        return np.ones(len(vectors), dtype=np.int64)
+    # 1 - the cosine of unit vectors, and a number for those of length zero too
+    tree = linkage(pdist(vectors, "sqeuclidean") / 2, "average")
+    return fcluster(tree, 1 - similarity, "distance")
+
+
+def _means(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """The mean direction (K, D) of clusters 1..K (P,) of vectors (P, D)."""
+    means = [vectors[clusters == number].mean(axis=0) for number in range(1, clusters.max() + 1)]
+    return unit_vectors(np.stack(means, axis=1)[:, :, None])[:, :, 0].T
