@@ -1,15 +1,16 @@
-"""Objects of pixel embeddings: processor seconds of every way on an image of 1024 x 1024 with about 1,000 touching cells.
+"""Objects of pixel embeddings: processor seconds of every way, 1024 x 1024 with about 1,000 touching cells.
 
     python benchmarks/embedding_objects.py [--edges 512 1024 2048] [--rounds 3]
 
-Cells are what is nearest to jittered points and at most 17 pixels away, embeddings random unit vectors of 8 numbers with
-noise. Seconds are of one core and of all that follows the network: objects, scores, run-lengths.
+Cells are what is nearest to jittered points and at most 17 pixels away, embeddings random unit vectors of 8 numbers
+with noise. Seconds are of one core and of all that follows the network: objects, scores, run-lengths.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 from measuring import take_turns
@@ -60,7 +61,7 @@ def main() -> None:
     for edge in arguments.edges:
         maps, count = maps_of_cells(edge)
         found = {name: len(model.decode(maps)) for name, model in models.items()}
-        variants = {name: lambda model=model: model.decode(maps) for name, model in models.items()}
+        variants = {name: partial(model.decode, maps) for name, model in models.items()}
         timing = take_turns(variants, arguments.rounds, warm_up=0, clock=time.process_time)
         for name in WAYS:
             print(f"{edge} x {edge}, {count} cells, {name}: {timing.median(name):.2f} s, {found[name]} objects")
