@@ -13,7 +13,10 @@ import cv2
 import numpy as np
 
 from detseg.errors import DataError
+from detseg.files.atomic import written_whole
 from detseg.formats.annotated_images import AnnotatedImages
+from detseg.formats.label_images import LAYERS, REFUSE, TOP, to_label_image
+from detseg.formats.objects import ImageObjects
 from detseg.formats.reader import FoundObjects, check_mask_size, objects_of_crops, path_name
 from detseg.images.reading import SUFFIXES, decode_label_image
 from detseg.structures.mask_crop import MaskCrop
@@ -66,6 +69,17 @@ class ClassMasks(AnnotatedImages):
             crops, classes = [*crops, MaskCrop(mask == self._ignore, 0, 0)], [*classes, 0]
             labels, crowd = [*labels, ""], [*crowd, True]
         return objects_of_crops(crops, height, width, classes=classes, labels=labels, crowd=crowd)
+
+
+def write_class_masks(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
+    """Write a NumPy array (H, W) uint8 of classes: 0 background, 1, 2, ...; an existing file is replaced.
+
+    overlaps: as of `to_label_image`; layers are no mask of classes, and the object on top counts.
+    """
+    labels = to_label_image(objects, TOP if overlaps == LAYERS else overlaps)
+    mask = np.append(0, objects.classes + 1).astype(np.uint8)[labels]
+    with written_whole(path, "the mask of classes") as temporary, open(temporary, "wb") as file:
+        np.save(file, mask)
 
 
 def regions_of(mask: np.ndarray) -> list[MaskCrop]:

@@ -255,6 +255,13 @@ FORMATS = {
                 "--ignore-value", type=int, metavar="N", help="number of pixels that are neither object nor background"
             ),
         ),
+        {
+            "class_masks": Writer(
+                "mask of classes, NumPy array, as Stranger Sections takes them",
+                "class_masks:write_class_masks",
+                "_pred.npy",
+            )
+        },
     ),
     "cellpose": Format(
         "images with masks of Cellpose",

@@ -10,6 +10,10 @@ from PIL import Image
 from readers_for_tests import HEIGHT, WIDTH, masks_by_class, run, write_image
 
 from detseg.coco.dataset import CocoDataset
+from detseg.errors import DataError
+from detseg.formats.class_masks import write_class_masks
+from detseg.formats.objects import ImageObjects
+from detseg.structures import rle as rle_codec
 
 NAMES = ["inertinite", "vitrinite", "liptinite"]
 
@@ -91,3 +95,19 @@ def test_wrong_numbers_sizes_and_missing_masks_are_told(
     message = capsys.readouterr().err
     assert "empty.JPG: has no mask; expected empty_gt.npy" in message
     assert "stray_gt.npy: has no image of this name" in message
+
+
+def test_predictions_become_the_masks_that_the_challenge_takes(tmp_path: Path) -> None:
+    """The mask that objects were read from is the one that is written of them; the best object is on top."""
+    mask, objects = class_mask()
+    rles = [rle_codec.encode_mask(one) for _, one in objects]
+    classes = np.array([NAMES.index(name) for name, _ in objects])
+    write_class_masks(tmp_path / "a_pred.npy", ImageObjects(1, "a.JPG", HEIGHT, WIDTH, rles, classes))
+    written = np.load(tmp_path / "a_pred.npy")
+    assert written.dtype == np.uint8
+    assert np.array_equal(written, mask)
+    twice = ImageObjects(1, "a.JPG", HEIGHT, WIDTH, [rles[0]] * 2, np.array([0, 2]), np.float32([0.4, 0.9]))
+    with pytest.raises(DataError, match="share pixels"):
+        write_class_masks(tmp_path / "b_pred.npy", twice)
+    write_class_masks(tmp_path / "b_pred.npy", twice, "top")
+    assert np.unique(np.load(tmp_path / "b_pred.npy")).tolist() == [0, 3]
