@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from models_for_tests import disks, without_objects
+from PIL import Image
 from small_sams import KINDS, save_small_sam
 from torch import Tensor
 
@@ -30,6 +35,7 @@ from detseg.models.prompted.windows import windows_of_boxes
 from detseg.models.weights.files import Weights, write_weights
 from detseg.models.weights.loading import load_state
 from detseg.structures import rle as rle_codec
+from detseg.structures.label_layers import LabelLayers
 from detseg.structures.mask_crop import MaskCrop
 from detseg.structures.predictions import Predictions, soft_mask_windows
 from detseg.structures.sample import Sample
@@ -407,6 +413,28 @@ def test_the_decoder_learns_and_nothing_else(kind: str, sams: dict[str, Path], t
     assert all(name.startswith("sam.net.mask_decoder.") for name in moved)
     assert not any("conv_s0" in name for name in moved)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1, "one window, embedded once"
+
+
+def test_the_decoder_learns_real_grains(
+    sams: dict[str, Path], tmp_path: Path, shared_data: Callable[[str], Path]
+) -> None:
+    """Of photographs of pebbles, with the small random encoder frozen and its embeddings from disk."""
+    with zipfile.ZipFile(shared_data("imagegrains_train.zip")) as archive:
+        name = "1_P1060330_1"
+        image = np.array(Image.open(io.BytesIO(archive.read(f"images/{name}.jpg"))))[:128, :128]
+        labels = tifffile.imread(io.BytesIO(archive.read(f"labels/{name}_mask.tif")))[:128, :128]
+    layers = LabelLayers.from_label_image(labels)
+    sample = Sample(image, layers, np.zeros(len(layers)))
+    model = build(sams["sam"], tmp_path, **{"MODEL.SAM.TILE": 128, "MODEL.SAM.TRAIN_OBJECTS": 8}).train()
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-3)
+    history = []
+    for _ in range(40):
+        total = sum(value for name, value in model([sample]).items() if name.startswith("loss"))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    assert np.mean(history[-5:]) < 0.85 * np.mean(history[:5]), history
 
 
 def test_embeddings_from_disk_are_those_that_were_computed(sams: dict[str, Path], tmp_path: Path) -> None:
