@@ -167,7 +167,7 @@ OWN_KEYS: dict[str, Key] = {
         "windows at random places, so that neighbours are told apart.",
     ),
     "MODEL.EMBEDDING.SAMPLES": Key(1024, "Pixels drawn in an image, of all windows together."),
-    "MODEL.EMBEDDING.WINDOWS": Key(4, "Windows in an image."),
+    "MODEL.EMBEDDING.WINDOWS": Key(4, "Windows drawn in an image; each pixel is compared with those of its window."),
     "MODEL.EMBEDDING.WINDOW": Key(64, "Side of a window in pixels at the network: a few objects wide."),
     "MODEL.EMBEDDING.TEMPERATURE": Key(0.1, "Differences of cosines that matter to the loss."),
     "MODEL.EMBEDDING.SIMILARITY": Key(
