@@ -248,6 +248,20 @@ class CocoDataset:
         """
         record = self.images[index]
         image, facts = self.read_picture(index)
+        layers, classes, ignore = self.labels(index)
+        return Sample(
+            image=image,
+            layers=layers,
+            classes=classes,
+            ignore=ignore,
+            image_id=record.image_id,
+            file_name=record.file_name,
+            metadata=facts,
+        )
+
+    def labels(self, index: int) -> tuple[LabelLayers, np.ndarray, np.ndarray | None]:
+        """Return the N objects of image number `index`, their classes (N,), and its crowds (H, W) bool or None."""
+        record = self.images[index]
         rles, classes, crowd = self.annotations(index)
         objects = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
         ignore = None
@@ -255,15 +269,7 @@ class CocoDataset:
             ignore = np.zeros((record.height, record.width), dtype=bool)
             for number in np.flatnonzero(crowd):
                 ignore |= rle_codec.decode(rles[number])
-        return Sample(
-            image=image,
-            layers=LabelLayers.from_rles(objects, record.height, record.width),
-            classes=classes[~crowd],
-            ignore=ignore,
-            image_id=record.image_id,
-            file_name=record.file_name,
-            metadata=facts,
-        )
+        return LabelLayers.from_rles(objects, record.height, record.width), classes[~crowd], ignore
 
     def read_image(self, index: int) -> np.ndarray:
         """Read image number `index`, (H, W, C), and check its size against the COCO file."""

@@ -15,6 +15,9 @@ from detseg.structures.label_layers import LabelLayers
 
 BACKGROUND, INSIDE, BOUNDARY = 0, 1, 2
 
+# By name, pixels (H, W) bool that were predicted, and those of the truth.
+ClassMasks = dict[str, tuple[np.ndarray, np.ndarray]]
+
 
 def flat_labels(layers: LabelLayers) -> np.ndarray:
     """Return one label image (H, W) int32, ids as in the layers: where objects overlap, the smallest is on top."""
@@ -50,6 +53,12 @@ def pixel_classes(labels: np.ndarray, width: int) -> np.ndarray:
         y, x = _farthest_from_others(labels, pieces, piece)
         classes[y, x] = INSIDE
     return classes
+
+
+def compared_classes(probabilities: np.ndarray, labels: np.ndarray, width: int) -> ClassMasks:
+    """Return inside and boundary as the largest of the probabilities (3, H, W) says, and as `pixel_classes` does."""
+    predicted, true = probabilities.argmax(axis=0), pixel_classes(labels, width)
+    return {name: (predicted == one, true == one) for name, one in (("inside", INSIDE), ("boundary", BOUNDARY))}
 
 
 def _square(reach: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from detseg.config import config_hash, load_config
 from detseg.data.trained_images import TrainedImages
 from detseg.engine.data_sets import load_test_sets
 from detseg.engine.pictures import draw_pictures, evaluation_tables
+from detseg.engine.pixel_scores import PixelScores
 from detseg.engine.plan import EvaluationOptions
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
@@ -85,14 +86,11 @@ def build_quick_evaluation(
 
     def evaluate(model: nn.Module, iteration: int) -> dict[str, Any]:
         predictor = Predictor.from_model(
-            model,
-            inference,
-            classes,
-            augmented=False,
-            precision=options.precision,
-            typical_diameter=typical_diameter,
+            model, inference, classes, augmented=False, precision=options.precision, typical_diameter=typical_diameter
         )
-        predictions = predict_all(session, predictor, dataset)
+        pixels = PixelScores(predictor, dataset)
+        predictions = predict_all(session, predictor, dataset, pixels=pixels)
+        ious = pixels.gathered(session.processes)
 
         def score() -> dict[str, Any]:
             group_by = group_field(dataset, options)
@@ -100,7 +98,7 @@ def build_quick_evaluation(
             metrics, applied = evaluate_tuned(truth, predictions, max_detections=limit, group_by=group_by, coco=coco)
             arguments = dataset, truth, predictions, applied, pictures, name
             session.trackers.draw("images", iteration, functools.partial(draw_pictures, *arguments))
-            return without_nones(metrics)
+            return without_nones(metrics | ious)
 
         return session.processes.from_main(score)
 
@@ -194,8 +192,10 @@ def evaluate_weights(
         return final
 
     for name, dataset in datasets.items():
-        predictions = predict_all(session, predictor, dataset, f"predicting {name}")
+        pixels = PixelScores(predictor, dataset)
+        predictions = predict_all(session, predictor, dataset, f"predicting {name}", pixels)
         scores[name], applied = processes.from_main(functools.partial(score, name, dataset, predictions))
+        scores[name] |= pixels.gathered(processes)
         postprocess = postprocess or applied
     return processes.from_main(keep)
 
@@ -237,11 +237,15 @@ def write_set(path: Path, predictions: Sequence[Predictions], dataset: CocoDatas
 
 
 def predict_all(
-    session: Session, predictor: Predictor, dataset: CocoDataset, description: str = "evaluating"
+    session: Session,
+    predictor: Predictor,
+    dataset: CocoDataset,
+    description: str = "evaluating",
+    pixels: PixelScores | None = None,
 ) -> list[Predictions]:
     """Predict the images of a data set, with a progress bar where there is a terminal.
 
-    Of several processes each predicts every `processes.count`-th image.
+    Of several processes each predicts every `processes.count`-th image. pixels: scores the maps of these.
 
     Returns:
         the predictions of all images in order, once each; of several processes, only in the main one.
@@ -258,6 +262,8 @@ def predict_all(
     bar = ProgressBar(total=len(own), desc=description, unit="image", leave=False, disable=hidden)
     with processes.together(), bar:
         for prediction in predictor.predict_records(own):
+            if pixels is not None:
+                pixels.add(processes.rank + len(predictions) * processes.count)
             predictions.append(prediction)
             bar.update()
             session.stop.raise_if_requested("stopped during an evaluation; the training up to it is saved")

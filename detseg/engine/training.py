@@ -76,10 +76,11 @@ class Training:
             state.save_best(run.best, scores)
         state.save_last(run.last, plan.checkpoint_keep)
         logger.info(
-            "iteration %d: %s %s%s",
+            "iteration %d: %s %s%s%s",
             state.iteration,
             plan.best_metric,
             "undefined" if value is None else f"{value:.4f}",
+            "".join(f", {name} {score:.4f}" for name, score in scores.items() if name.startswith("iou_")),
             ", the best so far" if improved else f" (best in iteration {state.best.iteration})",
         )
         self.progress.restart_clock()

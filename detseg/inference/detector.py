@@ -73,6 +73,8 @@ class Detector:
     def __init__(self, models: Sequence[ImageModel], settings: TestTimeAugmentation | None = None) -> None:
         self.models = tuple(models)
         self.settings = (settings or TestTimeAugmentation()).resolved(self.takes_boxes, self.gives_maps)
+        # Gets the maps of every image of `predict`, in order, before objects are made of them; not those of tiles.
+        self.on_maps: Callable[[np.ndarray], None] | None = None
         # Images are prepared, and sizes of objects estimated, by other threads than the one that predicts.
         self._in_use = threading.Lock()
         if self.sizing_model is not None and any(view.short for view in self.settings.views):
@@ -226,7 +228,11 @@ class Detector:
         keep: Keep | None,
     ) -> list[Predictions]:
         if self.decodes_maps and boxes is None:
-            return [self.decoder.decode(maps, soft_masks=soft_masks) for maps in self._maps(prepared)]
+            every = self._maps(prepared)
+            if self.on_maps is not None:
+                for maps in every:
+                    self.on_maps(maps)
+            return [self.decoder.decode(maps, soft_masks=soft_masks) for maps in every]
         if self.is_plain:
             model, images, sizes = self.models[0], [one.content for one in prepared], [one.size for one in prepared]
             with model.autocast():

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detseg.models.base import Segmenter
+from detseg.structures.label_layers import LabelLayers
 from detseg.structures.predictions import Predictions
 from detseg.structures.symmetries import Symmetry
 
@@ -49,6 +50,16 @@ class MapSegmenter(Segmenter):
     def level(self, maps: np.ndarray) -> float | None:
         """Return the mean over maps (M, H, W) that `decode` goes by, as a threshold; None where there is none."""
         return None
+
+    def pixel_overlaps(
+        self, maps: np.ndarray, layers: LabelLayers, ignore: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return how many pixels are of a class both by the maps (M, H, W) and in truth, and how many by either, (2,)
+        int64, for every class of pixels that the model learns beside the foreground.
+
+        layers: the objects of the image. ignore: (H, W) bool, pixels that do not count.
+        """
+        return {}
 
     def turned(self, maps: np.ndarray, symmetry: Symmetry) -> np.ndarray:
         """Return the maps (M, H, W) of an image as those of what a symmetry makes of it.

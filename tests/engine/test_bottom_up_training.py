@@ -84,7 +84,14 @@ def test_trains_resumes_to_the_same_bits_and_predicts(
     assert wanted <= logged[-1].keys(), "the curve of every class of pixels"
     summed = [value for key, value in logged[-1].items() if key.startswith("loss")]
     assert logged[-1]["total_loss"] == pytest.approx(sum(summed)), "measurements are no losses"
-    assert "object_ap" in json.loads((whole / "final_metrics.json").read_text(encoding="utf-8"))
+    final = json.loads((whole / "final_metrics.json").read_text(encoding="utf-8"))
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert len(evaluations) == 2
+    for scores in (*evaluations, final):
+        assert "object_ap" in scores
+        own = {key for key in scores if key.startswith("iou_")}
+        assert own == wanted - {"iou_foreground"}, "the same of the validation images"
+        assert all(0 <= scores[key] <= 1 for key in own)
     assert len(list(read_predictions(next((whole / "predictions").iterdir())).images)) == 5
     images = str(next(iter(data.parent.rglob("*.png"))))
     words = ["visualize", "--embedding", str(torn), "--images", images, "--output", str(tmp_path / "pictures")]

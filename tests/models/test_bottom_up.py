@@ -119,6 +119,31 @@ def test_known_losses() -> None:
     assert nothing["iou_x"].item() == 1
 
 
+@pytest.mark.parametrize("name", ["BoundaryUNet", "InstanceUNet", "PixelEmbedding"])
+def test_pixels_of_every_class_are_compared_with_what_is_learnt_of_the_truth(name: str) -> None:
+    keys = {"MODEL__UNET__HEADS": ["distance", "boundary"], "MODEL__EMBEDDING__LOSS": "binary"}
+    model = build(name, MODEL__ROI_HEADS__NUM_CLASSES=1, MODEL__UNET__BOUNDARY_WIDTH=2, **keys)
+    labels = np.zeros((1, 12, 20), np.int32)
+    labels[0, 2:10, 2:8], labels[0, 2:10, 8:18] = 1, 2  # boundary: 8 pixels of each; inside: 112
+    layers = LabelLayers(labels, 2)
+    background, inside, boundary = np.eye(3, dtype=np.float32)[pixel_classes(labels[0], 2)].transpose(2, 0, 1)
+    missed = boundary.copy()
+    missed[2:6] = 0  # half of the boundary is said to be inside
+    maps = {
+        "BoundaryUNet": [background, 1 - background - missed, missed],
+        "InstanceUNet": [1 - background, inside, missed],
+        "PixelEmbedding": [1 - background, 1 - background - missed],
+    }
+    found = model.pixel_overlaps(np.stack(maps[name]), layers)
+    wanted = {"boundary": [8, 16]} if name == "InstanceUNet" else {"inside": [112, 120], "boundary": [8, 16]}
+    assert {key: counts.tolist() for key, counts in found.items()} == wanted
+    ignore = np.zeros((12, 20), bool)
+    ignore[2:6] = True
+    found = model.pixel_overlaps(np.stack(maps[name]), layers, ignore)
+    assert all(both == either for both, either in found.values()), "where it is wrong, nothing counts"
+    assert found["boundary"].tolist() == [8, 8]
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_parameter_learns_from_images_of_several_sizes_and_of_none(name: str) -> None:
     model = build(name)

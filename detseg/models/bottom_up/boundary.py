@@ -11,7 +11,7 @@ from skimage.measure import label as components
 from torch import Tensor
 
 from detseg.config.options import key
-from detseg.data.pixel_classes import INSIDE, grown, pixel_classes
+from detseg.data.pixel_classes import INSIDE, ClassMasks, compared_classes, grown, pixel_classes
 from detseg.models.bottom_up.decoding import solidity
 from detseg.models.bottom_up.losses import class_losses, pixel_ious
 from detseg.models.bottom_up.unet import UNet, UNetOptions
@@ -47,6 +47,10 @@ class BoundaryUNet(UNet):
     def system_maps_of(self, logits: Mapping[str, Tensor]) -> Tensor:
         """See UNet.system_maps_of."""
         return logits["pixels"].float().softmax(dim=1)
+
+    def compared_pixels(self, maps: np.ndarray, labels: np.ndarray) -> ClassMasks:
+        """See UNet.compared_pixels."""
+        return compared_classes(maps[:3], labels, self.options.boundary_width)
 
     def foreground(self, maps: np.ndarray) -> np.ndarray:
         """See UNet.foreground."""

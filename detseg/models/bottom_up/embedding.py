@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detseg.config.options import Problems, key, part
-from detseg.data.pixel_classes import pixel_classes
+from detseg.data.pixel_classes import ClassMasks, compared_classes, pixel_classes
 from detseg.models.bottom_up.binary import foreground_losses
 from detseg.models.bottom_up.clustering import AGGLOMERATIVE, HDBSCAN, INSTALL, MEAN_SHIFT, objects_by_clustering
 from detseg.models.bottom_up.contrast import BINARY, ContrastOptions, embedding_loss
@@ -106,6 +106,15 @@ class PixelEmbedding(UNet):
         else:
             own = [logits[name].float().sigmoid() for name in ("foreground", "seed")]
         return torch.cat([*own, logits["embedding"]], dim=1)
+
+    def compared_pixels(self, maps: np.ndarray, labels: np.ndarray) -> ClassMasks:
+        """See UNet.compared_pixels."""
+        if self.options.contrast.loss != BINARY:
+            return {}
+        foreground, inside = maps[:2]
+        return compared_classes(
+            np.stack([1 - foreground, inside, foreground - inside]), labels, self.options.boundary_width
+        )
 
     def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See UNet.objects; an object's quality is the length of the mean of its unit vectors: how alike they are."""

@@ -18,6 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from detseg.config.options import Problems, key
+from detseg.data.pixel_classes import ClassMasks
 from detseg.models.bottom_up.binary import foreground_losses
 from detseg.models.bottom_up.flows import flow_agreement, objects_of_flows
 from detseg.models.bottom_up.heads import (
@@ -101,6 +102,12 @@ class InstanceUNet(UNet):
         """See UNet.system_maps_of."""
         maps = [head.maps(logits[name].float()) for name, head in self.kinds.items()]
         return torch.cat([logits[FOREGROUND].float().sigmoid(), *maps], dim=1)
+
+    def compared_pixels(self, maps: np.ndarray, labels: np.ndarray) -> ClassMasks:
+        """See UNet.compared_pixels."""
+        if BOUNDARY not in self.kinds:
+            return {}
+        return {BOUNDARY: (maps[self.places[BOUNDARY]][0] > 0.5, self.kinds[BOUNDARY].target(labels))}
 
     def turned(self, maps: np.ndarray, symmetry: Symmetry) -> np.ndarray:
         """See MapSegmenter.turned."""

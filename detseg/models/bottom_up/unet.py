@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from detseg.config.options import Options, Problems, key, part
 from detseg.data.augment.resampling import resize_image
-from detseg.data.pixel_classes import flat_labels
+from detseg.data.pixel_classes import ClassMasks, flat_labels
 from detseg.models.base import check_finite
 from detseg.models.bottom_up.decoding import predictions_of_labels
 from detseg.models.bottom_up.guides import GUIDES, GuidedInput
@@ -123,6 +123,10 @@ class UNet(MapSegmenter):
             labels (H, W) int32, 1..N; the quality (N,) in [0, 1] of the objects' shapes.
         """
 
+    def compared_pixels(self, maps: np.ndarray, labels: np.ndarray) -> ClassMasks:
+        """Return the classes of pixels but the foreground by the system's maps (M, H, W) and by labels (H, W)."""
+        return {}
+
     def foreground(self, maps: np.ndarray) -> np.ndarray:
         """Return the probability (H, W) float32 that a pixel belongs to an object, of the system's maps (M, H, W)."""
         return maps[0]
@@ -187,6 +191,16 @@ class UNet(MapSegmenter):
     def level(self, maps: np.ndarray) -> float | None:
         """See MapSegmenter.level: the threshold, where it is the mean of the foreground."""
         return None if self.options.threshold else float(self.foreground(maps).mean(dtype=np.float64))
+
+    def pixel_overlaps(
+        self, maps: np.ndarray, layers: LabelLayers, ignore: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """See MapSegmenter.pixel_overlaps."""
+        counts = np.True_ if ignore is None else ~ignore
+        return {
+            name: np.array([np.count_nonzero(found & true & counts), np.count_nonzero((found | true) & counts)])
+            for name, (found, true) in self.compared_pixels(maps, flat_labels(layers)).items()
+        }
 
     def scaled(self, maps: np.ndarray, y: float, x: float) -> np.ndarray:
         """Return maps (M, H, W) that were resized by the factors y and x: lengths in pixels change with them."""
