@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("output", "workers", "ray", "only", "rows"):
             value = getattr(arguments, name)
             words += [f"--{name}", *(value if isinstance(value, list) else [value])] if value else []
+        words += ["--ignore-code"] if arguments.ignore_code else []
         print(f"to continue: {command_line('run_study', *words)}")
         return 128 + stop.signal
     if failures:
@@ -118,7 +119,9 @@ def _described(plan: Plan, chosen: list[str], workers: int) -> str:
             total += seconds or 0.0
         rows.append([name, state, why, "" if state == DONE else "?" if seconds is None else in_words(seconds)])
     said = f"{left} of {len(chosen)} stages are to be run"
-    if left:
+    if left == unknown:
+        said += "; how long they take is known when some have run" if left else ""
+    else:
         said += f", {in_words(total)} of work by what was measured"
         said += f" ({unknown} of them never ran: their time is not known)" if unknown else ""
         said += f"; with {workers} at a time {in_words(total / workers)} or more" if workers > 1 else ""

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from detseg.config import load_config
+from detseg.config.command_line import COMMAND_LINE
 from detseg.config.schema import default_values
 from detseg.data.folds import fold_name
 from detseg.errors import ConfigError
@@ -51,7 +52,10 @@ class Plan:
         """
         plan = cls(study, folder, stages_of(study, rows))
         for name, stage in plan.stages.items():
-            parts = parts_of(stage, {other: plan.ids[other] for other in stage.needs})
+            try:
+                parts = parts_of(stage, {other: plan.ids[other] for other in stage.needs})
+            except ConfigError as error:
+                raise ConfigError(_problem(stage, error)) from None
             same = [one["parts"] for one in plan.records(name) if _without_code(one["parts"]) == _without_code(parts)]
             plan.parts[name] = same[0] if ignore_code and same else parts
             plan.ids[name] = identity(plan.parts[name])
@@ -71,7 +75,7 @@ class Plan:
                     load_config(stage.config, [word for key in settings for word in (key, str(settings[key]))])
                 )
             except ConfigError as error:
-                problems.append(f"{stage.name}: {error}")
+                problems.append(_problem(stage, error))
         if problems:
             raise ConfigError("models of the study cannot be trained:\n" + "\n".join(problems))
 
@@ -169,6 +173,11 @@ class Plan:
 
 def _iterations(parts: Parts) -> int:
     return max(parts["settings"].get(MAX_ITER, default_values()[MAX_ITER]), 1)
+
+
+def _problem(stage: Stage, error: ConfigError) -> str:
+    """What is wrong with a training of the study, whose settings `load_config` takes for words of a command line."""
+    return f"{stage.name}: {str(error).replace(COMMAND_LINE, 'settings of the study')}"
 
 
 def _without_code(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,11 @@ class Triage:
         problem = f"{path}: is no triage file of this version ({FORMAT}); make it with `detseg fit_triage`"
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); expected a file of `detseg fit_triage`"
+            ) from None
+        except ValueError:
             raise DataError(problem) from None
         if (
             not isinstance(content, dict)

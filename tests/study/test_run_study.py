@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -107,4 +109,28 @@ def test_wrong_words_and_impossible_models_end_before_anything_begins(
     error = capsys.readouterr().err
     assert "train/plain: " in error
     assert "train/further: " in error
+    plain["models"]["further"]["settings"] = {"SOLVER.MAX_ITTER": 2}
+    write(plain)
+    assert run("--dry-run") == 2
+    error = capsys.readouterr().err
+    assert (
+        "train/further: settings of the study: unknown key 'SOLVER.MAX_ITTER'; did you mean SOLVER.MAX_ITER?" in error
+    )
     assert not Path("out").exists()
+
+
+def test_the_words_to_continue_are_those_given(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run("--dry-run") == 0
+    assert "how long they take is known when some have run" in capsys.readouterr().out, "not 0 s"
+
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(running, "run_command", interrupted)
+    assert run("--only", "prepare", "--ignore-code") == 128 + signal.SIGTERM
+    said = capsys.readouterr().out
+    assert "run_study --config small.yaml --output out --only prepare --ignore-code" in said.replace(
+        "run_study.py", "run_study"
+    )

@@ -81,3 +81,5 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
         (tmp_path / "t.json").write_text(text)
         with pytest.raises(DataError, match="no triage file"):
             Triage.load(tmp_path / "t.json")
+    with pytest.raises(DataError, match="No such file"):
+        Triage.load(tmp_path / "missing.json")
