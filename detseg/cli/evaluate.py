@@ -108,9 +108,11 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
         metrics |= _with_intervals(arguments, dataset, truth, counts)
     tracking.tables(lambda: _tables(arguments, dataset, truth, list(predictions), postprocess, metrics))
     print(score_table(metrics))
-    for name in ("intervals", "differences"):
-        if name in metrics:
-            print(f"\n{interval_table(metrics[name])}")
+    if "intervals" in metrics:
+        print(f"\n{interval_table(metrics['intervals'])}")
+    if "differences" in metrics:
+        print(f"\nDifference to {metrics['base']}, on the same draws:")
+        print(interval_table(metrics["differences"], "+"))
     for text in object_warnings(dataset):
         print(f"\nWARNING: {text}")
     if postprocess is None and _keeps_everything(metrics, aligned):
@@ -165,18 +167,21 @@ def _with_intervals(
     return found
 
 
-def interval_table(named: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
-    """Return values with their intervals as a text table, a row for all objects and for each class."""
+def interval_table(named: Mapping[str, Mapping[str, Sequence[float | None]]], sign: str = "") -> str:
+    """Return values with their intervals as a text table, a row for all objects and for each class.
+
+    sign: "+" for differences, which shows what is above 0.
+    """
     from detseg.files.table import text_table
 
     names = list(named["all"])
-    cells = [[name, *(with_interval(scores[key]) for key in names)] for name, scores in named.items()]
+    cells = [[name, *(with_interval(scores[key], sign) for key in names)] for name, scores in named.items()]
     return text_table([["95 % intervals", *(COLUMNS[key] for key in names)], *cells])
 
 
-def with_interval(value: Sequence[float | None]) -> str:
+def with_interval(value: Sequence[float | None], sign: str = "") -> str:
     """Return a value with its interval, a dash where it is not defined."""
-    middle, low, high = (_cell(one) for one in value)
+    middle, low, high = (_cell(one, sign) for one in value)
     return f"{middle} ({low} to {high})"
 
 
@@ -233,7 +238,7 @@ def score_table(metrics: Mapping[str, Any]) -> str:
     return text_table([["", *columns.values()], *cells])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, sign: str = "") -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:{sign}.3f}" if isinstance(value, float) else f"{value:,}"

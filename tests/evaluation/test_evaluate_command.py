@@ -131,6 +131,9 @@ def test_intervals_and_the_difference_to_a_base(case, capsys):
     gain, of_class = scores["differences"]["kind 1"]["object_ap"][0], "per_class"
     assert gain == pytest.approx(scores[of_class]["kind 1"]["object_ap"] - base[of_class]["kind 1"]["object_ap"])
     assert f"{value:.3f} ({low:.3f} to {high:.3f})" in printed
+    told = printed.split("Difference to base.json")[1]
+    value, low, high = scores["differences"]["all"]["object_ap"]
+    assert f"{value:+.3f} ({low:+.3f} to {high:+.3f})" in told, "not taken for scores"
 
     assert command("--predictions", "p.json", "--base", "p.json", "--json", "same.json") == 0
     same = json.loads((folder / "same.json").read_text(encoding="utf-8"))
