@@ -215,6 +215,7 @@ def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> a
         return parser.parse_args(words)
     # Overrides may hold values that look like options (`SOLVER.BASE_LR -1`), and keys may come as `--KEY=VALUE`.
     arguments, overrides = parser.parse_known_args(words)
+    overrides = [*_keys_behind_values(arguments), *overrides]
     for previous, word in itertools.pairwise(["", *overrides]):
         is_key = "." in word.partition("=")[0]
         is_value = previous[:1].isupper() and "=" not in previous
@@ -222,6 +223,27 @@ def parse_words(module: ModuleType, words: Sequence[str], prog: str | None) -> a
             parser.exit(EXIT_BAD_INPUT, f"error: {advice}\n")
     arguments.overrides = overrides
     return arguments
+
+
+def _keys_behind_values(arguments: argparse.Namespace) -> list[str]:
+    """Take keys and their values from the options with several values that they follow, `--images a.png KEY VALUE`."""
+    keys: list[str] = []
+    for name, values in vars(arguments).items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            continue
+        first = next((place for place, value in enumerate(values) if place and _is_key(value)), len(values))
+        keys += values[first:]
+        setattr(arguments, name, values[:first])
+    return keys
+
+
+def _is_key(word: str) -> bool:
+    section, dot, _ = word.partition("=")[0].lstrip("-+").partition(".")
+    if not dot or not section.isupper() or os.path.exists(word):
+        return False
+    from detseg.config.schema import schema
+
+    return section in schema().sections
 
 
 if __name__ == "__main__":

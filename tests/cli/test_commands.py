@@ -139,3 +139,17 @@ def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path, capsys)
     said = "".join(capsys.readouterr())
     assert "image a\\x1b[31mb has no row" in said
     assert "\x1b" not in said
+
+
+def test_keys_may_follow_an_option_that_takes_several_values(tmp_path, monkeypatch):
+    from detseg.cli import predict
+
+    keys = ["MODEL.SAM.TILE", "512", "TEST.AUG.ENABLED=True"]
+    words = ["--images", "a.png", "A.PNG", *keys, "--output", "p.json", "INPUT.MIN_SIZE_TEST", "0"]
+    arguments = command_line.parse_words(predict, words, "predict")
+    assert arguments.images == ["a.png", "A.PNG"]
+    assert arguments.overrides == [*keys, "INPUT.MIN_SIZE_TEST", "0"]
+    # a file of such a name stays one
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "INPUT.PNG").touch()
+    assert command_line.parse_words(predict, ["--images", "a.png", "INPUT.PNG"], "predict").images[1] == "INPUT.PNG"
