@@ -22,9 +22,11 @@ from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
 from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.views import parse_views
+from detseg.models.bottom_up.decoding import solidity
 from detseg.models.bottom_up.flows import centre_flows, flow_agreement, objects_of_flows
 from detseg.models.bottom_up.heads import Head
 from detseg.models.bottom_up.instance import InstanceUNet
+from detseg.models.bottom_up.seeds import edge_distances
 from detseg.models.bottom_up.stars import objects_of_stars, ray_directions, star_distances
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.symmetries import SYMMETRIES
@@ -137,6 +139,16 @@ def test_rays_end_at_the_edge_of_the_object() -> None:
     assert not distances[:, labels == 0].any()
     empty = np.zeros((4, 5), np.int32)
     assert objects_of_stars(star_distances(empty, 8), np.zeros((4, 5), np.float32), empty > 0).max() == 0
+
+
+def test_the_score_of_objects_from_distances_is_their_probability_by_their_share_of_the_hull() -> None:
+    labels = np.zeros((30, 40), np.int32)
+    labels[4:24, 4:8], labels[20:24, 8:24], labels[4:12, 28:36] = 1, 1, 2  # bent, and a square
+    maps = np.stack([0.8 * (labels > 0), 0.5 * edge_distances(labels)]).astype(np.float32)
+    found = build(HEADS=["distance"], OBJECTS_FROM="distance").decode(maps)
+    assert found.scores[0] == pytest.approx(0.8), "that distances are too low says nothing of a mask"
+    assert found.scores[1] == pytest.approx(0.8 * solidity(labels, 2)[0])
+    assert found.scores[1] < 0.6
 
 
 @pytest.mark.parametrize("name", SYMMETRIES)

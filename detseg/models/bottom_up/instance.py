@@ -20,6 +20,7 @@ from torch import Tensor
 from detseg.config.options import Problems, key
 from detseg.data.pixel_classes import ClassMasks
 from detseg.models.bottom_up.binary import foreground_losses
+from detseg.models.bottom_up.decoding import solidity
 from detseg.models.bottom_up.flows import flow_agreement, objects_of_flows
 from detseg.models.bottom_up.heads import (
     BOUNDARY,
@@ -131,10 +132,10 @@ class InstanceUNet(UNet):
         distance = own[DISTANCE][0]
         if self.options.objects_from == STARS:
             labels = objects_of_stars(own[STARS], distance, mask)
-        else:
-            height = distance - own[BOUNDARY][0] if BOUNDARY in own else distance
-            labels = watershed_from_peaks(height, mask, self.options.seed_depth)
-        return labels, agreement(labels, distance)
+            return labels, agreement(labels, distance)
+        height = distance - own[BOUNDARY][0] if BOUNDARY in own else distance
+        labels = watershed_from_peaks(height, mask, self.options.seed_depth)
+        return labels, solidity(labels, int(labels.max()))
 
 
 DistanceUNet = InstanceUNet  # its name while the distance was its only head, which runs and weights files have
