@@ -309,6 +309,10 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
     if arguments.tile.isdigit():
         tiling |= {"when": "always", "tile": int(arguments.tile)}
     elif arguments.tile == "off":
+        if arguments.overlap is not None or arguments.tile_scale is not None:
+            raise ConfigError(
+                "--tile off: there are no tiles then, and --overlap and --tile-scale say nothing; leave them out"
+            )
         tiling["when"] = "never"
     predictor.tiling = dataclasses.replace(predictor.tiling, **tiling)
     if arguments.diameter != "auto":

@@ -110,7 +110,14 @@ def test_stacks_keep_files_that_hold_one_picture_and_those_that_are_broken(image
 
 
 @pytest.mark.parametrize(
-    "words", [["--tile", "big"], ["--tile", "8"], ["--workers", "-1"], ["--tile", "100", "--overlap", "80"]]
+    "words",
+    [
+        ["--tile", "big"],
+        ["--tile", "8"],
+        ["--workers", "-1"],
+        ["--tile", "100", "--overlap", "80"],
+        ["--tile", "off", "--overlap", "20"],
+    ],
 )
 def test_impossible_tiles_are_refused(words, small_run, image_folder, tmp_path, capsys):
     assert predict("--run", small_run, "--images", image_folder, "--output", tmp_path / "p.json", *words) == 2

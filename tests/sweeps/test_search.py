@@ -172,7 +172,11 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_configuration(cells: Pat
     first.kill()
     first.wait()
     assert begun.is_file()
-    trial = next(int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_trial(path)) if os.name != "nt" else 0
+    trial = (
+        next(int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_trial(path, cells))
+        if os.name != "nt"
+        else 0
+    )
     if trial:
         os.kill(trial, signal.SIGKILL)
     assert run_command("sweep", ["s.yaml", "--output", "out", "--resume"], prog="sweep") == 0
@@ -189,9 +193,9 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_with_a_configuration(cells: Pat
     assert best.OUTPUT_DIR == load_config("c.yaml").OUTPUT_DIR, "it trains into a folder of its own"
 
 
-def _is_trial(process: Path) -> bool:
+def _is_trial(process: Path, cells: Path) -> bool:
     try:
-        return b"out/trials/0000" in (process / "cmdline").read_bytes()
+        return b"out/trials/0000" in (process / "cmdline").read_bytes() and (process / "cwd").samefile(cells)
     except OSError:
         return False
 
