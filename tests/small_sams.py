@@ -1,11 +1,14 @@
-"""Small, randomly initialised networks of transformers' SAM classes, saved as checkpoints are."""
+"""Small, randomly initialised networks of transformers' SAM classes, saved as checkpoints are, and objects for them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from detseg.structures.mask_crop import MaskCrop
 
 SIDE = 64
 _PROMPTS = {"hidden_size": 16, "image_size": SIDE, "mask_input_channels": 4}
@@ -64,3 +67,7 @@ def save_small_sam(folder: Path, kind: str = "sam") -> Path:
         file = folder / kind / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "sam2_video"}))
     return folder / kind
+
+
+def rectangle(x0: int, y0: int, x1: int, y1: int) -> MaskCrop:
+    return MaskCrop(np.ones((y1 - y0, x1 - x0), bool), x0, y0)

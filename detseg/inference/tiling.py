@@ -199,13 +199,9 @@ def _ranges(length: int, tile: int, overlap: int, unit: float) -> tuple[tuple[in
     if unit == int(unit) and tile < length:
         # Tiles end where strides end that are counted from the image's end, as a mirrored view has them.
         shorter = tile - (tile - length) % int(unit)
-        if shorter - overlap > unit and overlap <= shorter // 2:
+        if overlap <= shorter // 2 and _aligned_step(shorter, overlap, unit) is not None:
             tile = shorter
-    step = tile - overlap
-    # Rounding may bring starts nearer together by one pixel at most, never below half a tile.
-    steps = int((step - 1) // unit) * unit if unit <= step - 1 else step
-    if steps - 1 < tile / 2:
-        steps = step
+    steps = _aligned_step(tile, overlap, unit) or tile - overlap
     ranges = []
     number = 0
     while True:
@@ -214,6 +210,13 @@ def _ranges(length: int, tile: int, overlap: int, unit: float) -> tuple[tuple[in
         if start + tile >= length:
             return tuple(ranges)
         number += 1
+
+
+def _aligned_step(tile: int, overlap: int, unit: float) -> float | None:
+    """From the start of one tile to that of the next in whole strides; None where tiles would share more than half."""
+    step = int((tile - overlap - 1) // unit) * unit
+    # Rounding may bring starts nearer together by one pixel at most, never below half a tile.
+    return step if step - 1 >= tile / 2 else None
 
 
 # The predictions of the tiles of an image, one file a tile, until they are combined.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import assert_equal, without_times
+from tiny_networks import TINY_RCNN
 
 from detseg.config import Config, load_config
 from detseg.curation.synthetic import generate_dataset
@@ -25,14 +26,7 @@ from detseg.runs.checkpoint import load_checkpoint
 from detseg.runs.run_folder import open_run
 
 TINY = {
-    "MODEL.ENGINE": "native",
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    **TINY_RCNN,
     "MODEL.ROI_HEADS.NUM_CLASSES": 3,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_networks import TINY_RCNN
 
 from detseg.cli.main import main
 from detseg.curation.synthetic import generate_dataset
@@ -14,14 +15,7 @@ from detseg.curation.synthetic import generate_dataset
 SMALL = [
     word
     for key, value in {
-        "MODEL.ENGINE": "native",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+        **TINY_RCNN,
         "INPUT.CROP.SIZE": [96, 96],
         "DATALOADER.NUM_WORKERS": 0,
         "DATALOADER.BALANCE_BY": "",

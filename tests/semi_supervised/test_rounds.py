@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_networks import TINY_RCNN
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
@@ -22,14 +23,7 @@ from detseg.semi_supervised.steps import Step, Steps
 
 TINY = {
     "DATASETS.TRAIN": ["folds/folds.json"],
-    "MODEL.ENGINE": "native",
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    **TINY_RCNN,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     "INPUT.CROP.SIZE": [96, 96],
     "SOLVER.MAX_ITER": 2,

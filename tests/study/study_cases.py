@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from tiny_networks import TINY_RCNN
+
 from detseg.study.study_file import Study
 
 STUDY: dict[str, Any] = {
@@ -20,14 +22,7 @@ STUDY: dict[str, Any] = {
     "split": ["--folds", 2, "--similar", 0],
     "repair": ["--rules", "holes=all"],
     "settings": {
-        "MODEL.ENGINE": "native",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+        **TINY_RCNN,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
         "INPUT.CROP.SIZE": [64, 64],
         "SOLVER.MAX_ITER": 2,
