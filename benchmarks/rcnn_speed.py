@@ -39,7 +39,7 @@ from measuring import MIB, Timing, machine, peak_memory, take_turns, verdict
 from native_rcnn import Answer, NativeTwin, Settings
 
 from detseg.curation.synthetic import make_image
-from detseg.runs.threads import BEFORE_TORCH, choose_threads, follow_load
+from detseg.runs.threads import BEFORE_TORCH, choose_threads, prepare_torch
 from detseg.structures import Sample
 from detseg.structures.boxes import box_iou
 
@@ -128,6 +128,7 @@ def serve(
     """Be the process of one model: answer each number format on the standard input by the seconds of one call."""
     now = time.process_time if clock == "processor" else time.perf_counter
     if which == NativeTwin.name:
+        prepare_torch()
         choose_threads(None)
     work = make_work(make_twin(which, settings, samples, device), what)
     for _ in range(2):
@@ -135,7 +136,8 @@ def serve(
     print(json.dumps({"peak": peak_memory()}), flush=True)
     for line in sys.stdin:
         dtype = None if line.strip() == "float32" else getattr(torch, line.strip())
-        follow_load()
+        if which == NativeTwin.name:
+            choose_threads(None)  # what was busy until now was the other models
         started = now()
         work(dtype)
         if device.type == "cuda":

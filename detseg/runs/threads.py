@@ -6,10 +6,12 @@ of the thousands of regions of an image: two threads beside a busy process take 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import multiprocessing
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +25,25 @@ PERIOD, SHORTEST = 2.0, 0.2
 # By any of these the user has chosen.
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-
 # Threads that wait for each other sleep instead of spin; large tensors lie in large pages of memory, where the system
 # has them: making the thousands of small ones of every layer's output takes time.
 BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+# glibc takes blocks over 32 MiB anew from the system in every call, which clears them first: feature maps are larger.
+LARGEST_REUSED = 512 * 2**20
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def prepare_torch() -> None:
-    """Set what torch reads when it is imported, unless the user has set it. To be called before that."""
+    """Set what torch reads when it is imported, unless the user has set it, and let memory of feature maps be reused.
+
+    To be called before torch is imported.
+    """
     for name, value in BEFORE_TORCH.items():
         os.environ.setdefault(name, value)
+    if sys.platform == "linux" and not {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & set(os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, LARGEST_REUSED)
 
 
 def choose_threads(asked: int | None) -> None:

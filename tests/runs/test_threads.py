@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -116,3 +117,36 @@ def test_quota_of_a_container(tmp_path: Path, monkeypatch, files, expected):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores_allowed(tmp_path) == expected
+
+
+HOLD_A_FEATURE_MAP = """
+import ctypes, sys
+from detseg.runs.threads import prepare_torch
+class Mallinfo(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+if mallinfo is None:
+    sys.exit("no mallinfo2")
+mallinfo.restype = Mallinfo
+prepare_torch()
+before = mallinfo().hblkhd
+held = bytearray(100 * 2**20)
+print(mallinfo().hblkhd - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+@pytest.mark.parametrize("chosen", [False, True])
+def test_memory_of_feature_maps_is_kept_for_the_next_call(chosen: bool):
+    """A block from the system, which clears it anew in every call, counts in hblkhd; a user's own choice stays."""
+    own = {
+        name: value for name, value in os.environ.items() if name not in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    }
+    environment = own | ({"MALLOC_MMAP_THRESHOLD_": "1000000"} if chosen else {})
+    answer = subprocess.run(
+        [sys.executable, "-c", HOLD_A_FEATURE_MAP], env=environment, capture_output=True, text=True, check=False
+    )
+    if "no mallinfo2" in answer.stderr:
+        pytest.skip("needs glibc 2.33")
+    assert (int(answer.stdout) > 0) == chosen

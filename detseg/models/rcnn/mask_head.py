@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
-from detseg.models.rcnn.fused import Cached, affine, fused_dtype
+from detseg.models.rcnn.fused import Cached, affine, fused_dtype, needs_gradient
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, norm_key
 from detseg.models.rcnn.mask_quality import QualityHead, QualityOptions, mask_ious, quality_loss
 from detseg.models.rcnn.regions import Regions, in_portions
 from detseg.models.rcnn.roi_align import PoolerOptions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import RegionMasks
+
+# Pixels whose 2 x 2 cells are computed at once in prediction: those of all masks would not stay in the cache.
+PIXELS_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,12 @@ class MaskHead(nn.Module):
         for name in self.conv_names:
             x = getattr(self, name)(x)
         dtype = fused_dtype(x) if self.fast else None
-        return self.predictor(F.relu_(self.deconv(x))) if dtype is None else self._predict_cells(x, dtype)
+        if dtype is None:
+            return self.predictor(F.relu_(self.deconv(x)))
+        if needs_gradient(x, *self.parameters()):
+            return self._predict_cells(x, dtype)
+        portions = x.split(max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3])))
+        return torch.cat([self._predict_cells(portion, dtype) for portion in portions])
 
     def _predict_cells(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """`deconv` and `predictor`: every pixel becomes 2 x 2 cells by itself, a product of its channels, and the 1 x 1
