@@ -218,6 +218,11 @@ DATA_KEYS: dict[str, Key] = {
         "score), `pixels` (mask loss of every pixel by 1 - u, u = 1 - 2 abs(p - 0.5), of soft masks). Native R-CNNs.",
         Kind("str", (1,)),
     ),
+    "DATASETS.PSEUDO_BACKGROUND": Key(
+        1.0,
+        "Factor on the class losses of background that is far from all objects of an image of pseudo-labels: the "
+        "teacher may have missed one there. Native R-CNNs.",
+    ),
     "DATASETS.LOSS_WEIGHTS": Key(
         [],
         "Factor on all losses of the images of each set of DATASETS.TRAIN, then EXTRA_TRAIN, then PSEUDO; `[]`: 1. "

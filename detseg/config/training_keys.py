@@ -67,6 +67,11 @@ TRAINING_KEYS: dict[str, Key] = {
     "SEMI.PIXEL_WEIGHTS": Key(
         True, "Pixels of whose mask the teacher is not sure count less in the mask loss: by abs(2 p - 1)."
     ),
+    "SEMI.BACKGROUND": Key(
+        1.0,
+        "Factor on the class losses of background that is far from all labels of an image: the teacher may have missed "
+        "an object there.",
+    ),
     "SEMI.STRONG.BRIGHTNESS": Key(0.2, "As INPUT.RANDOM_BRIGHTNESS, in the student's view beside it."),
     "SEMI.STRONG.CONTRAST": Key(0.4, "As INPUT.RANDOM_CONTRAST, in the student's view beside it."),
     "SEMI.STRONG.BLUR": Key(1.5, "Greatest standard deviation of a blur of the student's view, pixels; half are."),

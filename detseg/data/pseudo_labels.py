@@ -37,8 +37,9 @@ class PseudoLabels(Options):
     ratio: images of the labelled data sets to those of pseudo-labels. confidence: which losses an object's own
     confidence is a factor of: "class" and "box" by its score, "mask" by its quality (its score where it has none),
     "pixels" the mask loss of every pixel by 1 - u, u = 1 - 2 |p - 0.5| of its probability p. set_weights: factor on all
-    losses of the images of each data set; empty for 1. brightness, contrast, pipeline: changes of the intensities of
-    their images, after those of all images (strong augmentation: Sohn et al. 2020, "FixMatch").
+    losses of the images of each data set; empty for 1. background: factor on the class losses of what is far from all
+    objects of an image of pseudo-labels: it may be one that the teacher missed. brightness, contrast, pipeline: changes
+    of the intensities of their images, after those of all images (strong augmentation: Sohn et al. 2020, "FixMatch").
     """
 
     section = "DATASETS"
@@ -47,6 +48,7 @@ class PseudoLabels(Options):
     ratio: tuple[int, int] = key("PSEUDO_RATIO", default=(1, 1), length=2, at_least=1)
     confidence: tuple[str, ...] = key("PSEUDO_CONFIDENCE", default=(), choices=CONFIDENCE)
     set_weights: tuple[float, ...] = key("LOSS_WEIGHTS", default=(), at_least=0)
+    background: float = key("PSEUDO_BACKGROUND", default=1.0, at_least=0, at_most=1)
     num_sets: int = key("TRAIN", default=0, convert=len)
     num_extra_sets: int = key("EXTRA_TRAIN", default=0, convert=len)
     brightness: float = key("INPUT.PSEUDO.RANDOM_BRIGHTNESS", default=0.0, at_least=0, at_most=1)
@@ -60,6 +62,8 @@ class PseudoLabels(Options):
             problems.length("DATASETS.LOSS_WEIGHTS", self.num_labelled + len(self.names))
         if self.confidence and not self.names:
             problems.add("DATASETS.PSEUDO_CONFIDENCE", "there are no pseudo-labels: give DATASETS.PSEUDO, or set []")
+        if self.background != 1 and not self.names:
+            problems.add("DATASETS.PSEUDO_BACKGROUND", "there are no pseudo-labels: give DATASETS.PSEUDO, or set 1")
         if problems.training and problems.cfg.DATASETS.FOLD < 0 and any(FOLD_PLACE in name for name in self.names):
             problems.add("DATASETS.PSEUDO", f"{FOLD_PLACE} stands for a fold, and none is left out: train with --fold")
 
@@ -122,10 +126,12 @@ class PseudoLabels(Options):
         )
 
     def weigh_image(self, sample: Sample, dataset: CocoDataset, index: int) -> Sample:
-        """Return the sample of image number `index` with the weight of its data set."""
-        if not self.set_weights:
-            return sample
-        return dataclasses.replace(sample, weight=self.set_weights[int(dataset.origins[index])])
+        """Return the sample of image number `index` with the weights of its data set and of its background."""
+        if self.set_weights:
+            sample = dataclasses.replace(sample, weight=self.set_weights[int(dataset.origins[index])])
+        if self.background != 1 and self.is_pseudo(dataset)[index]:
+            sample = dataclasses.replace(sample, background_weight=self.background)
+        return sample
 
 
 NO_PSEUDO_LABELS = PseudoLabels()

@@ -91,8 +91,8 @@ ARCHITECTURES = {
 }
 
 
-# Keys by which labels count more or less, for architectures that weigh them.
-LABEL_WEIGHTS = ("DATASETS.LOSS_WEIGHTS", "DATASETS.PSEUDO_CONFIDENCE")
+# Keys by which labels count more or less, for architectures that weigh them, and what leaves them alike.
+LABEL_WEIGHTS = {"DATASETS.LOSS_WEIGHTS": [], "DATASETS.PSEUDO_CONFIDENCE": [], "DATASETS.PSEUDO_BACKGROUND": 1.0}
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
@@ -125,9 +125,9 @@ class ModelOptions(Options):
             return
         architecture = ARCHITECTURES.get(self.architecture)
         if problems.engine == "native" and architecture is not None and not architecture.weighs_labels:
-            for name in LABEL_WEIGHTS:
-                if problems.cfg[name]:
-                    problems.add(name, f"{self.architecture} counts all labels alike; leave it at []")
+            for name, plain in LABEL_WEIGHTS.items():
+                if problems.cfg[name] != plain:
+                    problems.add(name, f"{self.architecture} counts all labels alike; leave it at {plain}")
         keys = model_rules(problems.cfg)
         if not self.weights:
             self._check_from_scratch(problems, keys)

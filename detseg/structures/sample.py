@@ -79,9 +79,10 @@ class Sample:
     image_id, file_name: as in the data set's COCO file. metadata: its other fields of the image.
 
     How much it counts in training, where its labels are less sure than those of others (pseudo-labels):
-    weight: factor on all its losses, its background's too. object_weights: (N, 3) float32, factors on the losses of
-    what is matched to each object, in the columns CLASS_LOSS, BOX_LOSS and MASK_LOSS; None for 1. certainty: (H, W)
-    uint8, factor on the mask loss of each pixel, 255 for 1; None for 1.
+    weight: factor on all its losses, its background's too. background_weight: factor on the class losses of background
+    far from all objects, where the labels may miss some. object_weights: (N, 3) float32, factors on the losses of what
+    is matched to each object, in the columns CLASS_LOSS, BOX_LOSS and MASK_LOSS; None for 1. certainty: (H, W) uint8,
+    factor on the mask loss of each pixel, 255 for 1; None for 1.
     """
 
     image: np.ndarray
@@ -92,6 +93,7 @@ class Sample:
     file_name: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    background_weight: float = 1.0
     object_weights: np.ndarray | None = None
     certainty: np.ndarray | None = None
 

@@ -120,6 +120,13 @@ def test_the_cache_gives_the_same_weights(sets: list[CocoDataset]) -> None:
         np.testing.assert_array_equal(first.certainty, second.certainty)
 
 
+def test_only_images_of_pseudo_labels_have_a_lighter_background(sets: list[CocoDataset]) -> None:
+    for words in (["DATALOADER.CACHE=memory"], []):
+        stream = stream_of(sets, "DATASETS.PSEUDO_BACKGROUND=0.25", *words)
+        for sample in map(stream.__getitem__, range(12)):
+            assert sample.background_weight == (0.25 if is_pseudo(sample) else 1.0)
+
+
 def test_stronger_changes_are_of_pseudo_labelled_images(sets: list[CocoDataset]) -> None:
     plain, strong = stream_of(sets), stream_of(sets, "INPUT.PSEUDO.RANDOM_BRIGHTNESS=0.3")
     for position in range(12):
@@ -156,6 +163,8 @@ def test_train_stands_for_labelled_images_in_copy_paste(sets: list[CocoDataset])
         (["DATASETS.LOSS_WEIGHTS=[1.0]"], "expected 2 values"),
         (["DATASETS.PSEUDO_CONFIDENCE=[score]"], "'class', 'box', 'mask', 'pixels'"),
         (["DATASETS.PSEUDO=[]", "DATASETS.PSEUDO_CONFIDENCE=[class]"], "there are no pseudo-labels"),
+        (["DATASETS.PSEUDO=[]", "DATASETS.PSEUDO_BACKGROUND=0.5"], "there are no pseudo-labels"),
+        (["DATASETS.PSEUDO_BACKGROUND=1.5"], "PSEUDO_BACKGROUND"),
         (["DATASETS.PSEUDO=[]", "INPUT.COPY_PASTE.SOURCES=[pseudo]"], "stands for DATASETS.PSEUDO, which is empty"),
         (["INPUT.PSEUDO.ALBUMENTATIONS=[{name: Bluur}]"], "Bluur"),
     ],
@@ -166,12 +175,12 @@ def test_settings_that_mean_nothing_are_refused(sets: list[CocoDataset], words: 
 
 
 def test_who_counts_all_labels_alike_refuses_weights(sets: list[CocoDataset]) -> None:
-    weights = ["DATASETS.PSEUDO_CONFIDENCE=[class]", "DATASETS.LOSS_WEIGHTS=[1.0, 0.5]"]
+    weights = ["DATASETS.PSEUDO_CONFIDENCE=[class]", "DATASETS.PSEUDO_BACKGROUND=0.5"]
     torchvision = ["MODEL.META_ARCHITECTURE=TorchvisionMaskRCNN", "MODEL.MASK_ON=True", "MODEL.PIXEL_STD=[1.0]"]
     with pytest.raises(ConfigError) as error:
         validate_config(config_of(sets, *weights, *torchvision))
     assert "DATASETS.PSEUDO_CONFIDENCE" in str(error.value)
-    assert "TorchvisionMaskRCNN counts all labels alike" in str(error.value)
+    assert "TorchvisionMaskRCNN counts all labels alike; leave it at 1.0" in str(error.value)
 
 
 def test_a_place_for_the_fold_needs_a_fold(sets: list[CocoDataset]) -> None:

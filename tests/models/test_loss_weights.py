@@ -9,6 +9,8 @@ import pytest
 import torch
 from models_for_tests import RELATIVES, disks, small_model
 
+from detseg.models.rcnn.targets import Targets
+from detseg.structures import LabelLayers
 from detseg.structures.sample import BOX_LOSS, CLASS_LOSS, MASK_LOSS, Sample
 
 SAMPLE = disks(6, (64, 64))
@@ -72,3 +74,27 @@ def test_unsure_pixels_count_less_in_the_mask_loss_only() -> None:
     plain, unsure = losses_of(SAMPLE), losses_of(dataclasses.replace(SAMPLE, certainty=certainty))
     assert unsure.pop("loss_mask") == pytest.approx(plain.pop("loss_mask") / 5, rel=1e-4)
     assert unsure == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("relative", ["", "cascade", "C4"])
+def test_background_far_from_all_objects_counts_less(relative: str) -> None:
+    whole, lighter, none = (
+        losses_of(dataclasses.replace(SAMPLE, background_weight=weight), relative) for weight in (1.0, 0.5, 0.0)
+    )
+    for name, loss in whole.items():
+        assert lighter[name] == pytest.approx((loss + none[name]) / 2, rel=1e-5), name
+        if any(part in name for part in CLASS_LOSSES):
+            assert 0 < none[name] < loss, name  # objects and the background beside them still count
+        else:
+            assert none[name] == pytest.approx(loss, rel=1e-5), name
+
+
+def test_what_is_background_and_near_an_object_keeps_its_weight() -> None:
+    mask = np.zeros((1, 64, 64), dtype=np.int32)
+    mask[0, 10:30, 10:30] = 1
+    sample = Sample(np.zeros((64, 64, 3), np.uint8), LabelLayers(mask, 1), np.zeros(1, np.int64), weight=2.0)
+    targets = Targets.from_sample(dataclasses.replace(sample, background_weight=0.25), 1, torch.device("cpu"))
+    boxes = torch.tensor([[10.0, 10, 30, 30], [22.0, 10, 42, 30], [28.0, 10, 48, 30], [50.0, 50, 60, 60]])
+    is_object = torch.tensor([True, False, False, False])  # IoU with the object: 1, 0.25, 0.05, 0
+    factors = targets.class_weights(torch.zeros(4, dtype=torch.int64), is_object, boxes)
+    assert factors.tolist() == [2.0, 2.0, 0.5, 0.5]

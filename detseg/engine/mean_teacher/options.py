@@ -28,6 +28,8 @@ class PseudoLabelOptions(Options):
     loss is multiplied by the quality (PAIS, Hu et al. 2023, and Polite Teacher, Filipiak et al. 2022, treat masks by
     their quality, apart from classes). pixel_weights: the mask loss of
     a pixel is multiplied by |2 p - 1|, p the teacher's probability: its boundary counts least (Noisy Boundaries).
+    background: factor on the class losses of background far from all labels, see DATASETS.PSEUDO_BACKGROUND (Soft
+    Teacher weighs background by the teacher's probability of it).
     """
 
     section = "SEMI"
@@ -42,6 +44,7 @@ class PseudoLabelOptions(Options):
     min_agreement: float = key("MIN_AGREEMENT", above=0, at_most=1)
     mask_score: float = key("MASK_SCORE", at_least=0)
     pixel_weights: bool = key("PIXEL_WEIGHTS")
+    background: float = key("BACKGROUND", at_least=0, at_most=1)
 
     def check(self, problems: Problems) -> None:
         for name, values in (("THRESHOLD", self.thresholds), ("IGNORE_FROM", self.ignore_from)):

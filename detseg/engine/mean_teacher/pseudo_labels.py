@@ -157,6 +157,7 @@ class Labeler:
             layers=layers.select(seen),
             classes=found.classes.cpu().numpy()[is_sure][seen],
             ignore=ignore if ignore.any() else None,
+            background_weight=self.options.background,
             object_weights=weights[is_sure][seen],
             certainty=self._certainty(crops, size) if self.options.pixel_weights else None,
         )

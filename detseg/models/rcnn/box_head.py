@@ -19,7 +19,7 @@ from detseg.models.rcnn.regions import Regions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import Detections
 from detseg.models.torchvision_ops import batched_nms
-from detseg.structures.sample import BOX_LOSS, CLASS_LOSS
+from detseg.structures.sample import BOX_LOSS
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class BoxPredictor(nn.Module):
         if any(target.is_weighted for target in targets):
             is_object = [region.classes < self.num_classes for region in regions]
             parts = [*zip(targets, regions, is_object, strict=True)]
-            class_weights = torch.cat([one.loss_weights(CLASS_LOSS, own.objects, found) for one, own, found in parts])
+            class_weights = torch.cat([one.class_weights(own.objects, found, own.boxes) for one, own, found in parts])
             box_weights = torch.cat([one.loss_weights(BOX_LOSS, own.objects) for one, own, _ in parts])[index]
         box_loss = self.coder.summed_loss(of_boxes, boxes[index], objects[index], box_weights)
         if class_weights is None:

@@ -17,7 +17,7 @@ from detseg.models.rcnn.layers import ConvNorm, init_normal
 from detseg.models.rcnn.matching import Matcher, MatchingOptions, sample_labels
 from detseg.models.rcnn.targets import Targets
 from detseg.models.torchvision_ops import batched_nms
-from detseg.structures.sample import BOX_LOSS, CLASS_LOSS
+from detseg.structures.sample import BOX_LOSS
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ class RPN(nn.Module):
             truth[: len(positive)] = 1
             class_weights = box_weights = None
             if target.is_weighted:
-                sampled = matches[torch.cat((positive, negative))]
-                class_weights = target.loss_weights(CLASS_LOSS, sampled, truth > 0)
+                sampled = torch.cat((positive, negative))
+                class_weights = target.class_weights(matches[sampled], truth > 0, anchors[sampled])
                 box_weights = target.loss_weights(BOX_LOSS, matches[positive])
             class_losses.append(F.binary_cross_entropy_with_logits(logits, truth, class_weights, reduction="sum"))
             objects = target.boxes[matches[positive]]

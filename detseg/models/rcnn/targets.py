@@ -13,7 +13,7 @@ from detseg.errors import DataError
 from detseg.models.rcnn.matching import PAIRS_PER_CHUNK, pair_iou
 from detseg.models.rcnn.roi_align import axis_weights, crop_side
 from detseg.models.torchvision_ops import roi_align
-from detseg.structures.sample import MASK_LOSS, Sample
+from detseg.structures.sample import CLASS_LOSS, MASK_LOSS, Sample
 
 # A box, or an object, of which more than this is in ignored regions is neither object nor background.
 IGNORED_FRACTION = 0.5
@@ -22,6 +22,9 @@ IGNORED_FRACTION = 0.5
 IGNORED_IOU = 0.3
 # A cell of a small mask is foreground where at least this much of it belongs to the object.
 MASK_THRESHOLD = 0.5
+# Background whose box has less than this IoU with its best object is far from all objects: partial and doubled boxes of
+# an object have more, and stay background however many objects the labels miss.
+FAR_IOU = 0.1
 # Pixels of crops held at once; sides of crops are multiples of CROP_STEP, so that many are computed together.
 PIXELS_PER_CHUNK = 2_000_000
 CROP_STEP = 16
@@ -35,7 +38,8 @@ class Targets:
     `layers` (L, H, W) int32 holds them. ignored: (N,) bool, objects that are mostly in an ignored region. ignore:
     (H, W) bool, or None. ignore_sums: (H + 1, W + 1) int64, sums of `ignore` above and left of each corner, or None.
     ignore_boxes: (R, 4) float32, of its connected regions, or None.
-    weight, weights (N, 3) float32 or None, certainty (H, W) uint8 or None: factors on the losses, see Sample.
+    weight, background_weight, weights (N, 3) float32 or None, certainty (H, W) uint8 or None: factors on the losses,
+    see Sample.
     """
 
     boxes: Tensor
@@ -49,6 +53,7 @@ class Targets:
     ignore_sums: Tensor | None = None
     ignore_boxes: Tensor | None = None
     weight: float = 1.0
+    background_weight: float = 1.0
     weights: Tensor | None = None
     certainty: Tensor | None = None
 
@@ -90,6 +95,7 @@ class Targets:
             ignore_sums=ignore_sums,
             ignore_boxes=ignore_boxes,
             weight=sample.weight,
+            background_weight=sample.background_weight,
             weights=None if sample.object_weights is None else to_device(sample.object_weights[kept]),
             certainty=None if sample.certainty is None else to_device(sample.certainty),
         )
@@ -108,19 +114,34 @@ class Targets:
     @property
     def is_weighted(self) -> bool:
         """Whether any of its losses counts less, or more, than that of a plain label."""
-        return self.weight != 1 or self.weights is not None or self.certainty is not None
+        factors = (self.weights, self.certainty)
+        return (self.weight, self.background_weight) != (1, 1) or any(one is not None for one in factors)
 
-    def loss_weights(self, column: int, objects: Tensor, is_object: Tensor | None = None) -> Tensor:
+    def loss_weights(self, column: int, objects: Tensor) -> Tensor:
         """Return the factors (M,) float32 on one loss of what is matched to objects (M,) int64.
 
-        column: CLASS_LOSS, BOX_LOSS or MASK_LOSS of Sample.object_weights. is_object: (M,) bool, False for background,
-        which has the weight of the image; None for all.
+        column: CLASS_LOSS, BOX_LOSS or MASK_LOSS of Sample.object_weights.
         """
         factors = torch.full((len(objects),), self.weight, dtype=torch.float32, device=self.boxes.device)
         if self.weights is None or not len(self.weights):
             return factors
-        of_objects = self.weights[objects, column]
-        return factors * (of_objects if is_object is None else torch.where(is_object, of_objects, 1.0))
+        return factors * self.weights[objects, column]
+
+    def class_weights(self, objects: Tensor, is_object: Tensor, boxes: Tensor) -> Tensor:
+        """Return the factors (M,) float32 on the class loss of boxes (M, 4).
+
+        is_object: (M,) bool, false for background. objects: (M,) int64, each box's best. Background far from all
+        objects counts by `background_weight` (the idea: Wu et al. 2018, "Soft Sampling for Robust Object Detection").
+        """
+        factors = torch.full_like(boxes[:, 0], self.weight, dtype=torch.float32)
+        if not len(self.boxes):
+            return factors * self.background_weight
+        if self.weights is not None:
+            factors = torch.where(is_object, factors * self.weights[objects, CLASS_LOSS], factors)
+        if self.background_weight != 1:
+            is_far = pair_iou(boxes, self.boxes[objects]) < FAR_IOU
+            factors = torch.where(is_far & ~is_object, factors * self.background_weight, factors)
+        return factors
 
     def masks_in(self, boxes: Tensor, objects: Tensor, size: int) -> Tensor:
         """Return the masks (M, size, size) bool of objects (M,) int64 within boxes (M, 4)."""
