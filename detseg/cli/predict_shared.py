@@ -165,8 +165,8 @@ def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], 
 
     Folders must have the same path on all machines. A worker that dies, with its machine or alone, is run again by Ray.
     """
-    from detseg.errors import DetsegError, RunError
-    from detseg.runs.ray_cluster import cores_of_workers, join_ray
+    from detseg.errors import RunError
+    from detseg.runs.ray_cluster import cores_of_workers, join_ray, result_of
 
     join_ray(arguments.ray)
     import ray
@@ -185,14 +185,9 @@ def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], 
         running = [task.remote(arguments, rank, count, settings, os.getcwd(), each) for rank in range(count)]
         while running:
             done, running = ray.wait(running, timeout=0.5)
-            ray.get(done)
+            for one in done:
+                result_of(one)
             show()
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DetsegError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise RunError(f"a worker of Ray was lost ({error}); what is done is kept: start the same command") from None
     finally:
         ray.shutdown()
 

@@ -55,6 +55,11 @@ def parse_overrides(words: Sequence[Any], known: Schema | None = None) -> list[S
     return settings
 
 
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """Return keys with their values as words of a command line, which `parse_overrides` reads."""
+    return [word for key, value in settings.items() for word in (key, str(value))]
+
+
 def agent_values(word: str) -> dict[str, Any] | None:
     """The values that a word holds as JSON, or names as an agent's file of JSON; None for any other word.
 

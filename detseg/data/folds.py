@@ -27,11 +27,10 @@ from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.pairing import ImageIndex, is_same_file
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
-from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.names import to_cell
-from detseg.files.reading import check_regular
+from detseg.files.plain_yaml import read_yaml
 from detseg.files.table import read_table
 
 FOLD, FILE_NAME, IMAGE_ID = "fold", "file_name", "image_id"
@@ -98,11 +97,7 @@ def read_index(path: Path) -> dict[str, int]:
 
 
 def _read_yaml(path: Path) -> dict[str, int]:
-    check_regular(path)
-    try:
-        content = parse_plain_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as YAML: {error}") from None
+    content = read_yaml(path)
     expected = "expected a list of file names for every fold: `0: [a.png, b.png]`"
     if not isinstance(content, dict):
         raise DataError(f"{path}: is no index of folds; {expected}")

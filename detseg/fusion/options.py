@@ -29,7 +29,7 @@ from detseg.config.own_files import near_own, path_or_own
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import written_whole
-from detseg.files.reading import check_regular
+from detseg.files.plain_yaml import read_yaml
 
 # Settings that are read from YAML: each is one value, or one value a class; errors name the file and the key.
 #
@@ -190,14 +190,9 @@ class Settings:
         Raises DataError naming the file.
         """
         path = path_or_own(path)
-        check_regular(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise DataError(f"{path}: there is no such file of {cls.kind}{near_own(path)}") from None
-        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
-            raise DataError(f"{path}: cannot be read as {cls.kind}: {error}") from None
-        settings = parse_plain_yaml(text, str(path))
+        if not os.path.exists(path):
+            raise DataError(f"{path}: there is no such file of {cls.kind}{near_own(path)}")
+        settings = read_yaml(path)
         return cls.from_dict({} if settings is None else settings, source=str(path))
 
     def save(self, path: str | os.PathLike[str], comment: str = "") -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from typing import Any
 
-from detseg.errors import RunError
+from detseg.errors import DetsegError, RunError
 
 CONNECT_SECONDS = 10.0
 
@@ -29,6 +30,23 @@ def join_ray(address: str) -> None:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (OSError, ValueError, OverflowError, RuntimeError) as error:
         raise RunError(f"--ray {address}: no cluster answers ({error}); {remedy}") from None
+
+
+def result_of(task: Any) -> Any:
+    """Return what a task of Ray returned, or raise the DetsegError that it raised.
+
+    Raises RunError where Ray has run it again as often as it was asked to, and lost it each time.
+    """
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DetsegError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise RunError(f"a task of Ray was lost ({error}); what is done is kept: start the same command") from None
 
 
 def cores_of_workers(cores: Sequence[float], workers: int) -> int:

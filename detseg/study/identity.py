@@ -5,11 +5,13 @@ A stage whose parts are the same has been done. Data are hashed by content: a co
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from detseg.coco.catalog import find_dataset
 from detseg.coco.dataset import CocoDataset
 from detseg.config import load_config
+from detseg.config.command_line import as_words
 from detseg.config.own_files import path_or_own
 from detseg.config.schema import default_values
 from detseg.errors import DataError
@@ -27,9 +30,9 @@ from detseg.study.stages import Stage
 PACKAGE = Path(__file__).resolve().parents[1]
 # Larger files are told apart by size, beginning, middle and end.
 _READ_WHOLE = 2**24
-# What changes nothing that is learned; DATASETS.TEST is what folds are validated on.
 _SETS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.EXTRA_TRAIN")
 _FILES = ("DATASETS.PSEUDO", "DATASETS.FOLDS", "SEMI.UNLABELED", "MODEL.WEIGHTS")
+# What changes nothing that is learned; DATASETS.TEST is what folds are validated on.
 _FREE_KEYS = [key for key in FREE if key not in ("MODEL.ENGINE", "DATASETS.TEST")]
 
 Parts = dict[str, Any]
@@ -45,15 +48,16 @@ def parts_of(stage: Stage, before: Mapping[str, str]) -> Parts:
     outside = [word for word in parts["words"] if "<" not in word]
     if stage.config:
         made_here = {key: value for key, value in stage.settings.items() if "<" in str(value)}
-        others = {key: str(value) for key, value in stage.settings.items() if key not in made_here}
-        keys = load_config(stage.config, [word for pair in others.items() for word in pair]).flatten() | made_here
+        others = {key: value for key, value in stage.settings.items() if key not in made_here}
+        keys = load_config(stage.config, as_words(others)).flatten() | made_here
         defaults = default_values()  # which a change of the code may change, and add to
         parts["settings"] = {
             key: value for key, value in keys.items() if key not in _FREE_KEYS and value != defaults.get(key)
         }
         named = [name for key in _SETS if key not in made_here for name in keys.get(key, [])]
         parts["sets"] = {name: _set_identity(name) for name in named}
-        outside += [name for key in _FILES if key not in made_here for name in _listed(keys.get(key, ""))]
+        for value in (keys.get(key, "") for key in _FILES if key not in made_here):
+            outside += value if isinstance(value, (list, tuple)) else [value]
     parts["data"] = {word: found for word in dict.fromkeys(outside) if (found := _content(word)) is not None}
     parts["code"] = code_of(stage.words[0])
     parts["needs"] = {name: before[name] for name in stage.needs}
@@ -62,20 +66,16 @@ def parts_of(stage: Stage, before: Mapping[str, str]) -> Parts:
 
 def identity(parts: Parts) -> str:
     """Return twelve digits that tell stages apart."""
-    return _digest(json.dumps(parts, sort_keys=True))[:12]
+    return _digest([json.dumps(parts, sort_keys=True)])[:12]
 
 
 def differences(before: Parts, now: Parts) -> list[str]:
     """Return which parts have changed, in words for people."""
     told = {"words": "configuration", "settings": "configuration", "sets": "data", "data": "data", "code": "code"}
     changed = [told[name] for name in told if before.get(name) != now.get(name)]
-    needs = before.get("needs", {}), now["needs"]
-    changed += [f"{name}" for name in needs[1] if needs[0].get(name) != needs[1][name]]
+    needed = before.get("needs", {})
+    changed += [name for name, own in now["needs"].items() if needed.get(name) != own]
     return list(dict.fromkeys(changed))
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _set_identity(name: str) -> str:
@@ -85,8 +85,18 @@ def _set_identity(name: str) -> str:
         return f"{entry.generator} {dict(entry.options)}"
     if not entry.json.is_file():
         return "not there"
-    images = CocoDataset.load(entry.json, entry.image_root).images
-    return _digest([hash_file(entry.json), *(f"{fingerprint(image.path):016x}" for image in images)])
+    return _with_images(entry.json, entry.image_root)
+
+
+def _with_images(file: Path, image_root: Path | None = None) -> str:
+    """A COCO file and the images that it names."""
+    lines = [hash_file(file)]
+    for image in CocoDataset.load(file, image_root).images:
+        try:
+            lines.append(f"{fingerprint(image.path):016x}")
+        except OSError:
+            lines.append("not there")  # the stage that reads it says so
+    return _digest(lines)
 
 
 def _content(word: str) -> str | None:
@@ -95,38 +105,41 @@ def _content(word: str) -> str | None:
     try:
         path = path if path.exists() else path_or_own(word)
         if path.is_dir() and path != Path("."):
-            return _digest([text for one in sorted(path.rglob("*")) if one.is_file() for text in _told(one, path)])
+            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            return _digest(f"{file.relative_to(path).as_posix()}\n{fingerprint(file):016x}" for file in files)
         if not path.is_file():
             return None
+        if path.suffix == ".json":
+            with suppress(DataError):  # of other JSON files
+                return _with_images(path)
         return hash_file(path) if path.stat().st_size <= _READ_WHOLE else f"{fingerprint(path):016x}"
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or "too long" in str(error).lower():
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise DataError(f"{word}: cannot be read ({error.strerror or error})") from None
 
 
-def _told(path: Path, folder: Path) -> Iterator[str]:
-    yield path.relative_to(folder).as_posix()
-    yield f"{fingerprint(path):016x}"
-
-
-def _digest(values: Any) -> str:
-    text = values if isinstance(values, str) else "\n".join(map(str, values))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 @cache
 def code_of(command: str) -> str:
     """Return the hash of a command's source and of all of detseg that it imports, also in functions or by name."""
-    found, waiting = {}, [".".join(("detseg", "cli", command))]
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    waiting = [".".join(("detseg", "cli", command))]  # in one text, tests would take it for an import
     while waiting:
         name = waiting.pop()
-        path = _source(name)
-        if name in found or path is None:
+        if name in seen:
             continue
-        found[name], imported = _read_source(path)
-        waiting += imported
-    return _digest([f"{name} {found[name]}" for name in sorted(found)])[:12]
+        seen.add(name)
+        path = PACKAGE.joinpath(*name.split(".")[1:])
+        for source in (path.with_suffix(".py"), path / "__init__.py"):
+            if os.path.isfile(source):
+                found[name], imported = _read_source(source)
+                waiting += imported
+    return _digest(f"{name} {found[name]}" for name in sorted(found))[:12]
 
 
 _FROM = re.compile(r"^\s*from (detseg[\w.]*) import \(?([\w\s,#:.]+)", re.MULTILINE)
@@ -137,19 +150,10 @@ _NAMED = re.compile(r"\bdetseg(?:\.[a-z_0-9]+)+")
 def _read_source(path: Path) -> tuple[str, list[str]]:
     """The hash of a file, and the names in it that may be modules of detseg."""
     text = path.read_text(encoding="utf-8")
-    named = {name for found in _NAMED.findall(text) for name in _with_parents(found)}
+    named = set()
+    for found in _NAMED.findall(text):  # detseg.data.folds also runs the __init__ of detseg and detseg.data
+        words = found.split(".")
+        named |= {".".join(words[:count]) for count in range(1, len(words) + 1)}
     for origin, names in _FROM.findall(text):
         named |= {f"{origin}.{name}" for name in re.findall(r"\w+", names)}
-    return _digest(text)[:16], sorted(named)
-
-
-def _with_parents(name: str) -> Iterator[str]:
-    """detseg.data.folds also runs the __init__ of detseg and detseg.data."""
-    words = name.split(".")
-    yield from (".".join(words[:count]) for count in range(1, len(words) + 1))
-
-
-@cache
-def _source(name: str) -> Path | None:
-    path = PACKAGE.joinpath(*name.split(".")[1:])
-    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if os.path.isfile(one)), None)
+    return _digest([text])[:16], sorted(named)

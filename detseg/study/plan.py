@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from detseg.config import load_config
-from detseg.config.command_line import COMMAND_LINE
+from detseg.config.command_line import COMMAND_LINE, as_words
 from detseg.config.schema import default_values
 from detseg.data.folds import fold_name
 from detseg.errors import ConfigError
@@ -56,9 +56,11 @@ class Plan:
                 parts = parts_of(stage, {other: plan.ids[other] for other in stage.needs})
             except ConfigError as error:
                 raise ConfigError(_problem(stage, error)) from None
-            same = [one["parts"] for one in plan.records(name) if _without_code(one["parts"]) == _without_code(parts)]
-            plan.parts[name] = same[0] if ignore_code and same else parts
-            plan.ids[name] = identity(plan.parts[name])
+            if ignore_code:
+                made = [one["parts"] for one in plan.records(name)]
+                parts = next((one for one in made if _without_code(one) == _without_code(parts)), parts)
+            plan.parts[name] = parts
+            plan.ids[name] = identity(parts)
         return plan
 
     def check(self) -> None:
@@ -71,9 +73,7 @@ class Plan:
                 continue
             settings = {**stage.settings, "DATASETS.FOLD": 0 if stage.folds else -1}
             try:
-                validate_config(
-                    load_config(stage.config, [word for key in settings for word in (key, str(settings[key]))])
-                )
+                validate_config(load_config(stage.config, as_words(settings)))
             except ConfigError as error:
                 problems.append(_problem(stage, error))
         if problems:
@@ -98,9 +98,11 @@ class Plan:
 
     def record(self, task: Task) -> dict[str, Any] | None:
         """What is known of a task that is done, None where it is not, or what it made is gone."""
-        path = self.path(task, ".json")
-        record = read_json(path) if path.is_file() else None
-        return record if record is not None and all(Path(file).exists() for file in record["files"]) else None
+        return read_record(self.path(task, ".json"))
+
+    def is_done(self, name: str) -> bool:
+        """Whether a task was done before."""
+        return self.record(self.tasks[name]) is not None
 
     def records(self, stage: str) -> list[dict[str, Any]]:
         """All records of a stage, of other settings too, the newest first."""
@@ -110,17 +112,18 @@ class Plan:
     def spec(self, task: Task) -> dict[str, Any]:
         """Return all that is needed to run a task anywhere, plain values; see `running.run_stage`."""
         folders = {name: str(self.folder_of(name)) for name in [task.stage.name, *task.stage.needs]}
-        own = Path(folders[task.stage.name])
-        made = [task.words(folders)[index] for index, word in enumerate(task.stage.all_words) if word.startswith(OWN)]
+        words = task.words(folders)
+        made = [word for word, named in zip(words, task.stage.all_words, strict=True) if named.startswith(OWN)]
         run = None
         if task.stage.kind == "train":
-            run = own if task.fold is None else own / fold_name(task.fold)
-            made = [str(run)]
+            own = Path(folders[task.stage.name])
+            run = str(own if task.fold is None else own / fold_name(task.fold))
+            made = [run]
         return {
             "name": task.name,
-            "words": task.words(folders),
+            "words": words,
             "files": made,
-            "run": None if run is None else str(run),
+            "run": run,
             "paths": {suffix: str(self.path(task, f".{suffix}")) for suffix in ("json", "log", "lock")},
             "parts": self.parts[task.stage.name],
             "group": self.study.name,
@@ -151,7 +154,8 @@ class Plan:
         if known:
             return fmean(one["seconds"] / _iterations(one["parts"]) for one in known) * iterations
         # Of one that was stopped, or of other settings: what its log has.
-        files = (self.folder / task.stage.name).glob(f"*/fold*/{METRIC_LINES}")
+        place = "*/fold*" if task.stage.folds else "*"
+        files = (self.folder / task.stage.name).glob(f"{place}/{METRIC_LINES}")
         measured = [line["seconds"] for file in files for line in read_metrics(file) if "seconds" in line]
         seconds = fmean(measured) if measured else task.stage.seconds
         return seconds * iterations if seconds else None
@@ -169,6 +173,12 @@ class Plan:
                 raise ConfigError(f"--only {word}: there is no such stage; there are {kinds}, as train/NAME/fold0")
             chosen |= dict.fromkeys(found)
         return [name for name in self.tasks if name in chosen] if chosen else list(self.tasks)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a task, None where there is none, or what it made is gone."""
+    record = read_json(path) if path.is_file() else None
+    return record if record is not None and all(Path(file).exists() for file in record["files"]) else None
 
 
 def _iterations(parts: Parts) -> int:

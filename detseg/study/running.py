@@ -25,14 +25,15 @@ from detseg.files.atomic import make_folder, read_json, write_json
 from detseg.files.lock import try_lock
 from detseg.files.run_files import CONFIG_FILE
 from detseg.runs.children import POLL_SECONDS, last_words, run_command, while_in_use, worker_environment
-from detseg.study.plan import Plan
+from detseg.runs.ray_cluster import result_of
+from detseg.study.plan import Plan, read_record
 
 logger = logging.getLogger(__name__)
 
 # How often a process that is killed from outside is started again.
 MOST_STARTS = 3
-# Kinds of stages that compute with a network.
-ON_GPU = ("train", "predict")
+# Commands that compute with a network.
+ON_GPU = ("train_net", "predict")
 # While it is there, tasks on other machines end, to be continued later.
 STOP_FILE = ".stop"
 Stopped = Callable[[], bool]
@@ -53,10 +54,8 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
             return None
         time.sleep(POLL_SECONDS)
     try:
-        if paths["json"].is_file():
-            record = read_json(paths["json"])
-            if all(Path(file).exists() for file in record["files"]):
-                return record["files"]
+        if (record := read_record(paths["json"])) is not None:
+            return record["files"]
         for _ in while_in_use(Path(spec["run"])) if spec["run"] else ():  # what was killed is still ending
             if stopped():
                 return None
@@ -64,7 +63,7 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
             make_folder(Path(file).parent)
         started, group = time.monotonic(), {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", spec["group"])}
         for _ in range(MOST_STARTS):
-            status = run_command(_command(spec), paths["log"], {**group, **environment}, stopped)
+            status = run_command(_words_of(spec), paths["log"], {**group, **environment}, stopped)
             if status is None:
                 return None
             if status >= 0:
@@ -82,7 +81,7 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
         lock.release()
 
 
-def _command(spec: Spec) -> list[str]:
+def _words_of(spec: Spec) -> list[str]:
     """The words with which a task begins, or goes on."""
     if not spec["run"]:
         return [*spec["words"], "--overwrite"]
@@ -94,7 +93,7 @@ def _command(spec: Spec) -> list[str]:
 class Runner(Protocol):
     """Who runs tasks."""
 
-    def start(self, spec: Spec, kind: str) -> Any:
+    def start(self, spec: Spec) -> Any:
         """Begin a task; return what stands for it."""
 
     def wait(self, running: Sequence[Any]) -> list[Any]:
@@ -117,7 +116,7 @@ class Processes:
         for number in range(workers):
             self._free.put(worker_environment(number, workers))
 
-    def start(self, spec: Spec, kind: str) -> Future[list[str] | None]:
+    def start(self, spec: Spec) -> Future[list[str] | None]:
         return self._pool.submit(self._run, spec)
 
     def _run(self, spec: Spec) -> list[str] | None:
@@ -154,22 +153,15 @@ class RayTasks:
         self._gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         self._task = ray.remote(max_retries=MOST_STARTS)(_run_in_task)
 
-    def start(self, spec: Spec, kind: str) -> Any:
-        gpus, cores = (self._gpus, self._cores) if kind in ON_GPU else (0, 1)
+    def start(self, spec: Spec) -> Any:
+        gpus, cores = (self._gpus, self._cores) if spec["words"][0] in ON_GPU else (0, 1)
         return self._task.options(num_cpus=cores, num_gpus=gpus, name=spec["name"]).remote(spec, cores, *self._given)
 
     def wait(self, running: Sequence[Any]) -> list[Any]:
         return self._ray.wait(list(running), timeout=POLL_SECONDS)[0]
 
     def result(self, ended: Any) -> list[str] | None:
-        try:
-            return self._ray.get(ended)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, DetsegError):
-                raise error.cause from None
-            raise
-        except self._ray.exceptions.RayError as error:
-            raise RunError(f"Ray has lost it for good: {error}") from None
+        return result_of(ended)
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -211,7 +203,7 @@ def run_tasks(
     """
     wanted = set(names)
     before = {name: plan.needs(name) for name in names}
-    missing = [need for needs in before.values() for need in needs if need not in wanted and not is_done(plan, need)]
+    missing = [need for needs in before.values() for need in needs if need not in wanted and not plan.is_done(need)]
     if missing:
         raise RunError(f"these need stages that are not done: {', '.join(dict.fromkeys(missing))}; run them, too")
     sorter = TopologicalSorter({name: [need for need in needs if need in wanted] for name, needs in before.items()})
@@ -220,7 +212,7 @@ def run_tasks(
     failed: dict[str, str] = {}
     while sorter.is_active() and (running or not stopped()):
         for name in sorter.get_ready() if not stopped() else ():
-            if is_done(plan, name):
+            if plan.is_done(name):
                 sorter.done(name)
                 ended(name, "done before")
             elif lost := [need for need in before[name] if need in failed]:
@@ -228,8 +220,7 @@ def run_tasks(
                 sorter.done(name)
                 ended(name, f"left out: {lost[0]} is missing")
             else:
-                task = plan.tasks[name]
-                running[runner.start(plan.spec(task), task.stage.kind)] = name
+                running[runner.start(plan.spec(plan.tasks[name]))] = name
         for one in runner.wait(list(running)) if running else ():
             name = running.pop(one)
             try:
@@ -243,8 +234,3 @@ def run_tasks(
                 ended(name, f"done, {read_json(plan.path(plan.tasks[name], '.json'))['seconds']:.0f} s")
             sorter.done(name)
     return [message for message in failed.values() if message]
-
-
-def is_done(plan: Plan, name: str) -> bool:
-    """Whether a task was done before."""
-    return plan.record(plan.tasks[name]) is not None

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from detseg.config.command_line import as_words
 from detseg.data.folds import FOLD_PLACE, fold_name
 from detseg.errors import ConfigError
 from detseg.files.run_files import OUT_OF_FOLD_FILE
@@ -44,8 +45,7 @@ class Stage:
     @property
     def all_words(self) -> tuple[str, ...]:
         """The words with the settings."""
-        given = [word for key, value in self.settings.items() for word in (key, str(value))]
-        return (*self.words, *given)
+        return (*self.words, *as_words(self.settings))
 
     @property
     def needs(self) -> list[str]:
@@ -98,8 +98,7 @@ def stages_of(study: Study, rows: Iterable[str] = ()) -> dict[str, Stage]:
     found = _Stages(study)
     for name, words in study.prepare.items():
         found.add(f"prepare/{name}", (*words, "--output", OWN))
-    split = ("split", study.labelled, "--output", OWN, *study.split)
-    found.add("split/labelled", split)
+    found.add("split/labelled", ("split", study.labelled, "--output", OWN, *study.split))
     if study.repair:
         found.add("repair/labelled", ("repair", LABELLED, f"{OWN}/folds.json", *study.repair))
     for name in rows or study.rows:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, all_problems
-from detseg.files.reading import check_regular
+from detseg.files.plain_yaml import read_yaml
 from detseg.sweeps.metrics import PROGRAMS, Metric, read_metric
 from detseg.sweeps.parameters import Parameter, nested, read_parameters
 
@@ -106,17 +105,12 @@ def read_sweep_file(path: Path) -> SweepFile:
     """Read a sweep file.
 
     Raises:
-        ConfigError: it is missing, no YAML, or wrong; it asks for what only a server has; no run of its program logs
-            the metric. The message names every such entry.
+        ConfigError: it is missing or wrong; it asks for what only a server has; no run of its program logs the metric.
+            The message names every such entry.
     """
     if not path.exists():
         raise ConfigError(f"{path}: there is no such sweep file; detseg's own are in configs/sweeps")
-    try:
-        check_regular(path)
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a sweep file: {error}") from None
-    given = parse_plain_yaml(text, str(path))
+    given = read_yaml(path)
     if not isinstance(given, Mapping):
         raise ConfigError(f"{path}: expected the sections of a sweep file: program, method, metric, parameters")
     problems: list[str] = [

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from detseg.errors import DetsegError
 from detseg.runs.children import POLL_SECONDS, worker_environment
-from detseg.runs.ray_cluster import cores_of_a_worker
+from detseg.runs.ray_cluster import cores_of_a_worker, result_of
 from detseg.runs.wandb_run import missing_wandb
 from detseg.sweeps.search import Search
 from detseg.sweeps.sweep_file import read_sweep_file
@@ -92,13 +91,10 @@ def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> No
         running = [task.remote(*given) for _ in range(workers)]
         while running:
             done, running = ray.wait(running, timeout=POLL_SECONDS)
-            ray.get(done)
+            for one in done:
+                result_of(one)
             if stopped():
                 stop_file.touch()
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DetsegError):
-            raise error.cause from None
-        raise
     finally:
         stop_file.unlink(missing_ok=True)
         ray.shutdown()

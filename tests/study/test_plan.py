@@ -65,6 +65,18 @@ def test_changed_data_and_code_are_noticed(tmp_path: Path, monkeypatch: pytest.M
     assert kept.ids["prepare/cells"] == after.ids["prepare/cells"]
 
 
+def test_images_of_a_data_set_from_outside_are_noticed_and_may_be_missing(tmp_path: Path) -> None:
+    file, image = tmp_path / "cells.json", tmp_path / "a.png"
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 5}], "annotations": []}
+    file.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cell"}]}))
+    plans = []
+    for pixels in (None, b"first", b"second"):
+        if pixels is not None:
+            image.write_bytes(pixels)
+        plans.append(Plan.of(study(labelled=str(file)), tmp_path))
+    assert len({plan.ids["split/labelled"] for plan in plans}) == 3
+
+
 def test_a_command_depends_on_the_code_that_it_imports_only() -> None:
     assert identity.code_of("evaluate") != identity.code_of("train_net")
     path = identity.PACKAGE / "cli" / "train_net.py"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from study_cases import STUDY, content, study
 
-from detseg.errors import ConfigError
+from detseg.errors import ConfigError, DataError
 from detseg.study.plan import Plan
 from detseg.study.stages import Task, stages_of
 from detseg.study.study_file import Study
@@ -25,6 +26,8 @@ OWN = sorted(
         ({"model": {}}, "model: there is no such setting; did you mean models?"),
         ({"labelled": None}, "labelled is missing"),
         ({"models": {}}, "expected one or more models by name"),
+        ({"models": {1: {"config": "a.yaml"}}}, "models is {1: {'config': 'a.yaml'}}; expected values by name"),
+        ({"rows": {"a": {"models": []}}}, "rows.a.models: expected one or more models"),
         ({"models": {"a": {}}, "rows": {"a": {"models": ["a"]}}}, "models.a.config is missing"),
         ({"rows": {"a": {"models": ["plane"]}}}, "rows.a.models: there is no plane; did you mean plain?"),
         ({"rows": {"a": {"models": ["plain"], "base": "b"}}}, "rows.a.base, before it: there is no b"),
@@ -48,6 +51,13 @@ def test_what_is_wrong_is_said(change: dict, expected: str) -> None:
 def test_a_file_that_is_not_there_names_those_like_it() -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         Study.load("studies/quickstrat.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "study.yaml")
+    with pytest.raises(DataError, match="is a pipe"):
+        Study.load(str(tmp_path / "study.yaml"))
 
 
 def test_a_place_that_no_stage_makes_is_refused() -> None:

@@ -1,0 +1,117 @@
+"""YAML files of plain values; those that say what is to be done (a study, rounds of pseudo-labels) as dataclasses.
+
+What a field of such a frozen dataclass takes follows from its type: str, bool, int, a float from 0, a list of words
+(tuple[str, ...]), values by name (Mapping[str, ...]), another dataclass. Fields without a default must be given. All
+problems are told at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
+
+from detseg.config.own_files import near_own, path_or_own
+from detseg.config.yaml_file import parse_plain_yaml
+from detseg.errors import ConfigError, DataError, list_problems
+from detseg.files.reading import check_regular
+
+
+class PlanFields(Protocol):
+    """A dataclass with what its types do not say of the fields."""
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with values, or with several together."""
+
+
+Plan = TypeVar("Plan", bound=PlanFields)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file of plain values holds. Raises DataError where it cannot be read."""
+    check_regular(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+        raise DataError(f"{path}: cannot be read as YAML: {error}") from None
+    return parse_plain_yaml(text, str(path))
+
+
+def load_plan(kind: type[Plan], named: str, expected: str, **given: Any) -> Plan:
+    """Read a file, or one of detseg's own by name. expected: what it is, in words. given: fields that it has not.
+
+    Raises ConfigError with all that is wrong in it, or where it is missing; DataError where it cannot be read.
+    """
+    path = path_or_own(named)
+    if not os.path.exists(path):
+        raise ConfigError(f"{named}: there is no such file; expected {expected}{near_own(named)}")
+    return parse_plan(kind, read_yaml(path), str(path), **given)
+
+
+def parse_plan(kind: type[Plan], content: Any, source: str, **given: Any) -> Plan:
+    """Make one of plain values. source: where they are from. Raises ConfigError with all problems."""
+    problems: list[str] = []
+    plan = _read_fields(kind, content, "", problems, given)
+    if plan is not None:
+        problems = plan.problems()
+    if problems:
+        raise ConfigError(f"{source}: {len(problems)} problems:\n{list_problems(problems)}")
+    return plan
+
+
+def near_name(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the name most like this one, or else all names."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known) or 'none'}"
+
+
+def _read_fields(kind: type, content: Any, where: str, problems: list[str], given: Mapping[str, Any]) -> Any:
+    """Return a `kind`, or None where something is wrong, which is added to `problems`."""
+    fields = {one.name: one for one in dataclasses.fields(kind) if one.name not in given}
+    if not isinstance(content, Mapping):
+        problems.append(f"{where or 'the file'}: expected settings by name: {', '.join(fields)}")
+        return None
+    count, prefix = len(problems), f"{where}." if where else ""
+    unknown = [str(name) for name in content if name not in fields]
+    problems += [f"{prefix}{name}: there is no such setting{near_name(name, fields)}" for name in unknown]
+    hints, values = get_type_hints(kind), dict(given)
+    for name, one in fields.items():
+        if (value := content.get(name)) not in (None, ""):
+            values[name] = _read_value(hints[name], value, f"{prefix}{name}", problems)
+        elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            problems.append(f"{prefix}{name} is missing")
+    return kind(**values) if len(problems) == count else None
+
+
+def _read_value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if isinstance(hint, UnionType):
+        hint = next((one for one in get_args(hint) if isinstance(value, get_origin(one) or one)), get_args(hint)[0])
+    kind = get_origin(hint) or hint
+    if dataclasses.is_dataclass(kind):
+        return _read_fields(kind, value, where, problems, {})
+    if kind is Any or (kind in (str, bool, int) and type(value) is kind):
+        return value
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    if kind is tuple and isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value):
+        return tuple(map(str, value))
+    if kind is Mapping and isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        own = get_args(hint)[1]
+        return {name: _read_value(own, one, f"{where}.{name}", problems) for name, one in value.items()}
+    problems.append(f"{where} is {value!r:.100}; expected {_EXPECTED[kind]}")
+    return None
+
+
+_EXPECTED = {
+    str: "a text",
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number from 0",
+    tuple: "a list of words",
+    Mapping: "values by name",
+}
