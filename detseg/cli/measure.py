@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,60 +54,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write the tables and print the conditions and the tests."""
     from detseg.errors import ConfigError
-    from detseg.evaluation.conditions import differences
+    from detseg.evaluation.conditions import differences, kruskal_wallis
     from detseg.files.atomic import check_free, folder_for
-    from detseg.files.table import text_table, write_csv
+    from detseg.files.table import write_csv
     from detseg.formats.measurements import write_tables
     from detseg.formats.objects import open_objects
     from detseg.report.conditions import MEASURES
     from detseg.report.sizes import draw_size_distributions, size_percentiles
 
-    asked = arguments.measures or ["objects_per_image", "area"]
-    unknown = [name for name in asked if name not in MEASURES]
-    if unknown:
+    asked = list(dict.fromkeys(arguments.measures or ["objects_per_image", "area"]))
+    if unknown := [name for name in asked if name not in MEASURES]:
         raise ConfigError(f"--measures {unknown[0]}: there is no such measure; there are: {', '.join(MEASURES)}")
     if not 0 <= arguments.score_threshold <= 1:
         raise ConfigError(f"--score-threshold is {arguments.score_threshold}; expected 0 to 1")
     source = open_objects(arguments.input)
-    files = {name: arguments.output / name for name in FILES}
-    if not arguments.group_by:
-        del files["tests.csv"]
+    files = {name: arguments.output / name for name in FILES if arguments.group_by or name != "tests.csv"}
     for path in files.values():
         check_free(path, arguments.overwrite)
     tables, conditions = _measure(arguments, source)
-    found = differences({name: conditions.values(name) for name in dict.fromkeys(asked)}, arguments.seed)
-    sizes = {
-        name: conditions.sizes(
-            [image for some in conditions.units(name).values() for image in some], "equivalent_diameter"
-        )
-        for name in conditions.names
-    }
-    unit = conditions.columns["equivalent_diameter"].rsplit("_", 1)[1]
+    values = {name: conditions.values(name) for name in asked}
+    found = differences(values, arguments.seed)
+    overall = {name: kruskal_wallis(of_conditions) for name, of_conditions in values.items()}
+    sizes = {name: conditions.sizes(conditions.images_of(name), "equivalent_diameter") for name in conditions.units}
+    header, *rows = conditions.condition_rows()
+    header += [f"diameter_{conditions.length_unit}_{name}" for name in ("D10", "D50", "D90")]
+    rows = [row + [f"{value:.7g}" for value in size_percentiles(sizes[row[0]]).values()] for row in rows]
     with folder_for(arguments.output):
         write_tables(files["objects.csv"], tables)
         write_csv(files["images.csv"], conditions.image_rows(), "the table of images")
-        header, *rows = conditions.condition_rows()
-        rows = [row + [f"{value:.7g}" for value in size_percentiles(sizes[row[0]]).values()] for row in rows]
-        header += [f"diameter_{unit}_{name}" for name in ("D10", "D50", "D90")]
         write_csv(files["conditions.csv"], [header, *rows], "the table of conditions")
         if "tests.csv" in files:
-            write_csv(files["tests.csv"], _test_rows(conditions, found), "the table of tests")
-        draw_size_distributions(
-            files["sizes.png"], sizes, f"equivalent diameter, {'micrometres' if unit == 'um' else 'pixels'}"
-        )
-    shown = [
-        "condition",
-        "units",
-        "images",
-        "objects",
-        "objects_per_image_median",
-        f"{conditions.columns['area']}_median",
-    ]
-    shown += header[-3:]
-    places = [header.index(name) for name in shown]
-    print(text_table([shown, *([_short(row[place]) for place in places] for row in rows)]))
+            write_csv(files["tests.csv"], _test_rows(conditions, found, overall), "the table of tests")
+        length = "micrometres" if conditions.length_unit == "um" else "pixels"
+        draw_size_distributions(files["sizes.png"], sizes, f"equivalent diameter, {length}")
+    print(_condition_text(conditions, header, rows))
     if arguments.group_by:
-        print(f"\n{_test_text(conditions, found, arguments.unit)}")
+        print(f"\n{_test_text(conditions, found, overall, arguments.unit)}")
     print("\nWritten: " + ", ".join(str(path) for path in files.values()))
 
 
@@ -138,12 +121,29 @@ def _measure(arguments: argparse.Namespace, source: ObjectsFile) -> tuple[list[d
     return tables, Conditions(images)
 
 
-def _test_rows(conditions: Conditions, found: list[Difference]) -> list[list[object]]:
+def _condition_text(conditions: Conditions, header: list[str], rows: list[list[Any]]) -> str:
+    """The table of conditions as people read it: counts, the median area and diameters."""
+    from detseg.files.table import text_table
+
+    shown = [
+        "units",
+        "images",
+        "objects",
+        "objects_per_image_median",
+        f"{conditions.columns['area']}_median",
+        *header[-3:],
+    ]
+    places = [header.index(name) for name in shown]
+    lines = [[row[0], *(_short(float("nan" if row[place] == "" else row[place])) for place in places)] for row in rows]
+    return text_table([["condition", *shown], *lines])
+
+
+def _test_rows(conditions: Conditions, found: list[Difference], overall: dict[str, float]) -> list[list[object]]:
+    """overall: the p-value of every measure over all conditions."""
     from detseg.report.conditions import number
 
     header = ["measure", "first", "second", "units_first", "units_second", "median_first", "median_second"]
     header += ["difference", "low_95", "high_95", "rank_biserial", "p_mann_whitney", "p_holm", "p_kruskal_wallis"]
-    overall = _overall(conditions, found)
     rows: list[list[object]] = [header]
     for one in found:
         values = (*one.medians, one.difference, one.low, one.high, one.rank_biserial, one.p, one.p_holm)
@@ -152,28 +152,20 @@ def _test_rows(conditions: Conditions, found: list[Difference]) -> list[list[obj
     return rows
 
 
-def _overall(conditions: Conditions, found: list[Difference]) -> dict[str, float]:
-    """Return the p-value of every measure over all conditions."""
-    from detseg.evaluation.conditions import kruskal_wallis
-
-    return {name: kruskal_wallis(conditions.values(name)) for name in dict.fromkeys(one.measure for one in found)}
-
-
-def _test_text(conditions: Conditions, found: list[Difference], unit: str | None) -> str:
+def _test_text(conditions: Conditions, found: list[Difference], overall: dict[str, float], unit: str | None) -> str:
     from detseg.files.table import text_table
 
     if not found:
         return "There is only one condition: nothing to compare."
     rows = [["measure", "second - first", "difference", "95 % interval", "rank-biserial", "p", "p (Holm)"]]
     for one in found:
-        interval = "-" if one.low != one.low else f"{one.low:+.4g} to {one.high:+.4g}"
-        numbers = [_short(f"{value:.7g}") for value in (one.rank_biserial, one.p, one.p_holm)]
+        interval = "-" if math.isnan(one.low) else f"{one.low:+.4g} to {one.high:+.4g}"
         name = f"{one.second} - {one.first} ({one.units[1]}, {one.units[0]})"
+        numbers = map(_short, (one.rank_biserial, one.p, one.p_holm))
         rows.append([conditions.columns[one.measure], name, f"{one.difference:+.4g}", interval, *numbers])
     lines = [text_table(rows, left=(0, 1))]
-    if len(conditions.names) > 2:
-        overall = _overall(conditions, found).items()
-        told = ", ".join(f"{conditions.columns[name]} p {_short(f'{value:.7g}')}" for name, value in overall)
+    if len(conditions.units) > 2:
+        told = ", ".join(f"{conditions.columns[name]} p {_short(value)}" for name, value in overall.items())
         lines.append(f"Kruskal-Wallis over all conditions: {told}")
     lines.append(
         f"Medians over experimental units ({f'by {unit}' if unit else 'images'}; numbers in brackets), Mann-Whitney's "
@@ -190,10 +182,7 @@ def _test_text(conditions: Conditions, found: list[Difference], unit: str | None
     return "\n".join(lines)
 
 
-def _short(value: object) -> str:
-    if not isinstance(value, str):
-        return f"{value:,}"
-    try:
-        return "-" if value in ("", "nan") else f"{float(value):.4g}"
-    except ValueError:
-        return value
+def _short(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from detseg.engine.trained_folds import TrainedFolds
     from detseg.formats.measurements import ImageNumbers
     from detseg.formats.summary import Summary
-    from detseg.inference.image_list import ImageList
-    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.image_list import ImageList, SkippedImage
     from detseg.runs.tracked_command import CommandRun
     from detseg.structures.predictions import Predictions
 

@@ -17,8 +17,7 @@ from detseg.cli.predict_shared import Result, all_predictions, state_folder
 
 if TYPE_CHECKING:
     from detseg.engine.trained_folds import TrainedFolds
-    from detseg.inference.image_list import ImageList
-    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.image_list import ImageList, SkippedImage
     from detseg.structures.predictions import Predictions
 
 

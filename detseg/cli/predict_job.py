@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
-    from detseg.inference.image_list import ImageList
-    from detseg.inference.predictor import BoxLookup, Predictor, SkippedImage
+    from detseg.inference.image_list import ImageList, SkippedImage
+    from detseg.inference.predictor import BoxLookup, Predictor
     from detseg.inference.tile_predictor import TilePredictor
     from detseg.inference.tta import TestTimeAugmentation
     from detseg.structures.predictions import Predictions

@@ -11,8 +11,7 @@ from detseg.cli.predict_job import has_model
 from detseg.cli.predict_shared import Result, processes_of_torchrun
 
 if TYPE_CHECKING:
-    from detseg.inference.image_list import ImageList
-    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.image_list import ImageList, SkippedImage
     from detseg.inference.refiner import Refiner
     from detseg.structures.predictions import Predictions
 
@@ -54,7 +53,7 @@ def load_refiner(arguments: argparse.Namespace) -> Refiner:
 def refined(result: Result, refiner: Refiner) -> Result:
     """What a model finds, drawn anew."""
     from detseg.errors import DataError
-    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.image_list import SkippedImage
 
     records = {record.image_id: record for record in result.images.records}
 

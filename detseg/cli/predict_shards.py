@@ -24,7 +24,7 @@ from detseg.cli.predict_job import Job
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
-    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.image_list import SkippedImage
     from detseg.structures.predictions import Predictions
 
 # Enough shards for many processes to end at about the same time; of so many images that a file more is no work, and so
@@ -155,7 +155,7 @@ class Shards:
     def gather(self, skipped: list[SkippedImage], bar: Any) -> Iterator[Predictions]:
         """The predictions of all images in their order; what is not there is made. See `Result`."""
         from detseg.coco.predictions_file import read_predictions
-        from detseg.inference.predictor import SkippedImage
+        from detseg.inference.image_list import SkippedImage
 
         def progress(name: str, done: int, total: int) -> None:
             bar.set_postfix_str(f"{name}: tile {done} of {total}" if done < total else "")

@@ -20,8 +20,7 @@ from detseg.cli.predict_shards import Shards
 from detseg.runs.threads import choose_threads
 
 if TYPE_CHECKING:
-    from detseg.inference.image_list import ImageList
-    from detseg.inference.predictor import SkippedImage
+    from detseg.inference.image_list import ImageList, SkippedImage
     from detseg.structures.predictions import Predictions
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from detseg.coco.pairing import ImageIndex
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions, image_level_fields, soft_mask_window
-from detseg.structures.sample import FIELD as PIXEL_SIZE
-from detseg.structures.sample import PixelSize, parse_pixel_size
+from detseg.structures.sample import PixelSize, pixel_size_of
 
 _LARGEST_COORDINATE = 1e9
 
@@ -57,14 +56,14 @@ def image_entries(images: Any, path: Path) -> list[ImageEntry]:
             )
         if image["id"] in entries:
             raise DataError(f"{path}: the image id {image['id']!r} occurs twice under `images`")
-        provenance, pixel_size = image.get("provenance"), image.get(PIXEL_SIZE)
+        provenance = image.get("provenance")
         entries[image["id"]] = ImageEntry(
             image_id=image["id"],
             file_name=str(image.get("file_name", "")),
             height=image["height"],
             width=image["width"],
             provenance=provenance if isinstance(provenance, dict) else {},
-            pixel_size=None if pixel_size is None else parse_pixel_size(pixel_size, f"{path}: images[{position}]"),
+            pixel_size=pixel_size_of(image, f"{path}: images[{position}]"),
             metadata=image_level_fields(image),
         )
     return list(entries.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from scipy import ndimage
 from skimage.measure import label as components
 
 from detseg.structures.label_layers import LabelLayers
@@ -49,8 +50,10 @@ def pixel_classes(labels: np.ndarray, width: int) -> np.ndarray:
     largest[piece_of[by_area]] = by_area
     classes = np.where(inside, BOUNDARY, BACKGROUND).astype(np.uint8)
     classes[inside & (cores > 0) & (cores == largest[pieces])] = INSIDE
-    for piece in np.flatnonzero(largest[1:] == 0) + 1:  # the boundary took all of it
-        y, x = _farthest_from_others(labels, pieces, piece)
+    vanished = np.flatnonzero(largest[1:] == 0) + 1  # the boundary took all of them
+    windows = ndimage.find_objects(pieces) if len(vanished) else []
+    for piece in vanished:
+        y, x = _farthest_from_others(labels, pieces, piece, windows[piece - 1])
         classes[y, x] = INSIDE
     return classes
 
@@ -65,16 +68,17 @@ def _square(reach: int) -> np.ndarray:
     return np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
 
 
-def _farthest_from_others(labels: np.ndarray, pieces: np.ndarray, piece: int) -> tuple[int, int]:
-    """Return y, x of the pixel of a piece that is farthest from all other objects."""
-    ys, xs = np.nonzero(pieces == piece)
-    top, left = max(ys.min() - 8, 0), max(xs.min() - 8, 0)
-    window = np.s_[top : ys.max() + 9, left : xs.max() + 9]
-    own = labels[ys[0], xs[0]]
-    free = (labels[window] == 0) | (labels[window] == own)
+def _farthest_from_others(
+    labels: np.ndarray, pieces: np.ndarray, piece: int, window: tuple[slice, slice]
+) -> tuple[int, int]:
+    """Return y, x of the pixel of a piece, in a window around it, that is farthest from all other objects."""
+    top, left = (max(side.start - 8, 0) for side in window)
+    around = np.s_[top : window[0].stop + 8, left : window[1].stop + 8]
+    own, near = pieces[around] == piece, labels[around]
+    free = (near == 0) | (near == near[own][0])
     distance = cv2.distanceTransform(free.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    best = distance[ys - top, xs - left].argmax()
-    return int(ys[best]), int(xs[best])
+    y, x = np.unravel_index(np.where(own, distance, -1).argmax(), own.shape)
+    return top + int(y), left + int(x)
 
 
 def objects_of_classes(classes: np.ndarray) -> np.ndarray:

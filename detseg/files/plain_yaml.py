@@ -33,12 +33,16 @@ Plan = TypeVar("Plan", bound=PlanFields)
 
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file of plain values holds. Raises DataError where it cannot be read."""
+    return parse_plain_yaml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8. Raises DataError where it cannot be read."""
     check_regular(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
-        raise DataError(f"{path}: cannot be read as YAML: {error}") from None
-    return parse_plain_yaml(text, str(path))
+        raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
 
 
 def load_plan(kind: type[Plan], named: str, expected: str, **given: Any) -> Plan:

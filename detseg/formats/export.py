@@ -20,7 +20,7 @@ from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile
 from detseg.formats.table import WRITERS
 from detseg.structures import rle as rle_codec
-from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import PixelSize, pixel_size_of
 
 OBJECTS_NAME = "objects.csv"
 
@@ -116,8 +116,7 @@ def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: Exp
         if options.pictures:
             record = options.pictures[objects.image_id]
             fields, picture = {**record.metadata, **fields}, record.path
-            if size is None and fields.get(FIELD) is not None:
-                size = parse_pixel_size(fields[FIELD], objects.file_name)
+            size = size or pixel_size_of(fields, objects.file_name)
         count.images += 1
         empty = int((rle_codec.area(objects.rles) == 0).sum())
         count.objects += len(objects) - empty

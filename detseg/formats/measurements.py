@@ -21,7 +21,7 @@ from detseg.images.reading import open_pixels, read_picture
 from detseg.structures import rle as rle_codec
 from detseg.structures.overlaps import covered_pixels
 from detseg.structures.runs import Runs
-from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import PixelSize, pixel_size_of
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> f
 # The table of measurements: a row an object, its place and shape in pixels and micrometres, and its intensities.
 
 # What of a shape has a unit; all else is the same in all units.
-_LENGTHS = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")
+LENGTHS = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")
+RATIOS = ("eccentricity", "orientation", "solidity", "circularity")
 # Of large images so many pixels are in memory at once.
 _BAND_PIXELS = 2**22
-_RATIOS = ("eccentricity", "orientation", "solidity", "circularity")
 
 
 def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
@@ -175,9 +175,7 @@ def _known_size(objects: ImageObjects, size: tuple[int, int], facts: Mapping[str
             f"{objects.picture}: has {size[0]} x {size[1]} pixels (height x width), but its masks {objects.height} x "
             f"{objects.width}; give the images that the masks were made of"
         )
-    if objects.pixel_size is None and facts.get(FIELD) is not None:
-        return parse_pixel_size(facts[FIELD], str(objects.picture))
-    return objects.pixel_size
+    return objects.pixel_size or pixel_size_of(facts, str(objects.picture))
 
 
 def _channel_suffixes(channels: int, facts: Mapping[str, Any]) -> list[str]:
@@ -239,15 +237,20 @@ def _sums_inside(source: PixelSource, runs: Runs) -> np.ndarray:
     return np.zeros((len(runs), 1)) if total is None else total
 
 
+def shape_column(name: str, unit: str) -> str:
+    """Return the column of a field of `Shape`, measured in px or um."""
+    if name in RATIOS:
+        return name
+    return "area_um2" if (name, unit) == ("area", "um") else f"{name}_{unit}"
+
+
 def _shape_columns(crop: np.ndarray, x0: int, y0: int, size: PixelSize | None) -> dict[str, float]:
     polygons = trace_polygons(crop, x0, y0)
     row: dict[str, float] = {}
-    units = [("px", "px", (1.0, 1.0)), *([("um", "um2", size)] if size is not None else [])]
-    for unit, area_unit, (dy, dx) in units:
+    for unit, (dy, dx) in {"px": (1.0, 1.0), **({} if size is None else {"um": size})}.items():
         shape = dataclasses.asdict(measure_shape(crop, x0, y0, polygons, (dy, dx)))
-        row[f"area_{area_unit}"] = shape["area"]
-        row.update({f"{name}_{unit}": shape[name] for name in _LENGTHS})
+        row.update({shape_column(name, unit): shape[name] for name in ("area", *LENGTHS)})
         box = {"x": x0 * dx, "y": y0 * dy, "width": crop.shape[1] * dx, "height": crop.shape[0] * dy}
         row.update({f"box_{name}_{unit}": value for name, value in box.items()})
     # Of the last unit: micrometres where they are known, which pixels that are not square make another shape.
-    return row | {name: shape[name] for name in _RATIOS}
+    return row | {name: shape[name] for name in RATIOS}

@@ -17,7 +17,7 @@ from detseg.coco.predictions_file import PredictionsFile, read_predictions
 from detseg.errors import DataError
 from detseg.files.reading import open_plain_or_gzip
 from detseg.structures.predictions import Predictions
-from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import PixelSize, pixel_size_of
 
 _HEAD = 2**20
 
@@ -61,12 +61,11 @@ class ImageObjects:
         """Return the objects of an image of a data set; regions to be ignored are counted."""
         record = dataset.images[index]
         rles, classes, crowd = dataset.annotations(index)
-        size = record.metadata.get(FIELD)
         return cls(
             *(record.image_id, record.file_name, record.height, record.width),
             [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd],
             classes[~crowd],
-            pixel_size=None if size is None else parse_pixel_size(size, f"{dataset.name}: image {record.file_name}"),
+            pixel_size=pixel_size_of(record.metadata, f"{dataset.name}: image {record.file_name}"),
             fields=record.metadata,
             num_ignored=int(crowd.sum()),
         )

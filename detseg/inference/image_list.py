@@ -29,6 +29,14 @@ _MOST_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
+class SkippedImage:
+    """An image that could not be predicted, and why."""
+
+    file_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ImageList:
     """Images to predict.
 

@@ -29,6 +29,7 @@ from detseg.fusion.postprocess import Postprocess
 from detseg.images.pixel_source import ArraySource, PixelSource, as_image
 from detseg.images.reading import read_picture
 from detseg.inference.detector import Detector, PreparedImage
+from detseg.inference.image_list import SkippedImage
 from detseg.inference.image_model import ImageModel, InputImage
 from detseg.inference.loading import find_checkpoint, find_run_folder, load_model
 from detseg.inference.precision import AUTO, MEASURED, choose_precision
@@ -41,21 +42,13 @@ from detseg.inference.views import PLAIN
 from detseg.models.base import Segmenter
 from detseg.runs.threads import follow_load
 from detseg.structures.predictions import IN_TRAINING, Predictions, image_level_fields
-from detseg.structures.sample import FIELD, PixelSize, parse_pixel_size
+from detseg.structures.sample import pixel_size_of
 from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
 # External boxes for an image of (height, width): in its pixels, with classes and scores.
 BoxLookup = Callable[[ImageRecord, int, int], Predictions]
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """An image that could not be predicted, and why."""
-
-    file_name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -102,13 +95,11 @@ class Predictor:
         trained_images: TrainedImages | None = None,
         diameter: float | None = None,
     ) -> None:
-        if postprocess is not None:
-            postprocess = postprocess.for_classes(classes)
         self.tta = tta or TestTimeAugmentation()
         self.detector = Detector([model], self.tta)
         self.tiling = tiling or Tiling()
         self.classes = tuple(classes)
-        self.postprocess = postprocess
+        self.postprocess = None if postprocess is None else postprocess.for_classes(classes)
         self.trained_images = (trained_images,)  # of every model
         self.diameter = None if diameter is None else check_diameter(diameter, "the predictor")
         self.provenance = {"detseg_version": __version__, **(provenance or {})}
@@ -176,9 +167,8 @@ class Predictor:
             RunError: no run there, or no checkpoint in it. WeightsError, ConfigError: what is there does not fit.
         """
         run = find_run_folder(Path(folder))
-        weights = find_checkpoint(run, checkpoint)
         cfg = load_config(run / CONFIG_FILE)
-        loaded = load_model(weights, cfg, device=device, is_of_run=True)
+        loaded = load_model(find_checkpoint(run, checkpoint), cfg, device=device, is_of_run=True)
         file: str | os.PathLike[str] | None = None if isinstance(postprocess, bool) else postprocess
         if postprocess is True and (run / POSTPROCESS_FILE).is_file():
             file = run / POSTPROCESS_FILE
@@ -310,12 +300,11 @@ class Predictor:
 
     def tile_predictor(self, **options: Any) -> TilePredictor:
         """What predicts the images that `tiling` cuts; options: further ones of TilePredictor."""
-        identity = self.provenance
         return TilePredictor(
             self.detector,
             self.tiling,
             postprocess=self.postprocess,
-            identity=identity,
+            identity=self.provenance,
             diameter=self.diameter,
             **options,
         )
@@ -334,7 +323,7 @@ class Predictor:
                     f"{name}: the file has {size[0]} x {size[1]} pixels (height x width), but the data set says "
                     f"{record.height} x {record.width}; its masks belong to another version of the image"
                 )
-            _pixel_size(facts, name)
+            pixel_size_of(facts, name)  # which may be none
             given = None if boxes is None else boxes(record, *size)
             tiles.find_diameter(source)
             if tiles.applies(source):
@@ -389,8 +378,7 @@ class Predictor:
             return [self._named(found, first)]
         boxes = None if first.boxes is None else [image.boxes for image in batch]
         keep = None if self.postprocess is None else self.postprocess.may_stay
-        prepared = [image.content for image in batch]
-        found = self.detector.predict(prepared, soft_masks=soft_masks, boxes=boxes, keep=keep)
+        found = self.detector.predict([image.content for image in batch], soft_masks=soft_masks, boxes=boxes, keep=keep)
         named = [self._named(predictions, image) for predictions, image in zip(found, batch, strict=True)]
         return named if self.postprocess is None else [self.postprocess.apply(predictions) for predictions in named]
 
@@ -399,18 +387,13 @@ class Predictor:
         provenance = {**predictions.provenance, **self.provenance, **self.detector.describe()}
         if DIAMETER_FROM in image.facts:
             provenance[DIAMETER], provenance[DIAMETER_FROM] = image.facts[DIAMETER], image.facts[DIAMETER_FROM]
-        in_training = was_in_training(image.record, self.trained_images)
-        if in_training is not None:
+        if (in_training := was_in_training(image.record, self.trained_images)) is not None:
             provenance[IN_TRAINING] = in_training
         return dataclasses.replace(
             predictions,
             image_id=image.record.image_id,
             file_name=image.record.file_name,
-            pixel_size=_pixel_size(image.facts, image.record.file_name or "image"),
+            pixel_size=pixel_size_of(image.facts, image.record.file_name or "image"),
             metadata=image_level_fields(image.record.metadata),
             provenance=provenance,
         )
-
-
-def _pixel_size(facts: Mapping[str, Any], name: str) -> PixelSize | None:
-    return None if facts.get(FIELD) is None else parse_pixel_size(facts[FIELD], name)

@@ -15,8 +15,8 @@ from detseg.data.preprocess import ImagePreprocess
 from detseg.errors import ConfigError, DataError
 from detseg.files.run_files import CONFIG_FILE
 from detseg.images.reading import read_picture
+from detseg.inference.image_list import SkippedImage
 from detseg.inference.loading import find_checkpoint, find_run_folder, load_model
-from detseg.inference.predictor import SkippedImage
 from detseg.models.devices import choose_device
 from detseg.models.prompted.options import RefineOptions, SamOptions
 from detseg.models.prompted.refine import refine

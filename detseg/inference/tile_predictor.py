@@ -35,6 +35,7 @@ from detseg.inference.stitching import TileStore, stitch
 from detseg.inference.tiling import AUTO, LARGE, NEVER, Tile, TileFolder, TileGrid, Tiling, make_grid
 from detseg.runs.threads import follow_load
 from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import boxes_by_tile
 from detseg.structures.predictions import Predictions
 
 # A mask's border is drawn up to this many pixels at the network off the side of a tile that cuts the object.
@@ -317,16 +318,11 @@ def _rows_of(source: PixelSource) -> np.ndarray:
 
 def _tiles_of_boxes(grid: TileGrid, boxes: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
     """Yield tiles with the positions of the boxes (N, 4) that are seen in them."""
-    deepest = np.full(len(boxes), -np.inf)
-    of_tile = np.full(len(boxes), -1)
-    for tile in grid:
-        depth = grid.depth(tile, boxes)
-        better = (depth >= 0) & (depth > deepest)
-        deepest[better], of_tile[better] = depth[better], tile.index
-    for index in np.unique(of_tile[of_tile >= 0]):
-        yield grid[int(index)], np.flatnonzero(of_tile == index)
+    tiles, others = boxes_by_tile(boxes, grid.rows, grid.columns, grid.height, grid.width)
+    for row, column, inside in tiles:
+        yield grid[row * len(grid.columns) + column], inside
     margin = grid.overlap // 2
-    for index in np.flatnonzero(of_tile < 0):
+    for index in others:
         x0, y0 = (max(math.floor(low) - margin, 0) for low in boxes[index, :2])
         x1, y1 = (math.ceil(high) + margin for high in boxes[index, 2:])
         x1, y1 = min(x1, grid.width), min(y1, grid.height)

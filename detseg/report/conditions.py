@@ -12,6 +12,7 @@ import numpy as np
 
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.formats.image_fields import ImageColumn
+from detseg.formats.measurements import shape_column
 from detseg.formats.objects import ImageObjects
 
 COUNT, DENSITY = "objects_per_image", "density"
@@ -50,8 +51,8 @@ class MeasuredImage:
         """table: what `measure_image` returns of the objects."""
         pixels = objects.height * objects.width
         micrometres = math.nan if objects.pixel_size is None else pixels * math.prod(objects.pixel_size)
-        names = [name for name in table if name.removesuffix("_px").removesuffix("_um").removesuffix("_um2") in SHAPES]
-        shapes = {name: np.array(table[name], dtype=np.float64) for name in names}
+        columns = {shape_column(name, unit) for name in SHAPES for unit in ("px", "um")}
+        shapes = {name: np.array(table[name], dtype=np.float64) for name in table if name in columns}
         return cls(objects.file_name, condition, unit, pixels, micrometres, shapes, len(table["id"]))
 
 
@@ -59,33 +60,26 @@ class MeasuredImage:
 class Conditions:
     """Images by condition, each condition's in units.
 
-    columns: measure -> its name with the unit of length, the same for all images: micrometres where all have a pixel
-    size, else pixels.
+    length_unit: um where all images have a pixel size, else px for all. columns: measure -> its name with the unit.
+    units: condition -> unit -> its images, conditions sorted.
     """
 
     images: list[MeasuredImage]
+    length_unit: str = field(init=False)
     columns: dict[str, str] = field(init=False)
+    units: dict[str, dict[str, list[MeasuredImage]]] = field(init=False)
 
     def __post_init__(self) -> None:
         known = bool(self.images) and not any(math.isnan(image.square_micrometres) for image in self.images)
-        length, area = ("um", "um2") if known else ("px", "px")
+        self.length_unit = "um" if known else "px"
         self.columns = {COUNT: COUNT, DENSITY: "density_per_mm2" if known else "density_per_megapixel"}
-        for name in SHAPES:
-            ratio = name in ("eccentricity", "circularity", "solidity")
-            self.columns[name] = name if ratio else f"{name}_{area if name == 'area' else length}"
-
-    @property
-    def names(self) -> list[str]:
-        """The conditions, sorted."""
-        return sorted({image.condition for image in self.images})
-
-    def units(self, condition: str) -> dict[str, list[MeasuredImage]]:
-        """Return the images of every unit of a condition."""
-        units: dict[str, list[MeasuredImage]] = {}
+        self.columns |= {name: shape_column(name, self.length_unit) for name in SHAPES}
+        self.units = {name: {} for name in sorted({image.condition for image in self.images})}
         for image in self.images:
-            if image.condition == condition:
-                units.setdefault(image.unit, []).append(image)
-        return units
+            self.units[image.condition].setdefault(image.unit, []).append(image)
+
+    def images_of(self, condition: str) -> list[MeasuredImage]:
+        return [image for images in self.units[condition].values() for image in images]
 
     def value(self, images: Sequence[MeasuredImage], measure: str) -> float:
         """Return a measure of images together: objects by image or area, or the median of all objects; NaN of none."""
@@ -93,10 +87,8 @@ class Conditions:
         if measure == COUNT:
             return count / len(images)
         if measure == DENSITY:
-            square = sum(image.square_micrometres for image in images)
-            return (
-                count / square * 1e6 if "mm2" in self.columns[DENSITY] else count / sum(i.pixels for i in images) * 1e6
-            )
+            area = sum(image.square_micrometres if self.length_unit == "um" else image.pixels for image in images)
+            return count / area * 1e6
         sizes = self.sizes(images, measure)
         return float(np.median(sizes)) if len(sizes) else math.nan
 
@@ -108,7 +100,8 @@ class Conditions:
     def values(self, measure: str) -> dict[str, np.ndarray]:
         """Return the values (U,) of the units of every condition."""
         return {
-            name: np.array([self.value(images, measure) for images in self.units(name).values()]) for name in self.names
+            name: np.array([self.value(images, measure) for images in units.values()])
+            for name, units in self.units.items()
         }
 
     def image_rows(self) -> list[list[Any]]:
@@ -128,14 +121,14 @@ class Conditions:
         header = ["condition", "units", "images", "objects"]
         header += [f"{self.columns[name]}_{part}" for name in MEASURES for part in ("median", "q25", "q75")]
         rows: list[list[Any]] = [header]
-        for name in self.names:
-            units = self.units(name)
-            images = [image for some in units.values() for image in some]
+        values = {measure: self.values(measure) for measure in MEASURES}
+        for name, units in self.units.items():
+            images = self.images_of(name)
             row = [name, len(units), len(images), sum(image.count for image in images)]
             for measure in MEASURES:
-                values = self.values(measure)[name]
-                values = values[~np.isnan(values)]
-                parts = np.percentile(values, [50, 25, 75]) if len(values) else [math.nan] * 3
+                known = values[measure][name]
+                known = known[~np.isnan(known)]
+                parts = np.percentile(known, [50, 25, 75]) if len(known) else [math.nan] * 3
                 row += [number(part) for part in parts]
             rows.append(row)
         return rows

@@ -6,6 +6,8 @@ has x0 = 3 and x1 = 6, and its width is x1 - x0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -40,3 +42,38 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     limits = np.array([width, height, width, height], dtype=np.float32)
     return np.clip(boxes, 0, limits)
+
+
+def boxes_by_tile(
+    boxes: np.ndarray, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]], height: int, width: int
+) -> tuple[list[tuple[int, int, np.ndarray]], np.ndarray]:
+    """Find for boxes (N, 4) the tile of a grid in which each is deepest: farthest from the sides that cut the image.
+
+    rows, columns: (start, end) of each, in an image height x width.
+
+    Returns:
+        (row, column, positions (n,) int64 of its boxes) of every tile that has any; the positions of the boxes that no
+        tile shows whole.
+    """
+    row, is_whole_y = _deepest(boxes[:, 1], boxes[:, 3], rows, height)
+    column, is_whole_x = _deepest(boxes[:, 0], boxes[:, 2], columns, width)
+    place, is_whole = row * len(columns) + column, is_whole_y & is_whole_x
+    inside = np.flatnonzero(is_whole)
+    inside = inside[np.argsort(place[inside], kind="stable")]
+    groups = np.split(inside, np.flatnonzero(np.diff(place[inside])) + 1) if len(inside) else []
+    tiles = [(int(row[group[0]]), int(column[group[0]]), group) for group in groups]
+    return tiles, np.flatnonzero(~is_whole)
+
+
+def _deepest(
+    low: np.ndarray, high: np.ndarray, ranges: Sequence[tuple[int, int]], length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The range in which each of N intervals is farthest from both ends, and whether it is whole there; ends of the
+    image cut nothing.
+    """
+    start, end = np.array(ranges).T
+    before = np.where(start > 0, low[:, None] - start, np.inf)
+    after = np.where(end < length, end - high[:, None], np.inf)
+    depth = np.minimum(before, after)
+    best = depth.argmax(axis=1)
+    return best, depth[np.arange(len(low)), best] >= 0

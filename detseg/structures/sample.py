@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,11 @@ def parse_pixel_size(value: Any, source: str) -> PixelSize:
             "[y, x]"
         )
     return float(edges[0]), float(edges[1])
+
+
+def pixel_size_of(fields: Mapping[str, Any], source: str) -> PixelSize | None:
+    """Return what the fields of an image say of its pixel size, as `parse_pixel_size`; None where they say nothing."""
+    return None if fields.get(FIELD) is None else parse_pixel_size(fields[FIELD], source)
 
 
 def parse_pixel_size_text(text: str, source: str) -> PixelSize:

@@ -99,6 +99,10 @@ class Study:
 
     @property
     def folds(self) -> int:
+        """How many folds `split` makes."""
+        given = dict(zip(self.split, self.split[1:], strict=False)).get("--folds", "5")
+        return int(given) if given.isdecimal() else 0
+
     @classmethod
     def load(cls, named: str) -> Study:
         """Read a file. Raises DetsegError with all that is wrong in it."""

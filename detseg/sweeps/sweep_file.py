@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, all_problems
-from detseg.files.plain_yaml import read_yaml
+from detseg.files.plain_yaml import read_text
 from detseg.sweeps.metrics import PROGRAMS, Metric, read_metric
 from detseg.sweeps.parameters import Parameter, nested, read_parameters
 
@@ -110,7 +111,8 @@ def read_sweep_file(path: Path) -> SweepFile:
     """
     if not path.exists():
         raise ConfigError(f"{path}: there is no such sweep file; detseg's own are in configs/sweeps")
-    given = read_yaml(path)
+    text = read_text(path)
+    given = parse_plain_yaml(text, str(path))
     if not isinstance(given, Mapping):
         raise ConfigError(f"{path}: expected the sections of a sweep file: program, method, metric, parameters")
     problems: list[str] = [

@@ -215,7 +215,7 @@ def test_solidity_tells_two_merged_objects_from_one() -> None:
     labels[(y - 15) ** 2 + (x - 15) ** 2 < 100] = 1
     labels[((y - 40) ** 2 + (x - 15) ** 2 < 100) | ((y - 40) ** 2 + (x - 34) ** 2 < 100)] = 2
     labels[1, 58] = 3
-    shares = solidity(labels, 3)
+    shares = solidity(labels)
     assert shares[0] > 0.95
     assert shares[1] < 0.92
     assert shares[2] == 1

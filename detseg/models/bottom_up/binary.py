@@ -56,7 +56,7 @@ class BinaryUNet(UNet):
         else:
             distance = ndimage.distance_transform_edt(mask).astype(np.float32)
             labels = watershed_from_peaks(distance, mask, _PEAK)
-        return labels, solidity(labels, int(labels.max()))
+        return labels, solidity(labels)
 
 
 def foreground_losses(options: UNetOptions, logits: Tensor, target: Tensor, share: Tensor) -> dict[str, Tensor]:

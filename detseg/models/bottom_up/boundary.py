@@ -60,4 +60,4 @@ class BoundaryUNet(UNet):
         """See UNet.objects."""
         seeds = components((maps.argmax(axis=0) == INSIDE) & mask, connectivity=2)
         labels = grown(seeds, mask)
-        return labels, solidity(labels, int(labels.max()))
+        return labels, solidity(labels)

@@ -18,7 +18,7 @@ from scipy.spatial.distance import pdist
 from skimage.measure import label as components
 
 from detseg.data.augment.resampling import resize_image
-from detseg.models.bottom_up.growing import grown_by_likeness, unit_vectors
+from detseg.models.bottom_up.growing import directions, grown_by_likeness, unit_vectors
 
 AGGLOMERATIVE, MEAN_SHIFT, HDBSCAN = "agglomerative", "mean_shift", "hdbscan"
 INSTALL = 'it needs the package scikit-learn: pip install "detseg[embedding]"'
@@ -46,10 +46,12 @@ def objects_by_clustering(
     clusters = np.zeros((rows, columns), dtype=np.int32)
     regions = components(inside, connectivity=2)
     order = np.argsort(regions.ravel(), kind="stable")
-    for start, stop in itertools.pairwise(np.cumsum(np.bincount(regions.ravel()))):
+    count = 0
+    for start, stop in itertools.pairwise(np.cumsum(np.bincount(regions.ravel()))):  # but for the background
         pixels = order[start:stop]
         found = clusters_of(vectors.reshape(len(vectors), -1)[:, pixels].T, method, similarity)
-        clusters.flat[pixels] = np.where(found > 0, found + clusters.max(), 0)
+        clusters.flat[pixels] = np.where(found > 0, found + count, 0)
+        count += found.max()
     labels = grown_by_likeness(eroded_pieces(clusters), inside, vectors, similarity)
     ys = (np.arange(height) + 0.5) * rows / height
     xs = (np.arange(width) + 0.5) * columns / width
@@ -95,12 +97,12 @@ def clusters_of(vectors: np.ndarray, method: str, similarity: float) -> np.ndarr
         clusterer = cluster.HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, allow_single_cluster=True, copy=True)
         found = clusterer.fit_predict(chosen) + 1  # 0 is noise
         if found.max() > 1:  # its own limit of distances, cluster_selection_epsilon, fails with NumPy 2
-            found = np.append(0, _linked(_means(chosen, found), similarity))[found]
+            found = np.append(0, _linked(_mean_directions(chosen, found), similarity))[found]
     if not found.any():
         return np.ones(len(vectors), dtype=np.int64)
     if step == 1 and found.all():
         return found
-    return (vectors @ _means(chosen, found).T).argmax(axis=1) + 1
+    return (vectors @ _mean_directions(chosen, found).T).argmax(axis=1) + 1
 
 
 def _linked(vectors: np.ndarray, similarity: float) -> np.ndarray:
@@ -112,7 +114,8 @@ def _linked(vectors: np.ndarray, similarity: float) -> np.ndarray:
     return fcluster(tree, 1 - similarity, "distance")
 
 
-def _means(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """The mean direction (K, D) of clusters 1..K (P,) of vectors (P, D)."""
-    means = [vectors[clusters == number].mean(axis=0) for number in range(1, clusters.max() + 1)]
-    return unit_vectors(np.stack(means, axis=1)[:, :, None])[:, :, 0].T
+def _mean_directions(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """The mean direction (K, D) float32 of clusters 1..K (P,), 0 for none, of vectors (P, D)."""
+    sums = np.zeros((clusters.max() + 1, vectors.shape[1]))
+    np.add.at(sums, clusters, vectors)
+    return directions(sums[1:]).astype(np.float32)

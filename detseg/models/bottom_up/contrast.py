@@ -70,12 +70,12 @@ def sampled_pixels(usable: Tensor, options: ContrastOptions) -> Iterator[tuple[T
         yield ys[chosen], xs[chosen]
         return
     for centre in _drawn(len(ys), options.windows).tolist():
-        # the window lies anywhere over its pixel, so that pixels at the border of objects are not rarer
+        # its pixel is anywhere in the window, so that pixels at the border of objects are not rarer
         top, left = (int(line[centre]) - int(torch.randint(options.window, ())) for line in (ys, xs))
-        inside = (ys >= top) & (ys < top + options.window) & (xs >= left) & (xs < left + options.window)
-        (inside,) = inside.nonzero(as_tuple=True)
+        y0, x0 = max(top, 0), max(left, 0)
+        inside = usable[y0 : top + options.window, x0 : left + options.window].nonzero()
         chosen = inside[_drawn(len(inside), options.samples // options.windows).to(ys.device)]
-        yield ys[chosen], xs[chosen]
+        yield chosen[:, 0] + y0, chosen[:, 1] + x0
 
 
 def _drawn(count: int, samples: int) -> Tensor:

@@ -31,12 +31,13 @@ def predictions_of_labels(
     threshold: of the foreground. limit: the most objects.
     """
     numbers = np.arange(1, len(quality) + 1)
-    scores = ndimage.mean(foreground, labels, numbers) * quality if len(numbers) else quality
-    classes = np.zeros(len(numbers), dtype=np.int64)
-    if class_maps is not None and len(numbers):
-        classes = np.stack([ndimage.mean(one, labels, numbers) for one in class_maps]).argmax(axis=0)
+    scores, classes, windows = quality, np.zeros(len(numbers), dtype=np.int64), []
+    if len(numbers):  # SciPy measures no empty list
+        scores = ndimage.mean(foreground, labels, numbers) * quality
+        windows = ndimage.find_objects(labels)
+        if class_maps is not None:
+            classes = np.stack([ndimage.mean(one, labels, numbers) for one in class_maps]).argmax(axis=0)
     order = np.argsort(-scores, kind="stable")[:limit]
-    windows = ndimage.find_objects(labels, len(numbers)) if len(numbers) else []
     windows = [windows[index] for index in order]
     boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in windows], dtype=np.float32)
     rles = rle_codec.encode_labels(labels, len(numbers))
@@ -70,14 +71,14 @@ def _soft_mask(labels: np.ndarray, foreground: np.ndarray, number: int, threshol
     return quantise(np.where(own | (labels == 0), stretched, 0.0).clip(0, 1))
 
 
-def solidity(labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the share (count,) of every object in its convex hull: what two merged objects leave open lowers it."""
-    shares = np.ones(count)
-    for number, window in enumerate(ndimage.find_objects(labels, count), start=1):
+def solidity(labels: np.ndarray) -> np.ndarray:
+    """Return the share (N,) of every object in its convex hull: what two merged objects leave open lowers it."""
+    shares = []
+    for number, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = (labels[window] == number).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         hull = cv2.convexHull(np.concatenate(outlines))
         # Pick's theorem: the pixels in a polygon through pixel centres
         pixels = cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
-        shares[number - 1] = min(int(mask.sum()) / pixels, 1.0)
-    return shares
+        shares.append(min(int(mask.sum()) / pixels, 1.0))
+    return np.array(shares)

@@ -44,9 +44,14 @@ class EmbeddingOptions(UNetOptions):
     contrast: ContrastOptions = part(ContrastOptions)
 
     @property
+    def tells_classes(self) -> bool:
+        """Whether classes of pixels are told from the embedding, in place of heads for foreground and seeds."""
+        return self.contrast.loss == BINARY
+
+    @property
     def pixel_classes(self) -> int:
         """Classes of pixels, of which CLASS_WEIGHTS has a value each."""
-        return 3 if self.contrast.loss == BINARY else 2
+        return 3 if self.tells_classes else 2
 
     def check(self, problems: Problems) -> None:
         super().check(problems)
@@ -65,7 +70,7 @@ class PixelEmbedding(UNet):
     def system_heads(self) -> Mapping[str, int]:
         """See UNet."""
         heads = {"embedding": self.options.size}
-        return heads if self.options.contrast.loss == BINARY else heads | {"foreground": 1, "seed": 1}
+        return heads if self.options.tells_classes else heads | {"foreground": 1, "seed": 1}
 
     @property
     def system_maps(self) -> tuple[str, ...]:
@@ -74,13 +79,13 @@ class PixelEmbedding(UNet):
 
     def __init__(self, options: EmbeddingOptions) -> None:
         super().__init__(options)
-        if options.contrast.loss == BINARY:
+        if options.tells_classes:
             # one layer between: embeddings of many objects are all inside, and their edges alike to them
             self.pixels = nn.Sequential(nn.Conv2d(options.size, 32, 1), nn.ReLU(), nn.Conv2d(32, 3, 1))
 
     def targets(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         """See UNet.targets."""
-        if self.options.contrast.loss == BINARY:
+        if self.options.tells_classes:
             return {"labels": labels, "pixels": pixel_classes(labels, self.options.boundary_width)}
         return {"labels": labels, "foreground": labels > 0, "seed": edge_distances(labels)}
 
@@ -88,9 +93,11 @@ class PixelEmbedding(UNet):
         self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], share: Tensor
     ) -> dict[str, Tensor]:
         """See UNet.system_losses."""
-        contrast, options = self.options.contrast, self.options.losses
-        losses = {"loss_embedding": embedding_loss(logits["embedding"], targets["labels"], share, contrast)}
-        if contrast.loss == BINARY:
+        options = self.options.losses
+        losses = {
+            "loss_embedding": embedding_loss(logits["embedding"], targets["labels"], share, self.options.contrast)
+        }
+        if self.options.tells_classes:
             own, target = logits["pixels"], targets["pixels"]
             losses |= class_losses("pixels", own, target, share, options.names, options.class_weights)
             return losses | pixel_ious(own, target, share, ("inside", "boundary"))
@@ -100,7 +107,7 @@ class PixelEmbedding(UNet):
 
     def system_maps_of(self, logits: Mapping[str, Tensor]) -> Tensor:
         """See UNet.system_maps_of."""
-        if self.options.contrast.loss == BINARY:
+        if self.options.tells_classes:
             background, inside, _ = logits["pixels"].float().softmax(dim=1).unbind(dim=1)
             own = [(1 - background)[:, None], inside[:, None]]
         else:
@@ -109,7 +116,7 @@ class PixelEmbedding(UNet):
 
     def compared_pixels(self, maps: np.ndarray, labels: np.ndarray) -> ClassMasks:
         """See UNet.compared_pixels."""
-        if self.options.contrast.loss != BINARY:
+        if not self.options.tells_classes:
             return {}
         foreground, inside = maps[:2]
         return compared_classes(
@@ -125,11 +132,11 @@ class PixelEmbedding(UNet):
             labels = objects_from_seeds(height, mask, unit, threshold=options.seed_threshold, similarity=similarity)
         else:
             labels = objects_by_clustering(mask, unit, method=options.objects, grid=options.grid, similarity=similarity)
-        return labels, np.linalg.norm(mean_vectors(labels, unit, int(labels.max()))[1:], axis=1).clip(0, 1)
+        return labels, np.linalg.norm(mean_vectors(labels, unit)[1:], axis=1).clip(0, 1)
 
     def _logits(self, images: Tensor) -> dict[str, Tensor]:
         logits = super()._logits(images)
         logits["embedding"] = F.normalize(logits["embedding"].float(), dim=1)
-        if self.options.contrast.loss == BINARY:
+        if self.options.tells_classes:
             logits["pixels"] = self.pixels(logits["embedding"])
         return logits

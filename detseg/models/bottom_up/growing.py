@@ -34,13 +34,19 @@ def density(unit: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.maximum(3 * agreement - 2, 0)
 
 
-def mean_vectors(labels: np.ndarray, unit: np.ndarray, count: int) -> np.ndarray:
-    """Return the mean embedding (count + 1, D) float32 of the pixels of labels 0 (zeros), 1, ..., count."""
+def mean_vectors(labels: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Return the mean embedding (N + 1, D) float32 of the pixels of labels 0 (zeros), 1, ..., N."""
     flat = labels.ravel()
     (chosen,) = np.nonzero(flat)
-    sums = [np.bincount(flat[chosen], plane.ravel()[chosen], minlength=count + 1) for plane in unit]
-    numbers = np.bincount(flat[chosen], minlength=count + 1)
-    return (np.stack(sums, axis=1) / np.maximum(numbers, 1)[:, None]).astype(np.float32)
+    chosen_labels, size = flat[chosen], int(flat.max()) + 1
+    sums = [np.bincount(chosen_labels, plane.ravel()[chosen], size) for plane in unit]
+    pixels = np.maximum(np.bincount(chosen_labels, minlength=size), 1)
+    return (np.stack(sums, axis=1) / pixels[:, None]).astype(np.float32)
+
+
+def directions(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors (N, D) to length 1; those of zero stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def objects_from_seeds(
@@ -50,8 +56,7 @@ def objects_from_seeds(
     the mask, and are joined where they touch and their embeddings are alike.
     """
     _, seeds = cv2.connectedComponents(((height >= threshold) & mask).astype(np.uint8), connectivity=8)
-    means = mean_vectors(seeds, unit, int(seeds.max()))
-    return joined(grown_by_likeness(seeds, mask, unit, similarity), means, similarity)
+    return joined(grown_by_likeness(seeds, mask, unit, similarity), mean_vectors(seeds, unit), similarity)
 
 
 def grown_by_likeness(seeds: np.ndarray, mask: np.ndarray, unit: np.ndarray, similarity: float) -> np.ndarray:
@@ -61,9 +66,7 @@ def grown_by_likeness(seeds: np.ndarray, mask: np.ndarray, unit: np.ndarray, sim
     first pass only pixels of at least `similarity` do, so that no seed takes another's because it was there first.
     """
     seeds = np.where(mask, seeds, 0).astype(np.int32)
-    count = int(seeds.max())
-    means = mean_vectors(seeds, unit, count)
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    means = directions(mean_vectors(seeds, unit))
     width = mask.shape[1] + 2
     around = np.array([y * width + x for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
     labels, left = (np.pad(array, 1).ravel() for array in (seeds, mask & (seeds == 0)))
@@ -93,7 +96,7 @@ def grown_by_likeness(seeds: np.ndarray, mask: np.ndarray, unit: np.ndarray, sim
             left[active] = False
     labels, left = (array.reshape(-1, width)[1:-1, 1:-1] for array in (labels, left))
     alone = components(left, connectivity=2)
-    return np.where(left, alone + count, labels).astype(np.int32)
+    return np.where(left, alone + len(means) - 1, labels).astype(np.int32)
 
 
 def joined(labels: np.ndarray, means: np.ndarray, similarity: float) -> np.ndarray:
@@ -106,7 +109,7 @@ def joined(labels: np.ndarray, means: np.ndarray, similarity: float) -> np.ndarr
         touch = (first != second) & (first > 0) & (second > 0) & (np.maximum(first, second) < len(means))
         pairs.append(np.stack([first[touch], second[touch]]))
     first, second = np.unique(np.concatenate(pairs, axis=1), axis=1)
-    means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    means = directions(means)
     alike = np.einsum("pd,pd->p", means[first], means[second]) >= similarity
     count = int(labels.max())
     links = coo_array((alike[alike], (first[alike], second[alike])), shape=(count + 1, count + 1))

@@ -132,16 +132,16 @@ class InstanceUNet(UNet):
         distance = own[DISTANCE][0]
         if self.options.objects_from == STARS:
             labels = objects_of_stars(own[STARS], distance, mask)
-            return labels, agreement(labels, distance)
+            return labels, distance_agreement(labels, distance)
         height = distance - own[BOUNDARY][0] if BOUNDARY in own else distance
         labels = watershed_from_peaks(height, mask, self.options.seed_depth)
-        return labels, solidity(labels, int(labels.max()))
+        return labels, solidity(labels)
 
 
 DistanceUNet = InstanceUNet  # its name while the distance was its only head, which runs and weights files have
 
 
-def agreement(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
+def distance_agreement(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """Return how far the distances of every object (N,) in [0, 1] are those that were predicted (H, W): the sum over
     its pixels of the smaller by the sum of the larger.
     """

@@ -14,7 +14,7 @@ from skimage.morphology import local_maxima
 
 from detseg.data.pixel_classes import grown
 from detseg.fusion.suppression import OverlapMeasure, keep_best
-from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import MaskCrop, paint, runs_of_crops
 from detseg.structures.overlaps import PackedMasks
 
 _LEAST_PEAK = 0.2  # what is less far from the edge than this, of 1 in the middle, begins no shape
@@ -85,7 +85,7 @@ def objects_of_stars(distances: np.ndarray, edge_distance: np.ndarray, mask: np.
     ys, xs = np.array(ndimage.maximum_position(-_to_mean(peaks, found), peaks, found)).T
     order = np.argsort(-edge_distance[ys, xs], kind="stable")
     directions = ray_directions(len(distances))
-    rles, crops = [], []
+    shapes = []
     for y, x in zip(ys[order], xs[order], strict=True):
         outline = np.array([y, x]) + directions * distances[:, y, x, None]
         top, left = np.maximum(np.floor(outline.min(axis=0)).astype(int), 0)
@@ -95,15 +95,11 @@ def objects_of_stars(distances: np.ndarray, edge_distance: np.ndarray, mask: np.
         shape[polygon(outline[:, 0] - top, outline[:, 1] - left, window.shape)] = True
         shape[y - top, x - left] = True
         shape &= window == parts[y, x]
-        crops.append((shape, top, left))
-        rles.append(rle_codec.encode_crop(shape, left, top, *mask.shape))
-    measure = OverlapMeasure.of_masks(PackedMasks(rle_codec.read_runs(rles)))
-    limits = np.full(len(rles), _OVERLAP)
-    kept = np.flatnonzero(keep_best(measure.close_pairs(np.zeros(len(rles), np.int64), limits), measure, limits))
-    labels = np.zeros(mask.shape, dtype=np.int32)
-    for number, index in reversed(list(enumerate(kept, start=1))):  # the best are on top
-        shape, top, left = crops[index]
-        labels[top : top + shape.shape[0], left : left + shape.shape[1]][shape] = number
+        shapes.append(MaskCrop(shape, int(left), int(top)))
+    measure = OverlapMeasure.of_masks(PackedMasks(runs_of_crops(shapes, *mask.shape)))
+    limits = np.full(len(shapes), _OVERLAP)
+    kept = np.flatnonzero(keep_best(measure.close_pairs(np.zeros(len(shapes), np.int64), limits), measure, limits))
+    labels, _ = paint(shapes, kept, *mask.shape)
     return grown(np.unique(labels, return_inverse=True)[1].reshape(mask.shape), mask)
 
 

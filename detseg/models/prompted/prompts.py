@@ -89,24 +89,20 @@ def _on_neighbours(
     boxes: np.ndarray, crops: Sequence[MaskCrop] | None, inside: Sequence[np.ndarray], count: int
 ) -> list[np.ndarray]:
     """Return for every object the first points of its nearest neighbours, (n, 2) float32."""
-    if not count or len(boxes) < 2:
-        return [np.zeros((0, 2), dtype=np.float32)] * len(boxes)
-    first = np.array([one[0] if len(one) else (np.inf, np.inf) for one in inside], dtype=np.float32)
-    known = np.flatnonzero(np.isfinite(first).all(axis=1))
-    if not len(known):
-        return [np.zeros((0, 2), dtype=np.float32)] * len(boxes)
-    tree = cKDTree(first[known])
+    found = [np.zeros((0, 2), dtype=np.float32)] * len(boxes)
+    known = [index for index, points in enumerate(inside) if len(points)]
+    if not count or len(known) < 2:
+        return found
+    first = np.array([inside[index][0] for index in known])
+    tree = cKDTree(first)
     reach = 2 * np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
-    found = []
-    for index, (box, point) in enumerate(zip(boxes, first, strict=True)):
-        near = np.zeros(0, dtype=np.int64)
-        if np.isfinite(point).all():
-            # As many as may be in the own mask, too, are asked for.
-            distances, places = tree.query(point, k=min(2 * count + 1, len(known)), distance_upper_bound=reach[index])
-            near = known[np.atleast_1d(places)[np.isfinite(np.atleast_1d(distances))]]
-        others = first[near[near != index]]
-        is_own = _covers(others, box, None if crops is None else crops[index])
-        found.append(others[~is_own][:count])
+    for place, index in enumerate(known):
+        # As many as may be in the own mask, too, are asked for.
+        distances, near = tree.query(first[place], k=min(2 * count + 1, len(known)), distance_upper_bound=reach[index])
+        near = near[np.isfinite(distances)]
+        others = first[near[near != place]]
+        is_own = _covers(others, boxes[index], None if crops is None else crops[index])
+        found[index] = others[~is_own][:count]
     return found
 
 

@@ -86,8 +86,7 @@ def _draw(
     """Yield the position of every object with what SAM draws of it: windows one after the other, prompts in batches."""
     prompts = make_prompts(boxes, crops, options.prompts)
     height, width = rgb.shape[:2]
-    cut = {"tile": options.tile, "overlap": options.overlap}
-    for window, indices in windows_of_boxes(height, width, boxes, **cut):
+    for window, indices in windows_of_boxes(height, width, boxes, tile=options.tile, overlap=options.overlap):
         x0, y0, x1, y1 = window
         embedding = sam.embed(np.ascontiguousarray(rgb[y0:y1, x0:x1]))
         for start in range(0, len(indices), options.batch):
