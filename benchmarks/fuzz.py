@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz.py [--kinds coco image ...] [--cases 1000] [--first 0] [--seed 0] [--failures fuzz_failures]
 
-The inputs are those of fuzz_inputs.py: valid files, changed. Each is read in a child process, many one after the
-other, that may take 2 GB more than it began with and 30 s of processor time an input. Anything but an answer or a
-DetsegError that names the file (another exception, the end of the process, memory or time beyond the limits) is a
+Inputs are the valid files of fuzz_inputs.py, changed by fuzz_changes.py. Each is read in a child process, many one
+after the other, that may take 2 GB more than it began with and 30 s of processor time an input. Anything but an answer
+or a DetsegError that names the file (another exception, the end of the process, memory or time beyond the limits) is a
 failure: its input is saved, and the exit status is 1. `--cases` are those of every kind; the same seed gives the same
 inputs, and `--first` goes on where an earlier run ended.
 
@@ -35,6 +35,7 @@ import fuzz_inputs as inputs
 import numpy as np
 import torch
 import yaml
+from fuzz_changes import change_archive, change_bytes, change_json, change_parts, change_rle, change_text, change_yaml
 from fuzz_inputs import SIDE
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
@@ -166,7 +167,7 @@ def read_yolo(path: Path) -> None:
 
 def settings_kind(settings: Any) -> Kind:
     valid = yaml.safe_dump(settings().to_dict()).encode()
-    return Kind(".yaml", lambda: [valid], settings.load, inputs.change_yaml)
+    return Kind(".yaml", lambda: [valid], settings.load, change_yaml)
 
 
 def bytes_kind(suffix: str, make: Any, read: Callable[..., Any], change: Any, *sides: int) -> Kind:
@@ -174,33 +175,31 @@ def bytes_kind(suffix: str, make: Any, read: Callable[..., Any], change: Any, *s
 
 
 KINDS = {
-    "image": Kind(".bin", inputs.make_images, read_image, inputs.change_bytes),
-    "npy": Kind(".npy", inputs.make_npy, read_image, inputs.change_bytes),
-    "zarr": Kind(".zip", inputs.make_zarr, read_zarr, inputs.change_parts),
-    "labels": Kind(".tif", inputs.make_labels, read_label_image, inputs.change_bytes),
-    "coco": Kind(".json", inputs.make_coco, read_coco, inputs.change_json),
-    "predictions": Kind(
-        ".json", inputs.make_predictions, lambda path: list(read_predictions(path)), inputs.change_json
-    ),
-    "config": Kind(".yaml", lambda: [inputs.CONFIG], load_config, inputs.change_yaml),
+    "image": Kind(".bin", inputs.make_images, read_image, change_bytes),
+    "npy": Kind(".npy", inputs.make_npy, read_image, change_bytes),
+    "zarr": Kind(".zip", inputs.make_zarr, read_zarr, change_parts),
+    "labels": Kind(".tif", inputs.make_labels, read_label_image, change_bytes),
+    "coco": Kind(".json", inputs.make_coco, read_coco, change_json),
+    "predictions": Kind(".json", inputs.make_predictions, lambda path: list(read_predictions(path)), change_json),
+    "config": Kind(".yaml", lambda: [inputs.CONFIG], load_config, change_yaml),
     "postprocess": settings_kind(Postprocess),
     "fusion": settings_kind(FusionOptions),
-    "catalog": Kind(".yaml", lambda: [inputs.CATALOG], read_sets, inputs.change_yaml),
-    "sources": Kind(".yaml", lambda: [inputs.SOURCES], lambda _: read_download_table(), inputs.change_yaml),
-    "classes": Kind(".yaml", lambda: [b"tumor: cancer\nstroma: null\n3: cancer\n"], read_class_map, inputs.change_yaml),
-    "folds": Kind(".yaml", lambda: [b"0: [a.png, b.png]\n1: [c.png]\n"], read_index, inputs.change_yaml),
-    "table": Kind(".csv", lambda: inputs.FOLDS, read_index, inputs.change_text),
-    "submission": Kind(".csv", lambda: inputs.SUBMISSIONS, read_masks_of_submission, inputs.change_text),
-    "yolo": Kind(".txt", lambda: [b"0 0.5 0.5 0.1 0.2\n1 0.2 0.3 0.1 0.1 0.9\n"], read_yolo, inputs.change_text),
-    "image_list": Kind(".txt", lambda: [b"a.png\n# b\n../c/*.png\n."], find, inputs.change_text),
-    "split_list": Kind(".txt", lambda: [b"a.png\nb/c.png # note\n"], read_lists, inputs.change_text),
-    "geojson": bytes_kind(".geojson", inputs.make_geojson, read_features, inputs.change_json, SIDE, SIDE),
-    "roi": bytes_kind(".zip", inputs.make_rois, read_roi_file, inputs.change_archive, SIDE, SIDE),
-    "cellpose": bytes_kind("_seg.npy", inputs.make_cellpose, read_seg_npy, inputs.change_bytes),
-    "archive": Kind(".zip", inputs.make_archives, read_archive, inputs.change_archive),
-    "weights": Kind(".pth", inputs.make_weights, read_weights_of_kind, inputs.change_archive),
-    "checkpoint": Kind(".pth", inputs.make_checkpoints, read_checkpoint, inputs.change_archive),
-    "rle": Kind(".json", lambda: [b""], read_rle, inputs.change_rle),
+    "catalog": Kind(".yaml", lambda: [inputs.CATALOG], read_sets, change_yaml),
+    "sources": Kind(".yaml", lambda: [inputs.SOURCES], lambda _: read_download_table(), change_yaml),
+    "classes": Kind(".yaml", lambda: [b"tumor: cancer\nstroma: null\n3: cancer\n"], read_class_map, change_yaml),
+    "folds": Kind(".yaml", lambda: [b"0: [a.png, b.png]\n1: [c.png]\n"], read_index, change_yaml),
+    "table": Kind(".csv", lambda: inputs.FOLDS, read_index, change_text),
+    "submission": Kind(".csv", lambda: inputs.SUBMISSIONS, read_masks_of_submission, change_text),
+    "yolo": Kind(".txt", lambda: [b"0 0.5 0.5 0.1 0.2\n1 0.2 0.3 0.1 0.1 0.9\n"], read_yolo, change_text),
+    "image_list": Kind(".txt", lambda: [b"a.png\n# b\n../c/*.png\n."], find, change_text),
+    "split_list": Kind(".txt", lambda: [b"a.png\nb/c.png # note\n"], read_lists, change_text),
+    "geojson": bytes_kind(".geojson", inputs.make_geojson, read_features, change_json, SIDE, SIDE),
+    "roi": bytes_kind(".zip", inputs.make_rois, read_roi_file, change_archive, SIDE, SIDE),
+    "cellpose": bytes_kind("_seg.npy", inputs.make_cellpose, read_seg_npy, change_bytes),
+    "archive": Kind(".zip", inputs.make_archives, read_archive, change_archive),
+    "weights": Kind(".pth", inputs.make_weights, read_weights_of_kind, change_archive),
+    "checkpoint": Kind(".pth", inputs.make_checkpoints, read_checkpoint, change_archive),
+    "rle": Kind(".json", lambda: [b""], read_rle, change_rle),
 }
 # Whose messages need not name the file: no file, or what it names.
 NAMELESS = ("rle", "image_list")

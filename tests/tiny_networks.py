@@ -10,3 +10,13 @@ TINY_RCNN = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
 }
+# Two iterations, a checkpoint after each, and nothing that is only looked at.
+TWO_ITERATIONS = {
+    "SOLVER.MAX_ITER": 2,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.OVERLAYS": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+}

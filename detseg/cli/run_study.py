@@ -1,4 +1,4 @@
-"""`detseg run_study`: many trainings and what is made of them, as one work that goes on after any kill."""
+"""`detseg run_study`: many trainings and what is made of them, as stages that resume after any interruption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Run a study: prepare and split data, train models in folds, predict, label, fuse, tune, evaluate and
 submit, and compare the rows of its table with intervals. What is done is not done again unless its settings, data or
-code have changed. Killed at any moment, the same command goes on; started on several machines that share the folder,
+code have changed. Killed at any moment, the same command resumes; started on several machines that share the folder,
 they share the stages."""
 DEFAULT_PARENT = Path("runs") / "studies"
 

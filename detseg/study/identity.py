@@ -1,4 +1,4 @@
-"""What a stage depends on, as hashes: words, configuration, the data that it reads, its code, what is before.
+"""What a stage depends on, as hashes: its words, configuration, data and code, and the stages before it.
 
 A stage whose parts are the same has been done. Data are hashed by content: a copy on another machine is the same.
 """
@@ -79,7 +79,7 @@ def differences(before: Parts, now: Parts) -> list[str]:
 
 
 def _set_identity(name: str) -> str:
-    """A data set from outside of the study: its file and its images."""
+    """A data set that no stage makes: its file and its images."""
     entry = find_dataset(name)
     if entry.generator:
         return f"{entry.generator} {dict(entry.options)}"

@@ -134,7 +134,7 @@ class Plan:
         if self.record(task) is not None:
             return DONE, ""
         if self.path(task, ".log").is_file():
-            return BEGUN, "goes on" if task.stage.kind == "train" else "is run again"
+            return BEGUN, "resumes" if task.stage.kind == "train" else "is run again"
         before = self.records(task.stage.name)
         if before:
             return CHANGED, "other " + ", ".join(differences(before[0]["parts"], self.parts[task.stage.name]))

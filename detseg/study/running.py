@@ -1,7 +1,7 @@
-"""Stages are run: each once, those that do not need one another side by side, in processes here or on a Ray cluster.
+"""Runs stages: each once, independent ones side by side, in processes on this machine or on a Ray cluster.
 
-A task is done when its command has ended well; only then its record is written. Commands write their outputs whole or
-not at all, and trainings go on from their checkpoint: so a task that was killed is run again. A task belongs to who
+A task is done when its command has succeeded; only then its record is written. Commands write their outputs whole or
+not at all, and trainings resume from their checkpoint: a task that was killed is run again. A task belongs to whoever
 holds its lock, so that several machines can work in one folder.
 """
 
@@ -30,11 +30,11 @@ from detseg.study.plan import Plan, read_record
 
 logger = logging.getLogger(__name__)
 
-# How often a process that is killed from outside is started again.
+# How often a process that was killed by a signal is started in all.
 MOST_STARTS = 3
 # Commands that compute with a network.
 ON_GPU = ("train_net", "predict")
-# While it is there, tasks on other machines end, to be continued later.
+# While it exists, tasks on other machines end, to be resumed later.
 STOP_FILE = ".stop"
 Stopped = Callable[[], bool]
 Spec = Mapping[str, Any]
@@ -62,13 +62,13 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
         for file in spec["files"]:
             make_folder(Path(file).parent)
         started, group = time.monotonic(), {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", spec["group"])}
-        for _ in range(MOST_STARTS):
+        for start in range(1, MOST_STARTS + 1):
             status = run_command(_words_of(spec), paths["log"], {**group, **environment}, stopped)
             if status is None:
                 return None
             if status >= 0:
                 break
-            logger.warning("%s was ended from outside (%d): it goes on", spec["name"], status)
+            logger.warning("%s was killed by signal %d (start %d of %d)", spec["name"], -status, start, MOST_STARTS)
         if status == 1 and spec["words"][0] == "predict":  # some images could not be read; all others are there
             logger.warning("%s: %s", spec["name"], last_words(paths["log"]))
         elif status:
@@ -82,7 +82,7 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
 
 
 def _words_of(spec: Spec) -> list[str]:
-    """The words with which a task begins, or goes on."""
+    """The words with which a task begins, or resumes."""
     if not spec["run"]:
         return [*spec["words"], "--overwrite"]
     # Without a configuration nothing has begun there.
@@ -91,19 +91,19 @@ def _words_of(spec: Spec) -> list[str]:
 
 
 class Runner(Protocol):
-    """Who runs tasks."""
+    """What runs tasks."""
 
     def start(self, spec: Spec) -> Any:
-        """Begin a task; return what stands for it."""
+        """Start a task; return its handle."""
 
     def wait(self, running: Sequence[Any]) -> list[Any]:
-        """Return those of what runs that have ended, after a moment at most."""
+        """Return the handles of those that have ended, after half a second at most."""
 
     def result(self, ended: Any) -> list[str] | None:
-        """Return or raise what a task did."""
+        """Return the files that a task has made, None where it was stopped; raise DetsegError where it failed."""
 
     def close(self) -> None:
-        """Leave what it runs on."""
+        """Release the processes or the cluster."""
 
 
 class Processes:
@@ -175,7 +175,7 @@ def _run_in_task(spec: Spec, cores: int, current: str, stop_file: str) -> list[s
 
 @contextmanager
 def stop_file_of(folder: Path, stopped: Stopped) -> Iterator[tuple[Path, Stopped]]:
-    """A file by which tasks on other machines learn that they are to end, and what makes it when it is time."""
+    """A file that asks tasks on other machines to end, and a `stopped` that also makes it."""
     path = folder / STOP_FILE
     path.unlink(missing_ok=True)  # of a study that was killed while it stopped
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folds_cases import set_folds, train_net, working_folder
 from PIL import Image
-from test_folds import CONFIG, set_folds
-from tiny_segmenter import TinySegmenter, write_disks
+from tiny_segmenter import TinySegmenter
 
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import PredictionsFile, read_predictions
@@ -22,13 +22,9 @@ from detseg.inference import loading
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with 7 images in 3 folds, one in none, and the trained folds in cv."""
     here = tmp_path_factory.mktemp("folds")
-    set_folds(write_disks(here / "data", count=7), [0, 1, 2, 0, 1, 2, -1])
-    (here / "disks.yaml").write_text(CONFIG.format(train=json.dumps(["data/disks.json"])))
     with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(here)
-        patched.setattr(train, "build_model", lambda cfg: TinySegmenter())
-        words = ["--num-threads", "1", "--config", "disks.yaml", "--fold", "all", "OUTPUT_DIR", "cv"]
-        assert run_command("train_net", [*words, "SOLVER.CHECKPOINT_KEEP", "3"], prog="train_net") == 0
+        working_folder(here, patched)
+        assert train_net("--fold", "all", "OUTPUT_DIR", "cv", "SOLVER.CHECKPOINT_KEEP", "3") == 0
     return here
 
 

@@ -118,3 +118,13 @@ def without_objects(size: tuple[int, int], channels: int = 3) -> Sample:
 def given_boxes(boxes, size: tuple[int, int], classes=None) -> Predictions:
     """External boxes (N, 4) of an image of size (height, width), of class 0 unless `classes` says others."""
     return Predictions(0, "", *size, boxes, np.ones(len(boxes)), np.zeros(len(boxes)) if classes is None else classes)
+
+
+def share_found(found: np.ndarray, labels: np.ndarray, iou: float = 0.95) -> float:
+    """Return the share of the objects of a label image (H, W) that one of `found` (H, W) matches by `iou` or more."""
+    hits = 0
+    for number in range(1, labels.max() + 1):
+        own = labels == number
+        same = found == np.bincount(found[own]).argmax()
+        hits += (own & same).sum() >= iou * (own | same).sum()
+    return hits / labels.max()

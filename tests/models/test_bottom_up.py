@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import disks, without_objects
+from models_for_tests import disks, share_found, without_objects
 from PIL import Image
 
 from detseg.config import load_flat_config
@@ -65,10 +65,8 @@ def test_touching_objects_come_back_from_classes_of_pixels(width: int) -> None:
     assert all((classes[labels == number] == INSIDE).any() for number in range(1, 6)), "cores survive"
     found = objects_of_classes(classes)
     assert found.max() == 5
-    for number in range(1, 6):
-        own = labels == number
-        same = found == np.bincount(found[own]).argmax()
-        assert (own & same).sum() / (own | same).sum() >= (0.98 if own.sum() > 2 else 0.4)
+    assert share_found(found, labels, 0.4) == 1
+    assert share_found(found, labels, 0.98) >= 3 / 5, "those of more than two pixels"
     # as wide as asked for, in the middle of a long contact
     assert (classes[14] == 2).sum() == width
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from models_for_tests import disks
+from models_for_tests import disks, share_found
 from test_bottom_up import KEYS, build, total
 
 from detseg.config import load_flat_config
@@ -44,14 +44,7 @@ def touching(noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
 
 def same_pixels_together(found: np.ndarray, labels: np.ndarray, share: float = 1.0) -> bool:
     """Whether there are as many objects, and each is one of them by `share` (IoU)."""
-    if found.max() != labels.max():
-        return False
-    for number in range(1, labels.max() + 1):
-        own = labels == number
-        same = found == np.bincount(found[own]).argmax()
-        if (own & same).sum() < share * (own | same).sum():
-            return False
-    return True
+    return found.max() == labels.max() and share_found(found, labels, share) == 1
 
 
 def test_a_pair_of_pixels_has_the_loss_of_its_formula() -> None:

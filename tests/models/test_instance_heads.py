@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import without_objects
+from models_for_tests import share_found, without_objects
 from PIL import Image
 
 from detseg.config import load_flat_config
@@ -68,16 +68,6 @@ def maps_of(model: InstanceUNet, labels: np.ndarray) -> np.ndarray:
     return np.concatenate([one.reshape(-1, *labels.shape).astype(np.float32) for one in maps])
 
 
-def same_pixels_together(found: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the objects of which an object that was found has all but a twentieth of the pixels both have."""
-    hits = 0
-    for number in range(1, labels.max() + 1):
-        own = labels == number
-        same = found == np.bincount(found[own]).argmax()
-        hits += (own & same).sum() >= 0.95 * (own | same).sum()
-    return hits / labels.max()
-
-
 @pytest.mark.parametrize("objects_from", ["flows", "stars"])
 def test_objects_come_back_from_what_the_heads_shall_say(objects_from: str) -> None:
     labels = scene()
@@ -86,9 +76,9 @@ def test_objects_come_back_from_what_the_heads_shall_say(objects_from: str) -> N
     assert np.array_equal(found > 0, labels > 0)
     if objects_from == "flows":  # a bent object is no star-convex shape, which its corners may leave in parts
         assert found.max() == 6
-        assert same_pixels_together(found, labels) == 1
+        assert share_found(found, labels) == 1
         assert quality.min() > 0.9
-    assert same_pixels_together(found, labels) >= 5 / 6
+    assert share_found(found, labels) >= 5 / 6
 
 
 @pytest.mark.parametrize("objects_from", ["distance", "flows", "stars"])
@@ -187,9 +177,8 @@ def test_eight_views_give_what_one_gives(objects_from: str) -> None:
         size = TestSizeOptions(min_size=0, max_size=4000)
         tta = TestTimeAugmentation(parse_views(views))
         found.append(Predictor(ImageModel(model, ImagePreprocess(), size), ["cell"], tta=tta)(image))
-    labels = [np.zeros_like(image, dtype=np.int32)] * 2
     labels = [LabelLayers.from_rles(one.rles, *image.shape).layers[0] for one in found]
-    assert same_pixels_together(labels[1], labels[0]) >= 0.8
+    assert share_found(labels[1], labels[0]) >= 0.8
     assert np.median(found[1].scores) > 0.9
 
 
@@ -264,8 +253,8 @@ def test_real_nuclei_come_back_from_flows_and_from_stars(shared_data: Callable[[
         if not labels.any():
             continue
         mask = labels > 0
-        flows.append(same_pixels_together(objects_of_flows(centre_flows(labels), mask), labels))
+        flows.append(share_found(objects_of_flows(centre_flows(labels), mask), labels))
         edge_distance = build().targets(labels)["distance"]
-        stars.append(same_pixels_together(objects_of_stars(star_distances(labels, 32), edge_distance, mask), labels))
+        stars.append(share_found(objects_of_stars(star_distances(labels, 32), edge_distance, mask), labels))
     assert np.mean(flows) >= 0.98
     assert np.mean(stars) >= 0.95

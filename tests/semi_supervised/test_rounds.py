@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_networks import TINY_RCNN
+from tiny_networks import TINY_RCNN, TWO_ITERATIONS
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
@@ -24,16 +24,10 @@ from detseg.semi_supervised.steps import Step, Steps
 TINY = {
     "DATASETS.TRAIN": ["folds/folds.json"],
     **TINY_RCNN,
+    **TWO_ITERATIONS,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     "INPUT.CROP.SIZE": [96, 96],
-    "SOLVER.MAX_ITER": 2,
-    "SOLVER.WARMUP_ITERS": 0,
-    "SOLVER.IMS_PER_BATCH": 2,
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "TEST.EVAL_PERIOD": 0,
-    "TEST.OVERLAYS": 0,
     "TEST.DETECTIONS_PER_IMAGE": 30,
-    "DATALOADER.NUM_WORKERS": 0,
 }
 PLAN = {
     "models": {"small": "quickstart/mask_rcnn.yaml"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from tiny_networks import TINY_RCNN
+from tiny_networks import TINY_RCNN, TWO_ITERATIONS
 
 from detseg.study.study_file import Study
 
@@ -23,16 +23,10 @@ STUDY: dict[str, Any] = {
     "repair": ["--rules", "holes=all"],
     "settings": {
         **TINY_RCNN,
+        **TWO_ITERATIONS,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
         "INPUT.CROP.SIZE": [64, 64],
-        "SOLVER.MAX_ITER": 2,
-        "SOLVER.WARMUP_ITERS": 0,
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SOLVER.CHECKPOINT_PERIOD": 1,
-        "TEST.EVAL_PERIOD": 0,
-        "TEST.OVERLAYS": 0,
         "TEST.DETECTIONS_PER_IMAGE": 20,
-        "DATALOADER.NUM_WORKERS": 0,
     },
     "views": {"flips": ["--tta", "none", "h"]},
     "models": {

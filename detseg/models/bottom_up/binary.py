@@ -18,7 +18,8 @@ from detseg.models.bottom_up.seeds import watershed_from_peaks
 from detseg.models.bottom_up.unet import UNet, UNetOptions
 
 COMPONENTS, WATERSHED = "components", "watershed"
-# How much higher than the saddle between two peaks of the distance transform the lower one is, pixels.
+# Height of the lower of two peaks of the distance transform above the saddle between them, from which on they are two
+# objects; pixels.
 _PEAK = 0.75
 
 

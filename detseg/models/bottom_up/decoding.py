@@ -10,7 +10,7 @@ from detseg.models.paste import quantise
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
-_HALF = 128 / 255  # the least that is 0.5 or more as a pixel of a soft mask
+_HALF = 128 / 255  # the smallest probability that is 0.5 or more as a pixel of a soft mask
 
 
 def predictions_of_labels(
@@ -72,7 +72,7 @@ def _soft_mask(labels: np.ndarray, foreground: np.ndarray, number: int, threshol
 
 
 def solidity(labels: np.ndarray) -> np.ndarray:
-    """Return the share (N,) of every object in its convex hull: what two merged objects leave open lowers it."""
+    """Return the share (N,) of every object in its convex hull, which is low for two merged objects."""
     shares = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = (labels[window] == number).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Flows: from every pixel of an object towards its centre, and objects as the pixels that flow to one place.
+"""Flows: unit vectors from every pixel of an object towards its centre; pixels whose flows meet are an object.
 
 After Stringer et al., Cellpose, Nature Methods 2021: heat is fed to the centre of an object and spreads in it, and
 every pixel climbs to where it is hotter.
@@ -15,7 +15,7 @@ from detseg.models.bottom_up.seeds import watershed_from_peaks
 
 # Steps of at most a pixel along the flows. The last ones become shorter, so that pixels settle.
 _STEPS, _SETTLING = 160, 40
-# Two places where pixels end are two objects where the density between them falls below that of the lesser by this.
+# Ratio of the lower of two peaks of density to the saddle between them from which on they are two objects.
 _RATIO = 2.0
 _AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 
@@ -115,8 +115,9 @@ def _follow(flows: np.ndarray, mask: np.ndarray, ys: np.ndarray, xs: np.ndarray)
 
 
 def flow_agreement(labels: np.ndarray, flows: np.ndarray) -> np.ndarray:
-    """Return for every object (N,) in [0, 1] how far the flows (2, H, W) that were predicted point as those of its own
-    shape: the mean of their cosine over its pixels, at least 0; 1 for a single pixel, of which they tell nothing.
+    """Return the agreement (N,) in [0, 1] of predicted flows (2, H, W) with those of each object's own shape.
+
+    It is the mean of their cosine over its pixels, at least 0; 1 for a single pixel, which has no flow.
     """
     count = int(labels.max())
     own = centre_flows(labels)

@@ -1,7 +1,6 @@
-"""Guides: channels computed from the image that tell a network what it would have to learn first.
+"""Guides: further input channels, computed from the image, that a network would have to learn first.
 
-Each is of the gray value, the mean of the normalised channels, and has no direction: turned with the image, it is that
-of the turned image.
+Each is computed from the gray value, the mean of the normalised channels, and turns with the image.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def contours(gray: Tensor) -> Tensor:
 def contrast(gray: Tensor) -> Tensor:
     """The gray value in standard deviations from the mean of its surroundings, about 48 pixels across."""
     difference = gray - _smoothed(gray, 8.0)
-    # what is flat has no contrast, and its noise is not to become any
+    # so that the noise of flat regions is not amplified
     return difference / (_smoothed(difference**2, 8.0).sqrt() + 0.1)
 
 

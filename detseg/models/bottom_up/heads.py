@@ -1,4 +1,4 @@
-"""What a network can tell of every pixel besides foreground: each head has its targets, its loss and its maps.
+"""What a network can predict of every pixel besides foreground: each head has its target, its loss and its maps.
 
 Symbols: B images of H x W pixels, C channels of a head, R rays.
 """
@@ -20,8 +20,8 @@ from detseg.models.bottom_up.stars import ray_directions, star_distances
 from detseg.structures.symmetries import Symmetry
 
 DISTANCE, BOUNDARY, FLOWS, STARS = "distance", "boundary", "flows", "stars"
-_FLOW_SCALE = 5.0  # of what the network says of a vector of length 1, as Cellpose has it
-_LONGEST = 7.0  # a network that has not learnt yet says no more than exp(7), about 1,000 pixels
+_FLOW_SCALE = 5.0  # the network predicts so many times the unit vector, as Cellpose does
+_LONGEST = 7.0  # the largest logarithm of a distance that is taken: about 1,000 pixels
 
 
 class Head(ABC):
@@ -31,7 +31,7 @@ class Head(ABC):
 
     @abstractmethod
     def target(self, labels: np.ndarray) -> np.ndarray:
-        """Return what the head shall say, (H, W) or (C, H, W), of a label image (H, W) int32."""
+        """Return the target (H, W) or (C, H, W) of a label image (H, W) int32."""
 
     @abstractmethod
     def losses(self, logits: Tensor, target: Tensor, share: Tensor) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ class Head(ABC):
         return logits.sigmoid()
 
     def turned(self, maps: np.ndarray, symmetry: Symmetry) -> np.ndarray:
-        """Return maps (C, H, W), whose pixels are moved already, with their directions as a symmetry turns them."""
+        """Return maps (C, H, W), whose pixels are moved already, with their directions turned by a symmetry."""
         return maps
 
     def scaled(self, maps: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -51,7 +51,7 @@ class Head(ABC):
 
 
 class DistanceHead(Head):
-    """How far a pixel is from the edge of its object, 1 in the middle."""
+    """The distance of a pixel to the edge of its object, by the largest in that object."""
 
     def target(self, labels: np.ndarray) -> np.ndarray:
         return edge_distances(labels)
@@ -78,7 +78,7 @@ class BoundaryHead(Head):
 
 
 class FlowHead(Head):
-    """Where the centre of its object is from a pixel: y and x of a vector of length 1."""
+    """The direction from a pixel to the centre of its object: (y, x) of a unit vector."""
 
     channels = 2
 
@@ -97,7 +97,7 @@ class FlowHead(Head):
 
 
 class StarHead(Head):
-    """How many pixels the edge of its object is away along rays. The network says the logarithm of it."""
+    """The distances from a pixel to the edge of its object along rays, in pixels; the network predicts logarithms."""
 
     def __init__(self, rays: int) -> None:
         self.channels = rays

@@ -1,4 +1,4 @@
-"""Star-convex shapes: from a pixel, how far the edge of its object is along rays in all directions.
+"""Star-convex shapes: the distances from a pixel to the edge of its object along rays in all directions.
 
 After Schmidt et al., Cell Detection with Star-convex Polygons, MICCAI 2018. Ray k of R points at the angle 2 pi k / R
 from the x axis towards the y axis (down).
@@ -17,7 +17,7 @@ from detseg.fusion.suppression import OverlapMeasure, keep_best
 from detseg.structures.mask_crop import MaskCrop, paint, runs_of_crops
 from detseg.structures.overlaps import PackedMasks
 
-_LEAST_PEAK = 0.2  # what is less far from the edge than this, of 1 in the middle, begins no shape
+_LEAST_PEAK = 0.2  # of the edge distance, 1 in the middle: lower peaks start no shape
 _OVERLAP = 0.4  # IoU with a better shape from which on both are one object
 
 
@@ -47,7 +47,7 @@ def star_distances(labels: np.ndarray, rays: int) -> np.ndarray:
 
 
 def _along_lines(labels: np.ndarray, slope: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far objects go on from every pixel, (H, W) float32 each, in the direction (slope, 1) and against it.
+    """Return the distances from every pixel to the end of its object along (slope, 1) and against it: (H, W) float32.
 
     Every pixel is on one line y = c + round(slope * x), so that lines of pixels are rows of a sheared image.
     """

@@ -59,9 +59,9 @@ class UNetOptions(Options):
 class UNet(MapSegmenter):
     """A network with heads, `backbone`, `decoder` and `heads`, and the way from its maps to objects.
 
-    A system is a subclass, which says in `system_heads` what the network tells of every pixel, how that is trained and
-    how objects are made of it. With several classes one head more tells the class, which every object is given by the
-    mean over its pixels.
+    A system is a subclass, which names in `system_heads` what the network predicts of every pixel, and says how that is
+    trained and how objects are made of it. With several classes a further head predicts the class; an object has that
+    of the highest mean over its pixels.
 
     Attributes:
         system_heads: channels by name of head.
@@ -96,7 +96,7 @@ class UNet(MapSegmenter):
 
     @abstractmethod
     def targets(self, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what the system's heads shall say: arrays (..., H, W) by any names, of a label image (H, W) int32."""
+        """Return the targets of the system's heads, arrays (..., H, W) by any names, of a label image (H, W) int32."""
 
     @abstractmethod
     def system_losses(
@@ -116,7 +116,7 @@ class UNet(MapSegmenter):
     def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Make objects of the system's maps (M, H, W) float32 within a mask (H, W) bool of the foreground.
 
-        What becomes of a part of the mask may depend on nothing that does not touch it by side or corner: large images
+        How a part of the mask is decoded must not depend on parts that do not touch it by side or corner: large images
         are decoded part by part.
 
         Returns:

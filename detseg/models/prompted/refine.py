@@ -1,4 +1,4 @@
-"""Objects drawn anew by SAM: what its masks must reach, what is kept where they do not, and whose each pixel is.
+"""Masks of SAM in place of those that objects had: the gates that they must pass, and how overlaps are resolved.
 
 Works in pixels of one image, on whatever finds objects: a U-Net's regions, a detector's masks or its boxes alone.
 """
@@ -25,7 +25,7 @@ from detseg.structures.predictions import Predictions, move_window, soft_mask_wi
 
 # Logits between plus and minus this are near the edge: a mask is stable where few pixels are.
 STABILITY_OFFSET = 1.0
-# The least share of an object that must be left to it where others have its pixels.
+# The smallest share of an object that must be left of it where others take its pixels.
 _LEAST_LEFT = 0.5
 ABOUT = "sam"
 
@@ -45,7 +45,7 @@ def refine(
 ) -> Predictions:
     """Return the objects of an image (H, W, C), in their order, with masks that SAM has drawn; none overlap.
 
-    A mask that passes no gate is lost: its object keeps the mask that it had, or is dropped where it had none or
+    A mask that fails a gate is rejected: its object keeps the mask that it had, or is dropped where it had none or
     `keep_lost` is False. Objects out of focus are dropped. Scores and classes stay. Where objects overlap, masks of SAM
     go before others, then the better score; an object of which half is lost is dropped. How many were drawn,
     kept and dropped is in the provenance, under "sam".

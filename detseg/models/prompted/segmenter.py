@@ -64,7 +64,7 @@ class PromptedSAM(Segmenter):
 
     Attributes:
         weights_prefix: of the part that a checkpoint of a BoundaryUNet is of.
-        given_elsewhere: what its weights have been loaded of already, where a checkpoint has none.
+        given_elsewhere: prefix of the part whose weights are loaded when it is built, where a checkpoint has none.
     """
 
     gives_soft_masks = True
@@ -154,7 +154,7 @@ class PromptedSAM(Segmenter):
         return mask_losses(logits, quality, (target >= 0.5).float(), share, object_weights)
 
     def _prompts_of(self, crops: Sequence[MaskCrop], size: tuple[int, int]) -> Prompts:
-        """Prompts of true objects, less exact than these: moved edges, and any point inside."""
+        """Prompts of true objects, made inexact: the edges of boxes are moved, and any point inside is taken."""
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         boxes = np.array([crop.box for crop in crops], dtype=np.float32)
         sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)

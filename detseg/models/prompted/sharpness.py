@@ -1,4 +1,4 @@
-"""How sharp an image is at an object's edge: objects out of focus are told from others, whatever their contrast."""
+"""How sharp an image is at the edge of an object, whatever its contrast: tells objects out of focus."""
 
 from __future__ import annotations
 
