@@ -113,21 +113,25 @@ def build(folder: Path, cache: Path, **changes: object) -> PromptedSAM:
     )
 
 
+def losses_of_training(model: PromptedSAM, sample: Sample) -> list[float]:
+    """Train 40 iterations on one sample; return the total loss of each."""
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-3)
+    history = []
+    for _ in range(40):
+        total = sum(value for name, value in model([sample]).items() if name.startswith("loss"))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    return history
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_decoder_learns_and_nothing_else(kind: str, sams: dict[str, Path], tmp_path: Path) -> None:
     """On disks in noise, prompted by their boxes and points: the loss falls, what is frozen stays as it was."""
     model = build(sams[kind], tmp_path).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-3)
-    sample = disks(6, (64, 64))
-    history = []
-    for _ in range(40):
-        losses = model([sample])
-        total = sum(value for name, value in losses.items() if name.startswith("loss"))
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        history.append(total.item())
+    history = losses_of_training(model, disks(6, (64, 64)))
     assert np.mean(history[-5:]) < 0.75 * np.mean(history[:5]), history
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
@@ -147,14 +151,7 @@ def test_the_decoder_learns_real_grains(
     layers = LabelLayers.from_label_image(labels)
     sample = Sample(image, layers, np.zeros(len(layers)))
     model = build(sams["sam"], tmp_path, **{"MODEL.SAM.TILE": 128, "MODEL.SAM.TRAIN_OBJECTS": 8}).train()
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-3)
-    history = []
-    for _ in range(40):
-        total = sum(value for name, value in model([sample]).items() if name.startswith("loss"))
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        history.append(total.item())
+    history = losses_of_training(model, sample)
     assert np.mean(history[-5:]) < 0.85 * np.mean(history[:5]), history
 
 
