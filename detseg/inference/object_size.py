@@ -19,7 +19,7 @@ from detseg.data.object_size import MOST_ENLARGED, image_diameter
 from detseg.errors import OutputError
 from detseg.models.base import Segmenter
 from detseg.models.region_segmenter import RegionSegmenter
-from detseg.structures.boxes import box_area
+from detseg.structures.boxes import box_area, depth_in_window
 
 # Scores from which on a box counts.
 CONFIDENT = 0.5
@@ -124,16 +124,8 @@ def _look(segmenter: Segmenter, read: Reader, size: tuple[int, int], scale: floa
         else:
             (found,) = segmenter.predict([image], [(y1 - y0, x1 - x0)])
         # What the side of a window cuts is larger than it looks.
-        uncut = np.ones(len(found), dtype=bool)
-        for is_cut, distance in (
-            (y0 > 0, found.boxes[:, 1]),
-            (x0 > 0, found.boxes[:, 0]),
-            (y1 < size[0], y1 - y0 - found.boxes[:, 3]),
-            (x1 < size[1], x1 - x0 - found.boxes[:, 2]),
-        ):
-            if is_cut:
-                uncut &= distance * scale > 1
-        kept = uncut & (found.scores >= CONFIDENT)
+        depth = depth_in_window(found.boxes + np.float32([x0, y0, x0, y0]), (x0, y0, x1, y1), *size)
+        kept = (depth * scale > 1) & (found.scores >= CONFIDENT)
         boxes.append(found.boxes[kept])
         scores.append(found.scores[kept])
         count += int(kept.sum())

@@ -19,6 +19,7 @@ import numpy as np
 
 from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import written_whole
+from detseg.structures.boxes import depth_in_window
 from detseg.structures.predictions import Predictions
 
 # The coarsest stride of a feature pyramid, in pixels at the network.
@@ -155,20 +156,8 @@ class TileGrid:
         return [self[row * len(self.columns) + column] for row, column in inside]
 
     def depth(self, tile: Tile, boxes: np.ndarray) -> np.ndarray:
-        """How far boxes (N, 4) XYXY are from the sides of a tile that cut the image: (N,), negative beyond them.
-
-        Sides on the border of the image cut nothing: a tile that is the whole image is infinitely deep.
-        """
-        gaps = [np.full(len(boxes), np.inf)]
-        for is_cut, distance in (
-            (tile.x0 > 0, boxes[:, 0] - tile.x0),
-            (tile.y0 > 0, boxes[:, 1] - tile.y0),
-            (tile.x1 < self.width, tile.x1 - boxes[:, 2]),
-            (tile.y1 < self.height, tile.y1 - boxes[:, 3]),
-        ):
-            if is_cut:
-                gaps.append(distance)
-        return np.minimum.reduce(gaps)
+        """See `boxes.depth_in_window`: of boxes (N, 4) XYXY in a tile."""
+        return depth_in_window(boxes, (tile.x0, tile.y0, tile.x1, tile.y1), self.height, self.width)
 
 
 def make_grid(height: int, width: int, *, tile: int, overlap: int, scale: tuple[float, float] = (1.0, 1.0)) -> TileGrid:

@@ -44,6 +44,24 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.clip(boxes, 0, limits)
 
 
+def depth_in_window(boxes: np.ndarray, window: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    """Return how far boxes (N, 4) are from the sides of a window XYXY that cut an image, (N,), negative beyond them.
+
+    Sides on the border of the image, height x width, cut nothing: a window that is the whole image is infinitely deep.
+    """
+    x0, y0, x1, y1 = window
+    gaps = [np.full(len(boxes), np.inf)]
+    for is_cut, distance in (
+        (x0 > 0, boxes[:, 0] - x0),
+        (y0 > 0, boxes[:, 1] - y0),
+        (x1 < width, x1 - boxes[:, 2]),
+        (y1 < height, y1 - boxes[:, 3]),
+    ):
+        if is_cut:
+            gaps.append(distance)
+    return np.minimum.reduce(gaps)
+
+
 def boxes_by_tile(
     boxes: np.ndarray, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]], height: int, width: int
 ) -> tuple[list[tuple[int, int, np.ndarray]], np.ndarray]:
