@@ -125,7 +125,9 @@ def run_children(arguments: argparse.Namespace, count: int, settings: str, show:
                             f"{deaths} of the processes were killed, the last one by signal {-code}: where memory is "
                             "short, use fewer (--processes); what is done is kept, and the same command resumes"
                         )
-                    logger.warning("process %d of %d was killed by signal %d; another takes its place", rank, count, -code)
+                    logger.warning(
+                        "process %d of %d was killed by signal %d; another takes its place", rank, count, -code
+                    )
                     children[rank] = start(rank)
             show()
             time.sleep(0.1)
@@ -165,15 +167,13 @@ def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], 
     Folders must have the same path on all machines. A worker that dies, with its machine or alone, is run again by Ray.
     """
     from detseg.errors import RunError
-    from detseg.runs.ray_cluster import cores_of_workers, join_ray, result_of
+    from detseg.runs.ray_cluster import cores_and_gpus, cores_of_workers, join_ray, result_of
 
     join_ray(arguments.ray)
     import ray
 
     try:
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cores = [machine.get("CPU", 0) for machine in machines]
-        gpus = int(sum(machine.get("GPU", 0) for machine in machines))
+        cores, gpus = cores_and_gpus()
         count = arguments.processes or gpus or int(sum(cores))
         each = 1 if gpus else cores_of_workers(cores, count)
         if (gpus and count > gpus) or not each:

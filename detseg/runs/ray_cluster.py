@@ -49,6 +49,14 @@ def result_of(task: Any) -> Any:
         raise RunError(f"a task of Ray was lost ({error}); what is done is kept: start the same command") from None
 
 
+def cores_and_gpus() -> tuple[list[float], int]:
+    """Return the cores of every machine of the Ray cluster that was joined, and the GPUs of all."""
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [machine.get("CPU", 0) for machine in machines], int(sum(machine.get("GPU", 0) for machine in machines))
+
+
 def cores_of_workers(cores: Sequence[float], workers: int) -> int:
     """Return how many cores each of several workers can have; 0 where there is no room for all of them.
 
@@ -60,9 +68,5 @@ def cores_of_workers(cores: Sequence[float], workers: int) -> int:
 
 def cores_of_a_worker(workers: int) -> int:
     """Return the processor cores of each of several workers on the Ray cluster that was joined: one beside a GPU."""
-    import ray
-
-    if ray.cluster_resources().get("GPU", 0):
-        return 1
-    cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    return max(1, cores_of_workers(cores, workers))
+    cores, gpus = cores_and_gpus()
+    return 1 if gpus else max(1, cores_of_workers(cores, workers))

@@ -25,7 +25,7 @@ from detseg.files.atomic import make_folder, read_json, write_json
 from detseg.files.lock import try_lock
 from detseg.files.run_files import CONFIG_FILE
 from detseg.runs.children import POLL_SECONDS, last_words, run_command, while_in_use, worker_environment
-from detseg.runs.ray_cluster import result_of
+from detseg.runs.ray_cluster import cores_and_gpus, result_of
 from detseg.study.plan import Plan, read_record
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class RayTasks:
         self._ray = ray
         self._cores = cores
         self._given = os.getcwd(), str(stop_file)
-        self._gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        self._gpus = min(cores_and_gpus()[1], 1)
         self._task = ray.remote(max_retries=MOST_STARTS)(_run_in_task)
 
     def start(self, spec: Spec) -> Any:

@@ -110,6 +110,10 @@ def test_windows_lie_where_objects_are_and_hold_their_share_of_the_pixels() -> N
         assert usable[ys, xs].all()
         assert max(int(line.max() - line.min()) for line in (ys, xs)) < 10
         assert len(set(zip(ys.tolist(), xs.tolist(), strict=True))) == len(ys)
+    narrow = torch.ones(4, 90, dtype=torch.bool)  # windows reach beyond it
+    for ys, xs in sampled_pixels(narrow, contrast(samples=3000, windows=3, window=10)):
+        assert len(ys) == len(ys.unique()) * len(xs.unique()) >= 4, "all of the window that is inside"
+        assert narrow[ys, xs].all()
     (whole,) = sampled_pixels(usable, contrast(sampling="uniform", samples=60))
     assert len(whole[0]) == 60
     assert int(whole[1].max() - whole[1].min()) > 40

@@ -41,7 +41,9 @@ class Promptable(Protocol):
     def embed(self, window: np.ndarray) -> Embedding:
         """Return what is computed once of a window (h, w, 3) uint8 RGB."""
 
-    def masks(self, embedding: Embedding, prompts: Prompts, size: tuple[int, int], multimask: bool) -> Any:
+    def masks(
+        self, embedding: Embedding, prompts: Prompts, size: tuple[int, int], multimask: bool
+    ) -> tuple[Tensor, Tensor]:
         """Return logits (B, M, s, s) of masks of the window's square, positive inside, and their expected IoU (B, M).
 
         prompts: in pixels of the window. size: (height, width) of the window. multimask: M is 3 instead of 1.
