@@ -126,7 +126,7 @@ def run_children(arguments: argparse.Namespace, count: int, settings: str, show:
                             "short, use fewer (--processes); what is done is kept, and the same command resumes"
                         )
                     logger.warning(
-                        "process %d of %d was killed by signal %d; another takes its place", rank, count, -code
+                        "process %d of %d was killed by signal %d; another replaces it", rank, count, -code
                     )
                     children[rank] = start(rank)
             show()
