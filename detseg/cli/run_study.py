@@ -90,16 +90,19 @@ def run(arguments: argparse.Namespace) -> int:
     if rows:
         print(f"\n{files[0].read_text(encoding='utf-8')}\nwritten: {', '.join(map(str, files))}")
     if stop.signal is not None:
-        words = ["--config", arguments.config]
-        for name in ("output", "workers", "ray", "only", "rows"):
-            value = getattr(arguments, name)
-            words += [f"--{name}", *(value if isinstance(value, list) else [value])] if value else []
-        words += ["--ignore-code"] if arguments.ignore_code else []
-        print(f"to continue: {command_line('run_study', *words)}")
+        print(f"to continue: {_same_command(arguments)}")
         return 128 + stop.signal
     if failures:
         raise RunError(f"{len(failures)} stages failed, and what needs them was left out:\n{list_problems(failures)}")
     return 0
+
+
+def _same_command(arguments: argparse.Namespace) -> str:
+    words = ["--config", arguments.config]
+    for name in ("output", "workers", "ray", "only", "rows"):
+        if value := getattr(arguments, name):
+            words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return command_line("run_study", *words, *(["--ignore-code"] if arguments.ignore_code else []))
 
 
 def _described(plan: Plan, chosen: list[str], workers: int) -> str:

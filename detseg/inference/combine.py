@@ -39,23 +39,7 @@ def combine(
             that the models do not allow.
     """
     first, count = predictors[0], len(predictors)
-    settings = settings or first.tta
-    for number, predictor in enumerate(predictors):
-        if sorted(predictor.classes) != sorted(first.classes):
-            raise ConfigError(
-                f"the first model finds {', '.join(first.classes)}, model {number + 1} "
-                f"{', '.join(predictor.classes)}; combine models of the same classes"
-            )
-    for position in (*boxes_of, *masks_of):
-        if not 0 <= position < count:
-            raise ConfigError(f"there is no model {position}; they are numbered from 0 to {count - 1}")
-    weights = weights or [1.0] * count
-    if len(weights) != count:
-        raise ConfigError(f"{len(weights)} weights were given for {count} models; give one a model")
-    try:
-        weights = check_weights(weights, "the models")
-    except DataError as error:
-        raise ConfigError(str(error)) from None
+    weights = _checked_weights(predictors, weights, [*boxes_of, *masks_of])
     models = [
         dataclasses.replace(
             one.detector.models[0],
@@ -67,7 +51,7 @@ def combine(
         for number, (one, weight) in enumerate(zip(predictors, weights, strict=True))
     ]
     combined = copy.copy(first)
-    combined.detector = Detector(models, settings)
+    combined.detector = Detector(models, settings or first.tta)
     combined.trained_images = tuple(images for one in predictors for images in one.trained_images)
     if count > 1:
         roles = [
@@ -76,6 +60,29 @@ def combine(
         ]
         combined.provenance = {**first.provenance, "models": roles}
     return combined
+
+
+def _checked_weights(
+    predictors: Sequence[Predictor], weights: Sequence[float], positions: Sequence[int]
+) -> Sequence[float]:
+    """Return a weight for each of the predictors. Raises ConfigError where they cannot be combined; see `combine`."""
+    first, count = predictors[0], len(predictors)
+    for number, predictor in enumerate(predictors, start=1):
+        if sorted(predictor.classes) != sorted(first.classes):
+            raise ConfigError(
+                f"the first model finds {', '.join(first.classes)}, model {number} {', '.join(predictor.classes)}; "
+                "combine models of the same classes"
+            )
+    for position in positions:
+        if not 0 <= position < count:
+            raise ConfigError(f"there is no model {position}; they are numbered from 0 to {count - 1}")
+    weights = weights or [1.0] * count
+    if len(weights) != count:
+        raise ConfigError(f"{len(weights)} weights were given for {count} models; give one a model")
+    try:
+        return check_weights(weights, "the models")
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def with_views(predictor: Predictor, views: Sequence[View]) -> Predictor:
