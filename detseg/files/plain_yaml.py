@@ -45,18 +45,18 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
 
 
-def load_plan(kind: type[Plan], named: str, expected: str, **given: Any) -> Plan:
-    """Read a file, or one of detseg's own by name. expected: what it is, in words. given: fields that it has not.
+def load_plan(kind: type[Plan], named: str, expected: str, given: Mapping[str, Any]) -> Plan:
+    """Read a file, or one of detseg's own by name. expected: what it is, in words. given: fields that it lacks.
 
     Raises ConfigError with all that is wrong in it, or where it is missing; DataError where it cannot be read.
     """
     path = path_or_own(named)
     if not os.path.exists(path):
         raise ConfigError(f"{named}: there is no such file; expected {expected}{near_own(named)}")
-    return parse_plan(kind, read_yaml(path), str(path), **given)
+    return parse_plan(kind, read_yaml(path), str(path), given)
 
 
-def parse_plan(kind: type[Plan], content: Any, source: str, **given: Any) -> Plan:
+def parse_plan(kind: type[Plan], content: Any, source: str, given: Mapping[str, Any]) -> Plan:
     """Make one of plain values. source: where they are from. Raises ConfigError with all problems."""
     problems: list[str] = []
     plan = _read_fields(kind, content, "", problems, given)

@@ -60,12 +60,12 @@ class RoundsPlan:
     @classmethod
     def load(cls, named: str) -> RoundsPlan:
         """Read a file. Raises DetsegError with all that is wrong in it."""
-        return load_plan(cls, named, "a plan of rounds", source=named)
+        return load_plan(cls, named, "a plan of rounds", {"source": named})
 
     @classmethod
     def from_dict(cls, content: Any, source: str = source) -> RoundsPlan:
         """Check plain values. Raises ConfigError with all problems."""
-        return parse_plan(cls, content, source, source=source)
+        return parse_plan(cls, content, source, {"source": source})
 
     def problems(self) -> list[str]:
         """Return what is wrong with values, and what does not go together."""

@@ -106,12 +106,12 @@ class Study:
     @classmethod
     def load(cls, named: str) -> Study:
         """Read a file. Raises DetsegError with all that is wrong in it."""
-        return load_plan(cls, named, "a study", name=Path(named).stem)
+        return load_plan(cls, named, "a study", {"name": Path(named).stem})
 
     @classmethod
     def from_dict(cls, content: Any, name: str, source: str = "the study") -> Study:
         """Check plain values. Raises ConfigError with all problems."""
-        return parse_plan(cls, content, source, name=name)
+        return parse_plan(cls, content, source, {"name": name})
 
     def problems(self) -> list[str]:
         """Return what does not fit together."""
