@@ -2,7 +2,6 @@
 
     python benchmarks/rcnn_speed.py --against detectron2 [--sizes 256x320 520x704] [--situations alone beside]
     python benchmarks/rcnn_speed.py --against detectron2 --dense
-    python benchmarks/rcnn_speed.py --only precisions --run RUN_FOLDER --data val.json
 
 All models have the same weights (random), get the same images, and are held to the same number of proposals and of
 detections (nothing is cut by its score). An inference begins with the image as an array and ends with masks of the
@@ -15,7 +14,6 @@ beside a process that keeps one core busy. They are timed in turns; medians and 
 brackets the smallest and largest ratio of a single round. The peak of memory is that of two calls in float32.
 
 --dense: one image of 1024 x 1024 with 2,000 cells, as many detections, the limits of configs/_base_/microscopy.yaml.
-With --run, a trained model predicts the images of --data in float32 and bfloat16, and both are scored.
 """
 
 from __future__ import annotations
@@ -51,7 +49,6 @@ DENSE_GOAL = 3.0
 RIVALS = {"torchvision": "TorchvisionTwin", "detectron2": "Detectron2Twin"}
 CHANNELS_LAST = " channels last"
 BUSY = "import torch; torch.set_num_threads(1); x = torch.randn(512, 512)\nwhile True: x @ x"
-OBJECT_AP_GOAL = 0.005
 # What `predict` does with a run's score threshold: native computes no masks for what is thrown away, here this share.
 ABOVE, BELOW_SHARE = "inference above a threshold", 0.45
 WORKS = ("inference", ABOVE, "training step")
@@ -291,37 +288,6 @@ def profile(work: Callable[[torch.dtype | None], Any], rows: int = 14) -> str:
     return "\n".join([*lines, f"  {total / 1000:9.1f} ms in all operators"])
 
 
-def compare_precisions(run: str, data: str, rounds: int) -> None:
-    """Object AP and speed of a trained model in float32 and bfloat16."""
-    from detseg.coco.dataset import CocoDataset
-    from detseg.evaluation.evaluate import evaluate
-    from detseg.inference.predictor import Predictor
-
-    truth = CocoDataset.load(data)
-    predictors = {name: Predictor.from_run(run, precision=name) for name in ("float32", "bfloat16")}
-    scores = {
-        name: evaluate(truth, predictor.predict_records(truth.images))["object_ap"]
-        for name, predictor in predictors.items()
-    }
-    some = truth.images[:4]
-    timing = take_turns(
-        {
-            name: lambda predictor=predictor: list(predictor.predict_records(some))
-            for name, predictor in predictors.items()
-        },
-        rounds,
-    )
-    ratio, least, most = timing.ratio("float32", "bfloat16")
-    difference = abs(scores["float32"] - scores["bfloat16"])
-    print(f"\n{run} on {len(truth.images)} images of {data}")
-    for name, score in scores.items():
-        print(f"  {name:10} object AP {score:.4f}   {timing.median(name) / len(some) * 1000:8.1f} ms an image")
-    print(
-        f"  bfloat16 is {ratio:.2f} x float32  [{least:.2f} .. {most:.2f}]; object AP differs by {difference:.4f}, "
-        f"goal {OBJECT_AP_GOAL}: {verdict(difference <= OBJECT_AP_GOAL)}"
-    )
-
-
 def _size(text: str) -> tuple[int, int]:
     height, width = text.lower().split("x")
     return int(height), int(width)
@@ -343,18 +309,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--clock", choices=["wall", "processor"], default="wall", help="processor: what other programs change least"
     )
-    parser.add_argument("--only", nargs="+", choices=[*WORKS, "precisions"], default=[*WORKS])
+    parser.add_argument("--only", nargs="+", choices=WORKS, default=WORKS)
     parser.add_argument("--situations", nargs="+", choices=["alone", "beside"], default=["alone", "beside"])
     parser.add_argument("--devices", nargs="+", default=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
     parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false", help="float32 alone")
     parser.add_argument("--profile", action="store_true", help="say which operators the time goes into")
-    parser.add_argument("--run", help="a run folder: compare object AP in float32 and bfloat16 (needs --data)")
-    parser.add_argument("--data", help="COCO file for --run")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if bool(arguments.run) != bool(arguments.data):
-        parser.error("--run and --data belong together")
-    return arguments
+    return parser.parse_args()
 
 
 def settings_of(arguments: argparse.Namespace, what: str = "inference") -> tuple[Settings, list[tuple[int, int]], int]:
@@ -381,7 +342,7 @@ def main() -> None:
     print(f"{machine(*packages)}; {torch.get_num_threads()} threads")
     timed = [name for name in WORKS if name in arguments.only]
     table = [["", "native", f"{arguments.against}, its faster setting", "ratio", "goal"]]
-    for size in sizes if timed else []:
+    for size in sizes:
         for device in arguments.devices:
             samples = make_samples(*size, arguments.batch, cells)
             title = f"{device}, {arguments.batch} x {size[0]} x {size[1]}, {cells} cells"
@@ -392,12 +353,9 @@ def main() -> None:
                     print(f"\n{title}, {what}, {which} float32: where the time goes\n{profile(work)}")
             for what in timed:
                 table += compare(title, what, device, size, arguments)
-    if timed:
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = (f"| {' | '.join(map(str.ljust, row, widths))} |" for row in table)
-        print("\n" + "\n".join(lines))
-    if arguments.run:
-        compare_precisions(arguments.run, arguments.data, arguments.rounds)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = (f"| {' | '.join(map(str.ljust, row, widths))} |" for row in table)
+    print("\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":
