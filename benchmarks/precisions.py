@@ -19,9 +19,7 @@ OBJECT_AP_GOAL = 0.005
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, metavar="DIR", help="a run folder")
-    parser.add_argument(
-        "--data", required=True, metavar="FILE", help="COCO file of images that it has not seen"
-    )
+    parser.add_argument("--data", required=True, metavar="FILE", help="COCO file of images that it has not seen")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     truth = CocoDataset.load(arguments.data)

@@ -125,9 +125,7 @@ def run_children(arguments: argparse.Namespace, count: int, settings: str, show:
                             f"{deaths} of the processes were killed, the last one by signal {-code}: where memory is "
                             "short, use fewer (--processes); what is done is kept, and the same command resumes"
                         )
-                    logger.warning(
-                        "process %d of %d was killed by signal %d; another replaces it", rank, count, -code
-                    )
+                    logger.warning("process %d of %d was killed by signal %d; another replaces it", rank, count, -code)
                     children[rank] = start(rank)
             show()
             time.sleep(0.1)
