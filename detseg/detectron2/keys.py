@@ -72,9 +72,10 @@ def implements(key: str) -> bool:
 def note_keys(problems: Problems) -> None:
     """Note every key of the model and the loop that this engine would ignore, and values that it refuses."""
     ours = default_values()
-    for key in LABEL_WEIGHTS if problems.training else ():
-        if problems.cfg[key]:
-            problems.add(key, "Detectron2's losses count all labels alike; leave it at [], or set MODEL.ENGINE native")
+    for key, plain in LABEL_WEIGHTS.items() if problems.training else ():
+        if problems.cfg[key] != plain:
+            expected = f"Detectron2's losses count all labels alike; leave it at {plain}, or set MODEL.ENGINE native"
+            problems.add(key, expected)
     for key, value in problems.cfg.flatten().items():
         judged = key.startswith("MODEL.") or (key.startswith(("SOLVER.", "SEMI.")) and problems.training)
         if judged and key not in detectron2_defaults() and not implements(key) and value != ours[key]:
