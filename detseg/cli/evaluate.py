@@ -34,6 +34,8 @@ COLUMNS = {
     "object_ap75": "AP75",
     "mean_f1": "mean F1",
     "foreground_iou": "foreground IoU",
+    "count_error": "count error",
+    "relative_count_error": "relative",
     "coco_bbox_ap": "COCO box",
     "coco_segm_ap": "COCO mask",
     "precision": "precision",

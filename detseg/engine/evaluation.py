@@ -127,7 +127,8 @@ def evaluate_weights(
 
     Returns:
         what final_metrics.json holds: the first set's scores with `score_threshold`, where there are more sets
-        `datasets`, the scores of each by name, and the `number_format` that was taken for all.
+        `datasets`, the scores of each by name, the `number_format` that was taken for all, and how many `parameters`
+        the model has.
 
     Raises:
         TrainingInterrupted: a signal came.
@@ -184,6 +185,7 @@ def evaluate_weights(
         first = next(iter(scores.values()))
         final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
         final["number_format"] = precision
+        final["parameters"] = sum(values.numel() for values in model.parameters())
         if measured:
             final[MEASURED] = measured
         with writing(folder / POSTPROCESS_FILE):

@@ -45,8 +45,9 @@ def evaluate(
 
     Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
     mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and the other SCORES of coco_ap), per_class (by name, the
-    same keys and true_positives, false_positives, false_negatives at IoU > 0.5), foreground_iou, images, objects,
-    predictions. Object scores and foreground_iou are None where predictions have no masks.
+    same keys and true_positives, false_positives, false_negatives at IoU > 0.5), foreground_iou, count_error,
+    relative_count_error, images, objects, predictions. Object scores, foreground_iou and count errors are None where
+    predictions have no masks.
 
     Raises DataError for predictions of an unknown image, of another size or class count, and for doubled images.
     """

@@ -164,14 +164,23 @@ def summarize_objects(counts: Sequence[ObjectCounts], row: int = 0) -> dict[str,
     """Return the object scores of a data set for one row of its counts (0: all objects, 1 + k: class k).
 
     Keys: object_ap, object_ap50, object_ap75, mean_f1, foreground_iou (means over images, None without any); precision,
-    recall, true_positives, false_positives, false_negatives (of all images together, at IoU > 0.5); images, objects,
-    predictions.
+    recall, true_positives, false_positives, false_negatives (of all images together, at IoU > 0.5); count_error, how
+    many objects too many or too few are predicted in an image, and relative_count_error, that divided by the objects of
+    the image, both means over images, the second over those with objects; images, objects, predictions.
     """
     used = [image for image in counts if image.occurs()[row]]
     hits, alarms, misses = (
         int(sum(getattr(image, name)[row, 0] for image in used)) for name in ("hits", "false_alarms", "misses")
     )
-    names = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "foreground_iou")
+    names = (
+        "object_ap",
+        "object_ap50",
+        "object_ap75",
+        "mean_f1",
+        "foreground_iou",
+        "count_error",
+        "relative_count_error",
+    )
     scores: dict[str, float | int | None] = dict.fromkeys(names)
     if used:
         precision = np.array([image.average_precision()[row] for image in used])
@@ -180,6 +189,12 @@ def summarize_objects(counts: Sequence[ObjectCounts], row: int = 0) -> dict[str,
         scores["object_ap75"] = float(precision[:, 5].mean())
         scores["mean_f1"] = float(np.mean([image.f1()[row].mean() for image in used]))
         scores["foreground_iou"] = float(np.mean([image.foreground_iou()[row] for image in used]))
+        # Too many or too few: false alarms make up for misses. What a crowd region excuses counts neither way.
+        wrong = np.array([abs(int(image.false_alarms[row, 0] - image.misses[row, 0])) for image in used])
+        objects = np.array([image.objects[row] for image in used])
+        scores["count_error"] = float(wrong.mean())
+        if objects.any():
+            scores["relative_count_error"] = float(np.mean(wrong[objects > 0] / objects[objects > 0]))
     return {
         **scores,
         "precision": hits / (hits + alarms) if hits + alarms else None,

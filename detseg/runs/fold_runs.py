@@ -32,6 +32,7 @@ COLUMNS = (
     ("object_ap75", "AP75"),
     ("mean_f1", "mean F1"),
     ("foreground_iou", "foreground IoU"),
+    ("count_error", "count error"),
     ("coco_segm_ap", "COCO mask AP"),
     ("coco_bbox_ap", "COCO box AP"),
     ("objects", "objects"),

@@ -73,6 +73,10 @@ def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.
     assert metrics["images"] == metrics["objects"] == 4
     with gzip.open(run / "predictions" / "disks.json.gz") as file:
         assert metrics["number_format"] == json.load(file)["info"]["precision"]
+    weights = load_checkpoint(run / "checkpoints" / "best.pth")["model"]
+    assert metrics["parameters"] == sum(
+        value.numel() for name, value in weights.items() if "running_" not in name and "num_batches" not in name
+    )
     if cpu_has_bfloat16():
         assert metrics["object_ap_of_precisions"].keys() >= {"float32", "bfloat16"}
     assert len(list(read_predictions(run / "predictions" / "disks.json.gz"))) == 4
@@ -117,8 +121,8 @@ def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.
     assert train_net("--eval-only", "OUTPUT_DIR", str(run), "DATASETS.TEST", data) == 0
     both = json.loads((run / "evaluations" / "002" / "final_metrics.json").read_text())
     assert both["datasets"].keys() == {"disks", "disks_2"}
-    about_precision = ("number_format", "object_ap_of_precisions")
-    scores = {name: value for name, value in metrics.items() if name not in about_precision}
+    about_model = ("number_format", "object_ap_of_precisions", "parameters")
+    scores = {name: value for name, value in metrics.items() if name not in about_model}
     assert both["datasets"]["disks_2"] == {**both["datasets"]["disks"]} == scores
 
     # A named folder is not trained over

@@ -57,7 +57,7 @@ def test_scores_of_files_are_those_of_the_function(case, name, capsys):
     assert "kind 1" in printed
 
 
-def test_postprocess_and_groups(case):
+def test_postprocess_and_groups(case, capsys):
     ground_truth, predictions, folder = case
     settings = Postprocess(score_threshold=0.5)
     settings.save(folder / "post.yaml")
@@ -66,6 +66,10 @@ def test_postprocess_and_groups(case):
     scores = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     assert scores["object_ap"] == evaluate(ground_truth, settings.apply_all(predictions))["object_ap"]
     assert list(scores["per_group"]) == ["0", "1"]
+    assert all(scores["per_group"][name]["count_error"] >= 0 for name in "01")
+    printed = capsys.readouterr().out.splitlines()
+    assert "count error" in printed[0]
+    assert f"{scores['per_group']['0']['count_error']:.3f}" in next(line for line in printed if line.startswith("[0]"))
     assert (folder / "images.csv").exists()
     assert not (folder / "out.csv").exists()
 

@@ -69,6 +69,26 @@ def test_the_foreground_iou_counts_shared_pixels_once_none_of_a_crowd_and_asks_f
     assert summarize_objects(counts, 2)["foreground_iou"] is None
 
 
+def test_count_errors_are_of_numbers_and_not_of_places_and_leave_crowds_out():
+    boxes = [rectangle(x, 0, x + 8, 8) for x in (0, 10, 20, 30)]
+    elsewhere = rectangle(0, 20, 8, 28)
+    cases = [
+        (truth_of(boxes), predictions_of(boxes[:2])),  # two too few
+        (truth_of(boxes[:2]), predictions_of([boxes[0], elsewhere])),  # one missed, one invented: the number is right
+        (truth_of([]), predictions_of(boxes[:3])),  # three too many, no part of anything
+        (truth_of([*boxes[:2], elsewhere], crowd=[False, False, True]), predictions_of([*boxes[:3], elsewhere])),
+    ]
+    counts = [count_objects(*case, 2) for case in cases]
+    scores = summarize_objects(counts)
+    assert scores["count_error"] == pytest.approx((2 + 0 + 3 + 1) / 4)
+    assert scores["relative_count_error"] == pytest.approx((2 / 4 + 0 + 1 / 2) / 3)
+    assert summarize_objects(counts, 1) == scores
+    unknown = summarize_objects(counts, 2)
+    assert (unknown["count_error"], unknown["relative_count_error"]) == (None, None)
+    empty = summarize_objects(counts[2:3])
+    assert (empty["count_error"], empty["relative_count_error"]) == (3, None)
+
+
 def test_no_image_at_all_has_no_score():
     scores = summarize_objects([])
     assert scores["object_ap"] is None
