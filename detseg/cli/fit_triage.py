@@ -1,14 +1,20 @@
-"""`detseg fit_triage`: learn the kind of an image, and settings for each kind, where they gain."""
+"""`detseg fit_triage`: learn the kind of an image, and the model and threshold for each kind, where they gain."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detseg.structures import Predictions
+    from detseg.tuning.triage import Model, Triage
 
 DESCRIPTION = (
-    "Learn to tell the kinds of images apart (an image-level field such as group), choose a score threshold for each, "
-    "and write both for `predict --triage`. Cross-validation decides whether kinds get thresholds of their own: only "
-    "where the interval of the gain in object AP is above 0."
+    "Learn to tell the kinds of images apart (an image-level field such as group), choose a model (of several "
+    "predictions files) and a score threshold for each, and write both for `predict --triage`. Cross-validation "
+    "decides whether kinds get their own: only where the interval of the gain in object AP is above 0."
 )
 
 
@@ -17,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ground-truth", required=True, metavar="FILE", help="COCO file, with its images")
     parser.add_argument(
         "--predictions",
+        nargs="+",
         required=True,
         metavar="FILE",
-        help="of these images, by a model that was not trained with them: predict --raw, or predict --folds",
+        help="of these images, one file a model, which was not trained with them: predict --raw, or predict --folds",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.json", help="for predict --triage")
     parser.add_argument(
@@ -48,8 +55,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.folds < 2:
         raise ConfigError(f"--folds is {arguments.folds}; expected 2 or more")
     check_free(arguments.output, arguments.overwrite)
-    inputs = read_inputs([arguments.predictions], arguments.ground_truth, fused=False)
+    inputs = read_inputs(arguments.predictions, arguments.ground_truth, fused=True)
     truth = inputs.truth
+    models = [_model(about, member) for about, member in zip(inputs.files, inputs.members, strict=True)]
+    for about in inputs.files if len(models) > 1 else []:
+        given = about["info"].get("given", {})
+        if "fused" in about["info"] or sum(len(given.get(name, [])) for name in ("run", "weights")) > 1:
+            raise DataError(
+                f"{about['file']}: is of several models together, but `predict --triage` gives every image to one; "
+                "leave the file out, or give it alone"
+            )
     start = Postprocess.load(arguments.start) if arguments.start else Postprocess()
     start = dataclasses.replace(start.for_classes(truth.class_names), classes=tuple(truth.class_names))
     records = {record.image_id: record for record in CocoDataset.load(arguments.ground_truth).images}
@@ -64,17 +79,38 @@ def run(arguments: argparse.Namespace) -> None:
     bar = ProgressBar(own, desc="looking at images", unit="image", total=len(own))
     features = np.stack([image_features(record.path, record.metadata) for record in bar])
     options = {"start": start, "folds": arguments.folds, "seed": arguments.seed}
-    triage = fit_triage(truth, inputs.members[0], features, kinds, **options)
+    triage = fit_triage(truth, dict(zip(models, inputs.members, strict=True)), features, kinds, **options)
     triage.save(arguments.output)
-    report = triage.report
-    for kind, accuracy in report["accuracy_by_kind"].items():
-        threshold = report["score_thresholds"].get(kind)
-        told = "too few for a threshold" if threshold is None else f"threshold {threshold:g}"
-        print(f"{kind}: {report['images'][kind]} images, {accuracy:.1%} told right, {told}")
-    low, high = report["interval"]
-    print(
-        f"object AP, cross-validated: {report['object_ap_one']:.4f} with one threshold, {report['object_ap_own']:.4f} "
-        f"with those of the kinds; gain {report['gain']:+.4f} ({low:+.4f} to {high:+.4f})"
-    )
-    print("The kinds get their own." if report["used"] else "No certain gain: all kinds keep one threshold.")
+    print(_report(triage))
     print(f"Written: {arguments.output}")
+
+
+def _model(about: dict[str, Any], predictions: Sequence[Predictions]) -> Model:
+    """The model of a Predictions file, with its checkpoint where all images are of one."""
+    from detseg.tuning.triage import Model
+
+    checkpoints = {str(image.provenance.get("checkpoint_hash", "")) for image in predictions if len(image)}
+    return Model(about["file"], checkpoints.pop() if len(checkpoints) == 1 else "")
+
+
+def _report(triage: Triage) -> str:
+    report, several = triage.report, len(triage.models) > 1
+
+    def told(name: str) -> str:
+        choice = report["chosen"].get(name)
+        if choice is None:
+            return "too few for a choice"
+        model = f"{triage.models[choice['model']].name}, " if several else ""
+        return f"{model}threshold {choice['score_threshold']:g}"
+
+    lines = [f"all: {sum(report['images'].values())} images, {told('one')}"]
+    for kind, accuracy in report["accuracy_by_kind"].items():
+        lines.append(f"{kind}: {report['images'][kind]} images, {accuracy:.1%} told right, {told(kind)}")
+    low, high = report["interval"]
+    what = "one model and threshold" if several else "one threshold"
+    lines.append(
+        f"object AP, cross-validated: {report['object_ap_one']:.4f} with {what}, {report['object_ap_own']:.4f} with "
+        f"those of the kinds; gain {report['gain']:+.4f} ({low:+.4f} to {high:+.4f})"
+    )
+    lines.append("The kinds get their own." if report["used"] else f"No certain gain: all kinds keep {what}.")
+    return "\n".join(lines)

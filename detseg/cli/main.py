@@ -45,7 +45,7 @@ COMMANDS = {
     "pseudo_label": "labels of a model for images without labels, to learn from; in rounds, each of which must help",
     "fuse": "fuse predictions of several models, flips or programs into one file",
     "tune_thresholds": "choose thresholds and settings of a fusion on out-of-fold predictions",
-    "fit_triage": "learn the kinds of images, and thresholds for each where they gain",
+    "fit_triage": "learn the kinds of images, and the model and threshold for each where they gain",
     "evaluate": "score a Predictions file against ground truth",
     "measure": "counts, sizes and shapes of objects by image and condition, and tests between conditions",
     "report": "one HTML file of a training, or of several compared: scores, curves, images, settings",

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 from detseg.cli.image_fields import add_image_fields
 from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.predict_folds import arguments_of_folds, open_folds, predict_folds
-from detseg.cli.predict_job import (
-    add_model_arguments,
-    add_tile_arguments,
-    find_job_images,
-    has_model,
-    load_job,
-    problems_of,
-)
+from detseg.cli.predict_job import find_job_images, load_job
+from detseg.cli.predict_options import add_model_arguments, add_tile_arguments, has_model, problems_of
 from detseg.cli.predict_refined import add_refine_arguments, load_refiner, problems_of_refining, refined, refined_file
 from detseg.cli.predict_shared import Result, all_predictions, make_shards, processes_of_torchrun, state_folder
 from detseg.cli.tracking import add_tracking, settings_of, tracked
@@ -75,7 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
     result.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
     result.add_argument(
-        "--triage", metavar="FILE", help="settings by the kind of each image, from fit_triage (docs/systems.md)"
+        "--triage",
+        metavar="FILE",
+        help="model and threshold by the kind of each image, from fit_triage (docs/systems.md); where it chooses from "
+        "several models, give all of them in the order of their files there",
     )
     result.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
     result.add_argument(

@@ -1,17 +1,20 @@
-"""What `predict` predicts: images, models and views, boxes and tiles, as its options say."""
+"""What `predict` predicts: images, models and views, boxes and tiles, as its options (predict_options.py) say."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import functools
+import itertools
 import logging
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from detseg.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import ImageRecord
@@ -20,215 +23,94 @@ if TYPE_CHECKING:
     from detseg.inference.tile_predictor import TilePredictor
     from detseg.inference.tta import TestTimeAugmentation
     from detseg.structures.predictions import Predictions
-    from detseg.tuning.triage import Triage
+    from detseg.tuning.triage import Choice, Triage
 
 _RANGE = re.compile(r"(\d{1,6})-(\d{1,6})")
 _EVERY = range(10**6)
 _logger = logging.getLogger(__name__)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("the model: a run, or weights; given several times, they are combined")
-    model.add_argument(
-        "--run",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a run folder: its configuration, best weights and thresholds",
-    )
-    model.add_argument(
-        "--folds",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="the folder of a training with --fold all, or the runs of all its folds, in place of --run and --images: "
-        "every image by the model that was not trained with it, without thresholds",
-    )
-    model.set_defaults(fold=None, triage=None)  # which of --folds is predicted at a time
-    model.add_argument(
-        "--checkpoint", default="best", metavar="NAME", help="of the run: best (default), last or a file"
-    )
-    model.add_argument("--config", "--config-file", metavar="FILE", help="YAML configuration, for --weights")
-    model.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a checkpoint; without --config its own configuration is used",
-    )
-    model.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda:1 ...")
-    model.add_argument(
-        "--precision",
-        default="auto",
-        help="float32, bfloat16, float16, bfloat16_masks (the mask head alone); auto (default): the fastest with which "
-        "the run's object AP was that of float32",
-    )
-    model.add_argument(
-        "--diameter",
-        default="auto",
-        metavar="PIXELS",
-        help="of the typical object in the images' own pixels, for models with INPUT.OBJECT_SIZE; auto (default): "
-        "estimated image by image",
-    )
-    views = parser.add_argument_group("several views or models (docs/inference.md)")
-    views.add_argument(
-        "--tta",
-        nargs="+",
-        metavar="VIEW",
-        help="views instead of the configuration's: flips, eight, or such as none h scale=1.25 h+clahe; off for none",
-    )
-    modes = ("merge_then_mask", "fuse", "average_maps")
-    views.add_argument("--tta-mode", choices=modes, help="instead of TEST.AUG.MODE")
-    views.add_argument("--fusion", metavar="FILE", help="YAML of fusion options instead of TEST.AUG.METHOD and others")
-    views.add_argument(
-        "--model-weights", nargs="+", type=float, default=[], metavar="X", help="one a model, in their order"
-    )
-    for name in ("boxes", "masks"):
-        views.add_argument(
-            f"--{name}-of",
-            nargs="+",
-            type=int,
-            default=[],
-            metavar="N",
-            help=f"only these models give {name}, counted from 1, runs first",
-        )
-
-
-def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
-    tiles = parser.add_argument_group("large images (docs/inference.md)")
-    tiles.add_argument(
-        "--tile",
-        default="auto",
-        metavar="N",
-        help="edge of tiles in pixels of the file; auto (default): only images of more than 4096 x 4096 pixels at the "
-        "model are cut, into tiles that suit it; off",
-    )
-    tiles.add_argument("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share")
-    tiles.add_argument(
-        "--tile-scale",
-        type=float,
-        metavar="X",
-        help="pixels at the model per pixel of a tile; default: of the whole image",
-    )
-    work = parser.add_argument_group("speed")
-    work.add_argument(
-        "--num-threads",
-        type=int,
-        metavar="N",
-        help="threads to compute with; default: as many as cores are free at the time",
-    )
-    work.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
-    work.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="threads that prefetch images (default %(default)s)"
-    )
-    work.add_argument(
-        "--processes",
-        type=int,
-        metavar="N",
-        help="processes that share images and tiles (or use torchrun); default: 1, with --ray one a GPU or a core",
-    )
-    work.add_argument(
-        "--ray", metavar="ADDRESS", help="processes of this Ray cluster: HOST:PORT, auto, or local for one here"
-    )
-
-
-def has_model(arguments: argparse.Namespace) -> bool:
-    """Whether a run or weights are given; the folds of a training are others."""
-    return bool(arguments.run or arguments.weights)
-
-
-def problems_of(arguments: argparse.Namespace) -> dict[str, bool]:
-    """Message -> whether it holds, of options that contradict each other or have impossible values."""
-    models = len(arguments.run) + len(arguments.weights) + bool(arguments.folds)
-    several = {
-        "--model-weights": arguments.model_weights,
-        "--boxes-of": arguments.boxes_of,
-        "--masks-of": arguments.masks_of,
-    }
-    needless = [option for option, value in several.items() if value and models == 1]
-    asked = [*arguments.boxes_of, *arguments.masks_of]
-    unknown = ", ".join(str(number) for number in asked if not 1 <= number <= models)
-    tile = arguments.tile
-    given = vars(arguments)
-    others = ("run", "weights", "config", "images", "image_root", "pixel_size", "z", "t", "axes")
-    beside_folds = [f"--{name.replace('_', '-')}" for name in others if arguments.folds and given[name]]
-    return {
-        f"{' and '.join(beside_folds)}: --folds brings its models and images": bool(beside_folds),
-        "give the images: --images PATH": not arguments.folds and not arguments.images,
-        f"--boxes-of, --masks-of: there is no model {unknown}; they are counted from 1 to {models}": bool(unknown),
-        "give the model: --run DIR, --weights FILE (with --config FILE), or --folds DIR": models == 0
-        and not (arguments.refine_with and arguments.boxes),
-        "--config belongs to --weights; a run brings its own": bool(arguments.run and arguments.config),
-        "--config belongs to one --weights; several take the configurations stored in them": bool(
-            len(arguments.weights) > 1 and arguments.config
-        ),
-        f"{' and '.join(needless)}: needs several models": bool(needless),
-        f"--tile is {tile}; expected auto, off or a number of pixels": (
-            tile not in ("auto", "off") and not tile.isdigit()
-        ),
-        f"--workers is {arguments.workers}, --processes {arguments.processes}; expected 0 or more, and 1 or more": (
-            arguments.workers < 0 or (arguments.processes is not None and arguments.processes < 1)
-        ),
-        f"--batch-size is {arguments.batch_size}; expected 1 or more": arguments.batch_size < 1,
-    }
-
-
 @dataclass(frozen=True)
 class Job:
-    """Images to predict, by what, the boxes that get masks, if they are external ones, and what chooses settings by
-    the kind of an image.
+    """Images to predict, by what, the boxes that get masks, if they are external ones, and what chooses by the kind of
+    an image.
+
+    predictors: one, or one for each model of the triage.
     """
 
     arguments: argparse.Namespace
     images: ImageList
-    predictor: Predictor
-    boxes: BoxLookup | None
+    predictors: tuple[Predictor, ...]
+    boxes: BoxLookup | None = None
     triage: Triage | None = None
+    _chosen: dict[int | str, tuple[str, Choice]] = field(default_factory=dict, init=False, repr=False)
 
-    def tiles(self, **options: Any) -> TilePredictor:
+    @property
+    def predictor(self) -> Predictor:
+        """The only one; of several, the first."""
+        return self.predictors[0]
+
+    def predictor_of(self, record: ImageRecord) -> Predictor:
+        """What predicts an image."""
+        return self.predictor if len(self.predictors) == 1 else self.predictors[self._choice_of(record)[1].model]
+
+    def tiles(self, predictor: Predictor, **options: Any) -> TilePredictor:
         """What predicts images in tiles; options: further ones of TilePredictor."""
         arguments = self.arguments
-        return self.predictor.tile_predictor(batch_size=arguments.batch_size, workers=arguments.workers, **options)
+        return predictor.tile_predictor(batch_size=arguments.batch_size, workers=arguments.workers, **options)
 
     def predict(
         self, records: Iterable[ImageRecord], skipped: list[SkippedImage], **tile_options: Any
     ) -> Iterator[Predictions]:
         """Predict images; those that cannot be predicted are appended to `skipped`."""
-        records = list(records)
-        found = self.predictor.predict_records(
-            records,
-            batch_size=self.arguments.batch_size,
-            soft_masks=self.arguments.soft_masks,
-            skipped=skipped,
-            boxes=self.boxes,
-            workers=self.arguments.workers,
-            tiles=self.tiles(**tile_options),
-        )
-        if self.triage is None:
-            yield from found
-            return
-        by_id = {record.image_id: record for record in records}
-        for predictions in found:
-            record = by_id[predictions.image_id]
-            kind, settings = self.triage.settings_of(record.path, record.metadata)
-            predictions.provenance["kind"] = kind
-            yield settings.for_classes(self.predictor.classes).apply(predictions)
+        for predictor, group in itertools.groupby(records, self.predictor_of):
+            of_group = {record.image_id: record for record in group}
+            found = predictor.predict_records(
+                of_group.values(),
+                batch_size=self.arguments.batch_size,
+                soft_masks=self.arguments.soft_masks,
+                skipped=skipped,
+                boxes=self.boxes,
+                workers=self.arguments.workers,
+                tiles=self.tiles(predictor, **tile_options),
+            )
+            for predictions in found:
+                if self.triage is not None:
+                    kind, choice = self._choice_of(of_group[predictions.image_id])
+                    predictions.provenance["kind"] = kind
+                    predictions = choice.settings.for_classes(predictor.classes).apply(predictions)
+                yield predictions
+
+    def _choice_of(self, record: ImageRecord) -> tuple[str, Choice]:
+        """The kind of an image, and what it gets; one that cannot be read gets the usual, whose model says why."""
+        if record.image_id not in self._chosen:
+            try:
+                found = self.triage.choice_of(record.path, record.metadata)
+            except DataError:
+                found = "", self.triage.usual
+            self._chosen[record.image_id] = found
+        return self._chosen[record.image_id]
 
     def info(self) -> dict[str, Any]:
         """What the Predictions file says about its making."""
         from detseg.data.trained_images import FIELD
+        from detseg.files.hashing import hash_file
 
         predictor = self.predictor
         about = {**predictor.provenance, **predictor.detector.describe()}
         about["given"] = {
             name: value for name in ("run", "weights", "triage") if (value := getattr(self.arguments, name))
         }
+        if self.triage is not None:
+            about["triage_hash"] = hash_file(Path(self.arguments.triage))
+        if len(self.predictors) > 1:
+            about["models"] = [{**one.provenance, **one.detector.describe()} for one in self.predictors]
         if predictor.detector.sizing_model is not None:
             about["given"]["diameter"] = predictor.diameter or "auto"
         if self.arguments.boxes:
             about["boxes"] = self.arguments.boxes
         # What the models saw: what is learned from these predictions must not be validated on it.
-        known = predictor.trained_images
+        known = [images for one in self.predictors for images in one.trained_images]
         if None not in known:
             about[FIELD] = functools.reduce(operator.or_, known).to_plain()
         postprocess = None if predictor.postprocess is None else predictor.postprocess.to_dict()
@@ -261,23 +143,55 @@ def load_job(arguments: argparse.Namespace, images: ImageList) -> Job:
     Raises:
         ConfigError: models that do not go together, or cannot do what is asked for.
     """
-    from detseg.errors import ConfigError
     from detseg.inference.external_boxes import read_boxes
     from detseg.tuning.triage import Triage
 
-    predictor = _load_predictor(arguments)
-    predictor.require(soft_masks=arguments.soft_masks, boxes=bool(arguments.boxes))
-    boxes = read_boxes(arguments.boxes, images, predictor.classes) if arguments.boxes else None
     triage = Triage.load(arguments.triage) if arguments.triage else None
-    for settings in [] if triage is None else [triage.usual, *triage.own.values()]:
-        if settings.for_classes(predictor.classes).needs_soft_masks and not arguments.soft_masks:
+    if triage is not None and len(triage.models) > 1:
+        predictors = _load_models_of_triage(arguments, triage)
+    else:
+        predictors = (_load_predictor(arguments),)
+    for predictor in predictors:
+        predictor.require(soft_masks=arguments.soft_masks, boxes=bool(arguments.boxes))
+    classes = predictors[0].classes
+    for choice in [] if triage is None else [triage.usual, *triage.own.values()]:
+        if choice.settings.for_classes(classes).needs_soft_masks and not arguments.soft_masks:
             raise ConfigError(f"{arguments.triage}: its settings need mask probabilities; give --soft-masks too")
-    return Job(arguments, images, predictor, boxes, triage)
+    boxes = read_boxes(arguments.boxes, images, classes) if arguments.boxes else None
+    return Job(arguments, images, predictors, boxes, triage)
+
+
+def _load_models_of_triage(arguments: argparse.Namespace, triage: Triage) -> tuple[Predictor, ...]:
+    """Load the models that a triage chooses from, each by itself."""
+    named = ", ".join(model.name for model in triage.models)
+    together = [name for name in ("model_weights", "boxes_of", "masks_of") if getattr(arguments, name)]
+    if together:
+        option = together[0].replace("_", "-")
+        raise ConfigError(f"--{option}: {arguments.triage} gives every image to one model; leave it out")
+    given = [{"run": [run], "weights": []} for run in arguments.run]
+    given += [{"run": [], "weights": [weights]} for weights in arguments.weights]
+    if len(given) != len(triage.models):
+        raise ConfigError(
+            f"{arguments.triage} chooses from {len(triage.models)} models, and {len(given)} are given; name those that "
+            f"made the files of fit_triage, in their order ({named}): --run A --run B"
+        )
+    predictors = tuple(_load_predictor(argparse.Namespace(**{**vars(arguments), **one})) for one in given)
+    for number, (predictor, model) in enumerate(zip(predictors, triage.models, strict=True), start=1):
+        if predictor.classes != predictors[0].classes:
+            raise ConfigError(
+                f"the first model finds {', '.join(predictors[0].classes)}, model {number} "
+                f"{', '.join(predictor.classes)}; expected the same classes in the same order"
+            )
+        if model.checkpoint not in ("", predictor.provenance.get("checkpoint_hash")):
+            raise ConfigError(
+                f"model {number} has other weights than those that made {model.name}; give the models in the order of "
+                f"{arguments.triage} ({named}), or fit it again"
+            )
+    return predictors
 
 
 def _load_predictor(arguments: argparse.Namespace) -> Predictor:
     from detseg.data.object_size import check_diameter
-    from detseg.errors import ConfigError
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.combine import combine
 

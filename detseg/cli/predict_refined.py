@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from detseg.cli.predict_job import has_model
+from detseg.cli.predict_options import has_model
 from detseg.cli.predict_shared import Result, processes_of_torchrun
 
 if TYPE_CHECKING:

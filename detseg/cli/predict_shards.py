@@ -88,7 +88,7 @@ class Shards:
     def _is_large(self, record: ImageRecord) -> bool:
         from detseg.errors import DataError
 
-        tiles = self.job.tiles()
+        tiles = self.job.tiles(self.job.predictor_of(record))
         try:
             source = tiles.open(record)
             if source is None:
@@ -142,8 +142,9 @@ class Shards:
 
         if self.job.boxes is not None:  # whose tiles are those that have boxes
             return
-        tiles = self.job.tiles(state=self.folder)
-        soft_masks = self.job.predictor.needs_soft_masks(self.job.arguments.soft_masks)
+        predictor = self.job.predictor_of(record)
+        tiles = self.job.tiles(predictor, state=self.folder)
+        soft_masks = predictor.needs_soft_masks(self.job.arguments.soft_masks)
         try:
             source = tiles.open(record)
             if source is not None:
@@ -183,7 +184,7 @@ def _settings(job: Job) -> str:
     files = [] if boxes is None else sorted(boxes.rglob("*.txt")) if boxes.is_dir() else [boxes]
     settings = {
         "info": job.info(),
-        "tiling": dataclasses.asdict(job.predictor.tiling),
+        "tiling": [dataclasses.asdict(predictor.tiling) for predictor in job.predictors],
         "soft_masks": job.arguments.soft_masks,
         "batch_size": job.arguments.batch_size,
         "boxes": [_of_file(file) for file in files],

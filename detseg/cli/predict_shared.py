@@ -60,7 +60,7 @@ def all_predictions(
     """The predictions of all images, those that an interrupted command has left included."""
     shards = Shards(job, state_folder(arguments))
     # Others compute as this process would, whatever `auto` means on their machine.
-    precisions = {model.precision for model in job.predictor.detector.models}
+    precisions = {model.precision for predictor in job.predictors for model in predictor.detector.models}
     given = {"precision": precisions.pop()} if len(precisions) == 1 else {}
     others = argparse.Namespace(**{**vars(arguments), **given})
 

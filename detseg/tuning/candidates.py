@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -49,6 +49,14 @@ class Hits:
     level: np.ndarray
     level_in_class: np.ndarray
     crowd_level: np.ndarray
+
+    def of_images(self, images: np.ndarray) -> Hits:
+        """Return the hits of some images, which are numbered anew in ascending order; images (indices) ascend."""
+        place = np.full(int(max(self.image.max(initial=-1), images.max(initial=-1))) + 1, -1)
+        place[images] = np.arange(len(images))
+        keep = place[self.image] >= 0
+        parts = {item.name: getattr(self, item.name)[keep] for item in fields(self)}
+        return Hits(**{**parts, "image": place[parts["image"]]})
 
 
 def is_fast(settings: Postprocess) -> bool:

@@ -1,8 +1,9 @@
-"""Triage: a small classifier of the kind of image, which chooses the settings that predictions are treated with.
+"""Triage: a small classifier of the kind of image, which chooses its model, and the settings of the predictions.
 
 Kinds are an image-level field of the labelled images (`group`): fluorescence, histology, bright field. A multinomial
-logistic regression on a dozen numbers of the pixels learns them. Settings of each kind's own replace those of all only
-where that gains in cross-validation, classifier and thresholds both chosen without the images that they are scored on.
+logistic regression on a dozen numbers of the pixels learns them. The model and score threshold of a kind replace those
+of all images only where that gains in cross-validation, classifier, models and thresholds all chosen without the images
+that they are scored on.
 
 Symbols: I images, F features, K kinds.
 """
@@ -28,9 +29,10 @@ from detseg.files.atomic import write_json
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.reading import open_pixels
 from detseg.structures import Predictions
-from detseg.tuning.thresholds import choose_score_threshold
+from detseg.tuning.candidates import Hits, object_numbers
+from detseg.tuning.thresholds import best_threshold, hits_without_threshold
 
-FORMAT = "detseg triage 1"
+FORMAT = "detseg triage 2"
 FEATURES = (
     *("mean", "spread", "skewness", "low", "median", "high", "saturation", "saturation_spread", "red", "blue"),
     *("fine", "coarse"),
@@ -93,22 +95,41 @@ class KindClassifier:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What an image gets. model: which of those that the triage was fitted with, by number. settings: what is done to
+    the predictions of that model.
+    """
+
+    model: int
+    settings: Postprocess
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be chosen. name: what it is called. checkpoint: the hash of its weights, "" where that is not
+    known, or several predicted the images, as those of folds do.
+    """
+
+    name: str
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True)
 class Triage:
     """What `predict --triage` reads.
 
-    usual: the settings of all images. own: those of each kind, empty where they did not gain. report: how it was
-    decided, plain values.
+    models: those to choose from. usual: what all images get. own: what those of each kind get instead, empty where that
+    did not gain. report: how it was decided, plain values.
     """
 
     classifier: KindClassifier
-    usual: Postprocess
-    own: dict[str, Postprocess]
+    models: tuple[Model, ...]
+    usual: Choice
+    own: dict[str, Choice]
     report: dict[str, Any] = field(default_factory=dict)
 
-    def settings_of(
-        self, path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
-    ) -> tuple[str, Postprocess]:
-        """Return the kind of an image and its settings. Raises DataError where it cannot be read."""
+    def choice_of(self, path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> tuple[str, Choice]:
+        """Return the kind of an image, and what it gets. Raises DataError where it cannot be read."""
         (kind,) = self.classifier.predict(image_features(path, fields)[None])
         return kind, self.own.get(kind, self.usual)
 
@@ -118,7 +139,8 @@ class Triage:
         arrays = {"middle": one.middle, "scale": one.scale, "weights": one.weights}
         content = {"format": FORMAT, "kinds": list(one.kinds), "features": list(FEATURES)}
         content |= {name: array.tolist() for name, array in arrays.items()}
-        content |= {"usual": self.usual.to_dict(), "own": {name: item.to_dict() for name, item in self.own.items()}}
+        content["models"] = [{"name": model.name, "checkpoint": model.checkpoint} for model in self.models]
+        content |= {"usual": _to_dict(self.usual), "own": {name: _to_dict(choice) for name, choice in self.own.items()}}
         write_json(Path(path), {**content, "report": self.report})
 
     @classmethod
@@ -144,15 +166,24 @@ class Triage:
             arrays = [np.array(content[name], dtype=np.float64) for name in ("middle", "scale", "weights")]
             if [array.shape for array in arrays] != [(len(FEATURES),)] * 2 + [(len(FEATURES) + 1, len(kinds))]:
                 raise DataError(problem)
-            own = {name: Postprocess.from_dict(item, f"{path}: {name}") for name, item in content["own"].items()}
-            return cls(KindClassifier(kinds, *arrays), Postprocess.from_dict(content["usual"], f"{path}: usual"), own)
-        except (KeyError, TypeError, ValueError, AttributeError):
+            models = tuple(Model(str(one["name"]), str(one["checkpoint"])) for one in content["models"])
+            choices = {"usual": content["usual"], **{f"own of {name}": one for name, one in content["own"].items()}}
+            read = [
+                Choice(range(len(models))[one["model"]], Postprocess.from_dict(one["settings"], f"{path}: {name}"))
+                for name, one in choices.items()
+            ]
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise DataError(problem) from None
+        return cls(KindClassifier(kinds, *arrays), models, read[0], dict(zip(content["own"], read[1:], strict=True)))
+
+
+def _to_dict(choice: Choice) -> dict[str, Any]:
+    return {"model": choice.model, "settings": choice.settings.to_dict()}
 
 
 def fit_triage(
     truth: GroundTruth,
-    predictions: Sequence[Predictions],
+    members: Mapping[Model, Sequence[Predictions]],
     features: np.ndarray,
     kinds: Sequence[str],
     *,
@@ -160,12 +191,13 @@ def fit_triage(
     folds: int = 5,
     seed: int = 0,
 ) -> Triage:
-    """Fit the classifier, choose score thresholds of every kind, and decide by cross-validation whether they are used.
+    """Fit the classifier, choose a model and its score threshold for every kind, and decide by cross-validation whether
+    they are used.
 
-    predictions: one an image of the truth, in its order, without a score threshold. features: (I, F). start: all other
-    settings. The report has accuracy (of all, and of each kind), object_ap of one threshold and of the kinds' own, both
-    on images that chose neither, and the gain with its 95 % paired interval; they are used where its lower end is above
-    0.
+    members: of every model the predictions, one an image of the truth, in its order, without a score threshold.
+    features: (I, F). start: all other settings. The report has accuracy (of all, and of each kind), object_ap of one
+    model with one threshold and of the kinds' own, both on images that chose neither, and the gain with its 95 % paired
+    interval; they are used where its lower end is above 0.
 
     Raises DataError with fewer than two kinds, or fewer images than folds.
     """
@@ -180,20 +212,24 @@ def fit_triage(
         own = rng.permutation(np.flatnonzero(kinds_array == name))
         fold_of[own] = (place + np.arange(len(own))) % folds
         place += len(own)
+    columns = list(members.values())
+    hits = [hits_without_threshold(truth, column, start)(None) for column in columns]
+    objects = object_numbers(truth.images, len(truth.class_names))[:, 0]
     guessed = np.empty(len(kinds), dtype=object)
     one: list[Any] = [None] * len(kinds)
     several: list[Any] = [None] * len(kinds)
     for fold in range(folds):
         inside, outside = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         guessed[outside] = KindClassifier.fit(features[inside], kinds_array[inside]).predict(features[outside])
-        usual, own = _choose(truth, predictions, kinds_array, inside, start)
+        usual, own = _choose(hits, objects, kinds_array, inside, start)
         for index in outside:
-            one[index] = usual.apply(predictions[index])
-            several[index] = own.get(guessed[index], usual).apply(predictions[index])
+            for side, choice in ((one, usual), (several, own.get(guessed[index], usual))):
+                side[index] = choice.settings.apply(columns[choice.model][index])
     scores = [image_scores(count_all(truth, side)) for side in (one, several)]
     row = NAMES.index("object_ap")
     gain, ends = (values[row] for values in paired_intervals(*scores, seed))
     right = guessed == kinds_array
+    usual, own = _choose(hits, objects, kinds_array, np.arange(len(kinds)), start)
     report = {
         "images": dict(zip(names.tolist(), counts.tolist(), strict=True)),
         "folds": folds,
@@ -204,24 +240,28 @@ def fit_triage(
         "gain": float(gain),
         "interval": [float(end) for end in ends],
         "used": bool(ends[0] > 0),
+        "chosen": {
+            name: {"model": choice.model, "score_threshold": choice.settings.score_threshold}
+            for name, choice in {"one": usual, **own}.items()
+        },
     }
-    usual, own = _choose(truth, predictions, kinds_array, np.arange(len(kinds)), start)
-    report["score_thresholds"] = {
-        "one": usual.score_threshold,
-        **{name: item.score_threshold for name, item in own.items()},
-    }
-    return Triage(KindClassifier.fit(features, kinds), usual, own if report["used"] else {}, report)
+    used = own if report["used"] else {}
+    return Triage(KindClassifier.fit(features, kinds), tuple(members), usual, used, report)
 
 
 def _choose(
-    truth: GroundTruth, predictions: Sequence[Predictions], kinds: np.ndarray, images: np.ndarray, start: Postprocess
-) -> tuple[Postprocess, dict[str, Postprocess]]:
-    """Return `start` with the best threshold of all of some images, and of those of every kind that has enough."""
+    hits: Sequence[Hits], objects: np.ndarray, kinds: np.ndarray, images: np.ndarray, start: Postprocess
+) -> tuple[Choice, dict[str, Choice]]:
+    """Return the best model with its best threshold for all of some images, and for those of every kind that has
+    enough; of equal models the first. Other settings are those of `start`.
 
-    def best(chosen: np.ndarray) -> Postprocess:
-        part = GroundTruth(truth.class_names, [truth.images[index] for index in chosen])
-        found = choose_score_threshold(part, [predictions[index] for index in chosen], postprocess=start)
-        return replace(start, score_threshold=found.threshold)
+    hits: of every model. objects: (I,) of every image. kinds: (I,). images: indices, ascending.
+    """
+
+    def best(chosen: np.ndarray) -> Choice:
+        found = [best_threshold(one.of_images(chosen), objects[chosen]) for one in hits]
+        model = int(np.argmax([each.object_ap for each in found]))
+        return Choice(model, replace(start, score_threshold=found[model].threshold))
 
     own = {str(name): images[kinds[images] == name] for name in np.unique(kinds[images])}
     return best(images), {name: best(chosen) for name, chosen in own.items() if len(chosen) >= _FEWEST}

@@ -20,7 +20,7 @@ from detseg.evaluation.evaluate import count_all, metrics_of
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.fuse import fuse
 from detseg.structures import Predictions
-from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, Hits, is_fast, object_numbers
+from detseg.tuning.candidates import OBJECT_METRICS, CandidateTable, CountTable, is_fast, object_numbers
 from detseg.tuning.space import State
 from detseg.tuning.thresholds import best_threshold
 
@@ -191,16 +191,7 @@ class Trials:
         hits = table.hits(state.postprocess.without_score_threshold())
         if not len(hits.image) or not len(images):
             return None
-        return best_threshold(_of_images(hits, images), self._objects[images, 0]).threshold
-
-
-def _of_images(hits: Hits, images: np.ndarray) -> Hits:
-    """Return the hits of some images, which are numbered anew in ascending order; images (indices) ascend."""
-    place = np.full(int(max(hits.image.max(initial=-1), images.max(initial=-1))) + 1, -1)
-    place[images] = np.arange(len(images))
-    keep = place[hits.image] >= 0
-    parts = {item.name: getattr(hits, item.name)[keep] for item in dataclasses.fields(hits)}
-    return Hits(**{**parts, "image": place[parts["image"]]})
+        return best_threshold(hits.of_images(images), self._objects[images, 0]).threshold
 
 
 def _stored(store: OrderedDict[str, Any], key: str, make: Callable[[], Any], limit: int) -> Any:

@@ -1,4 +1,4 @@
-"""Triage: kinds of images are told apart, and get thresholds of their own only where that gains."""
+"""Triage: kinds of images are told apart, and get models and thresholds of their own only where that gains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scoring_cases import predictions_of, rectangle, truth_of
 from detseg.errors import DataError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.postprocess import Postprocess
-from detseg.tuning.triage import FEATURES, KindClassifier, Triage, fit_triage, image_features
+from detseg.tuning.triage import FEATURES, KindClassifier, Model, Triage, fit_triage, image_features
 
 
 def picture(folder: Path, kind: str, seed: int, dtype: type = np.uint8) -> Path:
@@ -51,7 +51,7 @@ def cases(low_is_right_in: str) -> tuple:
         kinds.append(kind)
     features = np.zeros((24, len(FEATURES)))
     features[:, 0] = [kind == "a" for kind in kinds]
-    return GroundTruth(["cell"], truths), found, features, kinds
+    return GroundTruth(["cell"], truths), {Model("p.json"): found}, features, kinds
 
 
 def test_thresholds_of_the_kinds_are_used_where_they_gain(tmp_path: Path) -> None:
@@ -59,10 +59,11 @@ def test_thresholds_of_the_kinds_are_used_where_they_gain(tmp_path: Path) -> Non
     report = triage.report
     assert (report["used"], report["accuracy"], report["object_ap_own"]) == (True, 1, 1)
     assert 0 < report["interval"][0] < report["gain"] < 0.5
-    assert triage.own["a"].score_threshold <= 0.4 < triage.own["b"].score_threshold <= 0.9
+    thresholds = [triage.own[kind].settings.score_threshold for kind in "ab"]
+    assert thresholds[0] <= 0.4 < thresholds[1] <= 0.9
     triage.save(tmp_path / "t.json")
     again = Triage.load(tmp_path / "t.json")
-    assert (again.own, again.usual) == (triage.own, triage.usual)
+    assert (again.models, again.own, again.usual) == (triage.models, triage.own, triage.usual)
     assert np.array_equal(again.classifier.weights, triage.classifier.weights)
 
 
@@ -70,14 +71,37 @@ def test_one_threshold_stays_where_kinds_need_no_other() -> None:
     triage = fit_triage(*cases("ab"), start=Postprocess())
     assert not triage.report["used"]
     assert triage.own == {}
-    assert triage.usual.score_threshold <= 0.4
+    assert triage.usual.settings.score_threshold <= 0.4
+
+
+def test_every_kind_gets_the_model_that_finds_its_objects_where_that_gains() -> None:
+    truth, members, features, kinds = cases("a")
+    (found,) = members.values()
+
+    def nothing_in(*without: str) -> list:
+        limits = [1 if kind in without else 0 for kind in kinds]
+        return [image.select(image.scores > limit) for image, limit in zip(found, limits, strict=True)]
+
+    members = {Model("of a", "1a"): nothing_in("b"), Model("of b"): nothing_in("a"), Model("no"): nothing_in("a", "b")}
+    triage = fit_triage(truth, members, features, kinds, start=Postprocess())
+    assert triage.report["used"]
+    assert {kind: triage.models[choice.model].name for kind, choice in triage.own.items()} == {"a": "of a", "b": "of b"}
+    assert triage.report["object_ap_own"] == pytest.approx(1)
+    assert triage.report["object_ap_one"] <= 0.5, "one model finds the objects of half of the images"
+    # Of models that are equally good, the first.
+    triage = fit_triage(truth, {Model("all"): found} | members, features, kinds, start=Postprocess())
+    assert [triage.models[choice["model"]].name for choice in triage.report["chosen"].values()] == ["all"] * 3
 
 
 def test_wrong_input_is_refused(tmp_path: Path) -> None:
-    truth, found, features, kinds = cases("a")
+    truth, members, features, kinds = cases("a")
     with pytest.raises(DataError, match="two or more kinds"):
-        fit_triage(truth, found, features, ["a"] * len(kinds), start=Postprocess())
-    for text in ("[]", '{"format": "detseg triage 1"}', "{"):
+        fit_triage(truth, members, features, ["a"] * len(kinds), start=Postprocess())
+    fit_triage(truth, members, features, kinds, start=Postprocess()).save(tmp_path / "good.json")
+    good = (tmp_path / "good.json").read_text()
+    other = good.replace('"model": 0', '"model": 1')
+    assert other != good
+    for text in ("[]", '{"format": "detseg triage 2"}', "{", other):
         (tmp_path / "t.json").write_text(text)
         with pytest.raises(DataError, match="no triage file"):
             Triage.load(tmp_path / "t.json")
