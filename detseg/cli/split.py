@@ -10,8 +10,8 @@ from detseg.cli.next_step import inspection, print_next
 DESCRIPTION = (
     "Split a COCO file into folds, alike in images, objects, classes and kinds, with groups (plate, well, source) and "
     "images that are nearly the same in one fold: folds.json with a field `fold` for every image, which train_net "
-    "--fold takes, and an index. Or, with --fractions, into train.json, val.json and test.json. --check looks for "
-    "leaks in a split that is there."
+    "--fold takes, and an index. Or, with --fractions, into train.json, val.json and test.json. --tile cuts "
+    "the images into tiles. --check looks for leaks in a split that is there."
 )
 EXIT_LEAKS = 1
 
@@ -51,6 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     columns.add_argument(
         "--ignore-similar", action="store_true", help="list such images, but do not keep them together"
     )
+    tiles = parser.add_argument_group("large images")
+    tiles.add_argument(
+        "--tile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="cut them into tiles of N x N pixels, each an image with what it shows of the objects; those of one image "
+        "stay in one part",
+    )
+    tiles.add_argument(
+        "--overlap",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pixels that neighbouring tiles share (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed is another split (default: %(default)s)")
     parser.add_argument("--coco-files", action="store_true", help="write fold0_train.json, fold0_val.json, ... too")
     parser.add_argument("--index", choices=("csv", "yaml"), default="csv", help="kind of index (default: %(default)s)")
@@ -86,6 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         group_similar=not arguments.ignore_similar,
         coco_files=arguments.coco_files,
         index=arguments.index,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
         overwrite=arguments.overwrite,
     )
     print(split_coco(arguments.source[0], options))

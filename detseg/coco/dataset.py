@@ -135,7 +135,7 @@ class CocoDataset:
             overwrite: replace an existing file; else DataError.
         """
         path = Path(path)
-        root, names = self._common_root()
+        root, names = self.common_root()
         fields = image_fields or [{}] * len(self)
         write_coco(
             path,
@@ -175,7 +175,7 @@ class CocoDataset:
             yield from annotations_of(rles, ids, image_id=record.image_id, first_id=first_id, crowd=crowd)
             first_id += len(rles)
 
-    def _common_root(self) -> tuple[Path, list[str]]:
+    def common_root(self) -> tuple[Path, list[str]]:
         """Return the folder that all images are below, and their names there; the names of a single root stay."""
         names = [record.file_name.replace("\\", "/") for record in self.images]
         roots = {

@@ -12,6 +12,7 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.leaks import SIMILAR, SimilarPair, join_groups, leaks, similar_images
 from detseg.curation.splits import PART_NAMES, balance_features, balance_table, check_fractions, split_groups
+from detseg.curation.tiles import cut_into_tiles
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
 from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder
@@ -21,6 +22,7 @@ from detseg.formats.image_fields import ImageColumn
 HOLDOUT = "test"
 INDEX_NAMES = {"csv": "folds.csv", "yaml": "folds.yaml"}
 BALANCE_NAME, SIMILAR_NAME = "balance.csv", "similar.csv"
+TILES_NAME, LEAST_TILE = "tiles", 32
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class SplitOptions:
     column of image names); of several, the values together. group_pattern: regular expression; what its first group (or
     all of it) finds in the value of `group_by`, without that in the file name, is the group. similar: correlation from
     which on images are nearly the same, 0: not looked for; group_similar: they go to one part. coco_files: write
-    fold0_train.json, fold0_val.json, ... too. index: csv or yaml.
+    fold0_train.json, fold0_val.json, ... too. index: csv or yaml. tile: edge in pixels of the tiles that images are cut
+    into, those of an image all in one part; 0: they stay whole. overlap: pixels that neighbouring tiles share.
     """
 
     output: Path
@@ -49,6 +52,8 @@ class SplitOptions:
     group_similar: bool = True
     coco_files: bool = False
     index: str = "csv"
+    tile: int = 0
+    overlap: int = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +67,10 @@ class SplitOptions:
             raise DataError(f"--holdout is {self.holdout}; expected a share of the images, 0 to 1")
         if not 0 <= self.similar <= 1:
             raise DataError(f"--similar is {self.similar}; expected a correlation, 0 to 1")
+        if self.tile and self.tile < LEAST_TILE:
+            raise DataError(f"--tile is {self.tile}; expected {LEAST_TILE} pixels or more, several objects wide")
+        if not 0 <= self.overlap <= self.tile // 2:
+            raise DataError(f"--overlap is {self.overlap}; expected 0 to half of --tile, which is {self.tile}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,12 @@ class Split:
         """The part of every image."""
         return [self.parts[part] for part in self.part_of]
 
+    def of_tiles(self, origins: np.ndarray) -> Split:
+        """Return the split of tiles, each as the image (T,) int64 that it is of; pairs are those of images."""
+        strata = {field: [values[index] for index in origins] for field, values in self.strata.items()}
+        names = [self.group_names[index] for index in origins]
+        return Split(self.parts, self.part_of[origins], self.groups[origins], names, strata, [])
+
 
 def split_coco(source: Path, options: SplitOptions) -> str:
     """Split a COCO file and write what `options` say; annotations and further fields stay as they are.
@@ -97,11 +112,16 @@ def split_coco(source: Path, options: SplitOptions) -> str:
     dataset = CocoDataset.load(source)
     _check_free(options)
     split = find_split(dataset, options)
+    make_folder(options.output)
+    about_leaks = _write_similar(dataset, split, options)
+    if options.tile:
+        folder = options.output / TILES_NAME
+        dataset, origins = cut_into_tiles(dataset, folder, tile=options.tile, overlap=options.overlap)
+        split = split.of_tiles(origins)
     written = _write(dataset, split, options)
     rows = balance_table(dataset, split.parts, split.part_of, split.groups, split.strata)
     written.append(options.output / BALANCE_NAME)
     write_csv(written[-1], rows, "the table")
-    about_leaks = _write_similar(dataset, split, options)
     return f"{text_table(rows)}\n\n{about_leaks}\n\nwritten: {', '.join(map(str, written))}"
 
 
@@ -180,7 +200,7 @@ def _groups(dataset: CocoDataset, options: SplitOptions) -> list[str]:
 
 def _check_free(options: SplitOptions) -> None:
     """Raise DataError where a file that may be written exists, unless `overwrite`."""
-    names = [BALANCE_NAME, SIMILAR_NAME]
+    names = [BALANCE_NAME, SIMILAR_NAME, *([TILES_NAME] if options.tile else [])]
     if options.fractions is not None:
         names += [f"{part}.json" for part in PART_NAMES[len(options.fractions)]]
     else:
@@ -199,7 +219,6 @@ def _write(dataset: CocoDataset, split: Split, options: SplitOptions) -> list[Pa
     info = {
         "split": {"seed": options.seed, "group_by": list(options.group_by), "stratify_by": list(options.stratify_by)}
     }
-    make_folder(options.output)
     parts = {part: np.flatnonzero(split.part_of == number) for number, part in enumerate(split.parts)}
     files = parts
     if options.fractions is None:

@@ -1,9 +1,9 @@
-"""A COCO file of any kind as a source: to split it, or to leave out what is wrong in it."""
+"""COCO files of any kind as a source: to join or split them, or to leave out what is wrong in them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,38 +18,54 @@ KEEP, CLEAR = "keep", "clear"
 
 
 class CocoFile(Reader):
-    """The images and annotations of a COCO file; images stay where they are.
+    """The images and annotations of COCO files; images stay where they are.
 
     Masks of all forms become compressed run-lengths, ids are written anew, further fields of images are kept.
     """
 
     def __init__(
-        self, annotations: Path, *, image_root: Path | None = None, last_part: bool = False, iscrowd: str = KEEP
+        self,
+        annotations: Sequence[Path],
+        *,
+        image_root: Path | None = None,
+        last_part: bool = False,
+        iscrowd: str = KEEP,
     ) -> None:
-        """Read the file; what is wrong with its images and annotations becomes `problems`.
+        """Read the files; what is wrong with their images and annotations becomes `problems`.
 
-        last_part: see CocoDataset.load. iscrowd: `KEEP`, or `CLEAR` to make objects of what is marked as crowd.
+        annotations: several are joined, with the classes of the first. last_part: see CocoDataset.load. iscrowd:
+        `KEEP`, or `CLEAR` to make objects of what is marked as crowd.
 
-        Raises DataError where it is no COCO file, or has no image that can be used.
+        Raises DataError where one is no COCO file, or none has an image that can be used, and where they do not go
+        together: other classes, other INPUT keys, an image that is in two.
         """
-        self.input_keys = read_input_keys(annotations)
+        told = [(path, keys) for path in annotations if (keys := read_input_keys(path))]
+        for path, keys in told:
+            if keys != told[0][1]:
+                raise DataError(
+                    f"{path}: its info.input is {keys}, but that of {told[0][0]} is {told[0][1]}; join files whose "
+                    "images come to the network alike"
+                )
+        self.input_keys = told[0][1] if told else {}
         problems: list[str] = []
-        self._dataset = CocoDataset.load(annotations, image_root, skipped=problems, last_part=last_part)
+        sets = [CocoDataset.load(path, image_root, skipped=problems, last_part=last_part) for path in annotations]
+        _refuse_images_in_two(sets)
+        self._dataset = CocoDataset.concatenate(sets)
         if iscrowd == CLEAR:
             self._dataset = self._dataset.without_crowd()
-        images = self._dataset.images
+        images, source = self._dataset.images, self._dataset.name
         if not images:
-            raise DataError(f"{annotations}: lists no images that can be used\n{list_problems(problems, 5)}".rstrip())
-        paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in images]
-        root = image_root or images[0].path.parents[len(paths[0].parts) - 1]
+            raise DataError(f"{source}: lists no images that can be used\n{list_problems(problems, 5)}".rstrip())
+        root, file_names = self._dataset.common_root()
+        paths = [PurePosixPath(name.replace("\\", "/")) for name in file_names]
         if not any(record.path.exists() for record in images) and (root / paths[0].name).exists():
             raise DataError(
-                f"{annotations}: none of its images is below {root} by its name ({paths[0]}, ...), but {paths[0].name} "
+                f"{source}: none of its images is below {root} by its name ({paths[0]}, ...), but {paths[0].name} "
                 "is: give the folder that the names begin in, or --last-part, which takes the last part of each name"
             )
         super().__init__(FolderFiles(root, [str(path) for path in paths]))
         self.problems = problems
-        self.description = f"prepared from {annotations}"
+        self.description = f"prepared from {source}"
         self.class_names = self._dataset.class_names
         without = [path.with_suffix("") for path in paths]
         counts = Counter(without)
@@ -73,6 +89,18 @@ class CocoFile(Reader):
 
     def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
         return objects_of_record(self._dataset, self._index_of[name], self.describe(name), height, width)
+
+
+def _refuse_images_in_two(sets: Sequence[CocoDataset]) -> None:
+    """Raise DataError where data sets have an image in common."""
+    first_in: dict[Path, str] = {}
+    doubled = []
+    for dataset in sets:
+        own = {record.path.resolve() for record in dataset.images}
+        doubled += [f"{path}: in {first_in[path]} and {dataset.name}" for path in sorted(own & first_in.keys())]
+        first_in |= dict.fromkeys(own, dataset.name)
+    if doubled:
+        raise DataError(f"images are in several of the files; leave them out of all but one:\n{list_problems(doubled)}")
 
 
 def objects_of_record(dataset: CocoDataset, index: int, where: str, height: int, width: int) -> FoundObjects:

@@ -131,12 +131,19 @@ FORMATS = {
         },
     ),
     "coco": Format(
-        "a COCO file: check it, split it, leave out what is wrong in it",
+        "COCO files: check them, join them, split them, leave out what is wrong in them",
         "coco_file:CocoFile",
-        "Check a COCO file and its images, and write it in parts or (--split 1) as all.json. Polygons become "
+        "Check COCO files and their images, and write them in parts or (--split 1) as all.json. Polygons become "
         "run-lengths, ids are written anew. The images stay where they are.",
         (
-            _path("--annotations", "COCO file, .json or .json.gz", metavar="FILE", required=True),
+            Option(
+                "--annotations",
+                type=Path,
+                nargs="+",
+                required=True,
+                metavar="FILE",
+                help="COCO file, .json or .json.gz; several are joined: the same classes, no image in two of them",
+            ),
             _path("--image-root", "folder of its images, where it is another one than the file says", metavar="DIR"),
             Option(
                 "--last-part",

@@ -17,11 +17,12 @@ from detseg.models.prompted.options import GateOptions, RefineOptions
 from detseg.models.prompted.prompts import Prompts, make_prompts
 from detseg.models.prompted.sam import Promptable, as_rgb, best_masks, square_logits
 from detseg.models.prompted.sharpness import sharpness
-from detseg.models.prompted.windows import Window, windows_of_boxes
+from detseg.models.prompted.windows import windows_of_boxes
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_iou
 from detseg.structures.mask_crop import EMPTY, MaskCrop, boxes_of_crops, paint
 from detseg.structures.predictions import Predictions, move_window, soft_mask_windows
+from detseg.structures.windows import Window
 
 # Logits between plus and minus this are near the edge: a mask is stable where few pixels are.
 STABILITY_OFFSET = 1.0

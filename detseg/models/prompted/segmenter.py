@@ -26,11 +26,11 @@ from detseg.models.prompted.options import SamOptions
 from detseg.models.prompted.prompts import Prompts, make_prompts
 from detseg.models.prompted.refine import refine
 from detseg.models.prompted.sam import Sam, as_rgb, load_sam
-from detseg.models.prompted.windows import Window, grid_windows
 from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import MASK_LOSS, Sample
+from detseg.structures.windows import Window, grid_windows
 
 FIRST_PASS, SAM = "first_pass.", "sam."
 # Weights of the losses, and the exponent of the focal one, of Kirillov et al., Segment Anything, ICCV 2023.

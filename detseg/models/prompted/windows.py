@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from detseg.structures.boxes import boxes_by_tile
-
-Window = tuple[int, int, int, int]  # x0, y0, x1, y1
+from detseg.structures.windows import Window, window_ranges
 
 
 def windows_of_boxes(
@@ -20,7 +19,7 @@ def windows_of_boxes(
     Windows have up to tile x tile pixels, and neighbours share at least `overlap`. A box that none shows whole gets a
     window of its own, a square with the box in the middle and `overlap` around it, as far as the image goes.
     """
-    rows, columns = _ranges(height, tile, overlap), _ranges(width, tile, overlap)
+    rows, columns = window_ranges(height, tile, overlap), window_ranges(width, tile, overlap)
     tiles, others = boxes_by_tile(boxes, rows, columns, height, width)
     for row, column, inside in tiles:
         (y0, y1), (x0, x1) = rows[row], columns[column]
@@ -30,20 +29,6 @@ def windows_of_boxes(
         side = math.ceil(max(x1 - x0, y1 - y0)) + 2 * overlap
         left, top = _start((x0 + x1) / 2, side, width), _start((y0 + y1) / 2, side, height)
         yield (left, top, min(left + side, width), min(top + side, height)), np.array([index])
-
-
-def grid_windows(height: int, width: int, *, tile: int, overlap: int) -> list[Window]:
-    """Return all windows of an image, row by row."""
-    rows, columns = _ranges(height, tile, overlap), _ranges(width, tile, overlap)
-    return [(x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns]
-
-
-def _ranges(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Begin and end of the windows along one edge, evenly spread; the last one ends with the image."""
-    if length <= tile:
-        return [(0, length)]
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return [(start, start + tile) for start in np.linspace(0, length - tile, count).astype(int).tolist()]
 
 
 def _start(middle: float, side: int, length: int) -> int:

@@ -1,0 +1,85 @@
+"""Images cut into tiles: each an image of its own, with what it shows of the objects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from detseg.coco.dataset import AnnotationTable, CocoDataset, ImageRecord
+from detseg.coco.json_files import annotations_of
+from detseg.files.atomic import make_folder, written_whole
+from detseg.images.planes import FIELD as PLANE
+from detseg.images.reading import stored_facts
+from detseg.progress import ProgressBar
+from detseg.structures import rle as rle_codec
+from detseg.structures.windows import Window, grid_windows
+
+# A part of an object with less than this share of its pixels is too little to be told by: it is to be ignored.
+LEAST_SHARE = 0.1
+
+
+def cut_into_tiles(dataset: CocoDataset, folder: Path, *, tile: int, overlap: int) -> tuple[CocoDataset, np.ndarray]:
+    """Write the tiles of all images into a folder, as PNG or, what that cannot hold, as NPY.
+
+    Parts of objects are objects, those below `LEAST_SHARE` regions to be ignored. A tile has the fields of its image,
+    `source`, its file name, and `tile`, the x and y of its first pixel there.
+
+    tile, overlap: as `grid_windows` takes them.
+
+    Returns:
+        the tiles, image by image; the number (T,) int64 of the image that each is of.
+
+    Raises DataError where an image cannot be read, or has another size than the COCO file says.
+    """
+    paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in dataset.images]
+    counts = Counter(path.with_suffix("") for path in paths)
+    images: list[ImageRecord] = []
+    rows: list[list[dict]] = []
+    origins: list[int] = []
+    next_id = 1
+    for index, record in enumerate(ProgressBar(dataset.images, desc="cutting tiles", unit="image")):
+        picture, facts = dataset.read_picture(index)
+        fields = {name: value for name, value in stored_facts(facts).items() if name != PLANE}
+        bare = paths[index].with_suffix("")
+        stem = bare if counts[bare] == 1 else paths[index]  # a.png and a.jpg
+        for window in grid_windows(record.height, record.width, tile=tile, overlap=overlap):
+            x0, y0, x1, y1 = window
+            name = _write_picture(picture[y0:y1, x0:x1], folder, f"{stem}_x{x0}_y{y0}")
+            place = {"source": record.file_name, "tile": [x0, y0]}
+            images.append(ImageRecord(len(images) + 1, name, folder / name, y1 - y0, x1 - x0, {**fields, **place}))
+            rows.append(_annotations(dataset, index, window, len(images), next_id))
+            origins.append(index)
+            next_id += len(rows[-1])
+    table = AnnotationTable.from_rows(rows, {one.id: number for number, one in enumerate(dataset.categories)})
+    return CocoDataset(images, dataset.categories, table, dataset.name, info=dataset.info), np.array(origins)
+
+
+def _annotations(dataset: CocoDataset, index: int, window: Window, image_id: int, first_id: int) -> list[dict]:
+    """What a window of image number `index` shows of its annotations."""
+    x0, y0, x1, y1 = window
+    rles, classes, crowd = dataset.annotations(index)
+    parts, ids, ignored = [], [], []
+    for crop, class_index, is_crowd in zip(rle_codec.decode_crops(rles), classes.tolist(), crowd.tolist(), strict=True):
+        part = crop.within(window).moved(-x0, -y0)
+        if pixels := part.area:
+            parts.append(part)
+            ids.append(dataset.categories[class_index].id)
+            ignored.append(is_crowd or pixels < LEAST_SHARE * crop.area)
+    found = rle_codec.encode_crops(parts, y1 - y0, x1 - x0)
+    return list(annotations_of(found, ids, image_id=image_id, first_id=first_id, crowd=ignored))
+
+
+def _write_picture(picture: np.ndarray, folder: Path, name: str) -> str:
+    """Write an image (H, W, C) without loss below a folder; return its name with the ending."""
+    fits_png = picture.dtype in (np.uint8, np.uint16) and picture.shape[2] in (1, 3)
+    path = folder / f"{name}{'.png' if fits_png else '.npy'}"
+    make_folder(path.parent)
+    with written_whole(path, "the tile") as temporary, open(temporary, "wb") as file:
+        if fits_png:  # OpenCV's colours are BGR; through bytes, because it cannot open every path on Windows
+            file.write(cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))[1].tobytes())
+        else:
+            np.save(file, np.ascontiguousarray(picture))
+    return path.relative_to(folder).as_posix()
