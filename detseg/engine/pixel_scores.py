@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class PixelScores:
-    """The IoU of every class of pixels of MapSegmenter.pixel_overlaps over a data set, from the maps that a predictor
-    makes objects of. Images that are predicted in tiles are left out.
+    """The scores of MapSegmenter.pixel_shares over a data set, from the maps that a predictor makes objects of. Images
+    that are predicted in tiles are left out.
 
     Attributes:
-        overlaps: pixels in both and in either, (2,) int64, by class, over all images so far.
+        shares: the two numbers of pixels, (2,) int64, of every score over all images so far.
     """
 
     def __init__(self, predictor: Predictor, dataset: CocoDataset) -> None:
-        self.overlaps: dict[str, np.ndarray] = {}
+        self.shares: dict[str, np.ndarray] = {}
         self._dataset = dataset
         self._detector = predictor.detector
         self._maps: list[np.ndarray] = []
@@ -32,16 +32,16 @@ class PixelScores:
         """Count the pixels of image number `index`, which was predicted last."""
         for maps in self._maps:
             layers, _, ignore = self._dataset.labels(index)
-            for name, counts in self._detector.decoder.pixel_overlaps(maps, layers, ignore).items():
-                self.overlaps[name] = self.overlaps.get(name, 0) + counts
+            for name, counts in self._detector.decoder.pixel_shares(maps, layers, ignore).items():
+                self.shares[name] = self.shares.get(name, 0) + counts
         self._maps.clear()
 
     def gathered(self, processes: Processes) -> dict[str, float]:
-        """Return iou_NAME of every class over the images of all processes, in the main one; 1 where a class is neither
-        there nor predicted.
+        """Return every score over the images of all processes, in the main one; 1 where a class is neither there nor
+        predicted.
         """
         totals: dict[str, np.ndarray] = {}
-        for part in processes.gather(self.overlaps):
-            for name, counts in part.items():
+        for own in processes.gather(self.shares):
+            for name, counts in own.items():
                 totals[name] = totals.get(name, 0) + counts
-        return {f"iou_{name}": float(both / either) if either else 1.0 for name, (both, either) in totals.items()}
+        return {name: float(part / whole) if whole else 1.0 for name, (part, whole) in totals.items()}

@@ -51,11 +51,14 @@ class MapSegmenter(Segmenter):
         """Return the mean over maps (M, H, W) that `decode` goes by, as a threshold; None where there is none."""
         return None
 
-    def pixel_overlaps(
+    def pixel_shares(
         self, maps: np.ndarray, layers: LabelLayers, ignore: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Return how many pixels are of a class both by the maps (M, H, W) and in truth, and how many by either, (2,)
-        int64, for every class of pixels that the model learns beside the foreground.
+        """Return two numbers of pixels, (2,) int64, for every score that is their ratio.
+
+        `iou_NAME`, of every class of pixels that the model learns beside the foreground: those of the class both by the
+        maps (M, H, W) and in truth, and those by either. `pixel_accuracy`, where it learns background, inside and
+        boundary: those whose class is right, and all.
 
         layers: the objects of the image. ignore: (H, W) bool, pixels that do not count.
         """

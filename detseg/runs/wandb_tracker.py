@@ -50,7 +50,7 @@ _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "
 ITERATION = "iteration"
 _TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
 # Beginnings of the names of scores, of which the highest is the best.
-_SCORES = (*OBJECT_SCORES, "foreground_iou", "iou_", "coco_bbox_", "coco_segm_")
+_SCORES = (*OBJECT_SCORES, "foreground_iou", "iou_", "pixel_accuracy", "coco_bbox_", "coco_segm_")
 # What W&B shows as the end of a run that a signal ended.
 _EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 

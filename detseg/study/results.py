@@ -15,23 +15,30 @@ from detseg.study.plan import Plan
 from detseg.study.stages import SCORES
 
 METRIC = "object_ap"
-ALIKE = "not distinguishable"
+ALIKE, ILLUSION = "not distinguishable", "an illusion"
 NAME = "results"
 NOTE = (
     "Object AP out of fold: every image by the models that have not seen it, after settings that were chosen on the "
     "other folds. Intervals (95 %) are made by drawing the images anew; they tell how far other images could differ, "
     "not how far another training could. A difference to the base whose interval holds 0 is not distinguishable."
 )
+ABOUT_LEAKED = (
+    " An illusion is a row that is scored on pseudo-labels that its model has learned, beside the labelled images. Its "
+    "score, and its difference to a base that is scored on labelled images alone, say nothing of the model."
+)
 Interval = Sequence[float | None]
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """scores, differences: of "all" and each class: value, low, high. seconds: of the trainings, and of all stages."""
+    """scores, differences: of "all" and each class: value, low, high; a leaked row's differences have no interval.
+    seconds: of the trainings, and of all stages.
+    """
 
     name: str
     title: str
     base: str
+    leaked: bool
     scores: Mapping[str, Interval]
     differences: Mapping[str, Interval]
     training_seconds: float
@@ -47,26 +54,37 @@ class RowResult:
 
 def collect(plan: Plan) -> list[RowResult]:
     """Return the rows that are evaluated, in the order of the file."""
-    found = []
+    found: list[RowResult] = []
     for name, row in plan.study.rows.items():
         stage = plan.stages.get(f"evaluate/{name}")
         if stage is None or plan.record(stage.tasks()[0]) is None:
             continue
         metrics = read_json(plan.folder_of(stage.name) / SCORES)
+        scores = {of: own[METRIC] for of, own in metrics["intervals"].items()}
+        differences = {of: own[METRIC] for of, own in metrics.get("differences", {}).items()}
+        if row.leaked:
+            base = next((one.scores for one in found if one.name == row.base), {})
+            differences = {of: _unpaired(scores[of], base[of]) for of in scores if of in base}
         seconds = _seconds(plan, stage.name)
         found.append(
             RowResult(
                 name=name,
                 title=row.title or name,
                 base=row.base,
-                scores={of: scores[METRIC] for of, scores in metrics["intervals"].items()},
-                differences={of: scores[METRIC] for of, scores in metrics.get("differences", {}).items()},
+                leaked=row.leaked,
+                scores=scores,
+                differences=differences,
                 training_seconds=sum(value for task, value in seconds.items() if task.startswith("train/")),
                 seconds=sum(seconds.values()),
                 original=row.original,
             )
         )
     return found
+
+
+def _unpaired(own: Interval, base: Interval) -> Interval:
+    """The difference of two scores of different images, which has no interval."""
+    return (None if own[0] is None or base[0] is None else own[0] - base[0], None, None)
 
 
 def _seconds(plan: Plan, stage: str) -> dict[str, float]:
@@ -94,9 +112,10 @@ def write_results(plan: Plan) -> tuple[list[RowResult], list[Path]]:
     lines = [header, ["---"] * len(header), *cells]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     title = f"Study {plan.study.name}"
-    write_text(files[0], f"# {title}\n\n{NOTE}\n\n{text}\n")
+    note = NOTE + (ABOUT_LEAKED if any(row.leaked for row in rows) else "")
+    write_text(files[0], f"# {title}\n\n{note}\n\n{text}\n")
     write_csv(files[1], _numbers(rows), "the table of the study")
-    write_text(files[2], render("study.html.jinja", title=title, note=NOTE, header=header, cells=cells))
+    write_text(files[2], render("study.html.jinja", title=title, note=note, header=header, cells=cells))
     write_json(files[3], {row.name: _plain(row) for row in rows})
     return rows, files
 
@@ -111,8 +130,9 @@ def table_of(plan: Plan, rows: Sequence[RowResult]) -> tuple[list[str], list[lis
     cells = []
     for row in rows:
         line = [row.title, with_ends(row.scores[ALL]), *(_number(row.scores[name][0]) for name in classes), row.base]
-        difference = with_ends(row.differences[ALL], "+") if row.base else ""
-        line.append(f"{difference}, {ALIKE}" if row.base and row.is_alike else difference)
+        difference = with_ends(row.differences[ALL], "+") if row.differences else ""
+        remark = ILLUSION if row.leaked else ALIKE if row.base and row.is_alike else ""
+        line.append(", ".join(filter(None, (difference, remark))))
         line += [in_words(row.training_seconds), in_words(row.seconds)]
         if plan.study.cost_per_hour:
             line.append(f"{row.seconds / 3600 * plan.study.cost_per_hour:.2f} {plan.study.currency}".strip())
@@ -125,13 +145,13 @@ def _numbers(rows: Sequence[RowResult]) -> list[list[Any]]:
     """The table for programs: every number of every row."""
     names = list(rows[0].scores)
     originals = list(dict.fromkeys(name for row in rows for name in row.original))
-    header = ["row", "title", "base"]
+    header = ["row", "title", "base", "leaked"]
     header += [f"{name}_{METRIC}{end}" for name in names for end in ("", "_low", "_high")]
     header += [f"{name}_difference{end}" for name in names for end in ("", "_low", "_high")]
     header += ["training_seconds", "seconds", *(f"original_{name}" for name in originals)]
     lines: list[list[Any]] = [header]
     for row in rows:
-        line: list[Any] = [row.name, row.title, row.base]
+        line: list[Any] = [row.name, row.title, row.base, "yes" if row.leaked else ""]
         for values in (row.scores, row.differences):
             line += [value for name in names for value in values.get(name, (None, None, None))]
         line += [round(row.training_seconds, 1), round(row.seconds, 1), *(row.original.get(name) for name in originals)]
@@ -140,7 +160,7 @@ def _numbers(rows: Sequence[RowResult]) -> list[list[Any]]:
 
 
 def _plain(row: RowResult) -> dict[str, Any]:
-    return {**vars(row), "distinguishable": not row.is_alike if row.base else None}
+    return {**vars(row), "distinguishable": not row.is_alike if row.base and not row.leaked else None}
 
 
 def with_ends(values: Interval, sign: str = "") -> str:

@@ -138,15 +138,31 @@ class _Stages:
         if row.base:
             self.add_row(row.base)
         files = [self.out_of_fold(model, row.view) for model in row.models]
-        fused = self.fused(name, files, row.fusion)
-        words = ["tune_thresholds", "--predictions", fused, "--ground-truth", LABELLED, *row.tune]
+        predictions, truth = [self.fused(name, files, row.fusion)], LABELLED
+        if row.leaked:
+            further, truth = self.leaked(row)
+            predictions.append(further)
+        words = ["tune_thresholds", "--predictions", *predictions, "--ground-truth", truth, *row.tune]
         words += ["--output", f"{OWN}/{POSTPROCESS}", "--cross-fitted", f"{OWN}/{CROSS_FITTED}"]
         tuned = self._tuned[name] = self.add(f"tune/{name}", words)
-        base = ["--base", f"{self._tuned[row.base]}/{CROSS_FITTED}"] if row.base else ["--intervals"]
-        words = ["evaluate", "--predictions", f"{tuned}/{CROSS_FITTED}", "--ground-truth", LABELLED, *base]
+        # other images than those of its base: no paired difference
+        base = ["--intervals"] if row.leaked or not row.base else ["--base", f"{self._tuned[row.base]}/{CROSS_FITTED}"]
+        words = ["evaluate", "--predictions", f"{tuned}/{CROSS_FITTED}", "--ground-truth", truth, *base]
         self.add(f"evaluate/{name}", [*words, "--json", f"{OWN}/{SCORES}"])
         if row.submit:
             self.add_submission(name, row, tuned)
+
+    def leaked(self, row: Row) -> tuple[str, str]:
+        """What a student finds in the images whose pseudo-labels it has learned, and a truth that these labels are
+        part of, beside the labelled images.
+        """
+        (name,) = row.models
+        pseudo = f"{self.pseudo_labels(name, self.study.models[name])}/{fold_name(0)}.json"
+        words = ["predict", "--run", f"{self.train(name)}/{fold_name(0)}", "--raw", "--images", pseudo]
+        words += [*(self.study.views[row.view] if row.view else ()), "--output", f"{OWN}/{OUT_OF_FOLD_FILE}"]
+        predicted = self.add("_".join(filter(None, [f"predict/{name}", row.view, "pseudo"])), words)
+        joined = ("prepare", "coco", "--annotations", LABELLED, pseudo, "--split", 1, "--output", OWN)
+        return f"{predicted}/{OUT_OF_FOLD_FILE}", f"{self.add(f'prepare/{name}_pseudo', joined)}/all.json"
 
     def out_of_fold(self, model: str, view: str) -> str:
         """The file of what all folds of a model predict for the images that they have not seen."""

@@ -19,6 +19,7 @@ rows:                         # name -> a row of the table
   baseline: {models: [plain], tune: [--only, score_threshold, --shared]}
   flips: {models: [plain], view: flips, base: baseline, submit: sartorius}
   two: {models: [plain, taught], fusion: fusion/nms.yaml, base: baseline}
+  illusion: {models: [taught], leaked: True, base: baseline}            # scored on its teacher's labels, too
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Row:
     """What is compared. base: the row that it is compared with. tune: words of `detseg tune_thresholds`.
 
     submit: the format of the submission, "" for none. original: figures of the work that is repeated, by column.
+    leaked: the pseudo-labels that its one model has learned are a part of its truth, beside the labelled images: an
+    illusion, shown as such, that is no base of others and is not submitted.
     """
 
     models: tuple[str, ...]
@@ -76,6 +79,7 @@ class Row:
     tune: tuple[str, ...] = ONE_THRESHOLD
     base: str = ""
     submit: str = ""
+    leaked: bool = False
     original: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -131,13 +135,22 @@ class Study:
             before.append(name)
         before = []
         for name, row in self.rows.items():
-            where = f"rows.{name}"
-            found += self._problems_of_members(where, "models", row.models, self.models, row.fusion)
-            found += _unknown(f"{where}.view", [row.view], self.views)
-            found += _unknown(f"{where}.base", [row.base], before)
-            if row.submit and not self.test:
-                found.append(f"{where}: submit needs `test`, the images to predict")
+            found += self._problems_of_row(f"rows.{name}", row, before)
             before.append(name)
+        return found
+
+    def _problems_of_row(self, where: str, row: Row, before: Sequence[str]) -> list[str]:
+        found = self._problems_of_members(where, "models", row.models, self.models, row.fusion)
+        found += _unknown(f"{where}.view", [row.view], self.views)
+        found += _unknown(f"{where}.base", [row.base], before)
+        if row.base in before and self.rows[row.base].leaked:
+            found.append(f"{where}.base: {row.base} is leaked, an illusion with which nothing is compared")
+        if row.submit and not self.test:
+            found.append(f"{where}: submit needs `test`, the images to predict")
+        if row.leaked and row.submit:
+            found.append(f"{where}: a leaked row is an illusion; submit its model by another row")
+        if row.leaked and [self.models[one].pseudo is not None for one in row.models if one in self.models] != [True]:
+            found.append(f"{where}: leaked is for one model with `pseudo`, whose labels become a part of the truth")
         return found
 
     def _problems_of_model(self, where: str, model: Model, before: Sequence[str]) -> list[str]:

@@ -58,12 +58,16 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
         refuse_different_splits(opened)
     refuse_missing(members, [ImageEntry.of(image) for image in dataset.images], some=True)
 
+    # Images of one name in two folders may have one id in two files: the file that has the very name is meant.
+    names = {path: {entry.file_name for entry in file.images} for path, file in opened.items()}
     absent, doubled, used = [], [], []
     columns: list[list[Predictions]] = [[] for _ in (members if fused else "1")]
     for index, record in enumerate(dataset.images):
         image = ImageEntry.of(record)
         name = f"image {image.file_name or image.image_id}"
-        found = {path: member.read(image) for path, member in members.items()}
+        named = [path for path in members if image.file_name and image.file_name in names[path]]
+        asked = members if fused or not named else named
+        found = {path: members[path].read(image) for path in asked}
         having = [path for path, predictions in found.items() if predictions is not None]
         if fused:
             row = list(found.values())

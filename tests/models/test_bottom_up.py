@@ -132,14 +132,17 @@ def test_pixels_of_every_class_are_compared_with_what_is_learnt_of_the_truth(nam
         "InstanceUNet": [1 - background, inside, missed],
         "PixelEmbedding": [1 - background, 1 - background - missed],
     }
-    found = model.pixel_overlaps(np.stack(maps[name]), layers)
-    wanted = {"boundary": [8, 16]} if name == "InstanceUNet" else {"inside": [112, 120], "boundary": [8, 16]}
+    found = model.pixel_shares(np.stack(maps[name]), layers)
+    wanted = {"iou_boundary": [8, 16]}
+    if name != "InstanceUNet":  # which has no inside
+        wanted |= {"iou_inside": [112, 120], "pixel_accuracy": [240 - 8, 240]}
     assert {key: counts.tolist() for key, counts in found.items()} == wanted
     ignore = np.zeros((12, 20), bool)
     ignore[2:6] = True
-    found = model.pixel_overlaps(np.stack(maps[name]), layers, ignore)
-    assert all(both == either for both, either in found.values()), "where it is wrong, nothing counts"
-    assert found["boundary"].tolist() == [8, 8]
+    found = model.pixel_shares(np.stack(maps[name]), layers, ignore)
+    assert all(part == whole for part, whole in found.values()), "where it is wrong, nothing counts"
+    assert found["iou_boundary"].tolist() == [8, 8]
+    assert name == "InstanceUNet" or found["pixel_accuracy"].tolist() == [240 - 80, 240 - 80]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -39,7 +39,8 @@ def test_a_change_reaches_what_depends_on_it_and_nothing_else(tmp_path: Path) ->
     plan = Plan.of(study(), tmp_path)
     assert plan.ids == Plan.of(study(), tmp_path / "elsewhere").ids, "identities do not depend on the folder"
     taught = changed(plan, Plan.of(with_model("taught", **{"SOLVER.BASE_LR": 0.5}), tmp_path))
-    assert taught == {"train/taught", "fuse/two", "tune/two", "evaluate/two"}
+    leaked = {"predict/taught_pseudo", "tune/leaked", "evaluate/leaked"}
+    assert taught == {"train/taught", "fuse/two", "tune/two", "evaluate/two", *leaked}
     assert not changed(plan, Plan.of(with_model("plain", **{"SOLVER.LOG_PERIOD": 7}), tmp_path)), "learns the same"
     everything = changed(plan, Plan.of(study(split=["--folds", 2, "--seed", 1]), tmp_path))
     assert everything == set(plan.ids) - {"prepare/cells"}

@@ -14,6 +14,7 @@ import yaml
 from study_cases import STUDY, content
 
 from detseg.cli.main import main
+from detseg.coco.dataset import CocoDataset
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import load_config
 from detseg.study import running
@@ -55,8 +56,20 @@ def test_every_kind_of_row_comes_to_the_table_once(here: Path, capsys: pytest.Ca
     results = json.loads(Path("out/results.json").read_text())
     assert results["baseline"]["distinguishable"] is None
     assert results["flips"]["distinguishable"] is False
+    leaked = rows["leaked"]
+    assert (results["leaked"]["leaked"], results["leaked"]["distinguishable"]) == (True, None)
+    assert float(leaked["all_difference"]) == pytest.approx(
+        float(leaked["all_object_ap"]) - float(rows["baseline"]["all_object_ap"])
+    )
+    assert leaked["all_difference_low"] == "", "other images: no paired interval"
     assert "not distinguishable" in Path("out/results.md").read_text()
     assert "not distinguishable" in Path("out/results.html").read_text()
+    line = next(line for line in Path("out/results.md").read_text().splitlines() if line.startswith("| leaked"))
+    assert ", an illusion |" in line
+    truth = CocoDataset.load(next(Path("out/prepare/taught_pseudo").glob("*/all.json")))
+    folders = [record.file_name.split("/")[0] for record in truth.images]
+    assert folders.count("train") == 6
+    assert folders.count("val") > 0, "its teacher's labels are a part of the truth"
     assert said.count(" done, ") == said.count("[") - said.count("done before") == len(set(said.split("[")[1:]))
 
     submission = next(Path("out/submit/flips").glob("*/submission.csv"))
@@ -78,6 +91,7 @@ def test_every_kind_of_row_comes_to_the_table_once(here: Path, capsys: pytest.Ca
     assert run("--dry-run") == 0
     planned = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "changed" in line]
     names = ["train/taught/fold0", "train/taught/fold1", "fuse/two", "tune/two", "evaluate/two"]
+    names += ["predict/taught_pseudo", "tune/leaked", "evaluate/leaked"]
     assert planned == [[name, "changed"] for name in names]
 
 

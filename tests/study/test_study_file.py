@@ -38,6 +38,15 @@ OWN = sorted(
         ({"repair": None}, "`repair` does not say how"),
         ({"unlabelled": None}, "`unlabelled` is missing"),
         ({"test": None}, "submit needs `test`"),
+        (
+            {"rows": {"a": {"models": ["taught"], "leaked": True}, "b": {"models": ["plain"], "base": "a"}}},
+            "rows.b.base: a is leaked",
+        ),
+        ({"rows": {"a": {"models": ["plain"], "leaked": True}}}, "rows.a: leaked is for one model with `pseudo`"),
+        (
+            {"rows": {"a": {"models": ["taught"], "leaked": True, "submit": "sartorius"}}},
+            "submit its model by another row",
+        ),
         ({"cost_per_hour": "much"}, "expected a number from 0"),
     ],
 )
@@ -94,6 +103,22 @@ def test_a_fold_waits_for_its_own_fold_only_where_it_reads_nothing_else() -> Non
     # what all folds have predicted chooses the limits of the labels
     assert {"train/plain/fold0", "train/plain/fold1"} <= set(Task(stages["pseudo_label/taught"], 1).needs(stages))
     assert {"train/plain/fold0", "train/plain/fold1"} <= set(Task(stages["tune/baseline"]).needs(stages))
+
+
+def test_a_leaked_row_is_scored_on_what_its_model_has_learned_and_on_no_draws_of_its_base() -> None:
+    stages = stages_of(study())
+    words = stages["tune/leaked"].words
+    assert words[1:6] == (
+        "--predictions",
+        "<train/taught>/oof.json.gz",
+        "<predict/taught_pseudo>/oof.json.gz",
+        "--ground-truth",
+        "<prepare/taught_pseudo>/all.json",
+    )
+    joined = stages["prepare/taught_pseudo"].words
+    assert joined[2:5] == ("--annotations", "<split/labelled>/folds.json", "<pseudo_label/taught>/fold0.json")
+    assert stages["evaluate/leaked"].needs == ["tune/leaked", "prepare/taught_pseudo"]
+    assert "evaluate/baseline" in stages_of(study(), ["leaked"]), "beside which it is shown"
 
 
 def test_rows_that_do_the_same_share_their_stages() -> None:

@@ -15,6 +15,7 @@ from detseg.evaluation.evaluate import evaluate
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.options import FusionOptions
 from detseg.fusion.postprocess import Postprocess
+from detseg.tuning.inputs import read_inputs
 
 CATEGORIES = [{"id": 1, "name": "kind 0"}, {"id": 2, "name": "kind 1"}]
 
@@ -125,6 +126,20 @@ def test_files_that_share_out_the_images(case, capsys):
     assert json.loads((folder / "post.json").read_text())["images"] == 3
     assert main(words(folder, *only, "--missing", "empty", predictions=("a.json.gz",))) == 0
     assert json.loads((folder / "post.json").read_text())["images"] == 6
+
+
+def test_images_of_one_name_and_id_in_two_folders_are_told_apart(case):
+    folder, truth, predictions = case
+    names = ("train/0.png", "val/0.png")
+    images = [dataclasses.replace(image, file_name=name) for image, name in zip(truth.images, names, strict=False)]
+    write_truth(folder / "two.json", GroundTruth(truth.class_names, images))
+    files = []
+    for number, name in enumerate(names):
+        files.append(str(folder / f"{number}.json"))
+        own = dataclasses.replace(predictions[number], image_id=images[0].image_id, file_name=name)
+        write_predictions(files[-1], [own], CATEGORIES, {})
+    (found,) = read_inputs(files, str(folder / "two.json"), fused=False).members
+    assert [image.scores.tolist() for image in found] == [image.scores.tolist() for image in predictions[:2]]
 
 
 def test_members_are_fused_by_tuned_settings(case, capsys):

@@ -192,15 +192,17 @@ class UNet(MapSegmenter):
         """See MapSegmenter.level: the threshold, where it is the mean of the foreground."""
         return None if self.options.threshold else float(self.foreground(maps).mean(dtype=np.float64))
 
-    def pixel_overlaps(
+    def pixel_shares(
         self, maps: np.ndarray, layers: LabelLayers, ignore: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """See MapSegmenter.pixel_overlaps."""
-        counts = np.True_ if ignore is None else ~ignore
-        return {
-            name: np.array([np.count_nonzero(found & true & counts), np.count_nonzero((found | true) & counts)])
-            for name, (found, true) in self.compared_pixels(maps, flat_labels(layers)).items()
-        }
+        """See MapSegmenter.pixel_shares."""
+        counts = np.ones(maps.shape[1:], bool) if ignore is None else ~ignore
+        compared = self.compared_pixels(maps, flat_labels(layers))
+        pairs = {f"iou_{name}": (found & true, found | true) for name, (found, true) in compared.items()}
+        if len(compared) > 1:  # with the background they are all classes
+            wrong = np.logical_or.reduce([found != true for found, true in compared.values()])
+            pairs["pixel_accuracy"] = ~wrong, np.True_
+        return {name: np.array([np.count_nonzero(one & counts) for one in pair]) for name, pair in pairs.items()}
 
     def scaled(self, maps: np.ndarray, y: float, x: float) -> np.ndarray:
         """Return maps (M, H, W) that were resized by the factors y and x: lengths in pixels change with them."""
