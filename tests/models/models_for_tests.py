@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from rcnn_architectures import C4, CASCADE, DC5
+from tiny_networks import SMALL_MODEL
 
 from detseg.config import load_flat_config
 from detseg.engines.build import build_model
@@ -12,37 +13,6 @@ from detseg.models.base import Segmenter
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
-
-SMALL_MODEL = {
-    "MODEL.ENGINE": "native",
-    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
-    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
-    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-    "MODEL.MASK_ON": True,
-    "TEST.DETECTIONS_PER_IMAGE": 20,
-}
 
 # What turns SMALL_MODEL into its relatives.
 NARROW_50 = {

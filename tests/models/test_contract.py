@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_for_tests import SMALL_MODEL, disks, without_objects
+from models_for_tests import disks, without_objects
+from tiny_networks import SYSTEMS
 
 from detseg.coco.predictions_file import read_predictions, write_predictions
 from detseg.config import load_flat_config
@@ -17,31 +18,17 @@ from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
 from detseg.inference.precision import computing
 from detseg.models.base import Segmenter, total_loss
-from detseg.models.table import ARCHITECTURES
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 from detseg.structures.rle import encode_mask
 
-_UNET = {
-    "MODEL.MASK_ON": True,
-    "MODEL.UNET.ENCODER": "plain",
-    "MODEL.UNET.CHANNELS": [8, 4],
-    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
-    "MODEL.PIXEL_STD": [57.4, 57.1, 58.4],
-}
-# Those of torchvision have weights and an input of their own (test_torchvision.py).
-SYSTEMS = {
-    name: SMALL_MODEL if row.finds_boxes else _UNET
-    for name, row in ARCHITECTURES.items()
-    if (row.finds_boxes or row.averages_maps) and name != "TorchvisionMaskRCNN"
-}
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 
 
 def build(name: str, channels: int = 3, **changes: object) -> Segmenter:
     torch.manual_seed(0)
     statistics = {"MODEL.PIXEL_MEAN": [100.0] * channels, "MODEL.PIXEL_STD": [50.0] * channels}
-    return build_model(load_flat_config(SYSTEMS[name] | {"MODEL.META_ARCHITECTURE": name} | statistics | changes))
+    return build_model(load_flat_config(SYSTEMS[name] | statistics | changes))
 
 
 def valid(found: Predictions, size: tuple[int, int]) -> None:
