@@ -93,6 +93,17 @@ def test_conditions_from_a_table(file: Path) -> None:
     assert [row["measure"] for row in rows_of(out / "tests.csv")] == ["density_per_megapixel", "circularity"]
 
 
+def test_a_condition_that_is_a_number_is_printed_as_it_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = file.parent / "doses.csv"
+    table.write_text(
+        "image,dose\n" + "".join(f"{name},{'0.000125' if name < 'e' else '123456'}\n" for name in "abcdefgh")
+    )
+    words = ["measure", "--input", str(file), "--output", str(file.parent / "out"), "--group-by", f"csv:{table}:dose"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["0.000125", "123456"]
+
+
 def test_wrong_input_ends_in_one_message_and_writes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = file.parent / "out"
     words = ["measure", "--input", str(file), "--output", str(out)]
