@@ -80,13 +80,7 @@ def load_model(
         ConfigError: the configuration cannot be predicted with here.
     """
     path = resolve_weights(weights)
-    state: dict[str, Any] = {}
-    try:
-        state = load_checkpoint(path)
-    except WeightsError:
-        # With a configuration the file may be another program's, which `load_weights` reads.
-        if cfg is None or not path.is_file():
-            raise
+    state = _stored_state(path, cfg)
     if cfg is None:
         if "config" not in state:
             raise WeightsError(
@@ -126,6 +120,18 @@ def load_model(
         "typical_diameter": state.get("object_diameter"),
         "trained_images": TrainedImages.from_stored(state.get("trained_images")),
     }
+
+
+def _stored_state(path: Path, cfg: Config | None) -> dict[str, Any]:
+    """What a checkpoint of detseg holds. With a configuration the file may be another program's, which `load_weights`
+    reads: then nothing.
+    """
+    try:
+        return load_checkpoint(path)
+    except WeightsError:
+        if cfg is None or not path.is_file():
+            raise
+        return {}
 
 
 def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:
