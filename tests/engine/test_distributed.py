@@ -40,11 +40,15 @@ MODEL:
 INPUT: {RANDOM_FLIP: both, MIN_SIZE_TRAIN: [64]}
 SOLVER: {IMS_PER_BATCH: 4}
 """
+FAMILIES = ("GeneralizedRCNN", "InstanceUNet", "PixelEmbedding")
 SCENARIOS = [
     *("decisions", "sync_batch_norm", "whole_batch", "uninterrupted", "interrupted", "resumed", "grown"),
     *("not_finite", "killed", "out_of_memory", "no_objects"),
     *("mask_rcnn", "mask_rcnn_evaluated", "uneven", "occupied", "broken_image"),
+    *(f"{name}_{how}" for name in FAMILIES for how in ("whole", "torn", "resumed")),
 ]
+# The program finds modules of tests/ as tests do.
+PATH = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [sys.executable, str(PROGRAM), str(folder), *SCENARIOS],
             stdout=output,
             stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": PATH},
             timeout=600,
             check=True,
         )
@@ -195,6 +200,20 @@ def test_a_signal_to_one_process_saves_and_stops_all_and_resuming_is_bit_identic
     assert not torch.equal(states[0]["rng"]["torch"], states[0]["rng_of_others"][0]["torch"])
     lines = [without_times(read_metrics(here / name / "metrics.jsonl")) for name in ("uninterrupted", "interrupted")]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_goes_on_bit_identical_in_two_processes(here: Path, name: str) -> None:
+    assert [kind for kind, _ in failures(here, f"{name}_torn")] == ["TrainingInterrupted"] * 2
+    assert reports(here, f"{name}_resumed") == reports(here, f"{name}_whole")
+    folders = [here / f"{name}_{how}" for how in ("whole", "torn")]
+    states = [load_checkpoint(folder / "checkpoints" / "last.pth") for folder in folders]
+    for key in ("model", "optimizer", "ema", "rng", "rng_of_others"):
+        assert_equal(states[0][key], states[1][key], key)
+    lines = [without_times(read_metrics(folder / "metrics.jsonl")) for folder in folders]
+    assert lines[0] == lines[1]
+    record = json.loads((folders[1] / "run.json").read_text())
+    assert (record["processes"], record["status"], len(record["resumed"])) == (2, "finished", 1)
 
 
 def test_one_process_continues_what_two_began_and_says_what_changes(

@@ -3,14 +3,17 @@
     python two_processes.py FOLDER SCENARIO [SCENARIO ...]
 
 One scenario after the other in FOLDER, in processes forked from one that has imported everything but computed nothing.
-A scenario is a function of this file that takes (processes, folder); what it returns, or how it failed, goes into
-SCENARIO_RANK.json, what it prints into SCENARIO_RANK.txt. Prints the exit statuses of both, a line for each scenario.
+A scenario is a function of this file that takes (processes, folder), or one of `of_system`: NAME_whole, NAME_torn,
+NAME_resumed. What it returns, or how it failed, goes into SCENARIO_RANK.json, what it prints into SCENARIO_RANK.txt.
+Prints the exit statuses of both, a line for each scenario.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -20,12 +23,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tiny_networks import SYSTEMS
 from tiny_segmenter import TinySegmenter
 from torch import nn
 from train_and_die import die, tiny_config
 
 from detseg.cli.main import run_command
 from detseg.engine.train import train
+from detseg.engines.build import build_model
 from detseg.errors import DataError
 from detseg.models.rcnn.layers import SyncBatchNorm2d
 from detseg.runs.distributed import SINGLE, Processes, join_processes
@@ -98,6 +103,25 @@ def grown(processes: Processes, folder: Path) -> dict:
     """What one process began, two continue."""
     processes.from_main(lambda: tiny_run(SINGLE, folder, "grown", TinySegmenter, SOLVER__MAX_ITER=2))
     return tiny_run(processes, folder, "grown", TinySegmenter, resume=True)
+
+
+def of_system(name: str, how: str, processes: Processes, folder: Path) -> dict:
+    """A network of SYSTEMS: "whole"; "torn", by a signal to one process alone in iteration 2, then "resumed"."""
+    changes = SYSTEMS[name] | {"MODEL.ROI_HEADS.NUM_CLASSES": 1, "SOLVER.MAX_ITER": 4, "SOLVER.OPTIMIZER": "SGD"}
+    changes = {key.replace(".", "__"): value for key, value in changes.items()}
+    run = f"{name}_{'whole' if how == 'whole' else 'torn'}"
+
+    def build() -> nn.Module:
+        model, passes = build_model(settings(folder, run, **changes)), itertools.count(1)
+
+        def interrupt(*_: object) -> None:
+            if how == "torn" and processes.rank == 1 and next(passes) == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+        model.register_forward_pre_hook(interrupt)
+        return model
+
+    return tiny_run(processes, folder, run, build, resume=how == "resumed", **changes)
 
 
 def not_finite(processes: Processes, folder: Path) -> dict:
@@ -206,7 +230,8 @@ def run_one(name: str, rank: int, port: int, folder: Path) -> int:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    scenario = globals()[name]
+    system, _, how = name.rpartition("_")
+    scenario = functools.partial(of_system, system, how) if system in SYSTEMS else globals()[name]
     try:
         if hasattr(scenario, "joins"):
             report = {"result": scenario(SINGLE, folder)}
