@@ -162,7 +162,7 @@ class _Stages:
         words += [*(self.study.views[row.view] if row.view else ()), "--output", f"{OWN}/{OUT_OF_FOLD_FILE}"]
         predicted = self.add("_".join(filter(None, [f"predict/{name}", row.view, "pseudo"])), words)
         joined = ("prepare", "coco", "--annotations", LABELLED, pseudo, "--split", 1, "--output", OWN)
-        return f"{predicted}/{OUT_OF_FOLD_FILE}", f"{self.add(f'prepare/{name}_pseudo', joined)}/all.json"
+        return f"{predicted}/{OUT_OF_FOLD_FILE}", f"{self.add(f'pseudo_label/{name}_truth', joined)}/all.json"
 
     def out_of_fold(self, model: str, view: str) -> str:
         """The file of what all folds of a model predict for the images that they have not seen."""

@@ -66,7 +66,7 @@ def test_every_kind_of_row_comes_to_the_table_once(here: Path, capsys: pytest.Ca
     assert "not distinguishable" in Path("out/results.html").read_text()
     line = next(line for line in Path("out/results.md").read_text().splitlines() if line.startswith("| leaked"))
     assert ", an illusion |" in line
-    truth = CocoDataset.load(next(Path("out/prepare/taught_pseudo").glob("*/all.json")))
+    truth = CocoDataset.load(next(Path("out/pseudo_label/taught_truth").glob("*/all.json")))
     folders = [record.file_name.split("/")[0] for record in truth.images]
     assert folders.count("train") == 6
     assert folders.count("val") > 0, "its teacher's labels are a part of the truth"

@@ -113,11 +113,11 @@ def test_a_leaked_row_is_scored_on_what_its_model_has_learned_and_on_no_draws_of
         "<train/taught>/oof.json.gz",
         "<predict/taught_pseudo>/oof.json.gz",
         "--ground-truth",
-        "<prepare/taught_pseudo>/all.json",
+        "<pseudo_label/taught_truth>/all.json",
     )
-    joined = stages["prepare/taught_pseudo"].words
+    joined = stages["pseudo_label/taught_truth"].words
     assert joined[2:5] == ("--annotations", "<split/labelled>/folds.json", "<pseudo_label/taught>/fold0.json")
-    assert stages["evaluate/leaked"].needs == ["tune/leaked", "prepare/taught_pseudo"]
+    assert stages["evaluate/leaked"].needs == ["tune/leaked", "pseudo_label/taught_truth"]
     assert "evaluate/baseline" in stages_of(study(), ["leaked"]), "beside which it is shown"
 
 
