@@ -7,17 +7,11 @@ torch's own backward pass of depthwise convolutions in place of detseg's, in pre
 torch's; with fixed statistics (MODEL.TIMM.NORM FrozenBN); and with the stages up to stride 4 frozen
 (MODEL.BACKBONE.FREEZE_AT 2), which have no backward pass. Processor time, which other programs change least: with
 one thread that of a quiet machine. The weights do not matter here.
-
-    OMP_NUM_THREADS=1 python benchmarks/timm_backbone.py --run RUN
-
-Predictions of a trained model with a backbone of timm, its BatchNorms folded into the convolutions before them, as it
-predicts, and not.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -27,10 +21,8 @@ from rcnn_speed import make_samples
 
 from detseg.config import load_config
 from detseg.engines.build import build_model
-from detseg.inference.predictor import Predictor
 from detseg.models.depthwise import DepthwiseConv2d
 from detseg.models.rcnn.generalized_rcnn import GeneralizedRCNN
-from detseg.models.timm_backbone import TimmBackbone
 from detseg.structures.sample import Sample
 
 SMALL, LITE = "configs/dsb2018/mask_rcnn_small_FPN.yaml", "configs/dsb2018/mask_rcnn_lite0_FPN.yaml"
@@ -81,35 +73,12 @@ def make_step(
     return step, bottom_up
 
 
-def compare_predictions(run: str, rounds: int) -> None:
-    """Print what an image of 256 x 320 takes with and without folded norms, in both number formats."""
-    image = make_samples(256, 320, 1, 60)[0].image
-    for precision in ("bfloat16", "float32"):
-        predictor = Predictor.from_run(run, device="cpu", precision=precision)
-        backbones = [module for module in predictor.model.modules() if isinstance(module, TimmBackbone)]
-
-        def predict(fast: bool, predictor: Predictor = predictor, backbones: list[TimmBackbone] = backbones) -> None:
-            for backbone in backbones:
-                backbone.fast = fast
-            predictor(image)
-
-        variants = {name: functools.partial(predict, name == "folded") for name in ("folded", "as they are")}
-        timing = take_turns(variants, rounds, clock=time.process_time)
-        ratio, least, most = timing.ratio("as they are", "folded")
-        seconds = ", ".join(f"{name} {timing.median(name):.3f} s" for name in variants)
-        print(f"{precision}: {seconds}; {ratio:.2f} [{least:.2f}, {most:.2f}] x as fast")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: %(default)s)")
-    parser.add_argument("--run", help="a run folder: time its predictions instead")
     arguments = parser.parse_args()
     print(machine("torch", "timm"))
-    if arguments.run:
-        compare_predictions(arguments.run, arguments.rounds)
-        return
     samples = make_samples(arguments.size, arguments.size, 4, 28)
     for dtype in (torch.bfloat16, None):
         parts = {name: make_step(name, samples, dtype) for name in VARIANTS}

@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from detseg.config.options import Options, Problems, key
 from detseg.errors import ConfigError
 from detseg.models.depthwise import DepthwiseConv2d, is_depthwise
-from detseg.models.folding import fold_norms
 from detseg.models.freezing import freeze_norms
-from detseg.models.rcnn.fused import Cached, needs_gradient
 
 INSTALL = 'it needs the package timm: pip install timm, or detseg with "[pretrained]"'
 # Of the image that a network is tried with: networks that take one size only fail, whatever theirs is.
@@ -133,8 +130,7 @@ class TimmBackbone(nn.Module):
     """A network of timm, with initial weights, and its feature maps `out_features` (res1 .. res5).
 
     norm: see TimmOptions. freeze_at: what gives the feature maps of strides up to 2**freeze_at is not trained, and has
-    no backward pass; 0 trains everything. In the state_dict the network's names are timm's own, behind `timm.`. fast:
-    whether BatchNorms are folded in prediction, with other rounding.
+    no backward pass; 0 trains everything. In the state_dict the network's names are timm's own, behind `timm.`.
     """
 
     def __init__(
@@ -169,30 +165,10 @@ class TimmBackbone(nn.Module):
                     module.requires_grad_(False)
         freeze_norms(self.timm)
         _replace_depthwise(self.timm)
-        self.fast = False
-        self._folded = Cached()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return {name: (B, channels[name], H / strides[name], W / strides[name])}; strides divide H and W."""
-        maps = self._network(x)(x)
-        return dict(zip(self.names, _channels_first(self.timm, maps), strict=True))
-
-    def _network(self, x: Tensor) -> nn.Module:
-        """The network, or in prediction its copy without BatchNorms, as long as the weights stay what they are."""
-        weights = self.timm.state_dict(keep_vars=True).values()
-        if not self.fast or self.training or torch.compiler.is_compiling() or needs_gradient(x, *weights):
-            return self.timm
-        return self._folded(lambda: fold_norms(self.timm, _trial_image(x.shape[1], x.device)), [*weights])
-
-    def train(self, mode: bool = True) -> Self:
-        """See nn.Module.train."""
-        self._folded = Cached()
-        return super().train(mode)
-
-
-def _trial_image(channels: int, device: torch.device) -> Tensor:
-    pixels = torch.arange(channels * math.prod(_TRIED_SIZE), device=device, dtype=torch.float32)
-    return pixels.sin().unflatten(0, (1, channels, *_TRIED_SIZE))
+        return dict(zip(self.names, _channels_first(self.timm, self.timm(x)), strict=True))
 
 
 def _replace_depthwise(network: nn.Module) -> None:

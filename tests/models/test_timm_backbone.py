@@ -16,7 +16,6 @@ from detseg.engines.build import build_model
 from detseg.errors import ConfigError, WeightsError
 from detseg.models.base import Segmenter
 from detseg.models.depthwise import DepthwiseConv2d, is_depthwise
-from detseg.models.folding import fold_norms
 from detseg.models.freezing import FrozenBatchNorm2d, freeze_by_name
 from detseg.models.weights import load_weights, read_state
 
@@ -190,56 +189,6 @@ def test_speed_changes_rounding_only() -> None:
     assert model.state_dict().keys() == state.keys()
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
-
-
-@pytest.mark.parametrize(
-    ("name", "left"),
-    # The last norm of resnet18d's stem is apart from its convolution.
-    [("tf_efficientnet_lite0", 0), ("resnet18d", 1), ("convnext_atto", None)],
-)
-def test_norms_of_a_prediction_are_folded(name: str, left: int | None) -> None:
-    """The same maps from fewer layers, of the weights as they are now; training and state_dict know nothing of it."""
-    torch.manual_seed(0)
-    backbone = timm_backbone.TimmBackbone(name, in_channels=3, out_features=["res3", "res5"]).eval()
-    for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics as after a training
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    image, keys = torch.randn(1, 3, 64, 96), backbone.state_dict().keys()
-
-    def maps(fast: bool) -> dict[str, torch.Tensor]:
-        backbone.fast = fast
-        with torch.no_grad():
-            return backbone(image)
-
-    for _ in range(2):
-        for level, found in maps(fast=True).items():
-            expected = maps(fast=False)[level]
-            assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-        backbone.fast = True
-        with torch.no_grad():
-            used = backbone._network(image)
-            assert (used is backbone.timm) == (left is None)
-            assert sum(isinstance(module, nn.BatchNorm2d) for module in used.modules()) == (left or 0)
-            next(backbone.parameters()).mul_(1.5)  # the next round
-    assert backbone._network(image) is backbone.timm, "what has gradients is trained"
-    assert backbone.train()._network(image) is backbone.timm
-    assert backbone.state_dict().keys() == keys
-
-
-def test_a_norm_is_not_folded_where_something_else_reads_the_convolution() -> None:
-    class TwoReaders(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-            nn.init.constant_(self.norm.running_var, 4)
-
-        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-            x = self.conv(x)
-            return [self.norm(x) + x]
-
-    network = TwoReaders().eval()
-    assert fold_norms(network, torch.randn(1, 3, 8, 8)) is network
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:

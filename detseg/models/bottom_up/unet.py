@@ -24,7 +24,6 @@ from detseg.models.bottom_up.network import NetworkOptions, build_encoder_decode
 from detseg.models.depthwise import DepthwiseConv2d
 from detseg.models.map_segmenter import MapSegmenter
 from detseg.models.options import ImageInputOptions, LimitOptions
-from detseg.models.timm_backbone import TimmBackbone
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import CLASS_LOSS, MASK_LOSS, Sample
@@ -212,7 +211,7 @@ class UNet(MapSegmenter):
     def prefer_speed(self) -> Self:
         """See Segmenter.prefer_speed."""
         for module in self.modules():
-            if isinstance(module, (DepthwiseConv2d, TimmBackbone)):
+            if isinstance(module, DepthwiseConv2d):
                 module.fast = True
         return super().prefer_speed()
 

@@ -18,7 +18,6 @@ from detseg.models.rcnn.roi_align import Pooler
 from detseg.models.rcnn.rpn import RPN, Proposals
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import Detections, RegionMasks, RegionSegmenter
-from detseg.models.timm_backbone import TimmBackbone
 from detseg.structures.sample import Sample
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class GeneralizedRCNN(RegionSegmenter):
         """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling sums up weighted pixels, and
         depthwise convolutions get their own backward pass."""
         for module in self.modules():
-            if isinstance(module, (ConvNorm, DepthwiseConv2d, Linear, MaskHead, Pooler, TimmBackbone)):
+            if isinstance(module, (ConvNorm, DepthwiseConv2d, Linear, MaskHead, Pooler)):
                 module.fast = True
         return super().prefer_speed()
 
