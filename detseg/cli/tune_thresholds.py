@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.tracking import add_tracking, settings_of, tracked
+from detseg.files.atomic import make_folder, written_whole
+from detseg.files.table import text_table
 
 if TYPE_CHECKING:
     from detseg.evaluation.ground_truth import GroundTruth
@@ -139,7 +141,9 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     about = {"metric": arguments.metric, "images": len(truth.images), "folds": folds_are, "predictions": infos}
     curve_values = [{"name": curve.coordinate.name, "points": curve.points, "chosen": curve.chosen} for curve in lines]
     compared = {} if against is None else {**against.to_plain(), "verdict": verdict}
-    _write_json(outputs["table"], {**about, **to_plain(result), **compared, "curves": curve_values})
+    content = {**about, **to_plain(result), **compared, "curves": curve_values}
+    with written_whole(outputs["table"], "the table of settings") as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if not draw_tuning_curves(outputs["plot"], lines, arguments.metric):
         del outputs["plot"]
     _track_result(tracking, result, coordinates, outputs)
@@ -343,7 +347,6 @@ def _write_cross_fitted(path: Path, trials: Trials, result: TuningResult, folds:
     import dataclasses
 
     from detseg.coco.predictions_file import write_predictions
-    from detseg.files.atomic import make_folder
     from detseg.tuning.tuning import to_plain
 
     kept: list[Predictions] = [*trials.predictions(result.after)]
@@ -354,13 +357,6 @@ def _write_cross_fitted(path: Path, trials: Trials, result: TuningResult, folds:
     make_folder(path.parent)
     info = {"chosen_without_fold": to_plain(result)["chosen_without_fold"]}
     write_predictions(path, kept, list(trials.truth.class_names), info)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from detseg.files.atomic import written_whole
-
-    with written_whole(path, "the table of settings") as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _report(metric: str, result: TuningResult, coordinates: Sequence[Coordinate], folds: str) -> str:
@@ -374,12 +370,12 @@ def _report(metric: str, result: TuningResult, coordinates: Sequence[Coordinate]
         interval = "-" if gain.low is None else f"{gain.low:+.4f} to {gain.high:+.4f}"
         values = (_cell(comparison.before.value), _cell(comparison.after.value), _cell(gain.value, "+"))
         rows.append((title, *values, interval))
-    lines = [f"{result.settings_tried} settings tried; {folds}", "", *_aligned(rows), ""]
+    lines = [f"{result.settings_tried} settings tried; {folds}", "", text_table(rows, left=range(5)), ""]
     settings = [("setting", "before", "after", "without each fold")]
     for item in coordinates:
         others = ", ".join(dict.fromkeys(_value(item.get(state)) for state in result.by_fold.values()))
         settings.append((item.name, _value(item.get(result.before)), _value(item.get(result.after)), others))
-    return "\n".join([*lines, *_aligned(settings)])
+    return "\n".join([*lines, text_table(settings, left=range(4))])
 
 
 def _report_of_members(metric: str, result: TuningResult, against: AgainstMembers) -> str:
@@ -389,12 +385,7 @@ def _report_of_members(metric: str, result: TuningResult, against: AgainstMember
         crossed = None if alone.cross_fitted is None else alone.cross_fitted.after.value
         gain = _cell(against.leads[name].gain.value, "+") if name in against.leads else ""
         rows.append((name, _cell(alone.in_sample.after.value), _cell(crossed), gain))
-    return "\n".join(_aligned(rows))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return text_table(rows, left=range(4))
 
 
 def _cell(value: float | None, sign: str = "") -> str:
