@@ -156,9 +156,9 @@ class _Stages:
         """What a student finds in the images whose pseudo-labels it has learned, and a truth that these labels are
         part of, beside the labelled images.
         """
-        (name,) = row.models
-        pseudo = f"{self.pseudo_labels(name, self.study.models[name])}/{fold_name(0)}.json"
-        words = ["predict", "--run", f"{self.train(name)}/{fold_name(0)}", "--raw", "--images", pseudo]
+        (name,), fold = row.models, fold_name(row.leaked_fold)
+        pseudo = f"{self.pseudo_labels(name, self.study.models[name])}/{fold}.json"
+        words = ["predict", "--run", f"{self.train(name)}/{fold}", "--raw", "--images", pseudo]
         words += [*(self.study.views[row.view] if row.view else ()), "--output", f"{OWN}/{OUT_OF_FOLD_FILE}"]
         predicted = self.add("_".join(filter(None, [f"predict/{name}", row.view, "pseudo"])), words)
         joined = ("prepare", "coco", "--annotations", LABELLED, pseudo, "--split", 1, "--output", OWN)

@@ -19,7 +19,7 @@ rows:                         # name -> a row of the table
   baseline: {models: [plain], tune: [--only, score_threshold, --shared]}
   flips: {models: [plain], view: flips, base: baseline, submit: sartorius}
   two: {models: [plain, taught], fusion: fusion/nms.yaml, base: baseline}
-  illusion: {models: [taught], leaked: True, base: baseline}            # scored on its teacher's labels, too
+  illusion: {models: [taught], leaked_fold: 0, base: baseline}          # scored on its teacher's labels, too
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Row:
     """What is compared. base: the row that it is compared with. tune: words of `detseg tune_thresholds`.
 
     submit: the format of the submission, "" for none. original: figures of the work that is repeated, by column.
-    leaked: the pseudo-labels that its one model has learned are a part of its truth, beside the labelled images: an
-    illusion, shown as such, that is no base of others and is not submitted.
+    leaked_fold: the pseudo-labels that its one model has learned in this fold are a part of its truth, beside the
+    labelled images: an illusion, shown as such, that is no base of others and is not submitted. -1 for none.
     """
 
     models: tuple[str, ...]
@@ -79,8 +79,12 @@ class Row:
     tune: tuple[str, ...] = ONE_THRESHOLD
     base: str = ""
     submit: str = ""
-    leaked: bool = False
+    leaked_fold: int = -1
     original: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def leaked(self) -> bool:
+        return self.leaked_fold >= 0
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,18 @@ class Study:
         found += _unknown(f"{where}.base", [row.base], before)
         if row.base in before and self.rows[row.base].leaked:
             found.append(f"{where}.base: {row.base} is leaked, an illusion with which nothing is compared")
+        if row.leaked_fold not in range(-1, self.folds):
+            found.append(
+                f"{where}.leaked_fold is {row.leaked_fold}; expected a fold, 0 to {self.folds - 1}, or -1 for none"
+            )
         if row.submit and not self.test:
             found.append(f"{where}: submit needs `test`, the images to predict")
         if row.leaked and row.submit:
             found.append(f"{where}: a leaked row is an illusion; submit its model by another row")
         if row.leaked and [self.models[one].pseudo is not None for one in row.models if one in self.models] != [True]:
-            found.append(f"{where}: leaked is for one model with `pseudo`, whose labels become a part of the truth")
+            found.append(
+                f"{where}: leaked_fold is for one model with `pseudo`, whose labels become a part of the truth"
+            )
         return found
 
     def _problems_of_model(self, where: str, model: Model, before: Sequence[str]) -> list[str]:

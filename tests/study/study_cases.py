@@ -47,7 +47,7 @@ STUDY: dict[str, Any] = {
         "flips": {"models": ["plain"], "view": "flips", "base": "baseline", "submit": "sartorius"},
         "two": {"models": ["plain", "taught"], "fusion": "fusion/nms.yaml", "base": "baseline"},
         "further": {"models": ["further"], "base": "baseline"},
-        "leaked": {"models": ["taught"], "leaked": True, "base": "baseline"},
+        "leaked": {"models": ["taught"], "leaked_fold": 0, "base": "baseline"},
     },
 }
 

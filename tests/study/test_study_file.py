@@ -39,14 +39,18 @@ OWN = sorted(
         ({"unlabelled": None}, "`unlabelled` is missing"),
         ({"test": None}, "submit needs `test`"),
         (
-            {"rows": {"a": {"models": ["taught"], "leaked": True}, "b": {"models": ["plain"], "base": "a"}}},
+            {"rows": {"a": {"models": ["taught"], "leaked_fold": 1}, "b": {"models": ["plain"], "base": "a"}}},
             "rows.b.base: a is leaked",
         ),
-        ({"rows": {"a": {"models": ["plain"], "leaked": True}}}, "rows.a: leaked is for one model with `pseudo`"),
         (
-            {"rows": {"a": {"models": ["taught"], "leaked": True, "submit": "sartorius"}}},
+            {"rows": {"a": {"models": ["plain"], "leaked_fold": 1}}},
+            "rows.a: leaked_fold is for one model with `pseudo`",
+        ),
+        (
+            {"rows": {"a": {"models": ["taught"], "leaked_fold": 1, "submit": "sartorius"}}},
             "submit its model by another row",
         ),
+        ({"rows": {"a": {"models": ["taught"], "leaked_fold": 2}}}, "expected a fold, 0 to 1, or -1 for none"),
         ({"cost_per_hour": "much"}, "expected a number from 0"),
     ],
 )
@@ -119,6 +123,10 @@ def test_a_leaked_row_is_scored_on_what_its_model_has_learned_and_on_no_draws_of
     assert joined[2:5] == ("--annotations", "<split/labelled>/folds.json", "<pseudo_label/taught>/fold0.json")
     assert stages["evaluate/leaked"].needs == ["tune/leaked", "pseudo_label/taught_truth"]
     assert "evaluate/baseline" in stages_of(study(), ["leaked"]), "beside which it is shown"
+    rows = {**STUDY["rows"], "leaked": {**STUDY["rows"]["leaked"], "leaked_fold": 1}}
+    words = stages_of(study(rows=rows))["predict/taught_pseudo"].words
+    assert words[1:5] == ("--run", "<train/taught>/fold1", "--raw", "--images")
+    assert words[5] == "<pseudo_label/taught>/fold1.json"
 
 
 def test_rows_that_do_the_same_share_their_stages() -> None:
