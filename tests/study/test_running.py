@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from study_cases import study
 from detseg.errors import RunError
 from detseg.files.lock import try_lock
 from detseg.study.plan import Plan
-from detseg.study.running import Processes, run_stage, run_tasks
+from detseg.study.running import Processes, RayTasks, run_stage, run_tasks, stop_file_of
 
 TASKS = ("prepare/cells", "split/labelled", "repair/labelled")
 PROGRAM = """
@@ -91,3 +93,52 @@ def test_who_is_asked_to_stop_begins_nothing(plan: Plan) -> None:
     assert run_tasks(plan, TASKS, Processes(1, lambda: True), lambda: True, lambda *one: told.append(one[0])) == []
     assert told == []
     assert not plan.folder_of("prepare/cells").exists()
+
+
+def workers_of_ray(folder: Path, task: str) -> list[int]:
+    """The processes of Ray that are at a task in this working folder; their names are cut at 15 letters."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_at_it = (process / "comm").read_text().strip() == f"ray::{task}"[:15]
+            if is_at_it and os.readlink(process / "cwd") == str(folder):
+                found.append(int(process.name))
+        except OSError:  # it ended
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="the worker is found in /proc")
+def test_on_ray_a_stage_whose_worker_is_killed_in_the_middle_is_done_once(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while its command makes cells, which ends with it: Ray starts the stage again, and no other one."""
+    ray = pytest.importorskip("ray", reason='needs Ray: pip install ".[ray]"')
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's 15, a busy machine never comes to them
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    log, killed, over = plan.path(plan.tasks["prepare/cells"], ".log"), [], threading.Event()
+
+    def kill_a_worker() -> None:
+        while not killed and not over.wait(0.01):
+            if log.is_file():  # the command begins
+                killed.extend(workers_of_ray(tmp_path, "prepare/cells"))
+        for number in killed:
+            os.kill(number, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    told: list[tuple[str, str]] = []
+    try:
+        with stop_file_of(Path("out"), never) as (stop_file, stopped):
+            runner = RayTasks(1, stop_file)
+            assert run_tasks(plan, TASKS[:2], runner, stopped, lambda *one: told.append(one)) == []
+            assert run_tasks(plan, TASKS[:2], runner, stopped, lambda *one: told.append(one)) == []
+    finally:
+        over.set()
+        thread.join()
+        ray.shutdown()
+    assert killed
+    assert [name for name, _ in told] == [*TASKS[:2], *TASKS[:2]]
+    assert [what for _, what in told[2:]] == ["done before"] * 2
+    said = [plan.path(plan.tasks[name], ".log").read_text() for name in TASKS[:2]]
+    assert [text.count(word) for text, word in zip(said, ("train  ", "written: "), strict=True)] == [1, 1], "each once"
