@@ -103,7 +103,7 @@ def writing(path: Path) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        remedy = "set OUTPUT_DIR to a folder that can be written"
+        remedy = "name a folder that can be written (--output, or OUTPUT_DIR of a training)"
         if cause.errno in _DISK_FULL:
             remedy = "make room there (checkpoints that were written before are whole), then continue with --resume"
         raise RunError(f"{path} cannot be written: {cause.strerror or cause}; {remedy}") from error

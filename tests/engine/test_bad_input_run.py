@@ -118,7 +118,7 @@ def read_only() -> Iterator[Path]:
 def test_a_folder_that_cannot_be_written(read_only: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     message = refusal(capsys, *words)
     assert "cannot be written: Permission denied" in message
-    assert "set OUTPUT_DIR to a folder that can be written" in message
+    assert "name a folder that can be written (--output, or OUTPUT_DIR of a training)" in message
     assert (words[0].partition("=")[2] if words else "runs") in message
     assert sorted(path.name for path in read_only.iterdir()) == ["closed", "data", "disks.yaml"]
 
