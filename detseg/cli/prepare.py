@@ -65,7 +65,12 @@ def _add_split(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_table_options(split: argparse._ArgumentGroup) -> None:
     """Add what says which images are alike."""
-    split.add_argument("--table", type=Path, metavar="CSV", help="table of the images, joined by name (see --key)")
+    split.add_argument(
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="table of the images, joined by name (see --key); its columns become fields of the images",
+    )
     split.add_argument("--key", help="its column of image names, with or without ending (default: the first)")
     split.add_argument(
         "--stratify-by", metavar="COLUMN", help="split every value of this column alike; it is stored as `group`"

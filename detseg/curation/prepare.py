@@ -21,7 +21,7 @@ from detseg.errors import DataError, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
-from detseg.formats.image_fields import ImageColumn, with_known_channels, with_pixel_sizes
+from detseg.formats.image_fields import ImageColumn, columns_of_images, with_known_channels, with_pixel_sizes
 from detseg.formats.plausibility import LabelCheck
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 from detseg.images.planes import SINGLE, PlaneChoice
@@ -86,6 +86,13 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     reader.plane = options.plane
     images = {}
     wanted = sorted({name for members in parts.values() for name in members})
+    said: dict[str, dict[str, str]] = {}
+    if options.table is not None:
+        labelled = [name for name in wanted if name not in reader.unlabelled]
+        # Of the column to stratify by all that is wrong is told already.
+        told = problems if options.stratify_by is None else []
+        said = columns_of_images(options.table, options.key, reader, labelled, told)
+        reader.columns = {**said, **reader.columns}
     for name in ProgressBar(wanted, desc="reading images and masks", unit="image"):
         try:
             image = reader.read(name)
@@ -93,7 +100,8 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
             if image.objects.problems and not len(image.objects.rles):
                 problems.append(f"image {image.file_name}: all of its objects are bad, and it is left out")
                 continue
-            images[name] = image
+            fields = {column: values[name] for column, values in said.items() if name in values}
+            images[name] = dataclasses.replace(image, fields={**fields, **image.fields})
         except DataError as error:
             problems.append(str(error))
     images, class_names = assign_classes(images, reader, rule, problems)
@@ -188,9 +196,7 @@ def _groups(
 ) -> dict[str, str] | None:
     """Return image name -> value of the column to stratify by, or None where there is none."""
     column = options.stratify_by
-    if options.table is not None:
-        if column is None:
-            raise DataError("--table CSV takes --stratify-by COLUMN too: the column is one of the table's")
+    if options.table is not None and column is not None:
         values = ImageColumn(options.table, options.key, column, problems)
         groups = {}
         for name in names:
@@ -200,7 +206,7 @@ def _groups(
                 problems.append(str(error))
         return groups
     in_tables = (*options.classes_from, options.pixel_size)
-    if options.key is not None and not any(word.startswith("csv:") for word in in_tables):
+    if options.key is not None and options.table is None and not any(word.startswith("csv:") for word in in_tables):
         raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
     column = column or reader.stratify_by
     if column is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,7 +244,7 @@ def predict_all(
     description: str = "evaluating",
     pixels: PixelScores | None = None,
 ) -> list[Predictions]:
-    """Predict the images of a data set, with a progress bar where there is a terminal.
+    """Predict the images of a data set, with a progress bar, or a line a minute where there is no terminal.
 
     Of several processes each predicts every `processes.count`-th image. pixels: scores the maps of these.
 
@@ -259,9 +258,8 @@ def predict_all(
 
     processes = session.processes
     own = dataset.images[processes.rank :: processes.count]
-    hidden = not processes.is_main or sys.stderr is None or not sys.stderr.isatty()
     predictions: list[Predictions] = []
-    bar = ProgressBar(total=len(own), desc=description, unit="image", leave=False, disable=hidden)
+    bar = ProgressBar(total=len(own), desc=description, unit="image", leave=False, disable=not processes.is_main)
     with processes.together(), bar:
         for prediction in predictor.predict_records(own):
             if pixels is not None:

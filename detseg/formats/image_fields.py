@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from detseg.errors import DataError
 from detseg.files.table import read_table
 from detseg.formats.reader import LabelledImage, Reader
 from detseg.structures.sample import FIELD, parse_pixel_size_text, pixel_size_field
+
+logger = logging.getLogger(__name__)
 
 
 class ImageColumn:
@@ -54,6 +57,50 @@ class ImageColumn:
         if not value:
             raise DataError(f"{reader.describe(name)}: {self.path} has no {self.column} for it")
         return value
+
+
+# Fields that other commands read as numbers or more: a table's text is no such value.
+_WITH_MEANING = {"id", "file_name", "height", "width", "fold", "plane", FIELD, "object_diameter", "channel_names"}
+
+
+def columns_of_images(
+    path: Path, key: str | None, reader: Reader, names: Sequence[str], problems: list[str]
+) -> dict[str, dict[str, str]]:
+    """Return column -> image name -> value: what a table says of images, to be kept as their fields.
+
+    Left out are cells without a value, columns with several values of an image (they are of objects), and those whose
+    names mean something else in a COCO file. Broken rows go to `problems`; images without a row are warned of. Raises
+    DataError where the table is missing or none of the images is in it. key: the column of image names, None for the
+    first.
+    """
+    table = read_table(path, [] if key is None else [key])
+    key = key or table.columns[0]
+    problems += table.problems
+    rows: dict[str, list[Mapping[str, str]]] = {}
+    for row in table.rows:
+        rows.setdefault(row.values[key], []).append(row.values)
+    columns: dict[str, dict[str, str]] = {name: {} for name in table.columns if name not in {"", key, *_WITH_MEANING}}
+    lacking = []
+    for name in names:
+        own = next((rows[alias] for alias in reader.aliases(name) if alias in rows), None)
+        if own is None:
+            lacking.append(reader.describe(name))
+            continue
+        for column in list(columns):
+            values = {values[column] for values in own} - {""}
+            if len(values) > 1:
+                del columns[column]
+            elif values:
+                columns[column][name] = values.pop()
+    if lacking and len(lacking) == len(names):
+        names_there = ", ".join(map(repr, list(rows)[:3])) or "no rows"
+        raise DataError(
+            f"{path}: names none of the images: its column {key!r} has {names_there}, an image is {lacking[0]}; --key "
+            "names another column"
+        )
+    if lacking:
+        logger.warning("%s has no row for %d of %d images, for example %s", path, len(lacking), len(names), lacking[0])
+    return columns
 
 
 # What the user says of the images: pixel size, channels and scaling.

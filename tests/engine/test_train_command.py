@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_segmenter import write_disks
 
-from detseg import Predictor
+from detseg import Predictor, progress
 from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
 from detseg.files.run_files import read_metrics
@@ -60,7 +61,9 @@ def train_net(*words: str) -> int:
     return run_command("train_net", ["--num-threads", "1", *words], prog="train_net")
 
 
-def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_configuration_to_a_finished_run_and_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert train_net("--config", "disks.yaml") == 0
     run = Path("runs/disks/001")
     printed = capsys.readouterr().out
@@ -124,6 +127,17 @@ def test_from_configuration_to_a_finished_run_and_on(here: Path, capsys: pytest.
     about_model = ("number_format", "object_ap_of_precisions", "parameters")
     scores = {name: value for name, value in metrics.items() if name not in about_model}
     assert both["datasets"]["disks_2"] == {**both["datasets"]["disks"]} == scores
+
+    # Not silent for minutes where there is no terminal
+    class Impatient(progress.ProgressBar):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, mininterval=0, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "ProgressBar", Impatient)
+        patch.setattr(progress, "LINE_PERIOD", 0)
+        assert train_net("--eval-only", "OUTPUT_DIR", str(run)) == 0
+    assert "predicting disks: 3 of 4" in capsys.readouterr().err
 
     # A named folder is not trained over
     assert train_net("--config", "disks.yaml", "OUTPUT_DIR", str(run)) == 2

@@ -125,6 +125,39 @@ def test_options_that_need_each_other(data: Path, capsys: pytest.CaptureFixture[
     assert "--key COLUMN takes --table" in capsys.readouterr().err
 
 
+def test_columns_of_a_table_become_fields_of_the_images(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = data / "plates.csv"
+    # `bound` is of objects, `height` is the COCO file's own, c has no dose, d no row.
+    table.write_text("image,dose,well,bound,height\na,low,A1,1,9\na,low,A1,2,9\nb.png,high,B2,1,9\nc.png,,C3,1,9\n")
+    assert prepare(data, "--table", table, "--split", "1") == 0
+    records = CocoDataset.load(data / "out" / "all.json").images
+    fields = {record.file_name: {**record.metadata, "height": record.height} for record in records}
+    assert fields == {
+        "a.png": {"dose": "low", "well": "A1", "height": 5},
+        "b.png": {"dose": "high", "well": "B2", "height": 5},
+        "c.png": {"well": "C3", "height": 5},
+        "d.png": {"height": 5},
+    }
+    assert "no row for 1 of 4 images" in caplog.text
+
+    words = ["--table", table, "--stratify-by", "well", "--classes-from", "column:dose", "--skip-bad", "--overwrite"]
+    assert prepare(data, "--split", "1", *words) == 0
+    dataset = CocoDataset.load(data / "out" / "all.json")
+    assert dataset.class_names == ["high", "low"]
+    assert [record.metadata for record in dataset.images] == [
+        {"dose": "low", "well": "A1", "group": "A1"},
+        {"dose": "high", "well": "B2", "group": "B2"},
+    ]
+
+
+def test_a_table_of_other_images_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "plates.csv").write_text("number,image\n1,a\n2,b\n")
+    assert prepare(data, "--table", data / "plates.csv") == 2
+    said = capsys.readouterr().err
+    assert "names none of the images: its column 'number' has '1', '2', an image is" in said
+    assert prepare(data, "--table", data / "plates.csv", "--key", "image") == 0
+
+
 def test_bad_split_lists(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "lists").mkdir()
     assert prepare(data, "--split-lists", data / "lists") == 2

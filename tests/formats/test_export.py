@@ -186,6 +186,11 @@ def test_results_without_names_of_images_are_refused(tmp_path: Path) -> None:
         open_objects(tmp_path / "results.json")
 
 
+def test_a_folder_in_place_of_a_file_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder.*prepare label_images"):
+        open_objects(tmp_path)
+
+
 def test_paths_keep_subfolders_and_refuse_collisions_and_ways_out(tmp_path: Path) -> None:
     paths = image_targets(tmp_path, ["plate.1/a.b.png", "c.tif"], ".tif")
     assert paths == {"plate.1/a.b.png": tmp_path / "plate.1" / "a.b.tif", "c.tif": tmp_path / "c.tif"}
