@@ -35,7 +35,12 @@ class RunError(DetsegError):
 
 def all_problems(where: str, problems: Sequence[str]) -> str:
     """One message of all problems: a single one as it is, several as a list below what they are of."""
-    return problems[0] if len(problems) == 1 else f"{where}: {len(problems)} problems:\n{list_problems(problems)}"
+    return problems[0] if len(problems) == 1 else f"{where}: {count_problems(problems)}:\n{list_problems(problems)}"
+
+
+def count_problems(problems: Sequence[str]) -> str:
+    """Say how many there are."""
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
 
 
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:

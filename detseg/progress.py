@@ -15,6 +15,7 @@ from tqdm import tqdm
 # Seconds from one line to the next where the bar goes to a file; work that takes less says nothing there.
 LINE_PERIOD = 60.0
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left"
+_LINE_OF_UNKNOWN_LENGTH = "{desc}: {n_fmt}, {elapsed} gone"
 
 
 class ProgressBar(tqdm):
@@ -28,9 +29,9 @@ class ProgressBar(tqdm):
         self._last_line = time.monotonic()
         if stream is None:
             options["disable"] = True
-        elif not self._is_bar:
-            options["bar_format"] = _LINE
         super().__init__(*arguments, **options)
+        if not self._is_bar:
+            self.bar_format = _LINE_OF_UNKNOWN_LENGTH if self.total is None else _LINE
         if not self.disable:
             self.open_bars.add(self)
 

@@ -174,6 +174,7 @@ def _write(
 
 
 def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> int:
+    from detseg.errors import count_problems
     from detseg.submission.formats import FORMATS
     from detseg.submission.reading import read_submission
 
@@ -183,7 +184,7 @@ def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> 
     for problem in found.problems:
         print(problem)
     if found.problems:
-        print(f"{path}: {len(found.problems)} problems; no valid submission ({found.layout.name})")
+        print(f"{path}: {count_problems(found.problems)}; no valid submission ({found.layout.name})")
         return 1
     print(f"{path}: valid ({found.layout.name}), {len(images)} images, {found.rows} rows")
     return 0

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Repair the file and print a table of what was found."""
     from detseg.curation.repair.coco_file import default_changes_csv, repair_coco
     from detseg.curation.repair.rules import RepairRules, changes_table
-    from detseg.errors import list_problems
+    from detseg.errors import count_problems, list_problems
     from detseg.files.atomic import check_free
 
     rules = RepairRules.parse(arguments.rules)
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.source, arguments.target, rules, changes_csv=csv, skipped=skipped, overwrite=arguments.overwrite
     )
     if skipped:
-        print(f"{len(skipped)} problems; left out:\n{list_problems(skipped)}")
+        print(f"{count_problems(skipped)}; left out:\n{list_problems(skipped)}")
     print(f"{changes_table(changes)}\n\nwritten: {arguments.target}, and {csv} with every change")
     if arguments.pictures and changes:
         from detseg.report.contact_sheets import draw_repairs

@@ -12,7 +12,7 @@ import numpy as np
 from detseg.coco.json_files import read_json_text, scan_object
 from detseg.coco.masks import areas_of, box_to_rle, is_box, is_empty, pixels_of_polygons, segmentation_problem
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
-from detseg.errors import DataError, list_problems
+from detseg.errors import DataError, count_problems, list_problems
 from detseg.files.names import below
 from detseg.images.size import size_problem
 
@@ -89,9 +89,7 @@ def read_coco(
             *(problem for problem in problems if problem not in checker.boxes_alone),
         ]
     if problems and is_fatal:
-        raise DataError(
-            f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; {_REMEDY}:\n{list_problems(problems)}"
-        )
+        raise DataError(f"{path}: {count_problems(problems)}; {_REMEDY}:\n{list_problems(problems)}")
     table = checker.table(text, spans)
     if skipped is not None and problems:
         skipped += problems

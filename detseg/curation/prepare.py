@@ -17,7 +17,7 @@ from detseg.coco.learnable import NOTHING
 from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, changes_table, write_changes
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
-from detseg.errors import DataError, list_problems
+from detseg.errors import DataError, count_problems, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
@@ -129,7 +129,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         _write_part(part, [images[name] for name in members], groups, class_names, reader, options)
     said = [summary_table(parts, images, groups, options.output)]
     if problems:
-        said.append(f"{len(problems)} problems: what was left out is listed in {options.output / SKIPPED_NAME}")
+        said.append(f"{count_problems(problems)}: what was left out is listed in {options.output / SKIPPED_NAME}")
     if options.repair is not None:
         path = options.output / CHANGES_NAME
         write_changes(path, changes, overwrite=options.overwrite)
@@ -143,8 +143,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:
     if problems and not options.skip_bad:
         raise DataError(
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}; fix them, or leave them out with --skip-bad:\n"
-            f"{list_problems(problems)}"
+            f"{count_problems(problems)}; fix them, or leave them out with --skip-bad:\n{list_problems(problems)}"
         )
 
 

@@ -14,7 +14,7 @@ from detseg.curation.leaks import SIMILAR, SimilarPair, join_groups, leaks, simi
 from detseg.curation.splits import PART_NAMES, balance_features, balance_table, check_fractions, split_groups
 from detseg.curation.tiles import cut_into_tiles
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
-from detseg.errors import DataError, list_problems
+from detseg.errors import DataError, count_problems, list_problems
 from detseg.files.atomic import make_folder
 from detseg.files.table import text_table, write_csv
 from detseg.formats.image_fields import ImageColumn
@@ -159,7 +159,7 @@ def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str
         problems: list[str] = []
         column = ImageColumn(options.table, options.key, field, problems)
         if problems:
-            raise DataError(f"{len(problems)} problems:\n{list_problems(problems)}")
+            raise DataError(f"{count_problems(problems)}:\n{list_problems(problems)}")
         found = [column.find(_aliases(record.file_name)) for record in images]
         where = f"the table {options.table}"
     else:

@@ -27,7 +27,7 @@ from detseg.coco.dataset import CocoDataset, ImageRecord
 from detseg.coco.pairing import ImageIndex, is_same_file
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
-from detseg.errors import ConfigError, DataError, list_problems
+from detseg.errors import ConfigError, DataError, count_problems, list_problems
 from detseg.files.atomic import make_folder, written_whole
 from detseg.files.names import to_cell
 from detseg.files.plain_yaml import read_yaml
@@ -62,10 +62,7 @@ def folds_of(images: Sequence[ImageRecord], index: Path | None = None) -> np.nda
         else:
             folds[number] = value
     if problems:
-        raise DataError(
-            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; `detseg split` writes folds:\n"
-            f"{list_problems(problems)}"
-        )
+        raise DataError(f"{where}: {count_problems(problems)}; `detseg split` writes folds:\n{list_problems(problems)}")
     present = set(folds[folds >= 0].tolist())
     if len(present) < 2 or present != set(range(len(present))):
         found = ", ".join(map(str, sorted(present))) or "none"
@@ -92,7 +89,7 @@ def read_index(path: Path) -> dict[str, int]:
         else:
             index[name] = int(text) if text else NO_FOLD
     if problems:
-        raise DataError(f"{path}: {len(problems)} problems:\n{list_problems(problems)}")
+        raise DataError(f"{path}: {count_problems(problems)}:\n{list_problems(problems)}")
     return index
 
 

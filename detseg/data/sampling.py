@@ -161,7 +161,8 @@ def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np
         fields = sorted({key for record in dataset.images for key in record.metadata})
         raise DataError(
             f"{dataset.name}: DATALOADER.BALANCE_BY is {balance_by!r}, but {len(missing)} images have no such field "
-            f"(the first: {missing[0]}); fields are: {', '.join(fields) or 'none'}; or use category"
+            f'(the first: {missing[0]}); fields are: {", ".join(fields) or "none"}. DATALOADER.BALANCE_BY "" balances '
+            "nothing, category the classes"
         )
     values = [str(record.metadata[balance_by]) for record in dataset.images]
     counts = Counter(values)

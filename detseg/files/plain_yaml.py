@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from detseg.config.own_files import near_own, path_or_own
 from detseg.config.yaml_file import parse_plain_yaml
-from detseg.errors import ConfigError, DataError, list_problems
+from detseg.errors import ConfigError, DataError, count_problems, list_problems
 from detseg.files.reading import check_regular
 
 
@@ -63,7 +63,7 @@ def parse_plan(kind: type[Plan], content: Any, source: str, given: Mapping[str, 
     if plan is not None:
         problems = plan.problems()
     if problems:
-        raise ConfigError(f"{source}: {len(problems)} problems:\n{list_problems(problems)}")
+        raise ConfigError(f"{source}: {count_problems(problems)}:\n{list_problems(problems)}")
     return plan
 
 

@@ -29,7 +29,10 @@ OWN = sorted(
         ({"models": {1: {"config": "a.yaml"}}}, "models is {1: {'config': 'a.yaml'}}; expected values by name"),
         ({"rows": {"a": {"models": []}}}, "rows.a.models: expected one or more models"),
         ({"models": {"a": {}}, "rows": {"a": {"models": ["a"]}}}, "models.a.config is missing"),
-        ({"rows": {"a": {"models": ["plane"]}}}, "rows.a.models: there is no plane; did you mean plain?"),
+        (
+            {"rows": {"a": {"models": ["plane"]}}},
+            "small.yaml: 1 problem:\n  - rows.a.models: there is no plane; did you mean plain?",
+        ),
         ({"rows": {"a": {"models": ["plain"], "base": "b"}}}, "rows.a.base, before it: there is no b"),
         ({"rows": {"a": {"models": ["plain", "taught"]}}}, "fusion is missing"),
         ({"rows": {"a": {"models": ["plain"], "view": "turns"}}}, "there is no turns"),
