@@ -144,6 +144,9 @@ MODEL_KEYS: dict[str, Key] = {
         "others; `binary`, whether two are of one object, and a head of three classes of pixels (background, inside, "
         "boundary between objects) on the embeddings in place of the heads of foreground and seeds.",
     ),
+    "MODEL.EMBEDDING.LOSS_WEIGHT": Key(
+        0.2, "Factor on the embedding's loss, which is many times larger than those of foreground and seeds."
+    ),
     "MODEL.EMBEDDING.SAMPLING": Key(
         "windowed",
         "Where the pixels of the pairs are drawn: `uniform`, anywhere on the objects of the image; `windowed`, in "

@@ -235,6 +235,22 @@ def test_binary_loss_has_three_classes_on_the_embeddings_and_no_other_heads() ->
     assert (maps[1] <= maps[0] + 1e-6).all(), "the inside is a part of the foreground"
 
 
+def test_the_classes_of_pixels_are_learned_beside_the_pairs() -> None:
+    """With initial weights that are usual for larger inputs, the boundary is not learned in twice as many steps."""
+    torch.manual_seed(0)
+    keys = {"MODEL__PIXEL_MEAN": [100.0] * 3, "MODEL__PIXEL_STD": [60.0] * 3, "MODEL__UNET__CHANNELS": [16, 8]}
+    model = build("PixelEmbedding", MODEL__EMBEDDING__LOSS="binary", **keys)
+    samples = [disks(6, (40, 56)), disks(9, (33, 40), seed=1)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        losses = model(samples)
+        total(losses).backward()
+        optimizer.step()
+    assert losses["iou_inside"] > 0.9
+    assert losses["iou_boundary"] > 0.5
+
+
 def test_embeddings_have_length_one_and_any_size() -> None:
     model = build("PixelEmbedding", MODEL__EMBEDDING__SIZE=3).eval()
     (maps,) = model.predict_maps([disks(6, (41, 50)).image])

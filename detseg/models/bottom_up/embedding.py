@@ -32,7 +32,8 @@ HEAD, DENSITY = "head", "density"
 @dataclass(frozen=True)
 class EmbeddingOptions(UNetOptions):
     """size: numbers of an embedding. objects: how they become objects. seeds: of what growing objects begin, and from
-    which value of that map on. grid: see `objects_by_clustering`. boundary_width: see `pixel_classes`.
+    which value of that map on. grid: see `objects_by_clustering`. loss_weight: of the embedding's loss, beside which
+    the others count 1. boundary_width: see `pixel_classes`.
     """
 
     size: int = key("MODEL.EMBEDDING.SIZE", at_least=2, at_most=64)
@@ -40,6 +41,7 @@ class EmbeddingOptions(UNetOptions):
     seeds: str = key("MODEL.EMBEDDING.SEEDS", choices=(HEAD, DENSITY))
     seed_threshold: float = key("MODEL.EMBEDDING.SEED_THRESHOLD", above=0, below=1)
     grid: tuple[int, ...] = key("MODEL.EMBEDDING.GRID", at_least=8, length=2)
+    loss_weight: float = key("MODEL.EMBEDDING.LOSS_WEIGHT", above=0)
     boundary_width: int = key("BOUNDARY_WIDTH", at_least=1, at_most=32)
     contrast: ContrastOptions = part(ContrastOptions)
 
@@ -82,6 +84,10 @@ class PixelEmbedding(UNet):
         if options.tells_classes:
             # one layer between: embeddings of many objects are all inside, and their edges alike to them
             self.pixels = nn.Sequential(nn.Conv2d(options.size, 32, 1), nn.ReLU(), nn.Conv2d(32, 3, 1))
+            for layer in (self.pixels[0], self.pixels[2]):
+                # numbers of a vector of length 1 are small, and with small weights the classes were not learned at all
+                nn.init.xavier_uniform_(layer.weight, gain=4)
+                nn.init.zeros_(layer.bias)
 
     def targets(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         """See UNet.targets."""
@@ -94,9 +100,8 @@ class PixelEmbedding(UNet):
     ) -> dict[str, Tensor]:
         """See UNet.system_losses."""
         options = self.options.losses
-        losses = {
-            "loss_embedding": embedding_loss(logits["embedding"], targets["labels"], share, self.options.contrast)
-        }
+        of_pairs = embedding_loss(logits["embedding"], targets["labels"], share, self.options.contrast)
+        losses = {"loss_embedding": of_pairs * self.options.loss_weight}
         if self.options.tells_classes:
             own, target = logits["pixels"], targets["pixels"]
             losses |= class_losses("pixels", own, target, share, options.names, options.class_weights)
