@@ -101,7 +101,7 @@ def _same_command(arguments: argparse.Namespace) -> str:
     words = ["--config", arguments.config]
     for name in ("output", "workers", "ray", "only", "rows"):
         if value := getattr(arguments, name):
-            words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return command_line("run_study", *words, *(["--ignore-code"] if arguments.ignore_code else []))
 
 

@@ -143,8 +143,8 @@ def test_the_words_to_continue_are_those_given(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(running, "run_command", interrupted)
-    assert run("--only", "prepare", "--ignore-code") == 128 + signal.SIGTERM
+    assert run("--workers", "1", "--only", "prepare", "--ignore-code") == 128 + signal.SIGTERM
     said = capsys.readouterr().out
-    assert "run_study --config small.yaml --output out --only prepare --ignore-code" in said.replace(
+    assert "run_study --config small.yaml --output out --workers 1 --only prepare --ignore-code" in said.replace(
         "run_study.py", "run_study"
     )
