@@ -155,12 +155,17 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
 def _given_config(arguments: argparse.Namespace) -> Config:
     from detseg.config import DEFAULT_OUTPUT_DIR, load_config
     from detseg.engines.validation import run_imports
+    from detseg.files.run_files import FOLDS_RECORD, advise_run
+    from detseg.runs.run_folder import holds_run
 
     cfg = load_config(arguments.config, arguments.overrides, imports=run_imports)
     if arguments.config is None and not (
         cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR and (arguments.resume or arguments.eval_only)
     ):
         raise ConfigError("no configuration is given: --config FILE, for example configs/quickstart/mask_rcnn.yaml")
+    folder = Path(cfg.OUTPUT_DIR)
+    if arguments.config is None and arguments.resume and not (holds_run(folder) or (folder / FOLDS_RECORD).is_file()):
+        raise RunError(f"OUTPUT_DIR {folder} holds no run to go on with; {advise_run(folder)}")
     return cfg
 
 

@@ -156,10 +156,16 @@ def find_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
         check_regular(candidate)
         if candidate.is_file():
             return DatasetEntry(name=given, json=candidate)
+    below = f" or in {os.environ[ENVIRONMENT]}" if os.environ.get(ENVIRONMENT) else ""
+    if Path(given).is_dir():
+        raise DataError(
+            f"{given}: is a folder; expected a COCO file, which `detseg prepare` makes of images and labels"
+        )
+    if given.lower().endswith((".json", ".json.gz")):
+        raise DataError(f"there is no data set {given!r}: no such COCO file in {Path.cwd()}{below}")
     raise DataError(
-        f"there is no data set {given!r}: no such COCO file in {Path.cwd()}"
-        + (f" or in {os.environ[ENVIRONMENT]}" if os.environ.get(ENVIRONMENT) else "")
-        + f", and no such name in the catalog, which knows: {', '.join(sorted(rows)) or 'nothing'}"
+        f"there is no data set {given!r}: no such COCO file in {Path.cwd()}{below}, and no such name in the catalog, "
+        f"which knows: {', '.join(sorted(rows)) or 'nothing'}"
     )
 
 

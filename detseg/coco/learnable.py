@@ -19,13 +19,13 @@ _LOOKED_AT = 200
 def check_objects(dataset: CocoDataset) -> list[str]:
     """Say which annotations are no objects to learn, where they are many: crowd, no pixel, one pixel; with a remedy.
 
-    Raises DataError where no object is larger than a pixel.
+    Raises DataError where there is no image, or no object is larger than a pixel.
     """
     table, name = dataset.table, dataset.name
     crowd, pixels = table.crowd, table.pixels
     count = len(crowd)
     if not len(dataset):
-        return []
+        raise DataError(f"{name}: there is no image in it: {NOTHING}")
     if not count:
         raise DataError(f"{name}: {len(dataset)} images without an annotation: {NOTHING}")
     found = []

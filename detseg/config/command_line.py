@@ -82,6 +82,8 @@ def agent_values(word: str) -> dict[str, Any] | None:
 def _check_key(key: str, known: Schema, has_value: Any) -> None:
     if key in known.sections and has_value:
         return  # judged with its value
+    if key.lower().endswith((".yaml", ".yml")):
+        raise ConfigError(f"{COMMAND_LINE}: {key} is no key; a configuration is named by --config {key}")
     if key not in known.kinds:
         raise ConfigError(f"{COMMAND_LINE}: {unknown_key_message(key, known)}")
     if key == IMPORTS_KEY:

@@ -137,6 +137,11 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     # Last, where they are seen.
     note = reader.closing_note()
     warnings = [f"WARNING: {text}" for text in labels.warnings() if NOTHING not in text or NOTHING not in note]
+    warnings += [
+        f"WARNING: {part}.json has no image left; mend those that are listed, or split with another --seed"
+        for part, members in parts.items()
+        if not members
+    ]
     return "\n".join([*said, *filter(None, [note]), *warnings])
 
 

@@ -19,6 +19,14 @@ OUT_OF_FOLD_FILE = "oof.json.gz"  # what every image's own fold predicts for it,
 OUT_OF_FOLD_TRUTH = "oof_ground_truth.json"  # the same images with their ground truth
 
 
+def advise_run(folder: Path) -> str:
+    """Say what to name where a folder holds no run: those in it (of `fit`, of folds), else what is expected."""
+    inside = sorted(path for path in folder.glob("*/") if (path / CONFIG_FILE).is_file()) if folder.is_dir() else []
+    if inside:
+        return f"did you mean {', '.join(map(str, inside[:3]))}?"
+    return "name the folder that train_net printed at its end (runs/NAME/001)"
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return all whole lines of a metrics.jsonl; a last line that was cut off by a crash is left out."""
     lines = []

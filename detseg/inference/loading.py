@@ -17,7 +17,7 @@ from detseg.engines.choice import choose_engine, for_prediction
 from detseg.errors import RunError, WeightsError
 from detseg.files.hashing import hash_file
 from detseg.files.reading import check_regular
-from detseg.files.run_files import CONFIG_FILE
+from detseg.files.run_files import CONFIG_FILE, advise_run
 from detseg.inference.validation import InferenceOptions, validate_for_prediction
 from detseg.models.devices import choose_device
 from detseg.models.table import num_classes
@@ -41,7 +41,7 @@ def find_run_folder(folder: Path) -> Path:
         logger.info("%s holds several runs: the newest is taken, %s", folder, newest)
         return newest
     reason = "does not exist" if not folder.exists() else f"holds no run: there is no {CONFIG_FILE} in it"
-    raise RunError(f"{folder} {reason}; name the folder that train_net.py printed at its end (runs/NAME/001)")
+    raise RunError(f"{folder} {reason}; {advise_run(folder)}")
 
 
 def find_checkpoint(run: Path, checkpoint: str = "best") -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
-from detseg.coco.learnable import check_objects
+from detseg.coco.learnable import check_objects, check_sets
 from detseg.coco.masks import pixels_of_polygons, to_rle
 from detseg.coco.predictions_file import write_predictions
 from detseg.errors import DataError
@@ -118,6 +118,14 @@ def test_a_few_of_them_are_usual(tmp_path: Path) -> None:
     assert check_objects(CocoDataset.load(write(tmp_path, [*polygons, SQUARE], crowd=1))) == []
     with pytest.raises(DataError, match="without an annotation"):
         check_objects(CocoDataset.load(write(tmp_path, [])))
+
+
+def test_a_set_without_images_is_no_set_to_score(tmp_path: Path) -> None:
+    dataset = CocoDataset.load(write(tmp_path, [SQUARE]))
+    empty = dataset.select(np.zeros(0, np.int64))
+    with pytest.raises(DataError, match="there is no image in it"):
+        check_sets([empty])
+    assert "there is no image in it" in check_sets([dataset, empty])[0]
 
 
 def test_pixels_of_polygons_are_those_that_are_drawn() -> None:

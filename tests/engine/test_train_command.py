@@ -62,7 +62,10 @@ def train_net(*words: str) -> int:
 
 
 def test_from_configuration_to_a_finished_run_and_on(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert train_net("--config", "disks.yaml") == 0
     run = Path("runs/disks/001")
@@ -112,6 +115,12 @@ def test_from_configuration_to_a_finished_run_and_on(
         assert torch.equal(tensor, states[1]["model"][name]), name
     assert [line["iteration"] for line in read_metrics(copy / "metrics.jsonl")] == [1, 2, 2, 3, 4, 4, 4]
 
+    # A file of the same name elsewhere, which may have been meant: what it says otherwise is told
+    Path("elsewhere").mkdir()
+    Path("elsewhere/disks.yaml").write_text(Path("disks.yaml").read_text().replace("MAX_ITER: 4", "MAX_ITER: 9"))
+    assert train_net("--config", "elsewhere/disks.yaml", "--resume") == 0
+    assert "disks.yaml says otherwise is not taken: SOLVER.MAX_ITER\n" in caplog.text
+
     # Evaluated again: beside, and the same
     assert train_net("--config", "disks.yaml", "--eval-only", "OUTPUT_DIR", str(run)) == 0
     again = json.loads((run / "evaluations" / "001" / "final_metrics.json").read_text())
@@ -159,6 +168,9 @@ def test_from_configuration_to_a_finished_run_and_on(
         (["--config", "disks.yaml", "--eval-only"], "MODEL.WEIGHTS"),
         (["--config", "disks.yaml", "--num-threads", "0"], "--num-threads"),
         (["--config", "disks.yaml", "--resume", "--overwrite"], "give one of them"),
+        (["disks.yaml"], "named by --config disks.yaml"),
+        (["--resume", "OUTPUT_DIR", "nowhere"], "nowhere holds no run to go on with; name the folder"),
+        (["--config", "disks.yaml", "DATASETS.TEST", "[data]"], "data: is a folder; expected a COCO file"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_message(

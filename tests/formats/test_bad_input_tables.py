@@ -150,6 +150,16 @@ def test_columns_of_a_table_become_fields_of_the_images(data: Path, caplog: pyte
     ]
 
 
+def test_a_part_that_lost_its_images_is_pointed_out(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = ["--split", "0.75", "0.25"]
+    assert prepare(data, *split) == 0
+    (only,) = CocoDataset.load(data / "out" / "val.json").images
+    only.path.write_bytes(b"")
+    capsys.readouterr()
+    assert prepare(data, *split, "--skip-bad", "--overwrite") == 0
+    assert "WARNING: val.json has no image left" in capsys.readouterr().out
+
+
 def test_a_table_of_other_images_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "plates.csv").write_text("number,image\n1,a\n2,b\n")
     assert prepare(data, "--table", data / "plates.csv") == 2

@@ -193,6 +193,9 @@ def test_the_newest_of_numbered_runs_is_taken_and_no_run_is_refused(
     for wrong, said in ((tmp_path / "empty", "holds no run"), (tmp_path / "nothing", "is no folder")):
         assert main(["report", "--run", str(wrong)]) == 2
         assert said in capsys.readouterr().err
+    make_run(tmp_path / "of_fit" / "run", None)
+    assert main(["report", "--run", str(tmp_path / "of_fit")]) == 2
+    assert f"did you mean {tmp_path / 'of_fit' / 'run'}?" in capsys.readouterr().err
     twice = str(tmp_path / "name")
     assert main(["report", "--run", twice, twice]) == 2
     assert "comes twice" in capsys.readouterr().err

@@ -38,6 +38,7 @@ from detseg.files.run_files import (
     POSTPROCESS_FILE,
     PREDICTIONS_FOLDER,
     RECORD,
+    advise_run,
     read_metrics,
 )
 from detseg.fusion.postprocess import Postprocess
@@ -166,7 +167,7 @@ def _find(path: Path) -> Path:
         if any((candidate / name).is_file() for name in signs):
             return candidate
     reason = f"holds no run: none of {', '.join(signs)} is in it" if path.is_dir() else "is no folder"
-    raise RunError(f"--run {path} {reason}; name the folder that train_net printed at its end (runs/NAME/001)")
+    raise RunError(f"--run {path} {reason}; {advise_run(path)}")
 
 
 def _read_folds(run: RunResults, imports: Imports | None) -> None:
