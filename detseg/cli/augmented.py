@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError
 
 # Options of `visualize` that have no meaning here.
 _OTHERS = (
@@ -26,6 +26,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     from detseg.data.loader import LoaderOptions, TrainingStream
     from detseg.engine.data_sets import load_training_set
     from detseg.engines.validation import run_imports
+    from detseg.files.atomic import check_free
     from detseg.progress import ProgressBar
     from detseg.report.contact_sheets import PER_SHEET, contact_sheet
     from detseg.report.overlays import write_png
@@ -40,10 +41,7 @@ def draw_augmented(arguments: argparse.Namespace) -> None:
     seed = max(cfg.SEED, 0) if arguments.seed is None else arguments.seed
     stream = TrainingStream.build(options, dataset, seed)
     sheets = _sheet_names(Path(arguments.output), count, PER_SHEET)
-    if not arguments.overwrite:
-        for path in sheets:
-            if path.exists():
-                raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
+    check_free(*sheets, overwrite=arguments.overwrite)
     value_range = (0.0, 255.0) if cfg.INPUT.SCALING != "none" else None
     with ProgressBar(total=count, desc="drawing", unit="sample") as progress:
         for number, path in enumerate(sheets):

@@ -83,7 +83,7 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.tta and arguments.tta != ["off"]:
         parse_views(arguments.tta)
     output = Path(arguments.output)
-    check_free(output, arguments.overwrite)
+    check_free(output, overwrite=arguments.overwrite)
     options = KernelOptions(
         runs=arguments.run,
         competition=find_competition(arguments.competition),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError
 
 # Options of `visualize` that have no meaning here.
 _OTHERS = ("predictions", "ground_truth", "postprocess", "score_threshold", "numbers", "config", "overrides")
@@ -13,6 +13,7 @@ _OTHERS = ("predictions", "ground_truth", "postprocess", "score_threshold", "num
 
 def draw_embeddings(arguments: argparse.Namespace) -> None:
     """Draw the embeddings of images, and say where."""
+    from detseg.files.atomic import check_free
     from detseg.images.reading import read_picture
     from detseg.inference.image_list import find_images
     from detseg.inference.image_model import InputImage
@@ -34,9 +35,7 @@ def draw_embeddings(arguments: argparse.Namespace) -> None:
     if 0 < arguments.limit < len(records):
         records = [records[number * len(records) // arguments.limit] for number in range(arguments.limit)]
     pictures = [Path(arguments.output, name) for name in overlay_names(records)]
-    taken = next((path for path in pictures if path.exists()), None)
-    if taken is not None and not arguments.overwrite:
-        raise DataError(f"{taken} exists already; pass --overwrite to replace it, or choose another folder")
+    check_free(*pictures, overwrite=arguments.overwrite)
     source = Path(arguments.embedding)
     predictor = Predictor.from_checkpoint(source) if source.is_file() else Predictor.from_run(source, postprocess=False)
     names = getattr(predictor.model, "map_names", ())

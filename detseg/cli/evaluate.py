@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     from detseg.errors import ConfigError
     from detseg.evaluation.evaluate import align, count_all, image_table, metrics_of, write_image_table
     from detseg.evaluation.ground_truth import GroundTruth
-    from detseg.files.atomic import written_whole
+    from detseg.files.atomic import write_output
     from detseg.fusion.postprocess import Postprocess
     from detseg.runs.tracker import EVALUATION
 
@@ -123,9 +123,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
             "the run's postprocess.yaml."
         )
     if "json" in outputs:
-        with written_whole(outputs["json"], "the file of scores") as temporary:
-            text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        write_output(outputs["json"], text, "the file of scores")
     if "csv" in outputs and counts is not None:
         write_image_table(outputs["csv"], image_table(truth, aligned, counts))
     if outputs:
@@ -208,16 +207,14 @@ def _tables(
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
     """Return the files to write, by kind; refuse to replace any without --overwrite."""
-    from detseg.errors import DataError
+    from detseg.files.atomic import check_free
 
     outputs = {}
     if arguments.json:
         outputs["json"] = Path(arguments.json)
     if arguments.csv or arguments.json:
         outputs["csv"] = Path(arguments.csv) if arguments.csv else Path(arguments.json).with_suffix(".csv")
-    for path in outputs.values():
-        if path.exists() and not arguments.overwrite:
-            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
+    check_free(*outputs.values(), overwrite=arguments.overwrite)
     return outputs
 
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.folds < 2:
         raise ConfigError(f"--folds is {arguments.folds}; expected 2 or more")
-    check_free(arguments.output, arguments.overwrite)
+    check_free(arguments.output, overwrite=arguments.overwrite)
     inputs = read_inputs(arguments.predictions, arguments.ground_truth, fused=True)
     truth = inputs.truth
     models = [_model(about, member) for about, member in zip(inputs.files, inputs.members, strict=True)]

@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import PredictionsWriter
-    from detseg.errors import ConfigError, DataError
+    from detseg.errors import ConfigError
+    from detseg.files.atomic import check_free
     from detseg.fusion.members import fuse_members, open_members, refuse_missing
     from detseg.fusion.options import FusionOptions, check_weights, parse_words
     from detseg.fusion.postprocess import Postprocess
@@ -69,8 +70,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     output = Path(arguments.output)
     if not output.name.endswith((".json", ".json.gz")):
         raise ConfigError(f"--output {output}: expected a name that ends in .json or .json.gz")
-    if output.exists() and not arguments.overwrite:
-        raise DataError(f"{output} exists already; pass --overwrite to replace, or choose another name")
+    check_free(output, overwrite=arguments.overwrite)
     options = FusionOptions.load(arguments.config) if arguments.config else FusionOptions()
     if changed := parse_words(arguments.overrides):
         source = f"{options.source} and command line"

@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     from detseg.curation.inspection.inspect_data import NETWORKS, inspect_data, suggested_yaml
     from detseg.curation.repair.rules import RepairRules
     from detseg.errors import DataError
-    from detseg.files.atomic import check_free, make_folder, written_whole
+    from detseg.files.atomic import check_free, write_output
     from detseg.report.inspection.page import NUMBERS, check_folder, write_report
 
     if arguments.pictures < 0 or not 0 <= arguments.similar <= 1:
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"--minutes is {arguments.minutes}; expected the time of a training, above 0")
     check_folder(arguments.output, overwrite=arguments.overwrite)
     if arguments.suggest:
-        check_free(arguments.suggest, arguments.overwrite)
+        check_free(arguments.suggest, overwrite=arguments.overwrite)
     options = InspectionOptions(
         group_by=arguments.group_by,
         pictures=arguments.pictures,
@@ -119,9 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(_summary(found.report))
     print(f"\n{page} shows it; {page.with_name(NUMBERS)} has all numbers")
     if arguments.suggest:
-        make_folder(arguments.suggest.parent)
-        with written_whole(arguments.suggest, "the suggested configuration") as temporary:
-            temporary.write_text(config, encoding="utf-8")
+        write_output(arguments.suggest, config, "the suggested configuration")
     if any(NOTHING in text for text in object_warnings(found.dataset)):
         return  # no command trains with it
     if arguments.suggest:

@@ -99,7 +99,8 @@ def _begin_tracking(
 
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
-    from detseg.errors import ConfigError, DataError
+    from detseg.errors import ConfigError
+    from detseg.files.atomic import check_free
 
     writing = bool(arguments.predictions or arguments.output)
     problems = {
@@ -113,8 +114,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     for message, is_wrong in problems.items():
         if is_wrong:
             raise ConfigError(message)
-    if arguments.output and Path(arguments.output).exists() and not arguments.overwrite:
-        raise DataError(f"{arguments.output} exists already; pass --overwrite to replace it, or choose another name")
+    if arguments.output:
+        check_free(arguments.output, overwrite=arguments.overwrite)
 
 
 def _truth(path: str | None) -> GroundTruth | None:

@@ -69,8 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--score-threshold is {arguments.score_threshold}; expected 0 to 1")
     source = open_objects(arguments.input)
     files = {name: arguments.output / name for name in FILES if arguments.group_by or name != "tests.csv"}
-    for path in files.values():
-        check_free(path, arguments.overwrite)
+    check_free(*files.values(), overwrite=arguments.overwrite)
     tables, conditions = _measure(arguments, source)
     values = {name: conditions.values(name) for name in asked}
     found = differences(values, arguments.seed)

@@ -123,8 +123,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
         names = [record.file_name for record in images.records]
         targets = image_targets(Path(arguments.label_images), names, ".tif")
     summary = [summary_name(Path(arguments.output or arguments.label_images))] if arguments.summary else []
-    for path in [*([arguments.output] if arguments.output else []), *summary, *targets.values()]:
-        check_free(Path(path), arguments.overwrite)
+    outputs = [*([arguments.output] if arguments.output else []), *summary, *targets.values()]
+    check_free(*outputs, overwrite=arguments.overwrite)
     started = time.perf_counter()
     refiner = load_refiner(arguments) if arguments.refine_with else None
     if folds is not None:
@@ -209,7 +209,7 @@ def _shared_under_torchrun(arguments: argparse.Namespace, commands: Sequence[arg
             one.device = str(processes.device(one.device))
         with processes.together():
             if arguments.output:
-                check_free(Path(arguments.output), arguments.overwrite)
+                check_free(arguments.output, overwrite=arguments.overwrite)
             for one in commands:
                 make_shards(one, processes.rank, processes.count)
         return processes.is_main

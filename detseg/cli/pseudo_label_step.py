@@ -100,9 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.folds and arguments.fold is None:
         raise ConfigError("--folds FILE goes with --fold K")
     page = None if arguments.no_page else arguments.page or output.with_name(f"{output.name.split('.json')[0]}.html")
-    for path in (output, page):
-        if path is not None:
-            check_free(path, arguments.overwrite)
+    check_free(output, *([page] if page else []), overwrite=arguments.overwrite)
     gates = _gates(arguments)
     labelled, validation = _labelled(arguments)
     inputs = LabelInputs(

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     rules = RepairRules.parse(arguments.rules)
     if arguments.pictures:
-        check_free(arguments.pictures, arguments.overwrite)
+        check_free(arguments.pictures, overwrite=arguments.overwrite)
     skipped: list[str] | None = [] if arguments.skip_bad else None
     csv = arguments.changes or default_changes_csv(arguments.target)
     changes = repair_coco(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from detseg.cli.next_step import beside, command_line, print_next
 from detseg.cli.tracking import add_tracking, settings_of, tracked
-from detseg.files.atomic import make_folder, written_whole
+from detseg.files.atomic import check_free, make_folder, write_output
 from detseg.files.table import text_table
 
 if TYPE_CHECKING:
@@ -142,8 +142,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     curve_values = [{"name": curve.coordinate.name, "points": curve.points, "chosen": curve.chosen} for curve in lines]
     compared = {} if against is None else {**against.to_plain(), "verdict": verdict}
     content = {**about, **to_plain(result), **compared, "curves": curve_values}
-    with written_whole(outputs["table"], "the table of settings") as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_output(outputs["table"], json.dumps(content, indent=2, ensure_ascii=False) + "\n", "the table of settings")
     if not draw_tuning_curves(outputs["plot"], lines, arguments.metric):
         del outputs["plot"]
     _track_result(tracking, result, coordinates, outputs)
@@ -208,7 +207,7 @@ def _print_next(arguments: argparse.Namespace, infos: Sequence[dict[str, Any]], 
 
 def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
     """Return the files to write, by kind; refuse to replace any without --overwrite."""
-    from detseg.errors import ConfigError, DataError
+    from detseg.errors import ConfigError
 
     output = Path(arguments.output)
     if output.suffix not in (".yaml", ".yml"):
@@ -218,9 +217,7 @@ def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
         outputs["fusion"] = output.with_name(f"{output.stem}_fusion.yaml")
     if arguments.cross_fitted:
         outputs["cross_fitted"] = Path(arguments.cross_fitted)
-    for path in outputs.values():
-        if path.exists() and not arguments.overwrite:
-            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another name")
+    check_free(*outputs.values(), overwrite=arguments.overwrite)
     return outputs
 
 

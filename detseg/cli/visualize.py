@@ -73,7 +73,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
 
     from detseg.coco.dataset import CocoDataset
     from detseg.coco.predictions_file import read_predictions, with_classes_of
-    from detseg.errors import DataError
+    from detseg.files.atomic import check_free
     from detseg.fusion.postprocess import Postprocess
     from detseg.inference.image_list import find_images
     from detseg.progress import ProgressBar
@@ -101,9 +101,7 @@ def _draw_overlays(arguments: argparse.Namespace) -> None:
     drawn = list(zip(overlays, pictures, strict=True))
     if 0 < arguments.limit < len(drawn):
         drawn = [drawn[number * len(drawn) // arguments.limit] for number in range(arguments.limit)]
-    for _, path in drawn:
-        if path.exists() and not arguments.overwrite:
-            raise DataError(f"{path} exists already; pass --overwrite to replace it, or choose another folder")
+    check_free(*(path for _, path in drawn), overwrite=arguments.overwrite)
     numbers = arguments.numbers or ("none" if arguments.postprocess else "auto")
     class_names = truth.class_names if truth is not None else predictions.class_names
     for overlay, path in ProgressBar(drawn, desc="drawing", unit="image"):

@@ -41,6 +41,12 @@ class ImageAnnotations(NamedTuple):
     classes: np.ndarray
     crowd: np.ndarray
 
+    @property
+    def objects(self) -> ImageAnnotations:
+        """Those that are no crowd."""
+        rles = list(itertools.compress(self.rles, ~self.crowd))
+        return ImageAnnotations(rles, self.classes[~self.crowd], np.zeros(len(rles), dtype=bool))
+
 
 @dataclass(eq=False, repr=False)
 class CocoDataset:
@@ -230,16 +236,13 @@ class CocoDataset:
         rles, empty = self.table.rles(index, record.height, record.width)
         rows = self.table.rows(index)
         classes, crowd = self.table.classes[rows].astype(np.int64), self.table.crowd[rows].copy()
-        if not empty.any():
-            return ImageAnnotations(rles, classes, crowd)
-        kept = [rle for rle, nothing in zip(rles, empty, strict=True) if not nothing]
-        return ImageAnnotations(kept, classes[~empty], crowd[~empty])
+        return ImageAnnotations(list(itertools.compress(rles, ~empty)), classes[~empty], crowd[~empty])
 
     def object_fields(self, index: int) -> list[dict[str, Any]]:
         """Return the annotations of image number `index` as the file has them: of its objects, as `read_sample`."""
         record, rows = self.images[index], self.table.rows(index)
         left_out = self.table.rles(index, record.height, record.width)[1] | self.table.crowd[rows]
-        return [row for row, out in zip(self.table.decode(index), left_out.tolist(), strict=True) if not out]
+        return list(itertools.compress(self.table.decode(index), ~left_out))
 
     def read_sample(self, index: int) -> Sample:
         """Read image number `index` as the file has it, with its objects; crowds become `ignore`.
@@ -262,14 +265,13 @@ class CocoDataset:
     def labels(self, index: int) -> tuple[LabelLayers, np.ndarray, np.ndarray | None]:
         """Return the N objects of image number `index`, their classes (N,), and its crowds (H, W) bool or None."""
         record = self.images[index]
-        rles, classes, crowd = self.annotations(index)
-        objects = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
-        ignore = None
-        if crowd.any():
+        annotations, ignore = self.annotations(index), None
+        if annotations.crowd.any():
             ignore = np.zeros((record.height, record.width), dtype=bool)
-            for number in np.flatnonzero(crowd):
-                ignore |= rle_codec.decode(rles[number])
-        return LabelLayers.from_rles(objects, record.height, record.width), classes[~crowd], ignore
+            for rle in itertools.compress(annotations.rles, annotations.crowd):
+                ignore |= rle_codec.decode(rle)
+        objects = annotations.objects
+        return LabelLayers.from_rles(objects.rles, record.height, record.width), objects.classes, ignore
 
     def read_image(self, index: int) -> np.ndarray:
         """Read image number `index`, (H, W, C), and check its size against the COCO file."""

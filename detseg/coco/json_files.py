@@ -19,7 +19,7 @@ from typing import IO, Any, TextIO
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.files.atomic import folder_for, written_whole
+from detseg.files.atomic import check_free, folder_for, written_whole
 from detseg.files.reading import open_plain_or_gzip
 from detseg.structures import rle as rle_codec
 
@@ -150,8 +150,7 @@ def write_coco(
     Raises DataError where the file exists, unless `overwrite`, and where it cannot be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
+    check_free(path, overwrite=overwrite)
     with json_file(path, "the COCO file") as file:
         file.write(f'{{"info": {json.dumps(dict(info or {}))}')
         for key, rows in (("categories", categories), ("images", images), ("annotations", annotations)):

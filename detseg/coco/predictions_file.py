@@ -36,9 +36,17 @@ from typing import IO, Any
 import numpy as np
 
 from detseg.coco.json_files import json_file, json_rle, open_json
-from detseg.coco.predictions_parsing import ImageEntry, ResultParser, categories_of, image_entries, pack_soft_mask
+from detseg.coco.predictions_parsing import (
+    ImageEntry,
+    ResultParser,
+    categories_of,
+    decimals,
+    image_entries,
+    pack_soft_mask,
+)
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import to_xywh
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import FIELD as PIXEL_SIZE
 from detseg.structures.sample import pixel_size_field
@@ -117,11 +125,8 @@ class PredictionsWriter:
 
     def _results(self, predictions: Predictions) -> Iterator[str]:
         """Return one JSON object a prediction."""
-        boxes = predictions.boxes.astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        # The shortest decimal that is this float32, instead of the many digits of its float64 value.
-        scores = predictions.scores.astype(str).astype(np.float64).tolist()
-        quality = predictions.quality.astype(str).astype(np.float64).tolist()
+        boxes = to_xywh(predictions.boxes)
+        scores, quality = decimals(predictions.scores), decimals(predictions.quality)
         areas = rle_codec.area(predictions.rles).tolist() if predictions.rles is not None else None
         for index, (box, score) in enumerate(zip(boxes.tolist(), scores, strict=True)):
             result: dict[str, Any] = {

@@ -312,6 +312,11 @@ def _rle(result: Mapping[str, Any], image: ImageEntry) -> dict[str, Any] | None:
     return {"size": size, "counts": text}
 
 
+def decimals(values: np.ndarray) -> list[float]:
+    """Return the shortest decimals that are these float32, instead of the many digits of their float64 values."""
+    return np.asarray(values, dtype=np.float32).astype(str).astype(np.float64).tolist()
+
+
 def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
     """Return a soft mask (h, w) uint8 as the file stores it."""
     soft_mask = np.ascontiguousarray(soft_mask, dtype=np.uint8)

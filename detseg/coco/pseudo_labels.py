@@ -18,10 +18,11 @@ import numpy as np
 
 from detseg.coco.json_files import annotations_of
 from detseg.coco.predictions_file import read_predictions
-from detseg.coco.predictions_parsing import pack_soft_mask
+from detseg.coco.predictions_parsing import decimals, pack_soft_mask
 from detseg.coco.records import AnnotationTable, Category, ImageRecord
 from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import to_xywh
 from detseg.structures.predictions import Predictions, soft_mask_windows
 
 DROPPED, IGNORED, KEPT = 0, 1, 2
@@ -51,9 +52,8 @@ def label_rows(
             "pseudo-labels need masks"
         )
     decisions = np.where(rle_codec.area(predictions.rles or []) > 0, decisions, DROPPED)
-    scores = _decimals(predictions.scores)
-    quality = [None if np.isnan(value) else value for value in _decimals(predictions.quality)]
-    fields = {"score": scores, "quality": quality, **(facts or {})}
+    quality = [None if np.isnan(value) else value for value in decimals(predictions.quality)]
+    fields = {"score": decimals(predictions.scores), "quality": quality, **(facts or {})}
     ids = [int(category_ids[index]) for index in predictions.classes.tolist()]
     about = [
         {
@@ -75,19 +75,12 @@ def label_rows(
         windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
         for row, index in zip(annotations, labelled.tolist(), strict=True):
             row["soft_mask"] = {**pack_soft_mask(predictions.soft_masks[index]), "at": windows[index][:2]}
-    boxes = predictions.boxes.astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    boxes = boxes.round(1).tolist()
+    boxes = to_xywh(predictions.boxes).round(1).tolist()
     dropped = [
         {"image_id": predictions.image_id, "category_id": ids[index], "bbox": boxes[index], **about[index]}
         for index in refused.tolist()
     ]
     return annotations, dropped
-
-
-def _decimals(values: np.ndarray) -> list[float]:
-    """Return the shortest decimals that are these float32."""
-    return np.asarray(values, dtype=np.float32).astype(str).astype(np.float64).tolist()
 
 
 def labels_of_file(

@@ -160,14 +160,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All values below this node as nested dictionaries; a copy."""
-        tree: dict[str, Any] = {}
-        for key, value in self.flatten().items():
-            *parents, last = key.split(".")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = value
-        return tree
+        return nested({tuple(key.split(".")): value for key, value in self.flatten().items()})
 
 
 def unknown_key_message(key: str, known: Schema | None = None) -> str:
@@ -183,3 +176,14 @@ def unknown_key_message(key: str, known: Schema | None = None) -> str:
 
 def _restore(arguments: tuple[Any, ...], prefix: str, extra: dict[str, Any]) -> Config:
     return Config(_Store(*arguments, schema().extended(extra)), prefix)
+
+
+def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return values by path, the names from the outermost section on, as dictionaries in dictionaries."""
+    tree: dict[str, Any] = {}
+    for (*sections, name), value in values.items():
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return tree

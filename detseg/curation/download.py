@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from detseg.coco.catalog import datasets_folder, listed_sets
 from detseg.errors import DataError
-from detseg.files.atomic import make_folder, written_whole
+from detseg.files.atomic import make_folder, write_output
 from detseg.files.hashing import sha256_of
 from detseg.files.lock import wait_for_lock
 from detseg.files.transfer import TransferError, transfer
@@ -237,8 +237,8 @@ def _take(
     digest = sha256_of(path)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record[file.path] = {"url": file.url or entry.page, "bytes": size, "sha256": digest, "time": now}
-    with written_whole(folder / RECORD_NAME, "the record of downloads") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    write_output(folder / RECORD_NAME, text, "the record of downloads")
     return Fetched(path, size, digest, "downloaded" if is_new else "checked")
 
 

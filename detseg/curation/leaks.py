@@ -101,16 +101,13 @@ def _orient(images: np.ndarray, number: int) -> np.ndarray:
     return images[..., :: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
 
 
-def similar_images(dataset: CocoDataset, threshold: float = SIMILAR) -> list[SimilarPair]:
-    """Return the pairs of images of a data set that are nearly the same; see `find_similar`.
+def similar_images(datasets: Sequence[CocoDataset], threshold: float) -> list[SimilarPair]:
+    """Return the pairs of images of data sets, counted through, that are nearly the same; see `find_similar`.
 
     Raises DataError where an image cannot be read.
     """
-    return find_similar(thumbnails_of(_readers(dataset)), threshold)
-
-
-def _readers(dataset: CocoDataset) -> list[Callable[[], np.ndarray]]:
-    return [partial(dataset.read_image, index) for index in range(len(dataset))]
+    readers = [partial(dataset.read_image, index) for dataset in datasets for index in range(len(dataset))]
+    return find_similar(thumbnails_of(readers), threshold)
 
 
 def leaks(pairs: Iterable[SimilarPair], parts: Sequence[Hashable]) -> list[SimilarPair]:
@@ -167,11 +164,10 @@ def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: fl
         torn = groups_in_several_parts(groups, parts)
         lines += [f"group {group} is in {' and '.join(sorted(own))}" for group, own in sorted(torn.items())]
     if similar:
-        readers = [read for dataset in datasets for read in _readers(dataset)]
         lines += [
             f"{images[p.first].file_name} ({parts[p.first]}) and {images[p.second].file_name} ({parts[p.second]}) are "
             f"nearly the same{', turned or mirrored' if p.turned else ''} (similarity {p.similarity:.3f})"
-            for p in leaks(find_similar(thumbnails_of(readers), similar), parts)
+            for p in leaks(similar_images(datasets, similar), parts)
         ]
     if not lines:
         return f"nothing leaks between {len(set(parts))} parts with {len(images)} images", 0

@@ -18,7 +18,7 @@ from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, changes_table, write_changes
 from detseg.curation.splits import read_split_lists, split_folds, split_fractions
 from detseg.errors import DataError, count_problems, list_problems
-from detseg.files.atomic import make_folder, written_whole
+from detseg.files.atomic import check_free, write_output
 from detseg.files.table import text_table
 from detseg.formats.classes import assign_classes, parse_class_rule
 from detseg.formats.image_fields import ImageColumn, columns_of_images, with_known_channels, with_pixel_sizes
@@ -80,7 +80,10 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     except DataError:
         _stop_at(problems, options)  # of which this is a consequence
         raise
-    _check_outputs(parts, options)
+    endings = (".json", ".txt") if options.write_lists else (".json",)
+    outputs = [options.output / (part + ending) for part in parts for ending in endings]
+    outputs += [options.output / CHANGES_NAME] if options.repair is not None else []
+    check_free(*outputs, overwrite=options.overwrite)
     if options.plane != SINGLE and not reader.has_metadata:
         raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
     reader.plane = options.plane
@@ -122,14 +125,19 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     parts = _restricted(parts, images)
     file_names = [image.file_name for image in images.values()]
     reader.files.check_target(file_names, options.output, overwrite=options.overwrite)
-    _write_skipped(problems, options)
+    skipped = options.output / SKIPPED_NAME
+    if problems:
+        check_free(skipped, overwrite=options.overwrite)
+        _write_lines(skipped, problems)
+    elif options.overwrite:  # that of an earlier run
+        skipped.unlink(missing_ok=True)
     # Images before the files that name them: a COCO file that is there is whole.
     reader.files.provide(file_names, options.output)
     for part, members in parts.items():
         _write_part(part, [images[name] for name in members], groups, class_names, reader, options)
     said = [summary_table(parts, images, groups, options.output)]
     if problems:
-        said.append(f"{count_problems(problems)}: what was left out is listed in {options.output / SKIPPED_NAME}")
+        said.append(f"{count_problems(problems)}: what was left out is listed in {skipped}")
     if options.repair is not None:
         path = options.output / CHANGES_NAME
         write_changes(path, changes, overwrite=options.overwrite)
@@ -268,35 +276,6 @@ def repair_images(
 # What is written.
 
 
-def _check_outputs(parts: Mapping[str, Sequence[str]], options: PrepareOptions) -> None:
-    endings = (".json", ".txt") if options.write_lists else (".json",)
-    names = [part + ending for part in parts for ending in endings]
-    names += [CHANGES_NAME] if options.repair is not None else []
-    present = [name for name in names if (options.output / name).exists()]
-    if present and not options.overwrite:
-        raise DataError(
-            f"{options.output} holds {', '.join(present)} already; pass --overwrite, or name another output"
-        )
-
-
-def _write_skipped(problems: Sequence[str], options: PrepareOptions) -> None:
-    """Write what was left out, or remove the list of an earlier run."""
-    path = options.output / SKIPPED_NAME
-    if path.exists() and not options.overwrite:
-        if problems:
-            raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
-    elif problems:
-        _write_lines(path, problems)
-    elif path.exists():
-        path.unlink()
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    make_folder(path.parent)
-    with written_whole(path, "the list") as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-
-
 def _write_part(
     part: str,
     images: Sequence[LabelledImage],
@@ -331,6 +310,10 @@ def _write_part(
     )
     if options.write_lists:
         _write_lines(options.output / f"{part}.txt", [image.name for image in images])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    write_output(path, "".join(f"{line}\n" for line in lines), "the list")
 
 
 def summary_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from detseg.curation.splits import PART_NAMES, balance_features, balance_table, 
 from detseg.curation.tiles import cut_into_tiles
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
 from detseg.errors import DataError, count_problems, list_problems
-from detseg.files.atomic import make_folder
+from detseg.files.atomic import check_free, make_folder
 from detseg.files.table import text_table, write_csv
 from detseg.formats.image_fields import ImageColumn
 
@@ -110,7 +110,7 @@ def split_coco(source: Path, options: SplitOptions) -> str:
             a file exists, unless `overwrite`.
     """
     dataset = CocoDataset.load(source)
-    _check_free(options)
+    check_free(*(options.output / name for name in _output_names(options)), overwrite=options.overwrite)
     split = find_split(dataset, options)
     make_folder(options.output)
     about_leaks = _write_similar(dataset, split, options)
@@ -130,7 +130,7 @@ def find_split(dataset: CocoDataset, options: SplitOptions) -> Split:
     names = [record.file_name for record in dataset.images]
     strata = {field: _values(dataset, field, options) for field in options.stratify_by}
     group_names = _groups(dataset, options)
-    pairs = similar_images(dataset, options.similar) if options.similar else []
+    pairs = similar_images([dataset], options.similar) if options.similar else []
     groups = join_groups(group_names, pairs if options.group_similar else [])
     features, weights = balance_features(dataset, strata)
 
@@ -160,7 +160,7 @@ def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str
         column = ImageColumn(options.table, options.key, field, problems)
         if problems:
             raise DataError(f"{count_problems(problems)}:\n{list_problems(problems)}")
-        found = [column.find(_aliases(record.file_name)) for record in images]
+        found = [column.of_file(record.file_name) for record in images]
         where = f"the table {options.table}"
     else:
         found = [record.metadata.get(field) for record in images]
@@ -172,11 +172,6 @@ def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str
             f"{len(missing)} of {len(images)} images have no {field!r} in {where}:\n{list_problems(missing, 5)}"
         )
     return [str(value) for value in found]
-
-
-def _aliases(file_name: str) -> list[str]:
-    path = PurePosixPath(file_name.replace("\\", "/"))
-    return [file_name, str(path), str(path.with_suffix("")), path.name, path.stem]
 
 
 def _groups(dataset: CocoDataset, options: SplitOptions) -> list[str]:
@@ -198,8 +193,8 @@ def _groups(dataset: CocoDataset, options: SplitOptions) -> list[str]:
     return [match.group(1 if pattern.groups else 0) for match in found]
 
 
-def _check_free(options: SplitOptions) -> None:
-    """Raise DataError where a file that may be written exists, unless `overwrite`."""
+def _output_names(options: SplitOptions) -> list[str]:
+    """Return the names of all that may be written."""
     names = [BALANCE_NAME, SIMILAR_NAME, *([TILES_NAME] if options.tile else [])]
     if options.fractions is not None:
         names += [f"{part}.json" for part in PART_NAMES[len(options.fractions)]]
@@ -207,11 +202,7 @@ def _check_free(options: SplitOptions) -> None:
         names += ["folds.json", INDEX_NAMES[options.index], *([f"{HOLDOUT}.json"] if options.holdout else [])]
         if options.coco_files:
             names += [f"fold{k}_{part}.json" for k in range(options.folds) for part in ("train", "val")]
-    present = [name for name in names if (options.output / name).exists()]
-    if present and not options.overwrite:
-        raise DataError(
-            f"{options.output} holds {', '.join(present)} already; pass --overwrite, or name another output"
-        )
+    return names
 
 
 def _write(dataset: CocoDataset, split: Split, options: SplitOptions) -> list[Path]:

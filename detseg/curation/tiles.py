@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -15,6 +16,7 @@ from detseg.images.planes import FIELD as PLANE
 from detseg.images.reading import stored_facts
 from detseg.progress import ProgressBar
 from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import MaskCrop
 from detseg.structures.windows import Window, grid_windows
 
 # A part of an object with less than this share of its pixels is too little to be told by: it is to be ignored.
@@ -45,28 +47,33 @@ def cut_into_tiles(dataset: CocoDataset, folder: Path, *, tile: int, overlap: in
         fields = {name: value for name, value in stored_facts(facts).items() if name != PLANE}
         bare = paths[index].with_suffix("")
         stem = bare if counts[bare] == 1 else paths[index]  # a.png and a.jpg
+        annotations = dataset.annotations(index)
+        crops = rle_codec.decode_crops(annotations.rles)
+        ids = [dataset.categories[class_index].id for class_index in annotations.classes]
+        objects = list(zip(crops, ids, annotations.crowd.tolist(), strict=True))
         for window in grid_windows(record.height, record.width, tile=tile, overlap=overlap):
             x0, y0, x1, y1 = window
             name = _write_picture(picture[y0:y1, x0:x1], folder, f"{stem}_x{x0}_y{y0}")
             place = {"source": record.file_name, "tile": [x0, y0]}
             images.append(ImageRecord(len(images) + 1, name, folder / name, y1 - y0, x1 - x0, {**fields, **place}))
-            rows.append(_annotations(dataset, index, window, len(images), next_id))
+            rows.append(_annotations(objects, window, len(images), next_id))
             origins.append(index)
             next_id += len(rows[-1])
     table = AnnotationTable.from_rows(rows, {one.id: number for number, one in enumerate(dataset.categories)})
     return CocoDataset(images, dataset.categories, table, dataset.name, info=dataset.info), np.array(origins)
 
 
-def _annotations(dataset: CocoDataset, index: int, window: Window, image_id: int, first_id: int) -> list[dict]:
-    """What a window of image number `index` shows of its annotations."""
+def _annotations(
+    objects: Sequence[tuple[MaskCrop, int, bool]], window: Window, image_id: int, first_id: int
+) -> list[dict]:
+    """What a window of an image shows of its annotations: mask, category id, and whether it is to be ignored."""
     x0, y0, x1, y1 = window
-    rles, classes, crowd = dataset.annotations(index)
     parts, ids, ignored = [], [], []
-    for crop, class_index, is_crowd in zip(rle_codec.decode_crops(rles), classes.tolist(), crowd.tolist(), strict=True):
+    for crop, category_id, is_crowd in objects:
         part = crop.within(window).moved(-x0, -y0)
         if pixels := part.area:
             parts.append(part)
-            ids.append(dataset.categories[class_index].id)
+            ids.append(category_id)
             ignored.append(is_crowd or pixels < LEAST_SHARE * crop.area)
     found = rle_codec.encode_crops(parts, y1 - y0, x1 - x0)
     return list(annotations_of(found, ids, image_id=image_id, first_id=first_id, crowd=ignored))

@@ -21,6 +21,7 @@ import numpy as np
 from detseg.evaluation.ground_truth import ImageTruth
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import to_xywh
 
 ALL = 0
 logger = logging.getLogger(__name__)
@@ -70,9 +71,9 @@ def _add_rows(
     values: Sequence[float],
 ) -> None:
     """Append one COCO annotation an object; `key` is what truth and predictions differ in."""
-    boxes = boxes.astype(np.float64)
-    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-    for index, (box, category, value) in enumerate(zip(xywh, (classes + 1).tolist(), values, strict=True)):
+    for index, (box, category, value) in enumerate(
+        zip(to_xywh(boxes).tolist(), (classes + 1).tolist(), values, strict=True)
+    ):
         row = {"id": len(rows) + 1, "image_id": image, "category_id": category, "bbox": box, key: value}
         row["area"] = box[2] * box[3]
         if rles is not None:

@@ -81,10 +81,23 @@ def written_whole(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         ) from None
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise DataError where a file exists that would be replaced, unless `overwrite`."""
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already; pass --overwrite to replace it, or name another output")
+def check_free(*paths: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raise DataError where files exist that would be replaced, unless `overwrite`."""
+    present = [] if overwrite else [str(path) for path in paths if os.path.exists(path)]
+    if present:
+        listed = ", ".join(present[:5]) + (", ..." if len(present) > 5 else "")
+        one = len(present) == 1
+        raise DataError(
+            f"{listed} {'exists' if one else 'exist'} already; pass --overwrite to replace {'it' if one else 'them'}, "
+            "or name another output"
+        )
+
+
+def write_output(path: str | os.PathLike[str], text: str, what: str) -> None:
+    """Write UTF-8 text whole, lines ending alike on all systems; its folder is made. Raises as `written_whole`."""
+    make_folder(Path(path).parent)
+    with written_whole(path, what) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager

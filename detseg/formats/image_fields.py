@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detseg.config import get_default_config
@@ -50,6 +50,11 @@ class ImageColumn:
         """Return the value of the first of the names that has one, "" where none has. label: of the object."""
         places = ((name, label if self.per_object else "") for name in names)
         return next((self._values[place] for place in places if self._values.get(place)), "")
+
+    def of_file(self, file_name: str) -> str:
+        """Return the value of an image by its path, with or without folder and ending; "" where there is none."""
+        path = PurePosixPath(file_name.replace("\\", "/"))
+        return self.find([file_name, str(path), str(path.with_suffix("")), path.name, path.stem])
 
     def of_image(self, reader: Reader, name: str) -> str:
         """Return the value of an image. Raises DataError where the table has none."""

@@ -61,12 +61,7 @@ def measure_shape(
     rows, columns = np.nonzero(crop)
     y, x = (rows + 0.5) * dy, (columns + 0.5) * dx
     area = len(rows) * dy * dx
-    # The ellipse of the same second moments. A pixel is a rectangle and no point: its own moments keep a line of one
-    # pixel's width from being infinitely thin.
-    xx, yy = x.var() + dx * dx / 12, y.var() + dy * dy / 12
-    xy = float(((x - x.mean()) * (y - y.mean())).mean())
-    middle, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
-    major, minor = 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0))
+    major, minor, orientation = ellipse_of(y, x, pixel_size)
     perimeter = crofton_perimeter(crop, pixel_size)
     points = np.concatenate([polygon[0] for polygon in polygons]).astype(np.int32)
     hull = cv2.contourArea(cv2.convexHull(points)) * dy * dx
@@ -79,10 +74,23 @@ def measure_shape(
         major_axis=major,
         minor_axis=minor,
         eccentricity=math.sqrt(max(1 - (minor / major) ** 2, 0.0)),
-        orientation=-math.degrees(0.5 * math.atan2(2 * xy, xx - yy)) + 0.0,  # y points down; no -0.0
+        orientation=orientation,
         solidity=area / hull,
         circularity=min(4 * math.pi * area / perimeter**2, 1.0),
     )
+
+
+def ellipse_of(y: np.ndarray, x: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> tuple[float, float, float]:
+    """Return major and minor axis and orientation, see `Shape`, of the ellipse with the second moments of pixels (N,).
+
+    A pixel is a rectangle and no point: its own moments keep a line of one pixel's width from being infinitely thin.
+    """
+    dy, dx = pixel_size
+    xx, yy = x.var() + dx * dx / 12, y.var() + dy * dy / 12
+    xy = float(((x - x.mean()) * (y - y.mean())).mean())
+    middle, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
+    orientation = -math.degrees(0.5 * math.atan2(2 * xy, xx - yy)) + 0.0  # y points down; no -0.0
+    return 4 * math.sqrt(middle + half), 4 * math.sqrt(max(middle - half, 0.0)), orientation
 
 
 def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> float:

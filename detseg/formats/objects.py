@@ -60,14 +60,14 @@ class ImageObjects:
     def from_annotations(cls, dataset: CocoDataset, index: int) -> ImageObjects:
         """Return the objects of an image of a data set; regions to be ignored are counted."""
         record = dataset.images[index]
-        rles, classes, crowd = dataset.annotations(index)
+        annotations = dataset.annotations(index)
         return cls(
             *(record.image_id, record.file_name, record.height, record.width),
-            [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd],
-            classes[~crowd],
+            annotations.objects.rles,
+            annotations.objects.classes,
             pixel_size=pixel_size_of(record.metadata, f"{dataset.name}: image {record.file_name}"),
             fields=record.metadata,
-            num_ignored=int(crowd.sum()),
+            num_ignored=int(annotations.crowd.sum()),
         )
 
     def select(self, keep: np.ndarray) -> ImageObjects:

@@ -87,9 +87,7 @@ def check_labels(dataset: CocoDataset, most: int = 0) -> list[str]:
     labels = LabelCheck()
     step = max(-(-len(dataset) // most), 1) if most else 1
     for index in range(0, len(dataset), step):
-        rles, _, crowd = dataset.annotations(index)
-        own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
-        labels.add(dataset.images[index].file_name, own)
+        labels.add(dataset.images[index].file_name, dataset.annotations(index).objects.rles)
     return labels.warnings()
 
 

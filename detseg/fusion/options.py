@@ -27,7 +27,7 @@ from typing_extensions import Self
 from detseg.config.own_files import near_own, path_or_own
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, DataError
-from detseg.files.atomic import written_whole
+from detseg.files.atomic import write_output
 from detseg.files.plain_yaml import read_yaml
 
 # Settings that are read from YAML: each is one value, or one value a class; errors name the file and the key.
@@ -198,8 +198,7 @@ class Settings:
         """Write YAML, under a temporary name first; comment: what stands above it, lines without `#`."""
         text = "".join(f"# {line}\n" for line in comment.splitlines())
         text += yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        with written_whole(path, f"the {self.kind}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_output(path, text, f"the {self.kind}")
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:

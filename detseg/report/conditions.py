@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -151,28 +151,16 @@ def image_values(images: Sequence[Any], source: str | None, option: str) -> list
     if source is None:
         return [ALL] * len(images)
     problems: list[str] = []
-    value_of: Callable[[Any], Any]
     if source.startswith("csv:"):
         path, _, column_name = source.removeprefix("csv:").rpartition(":")
         if not path or not column_name:
             raise ConfigError(f"{option} {source}: expected the name of a field, or csv:FILE:COLUMN")
         column = ImageColumn(Path(path), None, column_name, problems)
-
-        def value_of(image: Any) -> Any:
-            name = PurePosixPath(image.file_name.replace("\\", "/"))
-            return column.find([image.file_name, str(name.with_suffix("")), name.name, name.stem]) or None
-
+        values = [column.of_file(image.file_name) or None for image in images]
     elif source == FOLDER and not any(FOLDER in image.metadata for image in images):
-
-        def value_of(image: Any) -> Any:
-            return str(PurePosixPath(image.file_name.replace("\\", "/")).parent)
-
+        values = [str(PurePosixPath(image.file_name.replace("\\", "/")).parent) for image in images]
     else:
-
-        def value_of(image: Any) -> Any:
-            return image.metadata.get(source)
-
-    values = [value_of(image) for image in images]
+        values = [image.metadata.get(source) for image in images]
     problems += [
         f"{image.file_name}: has no {source}" for image, value in zip(images, values, strict=True) if value is None
     ]

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.repair.rules import Change
-from detseg.files.atomic import make_folder, written_whole
 from detseg.report.drawing import (
     class_colour,
     draw_close_up,
     draw_objects,
-    fitting_line_width,
+    object_colours,
     resize_display,
     to_display,
-    typical_thickness,
     window_around,
 )
 from detseg.report.layout import BACKGROUND, LegendEntry, Panel, compose
+from detseg.report.overlays import write_png
 from detseg.structures import rle as rle_codec
 from detseg.structures.sample import Sample
 
@@ -73,8 +71,8 @@ def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None
         picture = _striped(picture, sample.ignore, scale)
     if sample.layers is not None:
         rles = sample.layers.to_rles()
-        line_width = fitting_line_width(typical_thickness(rles), scale)
-        picture = draw_objects(picture, rles, [class_colour(index) for index in sample.classes], scale, line_width)
+        no_crowd = np.zeros(len(rles), dtype=bool)
+        picture = draw_objects(picture, rles, object_colours(sample.classes, no_crowd), scale)
         note = f"{len(rles):,} object{'' if len(rles) == 1 else 's'}"
     name = sample.file_name
     if len(name) > _LONGEST_NAME:  # so that the number of objects has its place after it
@@ -146,9 +144,7 @@ def draw_repairs(
     blank = Panel(np.full((SIDE, SIDE, 3), 255, dtype=np.uint8), "")
     pairs += [blank] * (-len(pairs) % (2 * COLUMNS))
     rows = [compose(pairs[start : start + 2 * COLUMNS], "", ()) for start in range(0, len(pairs), 2 * COLUMNS)]
-    make_folder(path.parent)
-    with written_whole(path, "the picture") as temporary:
-        Image.fromarray(np.vstack(rows)).save(temporary, format="PNG")
+    write_png(path, np.vstack(rows))
     return len(shown)
 
 

@@ -6,12 +6,15 @@ that touching cells keep two lines with a gap between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 
+from detseg.coco.dataset import CocoDataset
+from detseg.errors import DataError
 from detseg.structures import rle as rle_codec
 
 # Percentiles that become black and white.
@@ -103,6 +106,27 @@ def class_colour(class_index: int) -> tuple[int, int, int]:
     return PALETTE[class_index % len(PALETTE)]
 
 
+def object_colours(classes: np.ndarray, crowd: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return the RGB colour of each of N objects, of class index (N,), and of regions to be ignored, (N,) bool."""
+    return [CROWD_COLOUR if is_crowd else class_colour(index) for index, is_crowd in zip(classes, crowd, strict=True)]
+
+
+def image_reader(dataset: CocoDataset, kept: int) -> Callable[[int], np.ndarray | None]:
+    """Return a function that reads an image of a data set for display, None where it cannot be read.
+
+    kept: how many of the last images are in memory.
+    """
+
+    @lru_cache(maxsize=kept)
+    def read(index: int) -> np.ndarray | None:
+        try:
+            return to_display(dataset.read_image(index))
+        except DataError:
+            return None
+
+    return read
+
+
 def typical_thickness(rles: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the median, in pixels of the image, of area by diagonal of the box; None without an object.
 
@@ -124,13 +148,14 @@ def draw_objects(
     rles: Sequence[Mapping[str, Any]],
     colours: Sequence[tuple[int, int, int]],
     scale: float,
-    line_width: int = 2,
+    line_width: int | None = None,
 ) -> np.ndarray:
     """Return `picture` (h, w, 3) uint8 with the contours of N objects and a little of their colour inside.
 
     rles: masks at the size of the image that `picture` shows `scale` times enlarged. colours: RGB, one an object.
-    line_width: in pixels of the picture; see `fitting_line_width`.
+    line_width: in pixels of the picture; None: as fits the objects, see `fitting_line_width`.
     """
+    line_width = line_width or fitting_line_width(typical_thickness(rles), scale)
     objects = [(colour, lines) for colour, lines in zip(colours, trace(rles, scale), strict=True) if lines]
     if not objects:
         return picture.copy()

@@ -10,7 +10,6 @@ import numpy as np
 from detseg.evaluation.matches import ImageMatches
 from detseg.report.drawing import (
     CROWD_COLOUR,
-    display_scale,
     draw_objects,
     fitting_line_width,
     resize_display,
@@ -26,17 +25,13 @@ Rles = Sequence[Mapping[str, Any]]
 
 
 def draw_outcomes(
-    image: np.ndarray, truth: Rles, predicted: Rles, matches: ImageMatches, *, scale: float | None = None
+    image: np.ndarray, truth: Rles, predicted: Rles, matches: ImageMatches, *, scale: float
 ) -> np.ndarray:
     """Return a picture (h, w, 3) uint8 RGB: contours of predictions that hit, of false ones, and of missed objects.
 
     image: (H, W, C) of any numbers, or (H, W, 3) uint8 as `to_display` made it. truth, predicted: masks of its size, of
-    which `matches` tells. scale: of the picture; None: as overlays have it. Regions to ignore, and predictions in them,
-    are gray.
+    which `matches` tells. scale: of the picture. Regions to ignore, and predictions in them, are gray.
     """
-    shown = to_display(image)
-    thickness = typical_thickness([*truth, *predicted])
-    scale = display_scale(*shown.shape[:2], thickness) if scale is None else scale
     groups = (
         ([rle for rle, is_crowd in zip(truth, matches.crowd, strict=True) if is_crowd], CROWD_COLOUR),
         ([rle for rle, is_left_out in zip(predicted, matches.left_out, strict=True) if is_left_out], CROWD_COLOUR),
@@ -46,8 +41,8 @@ def draw_outcomes(
     )
     rles = [rle for group, _ in groups for rle in group]
     colours = [colour for group, colour in groups for _ in group]
-    picture = resize_display(shown, scale)
-    return draw_objects(picture, rles, colours, scale, fitting_line_width(thickness, scale))
+    line_width = fitting_line_width(typical_thickness([*truth, *predicted]), scale)
+    return draw_objects(resize_display(to_display(image), scale), rles, colours, scale, line_width)
 
 
 def outcome_note(matches: ImageMatches) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from detseg.coco.dataset import CocoDataset, ImageRecord
+from detseg.coco.masks import box_to_rle
 from detseg.coco.pairing import ImageIndex, PairedImage
 from detseg.coco.predictions_file import PredictionsFile
 from detseg.errors import DataError
@@ -20,11 +22,11 @@ from detseg.evaluation.matches import ImageMatches
 from detseg.files.atomic import written_whole
 from detseg.images.reading import read_image
 from detseg.report.drawing import (
-    CROWD_COLOUR,
     class_colour,
     display_scale,
     draw_objects,
     fitting_line_width,
+    object_colours,
     resize_display,
     to_display,
     typical_thickness,
@@ -33,7 +35,7 @@ from detseg.report.layout import LegendEntry, Panel, compose
 from detseg.report.numbers import write_numbers
 from detseg.report.outcomes import draw_outcomes, outcome_legend, outcome_note
 from detseg.structures import Predictions
-from detseg.structures import rle as rle_codec
+from detseg.structures.boxes import to_xywh
 
 
 class Annotations(Protocol):
@@ -63,7 +65,10 @@ def side_by_side(
     """
     rles_of = {} if truth is None else {"truth": truth.rles}
     if predictions is not None:
-        rles_of["predictions"] = predictions.rles if predictions.rles is not None else _rectangles(predictions)
+        rles_of["predictions"] = predictions.rles
+        if predictions.rles is None:
+            size = predictions.height, predictions.width
+            rles_of["predictions"] = [box_to_rle(box, *size) for box in to_xywh(predictions.boxes).tolist()]
     # One scale and one width of the lines for both sides, so that they compare.
     thickness = typical_thickness([rle for rles in rles_of.values() for rle in rles])
     shown = to_display(image)
@@ -74,16 +79,12 @@ def side_by_side(
     sides: list[tuple[str, np.ndarray]] = []
 
     def add(title: str, word: str, rles: Sequence[Mapping[str, Any]], classes: np.ndarray, crowd: np.ndarray) -> None:
-        colours = [
-            CROWD_COLOUR if is_crowd else class_colour(index)
-            for index, is_crowd in zip(classes.tolist(), crowd.tolist(), strict=True)
-        ]
         counted = classes[~crowd]
         note = f"{len(counted):,} object{'' if len(counted) == 1 else 's'}"
-        drawn = draw_objects(base, rles, colours, scale, line_width)
+        drawn = draw_objects(base, rles, object_colours(classes, crowd), scale, line_width)
         if numbers != "none":
             # Regions to be ignored are not counted in tables either.
-            own = [rle for rle, is_crowd in zip(rles, crowd.tolist(), strict=True) if not is_crowd]
+            own = list(itertools.compress(rles, ~crowd))
             drawn, written = write_numbers(drawn, own, range(1, len(own) + 1), scale, numbers)
             note += f", {written:,} numbered" if written < len(own) else ""
         panels.append(Panel(drawn, title, note))
@@ -100,17 +101,6 @@ def side_by_side(
         panels.append(Panel(drawn, "Hits and errors", outcome_note(matches)))
         legend += outcome_legend()
     return compose(panels, caption, legend)
-
-
-def _rectangles(predictions: Predictions) -> list[dict[str, Any]]:
-    """Return the boxes as masks."""
-    height, width = predictions.height, predictions.width
-    corners = np.round(predictions.boxes).astype(np.int64)
-    corners = np.clip(corners, 0, [width, height, width, height])
-    return [
-        rle_codec.encode_crop(np.ones((max(y1 - y0, 0), max(x1 - x0, 0)), dtype=bool), int(x0), int(y0), height, width)
-        for x0, y0, x1, y1 in corners
-    ]
 
 
 def _legend(sides: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str]) -> list[LegendEntry]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
+from detseg.coco.masks import box_to_rle
 from detseg.coco.pseudo_labels import DECISIONS, IGNORED, KEPT
 from detseg.errors import DataError
-from detseg.files.atomic import check_free, make_folder, written_whole
+from detseg.files.atomic import check_free, write_output
 from detseg.report.drawing import (
-    CROWD_COLOUR,
-    class_colour,
     draw_close_up,
     draw_objects,
-    fitting_line_width,
+    image_reader,
+    object_colours,
     resize_display,
-    to_display,
-    typical_thickness,
     window_around,
 )
 from detseg.report.html import jpeg_url, number, render
@@ -58,11 +55,8 @@ def write_pseudo_label_page(path: Path, dataset: CocoDataset, *, overwrite: bool
 
     Raises DataError where the file exists, unless `overwrite`, or the data set is of another kind.
     """
-    check_free(path, overwrite)
-    page = _page(dataset)
-    make_folder(path.parent)
-    with written_whole(path, "the page") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    check_free(path, overwrite=overwrite)
+    write_output(path, _page(dataset), "the page")
 
 
 def _page(dataset: CocoDataset) -> str:
@@ -133,13 +127,11 @@ class _Pictures:
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
         self._names = {category.id: category.name for category in dataset.categories}
-        self._read: Callable[[int], np.ndarray | None] = lru_cache(maxsize=8)(self._read_image)
+        self._read = image_reader(dataset, 8)
 
-    def _read_image(self, index: int) -> np.ndarray | None:
-        try:
-            return to_display(self.dataset.read_image(index))
-        except DataError:
-            return None
+    def _item(self, index: int, drawn: np.ndarray, note: str) -> dict[str, str]:
+        name = self.dataset.images[index].file_name.rsplit("/", 1)[-1]
+        return {"url": jpeg_url(drawn), "alt": f"{name}: {note}", "name": name, "note": note}
 
     def close_ups(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """Return pictures of single objects, in yellow, among the kept and ignored ones in blue."""
@@ -148,7 +140,7 @@ class _Pictures:
             picture, record = self._read(row["image"]), self.dataset.images[row["image"]]
             if picture is None:
                 continue
-            own = row.get("segmentation") or _rectangle(row["bbox"], record.height, record.width)
+            own = row.get("segmentation") or box_to_rle(row["bbox"], record.height, record.width)
             box = rle_codec.bounding_boxes([own])[0]
             side = int(max(1.8 * (box[2:] - box[:2]).max(), _LEAST_WINDOW))
             window = window_around(box, side, record.height, record.width)
@@ -157,8 +149,7 @@ class _Pictures:
             numbers = [f"{key} {row[key]:.2f}" for key in ("score", "quality", "agreement") if key in row]
             note = ", ".join([self._names[row["category_id"]], *numbers])
             note += f"; not passed: {row['why']}" if row.get("why") else ""
-            name = record.file_name.rsplit("/", 1)[-1]
-            items.append({"url": jpeg_url(drawn), "alt": f"{name}: {note}", "name": name, "note": note})
+            items.append(self._item(row["image"], drawn, note))
         return items
 
     def wholes(self, objects: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
@@ -175,21 +166,7 @@ class _Pictures:
                 continue
             rles, classes, crowd = self.dataset.annotations(index)
             scale = _WHOLE / max(picture.shape[:2])
-            colours = [
-                CROWD_COLOUR if is_crowd else class_colour(kind)
-                for kind, is_crowd in zip(classes.tolist(), crowd.tolist(), strict=True)
-            ]
-            width = fitting_line_width(typical_thickness(rles), scale)
-            drawn = draw_objects(resize_display(picture, scale), rles, colours, scale, width)
-            name = self.dataset.images[index].file_name.rsplit("/", 1)[-1]
+            drawn = draw_objects(resize_display(picture, scale), rles, object_colours(classes, crowd), scale)
             note = f"{counts[index, KEPT]:.0f} kept, {counts[index, IGNORED]:.0f} ignored"
-            items.append({"url": jpeg_url(drawn), "alt": f"{name}: {note}", "name": name, "note": note})
+            items.append(self._item(index, drawn, note))
         return items
-
-
-def _rectangle(bbox: Sequence[float], height: int, width: int) -> dict[str, Any]:
-    """Return a COCO box as a mask."""
-    x, y = (int(np.clip(round(bbox[axis]), 0, (width, height)[axis] - 1)) for axis in (0, 1))
-    right, bottom = (int(min(round(bbox[axis] + bbox[axis + 2]), (width, height)[axis])) for axis in (0, 1))
-    mask = np.ones((max(bottom - y, 1), max(right - x, 1)), dtype=bool)
-    return rle_codec.encode_crop(mask, x, y, height, width)

@@ -18,6 +18,13 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
     return sides[:, 0] * sides[:, 1]
 
 
+def to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (N, 4) XYXY as COCO has them, x, y, width and height: (N, 4) float64."""
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
+
+
 def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the shared area (N, M) float32 in square pixels of every pair of boxes (N, 4) and (M, 4)."""
     first = np.asarray(first, dtype=np.float32).reshape(-1, 4)

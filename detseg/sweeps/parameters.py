@@ -58,16 +58,11 @@ class Parameter:
     def is_constant(self) -> bool:
         return self.kind == "choice" and len(self.choices or ()) == 1
 
-    @property
-    def is_log(self) -> bool:
-        """Whether its values belong on a logarithmic axis."""
-        return self.kind == "log"
-
     def suggest(self, trial: Suggester | optuna.Trial) -> Plain:
         """Return the value in a trial, which is the same whenever the same trial is asked."""
-        if self.choices is not None and self.kind == "choice":
-            if self.is_constant:
-                return self.choices[0]
+        if self.is_constant:
+            return self.choices[0]
+        if self.kind == "choice":
             labels = [label(value) for value in self.choices]
             return self.choices[labels.index(trial.suggest_categorical(self.name, labels))]
         if self.kind == "int":
@@ -105,17 +100,6 @@ def read_parameters(given: Any, where: str) -> list[Parameter]:
     return found
 
 
-def nested(values: Mapping[tuple[str, ...], Plain]) -> dict[str, Any]:
-    """Return values by path as W&B hands them to a command: one mapping for each outermost section."""
-    result: dict[str, Any] = {}
-    for path, value in values.items():
-        inner = result
-        for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[path[-1]] = value
-    return result
-
-
 def _read_section(given: Any, where: str, path: tuple[str, ...]) -> list[Parameter]:
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"{where}: expected parameters by name, got {given!r}")
@@ -136,7 +120,7 @@ def _read_section(given: Any, where: str, path: tuple[str, ...]) -> list[Paramet
 
 def _read_parameter(spec: Mapping[str, Any], at: str, path: tuple[str, ...]) -> Parameter:
     name = spec.get("distribution") or _usual_distribution(spec, at)
-    if name not in DISTRIBUTIONS:
+    if not isinstance(name, str) or name not in DISTRIBUTIONS:
         raise ConfigError(f"{at}: the distribution {name!r} is not known here; there are: {', '.join(DISTRIBUTIONS)}")
     needed, optional, build = DISTRIBUTIONS[name]
     missing = [key for key in needed if key not in spec]
@@ -197,10 +181,6 @@ def _choice(path: tuple[str, ...], values: Any, probabilities: Any = None) -> Pa
     return Parameter(path, "float", tuple(values), to_value=pick)
 
 
-def _constant(path: tuple[str, ...], value: Any) -> Parameter:
-    return Parameter(path, "choice", (value,))
-
-
 def _integers(path: tuple[str, ...], min: float, max: float) -> Parameter:
     low, high = _range(min, max)
     if low != int(low) or high != int(high):
@@ -238,6 +218,11 @@ def _shares(inverse: Callable[[Any, float, Mapping[str, float]], float]) -> Call
     return build
 
 
+def _by_steps(build: Callable[..., Parameter]) -> Callable[..., Parameter]:
+    """The same distribution rounded to multiples of q, 1 where it is not given."""
+    return lambda path, q=1, **entries: build(path, q=q, **entries)
+
+
 def _range(low: float, high: float) -> tuple[float, float]:
     if low > high:
         raise ValueError(f"min {low:g} is above max {high:g}")
@@ -254,40 +239,35 @@ def _rounded(q: float | None) -> Callable[[float], Any]:
     return lambda value: float(f"{round(value / q) * q:.12g}")  # not 0.15000000000000002
 
 
-def _normal(stats: Any, share: float, shape: Mapping[str, float]) -> float:
+def _quantile(stats: Any, share: float, shape: Mapping[str, float]) -> float:
     return stats.norm.ppf(share, shape.get("mu", 0), shape.get("sigma", 1))
 
 
-def _log_normal(stats: Any, share: float, shape: Mapping[str, float]) -> float:
-    return math.exp(_normal(stats, share, shape))
-
-
-def _beta(stats: Any, share: float, shape: Mapping[str, float]) -> float:
-    return stats.beta.ppf(share, shape["a"], shape["b"])
-
-
+_normal = _shares(_quantile)
+_log_normal = _shares(lambda *of: math.exp(_quantile(*of)))
+_beta = _shares(lambda stats, share, shape: stats.beta.ppf(share, shape["a"], shape["b"]))
 _uniform = _numbers("float", lambda low, high: (low, high))
 _log_values = _numbers("log", lambda low, high: (low, high))
 _log = _numbers("log", lambda low, high: (math.exp(low), math.exp(high)))
 _LIMITS, _SHAPE = ("min", "max"), ("mu", "sigma")
 # W&B's names: the entries that each needs, those it may have, and how a Parameter is made of them.
 DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., Parameter]]] = {
-    "constant": (("value",), (), _constant),
+    "constant": (("value",), (), lambda path, value: Parameter(path, "choice", (value,))),
     "categorical": (("values",), (), _choice),
     "categorical_w_probabilities": (("values", "probabilities"), (), _choice),
     "int_uniform": (_LIMITS, (), _integers),
     "uniform": (_LIMITS, (), _uniform),
-    "q_uniform": (_LIMITS, ("q",), lambda path, q=1, **limits: _uniform(path, q=q, **limits)),
+    "q_uniform": (_LIMITS, ("q",), _by_steps(_uniform)),
     "log_uniform_values": (_LIMITS, (), _log_values),
-    "q_log_uniform_values": (_LIMITS, ("q",), lambda path, q=1, **limits: _log_values(path, q=q, **limits)),
+    "q_log_uniform_values": (_LIMITS, ("q",), _by_steps(_log_values)),
     "inv_log_uniform_values": (_LIMITS, (), _log_values),
     "log_uniform": (_LIMITS, (), _log),
-    "q_log_uniform": (_LIMITS, ("q",), lambda path, q=1, **limits: _log(path, q=q, **limits)),
+    "q_log_uniform": (_LIMITS, ("q",), _by_steps(_log)),
     "inv_log_uniform": (_LIMITS, (), _numbers("log", lambda low, high: (math.exp(-high), math.exp(-low)))),
-    "normal": ((), _SHAPE, _shares(_normal)),
-    "q_normal": ((), (*_SHAPE, "q"), lambda path, q=1, **shape: _shares(_normal)(path, q=q, **shape)),
-    "log_normal": ((), _SHAPE, _shares(_log_normal)),
-    "q_log_normal": ((), (*_SHAPE, "q"), lambda path, q=1, **shape: _shares(_log_normal)(path, q=q, **shape)),
-    "beta": (("a", "b"), (), _shares(_beta)),
-    "q_beta": (("a", "b"), ("q",), lambda path, q=1, **shape: _shares(_beta)(path, q=q, **shape)),
+    "normal": ((), _SHAPE, _normal),
+    "q_normal": ((), (*_SHAPE, "q"), _by_steps(_normal)),
+    "log_normal": ((), _SHAPE, _log_normal),
+    "q_log_normal": ((), (*_SHAPE, "q"), _by_steps(_log_normal)),
+    "beta": (("a", "b"), (), _beta),
+    "q_beta": (("a", "b"), ("q",), _by_steps(_beta)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 import yaml
 
 from detseg.config.command_line import parse_overrides
+from detseg.config.kinds import coerce
+from detseg.config.node import nested
 from detseg.config.schema import schema
 from detseg.files.atomic import write_text
 from detseg.files.table import text_table, write_csv
@@ -25,7 +28,7 @@ from detseg.report.sweep_plots import (
     draw_slices,
 )
 from detseg.sweeps.parameters import label
-from detseg.sweeps.search import TRIALS, VALUES, Search, import_optuna
+from detseg.sweeps.search import VALUES, Search, import_optuna
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ def swept(search: Search, rows: Sequence[dict[str, Any]]) -> tuple[list[SweptPar
         SweptParameter(
             parameter.name,
             None if parameter.choices is None else tuple(map(label, parameter.choices)),
-            parameter.is_log,
+            parameter.kind == "log",
         )
         for parameter in search.sweep.searched
     ]
@@ -134,7 +137,7 @@ def importance(search: Search) -> dict[str, float]:
 
 def _write_best(search: Search, row: dict[str, Any]) -> None:
     sweep, target = search.sweep, search.folder / BEST
-    folder = search.folder / TRIALS / f"{row['number']:04d}"
+    folder = search.trial_folder(row["number"])
     said = f"# The best of a sweep ({sweep.path.name}): trial {row['number']}, {sweep.metric.name} {row['value']:.4f}\n"
     if sweep.program == "tune_thresholds":
         for path in (folder / "tuned.yaml", folder / "tuned_fusion.yaml"):
@@ -142,30 +145,20 @@ def _write_best(search: Search, row: dict[str, Any]) -> None:
                 shutil.copyfile(path, target.with_name(target.name.replace("best", path.stem.replace("tuned", "best"))))
         return
     values = {tuple(parameter.path): row["values"][parameter.name] for parameter in sweep.parameters}
-    words = sweep.command(values, search.folder / f"sweep-{sweep.name}" / f"config-{row['number']:04d}.json")
-    base, overrides = _config_and_overrides(words)
-    tree: dict[str, Any] = {}
-    for setting in parse_overrides(overrides):
-        inner = tree
-        *sections, key = setting.key.split(".")
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[key] = schema_value(setting.key, setting.value)
+    base, overrides = _config_and_overrides(sweep.command(values, search.json_file(row["number"])))
+    kinds = schema().kinds
+    tree = nested(
+        {
+            tuple(setting.key.split(".")): coerce(kinds[setting.key], setting.value, decode=True)
+            for setting in parse_overrides(overrides)
+        }
+    )
     head = {} if base is None else {"_BASE_": _beside(base, search.folder)}
     write_text(target, said + yaml.safe_dump({**head, **tree}, sort_keys=False, default_flow_style=None))
 
 
-def schema_value(key: str, value: Any) -> Any:
-    """Return a word of the command line as the value that its key takes."""
-    from detseg.config.kinds import coerce
-
-    return coerce(schema().kinds[key], value, decode=True)
-
-
 def _config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Take the words of train_net apart: its configuration, and the keys with their values."""
-    import argparse
-
     from_options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     from_options.add_argument("--config", "--config-file")
     for name in ("--fold", "--num-gpus", "--num-threads"):
@@ -178,10 +171,7 @@ def _config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _beside(config: str, folder: Path) -> str:
     """The path of a configuration from the folder of the sweep; detseg's own keep their names."""
-    path = Path(config)
-    if not path.is_file():
-        return config
-    return Path(os.path.relpath(path, folder)).as_posix()
+    return Path(os.path.relpath(config, folder)).as_posix() if os.path.isfile(config) else config
 
 
 def _cell(value: Any) -> str:

@@ -31,7 +31,7 @@ MOST_FAILURES = 3
 
 @dataclass
 class Claim:
-    """A trial that is ours. values: by path, as `parameters.nested` takes them."""
+    """A trial that is ours. values: by path, as `nested` takes them."""
 
     trial: optuna.Trial
     folder: Path
@@ -126,14 +126,21 @@ class Search:
         self.study.tell(claim.trial, value if state == "complete" else None, state=states[state])
         claim.lock.release()
 
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / TRIALS / f"{number:04d}"
+
+    def json_file(self, number: int) -> Path:
+        """What `${args_json_file}` stands for in a trial."""
+        return self.folder / f"sweep-{self.sweep.name}" / f"config-{number:04d}.json"
+
     def _lock(self, number: int) -> BaseFileLock | None:
-        return try_lock(self.folder / TRIALS / f"{number:04d}.lock")
+        return try_lock(self.trial_folder(number).with_suffix(".lock"))
 
     def _claimed(self, trial: optuna.Trial, lock: BaseFileLock) -> Claim:
         drawn = {parameter.path: parameter.suggest(trial) for parameter in self.sweep.parameters}
         values = {".".join(path): value for path, value in drawn.items()}
         trial.set_user_attr(VALUES, values)
-        return Claim(trial, self.folder / TRIALS / f"{trial.number:04d}", drawn, lock)
+        return Claim(trial, self.trial_folder(trial.number), drawn, lock)
 
     def _sampler(self, number: int) -> Any:
         """A sampler whose numbers depend on the trial: those of one seed would be the same in every process."""

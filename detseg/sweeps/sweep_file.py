@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detseg.config.node import nested
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, all_problems
 from detseg.files.plain_yaml import read_text
 from detseg.sweeps.metrics import PROGRAMS, Metric, read_metric
-from detseg.sweeps.parameters import Parameter, nested, read_parameters
+from detseg.sweeps.parameters import Parameter, read_parameters
 
 METHODS = ("grid", "random", "bayes")
 KNOWN = (

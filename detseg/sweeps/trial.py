@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from detseg.config.node import nested
 from detseg.files.atomic import write_json
 from detseg.runs.children import POLL_SECONDS, end_process, last_words, start_command, while_in_use
 from detseg.sweeps.metrics import PROGRAMS, holds_results
-from detseg.sweeps.parameters import nested
 from detseg.sweeps.search import Claim, Search
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def run_trial(search: Search, claim: Claim, environment: dict[str, str], stopped
 def command_of(search: Search, claim: Claim) -> list[str]:
     """Return the words behind `detseg` that run a trial."""
     sweep, folder = search.sweep, claim.folder
-    json_file = search.folder / f"sweep-{sweep.name}" / f"config-{claim.number:04d}.json"
+    json_file = search.json_file(claim.number)
     if "${args_json_file}" in sweep.words:
         write_json(json_file, nested(claim.values))
     own = [word.format(folder=folder) for word in PROGRAMS[sweep.program]]

@@ -15,12 +15,12 @@ from detseg.curation.inspection.measure import (
     BOUNDARY_WIDTHS,
     NEAR,
     class_fidelity,
-    elongation,
     find_contacts,
     largest_box_iou,
     measure_intensities,
     measure_objects,
 )
+from detseg.formats.measurements import ellipse_of
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_iou
 from detseg.structures.label_layers import LabelLayers
@@ -101,6 +101,11 @@ def test_shapes_of_objects() -> None:
     assert table.area.tolist() == [96, 44, 10]
     assert table.at_border.tolist() == [True, False, True]
     assert table.image.tolist() == [7, 7, 7]
+
+
+def elongation(mask: np.ndarray) -> float:
+    major, minor, _ = ellipse_of(*np.nonzero(mask))
+    return major / minor
 
 
 def test_elongation_does_not_depend_on_direction() -> None:

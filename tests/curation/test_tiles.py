@@ -108,4 +108,4 @@ def test_wrong_tiles_and_tiles_that_are_there_are_refused(coco: Path, capsys: py
     assert "--overlap is 3; expected 0 to half of --tile, which is 0" in capsys.readouterr().err
     (coco.with_name("out") / "tiles").mkdir(parents=True)
     assert split(coco, "--tile", 32) == 2
-    assert "holds tiles already" in capsys.readouterr().err
+    assert "tiles exists already" in capsys.readouterr().err

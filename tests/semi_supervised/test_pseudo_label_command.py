@@ -41,7 +41,7 @@ def test_a_fold_in_one_command(folder, capsys) -> None:
     page = (folder / "pseudo.html").read_text(encoding="utf-8")
     assert page.count("<img") == 6  # two kept, two ignored, two images
     assert label(folder, "--labelled", folder / "folds.json", "--fold", 1) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "exist already" in capsys.readouterr().err
 
 
 def test_the_model_of_another_fold_is_refused(folder, capsys) -> None:

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from detseg.config.node import nested
 from detseg.errors import ConfigError
-from detseg.sweeps.parameters import DISTRIBUTIONS, nested, read_parameters
+from detseg.sweeps.parameters import DISTRIBUTIONS, read_parameters
 
 
 class Drawn:

@@ -8,9 +8,9 @@ import yaml
 from detseg.cli.main import run_command
 from detseg.config import load_config
 from detseg.config.command_line import parse_overrides
+from detseg.config.node import nested
 from detseg.config.own_files import OWN_CONFIGS
 from detseg.errors import ConfigError
-from detseg.sweeps.parameters import nested
 from detseg.sweeps.sweep_file import MACROS, macro_words, read_sweep_file
 
 OWN = sorted((OWN_CONFIGS / "sweeps").glob("*.yaml"))

@@ -61,7 +61,7 @@ def test_files_and_numbers(case, capsys):
         "score_threshold of kind 1",
     ]
     assert main(words(folder)) == 2
-    assert "exists already; pass --overwrite" in capsys.readouterr().err
+    assert "exist already; pass --overwrite" in capsys.readouterr().err
 
 
 def test_the_start_is_what_is_compared_with(case, capsys):

@@ -154,19 +154,10 @@ def _advise_preset(images: list[IntensityStatistics]) -> Suggestion:
 # How much more often the most frequent comes than the rarest, from which on it matters.
 UNEVEN = 3.0
 # Fields whose values are places that images come from.
-PLACE_FIELDS = [
-    "plate",
-    "well",
-    "source",
-    "sample_id",
-    "sample",
-    "slide",
-    "patient",
-    "donor",
-    "experiment",
-    "site",
-    "sequence",
-]
+PLACE_FIELDS = (
+    *("plate", "well", "source", "sample_id", "sample", "slide"),
+    *("patient", "donor", "experiment", "site", "sequence"),
+)
 PLATE = "plate[0-9]+"
 USUAL_FOLDS = 5
 

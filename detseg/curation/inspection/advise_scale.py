@@ -5,9 +5,9 @@ I images, N objects. Lengths in pixels; a side is the square root of a box's are
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,19 +41,25 @@ _WAYS = {"own": "as they are", "min_size": "with one shorter edge", "pixel_size"
 class NetworkScale:
     """How the images come to the network.
 
-    min_size: INPUT.MIN_SIZE_*, 0 for the own size; pixel_size: INPUT.PIXEL_SIZE, object_size: INPUT.OBJECT_SIZE, 0 for
-    off. factor: of the median
-    image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at the network. spreads:
-    of sides among images, by way of sizing.
+    factor: of the median image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at
+    the network. spreads: of sides among images, by way of sizing. min_size: INPUT.MIN_SIZE_*, 0 for the own size;
+    pixel_size: INPUT.PIXEL_SIZE, object_size: INPUT.OBJECT_SIZE, 0 for off.
     """
 
-    min_size: int
-    pixel_size: float
     factor: float
     sizes: np.ndarray
     boxes: np.ndarray
-    spreads: dict[str, float] = field(default_factory=dict)
+    spreads: dict[str, float]
+    min_size: int = 0
+    pixel_size: float = 0.0
     object_size: int = 0
+
+    @classmethod
+    def at(cls, data: Measurements, sizes: np.ndarray, spreads: dict[str, float], **settings: Any) -> NetworkScale:
+        """Return what is seen of images at these sizes, (I, 2)."""
+        ratios = sizes / data.image_sizes
+        boxes = data.objects.box.astype(np.float64) * np.tile(ratios[data.objects.image, ::-1], 2)
+        return cls(float(np.median(np.sqrt(ratios.prod(axis=1)))), sizes, boxes, spreads, **settings)
 
     @property
     def sides(self) -> np.ndarray:
@@ -76,45 +82,26 @@ def scaled(
     data: Measurements, min_size: int, pixel_size: float = 0.0, spreads: dict[str, float] | None = None
 ) -> NetworkScale:
     """Return what the network sees with these settings."""
-    sizes = np.array(
-        [
-            network_size(
-                record.height,
-                record.width,
-                record.metadata,
-                pixel_size=pixel_size,
-                short=min_size,
-                longest=1 << 30,
-                source=record.file_name,
-            )
-            for record in data.dataset.images
-        ],
-        dtype=np.float64,
-    )
-    return _at_sizes(data, sizes, NetworkScale(min_size, pixel_size, 1.0, sizes, sizes, spreads or {}))
-
-
-def _at_sizes(data: Measurements, sizes: np.ndarray, settings: NetworkScale) -> NetworkScale:
-    """Settings with what they make of the images: sizes (I, 2)."""
-    ratios = sizes / data.image_sizes
-    boxes = data.objects.box.astype(np.float64) * np.tile(ratios[data.objects.image, ::-1], 2)
-    return dataclasses.replace(
-        settings, factor=float(np.median(np.sqrt(ratios.prod(axis=1)))), sizes=sizes, boxes=boxes
+    options = {"pixel_size": pixel_size, "short": min_size, "longest": 1 << 30}
+    sizes = [
+        network_size(one.height, one.width, one.metadata, source=one.file_name, **options)
+        for one in data.dataset.images
+    ]
+    return NetworkScale.at(
+        data, np.array(sizes, dtype=np.float64), spreads or {}, min_size=min_size, pixel_size=pixel_size
     )
 
 
 def scaled_by_objects(data: Measurements, object_size: int, spreads: dict[str, float]) -> NetworkScale:
     """Return what the network sees with INPUT.OBJECT_SIZE."""
-    typical, limits = (
-        float(np.median(data.sides)),
-        np.searchsorted(data.objects.image, np.arange(len(data.dataset) + 1)),
-    )
+    typical = float(np.median(data.sides))
+    limits = np.searchsorted(data.objects.image, np.arange(len(data.dataset) + 1))
     factors = [
         object_scale(object_size, image_diameter(data.objects.box[start:end], typical))
         for start, end in itertools.pairwise(limits)
     ]
     sizes = np.maximum(np.rint(data.image_sizes * np.array(factors)[:, None]), 1)
-    return _at_sizes(data, sizes, NetworkScale(0, 0.0, 1.0, sizes, sizes, spreads, object_size))
+    return NetworkScale.at(data, sizes, spreads, object_size=object_size)
 
 
 def wanted_factor(sides: np.ndarray) -> float:

@@ -142,11 +142,9 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         except DataError as error:
             unreadable[index] = str(error)
             continue
-        rles, _, crowd = dataset.annotations(index)
-        own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
-        layers = LabelLayers.from_rles(own, record.height, record.width)
+        layers = LabelLayers.from_rles(dataset.annotations(index).objects.rles, record.height, record.width)
         intensities[index] = measure_intensities(image, layers)
-        if own:
+        if len(layers):
             fidelity.append([class_fidelity(layers, width) for width in BOUNDARY_WIDTHS])
         if options.similar:
             thumbnails.append(thumbnail(image))
@@ -199,14 +197,13 @@ def _measure_masks(dataset: CocoDataset, index: int, rules: RepairRules) -> tupl
     kept = np.flatnonzero(~empty & ~table.crowd[rows])
     own = [rles[number] for number in kept]
     classes = table.classes[rows][kept].astype(np.int64)
-    kind = record.metadata.get(rules.kind_field) if rules.kind_field else None
     masks = ImageMasks(
         file_name=record.file_name,
         rles=own,
         classes=classes,
         names=kept.tolist(),
         class_names=dataset.class_names,
-        allowed=rules.allowed_classes(kind, dataset.class_names),
+        allowed=rules.allowed_classes(record.metadata.get(rules.kind_field), dataset.class_names),
     )
     changes = repair_image(masks, rules).changes
     return measure_objects(own, classes, kept, index, record.height, record.width), changes

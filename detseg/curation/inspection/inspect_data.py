@@ -14,6 +14,7 @@ import yaml
 
 from detseg.coco.catalog import resolve_dataset
 from detseg.coco.dataset import CocoDataset
+from detseg.config.node import nested
 from detseg.curation.inspection.advice import Suggestion, advise_balance, advise_intensities, advise_split
 from detseg.curation.inspection.advise_detector import advise_anchors, advise_limits, advise_masks
 from detseg.curation.inspection.advise_scale import Crops, NetworkScale, choose_crop, choose_scale
@@ -110,19 +111,14 @@ def suggested_yaml(suggestions: Sequence[Suggestion], networks: Sequence[str]) -
     """
     presets = [f"configs/_base_/{suggestion.preset}" for suggestion in suggestions if suggestion.preset]
     head = "Suggested by detseg inspect_data. `configs/...` are detseg's own, from any folder."
-    sections: dict[str, Any] = {}
+    values: dict[tuple[str, ...], Any] = {}
     reasons: dict[str, list[str]] = {}
     for suggestion in suggestions:
-        for key, value in suggestion.keys.items():
-            *path, last = key.split(".")
-            section = sections
-            for part in path:
-                section = section.setdefault(part, {})
-            section[last] = value
+        values |= {tuple(key.split(".")): value for key, value in suggestion.keys.items()}
         if suggestion.keys:
             reasons.setdefault(next(iter(suggestion.keys)), []).append(f"{suggestion.advice} {suggestion.reason}")
     bases = ["_BASE_:", *(f"  - {base}" for base in (*networks, *presets))]
-    return "\n".join([*_comment(head, ""), *bases, *_yaml_lines(sections, "", "", reasons)]) + "\n"
+    return "\n".join([*_comment(head, ""), *bases, *_yaml_lines(nested(values), "", "", reasons)]) + "\n"
 
 
 def _yaml_lines(section: Mapping[str, Any], path: str, indent: str, reasons: Mapping[str, list[str]]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from detseg.curation.repair.masks import label_holes, label_pieces
 from detseg.data.pixel_classes import flat_labels, objects_of_classes, pixel_classes
 from detseg.data.preprocess import luma_of, percentiles_of
+from detseg.formats.measurements import ellipse_of
 from detseg.structures import rle as rle_codec
 from detseg.structures.boxes import box_area
 from detseg.structures.label_layers import LabelLayers
@@ -68,18 +69,9 @@ def measure_objects(
         _, pieces = label_pieces(mask)
         row.hole_pixels, row.pieces = np.count_nonzero(holes), len(pieces)
         row.lesser_pixels = pieces.sum() - pieces.max()
-        row.elongation = elongation(mask)
+        major, minor, _ = ellipse_of(*np.nonzero(mask))
+        row.elongation = major / minor
     return objects
-
-
-def elongation(mask: np.ndarray) -> float:
-    """Return major by minor axis of the ellipse with the second moments of a mask (h, w) bool, pixels being squares."""
-    y, x = np.nonzero(mask)
-    # A pixel's own extent adds 1/12 to its variance, which also keeps lines of one pixel finite.
-    xx, yy = x.var() + 1 / 12, y.var() + 1 / 12
-    xy = ((x - x.mean()) * (y - y.mean())).mean()
-    half, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
-    return float(np.sqrt((half + spread) / (half - spread)))
 
 
 def largest_box_iou(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -52,8 +52,7 @@ def repair_coco(
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: is the file that is repaired; name another output, so that it can be compared")
     changes_csv = changes_csv or default_changes_csv(target)
-    for path in (target, changes_csv):
-        check_free(path, overwrite)
+    check_free(target, changes_csv, overwrite=overwrite)
     dataset = CocoDataset.load(source, skipped=skipped, keep_empty=True)
     rules.check_kinds(image.metadata.get(rules.kind_field) for image in dataset.images)
     if not rules.one_class_per_image and not rules.kind_field and len(dataset.categories) > 1:
@@ -81,8 +80,8 @@ def _repaired_annotations(dataset: CocoDataset, rules: RepairRules, changes: lis
     for index, image in enumerate(ProgressBar(dataset.images, desc="repairing", unit="image")):
         rows, crowd = table.decode(index), table.crowd[table.rows(index)]
         yield from itertools.compress(rows, crowd)
-        objects = [row for row, is_crowd in zip(rows, crowd, strict=True) if not is_crowd]
-        kind = image.metadata.get(rules.kind_field) if rules.kind_field else None
+        objects = list(itertools.compress(rows, ~crowd))
+        kind = image.metadata.get(rules.kind_field)
         repaired = repair_image(
             ImageMasks(
                 file_name=image.file_name,

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
-from detseg.structures.mask_crop import MaskCrop
+from detseg.structures.mask_crop import MaskCrop, boxes_of_crops
 
 # A mask that would lose more than this is thin all over and has no spurs.
 MOST_OF_A_MASK = 0.2
@@ -61,22 +62,15 @@ def far_groups(pieces: Sequence[np.ndarray], factor: float) -> list[np.ndarray]:
     Two pieces are near each other where the gap between their boxes is at most `factor` times the longer side of the
     largest piece's box, and in one group where a chain of near pieces joins them.
     """
-    boxes = np.array([MaskCrop(piece, 0, 0).tight().box for piece in pieces])
+    boxes = boxes_of_crops(MaskCrop(piece, 0, 0).tight() for piece in pieces)
     reach = factor * (boxes[0, 2:] - boxes[0, :2]).max()
-    group_of = np.full(len(pieces), -1)
-    groups = []
-    for first in range(len(pieces)):
-        if group_of[first] >= 0:
-            continue
-        group_of[first], pending = len(groups), [first]
-        while pending:
-            box = boxes[pending.pop()]
-            gaps = np.maximum(np.maximum(boxes[:, :2] - box[2:], box[:2] - boxes[:, 2:]), 0)
-            near = np.flatnonzero((np.hypot(*gaps.T) <= reach) & (group_of < 0))
-            group_of[near] = len(groups)
-            pending += near.tolist()
-        groups.append(np.logical_or.reduce([pieces[index] for index in np.flatnonzero(group_of == len(groups))]))
-    return groups
+    before = np.maximum(boxes[:, None, :2] - boxes[None, :, 2:], 0)
+    near = np.hypot(*np.moveaxis(before + before.swapaxes(0, 1), 2, 0)) <= reach
+    group_of = connected_components(near, directed=False)[1]
+    # By the first piece of each.
+    return [
+        np.logical_or.reduce([pieces[i] for i in np.flatnonzero(group_of == one)]) for one in dict.fromkeys(group_of)
+    ]
 
 
 def spurs_of(mask: np.ndarray, largest: int) -> np.ndarray:

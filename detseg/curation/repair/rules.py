@@ -209,7 +209,7 @@ class Change:
 
 def write_changes(path: Path, changes: Iterable[Change], *, overwrite: bool) -> None:
     """Write the CSV. Raises DataError where it exists, unless `overwrite`, and where it cannot be written."""
-    check_free(path, overwrite)
+    check_free(path, overwrite=overwrite)
     make_folder(path.parent)
     columns = [column.name for column in dataclasses.fields(Change)]
     rows = ([getattr(change, column) for column in columns] for change in changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,14 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.curation.repair.masks import pieces_of
 from detseg.errors import DataError
-from detseg.files.atomic import check_free, make_folder, written_whole
+from detseg.files.atomic import check_free, write_output
 from detseg.formats.plausibility import check_separable
 from detseg.report.drawing import (
-    class_colour,
     draw_close_up,
     draw_objects,
-    fitting_line_width,
+    image_reader,
+    object_colours,
     resize_display,
-    to_display,
-    typical_thickness,
     window_around,
 )
 from detseg.report.html import COLOURS, jpeg_url, number, render, share, svg
@@ -41,8 +38,7 @@ DETAIL, LEAST_DETAIL = 6, 96
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raise DataError where the report would replace a file, unless `overwrite`."""
-    for name in (PAGE, NUMBERS):
-        check_free(folder / name, overwrite)
+    check_free(folder / PAGE, folder / NUMBERS, overwrite=overwrite)
 
 
 def write_report(
@@ -55,10 +51,8 @@ def write_report(
     """
     check_folder(folder, overwrite=overwrite)
     contents = {PAGE: whole_page(report, dataset, config), NUMBERS: json.dumps(report, indent=1) + "\n"}
-    make_folder(folder)
     for name, content in contents.items():
-        with written_whole(folder / name, "the report") as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_output(folder / name, content, "the report")
     return folder / PAGE
 
 
@@ -119,7 +113,7 @@ class _Pictures:
         self.report, self.dataset = report, dataset
         self.rows = report["images"]["rows"]
         # Problems and examples of one image follow each other.
-        self._read = lru_cache(maxsize=2)(self._read_image)
+        self._read = image_reader(dataset, 2)
 
     def examples(self) -> list[dict[str, str]]:
         """Return the image of each group whose number of objects is the group's median, without and with contours."""
@@ -162,12 +156,6 @@ class _Pictures:
         name = name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
         return [{"url": jpeg_url(picture, 86), "name": prefix + name, "note": note}]
 
-    def _read_image(self, index: int) -> np.ndarray | None:
-        try:
-            return to_display(self.dataset.read_image(index))
-        except DataError:
-            return None
-
     def _whole(self, index: int, *, with_masks: bool = False) -> np.ndarray | None:
         """Return an image, its longer side `EXAMPLE`, with or without the contours of its objects."""
         picture = self._read(index)
@@ -177,14 +165,12 @@ class _Pictures:
         shown = resize_display(picture, scale)
         if not with_masks:
             return shown
-        rles, classes, crowd = self.dataset.annotations(index)
-        own = [rle for rle, is_crowd in zip(rles, crowd, strict=True) if not is_crowd]
+        own, classes, crowd = self.dataset.annotations(index).objects
         try:
             check_separable(own, self.dataset.images[index].file_name)
         except DataError:
             return shown  # scattered pixels have no contours to draw
-        width = fitting_line_width(typical_thickness(own), scale)
-        return draw_objects(shown, own, [class_colour(c) for c in classes[~crowd]], scale, width)
+        return draw_objects(shown, own, object_colours(classes, crowd), scale)
 
     def _close_up(self, worst: Mapping[str, Any]) -> np.ndarray | None:
         """Return an object in yellow with its neighbours in blue, and the pixels that are wrong in red.

@@ -13,7 +13,7 @@ import numpy as np
 
 from detseg.config.loading import Imports
 from detseg.evaluation.matches import confusion
-from detseg.files.atomic import check_free, make_folder, written_whole
+from detseg.files.atomic import check_free, write_output
 from detseg.files.run_files import REPORT_FILE
 from detseg.report.html import render, share, svg
 from detseg.report.outcomes import outcome_legend
@@ -50,16 +50,13 @@ def write_report(
     Raises RunError where there is no run, DataError where `output` is there, unless `overwrite`, or cannot be written.
     """
     if output is not None:
-        check_free(output, overwrite)
+        check_free(output, overwrite=overwrite)
     runs = [read_run(path, imports) for path in paths]
     if output is None and len(runs) > 1:
         output = Path(REPORT_FILE)
-        check_free(output, overwrite)
+        check_free(output, overwrite=overwrite)
     output = output or runs[0].path / REPORT_FILE
-    text = report_page(runs)
-    make_folder(output.parent)
-    with written_whole(output, "the report") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_output(output, report_page(runs), "the report")
     return output
 
 
