@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     for file in download(entry, folder, check=arguments.check, overwrite=arguments.overwrite):
         print(f"{file.how:10}  {megabytes(file.size):>10}  {file.sha256[:16] or '-':16}  {file.path}")
     if entry.prepare:
-        print(f"next: {entry.prepare.format(folder=folder)}")
+        print(f"next: {entry.prepare.replace('{folder}', str(folder))}")
 
 
 def size_of(entry: DownloadEntry) -> str:

@@ -65,7 +65,7 @@ class DownloadEntry:
     def by_hand(self, files: Sequence[DownloadFile], folder: Path) -> str:
         """Return what a person does to fetch files."""
         if self.manual:
-            return f"By hand ({self.page}): {self.manual.format(folder=folder)}"
+            return f"By hand ({self.page}): {self.manual.replace('{folder}', str(folder))}"
         if self.kaggle:
             names = ", ".join(str(folder / file.path) for file in files)
             return f"By hand: log in at {self.page}, accept the rules, press Download All, and put the file at {names}"

@@ -110,6 +110,12 @@ def similar_images(datasets: Sequence[CocoDataset], threshold: float) -> list[Si
     return find_similar(thumbnails_of(readers), threshold)
 
 
+def check_similar(threshold: float) -> None:
+    """Raise DataError where a number is none of a correlation."""
+    if not 0 <= threshold <= 1:
+        raise DataError(f"--similar is {threshold}; expected a correlation, 0 to 1")
+
+
 def leaks(pairs: Iterable[SimilarPair], parts: Sequence[Hashable]) -> list[SimilarPair]:
     """Return the pairs whose images are in different parts; parts: of every image."""
     return [pair for pair in pairs if parts[pair.first] != parts[pair.second]]
@@ -146,6 +152,7 @@ def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: fl
     Raises:
         DataError: a file is no COCO data set, an image cannot be read, or there is one part only.
     """
+    check_similar(similar)
     datasets = [CocoDataset.load(path) for path in paths]
     images = [record for dataset in datasets for record in dataset.images]
     if len(datasets) > 1:

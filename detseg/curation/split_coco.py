@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from detseg.coco.dataset import CocoDataset
-from detseg.curation.leaks import SIMILAR, SimilarPair, join_groups, leaks, similar_images
+from detseg.curation.leaks import SIMILAR, SimilarPair, check_similar, join_groups, leaks, similar_images
 from detseg.curation.splits import PART_NAMES, balance_features, balance_table, check_fractions, split_groups
 from detseg.curation.tiles import cut_into_tiles
 from detseg.data.folds import FILE_NAME, FOLD, IMAGE_ID, write_index
@@ -65,8 +65,11 @@ class SplitOptions:
             raise DataError(f"--folds is {self.folds}; expected 2 or more")
         if not 0 <= self.holdout < 1:
             raise DataError(f"--holdout is {self.holdout}; expected a share of the images, 0 to 1")
-        if not 0 <= self.similar <= 1:
-            raise DataError(f"--similar is {self.similar}; expected a correlation, 0 to 1")
+        check_similar(self.similar)
+        if self.table and not (self.stratify_by or self.group_by):
+            raise DataError("--table CSV takes --stratify-by or --group-by COLUMN too: which of its columns count")
+        if self.key and not self.table:
+            raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
         if self.tile and self.tile < LEAST_TILE:
             raise DataError(f"--tile is {self.tile}; expected {LEAST_TILE} pixels or more, several objects wide")
         if not 0 <= self.overlap <= self.tile // 2:

@@ -203,6 +203,8 @@ def test_fractions_patterns_and_tables(plates: Path, capsys: pytest.CaptureFixtu
         (["--folds", "25"], "24 images cannot be split into 25 parts"),
         (["--folds", "1"], "--folds is 1"),
         (["--holdout", "1"], "--holdout"),
+        (["--table", str(table)], "--table CSV takes --stratify-by or --group-by"),
+        (["--group-by", "plate", "--key", "image"], "--key COLUMN takes --table"),
     ):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err
@@ -228,3 +230,4 @@ def test_check_finds_what_leaks(plates: Path, capsys: pytest.CaptureFixture[str]
     assert "turned or mirrored" in report
     assert main(["split", str(plates), "--check"]) == 2
     assert "no field `fold`" in capsys.readouterr().err
+    assert main(["split", *files, "--check", "--similar", "90"]) == 2, "it would find nothing"

@@ -131,6 +131,9 @@ def test_thousands_of_cells_find_room(number):
         ({"cells": (5, 2)}, "cells"),
         ({"touching": 0.1, "overlapping": 0.5}, "overlapping"),
         ({"size": 0}, "size"),
+        ({"size": float("inf")}, "size"),
+        ({"debris": -1}, "debris"),
+        ({"noise": float("nan")}, "noise"),
         ({"channels": 4}, "channels"),
     ],
 )
@@ -205,6 +208,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_foreign_is_deleted(tmp_path)
         ({"seed": -1}, "seed"),
         ({"counts": {"../up": 1}}, "up"),
         ({"counts": {"train": -1}}, "train"),
+        ({"counts": {}}, "no set to draw"),
         ({"height": (80, 64)}, "80"),
         ({"colour": 1}, "colour"),
     ],

@@ -135,15 +135,17 @@ def test_images_that_are_missing_or_broken_are_only_left_out(tmp_path: Path) -> 
     assert "<img" not in text
 
 
-def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["{", "[1]"])
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path, damaged: str) -> None:
     data = make_data(tmp_path / "data")
     run = make_run(tmp_path / "run", data)
-    (run / "final_metrics.json").write_text("{")
+    (run / "final_metrics.json").write_text(damaged)
+    (run / "run.json").write_text(damaged)
     (run / "predictions" / "val.json.gz").write_bytes(b"\x1f\x8b")
     assert main(["report", "--run", str(run)]) == 0
     text = page_of(run / "report.html")
-    assert "final_metrics.json" in text
-    assert "val.json.gz" in text
+    for name in ("final_metrics.json", "run.json", "val.json.gz"):
+        assert name in text
     assert "Losses" in text
 
 

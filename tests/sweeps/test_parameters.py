@@ -105,6 +105,7 @@ def test_points_of_a_grid(spec: dict, points: list | None):
     ("spec", "expected"),
     [
         ({"distribution": "cauchy", "min": 0}, "cauchy.*log_uniform_values"),
+        ({"distribution": ["uniform"], "min": 0, "max": 1}, "uniform.*is not known"),
         ({"min": 3}, "expected value, values, min and max"),
         ({"min": 3, "max": 1}, "above max"),
         ({"min": "1e-4", "max": 1}, r"1\.0e-4"),

@@ -150,6 +150,8 @@ def _check_arguments(seed: int, counts: Mapping[str, int], options: Mapping[str,
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise DataError(f"synthetic cells: unknown options {', '.join(unknown)}; known are {', '.join(_OPTIONS)}")
+    if not counts:
+        raise DataError("synthetic cells: there is no set to draw; expected a number of pictures for one or more")
     for name, count in counts.items():
         if not name or not all(letter.isalnum() or letter in "-_" for letter in name):
             raise DataError(f"synthetic cells: {name!r} is no name for a set; use letters, digits, - and _")

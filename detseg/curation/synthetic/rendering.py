@@ -206,7 +206,11 @@ def make_image(
             f"touching is {touching} and overlapping {overlapping}, but must be 0 <= overlapping <= touching <= 1",
             not 0 <= overlapping <= touching <= 1,
         ),
-        (f"size is {size}, but must be above 0", not size > 0),
+        (f"size is {size}, but must be above 0", not 0 < size < np.inf),
+        *(
+            (f"{name} is {value}, but must be 0 or more", not 0 <= value < np.inf)
+            for name, value in (("contrast", contrast), ("noise", noise), ("debris", debris))
+        ),
         (f"channels is {channels}, but must be 1 or 3", channels not in (1, 3)),
     ):
         if is_wrong:

@@ -20,9 +20,9 @@ def beside_each_other(runs: Sequence[RunResults], names: Sequence[str], detail: 
     """Return what the template shows of several runs: the first is what the others are compared with."""
     overview, curves, comparisons, failures = [], [], [], []
     for run, name in zip(runs, names, strict=True):
-        evaluations = run.of_kind("evaluation")
-        scores = run.final or (evaluations[-1] if evaluations else {})
-        row = [three(scores.get(key)) for key in ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_segm_ap")]
+        row = [
+            three(run.scores.get(key)) for key in ("object_ap", "object_ap50", "object_ap75", "mean_f1", "coco_segm_ap")
+        ]
         sets = ", ".join(one.name for one in run.sets) or "-"
         overview.append((name, status_text(run), sets, *row, duration(seconds_trained(run))))
         if run.sets and run.sets[0].curves:
@@ -57,7 +57,6 @@ def beside_each_other(runs: Sequence[RunResults], names: Sequence[str], detail: 
 def _comparison(
     base: ScoredSet, other: ScoredSet, compared: Comparison, names: tuple[str, str], detail: Detail
 ) -> dict[str, Any]:
-    columns = [f"{title}" for title in TITLES.values()]
     rows = []
     for name, first, second, gains, ends in compared.rows:
         rows.append((f"{name}: {names[0]}", [(three(value), "") for value in first]))
@@ -90,7 +89,7 @@ def _comparison(
         "title": f"{names[1]} against {names[0]}: {other.name}",
         "about": f"{len(compared.base_images):,} images that both have. In brackets the difference, below its 95 % "
         "interval; where that does not hold 0, the difference is more than chance in the choice of images.",
-        "table": {"name": of, "columns": columns, "rows": rows},
+        "table": {"name": of, "columns": list(TITLES.values()), "rows": rows},
         "figure": svg(
             figures.draw_differences, differences, names[1], label=f"differences in object AP of {of}: {said}"
         ),

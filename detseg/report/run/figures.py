@@ -26,32 +26,29 @@ _HEX = {name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in (("hit", HIT),
 def draw_intervals(rows: Sequence[ScoreRow]) -> Figure:
     """Object AP of all, of every class and group, with its interval."""
     figure, (axes,) = new_figure(0.75 + 0.27 * len(rows))
-    places = np.arange(len(rows))[::-1]
-    for place, row in zip(places, rows, strict=True):
-        shade = INK if row.name == "all" else colour(0)
-        axes.plot(row.ends[0], [place, place], color=shade, linewidth=2.2, solid_capstyle="round")
-        axes.plot(row.values[0], place, "o", color=shade, markersize=6)
-    axes.set_yticks(places, [row.name for row in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
+    shades = [INK if row.name == "all" else colour(0) for row in rows]
+    _draw_intervals(axes, [(row.name, row.values[0], row.ends[0]) for row in rows], shades)
     axes.set_xlim(0, 1)
-    axes.grid(axis="y", visible=False)
     axes.set_title("Object AP with 95 % interval")
     return figure
+
+
+def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, np.ndarray]], shades: Sequence[str]) -> None:
+    """Draw values with the ends of their intervals, one below the other, by name."""
+    places = np.arange(len(rows))[::-1]
+    for place, (_, value, ends), shade in zip(places, rows, shades, strict=True):
+        axes.plot(ends, [place, place], color=shade, linewidth=2.2, solid_capstyle="round")
+        axes.plot(value, place, "o", color=shade, markersize=6)
+    axes.set_yticks(places, [name for name, _, _ in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="y", visible=False)
 
 
 def draw_differences(rows: Sequence[tuple[str, float, np.ndarray]], other: str) -> Figure:
     """How much more object AP another run has, by name: difference and the ends of its interval."""
     figure, (axes,) = new_figure(0.85 + 0.27 * len(rows))
-    places = np.arange(len(rows))[::-1]
-    for place, (_, value, ends) in zip(places, rows, strict=True):
-        certain = bool(ends[0] > 0 or ends[1] < 0)
-        shade = colour(0) if certain else "#9aa2ab"
-        axes.plot(ends, [place, place], color=shade, linewidth=2.2, solid_capstyle="round")
-        axes.plot(value, place, "o", color=shade, markersize=6)
+    _draw_intervals(axes, rows, [colour(0) if ends[0] > 0 or ends[1] < 0 else "#9aa2ab" for _, _, ends in rows])
     axes.axvline(0, color=INK, linewidth=0.9)
-    axes.set_yticks(places, [name for name, _, _ in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.grid(axis="y", visible=False)
     axes.set_title(f"Object AP that {other} has more (gray: the interval holds 0)")
     return figure
 
@@ -62,16 +59,14 @@ def draw_losses(training: Lines) -> Figure:
     names = [name for name in training[-1] if name.startswith("loss")]
     for name, shade in [*((name, colour(i)) for i, name in enumerate(names)), ("total_loss", INK)]:
         _plot(axes, training, name, color=shade, label=name.removeprefix("loss_").replace("_", " "))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    _log_scale(axes)
     axes.set_title("Losses, means since the line before")
     axes.set_xlabel("iteration")
     _legend_outside(axes)
     return figure
 
 
-def draw_scores(evaluations: Lines, best_name: str = "") -> Figure:
+def draw_scores(evaluations: Lines) -> Figure:
     """Scores of the evaluations during the training."""
     figure, (axes,) = new_figure(2.6)
     names = [name for name in (*TITLES, "coco_segm_ap", "coco_bbox_ap") if _points(evaluations, name)[0]]
@@ -109,9 +104,7 @@ def draw_runs(runs: Sequence[tuple[str, Lines, Lines]]) -> Figure:
     for index, (name, training, evaluations) in enumerate(runs):
         _plot(left, training, "total_loss", color=colour(index), label=name)
         right.plot(*_points(evaluations, "object_ap"), color=colour(index), label=name, marker="o", markersize=3.5)
-    left.set_yscale("log")
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    left.yaxis.set_minor_formatter(lambda value, _: "")
+    _log_scale(left)
     left.set_title("Sum of the losses")
     right.set_title("Object AP of the evaluations")
     right.set_ylim(0, 1)
@@ -281,6 +274,12 @@ def _thinned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray,
         return x, y
     chosen = np.unique(np.linspace(0, len(x) - 1, most).round().astype(int))
     return x[chosen], y[chosen]
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
 
 
 def _legend_outside(axes: Axes) -> None:

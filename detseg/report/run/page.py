@@ -249,14 +249,12 @@ def _plain_table(name: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str
 
 def _plain_scores(run: RunResults) -> tuple[dict[str, Any], str]:
     """Return the table of what was scored without predictions at hand, and where it is from; {} where nothing was."""
-    evaluations = run.of_kind("evaluation")
-    if run.final:
-        scores, about = run.final, "As final_metrics.json has them; without the data there are no intervals."
-    elif evaluations:
-        scores = evaluations[-1]
-        about = f"Of the last evaluation during the training, after {scores['iteration']} iterations."
-    else:
+    scores = run.scores
+    if not scores:
         return {}, ""
+    about = "As final_metrics.json has them; without the data there are no intervals."
+    if not run.final:
+        about = f"Of the last evaluation during the training, after {scores['iteration']} iterations."
     rows = {"all": scores, **scores.get("per_class", {}), **scores.get("per_group", {}), **scores.get("datasets", {})}
     return _plain_table(run.name, rows), about
 
@@ -275,8 +273,7 @@ def _confusion(scored: ScoredSet) -> dict[str, Any]:
 def _tiles(run: RunResults, interval: str) -> list[tuple[str, str]]:
     """Return large numbers with what they are. interval: of object AP, "" without."""
     tiles = []
-    evaluations = run.of_kind("evaluation")
-    scores = run.final or (evaluations[-1] if evaluations else {})
+    scores = run.scores
     if scores.get("object_ap") is not None:
         kept = interval.replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")  # on one line
         tiles.append((three(scores["object_ap"]), f"object AP, 95 %: {kept}" if kept else "object AP"))

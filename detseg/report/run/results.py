@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,15 @@ class RunResults:
             return "unfinished" if unfinished or not self.final else "finished"
         return str(self.record.get("status", "unknown"))
 
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """Those of the end, else of the last evaluation during the training, {} without."""
+        return self.final or next(iter(self.of_kind("evaluation")[-1:]), {})
+
+    def load_set(self, name: str) -> CocoDataset:
+        """Load a data set of the run's configuration."""
+        return load_dataset(name, self.config.DATASETS.IMAGE_ROOT, boxes=not self.config.MODEL.MASK_ON)
+
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line.get("kind") == kind]
 
@@ -141,23 +150,28 @@ def read_run(path: Path, imports: Imports | None = None) -> RunResults:
     """
     path = _find(path)
     run = RunResults(path)
-    with _noted(run):
-        if (path / RECORD).is_file():
-            run.record = read_json(path / RECORD)
-    with _noted(run):
-        if (path / CONFIG_FILE).is_file():
-            run.config = load_config(path / CONFIG_FILE, imports=imports)
-    with _noted(run):
-        if (path / METRIC_LINES).is_file():
-            run.lines = [line for line in read_metrics(path / METRIC_LINES) if isinstance(line, dict)]
-    with _noted(run):
-        if (path / METRICS_FILE).is_file():
-            run.final = read_json(path / METRICS_FILE)
+    for name, file, read in (
+        ("record", RECORD, _read_object),
+        ("config", CONFIG_FILE, partial(load_config, imports=imports)),
+        ("lines", METRIC_LINES, read_metrics),
+        ("final", METRICS_FILE, _read_object),
+    ):
+        if (path / file).is_file():
+            with _noted(run):
+                setattr(run, name, read(path / file))
+    run.lines = [line for line in run.lines if isinstance(line, dict)]
     if (path / FOLDS_RECORD).is_file():
         _read_folds(run, imports)
     elif run.config is not None:
         _read_sets(run)
     return run
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: holds {type(content).__name__}; expected an object, as train_net writes it")
+    return content
 
 
 def _find(path: Path) -> Path:
@@ -172,7 +186,7 @@ def _find(path: Path) -> Path:
 
 def _read_folds(run: RunResults, imports: Imports | None) -> None:
     with _noted(run):
-        count = int(read_json(run.path / FOLDS_RECORD)["folds"])
+        count = int(_read_object(run.path / FOLDS_RECORD)["folds"])
         for fold in range(count):
             folder = run.path / fold_name(fold)
             try:
@@ -211,11 +225,7 @@ def _read_sets(run: RunResults) -> None:
 
 def _load_set(run: RunResults, index: int) -> CocoDataset:
     """Return a data set of the run: as named in the working folder, else in the folder in which it was trained."""
-    cfg, failure = run.config, None
-
-    def load(name: str) -> CocoDataset:
-        return load_dataset(name, cfg.DATASETS.IMAGE_ROOT, boxes=not cfg.MODEL.MASK_ON)
-
+    cfg, load, failure = run.config, run.load_set, None
     for folder in working_folders(run):
         try:
             with inside(folder):
@@ -281,7 +291,7 @@ def data_of(run: RunResults) -> list[tuple[str, str, CocoDataset | None]]:
             dataset = None
             for folder in working_folders(run):
                 with suppress(DetsegError), inside(folder):
-                    dataset = load_dataset(name, run.config.DATASETS.IMAGE_ROOT, boxes=not run.config.MODEL.MASK_ON)
+                    dataset = run.load_set(name)
                     break
             found.append((f"DATASETS.{key}", name, dataset))
     return found
