@@ -53,7 +53,7 @@ SMALL = [
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 16),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
     *("MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 12),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 40),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 40, "MODEL.DEVICE", "cpu"),
 ]
 
 
@@ -81,3 +81,24 @@ def two_runs(tmp_path_factory) -> list[Path]:
         Postprocess(classes=KINDS, score_threshold=0.01, min_area=2).save(run / "postprocess.yaml")
         runs.append(run)
     return runs
+
+
+@pytest.fixture(scope="session")
+def small_run(two_runs) -> Path:
+    """The first of the two: config.yaml, checkpoints/{best,last}.pth, postprocess.yaml."""
+    return two_runs[0]
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """Three small synthetic pictures of two sizes, a.png to c.png."""
+    import cv2
+    import numpy as np
+
+    from detseg.curation.synthetic import make_image
+
+    folder = tmp_path_factory.mktemp("images")
+    for index, name in enumerate("abc"):
+        image, _, _ = make_image((2, index), 64, 96 if index else 64, 6)
+        assert cv2.imwrite(str(folder / f"{name}.png"), np.ascontiguousarray(image))
+    return folder

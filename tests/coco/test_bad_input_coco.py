@@ -59,43 +59,60 @@ def rle(counts: Any, size: Any = (HEIGHT, WIDTH)) -> dict[str, Any]:
 
 BAD_ANNOTATIONS = {
     "unknown image": ({"image_id": 44}, 'its image_id 44 is none of the file\'s "images"'),
+    "image a list": ({"image_id": [7]}, "its image_id a list is none"),
     "unknown category": ({"category_id": 9}, 'its category_id 9 is none of the file\'s "categories"'),
     "category a list": ({"category_id": [1]}, "its category_id a list is none"),
+    "no category": ({"category_id": None}, "its category_id None is none"),
     "no segmentation": ({"segmentation": None}, "has no mask"),
+    "empty segmentation": ({"segmentation": []}, "has no mask"),
+    "a text": ({"segmentation": "square"}, "expected polygons"),
     "polygon of two points": ({"segmentation": [[1, 2, 3, 4]]}, "has no mask (no polygon of three points or more)"),
+    "flat polygon": ({"segmentation": [1, 2, 3, 4, 5, 6]}, "its polygon is a flat list"),
     "polygon with NaN": ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "not finite"),
     "polygon with text": ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "what is no number"),
     "polygon of odd length": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "expected pairs x, y"),
+    "RLE without a size": ({"segmentation": {"counts": [1, 2]}}, "its RLE is incomplete"),
     "RLE of another size": (rle([TOTAL], (WIDTH, HEIGHT)), "made for an image of [12, 10] (height, width)"),
     "RLE of too few pixels": (rle([5, 5]), "add up to 10 pixels, but its size is 10 x 12 = 120"),
     "RLE with a negative run": (rle([50, -5, TOTAL - 45]), "run lengths lie between 0 and the number of pixels"),
     "RLE with no numbers": (rle(["a", 5]), "run lengths are a list of whole numbers"),
     "RLE with fractions": (rle([0.5, 119.5]), "run lengths are a list of whole numbers"),
     "RLE text cut off": (rle("o"), "cut off in the middle of a number"),
+    "RLE text of too many": (rle("0" * 99 + "P" * 9), "annotation 4"),
     "RLE text of no RLE": (rle("é!"), "characters that no compressed RLE has"),
     "empty mask": (rle([TOTAL]), "has no mask (its RLE has no pixel)"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ANNOTATIONS)
-def test_a_bad_annotation_is_named_and_left_out_on_demand(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
+def test_a_bad_annotation_is_named_and_left_out_on_demand(tmp_path: Path, case: str) -> None:
     change, text = BAD_ANNOTATIONS[case]
     content = example()
     content["annotations"][3].update(change)
     path = write(tmp_path, content)
-    assert main(["train_net", *train_words(path)]) == 2
-    message = capsys.readouterr().err
+    with pytest.raises(DataError) as caught:
+        CocoDataset.load(path)
     for part in (f"{path}: 1 problem;", "annotation 4", text, "prepare coco --skip-bad"):
-        assert part in message
+        assert part in str(caught.value)
+    skipped: list[str] = []
+    dataset = CocoDataset.load(path, skipped=skipped)
+    assert dataset.objects_per_image().sum(axis=1).tolist() == [2, 1, 2]
+    assert len(skipped) == 1
+    assert text in skipped[0]
+
+
+def test_commands_end_at_a_bad_annotation_or_leave_it_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = example()
+    content["annotations"][3]["category_id"] = 9
+    path = write(tmp_path, content)
+    assert main(["train_net", *train_words(path)]) == 2
+    assert f"{path}: 1 problem;" in capsys.readouterr().err
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.pth"))
     assert prepare(path) == 2
     assert "annotation 4" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert prepare(path, "--split", "1", "--skip-bad") == 0
-    dataset = CocoDataset.load(tmp_path / "out" / "all.json")
-    assert dataset.objects_per_image().sum(axis=1).tolist() == [2, 1, 2]
+    assert CocoDataset.load(tmp_path / "out" / "all.json").objects_per_image().sum(axis=1).tolist() == [2, 1, 2]
     assert "annotation 4" in (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8")
 
 
@@ -123,21 +140,15 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
-def test_a_bad_image_is_named_and_left_out_with_its_annotations_on_demand(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
+def test_a_bad_image_is_named_and_left_out_with_its_annotations_on_demand(tmp_path: Path, case: str) -> None:
     change, text, lost = BAD_IMAGES[case]
     content = example()
     content["images"][1].update(change)
     path = write(tmp_path, content)
-    assert prepare(path) == 2
-    message = capsys.readouterr().err
-    assert "(number 1)" in message or "number 1:" in message
-    assert text in message
-    assert not (tmp_path / "out").exists()
-    assert prepare(path, "--split", "1", "--skip-bad") == 0
-    dataset = CocoDataset.load(tmp_path / "out" / "all.json")
-    assert len(dataset) == 3 - lost
+    with pytest.raises(DataError, match=r"number 1[):]") as caught:
+        CocoDataset.load(path)
+    assert text in str(caught.value)
+    dataset = CocoDataset.load(path, skipped=[])
     assert dataset.objects_per_image().sum(axis=1).tolist() == [2] * (3 - lost)
 
 

@@ -101,13 +101,13 @@ def test_runs_of_other_classes_do_not_go_together(two_runs, tmp_path):
         build_kernel(options, tmp_path / "kernel")
 
 
-def test_a_checkpoint_as_safetensors_predicts_the_same(two_runs, pictures, tmp_path):
+def test_a_checkpoint_as_safetensors_predicts_the_same(two_runs, image_folder, tmp_path):
     checkpoint = two_runs[0] / "checkpoints" / "best.pth"
     about = export_checkpoint(checkpoint, tmp_path / "model.safetensors")
     assert about["classes"]
     own, other = (Predictor.from_checkpoint(path) for path in (checkpoint, tmp_path / "model.safetensors"))
     assert own.classes == other.classes
-    first, second = own(pictures / "a.png"), other(pictures / "a.png")
+    first, second = own(image_folder / "a.png"), other(image_folder / "a.png")
     assert len(first)
     assert first.rles == second.rles
     assert np.array_equal(first.scores, second.scores)
@@ -173,10 +173,10 @@ def test_every_known_competition_is_read(name):
 
 
 @pytest.mark.parametrize("place", ["competitions/x", "x", "a/b/c/d"])
-def test_images_are_found_by_content_wherever_they_are(place, pictures, tmp_path):
+def test_images_are_found_by_content_wherever_they_are(place, image_folder, tmp_path):
     inputs = tmp_path / "input"
     folder = inputs / place
-    shutil.copytree(pictures, folder / "test")
+    shutil.copytree(image_folder, folder / "test")
     (folder / "sample_submission.csv").write_text("id,predicted\nc,\na,\n")
     (inputs / "aaa").mkdir()
     (inputs / "aaa" / "sample_submission.csv").write_text("row,target\n1,2\n")
@@ -185,11 +185,11 @@ def test_images_are_found_by_content_wherever_they_are(place, pictures, tmp_path
     assert found.files == {name: folder / "test" / f"{name}.png" for name in "abc"}
 
 
-def test_images_in_a_zip_and_in_folders_of_their_own(pictures, tmp_path):
+def test_images_in_a_zip_and_in_folders_of_their_own(image_folder, tmp_path):
     folder = tmp_path / "input" / "data-science-bowl-2018"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "stage2_test_final.zip", "w") as file:
-        for path in pictures.iterdir():
+        for path in image_folder.iterdir():
             file.write(path, f"{path.stem}/images/{path.name}")
             file.write(path, f"{path.stem}/masks/{path.stem}0.png")
     for stage in ("stage2_sample_submission_final", "stage1_sample_submission"):

@@ -23,10 +23,10 @@ from detseg.submission.reading import read_submission
 SARTORIUS = find_competition("sartorius")
 
 
-def session(root: Path, kernel_folder: Path, pictures: Path, **options) -> Kernel:
+def session(root: Path, kernel_folder: Path, image_folder: Path, **options) -> Kernel:
     """A session with the pictures as test images, up to where models are loaded."""
     competition = root / "input" / "competitions" / "sartorius-cell-instance-segmentation"
-    shutil.copytree(pictures, competition / "test", dirs_exist_ok=True)
+    shutil.copytree(image_folder, competition / "test", dirs_exist_ok=True)
     names = sorted(path.stem for path in (competition / "test").iterdir())
     (competition / "sample_submission.csv").write_text("id,predicted\n" + "".join(f"{name},\n" for name in names))
     kernel = Kernel(kernel_folder / "data", root, **{"hours": 1, "started": time.time(), **options})
@@ -48,10 +48,10 @@ def is_valid(path: Path, names: str) -> bool:
     return not read_submission(path, images, SARTORIUS.layout).problems
 
 
-def test_the_notebook_gives_what_the_commands_give(kernel_folder, pictures, tmp_path):
+def test_the_notebook_gives_what_the_commands_give(kernel_folder, image_folder, tmp_path):
     """In an environment of its own, without network, with a broken picture among the images."""
-    shutil.copytree(pictures, tmp_path / "images")
-    (tmp_path / "images" / "broken.png").write_bytes((pictures / "a.png").read_bytes()[:60])
+    shutil.copytree(image_folder, tmp_path / "images")
+    (tmp_path / "images" / "broken.png").write_bytes((image_folder / "a.png").read_bytes()[:60])
     (found,) = check_kernel(kernel_folder, tmp_path / "images", layouts=["now"])
     assert found.problems == (), found.log
     assert found.objects > 3
@@ -68,9 +68,9 @@ def test_a_check_of_other_places_or_without_images_is_refused(kernel_folder, tmp
     assert "there are no images in this folder" in capsys.readouterr().err
 
 
-def test_a_session_survives_broken_images_and_says_so(kernel_folder, pictures, tmp_path, capsys, monkeypatch):
+def test_a_session_survives_broken_images_and_says_so(kernel_folder, image_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    shutil.copytree(pictures, tmp_path / "images")
+    shutil.copytree(image_folder, tmp_path / "images")
     (tmp_path / "images" / "b.png").write_bytes(b"no picture")
     kernel = session(tmp_path, kernel_folder, tmp_path / "images")
     output = tmp_path / "working" / "submission.csv"
@@ -112,11 +112,11 @@ def test_only_broken_images_fail_the_commit_run(kernel_folder, tmp_path):
         kernel.finish()
 
 
-def test_the_csv_is_valid_whenever_the_session_ends(kernel_folder, pictures, tmp_path, monkeypatch):
+def test_the_csv_is_valid_whenever_the_session_ends(kernel_folder, image_folder, tmp_path, monkeypatch):
     """Whatever ends it after the second image, that and the first are in it."""
     monkeypatch.setattr(run, "_SECONDS", 0)
     monkeypatch.setattr(run, "_WRITING", float("inf"))
-    kernel = session(tmp_path, kernel_folder, pictures)
+    kernel = session(tmp_path, kernel_folder, image_folder)
     kernel.load_models()
     predict, seen = kernel._predict_once, []
 
@@ -136,14 +136,16 @@ def test_the_csv_is_valid_whenever_the_session_ends(kernel_folder, pictures, tmp
     assert "" not in found["a"] + found["b"]
 
 
-def test_a_device_without_memory_means_smaller_batches_and_then_the_cpu(kernel_folder, pictures, tmp_path, monkeypatch):
+def test_a_device_without_memory_means_smaller_batches_and_then_the_cpu(
+    kernel_folder, image_folder, tmp_path, monkeypatch
+):
     """The device is the CPU under another name, which refuses what a full GPU refuses."""
-    kernel = session(tmp_path, kernel_folder, pictures, batch_size=4)
+    kernel = session(tmp_path, kernel_folder, image_folder, batch_size=4)
     kernel.load_models()
     kernel.predict()
     expected = rows(kernel.output) if kernel.finish() is None else {}
 
-    kernel = session(tmp_path, kernel_folder, pictures, batch_size=4)
+    kernel = session(tmp_path, kernel_folder, image_folder, batch_size=4)
     kernel.load_models()
     kernel.device = torch.device("meta")  # is not "cpu"; the models stay where they are
     moved: list[str] = []
@@ -172,11 +174,11 @@ def test_a_device_without_memory_means_smaller_batches_and_then_the_cpu(kernel_f
     assert not kernel.broken
 
 
-def test_a_session_without_time_leaves_out_views_then_models(kernel_folder, pictures, tmp_path, monkeypatch):
+def test_a_session_without_time_leaves_out_views_then_models(kernel_folder, image_folder, tmp_path, monkeypatch):
     """Every pass through a network takes 10 s of a clock; 2 models with 2 views are 40 s an image."""
-    shutil.copytree(pictures, tmp_path / "images")
+    shutil.copytree(image_folder, tmp_path / "images")
     for number in range(7):
-        shutil.copy(pictures / "a.png", tmp_path / "images" / f"d{number}.png")
+        shutil.copy(image_folder / "a.png", tmp_path / "images" / f"d{number}.png")
     now = [0.0]
     monkeypatch.setattr(run.time, "time", lambda: now[0])
     monkeypatch.setattr(run.time, "perf_counter", lambda: now[0])
@@ -200,8 +202,8 @@ def test_a_session_without_time_leaves_out_views_then_models(kernel_folder, pict
     assert not kernel.broken
 
 
-def test_a_session_whose_time_is_over_submits_what_it_has(kernel_folder, pictures, tmp_path):
-    kernel = session(tmp_path, kernel_folder, pictures, hours=1, started=time.time() - 3600)
+def test_a_session_whose_time_is_over_submits_what_it_has(kernel_folder, image_folder, tmp_path):
+    kernel = session(tmp_path, kernel_folder, image_folder, hours=1, started=time.time() - 3600)
     kernel.load_models()
     kernel.predict()
     assert "3 images are without objects" in kernel.said[0]

@@ -108,7 +108,8 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
     links += [(f"{one['id']}-images", f"Images: {one['name']}") for one in sets if one["pictures"]]
     links += [(f"{mark}-folds", "Folds")] if run.final.get("folds") else []
     links += [(f"{mark}-training", "Training")] if drawn else []
-    links += [(f"{mark}-made", "How it was made"), (f"{mark}-repeat", "To repeat it")]
+    repeat = "\n".join(repeat_lines(run))
+    links += [(f"{mark}-made", "How it was made"), *([(f"{mark}-repeat", "To repeat it")] if repeat else [])]
     return {
         "id": mark,
         "name": name,
@@ -129,7 +130,7 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
         "changes": [row for row in changes if not is_inherited(run, row[3])],
         "inherited": [row for row in changes if is_inherited(run, row[3])],
         "data": data_rows(run),
-        "repeat": "\n".join(repeat_lines(run)),
+        "repeat": repeat,
         "outcome_colours": [(entry.text, "#{:02x}{:02x}{:02x}".format(*entry.colour)) for entry in outcome_legend()],
     }
 
