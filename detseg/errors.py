@@ -43,6 +43,11 @@ def count_problems(problems: Sequence[str]) -> str:
     return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Join the first three names, for messages."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
     """Join problems into an indented list, one a line; after `limit` lines only their number is told."""
     lines = [f"  - {problem}" for problem in problems[:limit]]

@@ -59,30 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.curation.synthetic import KINDS, generate_dataset
 
     counts = {name: getattr(arguments, name) for name in ("train", "val", "test") if getattr(arguments, name)}
-    paths = generate_dataset(
-        arguments.output,
-        seed=arguments.seed,
-        counts=counts,
-        height=_number_or_range(arguments.height),
-        width=_number_or_range(arguments.width),
-        cells=_number_or_range(arguments.cells),
-        kinds=arguments.kinds or KINDS,
-        one_kind_per_image=arguments.one_kind_per_image,
-        overwrite=arguments.overwrite,
-        touching=arguments.touching,
-        overlapping=arguments.overlapping,
-        size=arguments.size,
-        contrast=arguments.contrast,
-        noise=arguments.noise,
-        debris=arguments.debris,
-        channels=arguments.channels,
-    )
+    as_typed = ("seed", "one_kind_per_image", "overwrite", "touching", "overlapping", "size", "contrast", "noise")
+    options = {name: getattr(arguments, name) for name in (*as_typed, "debris", "channels")}
+    for name in ("height", "width", "cells"):
+        values = getattr(arguments, name)
+        options[name] = values[0] if len(values) == 1 else values
+    paths = generate_dataset(arguments.output, counts=counts, kinds=arguments.kinds or KINDS, **options)
     for name, path in paths.items():
         print(f"{name:6} {counts[name]:6d} pictures  {path}")
     look, train = inspection(Path(arguments.output), *(path for name, path in paths.items() if name != "test"))
     print_next(look, then=[train])
     return 0
-
-
-def _number_or_range(values: list[int]) -> int | list[int]:
-    return values[0] if len(values) == 1 else values

@@ -139,7 +139,7 @@ def _condition_text(conditions: Conditions, header: list[str], rows: list[list[A
 
 def _test_rows(conditions: Conditions, found: list[Difference], overall: dict[str, float]) -> list[list[object]]:
     """overall: the p-value of every measure over all conditions."""
-    from detseg.report.conditions import number
+    from detseg.formats.measurements import number_cell as number
 
     header = ["measure", "first", "second", "units_first", "units_second", "median_first", "median_second"]
     header += ["difference", "low_95", "high_95", "rank_biserial", "p_mann_whitney", "p_holm", "p_kruskal_wallis"]

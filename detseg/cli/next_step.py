@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from detseg.files.names import json_stem
+
 # Commands whose scripts are not in tools/.
 _OF_DATASETS = ("prepare", "download", "make_synthetic")
 
@@ -73,7 +75,7 @@ def beside(path: Word, ending: str) -> str:
     ending: "_pictures", "_tuned.yaml", ...
     """
     path = Path(path)
-    stem = path.name.removesuffix(".gz").removesuffix(".json")
+    stem = json_stem(path.name)
     middle, dot, suffix = ending.partition(".")
     number, name = 1, f"{stem}{ending}"
     while path.with_name(name).exists():

@@ -87,25 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError("one COCO file is split at a time; several go with --check")
     if arguments.output is None:
         raise DataError("--output FOLDER is missing: where the parts are written")
-    options = SplitOptions(
-        output=arguments.output,
-        folds=arguments.folds,
-        fractions=tuple(arguments.fractions) if arguments.fractions else None,
-        holdout=arguments.holdout,
-        stratify_by=tuple(arguments.stratify_by),
-        group_by=tuple(arguments.group_by),
-        group_pattern=arguments.group_pattern,
-        table=arguments.table,
-        key=arguments.key,
-        seed=arguments.seed,
-        similar=arguments.similar,
-        group_similar=not arguments.ignore_similar,
-        coco_files=arguments.coco_files,
-        index=arguments.index,
-        tile=arguments.tile,
-        overlap=arguments.overlap,
-        overwrite=arguments.overwrite,
-    )
+    as_typed = ("output", "folds", "fractions", "holdout", "stratify_by", "group_by", "group_pattern", "table", "key")
+    as_typed += ("seed", "similar", "coco_files", "index", "tile", "overlap", "overwrite")
+    values = {name: getattr(arguments, name) for name in as_typed}
+    options = SplitOptions(**values, group_similar=not arguments.ignore_similar)
     print(split_coco(arguments.source[0], options))
     parts = ["train.json", "val.json"] if arguments.fractions else ["folds.json"]
     data = [arguments.output / name for name in parts]

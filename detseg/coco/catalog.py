@@ -18,6 +18,7 @@ from detseg.coco.json_files import open_json
 from detseg.config.own_files import own_folder
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import DataError, DetsegError
+from detseg.files.names import json_stem
 from detseg.files.reading import check_regular
 from detseg.version import __version__
 
@@ -211,7 +212,7 @@ def set_names(paths: Sequence[str]) -> list[str]:
     """Return short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
     names: list[str] = []
     for path in paths:
-        stem = re.split(r"[/\\]", path)[-1].removesuffix(".gz").removesuffix(".json")
+        stem = json_stem(re.split(r"[/\\]", path)[-1])
         name = re.sub(r"[^\w.-]+", "_", stem) or "data"
         number, unique = 1, name
         while unique in names:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from detseg.errors import DataError, list_problems
+from detseg.errors import DataError, list_problems, some_of
 from detseg.files.hashing import fingerprint
 from detseg.images.planes import FIELD as PLANE
 
@@ -119,8 +119,7 @@ class ImageIndex(Generic[Image]):
 
 def names_of(images: Sequence[PairedImage]) -> str:
     """Return the names of the first images, for messages."""
-    names = ", ".join(image.file_name or f"id {image.image_id!r}" for image in images[:3])
-    return names + (", ..." if len(images) > 3 else "")
+    return some_of([image.file_name or f"id {image.image_id!r}" for image in images])
 
 
 def content_key(record: ImageRecord) -> int:

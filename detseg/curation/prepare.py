@@ -87,26 +87,15 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     if options.plane != SINGLE and not reader.has_metadata:
         raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
     reader.plane = options.plane
-    images = {}
     wanted = sorted({name for members in parts.values() for name in members})
-    said: dict[str, dict[str, str]] = {}
+    of_table: dict[str, dict[str, str]] = {}
     if options.table is not None:
         labelled = [name for name in wanted if name not in reader.unlabelled]
         # Of the column to stratify by all that is wrong is told already.
         told = problems if options.stratify_by is None else []
-        said = columns_of_images(options.table, options.key, reader, labelled, told)
-        reader.columns = {**said, **reader.columns}
-    for name in ProgressBar(wanted, desc="reading images and masks", unit="image"):
-        try:
-            image = reader.read(name)
-            problems += image.objects.problems
-            if image.objects.problems and not len(image.objects.rles):
-                problems.append(f"image {image.file_name}: all of its objects are bad, and it is left out")
-                continue
-            fields = {column: values[name] for column, values in said.items() if name in values}
-            images[name] = dataclasses.replace(image, fields={**fields, **image.fields})
-        except DataError as error:
-            problems.append(str(error))
+        of_table = columns_of_images(options.table, options.key, reader, labelled, told)
+        reader.columns = {**of_table, **reader.columns}
+    images = _read_images(reader, wanted, of_table, problems)
     images, class_names = assign_classes(images, reader, rule, problems)
     images = with_known_channels(images, reader, options.input_keys, problems)
     if options.pixel_size:
@@ -140,7 +129,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         said.append(f"{count_problems(problems)}: what was left out is listed in {skipped}")
     if options.repair is not None:
         path = options.output / CHANGES_NAME
-        write_changes(path, changes, overwrite=options.overwrite)
+        write_changes(path, changes)
         said.append(f"\n{changes_table(changes)}\nlisted in {path}")
     # Last, where they are seen.
     note = reader.closing_note()
@@ -151,6 +140,29 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         if not members
     ]
     return "\n".join([*said, *filter(None, [note]), *warnings])
+
+
+def _read_images(
+    reader: Reader, names: Sequence[str], columns: Mapping[str, Mapping[str, str]], problems: list[str]
+) -> dict[str, LabelledImage]:
+    """Return the images that can be used; what is wrong goes to `problems`.
+
+    columns: further fields of the images, column -> image name -> value.
+    """
+    images = {}
+    for name in ProgressBar(names, desc="reading images and masks", unit="image"):
+        try:
+            image = reader.read(name)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        problems += image.objects.problems
+        if image.objects.problems and not len(image.objects.rles):
+            problems.append(f"image {image.file_name}: all of its objects are bad, and it is left out")
+        else:
+            fields = {column: values[name] for column, values in columns.items() if name in values}
+            images[name] = dataclasses.replace(image, fields={**fields, **image.fields})
+    return images
 
 
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:

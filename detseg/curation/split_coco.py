@@ -40,10 +40,10 @@ class SplitOptions:
 
     output: Path
     folds: int = 5
-    fractions: tuple[float, ...] | None = None
+    fractions: Sequence[float] | None = None
     holdout: float = 0.0
-    stratify_by: tuple[str, ...] = ()
-    group_by: tuple[str, ...] = ()
+    stratify_by: Sequence[str] = ()
+    group_by: Sequence[str] = ()
     group_pattern: str | None = None
     table: Path | None = None
     key: str | None = None

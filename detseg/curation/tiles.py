@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from detseg.coco.dataset import AnnotationTable, CocoDataset, ImageRecord
 from detseg.coco.json_files import annotations_of
 from detseg.files.atomic import make_folder, written_whole
+from detseg.files.names import without_ending
 from detseg.images.planes import FIELD as PLANE
 from detseg.images.reading import stored_facts
 from detseg.progress import ProgressBar
@@ -36,8 +36,7 @@ def cut_into_tiles(dataset: CocoDataset, folder: Path, *, tile: int, overlap: in
 
     Raises DataError where an image cannot be read, or has another size than the COCO file says.
     """
-    paths = [PurePosixPath(record.file_name.replace("\\", "/")) for record in dataset.images]
-    counts = Counter(path.with_suffix("") for path in paths)
+    stems = without_ending(record.file_name for record in dataset.images)
     images: list[ImageRecord] = []
     rows: list[list[dict]] = []
     origins: list[int] = []
@@ -45,15 +44,13 @@ def cut_into_tiles(dataset: CocoDataset, folder: Path, *, tile: int, overlap: in
     for index, record in enumerate(ProgressBar(dataset.images, desc="cutting tiles", unit="image")):
         picture, facts = dataset.read_picture(index)
         fields = {name: value for name, value in stored_facts(facts).items() if name != PLANE}
-        bare = paths[index].with_suffix("")
-        stem = bare if counts[bare] == 1 else paths[index]  # a.png and a.jpg
         annotations = dataset.annotations(index)
         crops = rle_codec.decode_crops(annotations.rles)
         ids = [dataset.categories[class_index].id for class_index in annotations.classes]
         objects = list(zip(crops, ids, annotations.crowd.tolist(), strict=True))
         for window in grid_windows(record.height, record.width, tile=tile, overlap=overlap):
             x0, y0, x1, y1 = window
-            name = _write_picture(picture[y0:y1, x0:x1], folder, f"{stem}_x{x0}_y{y0}")
+            name = _write_picture(picture[y0:y1, x0:x1], folder, f"{stems[index]}_x{x0}_y{y0}")
             place = {"source": record.file_name, "tile": [x0, y0]}
             images.append(ImageRecord(len(images) + 1, name, folder / name, y1 - y0, x1 - x0, {**fields, **place}))
             rows.append(_annotations(objects, window, len(images), next_id))

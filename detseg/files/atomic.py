@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from detseg.errors import DataError, RunError
+from detseg.errors import DataError, RunError, some_of
 
 # In the names of temporary files, before machine and process, so that what killed processes left can be found.
 TEMPORARY_MARK = ".tmp-"
@@ -85,11 +85,9 @@ def check_free(*paths: str | os.PathLike[str], overwrite: bool) -> None:
     """Raise DataError where files exist that would be replaced, unless `overwrite`."""
     present = [] if overwrite else [str(path) for path in paths if os.path.exists(path)]
     if present:
-        listed = ", ".join(present[:5]) + (", ..." if len(present) > 5 else "")
-        one = len(present) == 1
+        verb, them = ("exists", "it") if len(present) == 1 else ("exist", "them")
         raise DataError(
-            f"{listed} {'exists' if one else 'exist'} already; pass --overwrite to replace {'it' if one else 'them'}, "
-            "or name another output"
+            f"{some_of(present)} {verb} already; pass --overwrite to replace {them}, or name another output"
         )
 
 

@@ -6,7 +6,9 @@ import glob
 import os
 import posixpath
 import re
-from pathlib import Path, PureWindowsPath
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from detseg.errors import DataError
 
@@ -47,6 +49,18 @@ def below(name: str, root: Path) -> str:
             "where the images are there, `detseg prepare coco --last-part` takes the last part of each name"
         )
     return os.path.relpath(path, base).replace(os.sep, "/")
+
+
+def without_ending(names: Iterable[str]) -> list[str]:
+    """Return paths, with slashes and without their ending; those that differ in it alone keep it (a.png and a.jpg)."""
+    paths = [PurePosixPath(name.replace("\\", "/")) for name in names]
+    counts = Counter(path.with_suffix("") for path in paths)
+    return [str(bare if counts[bare := path.with_suffix("")] == 1 else path) for path in paths]
+
+
+def json_stem(name: str) -> str:
+    """Return the name of a file without .json or .json.gz."""
+    return name.removesuffix(".gz").removesuffix(".json")
 
 
 def matching(pattern: str) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +10,7 @@ from detseg.coco.catalog import read_input_keys
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import object_warnings
 from detseg.errors import DataError, list_problems
+from detseg.files.names import without_ending
 from detseg.formats.file_sets import FolderFiles
 from detseg.formats.reader import FoundObjects, Reader
 
@@ -67,10 +67,7 @@ class CocoFile(Reader):
         self.problems = problems
         self.description = f"prepared from {source}"
         self.class_names = self._dataset.class_names
-        without = [path.with_suffix("") for path in paths]
-        counts = Counter(without)
-        # a.png and a.jpg keep their ending.
-        names = [str(bare if counts[bare] == 1 else path) for bare, path in zip(without, paths, strict=True)]
+        names = without_ending(file_names)
         self.file_of = {name: str(path) for name, path in zip(names, paths, strict=True)}
         self._index_of = {name: index for index, name in enumerate(names)}
         keys = {

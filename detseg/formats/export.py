@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,8 +12,8 @@ import numpy as np
 
 from detseg.coco.dataset import ImageRecord
 from detseg.errors import ConfigError, DataError
-from detseg.files.atomic import folder_for
-from detseg.files.names import has_drive
+from detseg.files.atomic import check_free, folder_for
+from detseg.files.names import has_drive, without_ending
 from detseg.files.table import write_csv
 from detseg.formats.label_images import OVERLAPS, REFUSE, to_label_image
 from detseg.formats.objects import ImageObjects, ObjectsFile
@@ -78,10 +77,7 @@ def export(
     targets = {} if form.is_table else image_targets(output, source.names, form.ending)
     tables = [output / form.ending] if form.is_table else [] if form.has_classes else [output / OBJECTS_NAME]
     files = [*targets.values(), *tables]
-    existing = [path for path in files if path.exists()]
-    if existing and not options.overwrite:
-        what = f"{existing[0]} exists" if len(existing) == 1 else f"{existing[0]} and {len(existing) - 1} more exist"
-        raise DataError(f"{what} already; pass --overwrite to replace, or choose another folder")
+    check_free(*files, overwrite=options.overwrite)
     if not form.has_overlaps and options.overlaps == REFUSE:
         for objects in _exported(source, options, ExportCount()):
             to_label_image(objects)
@@ -125,7 +121,7 @@ def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: Exp
         yield dataclasses.replace(objects, pixel_size=size, fields=fields, picture=picture)
 
 
-def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[str, Path]:
+def image_targets(folder: Path, file_names: Sequence[str], ending: str) -> dict[str, Path]:
     """Return where the file of every image goes: the image's name with another ending, subfolders kept.
 
     The ending follows the whole name where images differ in their suffixes only: `x.png.tif`, `x.jpg.tif`.
@@ -133,14 +129,13 @@ def image_targets(folder: Path, file_names: Iterable[str], ending: str) -> dict[
     Raises:
         DataError: two images would get the same file all the same, or a name leads out of the folder.
     """
-    names = [(name, PurePosixPath(name.replace("\\", "/"))) for name in file_names]
-    stems = Counter((relative.parent, relative.stem) for _, relative in names)
     taken: dict[Path, str] = {}
-    for name, relative in names:
+    for name in file_names:
+        relative = PurePosixPath(name.replace("\\", "/"))
         if not relative.name or relative.is_absolute() or ".." in relative.parts or has_drive(name):
             raise DataError(f"{name}: nothing can be written for a file name that leads out of its folder")
-        is_alone = stems[relative.parent, relative.stem] == 1
-        path = Path(folder, *relative.parent.parts, (relative.stem if is_alone else relative.name) + ending)
+    for name, bare in zip(file_names, without_ending(file_names), strict=True):
+        path = folder / f"{bare}{ending}"
         if path in taken:
             raise DataError(f"{taken[path]} and {name} would both get the file {path}; name them differently")
         taken[path] = name

@@ -18,6 +18,7 @@ from detseg.formats.reader import FoundObjects, objects_of_labels, path_name
 from detseg.images.reading import SUFFIXES, decode_label_image
 from detseg.structures import rle as rle_codec
 from detseg.structures.label_layers import LabelLayers
+from detseg.structures.mask_crop import paint
 
 LABEL_SUFFIXES = ("_mask", "_masks", "_label", "_labels")
 
@@ -98,17 +99,11 @@ def to_label_image(objects: ImageObjects, overlaps: str = REFUSE) -> np.ndarray:
     if overlaps == LAYERS:
         layers = LabelLayers.from_rles(objects.rles, objects.height, objects.width).layers
         return layers.astype(dtype) if len(layers) else np.zeros((1, objects.height, objects.width), dtype)
-    labels = np.zeros((objects.height, objects.width), dtype)
     areas = rle_codec.area(objects.rles)
-    order = np.argsort(-areas if objects.scores is None else objects.scores, kind="stable")
-    crops = rle_codec.decode_crops(objects.rles)
-    for index in order:
-        crop, x0, y0 = crops[index]
-        labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = index + 1
-    if overlaps != REFUSE:
-        return labels
-    lost = areas - np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:]
-    if lost.any():
+    order = np.argsort(-areas if objects.scores is None else objects.scores, kind="stable")[::-1]
+    labels, seen = paint(rle_codec.decode_crops(objects.rles), order, objects.height, objects.width)
+    lost = areas - seen
+    if overlaps == REFUSE and lost.any():
         worst = int(lost.argmax())
         raise DataError(
             f"{objects.file_name}: {int((lost > 0).sum())} of {len(objects)} objects share pixels with others "
@@ -116,7 +111,7 @@ def to_label_image(objects: ImageObjects, overlaps: str = REFUSE) -> np.ndarray:
             f"pixel; pass --overlaps {TOP} to show one of them, --overlaps {LAYERS} for several label images in one "
             "file, or choose a form that holds overlaps (geojson, imagej)"
         )
-    return labels
+    return labels.astype(dtype)
 
 
 def write_tiff(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import numpy as np
 
-from detseg.errors import DataError
+from detseg.coco.pairing import PairedImage
+from detseg.errors import DataError, some_of
 from detseg.formats.cellpose import SEG_SUFFIX, decode_masks
 from detseg.formats.file_sets import FolderFiles
 from detseg.formats.label_images import LABEL_SUFFIXES
@@ -18,15 +18,6 @@ from detseg.structures import Predictions
 from detseg.structures.label_layers import LabelLayers
 
 ENDINGS = ("", "_cp_masks", *LABEL_SUFFIXES, SEG_SUFFIX)
-
-
-class ImageName(Protocol):
-    """What is known of an image: an ImageRecord of a COCO file, or an entry of a Predictions file."""
-
-    image_id: int | str
-    file_name: str
-    height: int
-    width: int
 
 
 class LabelFolder:
@@ -67,7 +58,7 @@ class LabelFolder:
                 return found[0]
         return None
 
-    def read(self, image: ImageName) -> Predictions | None:
+    def read(self, image: PairedImage) -> Predictions | None:
         """Return the objects of an image, or None where it has no label image.
 
         Raises DataError where the file cannot be read or has another size than the image.
@@ -93,11 +84,10 @@ class LabelFolder:
             rles=layers.to_rles(),
         )
 
-    def missing(self, images: Sequence[ImageName]) -> list[ImageName]:
+    def missing(self, images: Sequence[PairedImage]) -> list[PairedImage]:
         """Return the images that have no label image."""
         return [image for image in images if self.find(image.file_name) is None]
 
     def examples(self) -> str:
         """Return the names of some files, for messages."""
-        names = [name for files in self._files.values() for name in files]
-        return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return some_of([name for files in self._files.values() for name in files])

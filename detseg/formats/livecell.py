@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from detseg.coco.dataset import CocoDataset
-from detseg.errors import DataError
+from detseg.errors import DataError, some_of
 from detseg.formats.coco_file import objects_of_record
 from detseg.formats.reader import FoundObjects, Reader, image_names
 
@@ -79,8 +79,8 @@ class LiveCell(Reader):
                 self._record_of[name], self.file_of[name] = (dataset, index), by_stem[name]
                 names.append(name)
         if missing:
-            some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-            self.problems.append(f"{path}: {len(missing)} of its images are not in {self.files.describe('')}: {some}")
+            where = self.files.describe("")
+            self.problems.append(f"{path}: {len(missing)} of its images are not in {where}: {some_of(missing)}")
         return names
 
     def fields(self, name: str) -> Mapping[str, str]:

@@ -136,14 +136,23 @@ def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: 
 
 def write_tables(path: Path, tables: Sequence[Mapping[str, Sequence[Any]]]) -> None:
     """Write what `measure_image` returned of several images as one CSV; what an image lacks is empty."""
-    columns = list(dict.fromkeys(name for table in tables for name in table)) or ["image", "id", "class"]
-    # Those of intensities, which may differ from image to image, are at the end.
-    columns.sort(key=lambda name: name.startswith("intensity_"))
+    columns = columns_of(tables) or ["image", "id", "class"]
     rows: list[Sequence[object]] = [columns]
     for table in tables:
         absent = [""] * len(table["id"])
         rows += zip(*(table.get(name, absent) for name in columns), strict=True)
     write_csv(path, rows, "the table")
+
+
+def columns_of(rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the columns that any row has; those of intensities, which may differ from image to image, at the end."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return sorted(columns, key=lambda name: name.startswith("intensity_"))
+
+
+def number_cell(value: float) -> str:
+    """Return a number as tables have it; "" for NaN."""
+    return "" if math.isnan(value) else f"{value:.7g}"
 
 
 def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str, list[Any]]:
@@ -166,9 +175,7 @@ def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str
         for name, value in _shape_columns(*crop, size).items():
             table.setdefault(name, []).append(f"{value:.7g}")
     if image is not None:
-        inside = [
-            image[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop].astype(np.float64) for crop, x0, y0 in crops
-        ]
+        inside = [image[crop.window][crop.mask].astype(np.float64) for crop in crops]
         for channel, suffix in enumerate(suffixes):
             for measure in ("mean", "std", "min", "max", "sum"):
                 values = [getattr(pixels[:, channel], measure)() for pixels in inside]

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from detseg.coco.dataset import CocoDataset
 from detseg.coco.learnable import NOTHING
-from detseg.errors import DataError
+from detseg.errors import DataError, some_of
 from detseg.structures import rle as rle_codec
 from detseg.structures.runs import Runs, chunks_of, spread
 
@@ -77,8 +77,7 @@ class LabelCheck:
         for trap, text in _TEXTS.items():
             names = self.found.get(trap, [])
             if names and (trap != BACKGROUND or len(names) >= _OFTEN * self.num_images):
-                listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                said.append(f"{len(names)} of {self.num_images} images ({listed}) {text}.")
+                said.append(f"{len(names)} of {self.num_images} images ({some_of(names)}) {text}.")
         return said
 
 

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from detseg.files.names import json_stem
 from detseg.files.table import text_table, write_csv
-from detseg.formats.measurements import ImageNumbers
+from detseg.formats.measurements import ImageNumbers, columns_of, number_cell
 
 # Rows of images that are printed; all are in the file.
 SHOWN = 20
@@ -22,8 +23,7 @@ Row = dict[str, object]
 
 def summary_name(path: Path) -> Path:
     """Return where the summary of a Predictions file, or of a folder of label images, goes: beside it."""
-    stem = path.name.removesuffix(".gz").removesuffix(".json")
-    return path.with_name(f"{stem}_summary.csv")
+    return path.with_name(f"{json_stem(path.name)}_summary.csv")
 
 
 @dataclass
@@ -106,10 +106,10 @@ class Summary:
             _add(total, height * width, numbers, classes)
         row = self._row("image", name, image)
         if numbers is not None and len(numbers.areas):  # of one image to the last digit
-            row["median_area_px"] = _text(np.median(numbers.areas))
+            row["median_area_px"] = number_cell(np.median(numbers.areas))
             if numbers.pixel_size is not None:
-                row["median_area_um2"] = _text(np.median(numbers.areas) * math.prod(numbers.pixel_size))
-            row |= {f"intensity_median{name}": _text(np.median(one)) for name, one in numbers.intensities.items()}
+                row["median_area_um2"] = number_cell(np.median(numbers.areas) * math.prod(numbers.pixel_size))
+            row |= {f"intensity_median{name}": number_cell(np.median(one)) for name, one in numbers.intensities.items()}
         self._rows.append(row)
 
     def _row(self, kind: str, name: str, total: _Total) -> Row:
@@ -117,18 +117,18 @@ class Summary:
         row: Row = {"kind": kind, "name": name, "images": total.images, "cells": cells}
         if len(self.class_names) > 1:
             row |= {f"cells_{name}": total.by_class[index] for index, name in enumerate(self.class_names)}
-        row["density_per_megapixel"] = _text(cells / total.pixels * 1e6 if total.pixels else math.nan)
+        row["density_per_megapixel"] = number_cell(cells / total.pixels * 1e6 if total.pixels else math.nan)
         if total.known["um2"] == total.images:
-            row["density_per_mm2"] = _text(cells / total.square_micrometres * _SQUARE_MICROMETRES)
+            row["density_per_mm2"] = number_cell(cells / total.square_micrometres * _SQUARE_MICROMETRES)
         if total.known["masks"] == total.images:
-            row["coverage"] = _text(total.covered / total.pixels if total.pixels else math.nan)
-            row["median_area_px"] = _text(total.areas.median())
+            row["coverage"] = number_cell(total.covered / total.pixels if total.pixels else math.nan)
+            row["median_area_px"] = number_cell(total.areas.median())
             if total.known["um2"] == total.images:
-                row["median_area_um2"] = _text(total.areas_um2.median())
+                row["median_area_um2"] = number_cell(total.areas_um2.median())
         for suffix, values in total.intensities.items():
             if total.known[f"intensity{suffix}"] == total.images and values.count:
-                row[f"intensity_mean{suffix}"] = _text(values.total / values.count)
-                row[f"intensity_median{suffix}"] = _text(values.median())
+                row[f"intensity_mean{suffix}"] = number_cell(values.total / values.count)
+                row[f"intensity_median{suffix}"] = number_cell(values.median())
         return row
 
     def rows(self) -> list[Row]:
@@ -141,10 +141,7 @@ class Summary:
     def write(self, path: Path) -> None:
         """Write all rows as a CSV file; one that is there is replaced."""
         rows = self.rows()
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        # Those of intensities, which may differ from image to image, are at the end.
-        columns.sort(key=lambda name: name.startswith("intensity_"))
-        columns = columns or ["kind", "name", "images", "cells"]
+        columns = columns_of(rows) or ["kind", "name", "images", "cells"]
         write_csv(path, [columns, *([row.get(name, "") for name in columns] for row in rows)], "the summary")
 
     def text(self) -> str:
@@ -193,11 +190,6 @@ def _title(row: Mapping[str, object]) -> str:
     return {"image": f"{row['name']}", "folder": f"folder {row['name']}", "all": f"all {row['images']} images"}[
         str(row["kind"])
     ]
-
-
-def _text(value: float) -> str:
-    """Return a number as the table of objects has it; "" for none."""
-    return "" if math.isnan(value) else f"{value:.7g}"
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from detseg.errors import ConfigError, DataError, list_problems
 from detseg.formats.image_fields import ImageColumn
-from detseg.formats.measurements import shape_column
+from detseg.formats.measurements import number_cell, shape_column
 from detseg.formats.objects import ImageObjects
 
 COUNT, DENSITY = "objects_per_image", "density"
@@ -111,7 +111,7 @@ class Conditions:
             header,
             *(
                 [image.name, image.condition, image.unit, image.count]
-                + [number(self.value([image], name)) for name in MEASURES[1:]]
+                + [number_cell(self.value([image], name)) for name in MEASURES[1:]]
                 for image in self.images
             ),
         ]
@@ -129,14 +129,9 @@ class Conditions:
                 known = values[measure][name]
                 known = known[~np.isnan(known)]
                 parts = np.percentile(known, [50, 25, 75]) if len(known) else [math.nan] * 3
-                row += [number(part) for part in parts]
+                row += [number_cell(part) for part in parts]
             rows.append(row)
         return rows
-
-
-def number(value: float) -> str:
-    """Return a number as tables have it; "" for NaN."""
-    return "" if math.isnan(value) else f"{value:.7g}"
 
 
 def image_values(images: Sequence[Any], source: str | None, option: str) -> list[str]:

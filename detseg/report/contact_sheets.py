@@ -117,29 +117,23 @@ def _legend(samples: Sequence[Sample], class_names: Sequence[str]) -> list[Legen
 
 # The side of one picture in pixels, and the least part of the image that it shows.
 SIDE, LEAST_WINDOW = 240, 24
-# Pairs in a row.
-COLUMNS = 3
+# Pairs in a row, and on the sheet.
+COLUMNS, MOST_PAIRS = 3, 24
 CHANGED, OTHERS, NEW = (255, 176, 0), (64, 190, 255), (240, 110, 180)
 
 
 def draw_repairs(
-    before: str | os.PathLike[str],
-    after: str | os.PathLike[str],
-    changes: Sequence[Change],
-    path: Path,
-    *,
-    count: int = 24,
-    image_root: str | os.PathLike[str] | None = None,
+    before: str | os.PathLike[str], after: str | os.PathLike[str], changes: Sequence[Change], path: Path
 ) -> int:
-    """Write a PNG of the `count` annotations that changed most, pairs of before and after; every rule has its share.
+    """Write a PNG of the annotations that changed most, pairs of before and after; every rule has its share.
 
     The annotation is drawn in yellow, pieces split off it in pink, others of the image in blue.
 
     Returns how many pairs there are. Raises DataError where an image cannot be read.
     """
-    old = CocoDataset.load(before, image_root, skipped=[])
-    new = CocoDataset.load(after, image_root)
-    shown = worst_changes(changes, count)
+    old = CocoDataset.load(before, skipped=[])
+    new = CocoDataset.load(after)
+    shown = worst_changes(changes, MOST_PAIRS)
     pairs = [panel for change in shown for panel in _before_and_after(old, new, change)]
     blank = Panel(np.full((SIDE, SIDE, 3), 255, dtype=np.uint8), "")
     pairs += [blank] * (-len(pairs) % (2 * COLUMNS))

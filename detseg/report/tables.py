@@ -13,6 +13,7 @@ from detseg.evaluation.matches import confusion, match_image
 from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
+from detseg.structures.mask_crop import paint
 from detseg.tuning.score_curves import score_curves
 from detseg.tuning.thresholds import choose_score_threshold
 
@@ -68,11 +69,8 @@ def confusion_rows(truth: GroundTruth, predictions: Sequence[Predictions], postp
 
 def class_mask(rles: Sequence[Mapping[str, Any]], classes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return (H, W) uint8: 0 background, 1 + k where an object of class k is, the later ones over the earlier ones."""
-    mask = np.zeros((height, width), dtype=np.uint8)
-    for (crop, x0, y0), index in zip(rle_codec.decode_crops(rles), classes.tolist(), strict=True):
-        window = mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
-        window[crop] = 1 + index
-    return mask
+    labels, _ = paint(rle_codec.decode_crops(rles), range(len(rles))[::-1], height, width)
+    return np.append(0, classes + 1).astype(np.uint8)[labels]
 
 
 def _thinned(points: np.ndarray) -> list[list[float]]:

@@ -77,8 +77,8 @@ def test_best_overlap_is_that_of_all_anchors(seed: int) -> None:
 
 
 def test_anchor_shapes_are_detectron2s() -> None:
-    stride, width, height = Anchors(((32,),), (2.0,), (8,)).shapes()[0]
-    assert (stride, height / width, width * height) == (8, pytest.approx(2), pytest.approx(1024))
+    stride, width, height = Anchors(((32,),) * 5, (2.0,)).shapes()[0]
+    assert (stride, height / width, width * height) == (4, pytest.approx(2), pytest.approx(1024))
 
 
 def test_chosen_anchors_meet_more_objects() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
+from detseg.errors import DataError
+from detseg.formats.run_lengths import read_pairs
 from detseg.structures import rle as rle_codec
 
 HEIGHT, WIDTH = 30, 40
@@ -151,16 +154,21 @@ BAD_RUNS = {
 
 
 @pytest.mark.parametrize("runs", BAD_RUNS)
+def test_bad_run_lengths_are_told(runs: str) -> None:
+    with pytest.raises(DataError, match=re.escape(BAD_RUNS[runs])):
+        read_pairs(runs, HEIGHT * WIDTH)
+
+
 def test_bad_run_lengths_are_named_by_line_and_left_out_on_demand(
-    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: str
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = labels_csv(tmp_path / "labels.csv")
     rows = table.read_text().splitlines()
-    rows[6] = f"id1,{runs}"
+    rows[6] = "id1,1 2 3"
     write_csv(table, rows[1:])
     assert prepare(shipped, tmp_path / "out", "--run-lengths", table) == 2
     message = capsys.readouterr().err
-    for part in ("1 problem", "line 7 (image id1)", BAD_RUNS[runs], "--skip-bad"):
+    for part in ("1 problem", "line 7 (image id1)", BAD_RUNS["1 2 3"], "--skip-bad"):
         assert part in message
     assert not (tmp_path / "out").exists(), "nothing is written where something is wrong"
     assert prepare(shipped, tmp_path / "out", "--run-lengths", table, "--split", "1", "--skip-bad") == 0

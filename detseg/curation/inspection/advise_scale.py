@@ -205,7 +205,7 @@ def _suggest_scale(data: Measurements, scale: NetworkScale, way: str) -> Suggest
     return Suggestion("scale", advice, reason, keys)
 
 
-def choose_crop(data: Measurements, scale: NetworkScale, seed: int = 0) -> tuple[Crops, Suggestion]:
+def choose_crop(data: Measurements, scale: NetworkScale) -> tuple[Crops, Suggestion]:
     """Choose the size of training crops at the network: large enough for nearly all objects and some neighbours."""
     keys: dict[str, object]
     if not len(data.objects):
@@ -222,7 +222,7 @@ def choose_crop(data: Measurements, scale: NetworkScale, seed: int = 0) -> tuple
         # A preset of augmentation may lay crops about objects.
         keys = {"INPUT.CROP.ENABLED": False, "INPUT.CROP.ON_OBJECTS": 0.0}
         return Crops(0, counts), Suggestion("crop", "Whole images.", reason, keys)
-    crops = Crops(size, count_in_windows(data, scale, size, seed))
+    crops = Crops(size, count_in_windows(data, scale, size))
     keys = {
         "INPUT.CROP.ENABLED": True,
         "INPUT.CROP.TYPE": "absolute",
@@ -241,12 +241,12 @@ def choose_crop(data: Measurements, scale: NetworkScale, seed: int = 0) -> tuple
     return crops, Suggestion("crop", f"Training on crops of {size} x {size} pixels.", reason + ".", keys)
 
 
-def count_in_windows(data: Measurements, scale: NetworkScale, size: int, seed: int) -> np.ndarray:
+def count_in_windows(data: Measurements, scale: NetworkScale, size: int) -> np.ndarray:
     """Return how many objects have their centre in random windows of images at the network, (windows,) int64.
 
     Windows are inside their image; of images smaller than `size` they are the whole width or height.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chosen = np.arange(len(scale.sizes))
     if len(chosen) > _MOST_IMAGES:
         chosen = np.sort(rng.choice(chosen, _MOST_IMAGES, replace=False))

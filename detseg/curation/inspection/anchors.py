@@ -16,7 +16,6 @@ STRIDES = (4, 8, 16, 32, 64)
 HIGH_IOU, LOW_IOU = 0.7, 0.5
 # Recalls at these say how good anchors are: of what RPN can still learn, the usual one, and that of its own limit.
 FOUND_FROM = (0.3, LOW_IOU, HIGH_IOU)
-_BOXES_TOGETHER = 65536
 # Enough boxes to choose by; more say the same.
 MOST_BOXES = 20000
 RATIOS = 3
@@ -28,20 +27,16 @@ _WORTH = 0.05
 
 @dataclass(frozen=True)
 class Anchors:
-    """As MODEL.ANCHOR_GENERATOR: sizes (square roots of areas) of every level, and ratios (height by width) of all.
-
-    strides: of the levels.
-    """
+    """As MODEL.ANCHOR_GENERATOR: sizes (square roots of areas) of every level, and ratios (height by width) of all."""
 
     sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[float, ...]
-    strides: tuple[int, ...] = STRIDES
 
     def shapes(self) -> list[tuple[int, float, float]]:
         """Return (stride, width, height) of each anchor, by Detectron2's rule: width = sqrt(size^2 / ratio)."""
         return [
             (stride, float(np.sqrt(size * size / ratio)), float(np.sqrt(size * size * ratio)))
-            for stride, sizes in zip(self.strides, self.sizes, strict=True)
+            for stride, sizes in zip(STRIDES, self.sizes, strict=True)
             for size in sizes
             for ratio in self.ratios
         ]
@@ -56,28 +51,20 @@ def best_iou(boxes: np.ndarray, image_sizes: np.ndarray, anchors: Anchors) -> np
     Args:
         boxes: (N, 4) XYXY. image_sizes: (N, 2) height, width of their images. Both in pixels at the network.
     """
-    result = np.zeros(len(boxes), dtype=np.float64)
-    for start in range(0, len(boxes), _BOXES_TOGETHER):
-        part = slice(start, start + _BOXES_TOGETHER)
-        result[part] = _best_iou(boxes[part].astype(np.float64), image_sizes[part], anchors)
-    return result
-
-
-def _best_iou(boxes: np.ndarray, image_sizes: np.ndarray, anchors: Anchors) -> np.ndarray:
+    boxes = boxes.astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
     centres = (boxes[:, 2:] + boxes[:, :2]) / 2
     best = np.zeros(len(boxes))
-    for stride in sorted(set(anchors.strides)):
+    offsets = {}
+    for stride in STRIDES:
         last = np.ceil(image_sizes[:, ::-1] / stride) - 1
-        offset = np.abs(np.clip(np.rint(centres / stride), 0, last) * stride - centres)
-        for own, width, height in anchors.shapes():
-            if own != stride:
-                continue
-            shape = np.array([width, height])
-            # Two intervals with their centres `offset` apart.
-            common = np.minimum(np.minimum(sides, shape), np.maximum((sides + shape) / 2 - offset, 0))
-            shared = common[:, 0] * common[:, 1]
-            best = np.maximum(best, shared / (sides.prod(axis=1) + width * height - shared))
+        offsets[stride] = np.abs(np.clip(np.rint(centres / stride), 0, last) * stride - centres)
+    for stride, width, height in anchors.shapes():
+        shape = np.array([width, height])
+        # Two intervals with their centres so far apart.
+        common = np.minimum(np.minimum(sides, shape), np.maximum((sides + shape) / 2 - offsets[stride], 0))
+        shared = common[:, 0] * common[:, 1]
+        best = np.maximum(best, shared / (sides.prod(axis=1) + width * height - shared))
     return best
 
 
@@ -102,7 +89,7 @@ def shape_iou(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / (shapes.prod(axis=1)[:, None] + others.prod(axis=1)[None] - shared)
 
 
-def cluster_shapes(shapes: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, float]:
+def cluster_shapes(shapes: np.ndarray, count: int) -> tuple[np.ndarray, float]:
     """Cluster shapes (N, 2) by k-means with the distance 1 - IoU.
 
     Of several starts (the first spread over the areas, the others drawn) the best one counts.
@@ -115,7 +102,7 @@ def cluster_shapes(shapes: np.ndarray, count: int, seed: int = 0) -> tuple[np.nd
     count = min(count, len(different))
     if not count:
         return np.zeros((0, 2)), float("nan")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     by_area = shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
     best, best_fit = different[:count], -1.0
     for start in range(_STARTS):
@@ -156,7 +143,7 @@ def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
     return tuple(ratios) or (0.5, 1.0, 2.0)
 
 
-def choose_anchors(boxes: np.ndarray, image_sizes: np.ndarray, seed: int = 0) -> Anchors:
+def choose_anchors(boxes: np.ndarray, image_sizes: np.ndarray) -> Anchors:
     """Choose sizes and ratios for a pyramid: those whose anchors on the grids meet the boxes best (`fitness`).
 
     Candidates are the clusters of the boxes' sizes, one or two a level, and ladders of sizes that grow by a factor; no
@@ -166,7 +153,7 @@ def choose_anchors(boxes: np.ndarray, image_sizes: np.ndarray, seed: int = 0) ->
         boxes: (N, 4) XYXY, N > 0. image_sizes: (N, 2) height, width. Both at the network.
     """
     if len(boxes) > MOST_BOXES:
-        rows = np.random.default_rng(seed).choice(len(boxes), MOST_BOXES, replace=False)
+        rows = np.random.default_rng(0).choice(len(boxes), MOST_BOXES, replace=False)
         boxes, image_sizes = boxes[rows], image_sizes[rows]
     shapes = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
     ratios = choose_ratios(shapes)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from detseg.curation.repair.rules import Change, RepairRules, one_class_hint
 from detseg.errors import DataError
 from detseg.formats.plausibility import check_labels
 from detseg.progress import ProgressBar
-from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import FIELD, parse_pixel_size
 
 # Field of the images that says their kind, where none is named.
@@ -39,14 +39,13 @@ class InspectionOptions:
     """group_by: field of the images that says their kind; empty: `group` where images have it.
 
     pictures: how many images are read, 0 for all; similar: correlation from which on two are nearly the same, 0 for
-    not comparing them. rules: of repair, whose findings are reported. seed: of the sample of images.
+    not comparing them. rules: of repair, whose findings are reported.
     """
 
     group_by: str = ""
     pictures: int = 1000
     similar: float = SIMILAR
     rules: RepairRules = field(default_factory=RepairRules)
-    seed: int = 0
 
 
 @dataclass
@@ -130,26 +129,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         tables.append(objects)
         changes += [(index, change) for change in found]
     missing = [index for index, record in enumerate(dataset.images) if not record.path.is_file()]
-    chosen = choose_images(groups, missing, options.pictures, options.seed)
-    intensities: dict[int, IntensityStatistics] = {}
-    unreadable: dict[int, str] = {}
-    fidelity = []
-    thumbnails = []
-    for index in ProgressBar(chosen.tolist(), desc="measuring pictures", unit="image"):
-        record = dataset.images[index]
-        try:
-            image = dataset.read_image(index)
-        except DataError as error:
-            unreadable[index] = str(error)
-            continue
-        layers = LabelLayers.from_rles(dataset.annotations(index).objects.rles, record.height, record.width)
-        intensities[index] = measure_intensities(image, layers)
-        if len(layers):
-            fidelity.append([class_fidelity(layers, width) for width in BOUNDARY_WIDTHS])
-        if options.similar:
-            thumbnails.append(thumbnail(image))
-    read = list(intensities)
-    pairs = find_similar(np.stack(thumbnails), options.similar) if thumbnails else []
+    chosen = choose_images(groups, missing, options.pictures)
     table = dataset.table
     return Measurements(
         files=[one.name for one in datasets],
@@ -159,12 +139,9 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
         objects=np.concatenate(tables).view(np.recarray),
         crowd=np.array([table.crowd[table.rows(index)].sum() for index in range(len(dataset))], dtype=np.int64),
         changes=changes,
-        intensities=intensities,
-        fidelity=np.array(fidelity).reshape(-1, len(BOUNDARY_WIDTHS)),
         chosen=chosen,
-        unreadable=unreadable,
         missing=missing,
-        similar=[dataclasses.replace(pair, first=read[pair.first], second=read[pair.second]) for pair in pairs],
+        **_measure_pictures(dataset, chosen, options.similar),
         skipped=list(skipped),
         label_warnings=[
             *(text for one in datasets for text in object_warnings(one)),
@@ -209,7 +186,34 @@ def _measure_masks(dataset: CocoDataset, index: int, rules: RepairRules) -> tupl
     return measure_objects(own, classes, kept, index, record.height, record.width), changes
 
 
-def choose_images(groups: Sequence[str], missing: Sequence[int], most: int, seed: int) -> np.ndarray:
+def _measure_pictures(dataset: CocoDataset, chosen: np.ndarray, similar: float) -> dict[str, Any]:
+    """Return intensities, fidelity, unreadable and similar of `Measurements`, of the images `chosen` (n,)."""
+    intensities: dict[int, IntensityStatistics] = {}
+    unreadable: dict[int, str] = {}
+    fidelity, thumbnails = [], []
+    for index in ProgressBar(chosen.tolist(), desc="measuring pictures", unit="image"):
+        try:
+            image = dataset.read_image(index)
+        except DataError as error:
+            unreadable[index] = str(error)
+            continue
+        layers, _, _ = dataset.labels(index)
+        intensities[index] = measure_intensities(image, layers)
+        if len(layers):
+            fidelity.append([class_fidelity(layers, width) for width in BOUNDARY_WIDTHS])
+        if similar:
+            thumbnails.append(thumbnail(image))
+    read = list(intensities)
+    pairs = find_similar(np.stack(thumbnails), similar) if thumbnails else []
+    return {
+        "intensities": intensities,
+        "unreadable": unreadable,
+        "fidelity": np.array(fidelity).reshape(-1, len(BOUNDARY_WIDTHS)),
+        "similar": [dataclasses.replace(pair, first=read[pair.first], second=read[pair.second]) for pair in pairs],
+    }
+
+
+def choose_images(groups: Sequence[str], missing: Sequence[int], most: int) -> np.ndarray:
     """Choose at most `most` images (0: all) of those that are not missing, the groups as equally as can be.
 
     Returns their indices (n,) int64, ascending.
@@ -217,7 +221,7 @@ def choose_images(groups: Sequence[str], missing: Sequence[int], most: int, seed
     there = np.setdiff1d(np.arange(len(groups)), missing)
     if not most or len(there) <= most:
         return there
-    order = np.random.default_rng(seed).permutation(there)
+    order = np.random.default_rng(0).permutation(there)
     # Every group's first, then every group's second, ...: the rank within the group decides.
     seen: Counter[str] = Counter()
     rank = []

@@ -17,6 +17,7 @@ from detseg.curation.repair.image import ImageMasks, repair_image
 from detseg.curation.repair.rules import Change, RepairRules, one_class_hint, write_changes
 from detseg.errors import DataError
 from detseg.files.atomic import check_free
+from detseg.files.names import json_stem
 from detseg.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -62,13 +63,13 @@ def repair_coco(
     changes: list[Change] = []
     annotations = _repaired_annotations(dataset, rules, changes)
     dataset.save(target, annotations=annotations, info={"repair": rules.to_dict()}, overwrite=overwrite)
-    write_changes(changes_csv, changes, overwrite=overwrite)
+    write_changes(changes_csv, changes)
     return changes
 
 
 def default_changes_csv(target: Path) -> Path:
     """Return where the changes of a repaired file are listed: clean.json -> clean_repairs.csv."""
-    return target.with_name(target.name.removesuffix(".gz").removesuffix(".json") + "_repairs.csv")
+    return target.with_name(f"{json_stem(target.name)}_repairs.csv")
 
 
 def _repaired_annotations(dataset: CocoDataset, rules: RepairRules, changes: list[Change]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from detseg.errors import DataError
-from detseg.files.atomic import check_free, make_folder
+from detseg.files.atomic import make_folder
 from detseg.files.table import text_table, write_csv
 
 _WORDS = {
@@ -207,9 +207,8 @@ class Change:
         return self.pixels_added + self.pixels_removed
 
 
-def write_changes(path: Path, changes: Iterable[Change], *, overwrite: bool) -> None:
-    """Write the CSV. Raises DataError where it exists, unless `overwrite`, and where it cannot be written."""
-    check_free(path, overwrite=overwrite)
+def write_changes(path: Path, changes: Iterable[Change]) -> None:
+    """Write the CSV; one that is there is replaced. Raises DataError where it cannot be written."""
     make_folder(path.parent)
     columns = [column.name for column in dataclasses.fields(Change)]
     rows = ([getattr(change, column) for column in columns] for change in changes)

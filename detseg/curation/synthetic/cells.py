@@ -219,7 +219,7 @@ class Placement:
     def _count_shared(self, crop: MaskCrop) -> int:
         """Return how many pixels of a mask other cells have."""
         part = self._inside(crop)
-        return int(np.count_nonzero(_under(self._occupied, part)[part.mask]))
+        return int(np.count_nonzero(self._occupied[part.window][part.mask]))
 
     def _place(self, kind: str, crop: MaskCrop, *, keep_shared: bool) -> bool:
         """Cut a mask to the image (and to what is free), and take it if enough of it is left."""
@@ -227,7 +227,7 @@ class Placement:
         whole = part.area
         if not whole:
             return False
-        occupied = _under(self._occupied, part) > 0
+        occupied = self._occupied[part.window] > 0
         if keep_shared:
             keep_shared = np.count_nonzero(part.mask & occupied) < 0.35 * whole
         visible = largest_component(part.mask if keep_shared else part.mask & ~occupied)
@@ -241,23 +241,17 @@ class Placement:
         """Give a cell the next id, mark the cells that it touches, and write it into the first layer with space."""
         grown = cv2.dilate(np.pad(cell.crop.mask, 1).astype(np.uint8), _SQUARE).astype(bool)
         around = self._inside(MaskCrop(grown, cell.crop.x0 - 1, cell.crop.y0 - 1))
-        neighbours = np.unique(_under(self._occupied, around)[around.mask])
+        neighbours = np.unique(self._occupied[around.window][around.mask])
         neighbours = neighbours[neighbours > 0]
         for neighbour in neighbours:
             self.touches[neighbour - 1] = True
         self.touches.append(len(neighbours) > 0)
         self.cells.append(cell)
         mask = cell.crop.mask
-        layer = next((layer for layer in self.layers if not _under(layer, cell.crop)[mask].any()), None)
+        layer = next((layer for layer in self.layers if not layer[cell.crop.window][mask].any()), None)
         if layer is None:
             layer = np.zeros((self.height, self.width), np.int32)
             self.layers.append(layer)
-        _under(layer, cell.crop)[mask] = len(self.cells)
-        occupied = _under(self._occupied, cell.crop)
+        layer[cell.crop.window][mask] = len(self.cells)
+        occupied = self._occupied[cell.crop.window]
         occupied[mask & (occupied == 0)] = len(self.cells)
-
-
-def _under(image: np.ndarray, crop: MaskCrop) -> np.ndarray:
-    """Return the view of an image (H, W) where a crop is, which is inside the image."""
-    height, width = crop.mask.shape
-    return image[crop.y0 : crop.y0 + height, crop.x0 : crop.x0 + width]
