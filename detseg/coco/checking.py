@@ -71,16 +71,13 @@ def read_coco(
     for start, _ in spans:
         checker.add(_DECODER.raw_decode(text, start)[0])
     checker.check_rles()
-    if skipped is not None:
+    if skipped is None:  # ids are used only in messages, and written again where bad annotations are left out
+        counts = Counter(checker.ids).items()
+        problems += [f"annotation {number}: the id occurs {count} times" for number, count in counts if count > 1]
+    else:
         for index in checker.images_without_good_ones():
             is_bad[index] = True
             problems.append(f"image {images[index].file_name}: all of its annotations are bad, and it is left out")
-    # Ids are used only in messages, and written again where bad annotations are left out.
-    if skipped is None:
-        counts = Counter(checker.ids) if len(set(checker.ids)) < len(checker.ids) else {}
-        problems += [
-            f"annotation {number}: the id occurs {count} times" for number, count in counts.items() if count > 1
-        ]
     if len(checker.boxes_alone) > 1:
         # One sentence for all that a file of boxes has, in front, where it is seen.
         problems = [

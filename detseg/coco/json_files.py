@@ -35,21 +35,16 @@ def open_json(path: Path, *, errors: str = "strict") -> IO[str]:
 
 
 def read_json_text(path: Path) -> str:
-    """Read a JSON file (gzip where the name ends in .gz) as ASCII text, so that characters are bytes."""
+    """Read a JSON file, or gzip of one, as ASCII text, so that characters are bytes."""
     try:
         with open_plain_or_gzip(path) as file:
-            data = file.read()
+            text = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is no JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
-    del data
     if text.isascii():
         return text
     try:

@@ -70,7 +70,11 @@ class ImageIndex(Generic[Image]):
         if exact is not None:
             return exact
         parts = _parts(image.file_name)
-        alike = [own for own_parts, own in self._by_stem.get(parts[-1], ()) if _one_ends_as_the_other(own_parts, parts)]
+        alike = [
+            own
+            for own_parts, own in self._by_stem.get(parts[-1], ())
+            if (shorter := min(len(own_parts), len(parts))) and own_parts[-shorter:] == parts[-shorter:]
+        ]
         if len(alike) == 1:
             return alike[0]
         if of_id is not None and (not of_id.file_name or _parts(of_id.file_name)[-1] == parts[-1]):
@@ -147,8 +151,3 @@ def _slashes(name: str) -> str:
 def _parts(name: str) -> tuple[str, ...]:
     """Return the parts of a path, the last one without its suffix."""
     return PurePosixPath(_slashes(name)).with_suffix("").parts if _slashes(name).strip("/.") else (name,)
-
-
-def _one_ends_as_the_other(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
-    shorter = min(len(first), len(second))
-    return first[-shorter:] == second[-shorter:]

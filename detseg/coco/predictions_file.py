@@ -329,13 +329,12 @@ def _read_frame(path: Path) -> dict[str, Any] | None:
 
 
 def _parse_json(text: str, place: str) -> Any:
+    def refuse_constant(name: str) -> None:
+        raise ValueError(f"{name} is no number that JSON allows")
+
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{place}: is no complete JSON: {error}; if the file was cut off, copy or predict it again"
         ) from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number that JSON allows")

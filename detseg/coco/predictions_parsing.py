@@ -215,7 +215,8 @@ class ResultParser:
             made.soft_masks = []
             for index, packed in enumerate(soft_masks):
                 try:
-                    made.soft_masks.append(_unpack_soft_mask(packed, made, index))
+                    x0, y0, x1, y1 = soft_mask_window(made.boxes[index], made.height, made.width)
+                    made.soft_masks.append(unpack_pixels(packed, (y1 - y0, x1 - x0)))
                 except DataError as error:
                     raise self._error(image, results, index, error) from None
         if self._known is not None:
@@ -322,12 +323,6 @@ def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
     soft_mask = np.ascontiguousarray(soft_mask, dtype=np.uint8)
     data = base64.b64encode(zlib.compress(soft_mask.tobytes(), 6)).decode("ascii")
     return {"size": list(soft_mask.shape), "zlib": data}
-
-
-def _unpack_soft_mask(packed: Any, predictions: Predictions, index: int) -> np.ndarray:
-    """Return a soft mask (h, w) uint8 of the box's pixels."""
-    x0, y0, x1, y1 = soft_mask_window(predictions.boxes[index], predictions.height, predictions.width)
-    return unpack_pixels(packed, (y1 - y0, x1 - x0))
 
 
 def unpack_pixels(packed: Any, size: tuple[int, int]) -> np.ndarray:
