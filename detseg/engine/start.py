@@ -74,14 +74,16 @@ class Start:
 
     def _resumed_config(self, cfg: Config, run: RunFolder) -> Config:
         if run.config.is_file():
+            record = read_record(run.path) or {}
             given, cfg = cfg, load_config(run.config, self.overrides, imports=same_imports(cfg))
-            cfg = as_trained(cfg, (read_record(run.path) or {}).get("engine"))
+            cfg = as_trained(cfg, record.get("engine"))
             logger.info("the settings are those of %s and of this command line", run.config)
             # A file of the same name in another folder may be meant, or it was changed since.
             own, asked = cfg.flatten(), given.flatten()
-            keys = [key for key in asked if given.origin(key) != "default" and key != "SEED" and asked[key] != own[key]]
-            if keys:
-                logger.warning("what %s says otherwise is not taken: %s", given.source, ", ".join(keys))
+            expected = ("SEED", *(key for key in own if key in " ".join(record.get("command", []))))
+            differing = [key for key in asked if given.origin(key) != "default" and asked[key] != own[key]]
+            if others := [key for key in differing if key not in expected]:
+                logger.warning("what %s says otherwise is not taken: %s", given.source, ", ".join(others))
         validate_config(cfg)
         return cfg
 

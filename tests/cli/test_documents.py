@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from detseg.cli.main import SHORT_NAMES, parse_words
-from detseg.config import get_default_config
+from detseg.config import config_name, get_default_config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "datasets" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,3 +61,11 @@ def test_imports_that_are_shown_work(document: Path) -> None:
                 module = importlib.import_module(node.module)
                 for name in node.names:
                     assert hasattr(module, name.name), f"{document.name}: {node.module} has no {name.name}"
+
+
+def test_runs_have_the_folders_that_trainings_give_them() -> None:
+    configs = list((ROOT / "configs").glob("*/*.yaml"))
+    stems, names = {path.stem for path in configs}, {config_name(path) for path in configs}
+    for file in [*DOCUMENTS, *configs]:
+        for run in re.findall(r"\bruns/(\w+)/001", file.read_text(encoding="utf-8")):
+            assert run in names or run not in stems, f"{file.name}: runs/{run}/001"
