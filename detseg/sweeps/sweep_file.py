@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.config.node import nested
+from detseg.config.own_files import near_own, path_or_own
 from detseg.config.yaml_file import parse_plain_yaml
 from detseg.errors import ConfigError, all_problems
 from detseg.files.plain_yaml import read_text
@@ -104,14 +105,15 @@ def macro_words(macro: str, values: Mapping[str, Any], json_file: Path) -> list[
 
 
 def read_sweep_file(path: Path) -> SweepFile:
-    """Read a sweep file.
+    """Read a sweep file, or one of detseg's own by name (configs/sweeps/...).
 
     Raises:
         ConfigError: it is missing or wrong; it asks for what only a server has; no run of its program logs the metric.
             The message names every such entry.
     """
+    named, path = path, path_or_own(path)
     if not path.exists():
-        raise ConfigError(f"{path}: there is no such sweep file; detseg's own are in configs/sweeps")
+        raise ConfigError(f"{named}: there is no such sweep file{near_own(named)}")
     text = read_text(path)
     given = parse_plain_yaml(text, str(path))
     if not isinstance(given, Mapping):

@@ -49,6 +49,13 @@ def test_own_sweeps_are_read_and_their_words_are_taken(path: Path):
     assert {path.stem for path in OWN} == {"training", "folds", "fusion", "thresholds"}
 
 
+def test_own_sweeps_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_sweep_file(Path("configs/sweeps/training.yaml")).path == OWN_CONFIGS / "sweeps" / "training.yaml"
+    with pytest.raises(ConfigError, match=r"no such sweep file; did you mean detseg's own sweeps/training\.yaml"):
+        read_sweep_file(Path("sweeps/trainin.yaml"))
+
+
 def test_command_is_the_default_one_where_there_is_none(tmp_path: Path):
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({name: value for name, value in GOOD.items() if name != "command"}))
