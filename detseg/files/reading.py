@@ -38,9 +38,16 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 def open_plain_or_gzip(path: Path) -> BinaryIO:
     """Open a file, or what a gzip file holds, which its first bytes tell.
 
-    Raises OSError; while reading, EOFError or zlib.error for a broken gzip file, DataError for a bomb.
+    Raises OSError, DataError for a folder; while reading, EOFError or zlib.error for a broken gzip file, DataError for
+    a bomb.
     """
     check_regular(path)
+    if os.path.isdir(path):
+        raise DataError(
+            f"{path}: is a folder; expected a COCO or Predictions file, .json or .json.gz. Of label images, `detseg "
+            "prepare label_images` makes a COCO file, and `detseg fuse --inputs FOLDER --ground-truth FILE` a "
+            "Predictions file"
+        )
     file = open(path, "rb")  # noqa: SIM115 (it is returned)
     is_packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)

@@ -114,11 +114,6 @@ def open_objects(path: str | os.PathLike[str]) -> ObjectsFile:
     Raises DataError where it is neither, or broken.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(
-            f"{path}: is a folder; expected a COCO or a Predictions file. Of a folder of label images, "
-            "`detseg prepare label_images` makes a COCO file"
-        )
     try:
         with open_plain_or_gzip(path) as file:
             head = file.read(_HEAD)

@@ -100,8 +100,11 @@ def test_bad_files_are_refused(tmp_path, message):
 
 
 def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "missing.json", tmp_path):
-        with pytest.raises(DataError, match="cannot be read"):
+    for path, said in (
+        (tmp_path / "missing.json", "cannot be read"),
+        (tmp_path, "is a folder; expected a COCO or Pred"),
+    ):
+        with pytest.raises(DataError, match=said):
             read_predictions(path)
 
 

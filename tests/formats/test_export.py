@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detseg.cli.main import main
+from detseg.coco.dataset import CocoDataset
 from detseg.coco.json_files import annotations_of, write_coco
-from detseg.coco.predictions_file import write_predictions
+from detseg.coco.predictions_file import read_predictions, write_predictions
 from detseg.errors import DataError
 from detseg.formats.export import image_targets
 from detseg.formats.imagej import write_rois
@@ -187,8 +188,9 @@ def test_results_without_names_of_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_place_of_a_file_is_named_as_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is a folder.*prepare label_images"):
-        open_objects(tmp_path)
+    for read in (open_objects, read_predictions, CocoDataset.load):
+        with pytest.raises(DataError, match=r"is a folder.*prepare label_images"):
+            read(tmp_path)
 
 
 def test_paths_keep_subfolders_and_refuse_collisions_and_ways_out(tmp_path: Path) -> None:
