@@ -220,21 +220,18 @@ def _listed_images(path: Path) -> list[ImageEntry] | None:
 
 
 def _folder_images(path: Path) -> list[ImageEntry]:
-    from PIL import Image
-
     from detseg.coco.predictions_parsing import ImageEntry
     from detseg.errors import DataError, list_problems
-    from detseg.images.reading import SUFFIXES
+    from detseg.images.reading import open_pixels
+    from detseg.submission.formats import image_files
 
     found, problems = [], []
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.parent.name != "masks")
-    for file in files:
+    for file in image_files(path):
         try:
-            with Image.open(file) as image:
-                width, height = image.size
-            found.append(ImageEntry(file.stem, file.relative_to(path).as_posix(), height, width))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            problems.append(f"{file}: cannot be read as an image ({error})")
+            with open_pixels(file) as source:
+                found.append(ImageEntry(file.stem, file.relative_to(path).as_posix(), source.height, source.width))
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         raise DataError(list_problems(problems))
     if not found:

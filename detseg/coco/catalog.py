@@ -262,7 +262,7 @@ def listed_sets(file_name: str, known: Mapping[str, type]) -> Iterator[tuple[str
                 raise DataError(f"{place}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
             row = {key: value for key, value in row.items() if value is not None}
             for key, value in row.items():
-                items = value if isinstance(value, list) else ()
+                items = value if isinstance(value, (list, dict)) else ()
                 if not isinstance(value, known[key]) or not all(isinstance(item, (str, dict)) for item in items):
                     raise DataError(f"{place}: {key} is {str(value)[:80]!r}; expected {_KINDS[known[key]]}")
             yield place, row

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -142,16 +144,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run, which holds an object.
 
     Raises:
         RunError: it does not exist, or is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {str(content)[:80]}")
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); train this run again with --overwrite") from error
+    return content
 
 
 def remove_temporaries(folder: Path, *, all_of_them: bool = False) -> None:
@@ -196,6 +201,30 @@ def folder_for(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 one.rmdir()  # only where it is empty
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, which takes its name when the block ends without exception.
+
+    A folder that is there is replaced; whatever happens, it or the new one is there whole.
+    """
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    older = path.with_name(f"{temporary.name}.replaced")
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            path.rename(older)
+        temporary.rename(path)
+    except BaseException:
+        if older.exists():
+            older.rename(path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from detseg.coco.pairing import PairedImage
 from detseg.errors import DataError, list_problems
 from detseg.formats.run_lengths import competition_name, to_rles, to_texts
+from detseg.images.reading import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ class SubmissionImage:
     name: str
     height: int | None = None
     width: int | None = None
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images below a folder, sorted; masks/*.png of the DSB 2018, and hidden files, are none of them."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.parent.name != "masks" and not path.name.startswith(".")
+    )
 
 
 def by_name(images: Iterable[SubmissionImage]) -> dict[str, SubmissionImage]:

@@ -33,7 +33,8 @@ def open_sweep(sweep: SweepFile, output: Path | None, trials: int | None, *, res
     if record is not None and not resume:
         raise RunError(f"{folder} holds a sweep: --resume goes on with it, another --output leaves it")
     points = sweep.grid_points()
-    total = trials or (record or {}).get("trials") or sweep.run_cap or points
+    recorded = (record or {}).get("trials")
+    total = trials or (recorded if type(recorded) is int and recorded > 0 else None) or sweep.run_cap or points
     if total is None:
         raise ConfigError(f"how many trials? Give --trials N, or write run_cap: N into {sweep.path}")
     if points is not None and total > points:

@@ -211,6 +211,7 @@ def command_files(tmp_path):
     folder.mkdir()
     for name in ("a", "b"):
         Image.fromarray(np.zeros(SIZE, dtype=np.uint8)).save(folder / f"{name}.png")
+    (folder / "._a.png").write_bytes(b"of macOS")
     write_predictions(tmp_path / "p.json", [small(MASKS)], [{"id": 1, "name": "cell"}], {})
     return folder
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from detseg.coco.json_files import annotations_of, write_coco
 from detseg.curation.synthetic.cells import KINDS
 from detseg.curation.synthetic.rendering import make_image
 from detseg.errors import DataError
+from detseg.files.atomic import whole_folder
 from detseg.files.lock import wait_for_lock
 from detseg.progress import ProgressBar
 from detseg.version import __version__
@@ -67,27 +66,14 @@ def generate_dataset(
         DataError: a folder that cannot be used, or an option that cannot be.
     """
     folder = Path(output_folder)
-    _check_arguments(seed, counts, options)
+    _check_arguments(seed, counts, kinds, options)
     _check_folder(folder, overwrite)
     recorded = {"seed": seed, "height": height, "width": width, "cells": cells, "kinds": list(kinds)}
     recorded |= {"one_kind_per_image": one_kind_per_image, **options}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        with ProgressBar(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress) as bar:
-            for name, count in counts.items():
-                _draw_set(temporary, name, count, bar, recorded, options)
-        if folder.exists():  # as was checked, an older set
-            older = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-            folder.rename(older)
-            temporary.rename(folder)
-            shutil.rmtree(older)
-        else:
-            temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    bar = ProgressBar(total=sum(counts.values()), desc="drawing cells", unit="image", disable=not progress)
+    with whole_folder(folder) as temporary, bar:
+        for name, count in counts.items():
+            _draw_set(temporary, name, count, bar, recorded, options)
     logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
     return {name: folder / f"{name}.json" for name in counts}
 
@@ -144,14 +130,19 @@ def _limits(value: int | Sequence[int]) -> tuple[int, int]:
     return limits
 
 
-def _check_arguments(seed: int, counts: Mapping[str, int], options: Mapping[str, Any]) -> None:
+def _check_arguments(seed: int, counts: Mapping[str, int], kinds: Sequence[str], options: Mapping[str, Any]) -> None:
     if not isinstance(seed, int) or seed < 0:
         raise DataError(f"synthetic cells: the seed is {seed!r}, not a whole number >= 0")
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise DataError(f"synthetic cells: unknown options {', '.join(unknown)}; known are {', '.join(_OPTIONS)}")
-    if not counts:
-        raise DataError("synthetic cells: there is no set to draw; expected a number of pictures for one or more")
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DataError(f"synthetic cells: {name} is {value!r}, not a number")
+    if not isinstance(kinds, (list, tuple)):
+        raise DataError(f"synthetic cells: kinds is {kinds!r}, not a list of {', '.join(KINDS)}")
+    if not isinstance(counts, Mapping) or not counts:
+        raise DataError(f"synthetic cells: counts is {counts!r}; expected a number of pictures for one set or more")
     for name, count in counts.items():
         if not name or not all(letter.isalnum() or letter in "-_" for letter in name):
             raise DataError(f"synthetic cells: {name!r} is no name for a set; use letters, digits, - and _")

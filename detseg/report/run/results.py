@@ -151,10 +151,10 @@ def read_run(path: Path, imports: Imports | None = None) -> RunResults:
     path = _find(path)
     run = RunResults(path)
     for name, file, read in (
-        ("record", RECORD, _read_object),
+        ("record", RECORD, read_json),
         ("config", CONFIG_FILE, partial(load_config, imports=imports)),
         ("lines", METRIC_LINES, read_metrics),
-        ("final", METRICS_FILE, _read_object),
+        ("final", METRICS_FILE, read_json),
     ):
         if (path / file).is_file():
             with _noted(run):
@@ -165,13 +165,6 @@ def read_run(path: Path, imports: Imports | None = None) -> RunResults:
     elif run.config is not None:
         _read_sets(run)
     return run
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: holds {type(content).__name__}; expected an object, as train_net writes it")
-    return content
 
 
 def _find(path: Path) -> Path:
@@ -186,7 +179,7 @@ def _find(path: Path) -> Path:
 
 def _read_folds(run: RunResults, imports: Imports | None) -> None:
     with _noted(run):
-        count = int(_read_object(run.path / FOLDS_RECORD)["folds"])
+        count = int(read_json(run.path / FOLDS_RECORD)["folds"])
         for fold in range(count):
             folder = run.path / fold_name(fold)
             try:

@@ -13,14 +13,13 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detseg.errors import ConfigError, DataError
-from detseg.files.atomic import make_folder
+from detseg.files.atomic import whole_folder
 from detseg.files.hashing import sha256_of
 from detseg.files.run_files import POSTPROCESS_FILE
 from detseg.fusion.options import FusionOptions, check_weights
@@ -74,9 +73,7 @@ def build_kernel(options: KernelOptions, output: Path) -> dict[str, Any]:
         raise ConfigError(f"--title {title!r}: Kaggle takes titles of 5 to 50 letters and digits")
     if not SLUG.fullmatch(options.owner.lower()):
         raise ConfigError(f"--owner {options.owner!r}: expected your name on Kaggle, as in the address of your profile")
-    make_folder(output.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp-", dir=output.parent))
-    try:
+    with whole_folder(output) as temporary:
         data = temporary / DATA
         data.mkdir()
         manifest = _write_data(options, data)
@@ -91,12 +88,6 @@ def build_kernel(options: KernelOptions, output: Path) -> dict[str, Any]:
             "manifest": sha256_of(data / MANIFEST),
         }
         (notebook / f"{slug}.ipynb").write_text(make_notebook(values), encoding="utf-8")
-        temporary.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 

@@ -21,11 +21,12 @@ from typing import Any
 
 from detseg.errors import DataError, RunError
 from detseg.files.table import read_table
-from detseg.images.reading import SUFFIXES
+from detseg.submission.formats import image_files
 from detseg.submission.kernel import guard
 from detseg.submission.kernel.bundle import DATA, NOTEBOOK
 from detseg.submission.kernel.facts import Competition, kaggle_facts
 from detseg.submission.kernel.inputs import MANIFEST
+from detseg.submission.kernel.push import read_metadata
 from detseg.submission.kernel.wheels import with_this_detseg
 
 # Runs the code cells of a notebook, each as one piece; what the last line of a cell gives is shown as Jupyter would.
@@ -71,7 +72,7 @@ class _Built:
     def read(cls, folder: Path) -> _Built:
         try:
             manifest = json.loads((folder / DATA / MANIFEST).read_text(encoding="utf-8"))
-            metadata = json.loads((folder / NOTEBOOK / "kernel-metadata.json").read_text(encoding="utf-8"))
+            metadata = read_metadata(folder)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder}: is no kernel as build_kernel writes it ({error})") from None
         return cls(folder, manifest, metadata, Competition.from_plain(manifest["competition"], str(folder)))
@@ -109,7 +110,11 @@ def check_kernel(
         raise DataError(f"--layout {unknown[0]}: this kernel's inputs can be as {', '.join(known)}")
     with tempfile.TemporaryDirectory(prefix="detseg_kernel_") as temporary:
         work = Path(temporary)
-        files = _draw_images(work / "images") if images is None else _images_of(images)
+        if images is None:
+            _draw_images(work / "images")
+        files = image_files(images or work / "images")
+        if not files:
+            raise DataError(f"--images {images}: there are no images in this folder")
         expected = _expected(built, files, work)
         environment = _make_environment(work / "environment", built, python)
         return [
@@ -119,14 +124,7 @@ def check_kernel(
         ]
 
 
-def _images_of(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-    if not files:
-        raise DataError(f"--images {folder}: there are no images in this folder")
-    return files
-
-
-def _draw_images(folder: Path) -> list[Path]:
+def _draw_images(folder: Path) -> None:
     from PIL import Image
 
     from detseg.curation.synthetic import make_image
@@ -134,7 +132,6 @@ def _draw_images(folder: Path) -> list[Path]:
     folder.mkdir()
     for number, size in enumerate(((96, 128), (128, 128), (96, 128))):
         Image.fromarray(make_image((7, number), *size, 8)[0].squeeze()).save(folder / f"cells{number}.png")
-    return _images_of(folder)
 
 
 def _expected(built: _Built, files: Sequence[Path], work: Path) -> list[dict[str, str]]:
@@ -151,15 +148,8 @@ def _expected(built: _Built, files: Sequence[Path], work: Path) -> list[dict[str
     for member in members:
         output = f"{member['weights']}.json.gz"
         words = ["predict", "--weights", data / member["weights"], "--images", "images.txt", "--raw", "--no-summary"]
-        words += [
-            "--device",
-            "cpu",
-            "--precision",
-            member["precision"],
-            "--output",
-            output,
-            *(["--soft-masks"] if soft else []),
-        ]
+        words += ["--device", "cpu", "--precision", member["precision"], "--output", output]
+        words += ["--soft-masks"] if soft else []
         _command([*words, *(["--tta", *member["views"]] if member["views"] else [])], folder, allowed=(0, 1))
         predicted.append(output)
     postprocess = ["--postprocess", data / "postprocess.yaml"]

@@ -15,8 +15,7 @@ from detseg.errors import DataError, list_problems
 from detseg.files.hashing import sha256_of
 from detseg.files.table import read_table
 from detseg.formats.run_lengths import competition_name
-from detseg.images.reading import SUFFIXES
-from detseg.submission.formats import CsvFormat, SubmissionImage
+from detseg.submission.formats import CsvFormat, SubmissionImage, image_files
 from detseg.submission.kernel.facts import Competition, TestImages
 
 logger = logging.getLogger(__name__)
@@ -83,9 +82,8 @@ def _images_beside(sample: Path, test: TestImages, names: Sequence[str], tempora
         else:
             logger.warning("there is no folder %s beside %s: all images are without objects", test.images, sample)
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")) if folder else ():
-        if path.suffix.lower() in SUFFIXES and path.parent.name != "masks" and not path.name.startswith("."):
-            files.setdefault(competition_name(path.name), path)
+    for path in image_files(folder) if folder else ():
+        files.setdefault(competition_name(path.name), path)
     lacking = [name for name in names if name not in files]
     if lacking:
         logger.warning("%d images of %s have no file, %s for example", len(lacking), sample.name, lacking[0])
