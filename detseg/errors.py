@@ -6,7 +6,7 @@ line prints that one message and exits with status 2; `--debug` shows the traceb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class DetsegError(Exception):
@@ -41,6 +41,13 @@ def all_problems(where: str, problems: Sequence[str]) -> str:
 def count_problems(problems: Sequence[str]) -> str:
     """Say how many there are."""
     return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+
+
+def refuse(problems: Mapping[str, object]) -> None:
+    """Raise ConfigError with the first message whose condition holds. problems: message -> condition."""
+    for message, is_wrong in problems.items():
+        if is_wrong:
+            raise ConfigError(message)
 
 
 def some_of(names: Sequence[str]) -> str:

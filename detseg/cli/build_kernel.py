@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from detseg.errors import ConfigError
+    from detseg.errors import refuse
     from detseg.files.atomic import check_free
     from detseg.fusion.options import FusionOptions
     from detseg.fusion.postprocess import Postprocess
@@ -71,15 +71,14 @@ def _build(arguments: argparse.Namespace) -> int:
     from detseg.submission.kernel.facts import find_competition
 
     owner = arguments.owner or os.environ.get("KAGGLE_USERNAME", "")
-    problems = {
-        "--competition: say which one: sartorius, dsb2018, or a YAML file": not arguments.competition,
-        "--output DIR: where to write it": not arguments.output,
-        "--owner NAME: your name on Kaggle": not owner,
-        f"--hours {arguments.hours}: expected more than 0": arguments.hours is not None and not arguments.hours > 0,
-    }
-    for message, is_wrong in problems.items():
-        if is_wrong:
-            raise ConfigError(message)
+    refuse(
+        {
+            "--competition: say which one: sartorius, dsb2018, or a YAML file": not arguments.competition,
+            "--output DIR: where to write it": not arguments.output,
+            "--owner NAME: your name on Kaggle": not owner,
+            f"--hours {arguments.hours}: expected more than 0": arguments.hours is not None and not arguments.hours > 0,
+        }
+    )
     if arguments.tta and arguments.tta != ["off"]:
         parse_views(arguments.tta)
     output = Path(arguments.output)

@@ -17,7 +17,6 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="of the data set")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for its files (default: downloads/NAME in $DETSEG_DATASETS)"

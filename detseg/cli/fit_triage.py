@@ -19,7 +19,6 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
     parser.add_argument("--ground-truth", required=True, metavar="FILE", help="COCO file, with its images")
     parser.add_argument(
         "--predictions",

@@ -27,7 +27,6 @@ _HELD_OUT = ({"val", "valid", "validation"}, {"test"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
     parser.add_argument(
         "--data",
         nargs="+",

@@ -99,21 +99,20 @@ def _begin_tracking(
 
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
-    from detseg.errors import ConfigError
+    from detseg.errors import refuse
     from detseg.files.atomic import check_free
 
     writing = bool(arguments.predictions or arguments.output)
-    problems = {
-        "give --predictions FILE and --output FILE to write, or --check FILE": not writing and not arguments.check,
-        "--check reads a submission; it goes without --predictions and --output": writing and bool(arguments.check),
-        "--predictions and --output belong together": writing and not (arguments.predictions and arguments.output),
-        "--format: say for which competition, sartorius or dsb2018": writing and not arguments.format,
-        "--check needs --images PATH (or --score FILE): which images, and how large?": bool(arguments.check)
-        and not (arguments.images or arguments.score),
-    }
-    for message, is_wrong in problems.items():
-        if is_wrong:
-            raise ConfigError(message)
+    refuse(
+        {
+            "give --predictions FILE and --output FILE to write, or --check FILE": not writing and not arguments.check,
+            "--check reads a submission; it goes without --predictions and --output": writing and bool(arguments.check),
+            "--predictions and --output belong together": writing and not (arguments.predictions and arguments.output),
+            "--format: say for which competition, sartorius or dsb2018": writing and not arguments.format,
+            "--check needs --images PATH (or --score FILE): which images, and how large?": bool(arguments.check)
+            and not (arguments.images or arguments.score),
+        }
+    )
     if arguments.output:
         check_free(arguments.output, overwrite=arguments.overwrite)
 

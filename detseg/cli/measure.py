@@ -21,7 +21,6 @@ FILES = ("objects.csv", "images.csv", "conditions.csv", "tests.csv", "sizes.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
     parser.add_argument("--input", required=True, metavar="FILE", help="COCO or Predictions file, .json or .json.gz")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"folder for {', '.join(FILES)}")
     parser.add_argument(
@@ -139,14 +138,14 @@ def _condition_text(conditions: Conditions, header: list[str], rows: list[list[A
 
 def _test_rows(conditions: Conditions, found: list[Difference], overall: dict[str, float]) -> list[list[object]]:
     """overall: the p-value of every measure over all conditions."""
-    from detseg.formats.measurements import number_cell as number
+    from detseg.formats.measurements import number_cell
 
     header = ["measure", "first", "second", "units_first", "units_second", "median_first", "median_second"]
     header += ["difference", "low_95", "high_95", "rank_biserial", "p_mann_whitney", "p_holm", "p_kruskal_wallis"]
     rows: list[list[object]] = [header]
     for one in found:
         values = (*one.medians, one.difference, one.low, one.high, one.rank_biserial, one.p, one.p_holm)
-        numbers = [number(value) for value in (*values, overall[one.measure])]
+        numbers = [number_cell(value) for value in (*values, overall[one.measure])]
         rows.append([conditions.columns[one.measure], one.first, one.second, *one.units, *numbers])
     return rows
 

@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @tracked("predict")
 def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
-    from detseg.errors import ConfigError
+    from detseg.errors import refuse
     from detseg.files.atomic import check_free
     from detseg.formats.export import image_targets
     from detseg.formats.summary import summary_name
@@ -100,13 +100,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
     from detseg.inference.loading import find_run_folder
 
     choose_threads(arguments.num_threads)
-    for message, is_wrong in {
-        **problems_of(arguments),
-        **_output_problems(arguments),
-        **problems_of_refining(arguments),
-    }.items():
-        if is_wrong:
-            raise ConfigError(message)
+    refuse({**problems_of(arguments), **_output_problems(arguments), **problems_of_refining(arguments)})
     arguments.run = [str(find_run_folder(Path(run))) for run in arguments.run]
     if arguments.folds and not arguments.postprocess:
         arguments.raw = True  # out-of-fold predictions are there to choose thresholds

@@ -24,7 +24,6 @@ all off that are not named after it. docs/data.md explains them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
     parser.add_argument("source", type=Path, metavar="IN.json", help="COCO file, .json or .json.gz")
     parser.add_argument("target", type=Path, metavar="OUT.json", help="the repaired file")
     parser.add_argument("--rules", nargs="+", default=[], metavar="RULE=VALUE", help=RULES_HELP)

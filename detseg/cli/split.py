@@ -17,7 +17,6 @@ EXIT_LEAKS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
     parser.add_argument("source", type=Path, nargs="+", metavar="FILE.json", help="COCO file; with --check several")
     parser.add_argument("--output", type=Path, help="folder for what is written")
     parts = parser.add_mutually_exclusive_group()

@@ -133,20 +133,21 @@ def _print_next(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that do not make a picture."""
-    from detseg.errors import ConfigError
+    from detseg.errors import refuse
 
     threshold = arguments.score_threshold
-    problems = {
-        f"unknown words: {' '.join(arguments.overrides)}": bool(arguments.overrides),
-        "--config and --seed belong to --augmented N": not (arguments.config is None and arguments.seed is None),
-        "give --predictions FILE, --ground-truth FILE or both": not (arguments.predictions or arguments.ground_truth),
-        "give the images: --images DIR, GLOB or COCO.json": not (arguments.images or arguments.ground_truth),
-        f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
-        f"--limit is {arguments.limit}; expected 1 or more, or 0 for all": arguments.limit < 0,
-    }
-    for message, is_wrong in problems.items():
-        if is_wrong:
-            raise ConfigError(message)
+    refuse(
+        {
+            f"unknown words: {' '.join(arguments.overrides)}": bool(arguments.overrides),
+            "--config and --seed belong to --augmented N": not (arguments.config is None and arguments.seed is None),
+            "give --predictions FILE, --ground-truth FILE or both": not (
+                arguments.predictions or arguments.ground_truth
+            ),
+            "give the images: --images DIR, GLOB or COCO.json": not (arguments.images or arguments.ground_truth),
+            f"--score-threshold is {threshold}; expected 0 to 1": threshold is not None and not 0 <= threshold <= 1,
+            f"--limit is {arguments.limit}; expected 1 or more, or 0 for all": arguments.limit < 0,
+        }
+    )
 
 
 def _object_ap(overlay: Overlay, truth: CocoDataset | None) -> str:

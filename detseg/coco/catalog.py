@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from detseg.config import Config
 
 
-# What a data set says of how its images are brought to a model: INPUT keys in the `info` of its COCO file.
+# How a data set wants its images prepared for a model: INPUT keys in the `info` of its COCO file.
 #
 # `detseg prepare FORMAT --scaling percentile --channels 0 2` writes them as `info.input`, for example {"INPUT.SCALING":
 # "percentile"}. A training takes them where its configuration leaves the key as it is, and stores them in its
@@ -225,7 +225,7 @@ def set_names(paths: Sequence[str]) -> list[str]:
 def read_catalog() -> dict[str, dict[str, Any]]:
     """Read all catalogs: that of `$DETSEG_DATASETS` or ./datasets overrides the one that comes with detseg.
 
-    Returns name -> the entry's fields. Raises DataError for a catalog that is none.
+    Returns name -> the entry's fields. Raises DataError for a catalog of another form.
     """
     entries = {}
     for place, row in listed_sets(CATALOG_NAME, _ENTRY_KEYS):

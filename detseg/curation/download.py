@@ -1,6 +1,6 @@
-"""Data sets from their official places: what there is (datasets/sources.yaml and the user's own table), and fetching.
+"""Data sets from their official places: the list (datasets/sources.yaml and the user's own table), and the download.
 
-What broke off is continued, and all is checked and recorded.
+An interrupted download is continued; every file is checked and recorded.
 """
 
 from __future__ import annotations
@@ -76,13 +76,18 @@ class DownloadEntry:
 def read_download_table() -> dict[str, DownloadEntry]:
     """Read all tables: that of `$DETSEG_DATASETS` or ./datasets overrides the one that comes with detseg.
 
-    Raises DataError for a table that is none.
+    Raises DataError for a table of another form.
     """
     entries = {}
     for place, row in listed_sets(TABLE_NAME, _KEYS):
         try:
             entries[row["name"]] = _read_entry(row, place)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:  # numbers, lists or {names} that are none
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # another kind, or an unknown {name}
             raise DataError(
                 f"{place}: each or files cannot be used ({error}); expected `each` to be names with lists, every "
                 "{name} of url and path among them, bytes and about to be numbers"
@@ -262,7 +267,7 @@ def _problem(file: DownloadFile, folder: Path, record: dict[str, Any], check: bo
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """Return path -> what was recorded of it; rows that are none are left out."""
+    """Return path -> what was recorded of it; rows of another form are left out."""
     try:
         content = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -111,7 +111,7 @@ def similar_images(datasets: Sequence[CocoDataset], threshold: float) -> list[Si
 
 
 def check_similar(threshold: float) -> None:
-    """Raise DataError where a number is none of a correlation."""
+    """Raise DataError unless a threshold is a correlation, 0 to 1."""
     if not 0 <= threshold <= 1:
         raise DataError(f"--similar is {threshold}; expected a correlation, 0 to 1")
 

@@ -250,7 +250,7 @@ def _write(dataset: CocoDataset, split: Split, options: SplitOptions) -> list[Pa
 
 
 def _write_similar(dataset: CocoDataset, split: Split, options: SplitOptions) -> str:
-    """Write the list of look-alikes, or remove that of a run before this one; return what there is to say of them."""
+    """Write the list of look-alikes, or remove that of a run before this one; return a sentence about them."""
     path = options.output / SIMILAR_NAME
     if not split.pairs:
         path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def split_fractions(
         part -> its names, sorted. Parts have their fraction of all names to within one image; none is empty.
 
     Raises:
-        DataError: fractions that are none, or fewer images than parts.
+        DataError: fractions that are not positive with the sum 1, or fewer images than parts.
     """
     check_fractions(fractions, "a split", PART_NAMES)
     if len(names) < len(fractions):
@@ -165,10 +165,10 @@ _MOST_VALUES = 12
 
 
 def balance_features(dataset: CocoDataset, strata: Mapping[str, Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what parts shall have alike of N images, (N, F) float64, and how much each column counts, (F,).
+    """Return the features of N images that parts share evenly, (N, F) float64, and the weight of each column, (F,).
 
-    One for the image, its objects, those of every class, its values of `strata` (field -> value of every image), and
-    to which quarter of the images it belongs by the number of objects (or that it has none).
+    Columns: the image itself, its objects, those of every class, its values of `strata` (field -> value of every
+    image), and its quarter of the images by the number of objects (images without objects are a fifth part).
     """
     objects = dataset.objects_per_image()
     total = objects.sum(axis=1)

@@ -56,7 +56,7 @@ def side_by_side(
     numbers: str = "none",
     matches: ImageMatches | None = None,
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 RGB: the image, then what there is of ground truth and prediction over it.
+    """Return a picture (h, w, 3) uint8 RGB: the image, then ground truth and prediction, where given, over it.
 
     image: (H, W, C) of any numbers. truth, predictions: masks of its size; predictions without masks are drawn
     as boxes. class_names: by class index, for the legend. caption: the line below.
@@ -155,7 +155,7 @@ class Overlay:
 def match_images(
     records: Sequence[ImageRecord], truth: CocoDataset | None, predictions: PredictionsFile | None
 ) -> Iterator[Overlay]:
-    """Return what there is to draw, in the order of the predictions, or of the images where there are none.
+    """Yield the overlays to draw, in the order of the predictions, or of the images where there are none.
 
     With predictions, images that the file does not have are left out; without, images that the truth does not have.
     Raises DataError where no image is found.

@@ -38,7 +38,7 @@ def read_submission(
     """Read a CSV and check everything in it; `layout` None takes the format that its columns tell.
 
     Problems: columns that do not belong there, rows of another number of fields, images that are not to be predicted or
-    have no row, run-lengths that are none, leave the image or overlap those of another row, an empty row beside others.
+    have no row, invalid run-lengths and those that leave the image or overlap another row's, empty rows beside others.
     Raises DataError where the file is no such table at all.
     """
     path = Path(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detseg.data.folds import fold_name
-from detseg.errors import ConfigError
+from detseg.errors import ConfigError, RunError
+from detseg.files.atomic import read_json
 from detseg.files.run_files import FOLDS_RECORD, METRIC_LINES, METRICS_FILE, RECORD, read_metrics
 from detseg.runs.tracker import CROSS_FITTED, EVALUATION, FINAL, IN_SAMPLE, TUNING, flatten, is_score
 from detseg.tuning.trials import COCO_METRICS, OBJECT_METRICS
@@ -41,8 +41,8 @@ class Metric:
         if self.program != "train_net":
             return []
         if self.of_folds:
-            name = self.score.removeprefix(f"{CROSS_FITTED}/")
-            done = (_number(folder / fold_name(fold) / METRICS_FILE, name) for fold in range(_folds(folder)))
+            name, count = self.score.removeprefix(f"{CROSS_FITTED}/"), _read(folder / FOLDS_RECORD).get("folds", 0)
+            done = (_number(folder / fold_name(fold) / METRICS_FILE, name) for fold in range(count))
             return [value for value in done if value is not None]
         path = folder / METRIC_LINES
         lines = read_metrics(path) if path.is_file() else []
@@ -91,17 +91,13 @@ def read_metric(given: Any, program: str, words: Sequence[str]) -> Metric:
     return Metric(name, goal == "maximize", program, of_folds)
 
 
-def _folds(folder: Path) -> int:
-    return int((_read(folder / FOLDS_RECORD) or {}).get("folds", 0))
-
-
 def _number(path: Path, name: str) -> float | None:
-    return flatten(_read(path) or {}).get(name)
+    return flatten(_read(path)).get(name)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a program has written, None where it has not yet."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a program has written, {} where it has not yet."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return read_json(path)
+    except RunError:
+        return {}

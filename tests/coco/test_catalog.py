@@ -91,7 +91,5 @@ def test_generated_sets_name_their_part_and_aliases_end(home: Path) -> None:
 )
 def test_values_of_another_kind_are_refused(home: Path, entry: str) -> None:
     (home / "catalog.yaml").write_text(f"- {{name: own, {entry}}}\n", encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"catalog\.yaml: entry number 0 \(own\): .* is .*; expected (a text|a list|names)"
-    ):
+    with pytest.raises(DataError, match=r"catalog\.yaml: entry number 0 \(own\): .* is .*; expected (a |names)"):
         find_dataset("own")

@@ -129,7 +129,7 @@ SMALL = 11.3
 
 
 def advise_masks() -> Suggestion:
-    """Suggest how masks are learnt and judged: what gained on nuclei, whatever they were, and costs next to nothing."""
+    """Suggest how masks are learnt and judged: what gained on nuclei of all kinds and costs next to nothing."""
     keys = {
         "MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT": 2.0,
         "MODEL.ROI_MASK_HEAD.QUALITY.ENABLED": True,
