@@ -248,8 +248,9 @@ class ImagePreprocess(Options):
         if self.grayscale:
             image = _to_gray(image, source)
         if image.shape[2] not in (1, self.num_channels):
+            order = "; an array is (height, width, channels)" if image.shape[0] == self.num_channels else ""
             raise DataError(
-                f"{source}: the image has {image.shape[2]} channels, the model takes {self.num_channels} "
+                f"{source}: the image has {image.shape[2]} channels{order}, the model takes {self.num_channels} "
                 "(the length of MODEL.PIXEL_MEAN); choose channels with INPUT.CHANNELS, set INPUT.GRAYSCALE True for "
                 "colour images, or give MODEL.PIXEL_MEAN and PIXEL_STD as many values as the images have channels"
             )

@@ -78,7 +78,7 @@ def to_image_type(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise DataError("the image has values that are not finite (NaN or infinity); replace them by numbers")
     return array
@@ -152,7 +152,7 @@ class ArraySource(PixelSource):
 
     def read(self, y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
         """See PixelSource.read."""
-        return self._image[y0:y1, x0:x1]
+        return to_image_type(self._image[y0:y1, x0:x1])
 
 
 class PlaneSource(PixelSource):

@@ -199,6 +199,8 @@ def _open_file(path: Path, fields: Mapping[str, Any], *, as_labels: bool = False
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_mapped else file.read()
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file; check the path and the image root") from None
+        except IsADirectoryError:
+            raise DataError(f"{path}: is a folder; expected an image") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path}: cannot be read ({reason}); check its permissions") from None

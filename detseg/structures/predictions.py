@@ -16,7 +16,7 @@ IN_TRAINING = "in_training"
 _OWN_FIELDS = ("id", "file_name", "height", "width", "provenance", FIELD)
 
 
-@dataclass
+@dataclass(repr=False)
 class Predictions:
     """N detections of one image; N = 0 is legal everywhere.
 
@@ -75,6 +75,11 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        scores = f", scores {self.scores.min():.3g} to {self.scores.max():.3g}" if len(self) else ""
+        name = self.file_name or f"image {self.image_id}"
+        return f"Predictions({name!r}, {self.height} x {self.width}: {len(self)} detections{scores})"
 
     def select(self, keep: np.ndarray) -> Predictions:
         """Return the detections of `keep`, a mask (N,) bool or indices in the wanted order."""

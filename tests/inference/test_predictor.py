@@ -157,9 +157,18 @@ def test_arrays_that_are_no_images_are_refused(image):
         make_predictor()(image)
 
 
-def test_channels_that_the_model_does_not_take_are_refused():
-    with pytest.raises(DataError, match="5 channels"):
+def test_an_array_with_nan_is_blamed_and_not_the_weights():
+    with pytest.raises(DataError, match="the image has values that are not finite"):
+        make_predictor()(np.full((8, 8), np.nan))
+
+
+def test_channels_that_the_model_does_not_take_are_refused(tmp_path):
+    with pytest.raises(DataError, match="5 channels, the model"):
         make_predictor(channels=3)(np.zeros((8, 8, 5), np.uint8))
+    with pytest.raises(DataError, match=r"8 channels; an array is \(height, width, channels\), the model"):
+        make_predictor(channels=3)(np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(DataError, match="is a folder; expected an image"):
+        make_predictor()(tmp_path)
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path):

@@ -52,6 +52,12 @@ def test_predictions_of_unequal_lengths_or_of_another_size_are_refused():
         Predictions(1, "a.png", 6, 5, np.zeros((1, 4)), [0.5], [0], make_predictions(1).rles)
 
 
+def test_predictions_are_shown_in_a_line():
+    found = Predictions(1, "a.png", 4, 5, np.zeros((2, 4)), [0.25, 0.5], [0, 0])
+    assert repr(found) == "Predictions('a.png', 4 x 5: 2 detections, scores 0.25 to 0.5)"
+    assert repr(Predictions.empty(7, "", 4, 5)) == "Predictions('image 7', 4 x 5: 0 detections)"
+
+
 def test_no_predictions_are_legal():
     nothing = Predictions.empty(1, "a.png", 5, 6)
     assert (len(nothing), nothing.boxes.shape, nothing.rles) == (0, (0, 4), [])
