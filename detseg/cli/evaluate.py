@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from detseg.runs.tracked_command import CommandRun
     from detseg.runs.tracker import Table
     from detseg.structures import Predictions
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
@@ -77,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predictions of the same images, scored as they stand: the differences to them, image by image, with "
         "their 95 %% intervals",
     )
+    parser.add_argument("--base-postprocess", metavar="FILE", help="postprocess YAML to apply to --base")
     parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
     add_tracking(parser)
 
@@ -95,6 +99,8 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
 
     if arguments.max_detections < 0:
         raise ConfigError(f"--max-detections is {arguments.max_detections}; expected 1 or more, or 0 for all")
+    if arguments.base_postprocess and not arguments.base:
+        raise ConfigError("--base-postprocess is for the predictions of --base FILE; give them too")
     outputs = _outputs(arguments)
     postprocess = Postprocess.load(arguments.postprocess) if arguments.postprocess else None
     dataset = with_classes_of(arguments.predictions, CocoDataset.load(arguments.ground_truth))
@@ -155,12 +161,23 @@ def _with_intervals(
     from detseg.errors import DataError
     from detseg.evaluation.evaluate import align, count_all
     from detseg.evaluation.intervals import differences_with_intervals, scores_with_intervals
+    from detseg.fusion.postprocess import Postprocess
 
     if counts is None:
         raise DataError(f"{arguments.predictions}: its predictions have no masks; intervals are of scores of masks")
     found: dict[str, Any] = {"intervals": scores_with_intervals(counts, truth.class_names)}
     if arguments.base:
-        base = count_all(truth, align(truth, read_predictions(arguments.base, dataset)))
+        others = read_predictions(arguments.base, dataset)
+        if arguments.base_postprocess:
+            own = Postprocess.load(arguments.base_postprocess).for_classes(truth.class_names)
+            others = own.apply_all(others)
+        elif arguments.postprocess:
+            logger.warning(
+                "--postprocess holds for %s only; --base %s is scored as it stands, unless --base-postprocess is given",
+                arguments.predictions,
+                arguments.base,
+            )
+        base = count_all(truth, align(truth, others))
         if base is None:
             raise DataError(f"--base {arguments.base}: its predictions have no masks; expected those of masks")
         found["base"] = str(arguments.base)

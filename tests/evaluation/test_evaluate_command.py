@@ -101,7 +101,7 @@ def test_groups_that_only_the_predictions_know(case):
         (["--predictions", "p.json", "--json", "gt.json"], "--overwrite"),
         (["--predictions", "p.json", "--group-by", "colour"], "colour"),
         (["--predictions", "p.json", "--max-detections", "-1"], "--max-detections"),
-        (["--predictions", "p.json", "--json", "no/folder.json"], "folder"),
+        (["--predictions", "p.json", "--json", "gt.json/scores.json"], "folder"),
     ],
 )
 def test_refusals(case, capsys, words, message):
@@ -119,7 +119,7 @@ def test_the_table_shows_undefined_scores():
     assert lines[3].split() == ["b", "-", "-"]
 
 
-def test_intervals_and_the_difference_to_a_base(case, capsys):
+def test_intervals_and_the_difference_to_a_base(case, capsys, caplog):
     ground_truth, predictions, folder = case
     names = ["kind 0", "kind 1"]
     write_predictions(folder / "base.json", [image.select(image.scores > 0.7) for image in predictions], names)
@@ -142,5 +142,16 @@ def test_intervals_and_the_difference_to_a_base(case, capsys):
     assert command("--predictions", "p.json", "--base", "p.json", "--json", "same.json") == 0
     same = json.loads((folder / "same.json").read_text(encoding="utf-8"))
     assert same["differences"]["all"]["object_ap"] == [0.0, 0.0, 0.0], "the draws are the same"
+    # What a postprocess does to one side only is no difference between the two
+    (folder / "post.yaml").write_text("classes: [kind 0, kind 1]\nscore_threshold: 0.7\n")
+    words = ["--predictions", "p.json", "--postprocess", "post.yaml", "--base", "p.json"]
+    assert command(*words, "--base-postprocess", "post.yaml", "--json", "both.json") == 0
+    both = json.loads((folder / "both.json").read_text(encoding="utf-8"))
+    assert both["differences"]["all"]["object_ap"] == [0.0, 0.0, 0.0]
+    assert "scored as it stands" not in caplog.text
+    assert command(*words) == 0
+    assert "--base p.json is scored as it stands" in caplog.text
+    assert command("--predictions", "p.json", "--base-postprocess", "post.yaml") == 2
+    capsys.readouterr()
     assert command("--predictions", "p.json", "--base", "none.json") == 2
     assert "none.json" in capsys.readouterr().err
