@@ -56,7 +56,7 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
-    """Join problems into an indented list, one a line; after `limit` lines only their number is told."""
+    """Join problems into an indented list, one per line; after `limit` lines only their number is told."""
     lines = [f"  - {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")

@@ -112,7 +112,7 @@ def test_trains_two_steps_and_predicts(path: Path, tmp_path: Path) -> None:
     new = {name for name, _ in model.named_parameters() if "predictor" in name or name.startswith("heads.")}
     optimizer = build_optimizer(OptimizerOptions.from_config(cfg), model, new)
     sample = cells(cfg)
-    batch = [sample] * (1 if cfg.MODEL.RESNETS.RADIX == 1 else 2)  # attention has one value an image to normalise
+    batch = [sample] * (1 if cfg.MODEL.RESNETS.RADIX == 1 else 2)  # attention has one value per image to normalise
     for iteration in (0, cfg.SOLVER.HEAD_WARMUP_ITERS):
         set_learning_rates(optimizer, 1e-4, iteration)  # random weights under frozen norms: small steps
         losses = model(batch)

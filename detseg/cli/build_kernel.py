@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--tta", nargs="+", metavar="VIEW", help="views of every model, as of predict (default: TEST.AUG)"
     )
-    make.add_argument("--model-weights", nargs="+", type=float, default=[], metavar="X", help="one a run")
+    make.add_argument("--model-weights", nargs="+", type=float, default=[], metavar="X", help="one per run")
     make.add_argument("--hours", type=float, metavar="N", help="that the session may take (default: the competition's)")
     make.add_argument("--as-model", action="store_true", help="the weights become a Kaggle Model, not a data set")
     make.add_argument("--wheel", nargs="+", default=[], metavar="FILE", help="further pure wheels to install there")

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply before scoring")
     parser.add_argument("--json", metavar="FILE", help="write all scores as JSON")
     parser.add_argument(
-        "--csv", metavar="FILE", help="write a table with one row an image (default: beside --json, as .csv)"
+        "--csv", metavar="FILE", help="write a table with one row per image (default: beside --json, as .csv)"
     )
     parser.add_argument(
         "--max-detections",

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="of these images, one file a model, which was not trained with them: predict --raw, or predict --folds",
+        help="of these images, one file per model, which was not trained with them: predict --raw, or predict --folds",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.json", help="for predict --triage")
     parser.add_argument(

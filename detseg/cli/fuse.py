@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="fusion YAML (configs/fusion/*.yaml); single settings can follow as KEY=VALUE, such as threshold=0.6",
     )
-    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one an input, in their order")
+    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one per input, in their order")
     parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the fused predictions")
     parser.add_argument(
         "--ground-truth",
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
         options = FusionOptions.from_dict({**options.to_dict(), **changed}, source=source)
     weights = check_weights(arguments.weights or options.weights, "--weights") or (1.0,) * len(arguments.inputs)
     if len(weights) != len(arguments.inputs):
-        raise ConfigError(f"{len(weights)} weights for {len(arguments.inputs)} inputs; give one an input")
+        raise ConfigError(f"{len(weights)} weights for {len(arguments.inputs)} inputs; give one per input")
     pairs = [(word, *word.partition("=")[::2]) for word in arguments.rename]
     for word, old, new in pairs:
         if not old or not new:

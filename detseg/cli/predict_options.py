@@ -59,7 +59,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     views.add_argument("--tta-mode", choices=modes, help="instead of TEST.AUG.MODE")
     views.add_argument("--fusion", metavar="FILE", help="YAML of fusion options instead of TEST.AUG.METHOD and others")
     views.add_argument(
-        "--model-weights", nargs="+", type=float, default=[], metavar="X", help="one a model, in their order"
+        "--model-weights", nargs="+", type=float, default=[], metavar="X", help="one per model, in their order"
     )
     for name in ("boxes", "masks"):
         views.add_argument(
@@ -103,7 +103,7 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         metavar="N",
-        help="processes that share images and tiles (or use torchrun); default: 1, with --ray one a GPU or a core",
+        help="processes that share images and tiles (or use torchrun); default: 1, with --ray one per GPU or core",
     )
     work.add_argument(
         "--ray", metavar="ADDRESS", help="processes of this Ray cluster: HOST:PORT, auto, or local for one here"

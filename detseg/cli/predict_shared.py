@@ -160,7 +160,7 @@ def _child(arguments: argparse.Namespace, rank: int, count: int, settings: str) 
 
 
 def run_on_ray(arguments: argparse.Namespace, settings: str, show: Callable[[], Any]) -> None:
-    """Make the shards by workers of a Ray cluster, one a GPU or a core unless --processes says how many, and leave it.
+    """Make the shards by workers of a Ray cluster, one per GPU or core unless --processes says how many, and leave it.
 
     Folders must have the same path on all machines. A worker that dies, with its machine or alone, is run again by Ray.
     """

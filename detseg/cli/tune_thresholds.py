@@ -229,7 +229,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ConfigError(f"--{name} is {value}; expected {least} or more")
     if arguments.fusion and len(arguments.predictions) < 2:
-        raise ConfigError("--fusion needs several predictions files, one a member")
+        raise ConfigError("--fusion needs several predictions files, one per member")
 
 
 def _start(arguments: argparse.Namespace, truth: GroundTruth) -> State:

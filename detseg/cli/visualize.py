@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from detseg.report.overlays import Overlay
 
 DESCRIPTION = (
-    "Draw predictions, ground truth or both over the images: one PNG an image, side by side, with contours and counts. "
-    "With --embedding: what a PixelEmbedding gives to every pixel, as colours. With --augmented: samples as a "
+    "Draw predictions, ground truth or both over the images: one PNG per image, side by side, with contours and "
+    "counts. With --embedding: what a PixelEmbedding gives to every pixel, as colours. With --augmented: samples as a "
     "training sees them, on contact sheets; KEY VALUE changes its configuration."
 )
 ACCEPTS_OVERRIDES = True

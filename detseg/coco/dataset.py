@@ -114,7 +114,7 @@ class CocoDataset:
 
         Args:
             path: the file.
-            sure, ignore_from: scores, `ignore_from` <= `sure`; one each, or one a class by name.
+            sure, ignore_from: scores, `ignore_from` <= `sure`; one each, or one per class by name.
             image_root: folder that file names are relative to. None: the folder of the file.
 
         Raises:

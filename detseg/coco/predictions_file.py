@@ -11,7 +11,7 @@ written and read as a stream (and compressed, where its name ends in .gz):
     ...
     ]}
 
-with one line an image that has predictions, in the order of `images`, which keep the plain fields that their COCO file
+with one line per image that has predictions, in the order of `images`, which keep the plain fields that their COCO file
 gives them (group, fold, sample, ...). `info` says what made the file. Boxes are XYWH in pixels; segmentations are
 compressed RLEs, left out where there are only boxes; a soft mask is stored as `"soft_mask": {"size": [h, w], "zlib":
 base64 text}`. Where the model judged the mask, `"quality": 0.85` stands beside the score, of which it is a factor:

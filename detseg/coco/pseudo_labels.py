@@ -138,7 +138,7 @@ def pseudo_image(record: ImageRecord, height: int, width: int) -> ImageRecord:
 
 
 def _per_class(path: str | os.PathLike[str], value: float | Mapping[str, float], names: Sequence[str]) -> np.ndarray:
-    """Return one number a class (K,) float64."""
+    """Return one number per class (K,) float64."""
     values = [value.get(name) for name in names] if isinstance(value, Mapping) else [value] * len(names)
     unknown = [name for name in value if name not in names] if isinstance(value, Mapping) else []
     legal = all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in values)

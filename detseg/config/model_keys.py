@@ -98,7 +98,7 @@ MODEL_KEYS: dict[str, Key] = {
     "MODEL.UNET.LOSSES": Key(
         ["cross_entropy", "dice"],
         "What the classes of pixels learn by, summed: `cross_entropy`, `focal` (cross-entropy that counts what is "
-        "right already less), `dice` (one value a class, however rare it is).",
+        "right already less), `dice` (one value per class, however rare it is).",
     ),
     "MODEL.UNET.CLASS_WEIGHTS": Key(
         [],

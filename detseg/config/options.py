@@ -119,7 +119,7 @@ class Problems:
             self.add(key, f"expected {length} values, got {len(self.cfg[key])}")
 
     def raise_if_any(self) -> None:
-        """Raise ConfigError with all problems, one a line."""
+        """Raise ConfigError with all problems, one per line."""
         found = list(dict.fromkeys(self.found))  # two parts may read one key
         if found:
             raise ConfigError(all_problems(str(self.cfg.source or "the configuration"), found))

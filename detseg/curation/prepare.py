@@ -168,7 +168,7 @@ def _read_images(
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:
     if problems and not options.skip_bad:
         raise DataError(
-            f"{count_problems(problems)}; fix them, or leave them out with --skip-bad:\n{list_problems(problems)}"
+            f"{count_problems(problems)} to fix, or to leave out with --skip-bad:\n{list_problems(problems)}"
         )
 
 

@@ -1,6 +1,6 @@
 """COCO box and mask AP, by faster-coco-eval (or, slower, pycocotools), at any number of detections.
 
-COCO's own evaluation stops at 100 detections an image, which spoils images with hundreds of cells: here all count,
+COCO's own evaluation stops at 100 detections per image, which spoils images with hundreds of cells: here all count,
 unless a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight
 boxes of its masks.
 

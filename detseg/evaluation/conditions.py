@@ -53,7 +53,7 @@ class Difference:
 def differences(values: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0) -> list[Difference]:
     """Return the differences between all pairs of conditions in every measure.
 
-    values: measure -> condition -> (U,) float64, one value a unit; NaN is left out.
+    values: measure -> condition -> (U,) float64, one value per unit; NaN is left out.
     """
     asked = [
         (measure, first, second)

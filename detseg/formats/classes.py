@@ -18,7 +18,7 @@ from detseg.files.table import read_table
 from detseg.formats.image_fields import ImageColumn
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 
-# Column of a table that has one row an object: its number in the label image, or what else the data call it.
+# Column of a table that has one row per object: its number in the label image, or what else the data call it.
 OBJECT_COLUMN = "label"
 
 

@@ -1,4 +1,4 @@
-"""The Data Science Bowl 2018 as it ships: stage1_train with one file a nucleus, or a CSV of run-lengths by columns."""
+"""The Data Science Bowl 2018 as it ships: stage1_train with a file per nucleus, or a CSV of run-lengths by columns."""
 
 from __future__ import annotations
 
@@ -110,5 +110,5 @@ class Dsb2018(Reader):
 
 
 def write_dsb2018(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write stage1_train_labels.csv: a row an object, runs down the columns; it has no classes."""
+    """Write stage1_train_labels.csv: a row per object, runs down the columns; it has no classes."""
     write_mask_table(path, (KEY, RUNS), images, lambda objects, index, name, runs: (name, runs), by_rows=False)

@@ -1,4 +1,4 @@
-"""A column of a CSV that has a row an image, or a row an object."""
+"""A column of a CSV that has a row per image, or a row per object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class ImageColumn:
     """The values of a column by what the table calls the images: with or without folder and ending.
 
-    per_object: whether it has a row an object, with a column `object_column` that says which.
+    per_object: whether it has a row per object, with a column `object_column` that says which.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ def with_pixel_sizes(
 ) -> dict[str, LabelledImage]:
     """Return the images with the pixel size that the user gives, in the place of what their files say.
 
-    text: micrometres ("0.5", or "0.5 0.4" for y and x), or csv:FILE:COLUMN, a table with a row an image; key: its
+    text: micrometres ("0.5", or "0.5 0.4" for y and x), or csv:FILE:COLUMN, a table with a row per image; key: its
     column of image names, None: the first. Images that the table does not have, or no size for, become `problems` and
     go.
     """

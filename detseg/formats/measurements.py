@@ -113,7 +113,7 @@ def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> f
     return math.pi / 2 * sum(count * distance * share for count, distance, share in crossings)
 
 
-# The table of measurements: a row an object, its place and shape in pixels and micrometres, and its intensities.
+# The table of measurements: a row per object, its place and shape in pixels and micrometres, and its intensities.
 
 # What of a shape has a unit; all else is the same in all units.
 LENGTHS = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")

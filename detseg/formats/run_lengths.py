@@ -99,7 +99,7 @@ def competition_name(file_name: str) -> str:
 
 
 class MaskTable:
-    """A table with one row a mask, as training annotations.
+    """A table with one row per mask, as training annotations.
 
     key, runs: its columns of image names and of run-lengths. size: its columns of height and width, where it has them;
     every row must say the size of the image. allow_empty: an image without a row has no objects; else it is a problem.
@@ -171,7 +171,7 @@ def write_mask_table(
     *,
     by_rows: bool,
 ) -> None:
-    """Write a table with a row an object; images and masks without a pixel have no row. An existing file is replaced.
+    """Write a table with a row per object; images and masks without a pixel have no row. An existing file is replaced.
 
     row_of: image, index of the object, name of the image in the table and run-lengths -> the row's fields.
 

@@ -142,7 +142,7 @@ def _known(text: str) -> str:
 
 
 def write_sartorius(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write train.csv: a row an object, runs along the rows; plate_time and the like where the images have them."""
+    """Write train.csv: a row per object, runs along the rows; plate_time and the like where the images have them."""
 
     def row(objects: ImageObjects, index: int, name: str, runs: str) -> list[str]:
         further = [str(objects.fields.get(column, "")) for column in IMAGE_COLUMNS]

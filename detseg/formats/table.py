@@ -330,9 +330,9 @@ WRITERS = {name: writer for row in FORMATS.values() for name, writer in row.writ
 
 # Formats of labels that are told by their files (`detect.tell_format`) -> what these are called.
 TOLD = {
-    "label_images": "label images (PNG, TIFF, NPY), one an image",
+    "label_images": "label images (PNG, TIFF, NPY), one per image",
     "coco": "one COCO file (.json or .json.gz)",
-    "imagej": "regions of ImageJ (.roi, or .zip of these), one an image",
-    "geojson": "QuPath's .geojson, one an image",
-    "cellpose": "Cellpose's _seg.npy, one an image",
+    "imagej": "regions of ImageJ (.roi, or .zip of these), one per image",
+    "geojson": "QuPath's .geojson, one per image",
+    "cellpose": "Cellpose's _seg.npy, one per image",
 }

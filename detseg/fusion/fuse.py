@@ -23,7 +23,7 @@ from detseg.structures.predictions import IN_TRAINING
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:
     """Fuse the predictions of members about one image; at least one member, all of one image id and size.
 
-    weights: one a member; None takes `options.weights`, and 1 each where these are empty too.
+    weights: one per member; None takes `options.weights`, and 1 each where these are empty too.
 
     Returns predictions by descending score, with masks where any member has them. nms and soft_nms keep the box of the
     best detection, wbf takes the mean box; a box is widened where a mask put together from several reaches out of it.
@@ -35,7 +35,7 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
     check_members(members)
     chosen = check_weights(options.weights if weights is None else weights, options.source) or (1.0,) * len(members)
     if len(chosen) != len(members):
-        raise DataError(f"{options.source}: {len(chosen)} weights for {len(members)} members; give one a member")
+        raise DataError(f"{options.source}: {len(chosen)} weights for {len(members)} members; give one per member")
     if options.mask_quality:
         members = [member if member.rles is None else rescore(member, options.mask_quality) for member in members]
     if options.backend == "ensemble_boxes":

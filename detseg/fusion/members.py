@@ -221,7 +221,7 @@ def fuse_members(
 ) -> Iterator[Predictions]:
     """Fuse one image after the other.
 
-    weights: one a member. missing: "empty": a member without the image has found nothing in it. "leave-out": it is
+    weights: one per member. missing: "empty": a member without the image has found nothing in it. "leave-out": it is
     not a member for this image. "refuse": DataError.
     """
     for image in images:

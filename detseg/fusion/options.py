@@ -1,7 +1,7 @@
 """How the predictions of several members (models, flips, tiles, other programs) become one list an image.
 
-Stored as YAML (configs/fusion/*.yaml). A setting that may differ between classes is one value, or one value a class by
-name, with the names listed under `classes`:
+Stored as YAML (configs/fusion/*.yaml). A setting that may differ between classes is one value, or one value per class
+by name, with the names listed under `classes`:
 
     method: wbf
     overlap: box_iou
@@ -30,7 +30,7 @@ from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import write_output
 from detseg.files.plain_yaml import read_yaml
 
-# Settings that are read from YAML: each is one value, or one value a class; errors name the file and the key.
+# Settings that are read from YAML: each is one value, or one value per class; errors name the file and the key.
 #
 # A subclass of `Settings` is a frozen dataclass whose fields are made by `setting`, with the rule of their legal
 # values.
@@ -262,7 +262,7 @@ class FusionOptions(Settings):
         weighted scores).
     image_class: where images hold one kind of cell. "drop" the detections of all classes but one, or "relabel" them;
         the class is that with the largest sum of scores, areas or numbers (`image_class_by`).
-    weights: one a member, in the order of the members; empty for 1 each.
+    weights: one per member, in the order of the members; empty for 1 each.
     backend: "detseg", or "ensemble_boxes": the box methods by that package, for members without masks.
     """
 
@@ -348,7 +348,7 @@ def check_weights(weights: Sequence[float], source: str) -> tuple[float, ...]:
     try:
         values = tuple(weights)
     except TypeError:
-        raise DataError(f"{source}: weights: expected one number a member, not {weights!r}") from None
+        raise DataError(f"{source}: weights: expected one number per member, not {weights!r}") from None
     wrong = [value for value in values if not is_number(value) or not 0 < value < math.inf]
     if wrong:
         raise DataError(

@@ -138,7 +138,7 @@ def _labels_of(source: PlaneSource) -> np.ndarray:
         array = source.values(0, 0, source.height, source.width)
         if array.shape[2] != 1:
             raise DataError(
-                f"a label image has one number a pixel, but this one has {array.shape[2]} channels; save the object "
+                f"a label image has one number per pixel, but this one has {array.shape[2]} channels; save the object "
                 "numbers as a gray PNG (16 bit), a TIFF or an NPY file"
             )
         array = array[:, :, 0]

@@ -226,7 +226,7 @@ def _to_rgb(mode: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check_directories(data: Any) -> None:
-    """Walk the chain of directories (one a page) and refuse a file where it or a tag's values are beyond the end.
+    """Walk the chain of directories (one per page) and refuse a file where it or a tag's values are beyond the end.
 
     Decoders end the chain there without a word, and a stack of ten would pass for a single picture.
     TIFF 6.0 section 2; BigTIFF has the same tables with 64-bit numbers.

@@ -78,7 +78,7 @@ def _checked_weights(
             raise ConfigError(f"there is no model {position}; they are numbered from 0 to {count - 1}")
     weights = weights or [1.0] * count
     if len(weights) != count:
-        raise ConfigError(f"{len(weights)} weights were given for {count} models; give one a model")
+        raise ConfigError(f"{len(weights)} weights were given for {count} models; give one per model")
     try:
         return check_weights(weights, "the models")
     except DataError as error:

@@ -42,7 +42,7 @@ def read_boxes(path: str | os.PathLike[str], images: ImageList, classes: Sequenc
 
 
 class YoloBoxes:
-    """A folder of text files, one an image, with rows `class x y width height [confidence]`.
+    """A folder of text files, one per image, with rows `class x y width height [confidence]`.
 
     Coordinates are fractions of the image, x and y the centre. The file of `plate/a.png` is `plate/a.txt` or `a.txt`;
     an image without a file has no objects, as YOLO writes it. Without a confidence the score is 1.

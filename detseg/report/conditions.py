@@ -1,4 +1,4 @@
-"""Objects measured by condition: a row an image, the values of every experimental unit, and what conditions have."""
+"""Objects measured by condition: a row per image, the values of every experimental unit, and what conditions have."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def image_values(images: Sequence[Any], source: str | None, option: str) -> list
     """Return what every image has of a field, as text.
 
     images: with `metadata`, as records of a COCO file and entries of a Predictions file. source: a field of theirs;
-    `csv:FILE:COLUMN`, a table with a row an image whose first column names it, with or without folder and ending;
+    `csv:FILE:COLUMN`, a table with a row per image whose first column names it, with or without folder and ending;
     `folder`, the folder of the image's name, where it is no field of theirs; None for "all".
 
     Raises DataError where images lack it.

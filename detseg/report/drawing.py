@@ -152,7 +152,7 @@ def draw_objects(
 ) -> np.ndarray:
     """Return `picture` (h, w, 3) uint8 with the contours of N objects and a little of their colour inside.
 
-    rles: masks at the size of the image that `picture` shows `scale` times enlarged. colours: RGB, one an object.
+    rles: masks at the size of the image that `picture` shows `scale` times enlarged. colours: RGB, one per object.
     line_width: in pixels of the picture; None: as fits the objects, see `fitting_line_width`.
     """
     line_width = line_width or fitting_line_width(typical_thickness(rles), scale)

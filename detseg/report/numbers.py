@@ -33,7 +33,7 @@ def write_numbers(
     Args:
         picture: (h, w, 3) uint8, which shows the image `scale` times enlarged.
         rles: masks at the size of the image; those without a pixel get no number.
-        numbers: one an object.
+        numbers: one per object.
         which: "auto": those that fit into their objects and cover no other number; "all"; "none".
 
     Returns:

@@ -100,7 +100,7 @@ def draw_importance(path: str | os.PathLike[str], shares: Mapping[str, float], m
 def draw_parallel(
     path: str | os.PathLike[str], parameters: Sequence[SweptParameter], trials: Sequence[SweptTrial], metric: str
 ) -> None:
-    """Write a PNG: one line a trial through its values on an axis a parameter to its score, coloured by the score."""
+    """Write a PNG: one line per trial through its values on an axis a parameter to its score, coloured by the score."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -133,7 +133,7 @@ def draw_parallel(
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0)
-    said = "one line a trial, the best one thick"
+    said = "one line per trial, the best one thick"
     figure.suptitle(said + ("; broken: ended early" if any(t.state == PRUNED for t in trials) else ""), fontsize=9)
     _save(figure, path)
 

@@ -1,4 +1,4 @@
-"""How the score changes with every tuned setting, the chosen value marked: one panel a setting, one line a class."""
+"""How the score changes with every tuned setting, the chosen value marked: one panel a setting, one line per class."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def run_config(session: TrackedSession) -> dict[str, Any]:
 
 
 class _Rows:
-    """The rows of W&B's history, one an iteration: it takes steps in ascending order only, and each of them once.
+    """The rows of W&B's history, one per iteration: it takes steps in ascending order only, and each of them once.
 
     A row is open until the next one, so that the scores of an iteration join its losses. Used in the thread of
     `WandbRun` only.

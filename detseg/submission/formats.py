@@ -1,7 +1,7 @@
 """How competitions want their submissions.
 
-Both ask for one row an object, "start length" pairs, the first pixel 1, pairs ascending, and no pixel in two objects of
-one image; an image without objects has one row with nothing in the second column.
+Both ask for one row per object, "start length" pairs, the first pixel 1, pairs ascending, and no pixel in two objects
+of one image; an image without objects has one row with nothing in the second column.
 
 sartorius: Sartorius Cell Instance Segmentation (2021), pixels counted along the rows. dsb2018: Data Science Bowl 2018,
 pixels counted down the columns. Both score the mean over the images of TP / (TP + FP + FN), averaged over the IoU

@@ -194,7 +194,7 @@ def fit_triage(
     """Fit the classifier, choose a model and its score threshold for every kind, and decide by cross-validation whether
     they are used.
 
-    members: of every model the predictions, one an image of the truth, in its order, without a score threshold.
+    members: of every model the predictions, one per image of the truth, in its order, without a score threshold.
     features: (I, F). start: all other settings. The report has accuracy (of all, and of each kind), object_ap of one
     model with one threshold and of the kinds' own, both on images that chose neither, and the gain with its 95 % paired
     interval; they are used where its lower end is above 0.

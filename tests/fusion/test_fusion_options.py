@@ -54,7 +54,7 @@ def test_to_yaml_and_back(tmp_path):
         ("agreement: {a: 1}", "agreement is .'a': 1."),
         ("across_classes: yes please", "across_classes is 'yes please'"),
         ("weights: [1, -1]", "weight of a member is -1"),
-        ("weights: 2", "expected one number a member"),
+        ("weights: 2", "expected one number per member"),
         ("classes: [a]\nthreshold: {b: 0.5}", "threshold names the classes b, expected one value for each of: a"),
         ("classes: [a, a]", "expected different names"),
         ("method: soft_nms\nmasks: mean", "masks must be best"),

@@ -120,7 +120,7 @@ def advise_limits(data: Measurements, crops: Crops) -> list[Suggestion]:
         f"objects in the median and 5 % more than {in_crop:.0f}: for these ten proposals each, and a sample of the box "
         "head three times as large."
     )
-    limits = Suggestion("limits", f"{detections:,} detections an image, {after_nms:,} proposals.", reason, keys)
+    limits = Suggestion("limits", f"{detections:,} detections per image, {after_nms:,} proposals.", reason, keys)
     return [limits, *_advise_nms(data.objects.box_iou)]
 
 

@@ -229,7 +229,7 @@ def build_transforms(entries: Sequence[Any], images: Sequence[np.ndarray] = ()) 
     """Return entries as one albumentations.Compose, after every transform took images (H, W, C) such as it will get.
 
     Raises:
-        ConfigError: all that is wrong with them, one a line.
+        ConfigError: all that is wrong with them, one per line.
     """
     builder = _Builder(import_albumentations(), images)
     transforms = builder.build_all(entries, KEY)

@@ -39,7 +39,7 @@ def class_losses(
 ) -> dict[str, Tensor]:
     """Return loss_NAME and others by the names of LossOptions.
 
-    logits: (B, C, H, W). target: (B, H, W) int64. weights: one a class, or none.
+    logits: (B, C, H, W). target: (B, H, W) int64. weights: one per class, or none.
     """
     logits = logits.float()
     losses = {}

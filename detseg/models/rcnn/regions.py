@@ -68,7 +68,7 @@ def label_boxes(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: i
 def by_portions(
     function: Callable[[list[Tensor]], tuple[Tensor, ...]], boxes: Sequence[Tensor], size: int
 ) -> tuple[Tensor, ...]:
-    """Apply function(boxes of every image), which returns tensors of a row a box, to portions."""
+    """Apply function(boxes of every image), which returns tensors of a row per box, to portions."""
     parts = [function(portion) for portion in in_portions(boxes, size)]
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 

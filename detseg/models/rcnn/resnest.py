@@ -63,7 +63,7 @@ class ResNeStOptions(Options):
             problems.add("MODEL.RESNETS.NORM", "GN would normalise single values of the attention to 0; take SyncBN")
         needs_two = keys.NORM in ("BN", "SyncBN", "nnSyncBN") and problems.training
         if self.radix > 1 and needs_two and cfg.SOLVER.IMS_PER_BATCH == 1:
-            expected = f"attention has one value an image, of which MODEL.RESNETS.NORM {keys.NORM} needs two"
+            expected = f"attention has one value per image, of which MODEL.RESNETS.NORM {keys.NORM} needs two"
             problems.add("SOLVER.IMS_PER_BATCH", f"{expected}: set 2 or more, or NORM FrozenBN")
 
 

@@ -115,7 +115,7 @@ def draw_runs(runs: Sequence[tuple[str, Lines, Lines]]) -> Figure:
 
 
 def draw_curves(named: Sequence[tuple[str, ClassCurves]], chosen: Mapping[str, float]) -> Figure:
-    """Precision by recall and object AP by score threshold, one line a class or run; chosen: the thresholds in use."""
+    """Precision by recall and object AP by score threshold, one line per class or run; chosen: thresholds in use."""
     figure, (left, right) = new_figure(3.3, 2)
     for index, (name, curves) in enumerate(named):
         shade = INK if name == "all" else colour(index - (named[0][0] == "all"))

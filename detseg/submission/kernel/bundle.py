@@ -41,7 +41,7 @@ class KernelOptions:
     """What a kernel is made of.
 
     runs: folders of trained models. fusion: how they are fused; postprocess: None takes the one of a single run.
-    views: of every model, as words of `predict --tta`; None takes TEST.AUG of each. weights: one a run, or none for 1
+    views: of every model, as words of `predict --tta`; None takes TEST.AUG of each. weights: one per run, or none for 1
     each. owner: name of the user on Kaggle. title: of the notebook, 5 to 50 letters; slugs follow from it. as_model:
     the data go into a Kaggle Model and not a data set. wheels: further pure wheels. hours: None takes the
     competition's.
@@ -100,7 +100,7 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
 
     weights = check_weights(options.weights or options.fusion.weights, "--model-weights") or (1.0,) * len(options.runs)
     if len(weights) != len(options.runs):
-        raise ConfigError(f"{len(weights)} weights for {len(options.runs)} runs; give one a run")
+        raise ConfigError(f"{len(weights)} weights for {len(options.runs)} runs; give one per run")
     members: list[dict[str, Any]] = []
     classes: list[str] = []
     postprocess = options.postprocess
