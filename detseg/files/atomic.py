@@ -84,7 +84,18 @@ def written_whole(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
 
 
 def check_free(*paths: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise DataError where files exist that would be replaced, unless `overwrite`."""
+    """Raise DataError where files exist that would be replaced, unless `overwrite`, or could not be written.
+
+    Called before the work whose result they hold: an hour of it must not end at a folder that cannot be made.
+    """
+    for folder in {Path(path).parent for path in paths}:
+        above = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
+        if not above.is_dir():
+            raise DataError(f"{folder}: the output folder cannot be made, {above} is not a folder; name another one")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise DataError(
+                f"{folder}: the output folder cannot be written (no permission in {above}); name another one"
+            )
     present = [] if overwrite else [str(path) for path in paths if os.path.exists(path)]
     if present:
         verb, them = ("exists", "it") if len(present) == 1 else ("exist", "them")
