@@ -20,21 +20,11 @@ from detseg.coco.predictions_file import write_predictions
 from detseg.structures import Predictions
 
 ROOT = Path(__file__).parents[2]
-# A network and a training so small that a test can run it.
-TINY = """
-_BASE_: {base}
-MODEL:
-  DEVICE: cpu
-  ROI_HEADS: {{NUM_CLASSES: 1, BATCH_SIZE_PER_IMAGE: 16}}
-  RESNETS: {{RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}}
-  FPN: {{OUT_CHANNELS: 16}}
-  RPN: {{BATCH_SIZE_PER_IMAGE: 16, POST_NMS_TOPK_TRAIN: 20, POST_NMS_TOPK_TEST: 20}}
-  ROI_BOX_HEAD: {{FC_DIM: 16}}
-  ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1}}
-DATASETS: {{TRAIN: [{train}], TEST: [{val}]}}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{MAX_ITER: 1, IMS_PER_BATCH: 1, WARMUP_ITERS: 0, STEPS: []}}
-TEST: {{DETECTIONS_PER_IMAGE: 5, OVERLAYS: 0}}
+TINY = f"""
+_BASE_: {(ROOT / "tests" / "tiny_mask_rcnn.yaml").as_posix()}
+DATASETS: {{TRAIN: [my coco/train.json], TEST: [my coco/val.json]}}
+SOLVER: {{MAX_ITER: 1, IMS_PER_BATCH: 1}}
+TEST: {{OVERLAYS: 0}}
 """
 
 
@@ -84,9 +74,7 @@ def test_from_folders_to_the_table_by_the_last_lines_alone(cells: Path, capsys: 
     assert Path(train[2]).is_file(), "what it trains with is what was suggested"
     assert again == train
 
-    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
-    text = TINY.format(base=base.as_posix(), train="my coco/train.json", val="my coco/val.json")
-    Path("tiny.yaml").write_text(text)
+    Path("tiny.yaml").write_text(TINY)
     predict, evaluate = next_commands(run(["train_net", "--config", "tiny.yaml", "OUTPUT_DIR", "my run"], capsys))
     assert (predict[0], evaluate[0]) == ("predict", "evaluate")
     (look,) = next_commands(run(evaluate, capsys))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from detseg.cli.main import run_command
@@ -252,14 +251,7 @@ SMALLER = [
 ]
 
 
-def train(*words: str) -> int:
-    threads = torch.get_num_threads()
-    try:
-        return run_command("train_net", ["--num-threads", "1", *words], prog="train_net")
-    finally:
-        torch.set_num_threads(threads)
-
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("change", [{}, {"dtype": "uint16"}, {"channels": 4}], ids=["gray", "16 bit", "4 channels"])
 def test_the_suggested_file_trains_as_it_is_from_another_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
@@ -284,7 +276,8 @@ def test_the_suggested_file_trains_as_it_is_from_another_folder(
     assert [len(images) for images in sets] == [4, 1]
     text = suggested.read_text(encoding="utf-8")
     assert re.search(r"# [0-9,]+ iterations of \d images?: about \d+ (seconds|minutes).*measured here", text, re.S)
-    assert train("--config", str(suggested), *SMALLER) == 0
+    words = ["--num-threads", "1", "--config", str(suggested), *SMALLER]
+    assert run_command("train_net", words, prog="train_net") == 0
     assert (here / "elsewhere/runs/suggested/001/final_metrics.json").is_file()
 
 

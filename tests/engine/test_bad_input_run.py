@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_command import CONFIG, ROOT, train_net
+from test_train_command import ROOT, config_of, train_net
 from tiny_segmenter import write_disks
 
 from detseg.files.atomic import TEMPORARY_MARK
@@ -27,19 +27,15 @@ SHORT = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "[]",
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
     """A working folder with data and a configuration; one thread."""
     write_all(tmp_path)
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 def write_all(folder: Path) -> None:
-    data = write_disks(folder / "data", count=4)
-    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
-    (folder / "disks.yaml").write_text(CONFIG.format(base=base.as_posix(), data=data.as_posix()))
+    (folder / "disks.yaml").write_text(config_of(write_disks(folder / "data", count=4)))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

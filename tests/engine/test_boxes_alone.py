@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_segmenter import write_disks
 
 from detseg.cli.main import run_command
@@ -16,33 +15,24 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 _BASE_: {base}
 MODEL:
-  DEVICE: cpu
   MASK_ON: False
-  ROI_HEADS: {{NUM_CLASSES: 1, BATCH_SIZE_PER_IMAGE: 16, SCORE_THRESH_TEST: 0.0}}
-  RESNETS: {{RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}}
-  FPN: {{OUT_CHANNELS: 16}}
-  RPN: {{BATCH_SIZE_PER_IMAGE: 16, PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 50, POST_NMS_TOPK_TRAIN: 20,
-         POST_NMS_TOPK_TEST: 20}}
-  ROI_BOX_HEAD: {{FC_DIM: 16}}
+  ROI_HEADS: {{SCORE_THRESH_TEST: 0.0}}
 DATASETS: {{TRAIN: [{data}], TEST: [{data}]}}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{MAX_ITER: 2, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, STEPS: [], LOG_PERIOD: 1}}
-TEST: {{EVAL_PERIOD: 1, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 2}}
+SOLVER: {{MAX_ITER: 2}}
+TEST: {{EVAL_PERIOD: 1}}
 SEED: 5
 OUTPUT_DIR: run
 """
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
     """A working folder with data and a configuration; one thread."""
-    data = write_disks(tmp_path / "data", count=3)
-    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
-    (tmp_path / "boxes.yaml").write_text(CONFIG.format(base=base.as_posix(), data=data.as_posix()))
+    data = write_disks(tmp_path / "data", count=3).as_posix()
+    base = ROOT / "tests" / "tiny_mask_rcnn.yaml"
+    (tmp_path / "boxes.yaml").write_text(CONFIG.format(base=base.as_posix(), data=data))
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 def test_boxes_alone_are_trained_scored_by_their_boxes_and_written(

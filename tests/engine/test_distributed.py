@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import assert_equal, without_times
-from test_train_command import CONFIG, ROOT
+from test_train_command import ROOT, config_of
 from tiny_segmenter import TinySegmenter, write_disks
 from two_processes import WholeBatchSegmenter, tiny_run
 
@@ -58,8 +58,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_disks(folder / "data", count=5)
     write_disks(folder / "broken", count=4)
     (folder / "broken" / "2.png").write_bytes((folder / "broken" / "2.png").read_bytes()[:200])
-    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
-    (folder / "small.yaml").write_text(CONFIG.format(base=base.as_posix(), data=data.as_posix()))
+    (folder / "small.yaml").write_text(config_of(data))
     coco = json.loads(data.read_text())
     some = [entry for entry in coco["annotations"] if entry["image_id"] == 1]
     (folder / "data" / "one_object.json").write_text(json.dumps({**coco, "annotations": some}))

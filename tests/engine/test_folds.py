@@ -6,7 +6,6 @@ import csv
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +30,8 @@ from detseg.tuning.thresholds import evaluate_tuned
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    yield working_folder(tmp_path, monkeypatch)
-    torch.set_num_threads(threads)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
+    return working_folder(tmp_path, monkeypatch)
 
 
 def test_a_fold_is_validated_and_the_others_are_trained_with(here: Path) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from folds_cases import images_of, set_folds, train_net, working_folder
 from tiny_segmenter import write_disks
 
@@ -22,10 +20,8 @@ from detseg.tuning.thresholds import evaluate_tuned
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    yield working_folder(tmp_path, monkeypatch)
-    torch.set_num_threads(threads)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
+    return working_folder(tmp_path, monkeypatch)
 
 
 def repaired_of(path: Path, folds: bool) -> Path:

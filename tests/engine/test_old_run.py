@@ -5,12 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from test_train_command import train_net
 
 from detseg import Predictor
@@ -27,7 +25,7 @@ LOSSES = [1.4028331423178315, 1.3452814323827624]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
     """A working folder with the data and the run; one thread, as then."""
     shutil.copytree(STORED / "data", tmp_path / "data")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -35,10 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("config.yaml", "run.json", "metrics.jsonl", "postprocess.yaml"):
         shutil.copy(STORED / name, tmp_path / "run" / name)
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 def assert_same(found: list[Predictions], expected: list[Predictions]) -> None:

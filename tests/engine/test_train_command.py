@@ -25,36 +25,24 @@ from detseg.optim.precision import cpu_has_bfloat16
 from detseg.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """
-_BASE_: {base}
-MODEL:
-  DEVICE: cpu
-  ROI_HEADS: {{NUM_CLASSES: 1, BATCH_SIZE_PER_IMAGE: 16}}
-  RESNETS: {{RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}}
-  FPN: {{OUT_CHANNELS: 16}}
-  RPN: {{BATCH_SIZE_PER_IMAGE: 16, PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 50, POST_NMS_TOPK_TRAIN: 20,
-         POST_NMS_TOPK_TEST: 20}}
-  ROI_BOX_HEAD: {{FC_DIM: 16}}
-  ROI_MASK_HEAD: {{CONV_DIM: 8, NUM_CONV: 1}}
-DATASETS: {{TRAIN: [{data}], TEST: [{data}]}}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{MAX_ITER: 4, IMS_PER_BATCH: 2, WARMUP_ITERS: 0, STEPS: [], CHECKPOINT_PERIOD: 2, CHECKPOINT_KEEP: 5,
-         LOG_PERIOD: 1}}
-TEST: {{EVAL_PERIOD: 2, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 2}}
+
+
+def config_of(data: Path) -> str:
+    return f"""
+_BASE_: {(ROOT / "tests" / "tiny_mask_rcnn.yaml").as_posix()}
+DATASETS: {{TRAIN: [{data.as_posix()}], TEST: [{data.as_posix()}]}}
+SOLVER: {{MAX_ITER: 4, CHECKPOINT_PERIOD: 2, CHECKPOINT_KEEP: 5}}
+TEST: {{EVAL_PERIOD: 2}}
 SEED: 5
 """
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
     """A working folder with data and a configuration; one thread."""
-    data = write_disks(tmp_path / "data", count=4)
-    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
-    (tmp_path / "disks.yaml").write_text(CONFIG.format(base=base.as_posix(), data=data.as_posix()))
+    (tmp_path / "disks.yaml").write_text(config_of(write_disks(tmp_path / "data", count=4)))
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 def train_net(*words: str) -> int:

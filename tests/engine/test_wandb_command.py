@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_command import CONFIG, ROOT, train_net
+from test_train_command import ROOT, config_of, train_net
 from tiny_segmenter import write_disks
 
 from detseg.files.run_files import read_metrics
@@ -32,9 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index, image in enumerate(content["images"]):
         image["fold"] = index % 2
     data.write_text(json.dumps(content))
-    base = ROOT / "configs" / "_base_" / "mask_rcnn_small_fpn.yaml"
-    text = CONFIG.format(base=base.as_posix(), data=data.as_posix())
-    (tmp_path / "disks.yaml").write_text(f"{text}TRACKING: {{BACKENDS: [wandb], PICTURES: 1}}\n")
+    (tmp_path / "disks.yaml").write_text(f"{config_of(data)}TRACKING: {{BACKENDS: [wandb], PICTURES: 1}}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -120,21 +120,12 @@ def test_folders_that_are_not_to_be_touched(tmp_path: Path, monkeypatch, capsys:
     assert "other parameters" in said("--output", "out", "--resume")
 
 
-TINY = """
-_BASE_: configs/_base_/mask_rcnn_small_fpn.yaml
-MODEL:
-  DEVICE: cpu
-  ROI_HEADS: {NUM_CLASSES: 3, BATCH_SIZE_PER_IMAGE: 16}
-  RESNETS: {RES2_OUT_CHANNELS: 8, STEM_OUT_CHANNELS: 8}
-  FPN: {OUT_CHANNELS: 16}
-  RPN: {BATCH_SIZE_PER_IMAGE: 16, PRE_NMS_TOPK_TRAIN: 50, PRE_NMS_TOPK_TEST: 50, POST_NMS_TOPK_TRAIN: 20,
-        POST_NMS_TOPK_TEST: 20}
-  ROI_BOX_HEAD: {FC_DIM: 16}
-  ROI_MASK_HEAD: {CONV_DIM: 8, NUM_CONV: 1}
-DATASETS: {TRAIN: [cells/train.json], TEST: [cells/val.json]}
-DATALOADER: {NUM_WORKERS: 0}
-SOLVER: {MAX_ITER: 4, IMS_PER_BATCH: 1, WARMUP_ITERS: 0, STEPS: [], CHECKPOINT_PERIOD: 1, LOG_PERIOD: 1}
-TEST: {EVAL_PERIOD: 2, DETECTIONS_PER_IMAGE: 5, OVERLAYS: 0}
+TINY = f"""
+_BASE_: {(ROOT / "tests" / "tiny_mask_rcnn.yaml").as_posix()}
+MODEL: {{ROI_HEADS: {{NUM_CLASSES: 3}}}}
+DATASETS: {{TRAIN: [cells/train.json], TEST: [cells/val.json]}}
+SOLVER: {{MAX_ITER: 4, IMS_PER_BATCH: 1, CHECKPOINT_PERIOD: 1}}
+TEST: {{EVAL_PERIOD: 2, OVERLAYS: 0}}
 """
 
 
