@@ -6,7 +6,8 @@ line prints that one message and exits with status 2; `--debug` shows the traceb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class DetsegError(Exception):
@@ -48,6 +49,18 @@ def refuse(problems: Mapping[str, object]) -> None:
     for message, is_wrong in problems.items():
         if is_wrong:
             raise ConfigError(message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the known name most like this one, in whatever case, or nothing."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for messages, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from detseg.files.atomic import check_free
     from detseg.models.pretrained import is_named
     from detseg.models.weights import resolve_weights
     from detseg.models.weights.files import WRITTEN_SUFFIXES, is_backbone_alone, read_weights, write_weights
@@ -32,8 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if output.suffix.lower() not in WRITTEN_SUFFIXES:  # before anything is downloaded
         raise WeightsError(f"{output}: expected a name that ends in {' or '.join(WRITTEN_SUFFIXES)}")
-    if output.exists() and not arguments.overwrite:
-        raise WeightsError(f"{output} exists already: give another name, or --overwrite")
+    check_free(output, overwrite=arguments.overwrite)
     path = resolve_weights(arguments.source)
     named = detectron2_names(read_weights(path), path.name)
     if is_named(arguments.source):  # so that another input than theirs is noticed when they are loaded

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
 from detseg.cli.agent_words import option_words
-from detseg.errors import DetsegError
+from detseg.errors import DetsegError, did_you_mean
 from detseg.files.names import printable
 from detseg.progress import LogHandler, closed_bars
 from detseg.runs.threads import prepare_torch
@@ -93,9 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     if command not in COMMANDS:
         parser.parse_args(words[:1])
-        near = difflib.get_close_matches(command, [*COMMANDS, *SHORT_NAMES], n=1)
-        advice = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
-        parser.error(f"there is no command {name!r}; {advice}")
+        advice = did_you_mean(command, [*COMMANDS, *SHORT_NAMES]) or f"; there are: {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {name!r}{advice}")
     return run_command(command, words[1:], prog=f"detseg {name}")
 
 

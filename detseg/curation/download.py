@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from detseg.coco.catalog import datasets_folder, listed_sets
 from detseg.errors import DataError
-from detseg.files.atomic import make_folder, write_output
+from detseg.files.atomic import json_object, make_folder, write_output
 from detseg.files.hashing import sha256_of
 from detseg.files.lock import wait_for_lock
 from detseg.files.transfer import TransferError, transfer
@@ -269,12 +269,11 @@ def _problem(file: DownloadFile, folder: Path, record: dict[str, Any], check: bo
 def _read_record(folder: Path) -> dict[str, Any]:
     """Return path -> what was recorded of it; rows of another form are left out."""
     try:
-        content = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        content = json_object(folder / RECORD_NAME)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(
             f"{folder / RECORD_NAME}: cannot be read ({error}); remove it, and all files are checked again"
         ) from None
-    rows = content.items() if isinstance(content, dict) else ()
-    return {path: row for path, row in rows if isinstance(row, dict) and {"bytes", "sha256"} <= set(row)}
+    return {path: row for path, row in content.items() if isinstance(row, dict) and {"bytes", "sha256"} <= set(row)}

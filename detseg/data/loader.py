@@ -35,7 +35,7 @@ from detseg.data.sampling import (
     SamplingOptions,
     without_empty_images,
 )
-from detseg.errors import DataError, DetsegError
+from detseg.errors import DataError, DetsegError, first_line
 from detseg.files.processes import end_with_parent
 from detseg.structures.sample import Sample
 
@@ -317,7 +317,7 @@ class TrainLoader:
             last = min(self._asked + _PREFETCH * max(self.workers, 1), len(self._batches))
             positions = [p for number in range(self._asked, last) for p in self._batches.positions(number)]
             raise DataError(
-                f"a worker process of the data loader died ({str(error).splitlines()[0]}). Most often the memory was "
+                f"a worker process of the data loader died ({first_line(error)}). Most often the memory was "
                 "full: lower DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: "
                 f"{', '.join(map(self.stream.file_name, positions))}"
             ) from raised

@@ -133,7 +133,7 @@ class Progress:
                 self.window.clear()
                 speed = {"images_per_second": self.images / means["seconds"], "eta_seconds": round(eta, 1)}
                 memory = peak_memory(self.device)
-                used = {} if memory is None else {"memory_gb": memory}
+                used = {} if memory is None else {"memory_gb": memory / 1e9}
                 self.session.trackers.log(iteration, TRAINING, {**means, **speed, **used})
             self._show(iteration, means, eta)
 

@@ -26,7 +26,7 @@ from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
 from detseg.errors import DetsegError
 from detseg.models.base import total_loss
-from detseg.models.devices import choose_device
+from detseg.models.devices import choose_device, peak_memory
 from detseg.models.imagenet import named_weights
 from detseg.models.pretrained import is_named
 from detseg.optim.optimizer import build_optimizer
@@ -156,15 +156,13 @@ def measure(cfg: Config, dataset: CocoDataset) -> Speed:
     plan = TrainingPlan.from_config(cfg)
     device = choose_device(cfg.MODEL.DEVICE)
     stream = TrainingStream.build(plan.loader, dataset, seed=0)
-    times, before = [], _peak_memory(device)
+    times, before = [], peak_memory(device) or 0
     with undisturbed_rng(), deterministic(device):
         torch.manual_seed(0)
         model = build_model(cfg).to(device)
         model.prefer_speed()
-        optimizer, precision = (
-            build_optimizer(plan.optimizer, model, new_entries=()),
-            build_precision(plan.precision, device),
-        )
+        optimizer = build_optimizer(plan.optimizer, model, new_entries=())
+        precision = build_precision(plan.precision, device)
         for position in range(_STEPS):
             started = time.perf_counter()
             samples = [stream[position]]
@@ -176,19 +174,5 @@ def measure(cfg: Config, dataset: CocoDataset) -> Speed:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
-    after = _peak_memory(device)
-    grown = after - before if before is not None and after is not None and after > before else None
-    return Speed(sorted(times[1:])[(_STEPS - 1) // 2], grown)
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """The most bytes that were in use so far, of the GPU or of this process; None where it is not known."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    grown = (peak_memory(device) or 0) - before
+    return Speed(sorted(times[1:])[(_STEPS - 1) // 2], grown if grown > 0 else None)

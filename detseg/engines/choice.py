@@ -12,6 +12,7 @@ from detseg.config.node import Config
 from detseg.config.options import Problems
 from detseg.detectron2.keys import note_keys
 from detseg.engines.model_keys import note_model
+from detseg.errors import first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -128,5 +129,5 @@ def missing_detectron2() -> str | None:
     try:
         import_module("detectron2.modeling")
     except Exception as error:  # a build for another torch fails in any way
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None

@@ -155,6 +155,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises OSError, and ValueError for what is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, found {str(content)[:80]}")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a run, which holds an object.
 
@@ -162,12 +173,9 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: it does not exist, or is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object, found {str(content)[:80]}")
-    except (OSError, ValueError, RecursionError) as error:
+        return json_object(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); train this run again with --overwrite") from error
-    return content
 
 
 def remove_temporaries(folder: Path, *, all_of_them: bool = False) -> None:

@@ -8,7 +8,6 @@ problems are told at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from detseg.config.own_files import near_own, path_or_own
 from detseg.config.yaml_file import parse_plain_yaml
-from detseg.errors import ConfigError, DataError, count_problems, list_problems
+from detseg.errors import ConfigError, DataError, count_problems, did_you_mean, list_problems
 from detseg.files.reading import check_regular
 
 
@@ -70,8 +69,7 @@ def parse_plan(kind: type[Plan], content: Any, source: str, given: Mapping[str, 
 def near_name(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the name most like this one, or else all names."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known) or 'none'}"
+    return did_you_mean(name, known) or f"; there are {', '.join(known) or 'none'}"
 
 
 def _read_fields(kind: type, content: Any, where: str, problems: list[str], given: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from detseg.errors import DataError
+from detseg.errors import DataError, first_line
 from detseg.files.atomic import written_whole
 from detseg.files.safe_pickle import as_array, as_list, loads
 from detseg.formats.annotated_images import AnnotatedImages
@@ -98,8 +98,9 @@ def read_seg_npy(data: bytes, where: str) -> np.ndarray:
         if number_type.hasobject and shape == ():
             content = as_list(loads(data[file.tell() :]))
     except Exception as error:  # a hostile file can make the reader fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{where}: cannot be read as a _seg.npy of Cellpose ({reason[:200]}); save it again") from None
+        raise DataError(
+            f"{where}: cannot be read as a _seg.npy of Cellpose ({first_line(error)}); save it again"
+        ) from None
     if not content or not isinstance(content[0], dict) or "masks" not in content[0]:
         raise DataError(f"{where}: is no _seg.npy of Cellpose; expected a dict with 'masks'")
     masks = as_array(content[0]["masks"])

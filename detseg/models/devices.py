@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from detseg.errors import ConfigError
+from detseg.errors import ConfigError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +24,23 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"the device {name!r} cannot be used here ({reason}); use auto or cpu") from None
+        raise ConfigError(f"the device {name!r} cannot be used here ({first_line(error)}); use auto or cpu") from None
     return device
 
 
-def peak_memory(device: torch.device) -> float | None:
-    """The most memory in use so far, in GB (1e9 bytes): of PyTorch on a CUDA device, of this process elsewhere.
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes of memory in use so far: of PyTorch on a CUDA device, of this process elsewhere.
 
     None where the system does not tell.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+        return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def usable_device() -> torch.device:
@@ -56,8 +55,8 @@ def usable_device() -> torch.device:
         picture = torch.ones(1, 3, 16, 16, device="cuda")
         torch.nn.functional.conv2d(picture, picture).sum().item()
     except RuntimeError as error:
-        name, reason = torch.cuda.get_device_name(), str(error).splitlines()[0]
-        logger.warning("the GPU %s cannot be used (%s): the CPU predicts", name, reason)
+        name = torch.cuda.get_device_name()
+        logger.warning("the GPU %s cannot be used (%s): the CPU predicts", name, first_line(error))
         return torch.device("cpu")
     return torch.device("cuda")
 

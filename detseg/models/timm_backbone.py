@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.config.options import Options, Problems, key
-from detseg.errors import ConfigError
+from detseg.errors import ConfigError, first_line
 from detseg.models.depthwise import DepthwiseConv2d, is_depthwise
 from detseg.models.freezing import freeze_norms
 
@@ -77,8 +77,9 @@ def timm_network(name: str) -> TimmNetwork:
                 network = timm.create_model(name, features_only=True).eval()
             maps = _channels_first(network, network(torch.zeros(1, 3, *_TRIED_SIZE)))
     except Exception as error:  # of many kinds: what is no feature extractor fails anywhere
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"timm's {name} gives no feature maps, or not of images of any size: {reason}") from None
+        raise ConfigError(
+            f"timm's {name} gives no feature maps, or not of images of any size: {first_line(error)}"
+        ) from None
     names = [name for name, _ in network.named_parameters()]
     levels = {}
     for index, (one, stride) in enumerate(zip(maps, network.feature_info.reduction(), strict=True)):

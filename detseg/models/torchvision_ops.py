@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detseg.errors import DetsegError
+from detseg.errors import DetsegError, first_line
 
 
 def require_operators() -> None:
@@ -88,10 +88,9 @@ def _mismatch_message(error: BaseException) -> str:
         torchvision_version = metadata.version("torchvision")
     except metadata.PackageNotFoundError:
         torchvision_version = "none"
-    reason = str(error).strip().splitlines() or [type(error).__name__]
     return (
         f"torchvision's compiled operators (nms, roi_align) do not load: torch {torch.__version__}, torchvision "
-        f"{torchvision_version} ({reason[0]}). The two must come from the same release and the same build (CPU or CUDA "
-        "version). Reinstall both together, for example: pip uninstall -y torch torchvision && pip install torch "
-        "torchvision (add the same --index-url https://download.pytorch.org/whl/... for both, where you use one)"
+        f"{torchvision_version} ({first_line(error)}). The two must come from the same release and the same build "
+        "(CPU or CUDA version). Reinstall both together, as by: pip uninstall -y torch torchvision && pip install "
+        "torch torchvision (add the same --index-url https://download.pytorch.org/whl/... for both, where you use one)"
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.config.options import Options, Problems, key
-from detseg.errors import ConfigError, RunError
+from detseg.errors import ConfigError, RunError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,9 @@ def compile_backbone(model: nn.Module, channels: int, compile: Callable[[Feature
             results.append(_training_pass(backbone.train(), function, channels))
             backbone.load_state_dict(before)  # the pass moved the statistics of BatchNorm
     except Exception as error:  # whatever a compiler, or its absence, raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"the backbone cannot be compiled here ({reason}): set MODEL.COMPILE to False") from error
+        raise RunError(
+            f"the backbone cannot be compiled here ({first_line(error)}): set MODEL.COMPILE to False"
+        ) from error
     backbone.train(training)
     differences = [(a - b).abs().max() / a.abs().max().clamp(min=1e-30) for a, b in zip(*results, strict=True)]
     difference = float(torch.stack(differences).max())  # NaN where one is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -21,7 +20,7 @@ import torch
 
 from detseg.config import DEFAULT_OUTPUT_DIR, config_name
 from detseg.errors import RunError
-from detseg.files.atomic import remove_temporaries, write_json, writing
+from detseg.files.atomic import json_object, remove_temporaries, write_json, writing
 from detseg.files.lock import FolderLock
 from detseg.files.run_files import (
     CONFIG_FILE,
@@ -52,7 +51,7 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path)
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); start again with --overwrite, or without this file") from error
 

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detseg.files.atomic import json_object
 from detseg.files.run_files import FOLDS_RECORD, RECORD
 from detseg.runs.artifacts import file_artifact, images_artifact, input_artifact, log_inputs, log_output
 from detseg.runs.tracker import Table, flatten
@@ -197,10 +198,9 @@ def _group_in(info: Any, depth: int) -> dict[str, str]:
 def _group_in_record(path: Path) -> dict[str, str]:
     """What the record of a run says of W&B; {} where it is absent, damaged or of a run that was not tracked."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        entry = json_object(path).get(RECORD_ENTRY)
     except (OSError, ValueError):
         return {}
-    entry = record.get(RECORD_ENTRY) if isinstance(record, dict) else None
     return _names_of(entry) if isinstance(entry, dict) else {}
 
 

@@ -10,7 +10,6 @@ Symbols: I images, F features, K kinds.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from detseg.errors import DataError
 from detseg.evaluation.evaluate import count_all
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.intervals import NAMES, image_scores, paired_intervals
-from detseg.files.atomic import write_json
+from detseg.files.atomic import json_object, write_json
 from detseg.fusion.postprocess import Postprocess
 from detseg.images.reading import open_pixels
 from detseg.structures import Predictions
@@ -148,18 +147,14 @@ class Triage:
         """Raises DataError where it is no such file."""
         problem = f"{path}: is no triage file of this version ({FORMAT}); make it with `detseg fit_triage`"
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json_object(Path(path))
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); expected a file of `detseg fit_triage`"
             ) from None
         except ValueError:
             raise DataError(problem) from None
-        if (
-            not isinstance(content, dict)
-            or content.get("format") != FORMAT
-            or content.get("features") != list(FEATURES)
-        ):
+        if content.get("format") != FORMAT or content.get("features") != list(FEATURES):
             raise DataError(problem)
         try:
             kinds = tuple(str(kind) for kind in content["kinds"])

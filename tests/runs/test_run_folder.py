@@ -9,7 +9,7 @@ import pytest
 
 from detseg.config import Config, get_default_config, load_config
 from detseg.errors import RunError
-from detseg.runs.run_folder import RunFolder, find_run, next_number, open_run
+from detseg.runs.run_folder import RunFolder, find_run, next_number, open_run, read_record
 
 
 @pytest.fixture
@@ -66,6 +66,14 @@ def test_a_named_folder_with_another_run_is_refused(here: Path) -> None:
         open_run(named(here / "a"))
     with pytest.raises(RunError, match="give one of them"):
         open_run(named(here / "a"), resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", "[" * 100_000])
+def test_a_record_that_is_damaged_is_told(tmp_path: Path, text: str) -> None:
+    assert read_record(tmp_path) is None
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        read_record(tmp_path)
 
 
 def write_run(run: RunFolder, text: str) -> None:

@@ -118,6 +118,14 @@ def test_push_stops_at_the_first_failure_and_without_a_token(kernel_folder, stan
     assert len(calls(stand_in)) == 1
 
 
+def test_push_of_metadata_that_somebody_changed_is_refused(tmp_path, capsys):
+    (tmp_path / "notebook").mkdir()
+    for text in ("[]", "{}", '{"id": "me/x", "competition_sources": ["sartorius"]}'):
+        (tmp_path / "notebook" / "kernel-metadata.json").write_text(text)
+        assert main(["build_kernel", "--push", str(tmp_path), "--message", "better"]) == 2
+        assert "kernel-metadata.json: cannot be read" in capsys.readouterr().err
+
+
 def test_an_image_without_objects_has_the_row_that_the_competition_wants(tmp_path):
     from detseg.submission.writing import SubmissionTable
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detseg.errors import DataError
+from detseg.errors import DataError, did_you_mean
 from detseg.files.atomic import make_folder
 from detseg.files.table import text_table, write_csv
 
@@ -98,8 +97,7 @@ class RepairRules:
                 continue
             name, equals, text = word.partition("=")
             if not equals or name not in RULE_NAMES:
-                near = [_RENAMED[name]] if name in _RENAMED else difflib.get_close_matches(name, RULE_NAMES, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(_RENAMED.get(name, name), RULE_NAMES)
                 raise DataError(f"{word!r} is no repair rule: expected one of {', '.join(RULE_NAMES)} and =VALUE{hint}")
             values[name] = _read_value(name, text, getattr(start, name))
         return dataclasses.replace(start, **values)

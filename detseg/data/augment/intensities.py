@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import os
 import random
@@ -19,7 +18,7 @@ import numpy as np
 
 from detseg.config.kinds import shorten
 from detseg.config.options import Options, Problems, key
-from detseg.errors import ConfigError, DataError
+from detseg.errors import ConfigError, DataError, did_you_mean
 
 # The least and the greatest intensity that an image may have.
 ValueRange = tuple[float, float]
@@ -297,7 +296,7 @@ class _Builder:
         kind = getattr(library, name, None)
         if not isinstance(kind, type) or not issubclass(kind, library.BasicTransform) or name in _BASES:
             known = [name for name, one in vars(library).items() if _is_a(one, library.ImageOnlyTransform)]
-            near = _nearest(name, [*known, *_UNMOVED, *_HOLDERS])
+            near = did_you_mean(name, [*known, *_UNMOVED, *_HOLDERS])
             raise _RefusedError(f"Albumentations has no such transform{near}")
         if name in _OTHER_RANGE:
             raise _RefusedError(f"the range of intensities must stay as it is: {_OTHER_RANGE[name]}")
@@ -306,7 +305,7 @@ class _Builder:
         known = [argument for argument in inspect.signature(kind).parameters if argument != "p"]
         for argument in arguments:
             if argument not in (*known, "p"):
-                near = _nearest(argument, known) or f"; arguments are {', '.join(known)}"
+                near = did_you_mean(argument, known) or f"; arguments are {', '.join(known)}"
                 raise _RefusedError(f"unknown argument {argument!r}{near}")
         with _refusing():
             transform = kind(**arguments, strict=True)
@@ -344,9 +343,3 @@ def _is_a(one: Any, base: type) -> bool:
 def _tuples(value: Any) -> Any:
     """YAML's lists as the tuples that Albumentations asks for."""
     return tuple(_tuples(element) for element in value) if isinstance(value, list) else value
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
-    return f"; did you mean {lower[close[0]]}?" if close else ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detseg.data.augment.resampling import resize_image
-from detseg.errors import ConfigError, WeightsError
+from detseg.errors import ConfigError, WeightsError, first_line
 from detseg.models.prompted.options import INSTALL
 from detseg.models.prompted.prompts import Prompts
 from detseg.models.weights.files import is_safetensors, read_weights
@@ -152,7 +152,7 @@ def _from_hub(name: str) -> Path:
         try:
             return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
         except (OSError, ValueError) as error:  # of the network, and names that are none
-            reason = f"it is not in the cache and cannot be downloaded ({str(error).strip().splitlines()[0][:200]})"
+            reason = f"it is not in the cache and cannot be downloaded ({first_line(error)})"
     raise WeightsError(
         f"the weights of Segment Anything {name!r} are not here: {reason}. On a machine with a network: `hf download "
         "facebook/sam-vit-base config.json model.safetensors --local-dir sam-vit-base` (or sam-vit-huge, "

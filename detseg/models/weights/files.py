@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detseg.config.kinds import shorten
-from detseg.errors import WeightsError
+from detseg.errors import WeightsError, first_line
 from detseg.files.atomic import written_whole
 from detseg.files.reading import check_regular
 from detseg.files.safe_pickle import as_array, loads
@@ -62,11 +62,10 @@ def read_weights(path: str | Path) -> Weights:
         try:
             content = loads(path.read_bytes())
         except Exception as error:  # a hostile file can make the reader fail in any way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"{path}: cannot be read as weights ({reason[:200]}); expected a pickle of names and NumPy arrays, as "
-                "model zoos ship them, and nothing else in it. Is it cut off, or not what its name says? Take another "
-                "copy of it"
+                f"{path}: cannot be read as weights ({first_line(error)}); expected a pickle of names and NumPy "
+                "arrays, as model zoos ship them, and nothing else in it. Is it cut off, or not what its name says? "
+                "Take another copy of it"
             ) from None
         return _from_content(path, content)
     raise WeightsError(

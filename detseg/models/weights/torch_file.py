@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detseg.errors import WeightsError
+from detseg.errors import WeightsError, first_line
 from detseg.files.safe_pickle import ALLOWED, Named, loads
 
 # How torch.save began its files before they were zip archives: a pickled magic number.
@@ -73,10 +73,9 @@ def read_torch_file(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """The first line of an error; torch's own goes on to explain how the file can be loaded unsafely."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    if not line or line.startswith("Weights only load failed"):
-        return "damaged, or with more than tensors and plain values" if line else type(error).__name__
-    return line[:200]
+    line = first_line(error)
+    is_torchs = line.startswith("Weights only load failed")
+    return "damaged, or with more than tensors and plain values" if is_torchs else line
 
 
 def _check_archive(path: Path) -> None:

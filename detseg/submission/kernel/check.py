@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from detseg.errors import DataError, RunError
+from detseg.files.atomic import json_object
 from detseg.files.table import read_table
 from detseg.submission.formats import image_files
 from detseg.submission.kernel import guard
@@ -71,11 +72,11 @@ class _Built:
     @classmethod
     def read(cls, folder: Path) -> _Built:
         try:
-            manifest = json.loads((folder / DATA / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json_object(folder / DATA / MANIFEST)
             metadata = read_metadata(folder)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder}: is no kernel as build_kernel writes it ({error})") from None
-        return cls(folder, manifest, metadata, Competition.from_plain(manifest["competition"], str(folder)))
+        return cls(folder, manifest, metadata, Competition.from_plain(manifest.get("competition"), str(folder)))
 
     def places(self) -> dict[str, dict[str, str]]:
         """Where the inputs of this kernel can be below /kaggle/input, by the name of the layout."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 from detseg.errors import DataError, RunError
+from detseg.files.atomic import json_object
 from detseg.submission.kernel.bundle import DATA, MODEL, NOTEBOOK
 
 _TOKEN = "KAGGLE_API_TOKEN"
@@ -46,10 +46,14 @@ def submit_command(folder: Path, version: str = "VERSION", message: str = "detse
 
 
 def read_metadata(folder: Path) -> dict:
-    """Read kernel-metadata.json of a kernel."""
+    """Read kernel-metadata.json of a kernel, as `build_kernel` wrote it."""
     path = folder / NOTEBOOK / "kernel-metadata.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        metadata = {"dataset_sources": [], "model_sources": [], **json_object(path)}
+        weights = metadata["dataset_sources"] or metadata["model_sources"]
+        if not (weights and metadata.get("competition_sources") and metadata.get("id")):
+            raise ValueError("it has no id, or names no competition or no weights")
+        return metadata
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); name a folder that build_kernel wrote") from None
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from detseg.coco.dataset import ImageRecord
-from detseg.errors import DataError, RunError, list_problems
+from detseg.errors import DataError, RunError, first_line, list_problems
 from detseg.formats.run_lengths import competition_name
 from detseg.fusion.fuse import fuse
 from detseg.fusion.options import FusionOptions
@@ -202,7 +202,7 @@ class Kernel:
         try:
             return self._predict_once(records, members)
         except Exception as error:
-            reason, full = str(error) or type(error).__name__, is_out_of_memory(error)
+            reason, full = first_line(error), is_out_of_memory(error)
         if full and self.batch_size > 1 and self.device.type != "cpu":
             self.batch_size //= 2
             self._say(f"the GPU has no memory left: batches of {self.batch_size} from here on")
@@ -217,7 +217,7 @@ class Kernel:
                 return self._predict(records, members)
             finally:
                 self._move(members, device)
-        self.broken[competition_name(records[0].file_name)] = reason.splitlines()[0]
+        self.broken[competition_name(records[0].file_name)] = reason
         return {}
 
     def _move(self, members: Sequence[Member], device: Any) -> None:
