@@ -41,8 +41,7 @@ def draw_embeddings(arguments: argparse.Namespace) -> None:
     names = getattr(predictor.model, "map_names", ())
     places = [index for index, name in enumerate(names) if name.startswith("embedding")]
     if not places:
-        name = type(predictor.model).__name__
-        raise ConfigError(f"{source}: {name} has no embeddings; --embedding needs a PixelEmbedding")
+        raise ConfigError(f"{source}: its model has no embeddings; --embedding needs a PixelEmbedding")
     for record, path in ProgressBar(list(zip(records, pictures, strict=True)), desc="drawing", unit="image"):
         image, facts = read_picture(record.path, record.metadata)
         prepared = predictor.detector.prepare(InputImage(image, facts, record.file_name))

@@ -127,7 +127,9 @@ class ResultParser:
         if unknown:
             raise DataError(
                 f"{self.path}: predicts the class {unknown[0]!r}, which the ground truth does not have (it has: "
-                f"{', '.join(map(str, names))}); rename the categories in one of the files"
+                f"{', '.join(map(str, names))}); rename the categories in one of the files "
+                "(`detseg prepare coco --annotations FILE --classes-from map:NAMES.csv`, a table of name and class, "
+                "renames those of the ground truth)"
             )
         self._class_of = {own[name]: index for index, name in enumerate(names) if name in own}
         self.categories = [{"id": category.id, "name": category.name} for category in ground_truth.categories]
