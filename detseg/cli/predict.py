@@ -134,7 +134,12 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
         _begin_tracking(tracking, arguments, images, None)
     if refiner is not None and (folds is not None or has_model(arguments)):
         result = refined(result, refiner)
-    return _write(arguments, result, targets, started, tracking)
+    try:
+        return _write(arguments, result, targets, started, tracking)
+    except KeyboardInterrupt:
+        if state_folder(arguments).is_dir():
+            logger.warning("what was predicted is kept in %s: the same command goes on", state_folder(arguments))
+        raise
 
 
 def _begin_tracking(

@@ -57,11 +57,14 @@ def written_shards(monkeypatch: pytest.MonkeyPatch, stop_after: int = COUNT + 1)
     return names
 
 
-def test_an_interrupted_prediction_goes_on_with_what_is_missing(small_run, images, whole, tmp_path, monkeypatch):
+def test_an_interrupted_prediction_goes_on_with_what_is_missing(
+    small_run, images, whole, tmp_path, monkeypatch, caplog
+):
     words = ["--run", small_run, "--images", images, "--output", tmp_path / "p.json"]
     with monkeypatch.context() as patch:
         first = written_shards(patch, stop_after=9)
         assert predict(*words) == 130
+    assert f"kept in {tmp_path / 'p.json.parts'}: the same command goes on" in caplog.text
     assert not (tmp_path / "p.json").exists()
     second = written_shards(monkeypatch)
     assert predict(*words) == 1
