@@ -223,7 +223,7 @@ def test_images_without_nuclei_are_told_or_allowed(
     for file in (shipped / "id4" / "masks").iterdir():
         file.unlink()
     assert prepare(shipped, tmp_path / "out", *options) == 2
-    assert "1 problem;" in (message := capsys.readouterr().err)
+    assert "1 problem to fix" in (message := capsys.readouterr().err)
     assert "id4" in message
     assert "--allow-empty" in message
     assert prepare(shipped, tmp_path / "out", *options, "--allow-empty") == 0

@@ -192,7 +192,7 @@ def test_a_bad_row_is_named_and_left_out_on_demand(
     write_csv(shipped, [*ROWS[:4], {**ROWS[4], **values}, *ROWS[5:]])
     assert prepare(shipped, tmp_path / "out") == 2
     message = capsys.readouterr().err
-    for part in ("1 problem;", "train.csv: line 6", text, "--skip-bad"):
+    for part in ("1 problem to fix", "train.csv: line 6", text, "--skip-bad"):
         assert part in message
     assert prepare(shipped, tmp_path / "out", "--split", "1", "--skip-bad") == 0
     assert CocoDataset.load(tmp_path / "out" / "all.json").num_objects == 35
