@@ -194,7 +194,7 @@ def test_missing_file_and_empty_file(tmp_path):
     (tmp_path / "empty.yaml").touch()
     assert Postprocess.load(tmp_path / "empty.yaml") == Postprocess()
     with pytest.raises(DataError, match="cannot be written"):
-        Postprocess().save(tmp_path / "no" / "folder.yaml")
+        Postprocess().save(tmp_path / "empty.yaml" / "below-a-file.yaml")
 
 
 def test_more_classes_than_named_are_refused():
