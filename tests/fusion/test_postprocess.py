@@ -193,7 +193,7 @@ def test_missing_file_and_empty_file(tmp_path):
         Postprocess.load(tmp_path / "missing.yaml")
     (tmp_path / "empty.yaml").touch()
     assert Postprocess.load(tmp_path / "empty.yaml") == Postprocess()
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="the output folder cannot be made"):
         Postprocess().save(tmp_path / "empty.yaml" / "below-a-file.yaml")
 
 
