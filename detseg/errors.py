@@ -69,8 +69,19 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
-    """Join problems into an indented list, one per line; after `limit` lines only their number is told."""
-    lines = [f"  - {problem}" for problem in problems[:limit]]
-    if len(problems) > limit:
-        lines.append(f"  ... and {len(problems) - limit} more")
-    return "\n".join(lines)
+    """Join problems into an indented list, one per line; after `limit` lines only their number is told.
+
+    What is wrong in three or more places (`PLACE: what is wrong`) is one line, with the number of places.
+    """
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        place, _, what = problem.partition(": ")
+        places.setdefault(what, []).append(place)
+    lines: dict[str, None] = {}
+    for problem in problems:
+        what = problem.partition(": ")[2]
+        same = places[what] if what else []
+        text = f"{some_of(same)} ({len(same)} in all): {what}" if len(same) > 2 else problem
+        lines[f"  - {text}"] = None
+    more = [f"  ... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join([*list(lines)[:limit], *more])

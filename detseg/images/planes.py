@@ -127,7 +127,8 @@ def choose_plane(shape: Sequence[int], axes: str, choice: PlaneChoice) -> Plane:
     """Find one picture in an array of any axes. axes: a letter each, as the file names them.
 
     Raises:
-        DataError: slices or points in time without a choice, or fewer than chosen; axes that are no picture's.
+        DataError: slices or points in time without a choice, or fewer than chosen; a choice among pages that nothing
+            names; axes that are no picture's.
     """
     shape = tuple(int(length) for length in shape)
     letters = _axis_letters(shape, axes, choice)
@@ -162,6 +163,12 @@ def choose_plane(shape: Sequence[int], axes: str, choice: PlaneChoice) -> Plane:
             f"the file has the axes {letters} of shape {shape}; expected one picture (YX, or with channels CYX or "
             "YXS) of any number of slices (Z) and points in time (T); name the axes with --axes (in a COCO file the "
             f'image\'s field "{FIELD}": {{"axes": "ZCYX"}}), or save every picture as a file of its own'
+        )
+    if channel in tuple(UNNAMED_AXES) and (choice.z, choice.t) != (None, None):
+        raise DataError(
+            f"the file does not say what its {shape[letters.index(channel)]} pages are, so they count as channels and "
+            "there is no slice or point in time to choose; where they are slices, say so with --axes ZYX (TYX for "
+            f'points in time; in a COCO file the image\'s field "{FIELD}": {{"axes": "ZYX"}})'
         )
     order = tuple(kept.index(letter) for letter in "YX" + channel)
     return Plane(letters, shape, tuple(index), projected, order, channel)

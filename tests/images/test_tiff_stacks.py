@@ -108,6 +108,9 @@ def test_pages_without_a_name_are_told_and_can_be_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "pages.tif", plane(axes="ZYX", z=2))[:, :, 0], STACK[0, 0, 2])
     with pytest.raises(DataError, match="4 slices"):
         read_image(tmp_path / "pages.tif", plane(axes="ZYX"))
+    for choice in ({"z": "max"}, {"z": 0}, {"t": 0}):  # taken for channels, they would be read without the choice
+        with pytest.raises(DataError, match=r"pages\.tif: .* its 4 pages .*--axes ZYX"):
+            read_image(tmp_path / "pages.tif", plane(**choice))
     for axes in ("YX", "ZCYX", "CYZ", "YYX", "cyx", "C"):
         with pytest.raises(DataError, match=r"pages\.tif: .*axes"):
             read_image(tmp_path / "pages.tif", plane(axes=axes))
