@@ -8,27 +8,27 @@ from detseg.config.kinds import Kind
 DATA_KEYS: dict[str, Key] = {
     "INPUT.CHANNELS": Key(
         [],
-        "Which channels of a multi-channel image the model sees, in this order: 0-based indices, or names of an "
-        "OME-TIFF's channels; `[]` takes the image as it is, a gray image repeated where MODEL.PIXEL_MEAN has "
+        "Channels of a multi-channel image that the model sees, in this order: 0-based indices, or names of an "
+        "OME-TIFF's channels; `[]` takes the image as it is, and repeats a gray image if MODEL.PIXEL_MEAN has "
         "three values.",
         Kind("any", (1,)),
     ),
     "INPUT.PIXEL_SIZE": Key(
         0.0,
-        "Micrometres: images are brought to pixels of this size before INPUT.MIN_SIZE_* and crops, in training and "
-        "prediction alike, each by its own pixel size, which must be known; 0 leaves them as they are.",
+        "Micrometres: images are rescaled to pixels of this size before INPUT.MIN_SIZE_* and crops, in training "
+        "and prediction alike, from each image's own pixel size, which must be known; 0 is off.",
     ),
     "INPUT.OBJECT_SIZE": Key(
         0.0,
-        "Pixels at the network: images are resized so that their typical object has this diameter, the median of "
-        "sqrt(width x height) of the boxes; in place of INPUT.MIN_SIZE_*. Training takes it from the labels, "
-        "prediction and validation estimate it, image by image (docs/inference.md); 0 is off.",
+        "Pixels at the network's input: images are resized so that their typical object has this diameter, the "
+        "median of sqrt(width x height) of the boxes, instead of by INPUT.MIN_SIZE_*. Training takes it from the "
+        "labels; prediction and validation estimate it for each image (docs/inference.md); 0 is off.",
     ),
     "INPUT.GRAYSCALE": Key(False, "Replace RGB by its luma before scaling, so that a stain's colour does not matter."),
     "INPUT.CLAHE": Key(
         0.0,
-        "Limit of a contrast limited adaptive histogram equalisation of every image, after scaling and inversion, in "
-        "training and prediction alike; 2 is usual, 0 is off.",
+        "Clip limit of a contrast-limited adaptive histogram equalisation of every image, after scaling and "
+        "inversion, in training and prediction alike; 2 is usual, 0 is off.",
     ),
     "INPUT.SCALING": Key(
         "none",
@@ -46,36 +46,39 @@ DATA_KEYS: dict[str, Key] = {
     ),
     "INPUT.CROP.AFTER_RESIZE": Key(
         False,
-        "Cut the crop (INPUT.CROP.*) out of the resized and zoomed image; False cuts first and resizes the crop, as "
-        "Detectron2. True keeps the scale of training that of testing where INPUT.MIN_SIZE_TRAIN is not 0.",
+        "Crop (INPUT.CROP.*) after resizing and zoom; False crops first and resizes the crop, as Detectron2 does. "
+        "With True, training has the scale of testing if INPUT.MIN_SIZE_TRAIN is not 0.",
     ),
     "INPUT.CROP.PAD": Key(
         False,
-        "Pad images that are smaller than INPUT.CROP.SIZE to it, each at a random place, as large-scale jitter does; "
+        "Pad images that are smaller than INPUT.CROP.SIZE, each at a random position, as large-scale jitter does; "
         "False uses them whole. Needs INPUT.CROP.TYPE `absolute` and AFTER_RESIZE.",
     ),
     "INPUT.CROP.ON_OBJECTS": Key(
-        0.0, "Probability that the crop is placed around a random object of the image; else it may be anywhere."
+        0.0, "Probability that the crop is placed around a random object of the image; otherwise it may be anywhere."
     ),
     "INPUT.CROP.BALANCE_POWER": Key(
-        0.0, "How far ON_OBJECTS prefers rare classes: 0 not at all, 1 all classes of the training data equally often."
+        0.0,
+        "How strongly ON_OBJECTS prefers rare classes: 0 not at all, 1 all classes of the training data equally often.",
     ),
     "INPUT.MIN_VISIBLE": Key(
         0.0,
-        "Objects of which crop and turn leave a smaller share of the area are dropped, and what is left is ignored.",
+        "Objects of which cropping and rotation leave a smaller share of the area are dropped, and what is left "
+        "is ignored.",
     ),
     "INPUT.BORDER": Key(
         "constant",
-        "What is seen where turns, shifts and padding leave the image: `constant` (the image's median, background) or "
-        "`reflect` (the image mirrored; the losses ignore it, for its objects have no masks).",
+        "What fills the area outside the image after rotations, shifts and padding: `constant` (the image's "
+        "median, background) or `reflect` (the mirrored image; the losses ignore it, because its objects have no "
+        "masks).",
     ),
-    "INPUT.RANDOM_ROTATE90": Key(False, "Turn training images by a random multiple of 90 degrees."),
+    "INPUT.RANDOM_ROTATE90": Key(False, "Rotate training images by a random multiple of 90 degrees."),
     "INPUT.RANDOM_INVERT": Key(0.0, "Probability that a training image's intensities are inverted."),
     "INPUT.RANDOM_STAIN": Key(
         0.0,
-        "Standard deviation of a random 3 x 3 mixture of the channels' optical densities around none: other stains and "
-        "tints, of half of the images on the dark ground of fluorescence, of half on the bright ground of dyes; gray "
-        "images become coloured. For RGB.",
+        "Standard deviation of a random 3 x 3 mixing matrix of the channels' optical densities around the "
+        "identity, which gives other stains and tints: for half of the images as dyes on a bright background, for "
+        "half as fluorescence on a dark one; gray images become coloured. RGB only.",
     ),
     "INPUT.RANDOM_BRIGHTNESS": Key(
         0.0, "Half range of a random change of brightness, as a fraction of the range of intensities."
@@ -84,101 +87,108 @@ DATA_KEYS: dict[str, Key] = {
         0.0, "Half range of a random change of contrast: 0.2 multiplies by 0.8..1.2 about the image's mean."
     ),
     "INPUT.RANDOM_SCALE": Key(
-        [1.0, 1.0], "Smallest and largest random zoom of a training image on top of its resized size."
+        [1.0, 1.0], "Smallest and largest random zoom of a training image, relative to its resized size."
     ),
     "INPUT.RANDOM_SCALE_SAMPLING": Key(
         "log_uniform",
         "How the zoom is drawn: `log_uniform` (half and double equally likely) or `uniform` (as large-scale jitter).",
     ),
-    "INPUT.RANDOM_AFFINE.PROBABILITY": Key(1.0, "Probability of the affine change of the keys beside it."),
-    "INPUT.RANDOM_AFFINE.ROTATION": Key(0.0, "Half range of a turn by any angle, degrees; 180 for all directions."),
-    "INPUT.RANDOM_AFFINE.SHEAR": Key(0.0, "Half range of a shear, degrees."),
+    "INPUT.RANDOM_AFFINE.PROBABILITY": Key(
+        1.0, "Probability of the affine transform that the other RANDOM_AFFINE keys describe."
+    ),
+    "INPUT.RANDOM_AFFINE.ROTATION": Key(0.0, "Half range of the rotation angle, degrees; 180 for all directions."),
+    "INPUT.RANDOM_AFFINE.SHEAR": Key(0.0, "Half range of the shear angle, degrees."),
     "INPUT.RANDOM_AFFINE.STRETCH": Key(
-        1.0, "Largest ratio of stretching one direction to squeezing the other one, areas kept; 1 for none."
+        1.0, "Largest ratio by which one direction is stretched relative to the other, with areas kept; 1 for none."
     ),
     "INPUT.RANDOM_AFFINE.TRANSLATE": Key(0.0, "Half range of a shift, as a fraction of height and width."),
-    "INPUT.RANDOM_ELASTIC.PROBABILITY": Key(1.0, "Probability of the elastic bend of the keys beside it."),
+    "INPUT.RANDOM_ELASTIC.PROBABILITY": Key(
+        1.0, "Probability of the elastic deformation that the other RANDOM_ELASTIC keys describe."
+    ),
     "INPUT.RANDOM_ELASTIC.MAGNITUDE": Key(
         0.0,
         "Standard deviation of elastic displacements along each axis, in pixels of the training sample; 0 for none.",
     ),
     "INPUT.RANDOM_ELASTIC.SPACING": Key(
         64.0,
-        "Distance of the elastic bend's control points, in pixels of the training sample; smaller bends more locally.",
+        "Distance of the control points of the elastic deformation, in pixels of the training sample; a smaller "
+        "one deforms more locally.",
     ),
     "INPUT.ALBUMENTATIONS": Key(
         [],
-        "Changes of intensities by Albumentations: a list of `{name, p, params}`, and `{name, p, transforms}` for "
+        "Intensity augmentation by Albumentations: a list of `{name, p, params}`, and `{name, p, transforms}` for "
         "OneOf and the like. docs/augmentation.md.",
         Kind("plain", (1,)),
     ),
     "INPUT.PSEUDO.RANDOM_BRIGHTNESS": Key(
-        0.0, "As INPUT.RANDOM_BRIGHTNESS, a further change of the images of DATASETS.PSEUDO."
+        0.0, "Like INPUT.RANDOM_BRIGHTNESS, applied in addition to the images of DATASETS.PSEUDO."
     ),
     "INPUT.PSEUDO.RANDOM_CONTRAST": Key(
-        0.0, "As INPUT.RANDOM_CONTRAST, a further change of the images of DATASETS.PSEUDO."
+        0.0, "Like INPUT.RANDOM_CONTRAST, applied in addition to the images of DATASETS.PSEUDO."
     ),
     "INPUT.PSEUDO.ALBUMENTATIONS": Key(
         [],
-        "As INPUT.ALBUMENTATIONS, further changes of the images of DATASETS.PSEUDO.",
+        "Like INPUT.ALBUMENTATIONS, applied in addition to the images of DATASETS.PSEUDO.",
         Kind("plain", (1,)),
     ),
     "INPUT.COPY_PASTE.PROBABILITY": Key(
         0.0,
-        "Probability that objects of another sample are pasted upon a training sample; 0 is off. docs/augmentation.md.",
+        "Probability that objects of another sample are pasted into a training sample; 0 is off. docs/augmentation.md.",
     ),
     "INPUT.COPY_PASTE.LAST_ITER": Key(
-        0, "Nothing is pasted after so many iterations: first with copy-paste, then training as usual. 0: to the end."
+        0, "Nothing is pasted after this iteration: first with copy-paste, then training as usual. 0: never stop."
     ),
     "INPUT.COPY_PASTE.SOURCES": Key(
         ["train"],
-        "Where objects come from: `train` (other images of the training data), `image` (the image itself), `pseudo` "
-        "(DATASETS.PSEUDO) and further data sets (catalog names or COCO files; classes matched by name, others left "
-        "out).",
+        "Where objects come from: `train` (other images of the training data), `image` (the image itself), "
+        "`pseudo` (DATASETS.PSEUDO) and further data sets (catalog names or COCO files; classes are matched by "
+        "name, objects of other classes left out).",
     ),
-    "INPUT.COPY_PASTE.PSEUDO_SCORE": Key(0.9, "Least score of the objects that are pasted from `pseudo`."),
+    "INPUT.COPY_PASTE.PSEUDO_SCORE": Key(0.9, "Lowest score of objects that are pasted from `pseudo`."),
     "INPUT.COPY_PASTE.SOURCE_WEIGHTS": Key(
-        [], "How often each of the SOURCES is drawn, relative to each other; `[]` equally often.", Kind("float", (1,))
+        [], "Relative frequency of each of the SOURCES; `[]`: all equal.", Kind("float", (1,))
     ),
     "INPUT.COPY_PASTE.GROUP_BY": Key(
         "",
         "Objects come only from images with the same value of this image-level field of the COCO file (such as "
-        "`group`); empty: from all.",
+        "`group`); empty: from all images.",
     ),
     "INPUT.COPY_PASTE.BALANCE_POWER": Key(
         0.0,
-        "How far rare classes are preferred, in the choice of images and of objects: 0 not at all, 1 all classes "
-        "equally likely.",
+        "How strongly rare classes are preferred, in the choice of images and of objects: 0 not at all, 1 all "
+        "classes equally likely.",
     ),
     "INPUT.COPY_PASTE.MAX_OBJECTS": Key(
-        50, "Most objects that are pasted upon a sample; how many is drawn evenly from 1 on. 0: as many as there are."
+        50,
+        "Largest number of objects pasted into a sample; the number is drawn uniformly from 1 to this. 0: as many "
+        "as there are.",
     ),
     "INPUT.COPY_PASTE.PLACE": Key(
         "kept",
-        "`kept`: objects stay where they are in their own sample, after its own random crop, zoom and flips (Ghiasi et "
-        "al. 2020); `free`: each is placed anywhere inside the sample.",
+        "`kept`: objects stay where they are in their own sample, after its own random crop, zoom and flips "
+        "(Ghiasi et al. 2020); `free`: each is placed anywhere inside the sample.",
     ),
     "INPUT.COPY_PASTE.MAX_OVERLAP": Key(
         0.3,
-        "Greatest share of an object, pasted or there before, by which it and the others may overlap: what would cover "
-        "more is not pasted. 1: no limit.",
+        "An object is not pasted if more than this share of its pixels would cover others, or if more than this "
+        "share of any object would be hidden by pasted ones; 1: no limit.",
     ),
     "INPUT.COPY_PASTE.MIN_VISIBLE": Key(
         0.3, "Objects of which a smaller share is left after pasting are dropped, and what is left of them is ignored."
     ),
     "INPUT.COPY_PASTE.SOFT_EDGE": Key(
         0.0,
-        "Standard deviation, in pixels of the sample, of the Gaussian that blends pasted objects in; 0: hard edges.",
+        "Standard deviation, in pixels of the sample, of the Gaussian that blends the edges of pasted objects; 0: "
+        "hard edges.",
     ),
     "INPUT.COPY_PASTE.MARGIN": Key(
         0,
-        "Pixels of background around an object that are pasted along with it, such as its halo in phase contrast, "
-        "where no other object is.",
+        "Pixels of background that are pasted around an object, such as its halo in phase contrast, where there "
+        "is no other object.",
     ),
     "INPUT.COPY_PASTE.MATCH_GRAY": Key(
         False,
-        "Shift the intensities of every pasted object so that the background around it agrees with that of its new "
-        "place.",
+        "Shift the intensities of every pasted object so that the background around it matches that of its new place.",
     ),
     "DATASETS.IMAGE_ROOT": Key(
         "",
@@ -192,66 +202,69 @@ DATA_KEYS: dict[str, Key] = {
     ),
     "DATASETS.EXTRA_TRAIN": Key(
         [],
-        "Further data sets to train with, as DATASETS.TRAIN: with `train_net --fold` in every fold, and none is "
-        "validated on. Images that are also validated on are refused.",
+        "Additional training sets, named like those of DATASETS.TRAIN. With `train_net --fold` they are used in "
+        "every fold and never validated on. Images that are also validated on are refused.",
         Kind("str", (1,)),
     ),
     "DATASETS.TRAIN_WEIGHTS": Key(
         [],
-        "How often the images of each set of DATASETS.TRAIN, then of EXTRA_TRAIN, come, relative to each other, "
-        "whatever the sets' sizes; `[]` every image of every set equally often.",
+        "Relative frequency of the images of each set of DATASETS.TRAIN, then EXTRA_TRAIN, whatever the sizes of "
+        "the sets; `[]`: every image of every set is equally frequent.",
         Kind("float", (1,)),
     ),
     "DATASETS.PSEUDO": Key(
         [],
-        "COCO files of pseudo-labels (`detseg pseudo_label label`) to train with; `{fold}` in a name stands for the "
-        "fold that is left out. They are never validated on, and are refused where their teachers have seen what is.",
+        "COCO files of pseudo-labels (`detseg pseudo_label label`) to train with; `{fold}` in a name stands for "
+        "the fold that is left out. They are never validated on, and are refused if their teachers have seen a "
+        "validation image.",
         Kind("str", (1,)),
     ),
     "DATASETS.PSEUDO_RATIO": Key(
         [1, 1],
-        "Images of DATASETS.TRAIN and EXTRA_TRAIN to images of DATASETS.PSEUDO in every batch, whatever their numbers.",
+        "Ratio in every batch of images of DATASETS.TRAIN and EXTRA_TRAIN to images of DATASETS.PSEUDO, whatever "
+        "their numbers.",
     ),
     "DATASETS.PSEUDO_CONFIDENCE": Key(
         [],
-        "Losses of pseudo-labels that their confidence is a factor of: `class` and `box` (score), `mask` (quality, or "
-        "score), `pixels` (mask loss of every pixel by 1 - u, u = 1 - 2 abs(p - 0.5), of soft masks). Native R-CNNs.",
+        "Losses of pseudo-labels that are weighted by confidence: `class` and `box` (by score), `mask` (by "
+        "quality, or score), `pixels` (the mask loss of every pixel by 1 - u, u = 1 - 2 abs(p - 0.5), of soft "
+        "masks). Native R-CNNs only.",
         Kind("str", (1,)),
     ),
     "DATASETS.PSEUDO_BACKGROUND": Key(
         1.0,
-        "Factor on the class losses of background that is far from all objects of an image of pseudo-labels: the "
-        "teacher may have missed one there. Native R-CNNs.",
+        "Factor on the class losses of background far from all objects of a pseudo-labelled image: the teacher "
+        "may have missed an object there. Native R-CNNs only.",
     ),
     "DATASETS.LOSS_WEIGHTS": Key(
         [],
-        "Factor on all losses of the images of each set of DATASETS.TRAIN, then EXTRA_TRAIN, then PSEUDO; `[]`: 1. "
-        "Native R-CNNs.",
+        "Factor on all losses of the images of each set, in the order DATASETS.TRAIN, EXTRA_TRAIN, PSEUDO; `[]`: "
+        "1. Native R-CNNs only.",
         Kind("float", (1,)),
     ),
     "DATASETS.FOLDS": Key(
         "",
-        "Index of the folds of DATASETS.TRAIN, a CSV or YAML (see `detseg split`); empty: the field `fold` of the "
-        "images.",
+        "Index of the folds of DATASETS.TRAIN, a CSV or YAML file (see `detseg split`); empty: the field `fold` "
+        "of the images.",
     ),
     "DATASETS.FOLD": Key(
         -1,
-        "Train without this fold of DATASETS.TRAIN and validate on it, by its annotations in DATASETS.TEST where that "
-        "has the same images; -1: no folds. `train_net --fold` sets it.",
+        "Train without this fold of DATASETS.TRAIN and validate on it, with the annotations of DATASETS.TEST if "
+        "that has the same images; -1: no folds. Set by `train_net --fold`.",
     ),
     "DATALOADER.BALANCE_BY": Key(
         "",
-        "Show every value of this image-level field of the COCO file equally often (such as `group`), or, with "
-        "`category`, every class; empty: every image equally often.",
+        "Makes all values of this image-level field of the COCO file (such as `group`) equally frequent, or, with "
+        "`category`, all classes; empty: every image is equally frequent.",
     ),
-    "DATALOADER.BALANCE_POWER": Key(1.0, "Strength of BALANCE_BY: 0 not at all, 1 all values equally often."),
+    "DATALOADER.BALANCE_POWER": Key(1.0, "Strength of BALANCE_BY: 0 no balancing, 1 all values equally frequent."),
     "DATALOADER.CACHE": Key(
         "none",
-        "Keep training images, decoded and scaled, with their masks: `memory` (shared by all loader processes, gone "
-        "with the training) or `disk` (kept, and shared by all trainings).",
+        "Caches decoded and scaled training images with their masks: `memory` (shared by all loader processes, "
+        "deleted after the training) or `disk` (kept, and shared by all trainings).",
     ),
     "DATALOADER.CACHE_SIZE": Key(
-        8.0, "Most that DATALOADER.CACHE holds, in GB; images beyond are read from their files."
+        8.0, "Largest size of DATALOADER.CACHE, in GB; further images are read from their files."
     ),
     "DATALOADER.CACHE_FOLDER": Key(
         "", "Folder of the `disk` cache; empty: `samples` in `$DETSEG_CACHE`, else in `~/.cache/detseg`."

@@ -34,7 +34,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "MODEL.DEVICE",
         "auto",
-        "The best device that is there (CUDA, else the CPU), so that one file runs everywhere.",
+        "The best available device (CUDA, else the CPU), so that one file runs everywhere.",
     ),
     Difference(
         "INPUT.MASK_FORMAT",
@@ -44,18 +44,18 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
         False,
-        "Images without objects teach what background looks like.",
+        "Images without objects show the model what background looks like.",
     ),
     Difference(
         "DATALOADER.ASPECT_RATIO_GROUPING",
         False,
-        "The native engine does not group: only the position in the sample stream decides a batch, which makes a "
-        "resumed run repeat the uninterrupted one exactly; crops have one shape anyway.",
+        "Images are not grouped: a batch depends only on its position in the sample stream, so that a resumed run "
+        "repeats the uninterrupted one exactly; crops have one shape anyway.",
     ),
     Difference(
         "OUTPUT_DIR",
         DEFAULT_OUTPUT_DIR,
-        "`<config>` is the name of the configuration; every run gets a numbered folder of its own below, nothing is "
+        "`<config>` is the name of the configuration; every run gets a numbered folder inside, so that nothing is "
         "overwritten.",
     ),
 )

@@ -91,8 +91,8 @@ def _verdict(key: str, rule: Rule | None) -> tuple[str, str]:
     if key == "MODEL.IMPORTS":
         native = _code([])
     if key in REFUSED:
-        but = ", ".join(f"{_code(value)} ({reason})" for value, reason in REFUSED[key].items())
-        detectron2 = f"{detectron2} but {but}"
+        excepted = ", ".join(f"{_code(value)} ({reason})" for value, reason in REFUSED[key].items())
+        detectron2 = f"{detectron2}, except {excepted}"
     return native, detectron2
 
 
@@ -125,7 +125,7 @@ def _legal(rule: Rule) -> str:
             words.append(f"{text} {bound:g}")
     if rule.length is not None:
         words.append(f"{rule.length} values")
-    return "; ".join(words) or "all of its type"
+    return "; ".join(words) or "any"
 
 
 def fill_tables(text: str) -> str:
