@@ -73,14 +73,14 @@ def list_problems(problems: Sequence[str], limit: int = 20) -> str:
 
     What is wrong in three or more places (`PLACE: what is wrong`) is one line, with the number of places.
     """
-    places: dict[str, list[str]] = {}
+    places: dict[str, dict[str, None]] = {}
     for problem in problems:
         place, _, what = problem.partition(": ")
-        places.setdefault(what, []).append(place)
+        places.setdefault(what, {})[place] = None
     lines: dict[str, None] = {}
     for problem in problems:
         what = problem.partition(": ")[2]
-        same = places[what] if what else []
+        same = list(places[what]) if what else []
         text = f"{some_of(same)} ({len(same)} in all): {what}" if len(same) > 2 else problem
         lines[f"  - {text}"] = None
     more = [f"  ... and {len(lines) - limit} more"] if len(lines) > limit else []

@@ -38,12 +38,21 @@ def freeze_by_name(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return frozen
 
 
-def freeze_norms(model: nn.Module) -> None:
-    """Make every BatchNorm inside of `model` whose weight and bias are frozen a FrozenBatchNorm2d."""
+def freeze(module: nn.Module) -> None:
+    """Stop the training of everything inside `module`; its BatchNorms keep their statistics too."""
+    module.requires_grad_(False)
+    freeze_norms(module)
+
+
+def freeze_norms(model: nn.Module, *, all_of_them: bool = False) -> None:
+    """Replace every BatchNorm inside `model` whose weight and bias are frozen by a FrozenBatchNorm2d.
+
+    all_of_them: also those that are being trained.
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             is_affine_norm = isinstance(child, nn.BatchNorm2d) and child.affine
-            if is_affine_norm and not any(parameter.requires_grad for parameter in child.parameters()):
+            if is_affine_norm and (all_of_them or (not child.weight.requires_grad and not child.bias.requires_grad)):
                 setattr(module, name, FrozenBatchNorm2d.from_batch_norm(child))
 
 

@@ -160,11 +160,7 @@ class TimmBackbone(nn.Module):
         for parameter_name, parameter in self.timm.named_parameters():
             if parameter_name in frozen or parameter_name not in used:
                 parameter.requires_grad = False
-        if norm == "FrozenBN":
-            for module in self.timm.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.requires_grad_(False)
-        freeze_norms(self.timm)
+        freeze_norms(self.timm, all_of_them=norm == "FrozenBN")
         _replace_depthwise(self.timm)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

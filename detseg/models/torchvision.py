@@ -7,7 +7,8 @@ run-lengths, and ignored regions are neither object nor background. The state_di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from detseg.config.options import Options, Problems, key, part
 from detseg.models.base import check_finite
-from detseg.models.freezing import FrozenBatchNorm2d
+from detseg.models.freezing import freeze_norms
 from detseg.models.image_input import ImageBatch, ImageInput
 from detseg.models.options import ImageInputOptions
 from detseg.models.rcnn.anchors import AnchorShapes
@@ -65,7 +66,7 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         # torchvision asks whether there are masks; its own way to cut them is not used
         asked = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.ids} for one in targets]
         features = self.backbone(batch.tensor)
-        with _Ignoring(self, targets):
+        with _leaving_out_ignored(self, targets):
             proposals, losses = self.rpn(_image_list(batch), features, asked)
             regions, matches, labels, deltas = self.roi_heads.select_training_samples(proposals, asked)
         vectors = self.roi_heads.box_head(self.roi_heads.box_roi_pool(features, regions, batch.sizes))
@@ -133,40 +134,35 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         return [RegionMasks(masks) for masks in own.split([len(image_boxes) for image_boxes in boxes])]
 
 
-class _Ignoring:
+@contextmanager
+def _leaving_out_ignored(model: TorchvisionMaskRCNN, targets: Sequence[Targets]) -> Iterator[None]:
     """Inside the block torchvision's matching leaves out what is in ignored regions (label -1)."""
+    if all(target.ignore_sums is None for target in targets):
+        yield
+        return
+    rpn, heads = model.rpn, model.roi_heads
+    match_anchors, match_proposals = rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals
 
-    def __init__(self, model: TorchvisionMaskRCNN, targets: Sequence[Targets]) -> None:
-        self.model = model
-        self.targets = targets
-        self.needed = any(target.ignore_sums is not None for target in targets)
-
-    def __enter__(self) -> None:
-        if not self.needed:
-            return
-        rpn, heads = self.model.rpn, self.model.roi_heads
-        match_anchors, match_proposals = rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals
-
-        def anchors(boxes: list[Tensor], asked: list[dict[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-            labels, matched = match_anchors(boxes, asked)
-            return self._left_out(labels, boxes), matched
-
-        def proposals(boxes: list[Tensor], *objects: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            matches, labels = match_proposals(boxes, *objects)
-            return matches, self._left_out(labels, boxes)
-
-        # attributes of the two objects, which override the methods of their classes
-        rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals = anchors, proposals
-
-    def __exit__(self, *_: object) -> None:
-        if self.needed:
-            del self.model.rpn.assign_targets_to_anchors, self.model.roi_heads.assign_targets_to_proposals
-
-    def _left_out(self, labels: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
+    def left_out(labels: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
         return [
             target.leave_out_ignored(label, torch.zeros_like(label, dtype=torch.int64), box, background=0)
-            for target, label, box in zip(self.targets, labels, boxes, strict=True)
+            for target, label, box in zip(targets, labels, boxes, strict=True)
         ]
+
+    def anchors(boxes: list[Tensor], asked: list[dict[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        labels, matched = match_anchors(boxes, asked)
+        return left_out(labels, boxes), matched
+
+    def proposals(boxes: list[Tensor], *objects: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        matches, labels = match_proposals(boxes, *objects)
+        return matches, left_out(labels, boxes)
+
+    # attributes of the two objects, which override the methods of their classes
+    rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals = anchors, proposals
+    try:
+        yield
+    finally:
+        del rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals
 
 
 def _image_list(batch: ImageBatch) -> Any:
@@ -240,20 +236,7 @@ def _adapt_backbone(body: nn.Module, options: TorchvisionOptions) -> None:
     if channels != 3:
         body.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if options.norm == "FrozenBN":
-        _freeze_norms(body)
     for names in _FROZEN_PARTS[: options.freeze_at]:
         for name in names:
-            module = getattr(body, name)
-            module.requires_grad_(False)
-            if isinstance(module, nn.BatchNorm2d):
-                setattr(body, name, FrozenBatchNorm2d.from_batch_norm(module))
-            _freeze_norms(module)
-
-
-def _freeze_norms(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d.from_batch_norm(child))
-        else:
-            _freeze_norms(child)
+            getattr(body, name).requires_grad_(False)
+    freeze_norms(body, all_of_them=options.norm == "FrozenBN")

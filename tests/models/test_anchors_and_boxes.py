@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detseg.models.rcnn.anchors import AnchorGenerator, make_cell_anchors
-from detseg.models.rcnn.boxes import LARGEST_LOG_SCALE, BoxCoder, clip_boxes, smooth_l1
+from detseg.models.rcnn.boxes import LARGEST_LOG_SCALE, BoxCoder, clip_boxes
 
 
 def test_cell_anchors_are_not_rounded() -> None:
@@ -82,9 +82,11 @@ def test_giou_known_answers() -> None:
 
 
 def test_smooth_l1_with_and_without_beta() -> None:
-    value, zero = torch.tensor([0.5, -3.0]), torch.zeros(2)
-    assert smooth_l1(value, zero, 0.0).item() == pytest.approx(3.5)
-    assert smooth_l1(value, zero, 1.0).item() == pytest.approx(0.125 + 2.5)
+    box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    deltas = torch.tensor([[0.5, -3.0, 0.0, 0.0]])  # from a box to itself
+    for beta, expected in ((0.0, 3.5), (1.0, 0.125 + 2.5)):
+        loss = BoxCoder((1, 1, 1, 1), beta=beta).summed_loss(deltas, box, box)
+        assert loss.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou"])

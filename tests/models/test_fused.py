@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from detseg.models.freezing import freeze
 from detseg.models.rcnn import fused, mask_head
 from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import ConvNorm
@@ -130,7 +131,7 @@ def test_frozen_layers_in_training_are_those_of_prediction() -> None:
     with torch.no_grad():
         expected = layer(x)
     assert layer(x).requires_grad
-    layer.freeze()
+    freeze(layer)
     answer = layer(x)
     assert not answer.requires_grad
     assert torch.equal(answer, expected)

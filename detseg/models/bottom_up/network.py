@@ -7,7 +7,7 @@ Symbols: B images of H x W pixels, both divided by 2**depth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 
 import torch
@@ -96,10 +96,7 @@ def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn
     features = [f"res{level}" for level in sorted(timm_network(options.timm.name).levels) if level <= options.depth]
     if options.decoder == "Transposed":  # parameters that only finer maps need would have no gradient
         features = features[-1:]
-    timm = options.timm
-    backbone = TimmBackbone(
-        timm.name, in_channels=in_channels, out_features=features, norm=timm.norm, freeze_at=timm.freeze_at
-    )
+    backbone = TimmBackbone(**asdict(options.timm), in_channels=in_channels, out_features=features)
     return backbone, _decoder(options, backbone.channels)
 
 

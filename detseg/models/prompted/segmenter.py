@@ -97,10 +97,11 @@ class PromptedSAM(Segmenter):
     ) -> list[Predictions]:
         """See Segmenter.predict."""
         self.require_evaluation_mode()
+        options = self.options.sam.refine
         objects = self.first_pass.predict(images, output_sizes, soft_masks=soft_masks)
         return [
-            refine(self.sam, resize_image(image, *size), one, self.options.sam.refine, soft_masks=soft_masks)
-            for image, one, size in zip(images, objects, ((one.height, one.width) for one in objects), strict=True)
+            refine(self.sam, resize_image(image, one.height, one.width), one, options, soft_masks=soft_masks)
+            for image, one in zip(images, objects, strict=True)
         ]
 
     def prefer_speed(self) -> Self:

@@ -56,16 +56,26 @@ class BoxHeadOptions(Options):
 class ConvFCHead(nn.Sequential):
     """Detectron2's FastRCNNConvFCHead: 3 x 3 convolutions, then fully connected layers, ReLU after each.
 
-    in_channels and size: of the pooled regions (M, in_channels, size, size). Returns (M, out_channels).
+    in_channels and size: of the pooled regions (M, in_channels, size, size). last_stride: of the last convolution.
+    Returns (M, out_channels).
     """
 
     def __init__(
-        self, *, in_channels: int, size: int, conv_channels: Sequence[int], fc_channels: Sequence[int], norm: str = ""
+        self,
+        *,
+        in_channels: int,
+        size: int,
+        conv_channels: Sequence[int],
+        fc_channels: Sequence[int],
+        norm: str = "",
+        last_stride: int = 1,
     ) -> None:
         super().__init__()
         channels = in_channels
         for index, width in enumerate(conv_channels, start=1):
-            conv = ConvNorm(channels, width, 3, norm=norm, relu=True)
+            stride = last_stride if index == len(conv_channels) else 1
+            size = -(-size // stride)
+            conv = ConvNorm(channels, width, 3, stride=stride, norm=norm, relu=True)
             init_msra(conv)
             self.add_module(f"conv{index}", conv)
             channels = width

@@ -88,7 +88,7 @@ class BoxCoder:
             loss = getattr(torchvision.ops, BOX_LOSSES[self.loss])
             losses = loss(self.decode(deltas, sources), targets, reduction=reduction)
         else:
-            losses = smooth_l1(deltas, self.encode(sources, targets), self.beta, reduction)
+            losses = F.smooth_l1_loss(deltas, self.encode(sources, targets), beta=self.beta, reduction=reduction)
         if weights is None:
             return losses
         return ((losses.sum(dim=1) if losses.ndim == 2 else losses) * weights).sum()
@@ -106,13 +106,3 @@ def _centres_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     width = boxes[:, 2] - boxes[:, 0]
     height = boxes[:, 3] - boxes[:, 1]
     return boxes[:, 0] + 0.5 * width, boxes[:, 1] + 0.5 * height, width, height
-
-
-def smooth_l1(input: Tensor, target: Tensor, beta: float, reduction: str = "sum") -> Tensor:
-    """Huber loss, divided by beta; absolute difference for beta = 0, which torch's own loss does not know.
-
-    reduction: "sum" or "none".
-    """
-    if beta < 1e-5:
-        return F.l1_loss(input, target, reduction=reduction)
-    return F.smooth_l1_loss(input, target, reduction=reduction, beta=beta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -110,25 +110,14 @@ def _build_backbone(options: RCNNOptions) -> nn.Module:
         body = _build_resnet(options.resnet, len(options.image_input.pixel_mean))
     else:
         body = TimmBackbone(
-            options.timm.name,
+            **asdict(options.timm),
             in_channels=len(options.image_input.pixel_mean),
             out_features=options.fpn.in_features,
-            norm=options.timm.norm,
-            freeze_at=options.timm.freeze_at,
         )
-    fpn = options.fpn
-    if fpn is None:
-        return body
-    return FPN(body, in_features=fpn.in_features, out_channels=fpn.out_channels, norm=fpn.norm, fuse_type=fpn.fuse_type)
+    return body if options.fpn is None else FPN(body, **asdict(options.fpn))
 
 
 def _build_resnet(resnet: ResNetOptions, in_channels: int) -> ResNet:
-    bottleneck = {}
-    if resnet.bottleneck is not None:
-        bottleneck = {
-            "width_per_group": resnet.bottleneck.width_per_group,
-            "stride_in_1x1": resnet.bottleneck.stride_in_1x1,
-        }
     return ResNet(
         depth=resnet.depth,
         in_channels=in_channels,
@@ -142,7 +131,7 @@ def _build_resnet(resnet: ResNetOptions, in_channels: int) -> ResNet:
         resnest=resnet.resnest,
         out_features=resnet.out_features,
         freeze_at=resnet.freeze_at,
-        **bottleneck,
+        **({} if resnet.bottleneck is None else asdict(resnet.bottleneck)),
     )
 
 
@@ -179,10 +168,9 @@ def _build_roi_heads(options: ROIHeadsOptions, resnet: ResNetOptions, backbone: 
     if options.name == "Res5ROIHeads":
         res5 = make_res5(
             res2_channels=resnet.res2_channels,
-            width_per_group=resnet.bottleneck.width_per_group,
             groups=resnet.groups,
             norm=resnet.norm,
-            stride_in_1x1=resnet.bottleneck.stride_in_1x1,
+            **asdict(resnet.bottleneck),
         )
         channels = resnet.res2_channels * 8
         return Res5ROIHeads(

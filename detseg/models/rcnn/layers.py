@@ -257,13 +257,6 @@ class ConvNorm(nn.Conv2d):
             return True
         return isinstance(self.norm, nn.BatchNorm2d) and not self.norm.training
 
-    def freeze(self) -> None:
-        """Stop the training of these weights; a BatchNorm becomes a FrozenBatchNorm2d."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.norm = FrozenBatchNorm2d.from_batch_norm(self.norm)
-
 
 def init_msra(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
     """He et al. 2015, normal, by fan-out; the initial weights of Caffe2's MSRAFill."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detseg.config.options import Options, Problems, key
+from detseg.models.rcnn.box_head import ConvFCHead
 from detseg.models.rcnn.fused import Linear
-from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, init_normal, init_xavier
+from detseg.models.rcnn.layers import check_group_norm, init_normal
 
 # Of a mask's probabilities, as predictions are pasted.
 MASK_THRESHOLD = 0.5
@@ -42,7 +43,7 @@ class QualityOptions(Options):
         check_group_norm(problems, "MODEL.ROI_MASK_HEAD.NORM", f"{self.section}.CONV_DIM", self.conv_channels)
 
 
-class QualityHead(nn.Sequential):
+class QualityHead(ConvFCHead):
     """in_channels and size: of the pooled regions (M, in_channels, size, size). norm: of the convolutions.
 
     class_agnostic: one quality for all classes instead of one for each. rescores: see QualityOptions.
@@ -51,25 +52,17 @@ class QualityHead(nn.Sequential):
     def __init__(
         self, options: QualityOptions, *, in_channels: int, size: int, num_classes: int, norm: str = ""
     ) -> None:
-        super().__init__()
+        super().__init__(
+            in_channels=in_channels + 1,  # the mask
+            size=size,
+            conv_channels=[options.conv_channels] * options.num_conv,
+            fc_channels=[options.fc_channels] * options.num_fc,
+            norm=norm,
+            last_stride=2,
+        )
         self.class_agnostic, self.rescores = options.class_agnostic, options.rescores
         self.loss_weight = options.loss_weight
-        channels = in_channels + 1  # the mask
-        for index in range(1, options.num_conv + 1):
-            stride = 2 if index == options.num_conv else 1
-            conv = ConvNorm(channels, options.conv_channels, 3, stride=stride, norm=norm, relu=True)
-            init_msra(conv)
-            self.add_module(f"conv{index}", conv)
-            channels = options.conv_channels
-        self.add_module("flatten", nn.Flatten())
-        channels *= ((size + 1) // 2) ** 2
-        for index in range(1, options.num_fc + 1):
-            fc = Linear(channels, options.fc_channels)
-            init_xavier(fc)
-            self.add_module(f"fc{index}", fc)
-            self.add_module(f"fc_relu{index}", nn.ReLU(inplace=True))
-            channels = options.fc_channels
-        predictor = Linear(channels, 1 if self.class_agnostic else num_classes)
+        predictor = Linear(self.out_channels, 1 if self.class_agnostic else num_classes)
         init_normal(predictor, std=0.01)
         self.add_module("predictor", predictor)
 

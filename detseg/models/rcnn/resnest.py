@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key
-from detseg.models.freezing import FrozenBatchNorm2d
 from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
 from detseg.models.rcnn.layers import NORMS, ConvNorm, init_msra
 
@@ -116,15 +115,6 @@ class SplitAttention(nn.Module):
         logits = self.fc2(F.relu_(self.bn1(self.fc1(pooled))))
         weights = logits.unflatten(1, (self.radix, -1)).softmax(dim=1)
         return (weights * maps).sum(dim=1)
-
-    def freeze(self) -> None:
-        """See `ConvNorm.freeze`."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        for name in ("bn0", "bn1"):
-            norm = getattr(self, name)
-            if isinstance(norm, nn.BatchNorm2d):
-                setattr(self, name, FrozenBatchNorm2d.from_batch_norm(norm))
 
 
 class ResNeStBlock(nn.Module):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from detseg.config.node import Config
 from detseg.config.options import Options, Problems, key, part
+from detseg.models.freezing import freeze
 from detseg.models.rcnn.deformable import Deformable, DeformableConvNorm, make_offset_conv
 from detseg.models.rcnn.layers import ConvNorm, check_group_norm, init_msra, norm_key
-from detseg.models.rcnn.resnest import STEM_WIDTHS, DeepStem, ResNeStBlock, ResNeStOptions, SplitAttention, is_resnest
+from detseg.models.rcnn.resnest import STEM_WIDTHS, DeepStem, ResNeStBlock, ResNeStOptions, is_resnest
 
 BLOCKS_OF_DEPTH = {
     18: (2, 2, 2, 2),
@@ -267,9 +268,7 @@ class ResNet(nn.Module):
         """Freeze the first parts, as MODEL.BACKBONE.FREEZE_AT counts them: 1 the stem, 2 res2 too, and so on."""
         parts = [self.stem, *(getattr(self, name) for name in self.stage_names)]
         for frozen in parts[:freeze_at]:
-            for layer in frozen.modules():
-                if isinstance(layer, (ConvNorm, SplitAttention)):
-                    layer.freeze()
+            freeze(frozen)
 
 
 def make_stage(

@@ -43,12 +43,6 @@ _ELEMENT_BYTES = {
 }
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether a file begins as those of torch.save. Raises OSError where it cannot be read."""
-    with path.open("rb") as file:
-        return file.read(len(OLD_TORCH)).startswith((b"PK", OLD_TORCH))
-
-
 def read_torch_file(path: Path) -> Any:
     """Read a file of torch.save onto the CPU: dense tensors and plain values, in dicts, lists and tuples.
 
