@@ -148,7 +148,7 @@ def pseudo_names(cfg: Config) -> list[str]:
     return [name.replace(FOLD_PLACE, str(cfg.DATASETS.FOLD)) for name in cfg.DATASETS.PSEUDO]
 
 
-def _named(names: Sequence[str]) -> str | None:
+def empty_names(names: Sequence[str]) -> str | None:
     legal = all(name.strip() for name in names)
     return None if legal else "expected names from the catalog or paths of COCO files, got an empty one"
 
@@ -360,9 +360,9 @@ class DataSetOptions(Options):
 
     section = "DATASETS"
 
-    train: tuple[str, ...] = key("TRAIN", test=_named)
-    extra_train: tuple[str, ...] = key("EXTRA_TRAIN", test=_named)
-    test: tuple[str, ...] = key("TEST", test=_named)
+    train: tuple[str, ...] = key("TRAIN", test=empty_names)
+    extra_train: tuple[str, ...] = key("EXTRA_TRAIN", test=empty_names)
+    test: tuple[str, ...] = key("TEST", test=empty_names)
     image_root: str = key("IMAGE_ROOT")
     classes: tuple[str, ...] = key("CLASSES", test=_different)
     folds: Folds = part(Folds)

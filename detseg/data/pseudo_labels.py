@@ -7,7 +7,6 @@ have `score` and `quality`, both 0 to 1, and `soft_mask`, the probability of eac
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +16,13 @@ from detseg.coco.predictions_parsing import unpack_pixels
 from detseg.config.options import Options, Problems, key, part
 from detseg.data.augment.intensities import AlbumentationsPipeline
 from detseg.data.augment.policy import TrainPolicy
-from detseg.data.folds import FOLD_PLACE
+from detseg.data.folds import FOLD_PLACE, empty_names
 from detseg.data.sampling import PSEUDO_ORDER_STREAM, EpochOrder, MixedOrder, SamplingOptions
 from detseg.errors import DataError
 from detseg.structures.sample import BOX_LOSS, CLASS_LOSS, MASK_LOSS, Sample
 
 # What the confidence of a pseudo-label can be a factor of.
 CONFIDENCE = ("class", "box", "mask", "pixels")
-
-
-def _named(names: Sequence[str]) -> str | None:
-    return None if all(name.strip() for name in names) else "expected paths of COCO files, got an empty one"
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class PseudoLabels(Options):
 
     section = "DATASETS"
 
-    names: tuple[str, ...] = key("PSEUDO", default=(), test=_named)
+    names: tuple[str, ...] = key("PSEUDO", default=(), test=empty_names)
     ratio: tuple[int, int] = key("PSEUDO_RATIO", default=(1, 1), length=2, at_least=1)
     confidence: tuple[str, ...] = key("PSEUDO_CONFIDENCE", default=(), choices=CONFIDENCE)
     set_weights: tuple[float, ...] = key("LOSS_WEIGHTS", default=(), at_least=0)

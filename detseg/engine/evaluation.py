@@ -298,7 +298,7 @@ def draw_overlays(
 
 
 def spread_evenly(count: int, wanted: int) -> list[int]:
-    """`wanted` of the indices 0..count-1, spread evenly, first and last among them; all where wanted is 0 or more."""
+    """Return `wanted` indices spread evenly over 0..count - 1, first and last included; all for 0 or for too many."""
     if wanted <= 0 or wanted >= count:
         return list(range(count))
     return np.linspace(0, count - 1, wanted).round().astype(int).tolist()

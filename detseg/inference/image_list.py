@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -120,7 +120,7 @@ def expand_stacks(images: ImageList, *, z: range | None, t: range | None) -> Ima
     """Make every slice and point in time of stacks an image of its own.
 
     z, t: which, from 0 on, cut to those that a file has; None leaves the axis as it is. File names get `_t003` and
-    `_z012` before their suffix, ids count from 1. What cannot be opened stays one image, for the reader to refuse.
+    `_z012` before their suffix, ids count from 1. What cannot be opened so stays one image, for the reader to refuse.
 
     Raises:
         DataError: the images are those of a COCO file, which says itself which plane each is.
@@ -131,33 +131,33 @@ def expand_stacks(images: ImageList, *, z: range | None, t: range | None) -> Ima
         )
     records: list[ImageRecord] = []
     for record in images.records:
-        for chosen in _planes(record, {"t": t, "z": z}):
-            changes: dict[str, Any] = {"image_id": len(records) + 1}
-            if chosen:
-                name = PurePosixPath(record.file_name)
-                suffix = "".join(f"_{letter}{number:03d}" for letter, number in chosen.items())
-                changes["file_name"] = name.with_name(f"{name.stem}{suffix}{name.suffix}").as_posix()
-                plane = {**record.metadata.get(PLANE, {}), **chosen}
-                changes["metadata"] = {**record.metadata, PLANE: plane}
-            records.append(dataclasses.replace(record, **changes))
+        for name, metadata in _planes(record, {"t": t, "z": z}):
+            number = len(records) + 1
+            records.append(dataclasses.replace(record, image_id=number, file_name=name, metadata=metadata))
     return ImageList(records, {})
 
 
-def _planes(record: ImageRecord, asked: Mapping[str, range | None]) -> list[dict[str, int]]:
-    """The choices of a plane ({"t": 3, "z": 12}) that are asked for, of all that a file has."""
+def _planes(record: ImageRecord, asked: Mapping[str, range | None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield file name and fields of an image for each plane ({"t": 3, "z": 12}) that is asked for and that it has."""
     wanted = {letter: numbers for letter, numbers in asked.items() if numbers is not None}
-    plane = {**record.metadata.get(PLANE, {}), **dict.fromkeys(wanted, 0)}
+    own = record.metadata.get(PLANE, {})
+    first = {**record.metadata, PLANE: {**own, **dict.fromkeys(wanted, 0)}}
     try:
-        with open_pixels(record.path, {**record.metadata, PLANE: plane}) as opened:
+        with open_pixels(record.path, first) as opened:
             counts = {letter: opened.stack.get(letter.upper(), 1) for letter in wanted}
     except DataError:
-        return [{}]
+        yield record.file_name, first
+        return
     axes = [
         [(letter, number) for number in numbers if number < counts[letter]]
         for letter, numbers in wanted.items()
         if counts[letter] > 1
     ]
-    return [dict(choice) for choice in itertools.product(*axes)]
+    name = PurePosixPath(record.file_name)
+    for chosen in map(dict, itertools.product(*axes)):
+        suffix = "".join(f"_{letter}{number:03d}" for letter, number in chosen.items())
+        plane = {PLANE: {**own, **chosen}} if chosen else {}
+        yield name.with_name(f"{name.stem}{suffix}{name.suffix}").as_posix(), {**record.metadata, **plane}
 
 
 def _expand(text: str, in_list: bool = False) -> list[Path]:

@@ -35,7 +35,6 @@ from detseg.runs.wandb_run import (
     Identity,
     WandbRun,
     chosen_mode,
-    environment_or,
     new_run_id,
 )
 from detseg.version import __version__
@@ -86,17 +85,15 @@ class CommandRun:
             self.provenance = {"tracking": found} if found else {}
             if not self._asked:
                 return
-            tags = os.environ.get("WANDB_TAGS")
             identity = Identity(
-                run_id=environment_or("WANDB_RUN_ID", new_run_id()),
-                project=environment_or("WANDB_PROJECT", self._project or found.get("project") or DEFAULT_PROJECT),
-                folder=Path(environment_or("WANDB_DIR", str(folder))),
-                entity=environment_or("WANDB_ENTITY", found.get("entity", "")),
-                group=environment_or("WANDB_RUN_GROUP", self._group or found.get("group", "")),
-                name=environment_or("WANDB_NAME", f"{self.job_type}-{name}"),
-                tags=tags.split(",") if tags else (),
+                run_id=new_run_id(),
+                project=self._project or found.get("project") or DEFAULT_PROJECT,
+                folder=folder,
+                entity=found.get("entity", ""),
+                group=self._group or found.get("group", ""),
+                name=f"{self.job_type}-{name}",
                 job_type=self.job_type,
-            )
+            ).with_environment()
             self.provenance = {"tracking": {key: getattr(identity, key) for key in ("project", "entity", "group")}}
             plain = json.loads(json.dumps(dict(settings), default=str))
             about = {"command": shlex.join(sys.argv), "version": __version__}

@@ -8,6 +8,7 @@ run.finish()
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import netrc
@@ -46,7 +47,7 @@ _MOST_WAITING = 20_000
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is called, where W&B's environment variables have been heard.
+    """What a run is called.
 
     run_id: of 8 letters and digits. project, entity, group, name: "" for W&B's own choice. tags: without order.
     folder: the one that holds W&B's folder `wandb`.
@@ -60,6 +61,24 @@ class Identity:
     name: str = ""
     tags: Sequence[str] = ()
     job_type: str = "train"
+
+    def with_environment(self) -> Identity:
+        """Return what it is called where W&B's environment variables say otherwise."""
+        variables = {
+            "run_id": "WANDB_RUN_ID",
+            "project": "WANDB_PROJECT",
+            "folder": "WANDB_DIR",
+            "entity": "WANDB_ENTITY",
+            "group": "WANDB_RUN_GROUP",
+            "name": "WANDB_NAME",
+            "tags": "WANDB_TAGS",
+        }
+        said: dict[str, Any] = {name: os.environ[one] for name, one in variables.items() if os.environ.get(one)}
+        if "folder" in said:
+            said["folder"] = Path(said["folder"])
+        if "tags" in said:
+            said["tags"] = said["tags"].split(",")
+        return dataclasses.replace(self, **said)
 
     def to_plain(self) -> dict[str, str]:
         """What run.json keeps: later commands join the run's group by it, and a resumed training its run."""

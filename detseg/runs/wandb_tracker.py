@@ -26,7 +26,6 @@ from detseg.runs.tracker import (
     TRAINING,
     Picture,
     Table,
-    TrackedSession,
     Tracker,
     flatten,
 )
@@ -38,12 +37,12 @@ from detseg.runs.wandb_run import (
     Identity,
     WandbRun,
     chosen_mode,
-    environment_or,
     new_run_id,
 )
 
 if TYPE_CHECKING:
     from detseg.config import Config
+    from detseg.runs.session import Session
 
 # W&B's variables that are about one run only.
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -66,16 +65,15 @@ def identity_of(cfg: Config, folder: Path, record: str = RECORD) -> Identity:
     folds = folder.absolute() if record == FOLDS_RECORD else folder.absolute().parent if fold >= 0 else None
     stem = f"{folds.parent.name}-{folds.name}" if folds else f"{config_name(cfg.source)}-{folder.name}"
     ending = "" if folds is None else "-summary" if record == FOLDS_RECORD else f"-{fold_name(fold)}"
-    tags = os.environ.get("WANDB_TAGS")
     return Identity(
-        run_id=environment_or("WANDB_RUN_ID", before.get("id") or new_run_id()),
-        project=environment_or("WANDB_PROJECT", before.get("project") or tracking.PROJECT or DEFAULT_PROJECT),
-        folder=Path(environment_or("WANDB_DIR", str(folder))),
-        entity=environment_or("WANDB_ENTITY", before.get("entity") or tracking.ENTITY),
-        group=environment_or("WANDB_RUN_GROUP", before.get("group") or tracking.GROUP or stem),
-        name=environment_or("WANDB_NAME", (tracking.NAME or stem) + ending),
-        tags=tags.split(",") if tags else tracking.TAGS,
-    )
+        run_id=before.get("id") or new_run_id(),
+        project=before.get("project") or tracking.PROJECT or DEFAULT_PROJECT,
+        folder=folder,
+        entity=before.get("entity") or tracking.ENTITY,
+        group=before.get("group") or tracking.GROUP or stem,
+        name=(tracking.NAME or stem) + ending,
+        tags=tracking.TAGS,
+    ).with_environment()
 
 
 class WandbTracker(Tracker):
@@ -95,7 +93,7 @@ class WandbTracker(Tracker):
         mode = chosen_mode(cfg.TRACKING.MODE)
         return None if mode == "disabled" else cls(mode)
 
-    def start(self, session: TrackedSession) -> None:
+    def start(self, session: Session) -> None:
         identity = identity_of(session.cfg, session.run.path)
         self._cfg, self._folder = session.cfg, session.run.path
         resumed = session.iteration > 0
@@ -132,12 +130,12 @@ class WandbTracker(Tracker):
 
 
 def track_folds(cfg: Config, folder: Path, metrics: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-    """Sum up all folds in one run of W&B, in their group, where the configuration asks for W&B.
+    """Sum up all folds in one run of W&B, in their group.
 
     folder: of the folds. metrics: what its final_metrics.json holds.
     """
     mode = chosen_mode(cfg.TRACKING.MODE)
-    if "wandb" not in cfg.TRACKING.BACKENDS or mode == "disabled":
+    if mode == "disabled":
         return
     record = read_record(folder, FOLDS_RECORD) or {}
     identity = identity_of(cfg, folder, FOLDS_RECORD)
@@ -164,7 +162,7 @@ def folds_of_a_trial() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def run_config(session: TrackedSession) -> dict[str, Any]:
+def run_config(session: Session) -> dict[str, Any]:
     """What W&B shows as columns: the keys, nested and by dotted names, and what run.json has of this start."""
     record = read_record(session.run.path) or {}
     start = (record.get("resumed") or [record])[-1]

@@ -23,8 +23,8 @@ from detseg.structures.runs import Runs
 class LabelLayers:
     """N objects of one image as (L, H, W) int32 label maps.
 
-    Every id 1..N is in one layer only; an id may have no pixel at all (an object that a crop removed) until
-    `drop_empty`. Object n of a list (0-based) has the id n + 1.
+    Every id 1..N is in one layer only; an id may have no pixel at all (an object that a crop removed). Object n of a
+    list (0-based) has the id n + 1.
     """
 
     def __init__(self, layers: np.ndarray, num_instances: int) -> None:
@@ -208,13 +208,6 @@ class LabelLayers:
         new_layer = np.append(np.cumsum(used) - 1, -1)
         selected._statistics = boxes, areas, new_layer[layer_of]
         return selected
-
-    def drop_empty(self) -> tuple[LabelLayers, np.ndarray]:
-        """Return the objects that have pixels, and their indices (M,) int64 before."""
-        kept = np.flatnonzero(self._statistics[1] > 0)
-        if len(kept) == self.num_instances:
-            return self, kept
-        return self.select(kept), kept
 
     def to_rles(self) -> list[dict[str, Any]]:
         """Encode every object as a COCO RLE, in the order of the ids, in one pass a layer."""

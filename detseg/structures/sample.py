@@ -141,6 +141,10 @@ class Sample:
         weights = None if self.object_weights is None else self.object_weights[keep]
         return dataclasses.replace(self, layers=layers, classes=self.classes[keep], object_weights=weights, **others)
 
+    def layers_or_empty(self) -> LabelLayers:
+        """Return `layers`, without an object where they are None."""
+        return LabelLayers.empty(self.height, self.width) if self.layers is None else self.layers
+
     def weights_or_ones(self) -> np.ndarray:
         """Return `object_weights`, of ones where they are None."""
         return np.ones((len(self.classes), 3), dtype=np.float32) if self.object_weights is None else self.object_weights

@@ -61,29 +61,6 @@ def choose_score_threshold(
     return best_threshold(hits_of(None), objects[:, 0])
 
 
-def choose_class_thresholds(
-    ground_truth: GroundTruth | CocoDataset,
-    predictions: Iterable[Predictions],
-    *,
-    postprocess: Postprocess | None = None,
-) -> dict[str, ThresholdChoice]:
-    """Choose a score threshold for every class by its own object AP; returns name -> choice.
-
-    Every class is looked at by itself, so overlaps between classes do not enter: a good start for a finer search, exact
-    where classes do not overlap. A class without a prediction gets 0.5.
-    """
-    truth = as_ground_truth(ground_truth)
-    hits_of = hits_without_threshold(truth, align(truth, predictions), postprocess)
-    objects = object_numbers(truth.images, len(truth.class_names))
-    choices = {}
-    for index, name in enumerate(truth.class_names):
-        hits = hits_of(index)
-        # A class's AP averages over the images where it occurs; which these are may depend on the threshold.
-        own = dataclasses.replace(hits, level=hits.level_in_class)
-        choices[name] = best_threshold(own, objects[:, 1 + index], only_occurring=True)
-    return choices
-
-
 def hits_without_threshold(
     truth: GroundTruth, aligned: Sequence[Predictions], postprocess: Postprocess | None
 ) -> Callable[[int | None], Hits]:

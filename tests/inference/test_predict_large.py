@@ -14,6 +14,8 @@ import tifffile
 from detseg.cli.main import main
 from detseg.coco.predictions_file import read_predictions
 from detseg.curation.synthetic import make_image
+from detseg.errors import DataError
+from detseg.images.reading import read_image
 from detseg.inference.image_list import expand_stacks, find_images
 
 
@@ -104,9 +106,13 @@ def test_a_list_names_images_relative_to_itself(image_folder, tmp_path):
 
 def test_stacks_keep_files_that_hold_one_picture_and_those_that_are_broken(image_folder, tmp_path):
     (tmp_path / "x.tif").write_bytes(b"II*\x00broken")
-    source = find_images([str(image_folder / "a.png"), str(tmp_path / "x.tif")])
+    tifffile.imwrite(tmp_path / "y.tif", np.zeros((4, 9, 9), np.uint8), photometric="minisblack", metadata=None)
+    source = find_images([str(image_folder / "a.png"), str(tmp_path / "x.tif"), str(tmp_path / "y.tif")])
     expanded = expand_stacks(source, z=range(9), t=None)
-    assert [record.path.name for record in expanded.records] == ["a.png", "x.tif"]
+    assert [record.path.name for record in expanded.records] == ["a.png", "x.tif", "y.tif"]
+    assert expanded.records[0].metadata == {}
+    with pytest.raises(DataError, match=r"y\.tif: .* its 4 pages .*--axes ZYX"):  # and not read as four channels
+        read_image(expanded.records[2].path, expanded.records[2].metadata)
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,6 @@ def test_selecting_keeps_order_and_renames_ids(masks, data):
     assert np.array_equal(layers.select(keep).masks(), masks[keep])
     shuffled = np.flatnonzero(keep)[::-1]
     assert np.array_equal(layers.select(shuffled).masks(), masks[shuffled])
-    without_empty, kept = layers.drop_empty()
-    assert kept.tolist() == np.flatnonzero(masks.any(axis=(1, 2))).tolist()
-    assert np.array_equal(without_empty.masks(), masks[kept])
 
 
 def test_objects_that_do_not_overlap_share_one_layer():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scoring_cases import predictions_of, random_case, rectangle, truth_of
 
-from detseg.evaluation.evaluate import evaluate
+from detseg.evaluation.evaluate import align, evaluate
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.fusion.postprocess import Postprocess
-from detseg.tuning.thresholds import choose_class_thresholds, choose_score_threshold
+from detseg.tuning.score_curves import score_curves
+from detseg.tuning.thresholds import choose_score_threshold
 
 
 def object_ap_at(ground_truth, predictions, threshold, settings=None):
@@ -82,21 +83,21 @@ def test_nothing_to_choose_from():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_class_thresholds_are_best_for_each_class(seed):
+def test_the_curve_of_a_class_is_that_of_its_predictions_alone(seed):
     ground_truth, predictions = random_case(seed, images=4)
-    choices = choose_class_thresholds(ground_truth, predictions)
-    assert list(choices) == ["kind 0", "kind 1"]
-    for index, (name, choice) in enumerate(choices.items()):
+    together, *of_classes = score_curves(ground_truth, align(ground_truth, predictions))
+    assert [together.name, *(curve.name for curve in of_classes)] == ["all", "kind 0", "kind 1"]
+    for index, curve in enumerate(of_classes):
         alone = [image.select(image.classes == index) for image in predictions]
-        for threshold, object_ap in choice.curve:
+        for threshold, object_ap in curve.object_ap:
             settings = Postprocess(score_threshold=threshold)
             metrics = evaluate(ground_truth, settings.apply_all(alone), coco=False)
-            assert object_ap == pytest.approx(metrics["per_class"][name]["object_ap"], abs=1e-12)
+            assert object_ap == pytest.approx(metrics["per_class"][curve.name]["object_ap"], abs=1e-12)
 
 
 def test_a_class_that_nobody_predicts():
     ground_truth = GroundTruth(["a", "b"], [truth_of([rectangle(0, 0, 10, 10)])])
-    choices = choose_class_thresholds(ground_truth, [predictions_of([rectangle(0, 0, 10, 10)], scores=[0.8])])
-    assert choices["a"].object_ap == 1
-    assert choices["b"].threshold == 0.5
-    assert choices["b"].object_ap is None
+    predictions = [predictions_of([rectangle(0, 0, 10, 10)], scores=[0.8])]
+    _, predicted, not_predicted = score_curves(ground_truth, align(ground_truth, predictions))
+    np.testing.assert_allclose(predicted.object_ap, [[0.8, 1]])
+    assert not_predicted.object_ap.shape == (0, 2)

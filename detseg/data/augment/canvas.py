@@ -50,7 +50,7 @@ class SourceImage:
         self.classes = sample.classes
         self.ignore = sample.ignore
         self._weights, self._certainty = sample.weights_or_ones(), sample.certainty
-        self.layers = _layers_of(sample)
+        self.layers = sample.layers_or_empty()
         self.boxes = self.layers.boxes().astype(np.int64)
         self._layer_of = self.layers.layer_index()
 
@@ -113,7 +113,7 @@ class Canvas:
         self._sigma = sigma
         self._margin = margin
         self._match_gray = match_gray
-        layers = _layers_of(target)
+        layers = target.layers_or_empty()
         self._image = target.image.copy()
         self._labels = layers.layers.copy()
         self._certainty = target.certainty
@@ -266,10 +266,6 @@ class Canvas:
         here = self._background.mean_around(y, x, *cutout.mask.shape)
         there = self._source.background.mean_around(cutout.y0, cutout.x0, *cutout.mask.shape)
         return 0.0 if here is None or there is None else here - there
-
-
-def _layers_of(sample: Sample) -> LabelLayers:
-    return LabelLayers.empty(sample.height, sample.width) if sample.layers is None else sample.layers
 
 
 @functools.cache

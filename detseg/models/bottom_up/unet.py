@@ -136,7 +136,7 @@ class UNet(MapSegmenter):
         batch = self.image_input([sample.image for sample in samples], self.device)
         logits = self._logits(batch.tensor)
         size = batch.tensor.shape[2:]
-        labels = [flat_labels(_layers(sample)) for sample in samples]
+        labels = [flat_labels(sample.layers_or_empty()) for sample in samples]
         pairs = list(zip(samples, labels, strict=True))
         of_images = [self.targets(one) for one in labels]
         targets = {name: self._batch([one[name] for one in of_images], size) for name in of_images[0]}
@@ -226,10 +226,6 @@ class UNet(MapSegmenter):
             tensor = torch.from_numpy(array if array.dtype in (bool, np.float32) else array.astype(np.int64))
             padded.append(F.pad(tensor, (0, size[1] - array.shape[-1], 0, size[0] - array.shape[-2])))
         return torch.stack(padded).to(self.device)
-
-
-def _layers(sample: Sample) -> LabelLayers:
-    return LabelLayers.empty(sample.height, sample.width) if sample.layers is None else sample.layers
 
 
 def _share(sample: Sample, labels: np.ndarray, column: int) -> np.ndarray:
