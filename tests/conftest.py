@@ -49,18 +49,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-SMALL = [
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 16),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
-    *("MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 12),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 40, "MODEL.DEVICE", "cpu"),
-]
-
-
 @pytest.fixture(scope="session")
 def two_runs(tmp_path_factory) -> list[Path]:
     """Two run folders with small untrained models, as training leaves them; `last` has other weights than `best`."""
     import torch
+    from tiny_networks import TINY_RCNN, as_words
 
     from detseg.config import dump_config, load_config
     from detseg.curation.synthetic import KINDS
@@ -68,7 +61,9 @@ def two_runs(tmp_path_factory) -> list[Path]:
     from detseg.fusion.postprocess import Postprocess
     from detseg.runs.checkpoint import save_checkpoint
 
-    cfg = load_config("_base_/mask_rcnn_small_fpn.yaml", SMALL)
+    few = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "TEST.DETECTIONS_PER_IMAGE": 12, "MODEL.ROI_HEADS.NUM_CLASSES": 3}
+    few |= {"MODEL.RPN.PRE_NMS_TOPK_TEST": 100, "MODEL.RPN.POST_NMS_TOPK_TEST": 40}
+    cfg = load_config("_base_/mask_rcnn_small_fpn.yaml", as_words(TINY_RCNN | few))
     runs = []
     for number in (1, 5):
         run = tmp_path_factory.mktemp("runs") / f"small{number}" / "001"

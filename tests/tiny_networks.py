@@ -1,5 +1,7 @@
 """Networks that train in a second on a processor: an R-CNN for tests of what stands around it, and every system."""
 
+from typing import Any
+
 from detseg.models.table import ARCHITECTURES
 
 TINY_RCNN = {
@@ -52,6 +54,12 @@ SMALL_MODEL = {
     "MODEL.MASK_ON": True,
     "TEST.DETECTIONS_PER_IMAGE": 20,
 }
+# What makes a bottleneck ResNet of SMALL_MODEL.
+NARROW_50 = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+}
 SMALL_UNET = {
     "MODEL.MASK_ON": True,
     "MODEL.UNET.ENCODER": "plain",
@@ -69,3 +77,8 @@ SYSTEMS = {
     for name, row in ARCHITECTURES.items()
     if (row.finds_boxes or row.averages_maps) and name != "TorchvisionMaskRCNN"
 }
+
+
+def as_words(keys: dict[str, Any]) -> list[Any]:
+    """Return keys and values alternately, as on a command line."""
+    return [word for pair in keys.items() for word in pair]

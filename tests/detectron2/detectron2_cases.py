@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from rcnn_architectures import C4, CASCADE, DC5
+from tiny_networks import NARROW_50, SMALL_MODEL
 
 from detseg.config import Config, get_default_config, load_flat_config
 from detseg.engines.build import build_model
 from detseg.models.base import Segmenter
 from detseg.structures.label_layers import LabelLayers
-from detseg.structures.rle import encode_labels
 from detseg.structures.sample import Sample
 
 
@@ -30,38 +30,13 @@ def require_detectron2() -> None:
 
 # A narrow ResNet-50 pyramid. Sampling takes all there is, so that no random choice is left.
 KEYS: dict[str, Any] = {
+    **SMALL_MODEL,
+    **NARROW_50,
     "MODEL.DEVICE": "cpu",
-    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
-    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100_000,
     "MODEL.RPN.POSITIVE_FRACTION": 1.0,
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
-    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100_000,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
-    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-    "MODEL.MASK_ON": True,
-    "TEST.DETECTIONS_PER_IMAGE": 20,
 }
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "FPN": {},
@@ -132,8 +107,7 @@ def write_dataset(folder: Path, count: int = 4) -> Path:
         sample = disks(4, (64, 64), seed)
         Image.fromarray(sample.image).save(folder / f"{seed}.png")
         images.append({"id": seed + 1, "file_name": f"{seed}.png", "height": 64, "width": 64})
-        rles = [rle for i in range(len(sample.layers)) for rle in encode_labels(sample.layers.mask(i).astype("i4"), 1)]
-        for rle, index in zip(rles, sample.classes.tolist(), strict=True):
+        for rle, index in zip(sample.layers.to_rles(), sample.classes.tolist(), strict=True):
             rle["counts"] = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
             about = {"id": len(annotations) + 1, "image_id": seed + 1, "category_id": index + 1, "iscrowd": 0}
             annotations.append({**about, "segmentation": rle})

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from tiny_networks import TINY_RCNN, as_words
 
 from detseg.cli.main import main
 from detseg.coco.dataset import CocoDataset
@@ -23,10 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CHANNELS = ["DAPI", "Actin", "Tubulin", "Brightfield"]
 SIDE = 64
 TINY = [
-    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.FPN.OUT_CHANNELS", 16),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_MASK_HEAD.NUM_CONV", 1),
+    *as_words(TINY_RCNN),
     *("MODEL.ROI_HEADS.NUM_CLASSES", 1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 5),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.DEVICE", "cpu", "SEED", 1),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "SEED", 1),
     *("MODEL.PIXEL_MEAN", "[128.0, 128.0]", "MODEL.PIXEL_STD", "[60.0, 60.0]", "INPUT.PIXEL_SIZE", 0.5),
     *("INPUT.MIN_SIZE_TRAIN", "[0]", "INPUT.MIN_SIZE_TEST", 0, "INPUT.CROP.ENABLED", False),
     *("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "[]", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_networks import TINY_RCNN, as_words
 
 from detseg.config import load_config
 from detseg.data.augment.geometric import GeometricMap
@@ -24,11 +25,7 @@ from detseg.structures.sample import BOX_LOSS, CLASS_LOSS, MASK_LOSS, Sample
 
 SIZE = 96
 BOXES = torch.tensor([[10.0, 12, 34, 40], [50, 20, 78, 44], [20, 60, 60, 90]])
-TINY = [
-    *("MODEL.ENGINE", "native", "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8),
-    *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
-    *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_HEADS.NUM_CLASSES", 2),
-]
+TINY = as_words(TINY_RCNN | {"MODEL.ROI_HEADS.NUM_CLASSES": 2})
 CASCADE = [
     *("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", 50),

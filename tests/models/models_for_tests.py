@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from rcnn_architectures import C4, CASCADE, DC5
-from tiny_networks import SMALL_MODEL
+from tiny_networks import NARROW_50, SMALL_MODEL
 
 from detseg.config import load_flat_config
 from detseg.engines.build import build_model
@@ -15,11 +15,6 @@ from detseg.structures.predictions import Predictions
 from detseg.structures.sample import Sample
 
 # What turns SMALL_MODEL into its relatives.
-NARROW_50 = {
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-}
 RELATIVES = {
     "cascade": CASCADE,
     "C4": NARROW_50 | C4,

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_networks import SMALL_MODEL
 from torch import nn
 
-from detseg.config import load_config
+from detseg.config import load_flat_config
 from detseg.engines.build import build_model
 from detseg.errors import RunError
 from detseg.optim.precision import compile_backbone
 
-SMALL = [
-    "MODEL.ENGINE", "native", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", "0",
-    "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res2','res3','res4','res5']",
-    "MODEL.FPN.IN_FEATURES", "['res2','res3','res4','res5']", "MODEL.FPN.OUT_CHANNELS", "16",
-    "MODEL.RPN.IN_FEATURES", "['p2','p3','p4','p5','p6']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16],[32],[64],[128]]",
-    "MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", "['p2','p3','p4','p5']",
-    "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", "1",
-    "MODEL.ROI_BOX_HEAD.FC_DIM", "16",
-]  # fmt: skip
-
 
 def small_model() -> nn.Module:
     torch.manual_seed(0)
-    return build_model(load_config(None, SMALL)).prefer_speed().train()
+    return build_model(load_flat_config(SMALL_MODEL)).prefer_speed().train()
 
 
 def test_a_compiled_backbone_trains_as_the_plain_one_and_evaluates_plainly() -> None:
