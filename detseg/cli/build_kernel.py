@@ -14,9 +14,9 @@ from detseg.cli.next_step import command_line, print_next
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Write the folder of a Kaggle notebook that predicts with trained models, fuses and submits (--run), run such a "
-    "notebook here as Kaggle would (--check), or send it (--push). Exit status of a check: 0, or 1 where the notebook "
-    "does not give what the commands give."
+    "Make a Kaggle notebook that predicts with trained models, fuses and submits (--run), run such a "
+    "notebook here as Kaggle would (--check), or upload it (--push). Exit status of a check: 0, or 1 if the "
+    "notebook's result differs from that of the commands."
 )
 
 
@@ -26,29 +26,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--competition", metavar="NAME", help="sartorius, dsb2018, or a YAML file (docs/submission.md)")
     make.add_argument("--output", metavar="DIR", help="folder to write")
     make.add_argument("--owner", metavar="NAME", help="your name on Kaggle (default: $KAGGLE_USERNAME)")
-    make.add_argument("--title", default="", help="of the notebook, 5 to 50 letters")
+    make.add_argument("--title", default="", help="title of the notebook, 5 to 50 letters")
     make.add_argument("--fusion", metavar="FILE", help="fusion YAML (default: that of `fuse` without options)")
-    make.add_argument("--postprocess", metavar="FILE", help="postprocess YAML (default: that of a single run)")
+    make.add_argument("--postprocess", metavar="FILE", help="postprocess YAML (default for a single run: its own)")
     make.add_argument(
-        "--tta", nargs="+", metavar="VIEW", help="views of every model, as of predict (default: TEST.AUG)"
+        "--tta", nargs="+", metavar="VIEW", help="views for every model, as in predict (default: TEST.AUG)"
     )
-    make.add_argument("--model-weights", nargs="+", type=float, default=[], metavar="X", help="one per run")
-    make.add_argument("--hours", type=float, metavar="N", help="that the session may take (default: the competition's)")
-    make.add_argument("--as-model", action="store_true", help="the weights become a Kaggle Model, not a data set")
-    make.add_argument("--wheel", nargs="+", default=[], metavar="FILE", help="further pure wheels to install there")
+    make.add_argument(
+        "--model-weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="X",
+        help="weights of the models in the fusion, one per run",
+    )
+    make.add_argument("--hours", type=float, metavar="N", help="time limit of the session (default: the competition's)")
+    make.add_argument("--as-model", action="store_true", help="upload the weights as a Kaggle Model, not as a data set")
+    make.add_argument(
+        "--wheel", nargs="+", default=[], metavar="FILE", help="additional pure-Python wheels to install there"
+    )
     make.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     check = parser.add_argument_group("try it")
     check.add_argument("--check", metavar="DIR", help="run the notebook of this folder here and compare its CSV")
     check.add_argument(
-        "--images", metavar="DIR", help="images that stand for the test images (default: synthetic ones)"
+        "--images", metavar="DIR", help="images that take the place of the test images (default: synthetic ones)"
     )
-    check.add_argument("--layout", nargs="+", default=[], metavar="NAME", help="where the inputs are (default: all)")
+    check.add_argument(
+        "--layout", nargs="+", default=[], metavar="NAME", help="where Kaggle puts the inputs (default: try all places)"
+    )
     check.add_argument("--python", default=sys.executable, metavar="FILE", help="a Python with Kaggle's packages")
     send = parser.add_argument_group("send it")
-    send.add_argument("--push", metavar="DIR", help="print the `kaggle` commands that send this folder")
+    send.add_argument("--push", metavar="DIR", help="print the `kaggle` commands that upload this folder")
     send.add_argument("--submit", metavar="VERSION", help="with --push: submit this version of the notebook instead")
-    send.add_argument("--message", metavar="TEXT", help="of a new version of data that are there, or of the submission")
-    send.add_argument("--yes", action="store_true", help="run the commands, not only print them")
+    send.add_argument(
+        "--message", metavar="TEXT", help="message for a new version of existing data, or for the submission"
+    )
+    send.add_argument("--yes", action="store_true", help="run the commands instead of only printing them")
 
 
 def run(arguments: argparse.Namespace) -> int:

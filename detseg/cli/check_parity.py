@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from detseg.models.parity import Row
 
-DESCRIPTION = "Compare the native models with numbers computed by Detectron2; exits 1 when one is beyond its bound."
+DESCRIPTION = (
+    "Compare the native models with numbers computed by Detectron2. The exit status is 1 if a difference is "
+    "out of bounds."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE.npz", help="numbers to reproduce; FILE.json is beside each")
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE.npz", help="files of reference numbers, each with FILE.json beside it"
+    )
+    parser.add_argument("--device", default="cpu", help="device to compute on: cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
         "--summary", action="store_true", help="print a Markdown table of the largest differences of every file instead"
     )
-    parser.add_argument("--dump", metavar="OUT_DIR", help="write what was computed to this folder, under FILE's names")
+    parser.add_argument("--dump", metavar="OUT_DIR", help="write what was computed to this folder, with FILE's names")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +64,7 @@ def _print_table(title: str, rows: Sequence[Row]) -> None:
     width = max(len(row.name) for row in rows)
     print(title)
     for row in rows:
-        mark = "" if row.passed else "   <-- beyond the bound"
+        mark = "" if row.passed else "   <-- out of bounds"
         print(f"  {row.name:{width}}  {row.difference:9.2e}  bound {row.bound:7.1e}  {row.measure}{mark}")
 
 

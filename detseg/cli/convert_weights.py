@@ -8,16 +8,16 @@ from pathlib import Path
 from detseg.errors import WeightsError
 
 DESCRIPTION = (
-    "Turn weights (a .pth, .pkl or .safetensors file, detectron2://, catalog://, torchvision://, timm://, package://, "
-    "https://, wandb://) into a .safetensors file, or into a .pth file that Detectron2 loads; the names become "
-    "Detectron2's, or timm's where they are of a network of timm."
+    "Convert weights (a .pth, .pkl or .safetensors file, detectron2://, catalog://, torchvision://, "
+    "timm://, package://, https://, wandb://) to a .safetensors file, or to a .pth file that Detectron2 "
+    "loads. Names become Detectron2's, or timm's for timm networks."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="the weights: a file or an address")
     parser.add_argument("output", metavar="OUTPUT", help="NAME.safetensors or NAME.pth")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--names", action="store_true", help="also list names and shapes")
 
 

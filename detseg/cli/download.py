@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from detseg.curation.download import DownloadEntry
 
 DESCRIPTION = (
-    "Download a data set from its official place, continue an interrupted download, check it and record its SHA-256. "
-    "Without a name: list what there is. Where there is no network or no login it says what to fetch by hand, and "
-    "where to put it."
+    "Download a data set from its official source, continue an interrupted download, check it and record "
+    "its SHA-256. Without a name: list the data sets. Without a network or login it says what to download "
+    "by hand, and where to put it."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the data set")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the data set")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for its files (default: downloads/NAME in $DETSEG_DATASETS)"
     )
-    parser.add_argument("--check", action="store_true", help="read files that are there again and check their SHA-256")
-    parser.add_argument("--overwrite", action="store_true", help="fetch files again that are not the expected ones")
+    parser.add_argument("--check", action="store_true", help="read existing files again and check their SHA-256")
+    parser.add_argument("--overwrite", action="store_true", help="download files again that are not the expected ones")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Score a Predictions file, or COCO results, against a COCO file: object AP as the competitions count it, mean F1, "
-    "foreground IoU, COCO box and mask AP. The file is scored as it stands: object AP counts every prediction, so give "
-    "--postprocess (a run's postprocess.yaml) for predictions that keep low scores and overlaps."
+    "Score a Predictions file, or COCO results, against a COCO file: object AP (the score of the Data "
+    "Science Bowl 2018 and Sartorius), mean F1, foreground IoU, COCO box and mask AP. The file is scored as "
+    "it is: object AP counts every prediction, so give --postprocess (a run's postprocess.yaml) for "
+    "predictions that still contain low scores and overlaps."
 )
 
 TRACKED_PICTURES = 8  # of the worst images, where the evaluation is tracked
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="detections of an image and class that COCO AP counts, best first (default: all; COCO itself: 100)",
+        help="detections per image and class that COCO AP counts, best first (default: all; COCO itself: 100)",
     )
     parser.add_argument(
         "--group-by",
@@ -72,16 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image-level field of the COCO file, or of the predictions: scores for each of its values",
     )
     parser.add_argument(
-        "--intervals", action="store_true", help="object scores with 95 %% intervals, by drawing the images anew"
+        "--intervals",
+        action="store_true",
+        help="also compute 95 %% bootstrap intervals of the object scores over images",
     )
     parser.add_argument(
         "--base",
         metavar="FILE",
-        help="predictions of the same images, scored as they stand: the differences to them, image by image, with "
-        "their 95 %% intervals",
+        help="predictions of the same images to compare with: differences image by image, with their 95 %% intervals",
     )
     parser.add_argument("--base-postprocess", metavar="FILE", help="postprocess YAML to apply to --base")
-    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
     add_tracking(parser)
 
 

@@ -33,19 +33,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         nargs="+",
         metavar="PATH",
-        help="csv: measure intensities in these images: a folder, a glob, files, or a COCO file; their files also say "
+        help="csv: measure intensities in these images (a folder, a glob, files, or a COCO file) and read "
         "their pixel size",
     )
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
-    parser.add_argument("--score-threshold", type=float, default=0.0, metavar="X", help="export predictions from X on")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder of the COCO file's images, if it is not the file's own"
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="export only predictions with at least this score",
+    )
     parser.add_argument(
         "--overlaps",
         default="refuse",
         metavar="WHAT",
-        help="objects that share pixels, in label images: refuse (default), top (the highest score, else the smallest, "
-        "is seen) or layers (several label images in one file)",
+        help="how label images show objects that share pixels: refuse them (default), top (the highest "
+        "score, else the smallest, is visible) or layers (several label images in one file)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_image_fields(parser)
 
 

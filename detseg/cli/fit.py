@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from detseg.cli.fit_steps import Step
 
 DESCRIPTION = """From images and labels to a trained model, its scores and pictures: prepare, inspect_data --suggest
-(which splits), train_net and visualize, each with its command printed before it runs, and at the end the command that
-predicts other images. Stopped in the middle, the same command goes on. KEY VALUE changes keys of the training."""
+(which also splits), train_net and visualize. Each command is printed before it runs, and at the end the command that
+predicts other images. To continue after an interruption, run the same command again. KEY VALUE changes configuration
+keys of the training."""
 ACCEPTS_OVERRIDES = True
 
 # Options of readers that --images and --labels stand for.
@@ -35,20 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="their labels, a folder, zip archive or COCO file; may be the folder of the images",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for everything that is made")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for all results")
     parser.add_argument(
-        "--format", choices=TOLD, help="of the labels, where it cannot be told: " + "; ".join(TOLD.values())
+        "--format", choices=TOLD, help="format of the labels, if it cannot be detected: " + "; ".join(TOLD.values())
     )
-    held_out = "a share of the images; or a folder, a quoted pattern or a .txt list of images that are not trained on"
+    held_out = "a share of the images, or a folder, a quoted pattern or a .txt list; these images are not trained on"
     parser.add_argument(
         "--validation",
         metavar="WHAT",
         help=f"{held_out}, to choose the best weights and the score threshold (default: images in folders train and "
         f"val stay there, else {DEFAULT_VALIDATION})",
     )
-    parser.add_argument("--test", metavar="WHAT", help=f"{held_out}, nor chosen with (default: none)")
+    parser.add_argument("--test", metavar="WHAT", help=f"{held_out}, and not used for any choice (default: none)")
     parser.add_argument(
-        "--minutes", type=float, default=60.0, metavar="M", help="time for the training (default: %(default)g)"
+        "--minutes",
+        type=float,
+        default=60.0,
+        metavar="M",
+        help="minutes to plan for the training (default: %(default)g)",
     )
     parser.add_argument(
         "--weights",
@@ -63,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="where images, labels or options have changed since the training: do again what depends on them",
+        help="if images, labels or options have changed since the training: repeat what depends on them",
     )
     before = len(parser._actions)
     labels = parser.add_argument_group("the labels", "as `detseg prepare FORMAT` has them")

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from detseg.tuning.triage import Model, Triage
 
 DESCRIPTION = (
-    "Learn to tell the kinds of images apart (an image-level field such as group), choose a model (of several "
-    "predictions files) and a score threshold for each, and write both for `predict --triage`. Cross-validation "
-    "decides whether kinds get their own: only where the interval of the gain in object AP is above 0."
+    "Train a classifier of the kinds of images (an image-level field such as group), choose a model (given "
+    "several predictions files) and a score threshold for each kind, and write both for `predict --triage`. "
+    "A kind gets its own only if the interval of the gain in object AP, in cross-validation, is above 0."
 )
 
 
@@ -25,16 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="of these images, one file per model, which was not trained with them: predict --raw, or predict --folds",
+        help="predictions of these images, one file per model; the models must not have been trained with "
+        "them: predict --raw, or predict --folds",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.json", help="for predict --triage")
     parser.add_argument(
-        "--group-by", default="group", metavar="FIELD", help="the kind of an image (default: %(default)s)"
+        "--output", required=True, type=Path, metavar="FILE.json", help="output file, for predict --triage"
     )
-    parser.add_argument("--start", metavar="FILE", help="postprocess YAML with all other settings")
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="of the cross-validation (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument(
+        "--group-by", default="group", metavar="FIELD", help="field with the kind of an image (default: %(default)s)"
+    )
+    parser.add_argument("--start", metavar="FILE", help="postprocess YAML for all other settings")
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="folds of the cross-validation (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of folds and bootstrap (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def run(arguments: argparse.Namespace) -> None:

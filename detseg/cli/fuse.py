@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from detseg.runs.tracked_command import CommandRun
 
 DESCRIPTION = (
-    "Fuse predictions of the same images into one Predictions file: non-maximum suppression, soft-NMS or weighted "
-    "boxes fusion, with masks. An input is a Predictions file, a file of COCO results, or a folder of label images "
-    "(Cellpose, StarDist, SAM, by hand). No model is needed."
+    "Fuse predictions of the same images into one Predictions file: non-maximum suppression, soft-NMS or "
+    "weighted boxes fusion, with masks. An input is a Predictions file, a file of COCO results, or a folder "
+    "of label images (Cellpose, StarDist, SAM, manual). No model is needed."
 )
 ACCEPTS_OVERRIDES = True
 
@@ -30,26 +30,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="fusion YAML (configs/fusion/*.yaml); single settings can follow as KEY=VALUE, such as threshold=0.6",
     )
-    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="one per input, in their order")
+    parser.add_argument("--weights", nargs="+", type=float, metavar="W", help="weights of the inputs, in their order")
     parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the fused predictions")
     parser.add_argument(
         "--ground-truth",
         metavar="FILE",
-        help="COCO JSON (no annotations needed) that says which images and classes there are; needed where the inputs "
-        "do not: lists of results, or only label folders",
+        help="COCO JSON (no annotations needed) with the images and classes; required if no input has them: "
+        "lists of results, or only label folders",
     )
-    parser.add_argument("--label-class", metavar="NAME", help="class of the objects of label folders")
+    parser.add_argument("--label-class", metavar="NAME", help="class of the objects in label folders")
     parser.add_argument(
         "--label-score", type=float, default=1.0, metavar="S", help="score of these objects (default %(default)s)"
     )
     parser.add_argument(
-        "--rename", nargs="+", default=[], metavar="OLD=NEW", help="classes that other inputs call by another name"
+        "--rename", nargs="+", default=[], metavar="OLD=NEW", help="classes that other inputs name differently"
     )
     parser.add_argument(
         "--missing",
         choices=("refuse", "empty", "leave-out"),
         default="refuse",
-        help="an image that an input lacks: refuse (default); empty: it found nothing; leave-out: fuse the others",
+        help="what to do if an input lacks an image: refuse (default); empty: it found nothing there; "
+        "leave-out: fuse the others",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     add_tracking(parser)

@@ -8,20 +8,20 @@ from typing import Any
 
 def add_image_fields(parser: argparse.ArgumentParser, *, pixel_size_help: str = "") -> None:
     """Add --pixel-size, --z, --t, --scene and --axes. pixel_size_help: what else --pixel-size takes."""
-    group = parser.add_argument_group("what the files of the images do not say")
+    group = parser.add_argument_group("what the image files do not say")
     group.add_argument(
         "--pixel-size",
         metavar="UM",
-        help=f'micrometres a pixel, 0.5 or "0.5 0.4" (y, x){pixel_size_help}; default: as each file says (OME-TIFF, '
-        "ImageJ, TIFF's resolution)",
-    )
-    group.add_argument("--z", metavar="N", help="of files with slices: which one, from 0 on, or max for their maximum")
-    group.add_argument("--t", metavar="N", help="of files with points in time: which one, from 0 on")
-    group.add_argument(
-        "--scene", metavar="N", help="of CZI, LIF and ND2 files with several images: which one, from 0 on"
+        help=f'micrometres per pixel, 0.5 or "0.5 0.4" (y, x){pixel_size_help}; default: from each file (OME-TIFF, '
+        "ImageJ, TIFF resolution)",
     )
     group.add_argument(
-        "--axes", help="the axes of TIFF or NPY files that do not name them: of the letters ZTCYXS, as CYX or TZYX"
+        "--z", metavar="N", help="slice of files with slices: a number from 0 on, or max for the maximum projection"
+    )
+    group.add_argument("--t", metavar="N", help="time point of files with several: a number from 0 on")
+    group.add_argument("--scene", metavar="N", help="image of CZI, LIF and ND2 files with several: a number from 0 on")
+    group.add_argument(
+        "--axes", help="axes of TIFF or NPY files that do not name them: letters of ZTCYXS, such as CYX or TZYX"
     )
 
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from detseg.curation.inspection.inspect_data import Inspection
 
 DESCRIPTION = (
-    "Look at a data set: numbers and figures of images, objects, sizes, contacts, intensities and focus, problems with "
-    "pictures of the worst, and settings that suit, each with its reason. Writes index.html, one file for any browser, "
-    "and report.json with all numbers. Nothing of the data is changed."
+    "Inspect a data set: statistics and plots of images, objects, sizes, contacts, intensities and focus, "
+    "problems with pictures of the worst, and suggested settings, each with its reason. Writes index.html, "
+    "a single file for any browser, and report.json with all numbers. The data are not changed."
 )
 
 # ImageNet's, better than none on nuclei (docs/nuclei.md); the command names them where they are installed.
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="COCO file or name of the catalog; several are looked at together, and for images in more than one",
+        help="COCO file or catalog name; several are inspected together, and searched for images that are in "
+        "more than one",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for index.html and report.json"
@@ -41,13 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suggest",
         type=Path,
         metavar="FILE.yaml",
-        help="write the suggestions as a configuration that train_net runs as it is, with iterations and batch for "
-        "this machine (a few steps are tried). Validation data are the files with val or test in their names; where "
-        "there are none, the others are split, into the folder FILE_split",
+        help="write the suggestions as a configuration that train_net runs unchanged, with iterations and "
+        "batch size for this machine (a few steps are tried). Files with val or test in their names are "
+        "used as validation and test data; without such files, the data are split into the folder "
+        "FILE_split",
     )
     training = parser.add_argument_group("the suggested training")
     training.add_argument(
-        "--minutes", type=float, default=60.0, metavar="M", help="time that it may take (default: %(default)g)"
+        "--minutes",
+        type=float,
+        default=60.0,
+        metavar="M",
+        help="time that the suggested training may take (default: %(default)g)",
     )
     training.add_argument(
         "--fractions",
@@ -55,38 +61,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0.8, 0.2],
         metavar="SHARE",
-        help="of train and val, or with test, where there is no split (default: 0.8 0.2)",
+        help="fractions of train and val (and test), if there is no split (default: 0.8 0.2)",
     )
     training.add_argument(
         "--weights",
         default="",
         metavar="FILE",
-        help="pretrained weights, a file or an address as of MODEL.WEIGHTS: package://efficientnet_lite0, timm://NAME "
-        "for a small pyramid on that backbone, others for a ResNet-50 pyramid; without them the small network that "
-        "learns from scratch is suggested",
+        help="pretrained weights, a file or an address as in MODEL.WEIGHTS: package://efficientnet_lite0 or "
+        "timm://NAME for a small pyramid on that backbone, others for a ResNet-50 pyramid; without them "
+        "the small network is suggested, trained from scratch",
     )
     parser.add_argument("--image-root", default="", metavar="DIR", help="folder that file names are relative to")
     parser.add_argument(
-        "--group-by", default="", metavar="FIELD", help="field of the images that says their kind (default: group)"
+        "--group-by", default="", metavar="FIELD", help="field with the kind of an image (default: group)"
     )
     parser.add_argument(
         "--pictures",
         type=int,
         default=1000,
         metavar="N",
-        help="pictures that are read for intensities, focus and look-alikes, 0 for all (default: %(default)s)",
+        help="images that are read to measure intensities and focus and to find near-duplicates, 0 for all "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--similar",
         type=float,
         default=0.9,
         metavar="R",
-        help="images of this correlation or more are nearly the same; 0: do not look (default: %(default)s)",
+        help="images with at least this correlation are near-duplicates; 0: do not search (default: %(default)s)",
     )
     parser.add_argument(
-        "--rules", nargs="+", default=[], metavar="RULE=VALUE", help="rules of repair to look with (see detseg repair)"
+        "--rules",
+        nargs="+",
+        default=[],
+        metavar="RULE=VALUE",
+        help="rules of repair for finding problems (see detseg repair)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(arguments: argparse.Namespace) -> None:

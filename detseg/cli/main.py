@@ -28,31 +28,31 @@ from detseg.progress import LogHandler, closed_bars
 from detseg.runs.threads import prepare_torch
 from detseg.version import __version__
 
-# Name of the command -> what it does, in the order of a project's day.
+# Name of the command -> what it does, in the order in which a project needs them.
 COMMANDS = {
     "fit": "from images and labels to a trained model, its scores and pictures, in one command",
-    "make_synthetic": "make a set of synthetic cells with exact masks",
-    "download": "fetch a data set from its official place, checked and continued",
-    "prepare": "turn data of any known format into COCO files; `detseg prepare --help` lists the formats",
-    "repair": "mend the masks of a COCO file",
-    "inspect_data": "look at a data set: figures, problems and suggested settings in one HTML file",
-    "split": "split a COCO file into folds or parts without leaks, or look for leaks",
-    "train_net": "train a model, evaluate it and draw what it sees",
-    "sweep": "run a sweep of W&B without a server: many trainings or tunings, the best of them as a configuration",
-    "run_study": "a whole study: trainings in folds and what is made of them, compared; resumable, also on Ray",
+    "make_synthetic": "draw a data set of synthetic cells with exact masks",
+    "download": "download a data set from its official source; checked, and continued if interrupted",
+    "prepare": "convert data of any known format to COCO files; `detseg prepare --help` lists the formats",
+    "repair": "repair the masks of a COCO file",
+    "inspect_data": "inspect a data set: statistics, problems and suggested settings in one HTML file",
+    "split": "split a COCO file into folds or parts without leakage, or search a split for leakage",
+    "train_net": "train a model, evaluate it and draw its predictions",
+    "sweep": "run a W&B sweep without a server: many trainings or tunings, the best as a configuration",
+    "run_study": "run a study: trainings in folds, their predictions and scores, compared; resumable, also on Ray",
     "predict": "run a trained model over images and write a Predictions file",
     "export": "write annotations or predictions for other programs: label images, ImageJ, QuPath, measurements, ...",
-    "pseudo_label": "labels of a model for images without labels, to learn from; in rounds, each of which must help",
+    "pseudo_label": "train with unlabelled images that a model labels, in rounds that are kept only if they help",
     "fuse": "fuse predictions of several models, flips or programs into one file",
     "tune_thresholds": "choose thresholds and settings of a fusion on out-of-fold predictions",
-    "fit_triage": "learn the kinds of images, and the model and threshold for each where they gain",
+    "fit_triage": "learn to recognise kinds of images, with a model and threshold for each if that gains",
     "evaluate": "score a Predictions file against ground truth",
-    "measure": "counts, sizes and shapes of objects by image and condition, and tests between conditions",
-    "report": "one HTML file of a training, or of several compared: scores, curves, images, settings",
+    "measure": "measure counts, sizes and shapes of objects by image and condition, with tests between conditions",
+    "report": "write one HTML file about a training, or comparing several: scores, curves, images, settings",
     "make_submission": "write, check and score a competition's CSV",
-    "build_kernel": "make a Kaggle notebook that submits trained models, try it here, send it",
+    "build_kernel": "make a Kaggle notebook that submits trained models, check it here, upload it",
     "visualize": "draw predictions and ground truth over the images",
-    "convert_weights": "turn weights of any kind into a safetensors file, or into one for Detectron2",
+    "convert_weights": "convert weights of any kind to a safetensors file, or to one for Detectron2",
     "check_parity": "compare the native models with numbers computed by Detectron2",
 }
 SHORT_NAMES = {"train": "train_net"}
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"detseg {__version__}")
-    parser.add_argument("command", metavar="COMMAND", help="one of the commands below; COMMAND --help tells more")
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands below; COMMAND --help explains it")
     if not words:
         parser.print_help()
         return EXIT_BAD_INPUT

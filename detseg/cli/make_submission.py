@@ -23,8 +23,8 @@ COCO_ENDINGS = (".json", ".json.gz")
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Write predictions as a competition's CSV of run-lengths, or check one (--check), or score one (--score). Exit "
-    "status of a check: 0, or 1 where rows are wrong."
+    "Write predictions as a competition's CSV of run-lengths, or check (--check) or score (--score) such a "
+    "file. Exit status of a check: 0, or 1 if rows are wrong."
 )
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("sartorius", "dsb2018"),
-        help="sartorius: id,predicted, along the rows; dsb2018: ImageId,EncodedPixels, down the columns",
+        help="sartorius: id,predicted, along rows; dsb2018: ImageId,EncodedPixels, down columns",
     )
     parser.add_argument(
         "--images",
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the images to submit: a folder, a COCO file, or a sample submission (default: those of the predictions)",
     )
     parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the predictions")
-    parser.add_argument("--refuse-overlaps", action="store_true", help="refuse masks that overlap (default: resolve)")
+    parser.add_argument(
+        "--refuse-overlaps", action="store_true", help="refuse masks that overlap (default: resolve overlaps)"
+    )
     parser.add_argument("--check", metavar="FILE", help="a submission to check, instead of writing one; needs --images")
     parser.add_argument(
         "--score", metavar="FILE", help="COCO ground truth: print the competition's score of what is written or checked"

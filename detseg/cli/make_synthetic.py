@@ -8,21 +8,25 @@ from pathlib import Path
 from detseg.cli.next_step import inspection, print_next
 
 DESCRIPTION = (
-    "Draw pictures of synthetic cells (three kinds, phase contrast) with exact masks, as PNG files and COCO JSON. "
-    "The same options give the same pictures."
+    "Draw images of synthetic cells (three kinds, phase contrast) with exact masks, as PNG files and COCO "
+    "JSON. The same options give the same images."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--train", type=int, default=80, metavar="N", help="training pictures (default %(default)s)")
-    parser.add_argument("--val", type=int, default=20, metavar="N", help="validation pictures (default %(default)s)")
-    parser.add_argument("--test", type=int, default=0, metavar="N", help="test pictures (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything (default %(default)s)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--train", type=int, default=80, metavar="N", help="number of training images (default %(default)s)"
+    )
+    parser.add_argument(
+        "--val", type=int, default=20, metavar="N", help="number of validation images (default %(default)s)"
+    )
+    parser.add_argument("--test", type=int, default=0, metavar="N", help="number of test images (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
     for option, default, text in (
         ("--height", [256, 320], "pixels"),
         ("--width", [256, 320], "pixels"),
-        ("--cells", [30, 100], "cells a picture"),
+        ("--cells", [30, 100], "cells per image"),
     ):
         parser.add_argument(
             option,
@@ -30,16 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             nargs="+",
             default=default,
             metavar="N",
-            help=f"{text}: one number, or least and most (default {default[0]} {default[1]})",
+            help=f"{text}: one number, or smallest and largest (default {default[0]} {default[1]})",
         )
     parser.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="which to draw of elongated, irregular, round (default all)"
+        "--kinds", nargs="+", metavar="KIND", help="which of elongated, irregular, round to draw (default all)"
     )
     parser.add_argument(
-        "--one-kind-per-image", action="store_true", help="every picture shows one kind, in turn; default is mixed"
+        "--one-kind-per-image", action="store_true", help="one kind per image, in turn (default: mixed)"
     )
     parser.add_argument(
-        "--touching", type=float, default=1 / 3, help="share of cells that touch another (default 0.33)"
+        "--touching", type=float, default=1 / 3, help="share of cells that touch another one (default 0.33)"
     )
     parser.add_argument(
         "--overlapping", type=float, default=0.04, help="share of cells that share pixels (default %(default)s)"
@@ -51,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--debris", "the number of specks"),
     ):
         parser.add_argument(option, type=float, default=1.0, help=f"factor on {text} (default %(default)s)")
-    parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="gray, or three equal channels")
-    parser.add_argument("--overwrite", action="store_true", help="replace a synthetic set in the output folder")
+    parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="gray (1), or three equal channels (3)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a synthetic data set in the output folder")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from detseg.report.conditions import Conditions
 
 DESCRIPTION = (
-    "Measure the objects of a COCO or Predictions file: a table of objects, one of images, one of conditions, and the "
-    "distribution of their sizes. With --group-by, conditions are compared by rank tests between experimental units "
-    "(images, or what --unit names), never between objects: objects of one image are no independent repetitions."
+    "Measure the objects of a COCO or Predictions file: tables of objects, images and conditions, and the "
+    "distribution of sizes. With --group-by, conditions are compared by rank tests between experimental "
+    "units (images, or what --unit names), never between objects, because objects of one image are not "
+    "independent repetitions."
 )
 FILES = ("objects.csv", "images.csv", "conditions.csv", "tests.csv", "sizes.png")
 
@@ -31,23 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unit",
         metavar="FIELD",
-        help="experimental unit, as --group-by: the well, plate or animal that a condition was applied to; its images "
-        "give one value together (default: every image is one)",
+        help="experimental unit, given like --group-by: the well, plate or animal that a condition was "
+        "applied to; its images give one value together (default: every image is a unit)",
     )
     parser.add_argument(
         "--measures",
         nargs="+",
         metavar="NAME",
-        help="what is tested (default: objects_per_image area): objects_per_image, density, area, equivalent_diameter, "
-        "perimeter, major_axis, minor_axis, eccentricity, circularity, solidity; choose before you look, Holm's "
-        "correction counts all of them",
+        help="measures to test (default: objects_per_image area): objects_per_image, density, area, "
+        "equivalent_diameter, perimeter, major_axis, minor_axis, eccentricity, circularity, solidity; "
+        "choose them before you look at the data, because Holm's correction counts all of them",
     )
-    parser.add_argument("--score-threshold", type=float, default=0.0, metavar="X", help="measure predictions from X on")
     parser.add_argument(
-        "--pixel-size", metavar="UM", help='micrometres a pixel, 0.5 or "0.5 0.4" (y, x); default: as the file says'
+        "--score-threshold",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="measure only predictions with at least this score",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--pixel-size", metavar="UM", help='micrometres per pixel, 0.5 or "0.5 0.4" (y, x); default: from the file'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(arguments: argparse.Namespace) -> None:

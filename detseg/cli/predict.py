@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit status: 0, or 1 "
-    "when some images could not be read: those are listed, all others are in the file. Where none could, nothing is "
-    "written, and it is 2."
+    "Run a trained model over images and write a Predictions file (a superset of COCO results). Exit "
+    "status: 0, or 1 if some images could not be predicted (these are listed, all others are in the file); "
+    "2 if none could, and nothing is written."
 )
 ACCEPTS_OVERRIDES = True
 
@@ -48,33 +48,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a folder, a glob, image files, a list of them (.txt), or one COCO JSON file",
     )
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder of the COCO file's images, if it is not the file's own"
+    )
     add_image_fields(parser)
     parser.add_argument(
         "--boxes",
         metavar="PATH",
-        help="give masks to the boxes of another detector: a folder of YOLO text files, COCO results, predictions",
+        help="predict masks for the boxes of another detector: a folder of YOLO text files, COCO results, predictions",
     )
     add_refine_arguments(parser)
     parser.add_argument("--output", metavar="FILE", help="Predictions file to write, .json or .json.gz")
-    parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) an image")
+    parser.add_argument("--label-images", metavar="DIR", help="also write one label image (16-bit TIFF) per image")
     parser.add_argument(
         "--no-summary",
         dest="summary",
         action="store_false",
-        help="no table of counts, densities, areas and intensities (FILE_summary.csv), for which images are read again "
-        "(--raw has none)",
+        help="do not write the table of counts, densities, areas and intensities (FILE_summary.csv), for "
+        "which images are read again (--raw never writes it)",
     )
     result = parser.add_argument_group("the result")
-    result.add_argument("--raw", action="store_true", help="all that the model finds: no thresholds, overlaps kept")
+    result.add_argument("--raw", action="store_true", help="keep all detections: no thresholds, overlaps kept")
     result.add_argument("--postprocess", metavar="FILE", help="a postprocess YAML instead of the run's own")
     result.add_argument(
         "--triage",
         metavar="FILE",
-        help="model and threshold by the kind of each image, from fit_triage (docs/systems.md); where it chooses from "
-        "several models, give all of them in the order of their files there",
+        help="choose model and threshold by the kind of each image, with a file of fit_triage "
+        "(docs/systems.md); if it chooses between several models, give all of them in the order of "
+        "their files there",
     )
-    result.add_argument("--score-threshold", type=float, metavar="X", help="keep detections of this score or more")
+    result.add_argument(
+        "--score-threshold", type=float, metavar="X", help="keep only detections with at least this score"
+    )
     result.add_argument(
         "--rescore",
         nargs="?",
@@ -82,11 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=1.0,
         default=0.0,
         metavar="POWER",
-        help="multiply scores by the mean mask probability (to a power); thresholds are then others too",
+        help="multiply scores by the mean mask probability (to a power); thresholds must then be chosen anew",
     )
     result.add_argument("--soft-masks", action="store_true", help="store mask probabilities too (large)")
     add_tile_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
     add_tracking(parser)
 
 

@@ -19,12 +19,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="the folder of a training with --fold all, or the runs of all its folds, in place of --run and --images: "
-        "every image by the model that was not trained with it, without thresholds",
+        help="instead of --run and --images: the folder of a training with --fold all, or the runs of all "
+        "its folds; every image is predicted by the model that was not trained with it, without "
+        "thresholds",
     )
     model.set_defaults(fold=None, triage=None)  # which of --folds is predicted at a time
     model.add_argument(
-        "--checkpoint", default="best", metavar="NAME", help="of the run: best (default), last or a file"
+        "--checkpoint", default="best", metavar="NAME", help="checkpoint of the run: best (default), last or a file"
     )
     model.add_argument("--config", "--config-file", metavar="FILE", help="YAML configuration, for --weights")
     model.add_argument(
@@ -34,32 +35,38 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a checkpoint; without --config its own configuration is used",
     )
-    model.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda:1 ...")
+    model.add_argument("--device", default="auto", help="auto (CUDA if available), cpu, cuda:1 ...")
     model.add_argument(
         "--precision",
         default="auto",
-        help="float32, bfloat16, float16, bfloat16_masks (the mask head alone); auto (default): the fastest with which "
-        "the run's object AP was that of float32",
+        help="float32, bfloat16, float16, or bfloat16_masks (only the mask head in bfloat16); auto "
+        "(default): the fastest with which the run's object AP was as good as in float32",
     )
     model.add_argument(
         "--diameter",
         default="auto",
         metavar="PIXELS",
-        help="of the typical object in the images' own pixels, for models with INPUT.OBJECT_SIZE; auto (default): "
-        "estimated image by image",
+        help="typical diameter of the objects in pixels of the images, for models with INPUT.OBJECT_SIZE; "
+        "auto (default): estimated for each image",
     )
     views = parser.add_argument_group("several views or models (docs/inference.md)")
     views.add_argument(
         "--tta",
         nargs="+",
         metavar="VIEW",
-        help="views instead of the configuration's: flips, eight, or such as none h scale=1.25 h+clahe; off for none",
+        help="views instead of the configuration's: flips, eight, or for example none h scale=1.25 h+clahe; "
+        "off for none",
     )
     modes = ("merge_then_mask", "fuse", "average_maps")
-    views.add_argument("--tta-mode", choices=modes, help="instead of TEST.AUG.MODE")
+    views.add_argument("--tta-mode", choices=modes, help="how views are combined, instead of TEST.AUG.MODE")
     views.add_argument("--fusion", metavar="FILE", help="YAML of fusion options instead of TEST.AUG.METHOD and others")
     views.add_argument(
-        "--model-weights", nargs="+", type=float, default=[], metavar="X", help="one per model, in their order"
+        "--model-weights",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="X",
+        help="weights of the models, one per model, in their order",
     )
     for name in ("boxes", "masks"):
         views.add_argument(
@@ -68,7 +75,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=[],
             metavar="N",
-            help=f"only these models give {name}, counted from 1, runs first",
+            help=f"only these models provide {name}, counted from 1, runs first",
         )
 
 
@@ -78,22 +85,22 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
         "--tile",
         default="auto",
         metavar="N",
-        help="edge of tiles in pixels of the file; auto (default): only images of more than 4096 x 4096 pixels at the "
-        "model are cut, into tiles that suit it; off",
+        help="edge of tiles in pixels of the file, or off; auto (default): only images of more than 4096 x "
+        "4096 pixels at the network's input are tiled, with a suitable size",
     )
-    tiles.add_argument("--overlap", type=int, metavar="N", help="pixels that neighbouring tiles share")
+    tiles.add_argument("--overlap", type=int, metavar="N", help="pixels by which neighbouring tiles overlap")
     tiles.add_argument(
         "--tile-scale",
         type=float,
         metavar="X",
-        help="pixels at the model per pixel of a tile; default: of the whole image",
+        help="network pixels per pixel of a tile; default: as for the whole image",
     )
     work = parser.add_argument_group("speed")
     work.add_argument(
         "--num-threads",
         type=int,
         metavar="N",
-        help="threads to compute with; default: as many as cores are free at the time",
+        help="CPU threads; default: the number of cores that are free at the time",
     )
     work.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default %(default)s)")
     work.add_argument(
@@ -106,7 +113,9 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that share images and tiles (or use torchrun); default: 1, with --ray one per GPU or core",
     )
     work.add_argument(
-        "--ray", metavar="ADDRESS", help="processes of this Ray cluster: HOST:PORT, auto, or local for one here"
+        "--ray",
+        metavar="ADDRESS",
+        help="run the worker processes on this Ray cluster: HOST:PORT, auto, or local to start one here",
     )
 
 

@@ -20,11 +20,14 @@ def add_refine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine-with",
         metavar="sam|RUN",
-        help="draw what is found anew by Segment Anything, as published or as a run of PromptedSAM fine-tuned it; "
-        "without a model, the objects of the Predictions file --boxes (docs/prompted.md)",
+        help="redraw the detected objects with Segment Anything, either a published model (sam) or a run of "
+        "PromptedSAM with a fine-tuned decoder; without a model to predict, the objects of the "
+        "Predictions file --boxes (docs/prompted.md)",
     )
     parser.add_argument(
-        "--sam", metavar="NAME", help="its weights: a folder, a .safetensors file or a name (MODEL.SAM.NAME)"
+        "--sam",
+        metavar="NAME",
+        help="weights of Segment Anything: a folder, a .safetensors file or a name (MODEL.SAM.NAME)",
     )
 
 

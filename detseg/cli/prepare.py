@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from detseg.formats.reader import Reader
 
 DESCRIPTION = (
-    "Turn images with annotations of any of these formats into COCO files: train.json, val.json and test.json, or two "
-    "a fold. All is read and checked before anything is written."
+    "Convert images with annotations in any of these formats to COCO files: train.json, val.json and "
+    "test.json, or two files per fold. Everything is read and checked before anything is written."
 )
 
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         split = _add_split(command)
         add_table_options(split)
         add_data_options(command)
-        command.add_argument("--overwrite", action="store_true", help="replace files that are there")
+        command.add_argument("--overwrite", action="store_true", help="replace existing files")
         # As every command has it: argparse reads it here where it is typed after FORMAT.
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -49,16 +49,17 @@ def _add_split(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=float,
         nargs="+",
         metavar="FRACTION",
-        help="train, val and test (default: the split that the data come with, else 0.7 0.15 0.15)",
+        help="fractions of train, val and test (default: the split of the data, if they have one, else 0.7 0.15 0.15)",
     )
-    parts.add_argument("--folds", type=int, metavar="K", help="K folds: fold0_train.json, fold0_val.json, ...")
+    parts.add_argument("--folds", type=int, metavar="K", help="number of folds: fold0_train.json, fold0_val.json, ...")
     parts.add_argument(
         "--split-lists",
         type=Path,
         metavar="PREFIX",
-        help="given lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder of train.txt, ...; one image name a line",
+        help="existing lists: PREFIX_train.txt, PREFIX_val.txt, ... or a folder with train.txt, ...; one "
+        "image name per line",
     )
-    split.add_argument("--seed", type=int, default=0, help="of the split (default: %(default)s)")
+    split.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
     split.add_argument("--write-lists", action="store_true", help="also write the split as lists, train.txt, ...")
     return split
 
@@ -69,11 +70,15 @@ def add_table_options(split: argparse._ArgumentGroup) -> None:
         "--table",
         type=Path,
         metavar="CSV",
-        help="table of the images, joined by name (see --key); its columns become fields of the images",
+        help="table about the images, joined by name (see --key); its columns become fields of the images",
     )
-    split.add_argument("--key", help="its column of image names, with or without ending (default: the first)")
     split.add_argument(
-        "--stratify-by", metavar="COLUMN", help="split every value of this column alike; it is stored as `group`"
+        "--key", help="column of the table with the image names, with or without ending (default: the first)"
+    )
+    split.add_argument(
+        "--stratify-by",
+        metavar="COLUMN",
+        help="column whose values are all split in the same proportions; it is stored as `group`",
     )
 
 
@@ -84,15 +89,16 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="WHAT",
-        help="classes of the objects: `folder` (the one of the image), column:NAME (a field of the images), "
-        "csv:FILE:COLUMN (a table of images, or, with a column `label`, of objects); `map:FILE` (YAML, JSON or CSV of "
-        "name and class), by itself or after one of them, renames, joins and leaves out",
+        help="classes of the objects: `folder` (the folder of the image), column:NAME (a field of the "
+        "images), csv:FILE:COLUMN (a table of images, or, with a column `label`, of objects); "
+        "`map:FILE` (YAML, JSON or CSV of name and class), alone or after one of them, renames, merges "
+        "and drops classes",
     )
     parser.add_argument(
         "--repair",
         nargs="*",
         metavar="RULE=VALUE",
-        help=f"repair the masks, and list what was changed in repairs.csv; {RULES_HELP}",
+        help=f"repair the masks, and list the changes in repairs.csv; {RULES_HELP}",
     )
     parser.add_argument(
         "--fill-holes", action="store_true", help="fill all background that a mask encloses: --repair none holes=all"
@@ -101,12 +107,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group(
         "the model's input, recorded in the COCO files: training and prediction follow it"
     )
-    model.add_argument("--channels", nargs="+", metavar="CHANNEL", help="indices from 0 on, or names of an OME-TIFF's")
-    model.add_argument("--scaling", metavar="HOW", help="of intensities to 0..255: none, percentile or fixed")
+    model.add_argument(
+        "--channels", nargs="+", metavar="CHANNEL", help="indices from 0 on, or channel names of an OME-TIFF"
+    )
+    model.add_argument(
+        "--scaling", metavar="HOW", help="how intensities are scaled to 0..255: none, percentile or fixed"
+    )
     model.add_argument("--scaling-percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"), help="default: 0.5 99.5")
-    model.add_argument("--scaling-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="what becomes 0 and 255")
+    model.add_argument(
+        "--scaling-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="intensities that become 0 and 255"
+    )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave bad images, masks and rows out and list them in skipped.txt"
+        "--skip-bad", action="store_true", help="leave out bad images, masks and rows and list them in skipped.txt"
     )
 
 

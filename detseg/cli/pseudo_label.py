@@ -7,9 +7,9 @@ import argparse
 from detseg.cli import pseudo_label_rounds, pseudo_label_step
 
 DESCRIPTION = (
-    "Learn from images without labels. With --config in rounds: a teacher labels them, its students are trained with "
-    "these labels, too, and are kept only where they are better on labelled images that they have not seen. The step "
-    "`label` alone makes a COCO file of predictions."
+    "Learn from images without labels. With --config in rounds: a teacher labels them, students are trained "
+    "with these labels in addition, and are kept only if they are better on labelled images that they have "
+    "not seen. The step `label` alone makes a COCO file from predictions."
 )
 ACCEPTS_OVERRIDES = True
 

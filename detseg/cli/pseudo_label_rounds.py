@@ -17,11 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rounds = parser.add_argument_group("rounds, without a step")
     rounds.add_argument("--config", metavar="FILE", help="plan of the rounds, such as semi_supervised/sartorius.yaml")
     rounds.add_argument("--output", type=Path, metavar="DIR", help=f"default: {DEFAULT_PARENT}/NAME")
-    rounds.add_argument("--resume", action="store_true", help="go on with the rounds that are in the folder")
-    rounds.add_argument(
-        "--workers", type=int, metavar="N", help="commands at a time; default: one for each GPU, without any one"
-    )
-    rounds.add_argument("--check", action="store_true", help="say whether the plan can be followed, and do nothing")
+    rounds.add_argument("--resume", action="store_true", help="continue the rounds in the folder")
+    rounds.add_argument("--workers", type=int, metavar="N", help="commands at a time; default: one per GPU, or one")
+    rounds.add_argument("--check", action="store_true", help="report whether the plan can be followed, and do nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:

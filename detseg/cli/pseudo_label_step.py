@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from detseg.semi_supervised import Gates
 
 DESCRIPTION = (
-    "Turn predictions of unlabelled images (predict --raw, fuse) into a COCO file to train with. Gates decide which "
-    "objects are kept, which are ignored (neither object nor background) and which dropped; images that show what is "
-    "validated on are left out, and models that have seen it refused. A page shows what was kept and what was not. "
-    "KEY=VALUE changes single gates, such as score=0.8 (not directly after a list of files)."
+    "Turn predictions of unlabelled images (predict --raw, fuse) into a COCO file to train with. Gates "
+    "decide which objects are kept, ignored (neither object nor background) or dropped. Images that are "
+    "nearly the same as validation images are left out, and models that have seen validation images are "
+    "refused. A page shows what was kept and what was not. KEY=VALUE sets single gates, such as score=0.8 "
+    "(not directly after a list of files)."
 )
 
 
@@ -23,20 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--predictions", required=True, metavar="FILE", help="Predictions file of the unlabelled images"
     )
     parser.add_argument(
-        "--images", nargs="+", required=True, metavar="PATH", help="these images: a COCO file, a folder, a glob, files"
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="these images: a COCO file, a folder, a glob, or files",
     )
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder of the COCO file's images, if it is not the file's own"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="COCO file, .json or .json.gz")
     parser.add_argument("--page", type=Path, metavar="FILE.html", help="default: beside the output")
     parser.add_argument("--no-page", action="store_true", help="write no page")
     gates = parser.add_argument_group("the gates (docs/semi_supervised.md)")
-    gates.add_argument("--gates", metavar="FILE", help="YAML of gates; single ones can follow as KEY=VALUE")
+    gates.add_argument("--gates", metavar="FILE", help="YAML file of gates; single ones can follow as KEY=VALUE")
     gates.add_argument(
         "--members",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="Predictions files of the same images by other models, folds or views: how far they agree is a gate",
+        help="Predictions files of the same images by other models, folds or views, for the agreement gate",
     )
     gates.add_argument(
         "--labelled", nargs="+", metavar="FILE", help="COCO files of the labelled images (classes, counts, folds)"
@@ -45,44 +52,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         type=float,
         metavar="P",
-        help="choose the limits of the score so that this share of the kept objects is true, on --out-of-fold",
+        help="choose the score limits so that this share of the kept objects is true, measured on --out-of-fold",
     )
     gates.add_argument(
-        "--out-of-fold", metavar="FILE", help="predictions of --labelled by models that did not see them (--folds)"
+        "--out-of-fold",
+        metavar="FILE",
+        help="predictions of --labelled by models that have not seen them (predict --folds)",
     )
     gates.add_argument(
-        "--out-of-fold-members", nargs="+", default=[], metavar="FILE", help="as --members, of the labelled images"
+        "--out-of-fold-members", nargs="+", default=[], metavar="FILE", help="like --members, for the labelled images"
     )
-    gates.add_argument("--postprocess", metavar="FILE", help="postprocess YAML; its score threshold is left out")
+    gates.add_argument("--postprocess", metavar="FILE", help="postprocess YAML; its score threshold is ignored")
     gates.add_argument(
         "--field-pattern",
         metavar="REGEX",
-        help="named groups of it are fields of the images, found in their names: '(?P<plate>P[0-9]+)_(?P<well>[A-H]1)'",
+        help="regular expression whose named groups become fields of the images, matched with their names: "
+        "'(?P<plate>P[0-9]+)_(?P<well>[A-H]1)'",
     )
     leaks = parser.add_argument_group("what is validated on: kept apart from the pseudo-labels")
     held_out = leaks.add_mutually_exclusive_group(required=True)
-    held_out.add_argument("--fold", type=int, metavar="K", help="the fold K of --labelled")
-    held_out.add_argument("--validation", metavar="FILE", help="the images of a COCO file")
-    held_out.add_argument("--no-validation", action="store_true", help="nothing is, and nothing is checked")
+    held_out.add_argument("--fold", type=int, metavar="K", help="validation images: fold K of --labelled")
+    held_out.add_argument("--validation", metavar="FILE", help="validation images: those of a COCO file")
+    held_out.add_argument(
+        "--no-validation", action="store_true", help="there are no validation images, and nothing is checked"
+    )
     leaks.add_argument(
-        "--folds", metavar="FILE", help="index of the folds, as DATASETS.FOLDS; default: the images' field `fold`"
+        "--folds", metavar="FILE", help="index of the folds, as in DATASETS.FOLDS; default: the images' field `fold`"
     )
     leaks.add_argument(
         "--apart",
         nargs="*",
         metavar="FIELD",
-        help="fields of the images (plate well): unlabelled images with the values of a validation image are left out; "
-        "default: what the folds were grouped by",
+        help="fields of the images (plate well): unlabelled images with the values of a validation image are "
+        "left out; default: the fields by which the folds were grouped",
     )
     leaks.add_argument(
         "--similar",
         type=float,
         default=0.9,
         metavar="R",
-        help="images of this correlation or more with a validation image are left out; 0: do not look "
-        "(default: %(default)s)",
+        help="unlabelled images with at least this correlation with a validation image are left out; 0: do "
+        "not search (default: %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(arguments: argparse.Namespace) -> None:

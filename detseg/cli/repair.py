@@ -1,4 +1,4 @@
-"""`detseg repair`: mend the masks of a COCO file."""
+"""`detseg repair`: repair the masks of a COCO file."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from detseg.cli.next_step import beside, command_line, print_next
 
 DESCRIPTION = (
-    "Mend the masks of a COCO file: holes, spurs, specks and fragments, duplicates, nested and empty masks, wrong "
-    "classes. What no rule touches is written as it was, further fields too; a CSV lists what was changed. Repairing "
-    "the result again changes nothing."
+    "Repair the masks of a COCO file: holes, spurs, specks and fragments, duplicates, nested and empty "
+    "masks, wrong classes. Annotations that no rule touches are written unchanged, including additional "
+    "fields; a CSV lists the changes. Repairing the result again changes nothing."
 )
 
 # `detseg prepare --repair` takes the same words.
-RULES_HELP = """rules and their defaults: holes=free (fill those in which no other object lies; all, off), spurs=8
-(pixels of the largest spur that is trimmed), fragments=keep (split, largest, off) but for pieces that are
-far=1.0 times the longer side of the largest piece away, which are split off, and for specks under speck_area=10 pixels
-or speck_fraction=0.1 of the largest piece, min_area=10, duplicates=0.8 (IoU), nested=0.95 (part of a mask inside
-another of its class), wrong_class=relabel (drop, off) in images whose kind is known by kind_field=FIELD and
-kind_classes=VALUE:CLASS,VALUE:CLASS|CLASS or by one_class_per_image=yes. Every rule takes off; the word none switches
-all off that are not named after it. docs/data.md explains them."""
+RULES_HELP = """rules with their defaults: holes=free (fill holes without another object inside; all, off), spurs=8
+(trim spurs up to this many pixels), fragments=keep (split, largest, off), except pieces further away than far=1.0
+times the longer side of the largest piece, which are split off, and specks under speck_area=10 pixels or
+speck_fraction=0.1 of the largest piece, which are removed, min_area=10, duplicates=0.8 (IoU), nested=0.95 (share of a
+mask inside another one of its class), wrong_class=relabel (drop, off) in images whose kind is known by
+kind_field=FIELD and kind_classes=VALUE:CLASS,VALUE:CLASS|CLASS or by one_class_per_image=yes. Every rule accepts off;
+the word none switches off all rules that are not named after it. docs/data.md explains them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=Path, metavar="PNG", help="draw the annotations that changed most, before and after"
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out what no rule of repair can mend")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out annotations that no rule can repair")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(arguments: argparse.Namespace) -> None:

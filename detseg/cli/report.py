@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 DESCRIPTION = (
-    "Write one HTML file that opens from disk or from a mail: scores with intervals, curves, counts, sizes, confusion "
-    "of classes, the worst and best images, losses, settings and how to repeat it. Of several runs also their "
-    "differences, with intervals. Works while a training runs, and after it was killed."
+    "Write a single HTML file about a training, which opens from disk or from an e-mail: scores with "
+    "intervals, curves, counts, sizes, confusion of classes, the worst and best images, losses, settings "
+    "and how to repeat it. For several runs also their differences, with intervals. It also works while a "
+    "training is running, and after it was killed."
 )
 
 
@@ -20,16 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="DIR",
-        help="folder of a training (runs/NAME/001; of runs/NAME the newest), or of one with --fold all; several, also "
-        "by --run again: the first is what the others are compared with",
+        help="folder of a training (runs/NAME/001; for runs/NAME the newest), or of one with --fold all; "
+        "several, also by repeating --run: the others are compared with the first",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE.html",
-        help="default: report.html in the folder of the run, written anew; of several runs ./report.html",
+        help="default: report.html in the folder of the run, replaced; for several runs ./report.html",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,34 +15,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = """Run a study: prepare and split data, train models in folds, predict, label, fuse, tune, evaluate and
-submit, and compare the rows of its table with intervals. What is done is not done again unless its settings, data or
-code have changed. Killed at any moment, the same command resumes; started on several machines that share the folder,
-they share the stages."""
+DESCRIPTION = """Run a study: prepare and split data, train models in folds, predict, pseudo-label, fuse, tune,
+evaluate and submit, and compare the rows of its table with intervals. Finished stages are not repeated unless their
+settings, data or code have changed. To continue after any interruption, run the same command again; started on
+several machines that share the folder, it shares the stages between them."""
 DEFAULT_PARENT = Path("runs") / "studies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="a study, such as studies/quickstart.yaml")
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {DEFAULT_PARENT}/NAME")
-    parser.add_argument("--dry-run", action="store_true", help="say what is to be done, with the time, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the stages with their times, and run nothing")
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="STAGE",
-        help="these stages: train, train/NAME, train/NAME/fold0, '*/x*'",
-    )
-    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="these rows of the table, and their bases")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="stages at a time; default: one for each GPU, without any one"
+        help="run only these stages: train, train/NAME, train/NAME/fold0, '*/x*'",
     )
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="run the stages on this Ray cluster: HOST:PORT, auto, or local for one here"
+        "--rows", nargs="+", default=[], metavar="ROW", help="only these rows of the table, and their bases"
     )
+    parser.add_argument("--workers", type=int, metavar="N", help="stages at a time; default: one per GPU, or one")
     parser.add_argument(
-        "--ignore-code", action="store_true", help="what another version of detseg's code has made counts as done"
+        "--ray",
+        metavar="ADDRESS",
+        help="run the stages on this Ray cluster: HOST:PORT, auto, or local to start one here",
     )
+    parser.add_argument("--ignore-code", action="store_true", help="accept results of another version of detseg's code")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,47 +8,64 @@ from pathlib import Path
 from detseg.cli.next_step import inspection, print_next
 
 DESCRIPTION = (
-    "Split a COCO file into folds, alike in images, objects, classes and kinds, with groups (plate, well, source) and "
-    "images that are nearly the same in one fold: folds.json with a field `fold` for every image, which train_net "
-    "--fold takes, and an index. Or, with --fractions, into train.json, val.json and test.json. --tile cuts "
-    "the images into tiles. --check looks for leaks in a split that is there."
+    "Split a COCO file into folds that are similar in images, objects, classes and kinds, with groups "
+    "(plate, well, source) and near-duplicate images in one fold: folds.json with a field `fold` for every "
+    "image, which train_net --fold takes, and an index. Or, with --fractions, into train.json, val.json and "
+    "test.json. --tile cuts the images into tiles. --check searches an existing split for leakage."
 )
 EXIT_LEAKS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, nargs="+", metavar="FILE.json", help="COCO file; with --check several")
-    parser.add_argument("--output", type=Path, help="folder for what is written")
+    parser.add_argument("--output", type=Path, help="output folder")
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--folds", type=int, default=5, metavar="K", help="number of folds (default: %(default)s)")
-    parts.add_argument("--fractions", type=float, nargs="+", metavar="SHARE", help="of train and val, or with test")
-    parts.add_argument("--check", action="store_true", help="look for leaks; the exit status is 1 where there are any")
+    parts.add_argument(
+        "--fractions", type=float, nargs="+", metavar="SHARE", help="fractions of train and val (and test)"
+    )
+    parts.add_argument("--check", action="store_true", help="search for leakage; the exit status is 1 if there is any")
     parser.add_argument(
-        "--holdout", type=float, default=0.0, metavar="SHARE", help="of the images that go to test.json first"
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="fraction of the images that is first put into test.json",
     )
     columns = parser.add_argument_group("what is alike and what stays together")
     columns.add_argument(
-        "--stratify-by", nargs="+", default=[], metavar="FIELD", help="fields of the images whose values are spread"
+        "--stratify-by",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help="fields of the images whose values are spread evenly",
     )
     columns.add_argument(
-        "--group-by", nargs="+", default=[], metavar="FIELD", help="fields of the images; equal values stay together"
+        "--group-by",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help="fields of the images; images with equal values stay together",
     )
     columns.add_argument(
         "--group-pattern",
         metavar="REGEX",
-        help="the group is what it finds in these values, without them in the file name: '^(.*)_t[0-9]+'",
+        help="regular expression: the group is what it matches in these values, or in the file name if there "
+        "are none: '^(.*)_t[0-9]+'",
     )
-    columns.add_argument("--table", type=Path, metavar="CSV", help="the fields are columns of this table of images")
-    columns.add_argument("--key", help="its column of image names (default: the first)")
+    columns.add_argument(
+        "--table", type=Path, metavar="CSV", help="take the fields from the columns of this table about the images"
+    )
+    columns.add_argument("--key", help="column of the table with the image names (default: the first)")
     columns.add_argument(
         "--similar",
         type=float,
         default=0.9,
         metavar="R",
-        help="images of this correlation or more are nearly the same; 0: do not look (default: %(default)s)",
+        help="images with at least this correlation are near-duplicates; 0: do not search (default: %(default)s)",
     )
     columns.add_argument(
-        "--ignore-similar", action="store_true", help="list such images, but do not keep them together"
+        "--ignore-similar", action="store_true", help="list near-duplicates, but do not keep them together"
     )
     tiles = parser.add_argument_group("large images")
     tiles.add_argument(
@@ -56,20 +73,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="cut them into tiles of N x N pixels, each an image with what it shows of the objects; those of one image "
-        "stay in one part",
+        help="cut images into tiles of N x N pixels, each an image with the visible parts of its objects; "
+        "tiles of one image stay in one part",
     )
     tiles.add_argument(
         "--overlap",
         type=int,
         default=0,
         metavar="N",
-        help="pixels that neighbouring tiles share (default: %(default)s)",
+        help="pixels by which neighbouring tiles overlap (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another split (default: %(default)s)")
-    parser.add_argument("--coco-files", action="store_true", help="write fold0_train.json, fold0_val.json, ... too")
-    parser.add_argument("--index", choices=("csv", "yaml"), default="csv", help="kind of index (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--coco-files", action="store_true", help="also write fold0_train.json, fold0_val.json, ...")
+    parser.add_argument(
+        "--index", choices=("csv", "yaml"), default="csv", help="format of the index (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,30 +14,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = """Run a sweep file of W&B (`wandb sweep FILE`, `wandb agent ID`) without a server: Optuna chooses values
-by the method of the file, trials that are worse end early, every trial is a run folder. Killed at any moment, the
-same command with --resume goes on; started on several machines that share the folder, they share the trials."""
+DESCRIPTION = """Run a W&B sweep file (`wandb sweep FILE`, `wandb agent ID`) without a server: Optuna chooses values
+with the method of the file, worse trials are stopped early, and every trial is a run folder. After any interruption
+the same command with --resume continues; started on several machines that share the folder, it shares the trials
+between them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="sweep file, such as configs/sweeps/training.yaml")
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="in all; default: the file's run_cap, else the points of a grid"
+        "--trials",
+        type=int,
+        metavar="N",
+        help="total number of trials; default: the file's run_cap, else the points of a grid",
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="trials at a time; default: one for each GPU, without any one"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="trials at a time; default: one per GPU, or one")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the sweep; default: runs/sweeps/NAME/001 and so on"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the last sweep of this file, or that in --output"
+        "--resume", action="store_true", help="continue the last sweep of this file, or the one in --output"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the values that are drawn (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the drawn values (%(default)s)")
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="run the trials on this Ray cluster: HOST:PORT, auto, or local for one here"
+        "--ray",
+        metavar="ADDRESS",
+        help="run the trials on this Ray cluster: HOST:PORT, auto, or local to start one here",
     )
-    parser.add_argument("--check", action="store_true", help="say what the file asks for, and run nothing")
+    parser.add_argument("--check", action="store_true", help="print what the file asks for, and run nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:

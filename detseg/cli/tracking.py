@@ -19,7 +19,9 @@ _OPTIONS = ("track", "track_project", "track_group", "debug", "overwrite")
 def add_tracking(parser: argparse.ArgumentParser) -> None:
     tracking = parser.add_argument_group("tracking by Weights & Biases (docs/tracking.md)")
     tracking.add_argument(
-        "--track", action="store_true", help="log settings, scores, inputs and outputs as a run beside the training's"
+        "--track",
+        action="store_true",
+        help="log settings, scores, inputs and outputs as a W&B run beside the training's",
     )
     tracking.add_argument("--track-project", default="", metavar="NAME", help="another project than the training's")
     tracking.add_argument("--track-group", default="", metavar="NAME", help="another group than the training's")

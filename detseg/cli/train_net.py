@@ -21,45 +21,46 @@ if TYPE_CHECKING:
     from detseg.runs.distributed import Processes
     from detseg.runs.run_folder import RunFolder
 
-DESCRIPTION = """Train a model from a configuration, evaluate it and draw what it sees. Everything goes into a folder of
-its own, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change keys."""
+DESCRIPTION = """Train a model from a configuration, evaluate it and draw its predictions. Everything is written to a
+new folder, runs/NAME/001 and so on, unless OUTPUT_DIR is given. KEY VALUE, KEY=VALUE and --KEY=VALUE change
+configuration keys."""
 ACCEPTS_OVERRIDES = True
 EXIT_BAD_INPUT = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", "--config-file", metavar="FILE", help="YAML file; may be left out where OUTPUT_DIR holds the run"
+        "--config", "--config-file", metavar="FILE", help="YAML file; may be left out if OUTPUT_DIR contains the run"
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the last run of this configuration (or that in OUTPUT_DIR), with its own settings",
+        help="continue the last run of this configuration (or the one in OUTPUT_DIR), with its own settings",
     )
-    parser.add_argument("--overwrite", action="store_true", help="remove the run that is in OUTPUT_DIR first")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run in OUTPUT_DIR first")
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the best weights of the last run"
     )
     parser.add_argument(
         "--fold",
         metavar="K",
-        help="train without fold K of DATASETS.TRAIN (its images' field `fold`, or DATASETS.FOLDS) and validate on it; "
-        "`all`: every fold in turn. With --resume finished folds are passed over. When all are done, their predictions "
-        "are joined to oof.json.gz",
+        help="train without fold K of DATASETS.TRAIN (field `fold` of the images, or DATASETS.FOLDS) and "
+        "validate on it; `all`: every fold in turn. With --resume finished folds are skipped. When all "
+        "are finished, their predictions are joined in oof.json.gz",
     )
     parser.add_argument(
         "--num-gpus",
         type=int,
         default=1,
         metavar="N",
-        help="processes to start on this machine, one GPU each, by Detectron2's launch (torchrun does it for either "
-        "engine)",
+        help="processes to start on this machine, one GPU each, with Detectron2's launcher (torchrun works "
+        "with either engine)",
     )
     parser.add_argument(
         "--num-threads",
         type=int,
         metavar="N",
-        help="threads to compute with; default: as many as cores are free. A bit-identical run needs the same",
+        help="CPU threads; default: the number of free cores. Bit-identical runs need the same number",
     )
 
 

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Choose score, size, mask and overlap thresholds for every class so that a score of `evaluate` is highest, and say "
-    "what is gained on images that they were not chosen on. Give predictions made with predict --raw (and --soft-masks "
-    "for mask thresholds) of images that the models were not trained on."
+    "Choose score, size, mask and overlap thresholds for every class that maximise a score of `evaluate`, "
+    "and estimate the gain on images on which they were not chosen. Use predictions made with predict --raw "
+    "(and --soft-masks for mask thresholds) of images that the models were not trained on."
 )
 
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="Predictions files or COCO results; several share out the images, or are fused where --fusion is given",
+        help="Predictions files or COCO results; several must contain different images or, with --fusion, are fused",
     )
     parser.add_argument("--ground-truth", required=True, metavar="FILE", help="COCO JSON")
     parser.add_argument(
@@ -50,49 +50,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cross-fitted",
         metavar="FILE",
-        help="also write the predictions of every fold after the settings that were chosen without it: what `evaluate` "
-        "says of them is the cross-fitted score",
+        help="also write the predictions of every fold after the settings that were chosen without it; "
+        "`evaluate` on this file gives the cross-fitted score",
     )
     parser.add_argument("--start", metavar="FILE", help="postprocess YAML to start from and to compare with")
     parser.add_argument(
         "--fusion", metavar="FILE", help="fusion YAML for several files; its settings are tuned too, as fusion.NAME"
     )
-    parser.add_argument("--metric", default="object_ap", help="a key of evaluate, or per_class.NAME.KEY (%(default)s)")
+    parser.add_argument(
+        "--metric",
+        default="object_ap",
+        help="score to maximise: a key of evaluate, or per_class.NAME.KEY (%(default)s)",
+    )
     what = parser.add_argument_group("what is tuned")
-    what.add_argument("--only", nargs="+", metavar="SETTING", help="these settings instead of the usual ones")
-    what.add_argument("--also", nargs="+", default=[], metavar="SETTING", help="these settings besides")
+    what.add_argument("--only", nargs="+", metavar="SETTING", help="tune these settings instead of the usual ones")
+    what.add_argument("--also", nargs="+", default=[], metavar="SETTING", help="tune these settings in addition")
     what.add_argument("--shared", action="store_true", help="one value for all classes")
     _add_search_arguments(parser)
     parser.add_argument(
         "--missing",
         choices=("refuse", "empty", "leave-out"),
         default="refuse",
-        help="an image without predictions: refuse (default); empty: nothing was found; leave-out: tune on the others",
+        help="what to do with an image without predictions: refuse (default); empty: nothing was found; "
+        "leave-out: tune on the others",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
     add_tracking(parser)
 
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--search", choices=("coordinate", "optuna"), default="coordinate")
-    how.add_argument("--rounds", type=int, default=3, metavar="N", help="of the coordinate search (%(default)s)")
+    how.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of the coordinate search (%(default)s)")
     how.add_argument(
         "--min-gain",
         type=float,
         default=0.0005,
         metavar="G",
-        help="coordinate search: a setting stays unless another value gains more than this (%(default)s)",
+        help="coordinate search: a setting is kept unless another value gains more than this (%(default)s)",
     )
-    how.add_argument("--trials", type=int, default=200, metavar="N", help="of Optuna, a search (%(default)s)")
-    how.add_argument("--fold-field", metavar="FIELD", help="image-level field that says the fold")
+    how.add_argument("--trials", type=int, default=200, metavar="N", help="number of Optuna's trials (%(default)s)")
+    how.add_argument("--fold-field", metavar="FIELD", help="image-level field with the fold")
     how.add_argument(
-        "--folds", type=int, default=5, metavar="K", help="random folds where none are known (%(default)s)"
+        "--folds", type=int, default=5, metavar="K", help="number of random folds, if none are known (%(default)s)"
     )
     how.add_argument(
-        "--bootstrap", type=int, metavar="N", help="samples of the images (1000; COCO AP: 100; 0 for none)"
+        "--bootstrap", type=int, metavar="N", help="bootstrap samples of the images (1000; COCO AP: 100; 0 for none)"
     )
-    how.add_argument("--seed", type=int, default=0, help="of random folds, bootstrap and Optuna (%(default)s)")
+    how.add_argument("--seed", type=int, default=0, help="seed of random folds, bootstrap and Optuna (%(default)s)")
 
 
 @tracked("tune_thresholds")

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from detseg.report.overlays import Overlay
 
 DESCRIPTION = (
-    "Draw predictions, ground truth or both over the images: one PNG per image, side by side, with contours and "
-    "counts. With --embedding: what a PixelEmbedding gives to every pixel, as colours. With --augmented: samples as a "
-    "training sees them, on contact sheets; KEY VALUE changes its configuration."
+    "Draw predictions, ground truth or both over the images: one PNG per image, side by side, with contours "
+    "and counts. With --embedding: the pixel embeddings of a PixelEmbedding model, as colours. With "
+    "--augmented: contact sheets of samples as a training sees them; KEY VALUE changes configuration keys."
 )
 ACCEPTS_OVERRIDES = True
 
@@ -26,32 +26,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a folder, a glob, image files, or one COCO JSON file (default: the images of --ground-truth)",
     )
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the COCO file's images, where it is another one")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder of the COCO file's images, if it is not the file's own"
+    )
     parser.add_argument("--predictions", metavar="FILE", help="Predictions file or COCO results, .json or .json.gz")
     parser.add_argument("--ground-truth", metavar="FILE", help="COCO JSON")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures; made where missing")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures; created if missing")
     parser.add_argument("--postprocess", metavar="FILE", help="postprocess YAML to apply to the predictions first")
-    parser.add_argument("--score-threshold", type=float, metavar="X", help="draw predictions of this score or more")
+    parser.add_argument(
+        "--score-threshold", type=float, metavar="X", help="draw only predictions with at least this score"
+    )
     parser.add_argument(
         "--numbers",
         choices=("auto", "all", "none"),
-        help="of the objects, as in the tables and label images of export: auto (those that fit into their objects), "
-        "all, none; default: auto, but none with --postprocess, after which there are other objects than in the file",
+        help="draw the objects' numbers in the tables and label images of export: auto (those that fit into "
+        "their objects), all, none; default: auto, but none with --postprocess, after which the objects "
+        "differ from those of the file",
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="draw N images, spread evenly (default: all)")
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     parser.add_argument(
         "--embedding",
         metavar="RUN",
-        help="draw the embeddings of a PixelEmbedding instead: run folder or checkpoint; their first three principal "
-        "components are red, green and blue",
+        help="draw the embeddings of a PixelEmbedding model instead: run folder or checkpoint; their first "
+        "three principal components are red, green and blue",
     )
     training = parser.add_argument_group("what a training sees")
     training.add_argument(
         "--augmented", type=int, metavar="N", help="draw N samples as the network sees them, with masks"
     )
     training.add_argument("--config", "--config-file", metavar="FILE", help="YAML configuration of the training")
-    training.add_argument("--seed", type=int, metavar="S", help="of the random changes (default: the configuration's)")
+    training.add_argument(
+        "--seed", type=int, metavar="S", help="seed of the random changes (default: the configuration's)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
