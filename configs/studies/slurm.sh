@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A study on one node of a SLURM cluster: sbatch configs/studies/slurm.sh configs/studies/sartorius.yaml
-# Five minutes before the time is over, or when the node is wanted by others, what runs is saved, and the job waits in the
-# queue again; it then goes on where it was. Several such jobs at a time share the stages.
+# Five minutes before the time limit, or when the job is preempted, running trainings are saved and the job is requeued; it
+# then continues. Several such jobs at a time share the stages.
 #SBATCH --job-name=detseg-study
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
