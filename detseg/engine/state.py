@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +26,7 @@ from detseg.runs.checkpoint import keep_numbered, load_checkpoint, save_checkpoi
 from detseg.runs.distributed import Processes
 from detseg.runs.run_folder import environment, warn_of_another_environment
 from detseg.runs.session import Session
-
-if TYPE_CHECKING:
-    from detseg.engine.mean_teacher.teacher import MeanTeacher
+from detseg.structures.sample import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +140,18 @@ class BestScore:
             setattr(self, name, state[name])
 
 
+class Teacher(Protocol):
+    """What learns from unlabelled images beside: see `mean_teacher.teacher`. numbers: to be logged, by name."""
+
+    numbers: dict[str, float]
+
+    def learn(self, training: Any, labeled: Sequence[Sample]) -> tuple[dict[str, float], float]:
+        """Add gradients to the student's; return the loss by name, and the seconds spent waiting for data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+
+
 @dataclass
 class TrainingState:
     """A training between two iterations.
@@ -166,7 +176,7 @@ class TrainingState:
     iteration: int = 0
     best: BestScore = field(default_factory=BestScore)
     window: LossWindow = field(default_factory=LossWindow)
-    teacher: MeanTeacher | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         self.parameters = trained_parameters(self.optimizer)

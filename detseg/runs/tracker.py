@@ -15,14 +15,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from detseg.tuning.trials import COCO_METRICS, OBJECT_METRICS
 
 if TYPE_CHECKING:
-    from detseg.runs.session import Session
+    from detseg.config import Config
+    from detseg.engines.choice import EngineChoice
+    from detseg.runs.run_folder import RunFolder
 
 TRAINING = "training"
 EVALUATION = "evaluation"
@@ -64,6 +66,16 @@ class Table:
         return cls(columns, [[row.get(column) for column in columns] for row in rows], **drawn)
 
 
+class TrackedSession(Protocol):
+    """What a tracker may read of a `detseg.runs.session.Session`."""
+
+    cfg: Config
+    engine: EngineChoice
+    run: RunFolder
+    iteration: int
+    last_evaluation: int
+
+
 class Tracker:
     """One receiver, which overrides what it needs.
 
@@ -74,7 +86,7 @@ class Tracker:
     required = False
     shows_pictures = False
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         """Open. `session.iteration` and `session.last_evaluation`: what a resumed training has done already."""
 
     def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:

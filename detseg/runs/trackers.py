@@ -24,6 +24,7 @@ from detseg.runs.tracker import (
     ClassMasks,
     Picture,
     Table,
+    TrackedSession,
     Tracker,
     as_array,
     finite,
@@ -34,7 +35,6 @@ from detseg.runs.wandb_tracker import WandbTracker
 
 if TYPE_CHECKING:
     from detseg.config import Config
-    from detseg.runs.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class JsonLines(Tracker):
     def __init__(self) -> None:
         self._file: Any = None
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         self._path, self._iteration = session.run.metrics, session.iteration
         kept = {TRAINING: session.iteration, EVALUATION: session.last_evaluation, FINAL: -1}
         cut_lines(self._path, kept)
@@ -84,7 +84,7 @@ class TensorBoard(Tracker):
     def __init__(self) -> None:
         self._writer: Any = None
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -157,7 +157,7 @@ class Trackers:
         made = [make(cfg) for name, make in TRACKERS.items() if name == ALWAYS or name in cfg.TRACKING.BACKENDS]
         return cls(tracker for tracker in made if tracker is not None)
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         for tracker in self._trackers:
             self._started.append(tracker)
             self._call(tracker, "start", session)

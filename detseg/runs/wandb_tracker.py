@@ -26,6 +26,7 @@ from detseg.runs.tracker import (
     TRAINING,
     Picture,
     Table,
+    TrackedSession,
     Tracker,
     flatten,
 )
@@ -42,7 +43,6 @@ from detseg.runs.wandb_run import (
 
 if TYPE_CHECKING:
     from detseg.config import Config
-    from detseg.runs.session import Session
 
 # W&B's variables that are about one run only.
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -93,7 +93,7 @@ class WandbTracker(Tracker):
         mode = chosen_mode(cfg.TRACKING.MODE)
         return None if mode == "disabled" else cls(mode)
 
-    def start(self, session: Session) -> None:
+    def start(self, session: TrackedSession) -> None:
         identity = identity_of(session.cfg, session.run.path)
         self._cfg, self._folder = session.cfg, session.run.path
         resumed = session.iteration > 0
@@ -162,7 +162,7 @@ def folds_of_a_trial() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def run_config(session: Session) -> dict[str, Any]:
+def run_config(session: TrackedSession) -> dict[str, Any]:
     """What W&B shows as columns: the keys, nested and by dotted names, and what run.json has of this start."""
     record = read_record(session.run.path) or {}
     start = (record.get("resumed") or [record])[-1]
