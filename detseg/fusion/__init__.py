@@ -1,1 +1,1 @@
-"""From Predictions to better Predictions: overlaps, size limits, thresholds. No model, no PyTorch, no GPU."""
+"""Fuse and postprocess Predictions: ensembles, overlaps, size limits, thresholds. No model, no PyTorch, no GPU."""

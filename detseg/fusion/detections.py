@@ -1,4 +1,4 @@
-"""All detections of all members about one image in one list, best first, and the clusters that show one object."""
+"""The detections of all members for one image in one list, best first, and the clusters of those of one object."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from detseg.structures.runs import Runs
 
 @dataclass(frozen=True)
 class Detections:
-    """N detections by descending score x weight of their member, equal ones by box: the members' order does not matter.
+    """N detections in descending order of score x weight of their member, ties by box, so members may come in any
+    order.
 
-    boxes: (N, 4) float64 XYXY inside the image. scores: (N,) float64, as the members gave them. quality: (N,) float64,
-    of the masks, NaN where it is not known. weights: (N,) float64, of their members. classes, members: (N,) int64.
-    rles, soft_masks: None for a detection that has none. given_boxes: (N, 4) float64, as the members gave them; soft
-    masks belong to these. runs: pixels of the N masks, within columns; a detection without mask has none.
+    boxes: (N, 4) float64 XYXY, clipped to the image. scores: (N,) float64, as given by the members. quality: (N,)
+    float64, of the masks, NaN if unknown. weights: (N,) float64, of their members. classes, members: (N,) int64.
+    rles, soft_masks: None for a detection without one. given_boxes: (N, 4) float64, boxes as given by the members,
+    which are the windows of the soft masks. runs: pixels of the N masks as vertical runs; none for a detection without
+    mask.
     """
 
     height: int
@@ -42,9 +44,9 @@ class Detections:
 
     @classmethod
     def gather(cls, members: Sequence[Predictions], weights: Sequence[float], options: FusionOptions) -> Detections:
-        """Put the detections of checked members together.
+        """Collect the detections of members that `check_members` has accepted.
 
-        Left out are scores below `options.min_score`, boxes without area and masks without pixels.
+        Scores below `options.min_score`, boxes without area and masks without pixels are left out.
         """
         height, width = members[0].height, members[0].width
         boxes = np.concatenate([member.boxes for member in members])
@@ -58,7 +60,7 @@ class Detections:
         has_mask = np.array([rle is not None for rle in rles], dtype=bool)
 
         keep = scores >= options.values("min_score", classes)
-        # The box of a detection with a mask does not matter; one without must have a box with area.
+        # A detection with a mask is kept whatever its box; one without must have a box with area.
         keep &= has_mask | ((inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1]))
         order = np.lexsort((classes, *inside.T[::-1], -scores * weight))
         order = order[keep[order]]
@@ -86,7 +88,7 @@ class Detections:
         return len(self.scores)
 
     def select(self, keep: np.ndarray) -> Detections:
-        """Return the detections of `keep`, ascending indices (M,) int64."""
+        """Return the detections with the indices `keep`, ascending (M,) int64."""
         arrays = ("boxes", "scores", "quality", "weights", "classes", "members", "given_boxes")
         return dataclasses.replace(
             self,
@@ -102,25 +104,25 @@ class Detections:
 
     @property
     def has_mask(self) -> np.ndarray:
-        """Which detections have a mask, (N,) bool."""
+        """(N,) bool, which detections have a mask."""
         return np.diff(self.runs.bounds) > 0
 
 
 def check_members(members: Sequence[Predictions]) -> None:
-    """Raise DataError where members are none, of different images or sizes, or have impossible scores or boxes."""
+    """Raise DataError if there are no members, if their image ids or sizes differ, or for invalid scores or boxes."""
     if not members:
-        raise DataError("there is nothing to fuse: give the predictions of at least one member")
+        raise DataError("nothing to fuse; give the predictions of at least one member")
     first = members[0]
     for position, member in enumerate(members):
-        place = f"member {position} of the image {member.file_name or member.image_id}"
+        place = f"member {position} of image {member.file_name or member.image_id}"
         if member.image_id != first.image_id:
             raise DataError(
-                f"{place}: has the image id {member.image_id!r}, member 0 {first.image_id!r}; fuse predictions of one "
-                "image at a time"
+                f"{place}: its image id is {member.image_id!r}, that of member 0 {first.image_id!r}; fuse predictions "
+                "of one image at a time"
             )
         if (member.height, member.width) != (first.height, first.width):
             raise DataError(
-                f"{place}: made at {member.height} x {member.width} pixels (height x width), member 0 at "
+                f"{place}: its size is {member.height} x {member.width} pixels (height x width), that of member 0 "
                 f"{first.height} x {first.width}; predict at the original size"
             )
         wrong = np.flatnonzero(~((member.scores >= 0) & (member.scores <= 1)))
@@ -137,10 +139,10 @@ def check_members(members: Sequence[Predictions]) -> None:
 
 @dataclass(frozen=True)
 class Clusters:
-    """K clusters of detections, each of which shows one object; what their scores and classes are.
+    """K clusters of detections of one object each, and the scores, classes and boxes that follow from them.
 
-    number: (N,) int64, the cluster of every detection, 0..K-1. leaders: (K,) int64, the best of each, ascending.
-    weights: (M,) float64 of all members, those that found nothing included.
+    number: (N,) int64, the cluster 0..K-1 of every detection. leaders: (K,) int64, the best detection of each cluster,
+    ascending. weights: (M,) float64 of all members, including those without detections.
     """
 
     detections: Detections
@@ -150,7 +152,7 @@ class Clusters:
 
     @classmethod
     def of_leaders(cls, detections: Detections, leader: np.ndarray, weights: np.ndarray) -> Clusters:
-        """Make clusters of the detections that have the same leader, (N,) int64."""
+        """Group the detections by their leader (N,) int64."""
         leaders, number = np.unique(leader, return_inverse=True)
         return cls(detections, number.reshape(-1), leaders, weights)
 
@@ -158,7 +160,7 @@ class Clusters:
         return len(self.leaders)
 
     def best_of_members(self) -> Clusters:
-        """Return the clusters without detections that are not the best of their member in their cluster."""
+        """Return the clusters with only the best detection of each member."""
         keys = self.number * len(self.weights) + self.detections.members
         keep = np.sort(np.unique(keys, return_index=True)[1])
         # A leader is the best of its cluster, and therefore of its member.
@@ -166,13 +168,13 @@ class Clusters:
         return Clusters(self.detections.select(keep), self.number[keep], leaders, self.weights)
 
     def found_by(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many different members (K,) int64 found each cluster, and the sum (K,) of their weights."""
+        """Return how many members (K,) int64 found each cluster, and the sum (K,) of their weights."""
         pairs = np.unique(self.number * len(self.weights) + self.detections.members)
         cluster, member = np.divmod(pairs, len(self.weights))
         return np.bincount(cluster, minlength=len(self)), np.bincount(cluster, self.weights[member], len(self))
 
     def scores(self, rule: str, agreement: float) -> np.ndarray:
-        """Return the scores (K,) float64 in [0, 1]; the rules are explained at `FusionOptions.scores`."""
+        """Return the scores (K,) float64 in [0, 1]; `FusionOptions` explains the rules."""
         total = self.weights.sum()
         weighted = self.detections.weighted_scores
         sizes = np.bincount(self.number, minlength=len(self))
@@ -194,9 +196,9 @@ class Clusters:
         return np.clip(scores, 0.0, 1.0)
 
     def quality(self, masks: str) -> np.ndarray:
-        """Return the quality (K,) float64 of the masks that `FusionOptions.masks` makes; NaN where none is known.
+        """Return the quality (K,) float64 of the masks made by the rule `masks` (see `FusionOptions`); NaN if unknown.
 
-        "best": that of the best detection; else the mean of those that are known, weighted as the masks are.
+        "best": that of the best detection; else the mean of the known ones, with the weights of the masks.
         """
         quality = self.detections.quality
         if masks == "best":
@@ -208,7 +210,7 @@ class Clusters:
         return np.divide(sums, totals, out=np.full(len(self), np.nan), where=totals > 0)
 
     def classes(self, rule: str) -> np.ndarray:
-        """Return the classes (K,) int64: of the "best" detection, or by "vote" of weighted scores."""
+        """Return the classes (K,) int64: that of the "best" detection, or a "vote" by weighted score."""
         best = self.detections.classes[self.leaders]
         if rule == "best" or not len(self):
             return best
@@ -216,8 +218,8 @@ class Clusters:
         keys, inverse = np.unique(self.number * kinds + self.detections.classes, return_inverse=True)
         votes = np.bincount(inverse.reshape(-1), self.detections.weighted_scores)
         cluster, kind = np.divmod(keys, kinds)
-        # The last of a cluster in this order has most votes; of equal ones, the class of the best detection, then the
-        # lower one.
+        # The last of a cluster in this order has the most votes; ties go to the class of the best detection, then to
+        # the lower class.
         order = np.lexsort((-kind, kind == best[cluster], votes, cluster))
         last = np.append(np.diff(cluster[order]) > 0, True)
         return kind[order][last]

@@ -1,7 +1,7 @@
-"""Box methods by the package ensemble-boxes, the authors' own weighted boxes fusion.
+"""Box fusion by the package ensemble-boxes, the reference implementation of weighted boxes fusion.
 
-detseg's own methods give the same and are the default: they know which detections became one box, which masks need, do
-not grow with the square of the number of boxes, and load nothing. This is here to compare with.
+For comparison only. detseg's own methods give the same results and are the default: they also return which detections
+were fused, which masks need, their time is not quadratic in the number of boxes, and they import nothing.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from detseg.structures.boxes import clip_boxes
 
 
 def fuse_boxes(members: Sequence[Predictions], options: FusionOptions, weights: np.ndarray) -> Predictions:
-    """Fuse members without masks; options that the package lacks are refused by FusionOptions.
+    """Fuse members without masks. FusionOptions has refused the options that the package lacks.
 
-    Returns boxes by descending score. Raises DataError for members with masks, or where the package is missing.
+    Returns boxes by descending score. Raises DataError for members with masks, or if the package is not installed.
     """
     first = members[0]
     if any(member.rles is not None and len(member) for member in members):
         raise DataError(
-            f"{options.source}: the package ensemble-boxes does not tell which detections became one, which masks "
+            f"{options.source}: the package ensemble-boxes does not return which detections were fused, which masks "
             "need; use backend: detseg, which gives the same boxes and scores"
         )
     try:
         import ensemble_boxes
     except ImportError:
         raise DataError(
-            f"{options.source}: backend ensemble_boxes needs the package ensemble-boxes (pip install ensemble-boxes); "
-            "backend: detseg gives the same"
+            f"{options.source}: backend ensemble_boxes needs the package ensemble-boxes (pip install ensemble-boxes), "
+            "or use backend: detseg, which gives the same result"
         ) from None
     size = np.array([first.width, first.height] * 2, dtype=np.float64)
     columns: list[list[np.ndarray]] = [[], [], []]  # boxes in fractions of the image, scores, classes of each member
@@ -53,7 +53,7 @@ def fuse_boxes(members: Sequence[Predictions], options: FusionOptions, weights: 
             *columns, weights=weights, iou_thr=threshold, conf_type=options.score_rule
         )
     else:
-        # It divides scores by the sum of weights; here the largest weight leaves scores as they are.
+        # The package divides scores by the sum of weights; here the largest weight leaves scores unchanged.
         columns[1] = [score * (weight / weights.max()) for score, weight in zip(columns[1], weights, strict=True)]
         boxes, scores, classes = ensemble_boxes.nms(*columns, iou_thr=threshold)
     order = np.argsort(-scores, kind="stable")

@@ -1,4 +1,4 @@
-"""Fuse the predictions of several members about one image into one list. No model, no PyTorch."""
+"""Fuse the predictions of several members for one image into one list. No model, no PyTorch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from detseg.structures.predictions import IN_TRAINING
 
 
 def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequence[float] | None = None) -> Predictions:
-    """Fuse the predictions of members about one image; at least one member, all of one image id and size.
+    """Fuse the predictions of at least one member for one image; all have the same image id and size.
 
-    weights: one per member; None takes `options.weights`, and 1 each where these are empty too.
+    weights: one per member. None means `options.weights`, or 1 each if these are empty.
 
-    Returns predictions by descending score, with masks where any member has them. nms and soft_nms keep the box of the
-    best detection, wbf takes the mean box; a box is widened where a mask put together from several reaches out of it.
-    Time and memory grow with the objects' pixels and the pairs of detections that meet. The order of the members does
-    not matter, unless detections of one box have equal scores and different masks.
+    Returns predictions by descending score, with masks if any member has them. nms and soft_nms keep the box of the
+    best detection, wbf the mean box; a box is enlarged if a mask made from several detections extends beyond it. Time
+    and memory grow with the objects' pixels and the number of overlapping pairs. The order of the members does not
+    matter, unless detections with the same box have equal scores and different masks.
 
-    Raises DataError where members are of different images or sizes, or have impossible scores or boxes.
+    Raises DataError if image ids or sizes differ, or for invalid scores or boxes.
     """
     check_members(members)
     chosen = check_weights(options.weights if weights is None else weights, options.source) or (1.0,) * len(members)
@@ -51,7 +51,7 @@ def fuse(members: Sequence[Predictions], options: FusionOptions, weights: Sequen
             fused = fused.select(fused.classes == of_all)
         else:
             fused = dataclasses.replace(fused, classes=np.full(len(fused), of_all))
-    # What all members have in common (their fold, for example), and how they were fused.
+    # The metadata that all members share (their fold, for example), and the fusion settings.
     shared = {
         key: value
         for key, value in members[0].provenance.items()
@@ -87,17 +87,17 @@ def _fuse(members: Sequence[Predictions], options: FusionOptions, weights: np.nd
     classes = clusters.classes(options.cluster_class)
     place = first.image_id, first.file_name, first.height, first.width
     fused = Predictions(*place, boxes, scores, classes, quality=clusters.quality(options.masks))
-    # There are masks where any detection has one; without any detection, where any member could have one.
+    # The result has masks if any detection has one; without detections, if any member could have one.
     if all(member.rles is None for member in [member for member in members if len(member)] or members):
         return fused.select(keep)
     return attach_masks(fused, clusters, keep, options)
 
 
 def _leaders(detections: Detections, measure: OverlapMeasure, kinds: np.ndarray, options: FusionOptions) -> np.ndarray:
-    """Return for every detection (N,) int64 the best one of its cluster, for nms and wbf.
+    """Return the leader (N,) int64 of every detection, the best one of its cluster, for nms and wbf.
 
-    wbf on boxes compares with the mean box of the cluster, as its authors do. A mean mask would have to be made anew
-    for every detection, and hardly moves: on masks, a detection joins the best one of a cluster, as in nms.
+    wbf on boxes compares with the mean box of the cluster, as published. A mean mask would have to be recomputed for
+    every detection and hardly changes: on masks, a detection joins the best one of a cluster, as in nms.
     """
     thresholds = options.values("threshold", detections.classes)
     if options.method == "wbf" and not measure.by_masks:

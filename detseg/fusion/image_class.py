@@ -10,7 +10,7 @@ from detseg.structures.boxes import box_area
 
 
 def image_class(predictions: Predictions, by: str = "score") -> int:
-    """Return the class with the largest sum of "score", of "area" x score, or "count"; of equal ones, the lowest.
+    """Return the class with the largest sum of "score", of "area" x score, or "count"; the lowest class of a tie.
 
     There must be at least one prediction.
     """

@@ -1,4 +1,4 @@
-"""One mask for every cluster of detections: the best one, a vote of the pixels, or the mean of the soft masks."""
+"""One mask per cluster of detections: the best one, a pixel-wise vote, or the mean of the soft masks."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import fit_windows, soft_mask_windows
 from detseg.structures.runs import Runs, chunks_of
 
-# The largest weight; the smallest that counts is this many times smaller.
+# Integer value of the largest weight, and thus the largest ratio of two weights.
 FULL_WEIGHT = 2**16
 # Pixels of clusters that are summed at once; bounds memory to some 100 MB.
 PIXELS_AT_ONCE = 2**21
 
-# K masks as RLEs; soft ones as crops (h, w) uint8 of 255 x probability, or None; and the windows (K, 4) int64 XYXY of
-# these.
+# RLEs of K masks; their soft masks, crops (h, w) uint8 of 255 x probability, or None; the windows (K, 4) int64 XYXY of
+# the crops.
 Masks = tuple[list[dict[str, Any]], "list[np.ndarray] | None", np.ndarray]
 
 
 def attach_masks(fused: Predictions, clusters: Clusters, keep: np.ndarray, options: FusionOptions) -> Predictions:
-    """Return the clusters of `keep` (K,) bool with masks, and with soft masks where members have any.
+    """Return the clusters of `keep` (K,) bool with masks, and with soft masks if any member has them.
 
-    fused: K boxes without masks, one a cluster. Clusters that no member with masks has found are dropped, or get their
-    box as mask (`options.without_mask`). A box is widened where its mask reaches out of it, unless one detection gave
-    both.
+    fused: K boxes without masks, one per cluster. Clusters that no member with masks has found are dropped, or get
+    their box as mask (`options.without_mask`). A box is enlarged if its mask extends beyond it, unless both come from
+    one detection.
     """
     detections = clusters.detections
     has_mask = np.zeros(len(clusters), dtype=bool)
     has_mask[clusters.number[detections.has_mask]] = True
     kept = np.flatnonzero(keep & has_mask) if options.without_mask == "drop" else np.flatnonzero(keep)
     fused, masked = fused.select(kept), np.flatnonzero(has_mask[kept])
-    # The detections with a mask of the kept clusters, and for each the number of its cluster among those with a mask.
+    # The detections with masks in the kept clusters, and for each the number of its cluster among those with masks.
     new_number = np.full(len(clusters), -1, dtype=np.int64)
     new_number[kept[masked]] = np.arange(len(masked))
     chosen = np.flatnonzero(detections.has_mask & (new_number[clusters.number] >= 0))
@@ -50,13 +50,13 @@ def attach_masks(fused: Predictions, clusters: Clusters, keep: np.ndarray, optio
         weights = (detections.weighted_scores if by_score else detections.weights)[chosen]
         levels = options.values("mask_threshold", fused.classes[masked])
         rles, crops, windows = mean_masks(detections, chosen, cluster, weights, levels, soft=by_score)
-        # A cluster no pixel of which reaches its threshold gets its best mask.
+        # A cluster without any pixel at its threshold gets its best mask.
         for index in np.flatnonzero(rle_codec.area(rles) == 0):
             rles[index] = detections.rles[best[index]]
         as_given = np.zeros(len(masked), dtype=bool)
     _widen(fused, masked[~as_given], [rles[index] for index in np.flatnonzero(~as_given)])
 
-    # Clusters without mask get rectangles, the others the masks found.
+    # Clusters without mask get rectangles, the others their masks.
     box_windows = soft_mask_windows(fused.boxes, fused.height, fused.width)
     bare = np.setdiff1d(np.arange(len(fused)), masked)
     full = [np.ones((y1 - y0, x1 - x0), dtype=bool) for x0, y0, x1, y1 in box_windows[bare]]
@@ -70,7 +70,7 @@ def attach_masks(fused: Predictions, clusters: Clusters, keep: np.ndarray, optio
 
 
 def _as_given(detections: Detections, chosen: np.ndarray) -> Masks:
-    """Return the masks of detections; soft ones None where none of them has any, else made from hard ones."""
+    """Return the masks of detections; soft ones are None if none has any, else missing ones come from hard masks."""
     rles = [detections.rles[index] for index in chosen]
     windows = soft_mask_windows(detections.given_boxes[chosen], detections.height, detections.width)
     crops = [detections.soft_masks[index] for index in chosen]
@@ -83,7 +83,7 @@ def _as_given(detections: Detections, chosen: np.ndarray) -> Masks:
 
 
 def _widen(fused: Predictions, chosen: np.ndarray, rles: list[dict[str, Any]]) -> None:
-    """Move the sides of the chosen boxes outwards where their masks reach over the pixels that the boxes touch."""
+    """Enlarge the chosen boxes where their masks extend beyond the pixels that the boxes touch."""
     tight = rle_codec.bounding_boxes(rles)
     windows = soft_mask_windows(fused.boxes[chosen], fused.height, fused.width)
     boxes = fused.boxes[chosen]
@@ -93,7 +93,7 @@ def _widen(fused: Predictions, chosen: np.ndarray, rles: list[dict[str, Any]]) -
 
 
 def _merged(first: np.ndarray, of_first: list[Any], second: np.ndarray, of_second: list[Any]) -> list[Any]:
-    """Return one list with the items of two at their places."""
+    """Return one list with the items of two lists at the given indices."""
     items: list[Any] = [None] * (len(first) + len(second))
     for place, item in [*zip(first, of_first, strict=True), *zip(second, of_second, strict=True)]:
         items[place] = item
@@ -109,13 +109,13 @@ def mean_masks(
     *,
     soft: bool,
 ) -> Masks:
-    """Return the weighted mean of the masks of every cluster, and where it is at least thresholds (K,), in (0, 1].
+    """Return the weighted mean of the masks of every cluster, and the masks where it reaches thresholds (K,), in (0,
+    1].
 
     chosen: (M,) int64, ascending, the detections whose masks are averaged. cluster: (M,) int64, the cluster 0..K-1 of
-    each; every cluster has one. weights: (M,) float64 > 0. soft: take soft masks where there are any; else every mask
-    is 0 or 1.
+    each; none is empty. weights: (M,) float64 > 0. soft: use soft masks where they exist; else every mask is 0 or 1.
     """
-    # Weights are whole numbers, so that sums are exact and half of the votes is half of them.
+    # Integer weights make sums exact, so that half of the votes is exactly half.
     weights = np.maximum(np.rint(weights / max(weights.max(initial=0.0), 1e-300) * FULL_WEIGHT), 1).astype(np.int64)
     use_soft = np.array([soft and detections.soft_masks[index] is not None for index in chosen], dtype=bool)
     count = len(thresholds)
@@ -147,11 +147,11 @@ def mean_masks(
 
 
 class _WindowSums:
-    """Sums of weight x value, values from 0 to 255, of every pixel of K windows, in one flat int64 buffer.
+    """Weighted sums of mask values 0..255 at every pixel of K windows, in one flat int64 buffer.
 
-    The windows are stored column by column, with one zero below each column. A mask adds its weight where one of its
-    vertical runs begins and takes it away where it ends, so that a cumulated sum along the buffer gives every pixel its
-    votes, without decoding a mask.
+    The windows are stored column by column, with one zero below each column. A mask adds its weight at the start of
+    each of its vertical runs and subtracts it at the end, so that a cumulative sum along the buffer gives the votes of
+    every pixel without decoding a mask.
     """
 
     def __init__(self, windows: np.ndarray, height: int, width: int) -> None:
@@ -163,7 +163,7 @@ class _WindowSums:
         self._sums = np.zeros(int(self._ends[-1]), dtype=np.int64)
 
     def add_runs(self, runs: Runs, numbers: np.ndarray, weights: np.ndarray) -> None:
-        """Add weight x 255 at the runs of M masks, to be called first. numbers: (M,) windows. weights: (M,)."""
+        """Add weight x 255 on the runs of M masks; call this first. numbers: (M,) windows. weights: (M,)."""
         number, value = numbers[runs.owners], weights[runs.owners] * 255
         column, top = runs.column_and_row(runs.starts)
         top_of_column = (column - self._windows[number, 0]) * self._stride[number] - self._windows[number, 1]
@@ -183,8 +183,8 @@ class _WindowSums:
             views[number][x0:x1, y0:y1] += np.multiply(crop, weight, dtype=np.int32).T
 
     def masks(self, levels: np.ndarray) -> list[dict[str, Any]]:
-        """Return as RLEs where the sum is at least the window's level (K,) float64 > 0."""
-        # Levels such as 0.3 x 10 are not exact: what misses one only by rounding reaches it.
+        """Return RLEs of the pixels whose sum reaches the level (K,) float64 > 0 of their window."""
+        # Levels such as 0.3 x 10 are not exact: a sum that is too small only by rounding must still reach the level.
         whole_levels = np.maximum(np.ceil(levels - 1e-6), 1).astype(np.int64)
         inside = self._sums >= np.repeat(whole_levels, self._ends - self._begins)
         changes = np.flatnonzero(np.diff(inside, prepend=False))
@@ -196,7 +196,7 @@ class _WindowSums:
         return rle_codec.encode_runs(Runs(starts, starts + end - begin, number, *sizes))
 
     def means(self, totals: np.ndarray) -> list[np.ndarray]:
-        """Return the means (h, w) uint8 of all windows. totals: (K,) the sum of weights of each."""
+        """Return the means (h, w) uint8 of all windows. totals: (K,) the sums of weights."""
         means = np.rint(self._sums / np.repeat(totals, self._ends - self._begins)).astype(np.uint8)
         return [np.ascontiguousarray(self._view(means, number).T) for number in range(len(totals))]
 

@@ -1,4 +1,4 @@
-"""The predictions of several members (files, folders of label images): same images and classes, fused one by one."""
+"""The predictions of several members (files, folders of label images) for common images and classes, fused by image."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Member(Protocol):
     """The predictions of one member: a Predictions file or a folder of label images."""
 
     def read(self, image: ImageEntry) -> Predictions | None:
-        """Return the predictions of an image, in the common classes; None where it does not have the image."""
+        """Return the predictions for an image, in the common classes; None if the member lacks the image."""
 
     def missing(self, images: Sequence[ImageEntry]) -> list[ImageEntry]:
-        """Return the images that it does not have."""
+        """Return the images that the member lacks."""
 
     def examples(self) -> str:
-        """Return some names that it has, for messages."""
+        """Return some file names of the member, for messages."""
 
 
 def common_categories(
     files: Sequence[PredictionsFile], first: Sequence[Mapping[str, Any]] | None, rename: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return the categories of all files together, told apart by name after `rename`, those of the first file first.
+    """Return the union of the categories of all files, matched by name after `rename`, those of the first file first.
 
-    first: categories that stand before those of the files, such as those of the ground truth. Raises DataError where
-    two files have no class in common.
+    first: categories that precede those of the files, such as those of the ground truth. Raises DataError if two files
+    have no class in common.
     """
     categories = [dict(category) for category in first or ()]
     known = {str(category["name"]) for category in categories}
@@ -48,8 +48,8 @@ def common_categories(
         names = [rename.get(name, name) for name in file.class_names]
         if known and names and not known & set(names):
             raise DataError(
-                f"{file.path}: has the classes {', '.join(names)}, the others {', '.join(sorted(known))}; where they "
-                "mean the same, rename them (fuse: --rename OLD=NEW)"
+                f"{file.path}: has the classes {', '.join(names)}, the others {', '.join(sorted(known))}; if two names "
+                "mean the same class, rename one (fuse: --rename OLD=NEW)"
             )
         for name, category in zip(names, file.categories, strict=True):
             if name in known:
@@ -66,14 +66,14 @@ def common_categories(
 class FileMember:
     """A Predictions file as a member.
 
-    It is read once, image by image; images that are not asked for yet are kept in memory, which none is where all files
-    have the same order.
+    The file is read once, image by image. Predictions that are read before they are requested are kept in memory; if
+    all files have the same order there are none.
     """
 
     def __init__(
         self, file: PredictionsFile, categories: Sequence[Mapping[str, Any]], rename: Mapping[str, str] | None = None
     ) -> None:
-        """categories: the common ones; every class of the file is among them after `rename`."""
+        """categories: the common ones, which contain every class of the file after `rename`."""
         self.path = file.path
         places = {str(category["name"]): index for index, category in enumerate(categories)}
         names = [(rename or {}).get(name, name) for name in file.class_names]
@@ -96,8 +96,8 @@ class FileMember:
             return None
         if own.image_id in self._given and own.image_id not in self._waiting:
             raise DataError(
-                f"{self.path}: {own.file_name or own.image_id} is the only image for {self._given[own.image_id]} and "
-                f"for {image.file_name or image.image_id}; name the images alike in all files"
+                f"{self.path}: {own.file_name or own.image_id} is the only match for both {self._given[own.image_id]} "
+                f"and {image.file_name or image.image_id}; use the same image names in all files"
             )
         self._given[own.image_id] = image.file_name or str(image.image_id)
         while own.image_id not in self._waiting:
@@ -111,7 +111,7 @@ class FileMember:
 
 @dataclass(frozen=True)
 class OpenedMembers:
-    """Members, the images and categories of all of them, and what is known of each (for the info of the fused file)."""
+    """Members with their common images and categories, and the record of each for the info of the fused file."""
 
     members: list[Member]
     images: list[ImageEntry]
@@ -129,10 +129,10 @@ def open_members(
 ) -> OpenedMembers:
     """Open Predictions files, files of COCO results and folders of label images.
 
-    ground_truth: a COCO file that says which images and classes there are; needed where the inputs do not. rename: old
-    -> new class name. label_class, label_score: of the objects of label images.
+    ground_truth: a COCO file that lists the images and classes; needed if the inputs do not. rename: old -> new class
+    name. label_class, label_score: class and score of the objects of label images.
 
-    Raises DataError and ConfigError where images and classes are not known or do not fit.
+    Raises DataError or ConfigError if images or classes are unknown or do not match.
     """
     from detseg.coco.dataset import CocoDataset
 
@@ -140,7 +140,7 @@ def open_members(
     if truth is not None:
         for path in paths:
             truth = truth if Path(path).is_dir() else with_classes_of(path, truth, rename)
-    # A file is opened by its own images and classes; a plain list of results, which has none, by the ground truth's.
+    # A file is opened with its own images and classes; a plain list of results has none and takes the ground truth's.
     files = {
         path: read_predictions(path, truth if truth is not None and is_plain_list(path) else None)
         for path in paths
@@ -150,7 +150,7 @@ def open_members(
     if truth is None:
         categories, images = common_categories(list(files.values()), None, rename or {}), []
         for file in files.values():
-            # Every image once, in the order of the first file that has it.
+            # Each image once, in the order of the first file that has it.
             known = ImageIndex(images, paths[0])
             taken = {image.image_id for image in images}
             for image in file.images:
@@ -165,7 +165,7 @@ def open_members(
         categories = common_categories(list(files.values()), first, rename or {})
         images = [ImageEntry.of(image) for image in truth.images]
     if not images:
-        raise DataError("label folders do not tell which images there are; give --ground-truth, a COCO file of them")
+        raise DataError("folders of label images do not list the images; give --ground-truth, a COCO file with them")
     members: list[Member] = []
     infos: list[dict[str, Any]] = []
     for path in paths:
@@ -183,7 +183,7 @@ def _label_folder(path: str, categories: Sequence[Mapping[str, Any]], class_name
 
     names = [str(category["name"]) for category in categories]
     if class_name is None and len(names) != 1:
-        raise ConfigError(f"{path}: of which class are its objects? Give --label-class ({', '.join(names)})")
+        raise ConfigError(f"{path}: the class of its objects is not known; give --label-class ({', '.join(names)})")
     name = class_name or names[0]
     if name not in names:
         raise ConfigError(f"--label-class {name}: there is no such class; there are: {', '.join(names)}")
@@ -191,8 +191,7 @@ def _label_folder(path: str, categories: Sequence[Mapping[str, Any]], class_name
 
 
 def refuse_missing(members: Mapping[str, Member], images: Sequence[ImageEntry], *, some: bool = False) -> None:
-    """Raise DataError, with all of them listed, where a member does not have an image; with `some`, where it has none
-    of them, as predictions of other images."""
+    """Raise DataError with all members that lack an image; with `some`, only those that have none of the images."""
     problems, is_other = [], False
     for name, member in members.items():
         lacking = member.missing(images)
@@ -203,11 +202,11 @@ def refuse_missing(members: Mapping[str, Member], images: Sequence[ImageEntry], 
             problems.append(f"{name}: {lacks} (has {member.examples()})")
     if problems:
         remedy = (
-            "give --missing leave-out to fuse every image from the members that have it, or --missing empty where a "
+            "give --missing leave-out to fuse every image from the members that have it, or --missing empty if a "
             "missing image means that nothing was found in it"
         )
         raise DataError(
-            f"the inputs are not about the same images:\n{list_problems(problems)}\n"
+            f"the inputs do not have the same images:\n{list_problems(problems)}\n"
             f"{'give files of the same images' if is_other else remedy}"
         )
 
@@ -219,10 +218,10 @@ def fuse_members(
     weights: Sequence[float],
     missing: str = "refuse",
 ) -> Iterator[Predictions]:
-    """Fuse one image after the other.
+    """Fuse the members image by image.
 
-    weights: one per member. missing: "empty": a member without the image has found nothing in it. "leave-out": it is
-    not a member for this image. "refuse": DataError.
+    weights: one per member. missing: what it means if a member lacks an image. "empty": it found nothing there.
+    "leave-out": it is not a member for this image. "refuse": DataError.
     """
     for image in images:
         found, chosen = [], []
@@ -239,5 +238,5 @@ def fuse_members(
         if not found:
             raise DataError(f"image {image.file_name or image.image_id}: no member has it; give --missing empty")
         fused = fuse(found, options, chosen)
-        # those of the ground truth before those of the members
+        # Fields of the ground truth take precedence over those of the members.
         yield dataclasses.replace(fused, metadata={**fused.metadata, **image.metadata})

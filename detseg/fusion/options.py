@@ -1,7 +1,7 @@
-"""How the predictions of several members (models, flips, tiles, other programs) become one list an image.
+"""Settings of the fusion of several predictions (of models, views, tiles, other programs) into one list per image.
 
-Stored as YAML (configs/fusion/*.yaml). A setting that may differ between classes is one value, or one value per class
-by name, with the names listed under `classes`:
+Stored as YAML (configs/fusion/*.yaml). A setting that may differ between classes is one value for all, or a mapping
+from class name to value, with the names listed under `classes`:
 
     method: wbf
     overlap: box_iou
@@ -30,17 +30,15 @@ from detseg.errors import ConfigError, DataError
 from detseg.files.atomic import write_output
 from detseg.files.plain_yaml import read_yaml
 
-# Settings that are read from YAML: each is one value, or one value per class; errors name the file and the key.
-#
-# A subclass of `Settings` is a frozen dataclass whose fields are made by `setting`, with the rule of their legal
-# values.
+# Base of settings that are read from YAML. A subclass of `Settings` is a frozen dataclass whose fields are made by
+# `setting`, with the rule for legal values; errors name the file and the key.
 
 PerClass = float | int | bool | None | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values are legal, as a test and in words; `choices` where they can be listed."""
+    """Legal values of a setting: a test, its description, and the `choices` if they can be listed."""
 
     test: Callable[[Any], bool]
     expected: str
@@ -54,7 +52,7 @@ def one_of(*choices: str) -> Rule:
 def number(
     expected: str, at_least: float = 0, at_most: float = sys.float_info.max, *, above: float = -1, or_none: bool = False
 ) -> Rule:
-    """A number in bounds; infinity where `at_most` is; None where `or_none`."""
+    """A number within bounds, infinity only if `at_most` is infinite; None is legal with `or_none`."""
 
     def test(value: Any) -> bool:
         return (or_none and value is None) or (is_number(value) and at_least <= value <= at_most and value > above)
@@ -63,7 +61,7 @@ def number(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an int or a float, NaN and booleans excluded."""
+    """Whether a value is an int or a float; not NaN, not a boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
@@ -73,12 +71,12 @@ POWER = number("a power of 0 or more")
 
 
 def setting(default: Any, rule: Rule, *, per_class: bool = False) -> Any:
-    """Declare a field. per_class: it may be a mapping class name -> value, in which all classes are named."""
+    """Declare a field. per_class: a mapping from class name to value, with all classes, is legal too."""
     return dataclasses.field(default=default, metadata={"rule": rule, "per_class": per_class})
 
 
 class Settings:
-    """Base of all settings. A subclass has the fields `classes`, the class names in their order, and `source`."""
+    """Base of all settings. A subclass has the fields `classes` (names in order) and `source` (for errors)."""
 
     kind: ClassVar[str]
     classes: Sequence[str]
@@ -116,11 +114,11 @@ class Settings:
 
     @classmethod
     def per_class_keys(cls) -> tuple[str, ...]:
-        """Return the settings that may differ from class to class."""
+        """Return the settings that may differ between classes."""
         return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("per_class"))  # type: ignore[arg-type]
 
     def values(self, key: str, classes: np.ndarray) -> np.ndarray:
-        """Return a setting for every detection of classes (N,) int64, as (N,) float64; None becomes infinity."""
+        """Return a setting for every detection of classes (N,), as (N,) float64; None becomes infinity."""
         value = getattr(self, key)
         if not isinstance(value, Mapping):
             return np.full(len(classes), math.inf if value is None else value, dtype=np.float64)
@@ -129,7 +127,7 @@ class Settings:
         return np.array(table, dtype=np.float64)[classes]
 
     def of_class(self, index: int) -> Self:
-        """Return the settings of one class, as settings of all."""
+        """Return settings in which every class has the values of class `index`."""
         values = {key: getattr(self, key) for key in self.per_class_keys()}
         differing = {key: value for key, value in values.items() if isinstance(value, Mapping)}
         if not differing:
@@ -146,9 +144,9 @@ class Settings:
             )
 
     def for_classes(self, names: Sequence[str]) -> Self:
-        """Return the settings for predictions with these class names, in their order: settings belong to names.
+        """Return the settings for predictions with these class names, in their order; values are matched by name.
 
-        Raises ConfigError where these settings are for other classes.
+        Raises ConfigError if the settings are for other classes.
         """
         if not self.classes or list(self.classes) == list(names):
             return self
@@ -161,7 +159,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, settings: Any, source: str | None = None) -> Self:
-        """Make from plain values. Raises DataError naming `source` and the key for anything unknown or illegal."""
+        """Create from plain values. DataError names `source` and any unknown key or illegal value."""
         source = source or cls.kind
         if not isinstance(settings, Mapping):
             raise DataError(f"{source}: expected a mapping of settings, not {type(settings).__name__}")
@@ -169,12 +167,12 @@ class Settings:
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise DataError(f"{source}: unknown setting {unknown[0]!r}; there are: {', '.join(known)}")
-        # `classes:` without a value is an empty list in YAML files as people write them.
+        # `classes:` without a value, None in YAML, is meant as an empty list.
         values = {key: value for key, value in settings.items() if not (key == "classes" and value is None)}
         return cls(source=source, **values)  # type: ignore[call-arg]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as YAML can hold them, that `from_dict` reads."""
+        """Return plain values for YAML, as `from_dict` reads them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         del values["source"]
         return {
@@ -184,7 +182,7 @@ class Settings:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read YAML, a file or one of detseg's own (`fusion/wbf.yaml`); an empty one is all defaults.
+        """Read a YAML file, or one that comes with detseg (`fusion/wbf.yaml`); an empty file gives the defaults.
 
         Raises DataError naming the file.
         """
@@ -195,16 +193,16 @@ class Settings:
         return cls.from_dict({} if settings is None else settings, source=str(path))
 
     def save(self, path: str | os.PathLike[str], comment: str = "") -> None:
-        """Write YAML, under a temporary name first; comment: what stands above it, lines without `#`."""
+        """Write a YAML file atomically, headed by `comment` (lines without `#`)."""
         text = "".join(f"# {line}\n" for line in comment.splitlines())
         text += yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         write_output(path, text, f"the {self.kind}")
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:
-    """Read settings from words of the command line: KEY=VALUE, --KEY=VALUE or KEY VALUE; values are YAML.
+    """Parse settings from command-line arguments: KEY=VALUE, --KEY=VALUE or KEY VALUE; values are YAML.
 
-    Raises ConfigError where a value is missing or no YAML; the keys are checked by `Settings.from_dict`.
+    Raises ConfigError if a value is missing or not YAML. `Settings.from_dict` checks the keys.
     """
     settings = {}
     remaining = iter(words)
@@ -216,7 +214,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
         except DataError:
             value = None
         if not value:
-            raise ConfigError(f"command line: {key} has no value that can be read; write {key}=VALUE")
+            raise ConfigError(f"command line: {key} has no valid value; write {key}=VALUE")
     return settings
 
 
@@ -228,40 +226,41 @@ _COUNT = Rule(lambda value: is_number(value) and value >= 1 and float(value).is_
 
 @dataclass(frozen=True)
 class FusionOptions(Settings):
-    """Settings of `fuse`; thresholds and numbers of members may be a mapping class name -> value.
+    """Settings of `fuse`; thresholds and `min_members` may be a mapping from class name to value.
 
-    method: what is done with detections of one object. "nms": the best stays (greedy non-maximum suppression).
-        "soft_nms": all stay, and the scores of those that overlap a better one decay (Bodla et al., ICCV 2017). "wbf":
-        they become one, with the mean box (weighted boxes fusion, Solovyev et al., Image and Vision Computing 2021).
-    overlap: what decides that two detections are one object: "box_iou"; "mask_iou"; "intersection_over_smaller", of
-        the masks where both have one, else of the boxes.
-    threshold: an overlap greater than this is one object (of a pair, that of the better one's class counts).
+    method: how detections of one object are combined. "nms": the best is kept (greedy non-maximum suppression).
+        "soft_nms": all are kept, and the scores of those that overlap a better one decay (Bodla et al., ICCV 2017).
+        "wbf": they become one, with the mean box (weighted boxes fusion, Solovyev et al., Image and Vision Computing
+        2021).
+    overlap: measure by which two detections are one object: "box_iou"; "mask_iou"; "intersection_over_smaller", of
+        the masks if both have one, else of the boxes.
+    threshold: two detections with a greater overlap are one object; that of the better one's class applies.
     across_classes: compare detections of different classes too.
     mask_quality: scores of detections with masks are first multiplied by the mean probability of the mask's pixels to
         this power (`soft_masks.rescore`); 0 changes nothing.
-    min_score: detections of a lower score are left out before anything else but that.
+    min_score: detections with lower scores are removed after `mask_quality` and before all other steps.
     decay, sigma, min_decayed_score: of soft_nms. "linear": a score is multiplied by 1 - overlap where the overlap is
-        greater than `threshold`. "gaussian": by exp(-overlap^2 / sigma), whatever the overlap. What falls below
-        `min_decayed_score` is dropped.
-    scores: of a fused object, from the scores of its detections times the weights of their members; names and formulas
-        are those of the package ensemble-boxes. "max" (the default of nms) divides by the largest weight; "mean" is the
-        weighted mean; "avg" (the default of wbf) the mean, times min(detections, members) / sum of weights;
+        greater than `threshold`. "gaussian": by exp(-overlap^2 / sigma), for any overlap. Detections that fall below
+        `min_decayed_score` are dropped.
+    scores: the score of a fused object, from its detections' scores times the weights of their members; names and
+        formulas are those of the package ensemble-boxes. "max" (the default of nms) divides by the largest weight;
+        "mean" is the weighted mean; "avg" (default of wbf) the mean, times min(detections, members) / sum of weights;
         "box_and_model_avg", "absent_model_aware_avg".
     one_per_member: of several detections of one object by one member, only the best counts in scores, boxes and masks.
-        A member that sees an object several times otherwise lowers the mean score of its own best detection.
+        Otherwise a member that finds an object several times lowers the mean score of its own best detection.
     agreement: power; scores are multiplied by (weight of the members that found the object / sum of weights)^power. 0
         changes nothing.
     min_members: objects found by fewer members than this are dropped.
-    masks: of a fused object. "best": of its best detection. "vote": the pixels in masks of more than `mask_threshold`
-        of its detections, by weight of the members; half is enough at 0.5. "mean": the mean of the soft masks, by
-        weight x score, is at least `mask_threshold`; hard masks count where there are no soft ones. The quality of the
-        fused object is that of its best detection too, or the mean with the weights of the masks.
-    without_mask: what becomes of an object that only members without masks have found, where others have masks:
+    masks: the mask of a fused object. "best": that of its best detection. "vote": pixels in masks of more than
+        `mask_threshold` of its detections, by weight of the members; half is enough at 0.5. "mean": the mean of the
+        soft masks, by weight x score, is at least `mask_threshold`; hard masks count where there are no soft ones. The
+        quality of the fused object is that of its best detection too, or the mean with the weights of the masks.
+    without_mask: what happens to an object that only members without masks have found, if others have masks:
         "drop", or "rectangle", its box as mask.
-    cluster_class: of a fused object when classes are compared across: of its "best" detection, or by "vote" (sum of
+    cluster_class: the class of a fused object with `across_classes`: that of its "best" detection, or a "vote" (sum of
         weighted scores).
-    image_class: where images hold one kind of cell. "drop" the detections of all classes but one, or "relabel" them;
-        the class is that with the largest sum of scores, areas or numbers (`image_class_by`).
+    image_class: for images with one kind of cell. "drop" the detections of all classes but one, or "relabel" them;
+        the class is the one with the largest sum of scores, areas x scores, or numbers (`image_class_by`).
     weights: one per member, in the order of the members; empty for 1 each.
     backend: "detseg", or "ensemble_boxes": the box methods by that package, for members without masks.
     """
@@ -322,7 +321,7 @@ class FusionOptions(Settings):
                 )
 
     def of_members(self, count: int) -> FusionOptions:
-        """Return settings for fewer members: where more than there are have to agree, all must."""
+        """Return settings for `count` members, with `min_members` limited to it."""
         least = self.min_members
         if isinstance(least, Mapping):
             least = {name: min(number, count) for name, number in least.items()}
@@ -332,19 +331,19 @@ class FusionOptions(Settings):
 
     @property
     def score_rule(self) -> str:
-        """How scores are put together, one of `SCORE_RULES`."""
+        """The rule for scores, one of `SCORE_RULES`, with the default of the method filled in."""
         if self.scores != "default":
             return self.scores
         return "avg" if self.method == "wbf" else "max"
 
     @property
     def needs_soft_masks(self) -> bool:
-        """Whether members should have mask probabilities."""
+        """Whether mask probabilities of the members are used."""
         return self.masks == "mean" or self.mask_quality > 0
 
 
 def check_weights(weights: Sequence[float], source: str) -> tuple[float, ...]:
-    """Return the weights of members as floats. Raises DataError for what is not positive and finite."""
+    """Return the weights of members as floats. Raises DataError unless all are positive and finite."""
     try:
         values = tuple(weights)
     except TypeError:
@@ -352,7 +351,7 @@ def check_weights(weights: Sequence[float], source: str) -> tuple[float, ...]:
     wrong = [value for value in values if not is_number(value) or not 0 < value < math.inf]
     if wrong:
         raise DataError(
-            f"{source}: the weight of a member is {wrong[0]!r}, expected a number greater than 0; leave a member out "
-            "instead of giving it no weight"
+            f"{source}: the weight of a member is {wrong[0]!r}, expected a number greater than 0; remove the member "
+            "to ignore it"
         )
     return tuple(float(value) for value in values)

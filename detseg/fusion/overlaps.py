@@ -12,12 +12,12 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop, paint
 from detseg.structures.predictions import move_window, soft_mask_windows
 
-# Who gets a pixel that several objects claim.
+# Which of several objects gets a shared pixel.
 POLICIES = ("score", "probability", "watershed")
 
 
 def score_order(scores: np.ndarray) -> np.ndarray:
-    """Return indices (N,) int64 by descending score; of equal scores, the earlier prediction comes first."""
+    """Return indices (N,) int64 by descending score; equal scores keep their order."""
     return np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
 
 
@@ -28,25 +28,24 @@ def resolve_overlaps(
     min_visible_area: int = 1,
     policy: str = "score",
 ) -> Predictions:
-    """Give every pixel to one of the predictions that cover it, whatever the classes.
+    """Assign every pixel to one of the predictions that cover it, of whatever class.
 
-    "score": predictions take their pixels one after the other by descending score. One that finds less than
-    `min_visible_fraction` of its own area, or fewer than `min_visible_area` pixels, still free is dropped and takes
-    none. So what a prediction gets depends only on those of higher score: resolving and then cutting the list at a
-    score gives the same as cutting and then resolving.
+    "score": predictions take their pixels in descending order of score. One that finds less than
+    `min_visible_fraction` of its area, or fewer than `min_visible_area` pixels, still free is dropped and takes none.
+    The result for a prediction therefore depends only on those with higher scores: resolving overlaps and then applying
+    a score threshold gives the same as the reverse order.
 
-    "probability", "watershed": the same are dropped; of those left, pixels in several masks are divided by
-    `share_contested`, and predictions that have less than the same limits then are dropped as well, until all have
-    enough.
+    "probability", "watershed": the same predictions are dropped; `share_contested` then divides the pixels that lie in
+    several of the remaining masks. Predictions that fall below the same limits are dropped, until none does.
 
-    Returns the predictions that are left, in their old order, with disjoint masks. A prediction that lost pixels gets
-    the tight box of what remains, and a soft mask cut to it. Time and memory grow with image area plus the objects'
-    boxes. Raises DataError for predictions without masks.
+    Returns the remaining predictions in their original order, with disjoint masks. A prediction that lost pixels gets
+    the tight box of the rest, and its soft mask is cropped to it. Time and memory grow with image area plus the areas
+    of the boxes. Raises DataError for predictions without masks.
     """
     if predictions.rles is None:
         raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: overlaps "
-            "can be resolved for masks only"
+            f"predictions of image {predictions.file_name or predictions.image_id} have no masks: overlaps can be "
+            "resolved for masks only"
         )
     least = max(min_visible_area, 1)
     crops = rle_codec.decode_crops(predictions.rles)
@@ -77,9 +76,9 @@ def resolve_overlaps(
 
 
 def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictions:
-    """Return predictions in which some masks (index -> RLE) are others, with the tight boxes of these.
+    """Return predictions with some masks (index -> RLE) replaced, and the tight boxes of these.
 
-    Soft masks of such predictions are cut, or padded with 0, to the new boxes.
+    Their soft masks are cropped, or padded with 0, to the new boxes.
     """
     indices = np.array(sorted(masks), dtype=np.int64)
     result = predictions.select(np.arange(len(predictions)))
@@ -95,14 +94,14 @@ def replace_masks(predictions: Predictions, masks: dict[int, dict]) -> Predictio
 
 
 def share_contested(predictions: Predictions, policy: str) -> np.ndarray:
-    """Return a label image (H, W) int32 in which every pixel of the masks belongs to one object; n has the label n + 1.
+    """Return a label image (H, W) int32 in which every pixel of the masks has one object; index n has the label n + 1.
 
-    An object without soft mask has probability 1 all over its mask; the score decides between equal probabilities.
+    An object without soft mask has probability 1 on its whole mask; equal probabilities are decided by score.
 
-    policy: "probability": a pixel in several masks goes to the object of the highest probability there. "watershed":
-    objects grow from the pixels that only they claim over the contested ones, the most probable first, so that they
-    stay connected and meet where the probability is low. An object wholly inside others keeps its pixels. What the
-    watershed gives to an object that does not claim it, where three or more meet, goes by probability.
+    policy: "probability": a pixel in several masks goes to the object with the highest probability there. "watershed":
+    objects grow from the pixels that only they cover into the contested ones, the most probable first, so that they
+    stay connected and meet where the probability is low. An object entirely inside others keeps its pixels. Where three
+    or more meet, pixels that the watershed assigns to an object that does not cover them are assigned by probability.
     """
     height, width = predictions.height, predictions.width
     crops = rle_codec.decode_crops(predictions.rles)
@@ -142,7 +141,7 @@ def share_contested(predictions: Predictions, policy: str) -> np.ndarray:
 def _claims(
     predictions: Predictions, crops: Sequence[MaskCrop], contested: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every contested pixel with every object that claims it: position in the image row by row, (Q,) int64; the
+    """Return all pairs of a contested pixel and an object that covers it: pixel index in row-major order, (Q,) int64;
     object, (Q,) int64; 255 x its probability there, (Q,) uint8.
     """
     windows = soft_mask_windows(predictions.boxes, predictions.height, predictions.width).tolist()
@@ -155,7 +154,7 @@ def _claims(
         rows, columns = rows + crop.y0, columns + crop.x0
         probability = np.full(len(rows), 255, dtype=np.uint8)
         if predictions.soft_masks is not None:
-            # A mask that reaches out of its soft mask is sure there.
+            # Mask pixels outside the soft mask have probability 1.
             x0, y0, x1, y1 = windows[index]
             inside = (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)
             probability[inside] = predictions.soft_masks[index][rows[inside] - y0, columns[inside] - x0]

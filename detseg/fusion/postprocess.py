@@ -1,4 +1,4 @@
-"""What is done to the predictions of a model before they are scored or used: thresholds, sizes, holes, overlaps.
+"""Postprocessing of a model's predictions: thresholds, size limits, holes, overlaps.
 
 A Postprocess is stored as YAML (`postprocess.yaml` of a run folder):
 
@@ -42,22 +42,22 @@ _PIXELS_OR_NONE = number("a number of pixels, or null for no limit", at_most=flo
 
 @dataclass(frozen=True)
 class Postprocess(Settings):
-    """Settings; most of them may be a mapping class name -> value.
+    """Settings; most of them may be a mapping from class name to value.
 
-    classes: the class names in the order of their indices; needed only where a setting is per class.
-    score_threshold: a prediction with score >= it is kept. mask_threshold: masks become the pixels of at least this
-    probability; None leaves them. mask_quality: scores are multiplied by the mean probability of the mask's pixels to
-    this power, before the score threshold; 0 leaves them. Both need soft masks.
-    min_area, max_area: in pixels, both kept; None is no limit. nms_iou: a prediction whose mask IoU with a better one
-    of its class is greater is dropped; None drops none.
-    fill_holes: background enclosed by a mask becomes mask (4-connected background). keep_largest_component: of a torn
-    mask (8-connected) only the largest part stays. resolve_overlaps: no pixel belongs to two predictions.
-    overlap_policy: the higher "score" gets it, or the higher "probability" in this pixel, or a "watershed" on the
-    probabilities decides. min_visible_fraction: a prediction of which less than this is visible is dropped: it mostly
-    repeats a better one.
-    image_class: for images that hold one kind of cell: the class with the largest sum of scores over all predictions of
-    the image. "settings": the values of this class hold for all predictions, whatever their own classes are. "relabel":
-    the predictions also become of this class, before anything else. "keep": neither.
+    classes: the class names in the order of their indices; needed only for settings per class.
+    score_threshold: predictions with score >= it are kept. mask_threshold: masks become the pixels with at least this
+    probability; None keeps them. mask_quality: scores are multiplied by the mean probability of the mask's pixels to
+    this power, before the score threshold; 0 changes nothing. Both need soft masks.
+    min_area, max_area: inclusive limits in pixels; None is no limit. nms_iou: a prediction is dropped if its mask IoU
+    with a better one of its class is greater; None drops none.
+    fill_holes: background enclosed by a mask becomes mask (4-connected background). keep_largest_component: only the
+    largest component (8-connected) of a mask is kept. resolve_overlaps: no pixel belongs to two predictions.
+    overlap_policy: a shared pixel goes by "score", by "probability" at this pixel, or by a "watershed" on the
+    probabilities. min_visible_fraction: a prediction of which less than this is left uncovered by better ones is
+    dropped as a likely duplicate.
+    image_class: for images with one kind of cell; the class of an image is the one with the largest sum of scores over
+    all its predictions. "settings": the values of this class apply to all predictions, whatever their own classes.
+    "relabel": in addition, all predictions first get this class. "keep": neither.
     """
 
     kind: ClassVar[str] = "postprocess settings"
@@ -78,17 +78,17 @@ class Postprocess(Settings):
     source: str = field(default=kind, compare=False, repr=False)
 
     def apply(self, predictions: Predictions) -> Predictions:
-        """Return the predictions of one image after all settings, in their old order.
+        """Return the predictions of one image after all settings, in their original order.
 
         Order: the image's class; masks and scores by mask probability; score threshold; holes and components; area
-        limits; duplicates; overlaps; components and the lower area limit again for what overlaps tore or shrank. But
-        for the image's class, each step depends only on single predictions or on those of higher score. Predictions
-        without masks get only the image's class and the score threshold.
+        limits; duplicates; overlaps; components and the lower area limit again, for masks that overlaps have split or
+        reduced. Apart from the image's class, each step depends only on single predictions or on those of higher
+        score. Predictions without masks get only the image's class and the score threshold.
         """
         if self.image_class != "keep":
             settings, predictions = self.of_image(predictions)
             return settings.apply(predictions)
-        result = self._limit_scores(predictions)  # what is left out needs no new mask
+        result = self._limit_scores(predictions)  # first, as dropped predictions need no new masks
         if result.rles is None:
             return result
         result = self._limit_area(self._limit_scores(self.shaped(result)))
@@ -105,15 +105,15 @@ class Postprocess(Settings):
         return result
 
     def shaped(self, predictions: Predictions) -> Predictions:
-        """Return all predictions with the masks and scores that the settings give them, before any is dropped."""
+        """Return all predictions with their masks and scores recomputed by the settings, before any is dropped."""
         settings, result = self.of_image(predictions)
         result = threshold_masks(result, settings.values("mask_threshold", result.classes))
         return settings._repair(rescore(result, settings.mask_quality))
 
     def of_image(self, predictions: Predictions) -> tuple[Postprocess, Predictions]:
-        """Return settings without `image_class` that do the same to this image, and its predictions in their classes.
+        """Return equivalent settings for this image without `image_class`, and its predictions in their new classes.
 
-        predictions: all that the image's class is chosen by.
+        predictions: all of the image, because they choose its class.
         """
         if self.image_class == "keep" or not len(predictions):
             return dataclasses.replace(self, image_class="keep"), predictions
@@ -123,31 +123,31 @@ class Postprocess(Settings):
         return dataclasses.replace(self.of_class(chosen), image_class="keep"), predictions
 
     def image_classes(self, images: Sequence[Predictions]) -> np.ndarray | None:
-        """Return the class of each image (I,) int64, whose values hold in it; None where `image_class` is keep."""
+        """Return the class (I,) int64 of each image, whose values apply to it; None if `image_class` is "keep"."""
         if self.image_class == "keep":
             return None
         return np.array([image_class(image) if len(image) else 0 for image in images], dtype=np.int64)
 
     @property
     def needs_soft_masks(self) -> bool:
-        """Whether predictions must have mask probabilities."""
+        """Whether predictions need soft masks."""
         thresholds = self.mask_threshold.values() if isinstance(self.mask_threshold, Mapping) else [self.mask_threshold]
         return self.mask_quality > 0 or any(value is not None for value in thresholds)
 
     def apply_all(self, predictions: Iterable[Predictions]) -> Iterable[Predictions]:
-        """Apply to one image after the other."""
+        """Apply to each image in turn."""
         return (self.apply(image) for image in predictions)
 
     def without_score_threshold(self) -> Postprocess:
-        """Return the same settings with all scores kept."""
+        """Return the same settings with a score threshold of 0."""
         return dataclasses.replace(self, score_threshold=0.0)
 
     def may_stay(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Return (N,) bool: which predictions of an image the score threshold lets pass, whatever their masks are.
+        """Return (N,) bool: which predictions of an image can pass the score threshold, whatever their masks.
 
-        Scores only fall, so that the others need no masks. scores: (N,). classes: (N,) int64.
+        Rescoring only lowers scores, so the others need no masks. scores: (N,). classes: (N,) int64.
         """
-        if self.image_class != "keep":  # which all predictions choose, and which chooses the threshold
+        if self.image_class != "keep":  # the class of the image, and so the threshold, depends on all predictions
             return np.ones(len(scores), dtype=bool)
         return scores >= self.values("score_threshold", classes)
 
@@ -162,7 +162,7 @@ class Postprocess(Settings):
         return predictions.select((areas >= low) & (areas <= high))
 
     def _repair(self, predictions: Predictions, holes: bool = True, only: np.ndarray | None = None) -> Predictions:
-        """Fill holes and keep the largest component where the settings demand it; `only` (N,) bool limits it."""
+        """Fill holes and keep the largest component if the settings say so; `only` (N,) bool limits it."""
         fill = (self.values("fill_holes", predictions.classes) > 0) & holes
         largest = self.values("keep_largest_component", predictions.classes) > 0
         chosen = np.flatnonzero((fill | largest) & (True if only is None else only))
@@ -177,7 +177,7 @@ class Postprocess(Settings):
 
 
 def keep_largest_component(mask: np.ndarray) -> np.ndarray:
-    """Return the largest 8-connected part of a mask (h, w) bool; of equal ones, the first in reading order."""
+    """Return the largest 8-connected component of a mask (h, w) bool; of a tie, the first in row-major order."""
     labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
     if count < 2:
         return mask

@@ -1,4 +1,4 @@
-"""What the probabilities of mask pixels are used for: thresholds of masks, and scores that count their certainty."""
+"""Uses of mask probabilities: mask thresholds, and scores multiplied by the certainty of the mask."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from detseg.structures.predictions import move_window, soft_mask_windows
 
 
 def threshold_masks(predictions: Predictions, thresholds: np.ndarray) -> Predictions:
-    """Make masks anew from the soft masks: the pixels of probability >= thresholds (N,) float64; infinity keeps a mask.
+    """Recompute masks from soft masks: the pixels with probability >= thresholds (N,) float64; infinity keeps a mask.
 
-    A mask that changes gets its tight box. What has no pixel left stays, with an empty mask. Raises DataError where
-    there are no soft masks.
+    A mask that changes gets its tight box; one without pixels is kept, empty. Raises DataError without soft masks.
     """
     chosen = np.flatnonzero(np.isfinite(thresholds))
     if not len(chosen):
@@ -35,10 +34,10 @@ def threshold_masks(predictions: Predictions, thresholds: np.ndarray) -> Predict
 
 
 def mask_quality(predictions: Predictions) -> np.ndarray:
-    """Return the mean probability (N,) float64 of the pixels of every mask, 0 for an empty one.
+    """Return the mean probability (N,) float64 over the pixels of every mask, 0 for an empty one.
 
-    It tells how sure a model is of the outline ("maskness", Wang et al., SOLOv2, NeurIPS 2020). Pixels outside of the
-    soft mask have the probability 0. Raises DataError where there are no soft masks.
+    It measures how certain a model is of the outline ("maskness", Wang et al., SOLOv2, NeurIPS 2020). Pixels outside
+    the soft mask have probability 0. Raises DataError without soft masks.
     """
     if not len(predictions):
         return np.zeros(0)
@@ -52,7 +51,7 @@ def mask_quality(predictions: Predictions) -> np.ndarray:
 
 
 def rescore(predictions: Predictions, power: float) -> Predictions:
-    """Multiply scores by mask quality to a power; 0 changes nothing. Scores fall, or stay. Order stays."""
+    """Multiply scores by mask quality to a power, which never raises them; 0 changes nothing. The order is kept."""
     if power == 0 or not len(predictions):
         return predictions
     scores = predictions.scores * mask_quality(predictions) ** power

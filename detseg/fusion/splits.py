@@ -1,8 +1,8 @@
-"""Whether predictions that are fused are of one cross-validation.
+"""Whether the predictions to fuse belong to the same cross-validation.
 
-Predictions of an image by models that were not trained with it lose their worth beside those of a model that was: what
-is fused, tuned or learned from them looks better than it is. The `provenance` of an image in a Predictions file says by
-which fold's model it was predicted (`fold`), and whether that was trained with it (`in_training`).
+If a model that was trained with an image predicts it together with models that were not, whatever is fused, tuned or
+learned from these predictions looks better than it is. The `provenance` of an image in a Predictions file records which
+fold's model predicted it (`fold`), and whether that model was trained with it (`in_training`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_different_splits(files: Mapping[str, PredictionsFile]) -> None:
-    """Compare the Predictions files of members, by name, with the one that has the most images out of fold.
+    """Compare the Predictions files of members, by name, with the one that has the most out-of-fold images.
 
-    Folds may have other numbers, but not other images. What does not say how it was made is warned of.
+    The numbers of folds may differ, but not their images. Files without provenance give a warning.
 
-    Raises DataError, with images, where files are out of the folds of different splits, or where a model was trained
+    Raises DataError, with images, if files are out-of-fold predictions of different splits, or if a model was trained
     with an image that another file has out of fold.
     """
     counts = {name: sum(map(_is_out_of_fold, file.images)) for name, file in files.items()}
@@ -42,8 +42,8 @@ def refuse_different_splits(files: Mapping[str, PredictionsFile]) -> None:
         seen = [f"{own.file_name}: fold {own.provenance[FOLD]} in {first}" for own, other in pairs if _is_seen(other)]
         if seen:
             raise DataError(
-                f"the model of {name} was trained with {len(seen)} images that {first} has out of fold, and is "
-                "not fused or tuned together with it. Take those of models that did not see them (predict --folds):\n"
+                f"the model of {name} was trained with {len(seen)} images that {first} has out of fold, so the two are "
+                "not fused or tuned together; take predictions of models that did not see them (predict --folds):\n"
                 f"{list_problems(seen)}"
             )
         folds = [(own, own.provenance[FOLD], other.provenance.get(FOLD)) for own, other in pairs]
@@ -51,14 +51,14 @@ def refuse_different_splits(files: Mapping[str, PredictionsFile]) -> None:
         if different:
             lines = [f"{own.file_name}: fold {a} in {first}, fold {b} in {name}" for own, a, b in different]
             raise DataError(
-                f"{first} and {name} are out of the folds of different splits, and are not fused or tuned together; "
-                f"train them with the same folds (DATASETS.FOLDS):\n{list_problems(lines)}"
+                f"{first} and {name} are out-of-fold predictions of different splits, so they are not fused or tuned "
+                f"together; train them with the same folds (DATASETS.FOLDS):\n{list_problems(lines)}"
             )
         unknown = [own for own, other in pairs if not {FOLD, IN_TRAINING} & other.provenance.keys()]
         if unknown:
             logger.warning(
-                "%s is predicted out of fold; %s does not say which images its model was trained with (%s, ...): if it "
-                "saw these, the result looks better than it is",
+                "%s has out-of-fold predictions; %s does not record which images its model was trained with (%s, ...): "
+                "if it was trained with these, the result looks better than it is",
                 first,
                 name,
                 unknown[0].file_name or unknown[0].image_id,
@@ -74,7 +74,7 @@ def _is_out_of_fold(image: ImageEntry) -> bool:
 
 
 def _in_other_folds(images: list[tuple[ImageEntry, object, object]]) -> list[tuple[ImageEntry, object, object]]:
-    """Return the images whose folds in two files (second and third entry) keep together other images there."""
+    """Return the images whose two folds (second and third entry) group the images differently."""
     partner: dict[tuple[int, str], str] = {}
     different = []
     for image, first, second in images:

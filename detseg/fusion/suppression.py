@@ -1,8 +1,8 @@
-"""Greedy suppression over a sparse list of pairs: NMS, clusters around the best detections, soft-NMS.
+"""Greedy suppression on a sparse list of pairs: NMS, clusters around the best detections, soft-NMS.
 
-By definition, these methods go through the detections one after the other, best first. A detection that overlaps no
-better one can be decided at once, wherever it is. So every round here decides all such detections of the image
-together, and the result is that of the loop, in some ten rounds.
+These methods are defined as a loop over detections, best first. A detection that overlaps no better one can be decided
+at once, wherever it is. So every round here decides all such detections of the image together; the result is that of
+the loop, in about ten rounds.
 
 Detections are numbered by rank, 0 the best. Symbols: N detections, P pairs.
 """
@@ -19,13 +19,13 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.overlaps import PackedMasks, Pairs, meeting_boxes
 
-# How much two detections overlap: IoU of boxes, IoU of masks, or intersection over the smaller one.
+# Overlap of detections: IoU of boxes, IoU of masks, or intersection over the smaller area.
 
 
 class OverlapMeasure:
-    """Overlaps of N detections of one image, computed for the pairs that are asked for.
+    """Overlaps of N detections of one image, computed only for the requested pairs.
 
-    kind: "box_iou", "mask_iou" or "intersection_over_smaller". Where one of a pair has no mask, their boxes count.
+    kind: "box_iou", "mask_iou" or "intersection_over_smaller". If one of a pair has no mask, their boxes are compared.
     boxes: (N, 4). masks: of the N detections. has_mask: (N,) bool.
     """
 
@@ -35,7 +35,7 @@ class OverlapMeasure:
         sides = np.maximum(self._boxes[:, 2:] - self._boxes[:, :2], 0)
         self._box_areas = sides[:, 0] * sides[:, 1]
         self._has_mask = has_mask
-        # Whether any overlap is one of masks.
+        # Whether masks are compared for any pair.
         self.by_masks = kind != "box_iou" and bool(has_mask.any())
         self._masks = masks
         if kind == "mask_iou" and len(boxes) and not self.by_masks:
@@ -45,15 +45,15 @@ class OverlapMeasure:
 
     @classmethod
     def of_masks(cls, masks: PackedMasks) -> OverlapMeasure:
-        """Return the IoUs of masks."""
+        """Create a measure of mask IoU."""
         return cls("mask_iou", masks.boxes, masks, np.ones(len(masks), dtype=bool))
 
     def close_pairs(self, groups: np.ndarray, above: np.ndarray) -> Pairs:
-        """Return the pairs of one group, first < second, whose overlap may be greater than above[first].
+        """Return the pairs within a group, first < second, whose overlap may be greater than above[first].
 
-        Of boxes, it is greater. groups: (N,) int64. above: (N,) float64.
+        For boxes the overlap is greater. groups: (N,) int64. above: (N,) float64.
         """
-        found = [(np.zeros(0, dtype=np.int32),) * 2]  # there may be millions
+        found = [(np.zeros(0, dtype=np.int32),) * 2]  # int32 because there may be millions
         for pairs in meeting_boxes(self._reach(), groups):
             close = pairs.select(self._at_most(pairs) > above[pairs.first])
             found.append((close.first.astype(np.int32), close.second.astype(np.int32)))
@@ -70,19 +70,19 @@ class OverlapMeasure:
         return overlaps
 
     def _reach(self) -> np.ndarray:
-        """Return boxes (N, 4) outside of which no detection overlaps anything."""
+        """Return boxes (N, 4) outside which a detection overlaps nothing."""
         reach = self._boxes.copy()
         if self.by_masks:
             tight = self._masks.boxes[self._has_mask].astype(np.float64)
             if not self._has_mask.all():
-                # Against a detection without mask the box counts, which may reach further than the mask, or less far.
+                # Its box, larger or smaller than the mask, is compared with detections without mask.
                 tight[:, :2] = np.minimum(tight[:, :2], reach[self._has_mask, :2])
                 tight[:, 2:] = np.maximum(tight[:, 2:], reach[self._has_mask, 2:])
             reach[self._has_mask] = tight
         return reach
 
     def _at_most(self, pairs: Pairs) -> np.ndarray:
-        """Return an upper bound (P,) of the overlaps; of boxes, the overlaps themselves."""
+        """Return an upper bound (P,) of the overlaps; for boxes the overlaps themselves."""
         overlaps = self._of_boxes(pairs)
         if self.by_masks:
             both = np.flatnonzero(self._has_mask[pairs.first] & self._has_mask[pairs.second])
@@ -111,8 +111,8 @@ def _shared_area(boxes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np
 def keep_best(pairs: Pairs, overlaps: Callable[[Pairs], np.ndarray], thresholds: np.ndarray) -> np.ndarray:
     """Return which detections (N,) bool greedy non-maximum suppression keeps.
 
-    A detection is kept unless a better one, kept before, overlaps it by more than thresholds[better], (N,) float64.
-    pairs must hold at least all pairs of such an overlap; `overlaps` is asked for a small part of them.
+    A detection is kept unless a better, kept one overlaps it by more than thresholds[better], (N,) float64. pairs must
+    contain at least all such pairs; `overlaps` is called for a small part of them.
     """
     open_ = np.ones(len(thresholds), dtype=bool)
     kept = np.zeros(len(thresholds), dtype=bool)
@@ -132,10 +132,10 @@ def keep_best(pairs: Pairs, overlaps: Callable[[Pairs], np.ndarray], thresholds:
 def join_best(
     pairs: Pairs, overlaps: Callable[[Pairs], np.ndarray], thresholds: np.ndarray, kept: np.ndarray
 ) -> np.ndarray:
-    """Return for every detection (N,) int64 the kept one that it belongs to; a kept one belongs to itself.
+    """Return the kept detection (N,) int64 that every detection belongs to; a kept one belongs to itself.
 
-    That is, of the better ones that overlap it by more than their threshold, the one that overlaps it most, and of
-    those equal, the best.
+    Of the better ones that overlap it by more than their threshold, it is the one with the largest overlap; of a tie,
+    the best.
     """
     leader = np.arange(len(thresholds))
     pairs = pairs.select(kept[pairs.first] & ~kept[pairs.second])
@@ -153,11 +153,11 @@ def decay_scores(
 ) -> np.ndarray:
     """Return the scores (N,) float64 after soft-NMS (Bodla et al., ICCV 2017).
 
-    The detection of the highest score is taken, and the scores of those left that overlap it are multiplied by
-    factor(pairs, overlap) (P,) in [0, 1]; then again among those left. One that falls below `low` only decays others
-    below it, and is therefore not followed further.
+    The detection with the highest score is taken, and the scores of the remaining ones that overlap it are multiplied
+    by factor(pairs, overlap) (P,) in [0, 1]; this repeats for the rest. A detection that falls below `low` could only
+    lower others below it, and is therefore not processed further.
 
-    pairs, overlap: all pairs that overlap; factor gets them with `first` the one that was taken.
+    pairs, overlap: all overlapping pairs; in those given to factor, `first` is the detection that was taken.
     """
     scores = np.asarray(scores, dtype=np.float64).copy()
     open_ = scores >= low
@@ -183,7 +183,7 @@ def decay_scores(
 def suppress_duplicates(predictions: Predictions, thresholds: np.ndarray) -> Predictions:
     """Drop predictions whose mask IoU with a better one of their class is greater than thresholds (N,) float64.
 
-    The threshold is that of the better one, which must itself be kept; infinity is none. The order stays.
+    The threshold is that of the better one, which must itself be kept; infinity drops none. The order is kept.
     """
     if not len(predictions) or np.isinf(thresholds).all():
         return predictions

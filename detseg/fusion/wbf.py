@@ -1,9 +1,9 @@
 """Weighted boxes fusion: clusters of boxes around their running mean.
 
-Solovyev, Wang, Gabruseva: Weighted boxes fusion, Image and Vision Computing 107 (2021). Boxes come by descending score;
-each joins the cluster whose mean box, weighted by score, it overlaps most and by more than the threshold, or else
-begins one. Which cluster a box joins depends on all boxes before it, so this is a loop; a grid over the image leaves
-each box a few clusters to look at.
+Solovyev, Wang, Gabruseva: Weighted boxes fusion, Image and Vision Computing 107 (2021). In descending order of score,
+each box joins the cluster whose mean box, weighted by score, it overlaps most and by more than the threshold, or starts
+a new one. The cluster of a box depends on all boxes before it, so this is a loop; a grid over the image leaves few
+clusters to compare each box with.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 def cluster_boxes(
     boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, thresholds: np.ndarray, *, over_smaller: bool = False
 ) -> np.ndarray:
-    """Return the first member (N,) int64 of the cluster that each of N boxes belongs to.
+    """Return the first box (N,) int64 of the cluster that each of N boxes belongs to.
 
     boxes: (N, 4) XYXY, of positive area, by descending score. scores: (N,) weights of the mean. groups: (N,) int64;
-    boxes of different groups (classes) never join. thresholds: (N,) of the box that begins a cluster.
-    over_smaller: intersection over the smaller area, instead of IoU.
+    boxes of different groups (classes) never join. thresholds: (N,); that of the first box applies to its cluster.
+    over_smaller: use intersection over the smaller area instead of IoU.
     """
     leader = np.arange(len(boxes))
     for group in np.unique(groups):
         inside = np.flatnonzero(groups == group)
-        # Plain Python numbers: 24,000 steps on four numbers each, where NumPy's calls would cost more than the
+        # Plain Python numbers: 24,000 steps with four numbers each, for which NumPy's call overhead would exceed the
         # arithmetic.
         columns = (np.asarray(boxes[inside], dtype=np.float64), scores[inside], thresholds[inside])
         leader[inside] = inside[_leaders(*(column.tolist() for column in columns), over_smaller)]
@@ -37,7 +37,7 @@ def cluster_boxes(
 
 @dataclass(slots=True)
 class _Cluster:
-    """mean: the box weighted by score. sums: of score x side, and of the scores. cells: of the mean, in the grid."""
+    """mean: the box weighted by score. sums: of score x side, and of the scores. cells: the grid cells of the mean."""
 
     leader: int
     limit: float
@@ -47,9 +47,9 @@ class _Cluster:
 
 
 def _leaders(boxes: list[list[float]], scores: list[float], limits: list[float], over_smaller: bool) -> list[int]:
-    """Return the leader of every box of one class."""
+    """Return the index of the first box of the cluster of every box, for one class."""
     sides = [side for x0, y0, x1, y1 in boxes for side in (x1 - x0, y1 - y0)]
-    # A box touches about four cells of this size, and all boxes together a few a box.
+    # With this size a box touches about four cells, and a cell is touched by few boxes.
     per_cell = 1.0 / max(1.5 * sum(sides) / len(sides), 1e-9)
     grid: dict[tuple[int, int], list[_Cluster]] = defaultdict(list)
     leaders = []
@@ -69,7 +69,7 @@ def _leaders(boxes: list[list[float]], scores: list[float], limits: list[float],
                     continue
                 shared, other = width * height, (u1 - u0) * (v1 - v0)
                 overlap = shared / (min(area, other) if over_smaller else area + other - shared)
-                # Of clusters that are equally close, the one begun first.
+                # A tie goes to the cluster that was started first.
                 is_better = overlap > best_overlap or (overlap == best_overlap and cluster.leader < best.leader)
                 if is_better and overlap > cluster.limit:
                     best, best_overlap = cluster, overlap
@@ -87,7 +87,7 @@ def _leaders(boxes: list[list[float]], scores: list[float], limits: list[float],
                 best.mean = sums[0] / total, sums[1] / total, sums[2] / total, sums[3] / total
                 cells = _cells(best.mean, per_cell)
                 if cells != best.cells:
-                    # It stays where it was, too: more clusters are looked at then, but none is missed.
+                    # Its old cells are kept too: this adds comparisons, but misses none.
                     for key in set(_keys(cells)) - set(_keys(best.cells)):
                         grid[key].append(best)
                     best.cells = cells
@@ -96,7 +96,7 @@ def _leaders(boxes: list[list[float]], scores: list[float], limits: list[float],
 
 
 def _cells(box: Sequence[float], per_cell: float) -> tuple[int, ...]:
-    """Return first column and row, last column and row, of the cells of the grid that a box touches."""
+    """Return first column, first row, last column and last row of the grid cells that a box touches."""
     return int(box[0] * per_cell), int(box[1] * per_cell), int(box[2] * per_cell), int(box[3] * per_cell)
 
 

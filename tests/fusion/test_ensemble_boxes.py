@@ -88,7 +88,7 @@ def test_what_the_package_cannot_do_is_refused():
         with pytest.raises(DataError, match=message):
             FusionOptions(backend="ensemble_boxes", **settings)
     masks = Predictions(1, "a", 4, 4, [[0, 0, 1, 1]], [0.5], [0], rles=[{"size": [4, 4], "counts": b"01?"}])
-    with pytest.raises(DataError, match="does not tell which detections became one"):
+    with pytest.raises(DataError, match="does not return which detections were fused"):
         fuse([masks], FusionOptions(backend="ensemble_boxes"))
     nothing = Predictions.empty(1, "a", 4, 4, masks=False)
     assert len(fuse([nothing], FusionOptions(backend="ensemble_boxes"))) == 0

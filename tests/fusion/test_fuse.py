@@ -303,8 +303,8 @@ def test_settings_a_class():
         ({"scores": np.array([np.inf])}, "has the score inf"),
         ({"scores": np.array([1.5])}, "has the score 1.5"),
         ({"boxes": np.array([[0, 0, np.nan, 5]])}, "expected finite numbers"),
-        ({"height": 61}, "made at 61 x 70 pixels"),
-        ({"image_id": 8}, "has the image id 8, member 0 7"),
+        ({"height": 61}, "its size is 61 x 70 pixels"),
+        ({"image_id": 8}, "its image id is 8, that of member 0 7"),
     ],
 )
 def test_impossible_members_are_refused(change, message):

@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy(tmp_path, capsys):
     for words, message in (
         ([tmp_path / "other.json"], "has the classes nucleus, spot, the others cell, dot"),
         ([tmp_path / "larger.json"], "elsewhere 61 x 70"),
-        ([tmp_path / "labels"], "Give --label-class"),
+        ([tmp_path / "labels"], "give --label-class"),
         ([tmp_path / "labels", "--label-class", "c"], "there is no such class"),
         ([tmp_path / "labels", "--label-class", "cell"], "has 5 x 5 pixels"),
         ([tmp_path / "none", "--label-class", "cell"], "there are no label images"),

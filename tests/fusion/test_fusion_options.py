@@ -82,5 +82,5 @@ def test_words_of_the_command_line():
         "agreement": 0,
     }
     for wrong in (["threshold"], ["threshold="], ["threshold=[1"]):
-        with pytest.raises(DetsegError, match="threshold has no value"):
+        with pytest.raises(DetsegError, match="threshold has no valid value"):
             parse_words(wrong)

@@ -59,7 +59,7 @@ def test_members_of_the_same_folds_are_fused_also_under_other_numbers(files, cap
     for name in ("same.json", "renumbered.json", "unseen.json"):
         assert fuse(name) == 0, name
         assert tune("oof.json", name) == 0, name
-    assert "does not say" not in caplog.text
+    assert "does not record" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_other_splits_and_models_that_saw_the_images_are_refused(files, capsys, 
 def test_what_does_not_say_how_it_was_made_is_said_and_taken(files, caplog):
     other = files("old.json", [{}] * 6)
     assert fuse(other) == 0
-    assert "old.json does not say which images its model was trained with (0.png, ...)" in caplog.text
+    assert "old.json does not record which images its model was trained with (0.png, ...)" in caplog.text
     assert tune("oof.json", other) == 0
 
 
@@ -102,4 +102,4 @@ def test_a_fused_file_still_says_that_a_member_saw_the_image(files):
 def test_tuning_on_images_that_were_trained_with_is_warned_of(files, caplog):
     seen = files("seen.json", [{"in_training": n < 2} for n in range(6)])
     assert tune(seen) == 0
-    assert "2 of 6 images were trained with by the models that predict them (0.png, ...)" in caplog.text
+    assert "2 of 6 images were predicted by models that were trained with them (0.png, ...)" in caplog.text

@@ -82,7 +82,7 @@ def test_empty_input_and_empty_masks():
 
 
 def test_boxes_alone_are_refused():
-    with pytest.raises(DataError, match="boxes without masks"):
+    with pytest.raises(DataError, match="have no masks"):
         resolve_overlaps(without_masks(predictions_of([rectangle(0, 0, 3, 3)])))
 
 
