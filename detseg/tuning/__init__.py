@@ -1,1 +1,1 @@
-"""Choosing thresholds and settings of a postprocess and a fusion on out-of-fold predictions."""
+"""Choose thresholds and other settings of postprocessing and fusion on out-of-fold predictions."""

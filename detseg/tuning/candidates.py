@@ -1,14 +1,14 @@
-"""All predictions of a data set in arrays, so that the hits that a postprocess leaves are counted in milliseconds.
+"""All predictions of a data set in arrays, so that the hits of any postprocess settings are counted in milliseconds.
 
-What no setting changes is computed once: masks, scores, areas, the regions on which the same masks meet, pairs of
-duplicates, and the pairs of predictions and objects that can be hits. What a setting decides is which predictions stay,
-and therefore which of them owns a region.
+Everything that does not depend on the settings is computed once: masks, scores, areas, the regions covered by the same
+masks, pairs of duplicates, and the pairs of predictions and objects that can be hits. A setting decides which
+predictions are kept, and therefore which of them owns a region.
 
-Without overlaps, a prediction hits an object when its IoU is greater than a threshold t >= 0.5; no other prediction can
-hit the same object then (`detseg.evaluation.object_ap`). The largest IoU of a prediction therefore tells at how many of
-the thresholds it is a hit: its level.
+Without overlaps, a prediction hits an object if its IoU is greater than a threshold t >= 0.5; no other prediction can
+then hit the same object (`detseg.evaluation.object_ap`). The largest IoU of a prediction therefore gives the number of
+thresholds at which it is a hit: its level.
 
-Symbols: I images, K classes, T IoU thresholds, N candidates (numbered over all images, by image and then by falling
+Symbols: I images, K classes, T IoU thresholds, N candidates (numbered over all images, by image and then by descending
 score), E entries (a region and one of the candidates on it), P pairs of a candidate and an object or crowd region.
 """
 
@@ -31,14 +31,15 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.structures.overlaps import Pairs, find_regions
 
-# Each is a sum over images divided by another.
+# Each is a sum over images divided by another sum.
 OBJECT_METRICS = OBJECT_SCORES
 
 
 @dataclass(frozen=True)
 class Hits:
-    """N predictions without overlaps, of all images: image, classes (N,) int64, scores (N,) float32.
+    """Hits of N predictions without overlaps, over all images.
 
+    image, classes: (N,) int64. scores: (N,) float32.
     level, level_in_class: (N,) int64, the number of thresholds at which it hits any object, or one of its class.
     crowd_level: (N,) int64, the number of thresholds at which it is inside a crowd region.
     """
@@ -51,7 +52,7 @@ class Hits:
     crowd_level: np.ndarray
 
     def of_images(self, images: np.ndarray) -> Hits:
-        """Return the hits of some images, which are numbered anew in ascending order; images (indices) ascend."""
+        """Return the hits of some images, renumbered from 0; images: ascending indices."""
         place = np.full(int(max(self.image.max(initial=-1), images.max(initial=-1))) + 1, -1)
         place[images] = np.arange(len(images))
         keep = place[self.image] >= 0
@@ -60,7 +61,7 @@ class Hits:
 
 
 def is_fast(settings: Postprocess) -> bool:
-    """Whether a `CandidateTable` can apply these settings; otherwise the postprocess itself must be applied."""
+    """Whether a `CandidateTable` can apply these settings; otherwise `Postprocess.apply` must be used."""
     largest = settings.keep_largest_component
     repairs_torn_masks = any(largest.values()) if isinstance(largest, dict) else bool(largest)
     return settings.resolve_overlaps and settings.overlap_policy == "score" and not repairs_torn_masks
@@ -77,9 +78,9 @@ class CandidateTable:
         image_classes: np.ndarray | None = None,
         duplicates: bool = True,
     ) -> None:
-        """truths and shaped predictions: the same images in the same order.
+        """truths, shaped: truths and predictions of the same images in the same order.
 
-        image_classes: see `Postprocess.image_classes`. duplicates: nms_iou will be asked for.
+        image_classes: see `Postprocess.image_classes`. duplicates: whether nms_iou will be tuned.
         """
         columns: dict[str, list[np.ndarray]] = defaultdict(list)
         totals: Counter[str] = Counter()
@@ -99,12 +100,12 @@ class CandidateTable:
 
         self.image, self.classes, self.areas = joined("image"), joined("classes"), joined("areas")
         self.scores = joined("scores", np.float32)
-        # The classes whose values hold for the candidates.
+        # The class whose settings apply to each candidate.
         self.ruling = self.classes if image_classes is None else image_classes[self.image]
         self._num_regions = totals["region"]
         region, candidate, area = joined("entry_region"), joined("entry_candidate"), joined("entry_area")
         share_entry, share_pair = joined("share_entry"), joined("share_pair")
-        # A region with one candidate is always its own: summed once, so that only contested entries cost time.
+        # A region with one candidate always belongs to it: summed once, so that only contested entries cost time.
         contested = np.bincount(region)[region] > 1
         self._own_area = _sums(candidate[~contested], area[~contested], len(self.scores))
         self._entry_region, self._entry_candidate = region[contested], candidate[contested]
@@ -124,10 +125,10 @@ class CandidateTable:
         return len(self.scores)
 
     def hits(self, settings: Postprocess, only_class: int | None = None) -> Hits:
-        """Return what `settings.apply` leaves of the predictions, as hits.
+        """Return the hits among the predictions that `settings.apply` keeps.
 
-        The settings must be `is_fast`, and have the mask threshold, mask quality, repairs and image class that the
-        table was made with. only_class: as if there were no predictions of other classes.
+        `is_fast(settings)` must hold, and mask threshold, mask quality, repairs and image class must be those that the
+        table was made with. only_class: ignore predictions of all other classes.
         """
         kept = self.scores >= settings.values("score_threshold", self.ruling)
         if only_class is not None:
@@ -151,9 +152,9 @@ class CandidateTable:
     def _resolve_overlaps(self, allowed: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Return which candidates keep enough pixels (N,) bool, and the entries that own their region (indices).
 
-        Whether one keeps enough depends on all better ones. Instead of going through them one after the other, this
-        assumes that all stay, finds those that see too little, and repeats that with the result until nothing changes:
-        the k best candidates of every heap are right after k rounds, and a result that repeats itself is the answer.
+        Whether a candidate keeps enough depends on all better ones. Instead of a loop over candidates, this assumes
+        that all are kept, finds those that see too little, and repeats this with the result until nothing changes: in
+        every stack of overlapping candidates the k best are right after k rounds, and a fixed point is the answer.
         """
         needed = np.maximum(1, fraction * self.areas)
         entries = np.flatnonzero(allowed[self._entry_candidate])
@@ -164,7 +165,7 @@ class CandidateTable:
             firsts = present[np.flatnonzero(np.diff(region[present], prepend=-1))]
             owner = np.full(self._num_regions, len(self.scores))
             owner[region[firsts]] = candidate[firsts]
-            # A candidate sees what no better one has; also a dropped one is told what it would see.
+            # A candidate sees the pixels that no better one has; this is computed for dropped ones too.
             sees = candidate <= owner[region]
             enough = allowed & (self._visible_areas(entries[sees]) >= needed)
             if np.array_equal(enough, kept):
@@ -172,7 +173,7 @@ class CandidateTable:
             kept = enough
 
     def _visible_areas(self, entries: np.ndarray) -> np.ndarray:
-        """Return the area of every candidate that the given contested entries leave it, (N,) int64."""
+        """Return the area (N,) int64 of every candidate, given the contested entries that it owns."""
         return self._own_area + _sums(self._entry_candidate[entries], self._entry_area[entries], len(self.scores))
 
     def _hits_of(self, kept: np.ndarray, areas: np.ndarray, owned: np.ndarray) -> Hits:
@@ -182,7 +183,7 @@ class CandidateTable:
         areas_shared = self._entry_area[self._share_entry[shares]]
         overlap = self._pair_own + _sums(self._share_pair[shares], areas_shared, len(self._pair_own))
         area = areas[self._pair_candidate]
-        # Of a crowd region the measure is the part of the prediction inside of it.
+        # For a crowd region the measure is the fraction of the prediction inside it.
         whole = np.where(self._pair_crowd, area, area + self._pair_area - overlap)
         iou = np.divide(overlap, whole, out=np.zeros(len(overlap)), where=whole > 0)
         levels = []
@@ -194,11 +195,11 @@ class CandidateTable:
 
 
 def _sums(index: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """Return the sums of the values of every index, (count,) int64."""
+    """Return the sums of the values with the same index, (count,) int64."""
     return np.bincount(index, weights=values, minlength=count).astype(np.int64)
 
 
-# What the indices in a column count, so that those of all images can be concatenated.
+# What the indices in a column refer to, needed to concatenate those of all images.
 _INDEXES = {
     "entry_region": "region",
     "entry_candidate": "candidate",
@@ -211,11 +212,11 @@ _INDEXES = {
 
 
 def _columns_of_image(truth: ImageTruth, predictions: Predictions, duplicates: bool) -> dict[str, np.ndarray]:
-    """Return what no setting changes of one image, by name; indices count within the image."""
+    """Return the columns of one image that do not depend on settings, by name; indices are local to the image."""
     if predictions.rles is None:
         raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: thresholds "
-            "are chosen by the masks that they leave"
+            f"predictions of image {predictions.file_name or predictions.image_id} have no masks, which are needed to "
+            "tune thresholds"
         )
     image = predictions.select(score_order(predictions.scores))
     count, width = len(image), max(len(truth.rles), 1)
@@ -224,7 +225,8 @@ def _columns_of_image(truth: ImageTruth, predictions: Predictions, duplicates: b
     region, candidate = partition.entry_region[predicted], partition.entry_mask[predicted]
     area = partition.areas[region]
 
-    # Every entry together with every object on its region; those of one candidate and one object are a pair.
+    # Join the entries of candidates and of objects on the same region; those of one candidate and one object are a
+    # pair.
     truth_region, truth_mask = partition.entry_region[~predicted], partition.entry_mask[~predicted] - count
     begin = np.searchsorted(truth_region, region, side="left")
     number = np.searchsorted(truth_region, region, side="right") - begin
@@ -233,7 +235,7 @@ def _columns_of_image(truth: ImageTruth, predictions: Predictions, duplicates: b
     keys, pair = np.unique(candidate[entry] * width + truth_mask[begin[entry] + step], return_inverse=True)
     pair_candidate, pair_truth = np.divmod(keys, width)
 
-    # An IoU above 1/2 needs more than half of the object; of a crowd region any part will do.
+    # An IoU above 1/2 needs more than half of the object; for a crowd region any overlap counts.
     truth_areas = rle_codec.area(truth.rles)
     overlap = np.bincount(pair, weights=area[entry], minlength=len(keys))
     useful = truth.crowd[pair_truth] | (2 * overlap > truth_areas[pair_truth])
@@ -272,7 +274,7 @@ class CountTable:
 
     @classmethod
     def of_images(cls, counts: Sequence[ObjectCounts], num_classes: int) -> CountTable:
-        """Put the counts of single images together."""
+        """Stack the counts of single images."""
         rows, number = 1 + num_classes, len(IOU_THRESHOLDS)
         shapes = {"hits": (rows, number), "false_alarms": (rows, number), "misses": (rows, number)}
         shapes |= {"objects": (rows,), "predictions": (rows,)}
@@ -284,15 +286,15 @@ class CountTable:
 
     @classmethod
     def of_hits(cls, hits: Hits, objects: np.ndarray) -> CountTable:
-        """Count the hits, false alarms and misses of all images; objects (I, 1 + K) from `object_numbers`."""
+        """Count the hits, false alarms and misses of all images; objects: (I, 1 + K), from `object_numbers`."""
         images, rows = objects.shape
         number = len(IOU_THRESHOLDS)
-        # Every prediction counts in row 0, that of all classes, and in the row of its class.
+        # Every prediction counts in row 0, for all classes, and in the row of its class.
         row = np.concatenate([np.zeros_like(hits.classes), 1 + hits.classes])
         place = np.concatenate([hits.image, hits.image]) * rows + row
 
         def at_thresholds(level: np.ndarray) -> np.ndarray:
-            """Return how many levels reach each threshold, (I, 1 + K, T) int64."""
+            """Return the number of predictions that are hits at each threshold, (I, 1 + K, T) int64."""
             flat = np.bincount(place * (number + 1) + level, minlength=images * rows * (number + 1))
             return flat.reshape(images, rows, number + 1)[..., :0:-1].cumsum(axis=-1)[..., ::-1]
 
@@ -303,7 +305,7 @@ class CountTable:
         return cls(found, predictions[..., None] - no_alarm, objects[..., None] - found, objects, predictions)
 
     def parts(self, metric: str, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (I,) float64 twice; the score of a set of images is the sum of the first / the sum of the second.
+        """Return two (I,) float64; the score of a set of images is the sum of the first / the sum of the second.
 
         metric: one of `OBJECT_METRICS`. row: 0 for all objects, 1 + k for class k.
         """
@@ -320,7 +322,7 @@ class CountTable:
 
 
 def object_numbers(truths: Sequence[ImageTruth], num_classes: int) -> np.ndarray:
-    """Return the numbers of objects (I, 1 + K) int64 of all and of every class; crowd regions are none."""
+    """Return the number of objects (I, 1 + K) int64, in total and by class, without crowd regions."""
     numbers = np.zeros((len(truths), 1 + num_classes), dtype=np.int64)
     for index, truth in enumerate(truths):
         numbers[index, 1:] = np.bincount(truth.classes[~truth.crowd], minlength=num_classes)

@@ -1,4 +1,4 @@
-"""What is tuned on: a ground truth, Predictions files brought to its images and classes, and folds of the images."""
+"""Inputs of tuning: a ground truth, Predictions files matched to its images and classes, and folds of the images."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from detseg.structures.predictions import IN_TRAINING
 
 logger = logging.getLogger(__name__)
 
-# Fewer folds than this cannot be left out.
+# At least two folds are needed to leave one out.
 FEWEST = 2
 
 
 @dataclass(frozen=True)
 class TuningInputs:
-    """The truth of I images, the predictions of these images by every member, and file and info of every member.
+    """The truth of I images, the predictions of every member for them, and the file and info of every member.
 
-    Files that are not fused share out the images among them, as those of folds do: they are one member.
+    Without fusion, files that share out the images among them, such as one per fold, are a single member.
     """
 
     truth: GroundTruth
@@ -42,7 +42,7 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
     """Read Predictions files and the COCO file of their ground truth.
 
     fused: every file is a member of a fusion and has all images; otherwise each image is in one of the files.
-    missing: what an image without predictions means: "refuse", "empty" (nothing was found in it) or "leave-out".
+    missing: meaning of an image without predictions: "refuse", "empty" (nothing was found) or "leave-out".
 
     Raises:
         DataError: images are missing or in several files, classes do not fit, or there is no object at all.
@@ -58,7 +58,7 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
         refuse_different_splits(opened)
     refuse_missing(members, [ImageEntry.of(image) for image in dataset.images], some=True)
 
-    # Images of one name in two folders may have one id in two files: the file that has the very name is meant.
+    # Images with one name in two folders may share an id across files: an exact name match decides.
     names = {path: {entry.file_name for entry in file.images} for path, file in opened.items()}
     absent, doubled, used = [], [], []
     columns: list[list[Predictions]] = [[] for _ in (members if fused else "1")]
@@ -75,7 +75,7 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
         else:
             row = [found[having[0]] if having else None]
             if len(having) > 1:
-                doubled.append(f"{name}: is in {' and '.join(having)}")
+                doubled.append(f"{name}: in {' and '.join(having)}")
             if not having:
                 absent.append(name)
         if None in row and missing == "leave-out":
@@ -91,9 +91,9 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
     if absent and missing == "refuse":
         having = [str(image.file_name or image.image_id) for file in opened.values() for image in file.images][:3]
         raise DataError(
-            f"images of the ground truth are not in the predictions (which have {', '.join(having)}, ...):\n"
-            f"{list_problems(absent)}\ngive --missing leave-out to tune on the others, or --missing empty where "
-            "nothing was found in them"
+            f"images of the ground truth are not in the predictions (these have {', '.join(having)}, ...):\n"
+            f"{list_problems(absent)}\ngive --missing leave-out to tune on the others, or --missing empty if nothing "
+            "was found in them"
         )
     whole = GroundTruth.from_coco(dataset)
     truth = GroundTruth(whole.class_names, [whole.images[index] for index in used])
@@ -104,8 +104,8 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
         seen = [image.file_name for image in column if image.provenance.get(IN_TRAINING)]
         if seen:
             logger.warning(
-                "%d of %d images were trained with by the models that predict them (%s, ...): settings chosen on these "
-                "do not suit others; tune on images that the models did not see, or out of fold",
+                "%d of %d images were predicted by models that were trained with them (%s, ...): the chosen settings "
+                "will not suit other images; tune on images that the models did not see, or on out-of-fold predictions",
                 len(seen),
                 len(column),
                 seen[0],
@@ -114,12 +114,12 @@ def read_inputs(paths: Sequence[str], ground_truth: str, *, fused: bool, missing
 
 
 def folds_of(images: Sequence[ImageTruth], predictions: Sequence[Predictions], field: str | None) -> list[Any] | None:
-    """Return the fold of every image, or None where they are not known.
+    """Return the fold of every image, or None if they are not known.
 
-    field: an image-level field of the ground truth, or else of the predictions, whose values are the folds; None looks
-    for the fold that the predictions come from, then for the field `fold`.
+    field: image-level field of the ground truth, or else of the predictions, with the folds. None: the fold in the
+    provenance of the predictions, or else the field `fold`.
 
-    Raises DataError where images lack the field.
+    Raises DataError if images lack the field.
     """
     fields = [{**own.metadata, **image.metadata} for own, image in zip(predictions, images, strict=True)]
     if field is None:
@@ -140,7 +140,7 @@ def folds_of(images: Sequence[ImageTruth], predictions: Sequence[Predictions], f
 
 
 def classes_to_tune(truth: GroundTruth, predictions: Sequence[Predictions]) -> tuple[list[str], list[str]]:
-    """Return the names of the classes that have objects and predictions, and of those that lack one of both."""
+    """Return the names of the classes with both objects and predictions, and of the others."""
     number = len(truth.class_names)
     objects, found = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
     for image in truth.images:

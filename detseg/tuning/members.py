@@ -1,4 +1,4 @@
-"""Whether a fusion is worth it: against each of its members alone, tuned by the same search on the same folds."""
+"""Whether a fusion is worth it: compared with each of its members alone, tuned by the same search on the same folds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from detseg.tuning.tuning import Comparison, TuningResult, compare, to_plain
 
 @dataclass(frozen=True)
 class AgainstMembers:
-    """alone: the results of the members by their names. leads: of each, the member (before) and the fusion (after).
+    """alone: result of each member by name. leads: comparison of each member (before) with the fusion (after).
 
-    Scores are cross-fitted, or where there is only one fold, on the images that the settings were chosen on.
+    Scores are cross-fitted; with only one fold they are on the images that the settings were chosen on.
     """
 
     alone: Mapping[str, TuningResult]
@@ -23,7 +23,7 @@ class AgainstMembers:
     def of(
         cls, fusion: TuningResult, alone: Mapping[str, TuningResult], count: int, *, bootstrap: int, seed: int = 0
     ) -> AgainstMembers:
-        """Compare the fusion with its members on `count` images; samples of the bootstrap are the same for all."""
+        """Compare the fusion with its members on `count` images, all with the same bootstrap samples."""
         leads = {
             name: compare(member.outcome, fusion.outcome, count, bootstrap=bootstrap, seed=seed)
             for name, member in alone.items()
@@ -32,17 +32,17 @@ class AgainstMembers:
 
     @property
     def best(self) -> str:
-        """The name of the best member; of equal ones, the first."""
+        """The name of the best member; of a tie, the first."""
         scores = {name: lead.before.value for name, lead in self.leads.items()}
         return max(scores, key=lambda name: -1.0 if scores[name] is None else scores[name])
 
     @property
     def fusion_is_better(self) -> bool:
-        """Whether the fusion's score is higher than that of the best member; it may be by chance."""
+        """Whether the fusion's score is higher than that of the best member; possibly by chance."""
         return (self.leads[self.best].gain.value or 0.0) > 0
 
     def verdict(self, metric: str) -> str:
-        """Say in one sentence whether the fusion beats its best member."""
+        """Return one sentence on whether the fusion beats its best member."""
         lead = self.leads[self.best]
         if lead.gain.value is None:
             return f"the fusion cannot be compared with its best member {self.best}: {metric} is not defined"

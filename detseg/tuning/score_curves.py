@@ -1,4 +1,4 @@
-"""Scores by score threshold, for all objects and for every class: exact, at every threshold that there is."""
+"""Scores as a function of the score threshold, for all objects and for every class, exact at every distinct score."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from detseg.tuning.thresholds import best_threshold, hits_without_threshold
 
 
 class ClassCurves(NamedTuple):
-    """name: of the class, or "all". object_ap: (S, 2) float64, threshold and object AP by falling threshold.
+    """name: the class, or "all". object_ap: (S, 2) float64, threshold and object AP by descending threshold.
 
-    by_iou: IoU threshold (of IOU_THRESHOLDS) -> precision and recall by score.
+    by_iou: IoU threshold (one of IOU_THRESHOLDS) -> precision and recall by score.
     """
 
     name: str
@@ -34,10 +34,10 @@ def score_curves(
     postprocess: Postprocess | None = None,
     ious: Sequence[float] = (0.5, 0.75),
 ) -> list[ClassCurves]:
-    """Return the curves over all objects and, of several classes, of each.
+    """Return the curves over all objects and, if there are several classes, for each.
 
-    aligned: from `detseg.evaluation.evaluate.align`, with masks. postprocess: what else is done to the predictions;
-    overlaps are resolved by score. A class is looked at by itself, as if there were no predictions of others.
+    aligned: from `detseg.evaluation.evaluate.align`, with masks. postprocess: further settings that are applied;
+    overlaps are resolved by score. Each class is scored as if there were no predictions of others.
     """
     hits_of = hits_without_threshold(truth, aligned, postprocess)
     objects = object_numbers(truth.images, len(truth.class_names))

@@ -1,4 +1,4 @@
-"""What is tuned: settings, the values that are tried first, and finer ones between them."""
+"""The search space: settings, the values that are tried first, and finer ones between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detseg.structures import rle as rle_codec
 
 Value = float | int | str | None
 
-# Of the postprocess; those of the fusion are named with this in front.
+# Settings are those of the postprocess; those of the fusion have this prefix.
 FUSION = "fusion."
 POSTPROCESS_SETTINGS = (
     *("score_threshold", "mask_quality", "min_area", "max_area", "mask_threshold", "nms_iou", "image_class"),
@@ -28,7 +28,7 @@ FUSION_SETTINGS = tuple(
     for name in ("threshold", "min_score", "agreement", "min_members", "mask_threshold", "mask_quality", "weights")
 )
 BY_DEFAULT = (*POSTPROCESS_SETTINGS[:-1], FUSION + "threshold")
-# After a change of these, scores mean something else, or other thresholds count.
+# After a change of these, scores have another meaning, or other thresholds apply.
 CHANGE_SCORES = (
     *("mask_quality", "image_class"),
     *(FUSION + name for name in ("threshold", "agreement", "min_members", "mask_quality", "weights")),
@@ -50,23 +50,23 @@ _GRIDS: dict[str, tuple[Value, ...]] = {
     FUSION + "mask_quality": (0.0, 0.5, 1.0, 2.0),
     FUSION + "weights": (0.5, 1.0, 2.0),
 }
-# Settings for which values between those of the grid are tried, too.
+# Settings for which values between those of the grid are tried too.
 _FINER = ("score_threshold", "min_area", "max_area", "mask_threshold", "nms_iou", FUSION + "threshold")
-# Quantiles of the objects' areas that limits are tried at.
+# Percentiles of the objects' areas that are tried as limits.
 _LOW = (0, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20)
 _HIGH = (90, 95, 98, 99, 99.5, 100)
 
 
 @dataclass(frozen=True)
 class State:
-    """All settings of one trial; fusion is None where there is nothing to fuse."""
+    """All settings of one trial; fusion is None without a fusion."""
 
     postprocess: Postprocess
     fusion: FusionOptions | None = None
 
     @property
     def key(self) -> str:
-        """Equal for equal settings."""
+        """A string that is equal for equal settings."""
         return json.dumps([self.postprocess.to_dict(), self.fusion_key], sort_keys=True)
 
     @property
@@ -75,7 +75,7 @@ class State:
 
     @property
     def masks_key(self) -> str:
-        """Equal where masks and scores of all candidates are."""
+        """A string that is equal if masks and scores of all candidates are."""
         names = ("classes", "mask_threshold", "mask_quality", "fill_holes", "keep_largest_component", "image_class")
         settings = self.postprocess.to_dict()
         return self.fusion_key + json.dumps([settings[name] for name in names], sort_keys=True)
@@ -83,10 +83,10 @@ class State:
 
 @dataclass(frozen=True)
 class Coordinate:
-    """One number, or one word, that is searched.
+    """One number or categorical value that is searched.
 
-    setting: its name. part: the class that it is for, the index of the member whose weight it is, or None for all.
-    values: tried first; the first of them that is a number and its neighbours tell how finely to go on.
+    setting: its name. part: the class that it applies to, the index of the member whose weight it is, or None for all.
+    values: tried first, before finer ones (`near`).
     """
 
     setting: str
@@ -98,7 +98,7 @@ class Coordinate:
         return self.setting if self.part is None else f"{self.setting} of {self.part}"
 
     def get(self, state: State) -> Value:
-        """Return the value in a state."""
+        """Return the value in `state`."""
         if self.setting == FUSION + "weights":
             return state.fusion.weights[self.part] if state.fusion.weights else 1.0
         holder = state.fusion if self.setting.startswith(FUSION) else state.postprocess
@@ -106,7 +106,7 @@ class Coordinate:
         return value[self.part] if self.part is not None and isinstance(value, Mapping) else value
 
     def set(self, state: State, value: Value, members: int = 1) -> State:
-        """Return the state with another value; members: how many weights there are."""
+        """Return `state` with another value; members: number of weights."""
         if self.setting == FUSION + "weights":
             weights = list(state.fusion.weights or [1.0] * members)
             weights[self.part] = value
@@ -121,7 +121,7 @@ class Coordinate:
         return dataclasses.replace(state, postprocess=dataclasses.replace(state.postprocess, **{self.setting: value}))
 
     def near(self, value: Value, step: int) -> tuple[Value, ...]:
-        """Return values around one, closer with every step from 1 on; none where only the first values make sense."""
+        """Return values around `value`, closer with every step from 1; none for settings that are not refined."""
         if not isinstance(value, (int, float)) or self.setting not in _FINER:
             return ()
         if self.setting in ("min_area", "max_area"):
@@ -148,9 +148,9 @@ def check_settings(names: Sequence[str], *, fusion: bool, soft_masks: bool) -> N
 def make_coordinates(
     names: Sequence[str], truth: GroundTruth, state: State, *, classes: Sequence[str] | None, members: int = 1
 ) -> list[Coordinate]:
-    """Return what to search for settings `names`, in their order.
+    """Return the coordinates to search for the settings `names`, in their order.
 
-    classes: the names of those that get values of their own, None for one value for all.
+    classes: names of the classes that get values of their own; None for one value for all.
     """
     coordinates = []
     for name in names:
@@ -163,7 +163,7 @@ def make_coordinates(
         else:
             coordinates += [Coordinate(name, part, _values(name, truth, part)) for part in classes]
     for index, item in enumerate(coordinates):
-        present = item.get(state)  # a mapping where values per class are to become one for all
+        present = item.get(state)  # a mapping if values per class are to be replaced by one for all
         if present not in item.values and not isinstance(present, Mapping):
             coordinates[index] = dataclasses.replace(item, values=(present, *item.values))
     return coordinates

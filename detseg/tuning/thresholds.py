@@ -2,8 +2,8 @@
 
 After overlaps are resolved by score, what is left of a prediction depends only on predictions of higher score
 (`detseg.fusion.overlaps`), so one resolution serves all thresholds: the predictions at a threshold are the first ones
-of each image's list by score. Their masks are disjoint, so no object is hit twice, and whether a prediction is a hit
-does not depend on the threshold either. Object AP at every distinct score is then one cumulated sum, exact, without a
+of each image in order of score. Their masks are disjoint, so no object is hit twice, and whether a prediction is a hit
+does not depend on the threshold either. Object AP at every distinct score is then one cumulative sum, exact, without a
 grid.
 """
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
 
 
-# Chosen where there is no prediction to choose from.
+# The threshold if there are no predictions.
 DEFAULT_THRESHOLD = 0.5
 
 
 class ThresholdChoice(NamedTuple):
-    """threshold: keep predictions with score >= it. object_ap: then. curve: (S, 2) float64, threshold and object AP.
+    """threshold: keep predictions with score >= it. object_ap: at it. curve: (S, 2) float64, threshold and object AP.
 
-    The curve falls from the highest score to the lowest; object_ap is None, and the curve empty, without any image.
+    The curve runs from the highest score to the lowest; without images object_ap is None and the curve empty.
     """
 
     threshold: float
@@ -48,12 +48,11 @@ def choose_score_threshold(
     *,
     postprocess: Postprocess | None = None,
 ) -> ThresholdChoice:
-    """Choose the one score threshold for all classes that maximizes object AP over all objects, overlaps resolved.
+    """Choose the score threshold, the same for all classes, that maximizes object AP over all objects without overlaps.
 
-    postprocess: what else is done to the predictions (sizes, holes); its score threshold is ignored, and overlaps are
-    resolved by score. The result is exact: applying the postprocess with the threshold and evaluating gives
-    `object_ap`. Of thresholds equally good the highest is taken. The choice fits the images that it was made on; on few
-    images report it for others.
+    postprocess: further settings (sizes, holes); its score threshold is ignored, and overlaps are resolved by score.
+    The result is exact: applying the postprocess with the threshold and evaluating gives `object_ap`. Of equally good
+    thresholds the highest is taken. The choice is fitted to these images; if they are few, report the score on others.
     """
     truth = as_ground_truth(ground_truth)
     hits_of = hits_without_threshold(truth, align(truth, predictions), postprocess)
@@ -64,7 +63,7 @@ def choose_score_threshold(
 def hits_without_threshold(
     truth: GroundTruth, aligned: Sequence[Predictions], postprocess: Postprocess | None
 ) -> Callable[[int | None], Hits]:
-    """Return a function: class index, or None for all -> what everything but the score threshold leaves of it."""
+    """Return a function from class index (None for all) to the hits after everything but the score threshold."""
     settings = dataclasses.replace(
         (postprocess or Postprocess()).without_score_threshold(), resolve_overlaps=True, overlap_policy="score"
     )
@@ -87,10 +86,10 @@ def hits_without_threshold(
 
 
 def best_threshold(hits: Hits, objects: np.ndarray, only_occurring: bool = False) -> ThresholdChoice:
-    """Return the best threshold of disjoint predictions; an image's score is a step function of the threshold.
+    """Return the best threshold for disjoint predictions; an image's score is a step function of the threshold.
 
-    objects: (I,) int64, the number of objects of every image. only_occurring: leave out images in which neither an
-    object nor a prediction above the threshold is.
+    objects: (I,) int64, the number of objects per image. only_occurring: leave out images with neither an object nor a
+    prediction above the threshold.
     """
     bounds = np.searchsorted(hits.image, np.arange(len(objects) + 1))
     gains, enters = np.zeros(len(hits.scores)), np.zeros(len(hits.scores))
@@ -98,7 +97,7 @@ def best_threshold(hits: Hits, objects: np.ndarray, only_occurring: bool = False
     for number, begin, end in zip(objects, bounds[:-1], bounds[1:], strict=True):
         precision = _precision_of_heads(hits.level[begin:end], hits.crowd_level[begin:end], int(number))
         empty = only_occurring and number == 0
-        # Before its first prediction, an image without objects scores 1, or is not counted at all.
+        # Above its highest score, an image without objects scores 1, or is not counted.
         start_sum += 0.0 if empty else precision[0]
         start_images += 0 if empty else 1
         gains[begin:end] = np.diff(precision)
@@ -112,7 +111,7 @@ def best_threshold(hits: Hits, objects: np.ndarray, only_occurring: bool = False
 def _best_of_steps(
     scores: np.ndarray, gains: np.ndarray, enters: np.ndarray, start_sum: float, start_images: int
 ) -> ThresholdChoice:
-    """Cumulate the steps (S,) of all images by falling score; equal scores come in together."""
+    """Cumulate the steps (S,) of all images by descending score; equal scores enter together."""
     if not len(scores):
         object_ap = start_sum / start_images if start_images else None
         return ThresholdChoice(DEFAULT_THRESHOLD, object_ap, np.zeros((0, 2)))
@@ -123,16 +122,16 @@ def _best_of_steps(
     distinct = scores[last_of_equal]
     object_ap = sums[last_of_equal] / np.maximum(images[last_of_equal], 1)
     below = np.append(distinct[1:], 0.0)
-    # Sums in another order differ in the last digits: what is equal up to these is equally good.
+    # Sums in another order differ in the last digits; scores that agree up to these are tied.
     best = int(np.flatnonzero(object_ap >= object_ap.max() - 1e-12)[0])
     curve = np.stack([distinct, object_ap], axis=1)
     return ThresholdChoice(short_number_between(below[best], distinct[best]), float(object_ap[best]), curve)
 
 
 def _precision_of_heads(level: np.ndarray, crowd_level: np.ndarray, objects: int) -> np.ndarray:
-    """Return an image's score (N + 1,) float64 when its 0, 1, ..., N first predictions are kept.
+    """Return an image's score (N + 1,) float64 if its first 0, 1, ..., N predictions are kept.
 
-    level, crowd_level: (N,) of the predictions by falling score, see `Hits`.
+    level, crowd_level: (N,) of the predictions by descending score, see `Hits`.
     """
     number = np.arange(len(IOU_THRESHOLDS))
     is_hit = level[:, None] > number
@@ -146,7 +145,7 @@ def _precision_of_heads(level: np.ndarray, crowd_level: np.ndarray, objects: int
 
 
 def short_number_between(low: float, high: float) -> float:
-    """Return a number with few digits in (low, high], near the middle: thresholds are read by people."""
+    """Return a number with few digits in (low, high], near the middle, for readable thresholds."""
     low, high = float(low), float(high)
     middle = (low + high) / 2
     for digits in range(2, 17):
@@ -156,7 +155,7 @@ def short_number_between(low: float, high: float) -> float:
     return high
 
 
-# Scores as training reports them: COCO AP of everything, object AP after a score threshold and without overlaps.
+# Scores as training reports them: COCO AP of all predictions, object AP after score threshold and overlaps.
 
 COCO_KEYS = [f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in ("ap", "ap50", "ap75")]
 
@@ -171,13 +170,13 @@ def evaluate_tuned(
     group_by: str | None = None,
     coco: bool = True,
 ) -> tuple[dict[str, Any], Postprocess]:
-    """Score everything a model found for COCO AP, and what is left after the postprocess for object AP.
+    """Compute COCO AP of all predictions, and object AP of those that the postprocess keeps.
 
-    score_threshold: None chooses the one of highest object AP on these very images; else it is used as it is.
-    postprocess: further settings; its score threshold gives way to the one chosen or given.
+    score_threshold: None chooses the one with the highest object AP on these images. postprocess: further settings; its
+    score threshold is replaced.
 
-    Returns the metrics of `detseg.evaluation.evaluate.evaluate` with the further keys `score_threshold` and
-    `predictions_above_floor` (how many there were before the postprocess), and the postprocess that was applied.
+    Returns the metrics of `detseg.evaluation.evaluate.evaluate` with the additional keys `score_threshold` and
+    `predictions_above_floor` (number before the postprocess), and the postprocess that was applied.
     """
     truth = as_ground_truth(ground_truth)
     aligned = align(truth, predictions)

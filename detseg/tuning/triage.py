@@ -1,9 +1,9 @@
-"""Triage: a small classifier of the kind of image, which chooses its model, and the settings of the predictions.
+"""Triage: classify the kind of an image, and choose its model and score threshold by it.
 
-Kinds are an image-level field of the labelled images (`group`): fluorescence, histology, bright field. A multinomial
-logistic regression on a dozen numbers of the pixels learns them. The model and score threshold of a kind replace those
-of all images only where that gains in cross-validation, classifier, models and thresholds all chosen without the images
-that they are scored on.
+Kinds are an image-level field of the labelled images (`group`), such as fluorescence, histology, bright field. A
+multinomial logistic regression on a dozen image statistics learns them. Model and threshold per kind are used instead
+of common ones only if they gain in cross-validation, with classifier, models and thresholds all chosen without the
+images that they are scored on.
 
 Symbols: I images, F features, K kinds.
 """
@@ -36,16 +36,16 @@ FEATURES = (
     *("mean", "spread", "skewness", "low", "median", "high", "saturation", "saturation_spread", "red", "blue"),
     *("fine", "coarse"),
 )
-# Of larger images the middle is looked at.
+# Larger images are cropped to their centre.
 _EDGE = 1024
 _DECAY, _STEPS = 1e-2, 400
-_FEWEST = 5  # labelled images of a kind, for a threshold of its own
+_FEWEST = 5  # labelled images that a kind needs for a threshold of its own
 
 
 def image_features(path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> np.ndarray:
-    """Return FEATURES (F,) float64 of an image's middle; none depends on the unit of its intensities.
+    """Return FEATURES (F,) float64 of an image's centre; none depends on the unit of intensities.
 
-    fields: of its COCO image, for what its file does not say. Raises DataError where it cannot be read.
+    fields: of its COCO image, for what the file does not record. Raises DataError if it cannot be read.
     """
     with open_pixels(Path(path), fields or {}) as source:
         y, x = (max(side - _EDGE, 0) // 2 for side in (source.height, source.width))
@@ -65,7 +65,7 @@ def image_features(path: str | os.PathLike[str], fields: Mapping[str, Any] | Non
 
 @dataclass(frozen=True)
 class KindClassifier:
-    """kinds: K names. middle, scale: (F,) of the features. weights: (F + 1, K), the last row is the bias."""
+    """kinds: K names. middle, scale: (F,), to standardize features. weights: (F + 1, K), the last row is the bias."""
 
     kinds: tuple[str, ...]
     middle: np.ndarray
@@ -74,13 +74,13 @@ class KindClassifier:
 
     @classmethod
     def fit(cls, features: np.ndarray, kinds: Sequence[str]) -> KindClassifier:
-        """Learn from features (I, F) and the kind of every image; all kinds count alike, however rare."""
+        """Fit to features (I, F) and the kind of every image; all kinds have equal weight, however rare."""
         names, target = np.unique(np.array(kinds), return_inverse=True)
         middle, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
         inputs = np.concatenate([(features - middle) / scale, np.ones((len(features), 1))], axis=1)
         shares = 1 / (np.bincount(target)[target] * len(names))
         wanted, weights = np.eye(len(names))[target], np.zeros((inputs.shape[1], len(names)))
-        # The loss is convex and its slope at most grows with this: plain descent arrives.
+        # The loss is convex and this bounds the Lipschitz constant of its gradient, so gradient descent converges.
         step = 1 / (0.5 * np.linalg.norm(inputs * np.sqrt(shares)[:, None], 2) ** 2 + _DECAY)
         for _ in range(_STEPS):
             slope = inputs.T @ ((softmax(inputs @ weights, axis=1) - wanted) * shares[:, None])
@@ -88,16 +88,14 @@ class KindClassifier:
         return cls(tuple(names.tolist()), middle, scale, weights)
 
     def predict(self, features: np.ndarray) -> list[str]:
-        """Return the kind of every image of features (I, F)."""
+        """Return the kind of every image, from features (I, F)."""
         inputs = np.concatenate([(features - self.middle) / self.scale, np.ones((len(features), 1))], axis=1)
         return [self.kinds[index] for index in (inputs @ self.weights).argmax(axis=1)]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What an image gets. model: which of those that the triage was fitted with, by number. settings: what is done to
-    the predictions of that model.
-    """
+    """Model and settings for an image. model: index into `Triage.models`. settings: postprocess for its predictions."""
 
     model: int
     settings: Postprocess
@@ -105,8 +103,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can be chosen. name: what it is called. checkpoint: the hash of its weights, "" where that is not
-    known, or several predicted the images, as those of folds do.
+    """A model to choose from. checkpoint: hash of its weights; "" if unknown, or if the models of several folds made
+    the predictions.
     """
 
     name: str
@@ -115,10 +113,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Triage:
-    """What `predict --triage` reads.
+    """The content of a triage file (`predict --triage`).
 
-    models: those to choose from. usual: what all images get. own: what those of each kind get instead, empty where that
-    did not gain. report: how it was decided, plain values.
+    models: those to choose from. usual: the choice for all images. own: the choice per kind, empty if that did not
+    gain. report: how it was decided, plain values.
     """
 
     classifier: KindClassifier
@@ -128,7 +126,7 @@ class Triage:
     report: dict[str, Any] = field(default_factory=dict)
 
     def choice_of(self, path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> tuple[str, Choice]:
-        """Return the kind of an image, and what it gets. Raises DataError where it cannot be read."""
+        """Return the kind of an image, and the choice for it. Raises DataError if the image cannot be read."""
         (kind,) = self.classifier.predict(image_features(path, fields)[None])
         return kind, self.own.get(kind, self.usual)
 
@@ -144,13 +142,13 @@ class Triage:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Triage:
-        """Raises DataError where it is no such file."""
-        problem = f"{path}: is no triage file of this version ({FORMAT}); make it with `detseg fit_triage`"
+        """Read a triage file. Raises DataError if it is none."""
+        problem = f"{path}: not a triage file of this version ({FORMAT}); make it with `detseg fit_triage`"
         try:
             content = json_object(Path(path))
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be read ({error.strerror}); expected a file of `detseg fit_triage`"
+                f"{path}: not readable ({error.strerror}); expected a file of `detseg fit_triage`"
             ) from None
         except ValueError:
             raise DataError(problem) from None
@@ -186,13 +184,13 @@ def fit_triage(
     folds: int = 5,
     seed: int = 0,
 ) -> Triage:
-    """Fit the classifier, choose a model and its score threshold for every kind, and decide by cross-validation whether
-    they are used.
+    """Fit the classifier, choose model and score threshold for every kind, and decide by cross-validation whether they
+    are used.
 
-    members: of every model the predictions, one per image of the truth, in its order, without a score threshold.
-    features: (I, F). start: all other settings. The report has accuracy (of all, and of each kind), object_ap of one
-    model with one threshold and of the kinds' own, both on images that chose neither, and the gain with its 95 % paired
-    interval; they are used where its lower end is above 0.
+    members: for each model the predictions, one per image of the truth, in its order, without a score threshold.
+    features: (I, F). start: all other settings. The report has the accuracy (in total and per kind), object_ap with one
+    model and threshold for all and with those per kind, both cross-validated, and the gain with its 95 % paired
+    interval; choices per kind are used if the lower end of the interval is above 0.
 
     Raises DataError with fewer than two kinds, or fewer images than folds.
     """
@@ -200,7 +198,7 @@ def fit_triage(
     names, counts = np.unique(kinds_array, return_counts=True)
     if len(names) < 2 or len(kinds) < folds:
         raise DataError(f"{len(names)} kinds in {len(kinds)} images; expected two or more kinds, and {folds} images")
-    # Every kind is dealt out to the folds in turn.
+    # Stratified folds: the images of every kind are dealt out in turn.
     fold_of, rng = np.zeros(len(kinds), dtype=np.int64), np.random.default_rng(seed)
     place = 0
     for name in names:
@@ -247,10 +245,10 @@ def fit_triage(
 def _choose(
     hits: Sequence[Hits], objects: np.ndarray, kinds: np.ndarray, images: np.ndarray, start: Postprocess
 ) -> tuple[Choice, dict[str, Choice]]:
-    """Return the best model with its best threshold for all of some images, and for those of every kind that has
-    enough; of equal models the first. Other settings are those of `start`.
+    """Return the best model and threshold for all chosen images, and for each kind with enough of them.
 
-    hits: of every model. objects: (I,) of every image. kinds: (I,). images: indices, ascending.
+    Of a tie, the first model is taken. hits: per model. objects, kinds: (I,). images: indices, ascending. start: all
+    other settings.
     """
 
     def best(chosen: np.ndarray) -> Choice:

@@ -1,8 +1,8 @@
-"""What settings score: every trial is computed for all images at once and kept, whatever images are then asked about.
+"""Scores of settings: every trial is computed for all images at once and cached, to be scored on any subset of images.
 
-Object scores (object AP, F1, precision, recall) come from a `CandidateTable`, in milliseconds a trial; settings that it
-does not know (another overlap policy, components, overlaps left as they are) and COCO AP are computed by applying the
-postprocess.
+Object scores (object AP, F1, precision, recall) come from a `CandidateTable`, in milliseconds per trial. COCO AP and
+settings that the table does not support (another overlap policy, components, overlaps kept) are computed by applying
+the postprocess.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from detseg.tuning.space import State
 from detseg.tuning.thresholds import best_threshold
 
 COCO_METRICS = tuple(f"coco_{kind}_{name}" for kind in ("bbox", "segm") for name in ("ap", "ap50", "ap75"))
-# Tables that are kept for later trials (some 15 MB each for 90 images of 1,000 predictions), and fused predictions.
+# Cached tables (some 15 MB each for 90 images of 1,000 predictions), and cached fused predictions.
 KEPT_TABLES, KEPT_FUSIONS = 32, 3
 
 
 @dataclass(frozen=True)
 class ObjectOutcome:
-    """What settings give on I images, as a score that is a sum over images divided by another: (I,) float64 each."""
+    """Outcome on I images as a score that is a ratio of two sums over images, (I,) float64 each."""
 
     numerators: np.ndarray
     denominators: np.ndarray
 
     def score(self, images: np.ndarray) -> float | None:
-        """Return the score of images (indices, which may repeat); None where it is not defined."""
+        """Return the score on images (indices, which may repeat); None if undefined."""
         whole = self.denominators[images].sum()
         return float(self.numerators[images].sum() / whole) if whole > 0 else None
 
     def pick(self, images: np.ndarray, other: ObjectOutcome) -> ObjectOutcome:
-        """Return this outcome with those of the other one for the images (I,) bool."""
+        """Return this outcome with that of `other` on the images (I,) bool."""
         return ObjectOutcome(
             np.where(images, other.numerators, self.numerators),
             np.where(images, other.denominators, self.denominators),
@@ -51,7 +51,7 @@ class ObjectOutcome:
 
 @dataclass(frozen=True)
 class CocoOutcome:
-    """What settings give on I images, for COCO AP, which is no sum over images: the predictions are kept."""
+    """Outcome on I images for COCO AP, which is no sum over images and needs the predictions."""
 
     truth: GroundTruth
     processed: Sequence[Predictions]
@@ -59,7 +59,7 @@ class CocoOutcome:
     class_name: str | None
 
     def score(self, images: np.ndarray) -> float | None:
-        """As `ObjectOutcome.score`; an image that is drawn twice is two images."""
+        """See `ObjectOutcome.score`; an image that occurs twice counts as two images."""
         part = _SomeImages(self.truth.class_names, [self.truth.images[index] for index in images])
         metrics = metrics_of(part, [self.processed[index] for index in images], None)
         return (metrics if self.class_name is None else metrics["per_class"][self.class_name])[self.metric]
@@ -74,14 +74,14 @@ Outcome = ObjectOutcome | CocoOutcome
 
 
 class _SomeImages(GroundTruth):
-    """Some images of a ground truth, some of them perhaps several times."""
+    """A subset of a ground truth, possibly with repeated images."""
 
     def __post_init__(self) -> None:
-        """The whole has been checked."""
+        """Skip the checks, which the whole has passed and repeated images would fail."""
 
 
 def parse_metric(metric: str, class_names: Sequence[str]) -> tuple[str, str | None]:
-    """Return the key of a score and the class that it is of: `object_ap`, `per_class.NAME.object_ap`."""
+    """Return the key of a score and its class, or None: `object_ap`, `per_class.NAME.object_ap`."""
     known = [*OBJECT_METRICS, *COCO_METRICS]
     key, class_name = metric, None
     if metric.startswith("per_class."):
@@ -103,9 +103,9 @@ class Trials:
         metric: str,
         on_trial: Callable[[], Any] = lambda: None,
     ) -> None:
-        """members: of each the predictions of all images, in the order of the truth; one member is not fused.
+        """members: predictions of all images by each member, in the order of the truth; a single member is not fused.
 
-        on_trial: called whenever a setting is computed that was not before.
+        on_trial: called for every setting that is computed for the first time.
         """
         self.truth = truth
         self.members = [list(member) for member in members]
@@ -123,19 +123,19 @@ class Trials:
         return self.metric in COCO_METRICS
 
     def score(self, state: State, images: np.ndarray) -> float | None:
-        """Return the score of settings on images (indices); None where it is not defined."""
+        """Return the score on images (indices); None if undefined."""
         key = state.key, np.asarray(images, dtype=np.int64).tobytes()
         if key not in self._scores:
             self._scores[key] = self.outcome(state).score(images)
         return self._scores[key]
 
     def outcome(self, state: State) -> Outcome:
-        """Return what settings give on all images."""
+        """Return the outcome on all images."""
         if state.key in self._outcomes:
             return self._outcomes[state.key]
         self.count += 1
         self._on_trial()
-        if self.is_coco:  # holds all predictions: only its scores are kept
+        if self.is_coco:  # it holds all predictions, so only its scores are cached
             return CocoOutcome(self.truth, self.processed(state), self.metric, self.class_name)
         table = self.table(state)
         if table is None:
@@ -163,7 +163,7 @@ class Trials:
         )
 
     def table(self, state: State) -> CandidateTable | None:
-        """Return the table that can apply these settings, or None."""
+        """Return the table for these settings, or None if they are not supported."""
         if not is_fast(state.postprocess):
             return None
 
@@ -175,10 +175,10 @@ class Trials:
         return _stored(self._tables, state.masks_key, make, KEPT_TABLES)
 
     def exact_threshold(self, state: State, images: np.ndarray, class_name: str | None = None) -> float | None:
-        """Return the best of all score thresholds for the images (indices), all else being equal.
+        """Return the best of all score thresholds on the images (indices), with all other settings fixed.
 
-        class_name: of the threshold of this class, None for one of all classes. None where it is not known: it is known
-        for object AP of all objects, and of a class where it alone counts in the images that are of this class.
+        class_name: optimize the threshold of this class; None for a common one. Returns None if the exact optimum is
+        not known; it is known for object AP of all objects, and of a class if it alone counts in its images.
         """
         table = self.table(state)
         if table is None or self.metric != "object_ap" or self.class_name is not None:
@@ -195,7 +195,7 @@ class Trials:
 
 
 def _stored(store: OrderedDict[str, Any], key: str, make: Callable[[], Any], limit: int) -> Any:
-    """Return what is stored under a key, made where it is not; the longest unused is forgotten."""
+    """Return the value cached under `key`, or make it; the least recently used is evicted above `limit`."""
     if key not in store:
         store[key] = make()
         while len(store) > limit:

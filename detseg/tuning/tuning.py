@@ -1,8 +1,8 @@
-"""Tuning that reports an honest gain: chosen on some folds, scored on the others, with intervals over images.
+"""Tune settings and estimate the gain by cross-fitting: chosen on some folds, scored on the others.
 
-Settings chosen on the images that they are scored on look better than they are. Therefore the search is repeated once a
-fold on the images of all other folds, and what it finds is scored on the fold itself: the cross-fitted score. What is
-written is the result of the search on all images.
+Settings chosen on the images that they are scored on look better than they are. Therefore the search is repeated for
+every fold on the images of all others, and its result is scored on that fold: the cross-fitted score, with intervals
+over images. The settings that are written come from the search on all images.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from detseg.errors import ConfigError
 from detseg.tuning.space import CHANGE_SCORES, WHOLE_NUMBERS, Coordinate, State, Value
 from detseg.tuning.trials import Outcome, Trials
 
-# Search for the best settings: one coordinate after the other, or by Optuna.
+# Search for the best settings: coordinate by coordinate, or with Optuna.
 
-# Sums in another order differ in the last digits: a gain must be larger than this.
+# Sums in another order differ in the last digits: only a larger gain counts.
 EPSILON = 1e-9
 
 
@@ -33,11 +33,11 @@ def coordinate_search(
     rounds: int = 3,
     min_gain: float = 0.0,
 ) -> State:
-    """Return settings whose score on the images (indices) no further change of one coordinate has improved.
+    """Return settings whose score on the images (indices) no change of a single coordinate improves further.
 
-    The first round tries the coordinates' own values, each further one these and finer ones around the best so far; it
-    ends with a round that finds nothing. Of equal values the present one stays, and it stays unless another one gains
-    more than `min_gain`: what hardly matters on these images is as likely as not to be worse on others.
+    The first round tries the coordinates' own values, each further round also finer ones around the best so far; the
+    search ends after a round without a gain. The present value is replaced only by one that gains more than `min_gain`,
+    because a setting that hardly matters on these images is as likely as not to be worse on others.
     """
     least = max(min_gain, EPSILON)
     state, score = start, _score(trials, start, images)
@@ -73,10 +73,10 @@ def coordinate_search(
 
 
 def _with_new_thresholds(trials: Trials, state: State, other: State, images: np.ndarray) -> list[State]:
-    """Return `other`, in which scores mean something else than in `state`, with score thresholds that suit it.
+    """Return `other`, whose scores have another meaning than those of `state`, with suitable score thresholds.
 
-    These keep the same number of predictions of every class; or they are the one best threshold for all; or, where
-    images have a class, the best for the images of each.
+    These keep the number of predictions of every class; or are the best common threshold; or, if images have a class,
+    the best threshold for the images of each class.
     """
     tables = trials.table(state), trials.table(other)
     if None in tables:
@@ -100,15 +100,15 @@ def _with_new_thresholds(trials: Trials, state: State, other: State, images: np.
 def optuna_search(
     trials: Trials, start: State, coordinates: Sequence[Coordinate], images: np.ndarray, count: int, seed: int = 0
 ) -> State:
-    """Return the best of `count` settings that Optuna's TPE sampler tries, `start` being the first.
+    """Return the best of `count` settings tried by Optuna's TPE sampler, of which `start` is the first.
 
-    Raises ConfigError where Optuna is not installed.
+    Raises ConfigError if Optuna is not installed.
     """
     try:
         import optuna
     except ImportError:
         raise ConfigError(
-            "Optuna is not installed: pip install 'detseg[tuning]', or --search coordinate, which needs nothing"
+            "Optuna is not installed: pip install 'detseg[tuning]', or --search coordinate, which needs no package"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
@@ -117,7 +117,7 @@ def optuna_search(
     def suggest(trial: optuna.Trial, coordinate: Coordinate) -> Value:
         values = coordinate.values
         if len(values) < 3 or any(value is None or isinstance(value, str) for value in values):
-            # By index: Optuna warns of a choice whose type differs from that of the others.
+            # By index: Optuna warns about choices of different types.
             return values[trial.suggest_categorical(coordinate.name, list(range(len(values))))]
         low, high = min(values), max(values)
         if coordinate.setting in WHOLE_NUMBERS:
@@ -148,7 +148,7 @@ Search = Callable[[np.ndarray], State]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score, and the interval in which 95 % of bootstrap samples of the images lie; None where not defined."""
+    """A score, and its 95 % bootstrap interval over images; None if undefined."""
 
     value: float | None
     low: float | None = None
@@ -157,7 +157,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before, after, and the gain, paired by image."""
+    """Scores before and after, and the gain, paired by image."""
 
     before: Estimate
     after: Estimate
@@ -166,7 +166,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Curve:
-    """How the score of all images changes with one coordinate, the others as chosen: points (S, 2) in order."""
+    """Score of all images as a function of one coordinate, the others as chosen; points: sorted by value."""
 
     coordinate: Coordinate
     points: list[tuple[Value, float]]
@@ -175,10 +175,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """in_sample: scored on the images that the settings were chosen on. cross_fitted: None with one fold.
+    """in_sample: scores on the images that the settings were chosen on. cross_fitted: None with one fold.
 
-    by_fold: the settings chosen without every fold, by its name. outcome: of the settings after, cross-fitted where
-    that is known.
+    by_fold: settings chosen without each fold, by its name. outcome: of the chosen settings, cross-fitted if available.
     """
 
     before: State
@@ -193,10 +192,10 @@ class TuningResult:
 def tune(
     trials: Trials, before: Search, after: Search, folds: Sequence[Any], *, bootstrap: int = 1000, seed: int = 0
 ) -> TuningResult:
-    """Choose settings on all images and without every fold in turn, and compare with those before.
+    """Choose settings on all images and without each fold in turn, and compare with those before.
 
-    before, after: image indices -> settings chosen on these images; `before` may return fixed ones. folds: (I,) of any
-    kind, equal for the images of one fold. bootstrap: number of samples, 0 for no intervals.
+    before, after: function from image indices to settings chosen on these images; `before` may return fixed ones.
+    folds: (I,), equal for the images of a fold. bootstrap: number of samples, 0 for no intervals.
     """
     folds = np.array([str(fold) for fold in folds])
     everything = np.arange(len(folds))
@@ -219,7 +218,7 @@ def tune(
 
 
 def compare(before: Outcome, after: Outcome, count: int, *, bootstrap: int, seed: int = 0) -> Comparison:
-    """Compare two outcomes of `count` images; the samples of the bootstrap are the same for both."""
+    """Compare two outcomes of `count` images; both have the same bootstrap samples."""
     everything = np.arange(count)
     values = _three(before, after, everything)
     random = np.random.default_rng(seed)
@@ -238,7 +237,7 @@ def _three(before: Outcome, after: Outcome, images: np.ndarray) -> tuple[float |
 
 
 def random_folds(count: int, number: int, seed: int = 0) -> list[int]:
-    """Return the folds of `count` images, as equal in size as can be."""
+    """Return random folds of `count` images, as equal in size as possible."""
     folds = np.arange(count) % max(min(number, count), 1)
     return np.random.default_rng(seed).permutation(folds).tolist()
 

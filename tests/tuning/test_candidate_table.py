@@ -109,7 +109,7 @@ def test_nothing_at_all():
 
 def test_boxes_without_masks_are_refused():
     found = without_masks(predictions_of([rectangle(0, 0, 4, 4)]))
-    with pytest.raises(DataError, match="boxes without masks"):
+    with pytest.raises(DataError, match="have no masks"):
         CandidateTable([truth_of([])], [found])
 
 

@@ -103,7 +103,7 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     assert other != good
     for text in ("[]", '{"format": "detseg triage 2"}', "{", other):
         (tmp_path / "t.json").write_text(text)
-        with pytest.raises(DataError, match="no triage file"):
+        with pytest.raises(DataError, match="not a triage file"):
             Triage.load(tmp_path / "t.json")
     with pytest.raises(DataError, match="No such file"):
         Triage.load(tmp_path / "missing.json")
