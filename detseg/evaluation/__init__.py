@@ -1,1 +1,1 @@
-"""Matching of objects, and the scores: object AP, mean F1, COCO AP. No PyTorch."""
+"""Object matching and scores: object AP, mean F1, COCO AP. No PyTorch."""

@@ -1,10 +1,10 @@
-"""COCO box and mask AP, by faster-coco-eval (or, slower, pycocotools), at any number of detections.
+"""COCO box and mask AP by faster-coco-eval (or, slower, pycocotools), without a limit on detections.
 
-COCO's own evaluation stops at 100 detections per image, which spoils images with hundreds of cells: here all count,
-unless a limit is asked for. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight
-boxes of its masks.
+COCO's own evaluation keeps 100 detections per image, which is wrong for images with hundreds of cells: here all count,
+unless a limit is given. The numbers are those of pycocotools at the same limit. Boxes of the truth are the tight boxes
+of its masks.
 
-Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1, A ranges of areas.
+Symbols: K classes, T = 10 IoU thresholds 0.50:0.05:0.95, R = 101 recalls 0:0.01:1, A area ranges.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from detseg.structures.boxes import to_xywh
 ALL = 0
 logger = logging.getLogger(__name__)
 
-# Pixels, both ends included, as COCO has them: small, medium and large are meant for photographs of 640 x 480, and most
-# cells are small or medium by them.
+# In pixels, bounds inclusive, as COCO defines them. These ranges are meant for photographs of 640 x 480; most cells are
+# small or medium in them.
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-# What `coco_ap` gives of each kind of boundary, by the end of its key.
+# The scores that `coco_ap` returns for boxes and for masks, without their prefix.
 SCORES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 def coco_annotations(
     truths: Sequence[ImageTruth], predictions: Sequence[Predictions], num_classes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return truth and predictions as two COCO dictionaries whose ids are whole numbers from 1 on.
+    """Return truth and predictions as two COCO dictionaries with integer ids from 1.
 
-    truths and predictions: the same images in the same order. COCO's tools compare ids as numbers and take 0 for none,
-    so images, classes and annotations are numbered anew. A box without mask gets no segmentation. The area of an
-    object of the truth is that of its mask, of a prediction that of its box.
+    truths and predictions: the same images in the same order. COCO's tools compare ids as numbers and treat 0 as none,
+    so images, classes and annotations are renumbered. A box without mask gets no segmentation. The area of an object of
+    the truth is that of its mask, that of a prediction is of its box.
     """
     images = [
         {"id": number, "height": truth.height, "width": truth.width, "file_name": truth.file_name}
@@ -70,7 +70,7 @@ def _add_rows(
     key: str,
     values: Sequence[float],
 ) -> None:
-    """Append one COCO annotation an object; `key` is what truth and predictions differ in."""
+    """Append one COCO annotation per object, with `values` under `key`, in which truth and predictions differ."""
     for index, (box, category, value) in enumerate(
         zip(to_xywh(boxes).tolist(), (classes + 1).tolist(), values, strict=True)
     ):
@@ -84,14 +84,14 @@ def _add_rows(
 def coco_precision(
     truth: dict[str, Any], predictions: dict[str, Any], kind: str, max_detections: int = ALL
 ) -> np.ndarray:
-    """Return COCO's precision (T, R, K, A) float64, A as AREAS; -1 for a class without an object of the area.
+    """Return COCO's precision (T, R, K, A) float64, A as AREAS; -1 for a class without objects in the area range.
 
     truth, predictions: from `coco_annotations`. kind: "bbox" or "segm"; the areas of predictions are those of their
-    boxes or masks. max_detections: of an image and class, best first; ALL counts every one.
+    boxes or masks. max_detections: per image and class, by descending score; ALL is no limit.
     """
     precision = np.full((10, 101, len(truth["categories"]), len(AREAS)), -1.0)
     areas = np.array([row["area"] for row in truth["annotations"] if not row["iscrowd"]])
-    # Every range takes its time, and of objects that are not there nothing can be said.
+    # Skip ranges without objects, for which there is no score: each range takes time.
     occur = [bool(((low <= areas) & (areas <= high)).any()) for low, high in AREAS.values()]
     if not any(occur):
         return precision
@@ -113,14 +113,14 @@ def coco_precision(
 
 
 def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -> Any:
-    """Return COCO's evaluation of two data sets, not yet computed."""
+    """Return COCO's evaluation object, before it is run."""
     options: dict[str, Any] = {}
     try:
         from faster_coco_eval.core.coco import COCO
         from faster_coco_eval.core.faster_eval_api import COCOeval_faster as Evaluation
 
         options["print_function"] = logger.debug  # it logs every step
-    except ImportError:  # the same numbers, in more time
+    except ImportError:  # slower, with the same numbers
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval as Evaluation
     sides = []
@@ -133,7 +133,7 @@ def _evaluation(truth: dict[str, Any], predictions: dict[str, Any], kind: str) -
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float | None]:
-    """Return SCORES of a precision array (T, R, K, A); None where no class has an object of the area in the truth."""
+    """Return SCORES of a precision array (T, R, K, A); None if no class has an object in the area range."""
     every, *by_area = np.moveaxis(precision, -1, 0)
     return {
         name: float(values[values > -1].mean()) if (values > -1).any() else None
@@ -147,16 +147,17 @@ def coco_ap(
     num_classes: int,
     max_detections: int = ALL,
 ) -> list[dict[str, float | None]]:
-    """Return COCO AP for all classes (first entry: the mean over the classes) and of every class (1 + K entries).
+    """Return COCO AP as 1 + K entries: the mean over classes, then each class.
 
-    Keys: SCORES after coco_bbox_ and coco_segm_. The mask values are None where predictions have no masks; a class
-    without an object in the truth has None everywhere.
+    Keys: SCORES with the prefixes coco_bbox_ and coco_segm_. Mask scores are None if predictions have no masks; a class
+    without an object in the truth has only None.
     """
     truth, found = coco_annotations(truths, predictions, num_classes)
     most = max((int(np.bincount(image.classes).max()) for image in predictions if len(image)), default=0)
     if 0 < max_detections < most:
         logger.warning(
-            "COCO AP counts the best %d detections of an image and class, as was asked; an image has %d of one class",
+            "COCO AP counts only the best %d detections per image and class (max_detections); "
+            "an image has %d of one class",
             max_detections,
             most,
         )

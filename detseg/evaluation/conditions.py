@@ -1,11 +1,11 @@
 """Whether conditions differ: tests, effect sizes and intervals between groups of experimental units.
 
-The unit is what a condition was applied to: a well, a plate, an animal; an image where every image is one. Objects of
-one unit are no independent repetitions, and counting them as such makes any difference significant (Lazic,
+The unit is what a condition was applied to: a well, a plate, an animal; an image only if every image is one. Objects of
+one unit are not independent replicates, and counting them as such makes any difference significant (Lazic,
 Clarke-Williams and Munafo, "What exactly is 'N' in cell culture and animal experiments?", PLoS Biology 16, 2018): each
 unit gives one value.
 
-Tests are by ranks, which ask for no normal distribution: Mann-Whitney between two conditions, Kruskal-Wallis between
+Tests are rank tests, which assume no normal distribution: Mann-Whitney between two conditions, Kruskal-Wallis between
 all.
 
 Symbols: C conditions, U units.
@@ -23,17 +23,17 @@ from scipy.stats import kruskal, mannwhitneyu, rankdata
 
 DRAWS = 10_000
 LEVEL = 0.95
-_COUNTED = 20_000  # ways to share out ranks that are all looked at
+_COUNTED = 20_000  # assignments of ranks up to which the test is exact with ties
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Condition `second` minus condition `first` in one measure; NaN where a side has no unit.
+    """Condition `second` minus condition `first` in one measure; NaN if a side has no unit.
 
-    units, medians: of first and second. difference: of the medians; low, high: its 95 % percentile interval by drawing
-    the units of both sides anew; NaN where a side has fewer than three. rank_biserial: from -1 (all units of `second`
-    are below those of `first`) to 1. p: Mann-Whitney's, two-sided. p_holm: Holm's, among all that were asked at once.
-    least_p: the smallest that so few units can give.
+    units, medians: of first and second. difference: of the medians. low, high: its 95 % percentile bootstrap interval,
+    resampling the units of both sides; NaN if a side has fewer than three. rank_biserial: from -1 (all units of
+    `second` are below those of `first`) to 1. p: two-sided Mann-Whitney. p_holm: Holm's correction over all tests of
+    the call. least_p: the smallest p that this number of units can give.
     """
 
     measure: str
@@ -53,7 +53,7 @@ class Difference:
 def differences(values: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0) -> list[Difference]:
     """Return the differences between all pairs of conditions in every measure.
 
-    values: measure -> condition -> (U,) float64, one value per unit; NaN is left out.
+    values: measure -> condition -> (U,) float64, one value per unit; NaN is ignored.
     """
     asked = [
         (measure, first, second)
@@ -85,9 +85,9 @@ def differences(values: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0) -
 
 
 def kruskal_wallis(values: Mapping[str, np.ndarray]) -> float:
-    """Return the p-value that all conditions are alike in one measure; NaN with fewer than two, or without spread.
+    """Return the Kruskal-Wallis p-value over all conditions; NaN with fewer than two, or if all values are equal.
 
-    values: condition -> (U,) float64; NaN is left out.
+    values: condition -> (U,) float64; NaN is ignored.
     """
     groups = [group for group in map(_known, values.values()) if len(group)]
     if len(groups) < 2 or len(np.unique(np.concatenate(groups))) < 2:
@@ -96,9 +96,9 @@ def kruskal_wallis(values: Mapping[str, np.ndarray]) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return p-values (N,) float64 that may be compared with one level together (Holm, Scand. J. Statist. 6, 1979).
+    """Return p-values (N,) float64 corrected for multiple tests (Holm, Scand. J. Statist. 6, 1979).
 
-    NaN, where nothing was tested, stays and does not count.
+    NaN, where nothing was tested, stays NaN and is not counted.
     """
     adjusted = np.array(p_values, dtype=np.float64)
     tested = np.flatnonzero(~np.isnan(adjusted))
@@ -109,10 +109,10 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _mann_whitney(base: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Return the rank-biserial correlation and the two-sided p-value, exact where units are few; NaN without a unit.
+    """Return the rank-biserial correlation and the two-sided p-value, exact for few units; NaN without a unit.
 
-    With ties scipy has only the normal approximation, which finds too much in a handful of units: there all ways to
-    share the ranks out between the two sides are counted.
+    With ties scipy has only the normal approximation, which is too often significant for a handful of units: then all
+    assignments of the ranks to the two sides are enumerated.
     """
     if not len(base) or not len(other):
         return np.nan, np.nan
@@ -121,7 +121,7 @@ def _mann_whitney(base: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     if comb(count, len(other)) <= _COUNTED:
         ranks = rankdata(np.concatenate([other, base]))
         sums = ranks[np.array(list(itertools.combinations(range(count), len(other))))].sum(axis=1)
-        # The first way is the one that was found; of ranks with ties, halves are exact.
+        # The first assignment is the observed one. Ranks with ties are multiples of 1/2, so sums are exact.
         p = min(2 * min(np.mean(sums >= sums[0]), np.mean(sums <= sums[0])), 1.0)
     return float(effect), float(p)
 

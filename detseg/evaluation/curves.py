@@ -1,4 +1,4 @@
-"""Precision and recall by score threshold, from predictions of which each is known to be a hit or not."""
+"""Precision and recall as functions of the score threshold, given which predictions are hits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 class ScoreCurve(NamedTuple):
-    """What is kept at every distinct score, from the highest to the lowest.
+    """Precision and recall at every distinct score, from the highest to the lowest.
 
-    thresholds, precision, recall: (S,) float64; S = 0 where there is no prediction that counts, or no object.
+    thresholds, precision, recall: (S,) float64; S = 0 without objects, or without predictions that count.
     """
 
     thresholds: np.ndarray
@@ -19,16 +19,16 @@ class ScoreCurve(NamedTuple):
 
     @property
     def f1(self) -> np.ndarray:
-        """2 PR / (P + R), (S,) float64; 0 where both are 0."""
+        """2 PR / (P + R), (S,) float64; 0 if both are 0."""
         total = self.precision + self.recall
         return np.divide(2 * self.precision * self.recall, total, out=np.zeros_like(total), where=total > 0)
 
 
 def score_curve(scores: np.ndarray, is_hit: np.ndarray, objects: int, left_out: np.ndarray | None = None) -> ScoreCurve:
-    """Return precision and recall of all images together when predictions of score >= t are kept, for every t.
+    """Return precision and recall over all images if predictions with score >= t are kept, for every t.
 
-    scores: (N,). is_hit: (N,) bool, which must not depend on t, as where predictions do not overlap. objects: how many
-    there are. left_out: (N,) bool, neither hits nor false alarms (inside of crowd regions).
+    scores: (N,). is_hit: (N,) bool, which must not depend on t, as for predictions without overlaps. objects: their
+    number. left_out: (N,) bool, neither true nor false positives (inside crowd regions).
     """
     if left_out is not None:
         scores, is_hit = scores[~left_out | is_hit], is_hit[~left_out | is_hit]
@@ -37,6 +37,6 @@ def score_curve(scores: np.ndarray, is_hit: np.ndarray, objects: int, left_out: 
     order = np.argsort(-scores, kind="stable")
     scores = scores[order].astype(np.float64)
     hits = np.cumsum(is_hit[order])
-    # Equal scores come in together.
+    # Equal scores enter together.
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     return ScoreCurve(scores[last], hits[last] / (last + 1), hits[last] / objects)

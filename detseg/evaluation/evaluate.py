@@ -1,6 +1,6 @@
-"""The scores of predictions, for training, the command line and Python callers.
+"""Scores of predictions, for training, the command line and Python callers.
 
-`evaluate` scores predictions as they stand. Object AP has no ranking by score, so it needs predictions above a score
+`evaluate` scores predictions as they are. Object AP has no ranking by score, so it needs predictions above a score
 threshold and without overlaps; `detseg.tuning.thresholds` chooses the threshold first.
 """
 
@@ -38,18 +38,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score predictions against the truth of a data set.
 
-    predictions: at most one Predictions an image, in any order; images without any count as predicted empty.
-    max_detections: of an image and class, only for COCO AP; ALL counts every one. group_by: an image-level field of the
-    COCO file, or where that lacks it of the predictions; adds `per_group`, the object scores of the images of each of
-    its values. coco: False leaves COCO AP out (its keys are None).
+    predictions: at most one Predictions per image, in any order; images without one count as predicted empty.
+    max_detections: per image and class, only for COCO AP; ALL is no limit. group_by: an image-level field of the COCO
+    file, or, if that lacks it, of the predictions; adds `per_group`, the object scores of the images with each of its
+    values. coco: False skips COCO AP (its keys are None).
 
-    Returns plain values that JSON can hold (None where a score is not defined): object_ap, object_ap50, object_ap75,
-    mean_f1, precision, recall, coco_bbox_ap, coco_segm_ap (and the other SCORES of coco_ap), per_class (by name, the
-    same keys and true_positives, false_positives, false_negatives at IoU > 0.5), foreground_iou, count_error,
-    relative_count_error, images, objects, predictions. Object scores, foreground_iou and count errors are None where
-    predictions have no masks.
+    Returns values for JSON (None if a score is undefined): object_ap, object_ap50, object_ap75, mean_f1, precision,
+    recall, coco_bbox_ap, coco_segm_ap (and the other SCORES of coco_ap), per_class (by name, the same keys and
+    true_positives, false_positives, false_negatives at IoU > 0.5), foreground_iou, count_error, relative_count_error,
+    images, objects, predictions. Object scores, foreground_iou and count errors are None if predictions have no masks.
 
-    Raises DataError for predictions of an unknown image, of another size or class count, and for doubled images.
+    Raises DataError for predictions of an unknown image, of another size or class count, and for duplicate images.
     """
     truth = as_ground_truth(ground_truth)
     aligned = align(truth, predictions)
@@ -58,11 +57,11 @@ def evaluate(
 
 
 def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list[Predictions]:
-    """Return one Predictions for every image of the truth, in its order, with its id and name; empty where none is.
+    """Return one Predictions for every image of the truth, in its order, with its id and name; empty if there is none.
 
-    Images are paired as `detseg.coco.pairing` says: by name, by id where there are no names.
+    Images are matched by `detseg.coco.pairing`: by name, or by id if there are no names.
 
-    Raises DataError where the predictions do not belong to these images and classes.
+    Raises DataError if the predictions do not belong to these images and classes.
     """
     predictions = list(predictions)
     paired = ImageIndex(ground_truth.images, "the ground truth").pair(predictions, "the predictions")
@@ -88,7 +87,7 @@ def align(ground_truth: GroundTruth, predictions: Iterable[Predictions]) -> list
 
 
 def count_all(ground_truth: GroundTruth, aligned: Sequence[Predictions]) -> list[ObjectCounts] | None:
-    """Return the hits and misses of every image, or None where some predictions have no masks."""
+    """Return the hits and misses of every image, or None if any predictions have no masks."""
     if any(image.rles is None for image in aligned):
         return None
     number = len(ground_truth.class_names)
@@ -104,7 +103,7 @@ def metrics_of(
     group_by: str | None = None,
     coco: bool = True,
 ) -> dict[str, Any]:
-    """Put together what `evaluate` returns, from predictions that `align` and counts that `count_all` returned."""
+    """Return the metrics of `evaluate` from the results of `align` and `count_all`."""
     names = ground_truth.class_names
     if coco:
         coco_rows = coco_ap(ground_truth.images, aligned, len(names), max_detections)
@@ -127,7 +126,7 @@ def metrics_of(
 
 
 def _counts_without_masks(ground_truth: GroundTruth, aligned: Sequence[Predictions], row: int) -> dict[str, Any]:
-    """Return the keys of `summarize_objects` for predictions without masks: numbers, but no object scores."""
+    """Return the keys of `summarize_objects` for predictions without masks: counts, but no object scores."""
     summary: dict[str, Any] = summarize_objects([], row)
     summary.update(true_positives=None, false_positives=None, false_negatives=None)
     objects = [image.classes[~image.crowd] for image in ground_truth.images]
@@ -144,13 +143,13 @@ def _counts_without_masks(ground_truth: GroundTruth, aligned: Sequence[Predictio
 def _per_group(
     ground_truth: GroundTruth, aligned: Sequence[Predictions], counts: Sequence[ObjectCounts] | None, field: str
 ) -> dict[str, Any]:
-    """Return the object scores of the images of every value of an image-level field."""
+    """Return the object scores of the images with each value of an image-level field."""
     fields = _image_fields(ground_truth, aligned)
     known = sorted({name for of_image in fields for name in of_image})
     if field not in known:
         raise DataError(
             f"no image of the ground truth or of the predictions has the field {field!r}; "
-            + (f"their fields: {', '.join(known)}" if known else "they have no further fields")
+            + (f"their fields are {', '.join(known)}" if known else "they have no further fields")
         )
     groups: dict[str, list[ObjectCounts]] = {}
     for of_image, image_counts in zip(fields, counts or [], strict=bool(counts)):
@@ -159,14 +158,14 @@ def _per_group(
 
 
 def _image_fields(ground_truth: GroundTruth, aligned: Sequence[Predictions]) -> list[dict[str, Any]]:
-    """Return the image-level fields of every image: those of the predictions, overridden by the ground truth's."""
+    """Return the image-level fields of every image; those of the ground truth take precedence over the predictions'."""
     return [{**image.metadata, **truth.metadata} for image, truth in zip(aligned, ground_truth.images, strict=True)]
 
 
 def image_table(
     ground_truth: GroundTruth, aligned: Sequence[Predictions], counts: Sequence[ObjectCounts]
 ) -> list[dict[str, Any]]:
-    """Return the scores of every image as a row; predictions from `align`, counts from `count_all`."""
+    """Return one row of scores per image. aligned: from `align`. counts: from `count_all`."""
     rows = []
     fields = _image_fields(ground_truth, aligned)
     for image, of_image, image_counts in zip(ground_truth.images, fields, counts, strict=True):

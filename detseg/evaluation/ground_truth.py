@@ -1,4 +1,4 @@
-"""The ground truth of a data set as the scores need it: run-lengths and classes of every image, in plain arrays."""
+"""The ground truth of a data set for scoring: RLEs and classes of every image, in plain arrays."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ImageTruth:
     """N annotated objects of one image; N = 0 is legal.
 
     rles: N COCO RLEs of size [height, width]. classes: (N,) int64, 0-based. crowd: (N,) bool, True for a region that is
-    neither object nor background: detections inside it count neither for nor against. metadata: the image's further
-    fields in the COCO file.
+    neither object nor background: detections inside it are ignored. metadata: the image's other fields in the COCO
+    file.
     """
 
     image_id: int | str
@@ -50,13 +50,13 @@ class ImageTruth:
 
     @property
     def num_objects(self) -> int:
-        """The number of objects; crowd regions are none."""
+        """The number of objects, without crowd regions."""
         return int((~self.crowd).sum())
 
 
 @dataclass
 class GroundTruth:
-    """The truth of a data set: class names in the order of their 0-based indices, and one ImageTruth an image."""
+    """The truth of a data set: class names in the order of their 0-based indices, and one ImageTruth per image."""
 
     class_names: list[str]
     images: list[ImageTruth]
@@ -65,14 +65,12 @@ class GroundTruth:
         seen: set[int | str] = set()
         for image in self.images:
             if image.image_id in seen:
-                raise DataError(
-                    f"ground truth: the image id {image.image_id!r} occurs twice; give every image its own id"
-                )
+                raise DataError(f"ground truth: the image id {image.image_id!r} occurs twice; ids must be unique")
             seen.add(image.image_id)
             if len(image.classes) and not 0 <= image.classes.min() <= image.classes.max() < len(self.class_names):
                 raise DataError(
-                    f"ground truth of image {image.file_name or image.image_id}: class {image.classes.max()} of "
-                    f"{len(self.class_names)} ({', '.join(self.class_names)})"
+                    f"ground truth of image {image.file_name or image.image_id}: class {image.classes.max()} is not "
+                    f"one of the {len(self.class_names)} classes ({', '.join(self.class_names)})"
                 )
 
     @classmethod
@@ -87,5 +85,5 @@ class GroundTruth:
 
 
 def as_ground_truth(ground_truth: GroundTruth | CocoDataset) -> GroundTruth:
-    """Return `ground_truth` itself, or what a CocoDataset holds."""
+    """Return a GroundTruth as it is, or convert a CocoDataset."""
     return ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)

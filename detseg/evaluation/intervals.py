@@ -1,11 +1,12 @@
-"""How far a score could differ on other images of the kind: 95 % intervals by drawing the images anew.
+"""95 % confidence intervals of scores for other images of the same kind, by bootstrap over images.
 
-The images are drawn with replacement, as many as there are, and the score is computed again, 10,000 times (percentile
+Images are drawn with replacement, as many as there are, and the score is computed again, 10,000 times (percentile
 bootstrap; Efron and Tibshirani, "An Introduction to the Bootstrap", 1993). Two models are compared on the same draws,
-image by image: a difference is known better than either score where both find the same images hard. An interval tells
-how far other images could differ, not how far another training could.
+paired by image: their difference is known better than either score if both find the same images hard. The intervals
+cover the variation between images, not that between trainings.
 
-A score is a ratio of two sums over images. The mean over images has ones below, and zeros where an image has no score.
+A score is a ratio of two sums over images. For a mean over images the denominators are 1, or 0 for images without a
+score.
 
 Symbols: R scores, I images, D draws.
 """
@@ -21,34 +22,34 @@ from detseg.evaluation.object_ap import ObjectCounts
 
 DRAWS = 10_000
 LEVEL = 0.95
-# Images times draws that are held at once.
+# Images x draws that are processed at once.
 _AT_ONCE = 2_000_000
 
 
 class ImageScores(NamedTuple):
-    """R scores as parts of every image, (R, I) float64 both: above and below the line; NaN is nowhere."""
+    """R scores as numerator `above` and denominator `below` per image, (R, I) float64; never NaN."""
 
     above: np.ndarray
     below: np.ndarray
 
     @property
     def values(self) -> np.ndarray:
-        """Return the scores (R,) float64, NaN where they are not defined."""
+        """Return the scores (R,) float64, NaN if undefined."""
         return _ratio(self.above.sum(axis=1), self.below.sum(axis=1))
 
     def of_images(self, chosen: np.ndarray) -> ImageScores:
-        """Return the scores over some images, (I,) bool or indices."""
+        """Return the same scores for a subset of images, (I,) bool or indices."""
         return ImageScores(self.above[:, chosen], self.below[:, chosen])
 
 
 ALL = "all"
-# Name of all objects or of a class -> score -> value, and the ends of its interval.
+# "all" or class name -> score -> value, lower and upper end of its interval.
 Named = dict[str, dict[str, list[float | None]]]
 NAMES = ("object_ap", "object_ap50", "object_ap75", "mean_f1", "precision", "recall", "foreground_iou")
 
 
 def image_scores(counts: Sequence[ObjectCounts], row: int = 0) -> ImageScores:
-    """Return the scores `NAMES`, as `summarize_objects` has them, of one row of the counts (0: all, 1 + k: class k)."""
+    """Return the scores `NAMES`of `summarize_objects` for one row of the counts (0: all, 1 + k: class k)."""
     above, below = np.zeros((len(NAMES), len(counts))), np.zeros((len(NAMES), len(counts)))
     for index, image in enumerate(counts):
         if not image.occurs()[row]:
@@ -62,19 +63,19 @@ def image_scores(counts: Sequence[ObjectCounts], row: int = 0) -> ImageScores:
 
 
 def intervals(scores: ImageScores, seed: int = 0) -> np.ndarray:
-    """Return (R, 2) float64: the lower and upper end for each score; NaN where it is not defined, or of one image."""
+    """Return the interval ends (R, 2) float64 of each score; NaN if it is undefined, or defined on a single image."""
     return _ends(_drawn(scores, seed), scores)
 
 
 def paired_intervals(base: ImageScores, other: ImageScores, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return other minus base (R,), and the ends of its interval (R, 2); both of the same images in the same order."""
+    """Return other minus base (R,), and its interval (R, 2); both have the same images in the same order."""
     ends = _ends(_drawn(other, seed) - _drawn(base, seed), base)
     return other.values - base.values, ends
 
 
 def scores_with_intervals(counts: Sequence[ObjectCounts], class_names: Sequence[str], seed: int = 0) -> Named:
-    """Return the scores of all objects ("all") and of each class: name -> score -> [value, low, high], None where not
-    defined."""
+    """Return the scores of all objects ("all") and of each class: name -> score -> [value, low, high], None if
+    undefined."""
     found: Named = {}
     for row, name in enumerate([ALL, *class_names]):
         scores = image_scores(counts, row)
@@ -85,7 +86,7 @@ def scores_with_intervals(counts: Sequence[ObjectCounts], class_names: Sequence[
 def differences_with_intervals(
     base: Sequence[ObjectCounts], other: Sequence[ObjectCounts], class_names: Sequence[str], seed: int = 0
 ) -> Named:
-    """Return the scores of `other` minus those of `base`, of the same images in the same order, as
+    """Return the scores of `other` minus those of `base`, for the same images in the same order, in the form of
     `scores_with_intervals`."""
     found: Named = {}
     for row, name in enumerate([ALL, *class_names]):
@@ -99,7 +100,7 @@ def _named(values: np.ndarray, ends: np.ndarray) -> dict[str, list[float | None]
 
 
 def _drawn(scores: ImageScores, seed: int) -> np.ndarray:
-    """Return the scores (R, D) of every draw. Of one seed, the images drawn depend on nothing but their number."""
+    """Return the scores (R, D) of every draw. The draws depend only on the seed and the number of images."""
     images = scores.above.shape[1]
     drawn = np.full((len(scores.above), DRAWS), np.nan)
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
-"""Which predictions hit which objects: for pictures, confusions of classes, and histograms of sizes and overlaps.
+"""Which predictions hit which objects: for figures, confusion matrices, and histograms of sizes and overlaps.
 
 The matching is that of `detseg.evaluation.object_ap` at one IoU threshold, whatever the classes: a prediction of the
-wrong class is a hit with a confusion, not a false alarm and a miss.
+wrong class is a hit with a confusion, not a false positive and a miss.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class ImageMatches:
     """N predictions and M annotations of one image, matched one to one.
 
     object_of: (N,) int64, the annotation that a prediction hits, or -1. iou: (N,) float64, with it; 0 without a hit.
-    left_out: (N,) bool, without a hit and inside a crowd region: neither hit nor false.
-    predicted_of: (M,) int64, the prediction that hits an annotation, or -1. crowd: (M,) bool, regions that are no
-    objects. classes, areas: of the predictions; object_classes, object_areas: of the annotations; int64, pixels.
+    left_out: (N,) bool, no hit but inside a crowd region: neither true nor false positive.
+    predicted_of: (M,) int64, the prediction that hits an annotation, or -1. crowd: (M,) bool, crowd regions. classes,
+    areas: of the predictions; object_classes, object_areas: of the annotations; int64, pixels.
     """
 
     object_of: np.ndarray
@@ -38,22 +38,22 @@ class ImageMatches:
 
     @property
     def is_hit(self) -> np.ndarray:
-        """(N,) bool, of the predictions."""
+        """(N,) bool, predictions that are true positives."""
         return self.object_of >= 0
 
     @property
     def is_false(self) -> np.ndarray:
-        """(N,) bool, of the predictions."""
+        """(N,) bool, predictions that are false positives."""
         return ~self.is_hit & ~self.left_out
 
     @property
     def is_missed(self) -> np.ndarray:
-        """(M,) bool, of the annotations."""
+        """(M,) bool, annotated objects without a prediction."""
         return (self.predicted_of < 0) & ~self.crowd
 
 
 def match_image(truth: ImageTruth, predictions: Predictions, threshold: float = 0.5) -> ImageMatches:
-    """Match the masks of one image, pairs of IoU > threshold (0.5 or more).
+    """Match the masks of one imageat IoU > threshold, which is 0.5 or more.
 
     Raises DataError for predictions without masks.
     """
@@ -81,9 +81,9 @@ def match_image(truth: ImageTruth, predictions: Predictions, threshold: float = 
 
 
 def confusion(matches: Sequence[ImageMatches], num_classes: int) -> np.ndarray:
-    """Return counts (K + 1, K + 1) int64: row: class of the object, column: class that was predicted for it.
+    """Return counts (K + 1, K + 1) int64: rows are true classes, columns predicted classes.
 
-    Row K counts false predictions by their class, column K missed objects by theirs.
+    Row K counts false positives by predicted class, column K missed objects by true class.
     """
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     for image in matches:

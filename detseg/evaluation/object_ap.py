@@ -1,7 +1,7 @@
-"""Object AP and mean F1: what the competitions score, from hits, false alarms and misses of every image.
+"""Object AP and mean F1, the scores of the competitions, from hits, false positives and misses of every image.
 
-Beside them stands the foreground IoU, which does not ask for objects: of the pixels that belong to any object, of the
-truth and of the prediction, as classic segmentation networks are scored; its mean over the images.
+The foreground IoU is computed too, as for semantic segmentation: of the pixels that belong to any object in the truth
+and in the prediction, averaged over images.
 
 Object AP (Data Science Bowl 2018, Sartorius Cell Instance Segmentation 2021): of one image at one IoU threshold t,
 
@@ -11,17 +11,16 @@ averaged over t = 0.50, 0.55, ..., 0.95, then over the images. It has no ranking
 counts. Mean F1 (Caicedo et al., "Evaluation of Deep Learning Strategies for Nucleus Segmentation in Fluorescence
 Images", Cytometry Part A 95, 2019) is the same with 2 TP / (2 TP + FP + FN).
 
-Where the masks of one side do not overlap, no object can be hit twice: two disjoint predictions would each have to
-cover more than half of it. Files may hold masks that overlap; then hits are a maximum one-to-one matching of the pairs
-with IoU > t. It depends neither on the order nor on the scores of the predictions, a doubled object counts as one hit
-and one false alarm, and it equals the competitions' count whenever that is unambiguous.
+If the masks of one side do not overlap, no object can be hit twice: two disjoint predictions would each have to cover
+more than half of it. Files may contain overlapping masks; then hits are a maximum one-to-one matching of the pairs with
+IoU > t. It depends neither on the order nor on the scores of the predictions, a duplicate counts as a false positive,
+and it equals the competitions' count whenever that is unambiguous.
 
-Images without objects, as the competitions' scorers treat them: any prediction there makes its score 0, for there can
-be no hit; no prediction makes it 1. Of a single class, only the images count in which the class occurs in the truth or
-in the predictions; a class that occurs in none has no score (None).
+Images without objects are scored as in the competitions: 1 without predictions, else 0. For a single class, only images
+in which the class occurs in the truth or in the predictions count; a class that occurs in none has no score (None).
 
-Crowd regions of the truth are no objects; a prediction without a match is left out of the count where one of them
-covers more than the fraction t of it, as in COCO's evaluation.
+Crowd regions of the truth are not objects; a prediction without a match is ignored if more than the fraction t of it
+lies in one of them, as in COCO's evaluation.
 
 Symbols: K classes, T IoU thresholds, N predictions.
 """
@@ -49,10 +48,10 @@ IOU_THRESHOLDS.flags.writeable = False
 
 @dataclass(frozen=True)
 class ObjectCounts:
-    """Hits and misses of one image; row 0 is over all objects whatever their class, row 1 + k is class k.
+    """Hits and misses of one image; row 0 is all objects, of whatever class, row 1 + k is class k.
 
     hits, false_alarms, misses: (1 + K, T) int64. objects, predictions: (1 + K,) int64. foreground: (1 + K, 2) int64,
-    pixels that objects of both truth and prediction cover, and that any of them covers; none in a crowd region.
+    intersection and union in pixels of the objects of truth and prediction, outside crowd regions.
     """
 
     hits: np.ndarray
@@ -63,19 +62,19 @@ class ObjectCounts:
     foreground: np.ndarray
 
     def average_precision(self) -> np.ndarray:
-        """Return TP / (TP + FP + FN), (1 + K, T) float64; 1 where there is neither object nor counted prediction."""
+        """Return TP / (TP + FP + FN), (1 + K, T) float64; 1 with neither objects nor counted predictions."""
         return _ratio_or_one(self.hits, self.hits + self.false_alarms + self.misses)
 
     def f1(self) -> np.ndarray:
-        """Return 2 TP / (2 TP + FP + FN), (1 + K, T) float64; 1 where there is neither object nor prediction."""
+        """Return 2 TP / (2 TP + FP + FN), (1 + K, T) float64; 1 with neither objects nor counted predictions."""
         return _ratio_or_one(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
 
     def foreground_iou(self) -> np.ndarray:
-        """Return the IoU of the foregrounds (1 + K,) float64; 1 where neither truth nor prediction has any."""
+        """Return the IoU of the foregrounds (1 + K,) float64; 1 if both are empty."""
         return _ratio_or_one(self.foreground[:, 0], self.foreground[:, 1])
 
     def occurs(self) -> np.ndarray:
-        """Return (1 + K,) bool: True for all objects together, and for the classes in the truth or the predictions."""
+        """Return (1 + K,) bool: True for row 0, and for classes in the truth or the predictions."""
         occurs = (self.objects > 0) | (self.predictions > 0)
         occurs[0] = True
         return occurs
@@ -92,16 +91,16 @@ def read_masks(truth: ImageTruth, predictions: Predictions) -> tuple[Runs, Runs]
     """
     if predictions.rles is None:
         raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: object AP "
+            f"predictions of image {predictions.file_name or predictions.image_id} have no masks: object AP "
             "needs masks; only COCO box AP can be computed"
         )
     return rle_codec.read_runs(predictions.rles), rle_codec.read_runs(truth.rles)
 
 
 def overlaps_with_truth(truth: ImageTruth, found: Runs, true: Runs) -> tuple[Overlaps, Overlaps]:
-    """Return the pairs of a prediction and a crowd region, and of a prediction and an object, that share pixels.
+    """Return the overlapping pairs of predictions and crowd regions, and of predictions and objects.
 
-    found, true: what `read_masks` returns.
+    found, true: from `read_masks`.
     """
     overlaps = shared_pixels(found, true)
     of_crowd = truth.crowd[overlaps.second]
@@ -144,7 +143,7 @@ def count_objects(
 
 
 def match_pairs(pairs: Overlaps, threshold: float) -> np.ndarray:
-    """Return for every prediction (N,) int64 the object it is matched with, or -1: a maximum one-to-one matching.
+    """Return the matched object, or -1, for every prediction (N,) int64: a maximum one-to-one matching.
 
     pairs: of predictions and objects. Only pairs with IoU strictly greater than `threshold` are matched.
     """
@@ -164,9 +163,9 @@ def summarize_objects(counts: Sequence[ObjectCounts], row: int = 0) -> dict[str,
     """Return the object scores of a data set for one row of its counts (0: all objects, 1 + k: class k).
 
     Keys: object_ap, object_ap50, object_ap75, mean_f1, foreground_iou (means over images, None without any); precision,
-    recall, true_positives, false_positives, false_negatives (of all images together, at IoU > 0.5); count_error, how
-    many objects too many or too few are predicted in an image, and relative_count_error, that divided by the objects of
-    the image, both means over images, the second over those with objects; images, objects, predictions.
+    recall, true_positives, false_positives, false_negatives (over all images together, at IoU > 0.5); count_error, the
+    mean over images of |predicted - true number of objects|; relative_count_error, the mean of that divided by the true
+    number, over images with objects; images, objects, predictions.
     """
     used = [image for image in counts if image.occurs()[row]]
     hits, alarms, misses = (
@@ -189,7 +188,7 @@ def summarize_objects(counts: Sequence[ObjectCounts], row: int = 0) -> dict[str,
         scores["object_ap75"] = float(precision[:, 5].mean())
         scores["mean_f1"] = float(np.mean([image.f1()[row].mean() for image in used]))
         scores["foreground_iou"] = float(np.mean([image.foreground_iou()[row] for image in used]))
-        # Too many or too few: false alarms make up for misses. What a crowd region excuses counts neither way.
+        # False positives offset misses in the count. Predictions ignored in crowd regions do not count.
         wrong = np.array([abs(int(image.false_alarms[row, 0] - image.misses[row, 0])) for image in used])
         objects = np.array([image.objects[row] for image in used])
         scores["count_error"] = float(wrong.mean())

@@ -106,7 +106,7 @@ def test_no_detection_is_left_out_without_a_word(caplog):
     assert result["coco_segm_ap"] == result["coco_bbox_ap"] == pytest.approx(1)
     assert caplog.messages == []
     coco_ap(truths, predictions, 1, max_detections=2000)
-    assert "the best 2000 detections of an image and class, as was asked; an image has 3600" in caplog.text
+    assert "only the best 2000 detections per image and class (max_detections); an image has 3600" in caplog.text
 
 
 def test_known_answer():

@@ -56,7 +56,7 @@ def test_an_image_without_anything_has_no_matches() -> None:
 
 def test_boxes_without_masks_are_refused_by_name() -> None:
     boxes = Predictions(1, "a.png", SIDE, SIDE, boxes=[[0, 0, 5, 5]], scores=[0.5], classes=[0])
-    with pytest.raises(DataError, match=r"a\.png are boxes without masks"):
+    with pytest.raises(DataError, match=r"a\.png have no masks"):
         match_image(truth_of([square(0, 0)], [0]), boxes)
 
 

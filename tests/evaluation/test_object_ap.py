@@ -147,7 +147,7 @@ def test_predictions_in_a_crowd_count_neither_way():
 
 
 def test_boxes_alone_are_refused():
-    with pytest.raises(DataError, match="boxes without masks"):
+    with pytest.raises(DataError, match="have no masks"):
         count_objects(truth_of([]), without_masks(predictions_of([rectangle(0, 0, 5, 5)])), 1)
 
 
