@@ -111,7 +111,7 @@ def _launched(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, processes: Processes) -> int:
-    from detseg.engine.evaluation import evaluate_only
+    from detseg.engine.evaluate_only import evaluate_only
     from detseg.engine.start import Start
     from detseg.runs.interrupt import TrainingInterrupted
     from detseg.runs.run_folder import is_given_again

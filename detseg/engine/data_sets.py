@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from detseg.coco.pairing import content_key
 from detseg.curation.synthetic import make_missing_sets
 from detseg.data.folds import FOLD_PLACE, FoldedSets, Folds, fold_name, pseudo_names
 from detseg.data.intensity_range import IMAGES, IntensityRange, levels_of
+from detseg.data.object_size import TypicalDiameters
 from detseg.data.preprocess import ImagePreprocess
 from detseg.data.trained_images import FIELD, TrainedImages
 from detseg.engines.build import architecture_of
@@ -138,6 +139,49 @@ def load_unlabeled(cfg: Config) -> UnlabeledImages:
     if records:
         logger.info("unlabelled data: %d images", len(records))
     return UnlabeledImages([*records.values()])
+
+
+@dataclass
+class TrainingData:
+    """All images of a training; the sets are those of the functions above.
+
+    diameters: of the objects of `train`, None without INPUT.OBJECT_SIZE. The rest is for what the main process stores,
+    and missing in others: the intensities of `train`, all images that are trained with, and what tells the data sets
+    apart, by name (run.json).
+    """
+
+    train: CocoDataset
+    test: dict[str, CocoDataset]
+    unlabeled: UnlabeledImages
+    diameters: TypicalDiameters | None
+    intensities: IntensityRange | None = None
+    trained_images: TrainedImages | None = None
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+
+
+def load_training_data(cfg: Config, *, is_main: bool = True) -> TrainingData:
+    """Load and check all images of a training, in each process that takes part in it.
+
+    Raises:
+        DataError, ConfigError: as `load_training_set` and `load_unlabeled`; images are validated on that are trained
+            with, or that a teacher was.
+    """
+    train = load_training_set(cfg)
+    test = load_test_sets(cfg, train.class_names)
+    diameters = TypicalDiameters.of_dataset(train) if cfg.INPUT.OBJECT_SIZE else None
+    data = TrainingData(train, test, load_unlabeled(cfg), diameters)
+    if is_main:
+        check_apart(train, cfg, test)
+        data.intensities = measure_intensities(train, cfg)
+        data.trained_images = TrainedImages.of_records(train.images)
+        sets = {"train": train, **{f"test/{name}": own for name, own in test.items()}}
+        data.fingerprints = {name: fingerprint(own, cfg) for name, own in sets.items()}
+    if is_main and (images := data.unlabeled.images):
+        refuse_leaks([data.unlabeled], [*test.values()], key="SEMI.UNLABELED", warn=True)
+        seen = TrainedImages.of_records(images)
+        data.fingerprints["unlabeled"] = {"images": len(images), "images_hash": seen.hash}
+        data.trained_images |= seen
+    return data
 
 
 def refuse_leaks(

@@ -12,37 +12,26 @@ import numpy as np
 from torch import nn
 
 from detseg.coco.predictions_file import write_predictions
-from detseg.config import config_hash, load_config
+from detseg.config import config_hash
 from detseg.data.trained_images import TrainedImages
-from detseg.engine.data_sets import load_test_sets
 from detseg.engine.pictures import draw_pictures, evaluation_tables
 from detseg.engine.pixel_scores import PixelScores
 from detseg.engine.plan import EvaluationOptions
-from detseg.engine.validation import validate_config
-from detseg.engines.build import build_model
-from detseg.engines.choice import EngineChoice, for_prediction
-from detseg.engines.validation import same_imports
-from detseg.errors import ConfigError, WeightsError
 from detseg.evaluation.ground_truth import GroundTruth
 from detseg.evaluation.object_ap import count_objects, summarize_objects
 from detseg.files.atomic import write_json, writing
 from detseg.files.hashing import hash_file
-from detseg.files.run_files import CONFIG_FILE, METRICS_FILE, POSTPROCESS_FILE, PREDICTIONS_FOLDER
+from detseg.files.run_files import METRICS_FILE, POSTPROCESS_FILE, PREDICTIONS_FOLDER
 from detseg.inference.precision import AUTO, FULL, MEASURED, choose_precision, is_equal, precisions_of
 from detseg.inference.predictor import Predictor
 from detseg.inference.validation import InferenceOptions
-from detseg.models.weights import load_weights, resolve_weights
-from detseg.runs.checkpoint import load_checkpoint
-from detseg.runs.distributed import SINGLE, Processes
-from detseg.runs.interrupt import StopRequest
-from detseg.runs.run_folder import RunFolder, find_run, next_number, open_run
+from detseg.models.weights import load_weights
 from detseg.runs.session import Session
 from detseg.structures.predictions import Predictions
 from detseg.tuning.thresholds import evaluate_tuned
 
 if TYPE_CHECKING:
     from detseg.coco.dataset import CocoDataset
-    from detseg.config import Config
     from detseg.engine.training import Evaluate
     from detseg.fusion.postprocess import Postprocess
     from detseg.models.base import Segmenter
@@ -133,7 +122,6 @@ def evaluate_weights(
         TrainingInterrupted: a signal came.
     """
     cfg, processes, folder = session.cfg, session.processes, session.run.path
-    options = EvaluationOptions.from_config(cfg)
     loaded = processes.from_main(lambda: load_weights(model, weights))
     processes.share_state(model)
     info = {
@@ -145,7 +133,7 @@ def evaluate_weights(
     }
     if cfg.DATASETS.FOLD >= 0:
         info["fold"] = cfg.DATASETS.FOLD
-    inference, precision, measured = InferenceOptions.from_config(cfg), options.precision, {}
+    inference, precision, measured = InferenceOptions.from_config(cfg), cfg.TEST.PRECISION, {}
     if precision == AUTO:
         first = next(iter(datasets.values()))
         measured = measure_precisions(session, model.eval(), inference, first, classes, loaded.object_diameter)
@@ -162,43 +150,54 @@ def evaluate_weights(
     )
     scores: dict[str, dict[str, Any]] = {}
     postprocess: Postprocess | None = None
+    for name, dataset in datasets.items():
+        pixels = PixelScores(predictor, dataset)
+        predictions = predict_all(session, predictor, dataset, f"predicting {name}", pixels)
+        threshold = None if postprocess is None else postprocess.score_threshold
+        score = functools.partial(_score_set, session, name, dataset, predictions, threshold, info, iteration)
+        scores[name], applied = processes.from_main(score)
+        scores[name] |= pixels.gathered(processes)
+        postprocess = postprocess or applied
+    first = next(iter(scores.values()))
+    final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
+    final |= {"number_format": precision, "parameters": sum(values.numel() for values in model.parameters())}
+    final |= {MEASURED: measured} if measured else {}
 
-    def score(name: str, dataset: CocoDataset, predictions: Sequence[Predictions]) -> tuple[dict[str, Any], Any]:
-        write_set(folder / PREDICTIONS_FOLDER / f"{name}.json.gz", predictions, dataset, info)
-        truth = GroundTruth.from_coco(dataset)
-        metrics, applied = evaluate_tuned(
-            truth,
-            predictions,
-            score_threshold=None if postprocess is None else postprocess.score_threshold,
-            max_detections=options.max_detections,
-            group_by=group_field(dataset, options),
-        )
-        with writing(folder / "overlays"):
-            drawn = draw_overlays(dataset, truth, predictions, applied, folder / "overlays" / name, options.overlays)
-        session.trackers.images(iteration, {f"overlays/{name}/{path.stem}": path for path in drawn})
-        arguments = dataset, truth, predictions, applied, metrics, name, options.overlays
-        session.trackers.draw("tables", iteration, functools.partial(evaluation_tables, *arguments))
-        return metrics, applied
-
-    def keep() -> dict[str, Any]:
-        first = next(iter(scores.values()))
-        final = dict(first) if len(scores) == 1 else {**first, "datasets": scores}
-        final["number_format"] = precision
-        final["parameters"] = sum(values.numel() for values in model.parameters())
-        if measured:
-            final[MEASURED] = measured
+    def write() -> dict[str, Any]:
         with writing(folder / POSTPROCESS_FILE):
             postprocess.save(folder / POSTPROCESS_FILE)
         write_json(folder / METRICS_FILE, final)
         return final
 
-    for name, dataset in datasets.items():
-        pixels = PixelScores(predictor, dataset)
-        predictions = predict_all(session, predictor, dataset, f"predicting {name}", pixels)
-        scores[name], applied = processes.from_main(functools.partial(score, name, dataset, predictions))
-        scores[name] |= pixels.gathered(processes)
-        postprocess = postprocess or applied
-    return processes.from_main(keep)
+    return processes.from_main(write)
+
+
+def _score_set(
+    session: Session,
+    name: str,
+    dataset: CocoDataset,
+    predictions: Sequence[Predictions],
+    score_threshold: float | None,
+    info: dict[str, Any],
+    iteration: int,
+) -> tuple[dict[str, Any], Postprocess]:
+    """Write and draw what was predicted for a data set; return its scores, and the postprocess that they are after."""
+    options, folder = EvaluationOptions.from_config(session.cfg), session.run.path
+    write_set(folder / PREDICTIONS_FOLDER / f"{name}.json.gz", predictions, dataset, info)
+    truth = GroundTruth.from_coco(dataset)
+    metrics, applied = evaluate_tuned(
+        truth,
+        predictions,
+        score_threshold=score_threshold,
+        max_detections=options.max_detections,
+        group_by=group_field(dataset, options),
+    )
+    with writing(folder / "overlays"):
+        drawn = draw_overlays(dataset, truth, predictions, applied, folder / "overlays" / name, options.overlays)
+    session.trackers.images(iteration, {f"overlays/{name}/{path.stem}": path for path in drawn})
+    arguments = dataset, truth, predictions, applied, metrics, name, options.overlays
+    session.trackers.draw("tables", iteration, functools.partial(evaluation_tables, *arguments))
+    return metrics, applied
 
 
 def measure_precisions(
@@ -318,80 +317,3 @@ def without_nones(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in metrics.items()
         if value is not None
     }
-
-
-# --eval-only: score weights that are there, without training and without changing what a run has written.
-
-# What the images go through before the network: weights fit only what they were trained with.
-INPUT_KEYS = ("INPUT.CHANNELS", "INPUT.GRAYSCALE", "INPUT.SCALING", "INPUT.INVERT", "INPUT.FORMAT", "MODEL.PIXEL")
-
-
-def evaluate_only(
-    cfg: Config, overrides: Sequence[str] = (), processes: Processes = SINGLE
-) -> tuple[Path, dict[str, Any]]:
-    """Evaluate MODEL.WEIGHTS of the command line, or where there is no run; else the run's best weights.
-
-    Results of a run's weights go into its folder where it has none yet, else into its evaluations/001 and so on; those
-    of other weights into a new run folder, or into evaluations/ of the run in OUTPUT_DIR.
-
-    Args:
-        cfg: the configuration as it was asked for.
-        overrides: the words of the command line, which override the run's own settings.
-        processes: those that predict together.
-
-    Returns:
-        the folder, and what its final_metrics.json holds.
-
-    Raises:
-        ConfigError: nothing to evaluate with, or on. WeightsError: the weights do not fit.
-    """
-    cfg, engine, weights, folder, classes = processes.from_main(lambda: _choose(cfg, overrides))
-    session = Session(cfg, engine, RunFolder(folder, locked=False), processes)
-    session.stop = StopRequest(patient=processes.count > 1)
-    with processes.together():
-        test_sets = load_test_sets(cfg, classes)
-        classes = classes or next(iter(test_sets.values())).class_names
-        model = build_model(cfg).to(processes.device(cfg.MODEL.DEVICE)).prefer_speed()
-    logger.info("evaluating %s", weights)
-    with session.stop:
-        return folder, evaluate_weights(session, model, weights, test_sets, classes)
-
-
-def _choose(cfg: Config, overrides: Sequence[str]) -> tuple[Config, EngineChoice, Path, Path, list[str] | None]:
-    """The configuration, engine, weights, folder of the results, and the classes that are stored with the weights."""
-    run = find_run(cfg)
-    own = None if run is None else run / "checkpoints" / "best.pth"
-    trained_by = None
-    if own is not None and own.is_file() and cfg.origin("MODEL.WEIGHTS") != "command line":
-        weights, saved = own, load_checkpoint(own)
-        if (run / CONFIG_FILE).is_file():
-            cfg = load_config(run / CONFIG_FILE, overrides, imports=same_imports(cfg))
-        cfg, trained_by = for_prediction(cfg, saved.get("engine", "native"))
-        parent = run / "evaluations" if (run / METRICS_FILE).exists() else None
-    elif not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            "--eval-only has nothing to evaluate: set MODEL.WEIGHTS, or OUTPUT_DIR to a run with checkpoints/best.pth"
-        )
-    else:
-        weights = resolve_weights(cfg.MODEL.WEIGHTS)
-        try:
-            saved = load_checkpoint(weights)
-        except WeightsError:  # no checkpoint of detseg
-            saved = {}
-        parent = run / "evaluations" if run is not None and cfg.origin("OUTPUT_DIR") != "default" else None
-        run = None if parent is None else run
-    judged = validate_config(cfg, training=False)
-    if not cfg.DATASETS.TEST and cfg.DATASETS.FOLD < 0:
-        raise ConfigError("--eval-only needs images: set DATASETS.TEST")
-    trained, present = saved.get("config", {}), cfg.flatten()
-    for key, value in trained.items():
-        if key.startswith(INPUT_KEYS) and present.get(key, value) != value:
-            logger.warning("%s is %r, but these weights were trained with %r", key, present[key], value)
-    if parent is not None:
-        folder = next_number(parent)
-    elif run is not None:
-        folder = run
-    else:
-        with open_run(cfg) as new:
-            folder = new.path
-    return cfg, trained_by or judged, weights, folder, saved.get("classes")

@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from detseg.data.intensity_range import IntensityRange
-from detseg.data.object_size import TypicalDiameters
-from detseg.data.trained_images import TrainedImages
 from detseg.engine.plan import TrainingPlan
 from detseg.engine.progress import LossWindow
 from detseg.errors import WeightsError
@@ -325,21 +322,13 @@ def build_state(
     model: nn.Module,
     classes: Sequence[str],
     new_entries: Collection[str] | None = None,
-    intensities: IntensityRange | None = None,
-    trained_images: TrainedImages | None = None,
-    diameters: TypicalDiameters | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> TrainingState:
     """A training of `model`, on its device, that has not begun.
 
-    new_entries: see build_optimizer. intensities, trained_images, diameters: of the training images, for prediction.
+    new_entries: see build_optimizer. about: further entries of every checkpoint, see runs/checkpoint.py.
     """
-    about = {"config": session.cfg.flatten(), "classes": list(classes), "engine": session.engine.name}
-    if intensities is not None:
-        about["intensities"] = intensities.to_plain()
-    if trained_images is not None:
-        about["trained_images"] = torch.from_numpy(trained_images.keys)
-    if diameters is not None:
-        about["object_diameter"] = diameters.median
+    own = {"config": session.cfg.flatten(), "classes": list(classes), "engine": session.engine.name}
     return TrainingState(
         model=model,
         optimizer=build_optimizer(plan.optimizer, model, new_entries),
@@ -348,6 +337,6 @@ def build_state(
         clipper=build_clipper(plan.clipping),
         average=MovingAverage(model, plan.average.decay) if plan.average.enabled else None,
         images_per_iteration=plan.images_per_iteration,
-        about=about,
+        about={**own, **(about or {})},
         processes=session.processes,
     )

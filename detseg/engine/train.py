@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,8 @@ import torch
 from detseg.coco.catalog import with_input_keys
 from detseg.data.folds import weights_name
 from detseg.data.loader import Share, build_train_loader
-from detseg.data.object_size import TypicalDiameters
 from detseg.data.trained_images import TrainedImages
-from detseg.engine.data_sets import (
-    check_apart,
-    fingerprint,
-    load_test_sets,
-    load_training_set,
-    load_unlabeled,
-    measure_intensities,
-    refuse_leaks,
-)
+from detseg.engine.data_sets import TrainingData, load_training_data
 from detseg.engine.evaluation import build_quick_evaluation, evaluate_weights
 from detseg.engine.mean_teacher.teacher import build_mean_teacher
 from detseg.engine.plan import ComputeOptions, TrainingPlan
@@ -48,7 +39,6 @@ from detseg.runs.trackers import Trackers
 
 if TYPE_CHECKING:
     from detseg.config import Config
-    from detseg.data.intensity_range import IntensityRange
     from detseg.models.base import Segmenter
     from detseg.structures.sample import Sample
 
@@ -91,45 +81,30 @@ def train(
         cfg, plan = session.cfg, TrainingPlan.from_config(session.cfg)
         with processes.together():
             plan.check_processes(processes.count)
-            data = load_training_set(cfg)
-            classes = data.class_names
-            test_sets = load_test_sets(cfg, classes)
+            data = load_training_data(cfg, is_main=processes.is_main)
             if processes.is_main:
-                check_apart(data, cfg, test_sets)
-            intensities = trained_images = None
-            diameters = TypicalDiameters.of_dataset(data) if cfg.INPUT.OBJECT_SIZE else None
-            if processes.is_main and len(data):
-                intensities = measure_intensities(data, cfg)
-                trained_images = TrainedImages.of_records(data.images)
-                sets = {"train": data, **{f"test/{name}": own for name, own in test_sets.items()}}
-                session.beginning["data"] = {name: fingerprint(own, cfg) for name, own in sets.items()}
-            unlabeled = load_unlabeled(cfg)
-            if unlabeled.images and trained_images is not None:
-                refuse_leaks([unlabeled], [*test_sets.values()], key="SEMI.UNLABELED", warn=True)
-                seen = TrainedImages.of_records(unlabeled.images)
-                session.beginning["data"]["unlabeled"] = {"images": len(unlabeled.images), "images_hash": seen.hash}
-                trained_images |= seen
-            about = {"intensities": intensities, "trained_images": trained_images, "diameters": diameters}
-            state = start_state(session, plan, classes, build, compile=compute.compile, **about)
+                session.beginning["data"] = data.fingerprints
+            classes = data.train.class_names
+            state = start_state(session, plan, data, build, compile=compute.compile)
         saved = state.restore(run.last) if resume and processes.from_main(run.last.is_file) else None
         state.exchange_gradients()
         with processes.together():
             evaluate = None
-            if test_sets and plan.evaluation_period:
-                name, validation_set = next(iter(test_sets.items()))
-                typical = None if diameters is None else diameters.median
+            if data.test and plan.evaluation_period:
+                name, validation_set = next(iter(data.test.items()))
+                typical = None if data.diameters is None else data.diameters.median
                 evaluate = build_quick_evaluation(
                     session, validation_set, classes, plan.best_metric, name, typical_diameter=typical
                 )
             share = Share(processes.rank, processes.count)
             total = plan.max_iter * plan.images_per_iteration
-            loader = build_train_loader(plan.loader, data, state.position, total, seed=compute.seed, share=share)
+            loader = build_train_loader(plan.loader, data.train, state.position, total, seed=compute.seed, share=share)
             loop: Callable[[Training], None] = run_iterations
             if session.engine.name == "detectron2":
-                loop = import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data, share)
+                loop = import_module("detseg.engine.detectron2.trainer").build_loop(cfg, data.train, share)
             if plan.teacher is not None:
                 state.teacher = build_mean_teacher(
-                    plan, state, unlabeled.images, saved and saved.get("teacher"), seed=compute.seed, share=share
+                    plan, state, data.unlabeled.images, saved and saved.get("teacher"), seed=compute.seed, share=share
                 )
             batches = iter(loader)
             session.iteration, session.last_evaluation = state.iteration, state.best.last_evaluation
@@ -152,9 +127,9 @@ def train(
                 loop(Training(session, plan, state, batches, progress, evaluate))
             if state.best.iteration == 0:  # never evaluated: the newest weights are the best that are known
                 state.save_best(run.best, {})
-            if test_sets:
+            if data.test:
                 session.summary = evaluate_weights(
-                    session, state.model, run.best, test_sets, classes, iteration=state.iteration
+                    session, state.model, run.best, data.test, classes, iteration=state.iteration
                 )
             else:
                 logger.warning("there is no DATASETS.TEST: the last weights are kept as %s, without a score", run.best)
@@ -170,33 +145,32 @@ def _with_input_of_data(cfg: Config) -> Config:
 
 
 def start_state(
-    session: Session,
-    plan: TrainingPlan,
-    classes: Sequence[str],
-    build: BuildModel | None = None,
-    *,
-    compile: bool = False,
-    intensities: IntensityRange | None = None,
-    trained_images: TrainedImages | None = None,
-    diameters: TypicalDiameters | None = None,
+    session: Session, plan: TrainingPlan, data: TrainingData, build: BuildModel | None = None, *, compile: bool = False
 ) -> TrainingState:
     """The state of a training before its first iteration: model from the seed or MODEL.WEIGHTS, fresh optimizer."""
     cfg = session.cfg
     device = session.processes.device(cfg.MODEL.DEVICE)
     torch.manual_seed(cfg.SEED)
     model = (build or build_model)(cfg)
-    new_entries = None
+    new_entries, seen = None, data.trained_images
     if cfg.MODEL.WEIGHTS:
         report = load_weights(model, weights_name(cfg), fine_tune=True, cfg=cfg)
         new_entries = set(report.new)
-        if trained_images is not None:  # what it was trained with before, it has seen as well
-            trained_images |= TrainedImages.from_stored(report.trained_images)
+        if seen is not None:  # what it was trained with before, it has seen as well
+            seen |= TrainedImages.from_stored(report.trained_images)
     model.to(device).prefer_speed()
     if compile:
         compile_backbone(model, len(cfg.MODEL.PIXEL_MEAN))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%s on %s: %.2f million parameters to train", cfg.MODEL.META_ARCHITECTURE, device, trained / 1e6)
-    return build_state(session, plan, model, classes, new_entries, intensities, trained_images, diameters)
+    about: dict[str, Any] = {}  # of the training images, for prediction
+    if data.intensities is not None:
+        about["intensities"] = data.intensities.to_plain()
+    if seen is not None:
+        about["trained_images"] = torch.from_numpy(seen.keys)
+    if data.diameters is not None:
+        about["object_diameter"] = data.diameters.median
+    return build_state(session, plan, model, data.train.class_names, new_entries, about)
 
 
 def run_iterations(training: Training) -> None:

@@ -22,7 +22,7 @@ from detseg.cli.main import run_command
 from detseg.coco.predictions_file import read_predictions
 from detseg.config import Config, dump_config, load_config
 from detseg.engine.detectron2.trainer import IterationHook
-from detseg.engine.evaluation import evaluate_only
+from detseg.engine.evaluate_only import evaluate_only
 from detseg.engine.progress import MEASURED
 from detseg.engine.train import train
 from detseg.engines.build import build_model
