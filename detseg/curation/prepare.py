@@ -20,7 +20,7 @@ from detseg.curation.splits import read_split_lists, split_folds, split_fraction
 from detseg.errors import DataError, count_problems, list_problems
 from detseg.files.atomic import check_free, write_output
 from detseg.files.table import text_table
-from detseg.formats.classes import assign_classes, parse_class_rule
+from detseg.formats.classes import ClassRule, assign_classes, parse_class_rule
 from detseg.formats.image_fields import ImageColumn, columns_of_images, with_known_channels, with_pixel_sizes
 from detseg.formats.plausibility import LabelCheck
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
@@ -88,20 +88,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
     reader.plane = options.plane
     wanted = sorted({name for members in parts.values() for name in members})
-    of_table: dict[str, dict[str, str]] = {}
-    if options.table is not None:
-        labelled = [name for name in wanted if name not in reader.unlabelled]
-        # Of the column to stratify by all that is wrong is told already.
-        told = problems if options.stratify_by is None else []
-        of_table = columns_of_images(options.table, options.key, reader, labelled, told)
-        reader.columns = {**of_table, **reader.columns}
-    images = _read_images(reader, wanted, of_table, problems)
-    images, class_names = assign_classes(images, reader, rule, problems)
-    images = with_known_channels(images, reader, options.input_keys, problems)
-    if options.pixel_size:
-        images = with_pixel_sizes(images, reader, options.pixel_size, options.key, problems)
-    _stop_at(problems, options)
-    _check_some(images, problems)
+    images, class_names = _usable_images(reader, wanted, rule, options, problems)
     labels = LabelCheck()
     for name, image in images.items():
         if name not in reader.unlabelled:
@@ -140,6 +127,29 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         if not members
     ]
     return "\n".join([*said, *filter(None, [note]), *warnings])
+
+
+def _usable_images(
+    reader: Reader, wanted: Sequence[str], rule: ClassRule | None, options: PrepareOptions, problems: list[str]
+) -> tuple[dict[str, LabelledImage], list[str]]:
+    """Return the wanted images that can be used, by name, and the names of the classes; what is wrong with others goes
+    to `problems`. Raises DataError where anything is, unless `skip_bad`, or no image is left.
+    """
+    of_table: dict[str, dict[str, str]] = {}
+    if options.table is not None:
+        labelled = [name for name in wanted if name not in reader.unlabelled]
+        # Of the column to stratify by all that is wrong is told already.
+        told = problems if options.stratify_by is None else []
+        of_table = columns_of_images(options.table, options.key, reader, labelled, told)
+        reader.columns = {**of_table, **reader.columns}
+    images = _read_images(reader, wanted, of_table, problems)
+    images, class_names = assign_classes(images, reader, rule, problems)
+    images = with_known_channels(images, reader, options.input_keys, problems)
+    if options.pixel_size:
+        images = with_pixel_sizes(images, reader, options.pixel_size, options.key, problems)
+    _stop_at(problems, options)
+    _check_some(images, problems)
+    return images, class_names
 
 
 def _read_images(
