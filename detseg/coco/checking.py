@@ -48,14 +48,7 @@ def read_coco(
     Raises:
         DataError: with all problems of the file in one list.
     """
-    text = read_json_text(path)
-    spans: list[tuple[int, int]] = []
-    other = scan_object(text, "annotations", lambda _, start, end: spans.append((start, end)), path)
-    for key in ("images", "categories"):
-        if not isinstance(other.get(key), list):
-            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {kind_of(other.get(key))}')
-    if not isinstance(other.get("annotations"), int):
-        raise DataError(f'{path}: is no COCO data set: expected a list "annotations"; for none, write an empty list')
+    text, spans, other = _read_parts(path)
     info = other.get("info") if isinstance(other.get("info"), dict) else {}
     if image_root is None:
         said = info.get("image_root") or ""
@@ -94,6 +87,22 @@ def read_coco(
         images, table = [images[index] for index in good], table.select(good)
     further = {key: value for key, value in other.items() if key not in _KNOWN}
     return {"images": images, "categories": categories, "table": table, "info": info, "further": further}
+
+
+def _read_parts(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, Any]]:
+    """Return the text of a COCO file, the start and end of each annotation in it, and what else it holds, by key.
+
+    Raises DataError where one of its three lists is missing.
+    """
+    text = read_json_text(path)
+    spans: list[tuple[int, int]] = []
+    other = scan_object(text, "annotations", lambda _, start, end: spans.append((start, end)), path)
+    for key in ("images", "categories"):
+        if not isinstance(other.get(key), list):
+            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {kind_of(other.get(key))}')
+    if not isinstance(other.get("annotations"), int):
+        raise DataError(f'{path}: is no COCO data set: expected a list "annotations"; for none, write an empty list')
+    return text, spans, other
 
 
 def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Category], list[int | str]]:
