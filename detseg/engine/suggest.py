@@ -31,6 +31,7 @@ from detseg.models.imagenet import named_weights
 from detseg.models.pretrained import is_named
 from detseg.optim.optimizer import build_optimizer
 from detseg.optim.precision import build_precision
+from detseg.runs.threads import cores_allowed
 
 if TYPE_CHECKING:
     from detseg.config import Config
@@ -70,34 +71,9 @@ def suggested_training(
     data: dict[str, Any] = {"DATASETS.TRAIN": _absolute(train), "DATASETS.TEST": _absolute(test)}
     if image_root:
         data["DATASETS.IMAGE_ROOT"] = os.path.abspath(image_root)
-    network = Suggestion(
-        "network",
-        "A small pyramid that learns from scratch.",
-        "No pretrained weights are named (--weights), and none are needed.",
-        {"MODEL.ROI_HEADS.NUM_CLASSES": len(found.report["classes"])},
-    )
-    if weights:
-        keys = {**network.keys, "MODEL.WEIGHTS": weights if "://" in weights else os.path.abspath(weights)}
-        network = Suggestion("network", "A ResNet-50 pyramid from given weights.", "They are named by --weights.", keys)
     where = Suggestion("data", "The data that were looked at.", "The first set of TEST chooses threshold.", data)
-    suggestions = [where, network, *found.suggestions]
-    networks = PRETRAINED if weights else NETWORKS
-    if is_named(weights):
-        networks, known = ON_TIMM, named_weights(weights)
-        keys = {"MODEL.TIMM.NAME": known.network, "MODEL.WEIGHTS": weights}
-        suggestions[1] = Suggestion(
-            "network", f"A small pyramid on timm's {known.network}.", "Named by --weights.", network.keys | keys
-        )
-        channels = next((len(one.keys[_MEAN]) for one in found.suggestions if _MEAN in one.keys), 3)
-        reason = f"{weights} was trained with it."
-        suggestions.append(
-            Suggestion(
-                "input", "Intensities normalised as the weights expect.", reason, known.pixel_statistics(channels)
-            )
-        )
-        side = found.report["network"]["side"]
-        has_stride_2 = known.network.startswith("tf_efficientnet")
-        suggestions += advise_pretrained(suggestions, side["median"] if side else None, has_stride_2)
+    networks, network, *further = _network(found, weights)
+    suggestions = [where, network, *found.suggestions, *further]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suggested.yaml"
         path.write_text(suggested_yaml(suggestions, networks), encoding="utf-8")
@@ -123,6 +99,28 @@ def suggested_training(
     return suggested_yaml([*suggestions, numbers], networks)
 
 
+def _network(found: Inspection, weights: str) -> tuple[Any, ...]:
+    """Return the files of a network's settings, what is suggested of it, and what its weights ask for besides."""
+    classes = {"MODEL.ROI_HEADS.NUM_CLASSES": len(found.report["classes"])}
+    if not weights:
+        why = "No pretrained weights are named (--weights), and none are needed."
+        return NETWORKS, Suggestion("network", "A small pyramid that learns from scratch.", why, classes)
+    if not is_named(weights):
+        keys = {**classes, "MODEL.WEIGHTS": weights if "://" in weights else os.path.abspath(weights)}
+        advice = "A ResNet-50 pyramid from given weights."
+        return PRETRAINED, Suggestion("network", advice, "They are named by --weights.", keys)
+    known = named_weights(weights)
+    keys = {**classes, "MODEL.TIMM.NAME": known.network, "MODEL.WEIGHTS": weights}
+    network = Suggestion("network", f"A small pyramid on timm's {known.network}.", "Named by --weights.", keys)
+    channels = next((len(one.keys[_MEAN]) for one in found.suggestions if _MEAN in one.keys), 3)
+    advice, reason = "Intensities normalised as the weights expect.", f"{weights} was trained with it."
+    intensities = Suggestion("input", advice, reason, known.pixel_statistics(channels))
+    side = found.report["network"]["side"]
+    has_stride_2 = known.network.startswith("tf_efficientnet")
+    further = advise_pretrained(found.suggestions, side["median"] if side else None, has_stride_2)
+    return ON_TIMM, network, intensities, *further
+
+
 def _absolute(names: Sequence[str]) -> list[str]:
     return [os.path.abspath(name) if Path(name).is_file() else name for name in names]
 
@@ -137,8 +135,7 @@ def _windows(dataset: CocoDataset, factor: float, crop: int) -> float:
 
 def this_machine(cfg: Config) -> Machine:
     """Return what MODEL.DEVICE stands for here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    device = choose_device(cfg.MODEL.DEVICE)
+    cores, device = cores_allowed(), choose_device(cfg.MODEL.DEVICE)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return Machine(f"the GPU {torch.cuda.get_device_name(device)}", cores, free)
