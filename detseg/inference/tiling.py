@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +249,7 @@ class TileFolder:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return _from_arrays(stored)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: cannot be read ({error}); delete it and predict again") from None
 
 

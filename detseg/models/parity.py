@@ -12,6 +12,7 @@ times below; looser bounds let real mistakes pass.
 from __future__ import annotations
 
 import json
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Case:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             configuration = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, zlib.error, AttributeError, TypeError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as NAME.npz with NAME.json beside it: {error}") from error
         if "in0/image_bgr" not in arrays or not isinstance(configuration, dict):
             raise DataError(

@@ -12,6 +12,7 @@ from tiled_scenes import assert_same_objects, components, draw_disks
 
 from detseg.coco.dataset import ImageRecord
 from detseg.data.preprocess import ImagePreprocess, TestSizeOptions
+from detseg.errors import DataError
 from detseg.formats.label_images import TOP, to_label_image, write_tiled
 from detseg.formats.objects import ImageObjects
 from detseg.fusion.postprocess import Postprocess
@@ -19,7 +20,7 @@ from detseg.inference.blocks import apply_in_blocks
 from detseg.inference.image_model import ImageModel
 from detseg.inference.predictor import Predictor
 from detseg.inference.tile_predictor import TilePredictor
-from detseg.inference.tiling import Tiling
+from detseg.inference.tiling import TileFolder, Tiling
 from detseg.inference.tta import TestTimeAugmentation
 from detseg.inference.views import parse_views
 from detseg.structures.predictions import Predictions
@@ -185,6 +186,16 @@ def test_a_broken_tile_leaves_the_image_out(scene, tmp_path):
     found = list(predictor().predict_records(records, skipped=skipped))
     assert [answer.file_name for answer in found] == ["b.tif"]
     assert "a.tif" in skipped[0].reason
+
+
+@pytest.mark.parametrize("break_file", [lambda data: data[:200], lambda data: b"", lambda data: b"PK" + data[2:-9]])
+def test_a_broken_file_of_a_tile_is_named(scene, tmp_path, break_file):
+    folder = TileFolder(tmp_path, {"tile": 96})
+    folder[3] = predictor()(scene)
+    (path,) = folder.folder.iterdir()
+    path.write_bytes(break_file(path.read_bytes()))
+    with pytest.raises(DataError, match=path.name):
+        folder[3]
 
 
 def test_given_boxes_get_masks_in_their_order(scene):

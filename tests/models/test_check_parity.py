@@ -75,3 +75,6 @@ def test_something_else_than_numbers_of_a_case(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "y.npz").write_bytes(b"nothing")
     assert main(["check_parity", str(tmp_path / "y.npz")]) == 2
     assert "y.npz" in capsys.readouterr().err
+    (tmp_path / "z.npz").write_bytes((GOLDEN / f"{NAME}.npz").read_bytes()[:5000])
+    assert main(["check_parity", str(tmp_path / "z.npz")]) == 2
+    assert "z.npz" in capsys.readouterr().err
