@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             with written_whole(path, "what was computed") as temporary, temporary.open("wb") as dump:
                 np.savez_compressed(dump, **computed)
             print(f"  written: {path}")
-    print(f"{failed} differences beyond their bounds" if failed else "everything within its bounds")
+    print(f"{failed} differences out of bounds" if failed else "everything within bounds")
     return 1 if failed else 0
 
 

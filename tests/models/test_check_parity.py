@@ -59,7 +59,8 @@ def test_a_difference_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     np.savez(tmp_path / f"{NAME}.npz", **arrays)
     shutil.copy(GOLDEN / f"{NAME}.json", tmp_path)
     assert main(["check_parity", str(tmp_path / f"{NAME}.npz")]) == 1
-    assert "loss/loss_cls" in [line.split()[0] for line in capsys.readouterr().out.splitlines() if "beyond" in line]
+    lines = capsys.readouterr().out.splitlines()
+    assert "loss/loss_cls" in [line.split()[0] for line in lines if "out of bounds" in line]
 
 
 @pytest.mark.parametrize("words", [["missing.npz"], [str(GOLDEN / f"{NAME}.npz"), "--device", "nonsense"]])
