@@ -1,1 +1,1 @@
-"""Competitions' submissions: predictions as CSV, checked, read back and scored. No PyTorch."""
+"""Competition submissions: predictions written as CSV, validated, read back and scored. No PyTorch."""

@@ -1,11 +1,11 @@
-"""How competitions want their submissions.
+"""The CSV formats of competitions.
 
-Both ask for one row per object, "start length" pairs, the first pixel 1, pairs ascending, and no pixel in two objects
-of one image; an image without objects has one row with nothing in the second column.
+All have one row per object with "start length" pairs in ascending order, pixels counted from 1, and no pixel in two
+objects of an image; an image without objects has one row with an empty second column.
 
-sartorius: Sartorius Cell Instance Segmentation (2021), pixels counted along the rows. dsb2018: Data Science Bowl 2018,
-pixels counted down the columns. Both score the mean over the images of TP / (TP + FP + FN), averaged over the IoU
-thresholds 0.50, 0.55, ..., 0.95, a hit being an IoU greater than the threshold.
+sartorius: Sartorius Cell Instance Segmentation (2021), pixels counted in row-major order. dsb2018: Data Science Bowl
+2018, in column-major order. Both score the mean over images of TP / (TP + FP + FN), averaged over the IoU thresholds
+0.50, 0.55, ..., 0.95; a hit has an IoU greater than the threshold.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from detseg.images.reading import SUFFIXES
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """key, runs: the columns of image names and run-lengths. by_rows: pixels are counted along the rows. empty: what
-    stands in the row of an image without objects.
+    """key, runs: the columns with image names and run-lengths. by_rows: pixels are counted in row-major order. empty:
+    run-lengths in the row of an image without objects.
     """
 
     name: str
@@ -36,11 +36,11 @@ class CsvFormat:
     empty: str = ""
 
     def texts(self, rles: Sequence[dict[str, Any]], height: int, width: int) -> list[str]:
-        """Return N COCO RLEs as run-lengths."""
+        """Return N COCO RLEs as run-length strings of the CSV."""
         return to_texts(rles, height, width, by_rows=self.by_rows)
 
     def rles(self, runs: Sequence[tuple[np.ndarray, np.ndarray]], height: int, width: int) -> list[dict[str, Any]]:
-        """Return N masks, given by starts and ends from 0 on, as COCO RLEs."""
+        """Return N masks, given by the starts and ends of their runs (0-based), as COCO RLEs."""
         return to_rles(runs, height, width, by_rows=self.by_rows)
 
 
@@ -51,7 +51,7 @@ FORMATS = {
 
 
 def format_of(columns: Sequence[str], path: object) -> CsvFormat:
-    """Return the format that has these columns. Raises DataError where none has."""
+    """Return the format with these columns. Raises DataError if there is none."""
     for layout in FORMATS.values():
         if layout.key in columns and layout.runs in columns:
             return layout
@@ -59,12 +59,12 @@ def format_of(columns: Sequence[str], path: object) -> CsvFormat:
     raise DataError(f"{path}: line 1: has the columns {','.join(columns)}; expected one of {known}")
 
 
-# The images that a submission must name.
+# The images that a submission must contain.
 
 
 @dataclass(frozen=True)
 class SubmissionImage:
-    """name: as the competition knows it, the file's name without folder and suffix. Sizes are None where unknown."""
+    """name: in the submission, the file name without folder and suffix. Sizes are None if unknown."""
 
     name: str
     height: int | None = None
@@ -72,7 +72,7 @@ class SubmissionImage:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the images below a folder, sorted; masks/*.png of the DSB 2018, and hidden files, are none of them."""
+    """Return the images below a folder, sorted, without hidden files and the masks (masks/*.png) of the DSB 2018."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -81,7 +81,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def by_name(images: Iterable[SubmissionImage]) -> dict[str, SubmissionImage]:
-    """Return the images by name. Raises DataError where two have one name, or none is there."""
+    """Return the images by name. Raises DataError if a name occurs twice or there are no images."""
     found: dict[str, SubmissionImage] = {}
     doubled = []
     for image in images:
@@ -91,12 +91,12 @@ def by_name(images: Iterable[SubmissionImage]) -> dict[str, SubmissionImage]:
     if doubled:
         raise DataError(list_problems(doubled))
     if not found:
-        raise DataError("there are no images that a submission could be about")
+        raise DataError("there are no images for a submission")
     return found
 
 
 def images_of(images: Iterable[PairedImage]) -> dict[str, SubmissionImage]:
-    """Return images of a file by their names in a submission."""
+    """Return the images of a file by their names in a submission."""
     return by_name(
         SubmissionImage(competition_name(image.file_name or str(image.image_id)), image.height, image.width)
         for image in images

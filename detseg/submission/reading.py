@@ -1,4 +1,4 @@
-"""Read a submission, and say of every row what is wrong with it."""
+"""Read a submission and report every problem of its rows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from detseg.structures import Predictions
 from detseg.structures import rle as rle_codec
 from detseg.submission.formats import FORMATS, CsvFormat, SubmissionImage, format_of
 
-# Where the size of an image is not known, no position is too large.
+# If the size of an image is unknown, no position is too large.
 _ANY_SIZE = 2**40
 
 
 @dataclass
 class Submission:
-    """What a CSV says: masks of every image, as COCO RLEs where its size is known, and what is wrong, in row order."""
+    """The content of a CSV: masks of every image, as COCO RLEs if its size is known, and the problems, in row order."""
 
     layout: CsvFormat
     masks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class Submission:
 def read_submission(
     path: str | Path, images: Mapping[str, SubmissionImage], layout: CsvFormat | None = None
 ) -> Submission:
-    """Read a CSV and check everything in it; `layout` None takes the format that its columns tell.
+    """Read a CSV and check everything in it; `layout` None detects the format by the columns.
 
-    Problems: columns that do not belong there, rows of another number of fields, images that are not to be predicted or
-    have no row, invalid run-lengths and those that leave the image or overlap another row's, empty rows beside others.
-    Raises DataError where the file is no such table at all.
+    Problems: unexpected columns, rows with a wrong number of fields, unknown images and images without a row, invalid
+    run-lengths, and those that exceed the image or overlap another row's, empty rows next to others. Raises DataError
+    if the file is not such a table at all.
     """
     path = Path(path)
     table, layout = _read_table(path, layout)
@@ -48,9 +48,7 @@ def read_submission(
     expected = [layout.key, layout.runs]
     if sorted(table.columns) != sorted(expected):
         others = ", ".join(repr(column) for column in table.columns if column not in expected)
-        found.append(
-            (1, f"{path}: line 1: has further columns ({others}); expected {','.join(expected)} and no others")
-        )
+        found.append((1, f"{path}: line 1: unexpected columns ({others}); expected only {','.join(expected)}"))
     rows_of: dict[str, list[Row]] = {}
     for row in table.rows:
         name = row.values[layout.key]
@@ -62,8 +60,8 @@ def read_submission(
             result.masks[name] = _read_image(path, rows, images[name], layout, found)
     result.problems = [text for _, text in sorted(found, key=lambda item: item[0])]
     result.problems += [
-        f"{path}: image {name} has no row; add one, with {layout.empty or 'nothing'} in {layout.runs} where "
-        "there is no object"
+        f"{path}: image {name} has no row; add one, with {layout.empty or 'nothing'} in {layout.runs} if it has no "
+        "objects"
         for name in images
         if name not in rows_of
     ]
@@ -91,7 +89,7 @@ def _read_table(path: Path, layout: CsvFormat | None) -> tuple[Table, CsvFormat]
 def _read_image(
     path: Path, rows: list[Row], image: SubmissionImage, layout: CsvFormat, problems: list[tuple[int, str]]
 ) -> list[dict[str, Any]]:
-    """Return the masks of one image that can be read; append what is wrong, with its line."""
+    """Return the valid masks of one image; append problems with their lines."""
     pixels = _ANY_SIZE if image.height is None or image.width is None else image.height * image.width
     good: list[tuple[Row, tuple[np.ndarray, np.ndarray]]] = []
     for row in rows:
@@ -101,7 +99,7 @@ def _read_image(
                 problems.append(
                     (
                         row.line,
-                        f"{where}: is that of an image without objects, but the image has {len(rows) - 1} more rows",
+                        f"{where}: marks an image without objects, but the image has {len(rows) - 1} more rows",
                     )
                 )
             continue
@@ -118,7 +116,7 @@ def _read_image(
 def _overlaps(
     path: Path, masks: list[tuple[Row, tuple[np.ndarray, np.ndarray]]], layout: CsvFormat
 ) -> list[tuple[int, str]]:
-    """Return one problem for every row that has pixels of a row in front of it in the file."""
+    """Return a problem for every row that shares pixels with an earlier row of the file."""
     if len(masks) < 2:
         return []
     starts = np.concatenate([runs[0] for _, runs in masks])
@@ -127,7 +125,7 @@ def _overlaps(
     order = np.argsort(starts, kind="stable")
     starts, ends, owner = starts[order], ends[order], owner[order]
     found: dict[int, tuple[int, int]] = {}
-    # Runs that are still open where another begins; few are, as masks hardly overlap.
+    # Runs that are still open where another begins; there are few, as masks hardly overlap.
     open_runs: list[tuple[int, int]] = []
     reach = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])
     meets = (starts < reach) | np.append(ends[:-1] > starts[1:], False)
@@ -148,7 +146,7 @@ def _overlaps(
         (
             masks[later][0].line,
             f"{_where(path, masks[later][0], layout)}: overlaps line {masks[earlier][0].line}, for example in pixel "
-            f"{pixel}; a pixel belongs to one object at most",
+            f"{pixel}; a pixel may belong to only one object",
         )
         for later, (earlier, pixel) in found.items()
     ]
@@ -160,28 +158,28 @@ def _where(path: Path, row: Row, layout: CsvFormat) -> str:
 
 def _unknown(name: str, images: Mapping[str, SubmissionImage]) -> str:
     if not name:
-        return "the name of the image is missing"
+        return "the image name is missing"
     bare = name.rsplit(".", 1)[0]
-    return "there is no such image" + (f"; write {bare}, without the suffix" if bare in images else "")
+    return "no such image" + (f"; write {bare}, without the suffix" if bare in images else "")
 
 
 def _line_of(problem: str) -> int:
-    """Return the line that a problem of `parse_table` names."""
+    """Return the line that a problem of `parse_table` mentions."""
     number = problem.rpartition("line ")[2].split(":")[0]
     return int(number) if number.isdigit() else 0
 
 
-# The competition's score of a submission.
+# The competition score of a submission.
 
 
 def score_submission(truth: GroundTruth, submission: Submission) -> dict[str, Any]:
-    """Score what was read with the images of the truth, as both competitions do: `object_ap`, whatever the classes.
+    """Compute the score of both competitions, `object_ap` over all classes, for a submission read with these images.
 
-    Returns what `summarize_objects` does. Raises DataError for a submission that has problems: no competition scores
-    it.
+    Returns the result of `summarize_objects`. Raises DataError for a submission with problems, which a competition
+    would not score.
     """
     if submission.problems:
-        raise DataError("a submission that is not valid has no score:\n" + list_problems(submission.problems))
+        raise DataError("the submission is invalid and has no score:\n" + list_problems(submission.problems))
     counts = []
     for image in truth.images:
         rles = submission.masks[competition_name(image.file_name)]

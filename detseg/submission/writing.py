@@ -18,14 +18,14 @@ from detseg.structures.overlaps import are_disjoint
 from detseg.submission.formats import CsvFormat, SubmissionImage
 from detseg.submission.reading import read_submission
 
-# What less is left of than this, when overlaps are resolved, repeats a better object.
+# When overlaps are resolved, an object with less than this fraction left is a duplicate of a better one.
 MIN_VISIBLE_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
 class Written:
-    """How many images and objects a submission has; empty: images without objects; missing: those of them that the
-    predictions do not have; resolved: images whose masks overlapped; dropped: objects that fell away there.
+    """Numbers of a written submission. empty: images without objects; missing: those of them without predictions;
+    resolved: images whose masks overlapped; dropped: objects that were removed there.
     """
 
     images: int
@@ -37,9 +37,9 @@ class Written:
 
 
 class SubmissionTable:
-    """The masks of a submission's images, which are added one image after the other and written as often as wanted.
+    """The masks of a submission's images, which are added image by image and can be written at any time.
 
-    images: all that the submission names, in order; those without predictions yet have no objects.
+    images: all images of the submission, in order; those without predictions so far have no objects.
     """
 
     def __init__(self, images: Mapping[str, SubmissionImage], layout: CsvFormat) -> None:
@@ -49,10 +49,10 @@ class SubmissionTable:
         self._masks: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, found: Predictions, *, refuse_overlaps: bool = False) -> Predictions:
-        """Take the predictions of an image, and return what of them is in the submission.
+        """Add the predictions of an image; return those that are in the submission.
 
-        Masks that overlap are resolved by score, or refused. Raises DataError for predictions of other images or
-        sizes, twice of one image, boxes alone, and overlaps where these are refused.
+        Overlapping masks are resolved by score, or refused. Raises DataError for predictions of other images or sizes,
+        an image that was added before, boxes without masks, and refused overlaps.
         """
         name = competition_name(found.file_name or str(found.image_id))
         problem = self._problem(found, name)
@@ -69,9 +69,9 @@ class SubmissionTable:
         return kept
 
     def write(self, path: str | Path, *, compare: bool = True) -> Written:
-        """Write the CSV under a temporary name, read it back and compare; then it takes the place of an older one.
+        """Write the CSV atomically, after reading it back and comparing.
 
-        Raises DataError where it cannot be written, RunError where it is not what was meant.
+        Raises DataError if it cannot be written, RunError if the comparison fails.
         """
         with written_whole(path, "the submission") as temporary:
             self._write(temporary)
@@ -87,14 +87,14 @@ class SubmissionTable:
         )
 
     def _problem(self, found: Predictions, name: str) -> str | None:
-        """Say why the predictions of an image cannot be submitted."""
+        """Return why the predictions of an image cannot be submitted, or None."""
         image = self.images.get(name)
         if image is None:
-            return "is predicted, but is none of the images to submit"
+            return "it has predictions, but is not one of the images to submit"
         if name in self._masks:
-            return "has predictions twice; fuse them"
+            return "it has predictions twice; fuse them"
         if found.rles is None and len(found):
-            return "its predictions are boxes without masks"
+            return "its predictions have no masks"
         if image.height is not None and (image.height, image.width) != (found.height, found.width):
             return (
                 f"predicted at {found.height} x {found.width} pixels (height x width), but the image has "
@@ -112,17 +112,16 @@ class SubmissionTable:
                 writer.writerows([name, text] for text in texts)
 
     def _compare(self, path: Path) -> None:
-        """Read what was written; raise RunError where it is not what was meant."""
+        """Read the written file; raise RunError if it differs from the masks."""
         back = read_submission(path, self.images, self.layout)
         if back.problems:
-            raise RunError("the written submission is not valid:\n" + list_problems(back.problems))
+            raise RunError("the written submission is invalid:\n" + list_problems(back.problems))
         for name, rles in self._masks.items():
-            # Other programs' run-lengths may say the same in another way; those that were read are as detseg writes
-            # them.
+            # Run-lengths of other programs may encode a mask differently; those read back are detseg's.
             meant = rle_codec.encode_runs(rle_codec.read_runs(rles))
             if [rle["counts"] for rle in meant] != [rle["counts"] for rle in back.masks[name]]:
                 raise RunError(
-                    f"the written submission does not hold the masks of image {name}; report this as a fault"
+                    f"the written submission does not contain the masks of image {name}; please report this bug"
                 )
 
 
@@ -136,7 +135,7 @@ def write_submission(
 ) -> Written:
     """Write a CSV with all images in their order, read it back and compare; an existing file is replaced.
 
-    Raises DataError, which lists all images whose predictions `SubmissionTable.add` refuses.
+    Raises DataError with all images whose predictions `SubmissionTable.add` refuses.
     """
     table = SubmissionTable(images, layout)
     problems: list[str] = []

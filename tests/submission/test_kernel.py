@@ -79,12 +79,12 @@ def test_what_cannot_be_a_kernel_is_refused_and_leaves_nothing(two_runs, tmp_pat
         ([*both, "sartorius"], "give --postprocess FILE"),
         ([*both, "melanoma"], "expected sartorius, dsb2018, or a YAML file"),
         ([*run_words, *output, "--competition", "sartorius"], "--owner NAME"),
-        ([*both, "sartorius", "--title", "x"], "titles of 5 to 50"),
+        ([*both, "sartorius", "--title", "x"], "expected 5 to 50"),
         ([*both, "sartorius", "--model-weights", "1"], "1 weights for 2 runs"),
         ([*both, "sartorius", "--tta", "sideways"], "sideways"),
         (["build_kernel"], "give one of --run"),
-        (["build_kernel", "--check", str(tmp_path)], "is no kernel"),
-        (["build_kernel", "--push", str(tmp_path)], "name a folder that build_kernel wrote"),
+        (["build_kernel", "--check", str(tmp_path)], "not a kernel"),
+        (["build_kernel", "--push", str(tmp_path)], "give a folder written by build_kernel"),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
@@ -207,5 +207,5 @@ def test_missing_inputs_are_named(kernel_folder, tmp_path):
     shutil.copytree(kernel_folder / "data", broken)
     (broken / "model1.safetensors").write_bytes(b"x")
     (broken / "fusion.yaml").unlink()
-    with pytest.raises(DataError, match=r"(?s)fusion.yaml: is missing.*model1.safetensors: is not the file"):
+    with pytest.raises(DataError, match=r"(?s)fusion.yaml: is missing.*model1.safetensors: differs"):
         Kernel(broken, tmp_path, hours=1, started=0)

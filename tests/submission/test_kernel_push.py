@@ -38,7 +38,7 @@ def test_the_guard_lets_in_listed_packages_and_what_they_require():
 def test_the_guard_lets_nothing_into_a_network():
     program = "import socket, urllib.request\n"
     for call in ("socket.create_connection(('127.0.0.1', 9))", "urllib.request.urlopen('http://localhost:9/')"):
-        assert "there is no network here" in guarded(program + call, []).stderr
+        assert "no network, as on Kaggle" in guarded(program + call, []).stderr
 
 
 def test_a_package_that_kaggle_lacks_and_nobody_can_install_is_named(two_runs, tmp_path, monkeypatch):
@@ -111,10 +111,10 @@ def test_push_stops_at_the_first_failure_and_without_a_token(kernel_folder, stan
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(stand_in))
     assert main(push) == 2
-    assert "Kaggle asks for a token" in capsys.readouterr().err
+    assert "Kaggle needs a token" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(push) == 2
-    assert "there is no command kaggle" in capsys.readouterr().err
+    assert "the command kaggle is not installed" in capsys.readouterr().err
     assert len(calls(stand_in)) == 1
 
 

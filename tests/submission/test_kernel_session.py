@@ -63,9 +63,9 @@ def test_the_notebook_gives_what_the_commands_give(kernel_folder, image_folder, 
 def test_a_check_of_other_places_or_without_images_is_refused(kernel_folder, tmp_path, capsys):
     check = ["build_kernel", "--check", str(kernel_folder)]
     assert main([*check, "--layout", "later"]) == 2
-    assert "--layout later: this kernel's inputs can be as now, before" in capsys.readouterr().err
+    assert "--layout later: expected one of now, before" in capsys.readouterr().err
     assert main([*check, "--images", str(tmp_path)]) == 2
-    assert "there are no images in this folder" in capsys.readouterr().err
+    assert "this folder has no images" in capsys.readouterr().err
 
 
 def test_a_session_survives_broken_images_and_says_so(kernel_folder, image_folder, tmp_path, capsys, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_session_whose_time_is_over_submits_what_it_has(kernel_folder, image_f
     kernel = session(tmp_path, kernel_folder, image_folder, hours=1, started=time.time() - 3600)
     kernel.load_models()
     kernel.predict()
-    assert "3 images are without objects" in kernel.said[0]
+    assert "3 images are submitted without objects" in kernel.said[0]
     assert is_valid(kernel.output, "abc")
 
 

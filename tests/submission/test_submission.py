@@ -91,10 +91,10 @@ def test_run_lengths_of_other_programs_are_compared_by_their_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (lambda: [small(MASKS, "c")], "image c: is predicted, but is none of the images"),
+        (lambda: [small(MASKS, "c")], "image c: it has predictions, but is not one of the images"),
         (lambda: [small(MASKS), small(MASKS)], "image a: has predictions twice"),
         (lambda: [predictions_of([rectangle(0, 0, 2, 2)], image_id="a")], "predicted at 40 x 50 pixels"),
-        (lambda: [Predictions("a", "a.png", *SIZE, np.ones((1, 4)), np.ones(1), np.zeros(1))], "boxes without masks"),
+        (lambda: [Predictions("a", "a.png", *SIZE, np.ones((1, 4)), np.ones(1), np.zeros(1))], "have no masks"),
     ],
 )
 def test_what_cannot_be_submitted_is_refused_and_nothing_is_written(tmp_path, found, message):
@@ -122,10 +122,10 @@ def test_round_trip(tmp_path_factory, labels, layout):
         ("a,1 2\nb,", []),
         ("a,1 2\na,2 1\nb,", ["line 3 (image a): overlaps line 2, for example in pixel 2"]),
         ("a,20 2\nb,", ["line 2 (image a): the run 20 2 leaves the image, which has 20 pixels"]),
-        ("a,1 2\na,\nb,", ["line 3 (image a): is that of an image without objects, but the image has 1 more rows"]),
-        ("a,\nb,\nc,", ["line 4 (image c): there is no such image"]),
-        ("a.png,\nb,", ["line 2 (image a.png): there is no such image; write a, without", "image a has no row"]),
-        (",1 2\na,\nb,", ["line 2 (image (no name)): the name of the image is missing"]),
+        ("a,1 2\na,\nb,", ["line 3 (image a): marks an image without objects, but the image has 1 more rows"]),
+        ("a,\nb,\nc,", ["line 4 (image c): no such image"]),
+        ("a.png,\nb,", ["line 2 (image a.png): no such image; write a, without", "image a has no row"]),
+        (",1 2\na,\nb,", ["line 2 (image (no name)): the image name is missing"]),
         ("a,", ["image b has no row"]),
         ("a,1 2,3\nb,", ["line 2: has 3 fields", "image a has no row"]),
         ("", ["image a has no row", "image b has no row"]),
@@ -165,8 +165,8 @@ def test_further_columns_are_a_problem(tmp_path, header):
     row = ",".join("a" if name == "id" else "" for name in header.split(","))
     path.write_text(f"{header}\n{row}\n")
     (problem,) = read_submission(path, by_name([A])).problems
-    assert "line 1: has further columns" in problem
-    assert "expected id,predicted and no others" in problem
+    assert "line 1: unexpected columns" in problem
+    assert "expected only id,predicted" in problem
 
 
 @pytest.mark.parametrize("text", ["", "x,y\n1,2\n", "id;predicted"])

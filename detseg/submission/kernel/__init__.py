@@ -1,1 +1,1 @@
-"""A Kaggle notebook that submits trained models: made (`bundle`), run on Kaggle (`run`), tried here (`check`), sent."""
+"""A Kaggle notebook that submits trained models: built (`bundle`), run on Kaggle (`run`), tested here (`check`)."""

@@ -1,13 +1,13 @@
-"""How many models and views the time of a session allows."""
+"""How many models and views fit into the time of a session."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# What is kept of the time for the end: the last image, the check of the CSV, saving.
+# Fraction of the time that is reserved for the end: the last image, checking and saving the CSV.
 _RESERVE = 0.03
-# The first images are slow (the device is set up); they count only where they took this much of all time.
+# The first images are slow (device initialization); they count only if they took this fraction of the total time.
 _LONG = 0.05
 
 
@@ -20,11 +20,11 @@ class Effort:
 
 
 class Budget:
-    """Measures images and reduces the effort where the time does not suffice: views first, then models.
+    """Measure the time per image and reduce the effort if time runs short: views first, then models.
 
     Args:
-        hours: of the session, from `started` on (seconds of `clock`).
-        views: of every model.
+        hours: duration of the session, from `started` on (seconds of `clock`).
+        views: number of views of every model.
     """
 
     def __init__(self, hours: float, started: float, views: Sequence[int], clock: Callable[[], float]) -> None:
@@ -33,22 +33,22 @@ class Budget:
         self.effort = Effort(len(views), max(views))
         self._views = tuple(views)
         self._clock = clock
-        self._measured: list[tuple[int, float]] = []  # passes of images through networks, and seconds
+        self._measured: list[tuple[int, float]] = []  # forward passes, seconds
 
     @property
     def is_over(self) -> bool:
         return self._clock() >= self.deadline
 
     def passes(self, effort: Effort) -> int:
-        """How often an image goes through a network."""
+        """Return the number of forward passes per image."""
         return sum(min(views, effort.views) for views in self._views[: effort.models])
 
     def took(self, images: int, seconds: float) -> None:
-        """Note how long images took with the present effort."""
+        """Record how many seconds images took with the present effort."""
         self._measured.append((images * self.passes(self.effort), seconds))
 
     def seconds_for(self, images: int, effort: Effort) -> float | None:
-        """How long images will take; None where too little is measured."""
+        """Return the expected seconds for images; None if too little has been measured."""
         counted = self._measured[1:]
         if not counted and self._measured and self._measured[0][1] > _LONG * self.seconds:
             counted = self._measured
@@ -58,7 +58,7 @@ class Budget:
         return seconds / passes * self.passes(effort) * images
 
     def plan(self, remaining: int) -> str | None:
-        """Reduce the effort as far as the remaining images need it; return what was done, in words, if anything."""
+        """Reduce the effort as far as the remaining images require; return a message if it was reduced."""
         before = self.effort
         while self._is_short(remaining):
             if self.effort.views > 1:
@@ -71,8 +71,8 @@ class Budget:
             return None
         left = max(self.deadline - self._clock(), 0)
         return (
-            f"{remaining} images would take {self.seconds_for(remaining, before) / 60:.1f} minutes of the "
-            f"{left / 60:.1f} that are left: from here on {self.effort.models} of {len(self._views)} models with "
+            f"{remaining} images would take {self.seconds_for(remaining, before) / 60:.1f} minutes, but only "
+            f"{left / 60:.1f} are left: continuing with {self.effort.models} of {len(self._views)} models and "
             f"{self.effort.views} of up to {max(self._views)} views"
         )
 

@@ -1,9 +1,9 @@
-"""Make what Kaggle's commands take: the data set (or model) with wheel and weights, and the notebook that uses it.
+"""Build the folder for the `kaggle` commands: a data set (or model) with wheels and weights, and the notebook.
 
-kernel/data/      dataset-metadata.json, or model-instance-metadata.json; manifest.json, detseg-*.whl and further
-                  wheels, model1.safetensors, model1.yaml (what it was trained with, to read), fusion.yaml,
+kernel/data/      dataset-metadata.json, or model-instance-metadata.json; manifest.json, detseg-*.whl and other
+                  wheels, model1.safetensors, model1.yaml (its training configuration, for reading), fusion.yaml,
                   postprocess.yaml
-kernel/model/     model-metadata.json, where the data go into a Kaggle Model
+kernel/model/     model-metadata.json, if the data become a Kaggle Model
 kernel/notebook/  kernel-metadata.json, the notebook
 """
 
@@ -38,13 +38,13 @@ FORMAT = "detseg kernel 1"
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What a kernel is made of.
+    """The content of a kernel.
 
-    runs: folders of trained models. fusion: how they are fused; postprocess: None takes the one of a single run.
-    views: of every model, as words of `predict --tta`; None takes TEST.AUG of each. weights: one per run, or none for 1
-    each. owner: name of the user on Kaggle. title: of the notebook, 5 to 50 letters; slugs follow from it. as_model:
-    the data go into a Kaggle Model and not a data set. wheels: further pure wheels. hours: None takes the
-    competition's.
+    runs: run folders of trained models. fusion: how they are fused. postprocess: None takes that of a single run.
+    views: of every model, as arguments of `predict --tta`; None takes TEST.AUG of each. weights: one per run, or empty
+    for 1 each. owner: user name on Kaggle. title: of the notebook, 5 to 50 characters; slugs are derived from it.
+    as_model: upload the data as a Kaggle Model instead of a data set. wheels: additional pure-Python wheels. hours:
+    None takes the competition's.
     """
 
     runs: Sequence[str]
@@ -61,18 +61,18 @@ class KernelOptions:
 
 
 def build_kernel(options: KernelOptions, output: Path) -> dict[str, Any]:
-    """Write the folder of a kernel, which appears whole or not at all; return the manifest.
+    """Write the folder of a kernel atomically; return the manifest.
 
     Raises:
-        ConfigError, DataError: options that do not fit together, a name that Kaggle does not take. RunError,
-        WeightsError: a run that cannot be predicted with, or not with what Kaggle has.
+        ConfigError, DataError: options that contradict each other, or a name that Kaggle does not accept.
+        RunError, WeightsError: a run that cannot predict, or not with the packages of Kaggle.
     """
     title = options.title or f"detseg {options.competition.slug}"[:50].strip("- ")
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     if not 5 <= len(title) <= 50 or not SLUG.fullmatch(slug):
-        raise ConfigError(f"--title {title!r}: Kaggle takes titles of 5 to 50 letters and digits")
+        raise ConfigError(f"--title {title!r}: expected 5 to 50 letters and digits, as Kaggle requires")
     if not SLUG.fullmatch(options.owner.lower()):
-        raise ConfigError(f"--owner {options.owner!r}: expected your name on Kaggle, as in the address of your profile")
+        raise ConfigError(f"--owner {options.owner!r}: expected your Kaggle user name, as in the URL of your profile")
     with whole_folder(output) as temporary:
         data = temporary / DATA
         data.mkdir()
@@ -92,7 +92,7 @@ def build_kernel(options: KernelOptions, output: Path) -> dict[str, Any]:
 
 
 def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
-    """Write wheels, weights and settings, and the manifest, which is returned."""
+    """Write wheels, weights, settings and the manifest; return the manifest."""
     from detseg.config import dump_config, load_flat_config
     from detseg.inference.loading import find_checkpoint, find_run_folder
     from detseg.inference.precision import AUTO, FULL
@@ -113,11 +113,11 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
         found = list(about.get("classes") or cfg.DATASETS.CLASSES)
         if number > 1 and found != classes:
             raise ConfigError(
-                f"{run} finds {', '.join(found)}, the first run {', '.join(classes)}; give runs with the same classes "
-                "in the same order"
+                f"{run} has the classes {', '.join(found)}, the first run {', '.join(classes)}; give runs with "
+                "the same classes in the same order"
             )
         classes = found
-        # What was measured on the machine of the training says nothing of Kaggle's; a wish for float32 does.
+        # A precision measured on the training machine says nothing about Kaggle's; a choice of float32 is kept.
         precision = FULL if cfg.TEST.PRECISION == FULL else AUTO
         views = None if options.views is None else list(options.views)
         member = {"weights": file.name, "run": "/".join(run.parts[-2:]), "weight": weight}
@@ -126,7 +126,7 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
             postprocess = Postprocess.load(run / POSTPROCESS_FILE)
     if postprocess is None:
         raise ConfigError(
-            "there are no thresholds, and every object counts: give --postprocess FILE, as tune_thresholds writes it "
+            "there are no thresholds, so all detections are submitted: give --postprocess FILE from tune_thresholds "
             "for these models, views and fusion"
         )
     named = classes or list(postprocess.classes)
@@ -135,7 +135,7 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
     write_own_wheel(folder)
     for wheel in options.wheels:
         if not wheel.name.endswith("-none-any.whl"):
-            raise DataError(f"--wheel {wheel}: expected a pure wheel, whose name ends in -none-any.whl")
+            raise DataError(f"--wheel {wheel}: expected a pure-Python wheel, with a name that ends in -none-any.whl")
         shutil.copy(wheel, folder)
     imports = add_missing_packages([folder / member["weights"] for member in members], folder, options.wheels)
     manifest = {
@@ -152,7 +152,7 @@ def _write_data(options: KernelOptions, folder: Path) -> dict[str, Any]:
 
 
 def _write_metadata(options: KernelOptions, folder: Path, title: str, slug: str) -> None:
-    """Write the JSON files that the `kaggle` commands read."""
+    """Write the JSON files for the `kaggle` commands."""
     facts = kaggle_facts()
     owner, data = options.owner.lower(), f"{slug[:42].rstrip('-')}-weights"
     sources: dict[str, list[str]] = {"dataset_sources": [], "model_sources": [], "kernel_sources": []}

@@ -1,7 +1,7 @@
-"""Run a kernel here as Kaggle would, and compare its CSV with what the commands give.
+"""Run a kernel locally as Kaggle would, and compare its CSV with that of the commands.
 
-The notebook runs in a process and an environment of its own: with no network, only the packages of Kaggle's image, and
-inputs that lie where Kaggle puts them, in every place that is known, below a temporary /kaggle (`KAGGLE_ROOT`).
+The notebook runs in a process and a virtual environment of its own: without network, with only the packages of Kaggle's
+image, and with inputs where Kaggle puts them, in every known layout, below a temporary /kaggle (`KAGGLE_ROOT`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from detseg.submission.kernel.inputs import MANIFEST
 from detseg.submission.kernel.push import read_metadata
 from detseg.submission.kernel.wheels import with_this_detseg
 
-# Runs the code cells of a notebook, each as one piece; what the last line of a cell gives is shown as Jupyter would.
+# Runs the code cells of a notebook one by one; the value of a cell's last line is printed, as Jupyter does.
 _RUNNER = """
 import ast, json, sys
 namespace = {"__name__": "__main__"}
@@ -49,8 +49,8 @@ for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["ce
 
 @dataclass(frozen=True)
 class Checked:
-    """One run of the notebook. problems: nothing where its CSV is that of the commands. rows: of that CSV. objects:
-    that it has.
+    """Result of one run of the notebook. problems: empty if its CSV equals that of the commands. rows, objects: their
+    numbers in that CSV.
     """
 
     layout: str
@@ -62,7 +62,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Built:
-    """A kernel's folder, as `build_kernel` wrote it."""
+    """The folder of a kernel, as written by `build_kernel`."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -75,11 +75,11 @@ class _Built:
             manifest = json_object(folder / DATA / MANIFEST)
             metadata = read_metadata(folder)
         except (OSError, ValueError) as error:
-            raise DataError(f"{folder}: is no kernel as build_kernel writes it ({error})") from None
+            raise DataError(f"{folder}: not a kernel written by build_kernel ({error})") from None
         return cls(folder, manifest, metadata, Competition.from_plain(manifest.get("competition"), str(folder)))
 
     def places(self) -> dict[str, dict[str, str]]:
-        """Where the inputs of this kernel can be below /kaggle/input, by the name of the layout."""
+        """The possible places of this kernel's inputs below /kaggle/input, by name of the layout."""
         is_model = bool(self.metadata["model_sources"])
         source = [*self.metadata["model_sources"], *self.metadata["dataset_sources"]][0]
         owner, data = source.split("/")[:2]
@@ -97,25 +97,25 @@ def check_kernel(
     """Run the notebook of a kernel once for every layout of the inputs.
 
     Args:
-        folder: as `build_kernel` wrote it.
-        images: folder of images that stand for the test images; None draws three synthetic ones.
-        layouts: names of some; none for all that this kernel can meet.
+        folder: from `build_kernel`.
+        images: folder of images to use as test images; None draws three synthetic ones.
+        layouts: names of layouts; empty for all that are possible for this kernel.
         python: the interpreter whose packages the notebook sees, as far as Kaggle has them.
 
-    Raises DataError for a folder that is no kernel, or has no images. RunError where the commands fail, or the
-    environment cannot be made.
+    Raises DataError for a folder that is no kernel, or has no images. RunError if the commands fail, or the virtual
+    environment cannot be created.
     """
     built = _Built.read(folder)
     known = built.places()
     if unknown := [name for name in layouts if name not in known]:
-        raise DataError(f"--layout {unknown[0]}: this kernel's inputs can be as {', '.join(known)}")
+        raise DataError(f"--layout {unknown[0]}: expected one of {', '.join(known)}")
     with tempfile.TemporaryDirectory(prefix="detseg_kernel_") as temporary:
         work = Path(temporary)
         if images is None:
             _draw_images(work / "images")
         files = image_files(images or work / "images")
         if not files:
-            raise DataError(f"--images {images}: there are no images in this folder")
+            raise DataError(f"--images {images}: this folder has no images")
         expected = _expected(built, files, work)
         environment = _make_environment(work / "environment", built, python)
         return [
@@ -136,7 +136,7 @@ def _draw_images(folder: Path) -> None:
 
 
 def _expected(built: _Built, files: Sequence[Path], work: Path) -> list[dict[str, str]]:
-    """Return the rows of the CSV that predict, fuse and make_submission give."""
+    """Return the rows of the CSV from predict, fuse and make_submission."""
     folder = work / "commands"
     folder.mkdir()
     data = (built.folder / DATA).resolve()
@@ -191,7 +191,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _make_environment(folder: Path, built: _Built, python: str) -> Path:
-    """Make an environment that sees the packages of another one, of them only those of Kaggle; return its Python."""
+    """Create an environment that sees the packages of another one, limited to those of Kaggle; return its Python."""
     if python == sys.executable:
         venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     else:
@@ -207,7 +207,7 @@ def _make_environment(folder: Path, built: _Built, python: str) -> Path:
     tops = ["detseg", *built.manifest["imports"]]
     text = Path(guard.__file__).read_text(encoding="utf-8")
     (site / "_kaggle_guard.py").write_text(f"{text}\ninstall({[*kaggle_facts()['packages']]!r}, {tops!r})\n", "utf-8")
-    # Read in the order of their names: the guard looks at what the first one adds.
+    # .pth files are read in alphabetical order: the guard checks what this one adds.
     (site / "a_packages.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(parents)), encoding="utf-8")
     (site / "b_guard.pth").write_text("import _kaggle_guard\n", encoding="utf-8")
     return own
@@ -222,7 +222,7 @@ def _check_layout(
     python: Path,
     root: Path,
 ) -> Checked:
-    """Lay the inputs out, run the notebook, compare."""
+    """Lay out the inputs, run the notebook, compare its CSV."""
     _lay_out(built, files, root / "input", places)
     working = root / "working"
     working.mkdir()
@@ -239,19 +239,19 @@ def _check_layout(
     log, problems, found = done.stdout + done.stderr, [], []
     output = working / "submission.csv"
     if done.returncode:
-        problems.append(f"the notebook ends with an error: {(log.strip().splitlines() or ['?'])[-1]}")
+        problems.append(f"the notebook failed: {(log.strip().splitlines() or ['?'])[-1]}")
     if not output.is_file():
-        problems.append("there is no submission.csv")
+        problems.append("the notebook wrote no submission.csv")
     else:
         found = _rows(output)
         pairs = zip(found, expected, strict=False)
         different = [number for number, (own, other) in enumerate(pairs, start=2) if own != other]
         if different:
-            problems.append(f"{len(different)} rows differ from those of the commands, line {different[0]} first")
+            problems.append(f"{len(different)} rows differ from those of the commands, first in line {different[0]}")
         if len(found) != len(expected):
             problems.append(f"{len(found)} rows, the commands give {len(expected)}")
     if _fingerprint(root / "input") != before:
-        problems.append("the inputs were changed, which Kaggle does not let anybody do")
+        problems.append("the notebook changed its inputs, which are read-only on Kaggle")
     for path in [root / "input", *(root / "input").rglob("*")]:  # so that they can be removed
         if path.is_dir():
             path.chmod(0o755)
@@ -261,7 +261,7 @@ def _check_layout(
 
 
 def _lay_out(built: _Built, files: Sequence[Path], inputs: Path, places: dict[str, str]) -> None:
-    """Copy images and data to where Kaggle has them, read-only, beside others that must not be taken for them."""
+    """Copy images and data to where Kaggle has them, read-only, next to decoys that must not be mistaken for them."""
     test = built.competition.tests[-1]
     competition = inputs / places["competition"]
     folder = competition / test.images
@@ -290,8 +290,8 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _without_network() -> list[str]:
-    """What begins a command line that has no network, child processes included; nothing where the system has no such
-    thing, and the guard refuses connections alone."""
+    """Return a command prefix that removes the network, for child processes too; empty if the system has none, and
+    only the guard refuses connections."""
     words = ["unshare", "--map-root-user", "--net"]
     if shutil.which(words[0]) is None:
         return []

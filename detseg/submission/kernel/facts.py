@@ -1,4 +1,4 @@
-"""What is known of Kaggle and of its competitions: `facts.yaml`, and files of the user's own for other competitions."""
+"""Facts about Kaggle and its competitions: `facts.yaml`, and YAML files of the user for other competitions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FACTS = Path(__file__).with_name("facts.yaml")
 class TestImages:
     """Where a competition has its test images.
 
-    sample: name of the table (CSV) that says which images are to be predicted. images: name of their folder, or zip
-    without its suffix, beside the table.
+    sample: name of the CSV that lists the images to predict. images: name of their folder, or of a zip without its
+    suffix, next to the CSV.
     """
 
-    __test__ = False  # pytest takes every class whose name begins with Test for tests
+    __test__ = False  # pytest would collect a class whose name begins with Test
 
     sample: str
     images: str
@@ -33,9 +33,9 @@ class TestImages:
 
 @dataclass(frozen=True)
 class Competition:
-    """A competition that is submitted to with a notebook.
+    """A competition with submission by notebook.
 
-    slug: as in its address. layout: of its CSV. hours: that a notebook may run. tests: the first that is there counts.
+    slug: as in its URL. layout: of its CSV. hours: time limit of a notebook. tests: the first one found is used.
     """
 
     slug: str
@@ -45,7 +45,7 @@ class Competition:
 
     @classmethod
     def from_plain(cls, values: Any, source: str) -> Competition:
-        """Read what `to_plain` gives, or the same with the name of a known format. Raises DataError naming source."""
+        """Parse the result of `to_plain`, or the same with the name of a known format. Raises DataError with source."""
         _check(values, {"slug": str, "format": (str, dict), "hours": (int, float), "tests": list}, source)
         chosen = values["format"]
         if isinstance(chosen, str) and chosen not in FORMATS:
@@ -61,12 +61,12 @@ class Competition:
             _check(test, {"sample": str, "images": str}, f"{source}: tests")
             tests.append(TestImages(**test))
         if not SLUG.fullmatch(values["slug"]) or not tests or not values["hours"] > 0:
-            raise DataError(f"{source}: expected the slug of its address, hours above 0, and at least one of tests")
+            raise DataError(f"{source}: expected slug (from the URL), hours above 0, and at least one entry in tests")
         layout = FORMATS[chosen] if isinstance(chosen, str) else CsvFormat(**chosen)
         return cls(values["slug"], layout, float(values["hours"]), tuple(tests))
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values, as JSON and YAML can hold them."""
+        """Return plain values for JSON and YAML."""
         return {
             "slug": self.slug,
             "format": asdict(self.layout),
@@ -82,9 +82,9 @@ def kaggle_facts() -> Mapping[str, Any]:
 
 
 def find_competition(name: str) -> Competition:
-    """Return a known competition, or the one that a YAML file describes (as an entry of facts.yaml does).
+    """Return a known competition, or one described by a YAML file like an entry of facts.yaml.
 
-    Raises DataError for a name that is neither, and for a file that says something else.
+    Raises DataError for a name that is neither, and for an invalid file.
     """
     known = kaggle_facts()["competitions"]
     if name in known:
@@ -100,10 +100,10 @@ def find_competition(name: str) -> Competition:
 
 
 def _check(values: Any, kinds: Mapping[str, type | Sequence[type]], source: str) -> None:
-    """Raise DataError where a mapping has not these keys with values of these kinds."""
+    """Raise DataError unless a mapping has exactly these keys, with values of these types."""
     if not isinstance(values, Mapping) or set(values) != set(kinds):
         found = ", ".join(map(str, values)) if isinstance(values, Mapping) else repr(values)[:80]
         raise DataError(f"{source}: expected {', '.join(kinds)}; found {found or 'nothing'}")
     for key, kind in kinds.items():
         if not isinstance(values[key], kind):
-            raise DataError(f"{source}: {key} is {str(values[key])[:80]!r}, which is not of the expected kind")
+            raise DataError(f"{source}: {key} is {str(values[key])[:80]!r}, which has the wrong type")

@@ -1,7 +1,7 @@
-"""Keeps a Python process to listed packages and without network, as a notebook on Kaggle is.
+"""Restrict a Python process to listed packages and cut its network, as for a notebook on Kaggle.
 
-The standard library alone: the text of this file is run by other environments, where there is no detseg. Packages bring
-the packages that they require.
+Standard library only: the source of this file runs in other environments, without detseg. Listed packages include the
+packages that they require.
 """
 
 import re
@@ -12,13 +12,13 @@ _TOOLS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "wheel")
 
 
 class _OnlyListed:
-    """A finder of modules that finds no others than allowed ones."""
+    """A module finder that finds only allowed modules."""
 
     def __init__(self, finder, allowed):
         self._finder, self._allowed = finder, allowed
 
     def find_spec(self, name, path=None, target=None):
-        # _sysconfigdata_...: of the standard library, under a name of this machine
+        # _sysconfigdata_...: a standard-library module whose name depends on the machine
         if path is None and name not in self._allowed and not name.startswith("_sysconfigdata"):
             return None
         return self._finder.find_spec(name, path, target)
@@ -28,7 +28,7 @@ class _OnlyListed:
 
 
 def allowed_modules(imports):
-    """The names that can be imported where packages with these names are there, with what they require."""
+    """Return the names that can be imported if the packages `imports` and their requirements are installed."""
     names_of = {}
     for name, distributions in metadata.packages_distributions().items():
         for distribution in distributions:
@@ -52,13 +52,13 @@ def _normal(distribution):
 
 def _refuse_network(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        if event == "socket.connect" and isinstance(arguments[1], (str, bytes)):  # of this machine
+        if event == "socket.connect" and isinstance(arguments[1], (str, bytes)):  # Unix sockets, local to this machine
             return
-        raise PermissionError(f"there is no network here ({event})")
+        raise PermissionError(f"no network, as on Kaggle ({event})")
 
 
 def install(imports, also=()):
-    """imports: names of packages that are there; also: further modules."""
+    """imports: names of installed packages. also: additional modules."""
     allowed = {*sys.stdlib_module_names, *sys.builtin_module_names, *_TOOLS, *also, *sys.modules}
     allowed |= allowed_modules(imports)
     sys.meta_path[:] = [_OnlyListed(finder, allowed) for finder in sys.meta_path]

@@ -1,4 +1,4 @@
-"""The inputs of a notebook, found by what is in them: Kaggle has moved its folders before."""
+"""Find the inputs of a notebook by their content, because Kaggle has moved its folders before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class FoundImages:
-    """images: all that the submission names, in order. files: of those that have one. sample, folder: where from."""
+    """images: all images of the submission, in order. files: those that exist. sample, folder: where they are from."""
 
     images: dict[str, SubmissionImage]
     files: dict[str, Path]
@@ -36,9 +36,9 @@ class FoundImages:
 def find_images(inputs: Path, competition: Competition, temporary: Path) -> FoundImages:
     """Find the competition's test images anywhere below a folder.
 
-    temporary: where images are unpacked that are in a zip.
+    temporary: folder to extract zipped images to.
 
-    Raises DataError, which says what was looked for and what is there, where there is no such table.
+    Raises DataError, with what was expected and what was found, if there is no table of test images.
     """
     tables: dict[str, list[Path]] = {}
     for parent, folders, files in os.walk(inputs, followlinks=True):
@@ -53,13 +53,13 @@ def find_images(inputs: Path, competition: Competition, temporary: Path) -> Foun
     there = sorted(path.relative_to(inputs).as_posix() for path in [*inputs.glob("*"), *inputs.glob("*/*")])
     wanted = " or ".join(test.sample for test in competition.tests)
     raise DataError(
-        f"{inputs}: there is no {wanted} with the columns {competition.layout.key},{competition.layout.runs}: attach "
-        f"the competition {competition.slug} to the notebook. There is:\n{list_problems(there or ['nothing'])}"
+        f"{inputs}: no {wanted} with the columns {competition.layout.key},{competition.layout.runs}; add the "
+        f"competition {competition.slug} to the notebook as an input. Found:\n{list_problems(there or ['nothing'])}"
     )
 
 
 def _names_in(sample: Path, layout: CsvFormat) -> list[str] | None:
-    """Return the images that a sample submission names; None where the file is another table."""
+    """Return the image names of a sample submission; None if the file is another table."""
     try:
         table = read_table(sample, [])
     except DataError as error:
@@ -80,7 +80,7 @@ def _images_beside(sample: Path, test: TestImages, names: Sequence[str], tempora
             with zipfile.ZipFile(archive) as file:
                 file.extractall(folder)
         else:
-            logger.warning("there is no folder %s beside %s: all images are without objects", test.images, sample)
+            logger.warning("no folder %s next to %s: all images are submitted without objects", test.images, sample)
     files: dict[str, Path] = {}
     for path in image_files(folder) if folder else ():
         files.setdefault(competition_name(path.name), path)
@@ -96,16 +96,16 @@ def _images_beside(sample: Path, test: TestImages, names: Sequence[str], tempora
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of the data set, and compare its files with it.
+    """Read the manifest of the data set, and compare the files with it.
 
-    Raises DataError for files that are missing or others.
+    Raises DataError for missing or different files.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     problems = [
-        f"{name}: {'is not the file' if (folder / name).is_file() else 'is missing'}"
+        f"{name}: {'differs' if (folder / name).is_file() else 'is missing'}"
         for name, digest in manifest["files"].items()
         if not (folder / name).is_file() or sha256_of(folder / name) != digest
     ]
     if problems:
-        raise DataError(f"{folder}: the data set is not the one of its manifest:\n{list_problems(problems)}")
+        raise DataError(f"{folder}: the data set does not match its manifest:\n{list_problems(problems)}")
     return manifest

@@ -1,4 +1,4 @@
-"""The notebook: a template of cells, and the .ipynb that is made of it."""
+"""The notebook: a template of cells, and the .ipynb made from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CELL = re.compile(r"^# %%(.*)\n", re.M)
 
 
 def make_notebook(values: Mapping[str, Any]) -> str:
-    """Return the text of the .ipynb; values: what stands for every `@name@` of the template."""
+    """Return the text of the .ipynb; values: replacements for `@name@` in the template."""
     text = _TEMPLATE.read_text(encoding="utf-8")
     text = re.sub(r"@(\w+)@", lambda match: str(values[match[1]]), text)
     _, *parts = _CELL.split(text)

@@ -1,4 +1,4 @@
-"""The commands that send a kernel to Kaggle and submit it."""
+"""The commands that upload a kernel to Kaggle and submit it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from detseg.submission.kernel.bundle import DATA, MODEL, NOTEBOOK
 
 _TOKEN = "KAGGLE_API_TOKEN"
 _TOKEN_FILES = ("access_token", "kaggle.json")
-_PATIENCE = 600  # seconds in which a new data set gets ready
-_PAUSE = 10.0  # seconds until it is asked for again
+_PATIENCE = 600  # seconds to wait for a new data set to become ready
+_PAUSE = 10.0  # seconds between polls
 
 
 def push_commands(folder: Path, message: str | None = None) -> list[list[str]]:
-    """Return the commands that send data and notebook; message: of a new version of data that are there already.
+    """Return the commands that upload data and notebook; message: of a new version of data that exist on Kaggle.
 
     Raises DataError for a folder that is no kernel.
     """
@@ -39,35 +39,35 @@ def push_commands(folder: Path, message: str | None = None) -> list[list[str]]:
 
 
 def submit_command(folder: Path, version: str = "VERSION", message: str = "detseg") -> list[str]:
-    """Return the command that submits a version of the notebook that has run. Raises DataError as `push_commands`."""
+    """Return the command that submits a version of the notebook that has run. Raises DataError like `push_commands`."""
     metadata = read_metadata(folder)
     words = ["kaggle", "competitions", "submit", metadata["competition_sources"][0], "-k", metadata["id"]]
     return [*words, "-v", version, "-f", "submission.csv", "-m", message]
 
 
 def read_metadata(folder: Path) -> dict:
-    """Read kernel-metadata.json of a kernel, as `build_kernel` wrote it."""
+    """Read kernel-metadata.json of a kernel, as written by `build_kernel`."""
     path = folder / NOTEBOOK / "kernel-metadata.json"
     try:
         metadata = {"dataset_sources": [], "model_sources": [], **json_object(path)}
         weights = metadata["dataset_sources"] or metadata["model_sources"]
         if not (weights and metadata.get("competition_sources") and metadata.get("id")):
-            raise ValueError("it has no id, or names no competition or no weights")
+            raise ValueError("no id, no competition or no weights")
         return metadata
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); name a folder that build_kernel wrote") from None
+        raise DataError(f"{path}: cannot be read ({error}); give a folder written by build_kernel") from None
 
 
 def run_commands(commands: list[list[str]]) -> None:
-    """Run commands one after the other; the state of a new data set is asked for until it is ready.
+    """Run commands in order, and wait until a new data set is ready.
 
-    Raises RunError where the program `kaggle` or its token is missing, and for a command that fails.
+    Raises RunError if the program `kaggle` or its token is missing, or a command fails.
     """
     if shutil.which("kaggle") is None:
-        raise RunError("there is no command kaggle: pip install 'detseg[kaggle]'")
+        raise RunError("the command kaggle is not installed: pip install 'detseg[kaggle]'")
     home = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle")
     if not os.environ.get(_TOKEN) and not any((home / name).is_file() for name in _TOKEN_FILES):
-        raise RunError(f"Kaggle asks for a token: set {_TOKEN}, or write it to {home / _TOKEN_FILES[0]}")
+        raise RunError(f"Kaggle needs a token: set {_TOKEN}, or write it to {home / _TOKEN_FILES[0]}")
     for words in commands:
         until = time.monotonic() + _PATIENCE
         while True:
@@ -77,9 +77,9 @@ def run_commands(commands: list[list[str]]) -> None:
             if words[1:3] != ["datasets", "status"] or "ready" in done.stdout:
                 break
             if time.monotonic() > until:
-                raise RunError(f"{words[-1]} is not ready yet; look at it on Kaggle, then push the notebook")
+                raise RunError(f"{words[-1]} is not ready yet; check it on Kaggle, then push the notebook")
             time.sleep(_PAUSE)
         if done.returncode:
             raise RunError(
-                f"{' '.join(words)} ended with status {done.returncode}; see above. Nothing after it was run"
+                f"{' '.join(words)} ended with status {done.returncode}; see above. The commands after it were not run"
             )

@@ -1,4 +1,4 @@
-"""What the cells of the notebook call, in their order; every step says in a few lines what it did."""
+"""The steps that the cells of the notebook call, in their order; each prints a short report."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from detseg.inference.views import View
 
 RERUN = "KAGGLE_IS_COMPETITION_RERUN"
-# The CSV is written again when writing it took no more than this part of the time since the last one.
+# The CSV is rewritten if that last took no more than this fraction of the time since then.
 _WRITING = 0.05
-_SECONDS = 10  # and not more often than this
-_LARGEST = (1600, 8000)  # width and height of the picture that the notebook shows
-_CHUNK = 4  # batches that go through one model after the other on a GPU
+_SECONDS = 10  # minimum interval
+_LARGEST = (1600, 8000)  # maximum width and height of the picture shown
+_CHUNK = 4  # batches per model before the next model's turn on the GPU
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model and the views that it sees images in; soft_masks: whether its probabilities are needed."""
+    """A model and its views; soft_masks: whether its mask probabilities are needed."""
 
     predictor: Predictor
     views: tuple[View, ...]
@@ -54,16 +54,16 @@ class Member:
 
 
 class Kernel:
-    """A session: the data set of the models, the test images and submission.csv.
+    """A session: the data set with the models, the test images and submission.csv.
 
     Args:
         bundle: folder of the data set, with its manifest.
-        root: /kaggle, where `input` is and `working` is written.
-        hours: that the session may take, from `started` (`time.time()`) on.
-        batch_size: images at once on a GPU; on a CPU it is one.
+        root: /kaggle, with `input`, and `working` for outputs.
+        hours: time limit of the session, from `started` (`time.time()`) on.
+        batch_size: images per batch on a GPU; 1 on a CPU.
 
     Raises:
-        DataError: the data set is not whole.
+        DataError: the data set is incomplete.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Kernel:
         self.output = self.root / "working" / "submission.csv"
         self.hours, self.started, self.batch_size = hours, started, batch_size
         self.is_rerun = bool(os.environ.get(RERUN))
-        self.broken: dict[str, str] = {}  # image -> why it has the row of an image without objects
-        self.said: list[str] = []  # what was left out for the sake of time and memory
+        self.broken: dict[str, str] = {}  # image -> why it is submitted without objects
+        self.said: list[str] = []  # messages about what was left out for lack of time or memory
         self._counts: Counter[int] = Counter()
         self._shown: list[tuple[Path, Predictions]] = []
-        self._written = (0.0, 0.0)  # when the CSV was written last, and how long it took
+        self._written = (0.0, 0.0)  # time of the last write of the CSV, and its duration
         kind = "the rerun with the hidden images" if self.is_rerun else "the commit run, with the few public images"
         print(f"detseg {self.manifest['detseg']}: {kind}; data set {self.bundle}")
 
@@ -94,14 +94,14 @@ class Kernel:
             ImageRecord(number, found.files[name].name, found.files[name], 0, 0, {})
             for number, name in enumerate((name for name in found.images if name in found.files), start=1)
         ]
-        self.broken.update({name: "there is no file" for name in found.images if name not in found.files})
+        self.broken.update({name: "it has no file" for name in found.images if name not in found.files})
         self.table = SubmissionTable(found.images, self.competition.layout)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._write()
         print(f"{len(found.images)} images to submit ({found.sample}), {len(self.records)} files ({found.folder})")
 
     def load_models(self) -> None:
-        """Load all models onto the GPU, or the CPU where none can be used."""
+        """Load all models onto the GPU, or the CPU if there is none."""
         from detseg.inference.predictor import Predictor
         from detseg.inference.views import PLAIN, parse_views
         from detseg.models.devices import usable_device
@@ -122,7 +122,7 @@ class Kernel:
         self.classes = self.members[0].predictor.classes
 
     def predict(self) -> None:
-        """Predict all images that the time suffices for; the CSV is valid at every moment."""
+        """Predict all images that time allows; the CSV is valid at every moment."""
         views = [len(member.views) for member in self.members]
         budget = Budget(self.hours, self.started, views, clock=time.time)
         position, members = 0, self._reduced(budget)
@@ -130,7 +130,7 @@ class Kernel:
             if budget.is_over:
                 left = self.records[position:]
                 self.broken.update({competition_name(record.file_name): "the time was over" for record in left})
-                self._say(f"the time is over: {len(left)} images are without objects")
+                self._say(f"time is over: {len(left)} images are submitted without objects")
                 break
             if (said := budget.plan(len(self.records) - position)) is not None:
                 self._say(said)
@@ -151,10 +151,10 @@ class Kernel:
                 self._write()
 
     def finish(self) -> None:
-        """Write the CSV, read it back and compare; print what is in it.
+        """Write the CSV, read it back and compare; print a summary.
 
-        Raises RunError where no image could be predicted, unless it is the rerun, which a CSV without objects serves
-        better than none.
+        Raises RunError if no image could be predicted; not in the rerun, where a CSV without objects is better than
+        none.
         """
         written = self.table.write(self.output)
         print(f"images   {written.images}\nobjects  {written.objects}")
@@ -171,7 +171,7 @@ class Kernel:
             raise RunError("no image could be predicted; see above")
 
     def pictures(self, count: int = 3) -> Image.Image | None:
-        """Return a picture of the first images with what is submitted; None in the rerun, where nobody looks."""
+        """Return a picture of the first images with their objects; None in the rerun, where nobody sees it."""
         if self.is_rerun or not self._shown:
             return None
         shown = [
@@ -185,7 +185,7 @@ class Kernel:
         return picture
 
     def _reduced(self, budget: Budget) -> list[Member]:
-        """The models and views that there is time for."""
+        """Return the models and views for which there is time."""
         from detseg.inference.combine import with_views
 
         members = self.members[: budget.effort.models]
@@ -196,7 +196,7 @@ class Kernel:
         ]
 
     def _predict(self, records: Sequence[ImageRecord], members: Sequence[Member]) -> dict[str, Predictions]:
-        """Predict images whatever happens: smaller batches, then the CPU where memory ends; others are `broken`."""
+        """Predict images; out of memory, use smaller batches, then the CPU. Images that fail are put into `broken`."""
         from detseg.models.devices import choose_device, is_out_of_memory
 
         try:
@@ -205,12 +205,12 @@ class Kernel:
             reason, full = first_line(error), is_out_of_memory(error)
         if full and self.batch_size > 1 and self.device.type != "cpu":
             self.batch_size //= 2
-            self._say(f"the GPU has no memory left: batches of {self.batch_size} from here on")
+            self._say(f"GPU out of memory: continuing with batches of {self.batch_size}")
             return self._predict(records, members)
         if len(records) > 1:
             return {name: found for one in records for name, found in self._predict([one], members).items()}
         if full and self.device.type != "cpu":
-            self._say(f"{records[0].file_name}: the GPU has no memory for it, the CPU predicts")
+            self._say(f"{records[0].file_name}: GPU out of memory, predicting on the CPU")
             device = self.device
             try:
                 self._move(members, choose_device("cpu"))
@@ -226,7 +226,7 @@ class Kernel:
             member.predictor.move_to(device, member.precision)
 
     def _predict_once(self, records: Sequence[ImageRecord], members: Sequence[Member]) -> dict[str, Predictions]:
-        """Predict images by all members; image -> fused predictions after the postprocess."""
+        """Predict images with all members; return image -> fused predictions after the postprocess."""
         found: dict[str, list[tuple[Member, Predictions]]] = {}
         for member in members:
             skipped: list[Any] = []

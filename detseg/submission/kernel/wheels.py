@@ -1,4 +1,4 @@
-"""The wheels that go with the notebook: detseg's own, and those of packages that Kaggle's image lacks."""
+"""The wheels that are uploaded with the notebook: detseg's own, and those of packages that Kaggle's image lacks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from detseg.version import __version__
 logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_TIME = (2026, 1, 1, 0, 0, 0)  # of every file, so that the same files make the same wheel
-# Predicts one picture with every model of a data set.
+_TIME = (2026, 1, 1, 0, 0, 0)  # of all files, so that the wheel is reproducible
+# Predicts one image with every model of a data set.
 _TRIAL = """
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
 
 
 def write_own_wheel(folder: Path) -> Path:
-    """Write the wheel of the detseg that runs, from a checkout or an installation, with configurations and tables.
+    """Write the wheel of the running detseg, from a checkout or an installation, with configurations and tables.
 
     No build tool is needed, and the same files give the same bytes.
     """
@@ -68,7 +68,7 @@ def write_own_wheel(folder: Path) -> Path:
 
 
 def with_this_detseg() -> dict[str, str]:
-    """The environment of a process that imports the detseg that runs, and not another one that is installed."""
+    """Return the environment of a process that imports the running detseg, not another installed one."""
     paths = [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
@@ -79,12 +79,13 @@ def _files_of(package: Path) -> list[Path]:
 
 
 def add_missing_packages(weights: Sequence[Path], folder: Path, given: Sequence[Path] = ()) -> list[str]:
-    """Put the pure wheels into a folder that the models need and Kaggle's image lacks; return the names they import.
+    """Put the pure-Python wheels that the models need and Kaggle's image lacks into a folder; return their import
+    names.
 
-    The models predict a picture in a process that can import only what the image has; what is missed is fetched by pip
-    in the version that is installed here, until it works. given: wheels that the user has.
+    The models predict an image in a process that can import only what the image has. Each missing package is fetched by
+    pip, in the version installed here, until prediction works. given: wheels provided by the user.
 
-    Raises DataError for packages that are not pure Python. RunError: a model cannot predict, for another reason.
+    Raises DataError for packages that are not pure Python. RunError if a model cannot predict for another reason.
     """
     tops = [name for path in given for name in _tops_of(path)]
     while True:
@@ -94,19 +95,19 @@ def add_missing_packages(weights: Sequence[Path], folder: Path, given: Sequence[
         done = subprocess.run(words, env=with_this_detseg(), capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return tops
-        # Many packages try optional ones: what is missed is what the error, or one that led to it, is about.
+        # Many packages try optional imports: the missing module is that of the error, or of one that led to it.
         missed = re.findall(r"No module named '(\w+)", done.stderr)
         distributions = metadata.packages_distributions()
         needed = next((name for name in reversed(missed) if name in distributions and name not in tops), None)
         if needed is None:
-            raise RunError(f"the models cannot predict with what Kaggle has:\n{done.stderr.strip()[-2000:]}")
+            raise RunError(f"the models cannot predict with the packages of Kaggle:\n{done.stderr.strip()[-2000:]}")
         path = _fetch(distributions[needed][0], folder)
         logger.info("Kaggle's image has no %s: %s goes with the data set", needed, path.name)
         tops += [needed, *_tops_of(path)]
 
 
 def _fetch(distribution: str, folder: Path) -> Path:
-    """Fetch the pure wheel of a package in the version that is installed here."""
+    """Fetch the pure-Python wheel of a package, in the version installed here."""
     before = set(folder.glob("*.whl"))
     pinned = f"{distribution}=={metadata.version(distribution)}"
     words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", pinned]
@@ -122,11 +123,11 @@ def _fetch(distribution: str, folder: Path) -> Path:
 
 
 def _tops_of(wheel: Path) -> list[str]:
-    """Return the names by which a wheel is imported."""
+    """Return the top-level import names of a wheel."""
     try:
         with zipfile.ZipFile(wheel) as file:
             names = file.namelist()
     except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{wheel}: is no wheel ({error})") from None
+        raise DataError(f"{wheel}: not a wheel ({error})") from None
     tops = {name.partition("/")[0].removesuffix(".py") for name in names if name.endswith(".py")}
     return sorted(top for top in tops if top.isidentifier())
