@@ -1,1 +1,1 @@
-"""Sweeps: files as W&B's servers take them, run without a server."""
+"""Run W&B sweep files without a server."""

@@ -1,4 +1,4 @@
-"""What a trial has reached, read from the files that its program writes, under the names that W&B knows them by."""
+"""The metric of a trial, read from the files of its program, under the names used in W&B."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detseg.files.run_files import FOLDS_RECORD, METRIC_LINES, METRICS_FILE, REC
 from detseg.runs.tracker import CROSS_FITTED, EVALUATION, FINAL, IN_SAMPLE, TUNING, flatten, is_score
 from detseg.tuning.trials import COCO_METRICS, OBJECT_METRICS
 
-# The programs of a sweep, and what is behind their own words so that a trial has a folder of its own.
+# The programs of a sweep, and the arguments appended so that each trial has its own output folder.
 PROGRAMS = {
     "train_net": ("OUTPUT_DIR={folder}",),
     "tune_thresholds": ("--output", "{folder}/tuned.yaml", "--overwrite"),
@@ -24,7 +24,7 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """name: as W&B has it, such as evaluation/object_ap. of_folds: trials are those of all folds."""
+    """name: as in W&B, such as evaluation/object_ap. of_folds: trials train all folds."""
 
     name: str
     maximize: bool
@@ -37,7 +37,7 @@ class Metric:
         return self.name.partition("/")[2]
 
     def reported(self, folder: Path) -> list[float]:
-        """Return the values while a trial runs, in order: those of its evaluations, or of the folds that are done."""
+        """Return the values of a running trial in order: those of its evaluations, or of the completed folds."""
         if self.program != "train_net":
             return []
         if self.of_folds:
@@ -50,7 +50,7 @@ class Metric:
         return [value for value in values if value is not None]
 
     def reached(self, folder: Path) -> float | None:
-        """Return the value of a trial that has ended; of evaluations the best. None where there is none."""
+        """Return the value of a finished trial, the best of its evaluations; None if there is none."""
         if self.program == "tune_thresholds":
             return _number(folder / "tuned.json", f"{self.score}/value")
         if self.name.startswith(f"{FINAL}/"):
@@ -59,19 +59,19 @@ class Metric:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a training has begun in the folder of a trial, so that it can be resumed."""
+    """Whether a training has started in the folder of a trial, so that it can be resumed."""
     return any((folder / name).exists() for name in (RECORD, FOLDS_RECORD))
 
 
 def read_metric(given: Any, program: str, words: Sequence[str]) -> Metric:
-    """Read `metric` of a sweep file; words: of its command.
+    """Parse `metric` of a sweep file; words: the arguments of its command.
 
-    Raises ConfigError where no run of the program logs such a number.
+    Raises ConfigError if no run of the program logs this metric.
     """
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise ConfigError("metric: expected {name: ..., goal: maximize}: what trials are compared by")
+        raise ConfigError("metric: expected {name: ..., goal: maximize}, the metric by which trials are compared")
     if extra := [str(key) for key in given if key not in ("name", "goal")]:
-        raise ConfigError(f"metric: {', '.join(extra)} cannot be done here; there are: name, goal")
+        raise ConfigError(f"metric: {', '.join(extra)} not supported; expected name and goal")
     name, goal = given["name"], given.get("goal", "minimize")
     if goal not in ("maximize", "minimize"):
         raise ConfigError(f"metric.goal: {goal!r}: expected maximize or minimize")
@@ -96,7 +96,7 @@ def _number(path: Path, name: str) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what a program has written, {} where it has not yet."""
+    """Return the content of a JSON file, {} if it does not exist yet."""
     try:
         return read_json(path)
     except RunError:

@@ -1,9 +1,9 @@
-"""The parameters of a sweep file: W&B's distributions, each as something that Optuna searches.
+"""The parameters of a sweep file: W&B's distributions, mapped to what Optuna can sample.
 
-    path    names from the outermost section to the parameter; W&B hands nested parameters on as mappings
-    name    the same, joined with dots
+    path    names from the outermost section to the parameter; W&B passes nested parameters as mappings
+    name    the path, joined with dots
 
-A distribution that Optuna does not have is searched as a number u in (0, 1), the share of its values that are smaller.
+A distribution that Optuna lacks is sampled by its quantile, a number u in (0, 1).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from detseg.errors import ConfigError
 if TYPE_CHECKING:
     import optuna
 
-# Lists and mappings are choices too, which a study stores as text.
+# Lists and mappings are legal choices too; a study stores them as strings.
 Plain = bool | int | float | str | list | dict | None
-_MOST_POINTS = 100_000  # of one parameter in a grid
-# Shares of a normal distribution that are left out at either end, where its values are infinite.
+_MOST_POINTS = 100_000  # limit per parameter in a grid
+# Tail probabilities cut off on both sides of a normal distribution, where its quantiles are infinite.
 _TAIL = 1e-6
 
 
 class Suggester(Protocol):
-    """What a parameter asks of a trial of Optuna."""
+    """The part of an Optuna trial that a parameter uses."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
     def suggest_int(self, name: str, low: int, high: int) -> int: ...
@@ -36,9 +36,9 @@ class Suggester(Protocol):
 
 @dataclass(frozen=True)
 class Parameter:
-    """path: see the module. choices: the values there are, or None where a number is drawn between low and high.
+    """path: see the module. choices: the legal values, or None for a number between low and high.
 
-    kind: what Optuna draws: "choice", "int", "float" or "log". to_value: from what is drawn to the parameter's value.
+    kind: what Optuna samples: "choice", "int", "float" or "log". to_value: from the sample to the parameter's value.
     step: of a quantized number, 0 for none.
     """
 
@@ -59,7 +59,7 @@ class Parameter:
         return self.kind == "choice" and len(self.choices or ()) == 1
 
     def suggest(self, trial: Suggester | optuna.Trial) -> Plain:
-        """Return the value in a trial, which is the same whenever the same trial is asked."""
+        """Return the value in a trial; the same trial always gives the same value."""
         if self.is_constant:
             return self.choices[0]
         if self.kind == "choice":
@@ -70,7 +70,7 @@ class Parameter:
         return self.to_value(trial.suggest_float(self.name, self.low, self.high, log=self.kind == "log"))
 
     def grid(self) -> list[Any] | None:
-        """Return what Optuna is to draw for every point of a grid in turn; None where there is no end of values."""
+        """Return the sample for every point of a grid; None if there are infinitely many."""
         if self.kind == "choice":
             return [label(value) for value in self.choices or ()]
         if self.kind == "int" and self.high - self.low < _MOST_POINTS:
@@ -82,21 +82,21 @@ class Parameter:
 
 
 def label(value: Plain) -> Any:
-    """Return a choice as a study stores it, and as plots show it."""
+    """Return a choice as stored in a study and shown in plots."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def read_parameters(given: Any, where: str) -> list[Parameter]:
-    """Read the section `parameters` of a sweep file; parameters in parameters become dotted names.
+    """Parse the section `parameters` of a sweep file; nested parameters get dotted names.
 
     Raises:
-        ConfigError: naming the parameter and what is wrong with it.
+        ConfigError: naming the parameter and the problem.
     """
     found = _read_section(given, where, ())
     names = [parameter.name for parameter in found]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{where}: {name} is given twice, as a parameter of its own and in a section")
+            raise ConfigError(f"{where}: {name} is given twice, as a dotted name and in a section")
     return found
 
 
@@ -108,10 +108,10 @@ def _read_section(given: Any, where: str, path: tuple[str, ...]) -> list[Paramet
         own = (*path, str(name))
         at = f"{where}.{name}"
         if not isinstance(spec, Mapping):
-            raise ConfigError(f"{at}: expected a section such as {{value: 3}} or {{values: [1, 2]}}, got {spec!r}")
+            raise ConfigError(f"{at}: expected a mapping such as {{value: 3}} or {{values: [1, 2]}}, got {spec!r}")
         if "parameters" in spec:
             if extra := sorted(set(spec) - {"parameters"}):
-                raise ConfigError(f"{at}: {', '.join(extra)} beside parameters: a section has no values of its own")
+                raise ConfigError(f"{at}: {', '.join(extra)} next to parameters: a section has no values of its own")
             found += _read_section(spec["parameters"], f"{at}.parameters", own)
         else:
             found.append(_read_parameter(spec, at, own))
@@ -121,7 +121,7 @@ def _read_section(given: Any, where: str, path: tuple[str, ...]) -> list[Paramet
 def _read_parameter(spec: Mapping[str, Any], at: str, path: tuple[str, ...]) -> Parameter:
     name = spec.get("distribution") or _usual_distribution(spec, at)
     if not isinstance(name, str) or name not in DISTRIBUTIONS:
-        raise ConfigError(f"{at}: the distribution {name!r} is not known here; there are: {', '.join(DISTRIBUTIONS)}")
+        raise ConfigError(f"{at}: unknown distribution {name!r}; expected one of: {', '.join(DISTRIBUTIONS)}")
     needed, optional, build = DISTRIBUTIONS[name]
     missing = [key for key in needed if key not in spec]
     extra = [str(key) for key in spec if key not in (*needed, *optional, "distribution")]
@@ -132,18 +132,18 @@ def _read_parameter(spec: Mapping[str, Any], at: str, path: tuple[str, ...]) -> 
     for key, value in own.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if key not in ("value", "values", "probabilities") and not number:
-            hint = "; YAML wants a point in it: 1.0e-4" if isinstance(value, str) and "e" in value else ""
+            hint = "; YAML numbers need a decimal point: 1.0e-4" if isinstance(value, str) and "e" in value else ""
             raise ConfigError(f"{at}.{key}: expected a number, got {value!r}{hint}")
     try:
         return build(path, **own)
     except OverflowError:
-        raise ConfigError(f"{at}: min and max of {name} are exponents of e, and too large") from None
+        raise ConfigError(f"{at}: min and max of {name} are exponents of e and too large") from None
     except ValueError as error:
         raise ConfigError(f"{at}: {error}") from None
 
 
 def _usual_distribution(spec: Mapping[str, Any], at: str) -> str:
-    """Return W&B's choice where a parameter names no distribution."""
+    """Return W&B's default distribution for a parameter that names none."""
     if "value" in spec:
         return "constant"
     if "values" in spec:
@@ -154,7 +154,7 @@ def _usual_distribution(spec: Mapping[str, Any], at: str) -> str:
     raise ConfigError(f"{at}: expected value, values, min and max, parameters, or a distribution")
 
 
-# From the entries of a parameter to a Parameter; ValueError says what is wrong with them.
+# Functions from the entries of a parameter to a Parameter; a ValueError describes the problem.
 
 
 def _choice(path: tuple[str, ...], values: Any, probabilities: Any = None) -> Parameter:
@@ -189,23 +189,23 @@ def _integers(path: tuple[str, ...], min: float, max: float) -> Parameter:
 
 
 def _numbers(kind: str, bounds: Callable[[float, float], tuple[float, float]]) -> Callable[..., Parameter]:
-    """A number between two bounds that follow from min and max; q: rounded to multiples of it."""
+    """A number between two bounds that are computed from min and max; q: rounded to multiples of it."""
 
     def build(path: tuple[str, ...], min: float, max: float, q: float | None = None) -> Parameter:
         low, high = _range(*bounds(*_range(min, max)))
         if kind == "log" and low <= 0:
-            raise ValueError(f"min {min:g}: expected more than 0, its logarithm is taken")
+            raise ValueError(f"min {min:g}: expected more than 0, because its logarithm is used")
         return Parameter(path, kind, None, low, high, _rounded(q), 0.0 if q is None else q)
 
     return build
 
 
 def _shares(inverse: Callable[[Any, float, Mapping[str, float]], float]) -> Callable[..., Parameter]:
-    """A distribution by the value (of `scipy.stats`) that a share of its values is below."""
+    """A distribution given by its quantile function (of `scipy.stats`)."""
 
     def build(path: tuple[str, ...], q: float | None = None, **shape: float) -> Parameter:
         if any(shape.get(name, 1) <= 0 for name in ("sigma", "a", "b")):
-            raise ValueError("sigma, a and b must be more than 0")
+            raise ValueError("sigma, a and b must be greater than 0")
         rounded = _rounded(q)
 
         def value(share: float) -> Any:
@@ -219,7 +219,7 @@ def _shares(inverse: Callable[[Any, float, Mapping[str, float]], float]) -> Call
 
 
 def _by_steps(build: Callable[..., Parameter]) -> Callable[..., Parameter]:
-    """The same distribution rounded to multiples of q, 1 where it is not given."""
+    """The same distribution rounded to multiples of q, by default 1."""
     return lambda path, q=1, **entries: build(path, q=q, **entries)
 
 
@@ -250,7 +250,7 @@ _uniform = _numbers("float", lambda low, high: (low, high))
 _log_values = _numbers("log", lambda low, high: (low, high))
 _log = _numbers("log", lambda low, high: (math.exp(low), math.exp(high)))
 _LIMITS, _SHAPE = ("min", "max"), ("mu", "sigma")
-# W&B's names: the entries that each needs, those it may have, and how a Parameter is made of them.
+# W&B's names -> required entries, optional entries, and the function that builds the Parameter.
 DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., Parameter]]] = {
     "constant": (("value",), (), lambda path, value: Parameter(path, "choice", (value,))),
     "categorical": (("values",), (), _choice),

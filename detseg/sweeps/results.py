@@ -1,4 +1,4 @@
-"""What a sweep has found: a table, pictures, and the best configuration."""
+"""The results of a sweep: a table, plots, and the best configuration."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 TABLE, BEST = "trials.csv", "best.yaml"
 IMPORTANCE, SLICES, PARALLEL = "importance.png", "slices.png", "parallel.png"
-# Of fewer trials no importance can be told.
+# Fewest complete trials for which importance is computed.
 _FEWEST = 4
 
 
 def write_results(search: Search) -> tuple[str, bool]:
-    """Write everything into the folder of the sweep.
+    """Write all results into the folder of the sweep.
 
     Returns:
-        the table for people, the best trial first; and whether any trial is complete.
+        the table as text, best trial first; and whether any trial is complete.
     """
     rows = _rows(search)
     names = [parameter.name for parameter in search.sweep.parameters]
@@ -65,7 +65,7 @@ def write_results(search: Search) -> tuple[str, bool]:
 
 
 def swept(search: Search, rows: Sequence[dict[str, Any]]) -> tuple[list[SweptParameter], list[SweptTrial]]:
-    """Return what is drawn: the parameters that were searched, and the trials that reached something, best first."""
+    """Return the data of the plots: the searched parameters, and the trials with a value, best first."""
     parameters = [
         SweptParameter(
             parameter.name,
@@ -83,7 +83,7 @@ def swept(search: Search, rows: Sequence[dict[str, Any]]) -> tuple[list[SweptPar
 
 
 def _rows(search: Search) -> list[dict[str, Any]]:
-    """The trials as plain values, the best first, then those that ended early, then the others."""
+    """Return the trials as plain values, the best first, then those that were stopped early, then the others."""
     rows = []
     for trial in search.study.get_trials(deepcopy=False):
         state = {"COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": "failed"}.get(trial.state.name, "unfinished")
@@ -116,9 +116,9 @@ def _draw(search: Search, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def importance(search: Search) -> dict[str, float]:
-    """Return the share of each parameter in what makes the complete trials differ; {} where it cannot be told.
+    """Return how much each parameter contributes to the variance of complete trials; {} if that cannot be computed.
 
-    By functional ANOVA of a random forest where scikit-learn is installed, else by Optuna's PED-ANOVA.
+    By functional ANOVA of a random forest if scikit-learn is installed, else by Optuna's PED-ANOVA.
     """
     optuna = import_optuna()
     complete = [trial for trial in search.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
@@ -130,8 +130,8 @@ def importance(search: Search) -> dict[str, float]:
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     try:
         return dict(optuna.importance.get_param_importances(search.study, evaluator=evaluator))
-    except (ValueError, RuntimeError) as error:  # of parameters that had one value in all trials, for example
-        logger.warning("no importance of parameters can be told: %s", error)
+    except (ValueError, RuntimeError) as error:  # for example if a parameter has one value in all trials
+        logger.warning("the importance of parameters cannot be computed: %s", error)
         return {}
 
 
@@ -158,7 +158,7 @@ def _write_best(search: Search, row: dict[str, Any]) -> None:
 
 
 def _config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take the words of train_net apart: its configuration, and the keys with their values."""
+    """Split the arguments of train_net into its configuration, and the keys with their values."""
     from_options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     from_options.add_argument("--config", "--config-file")
     for name in ("--fold", "--num-gpus", "--num-threads"):
@@ -170,10 +170,10 @@ def _config_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _beside(config: str, folder: Path) -> str:
-    """The path of a configuration from the folder of the sweep; detseg's own keep their names."""
+    """Return the path of a configuration relative to the folder of the sweep; names of detseg's own are kept."""
     return Path(os.path.relpath(config, folder)).as_posix() if os.path.isfile(config) else config
 
 
 def _cell(value: Any) -> str:
-    """A value for people, in four digits."""
+    """Format a value, with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(label(value))

@@ -1,7 +1,7 @@
-"""The trials of a sweep as an Optuna study in a file, which any number of processes and machines share.
+"""The trials of a sweep as an Optuna study in a file, shared by any number of processes and machines.
 
-A trial belongs to who holds its lock file. The lock goes when its holder dies, however that ends, and the trial, which
-the study still has as running, is then taken over under the same number by the next worker that looks.
+A trial belongs to the holder of its lock file. The lock is released when its holder dies in whatever way; the next
+worker that finds the trial unlocked but still running in the study takes it over, under the same number.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "trials.journal"
 TRIALS = "trials"
-VALUES = "values"  # the attribute of a trial with the values of its parameters, in their order
-# After so many trials in a row that failed from the beginning, something is wrong with all of them.
+VALUES = "values"  # trial attribute with the values of its parameters, in order
+# If this many trials all fail from the start, the sweep stops.
 MOST_FAILURES = 3
 
 
 @dataclass
 class Claim:
-    """A trial that is ours. values: by path, as `nested` takes them."""
+    """A trial that this worker holds. values: by path, for `nested`."""
 
     trial: optuna.Trial
     folder: Path
@@ -44,10 +44,10 @@ class Claim:
 
 
 class Search:
-    """The study of a sweep in its folder, made where there is none.
+    """The study of a sweep in its folder, created if there is none.
 
-    total: how many trials there are to be. seed: of what is drawn; a trial's depends on its number too, and with
-    `bayes` on the trials that have ended before.
+    total: number of trials of the sweep. seed: of the sampler; the samples of a trial depend on its number too, and
+    with `bayes` on the trials that have ended before.
     """
 
     def __init__(self, sweep: SweepFile, folder: Path, total: int, seed: int) -> None:
@@ -71,7 +71,7 @@ class Search:
             )
 
     def claim(self) -> Claim | None:
-        """Return a trial of a worker that died, else a new one; None where there are as many as there are to be.
+        """Return a trial of a worker that died, else a new one; None if `total` is reached.
 
         Raises:
             RunError: the first trials all failed.
@@ -82,7 +82,7 @@ class Search:
             for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 lock = self._lock(left.number)
                 if lock is not None:
-                    logger.info("trial %d goes on: its worker is gone", left.number)
+                    logger.info("trial %d continues: its worker died", left.number)
                     self.study.sampler = self._sampler(left.number)
                     return self._claimed(Trial(self.study, left._trial_id), lock)
             trials = self.study.get_trials(deepcopy=False)
@@ -100,13 +100,13 @@ class Search:
             return self._claimed(trial, lock)
 
     def others_run(self) -> bool:
-        """Whether trials are running, of this process or another."""
+        """Whether trials are running, in this process or another."""
         from optuna.trial import TrialState
 
         return bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
     def report(self, claim: Claim, values: list[float]) -> bool:
-        """Note the values of a running trial, all of them so far; return whether it is to end early."""
+        """Record all values of a running trial so far; return whether to stop it early."""
         known = self.study._storage.get_trial(claim.trial._trial_id).intermediate_values
         for step, value in enumerate(values, start=1):
             if step in known:
@@ -117,7 +117,7 @@ class Search:
         return False
 
     def tell(self, claim: Claim, state: str, value: float | None = None, note: str = "") -> None:
-        """Note how a trial has ended: "complete", "pruned" or "fail"; and let go of it."""
+        """Record how a trial ended ("complete", "pruned" or "fail") and release it."""
         from optuna.trial import TrialState
 
         if note:
@@ -130,7 +130,7 @@ class Search:
         return self.folder / TRIALS / f"{number:04d}"
 
     def json_file(self, number: int) -> Path:
-        """What `${args_json_file}` stands for in a trial."""
+        """Return the file for `${args_json_file}` in a trial."""
         return self.folder / f"sweep-{self.sweep.name}" / f"config-{number:04d}.json"
 
     def _lock(self, number: int) -> BaseFileLock | None:
@@ -143,12 +143,12 @@ class Search:
         return Claim(trial, self.trial_folder(trial.number), drawn, lock)
 
     def _sampler(self, number: int) -> Any:
-        """A sampler whose numbers depend on the trial: those of one seed would be the same in every process."""
+        """Return a sampler seeded by trial; with a common seed every process would draw the same values."""
         optuna = import_optuna()
         seed = (self.seed * 1_000_003 + number) % 2**32
         if self.sweep.method != "bayes":
             return optuna.samplers.RandomSampler(seed=seed)
-        first = max(3, min(10, self.total // 3))  # drawn at random before anything is known
+        first = max(3, min(10, self.total // 3))  # random trials at the start
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=first, multivariate=True, constant_liar=True)
 
     def _refuse_failures(self, trials: list[Any]) -> None:
@@ -159,12 +159,12 @@ class Search:
             last = ended[-1]
             raise RunError(
                 f"{self.folder}: the first {len(ended)} trials all failed, the last with: "
-                f"{last.user_attrs.get('note', 'no message')}. Mend {self.sweep.path}, and start without --resume"
+                f"{last.user_attrs.get('note', 'no message')}. Fix {self.sweep.path}, and start without --resume"
             )
 
 
 def import_optuna() -> Any:
-    """Optuna, quiet, or the message that it is missing."""
+    """Return Optuna with its logging reduced. Raises RunError if it is not installed."""
     try:
         import optuna
     except ImportError:

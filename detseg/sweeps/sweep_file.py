@@ -1,4 +1,4 @@
-"""A sweep file of W&B: read, and refused by name where it asks for what a sweep without a server cannot do."""
+"""Read a W&B sweep file; entries that need a server are refused by name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ KNOWN = (
     *("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap"),
     *("name", "description", "project", "entity"),
 )
-# W&B's own where a file has no command.
+# W&B's default for a file without a command.
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
-# What `macro_words` fills in, and the file that `${args_json_file}` stands for.
+# The macros that `macro_words` replaces, and `${args_json_file}`.
 MACROS = (
     *("args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags", "args_json", "args_json_file"),
     *("args_append_hydra", "args_override_hydra"),
@@ -36,7 +36,7 @@ _BEFORE_PROGRAM = ("${env}", "${interpreter}", "/usr/bin/env", "env", "python", 
 
 @dataclass(frozen=True)
 class Halving:
-    """Hyperband's early end of trials: at the 1st, eta-th, ... of `first` values, only the best 1/eta go on."""
+    """Hyperband's early stopping: after 1, eta, eta^2, ... times `first` values only the best 1/eta continue."""
 
     first: int
     eta: int
@@ -44,7 +44,7 @@ class Halving:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """One sweep. words: of the command after its program, with macros in them. text: of the file."""
+    """A sweep. words: arguments of the command after its program, with macros. text: of the file."""
 
     path: Path
     program: str
@@ -62,23 +62,23 @@ class SweepFile:
 
     @property
     def searched(self) -> list[Parameter]:
-        """The parameters that have more than one value."""
+        """The parameters with more than one value."""
         return [parameter for parameter in self.parameters if not parameter.is_constant]
 
     def grid_points(self) -> int | None:
-        """Return how many trials a grid has; None for other methods."""
+        """Return the number of trials of a grid; None for other methods."""
         if self.method != "grid":
             return None
         return math.prod(len(parameter.grid() or ()) for parameter in self.searched)
 
     def grid_point(self, number: int) -> dict[str, Any]:
-        """Return what Optuna is to draw in a trial of a grid, the last parameter changing fastest."""
+        """Return the samples of a trial of a grid; the last parameter changes fastest."""
         axes = [parameter.grid() or () for parameter in self.searched]
         point = next(itertools.islice(itertools.product(*axes), number, None))
         return dict(zip((parameter.name for parameter in self.searched), point, strict=True))
 
     def command(self, values: Mapping[tuple[str, ...], Any], json_file: Path) -> list[str]:
-        """Return the words behind the program, with the values of a trial as W&B's agent writes them."""
+        """Return the arguments after the program, with the values of a trial formatted as by W&B's agent."""
         words: list[str] = []
         for word in self.words:
             macro = word[2:-1] if word.startswith("${") and word.endswith("}") else ""
@@ -87,7 +87,7 @@ class SweepFile:
 
 
 def macro_words(macro: str, values: Mapping[str, Any], json_file: Path) -> list[str]:
-    """Return what W&B's agent puts in the place of a macro; values by the outermost names."""
+    """Return W&B's replacement for a macro; values: by their outermost names."""
     if macro == "args_json":
         return [json.dumps(values)]
     if macro == "args_json_file":
@@ -105,11 +105,11 @@ def macro_words(macro: str, values: Mapping[str, Any], json_file: Path) -> list[
 
 
 def read_sweep_file(path: Path) -> SweepFile:
-    """Read a sweep file, or one of detseg's own by name (configs/sweeps/...).
+    """Read a sweep file, or one that comes with detseg by name (configs/sweeps/...).
 
     Raises:
-        ConfigError: it is missing or wrong; it asks for what only a server has; no run of its program logs the metric.
-            The message names every such entry.
+        ConfigError: it is missing or invalid, needs a server, or no run of its program logs the metric. The message
+            lists every such entry.
     """
     named, path = path, path_or_own(path)
     if not path.exists():
@@ -119,7 +119,7 @@ def read_sweep_file(path: Path) -> SweepFile:
     if not isinstance(given, Mapping):
         raise ConfigError(f"{path}: expected the sections of a sweep file: program, method, metric, parameters")
     problems: list[str] = [
-        f"{name}: a sweep without a server cannot do this; known are: {', '.join(KNOWN)}"
+        f"{name}: not supported without a server; expected: {', '.join(KNOWN)}"
         for name in map(str, given)
         if name not in KNOWN
     ]
@@ -143,7 +143,7 @@ def read_sweep_file(path: Path) -> SweepFile:
             problems.append(str(error))
     for parameter in parts.get("parameters", ()) if given.get("method") == "grid" else ():
         if parameter.grid() is None:
-            problems.append(f"parameters.{parameter.name}: a grid needs values that can be counted: list them")
+            problems.append(f"parameters.{parameter.name}: a grid needs a finite number of values: list them")
     if problems:
         raise ConfigError(all_problems(str(path), [f"{path}: {text}" for text in problems]))
     program, words = parts["command"]
@@ -156,28 +156,28 @@ def read_sweep_file(path: Path) -> SweepFile:
 def _read_command(given: Mapping[str, Any]) -> tuple[str, list[str]]:
     command = given.get("command", DEFAULT_COMMAND)
     if isinstance(command, str) or not isinstance(command, Sequence):
-        raise ConfigError(f"command: expected a list of words, got {command!r}")
+        raise ConfigError(f"command: expected a list of arguments, got {command!r}")
     words = [str(word) for word in command]
     start = next((i for i, word in enumerate(words) if word == "${program}" or _program(word) in PROGRAMS), None)
     if start is None:
-        raise ConfigError(f"command: names no program; expected ${{program}}, or one of {', '.join(PROGRAMS)}")
+        raise ConfigError(f"command: has no program; expected ${{program}}, or one of {', '.join(PROGRAMS)}")
     before = [word for word in words[:start] if word not in (*_BEFORE_PROGRAM, "detseg", "-m")]
     if before:
-        raise ConfigError(f"command: {' '.join(before)} before the program cannot be done here: leave it out")
+        raise ConfigError(f"command: {' '.join(before)} before the program is not supported: remove it")
     named = given.get("program") if words[start] == "${program}" else words[start]
     program = _program(str(named))
     if program not in PROGRAMS:
         raise ConfigError(
-            f"program: {named}: a sweep here runs {' or '.join(PROGRAMS)}, which say what they reached; "
-            "tune_thresholds --fusion is the one for fusions"
+            f"program: {named}: not supported; expected {' or '.join(PROGRAMS)}, whose results are known; for fusions "
+            "use tune_thresholds --fusion"
         )
     words = words[start + 1 :]
     macros = [word for word in words if re.fullmatch(r"\$\{.*\}", word)]
     unknown = [word for word in macros if word[2:-1] not in MACROS]
     if unknown:
-        raise ConfigError(f"command: {', '.join(unknown)}: not known here; there are: {', '.join(MACROS)}")
+        raise ConfigError(f"command: {', '.join(unknown)}: not supported; expected: {', '.join(MACROS)}")
     if not macros:
-        raise ConfigError("command: no ${args...} is in it, so that every trial would be the same")
+        raise ConfigError("command: it has no ${args...}, so all trials would be the same")
     return program, words
 
 
@@ -190,7 +190,7 @@ def _program(word: str) -> str:
 def _read_method(given: Mapping[str, Any]) -> str:
     method = given.get("method")
     if method not in METHODS:
-        raise ConfigError(f"method: {method!r} cannot be done here; there are: {', '.join(METHODS)}")
+        raise ConfigError(f"method: {method!r} not supported; expected: {', '.join(METHODS)}")
     return method
 
 
@@ -202,7 +202,7 @@ def _read_run_cap(given: Mapping[str, Any]) -> int | None:
 
 
 def _read_halving(given: Mapping[str, Any]) -> Halving | None:
-    """Read W&B's `early_terminate`: trials are judged after min_iter, min_iter * eta, ... values of the metric, or
+    """Parse W&B's `early_terminate`: trials are compared after min_iter, min_iter * eta, ... values of the metric, or
     after max_iter / eta^s, ..., max_iter / eta."""
     stop = given.get("early_terminate")
     if stop is None:
@@ -210,12 +210,12 @@ def _read_halving(given: Mapping[str, Any]) -> Halving | None:
     where = "early_terminate"
     if not isinstance(stop, Mapping) or stop.get("type") != "hyperband":
         kind = stop.get("type") if isinstance(stop, Mapping) else stop
-        raise ConfigError(f"{where}.type: {kind!r} cannot be done here; there is: hyperband")
+        raise ConfigError(f"{where}.type: {kind!r} not supported; expected hyperband")
     known = ("type", "min_iter", "max_iter", "s", "eta", "strict")
     if extra := [str(name) for name in stop if name not in known]:
-        raise ConfigError(f"{where}: {', '.join(extra)}: not known; there are: {', '.join(known)}")
+        raise ConfigError(f"{where}: {', '.join(extra)}: unknown; expected: {', '.join(known)}")
     if stop.get("strict") is False:
-        raise ConfigError(f"{where}.strict: False cannot be done here: only the best 1/eta of trials go on")
+        raise ConfigError(f"{where}.strict: False not supported: only the best 1/eta of trials continue")
     for name in ("min_iter", "max_iter", "s", "eta"):
         value = stop.get(name, 2)
         if isinstance(value, bool) or not isinstance(value, int) or value < (2 if name == "eta" else 1):

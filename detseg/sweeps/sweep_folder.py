@@ -1,4 +1,4 @@
-"""The folder of a sweep: found, made, and whose it is."""
+"""Find or create the folder of a sweep, and check that it belongs to the sweep file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DEFAULT_PARENT = Path("runs") / "sweeps"
 
 
 def open_sweep(sweep: SweepFile, output: Path | None, trials: int | None, *, resume: bool) -> tuple[Path, int]:
-    """Find or make the folder of a sweep; return it and how many trials there are to be in all.
+    """Find or create the folder of a sweep; return it and the total number of trials.
 
-    output: None for the next number in runs/sweeps/NAME, or with `resume` the last one.
+    output: None for the next number in runs/sweeps/NAME, or, with `resume`, the last one.
 
     Raises:
-        ConfigError: it is not known how many trials there are to be, or they are more than a grid has.
-        RunError: there is no sweep to resume, there is one already, or it is that of another file.
+        ConfigError: the number of trials is not given, or larger than the grid.
+        RunError: there is no sweep to resume, the folder has one already, or one of another file.
     """
     folder = output
     if folder is None and resume:
@@ -31,15 +31,15 @@ def open_sweep(sweep: SweepFile, output: Path | None, trials: int | None, *, res
         folder = found[-1]
     record = read_json(folder / RECORD) if folder is not None and (folder / RECORD).is_file() else None
     if record is not None and not resume:
-        raise RunError(f"{folder} holds a sweep: --resume goes on with it, another --output leaves it")
+        raise RunError(f"{folder} contains a sweep: give --resume to continue it, or another --output")
     points = sweep.grid_points()
     recorded = (record or {}).get("trials")
     total = trials or (recorded if type(recorded) is int and recorded > 0 else None) or sweep.run_cap or points
     if total is None:
-        raise ConfigError(f"how many trials? Give --trials N, or write run_cap: N into {sweep.path}")
+        raise ConfigError(f"the number of trials is missing: give --trials N, or run_cap: N in {sweep.path}")
     if points is not None and total > points:
         if trials:
-            raise ConfigError(f"--trials is {trials}, and the grid of {sweep.path} has {points} points")
+            raise ConfigError(f"--trials is {trials}, but the grid of {sweep.path} has only {points} points")
         total = points
     if folder is None:
         folder = next_number(DEFAULT_PARENT / sweep.name)
@@ -53,13 +53,13 @@ def open_sweep(sweep: SweepFile, output: Path | None, trials: int | None, *, res
 
 
 def _refuse_other_search(now: SweepFile, before: SweepFile, folder: Path) -> None:
-    """Other limits may be given to a sweep that is resumed; what its trials are compared by, and of, stays."""
+    """Refuse to resume with another program, arguments, metric or parameters; limits may change."""
     for name in ("program", "words", "metric"):
         if getattr(now, name) != getattr(before, name):
-            raise RunError(f"{folder} was begun with another {name} than {now.path} has now: start another sweep")
+            raise RunError(f"{folder} was started with another {name} than {now.path} has now: start a new sweep")
     parameters = [
         [(each.path, each.kind, each.choices, each.low, each.high, each.step) for each in sweep.parameters]
         for sweep in (now, before)
     ]
     if parameters[0] != parameters[1] or now.method != before.method:
-        raise RunError(f"{folder} was begun with other parameters than {now.path} has now: start another sweep")
+        raise RunError(f"{folder} was started with other parameters than {now.path} has now: start a new sweep")

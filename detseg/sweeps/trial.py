@@ -1,4 +1,4 @@
-"""One trial: the command of the sweep file as a process of its own, watched until it ends."""
+"""One trial: the command of the sweep file in a process of its own, watched until it ends."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from detseg.sweeps.search import Claim, Search
 
 logger = logging.getLogger(__name__)
 
-# How often a trial whose process something else killed is started again before it counts as failed.
+# How often a trial is started if something else kills its process, before it counts as failed.
 MOST_STARTS = 3
 
 
 def run_trial(search: Search, claim: Claim, environment: dict[str, str], stopped: Callable[[], bool]) -> None:
-    """Run a trial to its end and note it in the study; one that is stopped stays as it is, to be continued.
+    """Run a trial to its end and record it in the study; a stopped one stays unfinished, to be resumed.
 
-    environment: what the process gets beside this one's own variables.
+    environment: environment variables that are added for the process.
     """
     sweep, folder, started = search.sweep, claim.folder, time.monotonic()
     logger.info("trial %d begins: %s", claim.number, _short(claim))
-    if not _wait_while_in_use(folder, stopped):  # by a process of a worker that was killed: it may as well finish
+    if not _wait_while_in_use(folder, stopped):  # the process of a killed worker may still finish the trial
         claim.lock.release()
         return
     for _ in range(MOST_STARTS):
@@ -41,16 +41,20 @@ def run_trial(search: Search, claim: Claim, environment: dict[str, str], stopped
         if ended == "pruned":
             values = sweep.metric.reported(folder)
             logger.info(
-                "trial %d ends early: %s %.4f after %d values", claim.number, sweep.metric.name, values[-1], len(values)
+                "trial %d stopped early: %s %.4f after %d values",
+                claim.number,
+                sweep.metric.name,
+                values[-1],
+                len(values),
             )
             search.tell(claim, "pruned")
             return
         if 0 <= ended <= 128:
             break
-        logger.warning("the process of trial %d was ended from outside (%d): it goes on", claim.number, ended)
+        logger.warning("the process of trial %d was killed (%d): restarting it", claim.number, ended)
     value = sweep.metric.reached(folder) if ended == 0 else None
     if value is None:
-        note = last_words(log_of(folder)) if ended else f"it ended without {sweep.metric.name}"
+        note = last_words(log_of(folder)) if ended else f"no {sweep.metric.name} in its results"
         logger.warning("trial %d failed (exit status %s, %s): %s", claim.number, ended, log_of(folder), note)
         search.tell(claim, "fail", note=note)
         return
@@ -59,7 +63,7 @@ def run_trial(search: Search, claim: Claim, environment: dict[str, str], stopped
 
 
 def command_of(search: Search, claim: Claim) -> list[str]:
-    """Return the words behind `detseg` that run a trial."""
+    """Return the arguments of `detseg` that run a trial."""
     sweep, folder = search.sweep, claim.folder
     json_file = search.json_file(claim.number)
     if "${args_json_file}" in sweep.words:
@@ -70,12 +74,12 @@ def command_of(search: Search, claim: Claim) -> list[str]:
 
 
 def log_of(folder: Path) -> Path:
-    """Where the output of a trial's process goes."""
+    """Return the log file of a trial's process."""
     return folder.with_name(f"{folder.name}.log")
 
 
 def _run_once(search: Search, claim: Claim, environment: dict[str, str], stopped: Callable[[], bool]) -> int | str:
-    """Return the exit status of the process; "pruned" or "stopped" where it was made to end."""
+    """Return the exit status of the process, "pruned" if it was stopped early, or "stopped"."""
     claim.folder.mkdir(exist_ok=True)
     with open(log_of(claim.folder), "ab") as log:
         process = start_command(command_of(search, claim), log, environment)
@@ -94,12 +98,12 @@ def _run_once(search: Search, claim: Claim, environment: dict[str, str], stopped
 
 
 def _wait_while_in_use(folder: Path, stopped: Callable[[], bool]) -> bool:
-    """Wait until no other process holds the run folder of a trial; return False where that was stopped."""
+    """Wait until no other process holds the run folder of a trial; return False if stopped meanwhile."""
     for number, _ in enumerate(while_in_use(folder)):
         if stopped():
             return False
         if number == 0:
-            logger.info("%s is still in use by a process of an earlier worker: waiting until it has ended", folder)
+            logger.info("%s is still in use by a process of an earlier worker: waiting until that ends", folder)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Who runs the trials: threads of this process, each with a process for its trial; or tasks on a Ray cluster."""
+"""The workers of a sweep: threads of this process, each with a process for its trial; or tasks on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def work(search: Search, environment: dict[str, str], stopped: Callable[[], bool]) -> None:
-    """Run trials until all are done, those of workers that die meanwhile included."""
+    """Run trials until all are done, including those of workers that die meanwhile."""
     while not stopped():
         claim = search.claim()
         if claim is not None:
@@ -32,7 +32,7 @@ def work(search: Search, environment: dict[str, str], stopped: Callable[[], bool
 
 
 def work_here(search: Search, workers: int, stopped: Callable[[], bool]) -> None:
-    """Run trials by `workers` threads of this process. Raises what the first of them raised."""
+    """Run trials in `workers` threads of this process. Raises the first exception of any of them."""
     failures: list[BaseException] = []
     stop = threading.Event()
 
@@ -60,22 +60,22 @@ def work_here(search: Search, workers: int, stopped: Callable[[], bool]) -> None
 
 
 def environment_of(search: Search, number: int, workers: int) -> dict[str, str]:
-    """Return the variables of the trials of a worker: its GPU, its share of the cores, and the group of the sweep."""
+    """Return the environment variables of a worker's trials: its GPU, its share of the cores, the sweep's group."""
     return {**group_environment(search), **worker_environment(number, workers)}
 
 
 def group_environment(search: Search) -> dict[str, str]:
-    """Return the variables by which the trials of a sweep are one group in W&B, offline unless asked otherwise."""
+    """Return the environment variables that group the trials of a sweep in W&B, offline by default."""
     group = os.environ.get("WANDB_RUN_GROUP", f"{search.sweep.name}-{search.folder.name}")
     mode = "disabled" if missing_wandb("auto") else os.environ.get("WANDB_MODE", "offline")
     return {"DETSEG_SWEEP": "1", "WANDB_RUN_GROUP": group, "WANDB_MODE": mode}
 
 
 def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> None:
-    """Run trials as `workers` tasks at a time of the Ray cluster that was joined, and leave it.
+    """Run trials as `workers` concurrent tasks of the Ray cluster that was joined; leave the cluster at the end.
 
-    The folder of the sweep must have the same path on all machines. A task whose machine is lost is run again by Ray,
-    and takes over the trial that was left.
+    The folder of the sweep must have the same path on all machines. If a machine is lost, Ray runs its task again,
+    which takes over the unfinished trial.
     """
     import ray
 
@@ -86,7 +86,7 @@ def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> No
     paths = [str(path.absolute()) for path in (search.sweep.path, search.folder)]
     given = (*paths, search.total, search.seed, os.getcwd(), cores)
     stop_file = search.folder / STOP_FILE
-    stop_file.unlink(missing_ok=True)  # of a sweep that was killed while it stopped
+    stop_file.unlink(missing_ok=True)  # left by a sweep that was killed while stopping
     try:
         running = [task.remote(*given) for _ in range(workers)]
         while running:
@@ -100,12 +100,12 @@ def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> No
         ray.shutdown()
 
 
-# While it is there, tasks on other machines end their trials to be continued later.
+# While this file exists, tasks on other machines stop their trials, to be resumed later.
 STOP_FILE = ".stop"
 
 
 def _work_in_task(sweep_file: str, folder: str, total: int, seed: int, current: str, cores: int) -> None:
-    """What a task of Ray does: `work`, with the GPU that Ray has given it."""
+    """Run `work` in a Ray task, on the GPU that Ray has assigned to it."""
     os.chdir(current)
     logging.basicConfig(level=logging.INFO)
     search = Search(read_sweep_file(Path(sweep_file)), Path(folder), total, seed)

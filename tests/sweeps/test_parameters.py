@@ -105,7 +105,7 @@ def test_points_of_a_grid(spec: dict, points: list | None):
     ("spec", "expected"),
     [
         ({"distribution": "cauchy", "min": 0}, "cauchy.*log_uniform_values"),
-        ({"distribution": ["uniform"], "min": 0, "max": 1}, "uniform.*is not known"),
+        ({"distribution": ["uniform"], "min": 0, "max": 1}, "unknown distribution.*uniform"),
         ({"min": 3}, "expected value, values, min and max"),
         ({"min": 3, "max": 1}, "above max"),
         ({"min": "1e-4", "max": 1}, r"1\.0e-4"),
@@ -118,8 +118,8 @@ def test_points_of_a_grid(spec: dict, points: list | None):
         ({"values": [1, 2], "probabilities": [0.5, 0.4]}, "add up to 0.9"),
         ({"values": [1, 2], "probabilities": [1]}, "one for each"),
         ({"value": 1, "vlaue": 2}, "takes no vlaue"),
-        ({"parameters": {"q": {"value": 1}}, "value": 2}, "beside parameters"),
-        ([1], "expected a section"),
+        ({"parameters": {"q": {"value": 1}}, "value": 2}, "next to parameters"),
+        ([1], "expected a mapping"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_name_of_the_parameter(spec: object, expected: str):
