@@ -1,1 +1,1 @@
-"""A study: many trainings and what is made of them, as stages that run once, side by side, and are compared."""
+"""Studies: trainings and their evaluation as stages that run once, in parallel, and are compared in a table."""

@@ -1,6 +1,6 @@
-"""What a stage depends on, as hashes: its words, configuration, data and code, and the stages before it.
+"""What a stage depends on, as hashes: its arguments, configuration, data and code, and the stages before it.
 
-A stage whose parts are the same has been done. Data are hashed by content: a copy on another machine is the same.
+A stage whose dependencies have not changed is not run again. Data are hashed by content, so copies are equal.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from detseg.runs.fold_runs import FREE
 from detseg.study.stages import Stage
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# Larger files are told apart by size, beginning, middle and end.
+# Larger files are compared by size and by their beginning, middle and end.
 _READ_WHOLE = 2**24
 _SETS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.EXTRA_TRAIN")
 _FILES = ("DATASETS.PSEUDO", "DATASETS.FOLDS", "SEMI.UNLABELED", "MODEL.WEIGHTS")
-# What changes nothing that is learned; DATASETS.TEST is what folds are validated on.
+# Keys without influence on the trained model; DATASETS.TEST has one, as folds are validated on it.
 _FREE_KEYS = [key for key in FREE if key not in ("MODEL.ENGINE", "DATASETS.TEST")]
 
 Parts = dict[str, Any]
 
 
 def parts_of(stage: Stage, before: Mapping[str, str]) -> Parts:
-    """Return what a stage depends on, plain values: words, settings, data, code, and the identities `before` of the
-    stages that it needs.
+    """Return what a stage depends on, as plain values: arguments, settings, data, code, and the identities `before` of
+    the stages that it needs.
 
-    Raises DetsegError where its configuration cannot be read.
+    Raises DetsegError if its configuration cannot be read.
     """
     parts: Parts = {"words": [word for word in stage.words if word != stage.config]}
     outside = [word for word in parts["words"] if "<" not in word]
@@ -50,7 +50,7 @@ def parts_of(stage: Stage, before: Mapping[str, str]) -> Parts:
         made_here = {key: value for key, value in stage.settings.items() if "<" in str(value)}
         others = {key: value for key, value in stage.settings.items() if key not in made_here}
         keys = load_config(stage.config, as_words(others)).flatten() | made_here
-        defaults = default_values()  # which a change of the code may change, and add to
+        defaults = default_values()  # compared too, as new code may change them
         parts["settings"] = {
             key: value for key, value in keys.items() if key not in _FREE_KEYS and value != defaults.get(key)
         }
@@ -65,12 +65,12 @@ def parts_of(stage: Stage, before: Mapping[str, str]) -> Parts:
 
 
 def identity(parts: Parts) -> str:
-    """Return twelve digits that tell stages apart."""
+    """Return twelve hex digits that identify a stage by its dependencies."""
     return _digest([json.dumps(parts, sort_keys=True)])[:12]
 
 
 def differences(before: Parts, now: Parts) -> list[str]:
-    """Return which parts have changed, in words for people."""
+    """Return which dependencies have changed, for messages."""
     told = {"words": "configuration", "settings": "configuration", "sets": "data", "data": "data", "code": "code"}
     changed = [told[name] for name in told if before.get(name) != now.get(name)]
     needed = before.get("needs", {})
@@ -79,7 +79,7 @@ def differences(before: Parts, now: Parts) -> list[str]:
 
 
 def _set_identity(name: str) -> str:
-    """A data set that no stage makes: its file and its images."""
+    """Return the hash of a data set that no stage makes: of its file and its images."""
     entry = find_dataset(name)
     if entry.generator:
         return f"{entry.generator} {dict(entry.options)}"
@@ -89,18 +89,18 @@ def _set_identity(name: str) -> str:
 
 
 def _with_images(file: Path, image_root: Path | None = None) -> str:
-    """A COCO file and the images that it names."""
+    """Return the hash of a COCO file and the images that it lists."""
     lines = [hash_file(file)]
     for image in CocoDataset.load(file, image_root).images:
         try:
             lines.append(f"{fingerprint(image.path):016x}")
         except OSError:
-            lines.append("not there")  # the stage that reads it says so
+            lines.append("not there")  # the stage that reads it reports this
     return _digest(lines)
 
 
 def _content(word: str) -> str | None:
-    """The content of what a word names, None where that is no file."""
+    """Return the hash of the file or folder that an argument names, None if it names none."""
     path = Path(word)
     try:
         path = path if path.exists() else path_or_own(word)
@@ -110,7 +110,7 @@ def _content(word: str) -> str | None:
         if not path.is_file():
             return None
         if path.suffix == ".json":
-            with suppress(DataError):  # of other JSON files
+            with suppress(DataError):  # JSON files that are not COCO files
                 return _with_images(path)
         return hash_file(path) if path.stat().st_size <= _READ_WHOLE else f"{fingerprint(path):016x}"
     except OSError as error:
@@ -125,10 +125,10 @@ def _digest(lines: Iterable[str]) -> str:
 
 @cache
 def code_of(command: str) -> str:
-    """Return the hash of a command's source and of all of detseg that it imports, also in functions or by name."""
+    """Return the hash of a command's source and of all detseg modules that it imports, in functions or by name too."""
     found: dict[str, str] = {}
     seen: set[str] = set()
-    waiting = [".".join(("detseg", "cli", command))]  # in one text, tests would take it for an import
+    waiting = [".".join(("detseg", "cli", command))]  # joined here, so that tests do not mistake it for an import
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -148,10 +148,10 @@ _NAMED = re.compile(r"\bdetseg(?:\.[a-z_0-9]+)+")
 
 @cache
 def _read_source(path: Path) -> tuple[str, list[str]]:
-    """The hash of a file, and the names in it that may be modules of detseg."""
+    """Return the hash of a file, and the names in it that may be modules of detseg."""
     text = path.read_text(encoding="utf-8")
     named = set()
-    for found in _NAMED.findall(text):  # detseg.data.folds also runs the __init__ of detseg and detseg.data
+    for found in _NAMED.findall(text):  # detseg.data.folds also imports the __init__ of detseg and detseg.data
         words = found.split(".")
         named |= {".".join(words[:count]) for count in range(1, len(words) + 1)}
     for origin, names in _FROM.findall(text):

@@ -1,6 +1,6 @@
-"""What of a study is done and what is to be done, with the time that it takes.
+"""Which tasks of a study are done and which are left, with estimates of their time.
 
-OUTPUT/train/plain/IDENTITY/...            what a stage has made; other settings, data or code make another folder
+OUTPUT/train/plain/IDENTITY/...            output of a stage; other settings, data or code give another folder
 OUTPUT/records/train/plain/IDENTITY_fold0  .json when it is done, .log, .lock
 OUTPUT/results.md, .csv, .html, .json
 """
@@ -28,13 +28,13 @@ from detseg.study.study_file import Study
 
 RECORDS = "records"
 MAX_ITER = "SOLVER.MAX_ITER"
-# What they show of a task, in plans.
+# State of a task, as shown in plans.
 DONE, CHANGED, BEGUN, NEW = "done", "changed", "begun", "new"
 
 
 @dataclass
 class Plan:
-    """The stages of a study in a folder. ids, parts: of every stage by name."""
+    """The stages of a study in a folder. ids, parts: identity and dependencies of every stage, by name."""
 
     study: Study
     folder: Path
@@ -44,11 +44,11 @@ class Plan:
 
     @classmethod
     def of(cls, study: Study, folder: Path, rows: Iterable[str] = (), *, ignore_code: bool = False) -> Plan:
-        """Find out what every stage depends on. rows: only what these need.
+        """Determine what every stage depends on. rows: only the stages that these need.
 
-        ignore_code: what was made by other code of detseg counts as done.
+        ignore_code: outputs of other versions of the code count as done.
 
-        Raises DetsegError for what is wrong with configurations and data.
+        Raises DetsegError for invalid configurations and data.
         """
         plan = cls(study, folder, stages_of(study, rows))
         for name, stage in plan.stages.items():
@@ -64,7 +64,7 @@ class Plan:
         return plan
 
     def check(self) -> None:
-        """Refuse impossible configurations before anything takes time. Raises ConfigError with all of them."""
+        """Refuse impossible configurations before anything is run. Raises ConfigError with all of them."""
         from detseg.engine.validation import validate_config
 
         problems = []
@@ -81,23 +81,23 @@ class Plan:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """All that is to be run, by name, each after what it needs."""
+        """All tasks by name, each after those that it needs."""
         return {task.name: task for stage in self.stages.values() for task in stage.tasks()}
 
     def needs(self, name: str) -> list[str]:
-        """The names of the tasks before a task."""
+        """Return the names of the tasks that a task needs."""
         return self.tasks[name].needs(self.stages)
 
     def folder_of(self, stage: str) -> Path:
         return self.folder / stage / self.ids[stage]
 
     def path(self, task: Task, suffix: str) -> Path:
-        """Return a file about a task: .json, .log, .lock."""
+        """Return a file of a task: .json, .log, .lock."""
         own = self.ids[task.stage.name] + ("" if task.fold is None else f"_{fold_name(task.fold)}")
         return self.folder / RECORDS / task.stage.name / f"{own}{suffix}"
 
     def record(self, task: Task) -> dict[str, Any] | None:
-        """What is known of a task that is done, None where it is not, or what it made is gone."""
+        """Return the record of a task that is done; None if it is not, or its output is missing."""
         return read_record(self.path(task, ".json"))
 
     def is_done(self, name: str) -> bool:
@@ -105,12 +105,12 @@ class Plan:
         return self.record(self.tasks[name]) is not None
 
     def records(self, stage: str) -> list[dict[str, Any]]:
-        """All records of a stage, of other settings too, the newest first."""
+        """Return all records of a stage, including those with other settings, newest first."""
         paths = (self.folder / RECORDS / stage).glob("*.json")
         return [read_json(path) for path in sorted(paths, key=lambda path: -path.stat().st_mtime)]
 
     def spec(self, task: Task) -> dict[str, Any]:
-        """Return all that is needed to run a task anywhere, plain values; see `running.run_stage`."""
+        """Return plain values with all that is needed to run a task anywhere; see `running.run_stage`."""
         folders = {name: str(self.folder_of(name)) for name in [task.stage.name, *task.stage.needs]}
         words = task.words(folders)
         made = [word for word, named in zip(words, task.stage.all_words, strict=True) if named.startswith(OWN)]
@@ -130,18 +130,18 @@ class Plan:
         }
 
     def state(self, task: Task) -> tuple[str, str]:
-        """Return what is to be done with a task (done, changed, begun, new), and why."""
+        """Return the state of a task (done, changed, begun, new) and the reason."""
         if self.record(task) is not None:
             return DONE, ""
         if self.path(task, ".log").is_file():
-            return BEGUN, "resumes" if task.stage.kind == "train" else "is run again"
+            return BEGUN, "resumes" if task.stage.kind == "train" else "runs again"
         before = self.records(task.stage.name)
         if before:
             return CHANGED, "other " + ", ".join(differences(before[0]["parts"], self.parts[task.stage.name]))
         return NEW, ""
 
     def estimate(self, task: Task) -> float | None:
-        """Seconds that a task takes by what was measured: of the same stage, an iteration of a training, its kind."""
+        """Return the expected seconds of a task, from the same stage, training iterations, or its kind; else None."""
         stage, known = task.stage, self.records(task.stage.name)
         if stage.kind == "train":
             return self._training_seconds(task, known)
@@ -153,7 +153,7 @@ class Plan:
         iterations = _iterations(self.parts[task.stage.name])
         if known:
             return fmean(one["seconds"] / _iterations(one["parts"]) for one in known) * iterations
-        # Of one that was stopped, or of other settings: what its log has.
+        # From the log of a training that was stopped, or had other settings.
         place = "*/fold*" if task.stage.folds else "*"
         files = (self.folder / task.stage.name).glob(f"{place}/{METRIC_LINES}")
         measured = [line["seconds"] for file in files for line in read_metrics(file) if "seconds" in line]
@@ -161,22 +161,22 @@ class Plan:
         return seconds * iterations if seconds else None
 
     def chosen(self, only: Iterable[str]) -> list[str]:
-        """Return the names of the tasks that are meant: of a kind, a stage, a fold, or by a pattern; all of nothing.
+        """Return the names of the selected tasks, by kind, stage, fold or pattern; without a selection all.
 
-        Raises ConfigError where one means nothing.
+        Raises ConfigError if a word selects nothing.
         """
         chosen: dict[str, None] = {}
         for word in only:
             found = [name for name in self.tasks if fnmatchcase(name, word) or name.startswith(f"{word.rstrip('/')}/")]
             if not found:
                 kinds = ", ".join(kind for kind in KINDS if any(name.startswith(f"{kind}/") for name in self.stages))
-                raise ConfigError(f"--only {word}: there is no such stage; there are {kinds}, as train/NAME/fold0")
+                raise ConfigError(f"--only {word}: no such stage; expected {kinds}, or e.g. train/NAME/fold0")
             chosen |= dict.fromkeys(found)
         return [name for name in self.tasks if name in chosen] if chosen else list(self.tasks)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a task, None where there is none, or what it made is gone."""
+    """Return the record of a task; None if there is none, or its output is missing."""
     record = read_json(path) if path.is_file() else None
     return record if record is not None and all(Path(file).exists() for file in record["files"]) else None
 
@@ -186,7 +186,7 @@ def _iterations(parts: Parts) -> int:
 
 
 def _problem(stage: Stage, error: ConfigError) -> str:
-    """What is wrong with a training of the study, whose settings `load_config` takes for words of a command line."""
+    """Return what is wrong with a training; `load_config` reports the study's settings as command-line arguments."""
     return f"{stage.name}: {str(error).replace(COMMAND_LINE, 'settings of the study')}"
 
 

@@ -1,4 +1,4 @@
-"""The table of a study: what every row scores out of fold, how far from its base, and what it took."""
+"""The table of a study: the out-of-fold score of every row, its difference to the base row, and its cost."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ METRIC = "object_ap"
 ALIKE, ILLUSION = "not distinguishable", "an illusion"
 NAME = "results"
 NOTE = (
-    "Object AP out of fold: every image by the models that have not seen it, after settings that were chosen on the "
-    "other folds. Intervals (95 %) are made by drawing the images anew; they tell how far other images could differ, "
-    "not how far another training could. A difference to the base whose interval holds 0 is not distinguishable."
+    "Object AP out of fold: every image is predicted by the models that have not seen it, with settings chosen on the "
+    "other folds. Intervals (95 %) are from a bootstrap over images; they cover the variation between images, not that "
+    "between trainings. A difference to the base whose interval contains 0 is not significant."
 )
 ABOUT_LEAKED = (
-    " An illusion is a row that is scored on pseudo-labels that its model has learned, beside the labelled images. Its "
-    "score, and its difference to a base that is scored on labelled images alone, say nothing of the model."
+    " An illusion is a row that is scored on pseudo-labels that its model was trained with, beside the labelled "
+    "images. Its score, and its difference to a base that is scored on labelled images only, do not measure the model."
 )
 Interval = Sequence[float | None]
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """scores, differences: of "all" and each class: value, low, high; a leaked row's differences have no interval.
-    seconds: of the trainings, and of all stages.
+    """scores, differences: "all" or class -> value, low, high; differences of a leaked row have no interval.
+    training_seconds: of the trainings. seconds: of all stages.
     """
 
     name: str
@@ -47,13 +47,13 @@ class RowResult:
 
     @property
     def is_alike(self) -> bool:
-        """Whether the interval of the difference to the base holds 0."""
+        """Whether the interval of the difference to the base contains 0."""
         low, high = self.differences[ALL][1:]
         return low is None or high is None or low <= 0 <= high
 
 
 def collect(plan: Plan) -> list[RowResult]:
-    """Return the rows that are evaluated, in the order of the file."""
+    """Return the rows that have been evaluated, in the order of the file."""
     found: list[RowResult] = []
     for name, row in plan.study.rows.items():
         stage = plan.stages.get(f"evaluate/{name}")
@@ -83,14 +83,14 @@ def collect(plan: Plan) -> list[RowResult]:
 
 
 def _unpaired(own: Interval, base: Interval) -> Interval:
-    """The difference of two scores of different images, which has no interval."""
+    """Return the difference of two scores on different images, without an interval."""
     return (None if own[0] is None or base[0] is None else own[0] - base[0], None, None)
 
 
 def _seconds(plan: Plan, stage: str) -> dict[str, float]:
-    """The seconds of all tasks that a stage needs, and of its own; those of its base are the base's."""
+    """Return the seconds of all tasks that a stage needs, and of its own, without those of its base only."""
     found: dict[str, float] = {}
-    own_tuning = plan.stages[stage].needs[0]  # its words name the own predictions first
+    own_tuning = plan.stages[stage].needs[0]  # its arguments name its own predictions first
     waiting = [task.name for name in (stage, own_tuning) for task in plan.stages[name].tasks()]
     while waiting:
         name = waiting.pop()
@@ -103,7 +103,7 @@ def _seconds(plan: Plan, stage: str) -> dict[str, float]:
 
 
 def write_results(plan: Plan) -> tuple[list[RowResult], list[Path]]:
-    """Write the table as Markdown, CSV, HTML and JSON; return its rows and the files."""
+    """Write the table as Markdown, CSV, HTML and JSON; return its rows and the file paths."""
     rows = collect(plan)
     if not rows:
         return [], []
@@ -121,7 +121,7 @@ def write_results(plan: Plan) -> tuple[list[RowResult], list[Path]]:
 
 
 def table_of(plan: Plan, rows: Sequence[RowResult]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the cells of the table, as people read them."""
+    """Return the header and the cells of the table as text."""
     classes = [name for name in rows[0].scores if name != ALL] if len(rows[0].scores) > 2 else []
     originals = list(dict.fromkeys(name for row in rows for name in row.original))
     header = ["row", "object AP", *classes, "base", "difference", "training", "all stages"]
@@ -142,7 +142,7 @@ def table_of(plan: Plan, rows: Sequence[RowResult]) -> tuple[list[str], list[lis
 
 
 def _numbers(rows: Sequence[RowResult]) -> list[list[Any]]:
-    """The table for programs: every number of every row."""
+    """Return the table with every number of every row, for CSV."""
     names = list(rows[0].scores)
     originals = list(dict.fromkeys(name for row in rows for name in row.original))
     header = ["row", "title", "base", "leaked"]
@@ -164,7 +164,7 @@ def _plain(row: RowResult) -> dict[str, Any]:
 
 
 def with_ends(values: Interval, sign: str = "") -> str:
-    """Return a value with its interval, a dash where it is not defined."""
+    """Return a value with its interval as text, a dash if undefined."""
     value, low, high = (_number(one, sign) for one in values)
     return value if values[1] is None else f"{value} ({low} to {high})"
 
@@ -174,7 +174,7 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Return a time as people say it: 45 s, 12 min, 3.4 h."""
+    """Return a duration as text: 45 s, 12 min, 3.4 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

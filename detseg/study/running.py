@@ -1,8 +1,8 @@
-"""Runs stages: each once, independent ones side by side, in processes on this machine or on a Ray cluster.
+"""Run tasks: each once, independent ones in parallel, in processes on this machine or on a Ray cluster.
 
-A task is done when its command has succeeded; only then its record is written. Commands write their outputs whole or
-not at all, and trainings resume from their checkpoint: a task that was killed is run again. A task belongs to whoever
-holds its lock, so that several machines can work in one folder.
+A task is done when its command has succeeded; only then is its record written. Commands write their outputs atomically,
+and trainings resume from their checkpoint, so a task that was killed is simply run again. A task belongs to the holder
+of its lock, so several machines can work on one folder.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from detseg.study.plan import Plan, read_record
 
 logger = logging.getLogger(__name__)
 
-# How often a process that was killed by a signal is started in all.
+# How often a process is started in all if a signal kills it.
 MOST_STARTS = 3
-# Commands that compute with a network.
+# Commands that run a network.
 ON_GPU = ("train_net", "predict")
-# While it exists, tasks on other machines end, to be resumed later.
+# While this file exists, tasks on other machines stop, to be resumed later.
 STOP_FILE = ".stop"
 Stopped = Callable[[], bool]
 Spec = Mapping[str, Any]
 
 
 def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> list[str] | None:
-    """Run a task unless it is done; return the files that it made, None where it was stopped.
+    """Run a task unless it is done; return its output files, None if it was stopped.
 
-    spec: of `Plan.spec`. environment: what its process gets beside this one's variables.
+    spec: from `Plan.spec`. environment: environment variables that are added for its process.
 
-    Raises RunError where its command fails.
+    Raises RunError if its command fails.
     """
     paths = {name: Path(path) for name, path in spec["paths"].items()}
     make_folder(paths["lock"].parent)
-    while (lock := try_lock(paths["lock"])) is None:  # another machine is at it
+    while (lock := try_lock(paths["lock"])) is None:  # another machine runs it
         if stopped():
             return None
         time.sleep(POLL_SECONDS)
     try:
         if (record := read_record(paths["json"])) is not None:
             return record["files"]
-        for _ in while_in_use(Path(spec["run"])) if spec["run"] else ():  # what was killed is still ending
+        for _ in while_in_use(Path(spec["run"])) if spec["run"] else ():  # a killed process may still be running
             if stopped():
                 return None
         for file in spec["files"]:
@@ -69,11 +69,11 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
             if status >= 0:
                 break
             logger.warning("%s was killed by signal %d (start %d of %d)", spec["name"], -status, start, MOST_STARTS)
-        if status == 1 and spec["words"][0] == "predict":  # some images could not be read; all others are there
+        if status == 1 and spec["words"][0] == "predict":  # some images could not be read; all others are predicted
             logger.warning("%s: %s", spec["name"], last_words(paths["log"]))
         elif status:
             said = last_words(paths["log"])
-            raise RunError(f"{spec['name']} failed (exit status {status}): {said}\nAll that it said: {paths['log']}")
+            raise RunError(f"{spec['name']} failed (exit status {status}): {said}\nSee its log: {paths['log']}")
         record = {name: spec[name] for name in ("name", "words", "files", "parts")}
         write_json(paths["json"], {**record, "seconds": time.monotonic() - started, "machine": platform.node()})
         return list(spec["files"])
@@ -82,32 +82,32 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
 
 
 def _words_of(spec: Spec) -> list[str]:
-    """The words with which a task begins, or resumes."""
+    """Return the arguments that start a task, or resume it."""
     if not spec["run"]:
         return [*spec["words"], "--overwrite"]
-    # Without a configuration nothing has begun there.
+    # Without a configuration file no training has started there.
     begun = (Path(spec["run"]) / CONFIG_FILE).is_file()
     return [*spec["words"], "--resume"] if begun else list(spec["words"])
 
 
 class Runner(Protocol):
-    """What runs tasks."""
+    """Runs tasks in parallel."""
 
     def start(self, spec: Spec) -> Any:
         """Start a task; return its handle."""
 
     def wait(self, running: Sequence[Any]) -> list[Any]:
-        """Return the handles of those that have ended, after half a second at most."""
+        """Return the handles of tasks that have ended, after at most half a second."""
 
     def result(self, ended: Any) -> list[str] | None:
-        """Return the files that a task has made, None where it was stopped; raise DetsegError where it failed."""
+        """Return the output files of a task, None if it was stopped. Raises DetsegError if it failed."""
 
     def close(self) -> None:
         """Release the processes or the cluster."""
 
 
 class Processes:
-    """As many processes at a time as there are workers, each with a GPU and a share of the cores."""
+    """One process per worker, each with a GPU and a share of the cores."""
 
     def __init__(self, workers: int, stopped: Stopped) -> None:
         self.stopped = stopped
@@ -137,11 +137,11 @@ class Processes:
 
 
 class RayTasks:
-    """Tasks of the Ray cluster that was joined (`runs.ray_cluster.join_ray`).
+    """Tasks on the Ray cluster that was joined (`runs.ray_cluster.join_ray`).
 
-    One whose machine is lost is run again by Ray. The folder of the study has the same path on all machines.
+    If a machine is lost, Ray runs its tasks again. The folder of the study has the same path on all machines.
 
-    cores: of a task that trains or predicts; it gets a GPU where the cluster has any.
+    cores: of a task that trains or predicts; it gets a GPU if the cluster has any.
     """
 
     def __init__(self, cores: int, stop_file: Path) -> None:
@@ -168,16 +168,16 @@ class RayTasks:
 
 
 def _run_in_task(spec: Spec, cores: int, current: str, stop_file: str) -> list[str] | None:
-    """What a task of Ray does, with the GPU that Ray has given it: `run_stage`."""
+    """Call `run_stage` in a Ray task, on the GPU that Ray has assigned to it."""
     os.chdir(current)
     return run_stage(spec, {"OMP_NUM_THREADS": str(cores)}, Path(stop_file).exists)
 
 
 @contextmanager
 def stop_file_of(folder: Path, stopped: Stopped) -> Iterator[tuple[Path, Stopped]]:
-    """A file that asks tasks on other machines to end, and a `stopped` that also makes it."""
+    """Yield a file that makes tasks on other machines stop, and a `stopped` that also creates the file."""
     path = folder / STOP_FILE
-    path.unlink(missing_ok=True)  # of a study that was killed while it stopped
+    path.unlink(missing_ok=True)  # left by a study that was killed while stopping
 
     def told() -> bool:
         if stopped():
@@ -196,16 +196,16 @@ def run_tasks(
 ) -> list[str]:
     """Run tasks of a plan, each after those that it needs; return the messages of those that failed.
 
-    What needs a task that failed is left out; everything else is run. ended: called with the name of each task, and
-    what came of it.
+    Tasks that need a failed one are skipped; all others are run. ended: called with the name of each task and its
+    outcome.
 
-    Raises RunError where tasks need others that are neither done nor among them.
+    Raises RunError if tasks need others that are neither done nor selected.
     """
     wanted = set(names)
     before = {name: plan.needs(name) for name in names}
     missing = [need for needs in before.values() for need in needs if need not in wanted and not plan.is_done(need)]
     if missing:
-        raise RunError(f"these need stages that are not done: {', '.join(dict.fromkeys(missing))}; run them, too")
+        raise RunError(f"these stages are needed but not done: {', '.join(dict.fromkeys(missing))}; run them too")
     sorter = TopologicalSorter({name: [need for need in needs if need in wanted] for name, needs in before.items()})
     sorter.prepare()
     running: dict[Any, str] = {}

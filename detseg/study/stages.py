@@ -1,7 +1,7 @@
-"""The stages of a study: which command each is, what it needs, and what of it the folds have apart.
+"""The stages of a study: their commands, what they need, and their tasks per fold.
 
-A stage is one command of detseg; in its words `<.>` is the folder that it makes, `<NAME>` that of another stage, on
-which it therefore depends, and `<fold>` the number of a fold. A stage of folds is a task for each fold, in one folder.
+A stage is one detseg command. In its arguments `<.>` is its own output folder, `<NAME>` that of another stage, on which
+it therefore depends, and `<fold>` the number of a fold. A stage with folds is one task per fold, in one folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CROSS_FITTED, SCORES, POSTPROCESS = "cross_fitted.json.gz", "scores.json", "post
 
 @dataclass(frozen=True)
 class Stage:
-    """A command. name: KIND/NAME. folds: 0, or how many tasks it is.
+    """A command. name: KIND/NAME. folds: number of its tasks, or 0 for a single one without folds.
 
-    config: of a training, whose `settings` it is given as further words.
+    config: configuration of a training, to whose arguments `settings` are added.
     """
 
     name: str
@@ -44,22 +44,22 @@ class Stage:
 
     @property
     def all_words(self) -> tuple[str, ...]:
-        """The words with the settings."""
+        """The arguments with the settings."""
         return (*self.words, *as_words(self.settings))
 
     @property
     def needs(self) -> list[str]:
-        """The names of the stages on which it depends."""
+        """The names of the stages that it depends on."""
         return list(dict.fromkeys(found[1] for word in self.all_words for found in _PLACE.finditer(word)))
 
     def tasks(self) -> list[Task]:
-        """What is to be run."""
+        """One task, or one per fold."""
         return [Task(self, fold) for fold in range(self.folds)] if self.folds else [Task(self)]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A stage, or one fold of it."""
+    """A stage, or one fold of a stage with folds."""
 
     stage: Stage
     fold: int | None = None
@@ -69,7 +69,7 @@ class Task:
         return self.stage.name if self.fold is None else f"{self.stage.name}/{fold_name(self.fold)}"
 
     def needs(self, stages: Mapping[str, Stage]) -> list[str]:
-        """The names of the tasks that come before: of a stage of folds the own fold, where only that is read."""
+        """Return the names of the tasks it needs: for a stage with folds only the same fold, if only that is read."""
         found: dict[str, None] = {}
         for word in self.stage.all_words:
             for place in _PLACE.finditer(word):
@@ -80,7 +80,7 @@ class Task:
         return list(found)
 
     def words(self, folders: Mapping[str, str]) -> list[str]:
-        """The words of the command. folders: of every stage that is needed, and of this one."""
+        """Return the arguments of the command. folders: of this stage and every stage that it needs."""
         own = folders[self.stage.name]
 
         def fill(word: str) -> str:
@@ -91,9 +91,9 @@ class Task:
 
 
 def stages_of(study: Study, rows: Iterable[str] = ()) -> dict[str, Stage]:
-    """Return the stages of a study by name, each after those that it needs. rows: only what these need.
+    """Return the stages of a study by name, each after those that it needs. rows: only the stages that these need.
 
-    Raises ConfigError where the file names a stage that there is not.
+    Raises ConfigError if the file names a stage that does not exist.
     """
     found = _Stages(study)
     for name, words in study.prepare.items():
@@ -107,7 +107,7 @@ def stages_of(study: Study, rows: Iterable[str] = ()) -> dict[str, Stage]:
 
 
 class _Stages:
-    """Stages by name. Those of the same words are one, by the name of the first."""
+    """Stages by name. Stages with equal arguments are merged, under the name of the first."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -116,22 +116,22 @@ class _Stages:
         self._tuned: dict[str, str] = {}
 
     def add(self, name: str, words: Iterable[Any], **more: Any) -> str:
-        """Add a stage, unless there is one that does the same; return where it makes what it makes."""
+        """Add a stage, unless an equal one exists; return its output folder."""
         stage = Stage(name, tuple(map(str, words)), **more)
-        own = name if stage.kind in ("evaluate", "submit") else stage.kind  # each row has its own, to be found by name
-        for need in stage.needs:  # a training that is named in the file, where no row has it
+        own = name if stage.kind in ("evaluate", "submit") else stage.kind  # never merged: found by name
+        for need in stage.needs:  # a training that the file names but no row uses
             kind, _, model = need.partition("/")
             if kind == "train" and need not in self.stages and model in self.study.models:
                 self.train(model)
         key = (own, *stage.all_words)
         if key not in self._by_words:
-            while stage.name in self.stages:  # the same part of another row, by other words
+            while stage.name in self.stages:  # the same name with other arguments, for another row
                 stage = replace(stage, name=f"{stage.name}_2")
             self.stages[stage.name], self._by_words[key] = stage, stage.name
         return f"<{self._by_words[key]}>"
 
     def add_row(self, name: str) -> None:
-        """Add what a row of the table needs, and its base."""
+        """Add the stages of a row of the table, and of its base."""
         if name in self._tuned:
             return
         row = self.study.rows[name]
@@ -145,7 +145,7 @@ class _Stages:
         words = ["tune_thresholds", "--predictions", *predictions, "--ground-truth", truth, *row.tune]
         words += ["--output", f"{OWN}/{POSTPROCESS}", "--cross-fitted", f"{OWN}/{CROSS_FITTED}"]
         tuned = self._tuned[name] = self.add(f"tune/{name}", words)
-        # other images than those of its base: no paired difference
+        # A leaked row is scored on other images than its base: no paired difference.
         base = ["--intervals"] if row.leaked or not row.base else ["--base", f"{self._tuned[row.base]}/{CROSS_FITTED}"]
         words = ["evaluate", "--predictions", f"{tuned}/{CROSS_FITTED}", "--ground-truth", truth, *base]
         self.add(f"evaluate/{name}", [*words, "--json", f"{OWN}/{SCORES}"])
@@ -153,8 +153,8 @@ class _Stages:
             self.add_submission(name, row, tuned)
 
     def leaked(self, row: Row) -> tuple[str, str]:
-        """What a student finds in the images whose pseudo-labels it has learned, and a truth that these labels are
-        part of, beside the labelled images.
+        """Return the predictions of a student for the images whose pseudo-labels it was trained with, and a ground
+        truth of these labels and the labelled images.
         """
         (name,), fold = row.models, fold_name(row.leaked_fold)
         pseudo = f"{self.pseudo_labels(name, self.study.models[name])}/{fold}.json"
@@ -165,10 +165,10 @@ class _Stages:
         return f"{predicted}/{OUT_OF_FOLD_FILE}", f"{self.add(f'pseudo_label/{name}_truth', joined)}/all.json"
 
     def out_of_fold(self, model: str, view: str) -> str:
-        """The file of what all folds of a model predict for the images that they have not seen."""
+        """Return the file with the predictions of all folds of a model for images that they have not seen."""
         trained = self.train(model)
         if not view:
-            return f"{trained}/{OUT_OF_FOLD_FILE}"  # the training has predicted them
+            return f"{trained}/{OUT_OF_FOLD_FILE}"  # written by the training
         words = ("predict", "--folds", trained, *self.study.views[view], "--output", f"{OWN}/{OUT_OF_FOLD_FILE}")
         return f"{self.add(f'predict/{model}_{view}', words)}/{OUT_OF_FOLD_FILE}"
 
@@ -198,7 +198,7 @@ class _Stages:
         return self.add(f"train/{name}", words, folds=folds, **more)
 
     def pseudo_labels(self, name: str, model: Model) -> str:
-        """Add the labels of the unlabelled images, one file for every fold."""
+        """Add the pseudo-labels of the unlabelled images, one file per fold."""
         study, teaching = self.study, model.pseudo
         assert teaching is not None
         output, files = f"fold{FOLD}.json.gz", []
@@ -232,14 +232,14 @@ class _Stages:
 
 
 def _only_needed(stages: Mapping[str, Stage]) -> dict[str, Stage]:
-    """The stages that an evaluation or a submission needs, each after those that it needs."""
+    """Return the stages that evaluations and submissions need, each after those that it needs."""
     ordered: dict[str, Stage] = {}
 
     def visit(name: str) -> None:
         if name not in ordered:
             for other in stages[name].needs:
                 if other not in stages:
-                    raise ConfigError(f"<{other}>: there is no such stage; there are {', '.join(stages)}")
+                    raise ConfigError(f"<{other}>: no such stage; expected one of {', '.join(stages)}")
                 visit(other)
             ordered[name] = stages[name]
 

@@ -1,25 +1,25 @@
-"""The file of a study: which data, models and rows of the table. Stages (`stages.py`) follow from it.
+"""The file of a study: data, models and rows of the table. Its stages (`stages.py`) follow from it.
 
-prepare:                      # name -> a command that makes data in a folder of its own
+prepare:                      # name -> a command that makes data in its own folder
   cells: [make_synthetic, --train, 24]
-labelled: <prepare/cells>/train.json       # a COCO file; <STAGE> is the folder of what a stage has made
+labelled: <prepare/cells>/train.json       # a COCO file; <STAGE> is the output folder of a stage
 unlabelled: <prepare/cells>/val.json       # for pseudo-labels
-test: <prepare/cells>/test.json            # what is submitted: a COCO file or a folder of images
-split: [--folds, 5]           # words of `detseg split`
-repair: [--rules, holes=all]  # words of `detseg repair`: the masks that models with `masks: repaired` learn
-settings: {SEED: 1}           # keys of every training
-views:                        # name -> words of `detseg predict`
+test: <prepare/cells>/test.json            # images of the submission: a COCO file or a folder
+split: [--folds, 5]           # arguments of `detseg split`
+repair: [--rules, holes=all]  # arguments of `detseg repair`: the training masks of models with `masks: repaired`
+settings: {SEED: 1}           # configuration keys of every training
+views:                        # name -> arguments of `detseg predict`
   flips: [--tta, flips]
 models:                       # name -> a training of all folds
   plain: {config: quickstart/mask_rcnn.yaml, settings: {SOLVER.MAX_ITER: 400}, masks: repaired}
-  tuned_further: {config: quickstart/mask_rcnn.yaml, weights: plain}      # begins with the weights of another
+  tuned_further: {config: quickstart/mask_rcnn.yaml, weights: plain}      # starts from the weights of another
   pretrained: {config: livecell/mask_rcnn_R_50_FPN.yaml, folds: False}    # on the data of its own configuration
   taught: {config: quickstart/mask_rcnn.yaml, pseudo: {teachers: [plain], gates: {score: 0.7}}}
 rows:                         # name -> a row of the table
   baseline: {models: [plain], tune: [--only, score_threshold, --shared]}
   flips: {models: [plain], view: flips, base: baseline, submit: sartorius}
   two: {models: [plain, taught], fusion: fusion/nms.yaml, base: baseline}
-  illusion: {models: [taught], leaked_fold: 0, base: baseline}          # scored on its teacher's labels, too
+  illusion: {models: [taught], leaked_fold: 0, base: baseline}          # also scored on its teacher's labels
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from typing import Any
 from detseg.files.plain_yaml import load_plan, near_name, parse_plan
 
 MASKS = ("original", "repaired")
-# One threshold of the score for all classes, which every row has at least.
+# One score threshold for all classes, the minimal tuning of every row.
 ONE_THRESHOLD = ("--only", "score_threshold", "--shared")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """Pseudo-labels of the unlabelled images, made for every fold by models that have not seen it."""
+    """Pseudo-labels of the unlabelled images, made for every fold by models that have not seen that fold."""
 
     teachers: tuple[str, ...]
     view: str = ""
@@ -51,8 +51,8 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Model:
-    """A training. weights: the model whose weights it begins with. seconds: an iteration's, measured elsewhere, for
-    estimates before one has run here."""
+    """A training. weights: the model whose weights it starts from. seconds: per iteration, measured elsewhere, for
+    estimates before a training has run here."""
 
     config: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -65,11 +65,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Row:
-    """What is compared. base: the row that it is compared with. tune: words of `detseg tune_thresholds`.
+    """A row of the table. base: the row that it is compared with. tune: arguments of `detseg tune_thresholds`.
 
-    submit: the format of the submission, "" for none. original: figures of the work that is repeated, by column.
-    leaked_fold: the pseudo-labels that its one model has learned in this fold are a part of its truth, beside the
-    labelled images: an illusion, shown as such, that is no base of others and is not submitted. -1 for none.
+    submit: format of the submission, "" for none. original: scores of the original work that is reproduced, by column.
+    leaked_fold: the pseudo-labels with which its single model was trained in this fold are part of its ground truth, in
+    addition to the labelled images. Such a row is marked as an illusion; it is no base of others and is not submitted.
+    -1 for none.
     """
 
     models: tuple[str, ...]
@@ -89,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """The fields as in the file, see above; `name` is that of the file, without its ending."""
+    """The fields of the file, see above; `name` is the file name without its suffix."""
 
     name: str
     labelled: str
@@ -107,25 +108,25 @@ class Study:
 
     @property
     def folds(self) -> int:
-        """How many folds `split` makes."""
+        """The number of folds that `split` makes."""
         given = dict(zip(self.split, self.split[1:], strict=False)).get("--folds", "5")
         return int(given) if given.isdecimal() else 0
 
     @classmethod
     def load(cls, named: str) -> Study:
-        """Read a file. Raises DetsegError with all that is wrong in it."""
+        """Read a file. Raises DetsegError with all problems."""
         return load_plan(cls, named, "a study", {"name": Path(named).stem})
 
     @classmethod
     def from_dict(cls, content: Any, name: str, source: str = "the study") -> Study:
-        """Check plain values. Raises ConfigError with all problems."""
+        """Parse plain values. Raises ConfigError with all problems."""
         return parse_plan(cls, content, source, {"name": name})
 
     def problems(self) -> list[str]:
-        """Return what does not fit together."""
+        """Return all inconsistencies."""
         names = {"models": self.models, "rows": self.rows, "views": self.views, "prepare": self.prepare}
         found = [
-            f"{part}.{name}: expected a name of letters, digits, _ - ."
+            f"{part}.{name}: expected a name of letters, digits and _ - ."
             for part, known in names.items()
             for name in known
             if not NAME.fullmatch(name)
@@ -148,13 +149,13 @@ class Study:
         found += _unknown(f"{where}.view", [row.view], self.views)
         found += _unknown(f"{where}.base", [row.base], before)
         if row.base in before and self.rows[row.base].leaked:
-            found.append(f"{where}.base: {row.base} is leaked, an illusion with which nothing is compared")
+            found.append(f"{where}.base: {row.base} is leaked, an illusion that nothing may be compared with")
         if row.leaked_fold not in range(-1, self.folds):
             found.append(
                 f"{where}.leaked_fold is {row.leaked_fold}; expected a fold, 0 to {self.folds - 1}, or -1 for none"
             )
         if row.submit and not self.test:
-            found.append(f"{where}: submit needs `test`, the images to predict")
+            found.append(f"{where}: submit needs `test`, the images of the submission")
         if row.leaked and row.submit:
             found.append(f"{where}: a leaked row is an illusion; submit its model by another row")
         if row.leaked and [self.models[one].pseudo is not None for one in row.models if one in self.models] != [True]:
@@ -166,22 +167,24 @@ class Study:
     def _problems_of_model(self, where: str, model: Model, before: Sequence[str]) -> list[str]:
         found = [] if model.masks in MASKS else [f"{where}.masks is {model.masks!r}; expected {' or '.join(MASKS)}"]
         if model.masks == "repaired" and not self.repair:
-            found.append(f"{where}: masks are to be repaired, and `repair` does not say how")
+            found.append(f"{where}: masks: repaired needs `repair`, the arguments of the repair")
         found += _unknown(f"{where}.weights", [model.weights], before)
         if model.weights in self.models and self.models[model.weights].folds and not model.folds:
-            found.append(f"{where}: without folds it cannot begin with the weights of the folds of {model.weights}")
+            found.append(
+                f"{where}: a training without folds cannot start from the weights of {model.weights}, which has folds"
+            )
         if model.pseudo is not None:
             where, teaching = f"{where}.pseudo", model.pseudo
             found += self._problems_of_members(where, "teachers", teaching.teachers, before, teaching.fusion)
             found += _unknown(f"{where}.view", [teaching.view], self.views)
             if not self.unlabelled:
-                found.append(f"{where}: `unlabelled` is missing, the images that get labels")
+                found.append(f"{where}: `unlabelled` is missing, the images for pseudo-labels")
         return found
 
     def _problems_of_members(
         self, where: str, part: str, members: Sequence[str], known: Mapping[str, Model] | Sequence[str], fusion: str
     ) -> list[str]:
-        """What is wrong with models that predict out of fold, and are fused where they are several."""
+        """Return what is wrong with models that predict out of fold, and are fused if there are several."""
         found = _unknown(f"{where}.{part}", members, known)
         found += [
             f"{where}: {one} is not trained in folds"
@@ -191,11 +194,11 @@ class Study:
         if not members:
             found.append(f"{where}.{part}: expected one or more models")
         if len(members) > 1 and not fusion:
-            found.append(f"{where}: fusion is missing, the file by which several {part} are fused")
+            found.append(f"{where}: fusion is missing, the settings file for several {part}")
         return found
 
 
 def _unknown(where: str, names: Iterable[str], known: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """A mapping is known as a whole, of a list what stands before in the file. An empty name is none."""
+    """Return the unknown names. known: a mapping, or a list of names earlier in the file. Empty names are skipped."""
     where = where if isinstance(known, Mapping) else f"{where}, before it"
-    return [f"{where}: there is no {name}{near_name(name, known)}" for name in names if name and name not in known]
+    return [f"{where}: unknown {name}{near_name(name, known)}" for name in names if name and name not in known]

@@ -91,7 +91,7 @@ def test_only_chooses_by_kind_stage_fold_and_pattern(tmp_path: Path) -> None:
     assert plan.chosen(["*/fold1", "split"])[0] == "split/labelled"
     assert set(plan.chosen(["train"])) == {name for name in plan.tasks if name.startswith("train/")}
     assert plan.chosen([]) == list(plan.tasks)
-    with pytest.raises(ConfigError, match=r"--only trian: there is no such stage; there are prepare, split"):
+    with pytest.raises(ConfigError, match=r"--only trian: no such stage; expected prepare, split"):
         plan.chosen(["trian"])
 
 

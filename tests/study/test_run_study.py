@@ -106,7 +106,7 @@ def test_what_fails_leaves_out_what_needs_it_and_the_rest_is_done(here: Path, ca
     assert "1 stages failed" in captured.err
     assert "holes" in captured.err
     assert run("--only", "tune/baseline") == 2
-    assert "these need stages that are not done: train/plain/fold0" in capsys.readouterr().err
+    assert "these stages are needed but not done: train/plain/fold0" in capsys.readouterr().err
 
 
 def test_wrong_words_and_impossible_models_end_before_anything_begins(

@@ -31,14 +31,14 @@ OWN = sorted(
         ({"models": {"a": {}}, "rows": {"a": {"models": ["a"]}}}, "models.a.config is missing"),
         (
             {"rows": {"a": {"models": ["plane"]}}},
-            "small.yaml: 1 problem:\n  - rows.a.models: there is no plane; did you mean plain?",
+            "small.yaml: 1 problem:\n  - rows.a.models: unknown plane; did you mean plain?",
         ),
-        ({"rows": {"a": {"models": ["plain"], "base": "b"}}}, "rows.a.base, before it: there is no b"),
+        ({"rows": {"a": {"models": ["plain"], "base": "b"}}}, "rows.a.base, before it: unknown b"),
         ({"rows": {"a": {"models": ["plain", "taught"]}}}, "fusion is missing"),
-        ({"rows": {"a": {"models": ["plain"], "view": "turns"}}}, "there is no turns"),
+        ({"rows": {"a": {"models": ["plain"], "view": "turns"}}}, "unknown turns"),
         ({"rows": {"../a": {"models": ["plain"]}}}, "expected a name of letters"),
         ({"split": ["--folds", 1]}, "expected --folds and 2 or more"),
-        ({"repair": None}, "`repair` does not say how"),
+        ({"repair": None}, "masks: repaired needs `repair`"),
         ({"unlabelled": None}, "`unlabelled` is missing"),
         ({"test": None}, "submit needs `test`"),
         (
@@ -77,7 +77,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_place_that_no_stage_makes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="<prepare/cell>: there is no such stage"):
+    with pytest.raises(ConfigError, match="<prepare/cell>: no such stage"):
         stages_of(study(labelled="<prepare/cell>/train.json"))
 
 
