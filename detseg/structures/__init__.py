@@ -1,4 +1,4 @@
-"""What passes between the packages of detseg: boxes, masks, label layers, samples and predictions. NumPy only."""
+"""The data structures of detseg: boxes, masks, label layers, samples and predictions. NumPy only."""
 
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.predictions import Predictions

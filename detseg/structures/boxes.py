@@ -12,21 +12,21 @@ import numpy as np
 
 
 def box_area(boxes: np.ndarray) -> np.ndarray:
-    """Return the area in square pixels, (N,) float32, of boxes (N, 4); boxes turned inside out have area 0."""
+    """Return the area in square pixels, (N,) float32, of boxes (N, 4); inverted boxes have area 0."""
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     return sides[:, 0] * sides[:, 1]
 
 
 def to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes (N, 4) XYXY as COCO has them, x, y, width and height: (N, 4) float64."""
+    """Convert boxes (N, 4) XYXY to COCO's x, y, width, height: (N, 4) float64."""
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes
 
 
 def box_intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the shared area (N, M) float32 in square pixels of every pair of boxes (N, 4) and (M, 4)."""
+    """Return the intersection area (N, M) float32 in square pixels of every pair of boxes (N, 4) and (M, 4)."""
     first = np.asarray(first, dtype=np.float32).reshape(-1, 4)
     second = np.asarray(second, dtype=np.float32).reshape(-1, 4)
     width = np.minimum(first[:, None, 2], second[None, :, 2]) - np.maximum(first[:, None, 0], second[None, :, 0])
@@ -45,16 +45,17 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return boxes (N, 4) float32 moved into an image of `height` x `width` pixels."""
+    """Clip boxes (N, 4) to an image of `height` x `width` pixels; float32."""
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     limits = np.array([width, height, width, height], dtype=np.float32)
     return np.clip(boxes, 0, limits)
 
 
 def depth_in_window(boxes: np.ndarray, window: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
-    """Return how far boxes (N, 4) are from the sides of a window XYXY that cut an image, (N,), negative beyond them.
+    """Return the distances (N,) of boxes (N, 4) to the sides of a window XYXY that cut the image, negative outside.
 
-    Sides on the border of the image, height x width, cut nothing: a window that is the whole image is infinitely deep.
+    Sides on the border of the image, height x width, do not cut it: in a window that is the whole image, all distances
+    are infinite.
     """
     x0, y0, x1, y1 = window
     gaps = [np.full(len(boxes), np.inf)]
@@ -72,13 +73,13 @@ def depth_in_window(boxes: np.ndarray, window: tuple[int, int, int, int], height
 def boxes_by_tile(
     boxes: np.ndarray, rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]], height: int, width: int
 ) -> tuple[list[tuple[int, int, np.ndarray]], np.ndarray]:
-    """Find for boxes (N, 4) the tile of a grid in which each is deepest: farthest from the sides that cut the image.
+    """Assign each box (N, 4) to the tile of a grid in which it is farthest from the sides that cut the image.
 
     rows, columns: (start, end) of each, in an image height x width.
 
     Returns:
-        (row, column, positions (n,) int64 of its boxes) of every tile that has any; the positions of the boxes that no
-        tile shows whole.
+        (row, column, indices (n,) int64 of its boxes) of every tile with any; the indices of the boxes that no tile
+        contains entirely.
     """
     row, is_whole_y = _deepest(boxes[:, 1], boxes[:, 3], rows, height)
     column, is_whole_x = _deepest(boxes[:, 0], boxes[:, 2], columns, width)
@@ -93,8 +94,8 @@ def boxes_by_tile(
 def _deepest(
     low: np.ndarray, high: np.ndarray, ranges: Sequence[tuple[int, int]], length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The range in which each of N intervals is farthest from both ends, and whether it is whole there; ends of the
-    image cut nothing.
+    """Return the range in which each of N intervals is farthest from both ends, and whether it lies entirely inside;
+    ends of the image do not count.
     """
     start, end = np.array(ranges).T
     before = np.where(start > 0, low[:, None] - start, np.inf)

@@ -1,8 +1,8 @@
-"""All objects of an image as a few label images, so that time and memory grow with the image and not with the objects.
+"""All objects of an image as a few label images, so that time and memory grow with the image, not with the objects.
 
-`layers` has the axes (L, H, W), int32: 0 is background, 1..N are objects. Objects that overlap are in different layers;
-most microscopy needs one to three. The arrays are never changed in place once a LabelLayers holds them: what was
-computed from them (boxes, areas) is kept.
+`layers` has the axes (L, H, W), int32: 0 is background, 1..N are objects. Overlapping objects are in different layers;
+most microscopy needs one to three. The arrays must not be modified in place once a LabelLayers holds them, because
+values computed from them (boxes, areas) are cached.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class LabelLayers:
         layers = np.asarray(layers)
         if layers.ndim != 3:
             raise DataError(
-                f"label layers have the axes (layer, height, width), this array has the shape {layers.shape}"
+                f"expected label layers with the axes (layer, height, width), not an array of the shape {layers.shape}"
             )
         if layers.dtype != np.int32:
-            raise DataError(f"label layers are int32, not {layers.dtype}")
+            raise DataError(f"expected label layers of int32, not {layers.dtype}")
         self.layers = layers
         self.num_instances = int(num_instances)
 
@@ -45,53 +45,55 @@ class LabelLayers:
 
     @classmethod
     def from_label_image(cls, labels: np.ndarray) -> LabelLayers:
-        """Make one layer from a label image (H, W) of integers >= 0; ids become 1..N in ascending order.
+        """Create one layer from a label image (H, W) of integers >= 0; ids become 1..N in ascending order.
 
-        An object of several components stays one object. Raises DataError for negative or fractional labels.
+        An object with several components is one object. Raises DataError for negative or fractional labels.
         """
         labels = np.asarray(labels)
         if labels.ndim != 2 or labels.dtype.kind not in "iub":
             raise DataError(
-                f"a label image has the axes (height, width) and whole numbers, this array has the shape "
+                f"expected a label image of integers with the axes (height, width), not an array of the shape "
                 f"{labels.shape} and {labels.dtype}"
             )
         if labels.size == 0:
             return cls(np.zeros((1, *labels.shape), dtype=np.int32), 0)
         if labels.dtype == bool:
-            labels = labels.astype(np.uint8)  # below, labels are indices, which bools would not be
+            labels = labels.astype(np.uint8)  # labels are used as indices below, which bools cannot be
         if labels.min() < 0:
-            raise DataError(f"a label image has no negative labels, but this one goes down to {labels.min()}")
+            raise DataError(f"expected a label image without negative labels, but the smallest is {labels.min()}")
         compact, count = _compact(labels)
         return cls(compact[None], count)
 
     @classmethod
     def from_masks(cls, masks: np.ndarray) -> LabelLayers:
-        """Make layers from masks (N, H, W) bool."""
+        """Create layers from masks (N, H, W) bool."""
         masks = np.asarray(masks, dtype=bool)
         if masks.ndim != 3:
-            raise DataError(f"masks have the axes (object, height, width), but this array has the shape {masks.shape}")
+            raise DataError(
+                f"expected masks with the axes (object, height, width), not an array of the shape {masks.shape}"
+            )
         height, width = masks.shape[1:]
         return cls._from_runs(runs_of_crops([(mask, 0, 0) for mask in masks], height, width), height, width)
 
     @classmethod
     def from_crops(cls, crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> LabelLayers:
-        """Make layers from N masks (h, w) bool with the x0 and y0 of their upper left pixels.
+        """Create layers from N masks (h, w) bool with the x0 and y0 of their upper left pixels.
 
-        Raises DataError where one reaches out of the image.
+        Raises DataError if one extends beyond the image.
         """
         return cls._from_runs(runs_of_crops(crops, height, width), height, width)
 
     @classmethod
     def from_rles(cls, rles: Sequence[Mapping[str, Any]], height: int, width: int) -> LabelLayers:
-        """Make layers from N COCO RLEs of an image of height x width pixels; object n gets the id n + 1.
+        """Create layers from N COCO RLEs of an image of height x width pixels; object n gets the id n + 1.
 
-        Raises DataError where an RLE is broken or was made for an image of another size.
+        Raises DataError if an RLE is broken or has another size.
         """
         runs = rle_codec.read_runs(rles)
         other = np.flatnonzero((runs.heights != height) | (runs.widths != width))
         if len(other):
             raise DataError(
-                f"mask {other[0]} was made for an image of {[int(runs.heights[other[0]]), int(runs.widths[other[0]])]} "
+                f"mask {other[0]} has the size {[int(runs.heights[other[0]]), int(runs.widths[other[0]])]} "
                 f"(height, width), but the image has {[height, width]}"
             )
         return cls._from_runs(runs, height, width)
@@ -104,8 +106,8 @@ class LabelLayers:
         for number, layer in enumerate(layers):
             inside = layer_of[runs.owners] == number
             ids = runs.owners[inside].astype(np.int32) + 1
-            # Objects of a layer share no pixel: each run begins and ends where no other does, so that nothing is lost
-            # in these two lines, and the sum along the image is the label of every pixel.
+            # Objects of a layer share no pixels, so no two runs start or end at the same place. No assignment in these
+            # two lines overwrites another, and the cumulative sum is the label of every pixel.
             labels[:] = 0
             labels[runs.starts[inside]] += ids
             labels[runs.ends[inside]] -= ids
@@ -131,7 +133,7 @@ class LabelLayers:
         return f"LabelLayers({self.num_instances} objects, {self.num_layers} layers of {self.height} x {self.width})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to other processes: labels in 16 bits where they fit."""
+        """Pickle labels as 16 bits if they fit."""
         layers = self.layers.astype(np.uint16) if self.num_instances < 2**16 else self.layers
         return {**self.__dict__, "layers": layers}
 
@@ -140,7 +142,7 @@ class LabelLayers:
 
     @cached_property
     def _statistics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (N, 4) int64, areas (N,) int64 and layers (N,) int64 (-1 for none), from the runs along the rows."""
+        """Boxes (N, 4) int64, areas (N,) int64 and layers (N,) int64 (-1 for none), from the runs along rows."""
         starts, ends, ids = _row_runs(self.layers)
         row, first = np.divmod(starts, max(self.width, 1))
         layer, row = np.divmod(row, max(self.height, 1))
@@ -181,17 +183,17 @@ class LabelLayers:
         return self.layers[layer] == index + 1
 
     def masks(self) -> np.ndarray:
-        """Return all masks (N, H, W) bool. Memory grows with objects x pixels: for small images and tests."""
+        """Return all masks (N, H, W) bool. Memory grows with objects x pixels; for small images and tests."""
         if self.num_instances == 0:
             return np.zeros((0, self.height, self.width), dtype=bool)
         return np.stack([self.mask(index) for index in range(self.num_instances)])
 
     def foreground(self) -> np.ndarray:
-        """Return where any object is, (H, W) bool."""
+        """Return the union of all objects, (H, W) bool."""
         return (self.layers > 0).any(axis=0)
 
     def select(self, keep: np.ndarray) -> LabelLayers:
-        """Return the objects of `keep`, a mask (N,) bool or indices in the wanted order; ids become 1..len."""
+        """Return the objects of `keep`, a mask (N,) bool or indices in the requested order; ids become 1..len."""
         keep = np.asarray(keep)
         indices = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
         if len(indices) == self.num_instances and np.array_equal(indices, np.arange(self.num_instances)):
@@ -204,13 +206,13 @@ class LabelLayers:
         used[0] |= not used.any()
         layers = self.layers if used.all() else self.layers[used]
         selected = LabelLayers(new_id.take(layers), len(indices))
-        # Known already: what is asked for next is nearly always this.
+        # Set the cached values too: they are nearly always needed next.
         new_layer = np.append(np.cumsum(used) - 1, -1)
         selected._statistics = boxes, areas, new_layer[layer_of]
         return selected
 
     def to_rles(self) -> list[dict[str, Any]]:
-        """Encode every object as a COCO RLE, in the order of the ids, in one pass a layer."""
+        """Encode every object as a COCO RLE, in the order of the ids, in one pass per layer."""
         rles: list[dict[str, Any]] = rle_codec.encode_labels(self.layers[0], self.num_instances)
         for number in range(1, self.num_layers):
             inside = np.flatnonzero(self._statistics[2] == number)
@@ -221,7 +223,7 @@ class LabelLayers:
 
 
 def _color(pairs: Overlaps, count: int) -> np.ndarray:
-    """Greedy colouring: return the layer (N,) int64 of each object, the first that no overlapping one before has."""
+    """Greedy colouring: return the layer (N,) int64 of each object, the first without an earlier overlapping one."""
     layer_of = np.zeros(count, dtype=np.int64)
     earlier: dict[int, list[int]] = {}
     for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
@@ -233,7 +235,7 @@ def _color(pairs: Overlaps, count: int) -> np.ndarray:
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rename the labels of an image of integers >= 0 to 1..N, in ascending order; return them as int32, and N."""
+    """Renumber the labels of an image of integers >= 0 to 1..N, in ascending order; return them as int32, and N."""
     highest = int(labels.max())
     if highest <= 4 * labels.size + 65536:
         present = np.zeros(highest + 1, dtype=bool)
@@ -255,7 +257,7 @@ def _row_runs(layers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing, nothing
     changes = flat[1:] != flat[:-1]
-    # A run ends with its row, although the next row may go on with the same id.
+    # A run ends with its row, even if the next row starts with the same id.
     changes[layers.shape[2] - 1 :: layers.shape[2]] = True
     boundaries = np.flatnonzero(changes) + 1
     starts = np.concatenate([[0], boundaries])

@@ -1,4 +1,4 @@
-"""A mask as the part of its image around it, so that time and memory grow with the object and not the image."""
+"""A mask as a crop of its image, so that time and memory grow with the object, not the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detseg.structures.runs import Runs, fill_runs
 
 
 class MaskCrop(NamedTuple):
-    """A mask (h, w) bool whose upper left pixel is the pixel x0, y0 of the image."""
+    """A mask (h, w) bool with its upper left pixel at x0, y0 of the image."""
 
     mask: np.ndarray
     x0: int
@@ -20,12 +20,12 @@ class MaskCrop(NamedTuple):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The half-open box XYXY of the array, which is that of its pixels where the crop is tight."""
+        """The half-open box XYXY of the array; for a tight crop that of the pixels."""
         return self.x0, self.y0, self.x0 + self.mask.shape[1], self.y0 + self.mask.shape[0]
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """The place of the array in its image: `image[crop.window]`."""
+        """Slices of the array in its image: `image[crop.window]`."""
         return slice(self.y0, self.y0 + self.mask.shape[0]), slice(self.x0, self.x0 + self.mask.shape[1])
 
     @property
@@ -43,12 +43,12 @@ class MaskCrop(NamedTuple):
         return MaskCrop(self.mask[y0:y1, x0:x1], self.x0 + x0, self.y0 + y0)
 
     def shared_pixels(self, other: MaskCrop) -> int:
-        """Return how many pixels two masks of one image share; for many masks see `overlaps.shared_pixels`."""
+        """Return the number of pixels shared by two masks of one image; for many masks use `overlaps.shared_pixels`."""
         window = self.within(other.box)
         return int(np.count_nonzero(window.mask & other.within(window.box).mask))
 
     def tight(self) -> MaskCrop:
-        """Return the smallest crop with all pixels; of shape (0, 0) at (0, 0) where there are none."""
+        """Return the smallest crop with all pixels; of shape (0, 0) at (0, 0) if there are none."""
         rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
         if not len(rows):
             return EMPTY
@@ -65,7 +65,7 @@ def boxes_of_crops(crops: Iterable[MaskCrop]) -> np.ndarray:
 
 
 def union_of(crops: Sequence[MaskCrop]) -> MaskCrop:
-    """Return the union of crops of one image, as large as the box around all of them."""
+    """Return the union of crops of one image, with the size of the box around all of them."""
     if len(crops) < 2:
         return crops[0] if crops else EMPTY
     boxes = boxes_of_crops(crops)
@@ -79,12 +79,12 @@ def union_of(crops: Sequence[MaskCrop]) -> MaskCrop:
 def paint(
     crops: Sequence[MaskCrop], order: Iterable[int], height: int, width: int, *, least: int = 1, fraction: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let masks take their pixels one after the other in `order`, each what those before it left.
+    """Assign pixels to masks in `order`: each mask gets those that earlier ones left.
 
-    One that finds fewer than `least` pixels free, or less than `fraction` of its own, gets none.
+    A mask with fewer than `least` free pixels, or less than the fraction `fraction` of its own, gets none.
 
     Returns:
-        labels (H, W) int32, n + 1 where mask n is, 0 elsewhere; the number of pixels that each has, (N,) int64.
+        labels (H, W) int32, n + 1 for mask n, 0 elsewhere; the number of pixels of each mask, (N,) int64.
     """
     labels = np.zeros((height, width), dtype=np.int32)
     areas = np.zeros(len(crops), dtype=np.int64)
@@ -99,7 +99,7 @@ def paint(
 
 
 def crops_of_runs(runs: Runs) -> list[MaskCrop]:
-    """Return the tight crops of masks given as runs. Raises DataError where one is larger than can be held."""
+    """Return the tight crops of masks given as runs. Raises DataError if one is too large for memory."""
     crops = []
     for index, (x0, y0, x1, y1) in enumerate(runs.boxes().tolist()):
         if x1 <= x0:
@@ -116,17 +116,17 @@ def crops_of_runs(runs: Runs) -> list[MaskCrop]:
 def runs_of_crops(crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> Runs:
     """Return the runs of masks (crop, x0, y0), tight or not, of an image of height x width.
 
-    Raises DataError where a crop reaches out of the image.
+    Raises DataError if a crop extends beyond the image.
     """
     starts, ends = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for crop, x0, y0 in crops:
         crop_height, crop_width = crop.shape
         if x0 < 0 or y0 < 0 or x0 + crop_width > width or y0 + crop_height > height:
             raise DataError(
-                f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} leaves the image of "
+                f"a crop of {crop_height} x {crop_width} pixels at x {x0}, y {y0} extends beyond the image of "
                 f"{height} x {width}"
             )
-        # One row of zeros below every column keeps runs of neighbouring columns apart; one zero precedes the first.
+        # A row of zeros below every column separates runs of neighbouring columns; one zero precedes the first.
         flat = np.zeros(crop_width * (crop_height + 1) + 1, dtype=bool)
         flat[1:].reshape(crop_width, crop_height + 1)[:, :crop_height] = crop.T
         column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), crop_height + 1)

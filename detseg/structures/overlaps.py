@@ -1,13 +1,13 @@
-"""Which masks of an image share pixels, and how many: the one place that answers this.
+"""Which masks of an image overlap, and by how many pixels: the one place that answers this.
 
-    shared_pixels   all overlapping pairs of masks, by sweeping over their runs: what nearly everything needs
-    PackedMasks     the shared pixels of given pairs, 64 at a time, where many detections show one object: for 24,000
-                    detections of 800 cells by 24 models, the sweep takes about twice as long as a whole NMS with these,
-                    in which boxes and areas rule out more than half of the overlapping pairs beforehand
-    meeting_boxes   the pairs of boxes that share area
-    find_regions    the image cut into regions on which the same masks lie, where many choices of masks are scored
+    shared_pixels   all overlapping pairs of masks, by a sweep over their runs: the general case
+    PackedMasks     shared pixels of given pairs, 64 at a time, for many detections per object: for 24,000 detections of
+                    800 cells by 24 models, the sweep takes about twice as long as a whole NMS with these, because boxes
+                    and areas rule out more than half of the overlapping pairs beforehand
+    meeting_boxes   the pairs of boxes that overlap
+    find_regions    the image cut into regions covered by the same masks, to score many selections of masks
 
-No mask is decoded and none is made at full size; no table of all pairs is made.
+No mask is decoded or expanded to full size; no table of all pairs is made.
 
 Symbols: N, M masks, P pairs, R runs, T words, E entries (a mask on a region, a box in a strip).
 """
@@ -24,7 +24,7 @@ import numpy as np
 
 from detseg.structures.runs import Runs, chunks_of, spread
 
-# Pairs of runs or boxes, and words, that are looked at together; bounds the memory taken to some 10 MB.
+# Pairs of runs or boxes, and words, that are processed at once; bounds memory to some 10 MB.
 AT_ONCE = 2**17
 
 
@@ -39,15 +39,15 @@ class Pairs:
         return len(self.first)
 
     def select(self, keep: np.ndarray) -> Pairs:
-        """Return the pairs of `keep`, (P,) bool or indices."""
+        """Return a subset of the pairs, `keep`: (P,) bool or indices."""
         return dataclasses.replace(self, first=self.first[keep], second=self.second[keep])
 
 
 @dataclass(frozen=True)
 class Overlaps(Pairs):
-    """Pairs of masks that share pixels, with how many: pixels (P,) int64.
+    """Overlapping pairs of masks, with the number of shared pixels: pixels (P,) int64.
 
-    first_areas (N,), second_areas (M,) int64: of all masks of either side, those without overlap included.
+    first_areas (N,), second_areas (M,) int64: of all masks of either side, including those without overlap.
     """
 
     pixels: np.ndarray
@@ -64,12 +64,12 @@ class Overlaps(Pairs):
 
     @property
     def of_first(self) -> np.ndarray:
-        """The part (P,) float64 of the first mask's pixels that the second mask covers."""
+        """The fraction (P,) float64 of the first mask that the second covers."""
         return self.pixels / self.first_areas[self.first]
 
     @property
     def of_smaller(self) -> np.ndarray:
-        """The part (P,) float64 of the smaller mask's pixels that the larger one covers."""
+        """The fraction (P,) float64 of the smaller mask that the larger one covers."""
         return self.pixels / np.minimum(self.first_areas[self.first], self.second_areas[self.second])
 
 
@@ -81,11 +81,11 @@ def shared_pixels(masks: Runs, others: Runs | None = None) -> Overlaps:
     width = max(len(masks if others is None else others), 1)
     ordered = _by_start(masks)
     if others is None:
-        # With every run go those that come after it and begin before it ends.
+        # Pair every run with those that come after it and start before it ends.
         meeting = _begin_inside(ordered, ordered, np.arange(1, len(ordered.starts) + 1))
         portions = ((np.minimum(one, other) * width + np.maximum(one, other), shared) for one, other, shared in meeting)
     else:
-        # Of two runs that meet, one begins inside of the other; where they begin together, the second one does.
+        # Of two overlapping runs, one starts inside the other; if both start together, the second is taken.
         others_ordered = _by_start(others)
         first = np.searchsorted(others_ordered.starts, ordered.starts, side="left")
         second_inside = _begin_inside(ordered, others_ordered, first)
@@ -108,7 +108,7 @@ def are_disjoint(masks: Runs) -> bool:
 
 
 def covered_pixels(*masks: Runs) -> int:
-    """Return how many pixels of one image its masks cover, of all that are given; shared ones count once."""
+    """Return the number of pixels of one image covered by any of the masks; shared pixels count once."""
     starts, ends = (np.concatenate([getattr(some, side) for some in masks]) for side in ("starts", "ends"))
     if not len(starts):
         return 0
@@ -119,13 +119,13 @@ def covered_pixels(*masks: Runs) -> int:
 
 
 def _by_start(runs: Runs) -> Runs:
-    """Return the runs sorted by their starts, whatever the mask."""
+    """Return the runs sorted by their starts, regardless of mask."""
     order = np.argsort(runs.starts, kind="stable")
     return Runs(runs.starts[order], runs.ends[order], runs.owners[order], runs.heights, runs.widths)
 
 
 def _begin_inside(runs: Runs, others: Runs, first: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the masks of pairs of runs, and their shared pixels: of run r and the others from first[r] on inside it.
+    """Yield the masks of pairs of runs, and their shared pixels: run r with the runs from first[r] on that start in it.
 
     others: sorted by start. first: (R,) int64.
     """
@@ -138,18 +138,18 @@ def _begin_inside(runs: Runs, others: Runs, first: np.ndarray) -> Iterator[tuple
 
 
 def _totals(portions: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the different keys of portions of keys and values, int64, ascending, and the sum of the values of each."""
+    """Return the distinct keys of chunks of keys and values, int64, ascending, and the sum of values of each."""
     held = [(np.zeros(0, dtype=np.int64),) * 2]
     for portion in portions:
         held.append(_summed(*portion))
-        # Bounds memory where very many masks overlap.
+        # Bounds memory if very many masks overlap.
         if sum(len(keys) for keys, _ in held[1:]) > len(held[0][0]) + 4 * AT_ONCE:
             held = [_summed(*map(np.concatenate, zip(*held, strict=True)))]
     return _summed(*map(np.concatenate, zip(*held, strict=True)))
 
 
 def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_totals` of one portion."""
+    """`_totals` of one chunk."""
     if not len(keys):
         return keys, values
     order = np.argsort(keys, kind="stable")
@@ -163,7 +163,7 @@ TILE_ROWS, TILE_COLUMNS = 16, 4
 
 
 class PackedMasks:
-    """N masks as bits: one word for every tile of 16 rows and 4 columns that the tight box of a mask touches.
+    """N masks as bits: one word for every tile of 16 rows and 4 columns that touches the tight box of a mask.
 
     24,000 cells of 15 pixels need 3 MB. `areas` (N,) int64 in pixels; `boxes` (N, 4) int64, tight, half-open, zeros for
     an empty mask.
@@ -178,7 +178,7 @@ class PackedMasks:
         self._stride, down = (self._end_tile - self._first_tile).T
         ends = np.cumsum(self._stride * down)
         self._offset = ends - self._stride * down
-        # Bit 16 (x mod 4) + (y mod 16) of the word of its tile is pixel (x, y); runs set the bits of one tile each.
+        # Pixel (x, y) is bit 16 (x mod 4) + (y mod 16) in the word of its tile; each run sets bits of one tile.
         column, top = runs.column_and_row(runs.starts)
         bottom = top + runs.ends - runs.starts
         first_row, last_row = top // TILE_ROWS, (bottom - 1) // TILE_ROWS
@@ -192,7 +192,7 @@ class PackedMasks:
         rows_before = tile_row - self._first_tile[owner, 1]
         columns_before = column // TILE_COLUMNS - self._first_tile[owner, 0]
         self._words = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.uint64)
-        # Runs of one mask share no pixel, so that their sum is their union.
+        # Runs of one mask share no pixels, so their sum is their union.
         np.add.at(self._words, self._offset[owner] + rows_before * self._stride[owner] + columns_before, bits)
 
     def __len__(self) -> int:
@@ -225,7 +225,7 @@ class PackedMasks:
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:
-    """Return the number of ones (T,) uint8 of words (T,) uint64."""
+    """Return the number of set bits (T,) uint8 of words (T,) uint64."""
     if hasattr(np, "bitwise_count"):
         return np.bitwise_count(words)
     return _ones_table()[words.view(np.uint16).reshape(-1, 4)].sum(axis=1, dtype=np.uint8)
@@ -233,7 +233,7 @@ def count_bits(words: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _ones_table() -> np.ndarray:
-    """The number of ones (65536,) uint8 of every 16-bit number, for NumPy before 2."""
+    """The number of set bits (65536,) uint8 of every 16-bit number, for NumPy before 2."""
     return np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8)
 
 
@@ -241,11 +241,11 @@ MAX_STRIPS = 2**16
 
 
 def meeting_boxes(boxes: np.ndarray, groups: np.ndarray) -> Iterator[Pairs]:
-    """Yield, in portions, every pair of boxes of one group that share area, once, with first < second.
+    """Yield, in chunks, every pair of overlapping boxes of one group once, with first < second.
 
-    boxes: (N, 4) XYXY. groups: (N,) int64 >= 0; boxes of different groups never meet. The image is cut into horizontal
-    strips about as high as a box; within a strip, boxes are swept from left to right: 24,000 boxes of 800 cells have a
-    million pairs that meet, out of 288 million.
+    boxes: (N, 4) XYXY. groups: (N,) int64 >= 0; boxes of different groups are not paired. The image is cut into
+    horizontal strips about as high as a box, in which boxes are swept from left to right: 24,000 boxes of 800 cells
+    have a million overlapping pairs, out of 288 million.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     solid = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
@@ -257,7 +257,7 @@ def meeting_boxes(boxes: np.ndarray, groups: np.ndarray) -> Iterator[Pairs]:
     lowest, highest = (((y - top) / strip_height).astype(np.int64) for y in (y0, y1))
     entry, step = spread(highest - lowest + 1)
     strip = lowest[entry] + step
-    # Ranks instead of coordinates, so that strip, group and place make one exact key.
+    # Ranks instead of coordinates, so that strip, group and position make one exact integer key.
     places = np.sort(x0)
     begin, end = np.searchsorted(places, x0), np.searchsorted(places, x1)
     _, group = np.unique(groups[solid], return_inverse=True)
@@ -271,7 +271,7 @@ def meeting_boxes(boxes: np.ndarray, groups: np.ndarray) -> Iterator[Pairs]:
         here, step = spread(counts[chunk])
         left = position[chunk][here]
         one, other = box[left], box[left + 1 + step]
-        # A pair that shares several strips counts in the upper one.
+        # A pair that meets in several strips counts in the upper one.
         new = strip[left] == np.maximum(lowest[one], lowest[other])
         meets = new & (np.minimum(y1[one], y1[other]) > np.maximum(y0[one], y0[other]))
         one, other = solid[one[meets]], solid[other[meets]]
@@ -280,13 +280,13 @@ def meeting_boxes(boxes: np.ndarray, groups: np.ndarray) -> Iterator[Pairs]:
 
 @dataclass(frozen=True)
 class Regions:
-    """The image cut into regions: all pixels on which the same masks lie, connected or not, are one region.
+    """The image cut into regions: all pixels covered by the same masks, connected or not, are one region.
 
-    Whatever masks a setting keeps, a region has one owner, so that areas and intersections are sums over a few thousand
-    regions and no mask is looked at again.
+    Whatever masks a setting keeps, each region has one owner, so areas and intersections are sums over a few thousand
+    regions, and masks are not needed again.
 
-    areas: pixels of each region, int64. entry_region, entry_mask: (E,) int64, which masks lie on which region, sorted
-    by region, then mask.
+    areas: pixels of each region, int64. entry_region, entry_mask: (E,) int64, pairs of a region and a mask that covers
+    it, sorted by region, then mask.
     """
 
     areas: np.ndarray
@@ -294,13 +294,13 @@ class Regions:
     entry_mask: np.ndarray
 
 
-# Every mask gets a random 64-bit number; sums of these tell which masks lie on a pixel. That two different sets of
-# masks of one image have one sum is less likely than one in 10^11.
+# Every mask gets a random 64-bit key; the sum of keys at a pixel identifies the masks that cover it. The probability
+# that two different sets of masks of one image have equal sums is below 10^-11.
 _KEYS_SEED = 20180115
 
 
 def find_regions(runs: Runs) -> Regions:
-    """Cut the image into the regions of N masks. Time and memory grow with the number of runs."""
+    """Find the regions of N masks. Time and memory grow with the number of runs."""
     places, position = np.unique(np.concatenate([runs.starts, runs.ends]), return_inverse=True)
     if not len(places):
         nothing = np.zeros(0, dtype=np.int64)
@@ -311,12 +311,12 @@ def find_regions(runs: Runs) -> Regions:
     np.add.at(steps, first, key)
     np.subtract.at(steps, end, key)
     begun, ended = (np.bincount(side, minlength=len(places)) for side in (first, end))
-    # Segments between two places where a run begins or ends, and the sum of the keys of the masks on each.
+    # Segments between consecutive starts and ends of runs, and the sum of the keys of the masks on each.
     sums, lengths = np.cumsum(steps)[:-1], np.diff(places)
     sums[np.cumsum(begun - ended)[:-1] == 0] = 0
     kinds, example, region = np.unique(sums, return_index=True, return_inverse=True)
     areas = np.bincount(region, weights=lengths, minlength=len(kinds)).astype(np.int64)
-    # The masks of a region are those of any of its segments.
+    # All segments of a region have the same masks: take them from any one.
     is_example = np.zeros(len(sums), dtype=bool)
     is_example[example[kinds != 0]] = True
     examples_before = np.concatenate([[0], np.cumsum(is_example)])

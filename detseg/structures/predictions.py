@@ -1,4 +1,4 @@
-"""The predictions of a model, or of a fusion of models, about one image."""
+"""Predictions of a model, or of a fusion of models, for one image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.structures.sample import FIELD, PixelSize
 
-# Of `provenance`: whether the image was among those that its model was trained with.
+# Key of `provenance`: whether the model was trained with this image.
 IN_TRAINING = "in_training"
 _OWN_FIELDS = ("id", "file_name", "height", "width", "provenance", FIELD)
 
@@ -20,17 +20,17 @@ _OWN_FIELDS = ("id", "file_name", "height", "width", "provenance", FIELD)
 class Predictions:
     """N detections of one image; N = 0 is legal everywhere.
 
-    height, width: the size of the original image in pixels; everything below is in its pixels.
+    height, width: size of the original image in pixels; all coordinates below refer to it.
     boxes: (N, 4) float32 XYXY half-open. scores: (N,) float32 in [0, 1]. classes: (N,) int64, 0-based.
-    quality: (N,) float32 in [0, 1], the IoU that the model expects of each mask with its object; NaN, which None stands
-        for, of models that do not tell. What is known is part of the score: score = class score x quality, so that
-        whoever ranks, thresholds or fuses scores needs not know of it.
+    quality: (N,) float32 in [0, 1], predicted IoU of each mask with its object; NaN if the model does not predict it;
+        None stands for all NaN. Known qualities are part of the score: score = class score x quality, so code that
+        ranks, thresholds or fuses scores need not treat them.
     rles: N COCO RLEs of size [height, width], or None for boxes without masks.
-    soft_masks: N crops (h, w) uint8, 255 x the probability of every pixel of `soft_mask_window(box)`, or None. They let
-        masks be averaged and thresholded later, from files.
-    provenance: plain values on what made this (config and checkpoint hash, engine, fold, TTA).
-    pixel_size: (y, x) micrometres, where the image's is known.
-    metadata: further image-level fields of the COCO file that are plain values, such as its group, fold and sample.
+    soft_masks: N crops (h, w) uint8, 255 x the probability of every pixel of `soft_mask_window(box)`, or None. They
+        allow averaging and thresholding of masks later, from files.
+    provenance: plain values on how the predictions were made (config and checkpoint hash, engine, fold, TTA).
+    pixel_size: (y, x) micrometres, if known for the image.
+    metadata: other image-level fields of the COCO file that are plain values, such as its group, fold and sample.
     """
 
     image_id: int | str
@@ -59,7 +59,7 @@ class Predictions:
         if self.soft_masks is not None:
             lengths["soft_masks"] = len(self.soft_masks)
         if len(set(lengths.values())) > 1:
-            raise DataError(f"predictions of image {self.file_name or self.image_id} of unequal lengths: {lengths}")
+            raise DataError(f"predictions of image {self.file_name or self.image_id} have unequal lengths: {lengths}")
         for index, rle in enumerate(self.rles or ()):
             if list(rle["size"]) != [self.height, self.width]:
                 raise DataError(
@@ -82,7 +82,7 @@ class Predictions:
         return f"Predictions({name!r}, {self.height} x {self.width}: {len(self)} detections{scores})"
 
     def select(self, keep: np.ndarray) -> Predictions:
-        """Return the detections of `keep`, a mask (N,) bool or indices in the wanted order."""
+        """Return the detections of `keep`, a mask (N,) bool or indices in the requested order."""
         keep = np.asarray(keep)
         indices = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
         return Predictions(
@@ -102,46 +102,46 @@ class Predictions:
         )
 
     def best_first(self) -> Predictions:
-        """Return the detections by descending score; of equal scores, the earlier one comes first."""
+        """Return the detections by descending score; equal scores keep their order."""
         order = np.argsort(-self.scores, kind="stable")
         return self if (order[1:] > order[:-1]).all() else self.select(order)
 
     @property
     def class_scores(self) -> np.ndarray:
-        """The scores (N,) float32 without the qualities that they contain."""
-        is_part = self.quality > 0  # an unknown one, NaN, is not
+        """Scores (N,) float32 without the factor of mask quality."""
+        is_part = self.quality > 0  # False for NaN
         return np.minimum(np.divide(self.scores, self.quality, out=self.scores.copy(), where=is_part), 1)
 
     def without_masks(self) -> Predictions:
-        """Return the detections as boxes, whose scores are those of the classes: qualities are those of masks."""
+        """Return the boxes with class scores, without masks and their qualities."""
         return replace(self, scores=self.class_scores, quality=None, rles=None, soft_masks=None)
 
     def with_quality(self, quality: np.ndarray) -> Predictions:
-        """Return the detections with other qualities (N,) of their masks, and scores that contain these.
+        """Return the detections with other mask qualities (N,), and scores updated by them.
 
-        NaN, of a mask that nothing is known of, leaves the class score.
+        NaN, for an unknown quality, gives the class score.
         """
         known = np.nan_to_num(np.asarray(quality, dtype=np.float32), nan=1.0)
         return replace(self, scores=self.class_scores * known, quality=quality)
 
 
 def image_level_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a COCO image that are plain values and not those that Predictions have by name."""
+    """Return the fields of a COCO image that are plain values and have no attribute of their own in Predictions."""
     return {
         name: value
         for name, value in fields.items()
-        if name not in _OWN_FIELDS and isinstance(value, (str, int, float)) and value == value  # NaN is no JSON
+        if name not in _OWN_FIELDS and isinstance(value, (str, int, float)) and value == value  # NaN is not valid JSON
     }
 
 
 def soft_mask_window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return x0, y0, x1, y1: the whole pixels of an image of height x width that a box (4,) touches, half-open."""
+    """Return x0, y0, x1, y1, half-open: the pixels of an image of height x width that a box (4,) touches."""
     x0, y0, x1, y1 = soft_mask_windows(box, height, width)[0].tolist()
     return x0, y0, x1, y1
 
 
 def soft_mask_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`soft_mask_window` of many boxes (N, 4): (N, 4) int64."""
+    """`soft_mask_window` for boxes (N, 4): (N, 4) int64."""
     boxes = np.asarray(boxes).reshape(-1, 4)
     limit = np.array([width, height], dtype=np.int64)
     low = np.clip(np.floor(boxes[:, :2]).astype(np.int64), 0, limit)
@@ -150,7 +150,7 @@ def soft_mask_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def move_window(crop: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray:
-    """Return the pixels of window `new` of a crop of window `old` (both x0, y0, x1, y1); 0 outside the old one."""
+    """Return the pixels of window `new` from a crop of window `old` (both x0, y0, x1, y1); 0 outside the old one."""
     result = np.zeros((new[3] - new[1], new[2] - new[0]), dtype=crop.dtype)
     x0, y0 = max(old[0], new[0]), max(old[1], new[1])
     x1, y1 = min(old[2], new[2]), min(old[3], new[3])
@@ -161,9 +161,9 @@ def move_window(crop: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.
 
 
 def fit_windows(crops: Sequence[np.ndarray], old: np.ndarray, new: np.ndarray) -> list[np.ndarray]:
-    """Bring crops of the windows `old` (N, 4) int64 XYXY to the windows `new`, cut off or padded with 0.
+    """Change crops of the windows `old` (N, 4) int64 XYXY to the windows `new` by cropping or padding with 0.
 
-    Windows differ where a side of a box, mirrored or scaled there and back, was rounded over the border of a pixel.
+    The windows differ if rounding moved a side of a box across a pixel border when it was flipped or scaled and back.
     """
     crops = list(crops)
     for index in np.flatnonzero((old != new).any(axis=1)):

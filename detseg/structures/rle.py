@@ -1,10 +1,10 @@
-"""Masks as COCO run-lengths, in NumPy, without ever making a full-size mask where a crop will do.
+"""Masks as COCO run-length encodings (RLE), in NumPy, without full-size masks where a crop suffices.
 
-An RLE is `{"size": [height, width], "counts": bytes | str}`. The pixels of the mask are read column by column; `counts`
-holds the lengths of the runs of zeros and ones in turn, zeros first, compressed to text exactly as COCO's own tools do
-(5 bits a character, from the fourth count on as the difference to the count two before). Strings made here and by
-pycocotools are identical. Unlike those of pycocotools, the readers here check what they read: a hostile string ends in
-`DataError`, never in memory that belongs to something else.
+An RLE is `{"size": [height, width], "counts": bytes | str}`. The pixels of the mask are in column-major order; `counts`
+has the lengths of alternating runs of zeros and ones, zeros first, compressed to text as by COCO's own tools (5 bits
+per character, from the fourth count on as the difference to the count two before). Strings are identical to those of
+pycocotools. Unlike pycocotools, the functions here validate their input: a malicious string raises `DataError` and
+never reads memory out of bounds.
 
 Symbols: N masks.
 """
@@ -23,19 +23,18 @@ from detseg.structures.runs import Runs, fill_runs
 
 # COCO's text form of run lengths, for many masks at once.
 #
-# Every number is written in groups of 5 bits, lowest first, as in LEB128: a character is 48 + group, plus 32 where more
-# groups follow; the highest bit of the last group is the sign. From the fourth number of a mask on, the difference
-# to the
-# number two before is written, since runs of neighbouring columns are alike.
+# Every number is written in groups of 5 bits, lowest first, as in LEB128: a character is 48 + group, plus 32 if more
+# groups follow; the highest bit of the last group is the sign. From the fourth number of a mask on, the difference to
+# the number two before is written, since runs of neighbouring columns are similar.
 
-# 8 groups hold 40 bits; a number that needs more is longer than any image.
+# 8 groups hold 40 bits; a longer number exceeds any image.
 MAX_GROUPS = 8
 
 
 def compress_many(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
     """Compress the counts of several masks.
 
-    counts: (R,) int64, the run lengths of all masks concatenated. lengths: how many of them each mask has.
+    counts: (R,) int64, concatenated run lengths of all masks. lengths: number of counts of each mask.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -62,22 +61,22 @@ def compress_many(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 
 
 def decompress_many(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the concatenated counts of several masks, (R,) int64, and how many each mask has, (N,) int64.
+    """Return the concatenated counts of several masks, (R,) int64, and the number of counts of each mask, (N,) int64.
 
-    Raises DataError where a text is cut off or has a character that cannot occur. Sums and signs are not checked here.
+    Raises DataError if a text is truncated or has an invalid character. Sums and signs are not checked here.
     """
     sizes = np.array([len(text) for text in texts], dtype=np.int64)
     characters = np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.int64) - 48
     owner = np.repeat(np.arange(len(texts)), sizes)
     wrong = np.flatnonzero((characters < 0) | (characters > 63))
     if len(wrong):
-        raise DataError(f"the RLE of mask {owner[wrong[0]]} has characters that no compressed RLE has")
+        raise DataError(f"the RLE of mask {owner[wrong[0]]} has invalid characters")
     last = (characters & 0x20) == 0
     ends_of_masks = np.cumsum(sizes)
     nonempty = sizes > 0
     cut = np.flatnonzero(~last[ends_of_masks[nonempty] - 1])
     if len(cut):
-        raise DataError(f"the RLE of mask {np.flatnonzero(nonempty)[cut[0]]} is cut off in the middle of a number")
+        raise DataError(f"the RLE of mask {np.flatnonzero(nonempty)[cut[0]]} is truncated in the middle of a number")
 
     number_ends = np.flatnonzero(last)
     number_starts = np.concatenate([[0], number_ends[:-1] + 1]) if len(number_ends) else number_ends
@@ -94,12 +93,12 @@ def decompress_many(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _undo_differences(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Add to every number from a mask's fourth on the number two before: two cumulated sums a mask, odd and even."""
+    """Add to every number from a mask's fourth on the number two before, by two cumulative sums per mask."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     owner = np.repeat(np.arange(len(lengths)), lengths)
     within = np.arange(len(values)) - offsets[owner]
     counts = values.copy()
-    # The chains start with the second and with the third number; the first belongs to none.
+    # The chains start with the second and the third number; the first belongs to none.
     for chain in ((within % 2 == 1), (within % 2 == 0) & (within > 0)):
         index = np.flatnonzero(chain)
         if len(index) == 0:
@@ -113,20 +112,20 @@ def _undo_differences(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 RLE = dict[str, Any]
 
-# No image has more pixels than this; a larger claim is a broken or hostile file.
+# No image has more pixels than this; a larger size is broken or malicious.
 MAX_PIXELS = 2**38
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
-    """Encode one mask (H, W), bool or anything that is zero outside the object."""
+    """Encode one mask (H, W), bool or a dtype with 0 outside the object."""
     mask = np.asarray(mask)
     if mask.ndim != 2:
-        raise DataError(f"a mask has the axes (height, width), but this array has the shape {mask.shape}")
+        raise DataError(f"expected a mask with the axes (height, width), not an array of the shape {mask.shape}")
     return encode_crop(mask, 0, 0, mask.shape[0], mask.shape[1])
 
 
 def encode_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> RLE:
-    """Encode a mask given by a crop (h, w), bool, whose upper left pixel is (x0, y0) in an image height x width.
+    """Encode a crop (h, w) bool with its upper left pixel at (x0, y0) in an image height x width.
 
     Time and memory grow with the crop. The crop must lie inside the image.
     """
@@ -134,14 +133,14 @@ def encode_crop(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> 
 
 
 def encode_crops(crops: Sequence[tuple[np.ndarray, int, int]], height: int, width: int) -> list[RLE]:
-    """`encode_crop` for many crops (crop, x0, y0) of one image; what they share is done at once."""
+    """`encode_crop` for many crops (crop, x0, y0) of one image, vectorized."""
     return encode_runs(runs_of_crops(crops, height, width))
 
 
 def encode_labels(labels: np.ndarray, count: int) -> list[RLE]:
-    """Encode all objects 1..count of a label image (H, W) of integers in one pass over the image.
+    """Encode all objects 1..count of a label image (H, W) of integers in one pass.
 
-    Returns `count` RLEs in the order of their labels; a label without a pixel gets an empty mask.
+    Returns `count` RLEs in the order of their labels; a label without pixels gets an empty mask.
     """
     height, width = labels.shape
     flat = np.ascontiguousarray(np.asarray(labels).T).ravel()
@@ -156,7 +155,7 @@ def encode_labels(labels: np.ndarray, count: int) -> list[RLE]:
 
 
 def encode_runs(runs: Runs) -> list[RLE]:
-    """Encode masks given as runs; runs of one mask that touch become one."""
+    """Encode masks given as runs; touching runs of one mask are merged."""
     touch = (runs.starts[1:] == runs.ends[:-1]) & (runs.owners[1:] == runs.owners[:-1])
     number = len(runs.starts)
     is_first, is_last = np.append(True, ~touch)[:number], np.append(~touch, True)[:number]
@@ -164,11 +163,11 @@ def encode_runs(runs: Runs) -> list[RLE]:
     count, total = len(runs), runs.heights * runs.widths
     runs_each = np.bincount(owners, minlength=count)
     first = np.concatenate([[0], np.cumsum(runs_each)])
-    # A mask of r runs has 2 r counts, and one more where zeros follow its last run.
+    # A mask with r runs has 2 r counts, plus one if zeros follow its last run.
     last_end = np.zeros(count, dtype=np.int64)
     filled = runs_each > 0
     last_end[filled] = ends[first[1:][filled] - 1]
-    tail = (last_end < total) | ~filled  # an image without pixels has one count, 0
+    tail = (last_end < total) | ~filled  # an empty image has one count, 0
     lengths = 2 * runs_each + tail
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     counts = np.zeros(offsets[-1], dtype=np.int64)
@@ -184,7 +183,7 @@ def encode_runs(runs: Runs) -> list[RLE]:
 
 
 def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
-    """Read and check N RLEs, compressed or with a list of counts. Raises DataError naming the first broken one."""
+    """Decode and validate N RLEs, compressed or with a list of counts. Raises DataError with the first invalid one."""
     sizes = np.array([_size_of(rle, index) for index, rle in enumerate(rles)], dtype=np.int64).reshape(-1, 2)
     counts, lengths = _read_counts(rles, sizes)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -206,8 +205,8 @@ def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
         height, width = sizes[wrong[0]]
         raise DataError(
             f"the runs of the RLE of mask {wrong[0]} add up to {sums[wrong[0]]} pixels, but its size is "
-            f"{height} x {width} = {height * width}; was it made for another image, or row by row "
-            "instead of column by column?"
+            f"{height} x {width} = {height * width}; it may be of another image, or in row-major instead of "
+            "column-major order"
         )
     within = np.arange(len(counts)) - offsets[owner]
     ones = (within % 2 == 1) & (counts > 0)
@@ -224,7 +223,7 @@ def _size_of(rle: Mapping[str, Any], index: int) -> tuple[int, int]:
         valid = False
     if not valid:
         raise DataError(
-            f'mask {index} is no RLE: {str(rle)[:80]}; expected {{"size": [height, width], "counts": text or numbers}}'
+            f'mask {index} not an RLE: {str(rle)[:80]}; expected {{"size": [height, width], "counts": text or numbers}}'
         )
     return int(height), int(width)
 
@@ -234,17 +233,17 @@ def _read_counts(rles: Sequence[Mapping[str, Any]], sizes: np.ndarray) -> tuple[
     texts: list[bytes] = []
     for index, (rle, (height, width)) in enumerate(zip(rles, sizes.tolist(), strict=True)):
         counts = rle["counts"]
-        # Runs without pixels are legal, but not without end: each takes 50 times its byte in memory.
+        # Runs without pixels are legal, but must be limited: each takes 50 times its byte in memory.
         if isinstance(counts, (str, bytes, list)) and len(counts) > 4 * (height * width + 100):
             raise DataError(
-                f"the RLE of mask {index} has {len(counts)} letters or numbers, more than the mask of an image of "
+                f"the RLE of mask {index} has {len(counts)} characters or numbers, more than the mask of an image of "
                 f"{height} x {width} pixels can have"
             )
         if isinstance(counts, str):
             try:
                 counts = counts.encode("ascii")
             except UnicodeEncodeError:
-                raise DataError(f"the RLE of mask {index} has characters that no compressed RLE has") from None
+                raise DataError(f"the RLE of mask {index} has invalid characters") from None
         if not isinstance(counts, bytes):
             counts = compress_counts(counts)
         texts.append(counts)
@@ -259,9 +258,9 @@ def compress_counts(counts: Sequence[int] | np.ndarray) -> bytes:
             raise ValueError
         array = array.astype(np.int64)
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"run lengths are a list of whole numbers, not {str(counts)[:60]}") from None
+        raise DataError(f"expected run lengths as a list of whole numbers, not {str(counts)[:60]}") from None
     if array.size and (array.min() < 0 or array.max() > MAX_PIXELS):
-        raise DataError(f"run lengths lie between 0 and the number of pixels, not {array.min()} to {array.max()}")
+        raise DataError(f"expected run lengths from 0 to the number of pixels, not {array.min()} to {array.max()}")
     return compress_many(array, np.array([len(array)]))[0]
 
 
@@ -273,12 +272,12 @@ def decode(rle: Mapping[str, Any]) -> np.ndarray:
 
 
 def decode_crop(rle: Mapping[str, Any]) -> MaskCrop:
-    """Decode to the smallest crop that holds the mask; an empty mask gives a crop of shape (0, 0) at (0, 0)."""
+    """Decode to the tight crop; an empty mask gives a crop of shape (0, 0) at (0, 0)."""
     return decode_crops([rle])[0]
 
 
 def decode_crops(rles: Sequence[Mapping[str, Any]]) -> list[MaskCrop]:
-    """`decode_crop` for many masks; what they share is read at once."""
+    """`decode_crop` for many masks, vectorized."""
     return crops_of_runs(read_runs(rles))
 
 
@@ -292,15 +291,15 @@ def bounding_boxes(rles: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return read_runs(rles).boxes().astype(np.float32)
 
 
-# Masks mirrored and transposed exactly, without full-size masks.
+# Flips and transposes of masks, exact and without full-size masks.
 
 
 def mirror_rles(
     rles: Sequence[Mapping[str, Any]], height: int, width: int, *, flip_x: bool = False, flip_y: bool = False
 ) -> list[RLE]:
-    """Mirror N masks of one image, height x width: left and right are exchanged by flip_x, top and bottom by flip_y.
+    """Flip N masks of one image, height x width: left and right for flip_x, top and bottom for flip_y.
 
-    Runs are moved, no pixel is looked at: time grows with the number of runs. Raises DataError for a broken RLE.
+    Only runs are moved, so time grows with the number of runs. Raises DataError for an invalid RLE.
     """
     if not rles:
         return []
@@ -318,5 +317,5 @@ def mirror_rles(
 
 
 def transpose_rles(rles: Sequence[Mapping[str, Any]], height: int, width: int) -> list[RLE]:
-    """Exchange x and y of N masks of one image, height x width; the result is of width x height."""
+    """Transpose N masks of one image, height x width; the result is width x height."""
     return encode_crops([(crop.T, y0, x0) for crop, x0, y0 in decode_crops(rles)], width, height)

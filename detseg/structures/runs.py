@@ -1,4 +1,4 @@
-"""Masks as runs of pixels along the columns of their image: areas, boxes and crops without a full-size mask.
+"""Masks as runs of pixels along image columns: areas, boxes and crops without full-size masks.
 
 Symbols: N masks, R runs.
 """
@@ -14,16 +14,16 @@ import numpy as np
 
 from detseg.errors import DataError
 
-# The largest mask or crop that is made in memory, 2 GiB: a few characters of text can claim any size.
+# The largest mask or crop that is decoded, 2 GiB: a short text can claim any size.
 MAX_DECODED = 2**31
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of N masks of images of heights[n] x widths[n] pixels.
+    """The runs of N masks in images of heights[n] x widths[n] pixels.
 
     starts, ends, owners: (R,) int64; half-open positions in the column-major order of the image, and the index of the
-    mask; sorted by owner and position, without empty runs. Runs of one mask share no pixel, but may touch.
+    mask; sorted by owner and position, without empty runs. Runs of one mask share no pixels, but may touch.
     heights, widths: (N,) int64.
     """
 
@@ -38,19 +38,19 @@ class Runs:
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """Where the runs of every mask begin, and the last ones end, (N + 1,) int64."""
+        """(N + 1,) int64: indices at which the runs of every mask start, and the end of the last."""
         return np.searchsorted(self.owners, np.arange(len(self) + 1))
 
     @cached_property
     def _height(self) -> int | np.ndarray:
-        """The height of every run's image, (R,) int64, at least 1; where all agree a number, which divides faster."""
+        """The image height of every run, (R,) int64, at least 1; one number if all are equal, which divides faster."""
         heights = np.maximum(self.heights, 1)
         if (heights == heights[:1]).all():
             return int(heights[0]) if len(heights) else 1
         return heights[self.owners]
 
     def column_and_row(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the column and row (R,) int64 of one position in every run."""
+        """Return the column and row (R,) int64 of one position per run."""
         column = positions // self._height  # np.divmod takes several times as long
         return column, positions - column * self._height
 
@@ -65,7 +65,7 @@ class Runs:
         if len(self.starts):
             first_column, top = self.column_and_row(self.starts)
             last_column, bottom = self.column_and_row(self.ends - 1)
-            # A run over several columns leaves one at the bottom and enters the next at the top.
+            # A run over several columns reaches the bottom of one and the top of the next.
             wraps = last_column > first_column
             if wraps.any():
                 top, bottom = np.where(wraps, 0, top), np.where(wraps, self._height - 1, bottom)
@@ -78,13 +78,13 @@ class Runs:
         return boxes
 
     def select(self, masks: np.ndarray) -> Runs:
-        """Return the runs of masks (M,) int64; the owner of a run is the place of its mask in this list."""
+        """Return the runs of masks (M,) int64; owners become indices into this list."""
         owners, step = spread(np.diff(self.bounds)[masks])
         index = self.bounds[masks][owners] + step
         return Runs(self.starts[index], self.ends[index], owners, self.heights[masks], self.widths[masks])
 
     def within_columns(self) -> Runs:
-        """Return the same pixels as runs none of which goes on from one column into the next."""
+        """Return the same pixels with runs cut at column borders."""
         first, last = self.starts // self._height, (self.ends - 1) // self._height
         if np.array_equal(first, last):
             return self
@@ -96,7 +96,7 @@ class Runs:
         return Runs(starts, ends, owners, self.heights, self.widths)
 
     def moved(self, x: int, y: int, height: int, width: int) -> Runs:
-        """Return the masks moved to the right by x and down by y pixels, as those of an image of height x width."""
+        """Return the masks moved to the right by x and down by y pixels, in an image of height x width."""
         runs = self.within_columns()
         column, top = runs.column_and_row(runs.starts)
         starts = (column + x) * height + top + y
@@ -120,10 +120,8 @@ def fill_runs(starts: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
     Raises DataError above MAX_DECODED.
     """
     if length > MAX_DECODED:
-        raise DataError(
-            f"a mask of {length} pixels is not decoded, the limit is {MAX_DECODED}: is the size of its RLE right?"
-        )
-    # Runs may touch, so that one begins where another one ends: two statements.
+        raise DataError(f"a mask of {length} pixels exceeds the limit of {MAX_DECODED}; check the size of its RLE")
+    # Two statements, because one run may start where another one ends.
     steps = np.zeros(length + 1, dtype=np.int8)
     steps[starts] += 1
     steps[ends] -= 1

@@ -1,4 +1,4 @@
-"""One image with its objects, as models are trained on it."""
+"""One image with its objects, as used in training."""
 
 from __future__ import annotations
 
@@ -13,42 +13,41 @@ import numpy as np
 from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 
-# Columns of Sample.object_weights: the losses that each is a factor of.
+# Columns of Sample.object_weights, by the loss that they multiply.
 CLASS_LOSS, BOX_LOSS, MASK_LOSS = range(3)
 
-# The size of a pixel in micrometres: (y, x), since microscopes' pixels need not be square.
-#
-# In files (COCO images, Predictions files) it is the field `pixel_size`: one number, or [y, x].
+# Pixel size in micrometres, (y, x), since pixels need not be square. In files (COCO images, Predictions files) it is
+# the field `pixel_size`: one number, or [y, x].
 
 PixelSize = tuple[float, float]
 
 FIELD = "pixel_size"
-# Two edges that differ by less are those of a square: what is left of the way through another unit.
+# Edges that differ by less, from conversion of units, are those of a square.
 _SQUARE_WITHIN = 1e-6
 
 
 def parse_pixel_size(value: Any, source: str) -> PixelSize:
-    """Return (y, x) in micrometres of a number, or of a list [y, x].
+    """Return (y, x) in micrometres from a number, or a list [y, x].
 
     Raises:
-        DataError: anything else, or a size that is not above 0. source: what the message calls the place.
+        DataError: for anything else, or a size that is not above 0. source: the origin, for the message.
     """
     edges = list(value) if isinstance(value, (list, tuple)) else [value, value]
     if len(edges) != 2 or not all(_is_length(edge) for edge in edges):
         raise DataError(
-            f"{source}: the pixel size is {str(value)[:80]!r}; expected micrometres a pixel above 0, one number or "
+            f"{source}: the pixel size is {str(value)[:80]!r}; expected micrometres per pixel above 0, one number or "
             "[y, x]"
         )
     return float(edges[0]), float(edges[1])
 
 
 def pixel_size_of(fields: Mapping[str, Any], source: str) -> PixelSize | None:
-    """Return what the fields of an image say of its pixel size, as `parse_pixel_size`; None where they say nothing."""
+    """Return the pixel size from the fields of an image, as `parse_pixel_size`; None if they have none."""
     return None if fields.get(FIELD) is None else parse_pixel_size(fields[FIELD], source)
 
 
 def parse_pixel_size_text(text: str, source: str) -> PixelSize:
-    """Return (y, x) in micrometres of a text as users and tables give it: "0.5", or "0.5 0.4" (y, x; comma or blank).
+    """Return (y, x) in micrometres from text by users or in tables: "0.5", or "0.5 0.4" (y, x; comma or space).
 
     Raises:
         DataError: as `parse_pixel_size`.
@@ -62,7 +61,7 @@ def parse_pixel_size_text(text: str, source: str) -> PixelSize:
 
 
 def pixel_size_field(size: PixelSize) -> float | list[float]:
-    """Return the size as files store it: one number where the pixel is square."""
+    """Return the size in the form of files: one number if the pixel is square."""
     y, x = size
     return x if math.isclose(y, x, rel_tol=_SQUARE_WITHIN) else [y, x]
 
@@ -76,18 +75,18 @@ IMAGE_TYPES = (np.uint8, np.uint16, np.float32)
 
 @dataclass
 class Sample:
-    """An image and what is known about it.
+    """An image and its annotations.
 
-    image: (H, W, C) uint8, uint16 or float32, RGB where C = 3.
+    image: (H, W, C) uint8, uint16 or float32; RGB if C = 3.
     layers: its N objects, or None for an image without annotations (prediction).
-    classes: (N,) int64, 0-based; object n is id n + 1 of the layers.
+    classes: (N,) int64, 0-based; object n has id n + 1 in the layers.
     ignore: (H, W) bool, regions that are neither object nor background in any loss; None for none.
-    image_id, file_name: as in the data set's COCO file. metadata: its other fields of the image.
+    image_id, file_name: from the COCO file. metadata: the image's other fields there.
 
-    How much it counts in training, where its labels are less sure than those of others (pseudo-labels):
-    weight: factor on all its losses, its background's too. background_weight: factor on the class losses of background
-    far from all objects, where the labels may miss some. object_weights: (N, 3) float32, factors on the losses of what
-    is matched to each object, in the columns CLASS_LOSS, BOX_LOSS and MASK_LOSS; None for 1. certainty: (H, W) uint8,
+    Weights in training, for images with less certain labels (pseudo-labels):
+    weight: factor on all losses, including background. background_weight: factor on the class losses of background far
+    from all objects, where labels may be missing. object_weights: (N, 3) float32, factors on the losses of predictions
+    matched to each object, in the columns CLASS_LOSS, BOX_LOSS and MASK_LOSS; None for 1. certainty: (H, W) uint8,
     factor on the mask loss of each pixel, 255 for 1; None for 1.
     """
 
@@ -114,19 +113,19 @@ class Sample:
         size = (self.height, self.width)
         if self.layers is not None:
             if (self.layers.height, self.layers.width) != size:
-                raise DataError(f"{where}: the image has {size} pixels, its masks {self.layers.layers.shape[1:]}")
+                raise DataError(f"{where}: the image has the size {size}, its masks {self.layers.layers.shape[1:]}")
             if len(self.classes) != len(self.layers):
                 raise DataError(f"{where}: {len(self.layers)} objects, but {len(self.classes)} classes")
         if self.ignore is not None and (self.ignore.shape != size or self.ignore.dtype != bool):
-            raise DataError(f"{where}: the ignored region is {self.ignore.shape} {self.ignore.dtype}, not {size} bool")
+            raise DataError(f"{where}: `ignore` is {self.ignore.shape} {self.ignore.dtype}, expected {size} bool")
         if self.object_weights is not None:
             self.object_weights = np.asarray(self.object_weights, dtype=np.float32)
             if self.object_weights.shape != (len(self.classes), 3):
                 found = self.object_weights.shape
-                raise DataError(f"{where}: {len(self.classes)} objects, but weights of the shape {found}")
+                raise DataError(f"{where}: {len(self.classes)} objects, but weights with the shape {found}")
         if self.certainty is not None and (self.certainty.shape != size or self.certainty.dtype != np.uint8):
             found = f"{self.certainty.shape} {self.certainty.dtype}"
-            raise DataError(f"{where}: the certainty of its pixels is {found}, not {size} uint8")
+            raise DataError(f"{where}: `certainty` is {found}, expected {size} uint8")
 
     @property
     def height(self) -> int:
@@ -137,7 +136,7 @@ class Sample:
         return self.image.shape[1]
 
     def with_objects(self, layers: LabelLayers, keep: np.ndarray, **others: Any) -> Sample:
-        """Return a copy with the objects `keep`, (N,) bool, whose masks are `layers`; others: further fields."""
+        """Return a copy with the objects `keep`, (N,) bool, whose masks are `layers`; others: fields to replace."""
         weights = None if self.object_weights is None else self.object_weights[keep]
         return dataclasses.replace(self, layers=layers, classes=self.classes[keep], object_weights=weights, **others)
 
@@ -146,5 +145,5 @@ class Sample:
         return LabelLayers.empty(self.height, self.width) if self.layers is None else self.layers
 
     def weights_or_ones(self) -> np.ndarray:
-        """Return `object_weights`, of ones where they are None."""
+        """Return `object_weights`, or ones if they are None."""
         return np.ones((len(self.classes), 3), dtype=np.float32) if self.object_weights is None else self.object_weights

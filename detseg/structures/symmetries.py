@@ -1,7 +1,7 @@
-"""The eight symmetries of the square, exact on images, vectors, boxes, masks and run-lengths, each with its inverse.
+"""The eight symmetries of the square, exact on images, vectors, boxes, masks and RLEs, each with its inverse.
 
-A symmetry exchanges the axes (or not), and then mirrors x, y, both or none. Continuous coordinates: x of an image of
-width W becomes W - x, so pixel i (from i to i + 1) becomes pixel W - 1 - i.
+A symmetry optionally transposes, and then flips x, y, both or none. Continuous coordinates: x in an image of width W
+becomes W - x, so pixel i (from i to i + 1) becomes pixel W - 1 - i.
 
     none        h (left and right)      v (top and bottom)      hv (half a turn)
     transpose   rot90 (a quarter turn counterclockwise, np.rot90)   rot270 (clockwise)   antitranspose
@@ -20,7 +20,7 @@ from detseg.structures.rle import mirror_rles, transpose_rles
 
 @dataclass(frozen=True)
 class Symmetry:
-    """transpose: x and y are exchanged, first; then flip_x mirrors left and right, flip_y top and bottom."""
+    """transpose: exchange x and y, first; then flip_x flips left and right, flip_y top and bottom."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -28,7 +28,7 @@ class Symmetry:
 
     @property
     def inverse(self) -> Symmetry:
-        """The symmetry that undoes this one."""
+        """The inverse symmetry."""
         if not self.transpose:
             return self
         return Symmetry(True, flip_x=self.flip_y, flip_y=self.flip_x)
@@ -38,25 +38,23 @@ class Symmetry:
         return not (self.transpose or self.flip_x or self.flip_y)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) of what becomes of an image height x width."""
+        """Return (height, width) of the transformed image, given those of the original."""
         return (width, height) if self.transpose else (height, width)
 
     def array(self, image: np.ndarray) -> np.ndarray:
-        """Return an image (H, W, ...), as a view of the array."""
+        """Return the transformed image (H, W, ...) as a view."""
         if self.transpose:
             image = image.swapaxes(0, 1)
         return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def vectors(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the components (y, x) of vectors in an image as they are in what becomes of it; of any one shape,
-        their places stay.
-        """
+        """Return the transformed components (y, x) of vectors; arrays of any shape, whose elements are not moved."""
         if self.transpose:
             y, x = x, y
         return -y if self.flip_y else y, -x if self.flip_x else x
 
     def boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Return boxes (N, 4) float32 XYXY of an image height x width in the pixels of what becomes of it."""
+        """Return the transformed boxes (N, 4) float32 XYXY of an image height x width."""
         x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).T
         if self.transpose:
             x0, y0, x1, y1 = y0, x0, y1, x1
@@ -68,7 +66,7 @@ class Symmetry:
         return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
 
     def rles(self, rles: list[dict], height: int, width: int) -> list[dict]:
-        """Return the RLEs of masks of an image height x width."""
+        """Return the transformed RLEs of masks of an image height x width."""
         if self.transpose:
             rles = transpose_rles(rles, height, width)
         height, width = self.size(height, width)
@@ -77,7 +75,7 @@ class Symmetry:
         return rles
 
     def predictions(self, predictions: Predictions) -> Predictions:
-        """Return predictions of an image as those of what becomes of it; everything but places stays."""
+        """Return the transformed predictions of an image; only coordinates change."""
         if self.is_identity:
             return predictions
         size = predictions.height, predictions.width

@@ -1,4 +1,4 @@
-"""The windows that cover an image: equal ones, evenly spread, that share some pixels with their neighbours."""
+"""Windows that cover an image: of equal size, evenly spaced, with overlap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Window = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 
 def grid_windows(height: int, width: int, *, tile: int, overlap: int) -> list[Window]:
-    """Return windows of tile x tile pixels, less where the image has less, that cover an image, row by row.
+    """Return windows of tile x tile pixels (smaller if the image is) that cover an image, row by row.
 
     Neighbours share at least `overlap` pixels, which is less than `tile`.
     """
@@ -19,7 +19,7 @@ def grid_windows(height: int, width: int, *, tile: int, overlap: int) -> list[Wi
 
 
 def window_ranges(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Return begin and end of the windows along one edge, evenly spread; the last one ends with the image."""
+    """Return start and end of the windows along one axis, evenly spaced; the last one ends with the image."""
     if length <= tile:
         return [(0, length)]
     count = math.ceil((length - overlap) / (tile - overlap))

@@ -74,12 +74,12 @@ BAD_ANNOTATIONS = {
     "RLE without a size": ({"segmentation": {"counts": [1, 2]}}, "its RLE is incomplete"),
     "RLE of another size": (rle([TOTAL], (WIDTH, HEIGHT)), "made for an image of [12, 10] (height, width)"),
     "RLE of too few pixels": (rle([5, 5]), "add up to 10 pixels, but its size is 10 x 12 = 120"),
-    "RLE with a negative run": (rle([50, -5, TOTAL - 45]), "run lengths lie between 0 and the number of pixels"),
-    "RLE with no numbers": (rle(["a", 5]), "run lengths are a list of whole numbers"),
-    "RLE with fractions": (rle([0.5, 119.5]), "run lengths are a list of whole numbers"),
-    "RLE text cut off": (rle("o"), "cut off in the middle of a number"),
+    "RLE with a negative run": (rle([50, -5, TOTAL - 45]), "run lengths from 0 to the number of pixels"),
+    "RLE with no numbers": (rle(["a", 5]), "run lengths as a list of whole numbers"),
+    "RLE with fractions": (rle([0.5, 119.5]), "run lengths as a list of whole numbers"),
+    "RLE text cut off": (rle("o"), "truncated in the middle of a number"),
     "RLE text of too many": (rle("0" * 99 + "P" * 9), "annotation 4"),
-    "RLE text of no RLE": (rle("é!"), "characters that no compressed RLE has"),
+    "RLE text of no RLE": (rle("é!"), "invalid characters"),
     "empty mask": (rle([TOTAL]), "has no mask (its RLE has no pixel)"),
 }
 
@@ -203,7 +203,7 @@ def test_bad_image_files_behind_a_good_coco_file(tmp_path: Path, capsys: pytest.
     for part in ("3 problems", "ü 1.png: the file is empty", "ü 2.png: there is no such file", "says 10 x 12"):
         assert part in message
     assert prepare(path, "--skip-bad") == 2
-    assert "no image is left" in capsys.readouterr().err
+    assert "no images are left" in capsys.readouterr().err
 
 
 def test_fields_that_are_numbers_stratify_too(tmp_path: Path) -> None:

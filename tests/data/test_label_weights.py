@@ -79,5 +79,5 @@ def test_the_cache_keeps_them(tmp_path) -> None:
 
 
 def test_weights_of_other_objects_are_refused() -> None:
-    with pytest.raises(DataError, match=r"3 objects, but weights of the shape \(2, 3\)"):
+    with pytest.raises(DataError, match=r"3 objects, but weights with the shape \(2, 3\)"):
         dataclasses.replace(sample(), object_weights=np.ones((2, 3), np.float32))

@@ -77,7 +77,7 @@ def test_a_sample_refuses_masks_or_classes_that_do_not_fit():
         Sample(image, LabelLayers.from_masks(np.ones((1, 4, 5))))
     with pytest.raises(DataError, match="channels"):
         Sample(image[..., 0])
-    with pytest.raises(DataError, match="ignored region"):
+    with pytest.raises(DataError, match="`ignore` is"):
         Sample(image, ignore=np.zeros((4, 5)))
 
 
