@@ -1,1 +1,1 @@
-"""Repairing, splitting and inspecting data sets, and synthetic cells."""
+"""Preparing, repairing, splitting and inspecting data sets, and synthetic cells."""

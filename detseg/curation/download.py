@@ -1,6 +1,6 @@
-"""Data sets from their official places: the list (datasets/sources.yaml and the user's own table), and the download.
+"""Download data sets from their official sources, listed in datasets/sources.yaml and the user's own table.
 
-An interrupted download is continued; every file is checked and recorded.
+An interrupted download is continued; every file is verified and recorded.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _FILE_KEYS = {"url", "path", "bytes", "about", "sha256"}
 
 @dataclass(frozen=True)
 class DownloadFile:
-    """A file of a data set. path: below its folder. url: empty where the kaggle command or a person fetches it.
+    """A file of a data set. path: below its folder. url: empty if the kaggle command or the user downloads it.
 
-    exact: its bytes, where they are known. about: nearly as many, for the space on the disk; 0 where nothing is known.
-    sha256: hexadecimal, empty where it is not known.
+    exact: size in bytes, if known. about: approximate size, for the check of disk space; 0 if unknown. sha256:
+    hexadecimal, empty if unknown.
     """
 
     path: str
@@ -49,7 +49,7 @@ class DownloadFile:
 
 @dataclass(frozen=True)
 class DownloadEntry:
-    """A data set that can be fetched. kaggle: arguments of the command kaggle. manual: how a person fetches it."""
+    """A data set that can be downloaded. kaggle: arguments of the command kaggle. manual: instructions for the user."""
 
     name: str
     files: tuple[DownloadFile, ...]
@@ -63,20 +63,22 @@ class DownloadEntry:
     manual: str
 
     def by_hand(self, files: Sequence[DownloadFile], folder: Path) -> str:
-        """Return what a person does to fetch files."""
+        """Return instructions for downloading files by hand."""
         if self.manual:
-            return f"By hand ({self.page}): {self.manual.replace('{folder}', str(folder))}"
+            return f"Manually ({self.page}): {self.manual.replace('{folder}', str(folder))}"
         if self.kaggle:
             names = ", ".join(str(folder / file.path) for file in files)
-            return f"By hand: log in at {self.page}, accept the rules, press Download All, and put the file at {names}"
+            return f"Manually: log in at {self.page}, accept the rules, press Download All, and put the file at {names}"
         lines = "\n".join(f"  {file.url}\n    -> {folder / file.path}" for file in files)
-        return f"By hand, on a machine with a network, fetch\n{lines}\nand run this command again: it checks them"
+        return (
+            f"Manually, on a machine with internet access, download\n{lines}\nand run this command again to verify them"
+        )
 
 
 def read_download_table() -> dict[str, DownloadEntry]:
-    """Read all tables: that of `$DETSEG_DATASETS` or ./datasets overrides the one that comes with detseg.
+    """Read all tables; entries in `$DETSEG_DATASETS` or ./datasets override those that come with detseg.
 
-    Raises DataError for a table of another form.
+    Raises DataError for an invalid table.
     """
     entries = {}
     for place, row in listed_sets(TABLE_NAME, _KEYS):
@@ -87,16 +89,16 @@ def read_download_table() -> dict[str, DownloadEntry]:
             TypeError,
             ValueError,
             AttributeError,
-        ) as error:  # another kind, or an unknown {name}
+        ) as error:  # a wrong type, or an unknown {name}
             raise DataError(
-                f"{place}: each or files cannot be used ({error}); expected `each` to be names with lists, every "
-                "{name} of url and path among them, bytes and about to be numbers"
+                f"{place}: invalid each or files ({error}); expected `each` to map names to lists, with every {{name}} "
+                "that url and path use, and numbers for bytes and about"
             ) from None
     return entries
 
 
 def find_entry(name: str) -> DownloadEntry:
-    """Return the entry of a name. Raises DataError with the names that there are."""
+    """Return the entry with this name. Raises DataError with the known names."""
     entries = read_download_table()
     if name not in entries:
         raise DataError(f"there is no data set {name!r} to download; known are {', '.join(sorted(entries)) or 'none'}")
@@ -121,16 +123,16 @@ def _read_file(row: Any, words: dict[str, str], where: str) -> DownloadFile:
         raise DataError(f"{where}: a file is {row!r}; expected {', '.join(sorted(_FILE_KEYS))}")
     path, url = row["path"].format_map(words), str(row.get("url") or "").format_map(words)
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise DataError(f"{where}: the path {path} leads out of the data set's folder")
+        raise DataError(f"{where}: the path {path} is outside the data set's folder")
     if url and urlsplit(url).scheme not in ("https", "http"):
-        raise DataError(f"{where}: {url} is no web address")
+        raise DataError(f"{where}: {url} is not a URL")
     exact, about = row.get("bytes"), row.get("about") or row.get("bytes") or 0
     return DownloadFile(path, url, exact, int(about), str(row.get("sha256") or "").lower())
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that exists. how: `downloaded`, `there` (as it was recorded) or `checked` (found and recorded now)."""
+    """A file that exists. how: `downloaded`, `there` (as recorded) or `checked` (found, verified and recorded now)."""
 
     path: Path
     size: int
@@ -139,19 +141,19 @@ class Fetched:
 
 
 def download_folder(entry: DownloadEntry, output: Path | None = None) -> Path:
-    """Return where the files of a data set go: `output`, else downloads/NAME in the data folder."""
+    """Return the folder for the files of a data set: `output`, or by default downloads/NAME in the data folder."""
     return output if output is not None else datasets_folder() / DOWNLOADS / (entry.folder or entry.name)
 
 
 def download(entry: DownloadEntry, folder: Path, *, check: bool = False, overwrite: bool = False) -> list[Fetched]:
-    """Fetch what is missing of a data set and return all its files.
+    """Download the missing files of a data set; return all its files.
 
-    Files that exist count, however they came: they are checked, and their digests recorded in downloads.json beside
-    them. check: files of the record are read again. overwrite: files that are not the expected ones are fetched again.
+    Existing files are used wherever they come from: they are verified, and their hashes recorded in downloads.json next
+    to them. check: read recorded files again. overwrite: download files again that are not the expected ones.
 
     Raises:
-        DataError: a file cannot be fetched (what to fetch by hand then, and where to put it), is another one than
-            expected or recorded, or the disk has no space.
+        DataError: a file cannot be downloaded (the message says how to do it manually), differs from what is expected
+            or recorded, or the disk is full.
     """
     make_folder(folder)
     with wait_for_lock(folder / f".{entry.name}.lock"):
@@ -164,7 +166,7 @@ def download(entry: DownloadEntry, folder: Path, *, check: bool = False, overwri
             needed, free = sum(file.about for file in missing) - partial, shutil.disk_usage(folder).free
             if needed > free:
                 raise DataError(
-                    f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or name "
+                    f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or give "
                     "another folder with --output"
                 )
             _fetch(entry, missing, folder)
@@ -175,7 +177,8 @@ def _fetch(entry: DownloadEntry, files: Sequence[DownloadFile], folder: Path) ->
     if entry.manual:
         missing = ", ".join(str(folder / file.path) for file in files)
         raise DataError(
-            f"{entry.name}: cannot be had without its form; missing are {missing}.\n{entry.by_hand(files, folder)}"
+            f"{entry.name}: can only be downloaded after filling in a form; missing are "
+            f"{missing}.\n{entry.by_hand(files, folder)}"
         )
     if entry.kaggle:
         _run_kaggle(entry, files, folder)
@@ -188,35 +191,35 @@ def _fetch(entry: DownloadEntry, files: Sequence[DownloadFile], folder: Path) ->
         except TransferError as error:
             if error.is_wrong_file:
                 raise DataError(
-                    f"{file.url}: is not the file that was expected: {error}; nothing was kept. Try again; if it stays "
-                    f"so, the data set has changed: see {entry.page}"
+                    f"{file.url}: is not the expected file: {error}; it was discarded. Try again; if it persists, the "
+                    f"data set has changed: see {entry.page}"
                 ) from None
             raise DataError(
                 f"{file.url}: cannot be downloaded ({error}).\n{entry.by_hand(files[number:], folder)}"
             ) from None
         except OSError as error:
             raise DataError(
-                f"{target}: cannot be written ({error.strerror or error}); make room, or name another folder with "
-                "--output. The next run goes on where this one stopped"
+                f"{target}: cannot be written ({error.strerror or error}); make room, or give another folder with "
+                "--output. The next run continues where this one stopped"
             ) from None
 
 
 def _run_kaggle(entry: DownloadEntry, files: Sequence[DownloadFile], folder: Path) -> None:
-    """Run the kaggle command, which has its own login, progress and continuation."""
+    """Run the kaggle command, which handles login, progress and resuming itself."""
     command, by_hand = shutil.which("kaggle"), entry.by_hand(files, folder)
     if command is None:
         raise DataError(
-            f"{entry.name}: the command kaggle is not there; pip install kaggle, and put the token of kaggle.com > "
-            f"Settings > API where it says.\n{by_hand}"
+            f"{entry.name}: the command kaggle is not installed; pip install kaggle, and create a token at kaggle.com "
+            f"> Settings > API.\n{by_hand}"
         )
     try:
         done = subprocess.run([command, *entry.kaggle, "-p", str(folder)], stderr=subprocess.PIPE, check=False)
     except OSError as error:
-        raise DataError(f"{command}: cannot be run ({error.strerror or error}).\n{by_hand}") from None
+        raise DataError(f"{command}: failed to start ({error.strerror or error}).\n{by_hand}") from None
     said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
     absent = [str(folder / file.path) for file in files if not (folder / file.path).exists()]
     if done.returncode or absent:
-        reason = said[-1] if said else f"it ended with {done.returncode}, without {', '.join(absent)}"
+        reason = said[-1] if said else f"exit status {done.returncode}, without {', '.join(absent)}"
         raise DataError(
             f"{entry.name}: the kaggle command failed ({reason[:300]}); log in, and accept the rules at {entry.page}.\n"
             f"{by_hand}"
@@ -226,7 +229,7 @@ def _run_kaggle(entry: DownloadEntry, files: Sequence[DownloadFile], folder: Pat
 def _take(
     entry: DownloadEntry, file: DownloadFile, folder: Path, record: dict[str, Any], check: bool, is_new: bool
 ) -> Fetched:
-    """Check a file that exists and record its digest."""
+    """Verify a file that exists and record its hash."""
     path = folder / file.path
     if path.is_dir():
         return Fetched(path, 0, "", "there")
@@ -236,8 +239,8 @@ def _take(
     problem = _problem(file, folder, {} if is_new else record, check)
     if problem:
         raise DataError(
-            f"{path}: {problem}. Fetch it again with --overwrite, or remove it from {RECORD_NAME} if it is the right "
-            "one"
+            f"{path}: {problem}. Download it again with --overwrite, or, if it is the right file, remove it from "
+            f"{RECORD_NAME}"
         )
     digest = sha256_of(path)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -248,7 +251,7 @@ def _take(
 
 
 def _problem(file: DownloadFile, folder: Path, record: dict[str, Any], check: bool) -> str:
-    """Say why a file that exists is not the expected one, or nothing."""
+    """Return why an existing file is not the expected one, or an empty string."""
     path = folder / file.path
     if path.is_dir():
         return ""
@@ -258,22 +261,22 @@ def _problem(file: DownloadFile, folder: Path, record: dict[str, Any], check: bo
     if known and size != known["bytes"]:
         return f"has {size} bytes; when it was downloaded it had {known['bytes']}"
     if path.suffix == ".zip" and not zipfile.is_zipfile(path):
-        return "is no whole zip archive"
+        return "is not a complete zip archive"
     expected = file.sha256 or (known["sha256"] if known else "")
-    # What is recorded was read once.
+    # Recorded files have been hashed before.
     if expected and (check or not known) and (digest := sha256_of(path)) != expected:
         return f"has the SHA-256 {digest}; expected {expected}"
     return ""
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """Return path -> what was recorded of it; rows of another form are left out."""
+    """Return path -> its record; invalid rows are ignored."""
     try:
         content = json_object(folder / RECORD_NAME)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder / RECORD_NAME}: cannot be read ({error}); remove it, and all files are checked again"
+            f"{folder / RECORD_NAME}: cannot be read ({error}); remove it to verify all files again"
         ) from None
     return {path: row for path, row in content.items() if isinstance(row, dict) and {"bytes", "sha256"} <= set(row)}

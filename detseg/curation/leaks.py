@@ -1,8 +1,8 @@
-"""Leaks between the parts of a split: images that are nearly the same, files, and groups, in more than one of them.
+"""Leaks between the parts of a split: near-duplicate images, identical files, and groups, in more than one part.
 
-Images are nearly the same where small copies of 64 x 64 gray values correlate, in one of the eight orientations:
-also turned, mirrored, brighter, of other contrast or stored again. N images; time grows with N^2, but by a product of
-matrices over copies of 8 x 8: thousands of images take seconds beyond reading them.
+Images are near-duplicates if thumbnails of 64 x 64 gray values correlate in one of the eight orientations: also if
+rotated, mirrored, of other brightness or contrast, or compressed again. N images; time grows with N^2, but only for a
+matrix product of thumbnails of 8 x 8: thousands of images take seconds in addition to reading them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from detseg.data.folds import FOLD, folds_of
 from detseg.errors import DataError, list_problems
 from detseg.progress import ProgressBar
 
-# Sides of the small copies: those that decide, and those that all pairs are compared by first.
+# Sides of the thumbnails: those that decide, and those that are first compared for all pairs.
 THUMBNAIL, COARSE = 64, 8
-# Correlation of the small copies from which on images are called nearly the same.
+# Correlation of thumbnails above which images are near-duplicates.
 SIMILAR = 0.9
-# That of the coarse copies may be so much lower: noise and fine structure weigh differently in them.
+# The correlation of coarse thumbnails may be this much lower: noise and fine structure have another weight in them.
 COARSE_MARGIN = 0.25
 _ROWS_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
 class SimilarPair:
-    """Two images that are nearly the same: their indices, first < second, and the correlation of small copies.
+    """Two near-duplicate images: their indices, first < second, and the correlation of thumbnails.
 
-    turned: the second has to be turned or mirrored for it.
+    turned: the second has to be rotated or mirrored.
     """
 
     first: int
@@ -47,22 +47,22 @@ class SimilarPair:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Return the small copy (64, 64) float16, of mean 0 and length 1, of an image (H, W, C) of any numbers.
+    """Return the thumbnail (64, 64) float16, with mean 0 and norm 1, of an image (H, W, C) of any dtype.
 
-    The copy is square whatever the image is, so that turned images of other shape compare. Without contrast it is 0.
+    It is square for any shape of image, so that rotated images can be compared. Without contrast it is 0.
     """
     gray = np.nan_to_num(image.astype(np.float32).mean(axis=2), posinf=0, neginf=0)
     small = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     small = small - small.mean()
     length = np.linalg.norm(small)
-    # Rounding is no contrast.
+    # Rounding errors are not contrast.
     if length <= 1e-5 * max(float(np.abs(gray).max()), 1e-30) * THUMBNAIL:
         return np.zeros(small.shape, dtype=np.float16)
     return (small / length).astype(np.float16)
 
 
 def thumbnails_of(read: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
-    """Return the small copies (N, 64, 64) of N images, given by functions that read them, in several threads."""
+    """Return the thumbnails (N, 64, 64) of N images, given by functions that read them, in several threads."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         copies = pool.map(lambda one: thumbnail(one()), read)
         found = list(ProgressBar(copies, total=len(read), desc="comparing images", unit="image"))
@@ -70,10 +70,10 @@ def thumbnails_of(read: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
 
 
 def find_similar(thumbnails: np.ndarray, threshold: float = SIMILAR) -> list[SimilarPair]:
-    """Find the pairs of N images that are nearly the same, also turned by 90, 180, 270 degrees or mirrored.
+    """Find the pairs of near-duplicates among N images, also rotated by 90, 180, 270 degrees or mirrored.
 
-    thumbnails: (N, 64, 64), see `thumbnail`. threshold: least correlation. What shows a part of another image, or is
-    moved by more than a few percent of its side, is not found; nor are images without contrast.
+    thumbnails: (N, 64, 64), see `thumbnail`. threshold: minimum correlation. Not found are images that show a part of
+    another one or are shifted by more than a few percent of their side, and images without contrast.
     """
     best: dict[tuple[int, int], SimilarPair] = {}
     count, step = len(thumbnails), THUMBNAIL // COARSE
@@ -83,7 +83,7 @@ def find_similar(thumbnails: np.ndarray, threshold: float = SIMILAR) -> list[Sim
     for number, start in itertools.product(range(8), range(0, count, _ROWS_TOGETHER)):
         rows = _orient(coarse[start : start + _ROWS_TOGETHER], number).reshape(-1, COARSE * COARSE)
         first, second = np.nonzero(rows @ columns >= threshold - COARSE_MARGIN)
-        # Orientations are their own inverses but for two, which are each other's: half of the pairs is enough.
+        # Each orientation is its own inverse, or its inverse is in the list: half of the pairs suffices.
         pairs = np.stack([first + start, second], axis=1)[first + start < second]
         for chunk in np.split(pairs, range(_ROWS_TOGETHER, len(pairs), _ROWS_TOGETHER)):
             oriented = _orient(thumbnails[chunk[:, 0]].astype(np.float32), number)
@@ -95,16 +95,16 @@ def find_similar(thumbnails: np.ndarray, threshold: float = SIMILAR) -> list[Sim
 
 
 def _orient(images: np.ndarray, number: int) -> np.ndarray:
-    """Return images (..., h, w) in one of the eight orientations: number 0 as they are."""
+    """Return images (..., h, w) in one of the eight orientations; 0 is the identity."""
     if number & 4:
         images = images.swapaxes(-1, -2)
     return images[..., :: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
 
 
 def similar_images(datasets: Sequence[CocoDataset], threshold: float) -> list[SimilarPair]:
-    """Return the pairs of images of data sets, counted through, that are nearly the same; see `find_similar`.
+    """Return the near-duplicate pairs among the images of data sets, numbered consecutively; see `find_similar`.
 
-    Raises DataError where an image cannot be read.
+    Raises DataError if an image cannot be read.
     """
     readers = [partial(dataset.read_image, index) for dataset in datasets for index in range(len(dataset))]
     return find_similar(thumbnails_of(readers), threshold)
@@ -113,16 +113,16 @@ def similar_images(datasets: Sequence[CocoDataset], threshold: float) -> list[Si
 def check_similar(threshold: float) -> None:
     """Raise DataError unless a threshold is a correlation, 0 to 1."""
     if not 0 <= threshold <= 1:
-        raise DataError(f"--similar is {threshold}; expected a correlation, 0 to 1")
+        raise DataError(f"--similar is {threshold}; expected a correlation from 0 to 1")
 
 
 def leaks(pairs: Iterable[SimilarPair], parts: Sequence[Hashable]) -> list[SimilarPair]:
-    """Return the pairs whose images are in different parts; parts: of every image."""
+    """Return the pairs whose images are in different parts; parts: part of every image."""
     return [pair for pair in pairs if parts[pair.first] != parts[pair.second]]
 
 
 def groups_in_several_parts(groups: Sequence[str], parts: Sequence[str]) -> dict[str, list[str]]:
-    """Return group -> its parts, of the groups that are in more than one; groups, parts: of every image."""
+    """Return group -> parts for groups in more than one part; groups, parts: of every image."""
     found: dict[str, list[str]] = {}
     for group, part in dict.fromkeys(zip(groups, parts, strict=True)):
         found.setdefault(group, []).append(part)
@@ -130,7 +130,7 @@ def groups_in_several_parts(groups: Sequence[str], parts: Sequence[str]) -> dict
 
 
 def join_groups(groups: Sequence[Hashable] | np.ndarray, pairs: Sequence[SimilarPair]) -> np.ndarray:
-    """Number the groups of N images, those joined that have images in a pair in common: (N,) int64 from 0 on."""
+    """Return (N,) int64, groups of N images numbered from 0, where groups with a pair in common are joined."""
     number = np.unique(np.asarray(groups), return_inverse=True)[1]
     first, second = number[[pair.first for pair in pairs]], number[[pair.second for pair in pairs]]
     count = int(number.max(initial=-1)) + 1
@@ -139,18 +139,18 @@ def join_groups(groups: Sequence[Hashable] | np.ndarray, pairs: Sequence[Similar
 
 
 def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: float = SIMILAR) -> tuple[str, int]:
-    """Look for images and groups that are in more than one part of a split.
+    """Find images and groups that are in more than one part of a split.
 
     Args:
-        paths: COCO files, each a part; or one whose images have the field `fold`.
-        group_by: fields of the images that name the group.
-        similar: correlation from which on images are nearly the same; 0: images are not compared.
+        paths: COCO files, one per part; or a single one whose images have the field `fold`.
+        group_by: image fields that define the group.
+        similar: correlation above which images are near-duplicates; 0: images are not compared.
 
     Returns:
-        a report, and how many leaks it lists.
+        a report, and the number of leaks in it.
 
     Raises:
-        DataError: a file is no COCO data set, an image cannot be read, or there is one part only.
+        DataError: a file is not a COCO data set, an image cannot be read, or there is only one part.
     """
     check_similar(similar)
     datasets = [CocoDataset.load(path) for path in paths]
@@ -160,7 +160,7 @@ def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: fl
     elif all(FOLD in record.metadata for record in images):
         parts = [f"fold {fold}" for fold in folds_of(images)]
     else:
-        raise DataError(f"{paths[0]}: its images have no field `fold`; give the files of all parts, or one of folds")
+        raise DataError(f"{paths[0]}: its images have no field `fold`; give the files of all parts, or one with folds")
     files = groups_in_several_parts([str(record.path.resolve()) for record in images], parts)
     lines = [f"{path} is in {' and '.join(own)}" for path, own in files.items()]
     if group_by:
@@ -173,10 +173,10 @@ def check_split(paths: Sequence[Path], group_by: Sequence[str] = (), similar: fl
     if similar:
         lines += [
             f"{images[p.first].file_name} ({parts[p.first]}) and {images[p.second].file_name} ({parts[p.second]}) are "
-            f"nearly the same{', turned or mirrored' if p.turned else ''} (similarity {p.similarity:.3f})"
+            f"near-duplicates{', rotated or mirrored' if p.turned else ''} (similarity {p.similarity:.3f})"
             for p in leaks(similar_images(datasets, similar), parts)
         ]
     if not lines:
-        return f"nothing leaks between {len(set(parts))} parts with {len(images)} images", 0
+        return f"no leaks between {len(set(parts))} parts with {len(images)} images", 0
     noun = "leak" if len(lines) == 1 else "leaks"
     return f"{len(lines)} {noun} between {len(set(parts))} parts:\n{list_problems(lines, 50)}", len(lines)

@@ -1,4 +1,4 @@
-"""What `detseg prepare` does with the images of a reader: classes, split, repair, and COCO files of the parts."""
+"""`detseg prepare`: from the images of a reader to COCO files, with classes, split and repair."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ DEFAULT_FRACTIONS = (0.7, 0.15, 0.15)
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `detseg prepare` takes for every format; see its --help.
+    """Options of `detseg prepare` for all formats; see its --help.
 
-    folds and split_lists override fractions, fractions the split that the data come with; where there is neither,
-    `DEFAULT_FRACTIONS`. classes_from: words as `classes.parse_class_rule` reads them. stratify_by: a column of `table`
-    (a CSV; key: its column of image names) or, without a table, one of the reader's own; it is stored as `group` and,
-    but for given lists, stratified by. plane: of files that hold several pictures. pixel_size: as
-    `picture_options.with_pixel_sizes` reads it, "": as the images' files say. input_keys: INPUT keys for the COCO
-    files. repair: the rules by which masks are repaired, None for none.
+    folds and split_lists override fractions, which override the split of the source; without any of them,
+    `DEFAULT_FRACTIONS`. classes_from: arguments for `classes.parse_class_rule`. stratify_by: a column of `table` (a
+    CSV; key: its column of image names) or, without a table, of the reader; it is stored as `group` and stratified by,
+    except with given lists. plane: for files with several planes. pixel_size: for `picture_options.with_pixel_sizes`,
+    "": from the image files. input_keys: INPUT keys for the COCO files. repair: rules by which masks are repaired, None
+    for no repair.
     """
 
     output: Path
@@ -65,27 +65,27 @@ class PrepareOptions:
 
 
 def prepare(reader: Reader, options: PrepareOptions) -> str:
-    """Write the COCO files and return a table of what is in them.
+    """Write the COCO files and return a table of their content.
 
-    All is read and checked before the first file is written. Images without objects are kept.
+    Everything is read and checked before the first file is written. Images without objects are kept.
 
     Raises:
-        DataError: all that is wrong with the images, together, unless `skip_bad`; a split that cannot be made; a file
-            that exists, unless `overwrite`, or cannot be written.
+        DataError: all problems of the images together, unless `skip_bad`; an impossible split; a file that exists,
+            unless `overwrite`, or cannot be written.
     """
     problems = list(reader.problems)
     rule = parse_class_rule(options.classes_from, options.key)
     try:
         parts, groups = _choose_parts(reader, options, problems)
     except DataError:
-        _stop_at(problems, options)  # of which this is a consequence
+        _stop_at(problems, options)  # the cause of the empty result
         raise
     endings = (".json", ".txt") if options.write_lists else (".json",)
     outputs = [options.output / (part + ending) for part in parts for ending in endings]
     outputs += [options.output / CHANGES_NAME] if options.repair is not None else []
     check_free(*outputs, overwrite=options.overwrite)
     if options.plane != SINGLE and not reader.has_metadata:
-        raise DataError(f"{reader.description}: its files are single pictures; leave out --z, --t and --axes")
+        raise DataError(f"{reader.description}: its files are single images; remove --z, --t and --axes")
     reader.plane = options.plane
     wanted = sorted({name for members in parts.values() for name in members})
     images, class_names = _usable_images(reader, wanted, rule, options, problems)
@@ -97,7 +97,7 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     changes: list[Change] = []
     if options.repair is not None:
         images, changes = repair_images(images, groups, class_names, options.repair)
-    # Bad images leave gaps and move no other image to another part.
+    # Bad images leave gaps, but move no other image to another part.
     parts = _restricted(parts, images)
     file_names = [image.file_name for image in images.values()]
     reader.files.check_target(file_names, options.output, overwrite=options.overwrite)
@@ -105,9 +105,9 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
     if problems:
         check_free(skipped, overwrite=options.overwrite)
         _write_lines(skipped, problems)
-    elif options.overwrite:  # that of an earlier run
+    elif options.overwrite:  # from an earlier run
         skipped.unlink(missing_ok=True)
-    # Images before the files that name them: a COCO file that is there is whole.
+    # Images are written before the files that list them: an existing COCO file is complete.
     reader.files.provide(file_names, options.output)
     for part, members in parts.items():
         _write_part(part, [images[name] for name in members], groups, class_names, reader, options)
@@ -118,11 +118,11 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
         path = options.output / CHANGES_NAME
         write_changes(path, changes)
         said.append(f"\n{changes_table(changes)}\nlisted in {path}")
-    # Last, where they are seen.
+    # At the end, where it is noticed.
     note = reader.closing_note()
     warnings = [f"WARNING: {text}" for text in labels.warnings() if NOTHING not in text or NOTHING not in note]
     warnings += [
-        f"WARNING: {part}.json has no image left; mend those that are listed, or split with another --seed"
+        f"WARNING: {part}.json has no images left; fix the listed ones, or split with another --seed"
         for part, members in parts.items()
         if not members
     ]
@@ -155,9 +155,9 @@ def _usable_images(
 def _read_images(
     reader: Reader, names: Sequence[str], columns: Mapping[str, Mapping[str, str]], problems: list[str]
 ) -> dict[str, LabelledImage]:
-    """Return the images that can be used; what is wrong goes to `problems`.
+    """Return the usable images; problems are appended to `problems`.
 
-    columns: further fields of the images, column -> image name -> value.
+    columns: additional fields of the images, column -> image name -> value.
     """
     images = {}
     for name in ProgressBar(names, desc="reading images and masks", unit="image"):
@@ -168,7 +168,7 @@ def _read_images(
             continue
         problems += image.objects.problems
         if image.objects.problems and not len(image.objects.rles):
-            problems.append(f"image {image.file_name}: all of its objects are bad, and it is left out")
+            problems.append(f"image {image.file_name}: all of its objects are bad, so it is left out")
         else:
             fields = {column: values[name] for column, values in columns.items() if name in values}
             images[name] = dataclasses.replace(image, fields={**fields, **image.fields})
@@ -177,25 +177,23 @@ def _read_images(
 
 def _stop_at(problems: Sequence[str], options: PrepareOptions) -> None:
     if problems and not options.skip_bad:
-        raise DataError(
-            f"{count_problems(problems)} to fix, or to leave out with --skip-bad:\n{list_problems(problems)}"
-        )
+        raise DataError(f"{count_problems(problems)} to fix, or to skip with --skip-bad:\n{list_problems(problems)}")
 
 
 def _check_some(images: Sized, problems: Sequence[str]) -> None:
     if not images:
-        raise DataError(f"no image is left:\n{list_problems(problems)}")
+        raise DataError(f"no images are left:\n{list_problems(problems)}")
 
 
 def _restricted(parts: Mapping[str, Sequence[str]], names: Container[str]) -> dict[str, list[str]]:
-    """Return the parts without the images that are not in `names`."""
+    """Return the parts with only the images in `names`."""
     return {part: [name for name in members if name in names] for part, members in parts.items()}
 
 
 def _choose_parts(
     reader: Reader, options: PrepareOptions, problems: list[str]
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Return part (the name of its file) -> image names, and image name -> value of the column to stratify by."""
+    """Return part (name of its file) -> image names, and image name -> value of the column to stratify by."""
     names, parts = reader.names, reader.parts
     if options.split_lists is not None:
         parts, missing = read_split_lists(options.split_lists, names, reader.aliases)
@@ -203,9 +201,9 @@ def _choose_parts(
         num_all, names = len(names), [name for members in parts.values() for name in members]
         if num_all > len(names):
             logger.warning(
-                "%d images are in none of the lists %s and left out", num_all - len(names), options.split_lists
+                "%d images are in none of the lists %s and are left out", num_all - len(names), options.split_lists
             )
-    # Only images of given lists need a value in the table; only split ones need it before they are split.
+    # With given lists only their images need a value in the table; otherwise all do before they are split.
     groups = _groups(reader, names, options, problems)
     names = [name for name in names if groups is None or name in groups]
     _check_some(names, problems)
@@ -228,7 +226,7 @@ def _choose_parts(
 def _groups(
     reader: Reader, names: Sequence[str], options: PrepareOptions, problems: list[str]
 ) -> dict[str, str] | None:
-    """Return image name -> value of the column to stratify by, or None where there is none."""
+    """Return image name -> value of the column to stratify by, or None without one."""
     column = options.stratify_by
     if options.table is not None and column is not None:
         values = ImageColumn(options.table, options.key, column, problems)
@@ -241,26 +239,26 @@ def _groups(
         return groups
     in_tables = (*options.classes_from, options.pixel_size)
     if options.key is not None and options.table is None and not any(word.startswith("csv:") for word in in_tables):
-        raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
+        raise DataError("--key COLUMN needs --table CSV: it is the table's column of image names")
     column = column or reader.stratify_by
     if column is None:
         return None
     if column not in reader.columns:
-        own = f"; without a table there are {', '.join(reader.columns)}" if reader.columns else ""
-        raise DataError(f"--stratify-by {column} takes --table CSV too: the column is one of the table's{own}")
+        own = f"; without a table expected one of {', '.join(reader.columns)}" if reader.columns else ""
+        raise DataError(f"--stratify-by {column} needs --table CSV with this column{own}")
     return dict(reader.columns[column])
 
 
-# Repair of what a reader found, before it is written.
+# Repair before writing.
 
 
 def repair_images(
     images: Mapping[str, LabelledImage], groups: Mapping[str, str], class_names: Sequence[str], rules: RepairRules
 ) -> tuple[dict[str, LabelledImage], list[Change]]:
-    """Return the images with repaired masks, and what was changed; crowd regions stay as they are.
+    """Return the images with repaired masks, and the changes; crowd regions are unchanged.
 
-    groups: image name -> its group; `kind_field=group` means these. In the list of changes an annotation is called by
-    its number in the image, from 1 on. Raises DataError where no image has the field that says its kind.
+    groups: image name -> group, for `kind_field=group`. In the list of changes an annotation is identified by its
+    1-based number in the image. Raises DataError if no image has the field with the kind.
     """
     is_group = rules.kind_field == "group"
     kinds = {
@@ -282,7 +280,7 @@ def repair_images(
             allowed=rules.allowed_classes(kinds[name], class_names),
         )
         result = repair_image(masks, rules)
-        # Crowd regions keep their place among the others.
+        # Crowd regions keep their position among the others.
         order = np.argsort(np.concatenate([objects[result.origins], crowd]), kind="stable")
         rles = [*result.rles, *(found.rles[index] for index in crowd)]
         new = FoundObjects(
@@ -295,7 +293,7 @@ def repair_images(
     return repaired, changes
 
 
-# What is written.
+# Output.
 
 
 def _write_part(
@@ -319,7 +317,7 @@ def _write_part(
             yield from annotations_of(found.rles, ids, image_id=image_id, first_id=first_id, crowd=found.crowd)
             first_id += len(found.rles)
 
-    # What the COCO file's info says of channels and scaling: what the user says, or the data.
+    # INPUT keys on channels and scaling for the COCO file's info: those of the user take precedence over the data's.
     keys = {**reader.input_keys, **options.input_keys}
     root = image_root_for(reader.files.image_root(options.output), options.output)
     write_coco(
@@ -344,10 +342,10 @@ def summary_table(
     groups: Mapping[str, str],
     output: Path,
 ) -> str:
-    """Return a table of images, objects and sizes of every part, and of every group in it, and its file."""
+    """Return a table of images, objects and sizes for every part, and for every group in it, with its file."""
 
     def numbers(names: Sequence[str]) -> tuple[str, str, str, str]:
-        """Images, objects, least to most objects an image, least to greatest size."""
+        """Number of images and objects, range of objects per image, range of sizes."""
         if not names:
             return "0", "0", "", ""
         counts = [sum(not is_crowd for is_crowd in images[name].objects.crowd) for name in names]

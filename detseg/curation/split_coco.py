@@ -1,4 +1,4 @@
-"""Splitting a COCO file into folds or parts: alike in classes, objects and kinds, with groups whole."""
+"""Split a COCO file into folds or parts with similar classes, objects and kinds, and with groups kept together."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ TILES_NAME, LEAST_TILE = "tiles", 32
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What `detseg split` takes; see its --help.
+    """Options of `detseg split`; see its --help.
 
-    folds: K of them, unless `fractions` names the shares of train, val and test. holdout: share of the images that go
-    to test.json before the rest is folded. stratify_by, group_by: fields of the images or columns of `table` (key: its
-    column of image names); of several, the values together. group_pattern: regular expression; what its first group (or
-    all of it) finds in the value of `group_by`, without that in the file name, is the group. similar: correlation from
-    which on images are nearly the same, 0: not looked for; group_similar: they go to one part. coco_files: write
-    fold0_train.json, fold0_val.json, ... too. index: csv or yaml. tile: edge in pixels of the tiles that images are cut
-    into, those of an image all in one part; 0: they stay whole. overlap: pixels that neighbouring tiles share.
+    folds: number of folds, unless `fractions` gives the fractions of train, val and test. holdout: fraction of the
+    images for test.json, before the rest is split into folds. stratify_by, group_by: image fields or columns of `table`
+    (key: its column of image names); several are combined. group_pattern: regular expression; its first group (or its
+    whole match) in the value of `group_by`, or without that in the file name, is the group. similar: correlation above
+    which images are near-duplicates, 0: no comparison; group_similar: keep these together. coco_files: also write
+    fold0_train.json, fold0_val.json, .... index: csv or yaml. tile: side in pixels of the tiles that images are cut
+    into, with all tiles of an image in one part; 0: no tiles. overlap: pixels shared by neighbouring tiles.
     """
 
     output: Path
@@ -60,16 +60,16 @@ class SplitOptions:
         if self.fractions is not None:
             check_fractions(self.fractions, "--fractions", (2, 3))
             if self.holdout or self.coco_files:
-                raise DataError("--fractions has no folds: --holdout and --coco-files go with --folds")
+                raise DataError("--fractions makes no folds: --holdout and --coco-files need --folds")
         elif self.folds < 2:
             raise DataError(f"--folds is {self.folds}; expected 2 or more")
         if not 0 <= self.holdout < 1:
-            raise DataError(f"--holdout is {self.holdout}; expected a share of the images, 0 to 1")
+            raise DataError(f"--holdout is {self.holdout}; expected a fraction of the images, 0 to 1")
         check_similar(self.similar)
         if self.table and not (self.stratify_by or self.group_by):
-            raise DataError("--table CSV takes --stratify-by or --group-by COLUMN too: which of its columns count")
+            raise DataError("--table CSV needs --stratify-by or --group-by COLUMN, which select its columns")
         if self.key and not self.table:
-            raise DataError("--key COLUMN takes --table CSV too: it names the table's column of image names")
+            raise DataError("--key COLUMN needs --table CSV: it is the table's column of image names")
         if self.tile and self.tile < LEAST_TILE:
             raise DataError(f"--tile is {self.tile}; expected {LEAST_TILE} pixels or more, several objects wide")
         if not 0 <= self.overlap <= self.tile // 2:
@@ -78,10 +78,10 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Split:
-    """N images in parts. parts: their names in order. part_of: (N,) int64. groups: (N,) int64, whole in one part.
+    """N images in parts. parts: their names in order. part_of: (N,) int64. groups: (N,) int64, kept together.
 
-    group_names: of every image, before look-alikes joined groups. strata: field -> the value of every image. pairs:
-    images that are nearly the same.
+    group_names: of every image, before near-duplicates joined groups. strata: field -> value of every image. pairs:
+    near-duplicates.
     """
 
     parts: list[str]
@@ -93,24 +93,24 @@ class Split:
 
     @property
     def part_names(self) -> list[str]:
-        """The part of every image."""
+        """Name of the part of every image."""
         return [self.parts[part] for part in self.part_of]
 
     def of_tiles(self, origins: np.ndarray) -> Split:
-        """Return the split of tiles, each as the image (T,) int64 that it is of; pairs are those of images."""
+        """Return the split of tiles, given the image (T,) int64 of each; pairs remain those of images."""
         strata = {field: [values[index] for index in origins] for field, values in self.strata.items()}
         names = [self.group_names[index] for index in origins]
         return Split(self.parts, self.part_of[origins], self.groups[origins], names, strata, [])
 
 
 def split_coco(source: Path, options: SplitOptions) -> str:
-    """Split a COCO file and write what `options` say; annotations and further fields stay as they are.
+    """Split a COCO file and write the files set by `options`; annotations and additional fields are unchanged.
 
-    Returns a report: the parts, and what would leak or does.
+    Returns a report: the parts, and leaks that were prevented or remain.
 
     Raises:
-        DataError: the file is no COCO data set, an image cannot be read or lacks a field, there are too few groups, or
-            a file exists, unless `overwrite`.
+        DataError: the file is not a COCO data set, an image cannot be read or lacks a field, there are too few groups,
+            or a file exists, unless `overwrite`.
     """
     dataset = CocoDataset.load(source)
     check_free(*(options.output / name for name in _output_names(options)), overwrite=options.overwrite)
@@ -129,7 +129,7 @@ def split_coco(source: Path, options: SplitOptions) -> str:
 
 
 def find_split(dataset: CocoDataset, options: SplitOptions) -> Split:
-    """Decide on the part of every image of a data set."""
+    """Assign every image of a data set to a part."""
     names = [record.file_name for record in dataset.images]
     strata = {field: _values(dataset, field, options) for field in options.stratify_by}
     group_names = _groups(dataset, options)
@@ -156,7 +156,7 @@ def find_split(dataset: CocoDataset, options: SplitOptions) -> Split:
 
 
 def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str]:
-    """Return the value of a field, or of a column of the table, of every image; DataError where one has none."""
+    """Return the value of a field, or table column, for every image. Raises DataError if one has none."""
     images = dataset.images
     if options.table:
         problems: list[str] = []
@@ -168,7 +168,7 @@ def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str
     else:
         found = [record.metadata.get(field) for record in images]
         known = sorted({key for record in images for key in record.metadata})
-        where = f"its fields (there are: {', '.join(known) or 'none'}; --table CSV brings others)"
+        where = f"its fields (they have: {', '.join(known) or 'none'}; --table CSV adds others)"
     missing = [record.file_name for record, value in zip(images, found, strict=True) if value in (None, "")]
     if missing:
         raise DataError(
@@ -178,7 +178,7 @@ def _values(dataset: CocoDataset, field: str, options: SplitOptions) -> list[str
 
 
 def _groups(dataset: CocoDataset, options: SplitOptions) -> list[str]:
-    """Return the group of every image; without a field or a pattern each is its own."""
+    """Return the group of every image; without a field or pattern each image is a group."""
     texts = [record.file_name for record in dataset.images]
     if options.group_by:
         fields = [_values(dataset, field, options) for field in options.group_by]
@@ -188,16 +188,18 @@ def _groups(dataset: CocoDataset, options: SplitOptions) -> list[str]:
     try:
         pattern = re.compile(options.group_pattern)
     except re.error as error:
-        raise DataError(f"--group-pattern {options.group_pattern!r} is no regular expression: {error}") from None
+        raise DataError(
+            f"--group-pattern {options.group_pattern!r} is not a valid regular expression: {error}"
+        ) from None
     found = [pattern.search(text) for text in texts]
     missing = [text for text, match in zip(texts, found, strict=True) if match is None]
     if missing:
-        raise DataError(f"--group-pattern {options.group_pattern!r} finds nothing in:\n{list_problems(missing, 5)}")
+        raise DataError(f"--group-pattern {options.group_pattern!r} matches nothing in:\n{list_problems(missing, 5)}")
     return [match.group(1 if pattern.groups else 0) for match in found]
 
 
 def _output_names(options: SplitOptions) -> list[str]:
-    """Return the names of all that may be written."""
+    """Return the names of all files that may be written."""
     names = [BALANCE_NAME, SIMILAR_NAME, *([TILES_NAME] if options.tile else [])]
     if options.fractions is not None:
         names += [f"{part}.json" for part in PART_NAMES[len(options.fractions)]]
@@ -250,11 +252,11 @@ def _write(dataset: CocoDataset, split: Split, options: SplitOptions) -> list[Pa
 
 
 def _write_similar(dataset: CocoDataset, split: Split, options: SplitOptions) -> str:
-    """Write the list of look-alikes, or remove that of a run before this one; return a sentence about them."""
+    """Write the list of near-duplicates, or remove that of an earlier run; return a sentence about them."""
     path = options.output / SIMILAR_NAME
     if not split.pairs:
         path.unlink(missing_ok=True)
-        return "no two images are nearly the same" if options.similar else "similar images were not looked for"
+        return "no images are near-duplicates" if options.similar else "images were not compared"
     names, parts = [record.file_name for record in dataset.images], split.part_names
     rows = [("first", "second", "similarity", "turned", "part of first", "part of second")]
     for p in sorted(split.pairs, key=lambda pair: -pair.similarity):
@@ -262,7 +264,7 @@ def _write_similar(dataset: CocoDataset, split: Split, options: SplitOptions) ->
         rows.append((names[p.first], names[p.second], f"{p.similarity:.3f}", turned, parts[p.first], parts[p.second]))
     write_csv(path, rows, "the table")
     leaking = len(leaks(split.pairs, parts))
-    told = f"pairs of images that are nearly the same: {len(split.pairs)}, listed in {path}; "
+    told = f"near-duplicate pairs of images: {len(split.pairs)}, listed in {path}; "
     if not leaking:
         return told + "each is in one part"
-    return told + f"in two parts: {leaking}, so that scores will be too good (leave --ignore-similar out)"
+    return told + f"in two parts: {leaking}, so that scores will be too high (remove --ignore-similar)"

@@ -1,7 +1,7 @@
-"""Splitting images into parts and folds: stratified, seeded, the same on every machine and in every version.
+"""Split images into parts and folds: stratified, seeded, reproducible on every machine and in every version.
 
-The order of the images is that of a hash of (seed, name), not of a random generator, so that a split can be made again
-as long as there is SHA-256.
+The order of images is that of a hash of (seed, name), not of a random generator, so a split can be reproduced as long
+as SHA-256 exists.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError, list_problems
 
-# What the parts of a split are called, by how many there are.
+# Names of the parts of a split, by their number.
 PART_NAMES = {1: ("all",), 2: ("train", "val"), 3: ("train", "val", "test")}
 
 
@@ -30,15 +30,15 @@ def split_fractions(
     Args:
         names: of the images, each once.
         fractions: of 1 to 3 parts (see `PART_NAMES`), positive, with the sum 1.
-        seed: another seed is another split.
-        groups: name -> value of the column to stratify by: every value is split in these fractions as well as whole
-            images allow. None: no strata.
+        seed: determines the split.
+        groups: name -> value of the column to stratify by; every value is split in these fractions as closely as
+            possible. None: no strata.
 
     Returns:
-        part -> its names, sorted. Parts have their fraction of all names to within one image; none is empty.
+        part -> its names, sorted. The size of a part is its fraction of all names to within one image; none is empty.
 
     Raises:
-        DataError: fractions that are not positive with the sum 1, or fewer images than parts.
+        DataError: fractions that are not positive or do not add up to 1, or fewer images than parts.
     """
     check_fractions(fractions, "a split", PART_NAMES)
     if len(names) < len(fractions):
@@ -46,12 +46,12 @@ def split_fractions(
             f"{_images(len(names))} cannot be split into {len(fractions)} parts; --split 1 makes one of all images"
         )
     parts: list[list[str]] = [[] for _ in fractions]
-    # Each image of the line goes to the part that lacks most: so every stretch of the line, and with it every stratum,
-    # is split evenly, and rounding does not add up over many small strata.
+    # Each image goes to the part that lacks most, so every run of consecutive images, and with it every stratum, is
+    # split evenly, and rounding errors do not add up over many small strata.
     for number, name in enumerate(_line(names, seed, groups), start=1):
         lacking = [fraction * number - len(part) for fraction, part in zip(fractions, parts, strict=True)]
         parts[lacking.index(max(lacking))].append(name)
-    # Of a handful of images a small fraction is none: a part without an image is of no use.
+    # A small fraction of a handful of images can be none, but a part without images is useless.
     for part in parts:
         if not part:
             part.append(max(parts, key=len).pop())
@@ -59,8 +59,8 @@ def split_fractions(
 
 
 def check_fractions(fractions: Sequence[float], what: str, counts: Sequence[int] | Mapping[int, object]) -> None:
-    """Raise DataError unless there are as many fractions as one of `counts` says, positive, with the sum 1."""
-    # Written so that NaN is refused too.
+    """Raise DataError unless the number of fractions is one of `counts`, all are positive, and their sum is 1."""
+    # This form refuses NaN too.
     if len(fractions) not in counts or not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):
         words = " ".join(map(str, fractions))
         raise DataError(f"{what} takes {min(counts)} to {max(counts)} positive fractions with the sum 1, not {words}")
@@ -69,7 +69,7 @@ def check_fractions(fractions: Sequence[float], what: str, counts: Sequence[int]
 def split_folds(
     names: Sequence[str], count: int, *, seed: int, groups: Mapping[str, str] | None = None
 ) -> list[list[str]]:
-    """Split names into `count` folds (sorted names) whose sizes, in every group too, differ by one at most.
+    """Split names into `count` folds (sorted names) whose sizes, within every group too, differ by at most one.
 
     Raises DataError for fewer than 2 folds or more folds than names.
     """
@@ -84,7 +84,7 @@ def _images(count: int) -> str:
 
 
 def _line(names: Sequence[str], seed: int, groups: Mapping[str, str] | None) -> list[str]:
-    """Return all names one stratum after the other, the names of each shuffled."""
+    """Return all names stratum by stratum, shuffled within each."""
     shuffled = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     return shuffled if groups is None else sorted(shuffled, key=lambda name: groups[name])
 
@@ -92,13 +92,13 @@ def _line(names: Sequence[str], seed: int, groups: Mapping[str, str] | None) -> 
 def read_split_lists(
     prefix: Path, names: Sequence[str], aliases: Callable[[str], Iterable[str]] = lambda name: [name]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Read given lists: the files PREFIX_PART.txt, or PART.txt in the folder PREFIX, one name a line.
+    """Read lists of images: the files PREFIX_PART.txt, or PART.txt in the folder PREFIX, one name per line.
 
-    aliases: returns what lists may call an image instead of its name; one that several images share calls none.
+    aliases: returns alternative names of an image; one that several images share is not accepted.
 
     Returns:
-        part -> those of its names that are in `names`, in the file's order (blank lines and what follows # are passed
-        over), and the problems: listed names that are not.
+        part -> its names that are in `names`, in the file's order (blank lines and text after # are ignored), and the
+        problems: listed names that are not.
 
     Raises:
         DataError: there are no lists, one cannot be read, or a name is listed twice.
@@ -109,7 +109,7 @@ def read_split_lists(
         found = prefix.parent.glob(f"{glob.escape(prefix.name)}_*.txt")
         files = {path.stem.removeprefix(f"{prefix.name}_"): path for path in found}
     if not files:
-        raise DataError(f"{prefix}: there are no lists; expected {prefix}_train.txt, ... or {prefix}/train.txt, ...")
+        raise DataError(f"{prefix}: no lists found; expected {prefix}_train.txt, ... or {prefix}/train.txt, ...")
     usual = PART_NAMES[3]
     order = sorted(files, key=lambda part: (usual.index(part) if part in usual else len(usual), part))
     shared = Counter(alias for name in names for alias in set(aliases(name)))
@@ -123,15 +123,15 @@ def read_split_lists(
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as a list of names in UTF-8 ({error}); save it as that") from None
+            raise DataError(f"{path}: not a list of names in UTF-8 ({error}); save it in that encoding") from None
         parts[part] = []
         for line in lines:
-            # A name may hold a "#"; else a note follows it.
+            # A name may contain a "#"; otherwise a comment follows it.
             text = next((text for text in (line.strip(), line.split("#")[0].strip()) if text in known), None)
             if text is None:
                 text = line.split("#")[0].strip()
                 if text:
-                    several = f"; {shared[text]} images are called so: name their folders" if shared[text] > 1 else ""
+                    several = f"; {shared[text]} images have this name: add their folders" if shared[text] > 1 else ""
                     missing.append(f"{path}: there is no image {text}{several}")
                 continue
             name = known[text]
@@ -144,31 +144,31 @@ def read_split_lists(
     return parts, missing
 
 
-# Parts of a data set that are alike in many respects at once, with whole groups in one part.
+# Parts of a data set that are similar in many respects at once, with groups kept together.
 #
-# A table of features says what of every image shall be spread evenly: the image itself, its objects of every class, its
-# kind, how full it is. Groups are dealt out greedily, large ones first, then moved and exchanged between parts as long
-# as that makes the parts more alike. (scikit-learn's StratifiedGroupKFold spreads one label: with classes of very
-# different frequency its folds differ many times as much.) Everything is decided by a hash of (seed, name) where it is
-# not by the numbers, so that a split can be made again on any machine.
+# A table of features describes what should be distributed evenly for every image: the image itself, its objects of
+# every class, its kind, its number of objects. Groups are assigned greedily, large ones first, then moved and exchanged
+# between parts as long as that makes the parts more similar. (scikit-learn's StratifiedGroupKFold stratifies by one
+# label: if class frequencies differ much, its folds differ many times as much.) Ties are broken by a hash of (seed,
+# name), so a split can be reproduced on any machine.
 #
 # U groups, F features, P parts.
 
-# How much the features count: images, all objects, the objects of a class, a kind, a range of objects an image.
+# Weights of the features: images, all objects, objects of a class, a kind, a range of objects per image.
 _WEIGHTS = {"images": 4.0, "objects": 2.0, "class": 1.0, "kind": 1.0, "fullness": 0.5}
-# Groups of a part that are tried against those of another one, and exchanges at most.
+# Groups per part that are tried in exchanges, and the maximum number of exchanges.
 _TRIED, _MOST_EXCHANGES = 400, 2000
-# Few groups fit badly: the best of several attempts is taken.
+# A few large groups are hard to balance: the best of several attempts is taken.
 _STARTS, _FEW = 8, 500
-# Values of a field that get a column of the table each; more would not be read.
+# Maximum number of values of a field that get a column each; more would make the table unreadable.
 _MOST_VALUES = 12
 
 
 def balance_features(dataset: CocoDataset, strata: Mapping[str, Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of N images that parts share evenly, (N, F) float64, and the weight of each column, (F,).
+    """Return the features of N images to distribute evenly, (N, F) float64, and the weight of each column, (F,).
 
     Columns: the image itself, its objects, those of every class, its values of `strata` (field -> value of every
-    image), and its quarter of the images by the number of objects (images without objects are a fifth part).
+    image), and its quartile by number of objects (images without objects form a fifth range).
     """
     objects = dataset.objects_per_image()
     total = objects.sum(axis=1)
@@ -196,12 +196,12 @@ def split_groups(
     """Split N images into P parts, two or more.
 
     Args:
-        features: (N, F) numbers >= 0; every part gets its share of each column's sum as nearly as whole groups allow.
-        groups: (N,) numbers of groups; a group goes to one part.
-        shares: of the P parts, positive, with the sum 1.
-        seed: another seed is another split.
-        names: of the images, each once: the split depends on them and not on the order of the images.
-        weights: (F,) how much each feature counts; None: all alike.
+        features: (N, F) numbers >= 0; every part gets its fraction of each column's sum as closely as groups allow.
+        groups: (N,) group numbers; a group goes to one part.
+        shares: fractions of the P parts, positive, with the sum 1.
+        seed: determines the split.
+        names: of the images, unique; the split depends on them and not on the order of the images.
+        weights: (F,) weight of each feature; None: equal.
 
     Returns:
         (N,) int64, the part of every image; no part is empty.
@@ -214,8 +214,8 @@ def split_groups(
         raise DataError(f"{len(names)} image{'s' * (len(names) != 1)} cannot be split into {len(shares)} parts")
     if len(units) < len(shares):
         raise DataError(
-            f"{len(names)} images in {len(units)} group{'s' * (len(units) != 1)} (look-alikes stay together) cannot be "
-            f"split into {len(shares)} parts without tearing one; ask for fewer parts, or group by something finer"
+            f"{len(names)} images in {len(units)} group{'s' * (len(units) != 1)} (near-duplicates are kept together) "
+            f"cannot be split into {len(shares)} parts without dividing one; use fewer parts, or smaller groups"
         )
     shares = np.asarray(shares, dtype=np.float64)
     # Columns sum to the square root of their weight, so that squared differences add up.
@@ -234,30 +234,30 @@ def split_groups(
         salt = f"{seed}" if start == 0 else f"{seed}/{start}"
         hashes = {unit: hashlib.sha256(f"{salt}:{name}".encode()).digest() for unit, name in first_name.items()}
         order = np.array(sorted(hashes, key=hashes.__getitem__), dtype=np.int64)
-        # Large groups first, since they fit in few places; among those of one order of magnitude chance decides.
+        # Large groups first, since they fit in few places; groups of one order of magnitude are in random order.
         order = order[np.argsort(-np.floor(np.log2(sizes[order])), kind="stable")]
         part_of = np.empty(len(units), dtype=np.int64)
         part_of[order] = _exchange(table[order], _deal(table[order], shares), shares)
-        # Rounded against noise, so that the first of equal attempts counts everywhere.
+        # Rounded, so that the first of equal attempts is taken on every machine.
         cost = round(float(((_excess(table, part_of, shares) ** 2).sum(axis=1) / shares).sum()), 9)
         found.append((cost, start, part_of))
     return min(found, key=lambda one: one[:2])[2][unit_of]
 
 
 def _excess(table: np.ndarray, part_of: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return (P, F): by how much the parts have more than their shares of the features."""
+    """Return (P, F): the excess of each part over its fraction of the features."""
     sums = np.stack([table[part_of == part].sum(axis=0) for part in range(len(shares))])
     return sums - shares[:, None] * table.sum(axis=0)
 
 
 def _deal(table: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Give each unit, in order, to the part that it brings nearest to its share."""
+    """Assign each group in turn to the part that it brings closest to its fraction."""
     lacking = shares[:, None] * table.sum(axis=0)
     part_of = np.empty(len(table), dtype=np.int64)
     empty = np.ones(len(shares), dtype=bool)
     for number, unit in enumerate(table):
         costs = (unit @ unit - 2 * (lacking @ unit)) / shares
-        if empty.sum() == len(table) - number:  # those that are left are needed for the empty parts
+        if empty.sum() == len(table) - number:  # the remaining ones are needed for the empty parts
             costs[~empty] = np.inf
         part = int(np.argmin(costs))
         part_of[number], empty[part] = part, False
@@ -266,9 +266,9 @@ def _deal(table: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _exchange(table: np.ndarray, part_of: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Move single units and exchange pairs between parts, the best one first, while that brings parts nearer."""
+    """Move single groups and exchange pairs between parts, the best change first, while that improves the balance."""
     excess = _excess(table, part_of, shares)
-    # A last unit without anything stands for nothing in an exchange; it is of no part.
+    # An additional empty group stands for nothing in an exchange; it belongs to no part.
     table, part_of = np.vstack([table, np.zeros(table.shape[1])]), np.append(part_of, -1)
     best: dict[tuple[int, int], tuple[float, int, int]] = {}
     for _ in range(_MOST_EXCHANGES):
@@ -288,10 +288,10 @@ def _exchange(table: np.ndarray, part_of: np.ndarray, shares: np.ndarray) -> np.
 def _best_exchange(
     table: np.ndarray, part_of: np.ndarray, shares: np.ndarray, excess: np.ndarray, a: int, b: int
 ) -> tuple[float, int, int]:
-    """Return the change of the cost, and which unit goes from part a to b and which from b to a (the last: none).
+    """Return the change of the cost, and the groups moved from part a to b and from b to a (the last one: none).
 
     With d the change of part a, the cost changes by (1 / a + 1 / b) d^2 + 2 d (excess a / a - excess b / b), where a
-    and b are the shares.
+    and b are the fractions.
     """
     own = [np.flatnonzero(part_of == part) for part in (a, b)]
     units = [np.append(numbers[:_TRIED], len(table) - 1) for numbers in own]
@@ -300,7 +300,7 @@ def _best_exchange(
     lengths = [np.einsum("uf,uf->u", row, row) for row in rows]
     squared = lengths[0][:, None] + lengths[1][None, :] - 2 * rows[0] @ rows[1].T
     gains = (1 / shares[a] + 1 / shares[b]) * squared + (rows[1] @ slope)[None, :] - (rows[0] @ slope)[:, None]
-    # A part must keep a unit: where it has one only, that can be exchanged and not be given away.
+    # A part must keep a group: its only one can be exchanged but not moved.
     if len(own[0]) == 1:
         gains[:, -1] = np.inf
     if len(own[1]) == 1:
@@ -317,9 +317,9 @@ def balance_table(
     groups: np.ndarray,
     strata: Mapping[str, Sequence[str]],
 ) -> list[tuple[str, ...]]:
-    """Return a heading and a row for every part and for all: images, groups, objects, of classes, images of kinds.
+    """Return a header and a row for every part and for all: images, groups, objects, per class, images per kind.
 
-    part_of, groups: (N,) of every image. strata: field -> its value of every image.
+    part_of, groups: (N,) of every image. strata: field -> value of every image.
     """
     objects = dataset.objects_per_image()
     class_names = dataset.class_names if objects.shape[1] > 1 else []

@@ -1,4 +1,4 @@
-"""Images cut into tiles: each an image of its own, with what it shows of the objects."""
+"""Cut images into tiles: each becomes an image with the visible parts of the objects."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop
 from detseg.structures.windows import Window, grid_windows
 
-# A part of an object with less than this share of its pixels is too little to be told by: it is to be ignored.
+# A part of an object with less than this fraction of its pixels is too small to be recognized and becomes a crowd
+# region.
 LEAST_SHARE = 0.1
 
 
 def cut_into_tiles(dataset: CocoDataset, folder: Path, *, tile: int, overlap: int) -> tuple[CocoDataset, np.ndarray]:
-    """Write the tiles of all images into a folder, as PNG or, what that cannot hold, as NPY.
+    """Write the tiles of all images into a folder, as PNG or, if that cannot store the dtype, as NPY.
 
-    Parts of objects are objects, those below `LEAST_SHARE` regions to be ignored. A tile has the fields of its image,
+    Parts of objects become objects, those below `LEAST_SHARE` crowd regions. A tile has the fields of its image, plus
     `source`, its file name, and `tile`, the x and y of its first pixel there.
 
-    tile, overlap: as `grid_windows` takes them.
+    tile, overlap: as in `grid_windows`.
 
     Returns:
-        the tiles, image by image; the number (T,) int64 of the image that each is of.
+        the tiles, image by image; the index (T,) int64 of the image of each.
 
-    Raises DataError where an image cannot be read, or has another size than the COCO file says.
+    Raises DataError if an image cannot be read, or its size differs from the COCO file's.
     """
     stems = without_ending(record.file_name for record in dataset.images)
     images: list[ImageRecord] = []
@@ -63,7 +64,7 @@ def cut_into_tiles(dataset: CocoDataset, folder: Path, *, tile: int, overlap: in
 def _annotations(
     objects: Sequence[tuple[MaskCrop, int, bool]], window: Window, image_id: int, first_id: int
 ) -> list[dict]:
-    """What a window of an image shows of its annotations: mask, category id, and whether it is to be ignored."""
+    """Return the annotations visible in a window of an image; objects: mask, category id, and whether it is a crowd."""
     x0, y0, x1, y1 = window
     parts, ids, ignored = [], [], []
     for crop, category_id, is_crowd in objects:
@@ -77,12 +78,12 @@ def _annotations(
 
 
 def _write_picture(picture: np.ndarray, folder: Path, name: str) -> str:
-    """Write an image (H, W, C) without loss below a folder; return its name with the ending."""
+    """Write an image (H, W, C) losslessly below a folder; return its name with the suffix."""
     fits_png = picture.dtype in (np.uint8, np.uint16) and picture.shape[2] in (1, 3)
     path = folder / f"{name}{'.png' if fits_png else '.npy'}"
     make_folder(path.parent)
     with written_whole(path, "the tile") as temporary, open(temporary, "wb") as file:
-        if fits_png:  # OpenCV's colours are BGR; through bytes, because it cannot open every path on Windows
+        if fits_png:  # BGR for OpenCV; encoded in memory, because it cannot open every path on Windows
             file.write(cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))[1].tobytes())
         else:
             np.save(file, np.ascontiguousarray(picture))

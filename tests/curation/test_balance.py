@@ -145,7 +145,7 @@ def test_split_writes_folds_that_keep_groups_and_copies_together(plates: Path, c
     words = ["split", str(plates), "--output", str(out), "--folds", "3", "--group-by", "plate"]
     assert main([*words, "--coco-files", "--holdout", "0.25"]) == 0
     printed = capsys.readouterr().out
-    assert "images that are nearly the same: 1" in printed
+    assert "near-duplicate pairs of images: 1" in printed
     assert "each is in one part" in printed
     whole, test = CocoDataset.load(out / "folds.json"), CocoDataset.load(out / "test.json")
     assert len(whole) + len(test) == 24
@@ -193,18 +193,18 @@ def test_fractions_patterns_and_tables(plates: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     for more, said in (
         (["--group-by", "well"], "24 of 24 images have no 'well'"),
-        (["--group-pattern", "(", "--folds", "2"], "no regular expression"),
-        (["--group-pattern", "zzz"], "finds nothing"),
+        (["--group-pattern", "(", "--folds", "2"], "not a valid regular expression"),
+        (["--group-pattern", "zzz"], "matches nothing"),
         (
             ["--folds", "9", "--group-by", "plate"],
-            "24 images in 8 groups (look-alikes stay together) cannot be split into 9 parts",
+            "24 images in 8 groups (near-duplicates are kept together) cannot be split into 9 parts",
         ),
         (["--fractions", "0.5", "0.6"], "--fractions"),
         (["--folds", "25"], "24 images cannot be split into 25 parts"),
         (["--folds", "1"], "--folds is 1"),
         (["--holdout", "1"], "--holdout"),
-        (["--table", str(table)], "--table CSV takes --stratify-by or --group-by"),
-        (["--group-by", "plate", "--key", "image"], "--key COLUMN takes --table"),
+        (["--table", str(table)], "--table CSV needs --stratify-by or --group-by"),
+        (["--group-by", "plate", "--key", "image"], "--key COLUMN needs --table"),
     ):
         assert main([*words, *more]) == 2
         assert said in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_check_finds_what_leaks(plates: Path, capsys: pytest.CaptureFixture[str]
     assert main([*words, "--group-by", "plate"]) == 0
     capsys.readouterr()
     assert main(["split", str(out / "folds.json"), "--check", "--group-by", "plate"]) == 0
-    assert "nothing leaks between 3 parts with 24 images" in capsys.readouterr().out
+    assert "no leaks between 3 parts with 24 images" in capsys.readouterr().out
 
     data = json.loads(plates.read_text())
     for name, numbers in (("one", range(3)), ("two", range(2, 24))):
@@ -227,7 +227,7 @@ def test_check_finds_what_leaks(plates: Path, capsys: pytest.CaptureFixture[str]
     report = capsys.readouterr().out
     assert "i2_t2.png is in" in report
     assert "group p0 is in" in report
-    assert "turned or mirrored" in report
+    assert "rotated or mirrored" in report
     assert main(["split", str(plates), "--check"]) == 2
     assert "no field `fold`" in capsys.readouterr().err
     assert main(["split", *files, "--check", "--similar", "90"]) == 2, "it would find nothing"

@@ -182,7 +182,7 @@ def test_another_file_than_expected_is_not_kept(
 ) -> None:
     monkeypatch.setitem(CONTENT, "/images.zip", ZIP[:-1] + b"x")
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 2
-    assert "is not the file that was expected: its SHA-256 is" in capsys.readouterr().err
+    assert "is not the expected file: its SHA-256 is" in capsys.readouterr().err
     monkeypatch.setitem(CONTENT, "/images.zip", ZIP + b"x")
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 2
     assert f"it has {len(ZIP) + 1} bytes, not {len(ZIP)}" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_a_page_in_the_place_of_an_archive_is_refused(
     monkeypatch.setitem(CONTENT, "/images.zip", b"<html>log in</html>")
     write_table(tmp_path, server, files=[{"url": f"{server}/images.zip", "path": "images.zip"}], each={})
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 2
-    assert "images.zip: is no whole zip archive" in capsys.readouterr().err
+    assert "images.zip: is not a complete zip archive" in capsys.readouterr().err
 
 
 def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(
@@ -222,7 +222,7 @@ def test_a_disk_without_room_is_told_before_and_during(
     free = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 2
-    assert "make room, or name another folder with --output" in capsys.readouterr().err
+    assert "make room, or give another folder with --output" in capsys.readouterr().err
     assert Handler.asked == []
     # A size that only the server knows.
     write_table(tmp_path, server, files=[{"url": f"{server}/images.zip", "path": "images.zip"}], each={})
@@ -252,7 +252,7 @@ def test_the_kaggle_command_is_run_and_its_failures_told(
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert main(["download", "cells", "--output", str(out)]) == 2
     message = capsys.readouterr().err
-    assert "the command kaggle is not there" in message
+    assert "the command kaggle is not installed" in message
     assert f"put the file at {out / 'cells.zip'}" in message
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "kaggle"

@@ -266,7 +266,7 @@ def test_split_keeps_places_together_and_spreads_kinds() -> None:
     data.similar.append(SimilarPair(0, 1, 0.99, False))
     advice = advise_split(data, "a.json")
     assert advice.command == "detseg split a.json --folds 4 --stratify-by group --group-by plate --output folds"
-    assert "2 images are nearly the same" in advice.reason
+    assert "2 images are near-duplicates" in advice.reason
     assert "--group-by group" in advice.reason
 
 

@@ -118,7 +118,7 @@ def test_kinds_by_field(damaged: dict, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["in.json", "in.json"], "name another output"),
+        (["in.json", "in.json"], "give another output"),
         (["none.json", "out.json"], "there is no such file"),
         (["in.json", "out.json", "--rules", "holse=all"], "did you mean holes?"),
         (["in.json", "there.json"], "pass --overwrite"),

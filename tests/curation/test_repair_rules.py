@@ -169,7 +169,7 @@ def test_the_kind_of_an_image_allows_classes():
 
 def test_a_hint_is_given_where_images_have_one_class_each_but_for_a_few():
     counts = np.array([[5, 0]] * 10 + [[0, 7]] * 9 + [[8, 1]])
-    assert one_class_hint(counts).startswith("19 of 20 images hold objects of one class only, 1 of several")
+    assert one_class_hint(counts).startswith("19 of 20 images have objects of one class only, 1 of several")
     assert one_class_hint(counts[:-1]) is None
     rare = np.array([[5, 0]] * 19 + [[8, 1]])
     assert one_class_hint(rare) is None, "a class that never comes alone may be rare and right"

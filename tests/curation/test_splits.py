@@ -87,7 +87,7 @@ def test_given_lists_are_read_by_prefix_or_folder(tmp_path: Path, prefix: str) -
     (folder / "test.txt").write_text("a\n", encoding="utf-8")
     with pytest.raises(DataError, match="listed twice"):
         read_split_lists(folder, ["a"])
-    with pytest.raises(DataError, match="there are no lists"):
+    with pytest.raises(DataError, match="no lists found"):
         read_split_lists(tmp_path / "other", ["a"])
 
 

@@ -122,7 +122,7 @@ def test_options_that_need_each_other(data: Path, capsys: pytest.CaptureFixture[
     assert prepare(data, "--table", data / "absent.csv", "--stratify-by", "kind") == 2
     assert "there is no such table" in capsys.readouterr().err
     assert prepare(data, "--key", "image") == 2
-    assert "--key COLUMN takes --table" in capsys.readouterr().err
+    assert "--key COLUMN needs --table" in capsys.readouterr().err
 
 
 def test_columns_of_a_table_become_fields_of_the_images(data: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,7 +171,7 @@ def test_a_table_of_other_images_is_refused(data: Path, capsys: pytest.CaptureFi
 def test_bad_split_lists(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "lists").mkdir()
     assert prepare(data, "--split-lists", data / "lists") == 2
-    assert "there are no lists" in capsys.readouterr().err
+    assert "no lists found" in capsys.readouterr().err
     (data / "lists" / "train.txt").write_text("a\nb\nzz\n")
     (data / "lists" / "val.txt").write_text("c\n")
     assert prepare(data, "--split-lists", data / "lists") == 2

@@ -97,7 +97,7 @@ def test_a_source_of_single_pictures_refuses_planes(tmp_path: Path, capsys) -> N
     (tmp_path / "train.csv").write_text("id,annotation,width,height,cell_type\na,1 2,30,20,astro\n")
     words = ["prepare", "sartorius", "--source", tmp_path, "--output", tmp_path / "out", "--split", "1", "--z", "0"]
     assert main([*map(str, words)]) == 2
-    assert "single pictures" in capsys.readouterr().err
+    assert "single images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

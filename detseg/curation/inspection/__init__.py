@@ -1,5 +1,5 @@
-"""Looking at a data set: what is in it, what is wrong with it, and which settings suit it. Numbers only; report draws.
+"""Inspection of a data set: its content, its problems, and suitable settings. Numbers only; `report` draws figures.
 
-`gather` measures, `objects`, `contacts` and `intensities` say how; `numbers` makes the report of it, `advice` and the
-`advise_*` what is suggested.
+`gather` measures, with `measure` for objects and intensities; `numbers` and `problems` make the report; `advice` and
+`advise_*` make the suggestions.
 """

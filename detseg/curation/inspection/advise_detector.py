@@ -1,4 +1,4 @@
-"""Anchors and limits of a detector for these objects."""
+"""Suggestions on anchors and limits of a detector."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from detseg.curation.inspection.anchors import (
 )
 from detseg.curation.inspection.gather import Measurements
 
-# What there is without advice: Detectron2's for photographs, and those of configs/_base_/mask_rcnn_fpn.yaml.
+# Without suggestions: Detectron2's anchors for photographs, and those of configs/_base_/mask_rcnn_fpn.yaml.
 DETECTRON2 = Anchors(((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
 MICROSCOPY = Anchors(((8,), (16,), (32,), (64,), (128,)), (0.5, 1.0, 2.0))
 THRESHOLDS = [round(0.3 + 0.05 * step, 2) for step in range(14)]
-# How much more the base's anchors may miss (mean of three recalls) before others are suggested.
+# Gain in the mean of three recalls above which anchors other than the base's are suggested.
 _WORTH = 0.02
 CLUSTERS = 9
 
 
 def advise_anchors(data: Measurements, scale: NetworkScale) -> tuple[dict[str, Any], Suggestion]:
-    """Return the numbers of the report and the suggestion."""
+    """Return the numbers for the report, and the suggestion."""
     objects = data.objects
     if not len(objects):
-        return {}, Suggestion("anchors", "Those of the base.", "There is no object to go by.")
+        return {}, Suggestion("anchors", "Those of the base.", "There are no objects to base a suggestion on.")
     own = objects.box, data.image_sizes[objects.image]
     at_network = scale.boxes, scale.sizes[objects.image]
     cases = {
@@ -77,9 +77,9 @@ def advise_anchors(data: Measurements, scale: NetworkScale) -> tuple[dict[str, A
 def _suggest_anchors(cases: dict[str, Any], chosen: Anchors) -> Suggestion:
     before, after, detectron2 = cases["before"], cases["suggested"], cases["detectron2"]
     reason = (
-        f"On the grids of p2 to p6 {percent(after['recall50'])} of the objects meet an anchor with IoU 0.5 and "
-        f"{percent(after['recall70'])} with 0.7 (RPN's limit for an object); before it were "
-        f"{percent(before['recall50'])} and {percent(before['recall70'])}, with Detectron2's own "
+        f"On the grids of p2 to p6 {percent(after['recall50'])} of the objects have an anchor with IoU 0.5 and "
+        f"{percent(after['recall70'])} one with 0.7 (RPN's foreground threshold); before it was "
+        f"{percent(before['recall50'])} and {percent(before['recall70'])}, with Detectron2's defaults "
         f"{percent(detectron2['recall50'])} and {percent(detectron2['recall70'])}."
     )
     keys = {
@@ -88,7 +88,7 @@ def _suggest_anchors(cases: dict[str, Any], chosen: Anchors) -> Suggestion:
     }
     sizes = ", ".join("/".join(f"{size:g}" for size in level) for level in chosen.sizes)
     ratios = ", ".join(f"{ratio:g}" for ratio in chosen.ratios)
-    kept = " (those of the base: others bring next to nothing)" if chosen == MICROSCOPY else ""
+    kept = " (those of the base: others gain almost nothing)" if chosen == MICROSCOPY else ""
     return Suggestion("anchors", f"Anchors of {sizes} pixels with ratios {ratios}{kept}.", reason, keys)
 
 
@@ -97,7 +97,7 @@ def _plain(number: float) -> float | int:
 
 
 def advise_limits(data: Measurements, crops: Crops) -> list[Suggestion]:
-    """Suggest how many detections and proposals there may be, and which overlap of boxes is no duplicate."""
+    """Suggest numbers of detections and proposals, and NMS thresholds that do not drop true neighbours."""
     counts = np.bincount(data.objects.image, minlength=len(data.dataset))
     most, typical = int(counts.max()), float(np.median(counts))
     detections = round_up(1.5 * most, 100)
@@ -115,21 +115,21 @@ def advise_limits(data: Measurements, crops: Crops) -> list[Suggestion]:
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": head_samples,
     }
     reason = (
-        f"Images have up to {most:,} objects, {typical:.0f} in the median; half as many more detections leave room, "
-        f"and there are two proposals for each. In training a {'crop' if crops.size else 'image'} shows {middle:.0f} "
-        f"objects in the median and 5 % more than {in_crop:.0f}: for these ten proposals each, and a sample of the box "
-        "head three times as large."
+        f"Images have up to {most:,} objects, {typical:.0f} in the median; half as many more detections are a margin, "
+        f"with two proposals for each. In training a {'crop' if crops.size else 'image'} shows {middle:.0f} objects in "
+        f"the median and 5 % show more than {in_crop:.0f}: ten proposals for each of these, and three times as many "
+        "samples for the box head."
     )
     limits = Suggestion("limits", f"{detections:,} detections per image, {after_nms:,} proposals.", reason, keys)
     return [limits, *_advise_nms(data.objects.box_iou)]
 
 
-# Diameter of a disc of 100 pixels.
+# Diameter of a disk of 100 pixels.
 SMALL = 11.3
 
 
 def advise_masks() -> Suggestion:
-    """Suggest how masks are learnt and judged: what gained on nuclei of all kinds and costs next to nothing."""
+    """Suggest mask losses and mask scoring that gained on nuclei of all kinds at almost no cost."""
     keys = {
         "MODEL.ROI_MASK_HEAD.BOUNDARY_WEIGHT": 2.0,
         "MODEL.ROI_MASK_HEAD.QUALITY.ENABLED": True,
@@ -137,11 +137,11 @@ def advise_masks() -> Suggestion:
         "MODEL.ROI_MASK_HEAD.QUALITY.FC_DIM": 256,
     }
     reason = (
-        "Object AP counts overlaps up to 0.95, which the boundary decides: on DSB2018's validation images weight 2 "
-        "gained 0.024 object AP [+0.015, +0.034], and ranking detections by the quality of their masks too 0.015 "
+        "Object AP uses IoU thresholds up to 0.95, which the boundary decides: on DSB2018's validation images weight 2 "
+        "gained 0.024 object AP [+0.015, +0.034], and ranking detections by mask quality another 0.015 "
         "(docs/nuclei.md)."
     )
-    return Suggestion("masks", "Boundaries of masks count more, and masks are judged.", reason, keys)
+    return Suggestion("masks", "Mask boundaries get more weight, and mask quality is predicted.", reason, keys)
 
 
 def advise_pretrained(
@@ -149,30 +149,31 @@ def advise_pretrained(
 ) -> list[Suggestion]:
     """Suggest what a backbone pretrained on photographs changes.
 
-    suggestions: the others. median_side: of the objects at the network, pixels; None without objects. has_stride_2:
-    whether the backbone has feature maps of half the resolution.
+    suggestions: all others. median_side: of the objects in pixels at network scale; None without objects. has_stride_2:
+    whether the backbone has feature maps with stride 2.
     """
     changes = []
     if any(one.keys.get("INPUT.GRAYSCALE") for one in suggestions):
         reason = (
-            "The backbone knows colours: stained sections gain by them, and gray images lose nothing (docs/nuclei.md)."
+            "The backbone was trained on colour: stained sections gain by it, and grayscale images lose nothing "
+            "(docs/nuclei.md)."
         )
-        changes.append(Suggestion("intensities", "Colours are kept.", reason, {"INPUT.GRAYSCALE": False}))
+        changes.append(Suggestion("intensities", "Colour is kept.", reason, {"INPUT.GRAYSCALE": False}))
     if has_stride_2 and median_side is not None and median_side < SMALL:
         keys = {
             "MODEL.FPN.IN_FEATURES": ["res1", "res2", "res3", "res4", "res5"],
             "MODEL.ROI_HEADS.IN_FEATURES": ["p1", "p2", "p3", "p4", "p5"],
         }
         reason = (
-            f"The median object has {median_side:.0f} pixels a side at the network, less than 3 features that are 4 "
-            "pixels apart, where the box head cuts 7 x 7 values. An iteration takes 1.25 x the time (docs/nuclei.md)."
+            f"The median object has a side of {median_side:.0f} pixels at network scale, less than 3 features with "
+            "stride 4, while the box head samples 7 x 7 values. An iteration takes 1.25 x the time (docs/nuclei.md)."
         )
         changes.append(Suggestion("network", "Boxes and masks from a level of stride 2.", reason, keys))
     return changes
 
 
 def _advise_nms(overlaps: np.ndarray) -> list[Suggestion]:
-    """Suggest NMS thresholds at which boxes of true neighbours survive. Of a pair that overlaps more, one would go.
+    """Suggest NMS thresholds at which boxes of true neighbours are kept.
 
     overlaps: (N,) largest IoU of each object's box with another of its class.
     """
@@ -182,9 +183,9 @@ def _advise_nms(overlaps: np.ndarray) -> list[Suggestion]:
     boxes = next((threshold for threshold in (0.5, 0.6, 0.7) if lost[threshold] < 0.005), 0.7)
     proposals = 0.7 if lost[0.7] < 0.005 else 0.8
     reason = (
-        f"NMS at 0.5 would drop {percent(lost[0.5])} of the true objects, whose boxes overlap another one's of their "
+        f"NMS at 0.5 would drop {percent(lost[0.5])} of the true objects, because their boxes overlap another of their "
         f"class by more; at 0.6 {percent(lost[0.6])}, at 0.7, that of RPN, {percent(lost[0.7])}. A higher threshold "
-        "keeps more duplicates, which fusing by masks can remove."
+        "keeps more duplicates, which mask-based suppression can remove."
     )
     advice = f"NMS of detections at {boxes:g}, of proposals at {proposals:g}."
     keys = {"MODEL.ROI_HEADS.NMS_THRESH_TEST": boxes, "MODEL.RPN.NMS_THRESH": proposals}

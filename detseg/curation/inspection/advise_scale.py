@@ -1,6 +1,7 @@
-"""At which size the network should see the images, and how large a part of them in training.
+"""Suggestions on the image size for the network, and on the crop size in training.
 
-I images, N objects. Lengths in pixels; a side is the square root of a box's area.
+I images, N objects. Lengths in pixels; a side is the square root of a box's area. "At network scale" means after
+resizing.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ from detseg.curation.inspection.gather import Measurements
 from detseg.data.object_size import image_diameter, object_scale
 from detseg.data.preprocess import network_size
 
-# The box head cuts 7 x 7 values, the mask head 14 x 14, from a level whose finest stride is 4: boxes below 28 pixels
-# have fewer features than values, and from 56 on nothing is gained by more pixels.
+# The box head samples 7 x 7 values, the mask head 14 x 14, from levels with a finest stride of 4: boxes below 28 pixels
+# have fewer features than values, and above 56 more pixels gain nothing.
 FINE, COARSE = 28.0, 56.0
-# Few objects may become smaller than half of FINE by shrinking.
+# Downscaling must leave nearly all objects larger than half of FINE.
 LEAST_SIDE = 14.0
-# Enlarging costs time and memory by the square.
+# Upscaling costs time and memory quadratically.
 MOST_FACTOR = 3.0
 MOST_PIXELS = 4_000_000
-# A factor nearer to 1 is not worth interpolating for.
+# Factors in this range are not worth the interpolation.
 NEGLIGIBLE = (0.85, 1.2)
-# Spread (standard deviation of log2 of sides among images) by which one way of sizing must beat another.
+# Improvement in spread (standard deviation of log2 of sides between images) that another way of resizing must give.
 CLEARLY = 0.1
-# Spread from which on no one size of images suits their objects, and the diameter that each image's then get, pixels.
+# Spread above which no single image size suits all objects, and the object diameter to resize each image to, pixels.
 VARIED, OBJECT_SIZE = 0.4, 32
 USUAL_MAX_SIZE = 4096
 CROPS = (256, 320, 384, 448, 512, 640, 768, 896, 1024)
-# Of random windows in which objects are counted: of an image, and images with windows.
+# For counting objects in random windows: windows per image, and images with windows.
 _WINDOWS, _MOST_IMAGES = 16, 500
 _WAYS = {"own": "as they are", "min_size": "with one shorter edge", "pixel_size": "in micrometres"}
 
 
 @dataclass(frozen=True)
 class NetworkScale:
-    """How the images come to the network.
+    """The images as resized for the network.
 
-    factor: of the median image. sizes: (I, 2) float64, height and width at the network. boxes: (N, 4) float64 XYXY at
-    the network. spreads: of sides among images, by way of sizing. min_size: INPUT.MIN_SIZE_*, 0 for the own size;
-    pixel_size: INPUT.PIXEL_SIZE, object_size: INPUT.OBJECT_SIZE, 0 for off.
+    factor: of the median image. sizes: (I, 2) float64, height and width. boxes: (N, 4) float64 XYXY. spreads: of sides
+    between images, by way of resizing. min_size: INPUT.MIN_SIZE_*, 0 for the original size; pixel_size:
+    INPUT.PIXEL_SIZE, object_size: INPUT.OBJECT_SIZE, 0 for off.
     """
 
     factor: float
@@ -56,7 +57,7 @@ class NetworkScale:
 
     @classmethod
     def at(cls, data: Measurements, sizes: np.ndarray, spreads: dict[str, float], **settings: Any) -> NetworkScale:
-        """Return what is seen of images at these sizes, (I, 2)."""
+        """Create from the sizes (I, 2) of the resized images."""
         ratios = sizes / data.image_sizes
         boxes = data.objects.box.astype(np.float64) * np.tile(ratios[data.objects.image, ::-1], 2)
         return cls(float(np.median(np.sqrt(ratios.prod(axis=1)))), sizes, boxes, spreads, **settings)
@@ -68,7 +69,7 @@ class NetworkScale:
 
 @dataclass(frozen=True)
 class Crops:
-    """What windows of a size show: size 0 stands for whole images. counts: objects of random windows, (windows,)."""
+    """Content of training crops: size 0 stands for whole images. counts: objects per random window, (windows,)."""
 
     size: int
     counts: np.ndarray
@@ -81,7 +82,7 @@ class Crops:
 def scaled(
     data: Measurements, min_size: int, pixel_size: float = 0.0, spreads: dict[str, float] | None = None
 ) -> NetworkScale:
-    """Return what the network sees with these settings."""
+    """Return the images as resized by these settings."""
     options = {"pixel_size": pixel_size, "short": min_size, "longest": 1 << 30}
     sizes = [
         network_size(one.height, one.width, one.metadata, source=one.file_name, **options)
@@ -93,7 +94,7 @@ def scaled(
 
 
 def scaled_by_objects(data: Measurements, object_size: int, spreads: dict[str, float]) -> NetworkScale:
-    """Return what the network sees with INPUT.OBJECT_SIZE."""
+    """Return the images as resized by INPUT.OBJECT_SIZE."""
     typical = float(np.median(data.sides))
     limits = np.searchsorted(data.objects.image, np.arange(len(data.dataset) + 1))
     factors = [
@@ -105,7 +106,7 @@ def scaled_by_objects(data: Measurements, object_size: int, spreads: dict[str, f
 
 
 def wanted_factor(sides: np.ndarray) -> float:
-    """Return by how much objects with these sides (N,) should be enlarged, or shrunk below 1."""
+    """Return the factor by which objects with these sides (N,) should be resized."""
     factor = 1.0
     if len(sides):
         median, small = np.median(sides), np.quantile(sides, 0.1)
@@ -117,16 +118,16 @@ def wanted_factor(sides: np.ndarray) -> float:
 
 
 def choose_scale(data: Measurements) -> tuple[NetworkScale, Suggestion]:
-    """Choose the size at which the median object suits the finest level of a pyramid."""
+    """Choose the image size at which the median object suits the finest level of the pyramid."""
     micrometres, short, image = data.pixel_sizes, data.image_sizes.min(axis=1), data.objects.image
     factor = wanted_factor(data.sides)
     spreads = {"own": _spread(image, data.sides), "min_size": _spread(image, data.sides / short[image])}
     if not np.isnan(micrometres).any():
         spreads["pixel_size"] = _spread(image, data.sides * micrometres[image])
 
-    # By the objects of each image where nothing else makes them alike. Sizes in micrometres where they differ and
-    # explain the sizes of objects; else one shorter edge where that makes objects more alike, or where all shall grow
-    # or shrink and it does not make them less alike.
+    # By the objects of each image if nothing else makes their sizes similar. By pixel size if that differs and explains
+    # the sizes of objects; else by one shorter edge if that makes objects more similar, or if all images need resizing
+    # and it does not make them less similar.
     way = "own"
     gain = spreads["own"] - spreads["min_size"]
     differ = "pixel_size" in spreads and micrometres.max() > 1.05 * micrometres.min()
@@ -157,9 +158,9 @@ def choose_scale(data: Measurements) -> tuple[NetworkScale, Suggestion]:
 
 
 def _spread(image: np.ndarray, sides: np.ndarray) -> float:
-    """Return the standard deviation, among images, of log2 of the median side of an image's objects.
+    """Return the standard deviation, between images, of log2 of the median side of an image's objects.
 
-    image: (N,) of each object, in ascending order.
+    image: (N,) image index of each object, ascending.
     """
     starts = np.unique(image, return_index=True)[1]
     return float(np.std([np.median(part) for part in np.split(np.log2(sides), starts[1:])])) if len(sides) else 0.0
@@ -173,40 +174,42 @@ def _suggest_scale(data: Measurements, scale: NetworkScale, way: str) -> Suggest
     if scale.pixel_size:
         keys["INPUT.PIXEL_SIZE"] = scale.pixel_size
     if not len(data.objects):
-        return Suggestion("scale", "Images at their own size.", "There is no object to go by.", keys)
+        return Suggestion(
+            "scale", "Images at their original size.", "There are no objects to base a suggestion on.", keys
+        )
     reason = (
-        f"The median object has a side of {np.median(data.sides):.0f} pixels, {np.median(scale.sides):.0f} at the "
-        f"network (a tenth below {np.quantile(scale.sides, 0.1):.0f}). "
-        f"The box head cuts 7 x 7 values from features 4 pixels apart: {FINE:.0f} pixels fill them; beyond "
+        f"The median object has a side of {np.median(data.sides):.0f} pixels, {np.median(scale.sides):.0f} at network "
+        f"scale (a tenth below {np.quantile(scale.sides, 0.1):.0f}). "
+        f"The box head samples 7 x 7 values from features with stride 4, for which {FINE:.0f} pixels suffice; above "
         f"{COARSE:.0f} the masks of 28 x 28 gain nothing."
     )
     if np.ptp(list(scale.spreads.values())) > 0.005:
         spreads = ", ".join(f"{value:.2f} {_WAYS[name]}" for name, value in scale.spreads.items())
-        reason += f" Spread of objects' sizes among images, in octaves: {spreads}."
+        reason += f" Spread of object sizes between images, in octaves: {spreads}."
     if way == "objects":
         keys["INPUT.OBJECT_SIZE"] = scale.object_size
         advice = (
-            f"Images brought to objects of {scale.object_size} pixels, each by its own: labels tell in training, the "
-            "model itself in prediction (docs/inference.md)."
+            f"Each image resized so that its objects have {scale.object_size} pixels: by the labels in training, by "
+            "the model's own estimate in prediction (docs/inference.md)."
         )
         return Suggestion("scale", advice, reason, keys)
     if way == "own":
         wanted = wanted_factor(data.sides)
         if wanted != 1:
             reason += (
-                f" A factor of {wanted:.2g} would suit, but images differ in size and not in that of their objects: no "
-                "one shorter edge fits all. Give their pixel size, or resize the files."
+                f" A factor of {wanted:.2g} would suit, but images differ in size while their objects do not: no "
+                "single shorter edge suits all. Provide pixel sizes, or resize the files."
             )
-        return Suggestion("scale", "Images at their own size.", reason, keys)
+        return Suggestion("scale", "Images at their original size.", reason, keys)
     how = f"the shorter edge at {scale.min_size} pixels"
     if way == "pixel_size":
         how = f"pixels of {scale.pixel_size:g} micrometres"
-    advice = f"All images brought to {how}, in the median {scale.factor:.2f} times their size."
+    advice = f"All images resized to {how}, by a factor of {scale.factor:.2f} in the median."
     return Suggestion("scale", advice, reason, keys)
 
 
 def choose_crop(data: Measurements, scale: NetworkScale) -> tuple[Crops, Suggestion]:
-    """Choose the size of training crops at the network: large enough for nearly all objects and some neighbours."""
+    """Choose the size of training crops at network scale: large enough for nearly all objects and some neighbours."""
     keys: dict[str, object]
     if not len(data.objects):
         return Crops(0, np.zeros(0, dtype=np.int64)), Suggestion("crop", "Whole images.", "There is no object.")
@@ -216,10 +219,10 @@ def choose_crop(data: Measurements, scale: NetworkScale) -> tuple[Crops, Suggest
     if scale.sizes.max() <= size * 1.1:
         counts = np.bincount(data.objects.image, minlength=len(data.dataset))
         reason = (
-            f"At the network they have at most {scale.sizes.max():.0f} pixels a side; a crop for objects of this size "
-            f"(95 % are under {longer:.0f} pixels long) would be {size}."
+            f"At network scale they have at most {scale.sizes.max():.0f} pixels a side; a crop for objects of this "
+            f"size (95 % are less than {longer:.0f} pixels long) would be {size}."
         )
-        # A preset of augmentation may lay crops about objects.
+        # The augmentation preset may turn on crops around objects.
         keys = {"INPUT.CROP.ENABLED": False, "INPUT.CROP.ON_OBJECTS": 0.0}
         return Crops(0, counts), Suggestion("crop", "Whole images.", reason, keys)
     crops = Crops(size, count_in_windows(data, scale, size))
@@ -231,20 +234,20 @@ def choose_crop(data: Measurements, scale: NetworkScale) -> tuple[Crops, Suggest
     }
     typical, many = np.median(crops.counts), np.quantile(crops.counts, 0.95)
     reason = (
-        f"95 % of the objects are under {longer:.0f} pixels long at the network, and 8 median objects fit side by "
-        f"side. Such a crop shows {typical:.0f} objects in the median, 5 % of them more than {many:.0f}, and "
+        f"95 % of the objects are less than {longer:.0f} pixels long at network scale, and 8 median objects fit side "
+        f"by side. Such a crop shows {typical:.0f} objects in the median, 5 % show more than {many:.0f}, and "
         f"{percent(crops.empty)} of random ones show none"
     )
     if crops.empty > 0.1:
         keys["INPUT.CROP.ON_OBJECTS"] = 0.5
-        reason += ": every other one is laid about an object"
+        reason += ": every second one is centred on an object"
     return crops, Suggestion("crop", f"Training on crops of {size} x {size} pixels.", reason + ".", keys)
 
 
 def count_in_windows(data: Measurements, scale: NetworkScale, size: int) -> np.ndarray:
-    """Return how many objects have their centre in random windows of images at the network, (windows,) int64.
+    """Return how many objects have their centre in random windows of images at network scale, (windows,) int64.
 
-    Windows are inside their image; of images smaller than `size` they are the whole width or height.
+    Windows lie inside their image, and cover it along edges shorter than `size`.
     """
     rng = np.random.default_rng(0)
     chosen = np.arange(len(scale.sizes))

@@ -1,6 +1,6 @@
-"""How well anchors on the grids of a feature pyramid meet given boxes.
+"""How well the anchors on the grids of a feature pyramid fit given boxes.
 
-N boxes, A shapes of anchors. Shapes are (width, height) in pixels of the image at the network.
+N boxes, A anchor shapes. Shapes are (width, height) in pixels at network scale.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import numpy as np
 
 # Strides of p2 to p6.
 STRIDES = (4, 8, 16, 32, 64)
-# IoU from which on RPN takes an anchor for an object, MODEL.RPN.IOU_THRESHOLDS, and the usual one of scores.
+# IoU at which RPN assigns an anchor to an object, MODEL.RPN.IOU_THRESHOLDS, and the common one of scores.
 HIGH_IOU, LOW_IOU = 0.7, 0.5
-# Recalls at these say how good anchors are: of what RPN can still learn, the usual one, and that of its own limit.
+# Recall at these IoUs measures anchors: enough for RPN to learn, the common threshold, and RPN's own.
 FOUND_FROM = (0.3, LOW_IOU, HIGH_IOU)
-# Enough boxes to choose by; more say the same.
+# Enough boxes to choose by; more would not change the result.
 MOST_BOXES = 20000
 RATIOS = 3
 # Of k-means.
 _ROUNDS, _STARTS = 100, 5
-# A second size a level doubles the anchors: taken where so much more is found.
+# A second size per level doubles the anchors: used if recall gains this much.
 _WORTH = 0.05
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """As MODEL.ANCHOR_GENERATOR: sizes (square roots of areas) of every level, and ratios (height by width) of all."""
+    """As MODEL.ANCHOR_GENERATOR: sizes (square roots of areas) per level, and aspect ratios (height / width) of all."""
 
     sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[float, ...]
 
     def shapes(self) -> list[tuple[int, float, float]]:
-        """Return (stride, width, height) of each anchor, by Detectron2's rule: width = sqrt(size^2 / ratio)."""
+        """Return (stride, width, height) of each anchor, by Detectron2's formula width = sqrt(size^2 / ratio)."""
         return [
             (stride, float(np.sqrt(size * size / ratio)), float(np.sqrt(size * size * ratio)))
             for stride, sizes in zip(STRIDES, self.sizes, strict=True)
@@ -43,13 +43,13 @@ class Anchors:
 
 
 def best_iou(boxes: np.ndarray, image_sizes: np.ndarray, anchors: Anchors) -> np.ndarray:
-    """Return for each box its largest IoU with an anchor at a place of its level's grid, (N,) float64.
+    """Return for each box its largest IoU with an anchor on the grid of any level, (N,) float64.
 
-    Anchors are centred at multiples of the stride (MODEL.ANCHOR_GENERATOR.OFFSET 0) from 0 on, as many as a level has.
-    Of anchors of one shape that one meets a box best whose centre is next to that of the box, in x and in y.
+    Anchors are centred at multiples of the stride (MODEL.ANCHOR_GENERATOR.OFFSET 0), from 0 to the size of the level.
+    Among anchors of one shape, the best is the one with its centre nearest to that of the box, in x and in y.
 
     Args:
-        boxes: (N, 4) XYXY. image_sizes: (N, 2) height, width of their images. Both in pixels at the network.
+        boxes: (N, 4) XYXY. image_sizes: (N, 2) height, width of their images. Both in pixels at network scale.
     """
     boxes = boxes.astype(np.float64)
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -61,7 +61,7 @@ def best_iou(boxes: np.ndarray, image_sizes: np.ndarray, anchors: Anchors) -> np
         offsets[stride] = np.abs(np.clip(np.rint(centres / stride), 0, last) * stride - centres)
     for stride, width, height in anchors.shapes():
         shape = np.array([width, height])
-        # Two intervals with their centres so far apart.
+        # Intersection of two intervals, given the distance of their centres.
         common = np.minimum(np.minimum(sides, shape), np.maximum((sides + shape) / 2 - offsets[stride], 0))
         shared = common[:, 0] * common[:, 1]
         best = np.maximum(best, shared / (sides.prod(axis=1) + width * height - shared))
@@ -69,22 +69,22 @@ def best_iou(boxes: np.ndarray, image_sizes: np.ndarray, anchors: Anchors) -> np
 
 
 def recall(ious: np.ndarray, threshold: float) -> float:
-    """Return the share of boxes whose best anchor reaches `threshold`; NaN without a box."""
+    """Return the fraction of boxes whose best anchor reaches `threshold`; NaN without boxes."""
     return float((ious >= threshold).mean()) if len(ious) else float("nan")
 
 
 def fitness(ious: np.ndarray) -> float:
-    """Return how good anchors are: the mean recall at IoU 0.3, 0.5 and 0.7, for objects count that none fits well."""
+    """Return the mean recall at IoU 0.3, 0.5 and 0.7, which also counts objects that no anchor fits well."""
     return float(np.mean([recall(ious, threshold) for threshold in FOUND_FROM]))
 
 
-# Anchors that suit given boxes: k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), in a pyramid.
+# Anchors for given boxes: k-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2), in a pyramid.
 #
-# N boxes; shapes are (width, height), compared as if they had one centre.
+# N boxes; shapes are (width, height), compared as if they had the same centre.
 
 
 def shape_iou(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the IoU of shapes (N, 2) with others (K, 2), one centre assumed: (N, K) float64."""
+    """Return the IoU of shapes (N, 2) with others (K, 2) at the same centre: (N, K) float64."""
     shared = np.minimum(shapes[:, None], others[None]).prod(axis=2)
     return shared / (shapes.prod(axis=1)[:, None] + others.prod(axis=1)[None] - shared)
 
@@ -92,11 +92,11 @@ def shape_iou(shapes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def cluster_shapes(shapes: np.ndarray, count: int) -> tuple[np.ndarray, float]:
     """Cluster shapes (N, 2) by k-means with the distance 1 - IoU.
 
-    Of several starts (the first spread over the areas, the others drawn) the best one counts.
+    The best of several starts is taken (the first spread over the areas, the others random).
 
     Returns:
-        the means (k, 2), by area, k = `count` or as many different shapes as there are; and the mean IoU of a shape
-        with its nearest.
+        the means (k, 2), sorted by area, with k = `count` or the number of distinct shapes if smaller; and the mean IoU
+        of the shapes with their nearest mean.
     """
     different = np.unique(shapes, axis=0)
     count = min(count, len(different))
@@ -125,16 +125,15 @@ def _settle(shapes: np.ndarray, means: np.ndarray) -> np.ndarray:
         owner = nearest
         for number in range(len(means)):
             own = shapes[owner == number]
-            # A mean that nothing is near to moves to the shape that is met worst.
+            # A mean without members moves to the shape with the worst fit.
             means[number] = own.mean(axis=0) if len(own) else shapes[ious.max(axis=1).argmin()]
     return means
 
 
 def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
-    """Return `RATIOS` ratios height by width, ascending: the clusters of shapes (N, 2) brought to one area.
+    """Return `RATIOS` aspect ratios (height / width), ascending: the clusters of shapes (N, 2) scaled to equal area.
 
-    The longest and the flattest twentieth count as the next ones: slivers at borders must not get an anchor of their
-    own.
+    The longest and the flattest twentieth are clipped: slivers at borders must not get an anchor of their own.
     """
     ratio = np.log(shapes[:, 1] / shapes[:, 0])
     ratio = np.clip(ratio, *np.quantile(ratio, (0.05, 0.95)))
@@ -144,13 +143,13 @@ def choose_ratios(shapes: np.ndarray) -> tuple[float, ...]:
 
 
 def choose_anchors(boxes: np.ndarray, image_sizes: np.ndarray) -> Anchors:
-    """Choose sizes and ratios for a pyramid: those whose anchors on the grids meet the boxes best (`fitness`).
+    """Choose sizes and ratios for a pyramid, those whose anchors on the grids fit the boxes best (`fitness`).
 
-    Candidates are the clusters of the boxes' sizes, one or two a level, and ladders of sizes that grow by a factor; no
-    size is below twice its level's stride, where the grid's gaps would cost more than a better shape brings.
+    Candidates are the clusters of the boxes' sizes, one or two per level, and geometric series of sizes. No size is
+    below twice the stride of its level, where the gaps of the grid would cost more than a better shape gains.
 
     Args:
-        boxes: (N, 4) XYXY, N > 0. image_sizes: (N, 2) height, width. Both at the network.
+        boxes: (N, 4) XYXY, N > 0. image_sizes: (N, 2) height, width. Both at network scale.
     """
     if len(boxes) > MOST_BOXES:
         rows = np.random.default_rng(0).choice(len(boxes), MOST_BOXES, replace=False)
@@ -165,7 +164,7 @@ def choose_anchors(boxes: np.ndarray, image_sizes: np.ndarray) -> Anchors:
     ):
         count = per_level * len(STRIDES)
         clusters = list(cluster_shapes(np.repeat(sides[:, None], 2, axis=1), count)[0][:, 0])
-        while len(clusters) < count:  # where there are too few different sizes, larger ones follow
+        while len(clusters) < count:  # with too few distinct sizes, larger ones are added
             clusters.append(clusters[-1] * 2 ** (1 / per_level))
         starts = itertools.product(np.quantile(sides, quantiles), factors)
         for sizes in [clusters, *(first * factor ** np.arange(count) for first, factor in starts)]:

@@ -1,4 +1,4 @@
-"""Everything that is measured of data sets: masks of all images, intensities of all or of a sample of them."""
+"""All measurements of data sets: masks of all images, intensities of all or a sample of them."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from detseg.formats.plausibility import check_labels
 from detseg.progress import ProgressBar
 from detseg.structures.sample import FIELD, parse_pixel_size
 
-# Field of the images that says their kind, where none is named.
+# Default field for the kind of an image.
 USUAL_GROUP = "group"
 NO_GROUP = "(none)"
 
 
 @dataclass(frozen=True)
 class InspectionOptions:
-    """group_by: field of the images that says their kind; empty: `group` where images have it.
+    """group_by: image field with the kind; empty: `group` if the images have it.
 
-    pictures: how many images are read, 0 for all; similar: correlation from which on two are nearly the same, 0 for
-    not comparing them. rules: of repair, whose findings are reported.
+    pictures: number of images to read, 0 for all. similar: correlation above which two are near-duplicates, 0 to skip
+    the comparison. rules: repair rules whose findings are reported.
     """
 
     group_by: str = ""
@@ -50,15 +50,15 @@ class InspectionOptions:
 
 @dataclass
 class Measurements:
-    """What was measured of I images with N objects.
+    """Measurements of I images with N objects.
 
-    dataset: all files joined; its `origins` say of which of `files` an image is. groups: kind of every image, all `""`
-    where there is no field. objects: (N,) records, see `OBJECT`. crowd: (I,) regions to be ignored. changes: image
-    index and what repair would do there. intensities: image index -> what was measured. fidelity: (I, W)
-    `class_fidelity` of the images with objects among those, for every width of BOUNDARY_WIDTHS. chosen: images that
-    were to be read. unreadable: image index -> what is wrong. missing: images whose file is not there. similar: images
-    that are nearly the same, by their indices. skipped: what is wrong in the files themselves, and masks that are no
-    objects. label_warnings: see `learnable.object_warnings` and `plausibility.check_labels`.
+    dataset: all files joined; its `origins` give the index into `files` of every image. groups: kind of every image,
+    all `""` without a field. objects: (N,) records, see `OBJECT`. crowd: (I,) number of crowd regions. changes: image
+    index and what repair would do there. intensities: image index -> statistics. fidelity: (I, W) `class_fidelity` of
+    the images with objects among those, for every width of BOUNDARY_WIDTHS. chosen: images selected for reading.
+    unreadable: image index -> problem. missing: images without a file. similar: near-duplicate images, by index.
+    skipped: problems of the COCO files, and masks without pixels. label_warnings: from `learnable.object_warnings` and
+    `plausibility.check_labels`.
     """
 
     files: list[str]
@@ -81,12 +81,12 @@ class Measurements:
 
     @cached_property
     def image_sizes(self) -> np.ndarray:
-        """Height and width of every image as it is, (I, 2) float64."""
+        """Height and width of every image in the file, (I, 2) float64."""
         return np.array([(record.height, record.width) for record in self.dataset.images], dtype=np.float64)
 
     @cached_property
     def pixel_sizes(self) -> np.ndarray:
-        """Micrometres a pixel of every image, the geometric mean of y and x, NaN where it is not known: (I,)."""
+        """Micrometres per pixel of every image, geometric mean of y and x, NaN if unknown: (I,)."""
         return np.array(
             [
                 np.sqrt(np.prod(parse_pixel_size(record.metadata[FIELD], record.file_name)))
@@ -98,32 +98,32 @@ class Measurements:
 
     @property
     def sides(self) -> np.ndarray:
-        """The side of the square with the area of each box, by which a feature pyramid assigns levels: (N,)."""
+        """Square root of the area of each box, by which a feature pyramid assigns levels: (N,)."""
         return np.sqrt((self.objects.box[:, 2:] - self.objects.box[:, :2]).prod(axis=1))
 
     @property
     def object_groups(self) -> np.ndarray:
-        """The kind of every object's image, (N,)."""
+        """The kind of the image of every object, (N,)."""
         return np.array(self.groups)[self.objects.image]
 
 
 def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: InspectionOptions) -> Measurements:
-    """Measure data sets with the same classes. Bad images are listed in the result, not raised.
+    """Measure data sets with the same classes. Bad images are listed in the result and raise no error.
 
-    Raises DataError where there is no image, the classes differ, or no image has the field `options.group_by`.
+    Raises DataError if there are no images, the classes differ, or no image has the field `options.group_by`.
     """
     dataset = CocoDataset.concatenate(datasets)
     if not len(dataset):
-        raise DataError(f"{dataset.name}: there is no image in it")
+        raise DataError(f"{dataset.name}: it has no images")
     group_field, groups = _groups(dataset, options.group_by)
     hint = one_class_hint(dataset.objects_per_image()) if len(dataset.categories) > 1 else None
-    # Where nearly all images hold one class, an object of another one is a finding.
+    # If nearly every image has objects of one class only, an object of another class is a finding.
     rules = dataclasses.replace(options.rules, one_class_per_image=True) if hint else options.rules
     tables, changes = [np.zeros(0, dtype=OBJECT)], []
     for index in ProgressBar(range(len(dataset)), desc="measuring masks", unit="image"):
         try:
             objects, found = _measure_masks(dataset, index, rules)
-        except DataError as error:  # masks that are no objects
+        except DataError as error:  # masks without pixels
             skipped = [*skipped, str(error)]
             continue
         tables.append(objects)
@@ -153,7 +153,7 @@ def gather(datasets: Sequence[CocoDataset], skipped: Sequence[str], options: Ins
 
 
 def _groups(dataset: CocoDataset, group_by: str) -> tuple[str, list[str]]:
-    """Return the field that says the kind of the images, empty where there is none, and the kind of every image."""
+    """Return the field with the kind of the images, empty if there is none, and the kind of every image."""
     values = [record.metadata.get(group_by or USUAL_GROUP) for record in dataset.images]
     if any(value not in (None, "") for value in values):
         return group_by or USUAL_GROUP, [NO_GROUP if value in (None, "") else str(value) for value in values]
@@ -167,7 +167,7 @@ def _groups(dataset: CocoDataset, group_by: str) -> tuple[str, list[str]]:
 
 
 def _measure_masks(dataset: CocoDataset, index: int, rules: RepairRules) -> tuple[np.recarray, list[Change]]:
-    """Measure the objects of an image, and find what repair would do."""
+    """Measure the objects of an image, and determine what repair would change."""
     record, table = dataset.images[index], dataset.table
     rles, empty = table.rles(index, record.height, record.width)
     rows = table.rows(index)
@@ -187,7 +187,7 @@ def _measure_masks(dataset: CocoDataset, index: int, rules: RepairRules) -> tupl
 
 
 def _measure_pictures(dataset: CocoDataset, chosen: np.ndarray, similar: float) -> dict[str, Any]:
-    """Return intensities, fidelity, unreadable and similar of `Measurements`, of the images `chosen` (n,)."""
+    """Return intensities, fidelity, unreadable and similar of `Measurements`, for the images `chosen` (n,)."""
     intensities: dict[int, IntensityStatistics] = {}
     unreadable: dict[int, str] = {}
     fidelity, thumbnails = [], []
@@ -214,7 +214,7 @@ def _measure_pictures(dataset: CocoDataset, chosen: np.ndarray, similar: float) 
 
 
 def choose_images(groups: Sequence[str], missing: Sequence[int], most: int) -> np.ndarray:
-    """Choose at most `most` images (0: all) of those that are not missing, the groups as equally as can be.
+    """Choose at most `most` images (0: all) among those not missing, with groups represented as equally as possible.
 
     Returns their indices (n,) int64, ascending.
     """
@@ -222,7 +222,7 @@ def choose_images(groups: Sequence[str], missing: Sequence[int], most: int) -> n
     if not most or len(there) <= most:
         return there
     order = np.random.default_rng(0).permutation(there)
-    # Every group's first, then every group's second, ...: the rank within the group decides.
+    # Round robin over groups: sorted by the rank within the group.
     seen: Counter[str] = Counter()
     rank = []
     for index in order:

@@ -1,4 +1,4 @@
-"""From data sets to a report, measured, described and with suggestions, and to a configuration of the suggestions."""
+"""From data sets to a report with measurements and suggestions, and to a configuration with the suggestions."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from detseg.curation.synthetic import make_missing_sets
 from detseg.errors import DataError
 from detseg.version import __version__
 
-# Of the report's form.
+# Version of the report's JSON.
 VERSION = 2
-# What suggestions are built on without --suggest, and by it: the network that learns from scratch, its schedule.
+# The default base of suggestions: the network that learns from scratch, and its schedule.
 NETWORKS = ("configs/_base_/mask_rcnn_small_fpn.yaml", "configs/_base_/adamw_cosine.yaml")
-# Bins an octave of widths and heights.
+# Histogram bins per octave of width and height.
 SHAPE_BINS = 6
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """Result of an inspection.
 
-    report: all numbers, plain values for JSON. dataset: what its image indices count. suggestions: those of the report.
+    report: all numbers, plain values for JSON. dataset: the images that its indices refer to. suggestions: as objects.
     """
 
     report: dict[str, Any]
@@ -45,13 +45,13 @@ class Inspection:
 
 
 def inspect_data(sources: Sequence[str], options: InspectionOptions, image_root: str = "") -> Inspection:
-    """Inspect data sets, by names of the catalog or paths of COCO files, as the parts of one.
+    """Inspect data sets, by catalog names or paths of COCO files, together.
 
-    Bad images and annotations of the files, missing and broken images are listed in the report.
-    Raises DataError where a file is no COCO data set, the classes differ, or there is no image.
+    Bad images and annotations of the files, missing and broken images are listed in the report. Raises DataError if a
+    file is not a COCO data set, the classes differ, or there are no images.
     """
     if len(set(sources)) < len(sources):
-        raise DataError(f"--data names a file twice: {', '.join(sources)}")
+        raise DataError(f"--data has a file twice: {', '.join(sources)}")
     skipped: list[str] = []
     datasets = []
     for source in sources:
@@ -85,7 +85,7 @@ def inspect_data(sources: Sequence[str], options: InspectionOptions, image_root:
 
 
 def _network(data: Measurements, scale: NetworkScale, crops: Crops) -> dict[str, Any]:
-    """Return what the network sees with the suggestions: sides of objects, and boxes counted by width and height."""
+    """Return what the network sees with the suggestions: sides of objects, and counts of boxes by width and height."""
     lengths = scale.boxes[:, 2:] - scale.boxes[:, :2]
     bins = np.floor(np.log2(np.maximum(lengths, 0.5)) * SHAPE_BINS).astype(np.int64)
     cells, counts = np.unique(bins, axis=0, return_counts=True)
@@ -105,12 +105,12 @@ def _network(data: Measurements, scale: NetworkScale, crops: Crops) -> dict[str,
 
 
 def suggested_yaml(suggestions: Sequence[Suggestion], networks: Sequence[str]) -> str:
-    """Return the text of a configuration, each value with its reason as a comment.
+    """Return the YAML of a configuration, with the reason of each value as a comment.
 
-    networks: files of `configs/` for `_BASE_`; the presets of augmentation that are suggested come after them.
+    networks: files of `configs/` for `_BASE_`; the suggested augmentation presets are added after them.
     """
     presets = [f"configs/_base_/{suggestion.preset}" for suggestion in suggestions if suggestion.preset]
-    head = "Suggested by detseg inspect_data. `configs/...` are detseg's own, from any folder."
+    head = "Suggested by detseg inspect_data. `configs/...` are found in detseg from any folder."
     values: dict[tuple[str, ...], Any] = {}
     reasons: dict[str, list[str]] = {}
     for suggestion in suggestions:

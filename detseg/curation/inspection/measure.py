@@ -1,4 +1,4 @@
-"""What is measured of every object and of the intensities of every image.
+"""Measurements of every object, and of the intensities of every image.
 
 N objects; lengths in pixels of the image.
 """
@@ -25,26 +25,26 @@ from detseg.structures.overlaps import meeting_boxes, shared_pixels
 OBJECT = np.dtype(
     [
         ("image", np.int64),  # index of the image
-        ("number", np.int64),  # of the object among the annotations of the image
+        ("number", np.int64),  # index of the object among the annotations of the image
         ("class_index", np.int64),
         ("area", np.int64),
         ("box", np.float32, (4,)),  # XYXY, half-open
         ("elongation", np.float64),  # ratio of the axes of the ellipse of the same second moments, 1 or more
         ("holes", np.int64),
         ("hole_pixels", np.int64),
-        ("pieces", np.int64),  # 8-connected parts
-        ("lesser_pixels", np.int64),  # those outside of the largest piece
-        ("overlapping", np.int64),  # how many others share pixels
-        ("touching", np.int64),  # how many others are neighbours by a side or a corner, without sharing pixels
-        ("near", np.int64),  # how many others are at most two pixels away, without touching
-        ("shared", np.float64),  # part of the outline that others overlap or touch
+        ("pieces", np.int64),  # 8-connected components
+        ("lesser_pixels", np.int64),  # pixels outside the largest component
+        ("overlapping", np.int64),  # number of other objects that share pixels
+        ("touching", np.int64),  # number of 8-connected neighbours that share no pixels
+        ("near", np.int64),  # number of others at most two pixels away that do not touch
+        ("shared", np.float64),  # fraction of the outline that others overlap or touch
         ("at_border", np.bool_),  # of the image
         ("box_iou", np.float64),  # largest IoU with the box of another object of its class
     ]
 )
-"""A row of the table of objects, a record array: `objects.area` is a column, `objects[rows]` are some rows."""
+"""A row of the table of objects, a record array: `objects.area` is a column, `objects[rows]` selects rows."""
 
-# Objects with at most two pixels between them are near each other: less than a network with stride 4 can tell apart.
+# Objects with at most two pixels between them are near: a network with stride 4 can hardly separate them.
 NEAR = 3
 
 
@@ -75,7 +75,7 @@ def measure_objects(
 
 
 def largest_box_iou(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return for each of N boxes (N, 4) XYXY the largest IoU with another of its class (N,), 0 where there is none."""
+    """Return for each of N boxes (N, 4) XYXY the largest IoU with another of its class (N,), 0 if there is none."""
     best = np.zeros(len(boxes), dtype=np.float64)
     areas = box_area(boxes)
     for pairs in meeting_boxes(boxes, classes):
@@ -89,14 +89,13 @@ def largest_box_iou(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def find_contacts(layers: LabelLayers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find which of N objects overlap, touch, or nearly do. Time grows with the pixels of all outlines.
+    """Find which of N objects overlap, touch, or nearly do. Time grows with the total length of outlines.
 
-    Distances are those of a king on a chessboard: 0 pixels in common, 1 neighbours by side or corner, d with d - 1
-    pixels between.
+    Distances are chessboard distances: 0 for common pixels, 1 for 8-connected neighbours, d for d - 1 pixels between.
 
     Returns:
         the pairs (P, 2) int64 of objects within `NEAR` of each other, indices, first < second, sorted; their distances
-        (P,) int64; and the part of each object's outline that another one overlaps or touches, (N,) float64.
+        (P,) int64; and the fraction of each object's outline that another one overlaps or touches, (N,) float64.
     """
     count = len(layers)
     padded = np.pad(layers.layers, ((0, 0), (NEAR, NEAR), (NEAR, NEAR)))
@@ -118,7 +117,7 @@ def find_contacts(layers: LabelLayers) -> tuple[np.ndarray, np.ndarray, np.ndarr
             a, b = own[met], other[met]
             keys.append(np.unique(np.minimum(a, b) * (count + 1) + np.maximum(a, b)))
             distances.append(np.full(len(keys[-1]), distance))
-    # The first time that a pair is met is at its distance: offsets are sorted.
+    # Offsets are sorted, so the first occurrence of a pair has its distance.
     found, first = np.unique(np.concatenate(keys), return_index=True)
     pairs = np.stack(np.divmod(found, count + 1), axis=1) - 1
     length = np.bincount(own, minlength=count + 1)[1:]
@@ -127,7 +126,7 @@ def find_contacts(layers: LabelLayers) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _outline(layer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return y, x of the object pixels of a layer (H, W) that have something else at one of their four sides."""
+    """Return y, x of the object pixels of a layer (H, W) with another value at one of their four sides."""
     edge = np.zeros(layer.shape, dtype=bool)
     below, beside = layer[1:] != layer[:-1], layer[:, 1:] != layer[:, :-1]
     edge[1:] |= below
@@ -137,14 +136,14 @@ def _outline(layer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero(edge & (layer > 0))
 
 
-# Of the touching boundary of BoundaryUNet, pixels of the file.
+# Widths of the touching boundary of BoundaryUNet, in pixels of the image.
 BOUNDARY_WIDTHS = (1, 2, 3, 4)
 _THRESHOLDS = np.arange(10, 20) / 20
 
 
 def class_fidelity(layers: LabelLayers, width: int) -> float:
-    """Return the mean F1, over IoU > 0.50, 0.55 ... 0.95, with which the objects of an image come back from background,
-    inside and a touching boundary of so many pixels: the most that a model of these classes can score.
+    """Return the mean F1, over IoU > 0.50, 0.55 ... 0.95, of an image's objects after conversion to background, inside
+    and a touching boundary of this width and back: an upper bound for models of these three classes.
     """
     labels = objects_of_classes(pixel_classes(flat_labels(layers), width))
     found = LabelLayers.from_label_image(labels)
@@ -154,23 +153,23 @@ def class_fidelity(layers: LabelLayers, width: int) -> float:
     return 2 * float(np.mean(hits)) / (len(found) + len(layers))
 
 
-# Percentiles that stand for the darkest and the brightest of an image.
+# Percentiles that represent the darkest and the brightest intensity of an image.
 LOW, HIGH = 0.5, 99.5
-# Share of the range by which the channels of an image differ from which on it is called coloured.
+# Difference between channels, as a fraction of the range, above which an image is in colour.
 COLOURED = 0.02
 
 
 @dataclass(frozen=True)
 class IntensityStatistics:
-    """Intensities of one image, in the numbers of the file; of colour its luma, of other channels their mean.
+    """Intensities of one image in the units of the file; of luma for RGB, of the mean over other channels.
 
-    dtype: uint8, uint16 or float32. low, median, high: percentiles 0.5, 50, 99.5. mean, std. saturated: share of
-    pixels at the largest number of the dtype (floats: of the image). objects, background: mean intensity in and
-    outside of all masks, NaN where there is none. noise: standard deviation of the background. focus: variance of the
-    Laplacian (Pech-Pacheco et al. 2000) after low and high (or objects, where higher) became 0 and 255, so that
-    exposure does not count; noise and detail raise it. colour: mean distance of the channels from each other, as a
-    share of high - low; 0 of other than RGB. purple: by how much red and blue pass green, the tint of hematoxylin and
-    eosin, in the same unit.
+    dtype: uint8, uint16 or float32. low, median, high: percentiles 0.5, 50, 99.5. mean, std. saturated: fraction of
+    pixels at the largest value of the dtype (floats: of the image). objects, background: mean intensity inside and
+    outside all masks, NaN if there are no such pixels. noise: standard deviation of the background. focus: variance of
+    the Laplacian (Pech-Pacheco et al. 2000) after scaling low and high (or objects, if higher) to 0 and 255, so that it
+    does not depend on exposure; noise and detail raise it. colour: mean distance of the channels from each other, as a
+    fraction of high - low; 0 unless RGB. purple: how much red and blue exceed green, the tint of hematoxylin and eosin,
+    in the same unit.
     """
 
     dtype: str
@@ -190,19 +189,19 @@ class IntensityStatistics:
 
     @property
     def contrast(self) -> float:
-        """Objects minus background by high - low: from -1 to 1, positive where objects are brighter."""
+        """Objects minus background relative to high - low: from -1 to 1, positive if objects are brighter."""
         difference = self.objects - self.background
-        # Few objects in a dark image can be beyond its percentiles.
+        # In a dark image with few objects, these can exceed its percentiles.
         return difference / max(self.high - self.low, abs(difference), 1e-12)
 
     @property
     def position(self) -> float:
-        """Where the median is between low, 0, and high, 1."""
+        """Position of the median between low (0) and high (1)."""
         return (self.median - self.low) / max(self.high - self.low, 1e-12)
 
     @property
     def is_bright(self) -> bool:
-        """Whether the background is bright: the rule of INPUT.INVERT auto."""
+        """Whether the background is bright, by the rule of INPUT.INVERT auto."""
         return self.median > (self.low + self.high) / 2
 
     @property
@@ -211,7 +210,7 @@ class IntensityStatistics:
 
 
 def measure_intensities(image: np.ndarray, layers: LabelLayers) -> IntensityStatistics:
-    """Measure an image (H, W, C) as it was read; layers: its objects, of the same size."""
+    """Measure an image (H, W, C) as read; layers: its objects, of the same size."""
     gray = to_gray(image)
     low, median, high = percentiles_of(gray, (LOW, 50.0, HIGH))
     span = max(high - low, 1e-12)
@@ -223,7 +222,7 @@ def measure_intensities(image: np.ndarray, layers: LabelLayers) -> IntensityStat
     covered = (layers.layers > 0).any(axis=0)
     inside, outside = gray[covered], gray[~covered]
     objects = float(inside.mean(dtype=np.float64)) if inside.size else float("nan")
-    # In an image with few objects, these and not the noise around them are what may be sharp.
+    # In an image with few objects, only these can be sharp, not the noise around them.
     top = max(high, objects) if inside.size else high
     scaled = np.clip((gray.astype(np.float32) - low) * np.float32(255 / max(top - low, 1e-12)), 0, 255)
     largest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else image.max()

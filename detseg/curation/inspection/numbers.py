@@ -1,4 +1,4 @@
-"""The report of what was measured: plain values for JSON, distributions as counts: figures need nothing else."""
+"""The report of the measurements: plain values for JSON, distributions as histograms; figures need nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def describe(values: np.ndarray) -> dict[str, float] | None:
-    """Return count, mean, least, quantiles and largest of values (N,), NaN left out; None where there is none."""
+    """Return count, mean, minimum, quantiles and maximum of values (N,) without NaN; None if there are none."""
     values = np.asarray(values, dtype=np.float64)
     values = values[~np.isnan(values)]
     if not len(values):
@@ -28,7 +28,7 @@ def describe(values: np.ndarray) -> dict[str, float] | None:
 
 
 def clean(value: Any) -> Any:
-    """Return a value with what JSON does not know made plain: NumPy's numbers, NaN and infinity (null)."""
+    """Return a value with NumPy numbers converted, and NaN and infinity as None, for JSON."""
     if isinstance(value, Mapping):
         return {str(key): clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -41,7 +41,7 @@ def clean(value: Any) -> Any:
 
 
 def report_numbers(data: Measurements) -> dict[str, Any]:
-    """Return all sections of the report but anchors and suggestions; `clean` makes plain values of it."""
+    """Return all sections of the report except anchors and suggestions, to be passed to `clean`."""
     origins = data.dataset.origins
     object_origins = origins[data.objects.image]
     return {
@@ -55,7 +55,7 @@ def report_numbers(data: Measurements) -> dict[str, Any]:
         "objects": _objects(data),
         "distributions": _distributions(data),
         "pictures": _intensities(data),
-        # Mean F1 of objects made of three classes of pixels, by the width of the touching boundary.
+        # Mean F1 of objects reconstructed from three pixel classes, by width of the touching boundary.
         "class_fidelity": {
             width: values.mean() for width, values in zip(BOUNDARY_WIDTHS, data.fidelity.T, strict=True) if len(values)
         },
@@ -76,7 +76,7 @@ def _images(data: Measurements) -> dict[str, Any]:
             "objects": counts[index].sum(),
             "covered": covered[index] / (record.height * record.width),
         }
-        # Only of images that were read.
+        # Only for images that were read.
         if (one := data.intensities.get(index)) is not None:
             for name in ("dtype", "channels", "low", "median", "high", "mean", "std", "saturated", "focus", "colour"):
                 row[name] = getattr(one, name)
@@ -116,7 +116,7 @@ def _objects(data: Measurements) -> dict[str, Any]:
 
 
 def _summary(data: Measurements, rows: np.ndarray) -> dict[str, Any]:
-    """Return what is said of the objects of one class or group; rows: which, (N,) bool."""
+    """Return statistics of the objects of one class or group; rows: (N,) bool."""
     objects = data.objects[rows]
     diameters = _diameters(objects)
     total = max(len(objects), 1)
@@ -136,16 +136,16 @@ def _summary(data: Measurements, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _diameters(objects: np.recarray) -> np.ndarray:
-    """Return the diameters of discs of the objects' areas, pixels: (N,) float64."""
+    """Return the diameters in pixels of disks with the objects' areas: (N,) float64."""
     return np.sqrt(4 / np.pi * objects.area)
 
 
 def _distributions(data: Measurements) -> dict[str, Any]:
-    """Return counts of objects in bins, for all classes and groups."""
+    """Return histograms of the objects, for all, each class and each group."""
     objects = data.objects
     width, height = (objects.box[:, 2:] - objects.box[:, :2]).T
     columns = {
-        # In octaves: values, width of a bin.
+        # In octaves: values, bin width.
         "diameter": (np.log2(np.maximum(_diameters(objects), 0.5)), 1 / 4),
         "aspect": (np.clip(np.log2(height / np.maximum(width, 1e-9)), -4, 4), 1 / 4),
         "elongation": (np.clip(objects.elongation, 1, 8), 1 / 4),

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: its file, its masks, its images, its parts. The worst of each kind are listed."""
+"""Problems of a data set: in its file, masks, images and split. The worst of each kind are listed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from detseg.curation.repair.masks import label_holes, pieces_of, spurs_of
 from detseg.curation.repair.rules import RULES, RepairRules
 from detseg.structures import rle as rle_codec
 
-# Of each kind so many are listed, and drawn.
+# Number of examples of each problem that are listed and drawn.
 WORST = 12
-# An object of more or less than so many times the median area of its class and kind is reported.
+# An object is reported if its area is more than this factor above or below the median of its class and kind.
 OUTSIZED = 25.0
-# An image whose focus is so many times below the median of its kind is reported; half is a matter of taste.
+# An image is reported if its focus is below the median of its kind by this factor; half is a matter of taste.
 BLURRED = 6.0
 SATURATED = 0.2
 FLAT = 4.0
 
 
 def problem_numbers(data: Measurements) -> dict[str, Any]:
-    """Return what is wrong: masks by rule of repair, odd objects, images, images that are nearly the same."""
+    """Return all problems: masks by repair rule, unusual objects, images, near-duplicates."""
     names = [record.file_name for record in data.dataset.images]
     return {
         "file": data.skipped[:200],
@@ -40,10 +40,10 @@ def problem_numbers(data: Measurements) -> dict[str, Any]:
 
 
 def _repairs(data: Measurements) -> dict[str, Any]:
-    """Return what the rules of repair find."""
+    """Return the findings of the repair rules."""
     titles = dict(RULES)
     if data.rules.fragments == "keep":
-        titles["fragments"] = "masks with pieces far apart: two objects under one number"
+        titles["fragments"] = "masks with pieces far apart: two objects with one label"
     result = {}
     for rule, title in titles.items():
         own = [(index, change) for index, change in data.changes if change.rule == rule]
@@ -61,20 +61,26 @@ def _repairs(data: Measurements) -> dict[str, Any]:
 
 
 def _odd_objects(data: Measurements) -> dict[str, Any]:
-    """Return what repair leaves by default: all holes, masks of several pieces, objects of odd size."""
+    """Return what repair leaves by default: all holes, masks of several pieces, objects of unusual size."""
     objects, result = data.objects, {}
     for name, title, found, pixels, rules in (
-        ("all_holes", "masks with holes, those around other objects too", objects.holes, "hole_pixels", "holes=all"),
+        (
+            "all_holes",
+            "masks with holes, including those around other objects",
+            objects.holes,
+            "hole_pixels",
+            "holes=all",
+        ),
         (
             "pieces",
-            "masks of several pieces, near ones too",
+            "masks of several pieces, including near ones",
             objects.pieces - 1,
             "lesser_pixels",
             "fragments=split or largest",
         ),
     ):
         rows = objects[found > 0]
-        # Where repair fills all holes, they are reported already.
+        # If repair fills all holes, they have been reported.
         if not len(rows) or (name == "all_holes" and sum(c.rule == "holes" for _, c in data.changes) >= len(rows)):
             continue
         worst = [
@@ -82,7 +88,7 @@ def _odd_objects(data: Measurements) -> dict[str, Any]:
             for row in rows[np.argsort(-rows[pixels], kind="stable")][:WORST]
         ]
         result[name] = _finding(title, f"detseg repair --rules {rules}", rows.image, int(rows[pixels].sum()), worst)
-    # By the median of the object's class in images of its kind.
+    # Relative to the median of the object's class in images of its kind.
     _, kind = np.unique(data.object_groups, return_inverse=True)
     times = np.ones(len(objects))
     for key in set(zip(kind.tolist(), objects.class_index.tolist(), strict=True)):
@@ -95,13 +101,13 @@ def _odd_objects(data: Measurements) -> dict[str, Any]:
             row = objects[index]
             note = f"{row.area} px, {times[index]:.2g} x the median"
             worst.append(_object(data, int(row.image), int(row.number), int(row.area), note))
-        title = f"objects of more, or less, than {OUTSIZED:g} times the median area of their class and kind"
-        result["outsized"] = _finding(title, "look at them", objects.image[found], None, worst)
+        title = f"objects more than {OUTSIZED:g} times larger or smaller than the median of their class and kind"
+        result["outsized"] = _finding(title, "check them", objects.image[found], None, worst)
     return result
 
 
 def _finding(title: str, remedy: str, images: np.ndarray, pixels: int | None, worst: list[Any]) -> dict[str, Any]:
-    """Return what the report says of one kind of problem; images: of each of the objects that have it."""
+    """Return the entry of the report for one kind of problem; images: of each affected object."""
     counts = {"objects": len(images), "images": len(np.unique(images)), "pixels": pixels}
     return {"title": title, "remedy": remedy, **counts, "worst": worst}
 
@@ -112,7 +118,7 @@ def _object(data: Measurements, image: int, number: int, pixels: int, note: str,
 
 
 def defect_of(dataset: CocoDataset, image: int, number: int, rule: str, rules: RepairRules) -> dict[str, Any] | None:
-    """Return the pixels that a rule is about, as an RLE with text counts: holes, spurs, lesser pieces; else None."""
+    """Return the pixels that a rule would change (holes, spurs, smaller pieces) as an RLE with text counts, or None."""
     record = dataset.images[image]
     mask, x0, y0 = rle_codec.decode_crop(dataset.table.rles(image, record.height, record.width)[0][number])
     if rule in ("holes", "all_holes"):
@@ -146,17 +152,17 @@ def _images(data: Measurements) -> dict[str, Any]:
     for name, title, found, note in (
         (
             "blurred",
-            f"pictures with less than 1/{BLURRED:g} of the usual focus of their kind",
+            f"images with less than 1/{BLURRED:g} of the median focus of their kind",
             sorted(blurred, key=focus.__getitem__),
             lambda index: f"{100 * focus[index]:.0f} % of the median focus",
         ),
         (
             "saturated",
-            f"pictures with more than {100 * SATURATED:.0f} % of their pixels at the largest value",
+            f"images with more than {100 * SATURATED:.0f} % of their pixels at the largest value",
             sorted(saturated, key=lambda index: -read[index].saturated),
             lambda index: f"{100 * read[index].saturated:.0f} % saturated",
         ),
-        ("flat", "pictures that show nothing", flat, lambda i: f"from {read[i].low:g} to {read[i].high:g}"),
+        ("flat", "images that show nothing", flat, lambda i: f"from {read[i].low:g} to {read[i].high:g}"),
     ):
         if found:
             worst = [{"image": index, "note": note(index)} for index in found[:WORST]]
@@ -165,7 +171,7 @@ def _images(data: Measurements) -> dict[str, Any]:
 
 
 def _similar(data: Measurements) -> dict[str, Any]:
-    """Return images that are nearly the same; those of different files are leaks, which are listed first."""
+    """Return near-duplicate images; those in different files are leaks and listed first."""
     origins = data.dataset.origins.tolist()
     leaking = leaks(data.similar, origins)
     ordered = sorted(data.similar, key=lambda pair: (origins[pair.first] == origins[pair.second], -pair.similarity))

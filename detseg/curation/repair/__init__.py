@@ -1,5 +1,5 @@
-"""Mending masks that annotation tools have damaged.
+"""Repair of common defects in annotated masks.
 
-`rules` has the switches and the list of changes, `masks` and `overlaps` find what is wrong with one mask and between
-masks, `image` applies the rules to one image until nothing changes, `coco_file` to a file.
+`rules` has the options and the list of changes; `masks` finds defects of single masks and `image` applies all rules to
+an image until nothing changes; `coco_file` repairs a file.
 """

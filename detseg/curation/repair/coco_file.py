@@ -1,4 +1,4 @@
-"""Repairing a COCO file: what no rule touches is written as it was, further fields included."""
+"""Repair a COCO file: whatever no rule changes is written as it was, including additional fields."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def repair_coco(
 ) -> list[Change]:
     """Repair the masks of a COCO file; images are not read.
 
-    Annotations that no rule touches, polygons too, and all further fields of the file, its images, categories and
-    annotations stay as they are. Changed masks become compressed RLEs with new area and bbox. A piece that was split
-    off has the fields of its annotation and a new id; merged masks have the fields of all, those of the larger first.
-    Crowd regions are not looked at. Annotations come in the order of the images.
+    Annotations that no rule changes (polygons too) and all additional fields of the file, its images, categories and
+    annotations are kept. Changed masks become compressed RLEs with new area and bbox. A piece that is split off gets
+    the fields of its annotation and a new id; merged masks get the fields of all, those of the larger take precedence.
+    Crowd regions are not repaired. Annotations are written in the order of the images.
 
     Args:
         source, target: .json or .json.gz.
-        changes_csv: the list of changes; None: TARGET without its suffix and `_repairs.csv`.
-        skipped: where given, bad images and annotations (not those without a mask) are left out and added to it.
+        changes_csv: path for the list of changes; None: TARGET without suffix, plus `_repairs.csv`.
+        skipped: if given, bad images and annotations (except those without a mask) are skipped and listed in it.
 
     Returns:
         the changes, in the order of the images.
 
     Raises:
-        DataError: the file is no COCO data set; a file exists, unless `overwrite`, or cannot be written.
+        DataError: the file is not a COCO data set; a file exists, unless `overwrite`, or cannot be written.
     """
     if target.resolve() == source.resolve():
-        raise DataError(f"{target}: is the file that is repaired; name another output, so that it can be compared")
+        raise DataError(f"{target}: is the input file; give another output, so that the two can be compared")
     changes_csv = changes_csv or default_changes_csv(target)
     check_free(target, changes_csv, overwrite=overwrite)
     dataset = CocoDataset.load(source, skipped=skipped, keep_empty=True)
@@ -68,13 +68,13 @@ def repair_coco(
 
 
 def default_changes_csv(target: Path) -> Path:
-    """Return where the changes of a repaired file are listed: clean.json -> clean_repairs.csv."""
+    """Return the path for the changes of a repaired file: clean.json -> clean_repairs.csv."""
     return target.with_name(f"{json_stem(target.name)}_repairs.csv")
 
 
 def _repaired_annotations(dataset: CocoDataset, rules: RepairRules, changes: list[Change]) -> Iterator[dict[str, Any]]:
-    """Yield the annotations after repair, image by image; what was done is added to `changes`."""
-    # From the highest id of an annotation that is a number.
+    """Yield the annotations after repair, image by image; append the changes to `changes`."""
+    # New ids start after the largest numeric annotation id.
     ids = (row.get("id") for row in dataset.raw_annotations())
     new_ids = itertools.count(max((value for value in ids if type(value) is int), default=0) + 1)
     table = dataset.table

@@ -1,9 +1,9 @@
-"""Repairing the masks of one image: the rules in their order, until none of them finds anything.
+"""Repair the masks of one image: apply the rules in order until none of them changes anything.
 
 Masks are held as crops, so that time and memory grow with the objects' boxes and not with objects x image area.
 
-Why it ends: trimming and splitting make no holes, a filled hole adds neither spur nor piece, and every object that
-goes is one less; so each of them can happen only so often.
+Termination: trimming and splitting make no holes, filling a hole adds neither spurs nor pieces, and removal reduces the
+number of objects; so each of them can happen only a limited number of times.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop, boxes_of_crops, runs_of_crops, union_of
 from detseg.structures.overlaps import Overlaps, shared_pixels
 
-# Masks that are there twice, and masks that are inside of others.
+# Duplicate masks, and masks inside others.
 
 
 def near_duplicates(overlaps: Overlaps, least_iou: float) -> list[tuple[int, int]]:
     """Return (kept, dropped) for masks that are nearly the same.
 
-    As non-maximum suppression with the area for a score: the largest is kept (of equal ones the first) and what has at
-    least `least_iou` with it is dropped, then the same with those that are left.
+    Non-maximum suppression with the area as score: the largest mask (of equal ones the first) is kept, those with an
+    IoU of at least `least_iou` are dropped, and so on with the rest.
     """
     close = overlaps.select(overlaps.iou >= least_iou)
     like: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ def near_duplicates(overlaps: Overlaps, least_iou: float) -> list[tuple[int, int
 
 
 def nested(overlaps: Overlaps, classes: np.ndarray, least: float) -> dict[int, list[int]]:
-    """Return outer mask -> the smaller masks of its class of which at least the part `least` is inside it."""
+    """Return outer mask -> the smaller masks of its class of which at least the fraction `least` is inside it."""
     inside: dict[int, list[int]] = {}
     areas = overlaps.first_areas
     same = classes[overlaps.first] == classes[overlaps.second]
@@ -59,11 +59,11 @@ def nested(overlaps: Overlaps, classes: np.ndarray, least: float) -> dict[int, l
 
 logger = logging.getLogger(__name__)
 
-# Far more than any image needs; a bound all the same.
+# Far more than any image needs.
 _MOST_ROUNDS = 50
-# Part of an image's objects that the one class of an image must have, so that the others are called wrong.
+# If at least this fraction of an image's objects has one class, the others are considered wrong.
 MAJORITY = 0.8
-# Part of a mask that masks inside it cover, from which on it was drawn around a group of objects.
+# If masks inside a mask cover at least this fraction of it, it was drawn around a group of objects.
 GROUP_COVERED = 0.5
 
 
@@ -71,9 +71,9 @@ GROUP_COVERED = 0.5
 class ImageMasks:
     """The N masks of one image before repair.
 
-    rles: compressed COCO RLEs of one size. classes: (N,) int64, 0-based. names: what the list of changes calls them,
-    ids or numbers. class_names: for that list. allowed: the class indices of the image's kind, None where nothing is
-    known of it; see `RepairRules.allowed_classes`.
+    rles: compressed COCO RLEs of one size. classes: (N,) int64, 0-based. names: ids or numbers for the list of changes.
+    class_names: for that list. allowed: class indices allowed for the image's kind, None if unknown; see
+    `RepairRules.allowed_classes`.
     """
 
     file_name: str
@@ -86,10 +86,10 @@ class ImageMasks:
 
 @dataclass(frozen=True)
 class RepairedMasks:
-    """The M masks after repair, those of one origin one after the other.
+    """The M masks after repair, those of one origin consecutively.
 
-    rles, classes (M,) int64: as before. origins: (M,) int64, which mask each one was. changed: (M,) bool, whether its
-    pixels are others. absorbed: for each, the masks that were merged into it. changes: what was done.
+    rles, classes (M,) int64: as before. origins: (M,) int64, index of the original mask. changed: (M,) bool, whether
+    its pixels have changed. absorbed: for each, the masks that were merged into it. changes: for the list.
     """
 
     rles: list[dict[str, Any]]
@@ -101,9 +101,9 @@ class RepairedMasks:
 
 
 def repair_image(image: ImageMasks, rules: RepairRules) -> RepairedMasks:
-    """Apply the rules to the masks of one image; what they find is in `changes`.
+    """Apply the rules to the masks of one image; the result has the list of changes.
 
-    Repairing the result again changes nothing. Raises DataError for masks that are no objects.
+    Repairing the result again changes nothing. Raises DataError for masks without pixels.
     """
     check_separable(image.rles, image.file_name)
     return _ImageRepair(image, rules).run()
@@ -126,13 +126,13 @@ class _Object:
         return self.crop.area
 
     def set_mask(self, mask: np.ndarray) -> None:
-        """Take another mask of the same window, cut to what it holds."""
+        """Replace the mask by another one of the same window, cropped tight."""
         self.changed = True
         self.crop = self.crop._replace(mask=mask).tight()
 
 
 class _ImageRepair:
-    """The objects of one image while they are repaired."""
+    """State of the repair of one image."""
 
     def __init__(self, image: ImageMasks, rules: RepairRules) -> None:
         self.image = image
@@ -155,7 +155,7 @@ class _ImageRepair:
             if len(self.changes) == before:
                 break
         else:
-            logger.warning("%s: repair did not come to an end; run it again", self.image.file_name)
+            logger.warning("%s: repair did not converge; run it again", self.image.file_name)
         self.objects.sort(key=lambda one: one.origin)  # stable: pieces keep their order
         changed = rle_codec.encode_crops([one.crop for one in self.objects if one.changed], *self.size)
         encoded = iter(changed)
@@ -169,7 +169,7 @@ class _ImageRepair:
         )
 
     def _mend_shapes(self, pending: Sequence[_Object]) -> list[_Object]:
-        """Apply the rules of single masks; return the objects to look at again: changed ones, and those with holes."""
+        """Apply the rules for single masks; return the objects to check again: changed ones, and those with holes."""
         again = []
         self._index_boxes()
         present = set(self.objects)
@@ -186,12 +186,12 @@ class _ImageRepair:
         return again
 
     def _index_boxes(self) -> None:
-        """Note where the objects are; trimmed ones have smaller boxes since, which loses no neighbour."""
+        """Index the boxes of objects; those trimmed later are smaller, so no neighbour is missed."""
         self.indexed = list(self.objects)
         self.boxes = boxes_of_crops([one.crop for one in self.objects])
 
     def _fill_holes(self, one: _Object) -> bool:
-        """Fill the holes of an object; return whether some are left because of other objects in them."""
+        """Fill the holes of an object; return whether some were left because other objects are in them."""
         whole, left = (one.mask if self.rules.holes == "off" else filled(one.mask)), False
         if whole is not one.mask and self.rules.holes == "free":
             x0, y0, x1, y1 = one.crop.box
@@ -204,7 +204,7 @@ class _ImageRepair:
         return left
 
     def _separate(self, one: _Object) -> list[_Object]:
-        """Drop the specks of an object and split off others; return its pieces."""
+        """Drop the specks of an object and split off other pieces; return all resulting objects."""
         rules = self.rules
         pieces = [one.mask] if rules.fragments == "off" else pieces_of(one.mask)
         if len(pieces) == 1:
@@ -214,10 +214,10 @@ class _ImageRepair:
             if len(groups) > 1:
                 return self._split(one, groups)
         areas = [np.count_nonzero(piece) for piece in pieces]
-        # Of a mask of all objects of the image together a small piece is a cell, and no speck of the largest one.
+        # If all objects of the image are in one mask, a small piece is a cell and not a speck of the largest one.
         is_one_mask = len(self.image.rles) == 1 and sum(area >= max(rules.speck_area, 10) for area in areas) >= 3
         least = max(rules.speck_area, 0 if is_one_mask else rules.speck_fraction * areas[0])
-        # The largest piece is no speck, however small.
+        # The largest piece is never a speck.
         large = [pieces[0], *(piece for piece, area in zip(pieces[1:], areas[1:], strict=True) if area >= least)]
         if len(large) < len(pieces):
             self._change_mask(one, np.logical_or.reduce(large), "specks", "trimmed")
@@ -229,7 +229,7 @@ class _ImageRepair:
         return [one]
 
     def _split(self, one: _Object, parts: Sequence[np.ndarray]) -> list[_Object]:
-        """Leave the first part to an object and make objects of the others, but for those as small as specks."""
+        """Keep the first part in an object and make objects of the others, except those as small as specks."""
         before = one.area
         large = [part for part in parts[1:] if np.count_nonzero(part) >= self.rules.speck_area]
         if len(large) < len(parts) - 1:
@@ -265,7 +265,7 @@ class _ImageRepair:
         objects = list(self.objects)
         for kept, dropped in near_duplicates(self._overlaps(), self.rules.duplicates):
             one, twin = objects[kept], objects[dropped]
-            # Of two classes for one object that which more objects of the image have; else that of the larger.
+            # Of two classes for one object, take the one more frequent in the image; else that of the larger mask.
             classes = [other.class_index for other in self.objects]
             if classes.count(twin.class_index) > classes.count(one.class_index):
                 self._relabel(one, twin.class_index, "duplicates")

@@ -1,4 +1,4 @@
-"""The rules of repair, their switches and defaults; and the list of what was changed."""
+"""The rules of repair with their options and defaults, and the list of changes."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ _WORDS = {
     "fragments": ("split", "keep", "largest", "off"),
     "wrong_class": ("relabel", "drop", "off"),
 }
-# What rules were called before.
+# Former names of rules.
 _RENAMED = {"crumbs": "spurs"}
 
 
 @dataclass(frozen=True)
 class RepairRules:
-    """What is repaired; the defaults are meant for microscopy (docs/data.md says why).
+    """What is repaired; the defaults are meant for microscopy (docs/data.md gives the reasons).
 
-    holes: `free` fills the holes in which no other object is, `all` fills all, `off` none.
-    spurs: pixels of the largest spur that is trimmed; 0: none is. See `masks.spurs_of`.
-    fragments: further pieces of a mask, but for specks, stay (`keep`: a cell that another one crosses), become objects
-        of their own (`split`) or go (`largest`); `off` leaves specks, too.
-    far: a piece further away than this many times the longer side of the largest piece's box becomes an object of its
-        own, whatever `fragments` says, but `off`: two objects have the same number. 0: off.
-    speck_area, speck_fraction: a near piece of fewer pixels, or of a smaller part of the largest piece, is a speck and
-        goes.
-    min_area: objects of fewer pixels go.
-    duplicates: IoU from which on two masks are one object; the larger stays. 0: off.
-    nested: part of a mask inside a larger one of its class from which on it goes; where several cover half of the
-        larger one or more, that goes instead. 0: off.
-    kind_field: image-level field of the kind. Where its value is a class, or `kind_classes` names the classes of it,
-        objects of other classes are wrong. Empty: images have no kind.
-    kind_classes: `VALUE:CLASS|CLASS,VALUE:CLASS`, the classes of the values of `kind_field`.
-    one_class_per_image: objects of another class than 80 % or more of the image's are wrong.
-    wrong_class: what becomes of them: the one class of the kind (`relabel`; where it has several they go), or they go
-        (`drop`).
+    holes: `free` fills holes without other objects in them, `all` fills all, `off` none.
+    spurs: maximum size in pixels of spurs that are trimmed; 0: off. See `masks.spurs_of`.
+    fragments: further pieces of a mask, except specks, are kept (`keep`: a cell crossed by another one), become objects
+        of their own (`split`) or are removed (`largest`); `off` keeps specks too.
+    far: a piece whose distance is more than this many times the longer side of the largest piece's box becomes an
+        object of its own, unless `fragments` is `off`: two objects have the same label. 0: off.
+    speck_area, speck_fraction: a near piece with fewer pixels, or a smaller fraction of the largest piece, is a speck
+        and removed.
+    min_area: objects with fewer pixels are removed.
+    duplicates: IoU above which two masks are one object; the larger is kept. 0: off.
+    nested: fraction of a mask inside a larger one of its class above which it is removed; if several cover at least
+        half of the larger one, that is removed instead. 0: off.
+    kind_field: image-level field with the kind. If its value is a class, or `kind_classes` gives its classes, objects
+        of other classes are wrong. Empty: images have no kind.
+    kind_classes: `VALUE:CLASS|CLASS,VALUE:CLASS`, the classes for values of `kind_field`.
+    one_class_per_image: objects with another class than 80 % or more of the image's are wrong.
+    wrong_class: wrong objects get the single class of the kind (`relabel`; they are removed if it has several), or are
+        removed (`drop`).
     """
 
     holes: str = "free"
@@ -78,16 +78,18 @@ class RepairRules:
             value, _, classes = entry.partition(":")
             names = tuple(filter(None, (name.strip() for name in classes.split("|"))))
             if not value.strip() or not names:
-                raise DataError(f"repair rule kind_classes: {entry!r} is none of VALUE:CLASS or VALUE:CLASS|CLASS")
+                raise DataError(
+                    f"repair rule kind_classes: {entry!r} is not of the form VALUE:CLASS or VALUE:CLASS|CLASS"
+                )
             kinds[value.strip()] = names
         object.__setattr__(self, "classes_of_kind", kinds)
 
     @classmethod
     def parse(cls, words: Sequence[str], defaults: RepairRules | None = None) -> RepairRules:
-        """Read words `rule=value`; rules that are not named keep their defaults.
+        """Parse arguments `rule=value`; rules that are not given keep their defaults.
 
-        The word `none` switches all rules off first: `none holes=all` fills holes and does nothing else.
-        Raises DataError for an unknown rule, naming the nearest, and for a value that it cannot have.
+        The word `none` first switches all rules off: `none holes=all` fills holes and does nothing else. Raises
+        DataError for an unknown rule, with the most similar one, and for an invalid value.
         """
         start = defaults or cls()
         values: dict[str, Any] = {}
@@ -98,7 +100,9 @@ class RepairRules:
             name, equals, text = word.partition("=")
             if not equals or name not in RULE_NAMES:
                 hint = did_you_mean(_RENAMED.get(name, name), RULE_NAMES)
-                raise DataError(f"{word!r} is no repair rule: expected one of {', '.join(RULE_NAMES)} and =VALUE{hint}")
+                raise DataError(
+                    f"{word!r} is no repair rule: expected RULE=VALUE with one of {', '.join(RULE_NAMES)}{hint}"
+                )
             values[name] = _read_value(name, text, getattr(start, name))
         return dataclasses.replace(start, **values)
 
@@ -107,9 +111,9 @@ class RepairRules:
         return {name: getattr(self, name) for name in RULE_NAMES}
 
     def allowed_classes(self, kind: Any, class_names: Sequence[str]) -> set[int] | None:
-        """Return the class indices that objects of an image of this kind (the value of its kind field) may have.
+        """Return the class indices allowed in an image of this kind (the value of its kind field).
 
-        None: the kind says nothing. Raises DataError where `kind_classes` names a class that there is not.
+        None: the kind gives no restriction. Raises DataError if `kind_classes` has an unknown class.
         """
         names = self.classes_of_kind.get(str(kind)) if kind is not None else None
         if names is None:
@@ -117,19 +121,19 @@ class RepairRules:
         unknown = [name for name in names if name not in class_names]
         if unknown:
             raise DataError(
-                f"repair rule kind_classes: {str(kind)!r} has the class {unknown[0]!r}; there are "
+                f"repair rule kind_classes: {str(kind)!r} has the class {unknown[0]!r}; expected one of "
                 f"{', '.join(class_names)}"
             )
         return {class_names.index(name) for name in names}
 
     def check_kinds(self, kinds: Iterable[Any]) -> None:
-        """Raise DataError where `kind_field` names a field that no image has. kinds: its values, None for none."""
+        """Raise DataError if no image has `kind_field`. kinds: its values, None for images without it."""
         if self.kind_field and all(kind is None for kind in kinds):
             raise DataError(f"repair rule kind_field: no image has a field {self.kind_field!r}")
 
 
 RULE_NAMES = tuple(f.name for f in dataclasses.fields(RepairRules) if f.init)
-# All rules off: the word, or the empty value of the type.
+# All rules off: `off`, or the empty value of the type.
 NOTHING = RepairRules(
     **{f.name: "off" if f.name in _WORDS else type(f.default)() for f in dataclasses.fields(RepairRules) if f.init}
 )
@@ -153,19 +157,19 @@ def _read_value(name: str, text: str, default: Any) -> Any:
 
 
 def one_class_hint(objects: np.ndarray) -> str | None:
-    """Say that images seem to hold one class each, but for a few, or None. objects: (images, classes) int64 counts."""
+    """Return a hint if nearly all images have one class each, or None. objects: (images, classes) int64 counts."""
     has_class = objects[objects.sum(axis=1) > 0] > 0
     mixed = int((has_class.sum(axis=1) > 1).sum())
     classes_of_their_own = np.unique(has_class[has_class.sum(axis=1) == 1].argmax(axis=1))
     if not 0 < mixed <= 0.1 * len(has_class) or len(classes_of_their_own) < 2:
         return None
     return (
-        f"{len(has_class) - mixed} of {len(has_class)} images hold objects of one class only, {mixed} of several; "
-        "where that cannot be right, the rule one_class_per_image=yes gives stray objects the class of the others"
+        f"{len(has_class) - mixed} of {len(has_class)} images have objects of one class only, {mixed} of several; if "
+        "that is an error, the rule one_class_per_image=yes gives stray objects the class of the others"
     )
 
 
-# Rule -> what it found, in the order of the table.
+# Rule -> its finding, in the order of the table.
 RULES = {
     "empty": "masks without a pixel",
     "wrong_class": "masks of the wrong class for the image's kind",
@@ -181,12 +185,12 @@ RULES = {
 
 @dataclass(frozen=True)
 class Change:
-    """What one rule did to one annotation; the fields are the columns of the list of changes.
+    """Change of one annotation by one rule; the fields are the columns of the list of changes.
 
-    image: file name. annotation: its id in the file that was repaired, or its number in the source (from 1 on). action:
-    filled, trimmed, split, dropped, merged or relabelled. Areas and pixels are counts; after a split the mask is its
-    largest piece. other: the annotation that a dropped one duplicated or was inside, how many pieces a mask was split
-    into, or the classes before and after.
+    image: file name. annotation: its id in the input file, or its 1-based number in the source. action: filled,
+    trimmed, split, dropped, merged or relabelled. Areas and pixels are counts; after a split the mask is its largest
+    piece. other: the annotation that a dropped one duplicated or was inside, the number of pieces after a split, or the
+    classes before and after.
     """
 
     image: str
@@ -201,12 +205,12 @@ class Change:
 
     @property
     def pixels(self) -> int:
-        """How many pixels were added or removed."""
+        """The number of pixels added or removed."""
         return self.pixels_added + self.pixels_removed
 
 
 def write_changes(path: Path, changes: Iterable[Change]) -> None:
-    """Write the CSV; one that is there is replaced. Raises DataError where it cannot be written."""
+    """Write the CSV; an existing one is replaced. Raises DataError if it cannot be written."""
     make_folder(path.parent)
     columns = [column.name for column in dataclasses.fields(Change)]
     rows = ([getattr(change, column) for column in columns] for change in changes)
@@ -214,7 +218,7 @@ def write_changes(path: Path, changes: Iterable[Change]) -> None:
 
 
 def changes_table(changes: Sequence[Change]) -> str:
-    """Return a table of the rules: annotations and images that each changed, and pixels."""
+    """Return a table of the rules with the number of annotations and images changed, and pixels."""
     rows = [("rule", "annotations", "images", "pixels added", "removed", "what was found")]
     for rule, found in RULES.items():
         own = [change for change in changes if change.rule == rule]

@@ -1,4 +1,4 @@
-"""Synthetic cells: pictures like phase contrast with exact masks, of any size and density, to learn and test with."""
+"""Synthetic cells: images similar to phase contrast with exact masks, of any size and density, for tests and trials."""
 
 from detseg.curation.synthetic.cells import KINDS
 from detseg.curation.synthetic.dataset import generate_dataset, make_missing_sets

@@ -1,7 +1,7 @@
 """Outlines of synthetic cells of three kinds, and their exact masks.
 
 Symbols: `size` is a factor on the natural size (1.0: about 10 to 45 pixels across); an outline is (P, 2) float64,
-x and y in pixels about the cell's own centre (0, 0), a closed polygon whose last point joins its first.
+x and y in pixels relative to the cell's centre (0, 0), a closed polygon whose last point connects to its first.
 
 Outlines come from NumPy's Generator and are rounded to 1/16 pixel before OpenCV's fixed-point fill, so that a mask is
 the same on every platform.
@@ -20,14 +20,14 @@ KINDS: tuple[str, ...] = ("elongated", "irregular", "round")
 """Names of the kinds, in the order of their class indices (0, 1, 2) and category ids (1, 2, 3)."""
 
 MEAN_AREA: dict[str, float] = {"elongated": 245.0, "irregular": 530.0, "round": 175.0}
-"""Mean area in pixels at size 1: what decides whether a number of cells fits into an image (a test measures it)."""
+"""Mean area in pixels at size 1, to decide whether a number of cells fits into an image (a test measures it)."""
 
 _FRACTION_BITS = 4
 _ANGLES = np.linspace(0.0, 2.0 * np.pi, 48, endpoint=False)
 
 
 def cell_outline(kind: str, size: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the outline (P, 2) of one cell of a kind, one of `KINDS`, turned at random. size: a factor > 0."""
+    """Return the outline (P, 2) of one randomly rotated cell of a kind, one of `KINDS`. size: a factor > 0."""
     outline = _OUTLINES[kind](rng) * size
     angle = rng.uniform(0.0, 2.0 * np.pi)
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -35,18 +35,18 @@ def cell_outline(kind: str, size: float, rng: np.random.Generator) -> np.ndarray
 
 
 def fill_outline(outline: np.ndarray) -> MaskCrop:
-    """Return the pixels of an outline, one or more, relative to the pixel that holds the centre."""
+    """Return the pixels inside an outline, at least one, relative to the pixel that contains the centre."""
     lowest = np.floor(outline.min(axis=0)).astype(np.int64) - 1
     highest = np.ceil(outline.max(axis=0)).astype(np.int64) + 2
     canvas = np.zeros((highest[1] - lowest[1], highest[0] - lowest[0]), np.uint8)
     fixed_point = np.rint((outline - lowest) * (1 << _FRACTION_BITS)).astype(np.int32)
     cv2.fillPoly(canvas, [fixed_point.reshape(-1, 1, 2)], 1, lineType=cv2.LINE_8, shift=_FRACTION_BITS)
-    # A thin bent tip may cross itself: what it cuts off is no part of the cell.
+    # A thin bent tip may cross itself: what it cuts off is not part of the cell.
     return MaskCrop(largest_component(canvas.astype(bool)), int(lowest[0]), int(lowest[1])).tight()
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Return the largest 4-connected piece of a mask (h, w) bool; the mask itself when it is whole or empty."""
+    """Return the largest 4-connected component of a mask (h, w) bool; the mask itself if it is connected or empty."""
     number, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if number <= 2:
         return mask
@@ -60,7 +60,7 @@ def _round_outline(rng: np.random.Generator) -> np.ndarray:
 
 
 def _irregular_outline(rng: np.random.Generator) -> np.ndarray:
-    """A flat body with two to five protrusions that taper, most of them short, 20 to 50 pixels across."""
+    """A flat body with two to five protrusions that taper, mostly short, 20 to 50 pixels across."""
     body = rng.uniform(8.5, 12.5)
     radius = body * (0.85 + _waves(rng, first=2, last=5, amplitude=0.16))
     number = int(rng.integers(2, 6))
@@ -94,7 +94,7 @@ _OUTLINES = {"elongated": _elongated_outline, "irregular": _irregular_outline, "
 
 
 def _waves(rng: np.random.Generator, *, first: int, last: int, amplitude: float) -> np.ndarray:
-    """A random function of the angle, (48,): harmonics `first` to `last`, smaller as they get finer."""
+    """A random function of the angle, (48,): harmonics `first` to `last`, with decreasing amplitudes."""
     orders = np.arange(first, last + 1)
     amplitudes = amplitude * rng.uniform(0.3, 1.0, len(orders)) * first / orders
     phases = rng.uniform(0.0, 2.0 * np.pi, len(orders))
@@ -107,17 +107,17 @@ def _polar(radius: np.ndarray, *, stretch: float) -> np.ndarray:
     return np.stack([radius * np.cos(_ANGLES) * root, radius * np.sin(_ANGLES) / root], axis=1)
 
 
-# Where synthetic cells are put: apart, touching, or overlapping, with their exact masks.
+# Placement of synthetic cells: apart, touching, or overlapping, with their exact masks.
 #
-# Two cells touch when a pixel of one is among the eight neighbours of a pixel of the other, or belongs to both. Cells
-# are placed one after another and an older cell never changes, so all checks look at the new cell's own crop only, and
-# their cost does not grow with the image.
+# Two cells touch if a pixel of one is 8-connected to a pixel of the other, or belongs to both. Cells are placed one
+# after another and an older cell never changes, so all checks use the new cell's own crop only, and their cost does not
+# grow with the image.
 #
 # - A cell apart from others keeps a gap of at least two pixels to its neighbours.
-# - A touching cell is slid along a ray towards a neighbour until it hits; what would be under the neighbour is cut off
+# - A touching cell is moved along a ray towards a neighbour until it hits; pixels under the neighbour are removed from
 #   its mask. Its mask is what is visible, and the two share a border but no pixel.
-# - An overlapping cell is slid a few pixels further and keeps its whole mask; the pixels that it shares with the
-#   neighbour belong to both, as where two flat cells are on each other, and the two go to different layers.
+# - An overlapping cell is moved a few pixels further and keeps its whole mask; the pixels shared with the neighbour
+#   belong to both, as for two flat cells on top of each other, and the two go to different layers.
 
 _TRIES = 12
 _GAP = 2
@@ -133,11 +133,11 @@ class PlacedCell:
 
 
 class Placement:
-    """The cells of one image and which pixels they take.
+    """The cells of one image and the pixels that they occupy.
 
     Attributes:
-        cells: what has been placed, in order; cell i has id i + 1.
-        layers: list of (H, W) int32 label maps; a cell is wholly in one of them.
+        cells: placed cells, in order; cell i has id i + 1.
+        layers: list of (H, W) int32 label maps; a cell is entirely in one of them.
         touches: whether cell i touches another one, list of bool.
     """
 
@@ -150,12 +150,12 @@ class Placement:
         self._occupied = np.zeros((height, width), np.int32)
 
     def add(self, kind: str, size: float, *, manner: str) -> bool:
-        """Draw a cell of a kind and place it; False when the image has no space for it.
+        """Draw a cell of a kind and place it; return False if the image has no space for it.
 
         Args:
             kind: one of `KINDS`.
             size: factor on the natural size.
-            manner: "apart", "touching" or "overlapping"; the first two fall back to each other where it has to be.
+            manner: "apart", "touching" or "overlapping"; the first two fall back to each other if necessary.
         """
         shape = fill_outline(cell_outline(kind, size, self._rng))
         if manner != "apart" and self.cells:
@@ -169,7 +169,7 @@ class Placement:
         return self._place(kind, MaskCrop(shape.mask, *place), keep_shared=keep_shared)
 
     def _apart(self, shape: MaskCrop) -> tuple[tuple[int, int], bool]:
-        """Return a place with a gap all round, or of several that with the fewest pixels of others; and if it is free.
+        """Return a place with a gap all round, or the one with the fewest occupied pixels; and whether it is free.
 
         shape: relative to the cell's centre.
         """
@@ -186,7 +186,7 @@ class Placement:
         return best, fewest == 0
 
     def _next_to_another(self, mask: np.ndarray, *, deeper: int) -> tuple[int, int] | None:
-        """Return where a mask, slid towards a random cell, just hits something; then `deeper` pixels further."""
+        """Return where a mask, moved towards a random cell, just hits something, plus `deeper` pixels; or None."""
         neighbour = self.cells[int(self._rng.integers(0, len(self.cells)))].crop
         centre_x = neighbour.x0 + neighbour.mask.shape[1] / 2.0
         centre_y = neighbour.y0 + neighbour.mask.shape[0] / 2.0
@@ -197,7 +197,7 @@ class Placement:
         def place(distance: int) -> tuple[int, int]:
             return round(start_x + step_x * distance), round(start_y + step_y * distance)
 
-        # Shared pixels at `low`, none (usually) at `high`: halve until they are neighbours.
+        # Shared pixels at `low`, (usually) none at `high`: bisect until they are neighbours.
         low, high = 0, int(np.hypot(*mask.shape) + np.hypot(*neighbour.mask.shape)) // 2 + 3
         while high - low > 1:
             middle = (low + high) // 2
@@ -211,18 +211,18 @@ class Placement:
 
     def _inside(self, crop: MaskCrop) -> MaskCrop:
         height, width = crop.mask.shape
-        # Most are; hundreds of places are tried for a cell.
+        # Shortcut for most of the hundreds of places that are tried per cell.
         if 0 <= crop.x0 <= self.width - width and 0 <= crop.y0 <= self.height - height:
             return crop
         return crop.within((0, 0, self.width, self.height))
 
     def _count_shared(self, crop: MaskCrop) -> int:
-        """Return how many pixels of a mask other cells have."""
+        """Return how many pixels of a mask are occupied by other cells."""
         part = self._inside(crop)
         return int(np.count_nonzero(self._occupied[part.window][part.mask]))
 
     def _place(self, kind: str, crop: MaskCrop, *, keep_shared: bool) -> bool:
-        """Cut a mask to the image (and to what is free), and take it if enough of it is left."""
+        """Clip a mask to the image (and to free pixels), and add it if enough of it is left."""
         part = self._inside(crop)
         whole = part.area
         if not whole:
@@ -238,7 +238,7 @@ class Placement:
         return True
 
     def _take(self, cell: PlacedCell) -> None:
-        """Give a cell the next id, mark the cells that it touches, and write it into the first layer with space."""
+        """Assign the next id to a cell, mark the cells that it touches, and write it into the first free layer."""
         grown = cv2.dilate(np.pad(cell.crop.mask, 1).astype(np.uint8), _SQUARE).astype(bool)
         around = self._inside(MaskCrop(grown, cell.crop.x0 - 1, cell.crop.y0 - 1))
         neighbours = np.unique(self._occupied[around.window][around.mask])

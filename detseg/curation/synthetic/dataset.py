@@ -1,4 +1,4 @@
-"""Sets of synthetic pictures as PNG files and COCO JSON."""
+"""Data sets of synthetic images as PNG files and COCO JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = "synthetic cells drawn by detseg; no real image and no real cell is in here"
+_DESCRIPTION = "synthetic cells drawn by detseg; not real images of cells"
 _OPTIONS = ("touching", "overlapping", "size", "contrast", "noise", "debris", "channels")
 
 
@@ -43,27 +43,29 @@ def generate_dataset(
     progress: bool = True,
     **options: Any,
 ) -> dict[str, Path]:
-    """Draw sets of synthetic pictures and write `NAME.json` with the images `NAME/00000.png` ... for each of them.
+    """Draw synthetic data sets and write `NAME.json` with the images `NAME/00000.png` ... for each of them.
 
-    Picture i of a set is a function of (seed, name, i) and the options only: a larger set begins with the smaller one.
-    All is made in a temporary folder beside the output and renamed, so that a killed run leaves no half set.
+    Image i of a set is a function of (seed, name, i) and the options only: a larger set starts with the smaller one.
+    Everything is written to a temporary folder next to the output and renamed, so an interrupted run leaves no partial
+    set.
 
     Args:
-        output_folder: made here; must not exist or be empty.
-        seed: of everything.
-        counts: name of a set ("train", "val") -> number of pictures.
-        height, width, cells: pixels and number of cells, or (least, most) to draw from, picture by picture.
-        kinds: which of `KINDS`; all three are categories (1, 2, 3) in any case.
-        one_kind_per_image: every picture shows one kind, in turn, as in the Sartorius task; else they are mixed.
-        overwrite: replace a synthetic set that is in `output_folder`; anything else is never deleted.
+        output_folder: created; must be empty or not exist.
+        seed: determines everything.
+        counts: name of a set ("train", "val") -> number of images.
+        height, width, cells: pixels and number of cells, or (minimum, maximum) of which each image gets a random value.
+        kinds: subset of `KINDS`; all three are categories (1, 2, 3) in any case.
+        one_kind_per_image: every image shows one kind, in turn, as in the Sartorius task; else they are mixed.
+        overwrite: replace a synthetic set in `output_folder`; anything else is never deleted.
         progress: show a progress bar.
         options: `touching`, `overlapping`, `size`, `contrast`, `noise`, `debris`, `channels` of `make_image`.
 
     Returns:
-        name -> its COCO JSON. `info` has the seed and the options, every image a field `group` (its kind, or "mixed").
+        name -> its COCO JSON. `info` has the seed and the options; every image has a field `group` (its kind, or
+        "mixed").
 
     Raises:
-        DataError: a folder that cannot be used, or an option that cannot be.
+        DataError: an unusable folder, or an invalid option.
     """
     folder = Path(output_folder)
     _check_arguments(seed, counts, kinds, options)
@@ -74,14 +76,14 @@ def generate_dataset(
     with whole_folder(folder) as temporary, bar:
         for name, count in counts.items():
             _draw_set(temporary, name, count, bar, recorded, options)
-    logger.info("wrote %s synthetic pictures to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
+    logger.info("wrote %s synthetic images to %s", " + ".join(f"{n} {k}" for k, n in counts.items()), folder)
     return {name: folder / f"{name}.json" for name in counts}
 
 
 def _draw_set(
     folder: Path, name: str, count: int, bar: ProgressBar, recorded: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
-    """Draw the pictures of one set into folder/name, and write folder/name.json."""
+    """Draw the images of one set into folder/name, and write folder/name.json."""
     (folder / name).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -95,7 +97,7 @@ def _draw_set(
         image, layers, classes = make_image(
             image_seed, height, width, _limits(recorded["cells"]), kinds=own_kinds, **options
         )
-        # BGR, and through bytes, because OpenCV cannot open every path on Windows.
+        # BGR, and encoded in memory, because OpenCV cannot open every path on Windows.
         file_name = f"{name}/{index:05d}.png"
         (folder / file_name).write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
         row = {"id": index + 1, "file_name": file_name, "height": height, "width": width}
@@ -108,11 +110,11 @@ def _draw_set(
 
 
 def make_missing_sets(names: Sequence[str]) -> None:
-    """Draw the synthetic sets of the catalog among `names` that do not exist yet; one process at a time."""
+    """Draw the missing ones of the catalog's synthetic sets among `names`; one process at a time."""
     for name in names:
         try:
             entry = find_dataset(name)
-        except DataError:  # whoever loads it says that there is no such set
+        except DataError:  # loading it will report that there is no such set
             continue
         if entry.generator != "synthetic" or entry.json.is_file():
             continue
@@ -123,10 +125,10 @@ def make_missing_sets(names: Sequence[str]) -> None:
 
 
 def _limits(value: int | Sequence[int]) -> tuple[int, int]:
-    """Return a number, or (least, most), as (least, most)."""
+    """Return a number, or (minimum, maximum), as (minimum, maximum)."""
     limits = (value, value) if isinstance(value, int) else tuple(value)
     if len(limits) != 2 or not all(isinstance(limit, int) for limit in limits) or limits[0] > limits[1]:
-        raise DataError(f"synthetic cells: expected a whole number or (least, most), got {value!r}")
+        raise DataError(f"synthetic cells: expected a whole number or (minimum, maximum), got {value!r}")
     return limits
 
 
@@ -142,29 +144,29 @@ def _check_arguments(seed: int, counts: Mapping[str, int], kinds: Sequence[str],
     if not isinstance(kinds, (list, tuple)):
         raise DataError(f"synthetic cells: kinds is {kinds!r}, not a list of {', '.join(KINDS)}")
     if not isinstance(counts, Mapping) or not counts:
-        raise DataError(f"synthetic cells: counts is {counts!r}; expected a number of pictures for one set or more")
+        raise DataError(f"synthetic cells: counts is {counts!r}; expected a number of images for at least one set")
     for name, count in counts.items():
         if not name or not all(letter.isalnum() or letter in "-_" for letter in name):
-            raise DataError(f"synthetic cells: {name!r} is no name for a set; use letters, digits, - and _")
+            raise DataError(f"synthetic cells: {name!r} is not a valid name for a set; use letters, digits, - and _")
         if not isinstance(count, int) or count < 0:
-            raise DataError(f"synthetic cells: {name!r} is to have {count!r} pictures, not a whole number >= 0")
+            raise DataError(f"synthetic cells: the number of images of {name!r} is {count!r}, not a whole number >= 0")
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything, or, with `overwrite`, anything that this module did not write."""
+    """Raise DataError for a folder with any content, or, with `overwrite`, any that this module did not write."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file; name a folder that does not exist yet")
+        raise DataError(f"{folder} is a file; give a folder that does not exist yet")
     entries = {entry.name for entry in folder.iterdir()}
     if entries and not overwrite:
-        raise DataError(f"{folder} is not empty; pass --overwrite to replace a synthetic set, or name another folder")
+        raise DataError(f"{folder} is not empty; pass --overwrite to replace a synthetic set, or give another folder")
     ours = {entry for entry in entries if entry.endswith(".json") and _is_synthetic(folder / entry)}
     foreign = entries - ours - {entry.removesuffix(".json") for entry in ours}
     if foreign:
         raise DataError(
-            f"{folder} holds what is no synthetic set ({', '.join(sorted(foreign)[:5])}); nothing was deleted: name "
-            "another folder, or empty this one yourself"
+            f"{folder} has content that is no synthetic set ({', '.join(sorted(foreign)[:5])}); nothing was deleted: "
+            "give another folder, or empty this one yourself"
         )
 
 

@@ -1,10 +1,11 @@
-"""What synthetic cells look like: phase contrast, as an inverted microscope with a cheap objective would see them.
+"""Rendering of synthetic cells, similar to phase contrast with an inverted microscope and a cheap objective.
 
-A cell is drawn in its own crop into one `signal` (H, W) float32 in gray levels about the background: a body that is
-darker or a little lighter than the background, a dark line inside its border, granules, a nucleus where the kind has
-one, and a bright halo outside that also falls onto the neighbours, so that the border between touching cells shows.
-Then the whole picture gets what the microscope adds: uneven illumination, mottled background, debris, blur, photon
-noise. Means and contrasts were set beside real phase contrast of neuronal cells (8 bit, mean 130, deviation 12 to 16).
+A cell is drawn in its own crop into one `signal` (H, W) float32 in gray levels relative to the background: a body that
+is darker or a little lighter than the background, a dark line inside its border, granules, a nucleus for some kinds,
+and a bright halo outside that also falls on the neighbours, so that the border between touching cells is visible. Then
+effects of the microscope are added to the whole image: uneven illumination, mottled background, debris, blur, photon
+noise. Means and contrasts were chosen to match real phase contrast of neuronal cells (8 bit, mean 130, standard
+deviation 12 to 16).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from detseg.errors import DataError
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.mask_crop import MaskCrop
 
-_MARGIN = 6  # pixels about a cell that its halo reaches
+_MARGIN = 6  # pixels around a cell that its halo covers
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """How one kind looks: ranges (low, high) in gray levels about the background, from which every cell draws its own.
+    """Appearance of one kind: ranges (low, high) in gray levels relative to the background, sampled per cell.
 
-    body: the middle of the cell; line: added along the inside of the border; halo: just outside; granules: standard
+    body: centre of the cell; line: added along the inside of the border; halo: just outside; granules: standard
     deviation of the texture inside; nucleus: added in a small ellipse.
     """
 
@@ -57,12 +58,12 @@ def render(
     noise: float = 1.0,
     debris: float = 1.0,
 ) -> np.ndarray:
-    """Return the picture of placed cells, (H, W) uint8.
+    """Return the image of placed cells, (H, W) uint8.
 
     Filters run in float32, so another CPU may differ by one gray level in a few pixels.
 
-    cells: older first (a younger one's halo falls on an older one). contrast, noise, debris: factors on what sets cells
-    apart from the background, on the sensor's noise, on the number of specks.
+    cells: older first (the halo of a younger one falls on an older one). contrast, noise, debris: factors on the
+    contrast between cells and background, on the sensor noise, on the number of specks.
     """
     texture = rng.standard_normal((height, width), dtype=np.float32)
     granules = cv2.GaussianBlur(texture, (0, 0), 1.3)
@@ -84,7 +85,7 @@ def render(
 def _draw_cell(
     signal: np.ndarray, granules: np.ndarray, cell: PlacedCell, rng: np.random.Generator, contrast: float
 ) -> None:
-    """Add one cell to the signal, in place, inside its crop and a margin only."""
+    """Add one cell to the signal, in place, within its crop plus a margin."""
     ranges = vars(APPEARANCES[cell.kind]).values()
     body, line, halo, grain, nucleus = (contrast * rng.uniform(*limits) for limits in ranges)
     halo_width, thickness = rng.uniform(1.1, 1.9), rng.uniform(2.5, 4.5)
@@ -105,7 +106,7 @@ def _draw_cell(
 
 
 def _nucleus(inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A light ellipse about the thickest place of a cell with one or two dark nucleoli, (h, w), peak 1."""
+    """A light ellipse around the thickest point of a cell with one or two dark nucleoli, (h, w), peak 1."""
     row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
     radius = max(1.5, 0.6 * float(inside[row, column]))
     rows, columns = np.ogrid[: inside.shape[0], : inside.shape[1]]
@@ -118,7 +119,7 @@ def _nucleus(inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_debris(signal: np.ndarray, rng: np.random.Generator, amount: float) -> None:
-    """Add specks that are no cells: small dark or bright spots, some with a ring about them, 2 to 5 pixels across."""
+    """Add specks that are not cells: small dark or bright spots, some with a ring, 2 to 5 pixels across."""
     height, width = signal.shape
     rows, columns = np.mgrid[-5:6, -5:6].astype(np.float32)
     for _ in range(int(rng.poisson(amount * 12.0 * height * width / 256**2))):
@@ -131,7 +132,7 @@ def _draw_debris(signal: np.ndarray, rng: np.random.Generator, amount: float) ->
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The mottled medium in gray levels, (H, W), and the illumination as a factor about 1, (H, W)."""
+    """The mottled medium in gray levels, (H, W), and the illumination as a factor around 1, (H, W)."""
     level = rng.uniform(118.0, 142.0)
     mottle = sum(
         strength * _smooth_noise(height, width, grain, rng) for grain, strength in ((4, 1.3), (11, 2.2), (36, 2.6))
@@ -152,11 +153,11 @@ def _smooth_noise(height: int, width: int, grain: int, rng: np.random.Generator)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-# One synthetic picture of cells with its exact masks.
+# One synthetic image of cells with its exact masks.
 
 logger = logging.getLogger(__name__)
 
-_MOST_COVERED = 0.45  # of the image's area: where more was asked for, the cells are made smaller
+_MOST_COVERED = 0.45  # of the image's area: cells are made smaller to stay below
 _TRIES_A_CELL = 10
 
 
@@ -175,26 +176,26 @@ def make_image(
     debris: float = 1.0,
     channels: int = 1,
 ) -> tuple[np.ndarray, LabelLayers, np.ndarray]:
-    """Draw a synthetic phase-contrast picture of cells of several kinds, mixed.
+    """Draw a synthetic phase-contrast image of cells, of several kinds.
 
     Args:
-        seed: all randomness is a function of it; a sequence of integers (such as (seed, index)) works too.
+        seed: determines everything; may be a sequence of integers such as (seed, index).
         height, width: pixels, at least 32.
-        cells: how many, or (least, most), both included. The shares of the kinds vary from picture to picture.
-        kinds: which of `KINDS` to draw; classes still are indices into `KINDS`.
-        touching: share of cells that shall touch another one, 0..1. Dense pictures have more.
-        overlapping: share of cells that shall share pixels with another one (part of `touching`).
-        size: factor on the natural size of 10 to 45 pixels; less where the cells would cover over 45 % of the picture.
+        cells: number, or (minimum, maximum), inclusive. The fractions of the kinds vary between images.
+        kinds: subset of `KINDS` to draw; classes are still indices into `KINDS`.
+        touching: fraction of cells to place in contact with another one, 0..1. It is higher in dense images.
+        overlapping: fraction of cells to share pixels with another one (part of `touching`).
+        size: factor on the natural size of 10 to 45 pixels; reduced if the cells would cover over 45 % of the image.
         contrast, noise, debris: factors on the cells' contrast, the sensor's noise, the number of specks.
         channels: 1, or 3 equal ones.
 
     Returns:
         image: (H, W, channels) uint8.
         layers: exact masks, each one 4-connected piece. Without overlaps there is one layer.
-        classes: (N,) int64, indices into `KINDS`. N is the asked number, save where no space was found.
+        classes: (N,) int64, indices into `KINDS`. N is the requested number, or less if there was no space.
 
     Raises:
-        DataError: an option that cannot be.
+        DataError: an invalid option.
     """
     least, most = (cells, cells) if isinstance(cells, int) else (int(cells[0]), int(cells[1]))
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -232,7 +233,7 @@ def make_image(
 def _place_one(
     placement: Placement, kind: str, size: float, rng: np.random.Generator, touching: float, overlapping: float
 ) -> None:
-    """Place one cell; where there is no space it is tried again, a little smaller each time."""
+    """Place one cell; if there is no space, try again with a smaller size each time."""
     number = len(placement.touches)
     share = sum(placement.touches) / number if number else touching
     manner = "apart"
@@ -243,4 +244,4 @@ def _place_one(
         if placement.add(kind, own_size, manner=manner):
             return
         own_size *= 0.95
-    logger.info("no space was found for a synthetic cell among %d", len(placement.cells))
+    logger.info("no space for another synthetic cell among %d", len(placement.cells))
