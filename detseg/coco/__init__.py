@@ -1,1 +1,1 @@
-"""COCO files: reading, checking, writing; Predictions files; the catalog of known data sets."""
+"""Read, validate and write COCO files and Predictions files; the catalog of known data sets."""

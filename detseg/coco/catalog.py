@@ -1,4 +1,4 @@
-"""Names of data sets: from the catalog or paths of COCO files, to images with annotations."""
+"""From names of data sets, in the catalog or paths of COCO files, to images with annotations."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from detseg.config import Config
 
 
-# How a data set wants its images prepared for a model: INPUT keys in the `info` of its COCO file.
+# INPUT keys in the `info` of a COCO file: how its images are to be preprocessed for a model.
 #
 # `detseg prepare FORMAT --scaling percentile --channels 0 2` writes them as `info.input`, for example {"INPUT.SCALING":
-# "percentile"}. A training takes them where its configuration leaves the key as it is, and stores them in its
+# "percentile"}. A training uses them if its configuration leaves the key at its default, and stores them in its
 # checkpoints, so that prediction does the same.
 
 logger = logging.getLogger(__name__)
@@ -39,14 +39,14 @@ KEYS = (
     *("INPUT.CHANNELS", "INPUT.GRAYSCALE", "INPUT.INVERT"),
     *("INPUT.SCALING", "INPUT.SCALING_PERCENTILES", "INPUT.SCALING_RANGE"),
 )
-# `info` is the first that a prepare command writes; no more characters than these are read of a file.
+# `info` is the first entry in files by prepare; only this many characters of a file are read.
 _HEAD = 2**20
 
 
 def read_input_keys(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the INPUT keys of a COCO file, {} where `info` is not its first entry or has no `input`.
+    """Return the INPUT keys of a COCO file, {} if `info` is not its first entry or has no `input`.
 
-    Raises DataError where the file cannot be read, or `info.input` holds anything else.
+    Raises DataError if the file cannot be read, or `info.input` has any other content.
     """
     path = Path(path)
     try:
@@ -70,27 +70,26 @@ def read_input_keys(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def with_input_keys(cfg: Config) -> Config:
-    """Return the configuration with what its training sets say, for keys that are not set; that is logged.
+    """Return the configuration with the INPUT keys of its training sets, for keys that are not set; this is logged.
 
-    A key that the configuration sets overrides the data's, with a warning.
-
-    Whether it fits the rest of the configuration is for the caller to check.
+    A key that the configuration sets overrides the data's, with a warning. The caller must validate the result against
+    the rest of the configuration.
 
     Raises:
-        DetsegError: data sets say different things.
+        DetsegError: the data sets disagree.
     """
-    said: dict[str, tuple[Any, Path]] = {}  # key -> value and the file that says it
+    said: dict[str, tuple[Any, Path]] = {}  # key -> value and the file that has it
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.EXTRA_TRAIN):
         try:
             path = find_dataset(name).json
-        except DetsegError:  # loading it says that there is no such set
+        except DetsegError:  # loading it reports that there is no such set
             continue
         for key, value in (read_input_keys(path) if path.is_file() else {}).items():
             other, elsewhere = said.setdefault(key, (value, path))
             if other != value:
                 raise DataError(
                     f"{elsewhere} was prepared for {key} {other}, {path} for {value}; set {key} in the configuration, "
-                    "or prepare both alike"
+                    "or prepare both in the same way"
                 )
     changed = cfg.clone()
     for key, (value, path) in said.items():
@@ -98,7 +97,7 @@ def with_input_keys(cfg: Config) -> Config:
             continue
         if cfg.origin(key) == "default":
             changed.set(key, value, origin=f"info.{FIELD} of {path}")
-            logger.info("%s = %s, as %s says", key, value, path)
+            logger.info("%s = %s, from %s", key, value, path)
         else:
             logger.warning(
                 "%s is %s (%s), although %s was prepared for %s", key, cfg[key], cfg.origin(key), path, value
@@ -108,7 +107,7 @@ def with_input_keys(cfg: Config) -> Config:
 
 CATALOG_NAME = "catalog.yaml"
 ENVIRONMENT = "DETSEG_DATASETS"
-# What can make a set; packages that import this one run it.
+# What can generate a data set; packages that import this one run it.
 GENERATORS = ("synthetic",)
 
 _OWN_FOLDER = own_folder("datasets")
@@ -117,15 +116,15 @@ _ENTRY_KEYS = {
     "classes": list,
     "options": dict,
 }
-_KINDS = {str: "a text", list: "a list", dict: "names with values"}
+_KINDS = {str: "a string", list: "a list", dict: "a mapping"}
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
     """A known data set, or a path that was given.
 
-    image_root: None for what the JSON says. classes: their order; empty for that of the category ids. generator: what
-    makes the set where its JSON does not exist ("synthetic"), with `options`, in the folder of the JSON; "": nothing.
+    image_root: None for the JSON's own. classes: their order; empty for that of the category ids. generator: what makes
+    the set if its JSON does not exist ("synthetic"), with `options`, in the folder of the JSON; "": nothing.
     """
 
     name: str
@@ -137,7 +136,7 @@ class DatasetEntry:
 
 
 def datasets_folder() -> Path:
-    """Return the folder that the catalog's paths are relative to: `$DETSEG_DATASETS`, else ./datasets."""
+    """Return the folder to which the catalog's paths are relative: `$DETSEG_DATASETS`, else ./datasets."""
     return Path(os.environ.get(ENVIRONMENT) or "datasets")
 
 
@@ -147,7 +146,7 @@ def find_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
     A path is relative to the working folder, else to `$DETSEG_DATASETS`.
 
     Raises:
-        DataError: neither a name nor a file, with the names that there are.
+        DataError: neither a name nor a file; the message lists the names.
     """
     given = str(name_or_path)
     rows = read_catalog()
@@ -160,7 +159,7 @@ def find_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
     below = f" or in {os.environ[ENVIRONMENT]}" if os.environ.get(ENVIRONMENT) else ""
     if Path(given).is_dir():
         raise DataError(
-            f"{given}: is a folder; expected a COCO file, which `detseg prepare` makes of images and labels"
+            f"{given}: is a folder; expected a COCO file, which `detseg prepare` makes from images and labels"
         )
     if given.lower().endswith((".json", ".json.gz")):
         raise DataError(f"there is no data set {given!r}: no such COCO file in {Path.cwd()}{below}")
@@ -174,7 +173,7 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
     """Find a data set whose JSON exists; see `find_dataset`.
 
     Raises:
-        DataError: as `find_dataset`; or a known set that does not exist yet, with what to do to get it.
+        DataError: as `find_dataset`; or a known set that does not exist yet; the message says how to get it.
     """
     entry = find_dataset(name_or_path)
     if not entry.json.is_file():
@@ -182,7 +181,7 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
         if entry.generator:
             how = "training and inspect_data make it; in Python detseg.curation.synthetic.make_missing_sets"
         raise DataError(
-            f"the data set {entry.name} is not there: {entry.json.absolute()} does not exist"
+            f"the data set {entry.name} is missing: {entry.json.absolute()} does not exist"
             + (f"; to get it: {how}" if how else "")
         )
     return entry
@@ -191,7 +190,7 @@ def resolve_dataset(name_or_path: str | os.PathLike[str]) -> DatasetEntry:
 def load_dataset(
     name_or_path: str | os.PathLike[str], image_root: str | os.PathLike[str] = "", *, boxes: bool = False
 ) -> CocoDataset:
-    """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) overrides what catalog and JSON say.
+    """Load a data set by name or path; `image_root` (DATASETS.IMAGE_ROOT) overrides catalog and JSON.
 
     boxes: see CocoDataset.load.
     """
@@ -209,7 +208,7 @@ def load_dataset(
 
 
 def set_names(paths: Sequence[str]) -> list[str]:
-    """Return short names, unique and fit for files, for data sets given by name or path: "data/a/val.json" is "val"."""
+    """Return short, unique names that are valid in file names for data sets: "data/a/val.json" gives "val"."""
     names: list[str] = []
     for path in paths:
         stem = json_stem(re.split(r"[/\\]", path)[-1])
@@ -223,26 +222,26 @@ def set_names(paths: Sequence[str]) -> list[str]:
 
 
 def read_catalog() -> dict[str, dict[str, Any]]:
-    """Read all catalogs: that of `$DETSEG_DATASETS` or ./datasets overrides the one that comes with detseg.
+    """Read all catalogs; entries in `$DETSEG_DATASETS` or ./datasets override those that come with detseg.
 
-    Returns name -> the entry's fields. Raises DataError for a catalog of another form.
+    Returns name -> the entry's fields. Raises DataError for an invalid catalog.
     """
     entries = {}
     for place, row in listed_sets(CATALOG_NAME, _ENTRY_KEYS):
         if "json" not in row and "generate" not in row:
             raise DataError(f"{place}: it has no json; known are {', '.join(sorted(_ENTRY_KEYS))}")
         if "generate" in row and "split" not in row:
-            raise DataError(f"{place}: generate takes split too: which of the parts that are made it is")
+            raise DataError(f"{place}: generate needs split: the part of the generated set")
         entries[row["name"]] = row
     return entries
 
 
 def listed_sets(file_name: str, known: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield place and fields of the sets in a YAML list: that which comes with detseg, then that of `datasets_folder`.
+    """Yield place and fields of the sets in a YAML list: first that of detseg, then that of `datasets_folder`.
 
-    known: the fields that there are, each str, list (of texts or dicts) or dict; null counts as absent.
+    known: the legal fields with their types: str, list (of str or dict) or dict; null counts as absent.
 
-    Raises DataError for what is no list of named sets with these fields.
+    Raises DataError for anything but a list of named sets with these fields.
     """
     for path in dict.fromkeys((_OWN_FOLDER / file_name, (datasets_folder() / file_name).resolve())):
         if not path.is_file():
@@ -250,7 +249,7 @@ def listed_sets(file_name: str, known: Mapping[str, type]) -> Iterator[tuple[str
         try:
             rows = parse_plain_yaml(path.read_text(encoding="utf-8"), str(path), aliases=True) or []
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: is no YAML: {error}") from None
+            raise DataError(f"{path}: invalid YAML: {error}") from None
         if not isinstance(rows, list):
             raise DataError(f"{path}: expected a list of data sets (- name: ...)")
         for number, row in enumerate(rows):
@@ -277,7 +276,7 @@ def _entry_of(row: dict[str, Any]) -> DatasetEntry:
     if row["generate"] not in GENERATORS:
         raise DataError(f"catalog: {row['name']}: generate is {row['generate']!r}; expected {' or '.join(GENERATORS)}")
     options = dict(row.get("options", {}))
-    # Other options, or another generator, are another set, so that no old images are taken for new ones.
+    # Other options, or another generator, are another set, so that no outdated images are used.
     mark = hashlib.sha256(json.dumps([options, __version__], sort_keys=True).encode()).hexdigest()[:8]
     path = folder / "generated" / f"synthetic_cells_{mark}" / f"{row['split']}.json"
     return DatasetEntry(row["name"], path, root, classes, row["generate"], options)

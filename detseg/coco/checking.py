@@ -1,4 +1,4 @@
-"""Reading a COCO file and checking all of it: images, categories, and where in its text every annotation is."""
+"""Read and validate a COCO file: images, categories, and the position of every annotation in its text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from detseg.images.size import size_problem
 
 _DECODER = json.JSONDecoder()
 
-# RLEs that are checked together: few enough to be light, enough that NumPy's calls do not count.
+# RLEs that are validated at once: few enough for memory, enough to amortize NumPy's call overhead.
 _CHECKED_TOGETHER = 4096
 
-_REMEDY = "correct the file, or leave them out by `detseg prepare coco --skip-bad`"
+_REMEDY = "correct the file, or skip them with `detseg prepare coco --skip-bad`"
 _KNOWN = ("info", "images", "categories", "annotations")
 
 
@@ -39,14 +39,14 @@ def read_coco(
     Args:
         path: the file.
         image_root: see CocoDataset.load.
-        skipped: where given, bad images and annotations are left out and what is wrong with them is added to this
-            list. Of images with the same id or file name none is kept, since it is not known whose the annotations are,
-            nor is an image all of whose annotations are bad: it is no background.
-        keep_empty: annotations without a pixel are kept, to be repaired.
+        skipped: if given, bad images and annotations are skipped and their problems appended to this list. Images that
+            share an id or file name are all skipped, since it is unknown which one the annotations belong to, and so is
+            an image whose annotations are all bad: it is not background.
+        keep_empty: keep annotations without pixels, to be repaired.
         boxes, last_part: see CocoDataset.load.
 
     Raises:
-        DataError: with all problems of the file in one list.
+        DataError: lists all problems of the file.
     """
     text, spans, other = _read_parts(path)
     info = other.get("info") if isinstance(other.get("info"), dict) else {}
@@ -64,18 +64,18 @@ def read_coco(
     for start, _ in spans:
         checker.add(_DECODER.raw_decode(text, start)[0])
     checker.check_rles()
-    if skipped is None:  # ids are used only in messages, and written again where bad annotations are left out
+    if skipped is None:  # ids serve only messages, and are renumbered if bad annotations are skipped
         counts = Counter(checker.ids).items()
         problems += [f"annotation {number}: the id occurs {count} times" for number, count in counts if count > 1]
     else:
         for index in checker.images_without_good_ones():
             is_bad[index] = True
-            problems.append(f"image {images[index].file_name}: all of its annotations are bad, and it is left out")
+            problems.append(f"image {images[index].file_name}: all of its annotations are bad, so it is left out")
     if len(checker.boxes_alone) > 1:
-        # One sentence for all that a file of boxes has, in front, where it is seen.
+        # Put one sentence for all annotations of a file with boxes only in front, where it is noticed.
         problems = [
-            f"{len(checker.boxes_alone)} of {len(spans)} annotations have a box (bbox) and no mask (segmentation): "
-            "masks are needed to train and score masks; a model of boxes alone (MODEL.MASK_ON False) reads bbox",
+            f"{len(checker.boxes_alone)} of {len(spans)} annotations have a box (bbox) but no mask (segmentation): "
+            "masks are needed to train and score masks; only a model with boxes alone (MODEL.MASK_ON False) reads bbox",
             *(problem for problem in problems if problem not in checker.boxes_alone),
         ]
     if problems and is_fatal:
@@ -106,15 +106,15 @@ def _read_parts(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, Any]]
 
 
 def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Category], list[int | str]]:
-    """Return the categories, sorted by id, and the id that annotations call each by.
+    """Return the categories, sorted by id, and the id by which annotations refer to each.
 
-    Where all ids are texts, categories are numbered: by these where they are numbers, else from 1 on.
+    If all ids are strings, categories get numbers: those in the strings if they are numeric, else from 1.
     """
     categories: list[Category] = []
     ids = [_whole(row.get("id")) if isinstance(row, dict) else None for row in rows]
     are_texts = bool(ids) and all(is_text(value) for value in ids)
     are_numbers = are_texts and all(value.isascii() and value.isdigit() and len(value) < 10 for value in ids)
-    # Roboflow puts a group above each class, also where both have one name: the class is its own supercategory.
+    # Roboflow adds a group above the classes, which may have the name of a class: then that is its own supercategory.
     own = {row["name"] for row in rows if isinstance(row, dict) and is_text(row.get("name")) and _is_below(row)}
     for number, row in enumerate(rows):
         if (type(ids[number]) is int or are_texts) and is_text(row.get("name")):
@@ -125,7 +125,7 @@ def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Categor
             categories.append(Category(new_id, row["name"], further, number))
         else:
             problems.append(
-                f"category number {number}: expected an id (a whole number, or a text in all categories) and a name, "
+                f"category number {number}: expected an id (a whole number, or a string in all categories) and a name, "
                 f"found {shown(row)}"
             )
     for what, values in (("id", [c.id for c in categories]), ("name", [c.name for c in categories])):
@@ -136,17 +136,17 @@ def _read_categories(rows: list[Any], problems: list[str]) -> tuple[list[Categor
 
 
 def _is_below(category: dict[str, Any]) -> bool:
-    """Whether a category is below a group of its own name."""
+    """Whether a category is in a group of its own name."""
     return category.get("supercategory") == category.get("name")
 
 
 def _read_images(
     rows: list[Any], root: Path, problems: list[str], *, last_part: bool = False
 ) -> tuple[list[ImageRecord], list[bool]]:
-    """Return the images of a COCO file's list, and which of them are bad; what is wrong goes to `problems`.
+    """Return the images in a COCO file's list, and which of them are bad; problems are appended to `problems`.
 
-    Rows without an id are left out. Of several images with the same id or file name all are bad. The size of an image
-    without one is 0 x 0. last_part: take the last part of each file name.
+    Rows without an id are skipped. Images that share an id or file name are all bad. An image without a size gets 0 x
+    0. last_part: use only the last part of each file name.
     """
     images: list[ImageRecord] = []
     is_bad: list[bool] = []
@@ -159,7 +159,7 @@ def _read_images(
         image_id, file_name = _whole(row.get("id")), row.get("file_name")
         if not isinstance(image_id, (int, str)) or isinstance(image_id, bool):
             problems.append(
-                f"image number {position}: its id is {kind_of(image_id)}; expected a whole number or a text"
+                f"image number {position}: its id is {kind_of(image_id)}; expected a whole number or a string"
             )
             continue
         height, width = _pixels(row.get("height")), _pixels(row.get("width"))
@@ -190,26 +190,26 @@ def _read_images(
                 is_bad[number] = is_bad[other] = True
                 twice.append(
                     f"image {file_name} (number {number}): the {key} {shown(value)} occurs twice (number {other} has "
-                    "it too); give every image one entry and an id of its own"
+                    "it too); every image needs one entry with a unique id"
                 )
     problems += twice
     return images, is_bad
 
 
 def _whole(value: Any) -> Any:
-    """Return a whole number that is written as a float, as 3.0, as int; else the value."""
+    """Return a whole number written as a float, such as 3.0, as int; else the value itself."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _pixels(value: Any) -> int | None:
-    """Return a whole number of pixels from 1 on, or None."""
+    """Return a whole number of pixels >= 1, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not 1 <= value < 2**31:
         return None
     return int(value) if int(value) == value else None
 
 
 class _AnnotationChecker:
-    """Looks at one annotation after the other and keeps the little that is needed of it."""
+    """Validates annotations one by one and keeps the little that the table needs."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class _AnnotationChecker:
         self._images = images
         self._keep_empty = keep_empty
         self._boxes = boxes
-        self.boxes_alone: set[str] = set()  # problems of annotations that have a box and no mask
+        self.boxes_alone: set[str] = set()  # problems of annotations with a box but no mask
         self._index_of_image = {image.image_id: index for index, image in enumerate(images)}
         self._index_of_category = {value: index for index, value in enumerate(category_ids)}
         self._problems = problems
@@ -251,7 +251,7 @@ class _AnnotationChecker:
             crowd = crowd_flag(annotation.get("iscrowd", 0))
             if crowd is None:
                 self._report(number, f"{name}: its iscrowd is {shown(annotation['iscrowd'])}; expected 0 or 1")
-            if image >= 0 and self._images[image].height:  # else its size is not known
+            if image >= 0 and self._images[image].height:  # else its size is unknown
                 record, segmentation = self._images[image], annotation.get("segmentation")
                 name = f"{name} (image {record.file_name})"
                 problem = segmentation_problem(segmentation, record.height, record.width)
@@ -286,7 +286,7 @@ class _AnnotationChecker:
         return index
 
     def check_rles(self) -> None:
-        """Decode the RLEs that wait, all at once."""
+        """Decode the pending RLEs, all at once."""
         waiting, self._waiting = self._waiting, []
         areas, broken = areas_of([segmentation for _, _, segmentation in waiting])
         for position, (number, name, _) in enumerate(waiting):
@@ -297,15 +297,15 @@ class _AnnotationChecker:
                 self._report(number, f"{name}: has no mask (its RLE has no pixel)")
 
     def images_without_good_ones(self) -> list[int]:
-        """Return the images that have annotations, all of them bad."""
+        """Return the images with annotations, all of which are bad."""
         of_image, is_bad = np.array(self._image_indices, dtype=np.int64), np.array(self._bad, dtype=bool)
         of_image, is_bad = of_image[of_image >= 0], is_bad[of_image >= 0]
         return np.setdiff1d(of_image[is_bad], of_image[~is_bad]).tolist()
 
     def table(self, text: str, spans: list[tuple[int, int]]) -> AnnotationTable:
-        """Return the table of the annotations that are not bad."""
+        """Return the table of the good annotations."""
         num_images = len(self._images)
-        # Bad annotations go to the end, after those of the last image, where no image has its rows.
+        # Bad annotations go to the end, after those of the last image, where no image refers to them.
         owner = np.where(self._bad, num_images, np.array(self._image_indices, dtype=np.int64)).astype(np.int64)
         order = np.argsort(owner, kind="stable")
         limits = np.array(spans, dtype=np.int64).reshape(-1, 2)[order]
@@ -322,26 +322,26 @@ class _AnnotationChecker:
 
 
 def crowd_flag(value: Any) -> bool | None:
-    """Return what an `iscrowd` says: 0, 1, false and true, also as texts; None for anything else."""
+    """Parse `iscrowd`: 0, 1, false and true, also as strings; None for anything else."""
     if isinstance(value, str):
         return {"0": False, "1": True, "false": False, "true": True}.get(value.lower())
     return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that UTF-8 can hold.
+    """Whether a value is a string that can be encoded as UTF-8.
 
-    JSON can hold halves of characters, and Python uses them for the bytes of a file name in another encoding.
+    JSON allows unpaired surrogates, and Python uses them for undecodable bytes of file names.
     """
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def kind_of(value: Any) -> str:
-    """Return what messages call a JSON value of another kind than expected."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    """Return the description of an unexpected JSON value for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "nothing"}
     return names.get(type(value), "a number")
 
 
 def shown(value: Any) -> str:
-    """Return a JSON value as messages show it: short, and of lists and objects only their kind."""
+    """Return a JSON value for messages: shortened, and for lists and objects only their kind."""
     return kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:80]

@@ -1,7 +1,7 @@
-"""COCO data sets: any COCO file to images, classes and masks, and ours out of them.
+"""COCO data sets: reading and writing COCO files; images, classes and masks.
 
-Masks stay text until their image is asked for, so that a data set of a million objects takes as much memory as its file
-and goes to worker processes as one shared block.
+Masks stay text until their image is requested, so that a data set with a million objects needs as much memory as its
+file, and is passed to worker processes as one shared block.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ImageAnnotations(NamedTuple):
 
     @property
     def objects(self) -> ImageAnnotations:
-        """Those that are no crowd."""
+        """The annotations that are not crowd regions."""
         rles = list(itertools.compress(self.rles, ~self.crowd))
         return ImageAnnotations(rles, self.classes[~self.crowd], np.zeros(len(rles), dtype=bool))
 
@@ -52,8 +52,8 @@ class ImageAnnotations(NamedTuple):
 class CocoDataset:
     """Images with annotations. Class index c is `categories[c]`; categories are sorted by id unless reordered.
 
-    name: what messages call it. origins: (images,) int64, of which of several data sets that were joined every image
-    comes. info, further: the file's info, and its further keys (licenses, ...).
+    name: for messages. origins: (images,) int64, index of the data set of every image, after joining. info, further:
+    the file's info, and its additional keys (licenses, ...).
     """
 
     images: list[ImageRecord]
@@ -79,20 +79,21 @@ class CocoDataset:
         boxes: bool = False,
         last_part: bool = False,
     ) -> CocoDataset:
-        """Read a COCO file (.json or .json.gz): polygons, RLE compressed or not, crowds; area and bbox are not needed.
+        """Read a COCO file (.json or .json.gz): polygons, RLE compressed or not, crowds; area and bbox are not
+        required.
 
         Args:
             path: the file.
-            image_root: folder that file names are relative to. None: the file's `info.image_root` (relative to the
+            image_root: folder to which file names are relative. None: the file's `info.image_root` (relative to the
                 file's folder), else the file's folder.
-            skipped: where given, bad images and annotations are left out, and what is wrong with them is added to it.
-            keep_empty: annotations without a pixel are kept, to be repaired.
-            boxes: the pixels of the bbox stand for a mask that there is not, for models of boxes alone.
-            last_part: of every file name only the last part is taken, for images that all are in the image root.
+            skipped: if given, bad images and annotations are skipped, and their problems appended to it.
+            keep_empty: keep annotations without pixels, to be repaired.
+            boxes: use the pixels of the bbox for a missing mask, for models with boxes only.
+            last_part: use only the last part of every file name, for images that are all in the image root.
 
         Raises:
-            DataError: the file is missing or no COCO data set; or all that is wrong with its images, categories and
-                annotations, in one list. The images themselves are not looked at: see `check_images_exist`.
+            DataError: the file is missing or not a COCO data set; or a list of all problems of its images, categories
+                and annotations. Image files are not opened: see `check_images_exist`.
         """
         root = Path(image_root) if image_root else None
         options = {"skipped": skipped, "keep_empty": keep_empty, "boxes": boxes, "last_part": last_part}
@@ -106,19 +107,20 @@ class CocoDataset:
         ignore_from: float | Mapping[str, float],
         image_root: str | os.PathLike[str] | None = None,
     ) -> CocoDataset:
-        """Make pseudo-labels of a Predictions file by its scores alone.
+        """Make pseudo-labels from a Predictions file by scores alone.
 
-        What is sure is an object; what is not, down to `ignore_from`, is a region to be ignored, neither object nor
-        background; the rest is listed under `further["dropped"]`. Masks are taken as they are: fuse or postprocess the
-        predictions before, so that no two are of one object. `detseg.semi_supervised` has further gates.
+        Predictions with a score of at least `sure` become objects, the others with at least `ignore_from` become
+        ignored regions, neither object nor background; the rest is listed in `further["dropped"]`. Masks are used as
+        they are: fuse or postprocess the predictions first, so that no two are of one object.
+        `detseg.semi_supervised` has further gates.
 
         Args:
             path: the file.
             sure, ignore_from: scores, `ignore_from` <= `sure`; one each, or one per class by name.
-            image_root: folder that file names are relative to. None: the folder of the file.
+            image_root: folder to which file names are relative. None: the folder of the file.
 
         Raises:
-            DataError: the file is none, has no masks, or the limits are not for its classes.
+            DataError: the file is not a Predictions file, has no masks, or the limits are not for its classes.
         """
         return cls(**labels_of_file(path, sure, ignore_from, image_root))
 
@@ -131,14 +133,14 @@ class CocoDataset:
         info: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write a COCO file with all that the data set's own file had, and what is to differ.
+        """Write a COCO file with the content of the data set's own file and the given changes.
 
         Args:
-            path: .json or .json.gz; `info.image_root` is made to fit it.
+            path: .json or .json.gz; `info.image_root` is adapted to it.
             annotations: instead of `raw_annotations`.
-            image_fields: further fields of each image.
-            info: further keys of the file's info.
-            overwrite: replace an existing file; else DataError.
+            image_fields: additional fields of each image.
+            info: additional keys of the file's info.
+            overwrite: replace an existing file; otherwise it raises DataError.
         """
         path = Path(path)
         root, names = self.common_root()
@@ -161,12 +163,12 @@ class CocoDataset:
         )
 
     def raw_annotations(self) -> Iterator[dict[str, Any]]:
-        """Yield all annotations as the file has them, in the order of the images."""
+        """Yield all annotations as in the file, in the order of the images."""
         for index in range(len(self)):
             rows = self.table.rows(index)
             classes, crowd = self.table.classes[rows].tolist(), self.table.crowd[rows].tolist()
             for row, class_index, is_crowd in zip(self.table.decode(index), classes, crowd, strict=True):
-                # Another one where data sets of other ids were joined.
+                # The id can change when data sets with different ids are joined.
                 row["category_id"] = self.categories[class_index].id
                 if "iscrowd" in row:  # as a number, which other programs expect
                     row["iscrowd"] = int(is_crowd)
@@ -182,7 +184,7 @@ class CocoDataset:
             first_id += len(rles)
 
     def common_root(self) -> tuple[Path, list[str]]:
-        """Return the folder that all images are below, and their names there; the names of a single root stay."""
+        """Return the folder that contains all images, and their names relative to it; those in one root are kept."""
         names = [record.file_name.replace("\\", "/") for record in self.images]
         roots = {
             record.path.parents[len(Path(name).parts) - 1] for record, name in zip(self.images, names, strict=True)
@@ -204,13 +206,12 @@ class CocoDataset:
 
     @property
     def num_objects(self) -> int:
-        """The number of annotations that cover a pixel and are no crowd."""
+        """The number of annotations with pixels that are not crowd regions."""
         return int(self.table.is_object.sum())
 
     def objects_per_image(self) -> np.ndarray:
-        """Return (images, classes) int64: how many objects of every class an image has.
-
-        Crowds are none, nor are masks without a pixel.
+        """Return (images, classes) int64: the number of objects per image and class, without crowd regions and masks
+        without pixels.
         """
         counts = np.zeros((len(self), len(self.categories)), dtype=np.int64)
         image = np.repeat(np.arange(len(self)), np.diff(self.table.offsets))
@@ -219,7 +220,7 @@ class CocoDataset:
         return counts
 
     def annotations_hash(self) -> str:
-        """Return 16 hexadecimal digits that tell the annotations of these images apart, whatever the images' order."""
+        """Return 16 hexadecimal digits that identify the annotations of these images, in any order of images."""
         digests = []
         for index, record in enumerate(self.images):
             rows = self.table.rows(index)
@@ -231,7 +232,7 @@ class CocoDataset:
         return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
 
     def annotations(self, index: int) -> ImageAnnotations:
-        """Return the annotations of image number `index`. Polygons that cover no pixel are left out."""
+        """Return the annotations of image `index`, without polygons that cover no pixel."""
         record = self.images[index]
         rles, empty = self.table.rles(index, record.height, record.width)
         rows = self.table.rows(index)
@@ -239,15 +240,15 @@ class CocoDataset:
         return ImageAnnotations(list(itertools.compress(rles, ~empty)), classes[~empty], crowd[~empty])
 
     def object_fields(self, index: int) -> list[dict[str, Any]]:
-        """Return the annotations of image number `index` as the file has them: of its objects, as `read_sample`."""
+        """Return the annotations of the objects of image `index` as in the file, in the order of `read_sample`."""
         record, rows = self.images[index], self.table.rows(index)
         left_out = self.table.rles(index, record.height, record.width)[1] | self.table.crowd[rows]
         return list(itertools.compress(self.table.decode(index), ~left_out))
 
     def read_sample(self, index: int) -> Sample:
-        """Read image number `index` as the file has it, with its objects; crowds become `ignore`.
+        """Read image `index` unprocessed, with its objects; crowd regions become `ignore`.
 
-        Raises DataError where the image cannot be read or has another size than the COCO file says.
+        Raises DataError if the image cannot be read, or its size differs from the COCO file's.
         """
         record = self.images[index]
         image, facts = self.read_picture(index)
@@ -263,7 +264,7 @@ class CocoDataset:
         )
 
     def labels(self, index: int) -> tuple[LabelLayers, np.ndarray, np.ndarray | None]:
-        """Return the N objects of image number `index`, their classes (N,), and its crowds (H, W) bool or None."""
+        """Return the N objects of image `index`, their classes (N,), and its crowd regions (H, W) bool or None."""
         record = self.images[index]
         annotations, ignore = self.annotations(index), None
         if annotations.crowd.any():
@@ -274,44 +275,44 @@ class CocoDataset:
         return LabelLayers.from_rles(objects.rles, record.height, record.width), objects.classes, ignore
 
     def read_image(self, index: int) -> np.ndarray:
-        """Read image number `index`, (H, W, C), and check its size against the COCO file."""
+        """Read image `index`, (H, W, C), and check its size against the COCO file."""
         return self.read_picture(index)[0]
 
     def read_picture(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Read image number `index` as `read_image`, with its metadata and what its file says of itself."""
+        """Read image `index` as `read_image`, with its metadata and the facts stored in its file."""
         record = self.images[index]
         image, facts = read_picture(record.path, record.metadata)
         if image.shape[:2] != (record.height, record.width):
             raise DataError(
                 f"{record.path}: the image has {image.shape[0]} x {image.shape[1]} pixels (height x width), but "
-                f"{self.name} says {record.height} x {record.width}: its masks would not fit it; prepare the data "
-                "set again from these images, or put back those that it was made from"
+                f"{self.name} says {record.height} x {record.width}, so its masks would not fit; prepare the data set "
+                "again from these images, or restore the images that it was made from"
             )
         return image, facts
 
     def check_images_exist(self) -> None:
-        """Raise DataError that lists all images whose file is missing."""
+        """Raise DataError with all images whose file is missing."""
         missing = [str(record.path) for record in self.images if not os.path.isfile(record.path)]
         if missing:
             raise DataError(
                 f"{self.name}: {len(missing)} of {len(self)} images are missing; set DATASETS.IMAGE_ROOT (or the "
-                f"file's info.image_root) to the folder that their names are relative to:\n{list_problems(missing)}"
+                f"file's info.image_root) to the folder to which their names are relative:\n{list_problems(missing)}"
             )
 
     def select(self, indices: Sequence[int] | np.ndarray) -> CocoDataset:
-        """Return the data set of these images, in this order."""
+        """Return the data set with these images, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         images = [self.images[index] for index in indices]
         return dataclasses.replace(self, images=images, table=self.table.select(indices), origins=self.origins[indices])
 
     @property
     def used_classes(self) -> set[str]:
-        """The names of the categories that have an annotation."""
+        """The names of the categories with annotations."""
         return {self.class_names[number] for number in np.unique(self.table.classes).tolist()}
 
     @property
     def group_names(self) -> set[str]:
-        """The names of categories that are the supercategory of others, as Roboflow and QuPath write them."""
+        """The names of categories that are the supercategory of others, as written by Roboflow and QuPath."""
         parents = ((one.name, one.metadata.get("supercategory")) for one in self.categories)
         above = {parent for name, parent in parents if isinstance(parent, str) and parent != name}
         return above & set(self.class_names)
@@ -319,10 +320,10 @@ class CocoDataset:
     def with_classes(self, names: Sequence[str], *, drop: bool = False) -> CocoDataset:
         """Return the data set with the classes `names`, in this order, matched by name.
 
-        There is no object of a class that it lacks; its categories of other names fall away.
+        A class that it lacks has no objects; its other categories are removed.
 
-        drop: leave out the objects of other classes. Raises DataError where there are some, unless `drop`, and where it
-        has none of these classes.
+        drop: remove the objects of other classes. Raises DataError if there are some, unless `drop`, and if it has none
+        of the classes.
         """
         known = {category.name: category for category in self.categories}
         others = [name for name in self.class_names if name not in names and name in self.used_classes]
@@ -333,7 +334,7 @@ class CocoDataset:
             raise DataError(
                 f"{self.name}: its classes are {', '.join(self.class_names)}; expected {', '.join(names)} "
                 "(DATASETS.CLASSES, or the first data set's). Rename them (`detseg prepare coco --annotations FILE "
-                f"--output DIR --split 1 --classes-from map:NAMES.yaml`, with a line `OLD: NEW` a class){learned}"
+                f"--output DIR --split 1 --classes-from map:NAMES.yaml`, with a line `OLD: NEW` per class){learned}"
             )
         free = itertools.count(1 + max((category.id for category in self.categories), default=0))
         categories = [known[name] if name in known else Category(next(free), name) for name in names]
@@ -346,14 +347,14 @@ class CocoDataset:
         return dataclasses.replace(self, categories=categories, table=table)
 
     def without_crowd(self) -> CocoDataset:
-        """Return the data set with all annotations as objects, also those that are marked as crowd."""
+        """Return the data set with crowd annotations turned into objects."""
         return dataclasses.replace(self, table=dataclasses.replace(self.table, crowd=np.zeros_like(self.table.crowd)))
 
     @staticmethod
     def match_classes(datasets: Sequence[CocoDataset], names: Sequence[str] = ()) -> list[CocoDataset]:
-        """Return data sets with the same classes, matched by name: `names`, else those of the first.
+        """Return the data sets with the same classes, matched by name: `names`, or those of the first.
 
-        Groups of classes that no data set uses are none. Raises DataError as `with_classes`.
+        Groups of classes that no data set uses are removed. Raises DataError like `with_classes`.
         """
         if not names and datasets:
             used = set().union(*(dataset.used_classes for dataset in datasets))
@@ -365,7 +366,7 @@ class CocoDataset:
     def concatenate(cls, datasets: Sequence[CocoDataset]) -> CocoDataset:
         """Join data sets of the same classes (matched by name, in the order of the first) for training."""
         if not datasets:
-            raise DataError("no data set is named; set DATASETS.TRAIN")
+            raise DataError("no data set is given; set DATASETS.TRAIN")
         if len(datasets) == 1:
             return datasets[0]
         datasets = [dataset.with_classes(datasets[0].class_names) for dataset in datasets]

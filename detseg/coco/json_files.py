@@ -1,6 +1,6 @@
-"""Reading a large JSON file piece by piece: a COCO file's annotations are never all Python objects at once.
+"""Read a large JSON file piece by piece: a COCO file's annotations are never all Python objects at once.
 
-A file of a million polygons is 1 GB of text and 10 GB of lists; here the text is kept and the lists come and go.
+A file with a million polygons is 1 GB of text but 10 GB as lists; here the text is kept and the lists are temporary.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _EMPTY = re.compile(r"\{[ \t\n\r]*\}")
 
 
 def open_json(path: Path, *, errors: str = "strict") -> IO[str]:
-    """Open a text file in UTF-8, or gzip of it, which its first bytes tell."""
+    """Open a UTF-8 text file, or a gzip of one, recognized by its first bytes."""
     return io.TextIOWrapper(open_plain_or_gzip(path), encoding="utf-8", errors=errors)
 
 
 def read_json_text(path: Path) -> str:
-    """Read a JSON file, or gzip of one, as ASCII text, so that characters are bytes."""
+    """Read a JSON file, or a gzip of one, as ASCII text, so that characters are bytes."""
     try:
         with open_plain_or_gzip(path) as file:
             text = file.read().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; check the path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
+        raise DataError(f"{path}: not JSON text (UTF-8, or gzip of it): {error}; write or copy it again") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if text.isascii():
@@ -54,17 +54,17 @@ def read_json_text(path: Path) -> str:
 
 
 def not_json(path: Path, error: Exception) -> DataError:
-    """Return the error for a file that is cut off or no JSON."""
+    """Return the error for a truncated file or one that is not JSON."""
     reason = "its brackets are nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return DataError(f"{path}: is cut off or no JSON ({reason}); write or copy it again")
+    return DataError(f"{path}: is truncated or not JSON ({reason}); write or copy it again")
 
 
 def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], path: Path) -> dict[str, Any]:
-    """Decode the object that `text` holds; the elements of its list `key` go to `visit` one by one instead.
+    """Decode the object in `text`; the elements of its list `key` are passed to `visit` one by one instead.
 
-    An object in the place of the list stands for its values, as in LIVECell's files of one cell type.
-    `visit(element, start, end)` gets each element and where its text is. Returns the other keys with their values,
-    and `key` with its number of elements. Raises DataError where the text is no JSON object.
+    An object in place of the list stands for its values, as in LIVECell's files for single cell types.
+    `visit(element, start, end)` gets each element and its position in the text. Returns the other keys with their
+    values, and `key` with its number of elements. Raises DataError if the text is not a JSON object.
     """
     values: dict[str, Any] = {}
     try:
@@ -88,7 +88,7 @@ def scan_object(text: str, key: str, visit: Callable[[Any, int, int], None], pat
 
 
 def _scan_elements(text: str, position: int, closing: str, visit: Callable[[Any, int, int], None]) -> tuple[int, int]:
-    """Visit the elements of a list, or the values of an object, from after its bracket.
+    """Visit the elements of a list, or the values of an object, starting after its bracket.
 
     Returns their number and the position after the closing bracket.
     """
@@ -106,7 +106,7 @@ def _scan_elements(text: str, position: int, closing: str, visit: Callable[[Any,
 
 
 def _next(text: str, position: int, closing: str) -> int:
-    """Go from the end of an element to the next one, or to the closing bracket."""
+    """Return the position of the next element, or of the closing bracket, after the end of an element."""
     position = _skip(text, position)
     if text[position : position + 1] == closing:
         return position
@@ -126,7 +126,7 @@ def _skip(text: str, position: int) -> int:
     return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
-# Writing COCO files: streamed, one annotation a line, whole or not at all.
+# Writing of COCO files: streamed, one annotation per line, atomic.
 
 
 def write_coco(
@@ -139,10 +139,10 @@ def write_coco(
     further: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a COCO data set of any rows (gzip where the name ends in .gz).
+    """Write a COCO data set from its rows (gzip if the name ends in .gz).
 
-    `annotations` may be a generator; see `annotations_of`. further: other keys of the file (licenses, ...).
-    Raises DataError where the file exists, unless `overwrite`, and where it cannot be written.
+    `annotations` may be a generator; see `annotations_of`. further: additional keys of the file (licenses, ...).
+    Raises DataError if the file exists, unless `overwrite`, or cannot be written.
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
@@ -161,9 +161,9 @@ def write_coco(
 
 @contextmanager
 def json_file(path: Path, what: str) -> Iterator[TextIO]:
-    """Open a text file for writing, UTF-8, gzip where its name ends in .gz; see `written_whole`.
+    """Open a text file for writing, UTF-8, gzip if its name ends in .gz; see `written_whole`.
 
-    The same text gives the same bytes: neither name nor time are in the header of a compressed one. Its folder is made.
+    The same text gives the same bytes: a gzip header has neither name nor time. The folder is created.
     """
     with folder_for(path.parent), written_whole(path, what) as temporary:
         if path.suffix != ".gz":
@@ -188,11 +188,11 @@ def annotations_of(
 ) -> Iterator[dict[str, Any]]:
     """Yield the annotations of one image, with area and bbox (x, y, width, height), from its N compressed RLEs.
 
-    Ids count from `first_id` on.
+    Ids count from `first_id`.
     """
     if not len(rles) == len(category_ids) == (len(rles) if crowd is None else len(crowd)):
         raise DataError(
-            f"image {image_id}: {len(rles)} masks and {len(category_ids)} classes; expected one class a mask"
+            f"image {image_id}: {len(rles)} masks and {len(category_ids)} classes; expected one class per mask"
         )
     if not len(rles):
         return
@@ -211,7 +211,7 @@ def annotations_of(
 
 
 def json_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an RLE as JSON can hold it: its counts as text; those that are a list of numbers are compressed."""
+    """Return an RLE for JSON, with its counts as a string; lists of numbers are compressed."""
     counts = rle["counts"]
     if not isinstance(counts, (bytes, str)):
         counts = rle_codec.compress_counts(counts)
@@ -220,9 +220,9 @@ def json_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_root_for(images: Path, output: Path) -> str:
-    """Return the folder of the images as a COCO file in the folder `output` names it.
+    """Return the image folder for `info.image_root` of a COCO file in the folder `output`.
 
-    Relative where it is beside or below the output, so that both can move.
+    It is relative if it is inside or next to the output, so that both can be moved together.
     """
     images, output = images.resolve(), output.resolve()
     try:

@@ -1,4 +1,4 @@
-"""Whether a COCO data set has anything to learn, and if not, why."""
+"""Whether a COCO data set has objects to learn from, and if not, why."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy as np
 from detseg.coco.dataset import CocoDataset
 from detseg.errors import DataError
 
-# From this share of the annotations on a warning is due.
+# Fraction of the annotations from which on there is a warning.
 LARGE_SHARE = 0.2
 NOTHING = "there is nothing to learn or to score"
-# So many annotations are looked at for a cause.
+# Number of annotations that are examined for a cause.
 _LOOKED_AT = 200
 
 
 def check_objects(dataset: CocoDataset) -> list[str]:
-    """Say which annotations are no objects to learn, where they are many: crowd, no pixel, one pixel; with a remedy.
+    """Return warnings, with remedies, if many annotations are no objects: crowd regions, or at most one pixel.
 
-    Raises DataError where there is no image, or no object is larger than a pixel.
+    Raises DataError if there are no images, or no object is larger than a pixel.
     """
     table, name = dataset.table, dataset.name
     crowd, pixels = table.crowd, table.pixels
     count = len(crowd)
     if not len(dataset):
-        raise DataError(f"{name}: there is no image in it: {NOTHING}")
+        raise DataError(f"{name}: it has no images: {NOTHING}")
     if not count:
-        raise DataError(f"{name}: {len(dataset)} images without an annotation: {NOTHING}")
+        raise DataError(f"{name}: {len(dataset)} images without annotations: {NOTHING}")
     found = []
     for is_such, what in (
-        (crowd, "are regions to be ignored (iscrowd 1), neither learned nor scored"),
-        (~crowd & (pixels == 0), "cover no pixel of their image, and are left out"),
+        (crowd, "are crowd regions (iscrowd 1), which are neither learned nor scored"),
+        (~crowd & (pixels == 0), "cover no pixel of their image and are left out"),
         (~crowd & (pixels == 1), "cover one pixel of their image"),
     ):
         if is_such.sum() >= LARGE_SHARE * count:
@@ -43,7 +43,7 @@ def check_objects(dataset: CocoDataset) -> list[str]:
 
 
 def object_warnings(dataset: CocoDataset) -> list[str]:
-    """What `check_objects` says, where data without objects are no error: to be looked at, or split."""
+    """Return the messages of `check_objects` as warnings, for data that are only inspected or split."""
     try:
         return check_objects(dataset)
     except DataError as error:
@@ -51,7 +51,7 @@ def object_warnings(dataset: CocoDataset) -> list[str]:
 
 
 def check_sets(datasets: Sequence[CocoDataset]) -> list[str]:
-    """Say of each of several data sets what `check_objects` says. Raises DataError where none of them has an object."""
+    """Return the warnings of `check_objects` for several data sets. Raises DataError if none of them has an object."""
     said, errors = [], []
     for dataset in datasets:
         try:
@@ -64,13 +64,13 @@ def check_sets(datasets: Sequence[CocoDataset]) -> list[str]:
 
 
 _CROWD_CAUSE = (
-    "CVAT, for one, writes so what was painted with its brush. Where they are objects, `detseg prepare coco "
-    "--annotations FILE --output DIR --split 1 --iscrowd clear` writes them as such"
+    "CVAT, for example, marks everything painted with its brush this way. If they are objects, `detseg prepare coco "
+    "--annotations FILE --output DIR --split 1 --iscrowd clear` turns them into objects"
 )
 
 
 def _cause(dataset: CocoDataset, rows: np.ndarray) -> str:
-    """Guess from the polygons of some annotations, rows (A,) bool, why they cover no pixel or a single one."""
+    """Guess from the polygons of some annotations, rows (A,) bool, why they cover at most one pixel."""
     points, sizes = [], []
     of_image = np.repeat(np.arange(len(dataset)), np.diff(dataset.table.offsets))
     chosen = np.flatnonzero(rows)[:_LOOKED_AT]
@@ -84,14 +84,14 @@ def _cause(dataset: CocoDataset, rows: np.ndarray) -> str:
                 points.append(xy)
                 sizes.append(np.broadcast_to([record.width, record.height], xy.shape))
     if not points:
-        return "look at them: `detseg inspect_data`"
+        return "inspect them: `detseg inspect_data`"
     xy, size = np.concatenate(points), np.concatenate(sizes)
     if xy.min() >= 0 and xy.max() <= 1:
-        return "their coordinates are fractions, 0 to 1: multiply x by the image's width and y by its height"
+        return "their coordinates are fractions from 0 to 1: multiply x by the image's width and y by its height"
     is_inside = ((xy >= 0) & (xy <= size)).all(axis=1)
     would_be = ((xy >= 0) & (xy <= size[:, ::-1])).all(axis=1)
     if is_inside.mean() < 0.5 <= would_be.mean():
-        return "x and y are swapped: COCO's polygons are [[x, y, x, y, ...]]"
+        return "x and y are swapped: COCO polygons are [[x, y, x, y, ...]]"
     if is_inside.mean() < 0.5:
-        return "they lie outside of it: were the images cropped, scaled or exchanged after they were annotated?"
-    return "they are thinner than a pixel: were they scaled down, or is their unit another than pixels?"
+        return "they lie outside it: the images may have been cropped, scaled or replaced after annotation"
+    return "they are thinner than a pixel: they may have been scaled down, or not be in pixels"

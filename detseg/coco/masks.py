@@ -1,4 +1,4 @@
-"""The masks of COCO annotations: polygons and run-lengths of every form to compressed RLE; polygons with holes."""
+"""Masks of COCO annotations: polygons and RLEs of all forms to compressed RLEs; polygons with holes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from detseg.images.size import check_size
 from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import EMPTY, MaskCrop, union_of
 
-# A polygon needs three points; parts with fewer cover nothing and are passed over, as Detectron2 does.
+# A polygon needs three points; smaller parts cover nothing and are skipped, as in Detectron2.
 _LEAST_NUMBERS = 6
-# Pixels: a polygon in the image whose area is so many times its longer side covers several pixels for certain.
+# Pixels: a polygon inside the image whose area is this many times its longer side covers several pixels for certain.
 _LEAST_THICKNESS = 3
-# Pixels; pycocotools takes 100 bytes for each, and outlines of real objects have thousands.
+# Pixels; pycocotools uses 100 bytes for each, and outlines of real objects have thousands.
 _LONGEST_OUTLINE = 2**22
 
 
 def segmentation_problem(segmentation: Any, height: int, width: int) -> str | None:
-    """Say what is wrong with a COCO segmentation of an image of height x width, or None. RLE texts are not decoded."""
+    """Return what is wrong with a COCO segmentation of an image of height x width, or None. RLE text is not decoded."""
     if segmentation is None or segmentation in ([], {}):
         return "has no mask (its segmentation is missing or empty)"
     if isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if not isinstance(size, list) or not isinstance(counts, (str, list)):
-            return 'its RLE is incomplete; expected {"size": [height, width], "counts": text or numbers}'
+            return 'its RLE is incomplete; expected {"size": [height, width], "counts": string or numbers}'
         if size != [height, width]:
-            return f"its RLE was made for an image of {size} (height, width), but the image has {[height, width]}"
+            return f"its RLE has the size {size} (height, width), but the image has {[height, width]}"
         return None
     if not isinstance(segmentation, list):
         return f"its segmentation is {str(segmentation)[:40]!r}; expected polygons [[x, y, x, y, ...]] or an RLE"
@@ -39,7 +39,7 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
         return "its polygon is a flat list; expected a list of polygons [[x, y, x, y, ...]]"
     for polygon in segmentation:
         if not all(type(number) in (int, float) for number in polygon):
-            return "its polygon holds what is no number"
+            return "its polygon has an entry that is not a number"
         if len(polygon) % 2:
             return f"its polygon has {len(polygon)} numbers; expected pairs x, y"
         try:
@@ -48,15 +48,15 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
             is_finite = False
         if not is_finite:
             return "its polygon has a coordinate that is not finite"
-        # Coordinates are cut at 4 times the image's size, see `to_rle`: shorter lists need not be measured.
+        # `to_rle` clips coordinates to 4 times the image's size, so shorter lists need not be measured.
         if len(polygon) * 4 * max(height, width) > _LONGEST_OUTLINE:
             far = 4 * max(height, width)
             points = np.clip(np.array(polygon, dtype=np.float64).reshape(-1, 2), -far, far)
             length = np.abs(np.diff(points, axis=0)).max(axis=1, initial=0).sum()
             if length > _LONGEST_OUTLINE:
                 return (
-                    f"its polygon has {len(points)} points and is {length:.0f} pixels long, as no outline of an object "
-                    f"is (the limit is {_LONGEST_OUTLINE}); give it as an RLE"
+                    f"its polygon has {len(points)} points and a length of {length:.0f} pixels, above the limit of "
+                    f"{_LONGEST_OUTLINE}; give it as an RLE if it is right"
                 )
     if is_empty(segmentation):
         return "has no mask (no polygon of three points or more)"
@@ -64,7 +64,7 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
 
 
 def is_empty(segmentation: Any) -> bool:
-    """Whether a COCO segmentation is missing, or polygons none of which has three points. RLEs are not decoded."""
+    """Whether a COCO segmentation is missing, or has no polygon with three points. RLEs are not decoded."""
     if segmentation is None or segmentation in ([], {}):
         return True
     return isinstance(segmentation, list) and all(
@@ -73,7 +73,7 @@ def is_empty(segmentation: Any) -> bool:
 
 
 def is_box(bbox: Any) -> bool:
-    """Whether a value is a COCO bbox, [x, y, width, height], that covers something."""
+    """Whether a value is a COCO bbox, [x, y, width, height], with a positive area."""
     return (
         isinstance(bbox, list)
         and len(bbox) == 4
@@ -84,7 +84,7 @@ def is_box(bbox: Any) -> bool:
 
 
 def box_to_rle(bbox: Sequence[float], height: int, width: int) -> dict[str, Any]:
-    """Return the pixels that a COCO bbox covers, those of its border whole, as a compressed RLE."""
+    """Return the pixels that a COCO bbox covers, including partly covered ones, as a compressed RLE."""
     x, y, across, down = bbox
     x0, y0 = (min(max(math.floor(value), 0), most) for value, most in ((x, width), (y, height)))
     x1, y1 = (min(max(math.ceil(value), 0), most) for value, most in ((x + across, width), (y + down, height)))
@@ -92,9 +92,9 @@ def box_to_rle(bbox: Sequence[float], height: int, width: int) -> dict[str, Any]
 
 
 def pixels_of_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> int:
-    """Return how many pixels polygons without problems cover: 0, 1, or 2 for two and more.
+    """Return how many pixels valid polygons cover: 0, 1, or 2 for two and more.
 
-    Most are seen to be large at once; only the others are drawn.
+    Most are recognized as large at once; only the others are rasterized.
     """
     for polygon in polygons:
         if len(polygon) < _LEAST_NUMBERS:
@@ -109,10 +109,10 @@ def pixels_of_polygons(polygons: Sequence[Sequence[float]], height: int, width: 
 
 
 def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int, width: int) -> dict[str, Any]:
-    """Return a segmentation without problems as a compressed RLE; parts outside of the image are cut off.
+    """Convert a valid segmentation to a compressed RLE; parts outside the image are clipped.
 
-    Polygons are filled by pycocotools, so that masks are those that everybody scores with. Where there is none, the RLE
-    has no pixel.
+    Polygons are rasterized by pycocotools, so that masks are those that other programs score with. Without a
+    segmentation the RLE has no pixels.
     """
     size = [height, width]
     if is_empty(segmentation):
@@ -125,7 +125,7 @@ def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int,
         }
     from pycocotools import mask as coco_mask
 
-    # pycocotools holds coordinates as int32 after multiplying by 5; far outside is as good as a little outside.
+    # pycocotools stores coordinates x 5 as int32; far outside is equivalent to a little outside.
     limit = 4 * max(height, width, 1)
     parts = [
         [min(max(float(number), -limit), limit) for number in polygon]
@@ -136,11 +136,11 @@ def to_rle(segmentation: dict[str, Any] | list[list[float]] | None, height: int,
 
 
 def areas_of(rles: Sequence[dict[str, Any]]) -> tuple[list[int], dict[int, str]]:
-    """Return the pixels of each RLE, 0 for a broken one, and number -> what is wrong of those that are broken."""
+    """Return the pixels of each RLE, 0 for an invalid one, and index -> problem of the invalid ones."""
     try:
         return rle_codec.area(rles).tolist(), {}
     except DataError:
-        pass  # one by one, to find all that are broken
+        pass  # one by one, to find all invalid ones
     areas, problems = [0] * len(rles), {}
     for number, rle in enumerate(rles):
         try:
@@ -151,20 +151,20 @@ def areas_of(rles: Sequence[dict[str, Any]]) -> tuple[list[int], dict[int, str]]
 
 
 def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> MaskCrop:
-    """Fill the region that rings enclose as ImageJ and QuPath do: a pixel belongs to what its centre is in.
+    """Fill the region enclosed by rings as ImageJ and QuPath do: a pixel is inside if its centre is.
 
     Coordinates are x, y in pixels from the outer corner of the first pixel, whose centre is at (0.5, 0.5). An outline
-    along the edges of pixels thus gives exactly these pixels back; pycocotools draws polygons larger. A ring within
-    another one is a hole (even-odd rule).
+    along pixel edges thus gives exactly its pixels; pycocotools draws polygons larger. A ring inside another one is a
+    hole (even-odd rule).
 
-    scikit-image's `polygon` takes centres on any edge for inside, and 300 times as long for large outlines.
+    scikit-image's `polygon` counts centres on any edge as inside, and takes 300 times as long for large outlines.
 
     Args:
         rings: each (P, 2) float x, y, closed or not; those with fewer than three points enclose nothing.
-        height, width: of the image; what is outside is cut off.
+        height, width: of the image; parts outside are clipped.
 
     Returns:
-        The pixels; a crop of shape (0, 0) where there are none.
+        The pixels; a crop of shape (0, 0) if there are none.
     """
     rings = [np.asarray(ring, dtype=np.float64).reshape(-1, 2) for ring in rings if len(ring) > 2]
     if not rings:
@@ -177,7 +177,7 @@ def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> MaskCr
     if x0 >= x1 or y0 >= y1:
         return EMPTY
     check_size(y1 - y0, x1 - x0)
-    # Where edges cross the centres of rows. An edge takes its upper end and leaves the lower one to the next edge, so
+    # Intersections of edges with the centre lines of rows. An edge includes its upper end and not its lower one, so
     # that a corner counts once.
     is_down = (starts[:, 1] <= ends[:, 1])[:, None]
     upper, lower = np.where(is_down, starts, ends), np.where(is_down, ends, starts)
@@ -188,18 +188,18 @@ def fill_polygon(rings: Sequence[np.ndarray], height: int, width: int) -> MaskCr
     upper, lower = upper[edge], lower[edge]
     share = (rows + 0.5 - upper[:, 1]) / (lower[:, 1] - upper[:, 1])
     columns = _first_centre(upper[:, 0] + share * (lower[:, 0] - upper[:, 0]), x0, x1)
-    # Each crossing turns the pixels right of it from outside to inside, or back.
+    # Each intersection toggles between outside and inside for the pixels to its right.
     turns = np.zeros((y1 - y0, x1 - x0 + 1), dtype=np.int32)
     np.add.at(turns, (rows - y0, columns - x0), 1)
     return MaskCrop((np.cumsum(turns[:, :-1], axis=1) % 2).astype(bool), x0, y0)
 
 
 def _first_centre(positions: np.ndarray, least: int, most: int | tuple[int, int]) -> np.ndarray:
-    """Return the first pixels whose centres are at or after positions, within least..most."""
+    """Return the first pixels whose centres are at or after positions, clipped to least..most."""
     return np.clip(np.ceil(positions - 0.5), least, most).astype(np.int64)
 
 
 def fill_polygons(polygons: Sequence[Sequence[np.ndarray]], height: int, width: int) -> MaskCrop:
-    """Fill the union of polygons with holes, as `fill_polygon` fills each."""
+    """Fill the union of polygons with holes, each as in `fill_polygon`."""
     filled = [fill_polygon(rings, height, width) for rings in polygons]
     return union_of([crop for crop in filled if crop.mask.any()]).tight()

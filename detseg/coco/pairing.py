@@ -1,7 +1,7 @@
-"""Which image of one file is which of another: the one rule wherever two files meet.
+"""Match the images of two files: the one rule wherever two files meet.
 
-Names pair the images of files that belong together. Whether two files of any origin show the same picture is told by
-their content.
+Images of files that belong together are matched by name. Whether two files of any origin show the same image is decided
+by content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PairedImage(Protocol):
-    """What tells images apart: an `ImageEntry`, a record of a COCO file, the truth of an image."""
+    """The attributes for matching: of an `ImageEntry`, a record of a COCO file, the truth of an image."""
 
     image_id: int | str
     file_name: str
@@ -32,15 +32,15 @@ Image = TypeVar("Image", bound=PairedImage)
 
 
 class ImageIndex(Generic[Image]):
-    """Finds the image of another file among the images of one.
+    """Finds the images of one file that match those of another.
 
-    By file name where both have one: the same path; else the only image whose path ends as the other does, whatever the
-    suffixes of the files (`x.png`, `train/x.png`, `train/x.tif`). By id where one of the two has no name, and where two
-    paths in different folders have the same last part. An id never pairs images whose names differ.
+    By file name if both have one: the same path; else the only image whose path ends like the other one, regardless of
+    suffixes (`x.png`, `train/x.png`, `train/x.tif`). By id if one of the two has no name, or if only the last parts of
+    their paths agree. An id never matches images whose names differ.
     """
 
     def __init__(self, images: Sequence[Image], source: str) -> None:
-        """source: the file that the images are from, for messages."""
+        """source: the file of the images, for messages."""
         self._source, self._images = source, images
         self._by_id: dict[int | str, Image] = {image.image_id: image for image in images}
         self._by_path: dict[tuple[str, ...], Image] = {}
@@ -52,7 +52,7 @@ class ImageIndex(Generic[Image]):
                 self._by_stem[parts[-1]].append((parts, image))
 
     def find(self, image: PairedImage) -> Image | None:
-        """Return the same image in this file, or None. Raises DataError where its size, unless it is 0 x 0, differs."""
+        """Return the matching image of this file, or None. Raises DataError if its size (unless 0 x 0) differs."""
         own = self._find(image)
         is_known = own is not None and image.height and own.height
         if is_known and (own.height, own.width) != (image.height, image.width):
@@ -82,15 +82,15 @@ class ImageIndex(Generic[Image]):
         return None
 
     def pair(self, images: Sequence[PairedImage], source: str) -> list[Image]:
-        """Return the image of this file for each of another's.
+        """Return the image of this file for each of another file's.
 
-        source: the other file, for messages. Raises DataError where images are not here, with examples of both sides,
-        where two are the same one here, and where sizes differ.
+        source: the other file, for messages. Raises DataError if images are missing here, with examples of both sides,
+        if two match the same one here, or if sizes differ.
         """
         return [own for own in self._pair(images, source, some=False) if own is not None]
 
     def pair_some(self, images: Sequence[PairedImage], source: str) -> list[Image | None]:
-        """Return what `pair` does, and None for images that are not here. Raises DataError where none of them is."""
+        """Like `pair`, with None for images that are missing here. Raises DataError if all of them are."""
         return self._pair(images, source, some=True)
 
     def _pair(self, images: Sequence[PairedImage], source: str, *, some: bool) -> list[Image | None]:
@@ -99,14 +99,14 @@ class ImageIndex(Generic[Image]):
         if unknown and (len(unknown) == len(images) or not some):
             raise DataError(
                 f"{source}: has images that are not in {self._source}, which has {names_of(self._images)}:\n"
-                f"{list_problems(unknown)}\ngive files of the same images; names are compared from their last part on"
+                f"{list_problems(unknown)}\ngive files of the same images; names are compared from the end of the path"
             )
         taken: dict[int | str, PairedImage] = {}
         for image, own in zip(images, paired, strict=True):
             if own is not None and own.image_id in taken:
                 names = dict.fromkeys(str(one.file_name or one.image_id) for one in (taken[own.image_id], image))
                 raise DataError(
-                    f"{source}: image {' and '.join(names)} {'are both' if len(names) > 1 else 'is there twice, as'} "
+                    f"{source}: image {' and '.join(names)} {'both match' if len(names) > 1 else 'occurs twice, as'} "
                     f"{own.file_name or own.image_id} of {self._source}; give one of them, or fuse them"
                 )
             if own is not None:
@@ -114,7 +114,7 @@ class ImageIndex(Generic[Image]):
         return paired
 
     def _contradiction(self, image: PairedImage) -> str:
-        """Say how an image that is not here differs from the one with its id here."""
+        """Describe an image that is missing here, and how it differs from the one with its id."""
         own = self._by_id.get(image.image_id)
         if own is None or not image.file_name:
             return f"there is no image {image.file_name or repr(image.image_id)}"
@@ -127,9 +127,9 @@ def names_of(images: Sequence[PairedImage]) -> str:
 
 
 def content_key(record: ImageRecord) -> int:
-    """Return 63 bits that are equal for files of equal content, of a stack for the same plane.
+    """Return 63 bits that are equal for files with equal content and the same plane.
 
-    Raises DataError where the file cannot be read.
+    Raises DataError if the file cannot be read.
     """
     try:
         return fingerprint(record.path, str(record.metadata.get(PLANE, "")))
@@ -138,7 +138,7 @@ def content_key(record: ImageRecord) -> int:
 
 
 def is_same_file(first: ImageRecord, second: ImageRecord) -> bool:
-    """Whether two records are of one file, or of files of equal content. Raises DataError where one is missing."""
+    """Whether two records refer to one file, or to files with equal content. Raises DataError if one is missing."""
     if first.path == second.path and first.metadata.get(PLANE) == second.metadata.get(PLANE):
         return True
     return content_key(first) == content_key(second)

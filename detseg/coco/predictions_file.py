@@ -1,7 +1,7 @@
-"""Predictions files: what a run predicted, image by image, in a form that COCO's tools read too.
+"""Predictions files: the predictions of a run, image by image, in a form that COCO tools can read.
 
-The file is one JSON object, a COCO data set whose annotations are COCO results, laid out in lines so that it can be
-written and read as a stream (and compressed, where its name ends in .gz):
+The file is one JSON object, a COCO data set whose annotations are COCO results, in lines, so that it can be written and
+read as a stream (and compressed, if its name ends in .gz):
 
     {"info": {...}, "categories": [{"id": 1, "name": "cell"}], "annotations": [
     {"id": 1, "image_id": 7, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9, "segmentation": {..}, "area": 51},..
@@ -11,14 +11,14 @@ written and read as a stream (and compressed, where its name ends in .gz):
     ...
     ]}
 
-with one line per image that has predictions, in the order of `images`, which keep the plain fields that their COCO file
-gives them (group, fold, sample, ...). `info` says what made the file. Boxes are XYWH in pixels; segmentations are
-compressed RLEs, left out where there are only boxes; a soft mask is stored as `"soft_mask": {"size": [h, w], "zlib":
-base64 text}`. Where the model judged the mask, `"quality": 0.85` stands beside the score, of which it is a factor:
-score = class score x quality (`Predictions.quality`). Class k is the k-th of `categories`, whatever their ids are.
-Numbers are read back unchanged.
+with one line per image with predictions, in the order of `images`, which keep the plain fields of their COCO file
+(group, fold, sample, ...). `info` records how the file was made. Boxes are XYWH in pixels; segmentations are compressed
+RLEs, absent if there are only boxes; a soft mask is stored as `"soft_mask": {"size": [h, w], "zlib": base64 text}`. If
+the model predicts mask quality, `"quality": 0.85` is next to the score, of which it is a factor: score = class score x
+quality (`Predictions.quality`). Class k is the k-th of `categories`, whatever their ids. Numbers are read back
+unchanged.
 
-Other layouts are read as well: any JSON of this structure, and COCO's plain list of results.
+Other layouts can be read too: any JSON of this structure, and COCO's plain list of results.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ logger = logging.getLogger(__name__)
 
 ANNOTATIONS_END = '], "images": ['
 FORMAT = "detseg predictions 1"
-# Results of one image whose text is in memory together.
+# Results of one image that are held as text at once.
 _AT_ONCE = 20_000
-# Characters: of a fusion of many members it says which images each of their models has seen.
+# Characters: for a fusion it lists the training images of each member's models.
 _LONGEST_HEADER = 50_000_000
 
 
 class PredictionsWriter:
-    """Write Predictions to a file, one image after the other; use it as a context manager.
+    """Write Predictions to a file, image by image; use it as a context manager.
 
-    The file appears under its name when the context ends without an exception; until then it has a temporary name. The
-    same predictions give the same bytes.
+    The file gets its name when the context ends without an exception; until then it has a temporary one. The same
+    predictions give the same bytes.
 
     path: .json, or .json.gz. categories: COCO's `{"id": .., "name": ..}`, in the order of the class indices; plain
-    names get the ids 1, 2, .... info: plain values that say what made the predictions.
+    names get the ids 1, 2, .... info: plain values on how the predictions were made.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class PredictionsWriter:
         return self
 
     def write(self, predictions: Predictions) -> None:
-        """Append one image. Raises DataError where its id was written before or a class has no category."""
+        """Append one image. Raises DataError if its id was written before or a class has no category."""
         place = f"{self.path}: image {predictions.image_id!r}"
         if self._file is None:
             raise DataError(f"{place}: the file is not open; use `with PredictionsWriter(...) as writer:`")
@@ -124,7 +124,7 @@ class PredictionsWriter:
             separator = ", "
 
     def _results(self, predictions: Predictions) -> Iterator[str]:
-        """Return one JSON object a prediction."""
+        """Return one JSON object per prediction."""
         boxes = to_xywh(predictions.boxes)
         scores, quality = decimals(predictions.scores), decimals(predictions.quality)
         areas = rle_codec.area(predictions.rles).tolist() if predictions.rles is not None else None
@@ -175,17 +175,17 @@ def write_predictions(
 
 
 class PredictionsFile:
-    """A Predictions file: iterate over it, again and again, for one Predictions an image, empty ones included.
+    """A Predictions file: iterate over it, repeatedly, for one Predictions per image, empty ones included.
 
-    Files that PredictionsWriter wrote are read line by line, so one image is in memory at a time.
-    categories: COCO's list, in the order of the class indices. info: what made the file. images: id, file name and
+    Files by PredictionsWriter are read line by line, so one image is in memory at a time.
+    categories: COCO's list, in the order of the class indices. info: how the file was made. images: id, file name and
     size.
     """
 
     def __init__(
         self, path: Path, info: dict[str, Any], parser: ResultParser, results: dict[int | str, list[Any]] | None
     ) -> None:
-        """results: of every image, in memory; None: they are read from the file."""
+        """results: of every image, in memory; None: read from the file."""
         self.path = path
         self.info = info
         self.categories = parser.categories
@@ -215,12 +215,12 @@ class PredictionsFile:
                 yield self._parser.parse(image, [])
         if pending is not None:
             raise DataError(
-                f"{self.path}: the results of image {pending[0]!r} do not come in the order of `images`, or come "
-                "twice, or the image is not listed there"
+                f"{self.path}: the results of image {pending[0]!r} are not in the order of `images`, or occur twice, "
+                "or the image is not listed there"
             )
 
     def _lines(self) -> Iterator[tuple[int | str, list[Any]]]:
-        """Yield image id and results of every line of annotations."""
+        """Yield image id and results for every line of annotations."""
         with open_json(self.path) as file:
             next(file)
             for number, line in enumerate(file, start=2):
@@ -234,11 +234,11 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
     """Open a Predictions file, a COCO data set with scores, or a plain list of COCO results; .gz is decompressed.
 
     ground_truth: a CocoDataset (`.images` with image_id, file_name, height, width; `.categories` with id, name). Class
-    indices are then those of the ground truth: by name where the file names its categories, else by category id. It is
-    needed for a plain list of boxes without masks, which does not say how large the images are.
+    indices are then those of the ground truth: by name if the file names its categories, else by category id. It is
+    required for a plain list of boxes without masks, which has no image sizes.
 
-    Raises DataError, naming the file, the image or annotation and the remedy: here for a broken file, while iterating
-    for a broken result.
+    Raises DataError with the file, the image or annotation and the remedy: here for a broken file, while iterating for
+    an invalid result.
     """
     path = Path(path)
     with _readable(path):
@@ -251,7 +251,7 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
                 content = {"annotations": content}
             elif not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
                 raise DataError(
-                    f"{path}: is neither a Predictions file nor COCO results: expected a list of results, or an object "
+                    f"{path}: neither a Predictions file nor COCO results: expected a list of results, or an object "
                     "with a list `annotations`"
                 )
             results = content["annotations"]
@@ -267,21 +267,21 @@ def read_predictions(path: str | os.PathLike[str], ground_truth: Any = None) -> 
 
 
 def with_classes_of(path: str | os.PathLike[str], ground_truth: Any, rename: Mapping[str, str] | None = None) -> Any:
-    """Return a ground truth, a CocoDataset, with the further classes that a file predicts: it has no object of these.
+    """Return a ground truth, a CocoDataset, with the additional classes of a file, of which it has no objects.
 
-    rename: old -> new class name, of the file.
+    rename: old -> new class name, in the file.
     """
     own = ground_truth.class_names
     try:
         names = [] if is_plain_list(path) else read_predictions(path).class_names
-    except DataError:  # told when it is read with the ground truth, which it may need
+    except DataError:  # reported when it is read with the ground truth, which it may need
         return ground_truth
     names = [(rename or {}).get(name, name) for name in names]
     further = [name for name in dict.fromkeys(names) if name not in own]
     if not further or not set(own) & set(names):
         return ground_truth
     logger.warning(
-        "%s has no class %s, which %s predicts: predictions of it are false ones",
+        "%s has no class %s, which %s predicts: these predictions are false positives",
         ground_truth.name,
         ", ".join(further),
         path,
@@ -290,9 +290,9 @@ def with_classes_of(path: str | os.PathLike[str], ground_truth: Any, rename: Map
 
 
 def is_plain_list(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as a plain list of COCO results, which names neither images nor classes.
+    """Whether a file is a plain list of COCO results, without images and class names, judged by its beginning.
 
-    Raises DataError where it cannot be read.
+    Raises DataError if it cannot be read.
     """
     with _readable(Path(path)), open_json(Path(path)) as file:
         return file.read(100).lstrip().startswith("[")
@@ -304,16 +304,16 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path}: cannot be read: {error or type(error).__name__}; does it exist, and is it complete?"
+            f"{path}: cannot be read: {error or type(error).__name__}; check that it exists and is complete"
         ) from None
     except UnicodeDecodeError:
         raise DataError(
-            f"{path}: is no JSON text; expected a Predictions file or COCO results (.json or .json.gz)"
+            f"{path}: not JSON text; expected a Predictions file or COCO results (.json or .json.gz)"
         ) from None
 
 
 def _read_frame(path: Path) -> dict[str, Any] | None:
-    """Return what is around the annotations in the layout of PredictionsWriter; None for any other."""
+    """Return everything around the annotations in the layout of PredictionsWriter; None for any other layout."""
     with open_json(path) as file:
         first = file.readline(_LONGEST_HEADER).rstrip("\r\n")
         if FORMAT not in first or not first.endswith(', "annotations": ['):
@@ -325,16 +325,16 @@ def _read_frame(path: Path) -> dict[str, Any] | None:
                     return None
                 images = _parse_json("[" + file.read().rstrip().removesuffix("}"), f"{path}: `images`")
                 return {**frame, "images": images}
-    raise DataError(f"{path}: is cut off: the list of images is missing at its end; copy or predict it again")
+    raise DataError(f"{path}: is truncated: the list of images at its end is missing; copy or predict it again")
 
 
 def _parse_json(text: str, place: str) -> Any:
     def refuse_constant(name: str) -> None:
-        raise ValueError(f"{name} is no number that JSON allows")
+        raise ValueError(f"{name} is not a valid number in JSON")
 
     try:
         return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{place}: is no complete JSON: {error}; if the file was cut off, copy or predict it again"
+            f"{place}: not complete JSON: {error}; if the file is truncated, copy or predict it again"
         ) from None

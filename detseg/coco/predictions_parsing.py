@@ -1,4 +1,4 @@
-"""From the results of a Predictions file, as JSON gives them, to checked Predictions."""
+"""From the results of a Predictions file, as parsed JSON, to validated Predictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LARGEST_COORDINATE = 1e9
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """What a file says about one image; height and width in pixels; all else as in Predictions."""
+    """An image entry of a file; height and width in pixels; other fields as in Predictions."""
 
     image_id: int | str
     file_name: str
@@ -37,13 +37,13 @@ class ImageEntry:
 
     @classmethod
     def of(cls, record: Any) -> ImageEntry:
-        """Return the entry of an image of the ground truth, as an ImageRecord."""
+        """Return the entry of an image of the ground truth, such as an ImageRecord."""
         metadata = image_level_fields(record.metadata)
         return cls(record.image_id, record.file_name, record.height, record.width, metadata=metadata)
 
 
 def image_entries(images: Any, path: Path) -> list[ImageEntry]:
-    """Check the `images` of a file. Raises DataError naming the entry."""
+    """Validate the `images` of a file. Raises DataError with the entry."""
     if not isinstance(images, list):
         raise DataError(f"{path}: `images` is {type(images).__name__}, expected a list")
     entries: dict[int | str, ImageEntry] = {}
@@ -70,13 +70,13 @@ def image_entries(images: Any, path: Path) -> list[ImageEntry]:
 
 
 def categories_of(results: Sequence[Any], path: Path, ground_truth: Any) -> list[dict[str, Any]]:
-    """Return the categories of a file that lists none: those of the ground truth, else one for every id in use."""
+    """Return the categories for a file that lists none: those of the ground truth, else one for every id in use."""
     if ground_truth is not None:
         return [{"id": category.id, "name": category.name} for category in ground_truth.categories]
     used = [result.get("category_id") for result in results if isinstance(result, dict)]
     for position, value in enumerate(used):
         if not _is_id(value):
-            raise DataError(f"{path}: annotations[{position}]: the category_id {str(value)[:80]} is no whole number")
+            raise DataError(f"{path}: annotations[{position}]: the category_id {str(value)[:80]} is not a whole number")
     ids = sorted(set(used), key=lambda value: (isinstance(value, str), value))
     return [{"id": value, "name": str(value)} for value in ids]
 
@@ -97,9 +97,9 @@ def _checked_categories(categories: Any, path: Path) -> list[dict[str, Any]]:
 
 
 class ResultParser:
-    """Turns lists of results into Predictions; knows the images and categories of the file and of the ground truth.
+    """Turns lists of results into Predictions, given the images and categories of the file and of the ground truth.
 
-    images None: the file lists none; those of the ground truth are taken, or else what the masks say.
+    images None: the file lists none; those of the ground truth are used, or else what the masks tell.
     """
 
     def __init__(self, path: Path, categories: Any, images: list[ImageEntry] | None, ground_truth: Any) -> None:
@@ -120,7 +120,7 @@ class ResultParser:
         self.images = {image.image_id: image for image in images} if images is not None else dict(self._known or {})
 
     def _take_classes_of(self, ground_truth: Any) -> None:
-        """Number the classes as the ground truth does, by name."""
+        """Use the class indices of the ground truth, matched by name."""
         names = [category.name for category in ground_truth.categories]
         own = {str(category["name"]): category["id"] for category in self.categories}
         unknown = [name for name in own if name not in names]
@@ -135,7 +135,7 @@ class ResultParser:
         self.categories = [{"id": category.id, "name": category.name} for category in ground_truth.categories]
 
     def image_id_of(self, results: Sequence[Any], place: str) -> int | str:
-        """Return the image of results that must all be of one. Raises DataError naming `place`."""
+        """Return the image id of results, which must all be of one image. Raises DataError with `place`."""
         ids = [result.get("image_id") if isinstance(result, dict) else None for result in results]
         if not ids or not _is_id(ids[0]) or any(one != ids[0] for one in ids):
             raise DataError(
@@ -144,7 +144,7 @@ class ResultParser:
         return ids[0]
 
     def group(self, results: Sequence[Any]) -> dict[int | str, list[Any]]:
-        """Sort results by image, their order kept; complete `images` where the file lists none."""
+        """Group results by image, keeping their order; complete `images` if the file lists none."""
         grouped: dict[int | str, list[Any]] = {}
         for position, result in enumerate(results):
             if not isinstance(result, dict) or not _is_id(result.get("image_id")):
@@ -166,14 +166,13 @@ class ResultParser:
             size = segmentation.get("size") if isinstance(segmentation, dict) else None
             if not (isinstance(size, list) and len(size) == 2 and all(_is_side(side) for side in size)):
                 raise DataError(
-                    f"{self.path}: does not say how large image {image_id!r} is; give the ground truth's COCO file as "
-                    "well"
+                    f"{self.path}: the size of image {image_id!r} is unknown; give the ground truth's COCO file as well"
                 )
             self.images[image_id] = ImageEntry(image_id, "", size[0], size[1])
         return grouped
 
     def parse(self, image: ImageEntry, results: Sequence[Any]) -> Predictions:
-        """Return the checked results of one image. Raises DataError naming the file, the image and the annotation."""
+        """Return the validated results of one image. Raises DataError with the file, the image and the annotation."""
         boxes, scores, qualities, classes, rles, soft_masks = [], [], [], [], [], []
         for index, result in enumerate(results):
             try:
@@ -232,14 +231,14 @@ class ResultParser:
         category = result.get("category_id")
         if not _is_id(category) or category not in self._class_of:
             known = ", ".join(str(key) for key in list(self._class_of)[:20])
-            raise DataError(f"unknown category_id {category!r}; the ids of `categories` are: {known or 'none'}")
+            raise DataError(f"unknown category_id {category!r}; the ids in `categories` are: {known or 'none'}")
         return self._class_of[category]
 
     def _all_or_none(self, image: ImageEntry, results: Sequence[Any], name: str, values: Sequence[Any]) -> bool:
-        """Return whether the results have a value; DataError where only some have."""
+        """Return whether the results have a value. Raises DataError if only some have."""
         missing = [index for index, value in enumerate(values) if value is None]
         if missing and len(missing) < len(values):
-            problem = f"has no {name}, but other results of this image have; give it to all or to none"
+            problem = f"has no {name}, but other results of this image have; give all of them one, or none"
             raise self._error(image, results, missing[0], problem)
         return len(values) > 0 and not missing
 
@@ -266,13 +265,13 @@ def _score(result: Mapping[str, Any]) -> float:
     if not _is_number(score, 2) or not 0 <= score <= 1:
         raise DataError(
             f"the score is {score!r}, expected a number from 0 to 1"
-            + ("; is this a ground truth file instead of predictions?" if score is None else "")
+            + ("; this may be a ground truth file instead of predictions" if score is None else "")
         )
     return float(score)
 
 
 def _quality(result: Mapping[str, Any]) -> float:
-    """Return the quality of the mask, NaN where the result has none."""
+    """Return the quality of the mask, NaN if the result has none."""
     quality = result.get("quality")
     if quality is None:
         return math.nan
@@ -282,7 +281,7 @@ def _quality(result: Mapping[str, Any]) -> float:
 
 
 def _box(result: Mapping[str, Any]) -> list[float] | None:
-    """Return the box as XYXY, or None where the result has none."""
+    """Return the box as XYXY, or None if the result has none."""
     box = result.get("bbox")
     if box is None or box == []:
         return None
@@ -293,7 +292,7 @@ def _box(result: Mapping[str, Any]) -> list[float] | None:
 
 
 def _rle(result: Mapping[str, Any], image: ImageEntry) -> dict[str, Any] | None:
-    """Return the mask as compressed RLE, or None where the result has none."""
+    """Return the mask as a compressed RLE, or None if the result has none."""
     segmentation = result.get("segmentation")
     if segmentation is None:
         return None
@@ -311,34 +310,34 @@ def _rle(result: Mapping[str, Any], image: ImageEntry) -> dict[str, Any] | None:
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else rle_codec.compress_counts(counts)
     except UnicodeEncodeError:
-        raise DataError("the RLE has characters that no compressed RLE has") from None
+        raise DataError("the RLE has invalid characters") from None
     return {"size": size, "counts": text}
 
 
 def decimals(values: np.ndarray) -> list[float]:
-    """Return the shortest decimals that are these float32, instead of the many digits of their float64 values."""
+    """Return the shortest decimals that give these float32, instead of the many digits of their float64 values."""
     return np.asarray(values, dtype=np.float32).astype(str).astype(np.float64).tolist()
 
 
 def pack_soft_mask(soft_mask: np.ndarray) -> dict[str, Any]:
-    """Return a soft mask (h, w) uint8 as the file stores it."""
+    """Return a soft mask (h, w) uint8 in the form of the file."""
     soft_mask = np.ascontiguousarray(soft_mask, dtype=np.uint8)
     data = base64.b64encode(zlib.compress(soft_mask.tobytes(), 6)).decode("ascii")
     return {"size": list(soft_mask.shape), "zlib": data}
 
 
 def unpack_pixels(packed: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return what `pack_soft_mask` packed, (height, width) uint8. Raises DataError where it is not of this size."""
+    """Return the pixels packed by `pack_soft_mask`, (height, width) uint8. Raises DataError if the size is wrong."""
     expected = list(size)
     pixels = expected[0] * expected[1]
     try:
         if packed["size"] != expected:
             size = str(packed["size"])[:40]
             raise DataError(f"the soft mask has the size {size}, but its box {expected} pixels (height, width)")
-        # Never unpack more than the box holds: a few bytes can claim gigabytes.
+        # Never unpack more than the box has pixels: a few bytes can claim gigabytes.
         data = zlib.decompressobj().decompress(base64.b64decode(packed["zlib"], validate=True), pixels + 1)
     except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
-        raise DataError(f"the soft mask is no packed image: {error}") from None
+        raise DataError(f"the soft mask cannot be unpacked: {error}") from None
     if len(data) != pixels:
-        raise DataError(f"the soft mask holds {len(data)} bytes, expected {pixels}")
+        raise DataError(f"the soft mask has {len(data)} bytes, expected {pixels}")
     return np.frombuffer(data, dtype=np.uint8).reshape(expected).copy()

@@ -1,9 +1,9 @@
-"""Predictions as annotations: the pseudo-labels of one image after the other, with the decision on every object.
+"""Predictions as annotations: pseudo-labels image by image, with the decision on every object.
 
-In their COCO file an object that is sure is an annotation like any other; one that is not is a region to be ignored
-(`iscrowd` 1), neither object nor background. Both say how sure they are: `score`, where they are known `quality` and
-`agreement`, `soft_mask` (as in a Predictions file, and with `at`, the x and y of its upper left pixel), and the
-`decision` with `why`. What is refused is no annotation: it is listed under `dropped`, without its mask.
+In their COCO file a sure object is an annotation like any other; an uncertain one is a region to be ignored (`iscrowd`
+1), neither object nor background. Both have `score`, `quality` and `agreement` if known, `soft_mask` (as in a
+Predictions file, and with `at`, the x and y of its upper left pixel), and the `decision` with `why`. Refused objects
+are not annotations: they are listed in `dropped`, without their masks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from detseg.structures.predictions import Predictions, soft_mask_windows
 
 DROPPED, IGNORED, KEPT = 0, 1, 2
 DECISIONS = ("dropped", "ignored", "kept")
-# Of the images of such a file, and its value: where their annotations come from.
+# Image field of such a file, and its value: the origin of the annotations.
 SOURCE_FIELD, PSEUDO = "label_source", "pseudo"
 
 
@@ -39,17 +39,17 @@ def label_rows(
     first_id: int,
     facts: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the annotations of one image, and the rows of what is dropped.
+    """Return the annotations of one image, and the rows for dropped objects.
 
-    decisions: (N,) of DROPPED, IGNORED, KEPT; masks without a pixel are dropped whatever they say. category_ids: of the
-    classes. facts: further fields of the N objects; those that are None, and empty texts, are left out.
+    decisions: (N,) of DROPPED, IGNORED, KEPT; masks without pixels are always dropped. category_ids: of the classes.
+    facts: additional fields of the N objects; None and empty strings are left out.
 
     Raises DataError for predictions without masks.
     """
     if predictions.rles is None and len(predictions):
         raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks; "
-            "pseudo-labels need masks"
+            f"predictions of image {predictions.file_name or predictions.image_id} have no masks, which pseudo-labels "
+            "need"
         )
     decisions = np.where(rle_codec.area(predictions.rles or []) > 0, decisions, DROPPED)
     quality = [None if np.isnan(value) else value for value in decimals(predictions.quality)]
@@ -98,7 +98,7 @@ def labels_of_file(
     names = [category.name for category in categories]
     low, high = (_per_class(path, value, names) for value in (ignore_from, sure))
     if not (low <= high).all():
-        raise DataError(f"{path}: ignore_from is {ignore_from}, above sure, {sure}; expected ignore_from <= sure")
+        raise DataError(f"{path}: ignore_from is {ignore_from}, above sure = {sure}; expected ignore_from <= sure")
     root = Path(path).parent / (image_root or "")
     images: list[ImageRecord] = []
     dropped: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ def labels_of_file(
             first_id += len(annotations)
             dropped.extend(refused)
             if not image.file_name:
-                raise DataError(f"{path}: image {image.image_id!r} has no file name, which says which picture it is")
+                raise DataError(f"{path}: image {image.image_id!r} has no file name, so its file cannot be found")
             record = ImageRecord(image.image_id, image.file_name, root / image.file_name, 0, 0, image.metadata)
             images.append(pseudo_image(record, image.height, image.width))
             yield annotations
@@ -132,13 +132,13 @@ def labels_of_file(
 
 
 def pseudo_image(record: ImageRecord, height: int, width: int) -> ImageRecord:
-    """Return an image as one that has pseudo-labels, of known size."""
+    """Return an image record marked as having pseudo-labels, with its size."""
     metadata = {**record.metadata, SOURCE_FIELD: PSEUDO}
     return dataclasses.replace(record, height=height, width=width, metadata=metadata)
 
 
 def _per_class(path: str | os.PathLike[str], value: float | Mapping[str, float], names: Sequence[str]) -> np.ndarray:
-    """Return one number per class (K,) float64."""
+    """Return one value per class (K,) float64."""
     values = [value.get(name) for name in names] if isinstance(value, Mapping) else [value] * len(names)
     unknown = [name for name in value if name not in names] if isinstance(value, Mapping) else []
     legal = all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in values)

@@ -1,4 +1,4 @@
-"""What a COCO data set is made of: its images, its classes, and the table of its annotations."""
+"""The parts of a COCO data set: its images, its classes, and the table of its annotations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detseg.structures import rle as rle_codec
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image of a data set. height, width: pixels. metadata: the further fields of the image in the COCO file."""
+    """One image of a data set. height, width: pixels. metadata: its other fields in the COCO file."""
 
     image_id: int | str
     file_name: str
@@ -29,7 +29,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Category:
-    """A class of a COCO file: its id there, its name, its further fields and its place in the file's list."""
+    """A class of a COCO file: its id, name, other fields, and position in the file's list."""
 
     id: int
     name: str
@@ -39,12 +39,12 @@ class Category:
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """All annotations, those of one image one after the other; they stay text until their image is asked for.
+    """All annotations, grouped by image; they stay text until their image is requested.
 
-    text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, where each annotation's JSON is in it.
-    classes: (A,) int32, 0-based. crowd: (A,) bool. pixels: (A,) uint8, how many the mask covers: 0, 1, or 2 for two and
-    more. offsets: (images + 1,) int64; image i has rows offsets[i]:offsets[i + 1]. boxes: whether the box stands for
-    the mask where there is none.
+    text: (bytes,) uint8, the ASCII text of the file. starts, ends: (A,) int64, position of each annotation's JSON in
+    it. classes: (A,) int32, 0-based. crowd: (A,) bool. pixels: (A,) uint8, number of pixels of the mask: 0, 1, or 2 for
+    two and more. offsets: (images + 1,) int64; image i has rows offsets[i]:offsets[i + 1]. boxes: whether boxes replace
+    missing masks.
     """
 
     text: np.ndarray
@@ -58,7 +58,7 @@ class AnnotationTable:
 
     @classmethod
     def from_rows(cls, images: Iterable[Sequence[Mapping[str, Any]]], class_of: Mapping[int, int]) -> AnnotationTable:
-        """Make the table of annotations as a COCO file has them, those of one image after the other.
+        """Create the table from annotations in the form of a COCO file, grouped by image.
 
         Each has `category_id`, `iscrowd` and `area`. class_of: category id -> class index.
         """
@@ -84,21 +84,21 @@ class AnnotationTable:
 
     @property
     def is_object(self) -> np.ndarray:
-        """Which annotations (A,) bool are objects: those that cover a pixel and are no crowd."""
+        """(A,) bool, annotations that are objects: with pixels and not crowd regions."""
         return ~self.crowd & (self.pixels > 0)
 
     def rows(self, image: int) -> slice:
-        """Return the rows of image number `image`."""
+        """Return the rows of image `image`."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def decode(self, image: int) -> list[dict[str, Any]]:
-        """Return the annotations of an image as the file has them."""
+        """Return the annotations of an image as in the file."""
         rows = self.rows(image)
         parts = [self.text[start:end].tobytes() for start, end in zip(self.starts[rows], self.ends[rows], strict=True)]
         return json.loads(b"[" + b",".join(parts) + b"]")
 
     def rles(self, image: int, height: int, width: int) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """Return the masks of an image as compressed RLEs, and which of them (N,) bool are polygons without a pixel."""
+        """Return the masks of an image as compressed RLEs, and (N,) bool, which of them are polygons without pixels."""
         annotations = self.decode(image)
         masks = [annotation.get("segmentation") for annotation in annotations]
         is_boxed = [self.boxes and is_empty(mask) for mask in masks]
@@ -113,7 +113,7 @@ class AnnotationTable:
         return rles, empty
 
     def select(self, images: np.ndarray) -> AnnotationTable:
-        """Return the table of these images, in this order; the text is shared."""
+        """Return the table for these images, in this order; the text is shared."""
         counts = np.diff(self.offsets)[images]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[images] - offsets[:-1], counts)
@@ -129,7 +129,7 @@ class AnnotationTable:
 
     @staticmethod
     def concatenate(tables: Sequence[AnnotationTable]) -> AnnotationTable:
-        """Join tables whose classes mean the same."""
+        """Join tables with the same classes."""
         shifts = np.cumsum([0, *(len(table.text) for table in tables[:-1])])
         first_rows = np.cumsum([0, *(len(table.starts) for table in tables)])
         return AnnotationTable(

@@ -69,7 +69,7 @@ BAD_ANNOTATIONS = {
     "polygon of two points": ({"segmentation": [[1, 2, 3, 4]]}, "has no mask (no polygon of three points or more)"),
     "flat polygon": ({"segmentation": [1, 2, 3, 4, 5, 6]}, "its polygon is a flat list"),
     "polygon with NaN": ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "not finite"),
-    "polygon with text": ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "what is no number"),
+    "polygon with text": ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "not a number"),
     "polygon of odd length": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "expected pairs x, y"),
     "RLE without a size": ({"segmentation": {"counts": [1, 2]}}, "its RLE is incomplete"),
     "RLE of another size": (rle([TOTAL], (WIDTH, HEIGHT)), "made for an image of [12, 10] (height, width)"),
@@ -135,7 +135,7 @@ BAD_IMAGES = {
     "claimed size": ({"height": 60_000, "width": 60_000}, "claims 60000 x 60000 pixels", 1),
     "id twice": ({"id": 1}, "the id 1 occurs twice (number 0 has it too)", 2),
     "name twice": ({"file_name": "sub folder/ü 1.png"}, "the file_name 'sub folder/ü 1.png' occurs twice", 2),
-    "id a list": ({"id": [2]}, "its id is a list; expected a whole number or a text", 1),
+    "id a list": ({"id": [2]}, "its id is a list; expected a whole number or a string", 1),
 }
 
 
@@ -153,13 +153,13 @@ def test_a_bad_image_is_named_and_left_out_with_its_annotations_on_demand(tmp_pa
 
 
 NO_COCO = {
-    "empty": ("", "is cut off or no JSON"),
-    "cut off": (json.dumps(example())[:-200], "is cut off or no JSON"),
+    "empty": ("", "is truncated or not JSON"),
+    "cut off": (json.dumps(example())[:-200], "is truncated or not JSON"),
     "no COCO": ('{"a": 1}', 'expected a list "images", found nothing'),
-    "a list": ("[1, 2]", "is cut off or no JSON"),
+    "a list": ("[1, 2]", "is truncated or not JSON"),
     "labelme": ('{"version": "5.0", "shapes": [], "imagePath": "a.png"}', 'expected a list "images"'),
     "no annotations": ('{"images": [], "categories": []}', "for none, write an empty list"),
-    "a number of 5000 digits": ('{"images": ' + "1" * 5000 + "}", "is cut off or no JSON"),
+    "a number of 5000 digits": ('{"images": ' + "1" * 5000 + "}", "is truncated or not JSON"),
     "image root a list": (json.dumps({**example(), "info": {"image_root": [1]}}), "info.image_root is a list"),
     "category twice": (
         json.dumps({**example(), "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}),
@@ -260,7 +260,7 @@ def test_skip_bad_makes_no_background_of_bad_objects(tmp_path: Path, capsys: pyt
     assert dataset.objects_per_image().sum(axis=1).tolist() == [1, 2]
     listed = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8").splitlines()
     assert len(listed) == 4
-    assert listed[-1].endswith("1.png: all of its annotations are bad, and it is left out")
+    assert listed[-1].endswith("1.png: all of its annotations are bad, so it is left out")
 
 
 @pytest.mark.parametrize("value", [0, 1, True, False, "0", "1", "true", "False", 1.0])

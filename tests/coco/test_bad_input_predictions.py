@@ -36,7 +36,7 @@ BAD_RESULTS = {
     "polygons": result(segmentation=[[0, 0, 5, 0, 5, 5]]),
     "int, expected a COCO RLE": result(segmentation=3),
     "has no segmentation, but others": result(segmentation=...),
-    "no packed image": result(soft_mask={"size": [5, 5], "zlib": "!"}),
+    "cannot be unpacked": result(soft_mask={"size": [5, 5], "zlib": "!"}),
     "soft mask has the size [4, 5]": result(soft_mask={"size": [4, 5], "zlib": ""}),
     "soft mask holds 0 bytes": result(soft_mask={"size": [5, 5], "zlib": "eJwDAAAAAAE="}),
 }
@@ -68,7 +68,7 @@ def test_bad_results_are_refused_with_their_place(tmp_path, message):
 
 
 BAD_FILES = {
-    "no complete JSON": '{"annotations": [',
+    "not complete JSON": '{"annotations": [',
     "neither": "3",
     "neither a": '{"images": []}',
     "`images` is dict": '{"annotations": [], "categories": [], "images": {}}',
@@ -82,9 +82,9 @@ BAD_FILES = {
     "annotations[0]": "[5]",
     "annotations[0] is": '[{"image_id": [1], "category_id": 1}]',
     "category_id None": '[{"image_id": 1}]',
-    "NaN is no number": '[{"image_id": 1, "category_id": 1, "score": NaN}]',
-    "no JSON text": b"\xff\xfe\x00",
-    "no complete": "[" * 100_000,
+    "NaN is not a valid number": '[{"image_id": 1, "category_id": 1, "score": NaN}]',
+    "not JSON text": b"\xff\xfe\x00",
+    "not complete": "[" * 100_000,
 }
 
 

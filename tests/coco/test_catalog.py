@@ -78,7 +78,7 @@ def test_a_set_that_is_drawn_says_who_draws_it(home: Path) -> None:
 
 def test_generated_sets_name_their_part_and_aliases_end(home: Path) -> None:
     (home / "catalog.yaml").write_text("- {name: own, generate: synthetic}\n", encoding="utf-8")
-    with pytest.raises(DataError, match="generate takes split too"):
+    with pytest.raises(DataError, match="generate needs split"):
         find_dataset("own")
     (home / "catalog.yaml").write_text("- {name: own, json: a, options: &o {a: [*o]}}\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"catalog\.yaml:1: \*o stands in &o itself"):

@@ -64,5 +64,5 @@ def test_impossible_limits_are_refused(file, sure, ignore_from, message) -> None
 def test_boxes_are_no_labels(tmp_path) -> None:
     boxes = Predictions(1, "x.png", *SIZE, [[0, 0, 4, 4]], [0.9], [0])
     write_predictions(tmp_path / "b.json", [boxes], ["cell"])
-    with pytest.raises(DataError, match="pseudo-labels need masks"):
+    with pytest.raises(DataError, match="have no masks, which pseudo-labels need"):
         CocoDataset.from_predictions(tmp_path / "b.json", 0.5, 0.5)

@@ -47,9 +47,9 @@ SWAPPED = [SQUARE[index ^ 1] for index in range(8)]
 @pytest.mark.parametrize(
     ("polygon", "cause"),
     [
-        (FRACTIONS, "fractions, 0 to 1"),
+        (FRACTIONS, "fractions from 0 to 1"),
         (moved(SWAPPED, 0, 0), "x and y are swapped"),
-        (moved(SQUARE, 500, 500), "outside of it"),
+        (moved(SQUARE, 500, 500), "outside it"),
         (moved(SQUARE, 10.02, 10.52, 0.001), "thinner than a pixel"),
     ],
 )
@@ -69,7 +69,7 @@ def test_crowd_is_told_of_and_cleared(tmp_path: Path, capsys: pytest.CaptureFixt
     path = write(tmp_path, [SQUARE, moved(SQUARE, -40, 0)], crowd=2)
     assert main(["inspect_data", "--data", str(path), "--output", str(tmp_path / "report")]) == 0
     said = capsys.readouterr().out
-    assert "2 of 2 annotations are regions to be ignored (iscrowd 1)" in said
+    assert "2 of 2 annotations are crowd regions (iscrowd 1)" in said
     assert "--iscrowd clear" in said
     words = ["prepare", "coco", "--annotations", str(path), "--split", "1", "--output"]
     assert main([*words, str(tmp_path / "kept")]) == 0
@@ -116,16 +116,16 @@ def test_a_few_of_them_are_usual(tmp_path: Path) -> None:
     polygons = [SQUARE] * 9
     assert check_objects(CocoDataset.load(write(tmp_path, [*polygons, moved(SQUARE, 500, 0)]))) == []
     assert check_objects(CocoDataset.load(write(tmp_path, [*polygons, SQUARE], crowd=1))) == []
-    with pytest.raises(DataError, match="without an annotation"):
+    with pytest.raises(DataError, match="without annotations"):
         check_objects(CocoDataset.load(write(tmp_path, [])))
 
 
 def test_a_set_without_images_is_no_set_to_score(tmp_path: Path) -> None:
     dataset = CocoDataset.load(write(tmp_path, [SQUARE]))
     empty = dataset.select(np.zeros(0, np.int64))
-    with pytest.raises(DataError, match="there is no image in it"):
+    with pytest.raises(DataError, match="it has no images"):
         check_sets([empty])
-    assert "there is no image in it" in check_sets([dataset, empty])[0]
+    assert "it has no images" in check_sets([dataset, empty])[0]
 
 
 def test_pixels_of_polygons_are_those_that_are_drawn() -> None:

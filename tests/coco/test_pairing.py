@@ -152,7 +152,7 @@ def test_files_of_different_images_with_the_same_ids_are_joined(tmp_path):
 
 def test_two_images_that_would_be_one_of_the_other_file_are_refused():
     index = ImageIndex([entry(1, "x.png"), entry(2, "y.png")], "own.json")
-    with pytest.raises(DataError, match=r"p\.json: image a/x\.png and b/x\.png are both x\.png of own\.json"):
+    with pytest.raises(DataError, match=r"p\.json: image a/x\.png and b/x\.png both match x\.png of own\.json"):
         index.pair([entry(7, "a/x.png"), entry(8, "b/x.png")], "p.json")
     assert index.pair_some([entry(7, "x.png"), entry(8, "z.png")], "p.json")[1] is None
     with pytest.raises(DataError, match=r"z\.png"):

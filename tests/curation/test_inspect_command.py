@@ -200,9 +200,9 @@ def test_data_without_objects(here: Path, capsys: pytest.CaptureFixture[str]) ->
     data = write_data(here / "data", "all", range(2), changes={0: {"count": 0}, 1: {"count": 0}})
     assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml") == 0
     assert "WARNING: " in (said := capsys.readouterr().out)
-    assert said.count("2 images without an annotation: there is nothing to learn") == said.count("WARNING: ") == 1
+    assert said.count("2 images without annotations: there is nothing to learn") == said.count("WARNING: ") == 1
     assert json.loads((here / "report" / "report.json").read_text())["objects"]["count"] == 0
-    assert "2 images without an annotation" in (here / "report" / "index.html").read_text(encoding="utf-8")
+    assert "2 images without annotations" in (here / "report" / "index.html").read_text(encoding="utf-8")
     validate_config(load_config(ROOT / "configs/_base_/mask_rcnn_small_fpn.yaml"), training=False)
 
 

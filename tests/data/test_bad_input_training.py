@@ -48,7 +48,7 @@ def train(folder: Path, content: dict[str, Any], *words: str) -> int:
 def test_data_without_any_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"]):
         assert train(tmp_path, content_of(3, 0), *words) == 2
-        assert "3 images without an annotation: there is nothing to learn" in capsys.readouterr().err
+        assert "3 images without annotations: there is nothing to learn" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
 
@@ -68,12 +68,12 @@ def test_validation_data_without_any_object(
     # Beside another one it can be meant so: images in which nothing is to be found.
     both = f"['{(tmp_path / 'set.json').as_posix()}', '{(tmp_path / 'none.json').as_posix()}']"
     assert train(tmp_path, content, "DATASETS.TEST", both, "SOLVER.MAX_ITER", "1") == 0
-    assert "none.json: 3 images without an annotation" in caplog.text
+    assert "none.json: 3 images without annotations" in caplog.text
 
 
 def test_data_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, content_of(0, 0)) == 2
-    assert "set.json: there is no image in it" in capsys.readouterr().err
+    assert "set.json: it has no images" in capsys.readouterr().err
 
 
 def test_a_config_for_other_classes_than_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_ids_as_others_write_them(coco: Path) -> None:
         assert next(dataset.raw_annotations())["category_id"] == dataset.categories[1].id
     mixed = [{"id": 1, "name": "cell"}, {"id": "2", "name": "nucleus"}]
     write(coco, [], images=images, annotations=[], categories=mixed)
-    with pytest.raises(DataError, match="a text in all categories"):
+    with pytest.raises(DataError, match="a string in all categories"):
         CocoDataset.load(coco)
     write(coco, [], images=images, annotations=[{**annotation, "category_id": True}])
     with pytest.raises(DataError, match="category_id"):
