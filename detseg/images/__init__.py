@@ -1,1 +1,1 @@
-"""Reading images of any kind, whole or by parts."""
+"""Read images of any kind, whole or in parts."""

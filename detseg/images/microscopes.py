@@ -1,7 +1,7 @@
-"""Files of microscopes' makers, CZI, LIF and ND2, read by bioio's readers, which the extra `microscopes` installs.
+"""Files in vendor formats, CZI, LIF and ND2, read by bioio's readers, which the extra `microscopes` installs.
 
-Only what is asked for is decoded: an image is a lazy array of which a part is computed; a CZI in colour is read whole.
-bioio-czi is under the GPL and is imported only here, when a CZI file is opened.
+Only requested parts are decoded: an image is a lazy array of which a part is computed; a colour CZI is read whole.
+bioio-czi has the GPL and is imported only here, when a CZI file is opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detseg.images.planes import PlaneChoice
 from detseg.images.size import check_size
 from detseg.structures.sample import FIELD, pixel_size_field
 
-# Ending -> module of the reader ("": none), and how the maker's program exports what is read without one.
+# Suffix -> module of the reader ("": none), and how to export the file from the vendor's program without it.
 READERS = {
     ".czi": ("bioio_czi", "ZEN: File > Export/Import > Export, OME-TIFF"),
     ".lif": ("bioio_lif", "LAS X: right click on the image > Export Image, TIFF with OME metadata"),
@@ -35,7 +35,7 @@ _FIJI = "Fiji: File > Import > Bio-Formats, then File > Save As > OME-TIFF"
 
 
 def is_microscope_file(path: Path) -> bool:
-    """Whether a file is one of a maker's formats, by its ending."""
+    """Whether a file has a vendor format, by its suffix."""
     return path.suffix.lower() in READERS
 
 
@@ -46,11 +46,11 @@ def has_reader(path: Path) -> bool:
 
 
 def open_microscope_file(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
-    """Open one image of a file. Facts are its pixel size and names of channels, where it says so.
+    """Open one image of a file. Facts are its pixel size and channel names, if the file has them.
 
     Raises:
-        DataError: the reader is not installed, or there is none; the file cannot be read; it holds several images
-            ("scenes") of which none is chosen; see PlaneSource.
+        DataError: the reader is not installed, or there is none; the file cannot be read; it has several images
+            ("scenes") and none is chosen; see PlaneSource.
     """
     with readable(str(path)):
         check_regular(path)
@@ -62,23 +62,23 @@ def open_microscope_file(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
         if choice.scene is None and len(scenes) > 1:
             shown = ", ".join(f"{number} {name}" for number, name in enumerate(scenes[:10]))
             raise DataError(
-                f"the file holds {len(scenes)} images (scenes: {shown}{', ...' if len(scenes) > 10 else ''}); choose "
-                'one with --scene N (of a COCO file the field "plane": {"scene": 0}), or export each as OME-TIFF'
+                f"the file has {len(scenes)} images (scenes: {shown}{', ...' if len(scenes) > 10 else ''}); choose "
+                'one with --scene N (in a COCO file the field "plane": {"scene": 0}), or export each as OME-TIFF'
             )
         if choice.scene is not None and choice.scene >= len(scenes):
             last = len(scenes) - 1
-            raise DataError(f"scene {choice.scene} is chosen, but the file holds {len(scenes)} (0 to {last})")
+            raise DataError(f"scene {choice.scene} is chosen, but the file has {len(scenes)} (0 to {last})")
         reader.set_scene(choice.scene or 0)
         is_bgr = path.suffix.lower() == ".czi" and "S" in reader.dims.order
-        kind = "mosaic_xarray" if "M" in reader.dims.order else "xarray"  # tiles of a mosaic are put together
+        kind = "mosaic_xarray" if "M" in reader.dims.order else "xarray"  # assembles the tiles of a mosaic
         if is_bgr:
-            # bioio-czi 3.0 gives the first colour for all three where it reads lazily.
+            # bioio-czi 3.0 returns the first colour for all three when it reads lazily.
             check_size(reader.dims.Y, reader.dims.X * math.prod(reader.dims.shape[:-3]))
         array = getattr(reader, f"{kind}{'' if is_bgr else '_dask'}_data")
         lazy, lock = array.data, threading.Lock()
 
         def get(index: tuple[Any, ...]) -> np.ndarray:
-            with lock:  # readers share one position in the file
+            with lock:  # reads share one file position
                 return np.asarray(lazy[index] if is_bgr else lazy[index].compute(scheduler="synchronous"))
 
         source = _Source(get, lazy.shape, "".join(map(str, array.dims)), name=str(path), fields=fields)
@@ -88,7 +88,7 @@ def open_microscope_file(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
 
 
 class _Source(PlaneSource):
-    """CZI has the colours of a pixel in the order blue, green, red."""
+    """CZI stores the colours of a pixel in the order blue, green, red."""
 
     is_bgr = False
 
@@ -101,16 +101,16 @@ def _reader(path: Path) -> Any:
     kind = path.suffix[1:].upper()
     exports = f"export it as OME-TIFF ({export}; or {_FIJI})"
     if not module:
-        raise DataError(f"{kind} files are not read here: {exports}")
+        raise DataError(f"{kind} files cannot be read: {exports}")
     try:
         reader = importlib.import_module(module).Reader
     except ImportError:
         package = module.replace("_", "-")
         raise DataError(
-            f"reading {kind} needs the package {package}: pip install {package}, or of all makers "
+            f"reading {kind} needs the package {package}: pip install {package}, or for all vendors "
             f"pip install 'detseg[microscopes]'; or {exports}"
         ) from None
-    # One picture a chunk, where a reader would decode all slices for one.
+    # One image per chunk; the reader's default would decode all slices for one.
     return reader(str(path)) if module == "bioio_nd2" else reader(str(path), chunk_dims=["Y", "X", "S"])
 
 

@@ -1,12 +1,12 @@
-"""Reading images and label images, whole or by parts: one error for a file that cannot be read, never half an image.
+"""Read images and label images, whole or in parts: a file that cannot be read completely is always an error.
 
-An image is (H, W, C), uint8, uint16 or float32, RGB where C = 3. The pixels come as the file stores them: an EXIF
-orientation is not applied, since masks are drawn on the stored pixels, and COCO's `height` and `width` mean them too.
-Of a file with slices or points in time, the field `plane` of the COCO image says which picture is meant.
+An image is (H, W, C), uint8, uint16 or float32, RGB if C = 3. Pixels are as stored in the file: an EXIF orientation is
+not applied, since masks are drawn on the stored pixels, and COCO's `height` and `width` refer to them too. For a file
+with slices or time points, the field `plane` of the COCO image chooses the plane.
 
-Pillow reads everything but TIFF (tifffile), Zarr (zarr), formats of microscopes (`microscopes`), NPY (NumPy) and colour
-PNG of 16 bits, which Pillow cuts to 8 (OpenCV). Not OpenCV for all: up to version 4 it fills the missing part of a
-truncated PNG in silence.
+Pillow reads everything but TIFF (tifffile), Zarr (zarr), vendor formats (`microscopes`), NPY (NumPy) and colour PNG of
+16 bits, which Pillow reduces to 8 (OpenCV). OpenCV is not used for all, because up to version 4 it silently fills the
+missing part of a truncated PNG.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> np.ndarray:
-    """Read an image file of any of `SUFFIXES` (told by its content, save for NPY), or a Zarr folder.
+    """Read an image file of any of `SUFFIXES` (recognized by its content, except NPY), or a Zarr folder.
 
-    fields: those of the image in a COCO file; `plane` chooses a picture of a file that holds several.
+    fields: of the image in a COCO file; `plane` chooses a plane of a file with several.
 
     Returns:
-        (H, W, C) uint8, uint16 or float32: gray gives C = 1, colour RGB, alpha is dropped. 8 and 16 bits stay as they
-        are, bool becomes 0 and 255, all other numbers become float32. A palette is applied, CMYK becomes RGB.
+        (H, W, C) uint8, uint16 or float32: C = 1 for grayscale, RGB for colour, without alpha. 8 and 16 bits are kept,
+        bool becomes 0 and 255, all other numbers become float32. A palette is applied, CMYK becomes RGB.
 
     Raises:
-        DataError: the file is missing, truncated, no image, larger than `size.max_pixels`, holds several images of
-            which none is chosen, or values that are no numbers.
+        DataError: the file is missing, truncated, not an image, larger than `size.max_pixels`, has several images and
+            none is chosen, or non-finite values.
     """
     return read_picture(path, fields)[0]
 
@@ -61,30 +61,30 @@ def read_image(path: str | os.PathLike[str], fields: Mapping[str, Any] | None = 
 def read_picture(
     path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Read an image file as `read_image`, and what is known of the image.
+    """Read an image file as `read_image`, with facts about the image.
 
     Returns:
         The image, and its facts: `pixel_size` (micrometres: a number, or [y, x]), `channel_names` and `unnamed_pages`
-        (pages without a name that were taken for channels), where the file says so; `fields` override them.
+        (pages without a name that were used as channels), if the file has them; `fields` override them.
     """
     with open_pixels(path, fields) as source:
         return _read_whole(source)
 
 
 def stored_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of `read_picture` that a COCO file stores as fields of the image."""
+    """Return the facts of `read_picture` that a COCO file stores as image fields."""
     return {name: value for name, value in facts.items() if name != "unnamed_pages"}
 
 
 def decode_image(data: bytes, name: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> np.ndarray:
-    """`read_image` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
+    """`read_image` from the bytes of a file. name: for messages; its suffix identifies NPY."""
     return decode_picture(data, name, fields)[0]
 
 
 def decode_picture(
     data: bytes, name: str | os.PathLike[str], fields: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """`read_picture` from the bytes of a file. name: what messages call it; its suffix tells NPY."""
+    """`read_picture` from the bytes of a file. name: for messages; its suffix identifies NPY."""
     with _opened(data, None, os.fspath(name), fields or {}) as source:
         return _read_whole(source)
 
@@ -111,7 +111,8 @@ def read_label_image(path: str | os.PathLike[str]) -> np.ndarray:
 def decode_label_image(data: bytes, name: str | os.PathLike[str], plane: PlaneChoice = SINGLE) -> np.ndarray:
     """`read_label_image` from the bytes of a file.
 
-    name: what messages call it; its suffix tells NPY. plane: of the image; of a file of several label images that one.
+    name: for messages; its suffix identifies NPY. plane: that of the image, also used for a file of several label
+    images.
     """
 
     def read(choice: PlaneChoice) -> np.ndarray:
@@ -119,15 +120,15 @@ def decode_label_image(data: bytes, name: str | os.PathLike[str], plane: PlaneCh
             return _labels_of(source)
 
     try:
-        return read(SINGLE)  # one label image of a stack, or of its projection
+        return read(SINGLE)  # a single label image for a stack or its projection
     except DataError:
         if plane == SINGLE:
             raise
     if plane.z == PROJECTION:
         read(dataclasses.replace(plane, z=0))
         raise DataError(
-            f"{name}: has label images of several slices, of which there is no maximum; choose a slice with --z N, or "
-            "give one label image of the projection"
+            f"{name}: has label images of several slices, which have no maximum projection; choose a slice with --z N, "
+            "or give one label image for the projection"
         )
     return read(plane)
 
@@ -139,7 +140,7 @@ def _labels_of(source: PlaneSource) -> np.ndarray:
         if array.shape[2] != 1:
             raise DataError(
                 f"a label image has one number per pixel, but this one has {array.shape[2]} channels; save the object "
-                "numbers as a gray PNG (16 bit), a TIFF or an NPY file"
+                "numbers as a grayscale PNG (16 bit), a TIFF or an NPY file"
             )
         array = array[:, :, 0]
         if array.dtype.kind == "f":
@@ -156,12 +157,12 @@ def _labels_of(source: PlaneSource) -> np.ndarray:
 
 
 def open_pixels(path: str | os.PathLike[str], fields: Mapping[str, Any] | None = None) -> PixelSource:
-    """Open an image for reading parts of it; see `reads_parts`. Unlike a whole image it may be of any size.
+    """Open an image to read parts of it; see `reads_parts`. It may exceed the size limit for whole images.
 
-    fields: as of `read_picture`.
+    fields: as in `read_picture`.
 
     Raises:
-        DataError: as `read_picture`; of TIFF and NPY, pixels that are broken are found when they are read.
+        DataError: as in `read_picture`; for TIFF and NPY, broken pixels are detected when they are read.
     """
     path = Path(path)
     if is_microscope_file(path):
@@ -170,7 +171,7 @@ def open_pixels(path: str | os.PathLike[str], fields: Mapping[str, Any] | None =
 
 
 def reads_parts(path: str | os.PathLike[str]) -> bool:
-    """Whether `open_pixels` reads parts of this file without reading all of it: Zarr, TIFF, NPY, CZI, LIF, ND2."""
+    """Whether `open_pixels` can read parts of this file without reading all of it: Zarr, TIFF, NPY, CZI, LIF, ND2."""
     path = Path(path)
     if is_zarr(path):
         return True
@@ -189,7 +190,7 @@ def _is_mapped(path: Path, start: bytes) -> bool:
 
 
 def _open_file(path: Path, fields: Mapping[str, Any], *, as_labels: bool = False) -> PlaneSource:
-    """Open a file; what is read by parts is mapped into memory."""
+    """Open a file; formats that are read in parts are mapped into memory."""
     with ExitStack() as stack:
         try:
             check_regular(path)
@@ -212,7 +213,7 @@ def _open_file(path: Path, fields: Mapping[str, Any], *, as_labels: bool = False
 
 
 def _close_map(data: mmap.mmap) -> None:
-    # An error that is raised holds arrays on the map; it is freed with them.
+    # The traceback of a raised error holds arrays on the map; the map is freed with them.
     with suppress(BufferError):
         data.close()
 
@@ -228,10 +229,10 @@ def _opened(
             raise DataError(
                 "label images are PNG, TIFF or NPY; export it as TIFF"
                 if as_labels
-                else "files of this kind are not read in an archive; unpack it"
+                else "files of this kind cannot be read inside an archive; unpack it"
             )
         if not as_labels and PlaneChoice.from_fields(fields).scene is not None:
-            raise DataError(f"a scene is chosen, and only {', '.join(MICROSCOPES)} have scenes; leave it out")
+            raise DataError(f"a scene is chosen, but only {', '.join(MICROSCOPES)} have scenes; remove --scene")
         if as_labels and data[:3] == b"\xff\xd8\xff":
             raise DataError(f"the label image is a JPEG, {LOSSY}")
         if name.lower().endswith(".npy"):
@@ -262,7 +263,7 @@ def _open_npy(data: Any, name: str, fields: Mapping[str, Any]) -> PlaneSource:
         if found < expected:
             raise DataError(f"the image is truncated: {found} bytes of {expected} are there; {REMEDY}")
         array = np.frombuffer(data, dtype, count=math.prod(shape), offset=offset)
-        # A copy, so that nothing keeps the mapped file.
+        # A copy, so that nothing references the mapped file.
         return array.reshape(shape, order="F" if is_fortran else "C")[index].copy()
 
     return PlaneSource(get, shape, axes, name=name, fields=fields)
@@ -270,9 +271,9 @@ def _open_npy(data: Any, name: str, fields: Mapping[str, Any]) -> PlaneSource:
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Set aside Pillow's switches for the whole program, which other packages change.
+    """Reset Pillow's global switches, which other packages change.
 
-    With LOAD_TRUNCATED_IMAGES half an image would pass for a whole one; MAX_IMAGE_PIXELS knows no remedy, see `size`.
+    With LOAD_TRUNCATED_IMAGES, half an image would pass for a whole one; for MAX_IMAGE_PIXELS see `size`.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
@@ -287,16 +288,16 @@ def _strict_pillow() -> Iterator[None]:
 def _decode_with_pillow(data: bytes, name: str, *, keep_indices: bool) -> np.ndarray:
     """Return (H, W) or (H, W, C), without alpha. keep_indices: do not apply a palette."""
     if data[:8] == _PNG_SIGNATURE and b"IEND" not in data:
-        raise DataError(f"the image is truncated: it has no end; {REMEDY}")
+        raise DataError(f"the image is truncated: its end is missing; {REMEDY}")
     with _strict_pillow():
         try:
             image = Image.open(io.BytesIO(data))
         except UnidentifiedImageError:
             kinds = ", ".join(suffix[1:].upper() for suffix in SUFFIXES if suffix not in (".jpeg", ".tiff"))
-            raise DataError(f"the file is no image (its content is of no known kind: {kinds}); {REMEDY}") from None
+            raise DataError(f"the file is not an image (none of the known kinds: {kinds}); {REMEDY}") from None
         check_size(image.height, image.width)
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise DataError(f"the file holds {image.n_frames} pictures; save every picture as a file of its own")
+            raise DataError(f"the file has {image.n_frames} images; save every image as a separate file")
         image.load()
         tell_orientation(image.getexif().get(ExifTags.Base.Orientation), name)
     if data[:8] == _PNG_SIGNATURE and data[24] == 16 and data[25] in (2, 4, 6):
@@ -311,16 +312,16 @@ def _decode_with_pillow(data: bytes, name: str, *, keep_indices: bool) -> np.nda
         image = image.convert("RGBA")
     array = np.asarray(image)
     if image.mode == "I" and image.format == "PNG":
-        array = array.astype(np.uint16)  # older Pillow widens a gray PNG of 16 bits to int32
+        array = array.astype(np.uint16)  # older Pillow versions read 16-bit grayscale PNG as int32
     return array[:, :, :-1] if image.mode in ("LA", "RGBA") else array
 
 
 def _decode_deep_png(data: bytes) -> np.ndarray:
-    """Decode a PNG with 16 bits in several channels; Pillow has already seen that it is whole."""
+    """Decode a PNG with 16 bits in several channels; Pillow has checked that it is complete."""
     array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise DataError("OpenCV cannot decode this PNG of 16 bits")
     if array.ndim == 2:
         return array
     color = array[:, :, 2::-1]  # OpenCV's order is blue, green, red, alpha
-    return color[:, :, :1] if data[25] == 4 else color  # gray with alpha: OpenCV repeats the gray
+    return color[:, :, :1] if data[25] == 4 else color  # grayscale with alpha: OpenCV repeats the gray channel

@@ -1,4 +1,4 @@
-"""TIFF files, whole or by parts: one picture of one or several channels, 1 to 64 bits; a broken file is refused."""
+"""TIFF files, whole or in parts: one plane with one or more channels, 1 to 64 bits; broken files are refused."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import tifffile
 
 
-# What a TIFF file says of itself: pixel size and names of channels, from OME-XML, ImageJ's text and plain tags.
+# Facts in a TIFF file: pixel size and channel names, from OME-XML, ImageJ's metadata and plain tags.
 
-# Micrometres in a unit; "pixel" and "reference frame" are none.
+# Unit -> micrometres; "pixel" and "reference frame" are not units of length.
 _MICROMETRES = {
     **dict.fromkeys(("µm", "μm", "um", "micron", "microns", "micrometer", "micrometre", "\\u00b5m"), 1.0),
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
@@ -40,19 +40,19 @@ _MICROMETRES = {
     **dict.fromkeys(("in", "inch"), 25_400.0),
 }
 _TAG_UNITS = {2: "inch", 3: "cm"}
-# The plain tags are meant for printers: 72 to 1,200 dots an inch say nothing of a microscope (353 to 21 micrometres).
+# Plain tags often have a print resolution: 72 to 1,200 dpi (353 to 21 micrometres) says nothing about a microscope.
 _COARSEST_OF_TAGS = 20.0
 
 
 def micrometres(unit: str | None) -> float | None:
-    """Return how many micrometres a unit of length has, None for what is no such unit."""
+    """Return the micrometres of a unit of length, None if it is not one."""
     return _MICROMETRES.get((unit or "").strip().lower())
 
 
 def describe_tiff(file: tifffile.TiffFile, num_channels: int | None) -> dict[str, Any]:
-    """Return `pixel_size` (micrometres: a number, or [y, x]) and `channel_names`, each only where the file says it.
+    """Return `pixel_size` (micrometres: a number, or [y, x]) and `channel_names`, each only if the file has it.
 
-    num_channels: of the picture; names of another number are left out. None: it has no axis of channels.
+    num_channels: of the image; a different number of names is ignored. None: it has no channel axis.
     """
     size, names = None, []
     if file.is_ome:
@@ -68,7 +68,7 @@ def describe_tiff(file: tifffile.TiffFile, num_channels: int | None) -> dict[str
 
 
 def _of_ome(xml: str) -> tuple[PixelSize | None, list[str]]:
-    """Read the first image of an OME-XML text."""
+    """Parse the first image of an OME-XML text."""
     try:
         root = ElementTree.fromstring(xml.strip())
     except ElementTree.ParseError:
@@ -105,7 +105,7 @@ def _of_imagej(file: tifffile.TiffFile, num_channels: int | None) -> tuple[Pixel
 
 
 def _of_tags(page: tifffile.TiffPage, factors: Sequence[float] | None) -> PixelSize | None:
-    """Read pixels a unit of length. factors: micrometres in the unit of y and x; None: the tags name it."""
+    """Parse the resolution tags. factors: micrometres per unit for y and x; None: the tags have the unit."""
     coarsest = math.inf
     if factors is None:
         unit = page.tags.valueof("ResolutionUnit")
@@ -123,30 +123,30 @@ def _of_tags(page: tifffile.TiffPage, factors: Sequence[float] | None) -> PixelS
 
 
 SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-# Of label images: the remedy.
-LOSSY = "which changes the numbers of objects at their edges; save it without losses (PNG, TIFF, NPY) from the source"
+# Remedy for label images.
+LOSSY = "which changes the labels at object edges; save it losslessly (PNG, TIFF, NPY) from the source"
 _JPEG = (6, 7, 34892, 33007)
-# Bytes of a value of every type of tag.
+# Bytes per value of every tag type.
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-# Decoded strips and tiles that are kept, bytes: neighbours need them again.
+# Bytes of decoded strips and tiles that are cached, because neighbouring parts need them again.
 _CACHE = 2**28
 
 
 class TiffSource(PlaneSource):
-    """A picture of a TIFF file, BigTIFF, tiles, pyramids (their full size), OME-TIFF and ImageJ included.
+    """One plane of a TIFF file, including BigTIFF, tiles, pyramids (full size), OME-TIFF and ImageJ.
 
-    `facts` are what the file says of the picture: `pixel_size`, `channel_names`, and `unnamed_pages`, how many pages
-    without a name became channels.
+    `facts` come from the file: `pixel_size`, `channel_names`, and `unnamed_pages`, the number of pages without a name
+    that became channels.
 
     Args:
         data: the file's bytes, or the file mapped into memory.
-        stream: the open file, where `data` is a map of it.
+        stream: the open file, if `data` is a map of it.
         name, fields: see PlaneSource.
-        as_labels: do not apply a palette, nor turn an image in which white is 0.
+        as_labels: do not apply a palette, nor invert an image in which white is 0.
 
     Raises:
-        DataError: the file is cut off, or holds several pictures of which none is chosen. Other exceptions of the
-            decoders pass through.
+        DataError: the file is truncated, or has several planes and none is chosen. Other exceptions of the decoders are
+            passed on.
     """
 
     def __init__(
@@ -154,29 +154,27 @@ class TiffSource(PlaneSource):
     ) -> None:
         _check_directories(data)
         with ExitStack() as resources:
-            # tifffile logs what it finds strange; here that either matters and is raised, or does not.
+            # tifffile logs irregularities; here they are either errors that are raised, or irrelevant.
             logger, silence = logging.getLogger("tifffile"), logging.Filter("no logger")
             logger.addFilter(silence)
             resources.callback(logger.removeFilter, silence)
-            # Files that a multi-file OME-TIFF names are not looked for: what is missing would be black.
+            # Other files of a multi-file OME-TIFF are not opened: missing ones would be black.
             file = resources.enter_context(tifffile.TiffFile(stream or io.BytesIO(data), _multifile=False))
             if not file.pages:
-                raise DataError("the TIFF file holds no picture")
+                raise DataError("the TIFF file has no image")
             _check_complete(file, len(data))
             if not as_labels:
                 tell_orientation(file.pages[0].tags.valueof("Orientation"), name)
                 if file.pages[0].photometric in (8, 9, 10):
                     raise DataError(
-                        "the image is in the colours of CIE L*a*b* (TIFF's PhotometricInterpretation "
-                        f"{int(file.pages[0].photometric)}), which is not converted here; save it as RGB"
+                        "the image has CIE L*a*b* colours (PhotometricInterpretation "
+                        f"{int(file.pages[0].photometric)}), which are not supported; save it as RGB"
                     )
             if as_labels and file.pages[0].compression in _JPEG:
                 raise DataError(f"the label image is compressed as JPEG, {LOSSY}")
             series = file.series[0]
             if any(other.shape == series.shape for other in file.series[1:]):
-                raise DataError(
-                    f"the TIFF file holds {len(file.series)} pictures; save every picture as a file of its own"
-                )
+                raise DataError(f"the TIFF file has {len(file.series)} images; save every image as a separate file")
             super().__init__(_getter(series, data), series.shape, series.axes, name=name, fields=fields)
             channel = self.plane.channel
             self._page, self._as_labels = file.pages[0], as_labels
@@ -198,37 +196,37 @@ class TiffSource(PlaneSource):
                 return _to_rgb("CMYK", array)
             if kind == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind in "ub":
                 array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
-            # The decoder of JPEG has made it RGB.
+            # The JPEG decoder has converted it to RGB.
             if kind == tifffile.PHOTOMETRIC.YCBCR and self._page.compression not in _JPEG and array.shape[2] == 3:
                 return _to_rgb("YCbCr", array)
         return array[:, :, :-1] if self._has_alpha else array
 
 
 def _has_alpha(page: tifffile.TiffPage) -> bool:
-    """Whether the last channel is alpha: marked so, or the unexplained fourth of RGB."""
+    """Whether the last channel is alpha: marked so, or an unspecified fourth one of RGB."""
     if not page.extrasamples:
         return False
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     if bits > 8 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-        return False  # four recorded channels, (4, H, W), for which tifffile guesses RGBA when it writes them
+        return False  # four recorded channels, (4, H, W), which tifffile marks as RGBA when writing
     kind = page.extrasamples[-1]
     return kind in (1, 2) or (page.photometric == tifffile.PHOTOMETRIC.RGB and page.samplesperpixel == 4)
 
 
 def _to_rgb(mode: str, array: np.ndarray) -> np.ndarray:
-    """Convert pixels (h, w, C) of a mode of Pillow."""
+    """Convert pixels (h, w, C) of a Pillow mode."""
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise DataError(f"{mode} of the type {array.dtype} is not known here; save the image as RGB")
+        raise DataError(f"{mode} of the type {array.dtype} is not supported; save the image as RGB")
     height, width = array.shape[:2]
     return np.array(Image.frombytes(mode, (width, height), array.tobytes()).convert("RGB"))
 
 
 def _check_directories(data: Any) -> None:
-    """Walk the chain of directories (one per page) and refuse a file where it or a tag's values are beyond the end.
+    """Walk the chain of directories (one per page) and refuse a file if they or a tag's values extend beyond its end.
 
-    Decoders end the chain there without a word, and a stack of ten would pass for a single picture.
+    Decoders silently end the chain there, and a stack of ten would pass for a single image.
     TIFF 6.0 section 2; BigTIFF has the same tables with 64-bit numbers.
     """
     order = "<" if data[:2] == b"II" else ">"
@@ -238,8 +236,8 @@ def _check_directories(data: Any) -> None:
     position, seen = struct.unpack_from(order + offset_format, data, 8 if big else 4)[0], set()
     try:
         while position:
-            if position in seen:  # tifffile would go round and round
-                raise DataError(f"the image's list of pages comes back to an earlier page; {REMEDY}")
+            if position in seen:  # tifffile would loop forever
+                raise DataError(f"the image's list of pages is circular; {REMEDY}")
             seen.add(position)
             entries = struct.unpack_from(order + count_format, data, position)[0]
             position += struct.calcsize("=" + count_format)
@@ -252,29 +250,29 @@ def _check_directories(data: Any) -> None:
             position = struct.unpack_from(order + offset_format, data, position + entries * entry_size)[0]
     except struct.error:
         raise DataError(
-            f"the image is truncated: its tables reach beyond its end ({len(data)} bytes); {REMEDY}"
+            f"the image is truncated: its tables extend beyond its end ({len(data)} bytes); {REMEDY}"
         ) from None
 
 
 def _check_complete(file: tifffile.TiffFile, size: int) -> None:
-    """Refuse a file whose pixels are beyond its end: decoders would leave them black."""
+    """Refuse a file whose pixels extend beyond its end: decoders would leave them black."""
     for page in file.pages:
         ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if not ends or max(ends) > size or any(count == 0 for count in page.databytecounts):
             raise DataError(
-                f"the image is truncated: its pixels reach to byte {max(ends, default=0)}, the file has {size}; "
+                f"the image is truncated: its pixels extend to byte {max(ends, default=0)}, but the file has {size}; "
                 f"{REMEDY}"
             )
 
 
 def _getter(series: tifffile.TiffPageSeries, data: Any) -> Getter:
-    """Return what reads the part of a series that an index selects, and of the file no more than needed."""
-    if series.dataoffset is not None:  # not compressed, and in one piece
+    """Return a function that reads the part of a series selected by an index, and no more of the file than needed."""
+    if series.dataoffset is not None:  # uncompressed and contiguous
         dtype = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
 
         def get(index: tuple[Any, ...]) -> np.ndarray:
             flat = np.frombuffer(data, dtype, count=math.prod(series.shape), offset=series.dataoffset)
-            # A copy, so that nothing keeps the mapped file.
+            # A copy, so that nothing references the mapped file.
             return flat.reshape(series.shape)[index].astype(dtype.newbyteorder("="))
 
         return get
@@ -288,25 +286,25 @@ def _getter(series: tifffile.TiffPageSeries, data: Any) -> Getter:
 
 
 class _Pages:
-    """The pages of a series, which its first axes, of the lengths `front`, count; each is read whole or by parts."""
+    """The pages of a series, indexed by its first axes with the lengths `front`; each is read whole or in parts."""
 
     def __init__(self, series: tifffile.TiffPageSeries, front: tuple[int, ...]) -> None:
         self._pages = series.pages
         self._numbers = np.arange(len(series.pages)).reshape(front)
         self._key = key = series.keyframe
-        # (separate samples, depth, height, width, samples side by side)
+        # (separate samples, depth, height, width, interleaved samples)
         self._shape = key.shaped
         self._is_planar = len(key.shape) > 2 and key.shape[0] == self._shape[0] and self._shape[0] > 1
         self._height = key.tilelength if key.is_tiled else min(key.rowsperstrip, key.imagelength)
         self._width = key.tilewidth if key.is_tiled else key.imagewidth
         self._down = math.ceil(key.imagelength / self._height)
         self._right = math.ceil(key.imagewidth / self._width)
-        self._lock = threading.Lock()  # threads share one position in the file
+        self._lock = threading.Lock()  # threads share one file position
         segment_bytes = self._height * self._width * self._shape[4] * key.dtype.itemsize
         self._segment = functools.lru_cache(max(_CACHE // segment_bytes, 1))(self._decode_segment)
 
     def read(self, index: tuple[Any, ...]) -> np.ndarray:
-        """Return what `series.asarray()[index]` is; of rows and columns the index has slices."""
+        """Return `series.asarray()[index]`; the index has slices for rows and columns."""
         count = self._numbers.ndim
         numbers = self._numbers[index[:count]]
         pages = [self._read_page(number, index[count:]) for number in numbers.ravel().tolist()]
@@ -318,7 +316,7 @@ class _Pages:
         sides = (key.imagelength, key.imagewidth)
         rows, columns = (range(side)[one] for side, one in zip(sides, places, strict=True))
         if self._shape[1] != 1 or (len(rows), len(columns)) == sides:
-            with self._lock:  # in one call, which decodes strips in several threads
+            with self._lock:  # one call decodes strips in several threads
                 return self._pages[number].asarray()[index]
         result = np.zeros((self._shape[0], len(rows), len(columns), self._shape[4]), dtype=key.dtype)
         for sample in range(self._shape[0]):
@@ -340,14 +338,14 @@ class _Pages:
             file.seek(page.dataoffsets[index])
             raw = file.read(page.databytecounts[index])
         tables = {}
-        if self._key.compression in _JPEG:  # it keeps its tables apart
+        if self._key.compression in _JPEG:  # its tables are stored separately
             tables = {"jpegtables": page.jpegtables, "jpegheader": self._key.jpegheader}
         decoded, _, shape = self._key.decode(raw, index, **tables)
         return np.asarray(decoded).reshape(shape)[0]
 
 
 def _paste(target: np.ndarray, segment: np.ndarray, y: int, x: int) -> None:
-    """Put what fits of a segment into a target (h, w, C), its upper left corner at the pixel (y, x)."""
+    """Paste a segment, clipped, into a target (h, w, C) with its upper left corner at (y, x)."""
     y0, x0 = max(y, 0), max(x, 0)
     y1, x1 = min(y + segment.shape[0], target.shape[0]), min(x + segment.shape[1], target.shape[1])
     if y1 > y0 and x1 > x0:

@@ -1,4 +1,4 @@
-"""Zarr arrays (versions 2 and 3) and OME-Zarr images, of which parts are read. Needs the package zarr."""
+"""Zarr arrays (versions 2 and 3) and OME-Zarr images, read in parts. Needs the package zarr."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def is_zarr(path: Path) -> bool:
 def open_zarr(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
     """Open an array, or the full size of an OME-Zarr image (versions 0.1 to 0.5).
 
-    Facts are the image's pixel size and names of channels, where it says so.
+    Facts are the pixel size and channel names, if the image has them.
 
     Raises:
-        DataError: zarr is not installed; the folder is a group of something else; see PlaneSource.
+        DataError: zarr is not installed; the folder is another kind of group; see PlaneSource.
     """
     with readable(str(path)):
         try:
@@ -42,7 +42,7 @@ def open_zarr(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
         shape = tuple(array.shape)
         if len(shape) < 2 or array.dtype.kind not in "iubf":
             raise DataError(f"expected an image, found {array.dtype} of shape {shape}")
-        # Reading one pixel unpacks a whole chunk; one of zeros takes some bytes in the file.
+        # Reading one pixel unpacks a whole chunk, and a chunk of zeros takes only a few bytes in the file.
         chunk = math.prod(int(side) for side in array.chunks) * array.dtype.itemsize
         if chunk > 4 * max_pixels():
             raise DataError(
@@ -59,13 +59,13 @@ def open_zarr(path: Path, fields: Mapping[str, Any]) -> PlaneSource:
 
 
 def _level_zero(group: Any) -> tuple[Any, str, dict[str, Any]]:
-    """The array of the full size, its axes and facts, of an OME-Zarr group."""
+    """Return the full-size array, its axes and facts, from an OME-Zarr group."""
     attributes = dict(group.attrs)
     attributes = attributes.get("ome", attributes)
     scales = attributes.get("multiscales")
     if not scales:
         inside = ", ".join(sorted(group.array_keys())[:5]) or "no arrays"
-        raise DataError(f"is a Zarr group but no OME-Zarr image; name one of its arrays ({inside})")
+        raise DataError(f"is a Zarr group but not an OME-Zarr image; give one of its arrays ({inside})")
     first = scales[0]
     level = first["datasets"][0]
     array = group[level["path"]]
@@ -99,11 +99,13 @@ def _pixel_size(named: Sequence[Any], names: Sequence[str], transformations: Seq
 
 
 def _guessed(shape: Sequence[int], given: str) -> str:
-    """Letters for an array that names no axes: (height, width), or with RGB at the end; else they must be given."""
+    """Return axis letters for an array without names: (height, width), with RGB last or without; others need --axes."""
     if len(shape) == 2:
         return given if len(given) == 2 else "YX"
     if given:
         return given if len(given) == len(shape) else "?" * len(shape)
     if len(shape) == 3 and shape[2] in (1, 3, 4):
         return "YXS"
-    raise DataError(f"does not name its axes, of shape {tuple(shape)}; name them with --axes, as CYX or TZYX")
+    raise DataError(
+        f"does not name its axes, with the shape {tuple(shape)}; name them with --axes, such as CYX or TZYX"
+    )

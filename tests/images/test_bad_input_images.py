@@ -93,9 +93,9 @@ BAD_IMAGES = {
     "truncated.jpg": (packed(Image.fromarray(GRAY), "JPEG")[:-60], "the image is truncated"),
     "truncated.tif": (tiff(GRAY)[:-40], "the image is truncated"),
     "truncated.npy": (npy(GRAY)[:-1], "the image is truncated: 191 bytes of 192 are there"),
-    "animated.png": (animated(), "the file holds 2 pictures; save every picture as a file of its own"),
+    "animated.png": (animated(), "the file has 2 images; save every image as a separate file"),
     "stack.tif": (tiff(np.zeros((5, HEIGHT, WIDTH), np.uint16), imagej=True, metadata={"axes": "ZYX"}), "5 slices"),
-    "text.png": (b"a text file called .png", "the file is no image (its content is of no known kind"),
+    "text.png": (b"a text file called .png", "the file is not an image (none of the known kinds"),
     "not_finite.npy": (npy(np.full((HEIGHT, WIDTH), np.nan)), "not finite"),
     "no_pixels.npy": (npy(np.zeros((0, 4))), "no pixels"),
     **{

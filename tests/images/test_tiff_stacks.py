@@ -57,9 +57,9 @@ def test_a_slice_and_a_time_are_chosen_and_nothing_is_guessed(tmp_path: Path, na
     WRITERS[name](path)
     for fields, message in (
         ({}, r"3 slices.*--z 0 to 2.*--z max"),
-        (plane(z=1), r"2 points in time.*--t 0 to 1"),
+        (plane(z=1), r"2 time points.*--t 0 to 1"),
         (plane(z=3, t=0), r"z 3 is chosen.*3 slices \(0 to 2\)"),
-        (plane(z=0, t=2), r"t 2 is chosen.*2 points in time"),
+        (plane(z=0, t=2), r"t 2 is chosen.*2 time points"),
         (plane(z=-1, t=0), "z is -1"),
         (plane(z="middle", t=0), "expected a whole number"),
         (plane(z=0, t="max"), "expected a whole number"),
