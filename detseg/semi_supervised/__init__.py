@@ -1,4 +1,4 @@
-"""Learning from images without labels: pseudo-labels and their gates."""
+"""Semi-supervised learning: pseudo-labels for unlabelled images, and the gates that select them."""
 
 from detseg.semi_supervised.gates import Gates
 from detseg.semi_supervised.labels import LabelInputs, PseudoLabels, label_images

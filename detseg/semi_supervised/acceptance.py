@@ -1,7 +1,7 @@
-"""Whether a round helped: scores out of fold of the labelled images, and the interval of their difference.
+"""Whether a round helped: out-of-fold scores on the labelled images, and the interval of their difference.
 
-Both sides are scored alike: every image by the models that have not seen it, after the score threshold that is best on
-the images of the other folds. The interval is that of a paired bootstrap over images (`evaluation.intervals`).
+Both sides are scored in the same way: every image by models that have not seen it, with the score threshold that is
+best on the other folds. The interval is from a paired bootstrap over images (`evaluation.intervals`).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from detseg.tuning.thresholds import choose_score_threshold
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What was found in every labelled image: counts of each, in the order of the data set, and its class names."""
+    """Out-of-fold results on the labelled images: counts per image, in the order of the data set, and class names."""
 
     counts: list[ObjectCounts]
     class_names: list[str]
 
     def scores(self, seed: int = 0) -> dict[str, Any]:
-        """Return every score with its interval, of all objects and of each class: name -> [value, low, high]."""
+        """Return every score with its interval, for all objects and each class: name -> [value, low, high]."""
         return scores_with_intervals(self.counts, self.class_names, seed)
 
 
 def score_out_of_fold(path: Path, dataset: CocoDataset, folds: np.ndarray) -> OutOfFold:
-    """Read predictions of all labelled images and count what they hit, with thresholds chosen on the other folds.
+    """Read predictions of all labelled images and count hits and misses, with thresholds chosen on the other folds.
 
-    folds: (I,) of the images. Raises DataError where an image has no predictions, or these have no masks.
+    folds: (I,) of the images. Raises DataError if an image has no predictions, or these have no masks.
     """
     truth = GroundTruth.from_coco(dataset)
     predictions = read_predictions(path, dataset)
@@ -63,13 +63,13 @@ def score_out_of_fold(path: Path, dataset: CocoDataset, folds: np.ndarray) -> Ou
             processed[index] = settings.apply(aligned[index])
     counts = count_all(truth, [one for one in processed if one is not None])
     if counts is None:
-        raise DataError(f"{path}: its predictions have no masks; rounds are accepted by scores of masks")
+        raise DataError(f"{path}: its predictions have no masks; rounds are accepted by mask scores")
     return OutOfFold(counts, list(truth.class_names))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """gain: [value, low, high] of `metric`, or None where it is not defined. accepted: whether the round helped."""
+    """gain: [value, low, high] of `metric`, or None if undefined. accepted: whether the round helped."""
 
     metric: str
     before: float | None
@@ -81,16 +81,16 @@ class Decision:
 
     def __str__(self) -> str:
         if self.gain is None:
-            return f"{self.metric} is not defined on these images: the teacher stays the answer"
+            return f"{self.metric} is not defined on these images: the teacher is kept"
         value, low, high = self.gain
         said = f"{self.metric} {self.before:.4f} -> {self.after:.4f}, {value:+.4f} ({low:+.4f} to {high:+.4f})"
         if self.accepted:
             return f"{said}: accepted"
-        return f"{said}: not more than chance allows, the teacher stays the answer"
+        return f"{said}: not significant, so the teacher is kept"
 
 
 def decide(before: OutOfFold, after: OutOfFold, metric: str, least_gain: float = 0.0, seed: int = 0) -> Decision:
-    """Accept a round where the lower end of the paired interval of its gain is above `least_gain`."""
+    """Accept a round if the lower end of the paired interval of its gain is above `least_gain`."""
     differences = differences_with_intervals(before.counts, after.counts, before.class_names, seed)
     gains = {name: scores[metric] for name, scores in differences.items()}
     gain = gains.pop(ALL)

@@ -1,4 +1,4 @@
-"""How far several members (models, folds, views) agree on an object: the IoU of what each has found of it."""
+"""Agreement of several members (models, folds, views) on an object: the IoU with what each has found."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from detseg.structures.overlaps import shared_pixels
 
 
 def agreement_with(members: Sequence[Predictions], predictions: Predictions) -> np.ndarray:
-    """Return the mean over members of the largest IoU (N,) float64 of each object with one of theirs of its class.
+    """Return for each object (N,) float64 the mean over members of its largest IoU with their objects of its class.
 
-    A member that has not found it, or calls it another class, counts 0. members: one or more, of the same image.
-    Time and memory grow with the objects' pixels and the pairs that meet.
+    A member that has not found the object, or gives it another class, counts as 0. members: one or more, for the same
+    image. Time and memory grow with the objects' pixels and the number of overlapping pairs.
 
-    Raises DataError where one has no masks.
+    Raises DataError if one has no masks.
     """
     total = np.zeros(len(predictions))
     masks = _runs(predictions)
@@ -34,7 +34,7 @@ def agreement_with(members: Sequence[Predictions], predictions: Predictions) -> 
 def _runs(predictions: Predictions) -> rle_codec.Runs:
     if predictions.rles is None and len(predictions):
         raise DataError(
-            f"predictions of image {predictions.file_name or predictions.image_id} are boxes without masks: the "
-            "agreement of members is that of their masks"
+            f"predictions of image {predictions.file_name or predictions.image_id} have no masks, which the agreement "
+            "of members needs"
         )
     return rle_codec.read_runs(predictions.rles or [])

@@ -1,7 +1,7 @@
-"""The gates that a predicted object passes before a model learns from it.
+"""The gates that a predicted object must pass before a model is trained with it.
 
-An object is kept where all of them say that it is sure, dropped where one says that it is too doubtful, and between the
-two it is ignored: neither object nor background. Stored as YAML:
+An object is kept if it is sure by all gates, dropped if it is too doubtful by any, and otherwise ignored: neither
+object nor background. Stored as YAML:
 
     classes: [shsy5y, astro, cort]
     score: {shsy5y: 0.6, astro: 0.7, cort: 0.7}
@@ -33,7 +33,7 @@ FIXED, COUNTS, PRECISION = "fixed", "counts", "precision"
 KEEP, MAJORITY = "keep", "majority"
 _PIXELS = number("a number of pixels", at_most=float("inf"))
 _PIXELS_OR_NONE = number("a number of pixels, or null for no limit", at_most=float("inf"), or_none=True)
-_WANTED = number("a share above 0, up to 1", 0, 1, above=0)
+_WANTED = number("a fraction above 0, up to 1", 0, 1, above=0)
 _COUNT = Rule(lambda value: is_number(value) and value >= 0 and float(value).is_integer(), "a whole number from 0")
 _TEXT = Rule(lambda value: isinstance(value, str), "the name of a field of the images")
 _CLASS = Rule(lambda value: isinstance(value, str) and bool(value), "keep, majority, or a field of the images")
@@ -41,25 +41,26 @@ _CLASS = Rule(lambda value: isinstance(value, str) and bool(value), "keep, major
 
 @dataclass(frozen=True)
 class Gates(Settings):
-    """Settings of the gates; most may be a mapping class name -> value.
+    """Settings of the gates; most may be a mapping from class name to value.
 
-    score, ignore_score: an object of at least `score` is sure, one below `ignore_score` is dropped. quality,
-        ignore_quality: the same for the quality of its mask that the model predicts, where it does. agreement,
-        ignore_agreement: the same for the mean IoU with what the other members (models, folds, views) have found, see
-        `agreement_with`; 0 does not ask.
-    min_area, max_area: in pixels; what is smaller or larger is not sure (debris, several cells in one).
-    choose: how the limits of the score are chosen. "fixed": as given. "counts": of every class and group of images, as
-        many objects an image are sure as the labelled images have (Noisy Boundaries, Wang et al., CVPR 2022), and
-        `ignore_counts` times as many are sure or ignored; never below `ignore_score`. "precision": the lowest score
-        from which on the share `precision` of the objects that pass the other gates hits an object of the labelled
-        images, of the same class, by an IoU greater than `iou`, on predictions out of fold; below it, the lowest from
-        which on the share `ignore_precision` of what is ignored does.
-    group_by: field of the images that says their group, for "counts"; images without it are of one group.
-    image_class: "keep": an object has the class that was predicted. "majority": all objects of an image get the class
-        with the largest sum of scores. Else a field of the images that says the class: by its name, or as the labelled
-        images of this value (a plate, for example) have it, where all their objects are of one class.
-    min_sure: an image with fewer sure objects is left out. min_sure_share: one of whose sure and ignored objects a
-        smaller share is sure. min_image_score: one whose sure and ignored objects have a lower mean score.
+    score, ignore_score: an object with at least `score` is sure, one below `ignore_score` is dropped. quality,
+        ignore_quality: the same for the predicted mask quality, if the model has one. agreement, ignore_agreement: the
+        same for the mean IoU with the objects of the other members (models, folds, views), see `agreement_with`; 0 is
+        off.
+    min_area, max_area: in pixels; smaller or larger objects are not sure (debris, several cells in one).
+    choose: how the score limits are chosen. "fixed": as given. "counts": per class and group of images, so that images
+        have as many sure objects on average as the labelled images (Noisy Boundaries, Wang et al., CVPR 2022), and
+        `ignore_counts` times as many sure or ignored ones; never below `ignore_score`. "precision": the lowest score
+        above which the fraction `precision` of the objects that pass the other gates hit a labelled object of their
+        class with an IoU greater than `iou`, on out-of-fold predictions; below it, the lowest score above which the
+        fraction `ignore_precision` of the ignored objects do.
+    group_by: image field with the group, for "counts"; images without it form one group.
+    image_class: "keep": an object keeps its predicted class. "majority": all objects of an image get the class with the
+        largest sum of scores. Else an image field that determines the class: by its name, or by the labelled images
+        with the same value (such as a plate), if all their objects have one class.
+    min_sure: an image with fewer sure objects is left out. min_sure_share: so is one with a smaller fraction of sure
+        objects among sure and ignored ones. min_image_score: so is one whose sure and ignored objects have a lower mean
+        score.
     """
 
     kind: ClassVar[str] = "gates of pseudo-labels"
@@ -90,23 +91,23 @@ class Gates(Settings):
         count = max(len(self.classes), 1)
         for name in ("score", "quality", "agreement"):
             low, high = (self.values(key, np.arange(count)) for key in (f"ignore_{name}", name))
-            # What is chosen takes neither limit of the score as it is.
+            # Chosen limits override those of the score.
             if (low > high).any() and not (name == "score" and self.choose != FIXED):
                 raise DataError(
                     f"{self.source}: ignore_{name} is {getattr(self, f'ignore_{name}')}, above {name}, "
-                    f"{getattr(self, name)}; an object is ignored from ignore_{name} on, and sure from {name} on"
+                    f"{getattr(self, name)}; expected ignore_{name} <= {name}"
                 )
 
     @property
     def asks_for_agreement(self) -> bool:
-        """Whether an object needs an agreement to pass."""
+        """Whether the agreement of an object is needed."""
         values = self.agreement.values() if isinstance(self.agreement, Mapping) else [self.agreement]
         return any(value > 0 for value in values)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """N objects of one image before the gates. agreement: (N,) float64 in [0, 1], or None where there is one member."""
+    """N objects of one image before the gates. agreement: (N,) float64 in [0, 1], or None with a single member."""
 
     predictions: Predictions
     agreement: np.ndarray | None = None
@@ -116,13 +117,13 @@ class Candidates:
 
     @property
     def quality(self) -> np.ndarray:
-        """(N,) float32, what the models say of their masks, NaN where they say nothing."""
+        """(N,) float32, predicted quality of the masks, NaN if unknown."""
         return self.predictions.quality
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of N objects: which are sure, and which too doubtful, by all gates but the score, (N,) bool both.
+    """(N,) bool each: which objects are sure, and which too doubtful, by all gates but the score.
 
     doubts: N lists of the gates by which an object is not sure.
     """
@@ -136,7 +137,7 @@ class Verdict:
     ) -> tuple[np.ndarray, list[str]]:
         """Return the decision on every object, (N,) of DROPPED, IGNORED, KEPT, and the gates that it did not pass.
 
-        scores, sure_from, ignore_from: (N,), the score of each and the limits of its class and group.
+        scores, sure_from, ignore_from: (N,), the score of each, and the limits for its class and group.
         """
         decisions = np.where(self.sure & (scores >= sure_from), KEPT, IGNORED)
         decisions[self.refused | (scores < ignore_from)] = DROPPED
@@ -148,7 +149,7 @@ class Verdict:
 
 
 def judge(candidates: Candidates, gates: Gates) -> Verdict:
-    """Ask all gates but the score."""
+    """Apply all gates but the score."""
     predictions = candidates.predictions
     count, classes = len(predictions), predictions.classes
     sure, refused = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
@@ -157,7 +158,7 @@ def judge(candidates: Candidates, gates: Gates) -> Verdict:
     passed = {}
     for name, value in values.items():
         if value is not None:
-            passed[name] = ~(value < gates.values(name, classes))  # what is not known, NaN, passes
+            passed[name] = ~(value < gates.values(name, classes))  # unknown values, NaN, pass
             refused |= value < gates.values(f"ignore_{name}", classes)
     if predictions.rles is not None:
         areas = rle_codec.area(predictions.rles)
@@ -171,7 +172,7 @@ def judge(candidates: Candidates, gates: Gates) -> Verdict:
 
 
 def image_problem(decisions: np.ndarray, scores: np.ndarray, gates: Gates) -> str | None:
-    """Say why an image with these decisions (N,) and scores (N,) is left out; None where it is not."""
+    """Return why an image with these decisions (N,) and scores (N,) is left out; None if it is not."""
     sure, used = int((decisions == KEPT).sum()), decisions != DROPPED
     if sure < gates.min_sure:
         return f"{sure or 'no'} sure objects (min_sure {gates.min_sure})"

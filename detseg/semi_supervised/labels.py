@@ -1,7 +1,7 @@
 """From predictions of unlabelled images to a COCO file of pseudo-labels, with the decision on every object.
 
-The steps: which images may be used at all (leaks.py); what was found in them (teacher.py); the limits of the score,
-given or chosen (limits.py); every object through the gates, then every image (gates.py); what is left as a data set.
+Steps: determine which images may be used (leaks.py), read the predictions (teacher.py), choose the score limits unless
+given (limits.py), apply the gates to every object and then to every image (gates.py), write the rest as a data set.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ FilePath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class LabelInputs:
-    """What pseudo-labels are made of.
+    """Inputs of pseudo-labels.
 
     predictions: a Predictions file of unlabelled images. images: these images. members: Predictions files of the same
-    images by other models, folds or views, which agree or not; what `predictions` were fused from, for example.
-    labelled: the labelled images, for counts, classes and their ids; those of `validation` are left out of them.
-    out_of_fold: predictions of these by models that were not trained with them; out_of_fold_members: as `members`.
-    validation: images that a training with the pseudo-labels is validated on; None: there are none, and nothing is
-    checked. postprocess: of the candidates, before the gates; its score threshold is left out.
+    images by other models, folds or views, for the agreement; for example those that `predictions` was fused from.
+    labelled: the labelled images, for counts, classes and their ids; without those of `validation`.
+    out_of_fold: predictions of these by models that were not trained with them; out_of_fold_members: like `members`.
+    validation: images on which a training with the pseudo-labels will be validated; None: there are none, and nothing
+    is checked. postprocess: applied to the candidates before the gates, without its score threshold.
     """
 
     predictions: FilePath
@@ -63,8 +63,8 @@ class LabelInputs:
 class PseudoLabels:
     """dataset: the images that are used, with kept and ignored objects.
 
-    `dataset.info["pseudo_labels"]` says how they were made, with limits and counts; `dataset.further` lists the objects
-    that were `dropped` and the images that were `left_out`.
+    `dataset.info["pseudo_labels"]` records how they were made, with limits and counts; `dataset.further` lists the
+    `dropped` objects and the images that were `left_out`.
     """
 
     dataset: CocoDataset
@@ -74,7 +74,7 @@ class PseudoLabels:
         return self.dataset.info["pseudo_labels"]
 
     def summary(self) -> str:
-        """Return what there is to say of it, for people."""
+        """Return a summary as text."""
         images, objects = self.about["images"], self.about["objects"]
         lines = [
             f"images   {images['used']} used, {images['left_out']} left out",
@@ -82,7 +82,7 @@ class PseudoLabels:
         ]
         for row in self.about["limits"]:
             if row.get("wanted_per_image") == 0 and row["ignore_from"] is None:
-                continue  # a class that this group has not
+                continue  # a class that this group lacks
             name = " ".join(str(row[key]) for key in ("group", "class") if row.get(key))
             sure, low = ("none" if row[key] is None else f"{row[key]:.3g}" for key in ("sure_from", "ignore_from"))
             line = f"limits   {name}: sure from {sure}, ignored from {low}"
@@ -92,18 +92,18 @@ class PseudoLabels:
                 line += f"; precision {row['precision']:.3f}{interval}, recall {row['recall']:.3f}"
                 line += f", missed {row['missed']:.3f}"
             if "wanted_per_image" in row:
-                line += f"; {row['reached_per_image']:.1f} an image of {row['wanted_per_image']:.1f} wanted"
+                line += f"; {row['reached_per_image']:.1f} of the desired {row['wanted_per_image']:.1f} per image"
             lines.append(line)
         kinds = Counter(row["kind"] for row in self.dataset.further["left_out"])
         return "\n".join([*lines, *(f"left out {count}: {kind}" for kind, count in kinds.most_common())])
 
 
 def label_images(inputs: LabelInputs, gates: Gates, rules: LeakRules | None = None) -> PseudoLabels:
-    """Make pseudo-labels. Predictions are read image by image; in memory are the labels, as text.
+    """Make pseudo-labels. Predictions are read image by image; the labels are held in memory, as text.
 
     Raises:
-        DataError: a model has seen an image of `inputs.validation`, or does not say what it has seen; files are of
-            other images or classes, or have no masks. ConfigError: the gates need what is not given.
+        DataError: a model has seen an image of `inputs.validation`, or does not record its training images; files have
+            other images or classes, or no masks. ConfigError: the gates need inputs that are not given.
     """
     rules = rules or LeakRules()
     categories = _categories(inputs)
@@ -116,7 +116,7 @@ def label_images(inputs: LabelInputs, gates: Gates, rules: LeakRules | None = No
     teacher = Teacher([inputs.predictions, *inputs.members], inputs.images, *options)
     if unknown := teacher.unknown():
         raise DataError(
-            f"{inputs.predictions}: predicts {len(unknown)} images that are not in {inputs.images.name}:\n"
+            f"{inputs.predictions}: has {len(unknown)} images that are not in {inputs.images.name}:\n"
             f"{list_problems(unknown, 5)}"
         )
     seen, left_out = None, {}
@@ -156,7 +156,7 @@ def label_images(inputs: LabelInputs, gates: Gates, rules: LeakRules | None = No
 
 
 def _categories(inputs: LabelInputs) -> list[Category]:
-    """Return the classes of the labelled images, else of the predictions."""
+    """Return the classes of the labelled images, or else of the predictions."""
     if inputs.labelled is not None:
         return inputs.labelled.categories
     rows = read_predictions(inputs.predictions).categories
@@ -178,13 +178,13 @@ def _check_gates(gates: Gates, inputs: LabelInputs) -> None:
             raise ConfigError(f"{gates.source}: {message}")
     if gates.asks_for_agreement and gates.choose == PRECISION and not inputs.out_of_fold_members:
         logger.warning(
-            "the precision is measured without the gate of agreement, for which there are no other predictions of the "
-            "labelled images: with it the pseudo-labels are more precise than wanted, and fewer"
+            "the precision is measured without the agreement gate, because there are no other predictions of the "
+            "labelled images: with the gate there will be fewer and more precise pseudo-labels"
         )
 
 
 def _without(labelled: CocoDataset | None, validation: CocoDataset | None) -> CocoDataset | None:
-    """Return the labelled images that are not validated on: not even a threshold is to know those."""
+    """Return the labelled images without those of the validation, which must not even influence a threshold."""
     if labelled is None or validation is None:
         return labelled
     held_out = {content_key(record) for record in validation.images}
@@ -193,7 +193,7 @@ def _without(labelled: CocoDataset | None, validation: CocoDataset | None) -> Co
 
 
 class _Groups:
-    """The groups of the unlabelled images. names: of the groups. of_image: (I,) int64, the group of every image."""
+    """The groups of the unlabelled images. names: of the groups. of_image: (I,) int64, group of every image."""
 
     def __init__(self, field: str, images: Sequence[ImageRecord]) -> None:
         self._field = field
@@ -205,13 +205,13 @@ class _Groups:
         return str(record.metadata.get(self._field, "")) if self._field else ""
 
     def labelled(self, labelled: CocoDataset, group: int) -> np.ndarray:
-        """Return the numbers of the labelled images of a group."""
+        """Return the indices of the labelled images of a group."""
         values = [self._value(record) for record in labelled.images]
         return np.flatnonzero(np.array(values, dtype=object) == self.names[group])
 
     def rates(self, labelled: CocoDataset) -> np.ndarray:
-        """Return (G, K) float64, the objects an image of the labelled images of every group; of one that has none,
-        those of all.
+        """Return (G, K) float64, the mean number of objects per labelled image of every group; for a group without
+        labelled images, the mean over all.
         """
         if not len(labelled):
             raise DataError(f"{labelled.name}: no labelled images are left to count objects in")
@@ -219,7 +219,10 @@ class _Groups:
         for group, name in enumerate(self.names):
             own = self.labelled(labelled, group)
             if not len(own):
-                logger.warning("no labelled image is of the group %r: the objects an image are those of all", name)
+                logger.warning(
+                    "no labelled image is in the group %r: using the mean number of objects of all labelled images",
+                    name,
+                )
             rates.append(counts[own].mean(axis=0) if len(own) else counts.mean(axis=0))
         return np.array(rates)
 
@@ -236,15 +239,15 @@ def _pool(teacher: Teacher, used: np.ndarray, gates: Gates, groups: np.ndarray) 
 
 
 def _limits_on(teacher: Teacher, gates: Gates, names: Sequence[str]) -> ScoreLimits:
-    """Return the limits by precision on labelled images, of which the teacher has not seen any."""
+    """Return the limits by precision on labelled images, none of which the teacher has seen."""
     truth = GroundTruth.from_coco(teacher.images)
     parts, unknown, folds = [], 0, [None] * len(truth.images)
     for index, candidates in teacher.candidates():
         found = candidates.predictions
         if found.provenance.get(IN_TRAINING):
             raise DataError(
-                f"{next(iter(teacher.infos))}: its model was trained with {found.file_name}: on such images it is "
-                "better than on others; give out-of-fold predictions (predict --folds, or oof.json.gz of the folds)"
+                f"{next(iter(teacher.infos))}: its model was trained with {found.file_name}, so it is better on this "
+                "image than on others; give out-of-fold predictions (predict --folds, or oof.json.gz of the folds)"
             )
         unknown += IN_TRAINING not in found.provenance
         folds[index] = found.provenance.get("fold")
@@ -257,8 +260,8 @@ def _limits_on(teacher: Teacher, gates: Gates, names: Sequence[str]) -> ScoreLim
         parts.append({"images": index, "groups": 0, **{name: values[counted] for name, values in part.items()}})
     if unknown:
         logger.warning(
-            "%d labelled images do not say whether the model was trained with them: if it was, the precision is lower "
-            "than it seems",
+            "%d labelled images have no record of whether the model was trained with them: if it was, the precision is "
+            "lower than it seems",
             unknown,
         )
     if not parts:
@@ -269,9 +272,9 @@ def _limits_on(teacher: Teacher, gates: Gates, names: Sequence[str]) -> ScoreLim
 
 
 class _Labels:
-    """Collects the labels of images. seen: the numbers of the images that were looked at. left_out: number -> why.
+    """Collects the labels of images. seen: indices of the images so far. left_out: index -> reason.
 
-    totals: (I, 3, K) int64, the objects of every image by decision and class.
+    totals: (I, 3, K) int64, number of objects per image by decision and class.
     """
 
     def __init__(self, images: CocoDataset, categories: Sequence[Category]) -> None:
@@ -290,7 +293,7 @@ class _Labels:
         self.seen.add(index)
         np.add.at(self.totals[index], (decisions, found.classes), 1)
         if (problem := image_problem(decisions, scores, gates)) is not None:
-            self.left_out[index] = Reason("too little in it is sure", problem)
+            self.left_out[index] = Reason("too few sure objects", problem)
             return
         facts = {"why": doubts}
         if candidates.agreement is not None:
@@ -309,7 +312,7 @@ class _Labels:
                 row["id"] = first_id
                 first_id += 1
         totals = self.totals[used].sum(axis=(0, 2)) if used else np.zeros(len(DECISIONS), dtype=np.int64)
-        if seen is not None:  # so that no training with these labels is validated on what the teachers have seen
+        if seen is not None:  # so that no training with these labels is validated on images that the teachers have seen
             about[FIELD] = seen.to_plain()
         about["images"] = {"used": len(used), "left_out": len(self.left_out)}
         about["objects"] = dict(zip(DECISIONS, totals.tolist(), strict=True))
@@ -332,7 +335,7 @@ class _Labels:
 def _counts(
     labels: _Labels, groups: _Groups, labelled: CocoDataset | None, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return objects an image of every group and class, beside those of the labelled images."""
+    """Return the objects per image of every group and class, next to those of the labelled images."""
     rows = []
     for group, group_name in enumerate(groups.names):
         used = [index for index in np.flatnonzero(groups.of_image == group) if index not in labels.left_out]

@@ -1,10 +1,10 @@
-"""What keeps pseudo-labels from telling a model about the images that it is validated on.
+"""Prevent leaks from validation images into pseudo-labels.
 
-- The models that predicted must never have seen a validation image. A Predictions file of detseg says which images its
-  models were trained with (`info.trained_images`), a fused one says it of all that went into it, and a checkpoint says
-  it of all trainings before and of the teachers whose pseudo-labels it learned from. So it is checked, whatever folds,
-  models and rounds are called.
-- Unlabelled images that are nearly the same as a validation image, or come from the same well or plate, are left out.
+- The models that predict must never have seen a validation image. A Predictions file of detseg records the training
+  images of its models (`info.trained_images`), a fused one those of all its inputs, and a checkpoint those of all
+  earlier trainings and of the teachers whose pseudo-labels it was trained with. So the check does not depend on the
+  names of folds, models and rounds.
+- Unlabelled images that are near-duplicates of a validation image, or come from the same well or plate, are left out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from detseg.curation.leaks import SIMILAR, find_similar, thumbnails_of
 from detseg.data.trained_images import FIELD, TrainedImages
 from detseg.errors import DataError, list_problems
 
-_ALIKE = "nearly the same as a validation image"
+_ALIKE = "near-duplicate of a validation image"
 
 
 @dataclass(frozen=True)
 class LeakRules:
-    """similar: correlation from which on two images are nearly the same, 0: images are not compared. apart: fields of
-    the images (plate, well) whose values together must not be those of a validation image; None: those that the folds
-    of the labelled images were grouped by.
+    """similar: correlation above which two images are near-duplicates, 0: images are not compared. apart: image fields
+    (plate, well) whose combination must differ from that of all validation images; None: those that the folds of the
+    labelled images were grouped by.
     """
 
     similar: float = SIMILAR
@@ -39,14 +39,14 @@ class LeakRules:
 
 
 class Reason(NamedTuple):
-    """Why an image is left out: in general, and of this one."""
+    """Why an image is left out: the kind of reason, and the details."""
 
     kind: str
     text: str
 
 
 def seen_by(info: Mapping[str, Any], source: str) -> TrainedImages | None:
-    """Return the images that the models behind a Predictions file were trained with; None where one does not say.
+    """Return the training images of the models behind a Predictions file; None if one has no record of them.
 
     info: of the file. source: its name, for messages.
     """
@@ -63,9 +63,9 @@ def seen_by(info: Mapping[str, Any], source: str) -> TrainedImages | None:
 
 
 def refuse_leaking_models(infos: Mapping[str, Mapping[str, Any]], validation: CocoDataset) -> TrainedImages:
-    """Return all images that the models behind Predictions files, name -> info, have seen.
+    """Return all training images of the models behind Predictions files, given as name -> info.
 
-    Raises DataError where one has seen an image of `validation`, or does not say what it has seen.
+    Raises DataError if one has seen an image of `validation`, or has no record of its training images.
     """
     keys = {content_key(record): record.file_name for record in validation.images}
     seen = None
@@ -73,25 +73,25 @@ def refuse_leaking_models(infos: Mapping[str, Mapping[str, Any]], validation: Co
         own = seen_by(info, name)
         if own is None:
             raise DataError(
-                f"{name} does not say which images its models were trained with, so that they may have seen those that "
-                f"are validated on ({validation.name}); predict again with runs of detseg (predict, fuse), which say it"
+                f"{name} does not record the training images of its models, which may include validation images "
+                f"({validation.name}); predict again with runs of detseg (predict, fuse), which record them"
             )
         leaking = [keys[key] for key in own.keys.tolist() if key in keys]
         if leaking:
             fold = f" (fold {info['fold']})" if "fold" in info else ""
             raise DataError(
-                f"{name}{fold}: its models were trained with {len(leaking)} of the {len(validation)} images that are "
-                f"validated on; their pseudo-labels would make the score too good. Predict with the model of the fold "
-                f"that these images are in (predict --run FOLDS/foldK):\n{list_problems(leaking)}"
+                f"{name}{fold}: its models were trained with {len(leaking)} of the {len(validation)} validation "
+                "images; their pseudo-labels would make the score too high. Predict with the model of the fold of "
+                f"these images (predict --run FOLDS/foldK):\n{list_problems(leaking)}"
             )
         seen = own | seen
     return seen
 
 
 def leaking_images(images: CocoDataset, validation: CocoDataset, rules: LeakRules) -> dict[int, Reason]:
-    """Return index -> why, of the images that show what is validated on.
+    """Return index -> reason for images that show the same as a validation image.
 
-    Raises DataError where an image cannot be read, or no image has the fields that tell them apart.
+    Raises DataError if an image cannot be read, or no image has the fields of `rules.apart`.
     """
     apart = rules.apart
     if apart is None:
@@ -105,14 +105,14 @@ def leaking_images(images: CocoDataset, validation: CocoDataset, rules: LeakRule
         for pair in find_similar(thumbnails_of(reads), rules.similar):
             if pair.first < len(validation) <= pair.second:
                 name = validation.images[pair.first].file_name
-                turned = ", turned or mirrored" if pair.turned else ""
-                text = f"nearly the same as {name}, which is validated on ({pair.similarity:.3f}{turned})"
+                turned = ", rotated or mirrored" if pair.turned else ""
+                text = f"near-duplicate of the validation image {name} ({pair.similarity:.3f}{turned})"
                 found.setdefault(rest[pair.second - len(validation)], Reason(_ALIKE, text))
     return found
 
 
 def _same_group(images: Sequence[ImageRecord], validation: CocoDataset, fields: tuple[str, ...]) -> dict[int, Reason]:
-    """Return index -> why, of images whose fields are those of a validation image, or are not known."""
+    """Return index -> reason for images whose fields equal those of a validation image, or are unknown."""
 
     def value(record: ImageRecord) -> tuple[str, ...] | None:
         values = [record.metadata.get(field) for field in fields]
@@ -123,16 +123,16 @@ def _same_group(images: Sequence[ImageRecord], validation: CocoDataset, fields: 
     if None in taken or all(value(record) is None for record in images):
         where = validation.name if None in taken else "the unlabelled images"
         raise DataError(
-            f"{where}: images have no {words}, by which those of one {words} are kept apart; give it as a field of the "
-            "images, name other fields, or none"
+            f"{where}: images have no {words}, by which validation images are kept apart; add it as an image field, or "
+            "give other fields, or none"
         )
     found = {}
     for index, record in enumerate(images):
         own = value(record)
         if own is None:
-            text = f"its {words} is not known, and may be that of images that are validated on"
+            text = f"its {words} is unknown, and may be that of validation images"
             found[index] = Reason(f"{words} not known", text)
         elif own in taken:
-            text = f"of {words} {' '.join(own)}, as images that are validated on"
-            found[index] = Reason(f"of one {words} with a validation image", text)
+            text = f"from the {words} {' '.join(own)}, like validation images"
+            found[index] = Reason(f"same {words} as a validation image", text)
     return found

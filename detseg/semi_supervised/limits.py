@@ -1,4 +1,4 @@
-"""The limits of the score from which on objects are sure, and from which on they are ignored: given, or chosen.
+"""The score limits above which objects are sure, and above which they are ignored: given, or chosen.
 
 Symbols: K classes, M objects of many images, G groups of images.
 """
@@ -15,18 +15,18 @@ from detseg.evaluation.intervals import ImageScores, intervals
 from detseg.semi_supervised.gates import Gates
 from detseg.tuning.thresholds import short_number_between
 
-# No object has this score: a class of which none is sure.
+# A limit above all scores, for a class without sure objects.
 NEVER = 2.0
-# Parts of the images that a limit is chosen without, to see how it does on them, where they are in no folds.
+# Number of parts for cross-validation of a limit if the images have no folds.
 PARTS = 5
 
 
 @dataclass(frozen=True)
 class Pool:
-    """M objects of many images, with what the gates but the score say of them.
+    """M objects of many images, with the result of all gates but the score.
 
-    images, groups, classes: (M,) int64, of which image, group and class. scores: (M,) float64. sure, refused: (M,)
-    bool. hits: (M,) bool, whether it is a true object, where that is known.
+    images, groups, classes: (M,) int64, indices of image, group and class. scores: (M,) float64. sure, refused: (M,)
+    bool. hits: (M,) bool, whether it hits a labelled object, if known.
     """
 
     images: np.ndarray
@@ -39,7 +39,7 @@ class Pool:
 
     @classmethod
     def join(cls, parts: Sequence[Mapping[str, Any]]) -> Pool:
-        """Join the objects of images: one mapping an image, of arrays (N,) or one value for all of its objects."""
+        """Join the objects of images: one mapping per image, of arrays (N,) or one value for all of its objects."""
         columns: dict[str, list[np.ndarray]] = {}
         for part in parts:
             for name, value in part.items():
@@ -59,9 +59,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class ScoreLimits:
-    """sure, ignore: (G, K) float64, the limits of every group and class; one row holds for all groups.
+    """sure, ignore: (G, K) float64, the limits of every group and class; one row applies to all groups.
 
-    rows: what is told of each, plain values by column.
+    rows: summary of each, plain values by column.
     """
 
     sure: np.ndarray
@@ -69,13 +69,13 @@ class ScoreLimits:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, group: int, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the limits of objects of classes (N,) in an image of a group: sure from, ignored from, (N,) both."""
+        """Return the limits for objects of classes (N,) in an image of a group: sure from, ignored from, (N,) both."""
         row = group if len(self.sure) > 1 else 0
         return self.sure[row][classes], self.ignore[row][classes]
 
 
 def fixed_limits(gates: Gates, names: Sequence[str]) -> ScoreLimits:
-    """Return the limits as the gates give them."""
+    """Return the limits given by the gates."""
     classes = np.arange(len(names))
     sure, ignore = gates.values("score", classes), gates.values("ignore_score", classes)
     rows = [
@@ -93,10 +93,10 @@ def limits_by_counts(
     names: Sequence[str],
     groups: Sequence[str],
 ) -> ScoreLimits:
-    """Return limits with which as many objects are sure as the labelled images have; none is below `ignore_score`.
+    """Return limits that give as many sure objects as the labelled images have; none is below `ignore_score`.
 
-    pool: of the unlabelled images. images: (G,) int64, how many of these each group has. rates: (G, K) float64, objects
-    an image of the labelled images.
+    pool: of the unlabelled images. images: (G,) int64, number of these per group. rates: (G, K) float64, mean number of
+    objects per labelled image.
     """
     floors = gates.values("ignore_score", np.arange(len(names)))
     sure, ignore = np.full(rates.shape, NEVER), np.full(rates.shape, NEVER)
@@ -123,7 +123,7 @@ def limits_by_counts(
 
 
 def _limit_of_best(scores: np.ndarray, wanted: float, floor: float) -> float:
-    """Return the limit that the `wanted` best of the scores (M,) reach, rounded to whole objects; not below `floor`."""
+    """Return the limit reached by the `wanted` best of the scores (M,), rounded to whole objects; at least `floor`."""
     count = int(wanted + 0.5)
     if not count:
         return NEVER
@@ -136,13 +136,13 @@ def _limit_of_best(scores: np.ndarray, wanted: float, floor: float) -> float:
 def limits_by_precision(
     pool: Pool, objects: np.ndarray, folds: Sequence[Any], gates: Gates, names: Sequence[str]
 ) -> ScoreLimits:
-    """Return limits from which on the wanted shares of objects are true ones, and how sure that is.
+    """Return limits above which the desired fractions of objects are hits, with an estimate of their precision.
 
-    What is told of a limit is its precision on images that it was not chosen on: for every fold the limit is chosen on
-    the others. The interval (95 %) is that of images drawn anew.
+    The reported precision of a limit is cross-validated: for every fold the limit is chosen on the others. Its interval
+    (95 %) is from a bootstrap over images.
 
-    pool: of images whose true objects are known, predicted out of fold. objects: (K,) int64, how many true ones there
-    are. folds: of every image, or Nones.
+    pool: of labelled images, predicted out of fold. objects: (K,) int64, number of labelled objects. folds: of every
+    image, or Nones.
     """
     folds = np.array([index % PARTS if fold is None else fold for index, fold in enumerate(folds)], dtype=object)
     classes = np.arange(len(names))
@@ -180,7 +180,7 @@ def limits_by_precision(
                 "precision_high": _known(ends[1]),
                 "objects": int(kept.sum()),
                 "recall": float((kept & pool.hits).sum() / max(objects[index], 1)),
-                # True objects that are background in the pseudo-labels.
+                # Labelled objects that would be background in the pseudo-labels.
                 "missed": float(1 - ((kept | ignored) & pool.hits).sum() / max(objects[index], 1)),
             }
         )
@@ -188,9 +188,9 @@ def limits_by_precision(
 
 
 def lowest_limit(scores: np.ndarray, hits: np.ndarray, wanted: float) -> float:
-    """Return the lowest limit with which the share `wanted` of the objects that reach it are hits; NEVER for none.
+    """Return the lowest limit at which the fraction `wanted` of the objects that reach it are hits; NEVER if none.
 
-    scores: (M,). hits: (M,) bool. Objects of equal scores reach it together.
+    scores: (M,). hits: (M,) bool. Objects with equal scores reach it together.
     """
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
@@ -205,7 +205,7 @@ def lowest_limit(scores: np.ndarray, hits: np.ndarray, wanted: float) -> float:
 
 
 def _limit(value: float) -> float | None:
-    """Return a limit as it is told: None where no object reaches it."""
+    """Return a limit for the summary: None if no object reaches it."""
     return float(value) if value <= 1 else None
 
 

@@ -1,8 +1,8 @@
-"""Pseudo-labels in rounds: a teacher, what it finds in unlabelled images, a training with that, and whether it helped.
+"""Pseudo-labels in rounds: a teacher, its predictions of unlabelled images, a training with these, and its evaluation.
 
-Folds are made on labelled images alone. Pseudo-labels of fold k come from the teacher's models of fold k only, which
-have not seen the labelled images that the new models of fold k are validated on. A round is accepted where scores out
-of fold rise by more than their paired interval allows; its models are then the teacher of the next one.
+Folds are made of labelled images only. Pseudo-labels of fold k come only from the teacher's models of fold k, which
+have not seen the labelled images on which the new models of fold k are validated. A round is accepted if the
+out-of-fold scores rise significantly (paired interval); its models are then the teacher of the next one.
 
     OUTPUT/rounds.json             the plan
     OUTPUT/steps                   record and log of every command
@@ -44,10 +44,10 @@ GATES = "gates.yaml"
 
 @dataclass(frozen=True)
 class System:
-    """What labels images: models, each a folder of folds, or a run that has seen none of the labelled images.
+    """A teacher: models, each a folder of folds, or a run that has seen none of the labelled images.
 
-    name: of the round that made it. out_of_fold: its predictions of the labelled images. members: those of the members
-    whose agreement with it can be a gate, see `_members`.
+    name: of the round that made it. out_of_fold: its predictions of the labelled images. members: predictions of the
+    members for the agreement gate, see `_members`.
     """
 
     name: str
@@ -56,14 +56,14 @@ class System:
     members: list[Path]
 
     def run_of(self, model: str, fold: int) -> Path:
-        """The run folder of a model that has not seen the images of a fold."""
+        """The run folder of a model that has not seen the images of this fold."""
         path = self.models[model]
         return path / fold_name(fold) if (path / FOLDS_RECORD).is_file() else path
 
 
 @dataclass
 class Rounds:
-    """Rounds in a folder. steps: what runs their commands."""
+    """Rounds in a folder. steps: runs the commands."""
 
     plan: RoundsPlan
     folder: Path
@@ -78,11 +78,11 @@ class Rounds:
         return load_folds(self.plan.config(self.plan.model_names[0]))
 
     def run(self, finished: Callable[[str, str], None]) -> System | None:
-        """Do what is not done yet; return the system that is the answer, None where that was stopped.
+        """Run what is not done yet; return the best system, None if stopped.
 
-        finished: called with the name of each round and what came of it.
+        finished: called with the name of each round and its outcome.
 
-        Raises RunError where a command fails.
+        Raises RunError if a command fails.
         """
         teacher = self._teacher()
         if teacher is None:
@@ -97,7 +97,7 @@ class Rounds:
                 return None
             empty = [str(path) for path in files if not len(CocoDataset.load(path))]
             if empty:
-                finished(name, f"nothing is sure enough in {', '.join(empty)}: {teacher.name} stays the answer")
+                finished(name, f"no sure objects in {', '.join(empty)}: {teacher.name} is kept")
                 return teacher
             student = self._train(name, self.folder / name / "pseudo" / f"{FOLD}{FOLD_PLACE}.json")
             if student is None:
@@ -120,7 +120,7 @@ class Rounds:
         return self._predict_labelled("round0", models)
 
     def _train(self, name: str, pseudo: Path | None = None) -> System | None:
-        """Train all models and folds of a round, and predict the labelled images by those that have not seen them."""
+        """Train all models and folds of a round, and predict the labelled images with those that have not seen them."""
         more = {} if pseudo is None else {**self.plan.mixing, "DATASETS.PSEUDO": [str(pseudo)]}
         steps, models = [], {}
         for model, config in self.plan.models.items():
@@ -132,7 +132,7 @@ class Rounds:
         return self._predict_labelled(name, models) if self.steps.run(steps) else None
 
     def _predict_labelled(self, name: str, models: dict[str, Path]) -> System | None:
-        """Predict the labelled images out of fold, as the unlabelled ones are."""
+        """Predict the labelled images out of fold, in the same way as the unlabelled ones."""
         folder = self.folder / name
         files, views, steps = {}, [], []
         for model, path in models.items():
@@ -145,7 +145,7 @@ class Rounds:
             views += [file for file in own if file != files[model]]
             if is_folded and not self.plan.predict and (path / OUT_OF_FOLD_FILE).is_file():
                 del own[files[model]]
-                files[model] = path / OUT_OF_FOLD_FILE  # the training has predicted them
+                files[model] = path / OUT_OF_FOLD_FILE  # written by the training
             steps += own.values()
         if not self.steps.run(steps):
             return None
@@ -153,7 +153,7 @@ class Rounds:
         return System(name, models, fused, _members([*files.values()], views)) if self.steps.run(steps) else None
 
     def _predictions(self, name: str, source: Sequence[str], output: Path) -> dict[Path, Step]:
-        """Return the steps by the files that they write: `output`, and one for each of the plan's `views` alone."""
+        """Return output file -> step: for `output`, and for each of the plan's `views` alone."""
         words = ("predict", *source, *self.plan.predict)
         steps = {output: Step(name, (*words, "--output", str(output)))}
         for number, view in enumerate(self.plan.views, start=1):
@@ -162,7 +162,7 @@ class Rounds:
         return steps
 
     def _fusion(self, name: str, output: Path, files: list[Path]) -> tuple[Path, list[Step]]:
-        """Return the file of the fused predictions, and the step that makes it of several files."""
+        """Return the file of the fused predictions, and the step that fuses them if there are several."""
         if len(files) == 1:
             return files[0], []
         words = ("fuse", "--inputs", *map(str, files), "--config", self.plan.fusion, "--output", str(output))
@@ -173,7 +173,7 @@ class Rounds:
         return [str(resolve_dataset(name).json) for name in self.plan.config(self.plan.model_names[0]).DATASETS.TRAIN]
 
     def _label(self, teacher: System, name: str) -> list[Path] | None:
-        """Label the unlabelled images anew for every fold; return the COCO files, None where that was stopped."""
+        """Label the unlabelled images for every fold; return the COCO files, None if stopped."""
         cfg = self.plan.config(self.plan.model_names[0], self.plan.mixing)
         soft = ("--soft-masks",) if "pixels" in cfg.DATASETS.PSEUDO_CONFIDENCE else ()
         folder, folds = self.folder / name / "unlabelled", range(self.sets.count)
@@ -229,7 +229,7 @@ class Rounds:
 
 
 def _members(models: list[Path], views: list[Path]) -> list[Path]:
-    """Return the files whose agreement is asked for: of several models, and of single views."""
+    """Return the files for the agreement: those of several models, and of single views."""
     return (models if len(models) > 1 else []) + views
 
 
@@ -238,12 +238,12 @@ def _number(value: float | None) -> str:
 
 
 def images_of(plan: RoundsPlan) -> str:
-    """Return the folder or the COCO file of the unlabelled images. Raises DataError where there is none."""
+    """Return the folder or the COCO file of the unlabelled images. Raises DataError if it does not exist."""
     return plan.unlabelled if Path(plan.unlabelled).is_dir() else str(resolve_dataset(plan.unlabelled).json)
 
 
 def check_plan(plan: RoundsPlan) -> None:
-    """Refuse, before anything takes time, what would be found later: configurations, data, teachers.
+    """Refuse impossible configurations, data and teachers before anything is run.
 
     Raises DetsegError.
     """
@@ -259,7 +259,7 @@ def check_plan(plan: RoundsPlan) -> None:
         for key in ("DATASETS.TRAIN", "DATASETS.FOLDS"):
             if cfg[key] != first[key]:
                 raise ConfigError(
-                    f"{plan.source}: the models {plan.model_names[0]} and {name} have another {key}: {first[key]} and "
+                    f"{plan.source}: the models {plan.model_names[0]} and {name} differ in {key}: {first[key]} and "
                     f"{cfg[key]}; set it for all under `settings`"
                 )
     load_folds(first)
@@ -274,25 +274,25 @@ def check_plan(plan: RoundsPlan) -> None:
     ]
     if missing:
         raise ConfigError(
-            f"{plan.source}: the teacher is neither a folder of folds (train_net --fold all) nor a run:\n"
+            f"{plan.source}: each teacher must be a folder of folds (train_net --fold all) or a run:\n"
             f"{list_problems(missing)}"
         )
 
 
 def open_folder(plan: RoundsPlan, folder: Path, *, resume: bool) -> None:
-    """Begin the folder of the rounds, or check that it is that of this plan.
+    """Create the folder of the rounds, or check that it belongs to this plan.
 
-    Raises RunError where it holds something else, or rounds without `resume`.
+    Raises RunError if it has other content, or rounds without `resume`.
     """
     record = json.loads(json.dumps(plan.to_plain()))
     path = folder / RECORD
     if not path.is_file():
         if folder.is_dir() and any(one.name != ".lock" for one in folder.iterdir()):
-            raise RunError(f"--output {folder} holds something else than rounds of pseudo-labels; name a new folder")
+            raise RunError(f"--output {folder} has other content than rounds of pseudo-labels; give a new folder")
         write_json(path, record)
         return
     if not resume:
-        raise RunError(f"{folder} holds rounds: --resume goes on with them, another --output leaves them")
+        raise RunError(f"{folder} contains rounds: give --resume to continue them, or another --output")
     before: dict[str, Any] = read_json(path)
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
@@ -301,6 +301,6 @@ def open_folder(plan: RoundsPlan, folder: Path, *, resume: bool) -> None:
     ]
     if changed:
         raise RunError(
-            f"{folder} was begun with other settings than {plan.source} has now; take another folder:\n"
+            f"{folder} was started with other settings than {plan.source} has now; use another folder:\n"
             f"{list_problems(changed)}"
         )

@@ -1,7 +1,7 @@
-"""Commands of detseg as steps of a larger work: side by side, each done once, and continued after any kill.
+"""Commands of detseg as steps of a larger job: run in parallel, each once, resumable after any interruption.
 
-A step is done when its command has ended well; only then its record is written. Commands write their outputs whole or
-not at all, and trainings and predictions go on by themselves where they were: so a step that was killed is run again.
+A step is done when its command has succeeded; only then is its record written. Commands write their outputs atomically,
+and trainings and predictions resume by themselves, so a step that was killed is simply run again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """name: of its record and log, such as round1/train_mask_rcnn_fold0. words: of the command, its name first.
+    """name: of its record and log, such as round1/train_mask_rcnn_fold0. words: arguments, the command first.
 
-    run: the folder of the training that it is, None for other commands, whose outputs are written anew.
+    run: run folder of a training, None for other commands, whose outputs are overwritten.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Step:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The words with which it begins, or goes on."""
+        """The arguments that start it, or resume it."""
         if self.run is None:
             return (*self.words, "--overwrite")
-        # Without a configuration nothing has begun there: all of it is still to be checked.
+        # Without a configuration file no training has started there, and its checks must be run.
         return (*self.words, "--resume") if (self.run / "config.yaml").is_file() else self.words
 
 
 class Steps:
-    """Steps whose records and logs are in `folder`/steps; as many at a time as there are workers.
+    """Runs steps, one per worker at a time, with records and logs in `folder`/steps.
 
-    stopped: whether a signal has asked to end.
+    stopped: whether a signal asks to stop.
     """
 
     def __init__(self, folder: Path, workers: int, stopped: Callable[[], bool]) -> None:
@@ -58,22 +58,22 @@ class Steps:
         self._failed = threading.Event()
 
     def run(self, steps: Sequence[Step]) -> bool:
-        """Run steps that do not depend on one another; return whether all are done, False where that was stopped.
+        """Run independent steps; return True when all are done, False if stopped.
 
-        Raises RunError where one fails, with the message that it printed.
+        Raises RunError if one fails, with the message that it printed.
         """
         waiting = [step for step in steps if not self.is_done(step)]
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
             futures = [pool.submit(self._run, step) for step in waiting]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             if any(future.exception() is not None for future in done):
-                self._failed.set()  # the others end in order
+                self._failed.set()  # stops the others
         for future in futures:
             future.result()
         return all(map(self.is_done, steps))
 
     def is_done(self, step: Step) -> bool:
-        """Whether a step was done before. Raises RunError where that was another command."""
+        """Whether a step has been done. Raises RunError if it was done by another command."""
         path = self._path(step, ".json")
         if not path.is_file():
             return False
@@ -81,7 +81,7 @@ class Steps:
         if before != list(step.words):
             raise RunError(
                 f"{path}: this step was done by another command ({' '.join(map(str, before or []))}); the settings, or "
-                "what detseg makes of them, have changed: take another folder (--output)"
+                "the version of detseg, have changed: use another folder (--output)"
             )
         return True
 
@@ -96,7 +96,7 @@ class Steps:
             self._free.put(worker)
 
     def _run_by(self, worker: int, step: Step) -> None:
-        for _ in while_in_use(step.run) if step.run is not None else ():  # what was killed is still ending
+        for _ in while_in_use(step.run) if step.run is not None else ():  # a killed process may still be running
             if self._ends():
                 return
         if self._ends():
@@ -106,10 +106,10 @@ class Steps:
         status = run_command(step.command, log, worker_environment(worker, self.workers), self._ends)
         if status is None:
             return
-        if status == 1 and step.words[0] == "predict":  # some images could not be read; all others are there
+        if status == 1 and step.words[0] == "predict":  # some images could not be read; all others are predicted
             logger.warning("%s: %s", step.name, last_words(log))
         elif status:
-            raise RunError(f"{step.name} failed (exit status {status}): {last_words(log)}\nAll that it said: {log}")
+            raise RunError(f"{step.name} failed (exit status {status}): {last_words(log)}\nSee its log: {log}")
         logger.info("%s is done, %.0f s", step.name, time.monotonic() - started)
         write_json(self._path(step, ".json"), {"words": list(step.words), "seconds": time.monotonic() - started})
 

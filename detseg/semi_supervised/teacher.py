@@ -1,4 +1,4 @@
-"""What the teacher says of images: predictions as candidates for labels, with the agreement of all members."""
+"""Predictions of the teacher as candidates for labels, with the agreement of all members."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from detseg.structures import Predictions
 
 
 class Teacher:
-    """Predictions files of one set of images: the first holds the candidates, the others are members that agree or not.
+    """Predictions files of one set of images: the first has the candidates, the others are members for the agreement.
 
     Args:
-        paths: of the files. images: of which some may not be predicted. categories: the classes by index; those of the
-            files are among them, by name. postprocess: of the candidates. class_of: see `classes_by_field`.
+        paths: of the files. images: some of them may have no predictions. categories: the classes by index; they
+            include those of the files, by name. postprocess: of the candidates. class_of: see `classes_by_field`.
         image_class: as in Gates.
 
     Raises:
@@ -64,16 +64,16 @@ class Teacher:
 
     @property
     def infos(self) -> dict[str, Mapping[str, Any]]:
-        """What each file says of its making, by its path."""
+        """The info of each file, by its path."""
         return {str(file.path): file.info for file in self._files}
 
     def unknown(self) -> list[str]:
-        """The predicted images that are not among the images."""
+        """The predicted images that are not in `images`."""
         pairs = zip(self._files[0].images, self._records, strict=True)
         return [str(entry.file_name or entry.image_id) for entry, record in pairs if record is None]
 
     def candidates(self) -> Iterator[tuple[int, Candidates]]:
-        """Yield the number of every predicted image, in the order of the first file, and what was found in it."""
+        """Yield the index of every predicted image, in the order of the first file, and its candidates."""
         first, *others = [self._member(file) for file in self._files]
         for entry, record in zip(self._files[0].images, self._records, strict=True):
             found = [member.read(entry) for member in (first, *others)]
@@ -90,9 +90,9 @@ class Teacher:
         return FileMember(file, self._categories)
 
     def _in_class_of_image(self, predictions: Predictions, like: Predictions | None = None) -> Predictions:
-        """Return the predictions in the class that their image has, where it has one.
+        """Return the predictions with the class of their image, if it has one.
 
-        like: what says the class; else the predictions themselves.
+        like: determines the class; by default the predictions themselves.
         """
         like = predictions if like is None else like
         if self._image_class == KEEP or not len(like) or not len(predictions):
@@ -103,16 +103,17 @@ class Teacher:
             value = like.metadata.get(self._image_class)
             if str(value) not in self._class_of:
                 raise DataError(
-                    f"image {like.file_name}: its field {self._image_class} is {value!r}, which says no class: it is "
-                    "neither the name of one, nor do the labelled images of this value have one class; the known ones "
-                    f"are {list_problems(sorted(self._class_of), 20)}"
+                    f"image {like.file_name}: its field {self._image_class} is {value!r}, which determines no class: "
+                    "it is not a class name, and the labelled images with this value do not have a single class; "
+                    "known "
+                    f"values are {list_problems(sorted(self._class_of), 20)}"
                 )
             chosen = self._class_of[str(value)]
         return dataclasses.replace(predictions, classes=np.full(len(predictions), chosen, dtype=np.int64))
 
 
 def classes_by_field(field: str, names: Sequence[str], labelled: CocoDataset | None) -> dict[str, int]:
-    """Return value of a field of the images -> class index: of the classes' own names, and of the values whose labelled
+    """Return value of an image field -> class index, for the class names themselves, and for values whose labelled
     images have objects of one class only.
     """
     found: dict[str, set[int]] = {}

@@ -61,7 +61,7 @@ def test_a_clear_gain_is_accepted_and_its_opposite_not(dataset: CocoDataset, tmp
     assert better.gain[0] == pytest.approx(2.5 / 6)
     assert better.gain[1] > 0.3
     assert "accepted" in str(better)
-    assert "the teacher stays the answer" in str(worse)
+    assert "the teacher is kept" in str(worse)
     assert not decide(few, many, "object_ap", least_gain=0.5).accepted
 
 

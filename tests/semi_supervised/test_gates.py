@@ -101,5 +101,5 @@ def test_members_without_masks_are_refused() -> None:
     found = predicted("a.png", [square(0)], [0.9])
     boxes = predicted("a.png", [square(0)], [0.9])
     boxes.rles = None
-    with pytest.raises(DataError, match="boxes without masks"):
+    with pytest.raises(DataError, match="have no masks"):
         agreement_with([boxes], found)

@@ -41,13 +41,13 @@ def test_a_model_that_saw_a_validation_image_under_any_name_is_refused(sets, tmp
     shutil.copy(validation.images[1].path, copy)
     record = dataclasses.replace(train.images[0], path=copy, file_name="copy.png")
     info = {FIELD: TrainedImages.of_records([*train.images, record]).to_plain()}
-    with pytest.raises(DataError, match=r"1 of the 3 images that are validated on(.|\n)*v1\.png"):
+    with pytest.raises(DataError, match=r"1 of the 3 validation images(.|\n)*v1\.png"):
         refuse_leaking_models({"p.json": info}, validation)
 
 
 def test_predictions_that_do_not_say_what_their_model_saw_are_refused(sets) -> None:
     for info in ({}, {FIELD: 3}, {FIELD: {"count": 2, "zlib": "AAAA"}}, {"fused": {"inputs": [{"info": {}}]}}):
-        with pytest.raises(DataError, match=r"m\.json does not say which images its models were trained with"):
+        with pytest.raises(DataError, match=r"m\.json does not record the training images of its models"):
             refuse_leaking_models({"p.json": info_of(sets[0]), "m.json": info}, sets[1])
 
 
@@ -58,7 +58,7 @@ def test_a_fusion_saw_what_any_of_its_members_saw(sets) -> None:
     }
     assert len(seen_by(fused, "f.json").keys) == 6
     fused["fused"]["inputs"].append({"info": info_of(validation)})
-    with pytest.raises(DataError, match="validated on"):
+    with pytest.raises(DataError, match="validation images"):
         refuse_leaking_models({"f.json": fused}, validation)
 
 
@@ -69,7 +69,7 @@ def test_look_alikes_are_left_out_also_turned_and_brighter(sets) -> None:
     Image.fromarray(pixels).save(unlabelled.images[1].path)
     found = leaking_images(unlabelled, validation, LeakRules())
     assert list(found) == [1]
-    assert "nearly the same as v2.png" in found[1].text
+    assert "near-duplicate of the validation image v2.png" in found[1].text
     assert leaking_images(unlabelled, validation, LeakRules(similar=0)) == {}
 
 
@@ -86,7 +86,7 @@ def test_images_of_a_validated_well_are_left_out_and_those_of_no_known_one(sets)
     unlabelled = with_fields(sets[2], plate=["P1", "P2", "P2"], well=["A2", "A2", ""])
     found = leaking_images(unlabelled, validation, LeakRules(apart=("plate", "well")))
     assert {index: reason.kind for index, reason in found.items()} == {
-        0: "of one plate and well with a validation image",
+        0: "same plate and well as a validation image",
         2: "plate and well not known",
     }
     assert list(leaking_images(unlabelled, validation, LeakRules(apart=("plate",)))) == [0, 1, 2]

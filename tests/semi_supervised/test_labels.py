@@ -60,7 +60,7 @@ def test_kept_are_objects_ignored_are_regions_dropped_are_listed(tmp_path, sets,
         ("dropped", 0.1, [32, 2, 8, 8])
     ]
     assert {row["file_name"]: row["kind"] for row in rows["left_out"]} == {
-        "u1.png": "too little in it is sure",
+        "u1.png": "too few sure objects",
         "u2.png": "not predicted",
     }
     assert (

@@ -46,7 +46,7 @@ def test_a_fold_in_one_command(folder, capsys) -> None:
 
 def test_the_model_of_another_fold_is_refused(folder, capsys) -> None:
     assert label(folder, "--labelled", folder / "folds.json", "--fold", 0) == 2
-    assert "trained with 2 of the 2 images that are validated on" in capsys.readouterr().err
+    assert "trained with 2 of the 2 validation images" in capsys.readouterr().err
     assert not (folder / "pseudo.json").exists()
 
 

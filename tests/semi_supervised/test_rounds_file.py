@@ -36,7 +36,7 @@ def test_our_plans_are_plans(path: Path) -> None:
         ({"teacher": ["a", "b"]}, "fusion is missing"),
         ({"settings": {"OUTPUT_DIR": "x"}}, "settings has OUTPUT_DIR, which the rounds set themselves"),
         ({"mixing": {"DATASETS.PSEUDO": []}}, "mixing has DATASETS.PSEUDO"),
-        ({"predict": ["--raw"]}, "predict has words that the rounds give themselves"),
+        ({"predict": ["--raw"]}, "predict has arguments that the rounds set themselves"),
         ({"unlabelled": None}, "unlabelled is missing"),
     ],
 )

@@ -92,7 +92,7 @@ def test_run_lengths_of_other_programs_are_compared_by_their_pixels(tmp_path):
     ("found", "message"),
     [
         (lambda: [small(MASKS, "c")], "image c: it has predictions, but is not one of the images"),
-        (lambda: [small(MASKS), small(MASKS)], "image a: has predictions twice"),
+        (lambda: [small(MASKS), small(MASKS)], "image a: it has predictions twice"),
         (lambda: [predictions_of([rectangle(0, 0, 2, 2)], image_id="a")], "predicted at 40 x 50 pixels"),
         (lambda: [Predictions("a", "a.png", *SIZE, np.ones((1, 4)), np.ones(1), np.zeros(1))], "have no masks"),
     ],
