@@ -1,1 +1,1 @@
-"""File formats of images with masks: a reader and a writer side by side for each."""
+"""File formats of images with masks: for each a reader and a writer side by side."""

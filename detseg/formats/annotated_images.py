@@ -1,4 +1,4 @@
-"""The base of readers of images that come with one annotation file each, matched by name."""
+"""Base of readers of images with one annotation file each, matched by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from detseg.images.reading import SUFFIXES
 class AnnotatedImages(Reader):
     """Images with one annotation file each, in one folder or zip archive, or in two.
 
-    A subclass has two required members, `image_of` and `read_annotation`. kind: what the annotations are, for the
-    description. annotation: what that of one image is called. expected: the names that its file may have.
-    unlabelled_folders: whether images are unlabelled where no image of their folder has an annotation.
+    A subclass has two required members, `image_of` and `read_annotation`. kind: of annotations, for the description.
+    annotation: word for the annotation of one image. expected: the file names that it may have. unlabelled_folders:
+    whether images are unlabelled if no image of their folder has an annotation.
     """
 
     kind = "annotations"
@@ -36,10 +36,10 @@ class AnnotatedImages(Reader):
     ) -> None:
         """Match images and annotations.
 
-        annotations: another folder or archive of these. class_name: of all objects. allow_empty: an image without
-        annotation file has no objects; else it is a problem.
+        annotations: another folder or archive with these. class_name: of all objects. allow_empty: an image without
+        annotation file has no objects; otherwise it is a problem.
 
-        Raises DataError where there are no images, or no annotations.
+        Raises DataError if there are no images, or no annotations.
         """
         super().__init__(source)
         self.description = f"{self.kind} of {source}"
@@ -69,28 +69,28 @@ class AnnotatedImages(Reader):
 
     @abstractmethod
     def image_of(self, file: str) -> str | None:
-        """Return the name of the image whose annotation a file is, or None for another file."""
+        """Return the name of the image to which an annotation file belongs, or None for other files."""
 
     @abstractmethod
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
-        """Read an annotation file of an image of height x width pixels. where: what messages call the file."""
+        """Read an annotation file of an image of height x width pixels. where: name of the file for messages."""
 
     def choose(self, files: Sequence[str]) -> Sequence[str]:
-        """Return those of the annotation files of one image that count; several are a problem."""
+        """Return the annotation files of one image that count; several are a problem."""
         return files
 
     def image_name(self, file: str) -> str:
-        """Return the name of the image in a file: its path without ending."""
+        """Return the name of the image in a file: its path without suffix."""
         return path_name(file)
 
     def is_image(self, file: str) -> bool:
-        """Whether a file with the ending of an image is one."""
+        """Whether a file with an image suffix is an image."""
         return self.annotation_files is not self.files or self.image_of(file) is None
 
     def _check_matches(
         self, matched: Mapping[str, str], found: Mapping[str, Sequence[str]], allow_empty: bool
     ) -> set[str]:
-        """Note what is wrong; return the names of images that cannot be used."""
+        """Record problems; return the names of unusable images."""
         lost = set()
         folders = {PurePosixPath(name).parent for name in matched}
         without = [name for name in self.file_of if name not in matched]
@@ -128,9 +128,9 @@ class AnnotatedImages(Reader):
 
 
 def match_names(images: Sequence[str] | Mapping[str, str], annotations: Sequence[str]) -> dict[str, str]:
-    """Match paths without ending: equal ones, then those whose last parts are equal and occur once on each side.
+    """Match paths without suffix: equal ones, then those with equal last parts that are unique on each side.
 
-    Returns name of an image -> name of its annotation, of those that have one.
+    Returns name of an image -> name of its annotation, for those that have one.
     """
     matched = {name: name for name in annotations if name in images}
     sides = [

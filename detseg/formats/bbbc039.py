@@ -1,6 +1,6 @@
-"""BBBC039 of the Broad Institute: nuclei of U2OS cells, 200 images of 16 bits, masks in colours, published lists.
+"""BBBC039 of the Broad Institute: nuclei of U2OS cells, 200 images of 16 bits, masks in colours, published split.
 
-Nuclei that touch have different colours, and each connected region of a colour is one nucleus: 5,720 of them in the 50
+Touching nuclei have different colours, and each connected component of a colour is one nucleus: 5,720 of them in the 50
 test images (Caicedo et al., Cytometry A 95, 952, 2019; https://bbbc.broadinstitute.org/BBBC039).
 """
 
@@ -17,15 +17,15 @@ from detseg.formats.file_sets import open_files
 from detseg.formats.reader import FoundObjects, check_mask_size, objects_of_crops
 from detseg.images.reading import SUFFIXES, decode_image
 
-# The published lists, and the number of nuclei in the images of the last.
+# The published lists, and the number of nuclei in the images of the last one.
 LISTS = {"training": "train", "validation": "val", "test": "test"}
 PUBLISHED_TEST_NUCLEI = 5720
 
 
 class Bbbc039(AnnotatedImages):
-    """One class: images, masks and metadata as folders or as the zip archives that are downloaded.
+    """One class; images, masks and metadata are folders or the downloaded zip archives.
 
-    The lists of metadata (training.txt, validation.txt, test.txt) are its `parts`.
+    The lists in metadata (training.txt, validation.txt, test.txt) are its `parts`.
     """
 
     annotation = "mask"
@@ -33,7 +33,7 @@ class Bbbc039(AnnotatedImages):
     has_metadata = False
 
     def __init__(self, source: Path, *, class_name: str = "nucleus", allow_empty: bool = False) -> None:
-        """List the images and masks. Raises DataError where images, masks or lists are missing."""
+        """List the images and masks. Raises DataError if images, masks or lists are missing."""
         images, masks = _part_of(source, "images"), _part_of(source, "masks")
         super().__init__(images, masks, class_name=class_name, allow_empty=allow_empty)
         self.description = f"BBBC039, {source}"
@@ -73,7 +73,7 @@ class Bbbc039(AnnotatedImages):
         return found
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
-        """Return the 8-connected regions of every colour but black; alpha does not matter."""
+        """Return the 8-connected components of every colour except black; alpha is ignored."""
         pixels = decode_image(data, where)
         check_mask_size(pixels[:, :, 0], where, height, width)
         colours = np.zeros((height, width), dtype=np.int64)
@@ -83,14 +83,14 @@ class Bbbc039(AnnotatedImages):
         return objects_of_crops(crops, height, width, labels=[str(number + 1) for number in range(len(crops))])
 
     def closing_note(self) -> str:
-        """Say how many nuclei were read of the published test images, and whether they are as many as published."""
+        """Return a sentence on whether the published test images have the published number of nuclei."""
         listed = self.parts["test"]
         count = sum(self._counts.get(name, 0) for name in listed)
         said = f"the {len(listed)} published test images have {count} nuclei"
         if count == PUBLISHED_TEST_NUCLEI:
             return f"{said}, as published"
         return (
-            f"{said}; published are {PUBLISHED_TEST_NUCLEI}: these are not the files of BBBC039v1, or not all of them"
+            f"{said}instead of the published {PUBLISHED_TEST_NUCLEI}: the files differ from BBBC039v1 or are incomplete"
         )
 
 
@@ -98,4 +98,4 @@ def _part_of(path: Path, part: str) -> Path:
     for candidate in (path / part, path / f"{part}.zip"):
         if candidate.exists():
             return candidate
-    raise DataError(f"{path}: there is no folder {part} and no {part}.zip; `detseg download bbbc039` gets them")
+    raise DataError(f"{path}: there is no folder {part} and no {part}.zip; run `detseg download bbbc039`")

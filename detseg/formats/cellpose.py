@@ -1,6 +1,6 @@
-"""Cellpose: images with NAME_masks.png (or .tif), or with NAME_seg.npy, as its window and its command line save them.
+"""Cellpose: images with NAME_masks.png (or .tif), or with NAME_seg.npy, as saved by its GUI and command line.
 
-A `_seg.npy` is a pickle of a dict; it is read without running anything that it holds, and only its masks are taken.
+A `_seg.npy` is a pickled dict; it is read without executing anything in it, and only its masks are used.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from detseg.structures import rle as rle_codec
 
 SEG_SUFFIX = "_seg"
 MASK_SUFFIXES = ("_cp_masks", "_masks", "_mask")
-# What else Cellpose writes beside an image, and how its own data set ends the names of images.
+# Suffixes of other files that Cellpose writes next to an image, and of images in its own data set.
 _OTHER_SUFFIXES = ("_flows", "_outlines", "_cp_outlines", "_cp_output", "_dP", "_cellprob")
 _IMAGE_SUFFIX = "_img"
 
 
 class Cellpose(AnnotatedImages):
-    """Images of one class with masks of Cellpose.
+    """Images of one class with Cellpose masks.
 
-    Where an image has both kinds, its `_seg.npy` is taken: the window saves corrections there.
+    If an image has both kinds, its `_seg.npy` is used: the GUI saves corrections there.
     """
 
     kind = "Cellpose masks"
-    expected = "NAME_seg.npy, NAME_masks.png or .tif beside it"
+    expected = "NAME_seg.npy, NAME_masks.png or .tif next to it"
     _num_both = 0
 
     def is_image(self, file: str) -> bool:
@@ -57,7 +57,7 @@ class Cellpose(AnnotatedImages):
         return segmentations or files
 
     def closing_note(self) -> str:
-        return f"{self._num_both} images have masks and a _seg.npy; the _seg.npy was taken" if self._num_both else ""
+        return f"{self._num_both} images have masks and a _seg.npy; the _seg.npy was used" if self._num_both else ""
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
         return objects_of_labels(decode_masks(data, where, self.plane), where, height, width)
@@ -73,7 +73,7 @@ def decode_masks(data: bytes, where: str, plane: PlaneChoice = SINGLE) -> np.nda
 
 
 def _name_of_masks(file: str) -> str | None:
-    """Return the name of the image that a file of masks belongs to, or None for another file."""
+    """Return the name of the image to which a mask file belongs, or None for other files."""
     suffix, name = PurePosixPath(file).suffix.lower(), path_name(file)
     if suffix == ".npy":
         return name.removesuffix(SEG_SUFFIX) if name.endswith(SEG_SUFFIX) else None
@@ -86,7 +86,7 @@ def read_seg_npy(data: bytes, where: str) -> np.ndarray:
     """Return the masks (H, W) int32 of a `_seg.npy`.
 
     Raises:
-        DataError: it is damaged, holds anything but plain values and arrays (nothing of it has run), has no masks, or
+        DataError: it is damaged, has anything but plain values and arrays (nothing has been executed), no masks, or
             masks of several planes.
     """
     try:
@@ -97,44 +97,44 @@ def read_seg_npy(data: bytes, where: str) -> np.ndarray:
         content = None
         if number_type.hasobject and shape == ():
             content = as_list(loads(data[file.tell() :]))
-    except Exception as error:  # a hostile file can make the reader fail in any way
+    except Exception as error:  # a malicious file can make the reader fail in any way
         raise DataError(
             f"{where}: cannot be read as a _seg.npy of Cellpose ({first_line(error)}); save it again"
         ) from None
     if not content or not isinstance(content[0], dict) or "masks" not in content[0]:
-        raise DataError(f"{where}: is no _seg.npy of Cellpose; expected a dict with 'masks'")
+        raise DataError(f"{where}: is not a _seg.npy of Cellpose; expected a dict with 'masks'")
     masks = as_array(content[0]["masks"])
     if masks is None or masks.dtype.kind not in "iub" or masks.ndim not in (2, 3):
-        raise DataError(f"{where}: its 'masks' are no label image (height, width) of whole numbers")
+        raise DataError(f"{where}: its 'masks' are not a label image (height, width) of whole numbers")
     if masks.ndim == 3 and masks.shape[0] == 1:
         masks = masks[0]
     if masks.ndim == 3:
-        raise DataError(f"{where}: its masks have {masks.shape[0]} planes; save every plane as a file of its own")
+        raise DataError(f"{where}: its masks have {masks.shape[0]} planes; save every plane as a separate file")
     if masks.size and (masks.min() < 0 or masks.max() > np.iinfo(np.int32).max):
         raise DataError(f"{where}: its masks have the labels {masks.min()} to {masks.max()}; expected 0 to 2147483647")
     return np.ascontiguousarray(masks, dtype=np.int32)
 
 
-# Writing: `NAME_seg.npy`, which Cellpose's window opens and its training reads, and `NAME_masks.tif`.
+# Writing: `NAME_seg.npy` for Cellpose's GUI and training, and `NAME_masks.tif`.
 
 
 def write_seg_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
-    """Write the dict of Cellpose's window as a pickle in an NPY file; an existing file is replaced.
+    """Write the dict of Cellpose's GUI as a pickle in an NPY file; an existing file is replaced.
 
-    Raises DataError where objects overlap and `overlaps` is not "top".
+    Raises DataError if objects overlap and `overlaps` is not "top".
     """
     _refuse_layers(overlaps)
     labels = to_label_image(objects, overlaps)
-    # The window counts objects by the largest label: one that is hidden altogether gets none.
+    # The GUI takes the largest label as the number of objects, so labels of entirely hidden objects are skipped.
     seen = np.unique(labels[labels > 0])
     compact = np.zeros(len(objects) + 1, labels.dtype)
     compact[seen] = np.arange(1, len(seen) + 1)
     labels = compact[labels]
-    # Outlines are the pixels with a neighbour, across an edge, of another label or outside of the image.
+    # Outlines are the pixels with a 4-connected neighbour of another label or outside the image.
     padded = np.pad(labels, 1)
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     is_outline = np.any([labels != neighbour for neighbour in neighbours], axis=0)
-    # As Cellpose counts it: the median diameter, in pixels, of discs of the objects' areas.
+    # As in Cellpose: the median diameter, in pixels, of disks with the objects' areas.
     diameters = 2 * np.sqrt(rle_codec.area(objects.rles) / np.pi)
     boxed: Any = np.empty((), dtype=object)
     boxed[()] = {
@@ -150,11 +150,11 @@ def write_seg_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> 
 
 
 def write_masks(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
-    """Write the label image that Cellpose's training reads."""
+    """Write the label image for Cellpose's training."""
     _refuse_layers(overlaps)
     write_tiff(path, objects, overlaps)
 
 
 def _refuse_layers(overlaps: str) -> None:
     if overlaps == LAYERS:
-        raise DataError("--overlaps layers: Cellpose's files have one label a pixel; take --overlaps top or refuse")
+        raise DataError("--overlaps layers: Cellpose files have one label per pixel; use --overlaps top or refuse")

@@ -1,6 +1,6 @@
-"""Masks whose numbers are classes, not objects: every connected region of a class is one object.
+"""Masks whose values are classes, not objects: every connected component of a class is one object.
 
-So come the labels of the Stranger Sections challenge: image/NAME.JPG, label/NAME_gt.npy (H, W), 0 background,
+The labels of the Stranger Sections challenge have this form: image/NAME.JPG, label/NAME_gt.npy (H, W), 0 background,
 1 inertinite, 2 vitrinite, 3 liptinite; images in folders without any label are its unlabelled ones.
 """
 
@@ -25,7 +25,7 @@ from detseg.structures.mask_crop import MaskCrop
 class ClassMasks(AnnotatedImages):
     """Images and their masks NAME + label_suffix (.npy, .png or .tif)."""
 
-    kind = "masks of classes"
+    kind = "class masks"
     annotation = "mask"
     unlabelled_folders = True
 
@@ -39,7 +39,7 @@ class ClassMasks(AnnotatedImages):
         ignore_value: int | None = None,
         allow_empty: bool = False,
     ) -> None:
-        """class_names: of the numbers 1, 2, ... ignore_value: of pixels that are neither object nor background."""
+        """class_names: of the values 1, 2, ... ignore_value: of pixels that are neither object nor background."""
         self.expected = f"NAME{label_suffix}.npy"
         self._label_suffix, self._ignore = label_suffix, ignore_value
         super().__init__(source, annotations, allow_empty=allow_empty)
@@ -52,14 +52,14 @@ class ClassMasks(AnnotatedImages):
         return path_name(file).removesuffix(self._label_suffix)
 
     def read_annotation(self, data: bytes, where: str, height: int, width: int) -> FoundObjects:
-        """Return the objects, called by the names of their classes. Raises DataError for a number without a class."""
+        """Return the objects, labelled with their class names. Raises DataError for a value without a class."""
         mask = decode_label_image(data, where, self.plane)
         check_mask_size(mask, where, height, width)
         numbers = [int(number) for number in np.unique(mask) if number not in (0, self._ignore)]
         unknown = [number for number in numbers if number > len(self.class_names)]
         if unknown:
             raise DataError(
-                f"{where}: has the numbers {', '.join(map(str, unknown[:5]))}; expected 0 for background and 1 to "
+                f"{where}: has the values {', '.join(map(str, unknown[:5]))}; expected 0 for background and 1 to "
                 f"{len(self.class_names)} for {', '.join(self.class_names)} (--classes, --ignore-value)"
             )
         found = [(crop, number - 1) for number in numbers for crop in regions_of(mask == number)]
@@ -74,16 +74,16 @@ class ClassMasks(AnnotatedImages):
 def write_class_masks(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
     """Write a NumPy array (H, W) uint8 of classes: 0 background, 1, 2, ...; an existing file is replaced.
 
-    overlaps: as of `to_label_image`; layers are no mask of classes, and the object on top counts.
+    overlaps: as in `to_label_image`, except that with layers too, the topmost object is written.
     """
     labels = to_label_image(objects, TOP if overlaps == LAYERS else overlaps)
     mask = np.append(0, objects.classes + 1).astype(np.uint8)[labels]
-    with written_whole(path, "the mask of classes") as temporary, open(temporary, "wb") as file:
+    with written_whole(path, "the class mask") as temporary, open(temporary, "wb") as file:
         np.save(file, mask)
 
 
 def regions_of(mask: np.ndarray) -> list[MaskCrop]:
-    """Return the 8-connected regions of a mask (H, W) bool, the uppermost first."""
+    """Return the 8-connected components of a mask (H, W) bool, the uppermost first."""
     count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
     crops = []
     for number in range(1, count):

@@ -1,4 +1,4 @@
-"""Which class an object is: said by its folder, a table, a field of its image, or a map of names."""
+"""The class of an object: from its folder, a table, an image field, or a map of names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detseg.files.table import read_table
 from detseg.formats.image_fields import ImageColumn
 from detseg.formats.reader import FoundObjects, LabelledImage, Reader
 
-# Column of a table that has one row per object: its number in the label image, or what else the data call it.
+# Column of a table with one row per object: its number in the label image, or its name in the data.
 OBJECT_COLUMN = "label"
 
 
@@ -26,9 +26,9 @@ OBJECT_COLUMN = "label"
 class ClassRule:
     """Where the classes of objects come from.
 
-    kind: `folder` (the one of the image), `column` (a field that the data have of their images), `csv` (a column of a
-    table) or None (what the data themselves call their objects). column, table: of these. names: what came
-    out -> name of the class, or None to leave the object out; None where nothing is renamed.
+    kind: `folder` (of the image), `column` (an image field of the data), `csv` (a column of a table) or None (the
+    objects' own labels). column, table: for these. names: label found -> class name, or None to leave the object out;
+    None if nothing is renamed.
     """
 
     kind: str | None = None
@@ -40,10 +40,10 @@ class ClassRule:
 
 
 def parse_class_rule(words: Sequence[str], key: str | None = None) -> ClassRule | None:
-    """Read what --classes-from says: one of folder, column:NAME and csv:FILE:COLUMN, and a map:FILE after it.
+    """Parse --classes-from: one of folder, column:NAME and csv:FILE:COLUMN, optionally followed by map:FILE.
 
-    key: the table's column of image names; None for its first. Raises DataError for another word, and where the map
-    cannot be read.
+    key: the table's column of image names; None for its first. Raises DataError for other words, and if the map cannot
+    be read.
     """
     rule = ClassRule(key=key)
     for word in words:
@@ -64,9 +64,9 @@ def parse_class_rule(words: Sequence[str], key: str | None = None) -> ClassRule 
 
 
 def read_class_map(path: Path) -> dict[str, str | None]:
-    """Read a map of names to classes: YAML or JSON (name: class), or a CSV whose first two columns are that.
+    """Read a map from names to classes: YAML or JSON (name: class), or a CSV with these as its first two columns.
 
-    Nothing, `null` or `~` for a class leaves the objects out. Raises DataError where it is no such map.
+    An empty class, `null` or `~`, leaves the objects out. Raises DataError if it is not such a map.
     """
     if path.suffix.lower() in (".csv", ".tsv"):
         table = read_table(path, [])
@@ -82,7 +82,7 @@ def read_class_map(path: Path) -> dict[str, str | None]:
         if names.setdefault(name, value) != value:
             raise DataError(f"{path}: {name!r} has two classes, {names[name]} and {value}")
     if not any(names.values()):
-        raise DataError(f"{path}: names no class; expected lines as `name in the data: class`")
+        raise DataError(f"{path}: has no classes; expected lines like `name in the data: class`")
     return names
 
 
@@ -93,13 +93,13 @@ def _read_mapping(path: Path) -> list[tuple[str, str | None]]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such map of classes") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
+        raise DataError(f"{path}: is not UTF-8 text ({error})") from None
     try:
         content = json.loads(text) if path.suffix.lower() == ".json" else parse_plain_yaml(text, str(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no YAML or JSON ({' '.join(str(error).split())[:200]})") from None
+        raise DataError(f"{path}: is not YAML or JSON ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict) or not content:
-        raise DataError(f"{path}: expected lines as `name in the data: class`")
+        raise DataError(f"{path}: expected lines like `name in the data: class`")
     wrong = [name for name, value in content.items() if value is not None and not isinstance(value, (str, int))]
     if wrong:
         raise DataError(
@@ -111,11 +111,11 @@ def _read_mapping(path: Path) -> list[tuple[str, str | None]]:
 def assign_classes(
     images: Mapping[str, LabelledImage], reader: Reader, rule: ClassRule | None, problems: list[str]
 ) -> tuple[dict[str, LabelledImage], list[str]]:
-    """Return the images with the classes that the rule gives their objects, and the names of the classes.
+    """Return the images with object classes assigned by the rule, and the class names.
 
-    Objects whose class is not said are left out and reported in `problems`, and so are images that have no others.
-    Without a rule only readers that name the class of every object (and have no `class_names`) get indices here.
-    Classes are in the order of the map, else sorted.
+    Objects without a class are left out and reported in `problems`, and so are images with no others. Without a rule
+    only readers that name the class of every object (and have no `class_names`) get indices here. Classes are in the
+    order of the map, else sorted.
     """
     if rule is None and reader.class_names:
         return dict(images), list(reader.class_names)
@@ -129,8 +129,8 @@ def assign_classes(
         for word, count in sorted(Counter(word for word, _ in unknown).items()):
             num_images = len({name for other, name in unknown if other == word})
             problems.append(
-                f"{rule.map_file}: has no line for {word!r}, as {count} objects in {num_images} images are called; add "
-                "it (null leaves them out)"
+                f"{rule.map_file}: has no line for {word!r}, the label of {count} objects in {num_images} images; add "
+                "one (null leaves them out)"
             )
         said = {name: [rule.names.get(w, _UNKNOWN) if w else w for w in words] for name, words in said.items()}
     class_names = class_names or list(reader.class_names) or ["object"]
@@ -142,20 +142,20 @@ def assign_classes(
     return assigned, class_names
 
 
-# The class of an object that is not said. None is that of a region to be ignored, and of what a map leaves out.
+# Class of an object without one. None is for regions to be ignored, and for what a map leaves out.
 _UNKNOWN = ""
 
 
 def _words_of_objects(
     images: Mapping[str, LabelledImage], reader: Reader, rule: ClassRule, problems: list[str]
 ) -> dict[str, list[str | None]]:
-    """Return what the reader, or the table that the rule names, says of every object of every image."""
+    """Return the label of every object of every image, from the reader or from the table of the rule."""
     column = None
     if rule.table is not None:
         column = ImageColumn(rule.table, rule.key, rule.column, problems, object_column=OBJECT_COLUMN)
     elif rule.kind == "column" and rule.column not in reader.columns:
         own = ", ".join(reader.columns) or "none"
-        raise DataError(f"--classes-from column:{rule.column}: there is no such field of images; there are {own}")
+        raise DataError(f"--classes-from column:{rule.column}: there is no such image field; there are {own}")
     said: dict[str, list[str | None]] = {}
     for name, image in images.items():
         objects = image.objects
@@ -171,9 +171,9 @@ def _words_of_objects(
         lost = [label for label, word in zip(labels, said[name], strict=True) if word == _UNKNOWN]
         if not lost:
             continue
-        reason = f"the class of {len(lost)} objects is not said"
+        reason = f"{len(lost)} objects have no class"
         if rule.kind == "folder":
-            reason = "is in no folder whose name could be its class"
+            reason = "is not in a folder that could be its class"
         elif column is not None:
             some = f"objects {', '.join(lost[:10])}{' ...' if len(lost) > 10 else ''}" if column.per_object else "it"
             reason = f"{rule.table} has no {rule.column} for {some}"
@@ -195,5 +195,5 @@ def _with_classes(image: LabelledImage, words: Sequence[str | None], class_names
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """Return a key that sorts names with numbers in them by the numbers: 2 before 10."""
+    """Return a sort key in which numbers in names are compared as numbers: 2 before 10."""
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)

@@ -1,4 +1,4 @@
-"""COCO files of any kind as a source: to join or split them, or to leave out what is wrong in them."""
+"""COCO files of any kind as a source: to join or split them, or to remove what is wrong in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEEP, CLEAR = "keep", "clear"
 class CocoFile(Reader):
     """The images and annotations of COCO files; images stay where they are.
 
-    Masks of all forms become compressed run-lengths, ids are written anew, further fields of images are kept.
+    Masks of all forms become compressed RLEs, ids are renumbered, additional image fields are kept.
     """
 
     def __init__(
@@ -31,20 +31,20 @@ class CocoFile(Reader):
         last_part: bool = False,
         iscrowd: str = KEEP,
     ) -> None:
-        """Read the files; what is wrong with their images and annotations becomes `problems`.
+        """Read the files; problems of their images and annotations go to `problems`.
 
         annotations: several are joined, with the classes of the first. last_part: see CocoDataset.load. iscrowd:
-        `KEEP`, or `CLEAR` to make objects of what is marked as crowd.
+        `KEEP`, or `CLEAR` to turn crowd annotations into objects.
 
-        Raises DataError where one is no COCO file, or none has an image that can be used, and where they do not go
-        together: other classes, other INPUT keys, an image that is in two.
+        Raises DataError if one is not a COCO file, if none has a usable image, and if they cannot be joined: other
+        classes, other INPUT keys, an image that is in two.
         """
         told = [(path, keys) for path in annotations if (keys := read_input_keys(path))]
         for path, keys in told:
             if keys != told[0][1]:
                 raise DataError(
-                    f"{path}: its info.input is {keys}, but that of {told[0][0]} is {told[0][1]}; join files whose "
-                    "images come to the network alike"
+                    f"{path}: its info.input is {keys}, but that of {told[0][0]} is {told[0][1]}; only files with the "
+                    "same preprocessing can be joined"
                 )
         self.input_keys = told[0][1] if told else {}
         problems: list[str] = []
@@ -55,13 +55,13 @@ class CocoFile(Reader):
             self._dataset = self._dataset.without_crowd()
         images, source = self._dataset.images, self._dataset.name
         if not images:
-            raise DataError(f"{source}: lists no images that can be used\n{list_problems(problems, 5)}".rstrip())
+            raise DataError(f"{source}: has no usable images\n{list_problems(problems, 5)}".rstrip())
         root, file_names = self._dataset.common_root()
         paths = [PurePosixPath(name.replace("\\", "/")) for name in file_names]
         if not any(record.path.exists() for record in images) and (root / paths[0].name).exists():
             raise DataError(
-                f"{source}: none of its images is below {root} by its name ({paths[0]}, ...), but {paths[0].name} "
-                "is: give the folder that the names begin in, or --last-part, which takes the last part of each name"
+                f"{source}: none of its images is in {root} under its name ({paths[0]}, ...), but {paths[0].name} "
+                "is: give the folder to which the names are relative, or --last-part to use the last part of each name"
             )
         super().__init__(FolderFiles(root, [str(path) for path in paths]))
         self.problems = problems
@@ -89,7 +89,7 @@ class CocoFile(Reader):
 
 
 def _refuse_images_in_two(sets: Sequence[CocoDataset]) -> None:
-    """Raise DataError where data sets have an image in common."""
+    """Raise DataError if data sets have an image in common."""
     first_in: dict[Path, str] = {}
     doubled = []
     for dataset in sets:
@@ -97,17 +97,17 @@ def _refuse_images_in_two(sets: Sequence[CocoDataset]) -> None:
         doubled += [f"{path}: in {first_in[path]} and {dataset.name}" for path in sorted(own & first_in.keys())]
         first_in |= dict.fromkeys(own, dataset.name)
     if doubled:
-        raise DataError(f"images are in several of the files; leave them out of all but one:\n{list_problems(doubled)}")
+        raise DataError(f"images are in several of the files; remove them from all but one:\n{list_problems(doubled)}")
 
 
 def objects_of_record(dataset: CocoDataset, index: int, where: str, height: int, width: int) -> FoundObjects:
-    """Return the annotations of an image of height x width. Raises DataError where the COCO file says another size."""
+    """Return the annotations of an image of height x width. Raises DataError if the COCO file has another size."""
     record = dataset.images[index]
     if (height, width) != (record.height, record.width):
         raise DataError(
             f"{where}: the image has {height} x {width} pixels (height x width), but {dataset.name} says "
-            f"{record.height} x {record.width}: its masks do not fit; put back the images that the file was "
-            "made from"
+            f"{record.height} x {record.width}, so its masks do not fit; restore the images that the file was made "
+            "from"
         )
     rles, classes, crowd = dataset.annotations(index)
     return FoundObjects(rles, classes.tolist(), crowd=crowd.tolist())

@@ -1,4 +1,4 @@
-"""Which format labels have, told by the names of their files."""
+"""Detect the format of labels by the names of their files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from detseg.images.reading import SUFFIXES
 
 
 def tell_format(images: Path, labels: Path, label_suffix: str | None = None) -> tuple[str, Path]:
-    """Return the format, one of `TOLD`, and where its files are: `labels`, or the one COCO file in it.
+    """Return the format, one of `TOLD`, and the place of its files: `labels`, or the single COCO file in it.
 
-    images: where the images are; the same folder may hold both. label_suffix: what label images are called after NAME.
+    images: folder of the images, which may also contain the labels. label_suffix: of label images, after NAME.
 
-    Raises DataError where there is no such file, or files of several formats.
+    Raises DataError if there is no such file, or files of several formats.
     """
     if labels.is_file() and labels.name.lower().endswith((".json", ".json.gz")):
         return "coco", labels
     if labels.is_file() and labels.suffix.lower() != ".zip":
-        raise DataError(f"{labels}: the format of the labels cannot be told; {_expected()}")
+        raise DataError(f"{labels}: the format of the labels cannot be detected; {_expected()}")
     is_one = images.resolve() == labels.resolve()
     found: Counter[str] = Counter()
     coco = []
@@ -35,7 +35,7 @@ def tell_format(images: Path, labels: Path, label_suffix: str | None = None) -> 
         if kind == "coco":
             coco.append(labels / name)
         found.update([kind] if kind else [])
-    # Beside other labels a JSON may be anything.
+    # Next to other labels a JSON may be anything.
     if len(found) > 1:
         del found["coco"]
     if len(found) == 1 and (set(found) != {"coco"} or len(coco) == 1):
@@ -43,8 +43,8 @@ def tell_format(images: Path, labels: Path, label_suffix: str | None = None) -> 
         return kind, coco[0] if kind == "coco" else labels
     what = ", ".join(f"{number} of {kind}" for kind, number in sorted(found.items())) or "no known one"
     names = ", ".join(f"NAME{ending}" for ending in LABEL_SUFFIXES)
-    where = f" beside the images (label images are called {names} there)" if is_one else ""
-    raise DataError(f"{labels}: the format of the labels cannot be told: files of {what}{where}; {_expected()}")
+    where = f" next to the images (label images are called {names} there)" if is_one else ""
+    raise DataError(f"{labels}: the format of the labels cannot be detected: files of {what}{where}; {_expected()}")
 
 
 def _kind(name: str) -> str:
@@ -63,4 +63,4 @@ def _kind(name: str) -> str:
 
 def _expected() -> str:
     known = "; ".join(f"{kind}: {text}" for kind, text in TOLD.items())
-    return f"say which by --format ({known}). `detseg prepare --help` lists all formats; what it writes is a COCO file"
+    return f"give it with --format ({known}). `detseg prepare --help` lists all formats; it writes a COCO file"

@@ -1,4 +1,4 @@
-"""The Data Science Bowl 2018 as it ships: stage1_train with a file per nucleus, or a CSV of run-lengths by columns."""
+"""The Data Science Bowl 2018 as distributed: stage1_train with a file per nucleus, or a CSV of run-lengths."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KEY, RUNS, SIZE, USAGE = "ImageId", "EncodedPixels", ("Height", "Width"), "Usage
 class Dsb2018(Reader):
     """One class: ID/images/ID.png with ID/masks/*.png, in a folder or a zip archive.
 
-    With `run_lengths` (stage1_train_labels.csv, or a stage-1 solution, whose images are those of stage1_test) the masks
-    are read from there, and images may also be ID.png in one folder.
+    With `run_lengths` (stage1_train_labels.csv, or a stage-1 solution with the images of stage1_test) the masks are
+    read from there, and images may also be ID.png in one folder.
     """
 
     has_metadata = False
@@ -38,7 +38,7 @@ class Dsb2018(Reader):
         class_name: str = "nucleus",
         allow_empty: bool = False,
     ) -> None:
-        """List the images and masks. Raises DataError where there are no images, or the CSV is no table of masks."""
+        """List the images and masks. Raises DataError if there are no images, or the CSV is not a table of masks."""
         super().__init__(source)
         self.description = f"Data Science Bowl 2018, {run_lengths or source}"
         self.class_names = [class_name]
@@ -57,11 +57,11 @@ class Dsb2018(Reader):
                 other = self.file_of.setdefault(image_id, name)
                 if other != name:
                     self.problems.append(
-                        f"{self.files.describe(name)}: is a second image of {image_id}, beside {other}; keep one"
+                        f"{self.files.describe(name)}: is a second image of {image_id}, next to {other}; keep one"
                     )
         if not self.file_of:
             archives = [name for name in self.files.names if name.lower().endswith(".zip")]
-            nested = f"; it holds {archives[0]}: unpack that, or give that itself" if archives else ""
+            nested = f"; it contains {archives[0]}: unpack that, or give that itself" if archives else ""
             raise DataError(
                 f"{source}: there are no images; expected {'ID.png or ' if run_lengths else ''}ID/images/ID.png, as in "
                 f"stage1_train{nested}"
@@ -84,8 +84,8 @@ class Dsb2018(Reader):
         files = self._masks_of.get(name, [])
         if not files and not self._allow_empty:
             raise DataError(
-                f"{self.describe(name)}: has no masks; expected {name}/masks/*.png, or --run-lengths CSV; where images "
-                "without objects have none, pass --allow-empty"
+                f"{self.describe(name)}: has no masks; expected {name}/masks/*.png, or --run-lengths CSV; if images "
+                "without objects have none, give --allow-empty"
             )
         crops, problems = [], []
         for file in files:
@@ -97,9 +97,9 @@ class Dsb2018(Reader):
                 levels = np.unique(values[mask])
                 if len(levels) > 1:
                     raise DataError(
-                        f"{where}: has {len(levels)} values besides 0, {levels[0]} to {levels[-1]}, where a mask of "
-                        "one object has one: it was resized with interpolation, saved with losses, or is a picture; "
-                        "save it anew, or set what is below half of the highest value to 0 and the rest to 255"
+                        f"{where}: has {len(levels)} values other than 0, {levels[0]} to {levels[-1]}, but the mask of "
+                        "one object has one: it was resized with interpolation, saved lossily, or is not a mask; save "
+                        "it again, or set values below half of the maximum to 0 and the others to 255"
                     )
                 if not mask.any():
                     raise DataError(f"{where}: the mask is empty; remove the file, or draw the nucleus")
@@ -110,5 +110,5 @@ class Dsb2018(Reader):
 
 
 def write_dsb2018(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write stage1_train_labels.csv: a row per object, runs down the columns; it has no classes."""
+    """Write stage1_train_labels.csv: a row per object, run-lengths in column-major order; it has no classes."""
     write_mask_table(path, (KEY, RUNS), images, lambda objects, index, name, runs: (name, runs), by_rows=False)

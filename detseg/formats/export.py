@@ -1,4 +1,4 @@
-"""From a COCO or Predictions file to files of another form: which there are, where they go, all or nothing at each."""
+"""Export a COCO or Predictions file to files of other formats; each file is written atomically."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OBJECTS_NAME = "objects.csv"
 class ExportOptions:
     """How objects are exported.
 
-    overlaps: of `label_images.OVERLAPS`, for forms with one label a pixel. score_threshold: predictions below it are
-    left out. pixel_size: (y, x) micrometres, of all images; None: what is known of each. pictures: image id -> image,
-    of all images or of none, for intensities and for what the images' files say of themselves.
+    overlaps: one of `label_images.OVERLAPS`, for formats with one label per pixel. score_threshold: predictions below
+    it are left out. pixel_size: (y, x) micrometres for all images; None: that of each, if known. pictures: image id ->
+    image, for all images or none, for intensities and for the facts in the image files.
     """
 
     overlaps: str = REFUSE
@@ -46,7 +46,7 @@ class ExportOptions:
 
 @dataclass
 class ExportCount:
-    """What was exported: images, objects; regions to be ignored and masks without a pixel, both left out; files."""
+    """Numbers of exported images and objects; ignored regions and empty masks, both left out; files."""
 
     images: int = 0
     objects: int = 0
@@ -63,13 +63,13 @@ def export(
     *,
     progress: Callable[[Iterable[ImageObjects]], Iterable[ImageObjects]] = iter,
 ) -> ExportCount:
-    """Write all images of a file in a form, below the folder `output`.
+    """Write all images of a file in a format, below the folder `output`.
 
     progress: wraps the loop over the images.
 
     Raises:
-        ConfigError: there is no such form. DataError: files exist, unless `overwrite`; names collide or lead out of the
-            folder; objects overlap where that is refused (nothing is written then); files cannot be written.
+        ConfigError: unknown format. DataError: files exist, unless `overwrite`; names collide or lead out of the
+            folder; objects overlap and that is refused (nothing is written then); files cannot be written.
     """
     form = WRITERS.get(form_name)
     if form is None:
@@ -90,7 +90,7 @@ def export(
         if form.is_table:
             write(tables[0], images, source.class_names)
             return count
-        # What label images cannot say: the class and score of every label.
+        # Label images lack the class and score of every label.
         rows: list[tuple[object, ...]] = [("image", "label", "class", "score")]
         for objects in images:
             write(targets[objects.file_name], objects, source.class_names if form.has_overlaps else options.overlaps)
@@ -103,7 +103,7 @@ def export(
 
 
 def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: ExportCount) -> Iterator[ImageObjects]:
-    """Yield what is exported of each image, and count it."""
+    """Yield the exported objects of each image, and count them."""
     for objects in source:
         if objects.scores is not None and options.score_threshold > 0:
             objects = objects.select(objects.scores >= np.float32(options.score_threshold))
@@ -122,21 +122,21 @@ def _exported(source: Iterable[ImageObjects], options: ExportOptions, count: Exp
 
 
 def image_targets(folder: Path, file_names: Sequence[str], ending: str) -> dict[str, Path]:
-    """Return where the file of every image goes: the image's name with another ending, subfolders kept.
+    """Return the output file of every image: the image's name with another suffix, in the same subfolders.
 
-    The ending follows the whole name where images differ in their suffixes only: `x.png.tif`, `x.jpg.tif`.
+    The suffix is appended to the whole name if images differ only in their suffixes: `x.png.tif`, `x.jpg.tif`.
 
     Raises:
-        DataError: two images would get the same file all the same, or a name leads out of the folder.
+        DataError: two images would get the same file nevertheless, or a name leads out of the folder.
     """
     taken: dict[Path, str] = {}
     for name in file_names:
         relative = PurePosixPath(name.replace("\\", "/"))
         if not relative.name or relative.is_absolute() or ".." in relative.parts or has_drive(name):
-            raise DataError(f"{name}: nothing can be written for a file name that leads out of its folder")
+            raise DataError(f"{name}: a file name that leads out of its folder cannot be exported")
     for name, bare in zip(file_names, without_ending(file_names), strict=True):
         path = folder / f"{bare}{ending}"
         if path in taken:
-            raise DataError(f"{taken[path]} and {name} would both get the file {path}; name them differently")
+            raise DataError(f"{taken[path]} and {name} would both be written to {path}; rename one of them")
         taken[path] = name
     return {name: path for path, name in taken.items()}

@@ -1,4 +1,4 @@
-"""The files of a data set as it was downloaded: a folder, or the zip archive itself."""
+"""The files of a downloaded data set: a folder, or the zip archive itself."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from detseg.files.reading import check_regular, unpacked_limit
 from detseg.images.reading import decode_picture, read_picture
 from detseg.progress import ProgressBar
 
-# The largest member of an archive that is unpacked: a few bytes can claim any size.
+# The largest archive member that is unpacked: a few bytes can claim any size.
 MAX_MEMBER_BYTES = 2**32
 
 
 def open_files(path: Path) -> FolderFiles | ZipFiles:
     """Open a folder or a zip archive.
 
-    Raises DataError where there is neither, or the archive is broken or has names that lead out of it.
+    Raises DataError if there is neither, or the archive is broken or has names that lead out of it.
     """
     check_regular(path)
     if path.is_dir():
@@ -33,25 +33,25 @@ def open_files(path: Path) -> FolderFiles | ZipFiles:
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or zip archive")
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: is neither a folder nor a whole zip archive; download or copy it again")
+        raise DataError(f"{path}: is neither a folder nor a complete zip archive; download or copy it again")
     return ZipFiles(path)
 
 
 class FolderFiles:
     """The files of a folder; they stay where they are.
 
-    names: paths below the folder, with slashes, sorted; hidden files are left out. problems: names that are no text.
+    names: paths below the folder, with slashes, sorted, without hidden files. problems: names that cannot be decoded.
     """
 
     def __init__(self, root: Path, names: Iterable[str] | None = None) -> None:
-        """names: of the files that matter; None lists the folder."""
+        """names: of the files to use; None lists the folder."""
         self.root = root
         self.problems: list[str] = []
         if names is None:
             paths = (path for path in root.rglob("*") if path.is_file())
             names = [name for path in paths if _is_shown(name := path.relative_to(root).as_posix())]
             self.problems = [
-                f"{str(root / n)!a}: its name is no UTF-8; rename the file" for n in names if not is_text(n)
+                f"{str(root / n)!a}: its name is not UTF-8; rename the file" for n in names if not is_text(n)
             ]
         self.names = sorted(name for name in names if is_text(name))
 
@@ -59,34 +59,34 @@ class FolderFiles:
         return str(self.root)
 
     def describe(self, name: str) -> str:
-        """Return what messages call a file."""
+        """Return the name of a file for messages."""
         return str(self.root / name)
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds. Raises DataError where it cannot be read."""
+        """Return the content of a file. Raises DataError if it cannot be read."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
             raise DataError(f"{self.describe(name)}: cannot be read ({error.strerror or error})") from None
 
     def read_picture(self, name: str, fields: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return an image and its facts, as `images.reading.read_picture` does."""
-        # By its path, so that of a large stack only the pages that are needed are read.
+        """Return an image and its facts, as `images.reading.read_picture`."""
+        # By its path, so that only the required pages of a large stack are read.
         return read_picture(self.root / name, fields)
 
     def image_root(self, output: Path) -> Path:
-        """Return the folder that the file names of the COCO files will be relative to."""
+        """Return the folder to which file names in the COCO files will be relative."""
         return self.root
 
     def check_target(self, names: Sequence[str], output: Path, *, overwrite: bool) -> None:
-        """Raise DataError where `provide` would replace files, unless `overwrite`."""
+        """Raise DataError if `provide` would replace files, unless `overwrite`."""
 
     def provide(self, names: Sequence[str], output: Path) -> None:
-        """Put the files below `image_root`, where they are not yet there."""
+        """Put the files below `image_root` unless they are there already."""
 
 
 class ZipFiles:
-    """The files of a zip archive; `provide` unpacks those that a training needs to OUTPUT/images."""
+    """The files of a zip archive; `provide` unpacks those for training to OUTPUT/images."""
 
     problems: Sequence[str] = ()
 
@@ -96,15 +96,15 @@ class ZipFiles:
             self._archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(f"{path}: the zip archive cannot be read ({error}); download or copy it again") from None
-        # Names of folders end with a slash; a broken archive may have files without a name.
+        # Folder names end with a slash; a broken archive may have files without a name.
         members = {
             member.filename: member for member in self._archive.infolist() if member.filename[-1:] not in ("", "/")
         }
         bad = [name for name in members if _leads_out(name)]
         if bad:
             raise DataError(
-                f"{path}: {len(bad)} files of the archive lead out of it; nothing is unpacked from an archive like "
-                f"that, get another:\n{list_problems(bad)}"
+                f"{path}: {len(bad)} file names in the archive lead out of it; such an archive is not unpacked, use "
+                f"another one:\n{list_problems(bad)}"
             )
         self._members = {name: member for name, member in members.items() if _is_shown(name)}
         self.names = sorted(self._members)
@@ -122,7 +122,7 @@ class ZipFiles:
             raise DataError(f"{self.describe(name)}: claims {member.file_size} bytes; the limit is {limit}; unpack it")
         try:
             return self._archive.read(member)
-        # What zipfile raises for a broken or encrypted member is RuntimeError, EOFError, zlib.error, ...
+        # For a broken or encrypted member zipfile raises RuntimeError, EOFError, zlib.error, ...
         except Exception as error:
             raise DataError(
                 f"{self.describe(name)}: cannot be unpacked ({error}); download or copy the archive again"
@@ -141,8 +141,8 @@ class ZipFiles:
         others = [name for name in names if (root / name).exists() and not self._is_there(name, root / name)]
         if others:
             raise DataError(
-                f"{root} holds {len(others)} files that are not those of {self.path}; pass --overwrite to replace "
-                f"them, or name another output:\n{list_problems(others)}"
+                f"{root} has {len(others)} files that are not those of {self.path}; give --overwrite to replace them, "
+                f"or another output:\n{list_problems(others)}"
             )
 
     def _is_there(self, name: str, path: Path) -> bool:
@@ -164,7 +164,7 @@ class ZipFiles:
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a file is meant to be seen: no hidden one, nor what macOS adds to archives."""
+    """Whether a file is relevant: not hidden, and not added by macOS to archives."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 

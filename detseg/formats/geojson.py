@@ -1,4 +1,4 @@
-"""QuPath's GeoJSON: one file of objects beside each image; polygons with holes, several parts, and classifications."""
+"""QuPath's GeoJSON: one file of objects per image; polygons with holes, several parts, and classifications."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from detseg.structures.mask_crop import MaskCrop, runs_of_crops
 from detseg.structures.overlaps import shared_pixels
 
 OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core", "root")
-# Classes of QuPath that end in a star are no objects: Ignore* is a region that is not labelled.
+# QuPath classes that end in a star are not objects: Ignore* is a region that is not labelled.
 _IGNORED = "Ignore*"
 
 
 @dataclass(frozen=True)
 class GeoJsonOptions:
-    """Which objects of a file are read, and what they are called.
+    """Which objects of a file are read, and their classes.
 
     class_name: of objects without classification. object_types: of `OBJECT_TYPES`; empty for annotations, detections
-    and cells (an object without type is an annotation). nuclei: take the nucleus of a cell instead of its outline.
+    and cells (an object without type is an annotation). nuclei: use the nucleus of a cell instead of its outline.
     """
 
     class_name: str = "cell"
@@ -42,10 +42,10 @@ class GeoJsonOptions:
 
 
 class GeoJson(AnnotatedImages):
-    """Images with GeoJSON files of QuPath; the classifications are the classes. Further arguments: `GeoJsonOptions`."""
+    """Images with QuPath GeoJSON files; classifications are classes. Additional arguments: `GeoJsonOptions`."""
 
     kind = "QuPath objects"
-    expected = "NAME.geojson (or NAME.png.geojson) as QuPath exports it"
+    expected = "NAME.geojson (or NAME.png.geojson) as exported by QuPath"
 
     def __init__(
         self, source: Path, annotations: Path | None = None, *, allow_empty: bool = False, **options: Any
@@ -67,12 +67,13 @@ class GeoJson(AnnotatedImages):
 def read_features(
     data: bytes, where: str, height: int, width: int, options: GeoJsonOptions = GeoJsonOptions()
 ) -> FoundObjects:
-    """Read the objects of an image of height x width pixels, called by their classification.
+    """Read the objects of an image of height x width pixels, labelled with their classification.
 
-    Objects of the class Ignore* are regions to be ignored, those of other classes with a star (Region*) are left out.
-    What is no area, has broken coordinates or covers no pixel goes to `problems`.
+    Objects of the class Ignore* are regions to be ignored; those of other classes with a star (Region*) are left out.
+    Geometries that are not areas, have invalid coordinates or cover no pixel go to `problems`.
 
-    Raises DataError where the file is no GeoJSON, or nobody said whether annotations around detections are objects.
+    Raises DataError if the file is not GeoJSON, or if it is not given whether annotations around detections are
+    objects.
     """
     crops: list[MaskCrop] = []
     labels: list[str] = []
@@ -89,7 +90,7 @@ def read_features(
             if options.nuclei and kind == "cell":
                 geometry = feature.get("nucleusGeometry")
                 if not geometry:
-                    raise DataError("is a cell without a nucleus, which --nuclei asks for; --skip-bad leaves it out")
+                    raise DataError("is a cell without a nucleus, which --nuclei needs; --skip-bad skips it")
             polygons = _polygons(_object(geometry, "its geometry"))
             crop = fill_polygons([[_ring(ring) for ring in polygon] for polygon in polygons], height, width)
             if not crop.mask.any():
@@ -109,18 +110,18 @@ def read_features(
 
 
 def _features(data: bytes, where: str) -> list[dict[str, Any]]:
-    """Return the features of a collection, of a list of them, or of a single one."""
+    """Return the features of a collection, of a list, or a single one."""
     try:
         content = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is cut off or no JSON ({error}); export it again") from None
+        raise DataError(f"{where}: is truncated or not JSON ({error}); export it again") from None
     if isinstance(content, dict) and content.get("type") == "FeatureCollection":
         content = content.get("features")
     features = [content] if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
-        raise DataError(f"{where}: is no GeoJSON; expected a FeatureCollection, or a list of features")
+        raise DataError(f"{where}: is not GeoJSON; expected a FeatureCollection, or a list of features")
     if not all("geometry" in feature or feature.get("type") == "Feature" for feature in features):
-        raise DataError(f"{where}: is no GeoJSON of objects; expected features with a geometry")
+        raise DataError(f"{where}: is not GeoJSON with objects; expected features with a geometry")
     return features
 
 
@@ -131,7 +132,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 
 def _classification(properties: Mapping[str, Any], default: str) -> str:
-    """Return the name of the class; a class of several names has them joined as QuPath shows it."""
+    """Return the class name; multiple names are joined as QuPath shows them."""
     value = properties.get("classification")
     if isinstance(value, dict):
         names = value.get("names")
@@ -145,7 +146,7 @@ def _classification(properties: Mapping[str, Any], default: str) -> str:
 
 
 def _check_regions(crops: Sequence[MaskCrop], is_annotation: np.ndarray, where: str, height: int, width: int) -> None:
-    """Refuse annotations that contain detections or cells: regions in which QuPath searched, and no objects."""
+    """Refuse annotations that contain detections or cells: probably regions in which QuPath searched, not objects."""
     outer, inner = np.flatnonzero(is_annotation), np.flatnonzero(~is_annotation)
     if not len(outer) or not len(inner):
         return
@@ -156,19 +157,19 @@ def _check_regions(crops: Sequence[MaskCrop], is_annotation: np.ndarray, where: 
     if regions:
         raise DataError(
             f"{where}: {regions} of its {len(outer)} annotations contain several of its {len(inner)} detections and "
-            "cells: are they regions, or objects too? Say which are objects: --object-types detection cell, or "
+            "cells, so they may be regions instead of objects; select the objects: --object-types detection cell, or "
             "--object-types annotation, or all three"
         )
 
 
 def _object_type(feature: Mapping[str, Any], properties: Mapping[str, Any]) -> str:
-    # QuPath up to 0.2 has the type as the feature's id: PathAnnotationObject.
+    # QuPath up to 0.2 stores the type as the feature's id: PathAnnotationObject.
     kind = properties.get("objectType") or str(feature.get("id", "")).removeprefix("Path").removesuffix("Object")
     return str(kind).lower() if str(kind).lower() in OBJECT_TYPES else "annotation"
 
 
 def _polygons(geometry: Mapping[str, Any]) -> list[list[Any]]:
-    """Return the polygons of a geometry, each a list of rings: the outline and the holes."""
+    """Return the polygons of a geometry, each a list of rings: outline, then holes."""
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind == "GeometryCollection" and isinstance(geometry.get("geometries"), list):
         parts = [_polygons(_object(part, "a part of its geometry")) for part in geometry["geometries"]]
@@ -182,25 +183,25 @@ def _polygons(geometry: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _ring(points: Any) -> np.ndarray:
-    """Return a ring as (P, 2) float64 x, y; a third coordinate is left out."""
+    """Return a ring as (P, 2) float64 x, y, without a third coordinate."""
     try:
         ring = np.array([(point[0], point[1]) for point in points], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
-        raise DataError("has a broken ring; expected points [[x, y], ...]") from None
+        raise DataError("has an invalid ring; expected points [[x, y], ...]") from None
     if not np.isfinite(ring).all():
         raise DataError("has a coordinate that is not finite")
     return ring
 
 
-# Writing. Colours that people with any colour vision tell apart (Okabe and Ito 2008).
+# Writing. Colours that can be distinguished with any colour vision (Okabe and Ito 2008).
 _COLOURS = ((255, 176, 0), (64, 190, 255), (0, 200, 140), (240, 110, 180), (240, 228, 66), (235, 95, 20))
 
 
 def write_geojson(path: Path, objects: ImageObjects, class_names: Sequence[str]) -> None:
-    """Write a FeatureCollection with a Polygon or MultiPolygon an object, in pixels along the edges of pixels.
+    """Write a FeatureCollection with a Polygon or MultiPolygon per object, in pixels along pixel edges.
 
-    Annotations become QuPath's annotations, which can be corrected there; predictions become detections, with their
-    score as a measurement. An existing file is replaced.
+    Annotations become QuPath annotations, which can be edited there; predictions become detections, with their score as
+    a measurement. An existing file is replaced.
     """
     with written_whole(path, "the GeoJSON") as temporary, open(temporary, "w", encoding="ascii", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')

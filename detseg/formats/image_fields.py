@@ -1,4 +1,4 @@
-"""A column of a CSV that has a row per image, or a row per object."""
+"""A column of a CSV with a row per image, or a row per object."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class ImageColumn:
-    """The values of a column by what the table calls the images: with or without folder and ending.
+    """The values of a column by image name in the table: with or without folder and suffix.
 
-    per_object: whether it has a row per object, with a column `object_column` that says which.
+    per_object: whether it has a row per object, identified by a column `object_column`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ImageColumn:
     ) -> None:
         """Read the column. key: the column of image names, None for the first.
 
-        Broken rows, and a second value of a name, go to `problems`. Raises DataError where the file or a column is
+        Invalid rows, and a second value for a name, go to `problems`. Raises DataError if the file or a column is
         missing.
         """
         self.path, self.column = path, column
@@ -47,36 +47,35 @@ class ImageColumn:
                 problems.append(f"{path}: line {row.line}: {name} has two values, {other} and {value}")
 
     def find(self, names: Iterable[str], label: str = "") -> str:
-        """Return the value of the first of the names that has one, "" where none has. label: of the object."""
+        """Return the value of the first of the names with one, "" if none has. label: of the object."""
         places = ((name, label if self.per_object else "") for name in names)
         return next((self._values[place] for place in places if self._values.get(place)), "")
 
     def of_file(self, file_name: str) -> str:
-        """Return the value of an image by its path, with or without folder and ending; "" where there is none."""
+        """Return the value of an image by its path, with or without folder and suffix; "" if there is none."""
         path = PurePosixPath(file_name.replace("\\", "/"))
         return self.find([file_name, str(path), str(path.with_suffix("")), path.name, path.stem])
 
     def of_image(self, reader: Reader, name: str) -> str:
-        """Return the value of an image. Raises DataError where the table has none."""
+        """Return the value of an image. Raises DataError if the table has none."""
         value = self.find(reader.aliases(name))
         if not value:
             raise DataError(f"{reader.describe(name)}: {self.path} has no {self.column} for it")
         return value
 
 
-# Fields that other commands read as numbers or more: a table's text is no such value.
+# Fields that other commands read as numbers or structures, which strings from a table cannot set.
 _WITH_MEANING = {"id", "file_name", "height", "width", "fold", "plane", FIELD, "object_diameter", "channel_names"}
 
 
 def columns_of_images(
     path: Path, key: str | None, reader: Reader, names: Sequence[str], problems: list[str]
 ) -> dict[str, dict[str, str]]:
-    """Return column -> image name -> value: what a table says of images, to be kept as their fields.
+    """Return column -> image name -> value: the image data of a table, to be kept as image fields.
 
-    Left out are cells without a value, columns with several values of an image (they are of objects), and those whose
-    names mean something else in a COCO file. Broken rows go to `problems`; images without a row are warned of. Raises
-    DataError where the table is missing or none of the images is in it. key: the column of image names, None for the
-    first.
+    Left out are empty cells, columns with several values for an image (they refer to objects), and columns whose names
+    have another meaning in a COCO file. Invalid rows go to `problems`; images without a row give a warning. Raises
+    DataError if the table is missing or has none of the images. key: the column of image names, None for the first.
     """
     table = read_table(path, [] if key is None else [key])
     key = key or table.columns[0]
@@ -100,15 +99,15 @@ def columns_of_images(
     if lacking and len(lacking) == len(names):
         names_there = ", ".join(map(repr, list(rows)[:3])) or "no rows"
         raise DataError(
-            f"{path}: names none of the images: its column {key!r} has {names_there}, an image is {lacking[0]}; --key "
-            "names another column"
+            f"{path}: has none of the images: its column {key!r} has {names_there}, an image is {lacking[0]}; select "
+            "another column with --key"
         )
     if lacking:
         logger.warning("%s has no row for %d of %d images, for example %s", path, len(lacking), len(names), lacking[0])
     return columns
 
 
-# What the user says of the images: pixel size, channels and scaling.
+# Image properties given by the user: pixel size, channels and scaling.
 
 
 def input_keys(
@@ -117,7 +116,7 @@ def input_keys(
     percentiles: Sequence[float] | None,
     scaling_range: Sequence[float] | None,
 ) -> dict[str, Any]:
-    """Return the INPUT keys of what a user typed. Raises DetsegError where they make no sense."""
+    """Return the INPUT keys for command-line values. Raises DetsegError if they are invalid."""
     keys: dict[str, Any] = {}
     if channels:
         keys["INPUT.CHANNELS"] = [int(one) if one.isascii() and one.isdigit() else one for one in channels]
@@ -129,7 +128,7 @@ def input_keys(
         if values is not None:
             keys[f"INPUT.SCALING_{name}"] = [float(value) for value in values]
     if scaling == "fixed" and scaling_range is None:
-        raise DataError("--scaling fixed takes --scaling-range LOW HIGH too: the intensities that become 0 and 255")
+        raise DataError("--scaling fixed needs --scaling-range LOW HIGH: the intensities that become 0 and 255")
     cfg = get_default_config()
     for name, value in keys.items():
         cfg.set(name, value, origin="command line")
@@ -143,10 +142,10 @@ def input_keys(
 def with_known_channels(
     images: Mapping[str, LabelledImage], reader: Reader, keys: Mapping[str, Any], problems: list[str]
 ) -> dict[str, LabelledImage]:
-    """Return the images that have the channels that the INPUT keys name.
+    """Return the images that have the channels in the INPUT keys.
 
-    Images whose files name their channels otherwise become `problems` and go. Files without names stay: the COCO file
-    may get them later.
+    Images whose files have other channel names become `problems` and are removed. Files without names are kept: they
+    may get names in the COCO file later.
     """
     chosen = [one for one in keys.get("INPUT.CHANNELS", ()) if isinstance(one, str)]
     known = {}
@@ -165,11 +164,11 @@ def with_known_channels(
 def with_pixel_sizes(
     images: Mapping[str, LabelledImage], reader: Reader, text: str, key: str | None, problems: list[str]
 ) -> dict[str, LabelledImage]:
-    """Return the images with the pixel size that the user gives, in the place of what their files say.
+    """Return the images with the pixel size given by the user, which overrides that in their files.
 
     text: micrometres ("0.5", or "0.5 0.4" for y and x), or csv:FILE:COLUMN, a table with a row per image; key: its
-    column of image names, None: the first. Images that the table does not have, or no size for, become `problems` and
-    go.
+    column of image names, None: the first. Images that are not in the table, or have no size there, become `problems`
+    and are removed.
     """
     column = None
     if text.startswith("csv:"):

@@ -1,4 +1,4 @@
-"""ImageJ's regions of interest: a zip archive of them (from its ROI manager), or a single .roi, beside each image."""
+"""ImageJ's regions of interest: a zip archive of them (from its ROI manager), or a single .roi, per image."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from roifile import ImagejRoi
 
 
-# What programs append to the name of the image (Cellpose: _rois), and people put before it.
+# Suffixes of the image name by other programs (Cellpose: _rois); a prefix is used too.
 ENDINGS = ("_rois", "_roi", "_ROIs", "_RoiSet", "-rois")
 BEGINNINGS = ("RoiSet_", "RoiSet-")
-# A region of a million points has 8 MB.
+# A region with a million points has 8 MB.
 MAX_ROI_BYTES = 2**26
 
 
 class ImageJRegions(AnnotatedImages):
-    """Images of one class with regions of ImageJ."""
+    """Images of one class with ImageJ regions."""
 
     kind = "ImageJ regions"
     expected = "NAME.zip, NAME_rois.zip, RoiSet_NAME.zip or NAME.roi"
@@ -57,10 +57,10 @@ class ImageJRegions(AnnotatedImages):
 def read_roi_file(data: bytes, where: str, height: int, width: int) -> FoundObjects:
     """Read the regions of an image of height x width pixels from a .zip or .roi.
 
-    Objects are called by the number of their group in ImageJ, else by their name. What is a line or a point, is
-    outside of the image or covers no pixel goes to `problems`. An archive without any file has no objects.
+    Objects are labelled with their group number in ImageJ, else with their name. Lines, points, and regions that are
+    outside the image or cover no pixel go to `problems`. An archive without files has no objects.
 
-    Raises DataError where the file is neither, or holds regions of several slices.
+    Raises DataError if the file is neither, or has regions of several slices.
     """
     crops: list[MaskCrop] = []
     labels, problems, slices, positions = [], [], set(), set()
@@ -74,9 +74,7 @@ def read_roi_file(data: bytes, where: str, height: int, width: int) -> FoundObje
         except DataError as error:
             problems.append(f"{where}: {name}: {error}")
     if len(slices) > 1 or len(positions - {0}) > 1:
-        raise DataError(
-            f"{where}: has regions of several slices or points in time; save those of each as a file of its own"
-        )
+        raise DataError(f"{where}: has regions of several slices or time points; save those of each as a separate file")
     return objects_of_crops(crops, height, width, labels=labels, problems=problems)
 
 
@@ -93,15 +91,15 @@ def _regions_of(data: bytes, where: str) -> list[tuple[str, bytes]]:
                 raise DataError("its regions claim more bytes than an archive of this size can hold")
             for member in members:
                 if member.file_size > MAX_ROI_BYTES:
-                    raise DataError(f"{member.filename} claims {member.file_size} bytes; no region has as many")
+                    raise DataError(f"{member.filename} claims {member.file_size} bytes, too many for a region")
             found = [(PurePosixPath(member.filename).stem, archive.read(member)) for member in members]
-    # What zipfile raises for a broken or encrypted member is RuntimeError, EOFError, zlib.error, ...
+    # For a broken or encrypted member zipfile raises RuntimeError, EOFError, zlib.error, ...
     except Exception as error:
         raise DataError(
-            f"{where}: is neither a whole zip archive of regions nor a .roi ({error}); save it again"
+            f"{where}: is neither a complete zip archive of regions nor a .roi ({error}); save it again"
         ) from None
     if not found and others:
-        raise DataError(f"{where}: holds {others[0]} and no .roi; expected what ImageJ's ROI manager saves")
+        raise DataError(f"{where}: contains {others[0]} but no .roi; expected a file saved by ImageJ's ROI manager")
     return found
 
 
@@ -110,15 +108,15 @@ def _parse(data: bytes) -> ImagejRoi:
 
     try:
         return ImagejRoi.frombytes(data)
-    except Exception as error:  # roifile raises nearly anything for a broken file
+    except Exception as error:  # roifile raises all kinds of exceptions for a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"is no region of ImageJ, or is cut off ({reason})") from None
+        raise DataError(f"is not an ImageJ region, or is truncated ({reason})") from None
 
 
 def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
-    """Return the pixels of an area of an image of height x width pixels.
+    """Return the pixels of an area in an image of height x width pixels.
 
-    Raises DataError for what is no area, is outside or covers no pixel's centre.
+    Raises DataError for a region that is not an area, is outside or covers no pixel centre.
     """
     from roifile import ROI_OPTIONS, ROI_TYPE
 
@@ -127,12 +125,12 @@ def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
         raise DataError(f"is a {kind}; expected an area (polygon, freehand, traced, rectangle, oval, composite)")
     if ROI_OPTIONS.SPLINE_FIT in ROI_OPTIONS(roi.options):
         raise DataError(
-            "is drawn through its points as a spline, which only ImageJ knows; turn it into a polygon there (Edit > "
+            "is a spline through its points, which only ImageJ can draw; convert it to a polygon there (Edit > "
             "Selection > Interpolate)"
         )
     is_box = roi.roitype in (ROI_TYPE.RECT, ROI_TYPE.OVAL) and roi.multi_coordinates is None
     x0, y0, x1, y1 = roi.left, roi.top, roi.right, roi.bottom
-    if is_box and roi.subpixelrect and roi.widthd > 0 and roi.heightd > 0:  # fractions of pixels
+    if is_box and roi.subpixelrect and roi.widthd > 0 and roi.heightd > 0:  # subpixel coordinates
         x0, y0, x1, y1 = roi.xd, roi.yd, roi.xd + roi.widthd, roi.yd + roi.heightd
     if is_box:
         rings = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)]
@@ -140,14 +138,14 @@ def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
         try:
             rings = [np.asarray(ring, dtype=np.float64) for ring in roi.coordinates(multi=True)]
         except NotImplementedError:
-            raise DataError("has curves; turn it into a polygon in ImageJ (Edit > Selection > Interpolate)") from None
-        except Exception as error:  # roifile raises nearly anything for a broken path
-            raise DataError(f"has a broken outline ({error})") from None
+            raise DataError("has curves; convert it to a polygon in ImageJ (Edit > Selection > Interpolate)") from None
+        except Exception as error:  # roifile raises all kinds of exceptions for a broken path
+            raise DataError(f"has an invalid outline ({error})") from None
     if not all(np.isfinite(ring).all() for ring in rings):
         raise DataError("has a coordinate that is not finite")
     crop, left, top = fill_polygon(rings, height, width)
     if is_box and roi.roitype == ROI_TYPE.OVAL:
-        # Of the box, the pixels whose centres the ellipse within it covers.
+        # The pixels of the box whose centres are inside its ellipse.
         rows, columns = top + np.arange(crop.shape[0]) + 0.5, left + np.arange(crop.shape[1]) + 0.5
         down, across = (rows - (y0 + y1) / 2) / ((y1 - y0) / 2), (columns - (x0 + x1) / 2) / ((x1 - x0) / 2)
         crop = crop & (down[:, None] ** 2 + across[None, :] ** 2 <= 1) & (x1 > x0 and y1 > y0)
@@ -156,26 +154,26 @@ def fill_roi(roi: ImagejRoi, height: int, width: int) -> MaskCrop:
     return MaskCrop(crop, left, top)
 
 
-# Writing: one zip of regions an image, which ImageJ's ROI manager opens; holes and separate parts are kept.
+# Writing: one zip of regions per image, for ImageJ's ROI manager; holes and separate parts are kept.
 
-# Regions hold their place in 16 bits with a sign.
+# Regions store coordinates as signed 16-bit integers.
 MAX_SIDE = 32767
-# Steps of a path of java.awt.geom: move to, line to, close.
+# Path segments of java.awt.geom: move to, line to, close.
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def write_rois(path: Path, objects: ImageObjects, class_names: Sequence[str]) -> None:
-    """Write a zip of one region an object, named `0001-cell`; of several classes each is a group of its own.
+    """Write a zip with one region per object, named `0001-cell`; with several classes, each is a group.
 
-    Outlines run along the edges of pixels. A mask in one piece without holes is a traced region, any other a composite
-    one. An existing file is replaced.
+    Outlines follow pixel edges. A mask in one piece without holes becomes a traced region, any other a composite one.
+    An existing file is replaced.
 
-    Raises DataError where the image is larger than regions can say.
+    Raises DataError if the image is too large for regions.
     """
     if max(objects.height, objects.width) > MAX_SIDE:
         raise DataError(
-            f"{objects.file_name}: has {objects.height} x {objects.width} pixels, but ImageJ's regions reach to "
+            f"{objects.file_name}: has {objects.height} x {objects.width} pixels, but ImageJ regions are limited to "
             f"{MAX_SIDE}; export to geojson or label images"
         )
     with written_whole(path, "the regions") as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -189,7 +187,7 @@ def write_rois(path: Path, objects: ImageObjects, class_names: Sequence[str]) ->
             roi.group = class_index + 1 if len(class_names) > 1 else 0
             if objects.scores is not None:
                 roi.props = f"score: {objects.scores[index]:.6g}\n"
-            # A time of its own would make the same objects other bytes.
+            # The current time would give the same objects different bytes.
             member = zipfile.ZipInfo(f"{roi.name}.roi", date_time=_NO_TIME)
             archive.writestr(member, roi.tobytes(), zipfile.ZIP_DEFLATED)
 

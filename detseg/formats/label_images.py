@@ -39,9 +39,9 @@ class LabelImages(AnnotatedImages):
         split_regions: bool = False,
         allow_empty: bool = False,
     ) -> None:
-        """label_suffix: what follows the image's name in the label's; None: nothing, or one of `LABEL_SUFFIXES`.
+        """label_suffix: follows the image's name in the label's; None: nothing, or one of `LABEL_SUFFIXES`.
 
-        background: a number that is background as 0 is. split_regions: every connected region of a number is an object.
+        background: a value that is background like 0. split_regions: every connected component of a value is an object.
         """
         self._background, self._splits_regions = background, split_regions
         self._endings = ("", *LABEL_SUFFIXES) if label_suffix is None else (label_suffix,)
@@ -49,7 +49,7 @@ class LabelImages(AnnotatedImages):
         if is_one:
             self._endings = tuple(ending for ending in self._endings if ending)
             if not self._endings:
-                raise DataError(f"{images}: images and labels are in one folder; tell them apart with --label-suffix")
+                raise DataError(f"{images}: images and labels are in one folder; distinguish them with --label-suffix")
         self.expected = f"NAME({'|'.join(self._endings)}).* in {labels}"
         super().__init__(images, None if is_one else labels, class_name=class_name, allow_empty=allow_empty)
         self.description = f"label images of {labels}"
@@ -76,7 +76,7 @@ class LabelImages(AnnotatedImages):
         return FoundObjects(rle_codec.encode_runs(regions), labels=[found.labels[index] for index in owner])
 
 
-# Writing: object n of an image, counted from 1 in the order of its file, has the label n, which is the `id` of the
+# Writing: object n of an image, counted from 1 in the order of its file, has the label n, which is its `id` in the
 # table of measurements.
 
 REFUSE, TOP, LAYERS = "refuse", "top", "layers"
@@ -86,14 +86,14 @@ OVERLAPS = (REFUSE, TOP, LAYERS)
 def to_label_image(objects: ImageObjects, overlaps: str = REFUSE) -> np.ndarray:
     """Draw the objects of an image.
 
-    overlaps: what happens where several share a pixel: "refuse"; "top": the one of the highest score is seen, without
-    scores the smallest; "layers": as many label images as it takes to show each object whole.
+    overlaps: for pixels shared by several objects. "refuse"; "top": the one with the highest score, without scores the
+    smallest, is on top; "layers": as many label images as needed to show each object completely.
 
     Returns:
         (H, W), or (L, H, W) for layers, uint16, or uint32 for more than 65,535 objects.
 
     Raises:
-        DataError: objects overlap, where that is refused.
+        DataError: objects overlap and that is refused.
     """
     dtype = np.uint16 if len(objects) <= np.iinfo(np.uint16).max else np.uint32
     if overlaps == LAYERS:
@@ -107,15 +107,16 @@ def to_label_image(objects: ImageObjects, overlaps: str = REFUSE) -> np.ndarray:
         worst = int(lost.argmax())
         raise DataError(
             f"{objects.file_name}: {int((lost > 0).sum())} of {len(objects)} objects share pixels with others "
-            f"({int(lost.sum())} pixels, {int(lost[worst])} of object {worst + 1}), and a label image has one number a "
-            f"pixel; pass --overlaps {TOP} to show one of them, --overlaps {LAYERS} for several label images in one "
-            "file, or choose a form that holds overlaps (geojson, imagej)"
+            f"({int(lost.sum())} pixels, {int(lost[worst])} of object {worst + 1}), but a label image has one number "
+            f"per pixel; give --overlaps {TOP} to show one of them, --overlaps {LAYERS} for several label images in "
+            "one "
+            "file, or use a format with overlaps (geojson, imagej)"
         )
     return labels.astype(dtype)
 
 
 def write_tiff(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None:
-    """Write a compressed TIFF of 16 or 32 bits, with the pixel size where it is known; an existing file is replaced."""
+    """Write a compressed TIFF of 16 or 32 bits, with the pixel size if known; an existing file is replaced."""
     labels = to_label_image(objects, overlaps)
     metadata = {"axes": "CYX" if labels.ndim == 3 else "YX"}
     with written_whole(path, "the label image") as temporary:
@@ -125,7 +126,7 @@ def write_tiff(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> Non
 
 
 def resolution_of(objects: ImageObjects) -> dict[str, Any]:
-    """Return tifffile's arguments for the pixel size, {} where it is not known."""
+    """Return tifffile's arguments for the pixel size, {} if it is unknown."""
     if objects.pixel_size is None:
         return {}
     y, x = objects.pixel_size
@@ -139,13 +140,13 @@ def write_npy(path: Path, objects: ImageObjects, overlaps: str = REFUSE) -> None
         np.save(file, labels)
 
 
-# Larger images are written in tiles of this side, one row of tiles in memory at a time.
+# Images with more pixels are written in tiles of this side, one row of tiles in memory at a time.
 LARGE = 2**25  # pixels
 TILE = 512
 
 
 def write_labels(path: Path, objects: ImageObjects) -> None:
-    """Write a label image, of overlapping objects the best on top, in memory that does not grow with the image."""
+    """Write a label image with the best of overlapping objects on top, in memory independent of the image size."""
     if objects.height * objects.width <= LARGE:
         write_tiff(path, objects, TOP)
     else:
@@ -153,7 +154,7 @@ def write_labels(path: Path, objects: ImageObjects) -> None:
 
 
 def write_tiled(path: Path, objects: ImageObjects, tile: int = TILE) -> None:
-    """Write a BigTIFF of 16 or 32 bits in tiles; labels are as those of `to_label_image`."""
+    """Write a BigTIFF of 16 or 32 bits in tiles; with the labels of `to_label_image`."""
     dtype = np.uint16 if len(objects) <= np.iinfo(np.uint16).max else np.uint32
     with written_whole(path, "the label image") as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
         writer.write(
@@ -169,8 +170,8 @@ def write_tiled(path: Path, objects: ImageObjects, tile: int = TILE) -> None:
 
 
 def _tiles(objects: ImageObjects, dtype: type, tile: int) -> Iterator[np.ndarray]:
-    """Tiles row by row, whole ones: TIFF fills up those at the border."""
-    at_once = 20_000  # masks whose runs are in memory together
+    """Yield tiles row by row, at full size: TIFF pads those at the border."""
+    at_once = 20_000  # masks whose runs are in memory at once
     starts = range(0, len(objects), at_once)
     boxes = [rle_codec.bounding_boxes(objects.rles[start : start + at_once]) for start in starts]
     boxes = np.concatenate([np.zeros((0, 4), dtype=np.float32), *boxes])

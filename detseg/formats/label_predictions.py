@@ -1,4 +1,4 @@
-"""A folder of label images as predictions: what Cellpose, StarDist, SAM or a colleague has segmented."""
+"""A folder of label images as predictions: segmentations by Cellpose, StarDist, SAM or by hand."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ENDINGS = ("", "_cp_masks", *LABEL_SUFFIXES, SEG_SUFFIX)
 class LabelFolder:
     """Label images below a folder, found by the names of their images.
 
-    Of `plate1/a.png`, it is plate1/a.tif, or another image or `_seg.npy` of this name followed by one of `ENDINGS`;
-    where the folder has no such subfolder, a.tif. Every object gets the same score: such files hold none.
+    For `plate1/a.png`, it is plate1/a.tif, or another image or `_seg.npy` with this name followed by one of `ENDINGS`;
+    if the folder has no such subfolder, a.tif. All objects get the same score, since such files have none.
     """
 
     def __init__(self, folder: Path, class_index: int, score: float) -> None:
-        """List the folder. Raises DataError where it holds no label image."""
+        """List the folder. Raises DataError if it has no label images."""
         if not 0 <= score <= 1:
             raise DataError(f"the score of the objects of {folder} is {score}, expected a number from 0 to 1")
         self.folder, self.class_index, self.score = folder, class_index, score
@@ -45,7 +45,7 @@ class LabelFolder:
             )
 
     def find(self, file_name: str) -> str | None:
-        """Return the label image of an image, or None. Raises DataError where several files could be it."""
+        """Return the label image of an image, or None. Raises DataError if several files match."""
         name = PurePosixPath(file_name.replace("\\", "/")).with_suffix("")
         for stem in (name.as_posix(), name.name):
             found = [file for ending in ENDINGS for file in self._files.get(stem + ending, [])]
@@ -59,9 +59,9 @@ class LabelFolder:
         return None
 
     def read(self, image: PairedImage) -> Predictions | None:
-        """Return the objects of an image, or None where it has no label image.
+        """Return the objects of an image, or None if it has no label image.
 
-        Raises DataError where the file cannot be read or has another size than the image.
+        Raises DataError if the file cannot be read, or its size differs from the image's.
         """
         file = self.find(image.file_name)
         if file is None:
@@ -85,7 +85,7 @@ class LabelFolder:
         )
 
     def missing(self, images: Sequence[PairedImage]) -> list[PairedImage]:
-        """Return the images that have no label image."""
+        """Return the images without a label image."""
         return [image for image in images if self.find(image.file_name) is None]
 
     def examples(self) -> str:

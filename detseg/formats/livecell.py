@@ -1,8 +1,8 @@
-"""LIVECell as it is published: COCO files of polygons, images in folders by cell type, official training, val and test.
+"""LIVECell as published: COCO files with polygons, images in folders by cell type, official training, val and test.
 
-Edlund et al., Nature Methods 18, 1038, 2021; https://sartorius-research.github.io/LIVECell. A file name says what an
-image is: A172_Phase_C7_1_02d16h00m_2.tif is of the cell type A172 in well C7, at position 1, after 2 days and 16 hours,
-the crop number 2 of a larger image.
+Edlund et al., Nature Methods 18, 1038, 2021; https://sartorius-research.github.io/LIVECell. File names describe the
+images: A172_Phase_C7_1_02d16h00m_2.tif is of the cell type A172 in well C7, at position 1, after 2 days and 16 hours,
+crop number 2 of a larger image.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class LiveCell(Reader):
 
         images: folder or zip archive of the images; None: `images` or images.zip in the folder.
 
-        Raises DataError where there are no annotations, one is no COCO file, or there are no images.
+        Raises DataError if there are no annotations, one is not a COCO file, or there are no images.
         """
         annotations = find_annotations(source, cell_type, percent)
         places = [images] if images is not None else [source / "images", source / "images.zip"]
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise DataError(
-                f"{' and '.join(map(str, places))}: not there; expected the images of LIVECell, a folder or the zip "
+                f"{' and '.join(map(str, places))}: not found; expected the images of LIVECell, a folder or the zip "
                 "archive (--images)"
             )
         super().__init__(place)
@@ -56,11 +56,11 @@ class LiveCell(Reader):
         self._record_of: dict[str, tuple[CocoDataset, int]] = {}
         self.parts = {part: self._read_part(file, by_stem) for part, file in annotations.items()}
         if not self.file_of:
-            raise DataError(f"{source}: none of the images that the COCO files list is in {self.files.describe('')}")
+            raise DataError(f"{source}: none of the images in the COCO files is in {self.files.describe('')}")
         self.columns = {KIND: {}, "well": {}, "field": {}, "time": {}}
         for name in self.names:
             match = _NAME.fullmatch(name)
-            # The field is the larger image that the images were cut from.
+            # The field is the larger image from which the images were cropped.
             self.columns[KIND][name] = name.split("_")[0]
             self.columns["well"][name] = f"{match['kind']}_{match['well']}" if match else ""
             self.columns["field"][name] = name.rpartition("_")[0] if match else name
@@ -72,7 +72,7 @@ class LiveCell(Reader):
         for index, record in enumerate(dataset.images):
             name = PurePosixPath(record.file_name.replace("\\", "/")).stem
             if name in self._record_of:
-                self.problems.append(f"{path}: image {record.file_name} is in another of the COCO files, too")
+                self.problems.append(f"{path}: image {record.file_name} is also in another of the COCO files")
             elif name not in by_stem:
                 missing.append(record.file_name)
             else:
@@ -92,19 +92,19 @@ class LiveCell(Reader):
 
 
 def find_annotations(path: Path, cell_type: str | None = None, percent: int | None = None) -> dict[str, Path]:
-    """Find the COCO files of an experiment below a folder: part (train, val, test) -> file, of those that are there.
+    """Find the COCO files of an experiment below a folder: part (train, val, test) -> file, for those that exist.
 
-    cell_type: of the experiment with this cell type; None: of that with all. percent: of that with so few of the
-    training images. They are named as in the bucket (LIVECell/livecell_coco_train.json, 0_train2percent.json,
+    cell_type: of the experiment with this cell type; None: of that with all. percent: of that with this percentage of
+    the training images. They are named as in the bucket (LIVECell/livecell_coco_train.json, 0_train2percent.json,
     LIVECell_single_cells/a172/train.json) or as in the copy that comes with the Sartorius competition
     (livecell_a172_train.json).
 
-    Raises DataError where there is none, or one is there twice.
+    Raises DataError if there is none, or one exists twice.
     """
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder; expected the COCO files of LIVECell and images.zip in it")
     if cell_type is not None and percent is not None:
-        raise DataError("the experiments with one cell type and with a part of the training images are not combined")
+        raise DataError("there is no experiment with both a single cell type and a fraction of the training images")
     kind = (cell_type or "").lower()
 
     def is_of(file: Path, part: str) -> bool:

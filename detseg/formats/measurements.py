@@ -1,4 +1,4 @@
-"""Measurements of objects: shapes in pixels and micrometres, also with pixels that are not square, and intensities."""
+"""Measurements of objects: shapes in pixels and micrometres, also for non-square pixels, and intensities."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Shape:
     """The shape of one object; lengths in the unit of the pixel size that it was measured with.
 
     centroid_x, centroid_y: from the outer corner of the image's first pixel. perimeter: by Crofton's formula in four
-    directions. equivalent_diameter: of the disc of this area. major_axis, minor_axis, eccentricity, orientation: of the
-    ellipse of the same second moments; orientation in degrees from the x axis, turning counterclockwise on the screen,
-    -90 to 90. solidity: area by that of the convex hull. circularity: 4 pi area / perimeter^2, at most 1.
+    directions. equivalent_diameter: of the disk with this area. major_axis, minor_axis, eccentricity, orientation: of
+    the ellipse with the same second moments; orientation in degrees from the x axis, counterclockwise on the screen,
+    -90 to 90. solidity: area / area of the convex hull. circularity: 4 pi area / perimeter^2, at most 1.
     """
 
     area: float
@@ -83,7 +83,7 @@ def measure_shape(
 def ellipse_of(y: np.ndarray, x: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> tuple[float, float, float]:
     """Return major and minor axis and orientation, see `Shape`, of the ellipse with the second moments of pixels (N,).
 
-    A pixel is a rectangle and no point: its own moments keep a line of one pixel's width from being infinitely thin.
+    A pixel is a rectangle, not a point: its own moments keep a line of one pixel's width from being infinitely thin.
     """
     dy, dx = pixel_size
     xx, yy = x.var() + dx * dx / 12, y.var() + dy * dy / 12
@@ -94,17 +94,18 @@ def ellipse_of(y: np.ndarray, x: np.ndarray, pixel_size: PixelSize = (1.0, 1.0))
 
 
 def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> float:
-    """Return the length of a mask's outlines, holes included, by how often lines of four directions cross them.
+    """Return the length of a mask's outlines, holes included, by counting intersections with lines of four directions.
 
-    Cauchy and Crofton: the length is half the integral, over directions from 0 to pi and over parallel lines, of the
-    number of crossings; weights of the directions as in Legland, Kieu and Devaux, Image Anal. Stereol. 26 (2007) 83.
+    Cauchy-Crofton formula: the length is half the integral, over directions from 0 to pi and over parallel lines, of
+    the number of intersections; weights of the directions as in Legland, Kieu and Devaux, Image Anal. Stereol. 26
+    (2007) 83.
     """
     dy, dx = pixel_size
     mask = np.pad(crop, 1)
     diagonal = math.hypot(dy, dx)
     angle = math.atan2(dy, dx)
     crossings = (
-        # how often, distance of the lines, share of the directions
+        # number of intersections, distance of the lines, weight of the direction
         (np.count_nonzero(mask[:, 1:] != mask[:, :-1]), dy, angle / math.pi),
         (np.count_nonzero(mask[1:] != mask[:-1]), dx, 0.5 - angle / math.pi),
         (np.count_nonzero(mask[1:, 1:] != mask[:-1, :-1]), dy * dx / diagonal, 0.25),
@@ -113,29 +114,30 @@ def crofton_perimeter(crop: np.ndarray, pixel_size: PixelSize = (1.0, 1.0)) -> f
     return math.pi / 2 * sum(count * distance * share for count, distance, share in crossings)
 
 
-# The table of measurements: a row per object, its place and shape in pixels and micrometres, and its intensities.
+# The table of measurements: a row per object with position and shape in pixels and micrometres, and intensities.
 
-# What of a shape has a unit; all else is the same in all units.
+# Fields of a shape with a unit of length; RATIOS are the same in all units.
 LENGTHS = ("centroid_x", "centroid_y", "perimeter", "equivalent_diameter", "major_axis", "minor_axis")
 RATIOS = ("eccentricity", "orientation", "solidity", "circularity")
-# Of large images so many pixels are in memory at once.
+# Pixels of large images that are in memory at once.
 _BAND_PIXELS = 2**22
 
 
 def write_measurements(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write a CSV of all objects; images and masks without a pixel have no row. An existing file is replaced.
+    """Write a CSV of all objects; images without objects and masks without pixels have no row. An existing file is
+    replaced.
 
-    Columns: image, id (the label of the object in label images), class, score of predictions, what `Shape` lists and
-    the bounding box in pixels (`_px`), the same in micrometres (`_um`, where the pixel size is known), and for every
-    channel of the images that are given: mean, std, min, max and sum of the intensities in the mask.
+    Columns: image, id (the label of the object in label images), class, score of predictions, the fields of `Shape` and
+    the bounding box in pixels (`_px`), the same in micrometres (`_um`, if the pixel size is known), and for every
+    channel of the given images: mean, std, min, max and sum of the intensities in the mask.
 
-    Raises DataError where an image that is given cannot be read, or has another size than its masks.
+    Raises DataError if a given image cannot be read, or its size differs from its masks'.
     """
     write_tables(path, [measure_image(objects, class_names) for objects in images if len(objects)])
 
 
 def write_tables(path: Path, tables: Sequence[Mapping[str, Sequence[Any]]]) -> None:
-    """Write what `measure_image` returned of several images as one CSV; what an image lacks is empty."""
+    """Write the results of `measure_image` for several images as one CSV; missing values are empty."""
     columns = columns_of(tables) or ["image", "id", "class"]
     rows: list[Sequence[object]] = [columns]
     for table in tables:
@@ -145,18 +147,18 @@ def write_tables(path: Path, tables: Sequence[Mapping[str, Sequence[Any]]]) -> N
 
 
 def columns_of(rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the columns that any row has; those of intensities, which may differ from image to image, at the end."""
+    """Return the columns that any row has; those of intensities, which may differ between images, at the end."""
     columns = dict.fromkeys(name for row in rows for name in row)
     return sorted(columns, key=lambda name: name.startswith("intensity_"))
 
 
 def number_cell(value: float) -> str:
-    """Return a number as tables have it; "" for NaN."""
+    """Format a number for a table; "" for NaN."""
     return "" if math.isnan(value) else f"{value:.7g}"
 
 
 def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return column -> values of one image's objects, those without a pixel left out; see `write_measurements`."""
+    """Return column -> values of one image's objects, without those that have no pixels; see `write_measurements`."""
     size, image, suffixes = objects.pixel_size, None, []
     if objects.picture is not None:
         image, facts = read_picture(objects.picture, objects.fields)
@@ -184,27 +186,27 @@ def measure_image(objects: ImageObjects, class_names: Sequence[str]) -> dict[str
 
 
 def _known_size(objects: ImageObjects, size: tuple[int, int], facts: Mapping[str, Any]) -> PixelSize | None:
-    """Return the size of a pixel, which the picture may say too. Raises DataError for a picture of another size."""
+    """Return the pixel size, given or from the image file. Raises DataError for an image of another size."""
     if size != (objects.height, objects.width):
         raise DataError(
             f"{objects.picture}: has {size[0]} x {size[1]} pixels (height x width), but its masks {objects.height} x "
-            f"{objects.width}; give the images that the masks were made of"
+            f"{objects.width}; give the images that the masks were made from"
         )
     return objects.pixel_size or pixel_size_of(facts, str(objects.picture))
 
 
 def _channel_suffixes(channels: int, facts: Mapping[str, Any]) -> list[str]:
-    """Return what the names of a column end in for every channel; nothing where there is but one."""
+    """Return the suffix of column names for every channel; empty for a single channel."""
     names = facts.get("channel_names") or range(channels)
     return [f"_{name}" for name in names] if channels > 1 else [""]
 
 
 @dataclass(frozen=True)
 class ImageNumbers:
-    """What a summary needs of the M objects of one image that have a pixel: their rows of the table, in its order.
+    """Data for a summary on the M objects of one image with pixels, in the order of the table's rows.
 
     areas, classes: (M,) int64; areas in pixels. intensities: suffix of the column -> the column intensity_mean, (M,)
-    float64. covered: pixels in any of them. pixel_size: (y, x) micrometres, where known.
+    float64. covered: pixels in any object. pixel_size: (y, x) micrometres, if known.
     """
 
     areas: np.ndarray
@@ -215,7 +217,7 @@ class ImageNumbers:
 
 
 def measure_numbers(objects: ImageObjects) -> ImageNumbers:
-    """Measure areas and intensities alone, a fraction of the work of `measure_image`, in images of any size.
+    """Measure only areas and intensities, a fraction of the work of `measure_image`, in images of any size.
 
     Raises DataError as `measure_image`.
     """
@@ -234,7 +236,7 @@ def measure_numbers(objects: ImageObjects) -> ImageNumbers:
 
 
 def _sums_inside(source: PixelSource, runs: Runs) -> np.ndarray:
-    """Return the sum of every channel inside of N masks, (N, C) float64; the image is read in bands of rows."""
+    """Return the sum of every channel inside N masks, (N, C) float64; the image is read in bands of rows."""
     rows = max(_BAND_PIXELS // max(source.width, 1) // source.row_height, 1) * source.row_height
     total: np.ndarray | None = None
     for y in range(0, source.height, rows):
@@ -244,7 +246,7 @@ def _sums_inside(source: PixelSource, runs: Runs) -> np.ndarray:
         if total is None:
             total = np.zeros((len(runs), channels))
         for channel in range(channels):
-            # Column by column, as runs go; the sum of a run is the difference of two cumulated sums.
+            # In column-major order, like runs; the sum of a run is the difference of two cumulative sums.
             kind = np.int64 if band.dtype.kind == "u" else np.float64
             cumulated = np.concatenate([[0], np.cumsum(band[:, :, channel].T.ravel(), dtype=kind)])
             inside = cumulated[part.ends] - cumulated[part.starts]
@@ -253,7 +255,7 @@ def _sums_inside(source: PixelSource, runs: Runs) -> np.ndarray:
 
 
 def shape_column(name: str, unit: str) -> str:
-    """Return the column of a field of `Shape`, measured in px or um."""
+    """Return the column name for a field of `Shape`, in px or um."""
     if name in RATIOS:
         return name
     return "area_um2" if (name, unit) == ("area", "um") else f"{name}_{unit}"
@@ -267,5 +269,5 @@ def _shape_columns(crop: np.ndarray, x0: int, y0: int, size: PixelSize | None) -
         row.update({shape_column(name, unit): shape[name] for name in ("area", *LENGTHS)})
         box = {"x": x0 * dx, "y": y0 * dy, "width": crop.shape[1] * dx, "height": crop.shape[0] * dy}
         row.update({f"box_{name}_{unit}": value for name, value in box.items()})
-    # Of the last unit: micrometres where they are known, which pixels that are not square make another shape.
+    # From the last unit: micrometres if known, because non-square pixels change the shape.
     return row | {name: shape[name] for name in RATIOS}

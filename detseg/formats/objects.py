@@ -1,4 +1,4 @@
-"""What is exported: the objects of a data set's images, from a COCO file or from a Predictions file alike."""
+"""The input of exports: the objects of a data set's images, from a COCO file or a Predictions file alike."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _HEAD = 2**20
 class ImageObjects:
     """The N objects of one image.
 
-    file_name: the image's, with slashes. height, width: pixels. rles: N COCO RLEs. classes: (N,) int64, 0-based.
-    scores: (N,) float32, or None for annotations. pixel_size: (y, x) micrometres, where known. fields: further fields
-    of the image in its COCO file. picture: the image's file, for what is measured in it. num_ignored: regions that are
+    file_name: of the image, with slashes. height, width: pixels. rles: N COCO RLEs. classes: (N,) int64, 0-based.
+    scores: (N,) float32, or None for annotations. pixel_size: (y, x) micrometres, if known. fields: additional fields
+    of the image in its COCO file. picture: the image file, for intensities. num_ignored: number of regions that are
     neither object nor background, which are not exported.
     """
 
@@ -49,10 +49,10 @@ class ImageObjects:
 
     @classmethod
     def from_predictions(cls, found: Predictions) -> ImageObjects:
-        """Raises DataError where they are boxes without masks."""
+        """Create from predictions. Raises DataError if they have no masks."""
         if found.rles is None:
             name = found.file_name or found.image_id
-            raise DataError(f"{name}: masks are needed, but these predictions are only boxes")
+            raise DataError(f"{name}: these predictions have no masks, which are needed")
         image = (found.image_id, found.file_name, found.height, found.width)
         return cls(*image, found.rles, found.classes, scores=found.scores, pixel_size=found.pixel_size)
 
@@ -71,7 +71,7 @@ class ImageObjects:
         )
 
     def select(self, keep: np.ndarray) -> ImageObjects:
-        """Return the objects of `keep`, (N,) bool."""
+        """Return a subset of the objects, `keep` (N,) bool."""
         rles = [rle for rle, kept in zip(self.rles, keep, strict=True) if kept]
         return replace(
             self, rles=rles, classes=self.classes[keep], scores=None if self.scores is None else self.scores[keep]
@@ -79,10 +79,10 @@ class ImageObjects:
 
 
 class ObjectsFile:
-    """All images of a file: iterate over it, again and again, for one ImageObjects an image, empty ones included.
+    """All images of a file: iterate over it, repeatedly, for one ImageObjects per image, empty ones included.
 
-    class_names: by class index. images: ids, file names and sizes. names: the file names alone. holds_predictions: or
-    annotations.
+    class_names: by class index. images: ids, file names and sizes. names: the file names alone. holds_predictions:
+    whether it has predictions, not annotations.
     """
 
     def __init__(self, path: Path, content: CocoDataset | PredictionsFile) -> None:
@@ -111,15 +111,15 @@ class ObjectsFile:
 def open_objects(path: str | os.PathLike[str]) -> ObjectsFile:
     """Open a COCO data set or a Predictions file, .json or .json.gz.
 
-    Raises DataError where it is neither, or broken.
+    Raises DataError if it is neither, or broken.
     """
     path = Path(path)
     try:
         with open_plain_or_gzip(path) as file:
             head = file.read(_HEAD)
             holds_results = b'"detseg predictions' in head or head.lstrip().startswith(b"[")
-            # An annotation has no score. Other layouts may have long lists in front of the annotations.
+            # Annotations have no scores. Other layouts may have long lists before the annotations.
             holds_results = holds_results or b'"score"' in head + file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; is it there, and complete?") from None
+        raise DataError(f"{path}: cannot be read: {error}; check that it exists and is complete") from None
     return ObjectsFile(path, read_predictions(path) if holds_results else CocoDataset.load(path))

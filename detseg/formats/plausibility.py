@@ -1,8 +1,8 @@
-"""Whether the masks of a data set can be those of single objects, or something else was given as labels.
+"""Whether the masks of a data set can be single objects, or something else was given as labels.
 
-Looked at is what makes a trap, not the value that it is stored with: one number in many pieces far apart (a mask of all
-objects together, whether 0/1, 0/255 or bool; numbers that began again after 255; pictures given as labels), an object
-around all others (the background), hundreds of objects of a few pixels, pictures that show nothing but the numbers.
+The checks look for the cause, not for specific values: one label in many distant pieces (a mask of all objects
+together, whether 0/1, 0/255 or bool; labels that wrapped after 255; images given as labels), an object around all
+others (the background), hundreds of objects of a few pixels, images that show only labels.
 
 Symbols: N objects, P pieces of them, R runs.
 """
@@ -23,54 +23,54 @@ from detseg.errors import DataError, some_of
 from detseg.structures import rle as rle_codec
 from detseg.structures.runs import Runs, chunks_of, spread
 
-# A piece counts where it has this part of the largest piece's pixels: specks beside a cell do not.
+# A piece counts if it has this fraction of the largest piece's pixels: specks next to a cell do not.
 PIECE = 0.25
-# An object is scattered where its box has this many times the longer side of its largest piece.
+# An object is scattered if its box is this many times longer than the longer side of its largest piece.
 SPREAD = 2.5
-# Pixels of a small object, and how many of them an image must have.
+# Size in pixels of a small object, and their number in an image that is suspicious.
 SMALL, MANY_SMALL = 4, 20
-# Runs of an image that are looked at: of noise given as labels nearly every pixel is one.
+# Runs of an image that are examined: for noise given as labels nearly every pixel is one.
 MOST_RUNS = 2**19
-# Of the images of a data set, the part from which on the background is told of, since one cell can fill one image.
+# Fraction of images from which on an object like the background is reported, since one cell can fill one image.
 _OFTEN = 0.1
 
 ONE_MASK, WRAPPED, PICTURES = "one mask", "wrapped", "pictures"
 BACKGROUND, SPECKS, SAME = "background", "specks", "same"
 
 _TEXTS = {
-    ONE_MASK: "have a few masks, each of many pieces far apart: masks of all objects (or of a class) together, as 0/1 "
-    "or 0/255. Give every object a number of its own; where objects do not touch, `detseg prepare label_images "
-    "--split-regions` makes an object of every connected region",
-    WRAPPED: "have (nearly) 255 objects, some of several pieces far apart: numbers that were saved in 8 bits, and were "
-    "cut off or began again after 255. Save the label images in 16 bits",
-    PICTURES: "have many objects of several pieces far apart: pictures given as labels, or numbers that are used "
-    "several times. Look whether the folders of images and labels are exchanged",
+    ONE_MASK: "have a few masks, each of many distant pieces: masks of all objects (or of a class) together, as 0/1 or "
+    "0/255. Give every object its own number; if objects do not touch, `detseg prepare label_images --split-regions` "
+    "makes an object of every connected component",
+    WRAPPED: "have (nearly) 255 objects, some of several distant pieces: labels that were saved in 8 bits, and were "
+    "clipped or wrapped after 255. Save the label images in 16 bits",
+    PICTURES: "have many objects of several distant pieces: images given as labels, or labels that are used several "
+    "times. Check that the folders of images and labels are not exchanged",
     BACKGROUND: "have an object that reaches all four borders and covers half of the image or more: the background "
-    "stored as an object. Make it 0 (`detseg prepare label_images --background NUMBER`)",
+    "stored as an object. Set it to 0 (`detseg prepare label_images --background NUMBER`)",
     SPECKS: f"have {MANY_SMALL} or more objects of at most {SMALL} pixels, a tenth of their objects: label images that "
-    "were resized with interpolation, saved with losses, or are pictures. Save them anew from the source",
-    SAME: "have pictures of one value in every object and another in each: label images given as images. Look whether "
-    "the folders of images and labels are exchanged, or are the same",
+    "were resized with interpolation, saved lossily, or are images. Save them again from the source",
+    SAME: "have images with one value in every object and another in each: label images given as images. Check that "
+    "the folders of images and labels are not exchanged or the same",
 }
 
 
 @dataclass
 class LabelCheck:
-    """What `look` found in the images of a data set; `warnings` says it."""
+    """Findings of `add` in the images of a data set; `warnings` describes them."""
 
     num_images: int = 0
     num_objects: int = 0
     found: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, rles: Sequence[Mapping[str, Any]], picture_is_labels: bool = False) -> None:
-        """Look at the objects of one image, but for its crowd regions. picture_is_labels: see `is_label_picture`."""
+        """Check the objects of one image, without its crowd regions. picture_is_labels: see `is_label_picture`."""
         self.num_images += 1
         self.num_objects += len(rles)
         for trap in [*traps_of(rle_codec.read_runs(rles)), *([SAME] if picture_is_labels else [])]:
             self.found.setdefault(trap, []).append(name)
 
     def warnings(self) -> list[str]:
-        """Return one text for everything that is no plausible set of objects."""
+        """Return one text for every implausibility."""
         if self.num_images and not self.num_objects:
             return [f"none of the {self.num_images} images has an object: {NOTHING}"]
         said = []
@@ -82,7 +82,7 @@ class LabelCheck:
 
 
 def check_labels(dataset: CocoDataset, most: int = 0) -> list[str]:
-    """Return what is not plausible in the masks of a data set, one text each. most: images to look at, 0 for all."""
+    """Return all implausibilities of a data set's masks, one text each. most: number of images to check, 0 for all."""
     labels = LabelCheck()
     step = max(-(-len(dataset) // most), 1) if most else 1
     for index in range(0, len(dataset), step):
@@ -91,7 +91,7 @@ def check_labels(dataset: CocoDataset, most: int = 0) -> list[str]:
 
 
 def traps_of(runs: Runs) -> Iterator[str]:
-    """Yield what the masks of one image look like other than single objects, nothing where they are plausible."""
+    """Yield what the masks of one image seem to be instead of single objects; nothing if they are plausible."""
     count = len(runs)
     if not count or not len(runs.starts):
         return
@@ -100,7 +100,7 @@ def traps_of(runs: Runs) -> Iterator[str]:
     background = is_filling & (areas >= 0.5 * int(runs.widths[0]) * int(runs.heights[0]))
     if background.any():
         yield BACKGROUND
-    # Of the background's pieces nothing can be said.
+    # The pieces of the background say nothing.
     chosen = np.flatnonzero(~background & (areas > 0))
     if len(runs.starts) > MOST_RUNS:
         step = -(-len(runs.starts) // MOST_RUNS)
@@ -109,8 +109,8 @@ def traps_of(runs: Runs) -> Iterator[str]:
     scattered, torn = (pieces >= 3).sum(), (pieces >= 2).sum()
     if count <= 10 and (2 * scattered >= max(len(chosen), 1) or (count == 1 and torn)):
         yield ONE_MASK
-    # Of numbers that began again each is in a few places, of a picture's intensities each in a great many.
-    # Where they were cut off, all that came after 254 has the last one.
+    # A label that wrapped is in a few places, an intensity of an image in very many. If labels were clipped, all after
+    # 254 have the last one.
     elif (250 <= count <= 255 and torn >= max(3, 0.02 * count) and np.median(pieces[pieces >= 2]) <= 8) or (
         count == 255 and torn == 1 and pieces[-1] >= 2
     ):
@@ -121,14 +121,14 @@ def traps_of(runs: Runs) -> Iterator[str]:
         yield SPECKS
 
 
-# Pixels of the boxes of an image's masks, each times its pieces, that are looked at piece by piece; some seconds.
+# Limit on box pixels x pieces, summed over an image's masks, for processing piece by piece; some seconds.
 _MOST_WORK = 2**29
 
 
 def check_separable(rles: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Refuse masks that are no objects, as of a picture given as labels, where they are looked at piece by piece.
+    """Refuse masks that are not objects, such as an image given as labels, before they are processed piece by piece.
 
-    Raises DataError where this would take time and memory without end.
+    Raises DataError if this would take unbounded time and memory.
     """
     runs = rle_codec.read_runs(rles)
     parts, owner = split_regions(runs)
@@ -137,16 +137,16 @@ def check_separable(rles: Sequence[Mapping[str, Any]], where: str) -> None:
     work = int((sizes * np.bincount(owner, minlength=len(runs))).sum())
     if work > _MOST_WORK or PICTURES in traps_of(runs):
         raise DataError(
-            f"{where}: its {len(runs)} masks have {len(parts)} pieces all over the image: they are no objects, but a "
-            "picture given as labels, or masks of all objects together; look whether the folders of images and labels "
-            "are exchanged, or prepare the masks with --split-regions"
+            f"{where}: its {len(runs)} masks have {len(parts)} pieces all over the image: they are not objects, but an "
+            "image given as labels, or masks of all objects together; check that the folders of images and labels are "
+            "not exchanged, or prepare the masks with --split-regions"
         )
 
 
 def scattered_pieces(runs: Runs) -> np.ndarray:
-    """Return of how many pieces far apart every mask is, (N,) int64; 1 for one in a piece, or with its pieces together.
+    """Return the number of distant pieces of every mask, (N,) int64; 1 if it has one, or its pieces are close.
 
-    Pieces are 8-connected; small ones do not count (`PIECE`), and what they cover must be far wider than the largest
+    Pieces are 8-connected; small ones do not count (`PIECE`), and together they must extend far beyond the largest
     (`SPREAD`).
     """
     count = len(runs)
@@ -167,9 +167,9 @@ def scattered_pieces(runs: Runs) -> np.ndarray:
 
 
 def split_regions(runs: Runs) -> tuple[Runs, np.ndarray]:
-    """Return the 8-connected pieces of N masks as masks of their own, and the mask (P,) int64 that each is of.
+    """Return the 8-connected components of N masks as separate masks, and the original mask (P,) int64 of each.
 
-    The pieces of one mask follow each other, that with the first pixel (down the columns) first.
+    The components of one mask are consecutive, in column-major order of their first pixels.
     """
     runs = runs.within_columns()
     number = len(runs.starts)
@@ -177,14 +177,14 @@ def split_regions(runs: Runs) -> tuple[Runs, np.ndarray]:
         return Runs(*(np.zeros(0, dtype=np.int64),) * 5), np.zeros(0, dtype=np.int64)
     height = np.maximum(runs.heights, 1)[runs.owners]
     top, bottom = runs.starts % height, (runs.ends - 1) % height + 1
-    # All masks in one line of numbers, each in its own stretch, so that a search finds only runs of the same mask.
+    # Map all masks to one number line, each in its own stretch, so that a search finds only runs of the same mask.
     stretch = int((np.maximum(runs.heights, 1) * (runs.widths + 3)).max())
     starts, ends = runs.starts + runs.owners * stretch, runs.ends + runs.owners * stretch
-    # The neighbours of a run in the next column end behind its first pixel and begin before its last one, or meet it at
+    # The neighbours of a run in the next column end after its first pixel and start before its last one, or touch it at
     # a corner; not at the ends of the column, where the next number is a pixel of another column.
     first = np.searchsorted(ends, starts + height - (top > 0), side="right")
     last = np.searchsorted(starts, ends + height + (bottom < height), side="left")
-    # Runs that follow each other without a gap are one.
+    # Consecutive runs without a gap are connected.
     follows = np.flatnonzero((ends[:-1] == starts[1:]) & (top[1:] > 0))
     edges = [np.stack([follows, follows + 1])]
     counts = np.maximum(last - first, 0)
@@ -194,7 +194,7 @@ def split_regions(runs: Runs) -> tuple[Runs, np.ndarray]:
     one, other = np.concatenate(edges, axis=1)
     graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(number, number))
     region = connected_components(graph, directed=False)[1]
-    # Numbered anew by their first runs, which are sorted by mask.
+    # Renumber by first runs, which are sorted by mask.
     _, first_run, region = np.unique(region, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first_run))
     region = rank[region.reshape(-1)]
@@ -204,7 +204,7 @@ def split_regions(runs: Runs) -> tuple[Runs, np.ndarray]:
 
 
 def is_label_picture(picture: np.ndarray, rles: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a picture (H, W, C) has one value in every object and another one in each: it shows their numbers."""
+    """Whether an image (H, W, C) has one value in every object and another one in each, so that it shows labels."""
     if picture.shape[2] != 1 or len(rles) < 3:
         return False
     runs = rle_codec.read_runs(rles)
@@ -213,7 +213,7 @@ def is_label_picture(picture: np.ndarray, rles: Sequence[Mapping[str, Any]]) -> 
     if len(filled) < 3:
         return False
     first = flat[runs.starts]
-    # First the ends of the runs, which in any picture of a microscope differ.
+    # First compare the ends of runs, which differ in any real image.
     if (first != flat[runs.ends - 1]).any() or (first != first[runs.bounds[runs.owners]]).any():
         return False
     values = first[runs.bounds[filled]]

@@ -1,4 +1,4 @@
-"""The base of all readers: a data set as it was downloaded, image by image."""
+"""Base of all readers: a downloaded data set, image by image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from detseg.structures.mask_crop import MaskCrop
 
 @dataclass
 class FoundObjects:
-    """The N objects that a reader found in an image, and what is wrong with others.
+    """The N objects that a reader found in an image, and problems of others.
 
-    rles: compressed COCO RLEs. classes: N indices of the reader's class names; not given: all 0. labels: what the data
-    call each object (its number in a label image, the name of its class); not given: as its class. crowd: N flags, True
-    for a region to be ignored; not given: none is. problems: of objects that cannot be used.
+    rles: compressed COCO RLEs. classes: N indices into the reader's class names; default all 0. labels: name of each
+    object in the data (its number in a label image, the name of its class); default its class. crowd: N flags, True for
+    a region to be ignored; default none. problems: of unusable objects.
     """
 
     rles: Sequence[dict[str, Any]] = ()
@@ -45,7 +45,7 @@ class LabelledImage:
     """One image with its objects.
 
     name: of the image in lists and tables. file_name: its path below the image root, with slashes. height, width:
-    pixels. fields: further fields of the image in the COCO file. is_labels: see `plausibility.is_label_picture`.
+    pixels. fields: additional fields of the image in the COCO file. is_labels: see `plausibility.is_label_picture`.
     """
 
     name: str
@@ -58,7 +58,7 @@ class LabelledImage:
 
 
 class Reader(ABC):
-    """A data set as it was downloaded, of which `detseg prepare` makes COCO files.
+    """A downloaded data set, from which `detseg prepare` makes COCO files.
 
     A subclass has two required members, `file_of` (set by its constructor, which takes the options of its row in
     `table.FORMATS`) and `find_objects`; all others have defaults. Images with a mask NAME_cells.png each:
@@ -76,14 +76,14 @@ class Reader(ABC):
                 return objects_of_labels(decode_label_image(mask, f"{name}_cells.png"), name, height, width)
 
     files: the folder or zip archive of the images. file_of: image name -> its file there. description: for the COCO
-    file's info. class_names: of class 0, 1, ...; empty where the `labels` of objects are the names of their classes.
-    parts: the split that the data come with, part -> names of images, used where no other is asked for; None: they have
-    none. unlabelled: names of images without annotations, which go to a COCO file of their own. problems: found while
-    listing. columns: column -> image name -> value, what the data say of their images. stratify_by: the column by which
-    splits are stratified unless another is named, or None. input_keys: INPUT keys for the COCO files, see
-    `coco.input_keys`. has_metadata: whether the images' files may hold several pictures (see `plane`) and say pixel
-    size and channels. one_class_per_image: whether all objects of an image are of one class, for `--repair`.
-    plane: which picture of its file an image is; set from the user's options before images are read.
+    file's info. class_names: of class 0, 1, ...; empty if the `labels` of objects are their class names. parts: split
+    of the data, part -> image names, used unless another one is given; None without a split. unlabelled: names of
+    images without annotations, which go to a separate COCO file. problems: found while listing. columns: column ->
+    image name -> value, image properties in the data. stratify_by: default column to stratify splits by, or None.
+    input_keys: INPUT keys for the COCO files, see `coco.catalog`. has_metadata: whether image files may have several
+    planes (see `plane`), pixel size and channel names. one_class_per_image: whether all objects of an image have one
+    class, for `--repair`. plane: which plane of its file an image is; set from the user's options before images are
+    read.
     """
 
     description = ""
@@ -98,21 +98,21 @@ class Reader(ABC):
     file_of: Mapping[str, str]
 
     def __init__(self, source: Path | FolderFiles) -> None:
-        """Open the folder or zip archive of the images. Raises DataError where it cannot be opened."""
+        """Open the folder or zip archive of the images. Raises DataError if it cannot be opened."""
         self.files: FolderFiles | ZipFiles = open_files(source) if isinstance(source, Path) else source
         self.problems: list[str] = list(self.files.problems)
         self.columns: dict[str, dict[str, str]] = {}
 
     @abstractmethod
     def find_objects(self, name: str, height: int, width: int) -> FoundObjects:
-        """Return the objects of an image of height x width pixels. Raises DataError where there is nothing to read."""
+        """Return the objects of an image of height x width pixels. Raises DataError if it has no annotation."""
 
     def fields(self, name: str) -> Mapping[str, Any]:
-        """Return further fields of an image in the COCO file."""
+        """Return additional fields of an image for the COCO file."""
         return {}
 
     def closing_note(self) -> str:
-        """Return what is said at the end, when all images were read."""
+        """Return a message to show after all images have been read."""
         return ""
 
     @property
@@ -121,19 +121,18 @@ class Reader(ABC):
         return sorted(set(self.file_of) - set(self.unlabelled))
 
     def aliases(self, name: str) -> list[str]:
-        """Return what a table of the images may call one of them, the best first."""
+        """Return the names by which tables may refer to an image, best first."""
         path = PurePosixPath(self.file_of[name])
         return [name, str(path), PurePosixPath(path_name(str(path))).name, path.name]
 
     def describe(self, name: str) -> str:
-        """Return what messages call an image."""
+        """Return the name of an image for messages."""
         return self.files.describe(self.file_of[name])
 
     def read(self, name: str) -> LabelledImage:
         """Read one image and its objects.
 
-        Raises DataError where nothing of it can be used: an image whose objects are all bad would pass for an empty
-        one.
+        Raises DataError if none of its objects is usable, because it would then look like an image without objects.
         """
         own = self.fields(name)
         picture, facts = self.files.read_picture(self.file_of[name], {**own, **self.plane.fields()})
@@ -149,7 +148,7 @@ class Reader(ABC):
 
 
 def objects_of_labels(labels: np.ndarray, where: str, height: int, width: int) -> FoundObjects:
-    """Return the objects of a label image (H, W) int32, called by their numbers. Raises DataError for another size."""
+    """Return the objects of a label image (H, W) int32, labelled by number. Raises DataError if sizes differ."""
     check_mask_size(labels, where, height, width)
     numbers = np.unique(labels)
     rles = LabelLayers.from_label_image(labels).to_rles()
@@ -157,25 +156,25 @@ def objects_of_labels(labels: np.ndarray, where: str, height: int, width: int) -
 
 
 def objects_of_crops(crops: Sequence[MaskCrop], height: int, width: int, **further: Any) -> FoundObjects:
-    """Return the objects that crops show. further: other fields of `FoundObjects`."""
+    """Return the objects of mask crops. further: other fields of `FoundObjects`."""
     return FoundObjects(rle_codec.encode_crops(crops, height, width), **further)
 
 
 def check_mask_size(mask: np.ndarray, where: str, height: int, width: int) -> None:
-    """Raise DataError where a mask (H, W) has another size than its image."""
+    """Raise DataError if the size of a mask (H, W) differs from its image's."""
     if mask.shape != (height, width):
         found = " x ".join(map(str, mask.shape))
         raise DataError(f"{where}: has {found} pixels (height x width), its image {height} x {width}")
 
 
 def path_name(file: str) -> str:
-    """Return the path without its ending; .ome.tif is one."""
+    """Return the path without its suffix; .ome.tif is one suffix."""
     path = PurePosixPath(file).with_suffix("")
     return (path.with_suffix("") if path.suffix.lower() == ".ome" else path).as_posix()
 
 
 def image_names(files: Iterable[str], problems: list[str], name_of: Callable[[str], str] = path_name) -> dict[str, str]:
-    """Return name -> file of the images among files; further files of a name are `problems`."""
+    """Return name -> file of the images among files; further files with the same name go to `problems`."""
     names: dict[str, str] = {}
     for file in files:
         if PurePosixPath(file).suffix.lower() not in SUFFIXES:
@@ -187,7 +186,7 @@ def image_names(files: Iterable[str], problems: list[str], name_of: Callable[[st
 
 
 def parts_by_folder(names: Sequence[str]) -> dict[str, list[str]] | None:
-    """Return the split of images in folders train, val(idation) and test; None where one is in none of them."""
+    """Return the split of images in folders train, val(idation) and test; None if an image is in none of them."""
     parts: dict[str, list[str]] = {}
     known = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
     for name in names:

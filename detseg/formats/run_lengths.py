@@ -1,7 +1,7 @@
-"""Run-lengths as competitions write them: pairs "start length", the first pixel is 1, along rows or down columns.
+"""Run-lengths of competitions: pairs "start length", the first pixel is 1, in row-major or column-major order.
 
-`read_pairs` and `to_rles` read them, `to_texts` writes them; tables of them are read by `MaskTable` and written by
-`write_mask_table`, submissions by `detseg.submission`.
+`read_pairs` and `to_rles` read them, `to_texts` writes them; `MaskTable` reads tables of them, `write_mask_table`
+writes these; for submissions see `detseg.submission`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import crops_of_runs
 from detseg.structures.runs import Runs
 
-# Digits beyond this are no position in any image; int64 holds them.
+# More digits are no position in any image, and up to this many fit into int64.
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
@@ -30,26 +30,26 @@ def read_pairs(text: str, num_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the runs of one mask.
 
     Returns:
-        starts, ends: (R,) int64 positions from 0 on, half-open, ascending.
+        starts, ends: (R,) int64 positions 0-based, half-open, ascending.
 
     Raises:
-        DataError: what is no number, an odd count, runs outside of 1..num_pixels, empty, descending or overlapping.
+        DataError: not a number, an odd count, or runs that are outside 1..num_pixels, empty, descending or overlapping.
     """
     words = text.split()
     if not words:
         raise DataError("the mask is empty (no run-lengths); remove the row, or draw the object")
     for word in words:
         if not _NUMBER.fullmatch(word):
-            raise DataError(f"{word[:30]!r} is no run-length; expected pairs of whole numbers, start and length")
+            raise DataError(f"{word[:30]!r} is not a run-length; expected pairs of whole numbers, start and length")
     if len(words) % 2:
-        raise DataError(f"{len(words)} run-lengths; expected pairs, start and length: is the row cut off?")
+        raise DataError(f"{len(words)} run-lengths; expected pairs of start and length; the row may be truncated")
     numbers = np.array(words, dtype=np.int64)
     starts, lengths = numbers[0::2] - 1, numbers[1::2]
     ends = starts + lengths
     for wrong, reason in (
         (starts < 0, "starts before the first pixel, which is 1"),
         (lengths < 1, "has no length; expected 1 or more"),
-        (ends > num_pixels, f"leaves the image, which has {num_pixels} pixels: was it made for another size?"),
+        (ends > num_pixels, f"exceeds the image, which has {num_pixels} pixels; it may be for another size"),
         (np.append(False, starts[1:] < starts[:-1]), "starts before the previous one; expected ascending starts"),
         (np.append(False, starts[1:] < ends[:-1]), "overlaps the previous one"),
     ):
@@ -64,10 +64,10 @@ def to_rles(
 ) -> list[dict[str, Any]]:
     """Return the COCO RLEs of N masks given by their `read_pairs`; the masks may overlap.
 
-    by_rows: runs go along the rows, else down the columns as those of COCO itself do.
+    by_rows: runs are in row-major order, else column-major like COCO's.
     """
     nothing = np.zeros(0, dtype=np.int64)
-    # By columns, runs along the rows are those of the transposed image.
+    # Runs in row-major order are column-major runs of the transposed image.
     sides = (width, height) if by_rows else (height, width)
     runs = Runs(
         starts=np.concatenate([nothing, *(starts for starts, _ in masks)]),
@@ -82,11 +82,11 @@ def to_rles(
 
 
 def to_texts(rles: Sequence[dict[str, Any]], height: int, width: int, *, by_rows: bool) -> list[str]:
-    """Return N masks as pairs "start length", "" for one without a pixel."""
+    """Return N masks as pairs "start length", "" for one without pixels."""
     if by_rows:
         rles = rle_codec.transpose_rles(rles, height, width)
     else:
-        # RLEs of other programs may cut one run into several.
+        # RLEs of other programs may split one run into several.
         rles = rle_codec.encode_runs(rle_codec.read_runs(rles))
     runs = rle_codec.read_runs(rles)
     pairs = np.stack([runs.starts + 1, runs.ends - runs.starts], axis=1)
@@ -94,15 +94,15 @@ def to_texts(rles: Sequence[dict[str, Any]], height: int, width: int, *, by_rows
 
 
 def competition_name(file_name: str) -> str:
-    """Return what competitions call an image: the name of its file without folder and ending."""
+    """Return the name of an image in competitions: its file name without folder and suffix."""
     return PurePosixPath(file_name.replace("\\", "/")).stem
 
 
 class MaskTable:
     """A table with one row per mask, as training annotations.
 
-    key, runs: its columns of image names and of run-lengths. size: its columns of height and width, where it has them;
-    every row must say the size of the image. allow_empty: an image without a row has no objects; else it is a problem.
+    key, runs: its columns with image names and run-lengths. size: its columns with height and width, checked against
+    the image if present. allow_empty: an image without a row has no objects; otherwise it is a problem.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class MaskTable:
         return f"{self.table.name}: line {row.line} (image {row.values[self._key]})"
 
     def missing(self, names: Iterable[str], folder: str) -> list[str]:
-        """Return the problems of images that rows name and that are not in `names`."""
+        """Return problems for images in rows that are not in `names`."""
         known = set(names)
         return [
             f"{self._where(rows[0])}: there is no image of this name in {folder}"
@@ -135,13 +135,13 @@ class MaskTable:
         A single row without run-lengths is an image without objects. class_of: returns the class of a row, or raises
         DataError.
 
-        Raises DataError where the image has no row, unless `allow_empty`: to train on it would teach that it is empty.
+        Raises DataError if the image has no row, unless `allow_empty`: training would learn that it is empty.
         """
         rows = self.rows_of.get(name, [])
         if not rows and not self._allow_empty:
             raise DataError(
-                f"image {name}: {self.table.name} has no row for it; is the table whole? Where images without objects "
-                "have no row, pass --allow-empty"
+                f"image {name}: {self.table.name} has no row for it; the table may be incomplete. If images without "
+                "objects have no row, give --allow-empty"
             )
         if len(rows) == 1 and not rows[0].values[self._runs]:
             return FoundObjects()
@@ -151,7 +151,7 @@ class MaskTable:
                 said = [row.values[column] for column in self._size or ()]
                 if self._size and said != [str(height), str(width)]:
                     raise DataError(
-                        f"was made for {said[0]!r} x {said[1]!r} pixels (height x width), but the image has {height} x "
+                        f"is for {said[0]!r} x {said[1]!r} pixels (height x width), but the image has {height} x "
                         f"{width}"
                     )
                 mask, class_index = read_pairs(row.values[self._runs], height * width), class_of(row)
@@ -171,11 +171,12 @@ def write_mask_table(
     *,
     by_rows: bool,
 ) -> None:
-    """Write a table with a row per object; images and masks without a pixel have no row. An existing file is replaced.
+    """Write a table with a row per object; images without objects and empty masks have no row. An existing file is
+    replaced.
 
     row_of: image, index of the object, name of the image in the table and run-lengths -> the row's fields.
 
-    Raises DataError where two images have one name.
+    Raises DataError if two images have the same name.
     """
 
     def rows() -> Iterator[Sequence[str]]:
@@ -185,8 +186,8 @@ def write_mask_table(
             other = seen.setdefault(name, objects.file_name)
             if other != objects.file_name:
                 raise DataError(
-                    f"{other} and {objects.file_name} would both be called {name!r} in the table; rename one of the "
-                    "images"
+                    f"{other} and {objects.file_name} would both have the name {name!r} in the table; rename one of "
+                    "them"
                 )
             texts = to_texts(objects.rles, objects.height, objects.width, by_rows=by_rows)
             yield from (row_of(objects, index, name, runs) for index, runs in enumerate(texts) if runs)

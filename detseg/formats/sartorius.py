@@ -1,4 +1,4 @@
-"""The Sartorius cell instance segmentation competition: train.csv with run-lengths by rows, train/*.png, and more."""
+"""The Sartorius cell instance segmentation competition: train.csv with row-major run-lengths, train/*.png, and more."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from detseg.formats.run_lengths import MaskTable, write_mask_table
 CSV_NAME, LABELLED, UNLABELLED = "train.csv", "train", "train_semi_supervised"
 KEY, RUNS, SIZE, KIND = "id", "annotation", ("height", "width"), "cell_type"
 
-# As the competition spells them, and in the order of its discussion; category ids 1, 2, 3.
+# As spelled by the competition, in the order of its discussion; category ids 1, 2, 3.
 CELL_TYPES = ("shsy5y", "astro", "cort")
 
-# What else the CSV says of an image: kept in the COCO file, and for --stratify-by.
+# Other columns with image properties: kept in the COCO file, and for --stratify-by.
 IMAGE_COLUMNS = ("plate_time", "sample_date", "sample_id", "elapsed_timedelta")
 
-# What the names of samples tell of an image, see `sample_fields`.
+# Image fields from the names of samples, see `sample_fields`.
 SAMPLE_ID, TREATMENT, WELL, PLATE = "sample_id", "treatment", "well", "plate"
 _SAMPLE = re.compile(r"([^\W_]+)\[([^\]]*)\]_(.+)")
 _WELL = re.compile(r"([A-P]\d{1,2})(?:-\d+)?")
-# The instrument's word for a plate is vessel. Simulated data sets number their plates by themselves.
+# The instrument calls a plate vessel. Simulated data sets number their plates themselves.
 _PLATES = (re.compile(r"plate-?\w+", re.IGNORECASE), re.compile(r"vessel-?\w+", re.IGNORECASE))
 
 
@@ -41,13 +41,13 @@ class Sartorius(Reader):
     one_class_per_image = True
 
     def __init__(self, source: Path, *, allow_empty: bool = False) -> None:
-        """Read the CSV and list the images. Raises DataError where one is missing, or the CSV is another."""
+        """Read the CSV and list the images. Raises DataError if one is missing, or the CSV has other columns."""
         super().__init__(source)
         self.description = f"Sartorius cell instance segmentation, {source}"
         tables = [name for name in self.files.names if PurePosixPath(name).name == CSV_NAME]
         if not tables:
             raise DataError(f"{source}: there is no {CSV_NAME}; expected {CSV_NAME} and {LABELLED}/*.png")
-        # The archive has LIVECell in a folder of its own; the competition's table is the one nearest to the top.
+        # The archive has LIVECell in a separate folder; the competition's table is the one nearest to the top.
         csv_name = min(tables, key=lambda name: (len(PurePosixPath(name).parts), name))
         base = PurePosixPath(csv_name).parent
         table = parse_table(self.files.read(csv_name), self.files.describe(csv_name), [KEY, RUNS, KIND])
@@ -62,7 +62,7 @@ class Sartorius(Reader):
             for folder, prefix in ((LABELLED, ""), (UNLABELLED, f"{UNLABELLED}/"))
         )
         if not labelled:
-            raise DataError(f"{source}: there are no images {base / LABELLED}/*.png; unpack the whole of the data set")
+            raise DataError(f"{source}: there are no images {base / LABELLED}/*.png; unpack the complete data set")
         self.file_of = {**labelled, **unlabelled}
         self.unlabelled = sorted(unlabelled)
         self.problems += self._table.missing(labelled, f"{base / LABELLED}")
@@ -77,8 +77,8 @@ class Sartorius(Reader):
         for column in (TREATMENT, WELL, PLATE):
             if any(column in sample for sample in samples.values()):
                 self.columns[column] = {name: sample.get(column, "") for name, sample in samples.items()}
-        # The names of unlabelled images say what train.csv says of labelled ones: what semi-supervised training can
-        # balance, and keep apart from the plates that it is validated on.
+        # Names of unlabelled images contain what train.csv has for labelled ones, so that semi-supervised training can
+        # balance them, and keep them apart from the plates of the validation.
         self._of_unlabelled = {name: sample_fields(PurePosixPath(name).name) for name in self.unlabelled}
 
     def fields(self, name: str) -> Mapping[str, str]:
@@ -104,16 +104,16 @@ class Sartorius(Reader):
 
 
 def sample_fields(name: str) -> dict[str, str]:
-    """Return what the name of a sample tells: cell_type, treatment, well, plate and the name itself as sample_id.
+    """Return the fields in the name of a sample: cell_type, treatment, well, plate and the name itself as sample_id.
 
     Names look like `astros[cereb]_A1_1_Vessel-361_Ph_1` or `shsy5y[diff]_E10-4_Vessel-714_Ph_3`, in which 1 and 4 are
-    places in the wells A1 and E10. What a name does not tell is left out; a name of another form tells nothing.
+    positions in the wells A1 and E10. Fields that a name lacks are left out; a name of another form has none.
     """
     match = _SAMPLE.fullmatch(name)
     if match is None:
         return {}
     cells, treatment, rest = match.groups()
-    # Unlabelled images have "astros" for "astro".
+    # Unlabelled images have "astros" instead of "astro".
     kind = next((kind for kind in CELL_TYPES if cells.lower() in (kind, f"{kind}s")), None)
     words = rest.split("_")
     well = next((found[1] for word in words if (found := _WELL.fullmatch(word))), None)
@@ -130,19 +130,19 @@ def _class_of(row: Row) -> int:
 
 
 def _kinds_of(rows: Sequence[Row]) -> str:
-    """Return the cell type of an image, several joined by +."""
+    """Return the cell type of an image, joined by + if there are several."""
     kinds = {_known(row.values[KIND]) for row in rows}
     return "+".join(kind for kind in CELL_TYPES if kind in kinds) or "unknown"
 
 
 def _known(text: str) -> str:
-    """Return the cell type as it is spelled here, or nothing for another word."""
+    """Return the canonical spelling of a cell type, or an empty string for another word."""
     lowered = text.strip().lower()
     return lowered if lowered in CELL_TYPES else ""
 
 
 def write_sartorius(path: Path, images: Iterable[ImageObjects], class_names: Sequence[str]) -> None:
-    """Write train.csv: a row per object, runs along the rows; plate_time and the like where the images have them."""
+    """Write train.csv: a row per object, row-major run-lengths; plate_time and so on if the images have them."""
 
     def row(objects: ImageObjects, index: int, name: str, runs: str) -> list[str]:
         further = [str(objects.fields.get(column, "")) for column in IMAGE_COLUMNS]

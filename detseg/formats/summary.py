@@ -1,4 +1,4 @@
-"""The summary of a prediction: counts, densities, areas, intensities of every image, every folder and all together."""
+"""The summary of a prediction: counts, densities, areas and intensities per image, per folder and in total."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detseg.files.names import json_stem
 from detseg.files.table import text_table, write_csv
 from detseg.formats.measurements import ImageNumbers, columns_of, number_cell
 
-# Rows of images that are printed; all are in the file.
+# Rows of images that are printed; the file has all.
 SHOWN = 20
 _SQUARE_MICROMETRES = 1e6  # in a square millimetre
 
@@ -22,13 +22,13 @@ Row = dict[str, object]
 
 
 def summary_name(path: Path) -> Path:
-    """Return where the summary of a Predictions file, or of a folder of label images, goes: beside it."""
+    """Return the path of the summary of a Predictions file, or of a folder of label images: next to it."""
     return path.with_name(f"{json_stem(path.name)}_summary.csv")
 
 
 @dataclass
 class _Values:
-    """Numbers of which mean and median are wanted, in memory that does not grow with how many there are."""
+    """Numbers for mean and median, in memory that does not grow with their count."""
 
     count: int = 0
     total: float = 0.0
@@ -37,7 +37,7 @@ class _Values:
     def add(self, values: np.ndarray) -> None:
         self.count += len(values)
         self.total += float(values.sum())
-        # Four digits: 9,000 different numbers in a power of ten. Areas in pixels below 10,000 are exact.
+        # Four digits: 9,000 different numbers per power of ten. Areas below 10,000 pixels are exact.
         self.counts.update(float(f"{value:.4g}") for value in values.tolist())
 
     def median(self) -> float:
@@ -55,7 +55,7 @@ class _Values:
 
 @dataclass
 class _Total:
-    """What several images have together."""
+    """Totals over several images."""
 
     images: int = 0
     pixels: int = 0
@@ -65,14 +65,14 @@ class _Total:
     areas: _Values = field(default_factory=_Values)
     areas_um2: _Values = field(default_factory=_Values)
     intensities: dict[str, _Values] = field(default_factory=dict)
-    # Of how many images something is known; what is not known of all is left out.
+    # Number of images for which a value is known; values not known for all are left out.
     known: Counter[str] = field(default_factory=Counter)
 
 
 class Summary:
-    """Takes images one after the other and keeps a row of each.
+    """Collects images one by one and keeps a row for each.
 
-    class_names: by class index; where there are several, each has a column of counts.
+    class_names: by class index; if there are several, each has a column of counts.
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
@@ -83,12 +83,12 @@ class Summary:
 
     @property
     def objects(self) -> int:
-        """How many objects all images have."""
+        """The number of objects in all images."""
         return sum(self._all.by_class.values())
 
     @property
     def by_class(self) -> list[int]:
-        """How many of each class."""
+        """The number of objects per class."""
         return [self._all.by_class[index] for index in range(len(self.class_names))]
 
     def add(self, name: str, height: int, width: int, numbers: ImageNumbers | None, classes: np.ndarray) -> None:
@@ -97,15 +97,15 @@ class Summary:
         Args:
             name: its file name, with slashes.
             height, width: in pixels.
-            numbers: None where its objects are boxes without masks.
-            classes: (N,) of its objects, counted where there are no numbers.
+            numbers: None if its objects are boxes without masks.
+            classes: (N,) of its objects, counted if there are no numbers.
         """
         folder = str(PurePosixPath(name.replace("\\", "/")).parent)
         image = _Total()
         for total in (image, self._folders.setdefault(folder, _Total()), self._all):
             _add(total, height * width, numbers, classes)
         row = self._row("image", name, image)
-        if numbers is not None and len(numbers.areas):  # of one image to the last digit
+        if numbers is not None and len(numbers.areas):  # exact for a single image
             row["median_area_px"] = number_cell(np.median(numbers.areas))
             if numbers.pixel_size is not None:
                 row["median_area_um2"] = number_cell(np.median(numbers.areas) * math.prod(numbers.pixel_size))
@@ -132,20 +132,20 @@ class Summary:
         return row
 
     def rows(self) -> list[Row]:
-        """Return the rows of the images, of their folders where there are several, and of all images together."""
+        """Return the rows of the images, of their folders if there are several, and of all images together."""
         folders = []
         if len(self._folders) > 1:
             folders = [self._row("folder", name, total) for name, total in sorted(self._folders.items())]
         return [*self._rows, *folders, *([self._row("all", "", self._all)] if len(self._rows) > 1 else [])]
 
     def write(self, path: Path) -> None:
-        """Write all rows as a CSV file; one that is there is replaced."""
+        """Write all rows as a CSV file; an existing one is replaced."""
         rows = self.rows()
         columns = columns_of(rows) or ["kind", "name", "images", "cells"]
         write_csv(path, [columns, *([row.get(name, "") for name in columns] for row in rows)], "the summary")
 
     def text(self) -> str:
-        """Return the rows for people: of the first images, and of all folders."""
+        """Return the rows as text: of the first images, and of all folders."""
         rows = self.rows()
         shown = [*rows[:SHOWN], *(row for row in rows[SHOWN:] if row["kind"] != "image")]
         columns = {
@@ -157,7 +157,7 @@ class Summary:
             "median_area_px": "median pixels",
             "intensity_mean": "intensity",
         }
-        texts = [{column: str(row.get(column, "")) for column in columns} for row in shown]  # 0 is known, "" is not
+        texts = [{column: str(row.get(column, "")) for column in columns} for row in shown]  # "" is unknown, unlike 0
         known = {column: title for column, title in columns.items() if any(row[column] for row in texts)}
         for better, other in (("density_per_mm2", "density_per_megapixel"), ("median_area_um2", "median_area_px")):
             if all(row[better] for row in texts if row[other]) and better in known:
@@ -165,7 +165,7 @@ class Summary:
         cells = [[_title(row), *(_short(row.get(column)) for column in known)] for row in shown]
         left_out = len(self._rows) - min(len(self._rows), SHOWN)
         table = text_table([["image", *known.values()], *cells])
-        return f"{table}\n({left_out} images more are in the file)" if left_out else table
+        return f"{table}\n({left_out} more images are in the file)" if left_out else table
 
 
 def _add(total: _Total, pixels: int, numbers: ImageNumbers | None, classes: np.ndarray) -> None:

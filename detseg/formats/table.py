@@ -1,7 +1,7 @@
 """The formats that detseg reads and writes: one row each, from which the commands are made.
 
 `detseg prepare NAME` reads data of a format, `detseg export --format NAME` writes it. A new reader is one file with a
-subclass of `reader.Reader`, and one row here. Readers and writers are imported when they are used.
+subclass of `reader.Reader`, and one row here. Readers and writers are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 
 class Option:
-    """An option of `detseg prepare FORMAT`: its flag, and what else argparse's `add_argument` takes.
+    """An option of `detseg prepare FORMAT`: its flag, and further arguments of argparse's `add_argument`.
 
-    Its value is passed to the reader as a keyword argument, `name`.
+    Its value is passed to the reader as the keyword argument `name`.
     """
 
     def __init__(self, flag: str, **settings: Any) -> None:
@@ -26,11 +26,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Writer:
-    """One form of files that `detseg export` writes.
+    """One format of `detseg export`.
 
-    function: `module:name` in this package. ending: what a file has after the name of its image, or, of a form that is
-    one table of all images, the name of the table. is_table: which of both. has_overlaps: whether every object keeps
-    its pixels where objects overlap. has_classes: whether the class of an object is in the file.
+    function: `module:name` in this package. ending: of files after the name of the image, or, for a format with one
+    table of all images, the name of the table. is_table: which of both. has_overlaps: whether every object keeps its
+    pixels if objects overlap. has_classes: whether the file has the class of an object.
     """
 
     description: str
@@ -46,10 +46,10 @@ class Writer:
 
 @dataclass(frozen=True)
 class Format:
-    """summary: one line for the list of formats. description: what `detseg prepare FORMAT --help` says.
+    """summary: one line for the list of formats. description: text of `detseg prepare FORMAT --help`.
 
     reader: `module:name` in this package, empty for a format that is only written. options: of the reader. writers:
-    the name in `detseg export --format` -> how it is written.
+    name in `detseg export --format` -> writer.
     """
 
     summary: str
@@ -71,7 +71,7 @@ def _path(flag: str, help: str, *, metavar: str = "PATH", required: bool = False
     return Option(flag, type=Path, required=required, metavar=metavar, help=help)
 
 
-def _class_name(default: str, help: str = "name of the one class") -> Option:
+def _class_name(default: str, help: str = "name of the class") -> Option:
     return Option("--classes", dest="class_name", default=default, metavar="NAME", help=f"{help} (default: {default})")
 
 
@@ -83,29 +83,31 @@ def _annotated(what: str) -> tuple[Option, ...]:
     """Options of the readers of images with one annotation file each (`annotated_images.AnnotatedImages`)."""
     return (
         _path("--source", f"folder or zip archive of images and {what}", required=True),
-        _path("--annotations", f"folder or zip archive of {what}, where it is another one"),
+        _path("--annotations", f"folder or zip archive of {what}, if it is a different one"),
         _allow_empty(f"images without {what}"),
     )
 
 
-_UNPACKED = "Images of a folder stay where they are; those of an archive are unpacked to OUTPUT/images."
-_OWN_SPLIT = "Images in folders train, val and test keep that split."
+_UNPACKED = "Images in a folder stay where they are; those in an archive are unpacked to OUTPUT/images."
+_OWN_SPLIT = "Images in folders train, val and test keep this split."
 
 FORMATS = {
     "label_images": Format(
         "images and label images",
         "label_images:LabelImages",
-        "Images and label images: 0 is background, every other number one object. The images stay where they are.",
+        "Images and label images: 0 is background, every other value is one object. The images stay where they are.",
         (
-            _path("--images", "folder or zip archive of PNG, JPEG, TIFF, BMP or NPY; with subfolders", required=True),
+            _path(
+                "--images", "folder or zip archive of PNG, JPEG, TIFF, BMP or NPY; including subfolders", required=True
+            ),
             _path(
                 "--labels",
-                "the same of label images (PNG, TIFF or NPY; 8, 16 or 32 bit), named as the images",
+                "the same for label images (PNG, TIFF or NPY; 8, 16 or 32 bit), named like the images",
                 required=True,
             ),
             Option(
                 "--label-suffix",
-                help="what follows the image's name in the label's, as _cells in 7_cells.png; default: nothing, or one "
+                help="suffix of the image's name in the label's, such as _cells in 7_cells.png; default: none, or one "
                 "of _mask, _masks, _label, _labels",
             ),
             _class_name("cell"),
@@ -113,13 +115,13 @@ FORMATS = {
                 "--background",
                 type=int,
                 metavar="NUMBER",
-                help="a number that is background, as 0 is, where the background is stored as an object",
+                help="a value that is background like 0, if the background is stored as an object",
             ),
             Option(
                 "--split-regions",
                 action="store_true",
-                help="make an object of every connected region of a number: for masks of all objects together (0/1, "
-                "0/255) whose objects do not touch",
+                help="make an object of every connected component of a value: for masks of all objects together (0/1, "
+                "0/255) in which objects do not touch",
             ),
             _allow_empty("images without label image"),
         ),
@@ -131,10 +133,10 @@ FORMATS = {
         },
     ),
     "coco": Format(
-        "COCO files: check them, join them, split them, leave out what is wrong in them",
+        "COCO files: check, join and split them, or remove what is wrong in them",
         "coco_file:CocoFile",
         "Check COCO files and their images, and write them in parts or (--split 1) as all.json. Polygons become "
-        "run-lengths, ids are written anew. The images stay where they are.",
+        "RLEs, ids are renumbered. The images stay where they are.",
         (
             Option(
                 "--annotations",
@@ -142,20 +144,20 @@ FORMATS = {
                 nargs="+",
                 required=True,
                 metavar="FILE",
-                help="COCO file, .json or .json.gz; several are joined: the same classes, no image in two of them",
+                help="COCO file; several are joined, if they have the same classes and no image in common",
             ),
-            _path("--image-root", "folder of its images, where it is another one than the file says", metavar="DIR"),
+            _path("--image-root", "folder of its images, if it differs from that in the file", metavar="DIR"),
             Option(
                 "--last-part",
                 action="store_true",
-                help="take the last part of every file name: for names that lead elsewhere, of images in one folder",
+                help="use only the last part of every file name, for images that are now all in one folder",
             ),
             Option(
                 "--iscrowd",
                 choices=("keep", "clear"),
                 default="keep",
-                help="annotations that are marked as crowd, as CVAT marks what was painted with its brush: keep "
-                "(default), regions to be ignored; clear, objects",
+                help="annotations marked as crowd (CVAT marks everything painted with its brush): keep (default), as "
+                "regions to be ignored; clear, as objects",
             ),
         ),
     ),
@@ -189,8 +191,8 @@ FORMATS = {
         "the Sartorius competition as downloaded",
         "sartorius:Sartorius",
         "train.csv and train/*.png of the Sartorius competition, a folder or the zip archive itself: classes shsy5y, "
-        "astro and cort, stratified by cell_type unless another column of train.csv is named; images of "
-        f"train_semi_supervised, where they are there, go to unlabelled.json. {_UNPACKED}",
+        "astro and cort, stratified by cell_type unless another column of train.csv is given; images of "
+        f"train_semi_supervised, if present, go to unlabelled.json. {_UNPACKED}",
         (
             _path("--source", "folder or zip with train.csv and train/*.png", required=True),
             _allow_empty("images without a row in train.csv"),
@@ -208,10 +210,15 @@ FORMATS = {
     "livecell": Format(
         "LIVECell as downloaded, with its official split",
         "livecell:LiveCell",
-        "LIVECell (its COCO files, and its images in a folder or images.zip), by the official split, with the cell "
-        f"type of every image as its group. {_UNPACKED}",
+        "LIVECell (its COCO files, and its images in a folder or images.zip), with the official split, and with the "
+        f"cell type of every image as its group. {_UNPACKED}",
         (
-            _path("--source", "folder with livecell_coco_train.json, ... below it", metavar="DIR", required=True),
+            _path(
+                "--source",
+                "folder that contains livecell_coco_train.json, ..., at any depth",
+                metavar="DIR",
+                required=True,
+            ),
             _path("--images", "folder or zip archive of the images (default: SOURCE/images or .zip)"),
             Option(
                 "--cell-type",
@@ -222,15 +229,15 @@ FORMATS = {
                 "--percent",
                 type=int,
                 choices=(2, 4, 5, 25, 50),
-                help="the official training file with so few of the images",
+                help="the official training file with this percentage of the images",
             ),
         ),
     ),
     "bbbc039": Format(
         "BBBC039 as downloaded, with its published lists",
         "bbbc039:Bbbc039",
-        "BBBC039 (images.zip, masks.zip and metadata.zip, unpacked or not), by the published lists of 100, 50 and 50 "
-        f"images. Says whether the test images have the published number of nuclei. {_UNPACKED}",
+        "BBBC039 (images.zip, masks.zip and metadata.zip, unpacked or not), with the published lists of 100, 50 and 50 "
+        f"images. Reports whether the test images have the published number of nuclei. {_UNPACKED}",
         (
             _path("--source", "folder with images, masks and metadata (or .zip)", metavar="DIR", required=True),
             _class_name("nucleus"),
@@ -238,10 +245,10 @@ FORMATS = {
         ),
     ),
     "stranger_sections": Format(
-        "images with a mask of classes each",
+        "images with one class mask each",
         "class_masks:ClassMasks",
-        "Stranger Sections 2 (NAME.JPG with NAME_gt.npy), or other images with a mask of classes each (.npy, .png or "
-        ".tif): every connected region of a class is one object. Images in folders without any mask go to "
+        "Stranger Sections 2 (NAME.JPG with NAME_gt.npy), or other images with a class mask each (.npy, .png or "
+        ".tif): every connected component of a class is one object. Images in folders without any mask go to "
         f"unlabelled.json. {_OWN_SPLIT}",
         (
             *_annotated("masks"),
@@ -251,30 +258,30 @@ FORMATS = {
                 nargs="+",
                 default=("inertinite", "vitrinite", "liptinite"),
                 metavar="NAME",
-                help="classes of the numbers 1, 2, ... (default: inertinite vitrinite liptinite)",
+                help="classes of the values 1, 2, ... (default: inertinite vitrinite liptinite)",
             ),
             Option(
                 "--label-suffix",
                 default="_gt",
-                help="what follows the image's name in the mask's (default: %(default)s)",
+                help="suffix of the image's name in the mask's (default: %(default)s)",
             ),
             Option(
-                "--ignore-value", type=int, metavar="N", help="number of pixels that are neither object nor background"
+                "--ignore-value", type=int, metavar="N", help="value of pixels that are neither object nor background"
             ),
         ),
         {
             "class_masks": Writer(
-                "mask of classes, NumPy array, as Stranger Sections takes them",
+                "class mask, NumPy array, as used by Stranger Sections",
                 "class_masks:write_class_masks",
                 "_pred.npy",
             )
         },
     ),
     "cellpose": Format(
-        "images with masks of Cellpose",
+        "images with Cellpose masks",
         "cellpose:Cellpose",
-        "Images with masks of Cellpose (NAME_seg.npy, or NAME_masks.png or .tif). Nothing that a _seg.npy holds is "
-        f"run. {_OWN_SPLIT}",
+        "Images with Cellpose masks (NAME_seg.npy, or NAME_masks.png or .tif). Nothing in a _seg.npy is executed. "
+        f"{_OWN_SPLIT}",
         (*_annotated("masks"), _class_name("cell")),
         {
             "cellpose": Writer("Cellpose's NAME_seg.npy", "cellpose:write_seg_npy", "_seg.npy", has_classes=False),
@@ -284,19 +291,21 @@ FORMATS = {
         },
     ),
     "imagej": Format(
-        "images with regions of ImageJ",
+        "images with ImageJ regions",
         "imagej:ImageJRegions",
-        "Images with regions of ImageJ (NAME.zip, NAME_rois.zip or NAME.roi, as its ROI manager saves them). A pixel "
-        "belongs to a region in which its centre is. With --classes-from map:FILE the groups of the regions (or their "
-        f"names, where they have no group) are the classes. {_OWN_SPLIT}",
+        "Images with ImageJ regions (NAME.zip, NAME_rois.zip or NAME.roi, as saved by its ROI manager). A pixel "
+        "belongs to a region that contains its centre. With --classes-from map:FILE the groups of the regions (or "
+        "their names, "
+        f"without a group) determine the classes. {_OWN_SPLIT}",
         (*_annotated("regions"), _class_name("cell")),
         {"imagej": Writer("zip of ImageJ regions", "imagej:write_rois", "_rois.zip", has_overlaps=True)},
     ),
     "geojson": Format(
-        "images with GeoJSON files of QuPath",
+        "images with QuPath GeoJSON files",
         "geojson:GeoJson",
-        "Images with GeoJSON files of QuPath (NAME.geojson). Classes are the classifications; regions of the class "
-        f"Ignore* are neither object nor background. A pixel belongs to an object in which its centre is. {_OWN_SPLIT}",
+        "Images with QuPath GeoJSON files (NAME.geojson). Classes are the classifications; regions of the class "
+        "Ignore* are neither object nor background. A pixel belongs to an object that contains its centre. "
+        f"{_OWN_SPLIT}",
         (
             *_annotated("GeoJSON files"),
             _class_name("cell", "class of objects without classification"),
@@ -306,9 +315,9 @@ FORMATS = {
                 default=(),
                 metavar="TYPE",
                 choices=("annotation", "detection", "cell", "tile", "tma_core", "root"),
-                help="take only objects of these types (default: annotation, detection and cell)",
+                help="use only objects of these types (default: annotation, detection and cell)",
             ),
-            Option("--nuclei", action="store_true", help="take the nuclei of cells instead of their outlines"),
+            Option("--nuclei", action="store_true", help="use the nuclei of cells instead of their outlines"),
         ),
         {"geojson": Writer("QuPath's GeoJSON", "geojson:write_geojson", ".geojson", has_overlaps=True)},
     ),
@@ -328,7 +337,7 @@ FORMATS = {
 
 WRITERS = {name: writer for row in FORMATS.values() for name, writer in row.writers.items()}
 
-# Formats of labels that are told by their files (`detect.tell_format`) -> what these are called.
+# Formats of labels that are detected by their files (`detect.tell_format`) -> description of these files.
 TOLD = {
     "label_images": "label images (PNG, TIFF, NPY), one per image",
     "coco": "one COCO file (.json or .json.gz)",

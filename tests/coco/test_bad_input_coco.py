@@ -165,7 +165,7 @@ NO_COCO = {
         json.dumps({**example(), "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}),
         "the category id 1 occurs twice",
     ),
-    "no image": (json.dumps({**example(), "images": [], "annotations": []}), "lists no images"),
+    "no image": (json.dumps({**example(), "images": [], "annotations": []}), "has no usable images"),
 }
 
 

@@ -78,7 +78,7 @@ def test_no_objects_give_an_empty_image_and_many_take_32_bits():
 
 
 def test_predictions_that_are_boxes_alone_are_refused():
-    with pytest.raises(DataError, match="only boxes"):
+    with pytest.raises(DataError, match="no masks"):
         ImageObjects.from_predictions(Predictions.empty(1, "a.png", 5, 7, masks=False))
 
 

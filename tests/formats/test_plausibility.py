@@ -180,7 +180,7 @@ def test_inspect_and_repair_of_pictures_as_labels_end_soon(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "WARNING: 1 of 2 images (a.png)" in said
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert "no objects, but a picture given as labels" in report["problems"]["file"][0]
+    assert "not objects, but an image given as labels" in report["problems"]["file"][0]
     assert main(["repair", data, str(tmp_path / "repaired.json")]) == 2
     assert "a.png: its" in capsys.readouterr().err
     assert not (tmp_path / "repaired.json").exists()
@@ -207,4 +207,4 @@ def test_dsb_masks_with_gray_levels(tmp_path: Path, capsys: pytest.CaptureFixtur
     Image.fromarray(mask).save(tmp_path / "set" / "a" / "masks" / "1.png")
     words = ["prepare", "dsb2018", "--source", tmp_path / "set", "--output", tmp_path / "out", "--split", "1"]
     assert main([*map(str, words)]) == 2
-    assert "has 2 values besides 0, 90 to 255" in capsys.readouterr().err
+    assert "has 2 values other than 0, 90 to 255" in capsys.readouterr().err

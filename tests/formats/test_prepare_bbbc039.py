@@ -93,7 +93,7 @@ def test_another_number_of_nuclei_is_pointed_out(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("prepare bbbc039", tmp_path / "out", "--source", published) == 0
-    assert "have 10 nuclei; published are 5720" in capsys.readouterr().out
+    assert "have 10 nuclei instead of the published 5720" in capsys.readouterr().out
 
 
 def test_lists_masks_and_archives_that_are_missing(

@@ -117,7 +117,7 @@ def test_images_in_no_folder_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "labels").mkdir()
     Image.fromarray(labels_of()).save(tmp_path / "labels" / "a.png")
     assert prepare(tmp_path, "--classes-from", "folder") == 2
-    assert "a.png: is in no folder whose name could be its class" in capsys.readouterr().err
+    assert "a.png: is not in a folder that could be its class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_what_is_no_map_is_refused(tmp_path: Path, name: str, content: str) -> N
 
 def test_a_field_that_is_not_there_is_refused(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(cells, "--classes-from", "column:kind") == 2
-    assert "there is no such field of images; there are none" in capsys.readouterr().err
+    assert "there is no such image field; there are none" in capsys.readouterr().err

@@ -141,12 +141,12 @@ def test_the_stage_1_solution_with_sizes_and_ignored_images(
 
 BAD_RUNS = {
     "1 2 3": "expected pairs",
-    "one 2": "'one' is no run-length",
-    "-5 3": "'-5' is no run-length",
+    "one 2": "'one' is not a run-length",
+    "-5 3": "'-5' is not a run-length",
     "1.5 2": "no run-length",
     "0 3": "first pixel, which is 1",
     "5 0": "no length",
-    "1200 2": "leaves the image, which has 1200 pixels",
+    "1200 2": "exceeds the image, which has 1200 pixels",
     "1 1 99999999999999999999 1": "no run-length",
     "50 3 10 3": "ascending",
     "50 3 52 3": "overlaps",
@@ -241,7 +241,7 @@ def test_what_is_no_stage1_train_is_refused(tmp_path: Path, capsys: pytest.Captu
     for source, text in {
         "absent": "no such folder or zip",
         "empty": "there are no images",
-        "text.zip": "neither a folder nor a whole zip",
+        "text.zip": "neither a folder nor a complete zip",
         "outer.zip": "it holds stage1_train.zip: unpack that",
         "evil.zip": "lead out of it",
     }.items():
@@ -257,7 +257,7 @@ def test_a_zip_that_is_cut_off_or_damaged_is_refused(
     data = bytearray(archive.read_bytes())
     archive.write_bytes(data[: len(data) // 2])
     assert prepare(archive, tmp_path / "out") == 2
-    assert "whole zip archive" in capsys.readouterr().err
+    assert "complete zip archive" in capsys.readouterr().err
     position = data.index(b"IDAT") + 6
     data[position] ^= 255
     archive.write_bytes(data)

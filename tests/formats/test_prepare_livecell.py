@@ -162,7 +162,7 @@ def test_missing_images_annotations_and_leaks_are_told(
     message = capsys.readouterr().err
     assert "1 of its images are not in" in message
     assert lost.name in message
-    assert "is in another of the COCO files, too" in message
+    assert "is also in another of the COCO files" in message
     assert "annotation 100 (image A172_Phase" in message
     val.unlink()
     assert run("prepare livecell", tmp_path / "out", "--source", published, "--skip-bad") == 0

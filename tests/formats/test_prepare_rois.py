@@ -142,7 +142,7 @@ def test_lines_points_and_regions_outside_are_told(tmp_path: Path, capsys: pytes
         "line: is a polyline",
         "point: is a point",
         "far: covers no pixel",
-        "torn: is no region",
+        "torn: is not an ImageJ region",
     ):
         assert text in message
     assert run("prepare imagej", tmp_path / "out", "--source", source, "--split", "1", "--skip-bad") == 0

@@ -121,7 +121,7 @@ def test_round_trip(tmp_path_factory, labels, layout):
     [
         ("a,1 2\nb,", []),
         ("a,1 2\na,2 1\nb,", ["line 3 (image a): overlaps line 2, for example in pixel 2"]),
-        ("a,20 2\nb,", ["line 2 (image a): the run 20 2 leaves the image, which has 20 pixels"]),
+        ("a,20 2\nb,", ["line 2 (image a): the run 20 2 exceeds the image, which has 20 pixels"]),
         ("a,1 2\na,\nb,", ["line 3 (image a): marks an image without objects, but the image has 1 more rows"]),
         ("a,\nb,\nc,", ["line 4 (image c): no such image"]),
         ("a.png,\nb,", ["line 2 (image a.png): no such image; write a, without", "image a has no row"]),
