@@ -76,6 +76,6 @@ assert main([*submit, "--output", "submission.csv"]) == 0
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "there is no plot of the settings" in done.stderr
+    assert "no plot of the settings" in done.stderr
     assert json.loads((tmp_path / "tuned.json").read_text())
     assert (tmp_path / "submission.csv").read_text().startswith("ImageId,EncodedPixels\na,")

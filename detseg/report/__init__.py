@@ -1,1 +1,1 @@
-"""Pictures for people: images with the contours of ground truth and predictions."""
+"""Reports: overlays of ground truth and predictions, contact sheets, tables, and HTML pages of data and trainings."""

@@ -1,4 +1,4 @@
-"""Objects measured by condition: a row per image, the values of every experimental unit, and what conditions have."""
+"""Measurements of objects by condition: a row per image, values per experimental unit, and summaries per condition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detseg.formats.measurements import number_cell, shape_column
 from detseg.formats.objects import ImageObjects
 
 COUNT, DENSITY = "objects_per_image", "density"
-# Of every object; an image, and a unit, has the median of its objects.
+# Measures of every object; an image or unit has the median over its objects.
 SHAPES = (
     "area",
     "equivalent_diameter",
@@ -34,8 +34,8 @@ ALL = "all"
 
 @dataclass
 class MeasuredImage:
-    """One image: condition and unit by name, its pixels, square micrometres (NaN where not known) and measures of its N
-    objects, each (N,) float64 by the names of `measure_image`.
+    """One image: names of condition and unit, its pixels, square micrometres (NaN if unknown) and measures of its N
+    objects, each (N,) float64, by the column names of `measure_image`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class MeasuredImage:
 
     @classmethod
     def of(cls, objects: ImageObjects, table: Mapping[str, Sequence[str]], condition: str, unit: str) -> MeasuredImage:
-        """table: what `measure_image` returns of the objects."""
+        """table: the result of `measure_image` for the objects."""
         pixels = objects.height * objects.width
         micrometres = math.nan if objects.pixel_size is None else pixels * math.prod(objects.pixel_size)
         columns = {shape_column(name, unit) for name in SHAPES for unit in ("px", "um")}
@@ -58,9 +58,9 @@ class MeasuredImage:
 
 @dataclass
 class Conditions:
-    """Images by condition, each condition's in units.
+    """Images grouped by condition, and within it by unit.
 
-    length_unit: um where all images have a pixel size, else px for all. columns: measure -> its name with the unit.
+    length_unit: um if all images have a pixel size, else px for all. columns: measure -> its name with the unit.
     units: condition -> unit -> its images, conditions sorted.
     """
 
@@ -82,7 +82,7 @@ class Conditions:
         return [image for images in self.units[condition].values() for image in images]
 
     def value(self, images: Sequence[MeasuredImage], measure: str) -> float:
-        """Return a measure of images together: objects by image or area, or the median of all objects; NaN of none."""
+        """Return a measure over images: objects per image or area, or the median over all objects; NaN if none."""
         count = sum(image.count for image in images)
         if measure == COUNT:
             return count / len(images)
@@ -93,7 +93,7 @@ class Conditions:
         return float(np.median(sizes)) if len(sizes) else math.nan
 
     def sizes(self, images: Sequence[MeasuredImage], measure: str) -> np.ndarray:
-        """Return a measure (N,) of all objects of the images; measure: of SHAPES."""
+        """Return a measure (N,) of all objects of the images; measure: one of SHAPES."""
         column = self.columns[measure]
         return np.concatenate([np.zeros(0), *(image.shapes[column] for image in images if image.count)])
 
@@ -105,7 +105,7 @@ class Conditions:
         }
 
     def image_rows(self) -> list[list[Any]]:
-        """Return the table of images, its header first; each measure of an object is the median of the image."""
+        """Return the table of imageswith its header; measures of objects are medians per image."""
         header = ["image", "condition", "unit", "objects", *(self.columns[name] for name in MEASURES[1:])]
         return [
             header,
@@ -117,7 +117,7 @@ class Conditions:
         ]
 
     def condition_rows(self) -> list[list[Any]]:
-        """Return the table of conditions, its header first: median and quartiles over the units of every measure."""
+        """Return the table of conditionswith its header: median and quartiles of every measure over the units."""
         header = ["condition", "units", "images", "objects"]
         header += [f"{self.columns[name]}_{part}" for name in MEASURES for part in ("median", "q25", "q75")]
         rows: list[list[Any]] = [header]
@@ -135,13 +135,13 @@ class Conditions:
 
 
 def image_values(images: Sequence[Any], source: str | None, option: str) -> list[str]:
-    """Return what every image has of a field, as text.
+    """Return the value of a field for every image, as text.
 
-    images: with `metadata`, as records of a COCO file and entries of a Predictions file. source: a field of theirs;
-    `csv:FILE:COLUMN`, a table with a row per image whose first column names it, with or without folder and ending;
-    `folder`, the folder of the image's name, where it is no field of theirs; None for "all".
+    images: with `metadata`, such as records of a COCO file and entries of a Predictions file. source: an image field;
+    `csv:FILE:COLUMN`, a table with a row per image whose first column has its name, with or without folder and suffix;
+    `folder`, the folder in the image's name, unless it is a field; None for "all".
 
-    Raises DataError where images lack it.
+    Raises DataError if images lack it.
     """
     if source is None:
         return [ALL] * len(images)
@@ -162,7 +162,7 @@ def image_values(images: Sequence[Any], source: str | None, option: str) -> list
     if problems:
         known = sorted({name for image in images for name in image.metadata})
         raise DataError(
-            f"{option} {source}: not all images have it:\n{list_problems(problems)}\ntheir fields: "
-            f"{', '.join(known) or 'none'}; csv:FILE:COLUMN takes a table, folder the folder of each"
+            f"{option} {source}: some images lack it:\n{list_problems(problems)}\ntheir fields: "
+            f"{', '.join(known) or 'none'}; csv:FILE:COLUMN uses a table, folder the folder of each image"
         )
     return [str(value) for value in values]

@@ -1,4 +1,4 @@
-"""A contact sheet of training samples: each as the network sees it, and beside that with its masks."""
+"""Contact sheets of training samples: each as the network sees it, without and with its masks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from detseg.report.overlays import write_png
 from detseg.structures import rle as rle_codec
 from detseg.structures.sample import Sample
 
-# Samples on one sheet, and in one row of it.
+# Samples per sheet, and per row.
 PER_SHEET = 12
 _COLUMNS = 3
-# The longer side of a sample's picture: smaller ones are enlarged by a whole number, larger ones reduced.
+# Longer side of a sample's picture: smaller ones are enlarged by an integer factor, larger ones reduced.
 _SIDE = 384
 _GAP = 3
 _LONGEST_NAME = 34
-# Stripes over what the losses ignore, pixels.
+# Width of the stripes over regions that losses ignore, pixels.
 _STRIPE = 5
 _IGNORED = (200, 60, 200)
 
@@ -45,10 +45,10 @@ def contact_sheet(
     value_range: tuple[float, float] | None = None,
     caption: str = "",
 ) -> np.ndarray:
-    """Return one picture (h, w, 3) uint8 RGB of some samples, at most `PER_SHEET`, in rows.
+    """Return one picture (h, w, 3) uint8 RGB with at most `PER_SHEET` samples in rows.
 
-    All are drawn at one scale, so that they compare. value_range: intensities that are shown black and white; None
-    shows images of 8 bits as they are and stretches each other one. Ignored regions are striped.
+    All are drawn at the same scale, to be comparable. value_range: intensities shown as black and white; None shows
+    8-bit images as they are and stretches each other one. Ignored regions are striped.
     """
     longest = max(max(sample.height, sample.width) for sample in samples)
     scale = float(_SIDE // longest) if longest <= _SIDE else _SIDE / longest
@@ -64,7 +64,7 @@ def contact_sheet(
 
 def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None) -> Panel:
     if value_range is None and sample.image.dtype == np.uint8:
-        value_range = (0, 255)  # a stretch would undo changes of intensities
+        value_range = (0, 255)  # stretching would undo augmentation of intensities
     base = resize_display(to_display(sample.image, value_range), scale)
     picture, note = base, ""
     if sample.ignore is not None:
@@ -75,7 +75,7 @@ def _panel(sample: Sample, scale: float, value_range: tuple[float, float] | None
         picture = draw_objects(picture, rles, object_colours(sample.classes, no_crowd), scale)
         note = f"{len(rles):,} object{'' if len(rles) == 1 else 's'}"
     name = sample.file_name
-    if len(name) > _LONGEST_NAME:  # so that the number of objects has its place after it
+    if len(name) > _LONGEST_NAME:  # leaves space for the number of objects
         name = f"{name[: _LONGEST_NAME - 13]}...{name[-10:]}"
     gap = np.full((base.shape[0], _GAP, 3), BACKGROUND, dtype=np.uint8)
     return Panel(np.concatenate([base, gap, picture], axis=1), name, note)
@@ -99,7 +99,7 @@ def _padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _legend(samples: Sequence[Sample], class_names: Sequence[str]) -> list[LegendEntry]:
-    """Return one entry a class that occurs, none where there is but one class, and one for ignored regions."""
+    """Return one entry per class that occurs, unless there is only one class, and one for ignored regions."""
     entries = []
     if len(class_names) > 1:
         counts = np.bincount(np.concatenate([sample.classes for sample in samples]), minlength=len(class_names))
@@ -113,11 +113,11 @@ def _legend(samples: Sequence[Sample], class_names: Sequence[str]) -> list[Legen
     return entries
 
 
-# What repair did, to be looked at: the annotations that changed most, before and after, on one sheet.
+# Repairs: the annotations that changed most, before and after, on one sheet.
 
-# The side of one picture in pixels, and the least part of the image that it shows.
+# Side of one picture in pixels, and the minimum part of the image that it shows.
 SIDE, LEAST_WINDOW = 240, 24
-# Pairs in a row, and on the sheet.
+# Pairs per row, and per sheet.
 COLUMNS, MOST_PAIRS = 3, 24
 CHANGED, OTHERS, NEW = (255, 176, 0), (64, 190, 255), (240, 110, 180)
 
@@ -125,11 +125,11 @@ CHANGED, OTHERS, NEW = (255, 176, 0), (64, 190, 255), (240, 110, 180)
 def draw_repairs(
     before: str | os.PathLike[str], after: str | os.PathLike[str], changes: Sequence[Change], path: Path
 ) -> int:
-    """Write a PNG of the annotations that changed most, pairs of before and after; every rule has its share.
+    """Write a PNG of the annotations that changed most, as pairs of before and after, with examples of every rule.
 
-    The annotation is drawn in yellow, pieces split off it in pink, others of the image in blue.
+    The annotation is yellow, pieces split off it are pink, other objects blue.
 
-    Returns how many pairs there are. Raises DataError where an image cannot be read.
+    Returns the number of pairs. Raises DataError if an image cannot be read.
     """
     old = CocoDataset.load(before, skipped=[])
     new = CocoDataset.load(after)
@@ -143,7 +143,7 @@ def draw_repairs(
 
 
 def worst_changes(changes: Sequence[Change], count: int) -> list[Change]:
-    """Return `count` changes, most pixels first, the rules in turn, so that no rule crowds out another."""
+    """Return `count` changesby descending number of pixels, alternating between rules."""
     queues: dict[str, list[Change]] = {}
     for change in sorted(changes, key=lambda change: (-change.pixels, change.image, str(change.annotation))):
         queues.setdefault(change.rule, []).append(change)

@@ -1,7 +1,7 @@
-"""Images as something that a screen can show, and contours of many objects on them: thin, smooth, one colour a class.
+"""Images for display, with contours of many objects: thin, smooth, one colour per class.
 
-Every object is traced in the crop that holds it, never in a full-size mask, and its line runs inside its border, so
-that touching cells keep two lines with a gap between them.
+Every object is traced in its crop, never in a full-size mask, and its contour runs inside its border, so that touching
+cells keep two lines with a gap between them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from detseg.structures import rle as rle_codec
 
 # Percentiles that become black and white.
 STRETCH = (0.3, 99.7)
-# The longer side of a panel: small images are enlarged to the first, huge ones are reduced to the second.
+# Limits on the longer side of a panel: small images are enlarged to the first, huge ones reduced to the second.
 MIN_SIDE = 640
 MAX_SIDE = 2048
 MAX_ENLARGEMENT = 8
-# Thin objects are enlarged to this many pixels on the screen, as long as the longer side stays within the second.
+# Thin objects are enlarged to this many pixels on the screen, as long as the longer side does not exceed the second.
 VISIBLE = 9
 ENLARGED_SIDE = 1536
 
-# Colours that people with any colour vision tell apart (Okabe and Ito 2008), those first that stand out from black,
-# gray and stained tissue alike.
+# Colours that can be distinguished with any colour vision (Okabe and Ito 2008), starting with those that stand out from
+# black, gray and stained tissue alike.
 PALETTE = (
     (255, 176, 0),
     (64, 190, 255),
@@ -45,17 +45,16 @@ SHADOW = 0.35
 FILL = 0.10
 # Objects thinner than this on the screen get lines of one pixel.
 THIN = 8
-# cv2 takes coordinates as whole sixteenths of a pixel.
+# cv2 takes coordinates in sixteenths of a pixel.
 FRACTION_BITS = 4
 
 
 def to_display(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Return an image (H, W) or (H, W, C) of any numbers as (H, W, 3) uint8 RGB.
+    """Convert an image (H, W) or (H, W, C) of any dtype to (H, W, 3) uint8 RGB.
 
-    limits: intensities that become black and white. None: 8-bit images that use their range are shown as they are; all
-    others are stretched between two percentiles, all channels alike so that colours stay. Of two channels the first
-    becomes red and the second green, of more than three the first three are shown. Values that are not finite are
-    black.
+    limits: intensities that become black and white. None: 8-bit images that use their range are unchanged; all others
+    are stretched between two percentiles, with the same factor for all channels to keep colours. Of two channels the
+    first becomes red and the second green; of more than three the first three are shown. Non-finite values are black.
     """
     image = np.asarray(image)
     if image.ndim == 2:
@@ -79,9 +78,9 @@ def to_display(image: np.ndarray, limits: tuple[float, float] | None = None) -> 
 
 
 def display_scale(height: int, width: int, thickness: float | None = None) -> float:
-    """Return the factor by which an image is drawn: a whole number for enlarging, a fraction for reducing.
+    """Return the scale at which an image is drawn: an integer for enlarging, a fraction for reducing.
 
-    thickness: of the objects, in pixels of the image; where they are thin, the picture is drawn larger.
+    thickness: of the objects, in pixels of the image; for thin ones the picture is larger.
     """
     longest = max(height, width, 1)
     if longest > MAX_SIDE:
@@ -93,7 +92,7 @@ def display_scale(height: int, width: int, thickness: float | None = None) -> fl
 
 
 def resize_display(image: np.ndarray, scale: float) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 enlarged or reduced by `scale`, pixel centres at +0.5."""
+    """Resize an image (H, W, 3) uint8 by `scale`, with pixel centres at +0.5."""
     if scale == 1:
         return image.copy()
     height, width = image.shape[:2]
@@ -102,19 +101,19 @@ def resize_display(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def class_colour(class_index: int) -> tuple[int, int, int]:
-    """Return the RGB colour of a class; after eight classes they repeat."""
+    """Return the RGB colour of a class; colours repeat after eight classes."""
     return PALETTE[class_index % len(PALETTE)]
 
 
 def object_colours(classes: np.ndarray, crowd: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return the RGB colour of each of N objects, of class index (N,), and of regions to be ignored, (N,) bool."""
+    """Return the RGB colour of each of N objects with class index (N,); crowd regions, (N,) bool, have their own."""
     return [CROWD_COLOUR if is_crowd else class_colour(index) for index, is_crowd in zip(classes, crowd, strict=True)]
 
 
 def image_reader(dataset: CocoDataset, kept: int) -> Callable[[int], np.ndarray | None]:
-    """Return a function that reads an image of a data set for display, None where it cannot be read.
+    """Return a function that reads an image of a data set for display, or returns None if it cannot be read.
 
-    kept: how many of the last images are in memory.
+    kept: number of recent images that are cached.
     """
 
     @lru_cache(maxsize=kept)
@@ -128,9 +127,9 @@ def image_reader(dataset: CocoDataset, kept: int) -> Callable[[int], np.ndarray 
 
 
 def typical_thickness(rles: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the median, in pixels of the image, of area by diagonal of the box; None without an object.
+    """Return the median over objects of area / diagonal of the box, in pixels of the image; None without objects.
 
-    About half the diameter of a disc, and the thickness of a rod.
+    About half the diameter of a disk, and the thickness of a rod.
     """
     boxes = rle_codec.bounding_boxes(rles)
     diagonals = np.hypot(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
@@ -139,7 +138,7 @@ def typical_thickness(rles: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def fitting_line_width(thickness: float | None, scale: float) -> int:
-    """Return 2 pixels, or 1 where objects of this `typical_thickness` would be hidden under their lines."""
+    """Return 2 pixels, or 1 if lines would hide objects with this `typical_thickness`."""
     return 1 if thickness is not None and thickness * scale < THIN else 2
 
 
@@ -150,10 +149,10 @@ def draw_objects(
     scale: float,
     line_width: int | None = None,
 ) -> np.ndarray:
-    """Return `picture` (h, w, 3) uint8 with the contours of N objects and a little of their colour inside.
+    """Return `picture` (h, w, 3) uint8 with the contours of N objects, and a tint of their colour inside.
 
-    rles: masks at the size of the image that `picture` shows `scale` times enlarged. colours: RGB, one per object.
-    line_width: in pixels of the picture; None: as fits the objects, see `fitting_line_width`.
+    rles: masks at the size of the image, which `picture` shows at `scale`. colours: RGB, one per object. line_width: in
+    pixels of the picture; None: suitable for the objects, see `fitting_line_width`.
     """
     line_width = line_width or fitting_line_width(typical_thickness(rles), scale)
     objects = [(colour, lines) for colour, lines in zip(colours, trace(rles, scale), strict=True) if lines]
@@ -174,11 +173,11 @@ def draw_objects(
 
 
 def trace(rles: Sequence[Mapping[str, Any]], scale: float) -> list[list[np.ndarray]]:
-    """Return for each of N masks its closed lines, (P, 1, 2) int32 x, y in sixteenths of a pixel of the picture.
+    """Return the contours of each of N masks, closed (P, 1, 2) int32 x, y in sixteenths of a pixel of the picture.
 
-    Outer borders and those of holes; an empty mask has none.
+    Outer contours and those of holes; an empty mask has none.
     """
-    # Doubled pixels let the line run a quarter of a pixel inside the border instead of half a pixel.
+    # With doubled pixels the line runs a quarter of a pixel inside the border instead of half a pixel.
     factor = 2 if scale > 1 else 1
     shapes = []
     for crop, x0, y0 in rle_codec.decode_crops(rles):
@@ -187,7 +186,7 @@ def trace(rles: Sequence[Mapping[str, Any]], scale: float) -> list[list[np.ndarr
         lines = []
         for points in found:
             line = points[:, 0, :].astype(np.float64)
-            for _ in range(2 * factor - 1 if len(line) >= 8 else 0):  # the stairs of its pixels are smoothed
+            for _ in range(2 * factor - 1 if len(line) >= 8 else 0):  # smooths the staircase of pixels
                 line = 0.25 * np.roll(line, 1, axis=0) + 0.5 * line + 0.25 * np.roll(line, -1, axis=0)
             in_image = (line + 0.5) / factor + (x0, y0)
             in_picture = in_image * scale - 0.5
@@ -196,14 +195,14 @@ def trace(rles: Sequence[Mapping[str, Any]], scale: float) -> list[list[np.ndarr
     return shapes
 
 
-# Single objects among their neighbours, cut out of their image and enlarged.
+# Close-ups: single objects with their neighbours, cropped and enlarged.
 
 Rles = Sequence[Mapping[str, Any]]
 Box = tuple[int, int, int, int]
 
 
 def window_around(box: Sequence[float], side: int, height: int, width: int) -> Box:
-    """Return a square XYXY of `side` pixels around the centre of a box, moved into the image where it can be."""
+    """Return a square XYXY of `side` pixels around the centre of a box, moved into the image if possible."""
     wide, high = min(side, width), min(side, height)
     left = int(np.clip((box[0] + box[2] - wide) / 2, 0, width - wide))
     top = int(np.clip((box[1] + box[3] - high) / 2, 0, height - high))
@@ -220,10 +219,10 @@ def draw_close_up(
     paint: tuple[int, int, int] = (0, 0, 0),
     background: int = 255,
 ) -> np.ndarray:
-    """Return what a window XYXY shows of a picture (H, W, 3) uint8, enlarged to (side, side, 3).
+    """Return the window XYXY of a picture (H, W, 3) uint8, enlarged to (side, side, 3).
 
-    masks: (masks of the image, their colour, width of the lines), the later ones over the earlier ones. painted: a mask
-    whose pixels get the colour `paint`.
+    masks: (masks of the image, colour, line width), later ones on top. painted: a mask whose pixels get the colour
+    `paint`.
     """
     x0, y0, x1, y1 = window
     scale = side / max(x1 - x0, y1 - y0)
@@ -245,7 +244,7 @@ def draw_close_up(
 
 
 def _cut(rles: Rles, window: Box) -> list[dict[str, Any]]:
-    """Return what a window shows of masks; those outside of it are left out."""
+    """Return masks cropped to a window, without those outside."""
     x0, y0, x1, y1 = window
     boxes = rle_codec.bounding_boxes(rles).reshape(-1, 4)
     near = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)

@@ -1,18 +1,18 @@
-"""Embeddings of pixels as colours."""
+"""Pixel embeddings as colours."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_PERCENTILES = (1, 99)  # of each component, which become 0 and 1: single pixels decide nothing
+_PERCENTILES = (1, 99)  # of each component, mapped to 0 and 1, robust to single pixels
 
 
 def principal_colours(embedding: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) uint8 RGB: the first three principal components of embeddings (D, H, W) over the foreground.
 
-    foreground: (H, W) in [0, 1]; components are those of pixels of at least 0.5 (of all, where there are none), and
-    pixels are darkened by it. Each component is turned so that its largest number is positive: the same embeddings
-    always have the same colours.
+    foreground: (H, W) in [0, 1]; components are computed over pixels with at least 0.5 (over all, if there are none),
+    and it scales the brightness. The sign of each component makes its largest coefficient positive, so the colours are
+    reproducible.
     """
     inside = foreground >= 0.5
     pixels = embedding[:, inside if inside.any() else np.ones_like(inside)].astype(np.float64)

@@ -1,4 +1,4 @@
-"""HTML pages of templates: one file each, nothing from outside, figures as SVG in the page's colours."""
+"""HTML pages from templates: self-contained files, with figures as SVG in the page's colours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH = 9.2
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page of a template; texts are escaped. Filters: `number`, `share`. Raises RunError without Jinja."""
+    """Render a template to a page; strings are escaped. Filters: `number`, `share`. Raises RunError without Jinja."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
@@ -43,14 +43,14 @@ def render(template: str, **values: Any) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number as people read it, a dash where there is none."""
+    """Format a number for readers, a dash for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def share(value: float | None) -> str:
-    """Return a share in percent, a dash where there is none."""
+    """Format a fraction in percent, a dash for None."""
     return "-" if value is None else f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
 
 
@@ -59,7 +59,7 @@ def colour(index: int) -> str:
 
 
 def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `height` inches with axes side by side, `ratios` their widths."""
+    """Return a figure of `height` inches with axes side by side; ratios: their widths."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -67,10 +67,9 @@ def new_figure(height: float, columns: int = 1, ratios: Sequence[float] | None =
 
 
 def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
-    """Return the figure that `draw` makes of `arguments` as an <svg> element that scales with the page, safe HTML.
+    """Return the figure made by `draw(*arguments)` as an <svg> element that scales with the page, safe HTML.
 
-    label: what screen readers say, of the page's figures each another one.
-    Raises RunError where matplotlib is missing.
+    label: text for screen readers, unique within the page. Raises RunError if matplotlib is not installed.
     """
     try:
         import matplotlib.style
@@ -79,7 +78,7 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     from markupsafe import Markup, escape
 
     stream = io.StringIO()
-    # In this style, whatever style matplotlib has been given elsewhere.
+    # In this style, regardless of matplotlib's global style.
     with matplotlib.style.context(["default", TEMPLATES / "page.mplstyle"]):
         draw(*arguments).savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
@@ -87,7 +86,7 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     said = f'role="img" aria-label="{escape(label)}"'
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', lambda found: f"{found[1]} {said}", text, count=1)
-    # Ids are the page's, not the figure's: two figures must not share one.
+    # Element ids are global in the page: two figures must not share any.
     mark = f"f{zlib.crc32(label.encode()):08x}"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{mark}-\1"', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{mark}-", text)
@@ -96,7 +95,7 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> str:
 
 
 def jpeg_url(picture: np.ndarray, quality: int = 84) -> str:
-    """Return a picture (h, w, 3) uint8 as an address that holds it."""
+    """Return a picture (h, w, 3) uint8 as a data URL."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -112,7 +111,7 @@ def octave_ticks(axis: Any, low: float, high: float, unit: str = "", most: int =
 
 
 def count_ticks(axis: Any, low: float, high: float) -> None:
-    """Label an axis whose values are log2 by round decimal numbers, as many as help."""
+    """Label an axis of log2 values with a suitable number of round decimal numbers."""
     fine = (1, 1.2, 1.4, 1.6, 1.8, *np.arange(2, 10, 0.5))
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), fine):
         values = np.array(sorted(digit * 10.0**power for power in range(-3, 8) for digit in digits))

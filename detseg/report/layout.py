@@ -1,4 +1,4 @@
-"""Panels side by side with titles, and a legend below: text by Pillow's own font, so that no font file is needed."""
+"""Panels side by side with titles, and a legend below; text in Pillow's built-in font, so no font file is needed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 BACKGROUND = (255, 255, 255)
 INK = (28, 31, 36)
 FAINT = (112, 118, 128)
-# The width of a panel for which the sizes below hold; text grows with larger panels.
+# Panel width for which the sizes below are meant; text grows with larger panels.
 USUAL_WIDTH = 760
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture (h, w, 3) uint8 with a title above it and, after that, a note in a fainter colour."""
+    """A picture (h, w, 3) uint8 with a title above it, followed by a note in a fainter colour."""
 
     picture: np.ndarray
     title: str
@@ -35,7 +35,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Lengths in pixels; `title` and `text` are heights of letters."""
+    """Lengths in pixels; `title` and `text` are font heights."""
 
     margin: int
     gap: int
@@ -55,7 +55,7 @@ class Sizes:
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size=size)
-    except TypeError:  # Pillow before 10.1 has one small font only.
+    except TypeError:  # Pillow before 10.1 has only one small font
         return ImageFont.load_default()
 
 
@@ -69,12 +69,12 @@ class _Pen:
         return int(np.ceil(self.draw.textlength(text, font=font(size))))
 
     def write(self, x: int, middle: int, text: str, size: int, colour: tuple[int, int, int]) -> None:
-        """Write text whose vertical middle is at `middle`."""
+        """Write text vertically centred at `middle`."""
         top, bottom = self.draw.textbbox((0, 0), "Agpy", font=font(size))[1::2]
         self.draw.text((x, middle - (top + bottom) // 2), text, fill=colour, font=font(size))
 
     def shorten(self, text: str, size: int, width: int) -> str:
-        """Cut the middle out of a text that is too wide: names of images differ at their ends."""
+        """Remove the middle of a text that is too wide: names of images differ at their ends."""
         if self.width(text, size) <= width:
             return text
         for kept in range(len(text) - 1, 1, -1):
@@ -85,12 +85,12 @@ class _Pen:
 
 
 def compose(panels: Sequence[Panel], footer: str, legend: Sequence[LegendEntry]) -> np.ndarray:
-    """Return one picture (h, w, 3) uint8: the panels in a row, below them the legend and then `footer`."""
+    """Return one picture (h, w, 3) uint8: panels in a row, then the legend, then `footer`."""
     sizes = Sizes.for_panels(max(panel.picture.shape[1] for panel in panels))
     width = 2 * sizes.margin + sum(panel.picture.shape[1] for panel in panels) + sizes.gap * (len(panels) - 1)
     inner = width - 2 * sizes.margin
     measuring = _Pen(Image.new("RGB", (1, 1)))
-    # The legend in rows: each entry with the place where it begins.
+    # Legend rows: each entry with its x position.
     rows: list[list[tuple[int, LegendEntry]]] = []
     used = inner + 1
     for entry in legend:

@@ -1,4 +1,4 @@
-"""The numbers of objects in pictures of them: those by which a table or label image calls them."""
+"""The numbers of objects written into pictures: their labels in tables and label images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from detseg.report.layout import font
 from detseg.structures import rle as rle_codec
 from detseg.structures.mask_crop import MaskCrop
 
-# Heights of letters in pixels; below the first digits cannot be told apart.
+# Font heights in pixels; digits below the first are not readable.
 _SMALLEST, _LARGEST = 10, 18
-# Letters' height by the object's shorter side on the screen.
+# Font height relative to the object's shorter side on the screen.
 _SHARE = 0.5
-# A number that takes more of the width or height of the box of its object is left out.
+# A number is left out if it would take more than this fraction of the width or height of its object's box.
 _WIDEST = 0.9
 
 
@@ -31,19 +31,19 @@ def write_numbers(
     """Write a number into each of N objects.
 
     Args:
-        picture: (h, w, 3) uint8, which shows the image `scale` times enlarged.
-        rles: masks at the size of the image; those without a pixel get no number.
+        picture: (h, w, 3) uint8, which shows the image at `scale`.
+        rles: masks at the size of the image; those without pixels get no number.
         numbers: one per object.
-        which: "auto": those that fit into their objects and cover no other number; "all"; "none".
+        which: "auto": those that fit into their objects without covering another number; "all"; "none".
 
     Returns:
-        The picture with the numbers, and how many there are.
+        The picture with the numbers, and their count.
     """
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     taken = np.zeros(picture.shape[:2], dtype=bool)
     crops = rle_codec.decode_crops(rles) if which != "none" else []
-    # Large objects first, where their numbers have room.
+    # Large objects, with space for their numbers, first.
     order = sorted((index for index, crop in enumerate(crops) if crop.mask.any()), key=lambda index: -crops[index].area)
     written = 0
     for index in order:
@@ -69,7 +69,7 @@ def write_numbers(
 
 
 def _middle(crop: MaskCrop) -> tuple[float, float]:
-    """Return x, y in the image of the centroid, or where that is outside of the mask, of its innermost pixel."""
+    """Return x, y in the image of the centroid, or, if that is outside the mask, of its innermost pixel."""
     rows, columns = np.nonzero(crop.mask)
     y, x = rows.mean(), columns.mean()
     if not crop.mask[int(y + 0.5), int(x + 0.5)]:

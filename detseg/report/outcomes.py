@@ -1,4 +1,4 @@
-"""What a prediction got right and wrong, in three colours over the image: hits, false predictions, missed objects."""
+"""True positives, false positives and missed objects of a prediction, in three colours over the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detseg.report.drawing import (
 )
 from detseg.report.layout import LegendEntry
 
-# Told apart with any colour vision, on dark, gray and stained images; see `drawing.PALETTE`.
+# Distinguishable with any colour vision, on dark, gray and stained images; see `drawing.PALETTE`.
 HIT, FALSE, MISSED = (64, 190, 255), (255, 176, 0), (240, 50, 140)
 
 Rles = Sequence[Mapping[str, Any]]
@@ -27,10 +27,10 @@ Rles = Sequence[Mapping[str, Any]]
 def draw_outcomes(
     image: np.ndarray, truth: Rles, predicted: Rles, matches: ImageMatches, *, scale: float
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 RGB: contours of predictions that hit, of false ones, and of missed objects.
+    """Return a picture (h, w, 3) uint8 RGB with contours of true positives, false positives and missed objects.
 
-    image: (H, W, C) of any numbers, or (H, W, 3) uint8 as `to_display` made it. truth, predicted: masks of its size, of
-    which `matches` tells. scale: of the picture. Regions to ignore, and predictions in them, are gray.
+    image: (H, W, C) of any dtype, or (H, W, 3) uint8 from `to_display`. truth, predicted: masks of its size, matched by
+    `matches`. scale: of the picture. Ignored regions, and predictions in them, are gray.
     """
     groups = (
         ([rle for rle, is_crowd in zip(truth, matches.crowd, strict=True) if is_crowd], CROWD_COLOUR),
@@ -46,12 +46,12 @@ def draw_outcomes(
 
 
 def outcome_note(matches: ImageMatches) -> str:
-    """Return the numbers of an image as text: "12 hit, 1 false, 3 missed"."""
+    """Return the counts of an image as text: "12 hit, 1 false, 3 missed"."""
     parts = (("hit", matches.is_hit), ("false", matches.is_false), ("missed", matches.is_missed))
     return ", ".join(f"{int(which.sum()):,} {name}" for name, which in parts)
 
 
 def outcome_legend() -> list[LegendEntry]:
-    """Return what the colours mean."""
+    """Return the legend of the colours."""
     texts = ("hit (IoU > 0.5)", "false prediction", "missed object")
     return [LegendEntry(text, colour) for text, colour in zip(texts, (HIT, FALSE, MISSED), strict=True)]

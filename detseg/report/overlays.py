@@ -39,7 +39,7 @@ from detseg.structures.boxes import to_xywh
 
 
 class Annotations(Protocol):
-    """N annotated objects of one image, as CocoDataset.annotations returns them."""
+    """N annotated objects of one image, as from CocoDataset.annotations."""
 
     rles: list[dict[str, Any]]
     classes: np.ndarray
@@ -56,12 +56,12 @@ def side_by_side(
     numbers: str = "none",
     matches: ImageMatches | None = None,
 ) -> np.ndarray:
-    """Return a picture (h, w, 3) uint8 RGB: the image, then ground truth and prediction, where given, over it.
+    """Return a picture (h, w, 3) uint8 RGB: the image alone, then with the given ground truth and prediction.
 
-    image: (H, W, C) of any numbers. truth, predictions: masks of its size; predictions without masks are drawn
-    as boxes. class_names: by class index, for the legend. caption: the line below.
-    numbers: "auto", "all" or "none", see `write_numbers`; every object has that of its row in the table of objects.
-    matches: of truth and predictions; adds hits, false predictions and missed objects in three colours.
+    image: (H, W, C) of any dtype. truth, predictions: masks of its size; predictions without masks are drawn as boxes.
+    class_names: by class index, for the legend. caption: the line below. numbers: "auto", "all" or "none", see
+    `write_numbers`; the number of an object is that in the table of objects. matches: of truth and predictions; adds a
+    panel with true positives, false positives and missed objects in three colours.
     """
     rles_of = {} if truth is None else {"truth": truth.rles}
     if predictions is not None:
@@ -69,7 +69,7 @@ def side_by_side(
         if predictions.rles is None:
             size = predictions.height, predictions.width
             rles_of["predictions"] = [box_to_rle(box, *size) for box in to_xywh(predictions.boxes).tolist()]
-    # One scale and one width of the lines for both sides, so that they compare.
+    # Both sides have the same scale and line width, to be comparable.
     thickness = typical_thickness([rle for rles in rles_of.values() for rle in rles])
     shown = to_display(image)
     scale = display_scale(*shown.shape[:2], thickness)
@@ -83,7 +83,7 @@ def side_by_side(
         note = f"{len(counted):,} object{'' if len(counted) == 1 else 's'}"
         drawn = draw_objects(base, rles, object_colours(classes, crowd), scale, line_width)
         if numbers != "none":
-            # Regions to be ignored are not counted in tables either.
+            # Ignored regions are not counted in tables either.
             own = list(itertools.compress(rles, ~crowd))
             drawn, written = write_numbers(drawn, own, range(1, len(own) + 1), scale, numbers)
             note += f", {written:,} numbered" if written < len(own) else ""
@@ -104,7 +104,7 @@ def side_by_side(
 
 
 def _legend(sides: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str]) -> list[LegendEntry]:
-    """Return one entry a class that occurs, with its counts; none where there is but one class."""
+    """Return one entry per class that occurs, with its counts; none if there is only one class."""
     if len(class_names) < 2 or not sides:
         return []
     counts = [np.bincount(classes, minlength=len(class_names)) for _, classes in sides]
@@ -118,16 +118,16 @@ def _legend(sides: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str])
 
 
 def overlay_names(images: Iterable[PairedImage]) -> list[str]:
-    """Return the names of the images' overlays: the path of each in one word.
+    """Return the names of the images' overlays: their paths with `_` for slashes.
 
-    Where several make one word, as `a/x.png`, `a_x.png` and `a/x.tif` do, all but the first get a number.
+    If several give the same name, such as `a/x.png`, `a_x.png` and `a/x.tif`, all but the first get a number.
     """
     names, numbers, taken = [], Counter(), set()
     for image in images:
         name = os.path.splitext(image.file_name or str(image.image_id))[0]
         word = "".join(sign if sign.isalnum() or sign in "-_." else "_" for sign in name).strip(".")[-150:] or "image"
         own = word
-        while own.casefold() in taken:  # file systems may not tell capitals
+        while own.casefold() in taken:  # file systems may ignore case
             numbers[word.casefold()] += 1
             own = f"{word}_{numbers[word.casefold()] + 1}"
         taken.add(own.casefold())
@@ -136,7 +136,7 @@ def overlay_names(images: Iterable[PairedImage]) -> list[str]:
 
 
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Write a picture (h, w, 3) uint8 RGB as PNG, under a temporary name first; its folder is made."""
+    """Write a picture (h, w, 3) uint8 RGB as PNG, atomically; its folder is created."""
     path = Path(path)
     with written_whole(path, "the picture") as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One picture to draw: truth and predictions of the same image, either may be missing."""
+    """One picture to draw: truth and predictions of the same image, one of which may be missing."""
 
     record: ImageRecord
     truth: int | None
@@ -155,10 +155,10 @@ class Overlay:
 def match_images(
     records: Sequence[ImageRecord], truth: CocoDataset | None, predictions: PredictionsFile | None
 ) -> Iterator[Overlay]:
-    """Yield the overlays to draw, in the order of the predictions, or of the images where there are none.
+    """Yield the overlays to draw, in the order of the predictions, or of the images if there are none.
 
-    With predictions, images that the file does not have are left out; without, images that the truth does not have.
-    Raises DataError where no image is found.
+    With predictions, images without an entry in their file are left out; without, images that the truth lacks. Raises
+    DataError if no image is found.
     """
     truths = ImageIndex(truth.images if truth is not None else [], "the ground truth")
     number_of = {image.image_id: number for number, image in enumerate(truth.images if truth is not None else [])}
@@ -183,12 +183,12 @@ def draw_overlay(
     note: str = "",
     numbers: str = "none",
 ) -> None:
-    """Draw an overlay into a PNG file, whose folder is made where it is missing.
+    """Draw an overlay into a PNG file; its folder is created.
 
-    truth: what `overlay.truth` is an index of. note: a remark after the image's name. numbers: see `side_by_side`.
+    truth: the data set that `overlay.truth` is an index into. note: text after the image's name. numbers: see
+    `side_by_side`.
 
-    Raises DataError where the image cannot be read or has another size than its masks, or the picture cannot be
-    written.
+    Raises DataError if the image cannot be read or its size differs from its masks', or the picture cannot be written.
     """
     record, predictions = overlay.record, overlay.predictions
     image = read_image(record.path, record.metadata)
@@ -203,7 +203,7 @@ def draw_overlay(
         if (height, width) != image.shape[:2]:
             raise DataError(
                 f"{record.path}: the image has {image.shape[0]} x {image.shape[1]} pixels (height x width), but its "
-                f"{name} {height} x {width}; give the images that it was made for"
+                f"{name} {height} x {width}; give the images that it was made from"
             )
     caption = "    ".join(part for part in (record.file_name, note) if part)
     sides = {"truth": annotations, "predictions": predictions}

@@ -1,4 +1,4 @@
-"""The page of a file of pseudo-labels: what was kept and what was refused, beside the labelled data, with pictures."""
+"""The page of a file of pseudo-labels: kept and refused objects, next to the labelled data, with pictures."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from detseg.report.drawing import (
 from detseg.report.html import jpeg_url, number, render
 from detseg.structures import rle as rle_codec
 
-# Close-ups of every kind, and whole images; their sides in pixels.
+# Number of close-ups per kind, and of whole images; their sides in pixels.
 _SHOWN, _IMAGES, _CLOSE_UP, _WHOLE = 24, 12, 200, 480
-# The least part of an image that a close-up shows.
+# The minimum part of an image that a close-up shows.
 _LEAST_WINDOW = 32
 _OBJECT, _OTHERS = (255, 176, 0), (64, 190, 255)
 _COLUMNS = {
     "sure_from": "sure from",
     "ignore_from": "ignored from",
-    "wanted_per_image": "wanted an image",
+    "wanted_per_image": "desired per image",
     "reached_per_image": "reached",
     "wanted_precision": "wanted precision",
     "precision": "precision",
@@ -43,17 +43,17 @@ _COLUMNS = {
     "objects": "objects",
 }
 _CHOSEN = {
-    "fixed": "As they were given.",
-    "counts": "Chosen so that as many objects an image are sure as the labelled images of the group have.",
-    "precision": "Chosen on labelled images that the models had not seen: the lowest with the wanted precision. "
-    "Precision and its interval are those of limits chosen on other folds.",
+    "fixed": "As given.",
+    "counts": "Chosen so that as many objects per image are sure as the labelled images of the group have.",
+    "precision": "Chosen on labelled images that the models had not seen: the lowest with the desired precision. "
+    "Precision and its interval are from limits chosen on other folds.",
 }
 
 
 def write_pseudo_label_page(path: Path, dataset: CocoDataset, *, overwrite: bool = False) -> None:
-    """Write the page of pseudo-labels that `detseg.semi_supervised.label_images` made.
+    """Write the page of pseudo-labels made by `detseg.semi_supervised.label_images`.
 
-    Raises DataError where the file exists, unless `overwrite`, or the data set is of another kind.
+    Raises DataError if the file exists, unless `overwrite`, or the data set is of another kind.
     """
     check_free(path, overwrite=overwrite)
     write_output(path, _page(dataset), "the page")
@@ -62,20 +62,20 @@ def write_pseudo_label_page(path: Path, dataset: CocoDataset, *, overwrite: bool
 def _page(dataset: CocoDataset) -> str:
     about = dataset.info.get("pseudo_labels", {})
     if not {"limits", "counts", "gates"} <= about.keys():
-        raise DataError(f"{dataset.name}: its info says nothing of gates; expected a file of `pseudo_label label`")
+        raise DataError(f"{dataset.name}: its info has no gates; expected a file of `pseudo_label label`")
     objects = _objects(dataset)
     pictures = _Pictures(dataset)
     by_agreement = sorted(objects["kept"], key=lambda row: (row.get("agreement", 1.0), row["score"]))
     measure = "agreement of the members" if any("agreement" in row for row in objects["kept"]) else "score"
     refused = sorted(objects["dropped"], key=lambda row: -row["score"])
     close_ups = [
-        ("Kept, the worst first", f"Those of the lowest {measure}: look here for systematic errors.", by_agreement),
+        ("Kept, worst first", f"Lowest {measure} first: look here for systematic errors.", by_agreement),
         (
             "Ignored",
-            "Neither object nor background in any loss; the highest scores first.",
+            "Neither object nor background in any loss; highest scores first.",
             sorted(objects["ignored"], key=lambda row: -row["score"]),
         ),
-        ("Refused", "Learned as background (their boxes are drawn); the highest scores first.", refused),
+        ("Refused", "Learned as background (their boxes are drawn); highest scores first.", refused),
     ]
     columns = [key for key in _COLUMNS if any(key in row for row in about["limits"])]
     left_out: dict[str, list[str]] = {}
@@ -110,7 +110,7 @@ def _page(dataset: CocoDataset) -> str:
 
 
 def _objects(dataset: CocoDataset) -> dict[str, list[dict[str, Any]]]:
-    """Return decision -> the rows of all such objects, each with the number of its `image`."""
+    """Return decision -> rows of all such objects, each with the index of its `image`."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in DECISIONS}
     index_of = {record.image_id: index for index, record in enumerate(dataset.images)}
     for index in range(len(dataset)):
@@ -122,7 +122,7 @@ def _objects(dataset: CocoDataset) -> dict[str, list[dict[str, Any]]]:
 
 
 class _Pictures:
-    """Draws from the images of a data set; what cannot be read is left out."""
+    """Draws from the images of a data set; unreadable ones are left out."""
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
@@ -134,7 +134,7 @@ class _Pictures:
         return {"url": jpeg_url(drawn), "alt": f"{name}: {note}", "name": name, "note": note}
 
     def close_ups(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-        """Return pictures of single objects, in yellow, among the kept and ignored ones in blue."""
+        """Return pictures of single objects, in yellow, with kept and ignored ones in blue."""
         items = []
         for row in rows:
             picture, record = self._read(row["image"]), self.dataset.images[row["image"]]
@@ -153,7 +153,7 @@ class _Pictures:
         return items
 
     def wholes(self, objects: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
-        """Return whole images, those with the smallest share of sure objects first."""
+        """Return whole images, those with the smallest fraction of sure objects first."""
         counts = np.zeros((len(self.dataset), len(DECISIONS)))
         for decision in (IGNORED, KEPT):
             for row in objects[DECISIONS[decision]]:

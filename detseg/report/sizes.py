@@ -1,4 +1,4 @@
-"""Distributions of sizes: percentiles, and cumulative curves as a picture."""
+"""Size distributions: percentiles, and cumulative curves as a figure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PERCENTILES = (10, 50, 90)
 
 
 def size_percentiles(sizes: np.ndarray) -> dict[str, float]:
-    """Return D10, D50 and D90 of sizes (N,): so many percent of the objects, by number, are smaller. NaN of none."""
+    """Return D10, D50 and D90 of sizes (N,): that percentage of the objects is smaller. NaN without objects."""
     values = np.percentile(sizes, PERCENTILES) if len(sizes) else np.full(len(PERCENTILES), np.nan)
     return {f"D{percent}": float(value) for percent, value in zip(PERCENTILES, values, strict=True)}
 
 
 def draw_size_distributions(path: Path, sizes: Mapping[str, np.ndarray], title: str) -> None:
-    """Write a PNG: of every name's sizes (N,) the share of objects that are smaller, and its D10, D50 and D90.
+    """Write a PNG with the cumulative distribution of sizes (N,) for every name, and its D10, D50 and D90.
 
-    title: of the axis, with the unit. Names without sizes are left out. A file that is there is replaced.
+    title: of the axis, with the unit. Names without sizes are left out. An existing file is replaced.
     """
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and asks for a display
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and may need a display
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
@@ -41,7 +41,7 @@ def draw_size_distributions(path: Path, sizes: Mapping[str, np.ndarray], title: 
         for axis_ticks in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
             axis_ticks("{x:g}")
     panel.set_xlabel(title)
-    panel.set_ylabel("percent of the objects that are smaller")
+    panel.set_ylabel("percentage of objects that are smaller")
     panel.set_ylim(0, 100)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What a sweep has found, as pictures: which parameters matter, the score over each of them, and all together."""
+"""Plots of a sweep: importance of parameters, score by each parameter, and parallel coordinates."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3
-_LONGEST = 22  # characters of a choice beside an axis
+_LONGEST = 22  # characters of a choice next to an axis
 COMPLETE, PRUNED = "complete", "pruned"
 
 
 @dataclass(frozen=True)
 class SweptParameter:
-    """choices: in their order, None for numbers. log: whether its axis is logarithmic."""
+    """choices: in order, None for numbers. log: whether its axis is logarithmic."""
 
     name: str
     choices: tuple[Any, ...] | None
     log: bool = False
 
     def place(self, value: Any) -> float:
-        """Return where a value is on its axis: the number, or the index of the choice."""
+        """Return the position of a value on its axis: the number, or the index of the choice."""
         return float(value) if self.choices is None else float(self.choices.index(value))
 
 
 @dataclass(frozen=True)
 class SweptTrial:
-    """state: "complete" or "pruned". value: what it reached; of a pruned one the last that it reported."""
+    """state: "complete" or "pruned". value: final value; for a pruned trial the last one reported."""
 
     number: int
     state: str
@@ -47,7 +47,7 @@ class SweptTrial:
 def draw_slices(
     path: str | os.PathLike[str], parameters: Sequence[SweptParameter], trials: Sequence[SweptTrial], metric: str
 ) -> None:
-    """Write a PNG: one panel a parameter, one dot a trial; early trials pale, pruned ones hollow, the best marked."""
+    """Write a PNG: a panel per parameter, a dot per trial; early trials pale, pruned ones hollow, the best marked."""
     rows = -(-len(parameters) // COLUMNS)
     columns = min(len(parameters), COLUMNS)
     figure = _figure(4.0 * columns, 3.1 * rows + 0.3)
@@ -77,22 +77,22 @@ def draw_slices(
         panel.set_visible(False)
     for panel in panels[::columns]:
         panel.set_ylabel(metric)
-    said = "one dot a trial, the later the darker; the best has a ring"
+    said = "one dot per trial, later ones darker; the best has a ring"
     if any(trial.state == PRUNED for trial in trials):
-        said += "; hollow: ended early, with the last value"
+        said += "; hollow: stopped early, with the last value"
     figure.suptitle(said, fontsize=9)
     _save(figure, path)
 
 
 def draw_importance(path: str | os.PathLike[str], shares: Mapping[str, float], metric: str) -> None:
-    """Write a PNG with a bar a parameter; shares: of what makes the trials differ, adding up to 1."""
+    """Write a PNG with a bar per parameter; shares: contributions to the variance between trials, adding up to 1."""
     figure = _figure(6.4, 0.9 + 0.42 * len(shares))
     panel = figure.subplots()
     ordered = sorted(shares.items(), key=lambda item: item[1])
     bars = panel.barh([name for name, _ in ordered], [share for _, share in ordered], color=COLOURS[0], height=0.6)
     panel.bar_label(bars, [f"{share:.2f}" for _, share in ordered], padding=4, fontsize=9)
     panel.set_xlim(0, 1.08)
-    panel.set_xlabel(f"share of the differences in {metric}")
+    panel.set_xlabel(f"contribution to the variance of {metric}")
     panel.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
@@ -100,7 +100,7 @@ def draw_importance(path: str | os.PathLike[str], shares: Mapping[str, float], m
 def draw_parallel(
     path: str | os.PathLike[str], parameters: Sequence[SweptParameter], trials: Sequence[SweptTrial], metric: str
 ) -> None:
-    """Write a PNG: one line per trial through its values on an axis a parameter to its score, coloured by the score."""
+    """Write a PNG of parallel coordinates: a line per trial through its values to its score, coloured by score."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -134,13 +134,13 @@ def draw_parallel(
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0)
     said = "one line per trial, the best one thick"
-    figure.suptitle(said + ("; broken: ended early" if any(t.state == PRUNED for t in trials) else ""), fontsize=9)
+    figure.suptitle(said + ("; broken: stopped early" if any(t.state == PRUNED for t in trials) else ""), fontsize=9)
     _save(figure, path)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Heights 0 to 1 on an axis of a parallel-coordinates picture."""
+    """Heights from 0 to 1 on an axis of parallel coordinates."""
 
     low: float
     high: float
@@ -172,7 +172,7 @@ def _value_on(axis: SweptParameter, trial: SweptTrial, metric: str) -> float:
 
 
 def _best(trials: Sequence[SweptTrial]) -> SweptTrial | None:
-    """The first of the trials, which are in order, that is complete."""
+    """Return the first complete trial; trials are sorted, best first."""
     return next((trial for trial in trials if trial.state == COMPLETE), None)
 
 
@@ -199,7 +199,7 @@ def _short(choice: Any) -> str:
 
 
 def _broken(name: str) -> str:
-    """A dotted name on lines of its own, so that neighbours do not touch."""
+    """Put line breaks into a dotted name, so that neighbours do not overlap."""
     return name.replace(".", ".\n").replace("/", "/\n")
 
 

@@ -1,4 +1,4 @@
-"""An evaluation as tables: images from the worst on, classes, groups, curves, the confusion of classes. No PyTorch."""
+"""An evaluation as tables: images from the worst on, classes, groups, curves, confusion matrix. No PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detseg.structures.mask_crop import paint
 from detseg.tuning.score_curves import score_curves
 from detseg.tuning.thresholds import choose_score_threshold
 
-# Points of one curve, evenly chosen among all distinct scores.
+# Maximum number of points of a curve, evenly chosen among all distinct scores.
 MOST_POINTS = 400
 ALL = "all"
 BACKGROUND = "background"
@@ -26,7 +26,7 @@ Rows = list[dict[str, Any]]
 
 
 def image_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
-    """The scores of every image after the postprocess, the worst object AP first; see `image_table`."""
+    """The scores of every image after the postprocess, worst object AP first; see `image_table`."""
     aligned = [postprocess.apply(image) for image in align(truth, predictions)]
     rows = image_table(truth, aligned, count_all(truth, aligned) or [])
     return sorted(rows, key=lambda row: row["object_ap"])
@@ -48,13 +48,13 @@ def precision_recall_rows(truth: GroundTruth, predictions: Sequence[Predictions]
 
 
 def threshold_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
-    """Object AP by score threshold, with the postprocess's further settings."""
+    """Object AP by score threshold, with the other settings of the postprocess."""
     curve = choose_score_threshold(truth, predictions, postprocess=postprocess).curve
     return [{"class": ALL, "threshold": t, "object_ap": ap} for t, ap in _thinned(curve)]
 
 
 def confusion_rows(truth: GroundTruth, predictions: Sequence[Predictions], postprocess: Postprocess) -> Rows:
-    """How many objects of each class were found as which class (IoU > 0.5), found falsely, or missed."""
+    """Confusion matrix: number of objects of each class found as which class (IoU > 0.5), false positives, missed."""
     kept = [postprocess.apply(image) for image in align(truth, predictions)]
     matches = [match_image(own, image) for own, image in zip(truth.images, kept, strict=True)]
     names = [*truth.class_names, BACKGROUND]
@@ -68,12 +68,12 @@ def confusion_rows(truth: GroundTruth, predictions: Sequence[Predictions], postp
 
 
 def class_mask(rles: Sequence[Mapping[str, Any]], classes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return (H, W) uint8: 0 background, 1 + k where an object of class k is, the later ones over the earlier ones."""
+    """Return (H, W) uint8: 0 background, 1 + k for objects of class k, later ones on top."""
     labels, _ = paint(rle_codec.decode_crops(rles), range(len(rles))[::-1], height, width)
     return np.append(0, classes + 1).astype(np.uint8)[labels]
 
 
 def _thinned(points: np.ndarray) -> list[list[float]]:
-    """At most MOST_POINTS of the rows, first and last among them."""
+    """Return at most MOST_POINTS of the rows, including first and last."""
     chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).round().astype(int))
     return points[chosen].tolist() if len(points) else []

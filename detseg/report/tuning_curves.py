@@ -1,4 +1,4 @@
-"""How the score changes with every tuned setting, the chosen value marked: one panel a setting, one line per class."""
+"""The score as a function of every tuned setting, with the chosen value marked: panels by setting, lines by class."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Told apart with any colour vision (Okabe and Ito, 2008).
+# Distinguishable with any colour vision (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 COLUMNS = 3
 
 
 def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], metric: str) -> bool:
-    """Write a PNG; return whether: where Matplotlib is not installed, as in detseg[inference], that is all it says."""
+    """Write a PNG; return whether it was written. Without Matplotlib (detseg[inference]) there is only a warning."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("there is no plot of the settings, which needs matplotlib: pip install matplotlib")
+        logger.warning("no plot of the settings is made, because it needs matplotlib: pip install matplotlib")
         return False
     settings = list(dict.fromkeys(curve.coordinate.setting for curve in curves))
     columns = min(len(settings), COLUMNS) or 1
@@ -50,7 +50,7 @@ def draw_tuning_curves(path: str | os.PathLike[str], curves: Sequence[Curve], me
 
 
 def _draw(panel: Axes, curve: Curve, colour: str) -> None:
-    """Draw one line; "no limit" is no place on the axis: its score is a dotted line all across."""
+    """Draw one line; "no limit" has no position on the axis: its score is a dotted line across the whole panel."""
     points = [(value, score) for value, score in curve.points if value is not None]
     label = None if curve.coordinate.part is None else str(curve.coordinate.part)
     panel.plot(*zip(*points, strict=True) if points else ([], []), color=colour, label=label, linewidth=1.6)

@@ -57,7 +57,7 @@ def test_a_finished_run_has_its_scores_figures_and_pictures(made: Path, capsys: 
     assert ">0.123<" in text  # COCO AP as the final evaluation wrote it
     assert re.search(r"<small>0\.\d{3}–[01]\.\d{3}</small>", text), "intervals"
     assert text.count("<svg") >= 8
-    for title in ("Worst", "Median", "Best", "Confusion of classes", "SOLVER.BASE_LR", "git checkout abc123"):
+    for title in ("Worst", "Median", "Best", "Confusion matrix", "SOLVER.BASE_LR", "git checkout abc123"):
         assert title in text
     assert "long &lt;b&gt;" in text
     assert "<b>round" not in text.replace("<b>0", "")
@@ -131,7 +131,7 @@ def test_images_that_are_missing_or_broken_are_only_left_out(tmp_path: Path) -> 
         image.unlink()
     assert main(["report", "--run", str(run)]) == 0
     text = page_of(run / "report.html")
-    assert "The images are not there" in text
+    assert "The images do not exist" in text
     assert "<img" not in text
 
 
@@ -192,7 +192,7 @@ def test_the_newest_of_numbered_runs_is_taken_and_no_run_is_refused(
     assert main(["report", "--run", str(tmp_path / "name")]) == 0
     assert (tmp_path / "name" / "010" / "report.html").exists()
     (tmp_path / "empty").mkdir()
-    for wrong, said in ((tmp_path / "empty", "holds no run"), (tmp_path / "nothing", "is no folder")):
+    for wrong, said in ((tmp_path / "empty", "contains no run"), (tmp_path / "nothing", "is not a folder")):
         assert main(["report", "--run", str(wrong)]) == 2
         assert said in capsys.readouterr().err
     make_run(tmp_path / "of_fit" / "run", None)
@@ -226,4 +226,4 @@ def test_a_page_that_is_too_large_has_fewer_pictures(made: Path, monkeypatch: py
     least = report_page([run])
     assert "<img" not in least
     assert len(least) < len(smaller)
-    assert "Confusion of classes" in least
+    assert "Confusion matrix" in least

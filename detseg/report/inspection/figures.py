@@ -1,4 +1,4 @@
-"""Figures of the page of `detseg inspect_data`, each made of the report only."""
+"""Figures of the page of `detseg inspect_data`, made from the report only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Report = Mapping[str, Any]
-# Of more groups than this the most frequent are drawn.
+# Maximum number of groups; the most frequent are drawn.
 MOST_ROWS = 12
 
 
 def groups_of(report: Report) -> list[str]:
-    """Return the groups to draw, the most frequent first; in the order of the classes where the classes are groups."""
+    """Return the groups to draw, most frequent first; in the order of the classes if the groups are classes."""
     rows = report["images"]["by_group"]
     if are_classes(report):
         return list(report["classes"])[:MOST_ROWS]
@@ -31,12 +31,12 @@ def has_groups(report: Report) -> bool:
 
 
 def are_classes(report: Report) -> bool:
-    """Whether the groups have the names of the classes, as where every image holds cells of one line."""
+    """Whether the groups have the names of the classes, as if every image has cells of one line."""
     return set(report["images"]["by_group"]) == set(report["classes"])
 
 
 def kinds_of(report: Report) -> list[tuple[str, Report]]:
-    """Return what the report says of all objects, and of those of each class and group, with their names."""
+    """Return the sections of the report on all objects, on each class and each group, with their names."""
     objects = report["objects"]
     kinds = [("all", objects)]
     if len(report["classes"]) > 1:
@@ -55,9 +55,9 @@ def _percent_axis(axis: Any) -> None:
 
 
 def _dots(report: Report, rows: Sequence[Report], columns: Mapping[str, Sequence[float | None]]) -> tuple[Any, Any]:
-    """Draw columns (title -> value of every row) side by side: one dot a row, by group, and a mark at the median.
+    """Draw columns (title -> value of every row) side by side: one dot per row, by group, and a mark at the median.
 
-    Dots are moved up and down so that equal ones show.
+    Dots are jittered vertically so that equal values are visible.
     """
     groups = groups_of(report)[::-1]
     figure, all_axes = new_figure(1.25 + 0.42 * len(groups), len(columns), (1.15, 1))
@@ -69,7 +69,7 @@ def _dots(report: Report, rows: Sequence[Report], columns: Mapping[str, Sequence
                 continue
             shade, size = colour(len(groups) - 1 - place), float(np.clip(400 / len(own), 3, 18))
             spread = rng.uniform(-0.26, 0.26, len(own))
-            # Thousands of dots are a picture in the page, not thousands of elements.
+            # Thousands of dots are rasterized instead of thousands of SVG elements.
             many = len(own) > 1500
             axes.scatter(own, place + spread, s=size, color=shade, alpha=0.55, linewidths=0, rasterized=many)
             axes.plot([np.median(own)] * 2, [place - 0.36, place + 0.36], color=shade, linewidth=2.6)
@@ -82,14 +82,14 @@ def _dots(report: Report, rows: Sequence[Report], columns: Mapping[str, Sequence
 
 
 def draw_objects_per_image(report: Report) -> Figure:
-    """How many objects images have, and how much of an image they cover."""
+    """Number of objects per image, and fraction of the image that they cover."""
     rows = report["images"]["rows"]
     figure, (left, right) = _dots(
         report,
         rows,
         {
-            "Objects an image": [np.log2(max(row["objects"], 0.5)) for row in rows],
-            "Part of the image that they cover": [row["covered"] for row in rows],
+            "Objects per image": [np.log2(max(row["objects"], 0.5)) for row in rows],
+            "Fraction of the image that they cover": [row["covered"] for row in rows],
         },
     )
     low, high = left.get_xlim()
@@ -102,7 +102,7 @@ def draw_objects_per_image(report: Report) -> Figure:
 
 
 def _draw_distributions(axes: Axes, data: Report, rows: Mapping[str, list[int]]) -> None:
-    """Draw counts in the bins of `data` as shares, one line each."""
+    """Draw the counts in the bins of `data` as fractions, one line each."""
     edges = np.array(data["edges"])
     for index, (name, counts) in enumerate(rows.items()):
         if total := sum(counts):
@@ -116,7 +116,7 @@ def _draw_distributions(axes: Axes, data: Report, rows: Mapping[str, list[int]])
 
 
 def draw_sizes(report: Report) -> Figure:
-    """Diameters of objects by class, and by group where there are some; in micrometres too where they are known."""
+    """Diameters of objects by class, and by group if there are any; in micrometres too if known."""
     by = [("classes", ", by class" if len(report["classes"]) > 1 else "", report["classes"])]
     if has_groups(report) and not are_classes(report):
         by.append(("groups", f", by {report['group_field']}", groups_of(report)))
@@ -126,22 +126,22 @@ def draw_sizes(report: Report) -> Figure:
         _draw_distributions(axes, data, {name: data[key][name] for name in names})
         octave_ticks(axes.xaxis, data["edges"][0], data["edges"][-1])
         axes.set_title(f"Diameter{title}")
-        axes.set_xlabel("pixels, of a disc of the same area")
+        axes.set_xlabel("pixels, disk of the same area")
         if size and size["max"] <= 1.01 * size["min"]:
             shift = np.log2(size["median"])
             low, high = axes.get_xlim()
             top = axes.secondary_xaxis("top", functions=(lambda x, by=shift: x + by, lambda x, by=shift: x - by))
             octave_ticks(top.xaxis, low + shift, high + shift, " µm")
-    all_axes[0].set_ylabel("part of the objects")
+    all_axes[0].set_ylabel("fraction of the objects")
     return figure
 
 
 def draw_shapes(report: Report) -> Figure:
-    """Height by width of boxes, and the ratio of the axes of the ellipse of the same moments."""
+    """Aspect ratio of boxes, and axis ratio of the ellipse with the same moments."""
     figure, (left, right) = new_figure(2.7, 2)
     for axes, name, title in (
-        (left, "aspect", "Height by width of the box"),
-        (right, "elongation", "Length by width, whatever the direction"),
+        (left, "aspect", "Height / width of the box"),
+        (right, "elongation", "Length / width in any direction"),
     ):
         data = report["distributions"][name]
         _draw_distributions(axes, data, {key: data["classes"][key] for key in report["classes"]})
@@ -150,28 +150,28 @@ def draw_shapes(report: Report) -> Figure:
     left.set_xticks(places, [f"{2.0**place:g}" if place >= 0 else f"1/{2.0**-place:g}" for place in places])
     left.set_xlim(-3.2, 3.2)
     right.set_xticks(range(1, 9), [*map(str, range(1, 8)), "8+"])
-    left.set_ylabel("part of the objects")
+    left.set_ylabel("fraction of the objects")
     return figure
 
 
 def draw_neighbours(report: Report) -> Figure:
-    """How many others an object touches or overlaps."""
+    """Number of other objects that an object touches or overlaps."""
     data = report["distributions"]["contacts"]
     counts = np.sum([data["classes"][name] for name in report["classes"]], axis=0)
     figure, (axes,) = new_figure(2.2)
     axes.bar(data["edges"][:-1], counts / max(counts.sum(), 1), color=colour(0), width=0.8)
-    axes.set_title("How many others an object touches or overlaps")
+    axes.set_title("Number of others that an object touches or overlaps")
     axes.set_xticks(range(11), [*map(str, range(10)), "10+"])
     axes.set_xlim(-0.6, max(len(counts) - 0.4, 4.6))
     axes.grid(axis="x", visible=False)
     axes.axhline(0, color=LINE, linewidth=0.8)
-    axes.set_ylabel("part of the objects")
+    axes.set_ylabel("fraction of the objects")
     _percent_axis(axes.yaxis)
     return figure
 
 
 def draw_intensities(report: Report) -> Figure:
-    """The range and the median of every image that was read, group by group."""
+    """Range and median of every image that was read, by group."""
     groups = groups_of(report)
     rows = [row for row in report["images"]["rows"] if "median" in row]
     figure, (axes,) = new_figure(2.9)
@@ -192,7 +192,7 @@ def draw_intensities(report: Report) -> Figure:
     if len(groups) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=6)
     axes.grid(axis="x", visible=False)
-    axes.set_title("Intensities of every picture: percentiles 0.5 to 99.5, and the median (line); sorted by it")
+    axes.set_title("Intensities of every image: percentiles 0.5 to 99.5, and median (line), sorted by the median")
     axes.set_ylabel("value in the file")
     return figure
 
@@ -205,18 +205,18 @@ def draw_focus(report: Report) -> Figure:
         rows,
         {
             "Focus: variance of the Laplacian": [np.log2(max(row["focus"], 2**-6)) for row in rows],
-            "Objects minus background, part of the range": [row["contrast"] for row in rows],
+            "Objects minus background, fraction of the range": [row["contrast"] for row in rows],
         },
     )
     count_ticks(left.xaxis, *left.get_xlim())
     left.set_xlabel("low: blurred or empty; high: sharp or noisy")
     right.axvline(0, color=INK, linewidth=0.8)
-    right.set_xlabel("below 0 objects are darker")
+    right.set_xlabel("below 0: objects are darker")
     return figure
 
 
 def draw_anchors(report: Report) -> Figure:
-    """Boxes at the network by width and height with the suggested anchors; and recall by IoU."""
+    """Boxes at network scale by width and height, with the suggested anchors; and recall by IoU."""
     figure, (left, right) = new_figure(4.0, 2, (1, 1.05))
     _draw_boxes(left, report["network"]["shapes"])
     suggested = report["anchors"]["cases"]["suggested"]
@@ -228,9 +228,9 @@ def draw_anchors(report: Report) -> Figure:
     octave_ticks(left.xaxis, *left.get_xlim())
     octave_ticks(left.yaxis, *left.get_ylim())
     left.set_aspect("equal")
-    left.set_xlabel("width at the network, pixels")
+    left.set_xlabel("width at network scale, pixels")
     left.set_ylabel("height")
-    left.set_title("Boxes (the more the darker) and anchors")
+    left.set_title("Boxes (darker: more) and anchors")
     left.legend(loc="upper left", handletextpad=0.2, borderaxespad=0.2)
 
     shades = {"detectron2": "#9aa2ab", "before": colour(0), "scaled": colour(4), "suggested": colour(1)}
@@ -243,14 +243,14 @@ def draw_anchors(report: Report) -> Figure:
         right.axvline(threshold, color=INK, linewidth=0.7, linestyle=(0, (3, 3)))
     right.set_ylim(0, 1.01)
     _percent_axis(right.yaxis)
-    right.set_xlabel("IoU of the best anchor on the grid, at least")
-    right.set_title("Objects that an anchor meets")
+    right.set_xlabel("minimum IoU of the best anchor on the grid")
+    right.set_title("Objects matched by an anchor")
     right.legend(loc="lower left")
     return figure
 
 
 def _draw_boxes(axes: Axes, shapes: Report) -> None:
-    """Draw counts of boxes in bins of width and height as a map over their bounding square, with some space around."""
+    """Draw a 2D histogram of boxes by width and height over their bounding square, with a margin."""
     from matplotlib.colors import LinearSegmentedColormap
 
     cells = np.array(shapes["cells"], dtype=np.int64).reshape(-1, 3)
@@ -258,7 +258,7 @@ def _draw_boxes(axes: Axes, shapes: Report) -> None:
     grid = np.zeros((high - low, high - low))
     grid[cells[:, 1] - low, cells[:, 0] - low] = cells[:, 2]
     edges = np.arange(low, high + 1) / shapes["bins_an_octave"]
-    # From faint to strong in one hue, seen on light and dark pages.
+    # One hue, from faint to strong, visible on light and dark pages.
     shades = LinearSegmentedColormap.from_list("counts", ["#3d86c630", "#3d86c6ff"])
     axes.pcolormesh(edges, edges, np.ma.masked_equal(np.sqrt(grid), 0), cmap=shades, rasterized=True)
     axes.set_xlim(edges[0], edges[-1])

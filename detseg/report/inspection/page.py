@@ -1,4 +1,4 @@
-"""The report of a data set as a folder: index.html for people, report.json for programs."""
+"""The report of a data set as a folder: index.html for readers, report.json for programs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from detseg.report.inspection.figures import FIGURES, Report, groups_of, has_gro
 from detseg.structures import rle as rle_codec
 
 PAGE, NUMBERS = "index.html", "report.json"
-# Pictures of each kind of problem, and groups with an example.
+# Pictures per kind of problem, and groups with an example.
 _SHOWN, _EXAMPLES = 6, 6
-# Sides in pixels of a close-up, and the least part of the image that it shows; of an example.
+# Sides in pixels: of a close-up, of the minimum part of the image in it, and of an example.
 CLOSE_UP, LEAST_WINDOW, EXAMPLE = 220, 32, 460
 FOUND, OTHERS, DEFECT = (255, 176, 0), (64, 190, 255), (235, 30, 60)
-# A large object is cut so that a small defect can be seen: so many times its length, or so many pixels, are shown.
+# For a small defect of a large object only this many times the length of the defect, or this many pixels, are shown.
 DETAIL, LEAST_DETAIL = 6, 96
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise DataError where the report would replace a file, unless `overwrite`."""
+    """Raise DataError if the report would replace a file, unless `overwrite`."""
     check_free(folder / PAGE, folder / NUMBERS, overwrite=overwrite)
 
 
@@ -46,8 +46,8 @@ def write_report(
 ) -> Path:
     """Write the page and the numbers; return the path of the page.
 
-    report: of curation/inspection/inspect_data.py. dataset: what its image indices count. config: the suggested YAML.
-    Raises DataError where a file is there, unless `overwrite`, or cannot be written.
+    report: from curation/inspection/inspect_data.py. dataset: the images that its indices refer to. config: the
+    suggested YAML. Raises DataError if a file exists, unless `overwrite`, or cannot be written.
     """
     check_folder(folder, overwrite=overwrite)
     contents = {PAGE: whole_page(report, dataset, config), NUMBERS: json.dumps(report, indent=1) + "\n"}
@@ -86,13 +86,13 @@ def whole_page(report: Report, dataset: CocoDataset, config: str) -> str:
 
 
 def _tiles(report: Report) -> list[tuple[str, str]]:
-    """Return large numbers with what they count."""
+    """Return the large numbers at the top, with their captions."""
     objects, images, wrong = report["objects"], report["images"], report["problems"]
     counts = [row["objects"] for row in images["rows"]]
     tiles = [
         (number(images["count"]), "images"),
         (number(objects["count"]), "objects"),
-        (f"{min(counts)} to {max(counts)}", f"objects an image, {np.median(counts):.0f} in the median"),
+        (f"{min(counts)} to {max(counts)}", f"objects per image, median {np.median(counts):.0f}"),
     ]
     if objects["diameter"]:
         tiles.append((f"{objects['diameter']['median']:.0f} px", "median diameter of an object"))
@@ -100,23 +100,23 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
             tiles.append((f"{number(objects['diameter_um']['median'])} µm", "the same in micrometres"))
         tiles.append((share(objects["touching"]), "objects that touch or overlap others"))
     repairs = sum(one["objects"] for one in wrong["masks"].values() if one["remedy"] == "detseg repair")
-    tiles.append((number(repairs), "findings that repair would mend"))
+    tiles.append((number(repairs), "findings that repair would fix"))
     if len(report["files"]) > 1:
         tiles.append((number(wrong["similar"]["leaks"]), "leaks between the files"))
     return tiles
 
 
 class _Pictures:
-    """Draws from the images of a data set; what cannot be read is left out."""
+    """Draws from the images of a data set; unreadable ones are left out."""
 
     def __init__(self, report: Report, dataset: CocoDataset) -> None:
         self.report, self.dataset = report, dataset
         self.rows = report["images"]["rows"]
-        # Problems and examples of one image follow each other.
+        # Problems and examples of one image are consecutive.
         self._read = image_reader(dataset, 2)
 
     def examples(self) -> list[dict[str, str]]:
-        """Return the image of each group whose number of objects is the group's median, without and with contours."""
+        """Return the image of each group with the median number of objects, without and with contours."""
         items = []
         several = has_groups(self.report)
         for group in groups_of(self.report)[:_EXAMPLES]:
@@ -140,7 +140,7 @@ class _Pictures:
         return items
 
     def similar(self) -> list[dict[str, str]]:
-        """Return pictures of the images that are nearly the same, the two of a pair one after the other."""
+        """Return pictures of near-duplicates, those of a pair consecutively."""
         items = []
         for pair in self.report["problems"]["similar"]["worst"][:_SHOWN]:
             note = f"{pair['similarity']:.3f}{', turned' if pair['turned'] else ''}"
@@ -169,13 +169,13 @@ class _Pictures:
         try:
             check_separable(own, self.dataset.images[index].file_name)
         except DataError:
-            return shown  # scattered pixels have no contours to draw
+            return shown  # scattered pixels have no useful contours
         return draw_objects(shown, own, object_colours(classes, crowd), scale)
 
     def _close_up(self, worst: Mapping[str, Any]) -> np.ndarray | None:
-        """Return an object in yellow with its neighbours in blue, and the pixels that are wrong in red.
+        """Return an object in yellow with its neighbours in blue, and the defective pixels in red.
 
-        It is shown whole, or only what is about the wrong pixels where these are much smaller.
+        It is shown completely, or only around the defective pixels if these are much smaller.
         """
         picture = self._read(worst["image"])
         if picture is None:
@@ -186,7 +186,7 @@ class _Pictures:
         boxes = rle_codec.bounding_boxes([found, _largest_piece(defect) if defect else found]).astype(np.float64)
         whole, detail = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
         side = int(min(max(1.5 * whole, 1.5 * detail, LEAST_WINDOW), max(DETAIL * detail, LEAST_DETAIL)))
-        # An object that fits is shown with its own centre.
+        # An object that fits is centred.
         window = window_around(boxes[0 if side >= whole else 1], side, record.height, record.width)
         others = [rle for index, rle in enumerate(rles) if index != worst["number"]]
         masks = [(others, OTHERS, 1), ([found], FOUND, 2)]
@@ -194,6 +194,6 @@ class _Pictures:
 
 
 def _largest_piece(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the largest 8-connected piece of a mask: where to look."""
+    """Return the largest 8-connected component of a mask, on which to centre."""
     mask, x0, y0 = rle_codec.decode_crop(rle)
     return rle_codec.encode_crop(pieces_of(mask)[0], x0, y0, *rle["size"])

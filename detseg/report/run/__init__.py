@@ -1,1 +1,1 @@
-"""The page of one training or of several: what their folders hold, as one HTML file."""
+"""The page of one or several trainings: the content of their run folders as one HTML file."""

@@ -1,4 +1,4 @@
-"""What a report says of how a run was made: status, time, memory, versions, and the commands that repeat it."""
+"""How a run was made: status, time, memory, versions, and the commands that repeat it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _LONGEST = {"running": "running, or its process was killed", "unknown": "no reco
 
 
 def status_text(run: RunResults) -> str:
-    """Return how the training went, with the error where it failed."""
+    """Return the status of the training, with the error if it failed."""
     error = run.record.get("error")
     return _LONGEST.get(run.status, run.status) + (f": {error}" if error else "")
 
 
 def seconds_trained(run: RunResults) -> float:
-    """Return the seconds of all iterations, of all folds together; evaluations are not in it."""
+    """Return the seconds of all iterations, over all folds, without evaluations."""
     if run.parts:
         return sum(seconds_trained(part) for part in run.parts)
     total, before = 0.0, 0
@@ -29,7 +29,7 @@ def seconds_trained(run: RunResults) -> float:
 
 
 def facts(run: RunResults) -> list[tuple[str, str]]:
-    """Return names and values of a table: when, where, how fast, with what."""
+    """Return names and values of a table: time, machine, speed, versions."""
     record = run.record or (run.parts[0].record if run.parts else {})
     rows: list[tuple[str, Any]] = [("folder", run.path), ("status", status_text(run))]
     rows += [("started", record.get("started")), ("last written", record.get("updated"))]
@@ -44,7 +44,7 @@ def facts(run: RunResults) -> list[tuple[str, str]]:
         each = f"{images} image{'s' if images > 1 else ''} each"
         rows.append(("iterations", f"{last['iteration']:,} of {cfg.SOLVER.MAX_ITER:,}, {each}"))
         if seconds:
-            speed = f"{seconds:.3f} s an iteration ({waiting:.3f} s waiting for data), {images / seconds:.1f} images/s"
+            speed = f"{seconds:.3f} s per iteration ({waiting:.3f} s waiting for data), {images / seconds:.1f} images/s"
             rows.append(("time", speed))
     memory = [line["memory_gb"] for line in training if isinstance(line.get("memory_gb"), (int, float))]
     rows.append(("memory", f"{max(memory):.2f} GB at most" if memory else None))
@@ -57,7 +57,7 @@ def facts(run: RunResults) -> list[tuple[str, str]]:
     rows.append(("versions", ", ".join(f"{name} {value}" for name, value in environment.items()) or None))
     git = record.get("git")
     if git:
-        changed = " with changes that are not committed" if git.get("changed") else ""
+        changed = " with uncommitted changes" if git.get("changed") else ""
         rows.append(("source", f"commit {git.get('commit')}{changed}"))
     weights = run.path / "checkpoints" / "best.pth"
     if weights.is_file():
@@ -67,7 +67,7 @@ def facts(run: RunResults) -> list[tuple[str, str]]:
 
 
 def repeat_lines(run: RunResults) -> list[str]:
-    """Return the commands that train the run again, and that predict and score as it did; [] without a record."""
+    """Return the commands that repeat the training, prediction and scoring of the run; [] without a record."""
     record = run.record or (run.parts[0].record if run.parts else {})
     if not record.get("command"):
         return []
@@ -80,7 +80,7 @@ def repeat_lines(run: RunResults) -> list[str]:
     words = [str(word) for word in record["command"]]
     lines.append(shlex.join(["python", *words] if words[0].endswith(".py") else words))
     if record.get("seed") is not None and run.config is not None:
-        lines.append(f"# the seed was {record['seed']}: SEED {record['seed']} draws the same numbers")
+        lines.append(f"# the seed was {record['seed']}: SEED {record['seed']} reproduces the random numbers")
     for one in run.sets[:1] if not run.parts else []:
         found, thresholds = run.path / PREDICTIONS_FOLDER / f"{one.name}.json.gz", run.path / POSTPROCESS_FILE
         truth = run.config.DATASETS.TEST[0] if run.config is not None and run.config.DATASETS.TEST else "TRUTH.json"

@@ -1,4 +1,4 @@
-"""Several trainings beside each other: the first is what the others are compared with."""
+"""Comparison of several trainings: the others with the first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from detseg.report.run.text import duration, interval_text, short, signed, three
 
 
 def beside_each_other(runs: Sequence[RunResults], names: Sequence[str], detail: Detail) -> dict[str, Any]:
-    """Return what the template shows of several runs: the first is what the others are compared with."""
+    """Return the template's values for several runs, compared with the first."""
     overview, curves, comparisons, failures = [], [], [], []
     for run, name in zip(runs, names, strict=True):
         row = [
@@ -38,7 +38,7 @@ def beside_each_other(runs: Sequence[RunResults], names: Sequence[str], detail: 
                 comparisons.append(_comparison(base, other, compared, (names[0], name), detail))
                 found = True
         if not found:
-            failures.append(f"{name} has no predictions of the images of {names[0]}: they are not compared.")
+            failures.append(f"{name} has no predictions of the images of {names[0]}, so they are not compared.")
     chosen = {name: value for name, _, value in curves if isinstance(value, float)}
     named = [(name, curve) for name, curve, _ in curves]
     lines = [(name, run.of_kind("training"), run.of_kind("evaluation")) for run, name in zip(runs, names, strict=True)]
@@ -46,7 +46,7 @@ def beside_each_other(runs: Sequence[RunResults], names: Sequence[str], detail: 
         "overview": overview,
         "comparisons": comparisons,
         "not_compared": failures,
-        "curves": svg(figures.draw_curves, named, chosen, label="precision by recall of all runs") if named else "",
+        "curves": svg(figures.draw_curves, named, chosen, label="precision-recall curves of all runs") if named else "",
         "progress": svg(figures.draw_runs, lines, label="losses and scores of all runs")
         if any(own for _, own, _ in lines)
         else "",
@@ -87,8 +87,8 @@ def _comparison(
                 pictures.append((title, items))
     return {
         "title": f"{names[1]} against {names[0]}: {other.name}",
-        "about": f"{len(compared.base_images):,} images that both have. In brackets the difference, below its 95 % "
-        "interval; where that does not hold 0, the difference is more than chance in the choice of images.",
+        "about": f"{len(compared.base_images):,} common images. In brackets the difference, below it its 95 % "
+        "interval; if that does not contain 0, the difference is significant with respect to the choice of images.",
         "table": {"name": of, "columns": list(TITLES.values()), "rows": rows},
         "figure": svg(
             figures.draw_differences, differences, names[1], label=f"differences in object AP of {of}: {said}"

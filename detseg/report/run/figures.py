@@ -1,4 +1,4 @@
-"""Figures of the page of a training: scores, curves, counts, sizes. Each is made of plain numbers."""
+"""Figures of the page of a training: scores, curves, counts, sizes; made from plain numbers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Lines = Sequence[Mapping[str, Any]]
-# Further points are a picture in the page, not elements of it.
+# Above this number, points are rasterized.
 MANY = 1500
 _HEX = {name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in (("hit", HIT), ("false", FALSE), ("missed", MISSED))}
 
 
 def draw_intervals(rows: Sequence[ScoreRow]) -> Figure:
-    """Object AP of all, of every class and group, with its interval."""
+    """Object AP of all objects, of every class and group, with its interval."""
     figure, (axes,) = new_figure(0.75 + 0.27 * len(rows))
     shades = [INK if row.name == "all" else colour(0) for row in rows]
     _draw_intervals(axes, [(row.name, row.values[0], row.ends[0]) for row in rows], shades)
@@ -34,7 +34,7 @@ def draw_intervals(rows: Sequence[ScoreRow]) -> Figure:
 
 
 def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, np.ndarray]], shades: Sequence[str]) -> None:
-    """Draw values with the ends of their intervals, one below the other, by name."""
+    """Draw named values with their intervals, one below the other."""
     places = np.arange(len(rows))[::-1]
     for place, (_, value, ends), shade in zip(places, rows, shades, strict=True):
         axes.plot(ends, [place, place], color=shade, linewidth=2.2, solid_capstyle="round")
@@ -45,22 +45,22 @@ def _draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, np.ndarray]], s
 
 
 def draw_differences(rows: Sequence[tuple[str, float, np.ndarray]], other: str) -> Figure:
-    """How much more object AP another run has, by name: difference and the ends of its interval."""
+    """Difference in object AP of another run, by name, with its interval."""
     figure, (axes,) = new_figure(0.85 + 0.27 * len(rows))
     _draw_intervals(axes, rows, [colour(0) if ends[0] > 0 or ends[1] < 0 else "#9aa2ab" for _, _, ends in rows])
     axes.axvline(0, color=INK, linewidth=0.9)
-    axes.set_title(f"Object AP that {other} has more (gray: the interval holds 0)")
+    axes.set_title(f"Difference in object AP of {other} (gray: the interval contains 0)")
     return figure
 
 
 def draw_losses(training: Lines) -> Figure:
-    """All losses by iteration; the sum in ink."""
+    """All losses by iteration, and their sum."""
     figure, (axes,) = new_figure(2.8)
     names = [name for name in training[-1] if name.startswith("loss")]
     for name, shade in [*((name, colour(i)) for i, name in enumerate(names)), ("total_loss", INK)]:
         _plot(axes, training, name, color=shade, label=name.removeprefix("loss_").replace("_", " "))
     _log_scale(axes)
-    axes.set_title("Losses, means since the line before")
+    axes.set_title("Losses, means since the previous record")
     axes.set_xlabel("iteration")
     _legend_outside(axes)
     return figure
@@ -81,16 +81,16 @@ def draw_scores(evaluations: Lines) -> Figure:
 
 
 def draw_pace(training: Lines) -> Figure:
-    """Learning rate, norm of the gradient, seconds an iteration."""
+    """Learning rate, gradient norm, seconds per iteration."""
     figure, (left, middle, right) = new_figure(2.2, 3)
     _plot(left, training, "lr", color=colour(0))
     left.set_title("Learning rate")
     left.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     _plot(middle, training, "gradient_norm", color=colour(4))
-    middle.set_title("Norm of the gradient")
+    middle.set_title("Gradient norm")
     _plot(right, training, "seconds", color=colour(2), label="all")
     _plot(right, training, "data_seconds", color=colour(1), label="waiting for data")
-    right.set_title("Seconds an iteration")
+    right.set_title("Seconds per iteration")
     right.set_ylim(0, 1.45 * right.get_ylim()[1])
     right.legend(loc="upper right")
     for axes in (left, middle, right):
@@ -99,7 +99,7 @@ def draw_pace(training: Lines) -> Figure:
 
 
 def draw_runs(runs: Sequence[tuple[str, Lines, Lines]]) -> Figure:
-    """Losses and object AP of several runs; each is its name, its lines of training and of evaluations."""
+    """Losses and object AP of several runs: name, training records, evaluation records."""
     figure, (left, right) = new_figure(3.0, 2)
     for index, (name, training, evaluations) in enumerate(runs):
         _plot(left, training, "total_loss", color=colour(index), label=name)
@@ -115,7 +115,7 @@ def draw_runs(runs: Sequence[tuple[str, Lines, Lines]]) -> Figure:
 
 
 def draw_curves(named: Sequence[tuple[str, ClassCurves]], chosen: Mapping[str, float]) -> Figure:
-    """Precision by recall and object AP by score threshold, one line per class or run; chosen: thresholds in use."""
+    """Precision-recall curves, and object AP by score threshold, per class or run; chosen: thresholds in use."""
     figure, (left, right) = new_figure(3.3, 2)
     for index, (name, curves) in enumerate(named):
         shade = INK if name == "all" else colour(index - (named[0][0] == "all"))
@@ -133,18 +133,18 @@ def draw_curves(named: Sequence[tuple[str, ClassCurves]], chosen: Mapping[str, f
     for axes in (left, right):
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.01)
-    left.set_title("Precision by recall (dotted: IoU > 0.75)")
+    left.set_title("Precision-recall curve (dotted: IoU > 0.75)")
     left.set_xlabel("recall, IoU > 0.5")
     left.set_ylabel("precision")
     right.set_title("Object AP by score threshold")
-    right.set_xlabel("score of a prediction, at least")
+    right.set_xlabel("score threshold")
     if len(named) > 1:
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=6)
     return figure
 
 
 def draw_thresholds(curves: ClassCurves, threshold: float | None) -> Figure:
-    """Precision, recall and F1 at IoU > 0.5, and object AP, by score threshold, of all objects."""
+    """Precision, recall and F1 at IoU > 0.5, and object AP, by score threshold, over all objects."""
     figure, (axes,) = new_figure(2.6)
     curve = curves.by_iou[0.5]
     for index, (name, values) in enumerate(
@@ -159,18 +159,18 @@ def draw_thresholds(curves: ClassCurves, threshold: float | None) -> Figure:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.01)
     axes.set_title("All objects by score threshold (dashed: the one in use)")
-    axes.set_xlabel("score of a prediction, at least")
+    axes.set_xlabel("score threshold")
     _legend_outside(axes)
     return figure
 
 
 def draw_counts(matches: Sequence[ImageMatches]) -> Figure:
-    """Predicted by true numbers of objects of every image, and areas of hits by those of their objects."""
+    """Predicted vs true number of objects per image, and areas of true positives vs those of their objects."""
     figure, (left, right) = new_figure(3.6, 2)
     true = np.array([int((~image.crowd).sum()) for image in matches])
     found = np.array([int((~image.left_out).sum()) for image in matches])
     _by_identity(left, true, found, colour(0))
-    left.set_title("Objects an image")
+    left.set_title("Objects per image")
     left.set_xlabel("true")
     left.set_ylabel("predicted")
     areas = [(image.object_areas[image.object_of[image.is_hit]], image.areas[image.is_hit]) for image in matches]
@@ -187,7 +187,7 @@ def draw_counts(matches: Sequence[ImageMatches]) -> Figure:
         ratio = np.median(found / np.maximum(true, 1))
         right.set_title(f"Area of hits, pixels (median ratio {ratio:.2f})")
     else:
-        right.set_title("Area of hits: there is no hit")
+        right.set_title("Area of hits: no hits")
     right.set_xlabel("true")
     right.set_aspect("equal")
     left.set_aspect("equal")
@@ -203,7 +203,7 @@ def _by_identity(axes: Axes, x: np.ndarray, y: np.ndarray, shade: str) -> None:
 
 
 def draw_overlaps(matches: Sequence[ImageMatches]) -> Figure:
-    """IoU of the hits, and the diameters of found, missed and falsely predicted objects."""
+    """IoU of true positives, and the diameters of found, missed and falsely predicted objects."""
     figure, (left, right) = new_figure(3.0, 2)
     ious = np.concatenate([np.zeros(0), *(image.iou[image.is_hit] for image in matches)])
     left.hist(ious, bins=np.linspace(0.5, 1, 26), color=_HEX["hit"])
@@ -230,7 +230,7 @@ def draw_overlaps(matches: Sequence[ImageMatches]) -> Figure:
         octave_ticks(right.xaxis, low, high)
         right.legend()
     right.set_title("Sizes of found and missed objects")
-    right.set_xlabel("diameter, pixels, of a disc of the same area")
+    right.set_xlabel("diameter in pixels (disk of the same area)")
     for axes in (left, right):
         axes.axhline(0, color=LINE, linewidth=0.8)
         axes.grid(axis="x", visible=False)
@@ -258,18 +258,18 @@ def draw_image_scores(base: np.ndarray, other: np.ndarray, names: tuple[str, str
 
 
 def _points(lines: Lines, name: str) -> tuple[list[int], list[float]]:
-    """Return iterations and values of the lines that have a number of this name."""
+    """Return iterations and values of the records with a value of this name."""
     found = [(line["iteration"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
     return [x for x, _ in found], [y for _, y in found]
 
 
 def _plot(axes: Axes, lines: Lines, name: str, **options: Any) -> None:
     points = _points(lines, name)
-    axes.plot(*points, marker="o" if len(points[0]) == 1 else "", **options)  # a line of one point is none
+    axes.plot(*points, marker="o" if len(points[0]) == 1 else "", **options)  # a line with a single point is invisible
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most so many points of a line, its ends included."""
+    """Return at most `most` points of a line, including its ends."""
     if len(x) <= most:
         return x, y
     chosen = np.unique(np.linspace(0, len(x) - 1, most).round().astype(int))

@@ -1,4 +1,4 @@
-"""The page of a training, or of several beside each other: `detseg report`, and at the end of every training."""
+"""The page of one or several trainings: `detseg report`, and at the end of every training."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from detseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 5_000_000  # bytes: what mail takes
-# Of more classes a figure of curves shows those with the most objects.
+LARGEST = 5_000_000  # bytes, small enough for e-mail
+# Maximum number of classes in a figure of curves: those with the most objects.
 MOST_CURVES = 8
-# Of more runs than this the pages of the single ones are left out.
+# With more runs than this, the sections on single runs are left out.
 MOST_IN_FULL = 8
 
 
-# A page that is too large is made again with the next.
+# If a page is too large, it is made again with the next.
 _DETAILS = (Detail(3, 560), Detail(3, 380), Detail(1, 320), Detail(0, 0), Detail(0, 0, figures=False))
 
 
 def write_report(
     paths: Sequence[Path], output: Path | None = None, *, overwrite: bool = False, imports: Imports | None = None
 ) -> Path:
-    """Write the page of one run or of several, the first of which the others are compared with; return its path.
+    """Write the page of one run, or of several compared with the first; return its path.
 
-    output: None: report.html in the folder of the only run, which is replaced, or in the working folder. imports: as
-    for `load_config`.
+    output: None: report.html in the folder of a single run, where it is replaced, or in the working folder. imports: as
+    in `load_config`.
 
-    Raises RunError where there is no run, DataError where `output` is there, unless `overwrite`, or cannot be written.
+    Raises RunError if there is no run, DataError if `output` exists, unless `overwrite`, or cannot be written.
     """
     if output is not None:
         check_free(output, overwrite=overwrite)
@@ -61,7 +61,7 @@ def write_report(
 
 
 def report_page(runs: Sequence[RunResults]) -> str:
-    """Return the page, in most cases of less than a megabyte and never of more than `LARGEST` bytes."""
+    """Return the page, usually less than a megabyte and never more than `LARGEST` bytes."""
     for detail in _DETAILS if len(runs) <= MOST_IN_FULL else _DETAILS[3:]:
         text = _page(runs, detail)
         if len(text.encode()) <= LARGEST:
@@ -89,7 +89,7 @@ def _page(runs: Sequence[RunResults], detail: Detail) -> str:
 
 
 def _names_of(runs: Sequence[RunResults]) -> list[str]:
-    """Return short names that differ: folders, with their parents where needed."""
+    """Return short, distinct names: folders, with their parents if needed."""
     parts = [Path(os.path.abspath(run.path)).parts for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-length:]) for own in parts]
@@ -99,7 +99,7 @@ def _names_of(runs: Sequence[RunResults]) -> list[str]:
 
 
 def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str, Any]:
-    """Return what the template shows of one run. mark: begins the ids of its sections."""
+    """Return the template's values for one run. mark: prefix of the ids of its sections."""
     sets = [_set_page(one, f"{mark}-set{number}", name, detail) for number, one in enumerate(run.sets)]
     plain, about = ({}, "") if sets else _plain_scores(run)
     drawn = _training_figures(run, name) if detail.figures else []
@@ -136,7 +136,7 @@ def _run_page(run: RunResults, name: str, mark: str, detail: Detail) -> dict[str
 
 
 def _training_figures(run: RunResults, name: str) -> list[str]:
-    """Return losses, scores and pace by iteration; of folds the losses and scores of all in one figure."""
+    """Return losses, scores and pace by iteration; for folds, losses and scores of all in one figure."""
     if run.parts:
         lines = [(part.name, part.of_kind("training"), part.of_kind("evaluation")) for part in run.parts]
         return [svg(figures.draw_runs, lines, label=f"losses and scores of the folds of {name}")]
@@ -148,7 +148,7 @@ def _training_figures(run: RunResults, name: str) -> list[str]:
         label = f"scores of {name} by iteration; the last object AP is {three(evaluations[-1].get('object_ap'))}"
         drawn.append(svg(figures.draw_scores, evaluations, label=label))
     if training:
-        label = f"learning rate, gradient and seconds an iteration of {name}"
+        label = f"learning rate, gradient and seconds per iteration of {name}"
         drawn.append(svg(figures.draw_pace, training, label=label))
     return drawn
 
@@ -170,7 +170,7 @@ def _set_page(scored: ScoredSet, mark: str, run: str, detail: Detail) -> dict[st
     if len(scored.truth.class_names) > 1:
         page["confusion"] = _confusion(scored)
     if detail.each and not has_images(scored):
-        page["no_pictures"] = f"The images are not there ({scored.dataset.images[0].path}): no pictures."
+        page["no_pictures"] = f"The images do not exist ({scored.dataset.images[0].path}), so there are no pictures."
     elif detail.each:
         chosen = [(title, image_items(scored, own, detail.side)) for title, own in chosen_images(scored, detail.each)]
         page["pictures"] = [(title, items) for title, items in chosen if items]
@@ -195,13 +195,13 @@ def _error_figures(scored: ScoredSet, of: str) -> dict[str, Any]:
             label=f"precision, recall, F1 and object AP of {of} by score threshold",
         ),
         "curves": svg(
-            figures.draw_curves, named, chosen, label=f"precision by recall, and object AP by threshold, of {of}"
+            figures.draw_curves, named, chosen, label=f"precision-recall curve, and object AP by threshold, of {of}"
         ),
         "overlaps": svg(
             figures.draw_overlaps, scored.matches, label=f"IoU of hits, and sizes of found and missed objects, of {of}"
         ),
         "counts": svg(
-            figures.draw_counts, scored.matches, label=f"predicted by true numbers of objects, and areas, of {of}"
+            figures.draw_counts, scored.matches, label=f"predicted vs true numbers of objects, and areas, of {of}"
         ),
     }
 
@@ -215,15 +215,15 @@ def _about(scored: ScoredSet) -> str:
     )
     objects = sum(image.num_objects for image in scored.truth.images)
     return (
-        f"{len(scored.truth.images):,} images, {objects:,} objects. Object scores: of predictions with a score of at "
-        f"least {said}, overlaps resolved. COCO AP: of all {sum(map(len, scored.raw)):,} predictions. Precision and "
-        "recall: at IoU > 0.5, of all images together."
+        f"{len(scored.truth.images):,} images, {objects:,} objects. Object scores: for predictions with a score of at "
+        f"least {said}, overlaps resolved. COCO AP: for all {sum(map(len, scored.raw)):,} predictions. Precision and "
+        "recall: at IoU > 0.5, over all images."
     )
 
 
 def _score_table(name: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     coco = [key for key in COCO_TITLES if any(row.coco[key] is not None for row in rows)]
-    # Short titles stay on one line.
+    # Short titles fit on one line.
     columns = [
         *(title.replace(" ", "\N{NO-BREAK SPACE}") for title in TITLES.values()),
         *(COCO_TITLES[key] for key in coco),
@@ -241,7 +241,7 @@ def _score_table(name: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
 
 
 def _plain_table(name: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return scores without intervals as a table, rows by name."""
+    """Return scores without intervals as a table with named rows."""
     titles = {**TITLES, **COCO_TITLES}
     keys = [key for key in titles if any(own.get(key) is not None for own in scores.values())]
     rows = [(row, [(three(own.get(key)), "") for key in keys]) for row, own in scores.items()]
@@ -249,13 +249,13 @@ def _plain_table(name: str, scores: Mapping[str, Mapping[str, Any]]) -> dict[str
 
 
 def _plain_scores(run: RunResults) -> tuple[dict[str, Any], str]:
-    """Return the table of what was scored without predictions at hand, and where it is from; {} where nothing was."""
+    """Return the table of recorded scores, used if there are no predictions, and its origin; {} without scores."""
     scores = run.scores
     if not scores:
         return {}, ""
-    about = "As final_metrics.json has them; without the data there are no intervals."
+    about = "From final_metrics.json; without the data there are no intervals."
     if not run.final:
-        about = f"Of the last evaluation during the training, after {scores['iteration']} iterations."
+        about = f"From the last evaluation during training, after {scores['iteration']} iterations."
     rows = {"all": scores, **scores.get("per_class", {}), **scores.get("per_group", {}), **scores.get("datasets", {})}
     return _plain_table(run.name, rows), about
 
@@ -272,7 +272,7 @@ def _confusion(scored: ScoredSet) -> dict[str, Any]:
 
 
 def _tiles(run: RunResults, interval: str) -> list[tuple[str, str]]:
-    """Return large numbers with what they are. interval: of object AP, "" without."""
+    """Return the large numbers at the top, with their captions. interval: of object AP, or ""."""
     tiles = []
     scores = run.scores
     if scores.get("object_ap") is not None:
@@ -285,5 +285,5 @@ def _tiles(run: RunResults, interval: str) -> list[tuple[str, str]]:
     if training:
         most = run.config.SOLVER.MAX_ITER if run.config is not None else None
         done = f"{training[-1]['iteration']:,}" + (f" of {most:,}" if most else "")
-        tiles.append((duration(seconds_trained(run)), f"for {done} iterations, evaluations left out"))
+        tiles.append((duration(seconds_trained(run)), f"for {done} iterations, without evaluations"))
     return tiles

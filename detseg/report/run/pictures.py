@@ -1,4 +1,4 @@
-"""Pictures of single images in a report: the worst, those in the middle and the best, as they are and with outcomes."""
+"""Pictures of single images in a report: the worst, median and best ones, alone and with outcomes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from detseg.report.outcomes import draw_outcomes, outcome_note
 from detseg.report.run.results import ScoredSet
 from detseg.report.run.scores import per_image
 
-# The greatest enlargement.
+# The largest enlargement.
 ENLARGED = 4
 
 
 class Detail(NamedTuple):
-    """How much a page shows: images of each kind, their longer side in pixels, and figures of the single runs."""
+    """Extent of a page: images of each kind, their longer side in pixels, and whether single runs have figures."""
 
     each: int
     side: int
@@ -27,10 +27,10 @@ class Detail(NamedTuple):
 
 
 def chosen_images(scored: ScoredSet, each: int) -> list[tuple[str, list[int]]]:
-    """Return the worst, median and best images by object AP: a title and indices; an image comes once.
+    """Return the worst, median and best images by object AP: a title and indices, without repetition.
 
-    Of equal scores the image with more objects is the worse one below and the better one above the middle: where
-    nothing is, nothing can be seen.
+    Of images with equal scores, those with more objects are preferred as the worst and as the best, because an empty
+    image shows nothing.
     """
     scores, objects = per_image(scored), np.array([image.num_objects for image in scored.truth.images])
     worst = np.lexsort((-objects, scores)).tolist()
@@ -45,7 +45,7 @@ def chosen_images(scored: ScoredSet, each: int) -> list[tuple[str, list[int]]]:
 
 
 def image_items(scored: ScoredSet, indices: Sequence[int], side: int, *, plain: bool = True) -> list[dict[str, str]]:
-    """Return pictures of images, each as it is (where `plain`) and with its outcomes; unreadable ones are left out.
+    """Return pictures of images, alone (if `plain`) and with outcomes; unreadable ones are left out.
 
     side: the longer one, in pixels.
     """
@@ -70,5 +70,5 @@ def image_items(scored: ScoredSet, indices: Sequence[int], side: int, *, plain: 
 
 
 def has_images(scored: ScoredSet) -> bool:
-    """Whether the first image of the set is where its file says."""
+    """Whether the first image of the set exists."""
     return bool(scored.dataset.images) and scored.dataset.images[0].path.exists()

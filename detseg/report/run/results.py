@@ -1,6 +1,6 @@
-"""What a run folder holds, read for its report: also of a training that still runs, was killed, or has no test data.
+"""Read a run folder for its report, even of a training that is running, was killed, or has no test data.
 
-What cannot be read is told in `problems`, and the rest goes on: a report is most needed where something went wrong.
+Whatever cannot be read is listed in `problems`, and the rest is used: a report is most needed if something went wrong.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from detseg.fusion.postprocess import Postprocess
 from detseg.structures import Predictions
 from detseg.tuning.score_curves import ClassCurves, score_curves
 
-# Where the images have no field that the training balanced by.
+# Default if the training balanced by no field of the images.
 USUAL_GROUP = "group"
-# Of more groups than this none is shown: an identifier of every image is no group.
+# Fields with more values are not groups: an identifier of every image is none.
 MOST_GROUPS = 30
 
 
 @dataclass
 class ScoredSet:
-    """A data set, what was found in it (`raw`, everything), and what its run's thresholds leave of that (`kept`).
+    """A data set, all its predictions (`raw`), and those that the run's thresholds keep (`kept`).
 
-    raw, kept: one Predictions an image, in the order of the truth. scores: of final_metrics.json, {} without.
-    group_fields: fields of the images whose values are scored by themselves.
+    raw, kept: one Predictions per image, in the order of the truth. scores: from final_metrics.json, or {}.
+    group_fields: image fields whose values are scored separately.
     """
 
     name: str
@@ -78,18 +78,18 @@ class ScoredSet:
 
     @cached_property
     def matches(self) -> list[ImageMatches] | None:
-        """Of every image; None for boxes without masks."""
+        """Matches of every image; None for boxes without masks."""
         if self.counts is None:
             return None
         return [match_image(truth, found) for truth, found in zip(self.truth.images, self.kept, strict=True)]
 
     @cached_property
     def curves(self) -> list[ClassCurves]:
-        """[] for boxes without masks."""
+        """Score curves; [] for boxes without masks."""
         return [] if self.counts is None else score_curves(self.truth, self.raw, self.postprocess)
 
     def groups(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield every value of the group fields with its images, (I,) bool; none where there is but one."""
+        """Yield every value of the group fields with its images, (I,) bool; nothing if there is only one."""
         for name in self.group_fields:
             values = np.array([str(image.metadata.get(name, "")) for image in self.truth.images])
             known = sorted(set(values))
@@ -101,8 +101,8 @@ class ScoredSet:
 class RunResults:
     """A run, or the folds of one.
 
-    lines: of metrics.jsonl. parts: the runs of the folds. final: final_metrics.json, {} without. problems: what is
-    missing, in words.
+    lines: of metrics.jsonl. parts: the runs of the folds. final: final_metrics.json, or {}. problems: missing or
+    unreadable parts, as text.
     """
 
     path: Path
@@ -116,13 +116,13 @@ class RunResults:
 
     @property
     def name(self) -> str:
-        """The folder with its parent where that is needed to know it: `mask_rcnn/001`."""
+        """The folder, with its parent if needed for identification: `mask_rcnn/001`."""
         path = Path(os.path.abspath(self.path))
         return f"{path.parent.name}/{path.name}" if path.name.isdigit() else path.name
 
     @property
     def status(self) -> str:
-        """As recorded; "running" of a killed process too."""
+        """The recorded status; a killed process may still be "running"."""
         if self.parts and not self.record.get("status"):
             unfinished = [part for part in self.parts if part.status != "finished"]
             return "unfinished" if unfinished or not self.final else "finished"
@@ -130,7 +130,7 @@ class RunResults:
 
     @property
     def scores(self) -> Mapping[str, Any]:
-        """Those of the end, else of the last evaluation during the training, {} without."""
+        """Final scores, else those of the last evaluation during the training, or {}."""
         return self.final or next(iter(self.of_kind("evaluation")[-1:]), {})
 
     def load_set(self, name: str) -> CocoDataset:
@@ -142,11 +142,11 @@ class RunResults:
 
 
 def read_run(path: Path, imports: Imports | None = None) -> RunResults:
-    """Read a run folder, the folder of a training with folds, or of the newest of the runs in a folder.
+    """Read a run folder, the folder of a training with folds, or the newest run in a folder.
 
-    imports: as for `load_config`, of configurations with MODEL.IMPORTS.
+    imports: as in `load_config`, for configurations with MODEL.IMPORTS.
 
-    Raises RunError where there is no run.
+    Raises RunError if there is no run.
     """
     path = _find(path)
     run = RunResults(path)
@@ -173,7 +173,7 @@ def _find(path: Path) -> Path:
     for candidate in (path, *sorted(numbered, key=lambda one: -int(one.name))):
         if any((candidate / name).is_file() for name in signs):
             return candidate
-    reason = f"holds no run: none of {', '.join(signs)} is in it" if path.is_dir() else "is no folder"
+    reason = f"contains no run: it has none of {', '.join(signs)}" if path.is_dir() else "is not a folder"
     raise RunError(f"--run {path} {reason}; {advise_run(path)}")
 
 
@@ -185,10 +185,10 @@ def _read_folds(run: RunResults, imports: Imports | None) -> None:
             try:
                 run.parts.append(read_run(folder, imports))
             except RunError:
-                run.problems.append(f"{fold_name(fold)} of {count} has not begun")
+                run.problems.append(f"{fold_name(fold)} of {count} has not started")
     run.config = next((part.config for part in run.parts if part.config is not None), None)
     if not (run.path / OUT_OF_FOLD_FILE).is_file():
-        run.problems.append("the folds are not all finished: there are no scores of all images together yet")
+        run.problems.append("not all folds are finished, so there are no scores over all images yet")
         run.sets = [one for part in run.parts for one in part.sets]
         return
     with _noted(run):
@@ -200,9 +200,9 @@ def _read_sets(run: RunResults) -> None:
     cfg, folder = run.config, run.path / PREDICTIONS_FOLDER
     names = [fold_name(cfg.DATASETS.FOLD)] if cfg.DATASETS.FOLD >= 0 else set_names(cfg.DATASETS.TEST)
     if not names:
-        run.problems.append("the training has no test data (DATASETS.TEST): there are no scores")
+        run.problems.append("the training has no test data (DATASETS.TEST), so there are no scores")
     elif not folder.is_dir():
-        run.problems.append("the final evaluation has not taken place: scores are those of the evaluations before")
+        run.problems.append("there was no final evaluation: scores are from earlier evaluations")
     for index, name in enumerate(names):
         found = folder / f"{name}.json.gz"
         if not found.is_file():
@@ -211,13 +211,15 @@ def _read_sets(run: RunResults) -> None:
             dataset = _load_set(run, index)
             known = run.record.get("data", {}).get(f"test/{name}", {}).get("annotations_hash")
             if known not in (None, dataset.annotations_hash()):
-                run.problems.append(f"the annotations of {name} are not those of the training: scores are of these")
+                run.problems.append(
+                    f"the annotations of {name} have changed since the training: scores are for the new ones"
+                )
             scores = run.final.get("datasets", {}).get(name, run.final if index == 0 else {})
             run.sets.append(_scored(run, name, dataset, found, scores))
 
 
 def _load_set(run: RunResults, index: int) -> CocoDataset:
-    """Return a data set of the run: as named in the working folder, else in the folder in which it was trained."""
+    """Return a data set of the run; its path is relative to the working folder, else to that of the training."""
     cfg, load, failure = run.config, run.load_set, None
     for folder in working_folders(run):
         try:
@@ -237,7 +239,7 @@ def _load_set(run: RunResults, index: int) -> CocoDataset:
 
 
 def working_folders(run: RunResults) -> list[str]:
-    """Return the folders that the names of data sets may be relative to."""
+    """Return the folders to which the names of data sets may be relative."""
     recorded = run.record.get("folder")
     return ["."] + ([recorded] if recorded and os.path.isdir(recorded) else [])
 
@@ -266,7 +268,7 @@ def _scored(run: RunResults, name: str, dataset: CocoDataset, found: Path, score
 
 @contextmanager
 def _noted(run: RunResults) -> Iterator[None]:
-    """Note what cannot be read, and go on."""
+    """Record anything that cannot be read, and continue."""
     try:
         yield
     except (DetsegError, OSError, ValueError, KeyError) as error:
@@ -275,7 +277,7 @@ def _noted(run: RunResults) -> Iterator[None]:
 
 
 def data_of(run: RunResults) -> list[tuple[str, str, CocoDataset | None]]:
-    """Return the data sets of a run's configuration, each with its key and its name; None where it cannot be read."""
+    """Return the data sets of a run's configurationwith key and name; None if one cannot be read."""
     if run.config is None:
         return []
     found = []

@@ -1,4 +1,4 @@
-"""Tables of a report: scores with their intervals, differences of runs, changed keys, data sets."""
+"""Tables of a report: scores with intervals, differences between runs, changed keys, data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLES = dict(
     zip(NAMES, ("object AP", "AP50", "AP75", "mean F1", "precision", "recall", "foreground IoU"), strict=True)
 )
 COCO_TITLES = {"coco_segm_ap": "COCO mask AP", "coco_bbox_ap": "COCO box AP"}
-# What changes nothing that is learned, or is another one in every run.
+# Keys without influence on the training, or different in every run.
 _OWN_KEYS = ("OUTPUT_DIR", "VERSION", "MODEL.ENGINE")
 COMMAND_LINE = "command line"
 
@@ -27,7 +27,7 @@ COMMAND_LINE = "command line"
 class ScoreRow:
     """Scores of all objects, of a class or of a group; name: title of the row, "all" of the first.
 
-    values: (R,) as NAMES; ends: (R, 2) of their 95 % intervals; NaN where not defined. coco: by key of COCO_TITLES.
+    values: (R,) as NAMES; ends: (R, 2) of their 95 % intervals; NaN if undefined. coco: by key of COCO_TITLES.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ScoreRow:
 
 
 def rows_of(scored: ScoredSet) -> list[tuple[str, np.ndarray, int]]:
-    """Return what is scored by itself: its name, its images (I,) bool, and its row of the counts."""
+    """Return the subsets that are scored: name, images (I,) bool, and row of the counts."""
     every = np.ones(len(scored.truth.images), dtype=bool)
     names = scored.truth.class_names
     rows = [("all", every, 0)]
@@ -74,10 +74,10 @@ def score_rows(scored: ScoredSet) -> list[ScoreRow]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same rows of two runs on the images that both have; differences are other minus base.
+    """The same rows of two runs on their common images; differences are other minus base.
 
-    rows: name, base's scores (R,), the other's, differences (R,) and the ends (R, 2) of their intervals.
-    base_images, other_images: (C,) int64, the places of the common images in either set.
+    rows: name, base's scores (R,), the other's, differences (R,) and their intervals (R, 2). base_images, other_images:
+    (C,) int64, indices of the common images in either set.
     """
 
     rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
@@ -86,7 +86,7 @@ class Comparison:
 
 
 def compare(base: ScoredSet, other: ScoredSet) -> Comparison | None:
-    """Compare two sets of predictions on their common images; None where there is none, or no masks."""
+    """Compare two sets of predictions on their common images; None without common images, or without masks."""
     if base.counts is None or other.counts is None:
         return None
     index = ImageIndex(base.truth.images, base.name)
@@ -120,9 +120,9 @@ def per_image(scored: ScoredSet) -> np.ndarray:
 
 
 def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
-    """Return the keys that are not at their default: name, value, default, and where it was set; "" where not known.
+    """Return the keys with other values than the default: name, value, default, and its origin, "" if unknown.
 
-    What the command line set comes first, then the configuration file, then the files of its `_BASE_`.
+    Keys from the command line come first, then those of the configuration file, then of the files in its `_BASE_`.
     """
     if run.config is None:
         return []
@@ -133,7 +133,7 @@ def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
             with inside(folder):
                 given = load_config(own_file)
             break
-        except DetsegError:  # moved, or with code of its own
+        except DetsegError:  # the file was moved, or needs code of the user
             continue
     rows, known = [], {} if given is None else given.flatten()
     for key, value in values.items():
@@ -155,7 +155,7 @@ def changed_keys(run: RunResults) -> list[tuple[str, Any, Any, str]]:
 
 
 def is_inherited(run: RunResults, origin: str) -> bool:
-    """Whether a key of this origin was set by a file of `_BASE_`, and not by the configuration itself."""
+    """Whether a key with this origin was set by a file in `_BASE_`, not by the configuration itself."""
     return ":" in origin and origin.rpartition(":")[0] != str(run.record.get("config"))
 
 
@@ -168,9 +168,9 @@ def different_keys(runs: Sequence[RunResults]) -> list[tuple[str, list[Any]]]:
 
 
 def data_rows(run: RunResults) -> list[tuple[str, str, str, str, str, str]]:
-    """Return the data sets of a training: name, role, images, objects, by class, and the hashes that tell them apart.
+    """Return the data sets of a training: name, role, images, objects, objects by class, and hashes that identify them.
 
-    As run.json has them of its beginning; of runs that do not, as they are now.
+    From run.json, as at the start of the training; for runs without that, from the present files.
     """
     recorded = (run.record or (run.parts[0].record if run.parts else {})).get("data")
     if not recorded:
