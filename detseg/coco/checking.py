@@ -90,18 +90,18 @@ def read_coco(
 
 
 def _read_parts(path: Path) -> tuple[str, list[tuple[int, int]], dict[str, Any]]:
-    """Return the text of a COCO file, the start and end of each annotation in it, and what else it holds, by key.
+    """Return the text of a COCO file, start and end of each annotation in it, and its other keys.
 
-    Raises DataError where one of its three lists is missing.
+    Raises DataError if one of its three lists is missing.
     """
     text = read_json_text(path)
     spans: list[tuple[int, int]] = []
     other = scan_object(text, "annotations", lambda _, start, end: spans.append((start, end)), path)
     for key in ("images", "categories"):
         if not isinstance(other.get(key), list):
-            raise DataError(f'{path}: is no COCO data set: expected a list "{key}", found {kind_of(other.get(key))}')
+            raise DataError(f'{path}: not a COCO data set: expected a list "{key}", found {kind_of(other.get(key))}')
     if not isinstance(other.get("annotations"), int):
-        raise DataError(f'{path}: is no COCO data set: expected a list "annotations"; for none, write an empty list')
+        raise DataError(f'{path}: not a COCO data set: expected a list "annotations"; for none, write an empty list')
     return text, spans, other
 
 

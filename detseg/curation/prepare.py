@@ -132,13 +132,14 @@ def prepare(reader: Reader, options: PrepareOptions) -> str:
 def _usable_images(
     reader: Reader, wanted: Sequence[str], rule: ClassRule | None, options: PrepareOptions, problems: list[str]
 ) -> tuple[dict[str, LabelledImage], list[str]]:
-    """Return the wanted images that can be used, by name, and the names of the classes; what is wrong with others goes
-    to `problems`. Raises DataError where anything is, unless `skip_bad`, or no image is left.
+    """Return the usable ones of the wanted images, by name, and the class names; problems are appended to `problems`.
+
+    Raises DataError with all problems, unless `skip_bad`, or if no images are left.
     """
     of_table: dict[str, dict[str, str]] = {}
     if options.table is not None:
         labelled = [name for name in wanted if name not in reader.unlabelled]
-        # Of the column to stratify by all that is wrong is told already.
+        # Problems of the column to stratify by have been reported already.
         told = problems if options.stratify_by is None else []
         of_table = columns_of_images(options.table, options.key, reader, labelled, told)
         reader.columns = {**of_table, **reader.columns}
