@@ -118,7 +118,7 @@ def test_two_values_of_one_image_are_named(data: Path, capsys: pytest.CaptureFix
 
 def test_options_that_need_each_other(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare(data, "--stratify-by", "kind") == 2
-    assert "--stratify-by kind takes --table CSV too" in capsys.readouterr().err
+    assert "--stratify-by kind needs --table CSV" in capsys.readouterr().err
     assert prepare(data, "--table", data / "absent.csv", "--stratify-by", "kind") == 2
     assert "there is no such table" in capsys.readouterr().err
     assert prepare(data, "--key", "image") == 2
@@ -157,14 +157,14 @@ def test_a_part_that_lost_its_images_is_pointed_out(data: Path, capsys: pytest.C
     only.path.write_bytes(b"")
     capsys.readouterr()
     assert prepare(data, *split, "--skip-bad", "--overwrite") == 0
-    assert "WARNING: val.json has no image left" in capsys.readouterr().out
+    assert "WARNING: val.json has no images left" in capsys.readouterr().out
 
 
 def test_a_table_of_other_images_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "plates.csv").write_text("number,image\n1,a\n2,b\n")
     assert prepare(data, "--table", data / "plates.csv") == 2
     said = capsys.readouterr().err
-    assert "names none of the images: its column 'number' has '1', '2', an image is" in said
+    assert "has none of the images: its column 'number' has '1', '2', an image is" in said
     assert prepare(data, "--table", data / "plates.csv", "--key", "image") == 0
 
 

@@ -296,7 +296,7 @@ def test_intensities_of_a_stack_are_those_of_the_slice_that_is_chosen(tmp_path: 
     assert "they take --images" in capsys.readouterr().err
     words += ["--images", tmp_path / "a.ome.tif"]
     assert main([*map(str, words)]) == 2
-    assert "the file holds 2 slices" in capsys.readouterr().err
+    assert "the file has 2 slices" in capsys.readouterr().err
     for choice, value in (("0", "3"), ("max", "9")):
         assert main([*map(str, words), "--z", choice, "--overwrite"]) == 0
         assert [row["intensity_mean"] for row in rows_of(tmp_path / "out" / "measurements.csv")] == [value]

@@ -135,7 +135,7 @@ def test_the_stage_1_solution_with_sizes_and_ignored_images(
     write_csv(solution, rows, header)
     assert prepare(shipped, tmp_path / "other", "--run-lengths", solution) == 2
     message = capsys.readouterr().err
-    assert "line 2 (image id0): was made for '40' x '30' pixels" in message
+    assert "line 2 (image id0): is for '40' x '30' pixels" in message
     assert "30 x 40" in message
 
 
@@ -143,11 +143,11 @@ BAD_RUNS = {
     "1 2 3": "expected pairs",
     "one 2": "'one' is not a run-length",
     "-5 3": "'-5' is not a run-length",
-    "1.5 2": "no run-length",
+    "1.5 2": "not a run-length",
     "0 3": "first pixel, which is 1",
     "5 0": "no length",
     "1200 2": "exceeds the image, which has 1200 pixels",
-    "1 1 99999999999999999999 1": "no run-length",
+    "1 1 99999999999999999999 1": "not a run-length",
     "50 3 10 3": "ascending",
     "50 3 52 3": "overlaps",
 }
@@ -242,7 +242,7 @@ def test_what_is_no_stage1_train_is_refused(tmp_path: Path, capsys: pytest.Captu
         "absent": "no such folder or zip",
         "empty": "there are no images",
         "text.zip": "neither a folder nor a complete zip",
-        "outer.zip": "it holds stage1_train.zip: unpack that",
+        "outer.zip": "it contains stage1_train.zip: unpack that",
         "evil.zip": "lead out of it",
     }.items():
         assert prepare(tmp_path / source, tmp_path / "out") == 2

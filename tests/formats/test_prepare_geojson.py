@@ -135,7 +135,7 @@ def test_what_is_no_area_is_told_with_its_place() -> None:
     for text in (
         "number 0: is a 'LineString'; expected an area",
         "number 1: covers no pixel of the image of 30 x 40",
-        "number 2: has a broken ring",
+        "number 2: has an invalid ring",
         "number 3: its coordinates are",
         "number 4: has a coordinate that is not finite",
         "number 5 (lost): its geometry: found nothing",

@@ -78,7 +78,7 @@ def test_groups_and_names_are_classes_by_a_map(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "classes.yaml").write_text("1: astro\n2: neuron\nring: astro\n")
     words = ("--source", source, "--split", "1", "--classes-from", f"map:{tmp_path / 'classes.yaml'}")
     assert run("prepare imagej", tmp_path / "out", *words) == 2
-    assert "has no line for 'pieces', as 1 objects in 1 images are called" in capsys.readouterr().err
+    assert "has no line for 'pieces', the label of 1 objects in 1 images" in capsys.readouterr().err
     (tmp_path / "classes.yaml").write_text("1: astro\n2: neuron\nring: astro\npieces: null\n")
     assert run("prepare imagej", tmp_path / "out", *words) == 0
     dataset = CocoDataset.load(tmp_path / "out" / "all.json")
@@ -162,7 +162,7 @@ def test_broken_archives_and_stacks_are_refused() -> None:
     assert read_roi_file(empty.getvalue(), "a.zip", HEIGHT, WIDTH).rles == []
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("a.png", b"")
-    with pytest.raises(DataError, match=r"holds a\.png and no \.roi"):
+    with pytest.raises(DataError, match=r"contains a\.png but no \.roi"):
         read_roi_file(other.getvalue(), "a.zip", HEIGHT, WIDTH)
     first, second = rectangle(1, 1, 5, 5, "a"), rectangle(1, 1, 5, 5, "b")
     first.z_position, second.z_position = 1, 2

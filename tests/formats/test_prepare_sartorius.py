@@ -171,15 +171,15 @@ def test_columns_of_the_csv_itself_can_stratify(
     dataset = CocoDataset.load(tmp_path / "out" / "val.json")
     assert {record.metadata["group"] for record in dataset.images} == {"2019-06-16"}
     assert prepare(shipped, tmp_path / "other", "--stratify-by", "colour") == 2
-    assert "without a table there are cell_type, plate_time" in capsys.readouterr().err
+    assert "without a table expected one of cell_type, plate_time" in capsys.readouterr().err
 
 
 BAD_ROWS = {
     "another image": ({"id": "9999"}, "line 6 (image 9999): there is no image of this name in train"),
     "unknown class": ({"cell_type": "neuron"}, "its cell_type is 'neuron'; expected one of shsy5y, astro, cort"),
-    "another size": ({"width": "31"}, "was made for '20' x '31' pixels"),
-    "no number of pixels": ({"height": "tall"}, "was made for 'tall' x '30' pixels"),
-    "beyond the image": ({"annotation": "600 2"}, "the run 600 2 leaves the image"),
+    "another size": ({"width": "31"}, "is for '20' x '31' pixels"),
+    "no number of pixels": ({"height": "tall"}, "is for 'tall' x '30' pixels"),
+    "beyond the image": ({"annotation": "600 2"}, "the run 600 2 exceeds the image"),
     "empty": ({"annotation": ""}, "the mask is empty"),
 }
 

@@ -87,7 +87,7 @@ def test_wrong_numbers_sizes_and_missing_masks_are_told(
     assert run("prepare stranger_sections", tmp_path / "out", "--source", downloaded) == 2
     message = capsys.readouterr().err
     assert "2 problems" in message
-    assert "has the numbers 4; expected 0 for background and 1 to 3 for inertinite, vitrinite, liptinite" in message
+    assert "has the values 4; expected 0 for background and 1 to 3 for inertinite, vitrinite, liptinite" in message
     assert "30 x 39 pixels" in message
     (label / "empty_gt.npy").unlink()
     np.save(label / "stray_gt.npy", class_mask()[0])

@@ -96,8 +96,8 @@ def test_orientation_is_told_once_and_not_applied(tmp_path: Path, caplog: pytest
         shapes = [read_image(tmp_path / name).shape for name in ("a.jpg", "b.jpg", "c.tif")]
     assert shapes == [(20, 30, 1)] * 3
     assert [text.split(": viewers")[0].split("/")[-1] for text in caplog.messages] == [
-        "a.jpg: has the tag Orientation 6",
-        "c.tif: has the tag Orientation 3",
+        "a.jpg: has the Orientation tag 6",
+        "c.tif: has the Orientation tag 3",
     ]
 
 

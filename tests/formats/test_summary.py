@@ -149,7 +149,7 @@ def test_many_images_are_not_all_printed(tmp_path: Path):
     summary = Summary(["cell"])
     for number in range(SHOWN + 5):
         add(summary, f"{number}.png", ImageObjects(number, "", 20, 30, [], np.zeros(0, np.int64)))
-    assert "5 images more" in summary.text()
+    assert "5 more images" in summary.text()
     assert len(summary.text().splitlines()) == SHOWN + 3
 
 
