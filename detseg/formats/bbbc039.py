@@ -89,7 +89,10 @@ class Bbbc039(AnnotatedImages):
         said = f"the {len(listed)} published test images have {count} nuclei"
         if count == PUBLISHED_TEST_NUCLEI:
             return f"{said}, as published"
-        return f"{said} instead of the published {PUBLISHED_TEST_NUCLEI}: the files differ from BBBC039v1 or are incomplete"
+        return (
+            f"{said} instead of the published {PUBLISHED_TEST_NUCLEI}: the files differ from BBBC039v1 or are "
+            "incomplete"
+        )
 
 
 def _part_of(path: Path, part: str) -> Path:

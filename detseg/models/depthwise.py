@@ -1,8 +1,8 @@
-"""Depthwise convolutions that train on a processor at the speed of their arithmetic.
+"""Depthwise convolutions with a fast backward pass on CPUs.
 
-There torch's backward pass has two slow paths. The gradient to weights larger than 3 x 3 runs without oneDNN's fast
-kernel, and in bfloat16 so does the gradient to the input of a convolution with a stride: up to fifty times as long as
-the forward pass. Here the first is put together from 3 x 3 parts, and the second is computed in float32.
+On CPUs PyTorch's backward pass has two slow paths. The weight gradient of kernels larger than 3 x 3 does not use
+oneDNN's fast kernel, and in bfloat16 neither does the input gradient of a strided convolution: up to fifty times as
+long as the forward pass. Here the first is assembled from 3 x 3 parts, and the second is computed in float32.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _backward = torch.ops.aten.convolution_backward
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """One square filter for each channel. `same`: pad as TensorFlow does, more at the right and below, for which
-    `padding` is 0. fast: the backward pass of this module on processors, which rounds differently.
+    """One square filter per channel. `same`: pad as TensorFlow does, more on the right and at the bottom; `padding` is
+    then 0. fast: use this module's backward pass on CPUs, which rounds differently.
     """
 
     same = False
@@ -29,8 +29,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, layer: nn.Conv2d, *, same: bool) -> DepthwiseConv2d:
-        """Take the place of a convolution for which `is_depthwise`, with its very parameters."""
-        with torch.device("meta"):  # no initial weights are drawn
+        """Replace a convolution for which `is_depthwise` holds, sharing its parameters."""
+        with torch.device("meta"):  # does not draw initial weights
             own = cls(
                 layer.in_channels,
                 layer.out_channels,
@@ -53,14 +53,14 @@ class DepthwiseConv2d(nn.Conv2d):
         if not self.fast or x.device.type != "cpu" or not torch.is_grad_enabled():
             return self._conv_forward(x, self.weight, self.bias)
         weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled("cpu"):  # which does not look into a Function
+        if torch.is_autocast_enabled("cpu"):  # autocast has no effect inside a Function
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return _Depthwise.apply(x, weight, bias, self.stride[0], self.padding)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether a module is a convolution that DepthwiseConv2d can replace, up to how it pads."""
+    """Whether a module is a convolution that DepthwiseConv2d can replace, apart from its padding."""
     return (
         isinstance(layer, nn.Conv2d)
         and 1 < layer.groups == layer.in_channels == layer.out_channels
@@ -102,15 +102,15 @@ class _Depthwise(torch.autograd.Function):
 def _gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: Sequence[int], wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """The gradients to x and to weight of a depthwise convolution, those that are wanted."""
+    """Return the requested gradients of x and weight of a depthwise convolution."""
     steps = [stride, stride]
     mask = [*wanted, False]
     return _backward(gradient, x, weight, None, steps, padding, [1, 1], False, [0, 0], len(weight), mask)[:2]
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]) -> Tensor:
-    """The gradient to weights (C, 1, k, k), k > 3: each of its 3 x 3 parts is that of a convolution with such a filter,
-    over the part of the image that it sees. Parts overlap where 3 does not divide k, with the same values.
+    """Return the gradient of weights (C, 1, k, k), k > 3: each 3 x 3 part is that of a convolution with such a kernel,
+    over the part of the image that it sees. Parts overlap if 3 does not divide k, with equal values.
     """
     size = weight.shape[2]
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))

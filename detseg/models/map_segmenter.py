@@ -1,7 +1,7 @@
-"""Models whose answer is maps, values for every pixel, of which objects are made afterwards.
+"""Models that predict maps, values for every pixel, from which objects are formed afterwards.
 
-Maps of several views of an image and of several models are averaged first, those of tiles are blended; what is decoded
-then is one set of maps, as if there had been one view of the whole image.
+Maps of several views of an image, and of several models, are averaged first, and those of tiles are blended; then a
+single set of maps is decoded, as for one view of the whole image.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class MapSegmenter(Segmenter):
     """A model that predicts maps (M, H, W) and decodes them to objects.
 
     Attributes:
-        map_names: what the M maps are; with several classes, the last are their probabilities, in order. Those of
+        map_names: names of the M maps; with several classes, the last ones are their probabilities, in order. Maps of
             models with the same names can be averaged.
-        reach: how far around a pixel the image decides on its maps, in pixels at the network; None where that is not
-            known. Tiles that share twice this have the maps of the whole image.
+        reach: radius of the receptive field, in pixels at network scale; None if unknown. Tiles with twice this overlap
+            give the maps of the whole image.
     """
 
     gives_soft_masks = True
@@ -35,7 +35,7 @@ class MapSegmenter(Segmenter):
     def predict_maps(
         self, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[np.ndarray]:
-        """Return maps (M, H, W) float32 of every image, in pixels of the output; arguments as those of `predict`."""
+        """Return maps (M, H, W) float32 of every image, in pixels of the output; arguments as in `predict`."""
 
     @abstractmethod
     def decode(
@@ -43,12 +43,12 @@ class MapSegmenter(Segmenter):
     ) -> Predictions:
         """Return the objects of maps (M, H, W) float32, best first; needs no network.
 
-        level: `level` of the whole image where these are maps of a part of it. limited: no more objects than an image
-        may have.
+        level: `level` of the whole image if these maps are of a part of it. limited: apply the limit on objects per
+        image.
         """
 
     def level(self, maps: np.ndarray) -> float | None:
-        """Return the mean over maps (M, H, W) that `decode` goes by, as a threshold; None where there is none."""
+        """Return the mean over maps (M, H, W) that `decode` uses as a threshold; None if it uses none."""
         return None
 
     def pixel_shares(
@@ -56,23 +56,23 @@ class MapSegmenter(Segmenter):
     ) -> dict[str, np.ndarray]:
         """Return two numbers of pixels, (2,) int64, for every score that is their ratio.
 
-        `iou_NAME`, of every class of pixels that the model learns beside the foreground: those of the class both by the
-        maps (M, H, W) and in truth, and those by either. `pixel_accuracy`, where it learns background, inside and
-        boundary: those whose class is right, and all.
+        `iou_NAME`, for every pixel class that the model learns besides foreground: intersection and union of the class
+        by the maps (M, H, W) and in truth. `pixel_accuracy`, if it learns background, inside and boundary: pixels with
+        the right class, and all pixels.
 
         layers: the objects of the image. ignore: (H, W) bool, pixels that do not count.
         """
         return {}
 
     def turned(self, maps: np.ndarray, symmetry: Symmetry) -> np.ndarray:
-        """Return the maps (M, H, W) of an image as those of what a symmetry makes of it.
+        """Return the maps (M, H, W) of an image, transformed by a symmetry.
 
-        Numbers without a direction only move with their pixels; a model whose maps hold directions turns these too.
+        Values without a direction only move with their pixels; a model with directions in its maps transforms these.
         """
         return symmetry.array(maps.transpose(1, 2, 0)).transpose(2, 0, 1)
 
     def with_classes(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Return maps of a model with the same classes in another order: class k becomes class places[k]."""
+        """Return the maps with classes in another order: class k becomes class places[k]."""
         if len(places) == 1:
             return maps
         ordered = maps.copy()

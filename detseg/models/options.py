@@ -1,4 +1,4 @@
-"""Keys that every model has: what it is given, and how much it may find."""
+"""Keys of all models: image input and limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detseg.config.options import Options, Problems, key
 
 @dataclass(frozen=True)
 class ImageInputOptions(Options):
-    """pixel_mean, pixel_std: one value for each channel. channel_order: of images with three channels."""
+    """pixel_mean, pixel_std: one value for each channel. channel_order: for images with three channels."""
 
     pixel_mean: tuple[float, ...] = key("MODEL.PIXEL_MEAN", not_empty=True)
     pixel_std: tuple[float, ...] = key("MODEL.PIXEL_STD", above=0)
@@ -27,7 +27,7 @@ def _no_limit(value: int) -> str | None:
 
 @dataclass(frozen=True)
 class LimitOptions(Options):
-    """detections_per_image: the most objects that are found in one image, None for all."""
+    """detections_per_image: maximum number of objects in an image, None for no limit."""
 
     detections_per_image: int | None = key(
         "TEST.DETECTIONS_PER_IMAGE", test=_no_limit, convert=lambda value: None if value == -1 else value

@@ -1,5 +1,5 @@
-"""Bottom-up systems: a U-Net says for every pixel what it is, and objects are made of the pixels.
+"""Bottom-up systems: a U-Net predicts maps for every pixel, and objects are formed from the pixels.
 
-network.py makes encoder and decoder; unet.py is what the systems share; binary.py, boundary.py, instance.py and
-embedding.py are the systems, each with its heads, targets and decoder; decoding.py makes Predictions of labels.
+network.py builds encoder and decoder; unet.py is the common base; binary.py, boundary.py, instance.py and embedding.py
+are the systems, each with its heads, targets and decoding; decoding.py makes Predictions from labels.
 """

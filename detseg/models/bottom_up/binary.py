@@ -1,4 +1,4 @@
-"""The binary U-Net: foreground or background, and connected components, or a watershed on their distances."""
+"""The binary U-Net: foreground or background, and objects by connected components or a watershed on distances."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from detseg.models.bottom_up.seeds import watershed_from_peaks
 from detseg.models.bottom_up.unet import UNet, UNetOptions
 
 COMPONENTS, WATERSHED = "components", "watershed"
-# Height of the lower of two peaks of the distance transform above the saddle between them, from which on they are two
-# objects; pixels.
+# Peaks of the distance transform are two objects if the lower one is at least this much above the saddle between them;
+# pixels.
 _PEAK = 0.75
 
 
 @dataclass(frozen=True)
 class BinaryOptions(UNetOptions):
-    """objects: how pixels become objects."""
+    """objects: how objects are formed from pixels."""
 
     objects: str = key("OBJECTS", choices=(COMPONENTS, WATERSHED))
 

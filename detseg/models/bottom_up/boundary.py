@@ -1,4 +1,4 @@
-"""The three-class U-Net: background, inside and touching boundary, and objects grown from their insides."""
+"""The three-class U-Net: background, inside and touching boundary; objects are grown from their insides."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Objects of embeddings by clustering on a coarse grid.
+"""Objects from embeddings by clustering on a coarse grid.
 
-Embeddings are averaged to a grid, those of the foreground are clustered, clusters are eroded, so that thin bridges
-break, and every connected piece is an object, which goes back to full resolution by the nearest neighbour. No object
-spans two connected regions of the foreground: each is clustered by itself, which bounds time and memory, for both grow
-with the square of the pixels.
+Embeddings are averaged on a grid, those of the foreground are clustered, clusters are eroded to break thin bridges, and
+every connected component becomes an object, upsampled to full resolution by nearest neighbour. No object spans two
+connected components of the foreground: each is clustered separately, which bounds time and memory, both quadratic in
+the number of pixels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from detseg.models.bottom_up.growing import directions, grown_by_likeness, unit_
 
 AGGLOMERATIVE, MEAN_SHIFT, HDBSCAN = "agglomerative", "mean_shift", "hdbscan"
 INSTALL = 'it needs the package scikit-learn: pip install "detseg[embedding]"'
-# Pixels of one region that are clustered; of a larger one every second, third, ... is, and the others join the nearest
-# cluster. The distances of 4,000 pixels take 64 MB.
+# Maximum number of pixels of a component that are clustered; of a larger one only every second, third, ... is, and the
+# others join the nearest cluster. The distances between 4,000 pixels take 64 MB.
 MOST_PIXELS = 4000
 SMALLEST_CLUSTER = 4  # pixels, of HDBSCAN
 
@@ -31,10 +31,10 @@ SMALLEST_CLUSTER = 4  # pixels, of HDBSCAN
 def objects_by_clustering(
     mask: np.ndarray, unit: np.ndarray, *, method: str, grid: tuple[int, int], similarity: float
 ) -> np.ndarray:
-    """Return labels (H, W) int32, 1..N, of a foreground (H, W) bool and unit embeddings (D, H, W) float32.
+    """Return labels (H, W) int32, 1..N, for a foreground (H, W) bool and unit embeddings (D, H, W) float32.
 
-    grid: longer and shorter side of the grid; an image that is smaller keeps its size. similarity: cosine from which on
-    pixels are of one object: 1 - the distance at which the average linkage ends.
+    grid: longer and shorter side of the grid; a smaller image is not resized. similarity: cosine above which pixels are
+    of one object: 1 - the distance at which average linkage stops.
     """
     height, width = mask.shape
     sides = grid if height > width else grid[::-1]
@@ -47,7 +47,7 @@ def objects_by_clustering(
     regions = components(inside, connectivity=2)
     order = np.argsort(regions.ravel(), kind="stable")
     count = 0
-    for start, stop in itertools.pairwise(np.cumsum(np.bincount(regions.ravel()))):  # but for the background
+    for start, stop in itertools.pairwise(np.cumsum(np.bincount(regions.ravel()))):  # without the background
         pixels = order[start:stop]
         found = clusters_of(vectors.reshape(len(vectors), -1)[:, pixels].T, method, similarity)
         clusters.flat[pixels] = np.where(found > 0, found + count, 0)
@@ -56,14 +56,14 @@ def objects_by_clustering(
     ys = (np.arange(height) + 0.5) * rows / height
     xs = (np.arange(width) + 0.5) * columns / width
     nearest = labels[ys.astype(np.int64)[:, None], xs.astype(np.int64)]
-    # pixels at the edge that are foreground here and not on the grid; what the grid does not show at all
+    # edge pixels that are foreground here but not on the grid; components that the grid does not contain
     labels = grown_by_likeness(nearest, mask, unit, similarity)
     return np.unique(np.append(0, labels), return_inverse=True)[1][1:].reshape(mask.shape).astype(np.int32)
 
 
 def eroded_pieces(clusters: np.ndarray) -> np.ndarray:
-    """Return the pieces (h, w) int32, 1..N, into which clusters (h, w), 0 for none, fall when they are eroded by one
-    pixel. A piece that would vanish stays as it is.
+    """Return the components (h, w) int32, 1..N, of clusters (h, w), 0 for none, after erosion by one pixel. A component
+    that would vanish is kept as it is.
     """
     padded = np.pad(clusters, 1, mode="edge")
     centre = padded[1:-1, 1:-1]
@@ -84,9 +84,9 @@ def clusters_of(vectors: np.ndarray, method: str, similarity: float) -> np.ndarr
     elif method == MEAN_SHIFT:
         from sklearn import cluster
 
-        # the distance between two unit vectors of this cosine
+        # distance between two unit vectors with this cosine
         shift = cluster.MeanShift(bandwidth=math.sqrt(2 * (1 - similarity)), bin_seeding=True)
-        with warnings.catch_warnings():  # says that few pixels are their own bins, which is right
+        with warnings.catch_warnings():  # about few pixels being their own bins, which is intended
             warnings.simplefilter("ignore", UserWarning)
             found = shift.fit_predict(chosen) + 1
     elif len(chosen) < 2 * SMALLEST_CLUSTER:
@@ -96,7 +96,7 @@ def clusters_of(vectors: np.ndarray, method: str, similarity: float) -> np.ndarr
 
         clusterer = cluster.HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, allow_single_cluster=True, copy=True)
         found = clusterer.fit_predict(chosen) + 1  # 0 is noise
-        if found.max() > 1:  # its own limit of distances, cluster_selection_epsilon, fails with NumPy 2
+        if found.max() > 1:  # instead of cluster_selection_epsilon, which fails with NumPy 2
             found = np.append(0, _linked(_mean_directions(chosen, found), similarity))[found]
     if not found.any():
         return np.ones(len(vectors), dtype=np.int64)
@@ -106,10 +106,10 @@ def clusters_of(vectors: np.ndarray, method: str, similarity: float) -> np.ndarr
 
 
 def _linked(vectors: np.ndarray, similarity: float) -> np.ndarray:
-    """The cluster (P,) 1, 2, ... of unit vectors (P, D) by average linkage of their cosines."""
+    """Cluster (P,) 1, 2, ... of unit vectors (P, D) by average linkage of cosine distances."""
     if len(vectors) < 2:
         return np.ones(len(vectors), dtype=np.int64)
-    # 1 - the cosine of unit vectors, and a number for those of length zero too
+    # 1 - cosine for unit vectors, and defined for vectors of length zero too
     tree = linkage(pdist(vectors, "sqeuclidean") / 2, "average")
     return fcluster(tree, 1 - similarity, "distance")
 

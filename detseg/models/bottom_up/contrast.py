@@ -1,6 +1,6 @@
-"""Losses that make embeddings of pixels alike within an object and different between objects.
+"""Losses that make pixel embeddings similar within an object and different between objects.
 
-Symbols: B images of H x W pixels, D numbers an embedding, of length 1; P sampled pixels.
+Symbols: B images of H x W pixels, embeddings of D dimensions and length 1; P sampled pixels.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ UNIFORM, WINDOWED = "uniform", "windowed"
 
 @dataclass(frozen=True)
 class ContrastOptions(Options):
-    """loss: how pairs of pixels are judged. sampling: from where the pixels are drawn. samples: an image. windows: an
-    image. window: pixels along a side. temperature: of the cosines. similarity: cosine from which on two pixels are of
-    one object.
+    """loss: for pairs of pixels. sampling: from where pixels are drawn. samples: per image. windows: per image. window:
+    side in pixels. temperature: of the cosines. similarity: cosine above which two pixels are of one object.
     """
 
     section = "MODEL.EMBEDDING"
@@ -41,10 +40,10 @@ class ContrastOptions(Options):
 
 
 def embedding_loss(embedding: Tensor, labels: Tensor, share: Tensor, options: ContrastOptions) -> Tensor:
-    """Return the mean loss of the sampled pixels, 0 where there are no pairs.
+    """Return the mean loss over the sampled pixels, 0 without pairs.
 
-    embedding: (B, D, H, W) of length 1. labels: (B, H, W) int64, 0 for the background, which takes no part. share:
-    (B, H, W) float32, the factor on the loss of every pixel; those of 0 are not drawn.
+    embedding: (B, D, H, W) of length 1. labels: (B, H, W) int64, 0 for background, which is ignored. share: (B, H, W)
+    float32, the weight of every pixel in the loss; pixels with weight 0 are not sampled.
     """
     judge = contrastive if options.loss == CONTRASTIVE else binary
     total, count = embedding.sum() * 0, 0
@@ -57,9 +56,9 @@ def embedding_loss(embedding: Tensor, labels: Tensor, share: Tensor, options: Co
 
 
 def sampled_pixels(usable: Tensor, options: ContrastOptions) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ys, xs (P,) of pixels drawn without repetition from usable ones (H, W) bool, of which all pairs are judged.
+    """Yield ys, xs (P,) of pixels drawn without replacement from usable ones (H, W) bool; all their pairs are used.
 
-    Uniform: from the whole image. Windowed: from windows around pixels that are drawn first, so that most pairs are of
+    Uniform: from the whole image. Windowed: from windows around pixels that are drawn first, so that most pairs are
     neighbours.
     """
     ys, xs = usable.nonzero(as_tuple=True)
@@ -70,7 +69,7 @@ def sampled_pixels(usable: Tensor, options: ContrastOptions) -> Iterator[tuple[T
         yield ys[chosen], xs[chosen]
         return
     for centre in _drawn(len(ys), options.windows).tolist():
-        # its pixel is anywhere in the window, so that pixels at the border of objects are not rarer
+        # the pixel is anywhere in its window, so that pixels at object borders are not sampled less often
         top, left = (int(line[centre]) - int(torch.randint(options.window, ())) for line in (ys, xs))
         y0, x0 = max(top, 0), max(left, 0)
         inside = usable[y0 : top + options.window, x0 : left + options.window].nonzero()
@@ -79,26 +78,26 @@ def sampled_pixels(usable: Tensor, options: ContrastOptions) -> Iterator[tuple[T
 
 
 def _drawn(count: int, samples: int) -> Tensor:
-    # by the processor's generator, whose state a checkpoint keeps, on every device alike
+    # with the CPU's generator, whose state is in checkpoints, on all devices
     return torch.randperm(count)[:samples]
 
 
 def contrastive(vectors: Tensor, numbers: Tensor, options: ContrastOptions) -> Tensor:
     """Return for each of P pixels the mean over the others of its object of -log(e+ / (e+ + sum of e-)), with
     e = exp(cosine / temperature), + for that pixel and - for those of other objects (Wang et al., Exploring
-    Cross-Image Pixel Contrast, ICCV 2021). 0 for a pixel without another of its object, or without any of others.
+    Cross-Image Pixel Contrast, ICCV 2021). 0 for a pixel without another one of its object, or of other objects.
     """
     cosines = vectors.float() @ vectors.float().T / options.temperature
     same = numbers[:, None] == numbers
-    # nearly nothing, but finite: the gradient of a logarithm of zero is not a number
+    # negligible but finite: the gradient of log(0) would be NaN
     others = cosines.masked_fill(same, -1e4).logsumexp(dim=1, keepdim=True)
     pairs = same & ~torch.eye(len(numbers), dtype=torch.bool, device=same.device)
     return _mean(F.softplus(others - cosines), pairs)
 
 
 def binary(vectors: Tensor, numbers: Tensor, options: ContrastOptions) -> Tensor:
-    """Return for each of P pixels the cross-entropy of whether each of the others is of its object, whose probability
-    is sigmoid((cosine - similarity) / temperature); pairs of one object and of two count a half each.
+    """Return for each of P pixels the cross-entropy of whether each of the others is of its object, with probability
+    sigmoid((cosine - similarity) / temperature); pairs within and between objects have half of the weight each.
     """
     cosines = vectors.float() @ vectors.float().T
     logits = (cosines - options.similarity) / options.temperature
@@ -108,5 +107,5 @@ def binary(vectors: Tensor, numbers: Tensor, options: ContrastOptions) -> Tensor
 
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:
-    """The mean of each row over what counts, 0 where nothing does."""
+    """Return the mean of each row over what counts, 0 if nothing does."""
     return torch.where(counts, values, 0).sum(dim=1) / counts.sum(dim=1).clamp(min=1)

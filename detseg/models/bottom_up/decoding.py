@@ -10,7 +10,7 @@ from detseg.models.paste import quantise
 from detseg.structures import rle as rle_codec
 from detseg.structures.predictions import Predictions
 
-_HALF = 128 / 255  # the smallest probability that is 0.5 or more as a pixel of a soft mask
+_HALF = 128 / 255  # smallest uint8 probability of a soft mask that is at least 0.5
 
 
 def predictions_of_labels(
@@ -25,14 +25,14 @@ def predictions_of_labels(
 ) -> Predictions:
     """Return the objects of a label image, best first.
 
-    labels: (H, W) int32, 1..N, each with pixels. foreground: (H, W) float32, the probability that a pixel belongs to
-    an object. quality: (N,) in [0, 1], of the shapes: a score is the mean probability of an object times this.
-    class_maps: (K, H, W) probabilities, whose mean over an object decides on its class; None for one class.
-    threshold: of the foreground. limit: the most objects.
+    labels: (H, W) int32, 1..N, none empty. foreground: (H, W) float32, the probability that a pixel belongs to an
+    object. quality: (N,) in [0, 1], of the shapes: a score is the mean probability of an object times this.
+    class_maps: (K, H, W) probabilities; the class of an object has the highest mean; None for one class. threshold: of
+    the foreground. limit: maximum number of objects.
     """
     numbers = np.arange(1, len(quality) + 1)
     scores, classes, windows = quality, np.zeros(len(numbers), dtype=np.int64), []
-    if len(numbers):  # SciPy measures no empty list
+    if len(numbers):  # SciPy cannot measure an empty list
         scores = ndimage.mean(foreground, labels, numbers) * quality
         windows = ndimage.find_objects(labels)
         if class_maps is not None:
@@ -60,9 +60,9 @@ def predictions_of_labels(
 
 
 def _soft_mask(labels: np.ndarray, foreground: np.ndarray, number: int, threshold: float) -> np.ndarray:
-    """Return the crop (h, w) uint8 of one object: half or more exactly in its mask, 0 where another object is.
+    """Return the crop (h, w) uint8 of one object: at least half exactly in its mask, 0 in other objects.
 
-    Probabilities are stretched so that the threshold becomes 0.5, as masks of other models have it.
+    Probabilities are rescaled so that the threshold becomes 0.5, as in the masks of other models.
     """
     above = 0.5 + 0.5 * (foreground - threshold) / max(1 - threshold, 1e-6)
     stretched = np.where(foreground < threshold, 0.5 * foreground / max(threshold, 1e-6), above)
@@ -72,7 +72,7 @@ def _soft_mask(labels: np.ndarray, foreground: np.ndarray, number: int, threshol
 
 
 def solidity(labels: np.ndarray) -> np.ndarray:
-    """Return the share (N,) of every object in its convex hull, which is low for two merged objects."""
+    """Return the fraction (N,) of the convex hull that each object fills, which is low for two merged objects."""
     shares = []
     for number, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = (labels[window] == number).astype(np.uint8)

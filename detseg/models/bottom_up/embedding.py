@@ -1,7 +1,8 @@
-"""Embeddings of pixels: alike within an object, different between neighbours, of which objects are grown or clustered.
+"""Pixel embeddings, similar within an object and different between neighbours, from which objects are grown or
+clustered.
 
-Embeddings of two views or models have nothing to do with each other, yet their mean can be taken: what is constant on
-an object in each is constant in the mean, and what differs between two objects in one of them differs there too.
+Embeddings of two views or models are unrelated, yet they can be averaged: what is constant on an object in each is
+constant in the mean, and what differs between two objects in one of them differs in the mean too.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ HEAD, DENSITY = "head", "density"
 
 @dataclass(frozen=True)
 class EmbeddingOptions(UNetOptions):
-    """size: numbers of an embedding. objects: how they become objects. seeds: of what growing objects begin, and from
-    which value of that map on. grid: see `objects_by_clustering`. loss_weight: of the embedding's loss, beside which
-    the others count 1. boundary_width: see `pixel_classes`.
+    """size: dimensions of an embedding. objects: how objects are formed. seeds: from which map objects grow;
+    seed_threshold: on that map. grid: see `objects_by_clustering`. loss_weight: of the embedding loss, relative to the
+    others. boundary_width: see `pixel_classes`.
     """
 
     size: int = key("MODEL.EMBEDDING.SIZE", at_least=2, at_most=64)
@@ -47,12 +48,12 @@ class EmbeddingOptions(UNetOptions):
 
     @property
     def tells_classes(self) -> bool:
-        """Whether classes of pixels are told from the embedding, in place of heads for foreground and seeds."""
+        """Whether pixel classes are predicted from the embedding, instead of heads for foreground and seeds."""
         return self.contrast.loss == BINARY
 
     @property
     def pixel_classes(self) -> int:
-        """Classes of pixels, of which CLASS_WEIGHTS has a value each."""
+        """Number of pixel classes, each with a value in CLASS_WEIGHTS."""
         return 3 if self.tells_classes else 2
 
     def check(self, problems: Problems) -> None:
@@ -64,8 +65,8 @@ class EmbeddingOptions(UNetOptions):
 class PixelEmbedding(UNet):
     """See the module.
 
-    Foreground and seeds, the distance to an object's edge, are heads of their own; with the binary loss one head of
-    three classes of pixels tells both from the embedding: background, inside, boundary to another object.
+    Foreground and seeds, the distance to an object's edge, are separate heads; with the binary loss a single head
+    predicts three pixel classes from the embedding: background, inside, boundary to another object.
     """
 
     @property
@@ -82,10 +83,10 @@ class PixelEmbedding(UNet):
     def __init__(self, options: EmbeddingOptions) -> None:
         super().__init__(options)
         if options.tells_classes:
-            # one layer between: embeddings of many objects are all inside, and their edges alike to them
+            # a hidden layer: embeddings of many objects must all map to inside, and those of their edges to boundary
             self.pixels = nn.Sequential(nn.Conv2d(options.size, 32, 1), nn.ReLU(), nn.Conv2d(32, 3, 1))
             for layer in (self.pixels[0], self.pixels[2]):
-                # numbers of a vector of length 1 are small, and with small weights the classes were not learned at all
+                # components of a unit vector are small; with default weights the classes were not learned at all
                 nn.init.xavier_uniform_(layer.weight, gain=4)
                 nn.init.zeros_(layer.bias)
 
@@ -129,7 +130,7 @@ class PixelEmbedding(UNet):
         )
 
     def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See UNet.objects; an object's quality is the length of the mean of its unit vectors: how alike they are."""
+        """See UNet.objects; the quality of an object is the length of its mean unit vector, a measure of similarity."""
         options, similarity = self.options, self.options.contrast.similarity
         unit = unit_vectors(maps[2:])
         if options.objects == GROWING:

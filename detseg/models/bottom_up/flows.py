@@ -1,7 +1,7 @@
-"""Flows: unit vectors from every pixel of an object towards its centre; pixels whose flows meet are an object.
+"""Flows: unit vectors from every pixel of an object towards its centre; pixels whose flows converge form an object.
 
-After Stringer et al., Cellpose, Nature Methods 2021: heat is fed to the centre of an object and spreads in it, and
-every pixel climbs to where it is hotter.
+After Stringer et al., Cellpose, Nature Methods 2021: heat from the centre of an object diffuses in it, and every pixel
+follows the gradient.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from skimage.measure import label as components
 
 from detseg.models.bottom_up.seeds import watershed_from_peaks
 
-# Steps of at most a pixel along the flows. The last ones become shorter, so that pixels settle.
+# Steps of at most a pixel along the flows. The last ones are shorter, so that pixels settle.
 _STEPS, _SETTLING = 160, 40
-# Ratio of the lower of two peaks of density to the saddle between them from which on they are two objects.
+# Two density peaks are two objects if the lower one is this many times higher than the saddle between them.
 _RATIO = 2.0
 _AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 
 
 def centre_flows(labels: np.ndarray) -> np.ndarray:
-    """Return (2, H, W) float32, y and x of a vector of length 1 for every pixel of an object, towards its centre
-    inside of it; 0 in the centre itself and outside. Each part of a torn object (8-connected) has its own centre.
+    """Return (2, H, W) float32, y and x of a unit vector for every pixel of an object, towards a centre inside it; 0 at
+    the centre and outside. Each component of an object (8-connected) has its own centre.
 
     labels: (H, W) int32.
     """
@@ -49,7 +49,7 @@ def centre_flows(labels: np.ndarray) -> np.ndarray:
     centres = order[np.cumsum(sizes) - sizes]
     height = np.log(_heat(spread, centres) + np.finfo(float).tiny)
     for axis, vector in enumerate(np.array(_AROUND).T):
-        # of neighbours at corners half, as they are farther in both directions
+        # diagonal neighbours have half of the weight, as they are farther in both directions
         weights = own * vector / np.maximum(np.abs(_AROUND).sum(axis=1), 1)
         flow = (weights * height[near]).sum(axis=1) - weights.sum(axis=1) * height
         flow[centres] = 0
@@ -58,7 +58,7 @@ def centre_flows(labels: np.ndarray) -> np.ndarray:
 
 
 def _heat(spread: sparse.csr_matrix, centres: np.ndarray) -> np.ndarray:
-    """Feed the centres (n,) until every pixel is reached, and as many steps again; return the heat (N,) float64."""
+    """Heat the centres (n,) until every pixel is reached, and for as many steps again; return the heat (N,) float64."""
     heat = np.zeros(spread.shape[0])
     reached, steps = 0, 0
     while True:
@@ -66,7 +66,7 @@ def _heat(spread: sparse.csr_matrix, centres: np.ndarray) -> np.ndarray:
         heat = spread @ heat
         steps += 1
         now = np.count_nonzero(heat)
-        if now == reached:  # all, or what is left is too far for the numbers
+        if now == reached:  # all are reached, or the rest is beyond float precision
             break
         reached = now
     for _ in range(steps):
@@ -76,8 +76,8 @@ def _heat(spread: sparse.csr_matrix, centres: np.ndarray) -> np.ndarray:
 
 
 def objects_of_flows(flows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return labels (H, W) int32, 1..N: pixels of a mask (H, W) bool that end at one place when they follow the flows
-    (2, H, W) float32. No pixel leaves its part of the mask.
+    """Return labels (H, W) int32, 1..N: pixels of a mask (H, W) bool that end at the same place when they follow the
+    flows (2, H, W) float32. No pixel leaves its component of the mask.
     """
     ys, xs = np.nonzero(mask)
     labels = np.zeros(mask.shape, dtype=np.int32)
@@ -86,9 +86,9 @@ def objects_of_flows(flows: np.ndarray, mask: np.ndarray) -> np.ndarray:
     ends = _follow(flows, mask, ys, xs)
     density = np.zeros(mask.shape, dtype=np.float32)
     np.add.at(density, ends, 1)
-    for _ in range(2):  # inside of the mask, so that parts of it do not mix
+    for _ in range(2):  # inside the mask, so that its components do not mix
         density = np.where(mask, cv2.blur(density, (3, 3)), 0)
-    height = np.log(density + np.float32(1 / 81), dtype=np.float32)  # one pixel, blurred twice, at its least
+    height = np.log(density + np.float32(1 / 81), dtype=np.float32)  # minimum of one pixel, blurred twice
     places = watershed_from_peaks(height, density > 0, np.log(_RATIO))
     _, numbers = np.unique(places[ends], return_inverse=True)
     labels[ys, xs] = numbers.reshape(-1) + 1
@@ -96,8 +96,8 @@ def objects_of_flows(flows: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _follow(flows: np.ndarray, mask: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels (y, x), each (N,), where those of ys, xs (N,) of the mask end."""
-    # OpenCV's remap takes images of less than 32,768 pixels a side: the list of pixels becomes a table.
+    """Return the pixels (y, x), each (N,), where the pixels ys, xs (N,) of the mask end."""
+    # OpenCV's remap is limited to images with sides below 32,768 pixels: the list of pixels becomes a table.
     size = -(-len(ys) // 1024), 1024 if len(ys) > 1024 else len(ys)
     y, x = (np.resize(one, size).astype(np.float32) for one in (ys, xs))
     field = np.ascontiguousarray(np.where(mask, flows, 0).transpose(1, 2, 0), dtype=np.float32)
@@ -117,7 +117,7 @@ def _follow(flows: np.ndarray, mask: np.ndarray, ys: np.ndarray, xs: np.ndarray)
 def flow_agreement(labels: np.ndarray, flows: np.ndarray) -> np.ndarray:
     """Return the agreement (N,) in [0, 1] of predicted flows (2, H, W) with those of each object's own shape.
 
-    It is the mean of their cosine over its pixels, at least 0; 1 for a single pixel, which has no flow.
+    It is their mean cosine over its pixels, clipped at 0; 1 for a single pixel, which has no flow.
     """
     count = int(labels.max())
     own = centre_flows(labels)

@@ -1,7 +1,7 @@
-"""Objects of embeddings at full resolution, in time linear in pixels: seeds, from which objects grow by likeness.
+"""Objects from embeddings at full resolution, in time linear in pixels: seeds, from which objects grow by similarity.
 
 Symbols: unit: (D, H, W) float32, an embedding of length 1 for every pixel. mask: (H, W) bool, the foreground.
-similarity: cosine from which on two pixels, or a pixel and the mean of an object, are of one object.
+similarity: cosine above which two pixels, or a pixel and the mean of an object, belong to one object.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _BLOCK = 2**18  # pixels that are compared with their neighbours at once
 
 
 def unit_vectors(embedding: np.ndarray) -> np.ndarray:
-    """Scale embeddings (D, H, W) to length 1; those of zero stay."""
+    """Scale embeddings (D, H, W) to length 1; zeros are kept."""
     embedding = embedding.astype(np.float32, copy=False)
     length = np.sqrt(np.einsum("dyx,dyx->yx", embedding, embedding))
     return embedding / np.maximum(length, np.float32(1e-12))
 
 
 def density(unit: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return how far the 3 x 3 pixels around each agree with it, (H, W) float32: 1 where all have its embedding, 0 at a
-    straight edge to the background or to an object with an orthogonal one, never below 0.
+    """Return the mean agreement of a pixel's 3 x 3 neighbourhood with it, (H, W) float32: 1 if all have its embedding,
+    0 at a straight edge to the background or to an object with an orthogonal one, never below 0.
     """
     agreement = np.zeros(mask.shape, dtype=np.float32)
     for plane in unit:
         own = np.where(mask, plane, np.float32(0))
-        # no further: what does not touch an object has no part in it
+        # only 3 x 3: pixels that do not touch an object must not influence it
         agreement += own * cv2.blur(own, (3, 3), borderType=cv2.BORDER_CONSTANT)
     return np.maximum(3 * agreement - 2, 0)
 
@@ -45,32 +45,32 @@ def mean_vectors(labels: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def directions(vectors: np.ndarray) -> np.ndarray:
-    """Scale vectors (N, D) to length 1; those of zero stay."""
+    """Scale vectors (N, D) to length 1; zeros are kept."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def objects_from_seeds(
     height: np.ndarray, mask: np.ndarray, unit: np.ndarray, *, threshold: float, similarity: float
 ) -> np.ndarray:
-    """Return labels (H, W) int32, 1..N: regions of a map `height` (H, W) of at least `threshold` are seeds, grow over
-    the mask, and are joined where they touch and their embeddings are alike.
+    """Return labels (H, W) int32, 1..N: regions of a map `height` (H, W) of at least `threshold` are seeds, which grow
+    over the mask, and are merged if they touch and their embeddings are similar.
     """
     _, seeds = cv2.connectedComponents(((height >= threshold) & mask).astype(np.uint8), connectivity=8)
     return joined(grown_by_likeness(seeds, mask, unit, similarity), mean_vectors(seeds, unit), similarity)
 
 
 def grown_by_likeness(seeds: np.ndarray, mask: np.ndarray, unit: np.ndarray, similarity: float) -> np.ndarray:
-    """Return labels (H, W) int32: seeds (H, W) 1..N grown over a mask, N + 1, ... its parts that no seed reaches.
+    """Return labels (H, W) int32: seeds (H, W) 1..N grown over a mask; components without a seed get N + 1, ...
 
-    Ring by ring (8-connected) a pixel joins the neighbour to whose seed its embedding is nearest by the cosine. In a
-    first pass only pixels of at least `similarity` do, so that no seed takes another's because it was there first.
+    Ring by ring (8-connected) a pixel joins the neighbour whose seed's embedding is most similar by cosine. In a first
+    pass only pixels with at least `similarity` do, so that no seed takes another's pixels because it was there first.
     """
     seeds = np.where(mask, seeds, 0).astype(np.int32)
     means = directions(mean_vectors(seeds, unit))
     width = mask.shape[1] + 2
     around = np.array([y * width + x for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
     labels, left = (np.pad(array, 1).ravel() for array in (seeds, mask & (seeds == 0)))
-    # the embeddings of the pixels to be given to objects, and no others, side by side in memory
+    # the embeddings of only the pixels to be assigned, contiguous in memory
     row = np.zeros(len(left), dtype=np.int64)
     (open_pixels,) = np.nonzero(left)
     row[open_pixels] = np.arange(len(open_pixels))
@@ -100,9 +100,9 @@ def grown_by_likeness(seeds: np.ndarray, mask: np.ndarray, unit: np.ndarray, sim
 
 
 def joined(labels: np.ndarray, means: np.ndarray, similarity: float) -> np.ndarray:
-    """Return labels (H, W) int32, 1..N, with those that touch by a side as one where their means are alike.
+    """Return labels (H, W) int32, 1..N, in which 4-connected neighbours with similar means are merged.
 
-    means: (M + 1, D); labels above M have none and stay.
+    means: (M + 1, D); labels above M have none and are kept.
     """
     pairs = []
     for first, second in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):

@@ -1,6 +1,7 @@
-"""Guides: further input channels, computed from the image, that a network would have to learn first.
+"""Guides: additional input channels, computed from the image, that a network would otherwise have to learn.
 
-Each is computed from the gray value, the mean of the normalised channels, and turns with the image.
+Each is computed from the gray value, the mean of the normalized channels, and is equivariant to rotations by 90
+degrees.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from detseg.models.image_input import ImageBatch, ImageInput
 
 
 def _smoothed(gray: Tensor, sigma: float) -> Tensor:
-    """A Gaussian mean of (h, w), the image continued by its outermost pixels."""
+    """Gaussian blur of (h, w), with border pixels replicated."""
     reach = math.ceil(3 * sigma)
     steps = torch.arange(-reach, reach + 1, dtype=gray.dtype, device=gray.device)
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
@@ -27,19 +28,19 @@ def _smoothed(gray: Tensor, sigma: float) -> Tensor:
 
 
 def edges(gray: Tensor) -> Tensor:
-    """The length of the gradient of (h, w), per pixel, at a scale of one pixel."""
+    """Gradient magnitude of (h, w) at a scale of one pixel."""
     padded = F.pad(_smoothed(gray, 1.0)[None, None], [1] * 4, mode="replicate")[0, 0]
     across, down = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
     return torch.hypot(across, down) / 2
 
 
 def contours(gray: Tensor) -> Tensor:
-    """How much brighter a pixel is than its surroundings, at the scale of rims and halos: a difference of Gaussians."""
+    """Difference of Gaussians: how much brighter a pixel is than its surroundings, at the scale of rims and halos."""
     return _smoothed(gray, 1.0) - _smoothed(gray, 3.0)
 
 
 def contrast(gray: Tensor) -> Tensor:
-    """The gray value in standard deviations from the mean of its surroundings, about 48 pixels across."""
+    """Gray value in standard deviations from the mean of its surroundings, about 48 pixels across."""
     difference = gray - _smoothed(gray, 8.0)
     # so that the noise of flat regions is not amplified
     return difference / (_smoothed(difference**2, 8.0).sqrt() + 0.1)
@@ -49,7 +50,7 @@ GUIDES: dict[str, Callable[[Tensor], Tensor]] = {"edges": edges, "contours": con
 
 
 class GuidedInput(ImageInput):
-    """ImageInput that adds guides, by their names in GUIDES, behind the channels of the image."""
+    """ImageInput that appends guides, by their names in GUIDES, to the channels of the image."""
 
     guides: Sequence[str] = ()
 
@@ -60,7 +61,7 @@ class GuidedInput(ImageInput):
             return batch
         shape = (len(images), len(self.guides), *batch.tensor.shape[2:])
         added = batch.tensor.new_zeros(shape)
-        # small differences of large numbers: not in half precision
+        # small differences of large numbers need full precision
         with torch.autocast(device.type, enabled=False):
             for image, place, (height, width) in zip(batch.tensor, added, batch.sizes, strict=True):
                 gray = image[:, :height, :width].mean(dim=0)

@@ -1,4 +1,4 @@
-"""What a network can predict of every pixel besides foreground: each head has its target, its loss and its maps.
+"""Heads for pixel-wise predictions besides foreground, each with its target, its loss and its maps.
 
 Symbols: B images of H x W pixels, C channels of a head, R rays.
 """
@@ -20,12 +20,12 @@ from detseg.models.bottom_up.stars import ray_directions, star_distances
 from detseg.structures.symmetries import Symmetry
 
 DISTANCE, BOUNDARY, FLOWS, STARS = "distance", "boundary", "flows", "stars"
-_FLOW_SCALE = 5.0  # the network predicts so many times the unit vector, as Cellpose does
-_LONGEST = 7.0  # the largest logarithm of a distance that is taken: about 1,000 pixels
+_FLOW_SCALE = 5.0  # the network predicts unit vectors scaled by this, as Cellpose does
+_LONGEST = 7.0  # upper limit on logarithms of distances: about 1,000 pixels
 
 
 class Head(ABC):
-    """channels: of the network, and so many maps."""
+    """channels: number of network outputs, and of maps."""
 
     channels = 1
 
@@ -42,7 +42,7 @@ class Head(ABC):
         return logits.sigmoid()
 
     def turned(self, maps: np.ndarray, symmetry: Symmetry) -> np.ndarray:
-        """Return maps (C, H, W), whose pixels are moved already, with their directions turned by a symmetry."""
+        """Return maps (C, H, W), whose pixels have been moved, with their directions transformed by a symmetry."""
         return maps
 
     def scaled(self, maps: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -51,13 +51,13 @@ class Head(ABC):
 
 
 class DistanceHead(Head):
-    """The distance of a pixel to the edge of its object, by the largest in that object."""
+    """Distance of a pixel to the edge of its object, divided by the largest in that object."""
 
     def target(self, labels: np.ndarray) -> np.ndarray:
         return edge_distances(labels)
 
     def losses(self, logits: Tensor, target: Tensor, share: Tensor) -> dict[str, Tensor]:
-        # A distance between 0 and 1 is learnt as a probability is, which StarDist found to work.
+        # Binary cross-entropy for a distance in [0, 1], which StarDist found to work.
         entropy = F.binary_cross_entropy_with_logits(logits[:, 0].float(), target, reduction="none")
         return {"loss_distance": mean_loss(entropy, share)}
 
@@ -78,7 +78,7 @@ class BoundaryHead(Head):
 
 
 class FlowHead(Head):
-    """The direction from a pixel to the centre of its object: (y, x) of a unit vector."""
+    """Direction from a pixel to the centre of its object: (y, x) of a unit vector."""
 
     channels = 2
 
@@ -97,7 +97,7 @@ class FlowHead(Head):
 
 
 class StarHead(Head):
-    """The distances from a pixel to the edge of its object along rays, in pixels; the network predicts logarithms."""
+    """Distances from a pixel to the edge of its object along rays, in pixels; the network predicts logarithms."""
 
     def __init__(self, rays: int) -> None:
         self.channels = rays
@@ -107,7 +107,7 @@ class StarHead(Head):
 
     def losses(self, logits: Tensor, target: Tensor, share: Tensor) -> dict[str, Tensor]:
         wrong = (logits.float() - target.clamp(min=0.5).log()).abs().mean(dim=1)
-        # shapes are taken in the middle of objects, where the shortest ray is longest
+        # shapes come from the middle of objects, where the shortest ray is longest
         nearest, mean = target.amin(dim=1), target.mean(dim=1)
         return {"loss_stars": mean_loss(wrong, share * nearest / mean.clamp(min=0.5))}
 

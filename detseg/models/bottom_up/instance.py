@@ -1,9 +1,9 @@
-"""The U-Net with heads to choose from: foreground and any of distance, boundary, flows and stars, and objects by one.
+"""The U-Net with configurable heads: foreground and any of distance, boundary, flows and stars; objects come from one.
 
-MODEL.UNET.HEADS says what is learnt, MODEL.UNET.OBJECTS_FROM by which head pixels become objects:
+MODEL.UNET.HEADS are the heads, MODEL.UNET.OBJECTS_FROM is the one from which objects are formed:
 
-    distance   a watershed from the peaks of the distances to the edge; a boundary head, if there is one, parts peaks
-    flows      pixels whose flows lead to one place
+    distance   a watershed from the peaks of the edge distances; peaks are also separated by a boundary head, if any
+    flows      pixels whose flows lead to the same place
     stars      the best of overlapping star-convex shapes around the peaks of the distances, so both heads are needed
 """
 
@@ -63,7 +63,9 @@ class InstanceOptions(UNetOptions):
             expected = f"it needs {' and '.join(missing)} in MODEL.UNET.HEADS, which has {', '.join(self.heads)}"
             problems.add("MODEL.UNET.OBJECTS_FROM", expected)
         if self.rays % 4:
-            problems.add("MODEL.UNET.RAYS", "expected a multiple of 4: a quarter turn takes rays to rays")
+            problems.add(
+                "MODEL.UNET.RAYS", "expected a multiple of 4, so that rotations by 90 degrees map rays to rays"
+            )
 
 
 class InstanceUNet(UNet):
@@ -78,7 +80,7 @@ class InstanceUNet(UNet):
         }
         self.kinds: dict[str, Head] = {name: every[name] for name in options.heads}
         self.system_heads = {FOREGROUND: 1} | {name: head.channels for name, head in self.kinds.items()}
-        self.places: dict[str, slice] = {}  # of every head's maps
+        self.places: dict[str, slice] = {}  # slice of every head's maps
         names = [FOREGROUND]
         for name, head in self.kinds.items():
             self.places[name] = slice(len(names), len(names) + head.channels)
@@ -138,12 +140,12 @@ class InstanceUNet(UNet):
         return labels, solidity(labels)
 
 
-DistanceUNet = InstanceUNet  # its name while the distance was its only head, which runs and weights files have
+DistanceUNet = InstanceUNet  # former name, stored in runs and weight files
 
 
 def distance_agreement(labels: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Return how far the distances of every object (N,) in [0, 1] are those that were predicted (H, W): the sum over
-    its pixels of the smaller by the sum of the larger.
+    """Return the agreement (N,) in [0, 1] of every object's own distances with the predicted ones (H, W): the sum over
+    its pixels of the smaller value, divided by the sum of the larger.
     """
     numbers = np.arange(1, int(labels.max()) + 1)
     if not len(numbers):

@@ -1,7 +1,7 @@
-"""Losses over pixels, each a mean over those that count: not in ignored regions, not in the padding of a batch.
+"""Pixel losses, averaged over the pixels that count: not in ignored regions, not in the padding of a batch.
 
-Symbols: B images of H x W pixels, C classes of pixels with the background first. share: (B, H, W) float32, the factor
-on the loss of every pixel, 1 for most; those of 0 do not count at all.
+Symbols: B images of H x W pixels, C pixel classes with the background first. share: (B, H, W) float32, the weight of
+every pixel in the loss, usually 1; pixels with 0 do not count at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FOCUS = 2.0  # the exponent of Lin et al., Focal Loss for Dense Object Detectio
 
 @dataclass(frozen=True)
 class LossOptions(Options):
-    """names: which are summed. class_weights: of cross-entropy and focal loss; empty for 1 each."""
+    """names: losses that are summed. class_weights: of cross-entropy and focal loss; empty for 1 each."""
 
     section = "MODEL.UNET"
 
@@ -30,14 +30,14 @@ class LossOptions(Options):
 
 
 def as_classes(logits: Tensor) -> Tensor:
-    """Return logits (B, 1, H, W) of a foreground as those of background and foreground (B, 2, H, W)."""
+    """Convert foreground logits (B, 1, H, W) to logits of background and foreground (B, 2, H, W)."""
     return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 def class_losses(
     name: str, logits: Tensor, target: Tensor, share: Tensor, names: Sequence[str], weights: Sequence[float] = ()
 ) -> dict[str, Tensor]:
-    """Return loss_NAME and others by the names of LossOptions.
+    """Return loss_NAME and others, as in LossOptions.
 
     logits: (B, C, H, W). target: (B, H, W) int64. weights: one per class, or none.
     """
@@ -49,7 +49,7 @@ def class_losses(
         if CROSS_ENTROPY in names:
             losses[f"loss_{name}"] = mean_loss(entropy, share, of_class)
         if FOCAL in names:
-            wrong = -torch.expm1(-entropy)  # 1 - the probability of the right class
+            wrong = -torch.expm1(-entropy)  # 1 - the probability of the true class
             losses[f"loss_{name}_focal"] = mean_loss(entropy * wrong**_FOCUS, share, of_class)
     if DICE in names:
         losses[f"loss_{name}_dice"] = dice_loss(logits.softmax(dim=1), target, share)
@@ -57,8 +57,8 @@ def class_losses(
 
 
 def dice_loss(probabilities: Tensor, target: Tensor, share: Tensor) -> Tensor:
-    """Return 1 - 2 sum(p y) / (sum(p) + sum(y)), over the pixels of the batch, as the mean over the classes but the
-    background (Milletari et al., V-Net, 3DV 2016). A class that is not there and not predicted has no loss.
+    """Return 1 - 2 sum(p y) / (sum(p) + sum(y)) over the pixels of the batch, averaged over the classes without
+    background (Milletari et al., V-Net, 3DV 2016). A class that is neither present nor predicted has no loss.
     """
     losses = []
     for number in range(1, probabilities.shape[1]):
@@ -68,14 +68,14 @@ def dice_loss(probabilities: Tensor, target: Tensor, share: Tensor) -> Tensor:
 
 
 def mean_loss(values: Tensor, share: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the mean of values (B, H, W) over the pixels that count, 0 where there is none; weights: (B, H, W)."""
+    """Return the mean of values (B, H, W) over the pixels that count, 0 if there are none; weights: (B, H, W)."""
     counts = (share > 0).float() if weights is None else (share > 0) * weights
     return (values * share * counts).sum() / counts.sum().clamp(min=1)
 
 
 @torch.no_grad()
 def pixel_ious(logits: Tensor, target: Tensor, share: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return iou_NAME of every class but the background, over the batch; 1 where it is not there and not predicted."""
+    """Return iou_NAME of every class except background, over the batch; 1 if neither present nor predicted."""
     predicted = logits.argmax(dim=1)
     ious = {}
     for number, name in enumerate(names, start=1):

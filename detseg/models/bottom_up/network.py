@@ -1,5 +1,5 @@
-"""Encoder-decoder networks with named heads: timm's encoders with decoders of segmentation_models_pytorch or of our own
-(decoders.py), and the classic U-Net (Ronneberger et al. 2015) that learns from scratch.
+"""Encoder-decoder networks with named heads: timm encoders with decoders of segmentation_models_pytorch or our own
+(decoders.py), and the classic U-Net (Ronneberger et al. 2015), trained from scratch.
 
 Symbols: B images of H x W pixels, both divided by 2**depth.
 """
@@ -20,7 +20,7 @@ from detseg.models.bottom_up.decoders import RefineNetDecoder, TransposedDecoder
 from detseg.models.timm_backbone import TimmBackbone, TimmOptions, timm_network
 
 PLAIN, TIMM = "plain", "timm"
-# Transformers (Xie et al., SegFormer, NeurIPS 2021), which timm does not have; feature maps of strides 4 to 32.
+# Transformers (Xie et al., SegFormer, NeurIPS 2021), which timm lacks; feature maps of strides 4 to 32.
 MIX_TRANSFORMERS = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5")
 INSTALL = 'it needs the package segmentation-models-pytorch: pip install "detseg[unet]"'
 # Name -> its module and class in segmentation_models_pytorch.decoders.
@@ -35,8 +35,8 @@ _ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 
 @dataclass(frozen=True)
 class NetworkOptions(Options):
-    """channels: of the decoder's levels, coarsest first, one for each halving of the image. activation, dropout: of the
-    plain network.
+    """channels: of the decoder's levels, coarsest first, one per downsampling step. activation, dropout: of the plain
+    network.
     """
 
     section = "MODEL.UNET"
@@ -50,15 +50,15 @@ class NetworkOptions(Options):
 
     @property
     def depth(self) -> int:
-        """How often the network halves the image."""
+        """Number of downsampling steps."""
         return len(self.channels)
 
     @property
     def reach(self) -> int | None:
-        """How far around a pixel the image decides on the features there, pixels; None where that is not known."""
+        """Radius of the receptive field, in pixels; None if unknown."""
         if self.encoder != PLAIN:
             return None
-        # Of the pairs of 3 x 3 convolutions each level has two, the coarsest one; levels are aligned to its grid.
+        # Each level has two pairs of 3 x 3 convolutions, the coarsest one; levels are aligned to its grid.
         coarsest = 2**self.depth
         return 4 * (coarsest - 1) + 2 * coarsest + coarsest - 1
 
@@ -75,16 +75,16 @@ class NetworkOptions(Options):
             name, levels = self.timm.name, timm_network(self.timm.name).levels
         if self.depth not in levels:
             known = ", ".join(map(str, levels))
-            expected = f"expected as many values as {name} has halvings of the image: one of {known}"
+            expected = f"expected one value per downsampling step of {name}: one of {known}"
             problems.add("MODEL.UNET.CHANNELS", expected)
         elif self.decoder in ("UnetPlusPlus", "MAnet") and 1 not in levels:
-            expected = f"{name} has no feature map of stride 2: take Unet or {' or '.join(OWN_DECODERS)}"
+            expected = f"{name} has no feature map of stride 2: use Unet or {' or '.join(OWN_DECODERS)}"
             problems.add("MODEL.UNET.DECODER", expected)
 
 
 def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn.Module, nn.Module]:
-    """Return `backbone`, (B, in_channels, H, W) to feature maps by name, and `decoder`, of these to (B, C, H, W),
-    where C is the last of `options.channels`.
+    """Return `backbone`, from (B, in_channels, H, W) to feature maps by name, and `decoder`, from these to (B, C, H,
+    W), where C is the last of `options.channels`.
     """
     if options.encoder == PLAIN:
         widths = options.channels[::-1]
@@ -94,7 +94,7 @@ def build_encoder_decoder(options: NetworkOptions, in_channels: int) -> tuple[nn
         backbone = MixTransformer(options.encoder, in_channels)
         return backbone, _decoder(options, backbone.channels)
     features = [f"res{level}" for level in sorted(timm_network(options.timm.name).levels) if level <= options.depth]
-    if options.decoder == "Transposed":  # parameters that only finer maps need would have no gradient
+    if options.decoder == "Transposed":  # drops parameters of finer maps, which would get no gradient
         features = features[-1:]
     backbone = TimmBackbone(**asdict(options.timm), in_channels=in_channels, out_features=features)
     return backbone, _decoder(options, backbone.channels)
@@ -107,7 +107,7 @@ def _decoder(options: NetworkOptions, in_channels: Mapping[str, int]) -> nn.Modu
 
 
 def _decoder_class(name: str) -> type[nn.Module]:
-    """Raises ConfigError where its package is not installed."""
+    """Return the decoder class. Raises ConfigError if its package is not installed."""
     module, _, member = SMP_DECODERS[name].partition(":")
     try:
         return getattr(import_module(f"segmentation_models_pytorch.decoders.{module}"), member)
@@ -116,9 +116,9 @@ def _decoder_class(name: str) -> type[nn.Module]:
 
 
 class SmpDecoder(nn.Module):
-    """A decoder of segmentation_models_pytorch over feature maps res1, res2, ... of strides 2, 4, ...
+    """A decoder of segmentation_models_pytorch for feature maps res1, res2, ... of strides 2, 4, ...
 
-    in_channels: by name of the feature maps; res1 may be missing, as transformers have none.
+    in_channels: by name of the feature map; res1 may be missing, as in transformers.
     """
 
     def __init__(self, name: str, in_channels: Mapping[str, int], channels: Sequence[int]) -> None:
@@ -126,7 +126,7 @@ class SmpDecoder(nn.Module):
         decoder = _decoder_class(name)
         self.levels = [f"res{level}" for level in range(1, len(channels) + 1)]
         widths = [in_channels.get(level, 0) for level in self.levels]
-        # the first is the image's, which these decoders leave out
+        # the first entry stands for the image, which these decoders do not use
         self.net = decoder(encoder_channels=[0, *widths], decoder_channels=list(channels), n_blocks=len(channels))
         import_module("segmentation_models_pytorch.base.initialization").initialize_decoder(self.net)
 
@@ -142,7 +142,7 @@ class SmpDecoder(nn.Module):
 
 
 class MixTransformer(nn.Module):
-    """A mix transformer of segmentation_models_pytorch, with initial weights; forward gives res2 to res5."""
+    """A mix transformer of segmentation_models_pytorch, randomly initialized; forward returns res2 to res5."""
 
     def __init__(self, name: str, in_channels: int) -> None:
         super().__init__()
@@ -165,15 +165,15 @@ class _DoubleConvolution(nn.Sequential):
             act(),
         )
         for layer in self:
-            if isinstance(layer, nn.Conv2d):  # as Keras's he_normal
+            if isinstance(layer, nn.Conv2d):  # like Keras's he_normal
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
 
 class PlainEncoder(nn.Module):
-    """Pairs of convolutions, each followed by a maximum over 2 x 2 pixels. widths: of the levels, finest first.
+    """Pairs of convolutions, each followed by 2 x 2 max pooling. widths: of the levels, finest first.
 
-    forward: {level0: (B, widths[0], H, W), level1: half of that, ...}, with one level more than there are widths, of
+    forward: {level0: (B, widths[0], H, W), level1: half of that size, ...}, with one more level than widths, which has
     twice the last width.
     """
 
@@ -193,7 +193,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainDecoder(nn.Module):
-    """The way up again: transposed convolutions, each joined with the encoder's level of its size."""
+    """Upsampling path: transposed convolutions, each concatenated with the encoder's level of the same size."""
 
     def __init__(self, widths: Sequence[int], *, activation: str, dropout: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Star-convex shapes: the distances from a pixel to the edge of its object along rays in all directions.
 
-After Schmidt et al., Cell Detection with Star-convex Polygons, MICCAI 2018. Ray k of R points at the angle 2 pi k / R
-from the x axis towards the y axis (down).
+After Schmidt et al., Cell Detection with Star-convex Polygons, MICCAI 2018. Ray k of R has the angle 2 pi k / R from
+the x axis towards the y axis (down).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from detseg.fusion.suppression import OverlapMeasure, keep_best
 from detseg.structures.mask_crop import MaskCrop, paint, runs_of_crops
 from detseg.structures.overlaps import PackedMasks
 
-_LEAST_PEAK = 0.2  # of the edge distance, 1 in the middle: lower peaks start no shape
-_OVERLAP = 0.4  # IoU with a better shape from which on both are one object
+_LEAST_PEAK = 0.2  # minimum edge distance (1 in the middle) of peaks that start a shape
+_OVERLAP = 0.4  # IoU with a better shape above which both are one object
 
 
 def ray_directions(rays: int) -> np.ndarray:
@@ -28,10 +28,10 @@ def ray_directions(rays: int) -> np.ndarray:
 
 
 def star_distances(labels: np.ndarray, rays: int) -> np.ndarray:
-    """Return (R, H, W) float32: how many pixels the edge of its object is away from every pixel, along rays; 0 outside.
+    """Return (R, H, W) float32: distance in pixels from every pixel to the edge of its object along rays; 0 outside.
 
-    rays: R, even. labels: (H, W) int32. A ray ends at the first pixel of anything else, or where the image does. Its
-    pixels are those of a digital line, so that a distance is exact to about half a pixel.
+    rays: R, even. labels: (H, W) int32. A ray ends at the first pixel of anything else, or at the end of the image. Its
+    pixels form a digital line, so a distance is exact to about half a pixel.
     """
     distances = np.empty((rays, *labels.shape), dtype=np.float32)
     for ray, (dy, dx) in enumerate(ray_directions(rays)[: rays // 2]):
@@ -47,19 +47,19 @@ def star_distances(labels: np.ndarray, rays: int) -> np.ndarray:
 
 
 def _along_lines(labels: np.ndarray, slope: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances from every pixel to the end of its object along (slope, 1) and against it: (H, W) float32.
+    """Return the distances from every pixel to the end of its object along (slope, 1) and opposite: (H, W) float32.
 
-    Every pixel is on one line y = c + round(slope * x), so that lines of pixels are rows of a sheared image.
+    Every pixel lies on one line y = c + round(slope * x), so lines of pixels are rows of a sheared image.
     """
     height, width = labels.shape
     x = np.arange(width, dtype=np.int32)
     shift = np.rint(slope * x).astype(np.int32)
     shift -= shift.min()
     rows, columns = np.arange(height + shift.max(), dtype=np.int32)[:, None], x[None]
-    # what is sheared in from above and below the image is no object's
+    # rows sheared in from above and below the image belong to no object
     framed = np.pad(labels.astype(np.int32), ((1, 1), (0, 0)), constant_values=-1)
     lines = framed.take((rows - shift.max() + shift + 1).clip(0, height + 1) * width + columns)
-    ends = np.ones(lines.shape, dtype=bool)  # whether the next pixel is of something else
+    ends = np.ones(lines.shape, dtype=bool)  # whether the next pixel has another label
     np.not_equal(lines[:, 1:], lines[:, :-1], out=ends[:, :-1])
     last = np.minimum.accumulate(np.where(ends, columns, width)[:, ::-1], axis=1)[:, ::-1]
     first = np.zeros(lines.shape, dtype=np.int32)
@@ -74,8 +74,9 @@ def _along_lines(labels: np.ndarray, slope: float) -> tuple[np.ndarray, np.ndarr
 def objects_of_stars(distances: np.ndarray, edge_distance: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return labels (H, W) int32, 1..N, of a mask (H, W) bool: shapes around peaks, the best of those that overlap.
 
-    distances: (R, H, W) float32, along rays. edge_distance: (H, W) float32, 1 in the middle of an object. A shape ends
-    where its part of the mask does. What no shape has of a part goes to the nearest one in it, or is one by itself.
+    distances: (R, H, W) float32, along rays. edge_distance: (H, W) float32, 1 in the middle of an object. A shape is
+    clipped to its component of the mask. Pixels without a shape go to the nearest one in their component, or become
+    one.
     """
     parts = components(mask, connectivity=2)
     peaks = components(local_maxima(np.where(mask, edge_distance, 0)) & mask & (edge_distance >= _LEAST_PEAK))
@@ -104,7 +105,7 @@ def objects_of_stars(distances: np.ndarray, edge_distance: np.ndarray, mask: np.
 
 
 def _to_mean(peaks: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Return the squared distance (H, W) of the pixels of every plateau to the middle of it."""
+    """Return the squared distance (H, W) of the pixels of every plateau to its centroid."""
     middles = np.concatenate([np.zeros((1, 2)), ndimage.center_of_mass(peaks > 0, peaks, found)])[peaks]
     y, x = np.indices(peaks.shape)
     return (y - middles[..., 0]) ** 2 + (x - middles[..., 1]) ** 2

@@ -1,4 +1,4 @@
-"""What all U-Net systems share: from samples to targets and losses, from images to maps to objects."""
+"""The common base of U-Net systems: from samples to targets and losses, from images to maps to objects."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ from detseg.structures.label_layers import LabelLayers
 from detseg.structures.predictions import Predictions
 from detseg.structures.sample import CLASS_LOSS, MASK_LOSS, Sample
 
-CLASSES = "classes"  # the head that says of which class an object's pixels are
+CLASSES = "classes"  # the head for the class of an object's pixels
 
 
 @dataclass(frozen=True)
 class UNetOptions(Options):
-    """threshold: of the probability that a pixel belongs to an object; 0 for the mean over the image. guides: see
-    guides.py.
-    """
+    """threshold: on the foreground probability; 0 for its mean over the image. guides: see guides.py."""
 
     section = "MODEL.UNET"
 
@@ -52,20 +50,20 @@ class UNetOptions(Options):
 
     def check(self, problems: Problems) -> None:
         if self.losses.class_weights and len(self.losses.class_weights) != self.pixel_classes:
-            expected = f"expected {self.pixel_classes} values, one for each class of pixels, background first, or []"
+            expected = f"expected {self.pixel_classes} values, one per pixel class, background first, or []"
             problems.add("MODEL.UNET.CLASS_WEIGHTS", expected)
 
 
 class UNet(MapSegmenter):
-    """A network with heads, `backbone`, `decoder` and `heads`, and the way from its maps to objects.
+    """A network with `backbone`, `decoder` and `heads`, and the decoding of its maps to objects.
 
-    A system is a subclass, which names in `system_heads` what the network predicts of every pixel, and says how that is
-    trained and how objects are made of it. With several classes a further head predicts the class; an object has that
-    of the highest mean over its pixels.
+    A system is a subclass that declares in `system_heads` what the network predicts for every pixel, and implements the
+    losses and the decoding. With several classes an additional head predicts the class; an object has the class with
+    the highest mean over its pixels.
 
     Attributes:
         system_heads: channels by name of head.
-        system_maps: the names of what `system_maps_of` returns.
+        system_maps: names of the maps of `system_maps_of`.
     """
 
     trains_everything = True
@@ -82,7 +80,7 @@ class UNet(MapSegmenter):
         channels = len(options.image_input.pixel_mean) + len(options.guides)
         self.backbone, self.decoder = build_encoder_decoder(options.network, channels)
         reach = options.network.reach
-        # 1 of the heads; how far guides look is not known here
+        # plus 1 for the heads; the receptive field of guides is not known here
         self.reach = None if reach is None or options.guides else reach + 1
         heads = dict(self.system_heads)
         self.map_names = self.system_maps
@@ -96,39 +94,39 @@ class UNet(MapSegmenter):
 
     @abstractmethod
     def targets(self, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the targets of the system's heads, arrays (..., H, W) by any names, of a label image (H, W) int32."""
+        """Return the targets of the system's heads, arrays (..., H, W) by any names, for a label image (H, W) int32."""
 
     @abstractmethod
     def system_losses(
         self, logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], share: Tensor
     ) -> dict[str, Tensor]:
-        """Return the losses of the system's heads (`loss_...`), and measurements that are only logged.
+        """Return the losses of the system's heads (`loss_...`), and values that are only logged.
 
         logits: (B, C, H, W) by head. targets: (B, ..., H, W) by the names of `targets`. share: (B, H, W) float32,
-        the factor on the loss of every pixel.
+        the weight of every pixel in the loss.
         """
 
     @abstractmethod
     def system_maps_of(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """Return the maps (B, M, H, W) float32 of the system, without those of classes."""
+        """Return the maps (B, M, H, W) float32 of the system, without class maps."""
 
     @abstractmethod
     def objects(self, maps: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Make objects of the system's maps (M, H, W) float32 within a mask (H, W) bool of the foreground.
+        """Form objects from the system's maps (M, H, W) float32 within a foreground mask (H, W) bool.
 
-        How a part of the mask is decoded must not depend on parts that do not touch it by side or corner: large images
-        are decoded part by part.
+        The decoding of a component of the mask must not depend on others that do not touch it (8-connected), because
+        large images are decoded component by component.
 
         Returns:
             labels (H, W) int32, 1..N; the quality (N,) in [0, 1] of the objects' shapes.
         """
 
     def compared_pixels(self, maps: np.ndarray, labels: np.ndarray) -> ClassMasks:
-        """Return the classes of pixels but the foreground by the system's maps (M, H, W) and by labels (H, W)."""
+        """Return the pixel classes besides foreground, by the system's maps (M, H, W) and by labels (H, W)."""
         return {}
 
     def foreground(self, maps: np.ndarray) -> np.ndarray:
-        """Return the probability (H, W) float32 that a pixel belongs to an object, of the system's maps (M, H, W)."""
+        """Return the probability (H, W) float32 that a pixel belongs to an object, from the system's maps (M, H, W)."""
         return maps[0]
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -142,7 +140,7 @@ class UNet(MapSegmenter):
         targets = {name: self._batch([one[name] for one in of_images], size) for name in of_images[0]}
         share = self._batch([_share(*pair, MASK_LOSS) for pair in pairs], size)
         losses = self.system_losses(logits, targets, share)
-        if CLASSES in self.heads:  # of the background nothing is asked
+        if CLASSES in self.heads:  # background pixels are ignored
             share = self._batch([_share(*pair, CLASS_LOSS) * (pair[1] > 0) for pair in pairs], size)
             target = self._batch([np.append(0, sample.classes)[one] for sample, one in pairs], size)
             losses |= class_losses(CLASSES, logits[CLASSES], target, share, (CROSS_ENTROPY,))
@@ -189,7 +187,7 @@ class UNet(MapSegmenter):
         )
 
     def level(self, maps: np.ndarray) -> float | None:
-        """See MapSegmenter.level: the threshold, where it is the mean of the foreground."""
+        """See MapSegmenter.level: the threshold, if it is the mean of the foreground probability."""
         return None if self.options.threshold else float(self.foreground(maps).mean(dtype=np.float64))
 
     def pixel_shares(
@@ -199,13 +197,13 @@ class UNet(MapSegmenter):
         counts = np.ones(maps.shape[1:], bool) if ignore is None else ~ignore
         compared = self.compared_pixels(maps, flat_labels(layers))
         pairs = {f"iou_{name}": (found & true, found | true) for name, (found, true) in compared.items()}
-        if len(compared) > 1:  # with the background they are all classes
+        if len(compared) > 1:  # together with the background these are all classes
             wrong = np.logical_or.reduce([found != true for found, true in compared.values()])
             pairs["pixel_accuracy"] = ~wrong, np.True_
         return {name: np.array([np.count_nonzero(one & counts) for one in pair]) for name, pair in pairs.items()}
 
     def scaled(self, maps: np.ndarray, y: float, x: float) -> np.ndarray:
-        """Return maps (M, H, W) that were resized by the factors y and x: lengths in pixels change with them."""
+        """Return maps (M, H, W) that were resized by the factors y and x, with lengths in pixels rescaled."""
         return maps
 
     def prefer_speed(self) -> Self:
@@ -220,7 +218,7 @@ class UNet(MapSegmenter):
         return {name: head(features) for name, head in self.heads.items()}
 
     def _batch(self, arrays: Sequence[np.ndarray], size: Sequence[int]) -> Tensor:
-        """Pad arrays (..., H, W) with zeros at the right and at the bottom; integers become int64."""
+        """Pad arrays (..., H, W) with zeros on the right and at the bottom; integers become int64."""
         padded: list[Any] = []
         for array in arrays:
             tensor = torch.from_numpy(array if array.dtype in (bool, np.float32) else array.astype(np.int64))
@@ -229,7 +227,7 @@ class UNet(MapSegmenter):
 
 
 def _share(sample: Sample, labels: np.ndarray, column: int) -> np.ndarray:
-    """Return the factor (H, W) float32 on the loss of every pixel; column: of the objects' weights."""
+    """Return the weight (H, W) float32 of every pixel in the loss; column: of the objects' weights."""
     weights = np.append(np.float32(1), sample.weights_or_ones()[:, column])
     share = weights[labels] * np.float32(sample.weight)
     if sample.certainty is not None and column == MASK_LOSS:
