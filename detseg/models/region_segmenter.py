@@ -1,7 +1,7 @@
-"""Models that find boxes first and then give masks to boxes, their own or external ones.
+"""Models that detect boxes first and then predict masks for boxes, their own or external ones.
 
-Their features are kept between the two (`CachedFeatures`), so that test-time augmentation can merge the boxes of
-several views before it asks every view for the masks of the merged boxes.
+Features are kept in between (`CachedFeatures`), so that test-time augmentation can merge the boxes of several views
+before it requests the masks of the merged boxes from every view.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from detseg.models.paste import paste_masks
 from detseg.structures.boxes import clip_boxes
 from detseg.structures.predictions import Predictions
 
-# Of scores (N,) and classes (N,): which detections are kept, (N,) bool.
+# Function of scores (N,) and classes (N,): which detections are kept, (N,) bool.
 Keep = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Detections:
-    """D objects found in one image, best first, in pixels of the image as the network sees it.
+    """D objects found in one image, best first, in pixels at network scale.
 
-    boxes: (D, 4) XYXY. scores: (D,). classes: (D,) int64. masks: (D, s, s) probabilities within the boxes, of networks
-    that compute boxes and masks in one go; None: `RegionSegmenter.region_masks` is asked for them.
+    boxes: (D, 4) XYXY. scores: (D,). classes: (D,) int64. masks: (D, s, s) probabilities within the boxes, from
+    networks that compute boxes and masks together; None: they come from `RegionSegmenter.region_masks`.
     """
 
     boxes: Tensor
@@ -40,7 +40,7 @@ class Detections:
     masks: Tensor | None = None
 
     def __getitem__(self, index: Tensor) -> Detections:
-        """Those of an index (n,) int64."""
+        """Return the subset with the indices (n,) int64."""
         masks = None if self.masks is None else self.masks[index]
         return Detections(self.boxes[index], self.scores[index], self.classes[index], masks)
 
@@ -49,15 +49,15 @@ class Detections:
 class RegionMasks:
     """The masks of N boxes of one image.
 
-    probabilities: (N, s, s) within the boxes. quality: (N,) the IoU, above 0 and up to 1, that the model expects of
-    each mask with its object; None of models that do not judge their masks.
+    probabilities: (N, s, s) within the boxes. quality: (N,) predicted IoU, above 0 and up to 1, of each mask with its
+    object; None if the model does not predict it.
     """
 
     probabilities: Tensor
     quality: Tensor | None = None
 
     def on_cpu(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return both as float32. Raises OutputError where they are not finite."""
+        """Return both as float32. Raises OutputError if they are not finite."""
         check_finite("mask probabilities", self.probabilities)
         probabilities = self.probabilities.float().cpu().numpy()
         if self.quality is None:
@@ -67,15 +67,15 @@ class RegionMasks:
 
 
 class RegionSegmenter(Segmenter):
-    """A model that finds boxes first and then gives masks to boxes, its own or external ones.
+    """A model that detects boxes first and then predicts masks for boxes, its own or external ones.
 
-    Subclasses implement `extract`, `detect` and `region_masks`, which run in evaluation mode and without
-    gradients; their boxes are in pixels of the images as the network sees them.
+    Subclasses implement `extract`, `detect` and `region_masks`, which run in evaluation mode and without gradients;
+    their boxes are in pixels at network scale.
 
     Attributes:
         has_mask_head: whether there are masks at all.
-        masks_apart: whether there are masks, and `detect` leaves them to `region_masks`.
-        mask_dtype: the number format in which `region_masks` computes; None for that of everything else.
+        masks_apart: whether there are masks that come from `region_masks`, not from `detect`.
+        mask_dtype: dtype in which `region_masks` computes; None for that of everything else.
     """
 
     has_mask_head = True
@@ -98,7 +98,7 @@ class RegionSegmenter(Segmenter):
 
     @abstractmethod
     def extract(self, images: Sequence[np.ndarray]) -> Any:
-        """Return the features of images (H, W, C), in the form that the two other methods take."""
+        """Return the features of images (H, W, C), in the form for the other two methods."""
 
     @abstractmethod
     def detect(self, features: Any) -> list[Detections]:
@@ -111,7 +111,7 @@ class RegionSegmenter(Segmenter):
     def cache_features(
         self, images: Sequence[np.ndarray], output_sizes: Sequence[tuple[int, int]] | None = None
     ) -> CachedFeatures:
-        """Compute the features of images once, to ask for boxes and masks; arguments as those of `predict`."""
+        """Compute the features of images once, for boxes and masks; arguments as in `predict`."""
         return CachedFeatures(self, images, output_sizes)
 
     def predict(
@@ -132,9 +132,9 @@ class RegionSegmenter(Segmenter):
         *,
         soft_masks: bool = False,
     ) -> list[Predictions]:
-        """Give masks to boxes, in pixels of the output: all of them, in their order, with their scores and classes.
+        """Predict masks for boxes in pixels of the output, keeping their number, order, scores and classes.
 
-        A model that judges its masks multiplies the scores; qualities that the boxes had of other masks leave them.
+        A model that predicts mask quality multiplies the scores by it; earlier qualities are replaced.
 
         Raises:
             DataError: the model has no mask head.
@@ -143,9 +143,9 @@ class RegionSegmenter(Segmenter):
 
 
 class CachedFeatures:
-    """The features of a batch of images, kept to ask for boxes first and for the masks of any boxes later.
+    """The features of a batch of images, kept to predict boxes first and the masks of any boxes later.
 
-    Arguments as those of `Segmenter.predict`, all predictions are in pixels of the output.
+    Arguments as in `Segmenter.predict`; all predictions are in pixels of the output.
     """
 
     def __init__(
@@ -163,15 +163,15 @@ class CachedFeatures:
 
     @torch.inference_mode()
     def predict(self, *, masks: bool = True, soft_masks: bool = False, keep: Keep | None = None) -> list[Predictions]:
-        """Return the detections of every image, best first; boxes only (`rles` None) where `masks` is False.
+        """Return the detections of every image, best first; only boxes (`rles` None) if `masks` is False.
 
-        keep: those that it leaves out are not in the result, and get no masks first.
+        keep: detections that it excludes are dropped before masks are computed.
         """
         found, answers = [], []
         for one, size, output in zip(self.model.detect(self._features), self.sizes, self.output_sizes, strict=True):
             boxes = scale_boxes(one.boxes, size, output).cpu().numpy()
             scores, classes = one.scores.float().cpu().numpy(), one.classes.cpu().numpy()
-            # clipping at the border leaves some without area
+            # clipping at the border can leave boxes without area
             kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             kept = kept if keep is None else kept & keep(scores, classes)
             found.append(one[torch.from_numpy(np.flatnonzero(kept)).to(one.boxes.device)])
@@ -189,7 +189,7 @@ class CachedFeatures:
     @torch.inference_mode()
     def predict_masks(self, boxes: Sequence[Predictions], *, soft_masks: bool = False) -> list[Predictions]:
         """See RegionSegmenter.predict_masks."""
-        # Boxes are not scaled to the network and back, which would move them by rounding.
+        # Boxes are not rescaled to the network and back, which would change them by rounding.
         return [
             _with_masks(clip_boxes(given.boxes, *size), given.class_scores, given.classes, masks, size, soft_masks)
             for given, masks, size in zip(boxes, self.region_masks(boxes), self.output_sizes, strict=True)
@@ -198,7 +198,7 @@ class CachedFeatures:
     @torch.inference_mode()
     def region_masks(self, boxes: Sequence[Predictions]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Return the probabilities (N, s, s) float32 of the masks within the N boxes of every image, not pasted, and
-        their qualities (N,) float32, None of models that do not judge their masks.
+        their qualities (N,) float32, or None if the model does not predict them.
         """
         if not self.model.has_mask_head:
             raise DataError("masks for given boxes need a model with a mask head (MODEL.MASK_ON)")
@@ -210,14 +210,14 @@ class CachedFeatures:
         return [masks.on_cpu() for masks in self._region_masks(scaled, classes)]
 
     def _region_masks(self, boxes: list[Tensor], classes: list[Tensor]) -> list[RegionMasks]:
-        """See RegionSegmenter.region_masks; in the number format of masks."""
+        """See RegionSegmenter.region_masks; in the dtype of masks."""
         dtype = self.model.mask_dtype
         with nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype):
             return self.model.region_masks(self._features, boxes, classes)
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Bring boxes (N, 4) from an image of one (height, width) to another and cut them off at its border."""
+    """Rescale boxes (N, 4) from an image of one (height, width) to another and clip them."""
     x, y = to_size[1] / from_size[1], to_size[0] / from_size[0]
     scaled = boxes * boxes.new_tensor([x, y, x, y])
     return scaled.clamp(min=scaled.new_zeros(4), max=scaled.new_tensor([to_size[1], to_size[0]] * 2))
@@ -231,7 +231,7 @@ def _with_masks(
     size: tuple[int, int],
     soft_masks: bool,
 ) -> Predictions:
-    """Paste masks, as of `RegionMasks.on_cpu`, into an image of `size` (height, width); None for boxes only."""
+    """Paste masks, from `RegionMasks.on_cpu`, into an image of `size` (height, width); None for boxes only."""
     if masks is None:
         return Predictions(0, "", *size, boxes, scores, classes)
     probabilities, quality = masks

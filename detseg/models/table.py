@@ -1,9 +1,9 @@
-"""The native architectures by name (MODEL.META_ARCHITECTURE): how each is built, its keys, and what it gives.
+"""The native architectures by name (MODEL.META_ARCHITECTURE): how each is built, its keys, and its outputs.
 
-One row makes an architecture known: its keys and their legal values follow from `options`, refusals of what it cannot
-do (`--boxes`, `--soft-masks`, `--tta-mode merge_then_mask`) and defaults (the mode of test-time augmentation) from the
-other fields. Modules are imported when they are needed. `detseg.engines.build.architecture_of` says the same of
-a configuration that Detectron2 runs.
+One row registers an architecture: its keys and their legal values follow from `options`; refusals of unsupported
+options (`--boxes`, `--soft-masks`, `--tta-mode merge_then_mask`) and defaults (the mode of test-time augmentation)
+follow from the other fields. Modules are imported when they are needed. `detseg.engines.build.architecture_of` returns
+the same information for configurations that Detectron2 runs.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Architecture:
 
     Attributes:
         options: `module:class` of its Options, from which its keys with their legal values follow.
-        build: `module:function`, which makes the model with initial weights from these options.
-        finds_boxes: it finds boxes first and gives masks to boxes, its own or given ones (`--boxes`). Only then can
-            test-time augmentation merge boxes before there are masks (`merge_then_mask`).
-        averages_maps: it gives maps of the image that views and models can average before objects are made of them
-            (`average_maps`).
-        soft_masks: it gives the probability of every pixel of an object (`--soft-masks`), not only its mask.
-        limits: the keys that limit how many objects of an image can be found.
+        build: `module:function`, which builds the model, randomly initialized, from these options.
+        finds_boxes: it detects boxes first and predicts masks for boxes, its own or given ones (`--boxes`). Only then
+            can test-time augmentation merge boxes before masks are computed (`merge_then_mask`).
+        averages_maps: it predicts maps of the image that can be averaged over views and models before objects are
+            formed (`average_maps`).
+        soft_masks: it predicts the probability of every pixel of an object (`--soft-masks`), not only its mask.
+        limits: the keys that limit the number of objects per image.
         in_detectron2: Detectron2 has this architecture too, with the same keys.
-        weighs_labels: its losses count labels by their weights (Sample.weight, object_weights, certainty).
+        weighs_labels: its losses use label weights (Sample.weight, object_weights, certainty).
     """
 
     options: str
@@ -91,7 +91,7 @@ ARCHITECTURES = {
 }
 
 
-# Keys by which labels count more or less, for architectures that weigh them, and what leaves them alike.
+# Keys of label weights, for architectures that support them, and the values that disable them.
 LABEL_WEIGHTS = {"DATASETS.LOSS_WEIGHTS": [], "DATASETS.PSEUDO_CONFIDENCE": [], "DATASETS.PSEUDO_BACKGROUND": 1.0}
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
@@ -103,7 +103,7 @@ def _no_device(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class ModelOptions(Options):
-    """What every model has, with either engine."""
+    """Options of every model, with either engine."""
 
     section = "MODEL"
 
@@ -127,7 +127,7 @@ class ModelOptions(Options):
         if problems.engine == "native" and architecture is not None and not architecture.weighs_labels:
             for name, plain in LABEL_WEIGHTS.items():
                 if problems.cfg[name] != plain:
-                    problems.add(name, f"{self.architecture} counts all labels alike; leave it at {plain}")
+                    problems.add(name, f"{self.architecture} does not support label weights; leave it at {plain}")
         keys = model_rules(problems.cfg)
         if not self.weights:
             self._check_from_scratch(problems, keys)
@@ -139,7 +139,7 @@ class ModelOptions(Options):
     def _check_from_scratch(self, problems: Problems, keys: Mapping[str, Rule]) -> None:
         for name in keys:
             if name.endswith(".NORM") and problems.cfg[name] == "FrozenBN":
-                problems.add(name, "frozen statistics need pretrained MODEL.WEIGHTS; from scratch take BN or GN")
+                problems.add(name, "frozen statistics need pretrained MODEL.WEIGHTS; from scratch use BN or GN")
         freeze_at = "MODEL.BACKBONE.FREEZE_AT"
         if freeze_at in keys and problems.cfg[freeze_at] > 0:
             problems.add(freeze_at, "frozen layers need pretrained MODEL.WEIGHTS; from scratch set 0")
@@ -148,19 +148,19 @@ class ModelOptions(Options):
 
 
 def num_classes(cfg: Config) -> int:
-    """The number of classes of objects, whatever the architecture."""
+    """Return the number of object classes, for any architecture."""
     return cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
 def options_of(name: str) -> type[Options]:
-    """The options of the native architecture `name`."""
+    """Return the options of the native architecture `name`."""
     return _imported(ARCHITECTURES[name].options)
 
 
 def model_rules(cfg: Config) -> dict[str, Rule]:
-    """The keys that the model of a configuration acts on, with their rules.
+    """Return the keys that the model of a configuration uses, with their rules.
 
-    Of an architecture that only Detectron2 has, no more is known than the keys of its backbone.
+    For an architecture that only Detectron2 has, only the keys of its backbone are known.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     backbone = ("MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM", "MODEL.FPN.NORM")
@@ -168,10 +168,10 @@ def model_rules(cfg: Config) -> dict[str, Rule]:
 
 
 def build_native(cfg: Config) -> Segmenter:
-    """Build the native model of a configuration, with initial weights, on the CPU and in training mode.
+    """Build the native model of a configuration, randomly initialized, on the CPU and in training mode.
 
     Raises:
-        ConfigError: no such architecture, or values that it does not take.
+        ConfigError: no such architecture, or invalid values.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in ARCHITECTURES:

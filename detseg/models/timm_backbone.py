@@ -1,7 +1,7 @@
-"""Backbones from timm: any of its networks that gives feature maps, whatever its architecture.
+"""timm backbones: any of its networks with feature maps, of whatever architecture.
 
-The feature map of stride 2**n is called `resn`, as a ResNet's here: res2 is that of stride 4. Where a network has
-several of one stride, the last is taken. The backbone contract is that of rcnn/resnet.py.
+The feature map of stride 2**n is called `resn`, as in a ResNet here: res2 has stride 4. If a network has several of one
+stride, the last is used. The backbone interface is that of rcnn/resnet.py.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from detseg.models.depthwise import DepthwiseConv2d, is_depthwise
 from detseg.models.freezing import freeze_norms
 
 INSTALL = 'it needs the package timm: pip install timm, or detseg with "[pretrained]"'
-# Of the image that a network is tried with: networks that take one size only fail, whatever theirs is.
+# Image size of a trial run: networks with a fixed input size fail, whatever that is.
 _TRIED_SIZE = (96, 160)
 
 
 @dataclass(frozen=True)
 class Level:
-    """A feature map. index: among those of the network. parameters: the names of those that it is computed from."""
+    """A feature map. index: among those of the network. parameters: names of the parameters that it depends on."""
 
     index: int
     channels: int
@@ -37,7 +37,7 @@ class Level:
 
 @dataclass(frozen=True)
 class TimmNetwork:
-    """levels: by log2 of the stride. settings: of timm.create_model, to take images of any size. has_batch_norm:
+    """levels: by log2 of the stride. settings: arguments of timm.create_model for images of any size. has_batch_norm:
     whether one of its layers is a BatchNorm.
     """
 
@@ -53,10 +53,10 @@ class TimmNetwork:
 
 @functools.cache
 def timm_network(name: str) -> TimmNetwork:
-    """Look at a network of timm, without memory for its weights.
+    """Inspect a timm network, without allocating its weights.
 
     Raises:
-        ConfigError: timm is not installed, has no such network, or it gives no feature maps of images of any size.
+        ConfigError: timm is not installed, has no such network, or it has no feature maps for images of any size.
     """
     try:
         import timm
@@ -64,10 +64,10 @@ def timm_network(name: str) -> TimmNetwork:
         raise ConfigError(f"{INSTALL} ({error})") from None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        names = f"near are {', '.join(near)}" if near else "timm.list_models() names all"
+        names = f"similar names: {', '.join(near)}" if near else "timm.list_models() lists all"
         raise ConfigError(f"timm {timm.__version__} has no such network; {names}")
     try:
-        # Transformers of windows: their own way to take other sizes than that of their training.
+        # Window transformers have their own option for other sizes than that of their training.
         settings = {"strict_img_size": False} if timm.get_pretrained_cfg(name).fixed_input_size else {}
         with torch.device("meta"):
             try:
@@ -76,9 +76,9 @@ def timm_network(name: str) -> TimmNetwork:
                 settings = {}
                 network = timm.create_model(name, features_only=True).eval()
             maps = _channels_first(network, network(torch.zeros(1, 3, *_TRIED_SIZE)))
-    except Exception as error:  # of many kinds: what is no feature extractor fails anywhere
+    except Exception as error:  # of any kind: networks that are no feature extractors fail anywhere
         raise ConfigError(
-            f"timm's {name} gives no feature maps, or not of images of any size: {first_line(error)}"
+            f"timm's {name} has no feature maps, or not for images of any size: {first_line(error)}"
         ) from None
     names = [name for name, _ in network.named_parameters()]
     levels = {}
@@ -101,7 +101,7 @@ def _channels_first(network: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class TimmOptions(Options):
-    """norm: `own`, the network's layers as they are, or `FrozenBN`. freeze_at: see TimmBackbone."""
+    """norm: `own`, the network's layers unchanged, or `FrozenBN`. freeze_at: see TimmBackbone."""
 
     section = "MODEL.TIMM"
 
@@ -116,7 +116,7 @@ class TimmOptions(Options):
             problems.add("MODEL.TIMM.NAME", str(error))
             return
         if self.norm == "FrozenBN" and not network.has_batch_norm:
-            problems.add("MODEL.TIMM.NORM", f"{self.name} has no BatchNorm: take own")
+            problems.add("MODEL.TIMM.NORM", f"{self.name} has no BatchNorm: use own")
         if self.freeze_at and self.freeze_at < min(network.levels):
             expected = f"{self.name} begins with stride {2 ** min(network.levels)}: 0 or at least {min(network.levels)}"
             problems.add("MODEL.BACKBONE.FREEZE_AT", expected)
@@ -128,10 +128,10 @@ class TimmOptions(Options):
 
 
 class TimmBackbone(nn.Module):
-    """A network of timm, with initial weights, and its feature maps `out_features` (res1 .. res5).
+    """A timm network, randomly initialized, with its feature maps `out_features` (res1 .. res5).
 
-    norm: see TimmOptions. freeze_at: what gives the feature maps of strides up to 2**freeze_at is not trained, and has
-    no backward pass; 0 trains everything. In the state_dict the network's names are timm's own, behind `timm.`.
+    norm: see TimmOptions. freeze_at: parameters for feature maps with strides up to 2**freeze_at are not trained, and
+    have no backward pass; 0 trains everything. In the state_dict the names are timm's own, after `timm.`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class TimmBackbone(nn.Module):
         self.channels = {name: level.channels for name, level in zip(self.names, chosen, strict=True)}
         self.strides = {name: 2**level for name, level in zip(self.names, levels, strict=True)}
         self.size_divisibility = 0
-        # What lies behind the coarsest level is in some networks, but has no part in anything.
+        # Some networks have layers after the coarsest level, which are not used.
         used = frozenset().union(*(level.parameters for level in chosen))
         frozen = frozenset().union(*(one.parameters for level, one in known.levels.items() if level <= freeze_at))
         for parameter_name, parameter in self.timm.named_parameters():
@@ -173,6 +173,6 @@ def _replace_depthwise(network: nn.Module) -> None:
 
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
-            # timm's other kinds of convolution pad or make weights in ways of their own.
+            # timm's other convolution classes have their own padding or weight generation.
             if is_depthwise(layer) and type(layer) in (nn.Conv2d, Conv2dSame):
                 setattr(module, name, DepthwiseConv2d.of(layer, same=type(layer) is Conv2dSame))

@@ -1,8 +1,8 @@
 """torchvision's Mask R-CNN (ResNet-50 FPN; version 1, He et al. 2017, and 2, Li et al. 2021) as a Segmenter.
 
-Network, matching, sampling and losses are torchvision's. What surrounds them is detseg's: images come at the size that
-INPUT asks for, mask targets are cut from label layers instead of full-size masks, masks are pasted straight to
-run-lengths, and ignored regions are neither object nor background. The state_dict has torchvision's names.
+Network, matching, sampling and losses are torchvision's. The rest is detseg's: images have the size set by INPUT, mask
+targets are cropped from label layers instead of full-size masks, masks are pasted directly to RLEs, and ignored regions
+are neither object nor background. The state_dict has torchvision's names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FROZEN_PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("laye
 
 
 class TorchvisionMaskRCNN(RegionSegmenter):
-    """network: torchvision's MaskRCNN, whose `backbone`, `rpn` and `roi_heads` are taken; its classes begin with 1."""
+    """network: torchvision's MaskRCNN, whose `backbone`, `rpn` and `roi_heads` are used; its classes start from 1."""
 
     pretrained_prefix = "backbone.body."
     class_entries = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
@@ -60,10 +60,10 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         from torchvision.models.detection.roi_heads import fastrcnn_loss
 
         targets = [Targets.from_sample(sample, self.num_classes, self.device) for sample in samples]
-        # What is found on objects in ignored regions is ignored, as all else there.
+        # Objects in ignored regions are removed; like everything there, predictions on them are ignored.
         targets = [target[~target.ignored] for target in targets]
         batch = self.image_input([sample.image for sample in samples], self.device)
-        # torchvision asks whether there are masks; its own way to cut them is not used
+        # torchvision only checks that there are masks; its own cropping is not used
         asked = [{"boxes": one.boxes, "labels": one.classes + 1, "masks": one.ids} for one in targets]
         features = self.backbone(batch.tensor)
         with _leaving_out_ignored(self, targets):
@@ -86,7 +86,7 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         labels: Sequence[Tensor],
         targets: Sequence[Targets],
     ) -> Tensor:
-        """The mean binary cross entropy over the pixels of the positive regions' own classes."""
+        """The mean binary cross entropy over the positive regions, for their own classes."""
         chosen = [torch.nonzero(image_labels > 0).squeeze(1) for image_labels in labels]
         boxes = [region[index] for region, index in zip(regions, chosen, strict=True)]
         logits = self._mask_logits(features, boxes, sizes)
@@ -108,7 +108,7 @@ class TorchvisionMaskRCNN(RegionSegmenter):
         return self.roi_heads.mask_predictor(self.roi_heads.mask_head(pooled))
 
     def extract(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], ImageBatch]:
-        """See RegionSegmenter.extract: feature maps by name, and the batch that they are of."""
+        """See RegionSegmenter.extract: feature maps by name, and their batch."""
         batch = self.image_input(images, self.device)
         return self.backbone(batch.tensor), batch
 
@@ -136,7 +136,7 @@ class TorchvisionMaskRCNN(RegionSegmenter):
 
 @contextmanager
 def _leaving_out_ignored(model: TorchvisionMaskRCNN, targets: Sequence[Targets]) -> Iterator[None]:
-    """Inside the block torchvision's matching leaves out what is in ignored regions (label -1)."""
+    """Make torchvision's matching ignore (label -1) candidates in ignored regions, inside the block."""
     if all(target.ignore_sums is None for target in targets):
         yield
         return
@@ -157,7 +157,7 @@ def _leaving_out_ignored(model: TorchvisionMaskRCNN, targets: Sequence[Targets])
         matches, labels = match_proposals(boxes, *objects)
         return matches, left_out(labels, boxes)
 
-    # attributes of the two objects, which override the methods of their classes
+    # instance attributes, which override the methods of the classes
     rpn.assign_targets_to_anchors, heads.assign_targets_to_proposals = anchors, proposals
     try:
         yield
@@ -173,7 +173,7 @@ def _image_list(batch: ImageBatch) -> Any:
 
 @dataclass(frozen=True)
 class TorchvisionOptions(Options):
-    """What torchvision's networks let one choose. freeze_at: as RCNNOptions'."""
+    """The options of torchvision's networks. freeze_at: as in ResNetOptions."""
 
     name: str = key("MODEL.TORCHVISION.NAME", choices=("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"))
     masks: bool = key("MODEL.MASK_ON", choices=(True,))
@@ -191,7 +191,7 @@ class TorchvisionOptions(Options):
 
 
 def build_torchvision_mask_rcnn(options: TorchvisionOptions) -> TorchvisionMaskRCNN:
-    """Build the model with initial weights."""
+    """Build the model, randomly initialized."""
     require_operators()
     from torchvision.models import detection
     from torchvision.models.detection.anchor_utils import AnchorGenerator

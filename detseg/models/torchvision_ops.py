@@ -1,7 +1,7 @@
-"""torchvision's compiled operators, imported in this one place.
+"""torchvision's compiled operators, imported only here.
 
-torchvision's operators are compiled against one build of torch; with another they are missing, and torchvision names no
-remedy. Here that becomes a message with both versions and the remedy.
+torchvision's operators are compiled for one build of PyTorch; with another they are missing, and torchvision suggests
+no remedy. Here that becomes a message with both versions and the remedy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def require_operators() -> None:
 
 
 def _explained(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Tell of an operator that was not compiled for a device as `require_operators` does."""
+    """Report an operator that was not compiled for a device like `require_operators`."""
 
     @wraps(function)
     def explained(*args: Any, **options: Any) -> Tensor:
@@ -40,17 +40,17 @@ def roi_align(features: Tensor, boxes: Tensor, output_size: int, spatial_scale: 
     """Return (M, C, output_size, output_size): ROIAlign with aligned=True.
 
     features: (B, C, H, W). boxes: (M, 5), the index of the image and XYXY. sampling_ratio: samples along one side of a
-    bin; 0 takes ceil(side of the box / output_size).
+    bin; 0 uses ceil(side of the box / output_size).
     """
     return _operators().roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, aligned=True)
 
 
 @_explained
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Return the indices (n,) int64 of the boxes that stay, best first; boxes of different groups never meet.
+    """Return the indices (n,) int64 of the boxes that are kept, best first; boxes of different groups are independent.
 
-    boxes: (n, 4) XYXY. scores: (n,). groups: (n,) int64. All are taken as float32: half precision cannot hold the
-    offsets by which torchvision keeps groups apart.
+    boxes: (n, 4) XYXY. scores: (n,). groups: (n,) int64. All are converted to float32: half precision cannot represent
+    the offsets by which torchvision separates groups.
     """
     return _operators().boxes.batched_nms(boxes.float(), scores.float(), groups, iou_threshold)
 
@@ -75,7 +75,7 @@ def _operators() -> Any:
     try:
         from torchvision import ops
 
-        # On the CPU, whatever the default device is: models are also built on "meta", where nms cannot run.
+        # On the CPU, whatever the default device: models are also built on "meta", where nms cannot run.
         cpu = torch.device("cpu")
         ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=cpu), torch.tensor([1.0], device=cpu), 0.5)
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
@@ -92,5 +92,5 @@ def _mismatch_message(error: BaseException) -> str:
         f"torchvision's compiled operators (nms, roi_align) do not load: torch {torch.__version__}, torchvision "
         f"{torchvision_version} ({first_line(error)}). The two must come from the same release and the same build "
         "(CPU or CUDA version). Reinstall both together, as by: pip uninstall -y torch torchvision && pip install "
-        "torch torchvision (add the same --index-url https://download.pytorch.org/whl/... for both, where you use one)"
+        "torch torchvision (add the same --index-url https://download.pytorch.org/whl/... for both, if you use one)"
     )

@@ -180,7 +180,7 @@ def test_who_counts_all_labels_alike_refuses_weights(sets: list[CocoDataset]) ->
     with pytest.raises(ConfigError) as error:
         validate_config(config_of(sets, *weights, *torchvision))
     assert "DATASETS.PSEUDO_CONFIDENCE" in str(error.value)
-    assert "TorchvisionMaskRCNN counts all labels alike; leave it at 1.0" in str(error.value)
+    assert "TorchvisionMaskRCNN does not support label weights; leave it at 1.0" in str(error.value)
 
 
 def test_a_place_for_the_fold_needs_a_fold(sets: list[CocoDataset]) -> None:

@@ -262,7 +262,7 @@ def test_what_native_does_not_have_is_refused_by_name(key: str, value: object) -
 @pytest.mark.parametrize("features", [["p5", "p4", "p3", "p2"], ["p2", "p4"], ["p2", "p4", "p3", "p5"], ["p2", "p2"]])
 def test_regions_are_pooled_from_successive_levels_only(features: list[str]) -> None:
     """Of others each region would come from a wrong level, since its size decides by the number of the level."""
-    with pytest.raises(ConfigError, match=r"MODEL.ROI_HEADS.IN_FEATURES.*successive levels, finest first"):
+    with pytest.raises(ConfigError, match=r"MODEL.ROI_HEADS.IN_FEATURES.*consecutive levels, finest first"):
         small_model(MODEL__ROI_HEADS__IN_FEATURES=features)
 
 

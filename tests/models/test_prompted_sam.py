@@ -76,10 +76,10 @@ def test_a_file_gives_what_its_folder_does(kind: str, sams: dict[str, Path]) -> 
 def test_weights_that_are_not_here_or_not_sams(sams: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("nobody/nothing-here", "no_such_folder"):
-        with pytest.raises(WeightsError, match=r"(?s)not here.*hf download facebook/sam-vit-base.*MODEL.SAM.NAME"):
+        with pytest.raises(WeightsError, match=r"(?s)not available.*hf download facebook/sam-vit-base.*MODEL.SAM.NAME"):
             load_sam(name)
     torch.save({"a": torch.zeros(1)}, tmp_path / "sam.pth")
-    with pytest.raises(WeightsError, match="may run code"):
+    with pytest.raises(WeightsError, match="may execute code"):
         load_sam(str(tmp_path / "sam.pth"))
     write_weights(tmp_path / "model.safetensors", Weights({"a": torch.zeros(1)}))
     with pytest.raises(WeightsError, match=r"no config\.json"):

@@ -156,7 +156,7 @@ def test_freezing_stops_the_statistics_of_the_attention_too() -> None:
         ("MODEL.RESNETS.NUM_GROUPS", "32", "has one group"),
         ("MODEL.RESNETS.STRIDE_IN_1X1", "True", "set False"),
         ("MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "has 128 channels"),
-        ("MODEL.RESNETS.NORM", "GN", "take SyncBN"),
+        ("MODEL.RESNETS.NORM", "GN", "use SyncBN"),
         ("MODEL.RESNETS.RADIX", "0", "MODEL.RESNETS.RADIX"),
         ("MODEL.RESNETS.RADIX", "1", "200 is a depth of ResNeSt"),
         ("SOLVER.IMS_PER_BATCH", "1", "needs two"),

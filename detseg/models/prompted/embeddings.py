@@ -1,4 +1,4 @@
-"""Embeddings of windows on disk: a frozen encoder computes each once, whichever training asks for it."""
+"""Embeddings of windows, cached on disk: a frozen encoder computes each once, for all trainings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from detseg.models.weights.files import Weights, read_weights, write_weights
 
 
 class EmbeddingCache:
-    """Embeddings of a SAM in a folder, one .safetensors file a window, by the window's pixels and the SAM's weights.
+    """Embeddings of a SAM in a folder, one .safetensors file per window, keyed by its pixels and the SAM's weights.
 
-    Numbers are rounded to half precision, those that were just computed too, so that what is trained does not depend
-    on what was there before.
+    Values are rounded to half precision, also right after they are computed, so that training does not depend on the
+    state of the cache.
     """
 
     def __init__(self, folder: Path, sam: Sam) -> None:
@@ -26,7 +26,7 @@ class EmbeddingCache:
         self.folder = folder / weights_hash(sam)[:16]
 
     def embed(self, window: np.ndarray) -> Embedding:
-        """See Promptable. Raises DataError where the folder cannot be written."""
+        """See Promptable. Raises DataError if the folder cannot be written."""
         key = hashlib.sha256(f"{window.shape}".encode() + np.ascontiguousarray(window).tobytes()).hexdigest()
         path = self.folder / f"{key[:32]}.safetensors"
         device = next(self.sam.parameters()).device
@@ -39,14 +39,14 @@ class EmbeddingCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(
-                    f"{self.folder}: embeddings cannot be kept here ({error}); set MODEL.SAM.CACHE"
+                    f"{self.folder}: embeddings cannot be stored here ({error}); set MODEL.SAM.CACHE"
                 ) from None
             write_weights(path, Weights({f"{number}": one for number, one in enumerate(found)}))
         return [one.to(device).float() for one in found]
 
 
 def weights_hash(module: nn.Module) -> str:
-    """Return the SHA-256 of what embeds images: all weights but those that are trained."""
+    """Return the SHA-256 of the image encoder: all weights except trainable ones."""
     digest = hashlib.sha256()
     for name, value in module.named_parameters():
         if not value.requires_grad:

@@ -1,4 +1,4 @@
-"""How objects prompt Segment Anything, and which of its masks count (MODEL.SAM.*)."""
+"""Prompts for Segment Anything, and which of its masks are accepted (MODEL.SAM.*)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTALL = 'Segment Anything needs the package transformers: pip install "detseg[
 
 @dataclass(frozen=True)
 class PromptOptions(Options):
-    """kinds: BOX, POINT or both. points: the most inside an object. negatives: the most on its neighbours."""
+    """kinds: BOX, POINT or both. points: maximum inside an object. negatives: maximum on its neighbours."""
 
     section = "MODEL.SAM"
 
@@ -24,7 +24,7 @@ class PromptOptions(Options):
 
 @dataclass(frozen=True)
 class GateOptions(Options):
-    """What a mask of SAM must reach to take the place of its object; see the keys. max_area: 0 for no limit."""
+    """Requirements on a mask of SAM to replace that of its object; see the keys. max_area: 0 for no limit."""
 
     section = "MODEL.SAM"
 
@@ -39,9 +39,9 @@ class GateOptions(Options):
 
 @dataclass(frozen=True)
 class RefineOptions(Options):
-    """tile, overlap: pixels of the windows that SAM sees, and what neighbours share. batch: prompts at once.
+    """tile, overlap: side in pixels of the windows for SAM, and overlap of neighbours. batch: prompts at once.
 
-    multimask: SAM draws three masks a prompt, of which the one counts that it thinks best.
+    multimask: SAM predicts three masks per prompt, of which the one with the best predicted quality is used.
     """
 
     section = "MODEL.SAM"

@@ -1,4 +1,4 @@
-"""From objects to prompts: boxes, points inside, and points on neighbours, which are not the object.
+"""From objects to prompts: boxes, points inside, and negative points on neighbours.
 
 Symbols: N objects, P points of each.
 """
@@ -15,12 +15,12 @@ from scipy.spatial import cKDTree
 from detseg.models.prompted.options import BOX, POINT, PromptOptions
 from detseg.structures.mask_crop import MaskCrop
 
-INSIDE, OUTSIDE, NONE = 1, 0, -10  # as transformers' models number them
+INSIDE, OUTSIDE, NONE = 1, 0, -10  # as numbered in transformers
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """points: (N, P, 2) float32 xy, or None. labels: (N, P) int64, INSIDE, OUTSIDE, or NONE where there is no point.
+    """points: (N, P, 2) float32 xy, or None. labels: (N, P) int64, INSIDE, OUTSIDE, or NONE for padding.
 
     boxes: (N, 4) float32 XYXY half-open, or None. Coordinates are pixels of the image: the centre of the first one is
     at (0.5, 0.5).
@@ -31,7 +31,7 @@ class Prompts:
     boxes: np.ndarray | None
 
     def within(self, indices: np.ndarray, window: tuple[int, int, int, int]) -> Prompts:
-        """Those of some objects in pixels of a window XYXY of the image; points outside of it are none."""
+        """Return the prompts of some objects in pixels of a window XYXY of the image; points outside become NONE."""
         x0, y0, x1, y1 = window
         points, labels, boxes = self.points, self.labels, self.boxes
         if points is not None:
@@ -48,9 +48,9 @@ class Prompts:
 def make_prompts(boxes: np.ndarray, crops: Sequence[MaskCrop] | None, options: PromptOptions) -> Prompts:
     """Return the prompts of N objects.
 
-    boxes: (N, 4) XYXY. crops: their masks; None for boxes alone, whose points are their centres. Points are as deep
-    inside as can be, the first the deepest. Negative points are those of the nearest neighbours, as far as
-    an object's own size, that are not in its mask.
+    boxes: (N, 4) XYXY. crops: their masks; None for boxes without masks, whose points are their centres. Points are as
+    deep inside as possible, the first the deepest. Negative points are those of the nearest neighbours, within a
+    distance of an object's own size, that are not in its mask.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     points = labels = None
@@ -73,7 +73,7 @@ def make_prompts(boxes: np.ndarray, crops: Sequence[MaskCrop] | None, options: P
 def deepest_points(crop: MaskCrop, count: int) -> np.ndarray:
     """Return up to `count` points (n, 2) float32 xy of an object: the centres of the pixels farthest from its edge.
 
-    Points after the first are as far from it, too.
+    Points after the first are also far from it.
     """
     left = np.pad(crop.mask, 1).astype(np.uint8, order="C")
     found = np.zeros((0, 2), dtype=np.float32)
@@ -97,7 +97,7 @@ def _on_neighbours(
     tree = cKDTree(first)
     reach = 2 * np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     for place, index in enumerate(known):
-        # As many as may be in the own mask, too, are asked for.
+        # Some may be inside the object's own mask, so twice as many are queried.
         distances, near = tree.query(first[place], k=min(2 * count + 1, len(known)), distance_upper_bound=reach[index])
         near = near[np.isfinite(distances)]
         others = first[near[near != place]]
@@ -107,7 +107,7 @@ def _on_neighbours(
 
 
 def _covers(points: np.ndarray, box: np.ndarray, crop: MaskCrop | None) -> np.ndarray:
-    """Return whether points (n, 2) are in an object's mask, or in its box where there is none, (n,) bool."""
+    """Return whether points (n, 2) are in an object's mask, or in its box without a mask, (n,) bool."""
     if crop is None:
         return ((points >= box[:2]) & (points < box[2:])).all(axis=1)
     x, y = (np.floor(points) - (crop.x0, crop.y0)).astype(np.int64).T

@@ -1,6 +1,6 @@
-"""Masks of SAM in place of those that objects had: the gates that they must pass, and how overlaps are resolved.
+"""Replace the masks of objects by those of SAM: gates that new masks must pass, and resolution of overlaps.
 
-Works in pixels of one image, on whatever finds objects: a U-Net's regions, a detector's masks or its boxes alone.
+Works in pixels of one image, for any first pass: a U-Net's regions, a detector's masks or boxes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from detseg.structures.mask_crop import EMPTY, MaskCrop, boxes_of_crops, paint
 from detseg.structures.predictions import Predictions, move_window, soft_mask_windows
 from detseg.structures.windows import Window
 
-# Logits between plus and minus this are near the edge: a mask is stable where few pixels are.
+# Logits in this range are near the edge: a mask is stable if few of its pixels are.
 STABILITY_OFFSET = 1.0
-# The smallest share of an object that must be left of it where others take its pixels.
+# Minimum fraction of an object that must be left after overlaps are resolved.
 _LEAST_LEFT = 0.5
 ABOUT = "sam"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A mask that SAM has drawn: probability (h, w) uint8, 255 x, of the box of `crop`; its qualities."""
+    """A mask by SAM: 255 x probability (h, w) uint8 within the box of `crop`, and its quality measures."""
 
     crop: MaskCrop
     probability: np.ndarray
@@ -44,12 +44,12 @@ class Drawn:
 def refine(
     sam: Promptable, image: np.ndarray, objects: Predictions, options: RefineOptions, *, soft_masks: bool = False
 ) -> Predictions:
-    """Return the objects of an image (H, W, C), in their order, with masks that SAM has drawn; none overlap.
+    """Return the objects of an image (H, W, C), in their order, with masks by SAM, without overlaps.
 
-    A mask that fails a gate is rejected: its object keeps the mask that it had, or is dropped where it had none or
-    `keep_lost` is False. Objects out of focus are dropped. Scores and classes stay. Where objects overlap, masks of SAM
-    go before others, then the better score; an object of which half is lost is dropped. How many were drawn,
-    kept and dropped is in the provenance, under "sam".
+    A mask that fails a gate is rejected: its object keeps its previous mask, or is dropped if it had none or
+    `keep_lost` is False. Objects out of focus are dropped. Scores and classes are unchanged. If objects overlap, masks
+    by SAM take precedence, then higher scores; an object that loses half of its pixels is dropped. The numbers of new,
+    kept and dropped masks are in the provenance, under "sam".
     """
     crops = None if objects.rles is None else rle_codec.decode_crops(objects.rles)
     rgb = as_rgb(image)
@@ -84,7 +84,7 @@ def refine(
 def _draw(
     sam: Promptable, rgb: np.ndarray, boxes: np.ndarray, crops: Sequence[MaskCrop] | None, options: RefineOptions
 ) -> Iterator[tuple[int, Drawn]]:
-    """Yield the position of every object with what SAM draws of it: windows one after the other, prompts in batches."""
+    """Yield the index of every object with SAM's mask for it: window by window, prompts in batches."""
     prompts = make_prompts(boxes, crops, options.prompts)
     height, width = rgb.shape[:2]
     for window, indices in windows_of_boxes(height, width, boxes, tile=options.tile, overlap=options.overlap):
@@ -112,7 +112,7 @@ def _masks(
 
 
 def _passes(drawn: Drawn, box: np.ndarray, before: MaskCrop | None, gates: GateOptions) -> bool:
-    """Whether a mask may take the place of its object, of which a mask or only a box XYXY is known."""
+    """Whether a mask may replace that of its object, of which a mask or only a box XYXY is known."""
     if drawn.quality < gates.quality or drawn.stability < gates.stability or not _fits(drawn.crop, gates):
         return False
     if before is None:
@@ -134,7 +134,7 @@ def _visible(labels: np.ndarray, crop: MaskCrop, label: int) -> MaskCrop:
 def _soft_masks(
     objects: Predictions, chosen: np.ndarray, drawn: Sequence[Drawn | None], visible: Sequence[MaskCrop]
 ) -> list[np.ndarray]:
-    """Return the probabilities of the boxes of what is visible: SAM's, or those that the object had."""
+    """Return the soft masks of the visible parts: SAM's, or those that the object had."""
     windows = soft_mask_windows(objects.boxes, objects.height, objects.width).tolist()
     soft = []
     for index, crop in zip(chosen.tolist(), visible, strict=True):

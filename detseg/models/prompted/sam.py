@@ -1,4 +1,4 @@
-"""Segment Anything through transformers: one embedding a window, masks for many prompts of it.
+"""Segment Anything through transformers: one embedding per window, masks for many prompts.
 
 Symbols: B prompts of one window, S the side of the square that the network sees, s that of its masks.
 """
@@ -20,8 +20,8 @@ from detseg.models.prompted.options import INSTALL
 from detseg.models.prompted.prompts import Prompts
 from detseg.models.weights.files import is_safetensors, read_weights
 
-# `model_type` of a checkpoint's config.json -> its class in transformers. Checkpoints of SAM 2 are those of its video
-# model, of which the image model is a part.
+# `model_type` of a checkpoint's config.json -> its class in transformers. Checkpoints of SAM 2 are of its video model,
+# which contains the image model.
 CLASSES = {
     "sam": "SamModel",
     "sam2": "Sam2Model",
@@ -29,17 +29,17 @@ CLASSES = {
     "edgetam": "EdgeTamModel",
     "edgetam_video": "EdgeTamModel",
 }
-# All of them were trained with ImageNet's, of RGB in 0..255.
+# ImageNet statistics of RGB in 0..255, with which all were trained.
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 Embedding = list[Tensor]
 
 
 class Promptable(Protocol):
-    """What gives masks to prompts."""
+    """Predicts masks for prompts."""
 
     def embed(self, window: np.ndarray) -> Embedding:
-        """Return what is computed once of a window (h, w, 3) uint8 RGB."""
+        """Return the embedding of a window (h, w, 3) uint8 RGB, computed once for all its prompts."""
 
     def masks(
         self, embedding: Embedding, prompts: Prompts, size: tuple[int, int], multimask: bool
@@ -60,7 +60,7 @@ class Sam(nn.Module):
 
     @torch.no_grad()
     def embed(self, window: np.ndarray) -> Embedding:
-        """See Promptable. The window is enlarged or shrunk until its longer side is S, and padded with zeros."""
+        """See Promptable. The window is resized to a longer side of S, and padded with zeros."""
         device = next(self.net.parameters()).device
         scale = self.side / max(window.shape[:2])
         height, width = (max(round(edge * scale), 1) for edge in window.shape[:2])
@@ -79,7 +79,7 @@ class Sam(nn.Module):
         scale = self.side / max(size)
         given: dict[str, Any] = {}
         if prompts.points is not None:
-            # The network adds the half pixel that its coordinates leave out.
+            # The network adds the half pixel that its coordinate convention lacks.
             given["input_points"] = torch.from_numpy(prompts.points * np.float32(scale) - np.float32(0.5))[None]
             given["input_labels"] = torch.from_numpy(prompts.labels.astype(np.int32))[None]
         if prompts.boxes is not None:
@@ -90,7 +90,7 @@ class Sam(nn.Module):
         return found.pred_masks[0].float(), found.iou_scores[0].float()
 
     def train_decoder(self) -> None:
-        """Let the mask decoder learn, but for what SAM 2 computes with it before there is a prompt."""
+        """Make the mask decoder trainable, except the parts that SAM 2 uses before there is a prompt."""
         self.net.mask_decoder.requires_grad_(True)
         for name in ("conv_s0", "conv_s1"):
             if hasattr(self.net.mask_decoder, name):
@@ -102,11 +102,11 @@ def load_sam(source: str) -> Sam:
 
     Args:
         source: a folder with config.json and *.safetensors as transformers saves them; such a .safetensors file, with
-            its config.json beside it; or a name of the Hugging Face hub (facebook/sam-vit-base), which is taken from
-            its cache, and downloaded where it is not there.
+            its config.json next to it; or a name on the Hugging Face hub (facebook/sam-vit-base), which is read from
+            its cache, or downloaded.
 
     Raises:
-        ConfigError: transformers is not installed. WeightsError: no such weights here, or others than SAM's.
+        ConfigError: transformers is not installed. WeightsError: the weights are not available, or not those of a SAM.
     """
     try:
         transformers = import_module("transformers")
@@ -116,12 +116,12 @@ def load_sam(source: str) -> Sam:
     file = path if path.is_file() else None
     if file is not None and not is_safetensors(file):
         raise WeightsError(
-            f"{source}: expected a .safetensors file; others (.pth, .pt, .bin) may run code when they are read and are "
-            "not. transformers converts them: convert_sam_to_hf.py of its models/sam, then save_pretrained"
+            f"{source}: expected a .safetensors file; others (.pth, .pt, .bin) may execute code when they are read and "
+            "are refused. transformers converts them: convert_sam_to_hf.py in its models/sam, then save_pretrained"
         )
     folder = path if path.is_dir() else _from_hub(source) if file is None else file.parent
     net_class, config = _class_of(folder, source, transformers)
-    # No bars and no advice of the package: what is wrong is raised below.
+    # Suppress progress bars and advice of the package: errors are raised below.
     logging = transformers.utils.logging
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -145,18 +145,18 @@ def load_sam(source: str) -> Sam:
 
 
 def _from_hub(name: str) -> Path:
-    """Return the folder of a name, from the hub's cache or downloaded."""
+    """Return the folder of a named checkpoint, from the hub's cache or downloaded."""
     reason = "there is no such file or folder"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         hub = import_module("huggingface_hub")
         try:
             return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
-        except (OSError, ValueError) as error:  # of the network, and names that are none
+        except (OSError, ValueError) as error:  # network errors and invalid names
             reason = f"it is not in the cache and cannot be downloaded ({first_line(error)})"
     raise WeightsError(
-        f"the weights of Segment Anything {name!r} are not here: {reason}. On a machine with a network: `hf download "
-        "facebook/sam-vit-base config.json model.safetensors --local-dir sam-vit-base` (or sam-vit-huge, "
-        "sam2.1-hiera-tiny, a smaller one such as nielsr/slimsam-50-uniform); bring the folder here and name it: "
+        f"the weights of Segment Anything {name!r} are not available: {reason}. On a machine with internet access:  "
+        "`hf download facebook/sam-vit-base config.json model.safetensors --local-dir sam-vit-base` (or sam-vit-huge, "
+        "sam2.1-hiera-tiny, a smaller one such as nielsr/slimsam-50-uniform); copy the folder here and give it: "
         "MODEL.SAM.NAME PATH/sam-vit-base, --sam PATH/sam-vit-base"
     )
 
@@ -168,8 +168,8 @@ def _class_of(folder: Path, source: str, transformers: Any) -> tuple[Any, Any]:
         kind = content["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         raise WeightsError(
-            f"{source}: there is no config.json beside the weights that says which SAM this is; take it from where "
-            "they come from, together with the weights"
+            f"{source}: there is no config.json next to the weights, which identifies the SAM; get it from the same "
+            "source as the weights"
         ) from None
     if kind not in CLASSES:
         raise WeightsError(f"{source}: is a {kind}; expected one of {', '.join(CLASSES)}")
@@ -193,14 +193,14 @@ def best_masks(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 1 or 3) of any type as uint8; what is no uint8 and leaves 0..255 is stretched to it.
+    """Return an image (H, W, 1 or 3) of any dtype as uint8; values outside 0..255 are rescaled to it.
 
     Raises ConfigError for other numbers of channels.
     """
     if image.shape[2] not in (1, 3):
         raise ConfigError(
-            f"Segment Anything takes RGB or gray images, but the model's have {image.shape[2]} channels; choose one or "
-            "three with INPUT.CHANNELS"
+            f"Segment Anything needs RGB or grayscale images, but the model's have {image.shape[2]} channels; choose "
+            "one or three with INPUT.CHANNELS"
         )
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())

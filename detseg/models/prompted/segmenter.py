@@ -1,7 +1,7 @@
-"""The thin-section project's system: a three-class U-Net finds objects, and SAM, prompted by them, draws them anew.
+"""The thin-section project's system: a three-class U-Net finds objects, and SAM, prompted by them, segments them again.
 
-The U-Net is trained by itself, as BoundaryUNet, and its checkpoint is MODEL.WEIGHTS here. What is trained here is
-SAM's mask decoder, with prompts made of the true objects; everything else is frozen, and embeddings are computed once.
+The U-Net is trained separately, as BoundaryUNet, and its checkpoint is MODEL.WEIGHTS here. Trained here is SAM's mask
+decoder, with prompts from the true objects; everything else is frozen, and embeddings are computed once.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from detseg.structures.windows import Window, grid_windows
 FIRST_PASS, SAM = "first_pass.", "sam."
 # Weights of the losses, and the exponent of the focal one, of Kirillov et al., Segment Anything, ICCV 2023.
 _FOCAL_WEIGHT, _FOCUS = 20.0, 2.0
-# How far the edges of a true box are moved at most to become a prompt, as a fraction of its sides.
+# Maximum shift of the edges of a true box when it becomes a prompt, as a fraction of its sides.
 _JITTER = 0.1
 
 
 @dataclass(frozen=True)
 class PromptedOptions(BoundaryOptions):
-    """sam: which one, and how it is prompted. objects: the most of a window that one pass of training learns from.
+    """sam: the model and its prompts. objects: maximum number per window in a training pass.
 
     cache: folder of embeddings; empty for one in detseg's cache.
     """
@@ -63,8 +63,9 @@ class PromptedSAM(Segmenter):
     """See the module.
 
     Attributes:
-        weights_prefix: of the part that a checkpoint of a BoundaryUNet is of.
-        given_elsewhere: prefix of the part whose weights are loaded when it is built, where a checkpoint has none.
+        weights_prefix: prefix of the part that a checkpoint of a BoundaryUNet contains.
+        given_elsewhere: prefix of the part whose weights are loaded when the model is built, unless a checkpoint has
+            them.
     """
 
     gives_soft_masks = True
@@ -80,10 +81,10 @@ class PromptedSAM(Segmenter):
         self._cache: EmbeddingCache | None = None
 
     def forward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """See Segmenter.forward: of every image one window of the grid counts, drawn among those with objects."""
+        """See Segmenter.forward; of every image one random window of the grid with objects is used."""
         found = [self._losses(sample) for sample in samples]
         known = [one for one in found if one is not None]
-        if not known:  # a gradient of zero, as of any other batch
+        if not known:  # a zero gradient, as for other batches without objects
             nothing = sum(one.sum() for one in self.parameters() if one.requires_grad) * 0.0
             return {"loss_focal": nothing, "loss_dice": nothing, "loss_quality": nothing}
         return {name: torch.stack([one[name] for one in known]).sum() / len(samples) for name in known[0]}
@@ -105,24 +106,24 @@ class PromptedSAM(Segmenter):
         ]
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed: SAM stays as it is."""
+        """See Segmenter.prefer_speed: SAM is not changed."""
         self.first_pass.prefer_speed()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; what is frozen keeps its statistics, and draws as in prediction."""
+        """Set the mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.first_pass.eval()
         return self
 
     def _losses(self, sample: Sample) -> dict[str, Tensor] | None:
-        """The losses of one window of a sample; None without objects in it."""
+        """Return the losses of one window of a sample; None without objects in it."""
         if sample.layers is None or not len(sample.layers) or sample.weight == 0:
             return None
         refine_options = self.options.sam.refine
         height, width = sample.height, sample.width
         windows = grid_windows(height, width, tile=refine_options.tile, overlap=refine_options.overlap)
-        # By torch's numbers, which a resumed training goes on with.
+        # From torch's generator, whose state a resumed training restores.
         every = rle_codec.decode_crops(sample.layers.to_rles())
         for number in torch.randperm(len(windows)).tolist():
             crops, weights = _within(every, sample.weights_or_ones()[:, MASK_LOSS], windows[number])
@@ -155,7 +156,7 @@ class PromptedSAM(Segmenter):
         return mask_losses(logits, quality, (target >= 0.5).float(), share, object_weights)
 
     def _prompts_of(self, crops: Sequence[MaskCrop], size: tuple[int, int]) -> Prompts:
-        """Prompts of true objects, made inexact: the edges of boxes are moved, and any point inside is taken."""
+        """Return prompts of true objects, made inexact: box edges are shifted, and any point inside is used."""
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         boxes = np.array([crop.box for crop in crops], dtype=np.float32)
         sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
@@ -171,15 +172,15 @@ class PromptedSAM(Segmenter):
 
 
 def build_prompted_sam(options: PromptedOptions) -> PromptedSAM:
-    """Build the system, SAM with its weights. Raises WeightsError where these are not here; see `load_sam`."""
+    """Build the system, SAM with its weights. Raises WeightsError if these are not available; see `load_sam`."""
     return PromptedSAM(BoundaryUNet(options), load_sam(options.sam.name), options)
 
 
 def mask_losses(logits: Tensor, quality: Tensor, target: Tensor, share: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Return the losses of masks (B, M, s, s) with expected IoUs (B, M): focal, Dice, and squared error of the IoU.
 
-    target: (B, s, s), 0 or 1. share: (1, s, s), how much a pixel counts; ignored ones do not. weights: (B,). Of several
-    masks of one prompt the best one learns.
+    target: (B, s, s), 0 or 1. share: (1, s, s), weight of a pixel; 0 for ignored ones. weights: (B,). Of several masks
+    of one prompt only the best one is trained.
     """
     target, share = target[:, None].expand_as(logits), share[None]
     probability = logits.sigmoid()
@@ -200,14 +201,14 @@ def mask_losses(logits: Tensor, quality: Tensor, target: Tensor, share: Tensor, 
 
 
 def _within(every: Sequence[MaskCrop], weights: np.ndarray, window: Window) -> tuple[list[MaskCrop], np.ndarray]:
-    """The parts of masks in a window, in its pixels, and their weights (n,) float32; those of weight 0 left out."""
+    """Return the parts of masks in a window, in its pixels, and their weights (n,) float32; none are 0."""
     inside = [crop.within(window).tight() for crop in every]
     chosen = [index for index, crop in enumerate(inside) if crop.area and weights[index] > 0]
     return [inside[index].moved(-window[0], -window[1]) for index in chosen], weights[chosen]
 
 
 def _on_grid(masks: np.ndarray, side: int) -> Tensor:
-    """Return masks (B, h, w) float32 of a window on the grid of its square, (B, side, side): means over its cells."""
+    """Return masks (B, h, w) float32 of a window on the grid of its square, (B, side, side), cell means."""
     longest = max(masks.shape[1:])
     padded = F.pad(torch.from_numpy(masks), (0, longest - masks.shape[2], 0, longest - masks.shape[1]))
     return F.interpolate(padded[:, None], (side, side), mode="area")[:, 0]

@@ -1,4 +1,4 @@
-"""How sharp an image is at the edge of an object, whatever its contrast: tells objects out of focus."""
+"""Sharpness of an image at the edge of an object, independent of contrast, to identify objects out of focus."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _AROUND = 3  # pixels on either side of an edge
 def sharpness(image: np.ndarray, crops: Iterable[MaskCrop]) -> np.ndarray:
     """Return a number from 0 to 1 for each of N masks, (N,) float64, of an image (H, W, 3) uint8.
 
-    It is the energy of fine detail by that of coarse detail along the mask's outline, both as the Laplacian of a
-    Gaussian gives it and without the energy of noise. A straight edge has 0.97; blurred by a Gaussian of 1, 2 and 4
-    pixels it has 0.64, 0.34 and 0.15.
+    It is the ratio of fine to coarse detail energy along the mask's outline, both from the Laplacian of a Gaussian and
+    without the energy of noise. A straight edge has 0.97; blurred by a Gaussian of 1, 2 and 4 pixels it has 0.64, 0.34
+    and 0.15.
     """
     gray = image.astype(np.float32).mean(axis=2)
     details = [_detail(gray, sigma) for sigma in (_FINE, _COARSE)]
-    # The quietest tenth of the pixels tells the noise: it is of a normal distribution's 0.126 standard deviations.
+    # Noise is estimated from the quietest tenth of the pixels: for a normal distribution that is 0.126 standard
+    # deviations.
     noise = [(np.percentile(np.abs(one), 10) / 0.126) ** 2 for one in details]
     found = []
     for crop in crops:
@@ -32,7 +33,7 @@ def sharpness(image: np.ndarray, crops: Iterable[MaskCrop]) -> np.ndarray:
         mask = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
         mask[crop.y0 - y0 :, crop.x0 - x0 :][: crop.mask.shape[0], : crop.mask.shape[1]] = crop.mask
         square = np.ones((2 * _AROUND + 1, 2 * _AROUND + 1), dtype=np.uint8)
-        # The image's border is no edge.
+        # The image border is not an edge.
         edge = cv2.dilate(mask, square) > cv2.erode(mask, square, borderType=cv2.BORDER_CONSTANT, borderValue=1)
         window = np.s_[y0:y1, x0:x1]
         fine, coarse = (
@@ -44,5 +45,5 @@ def sharpness(image: np.ndarray, crops: Iterable[MaskCrop]) -> np.ndarray:
 
 
 def _detail(gray: np.ndarray, sigma: float) -> np.ndarray:
-    """The scale-normalised Laplacian of a Gaussian: an ideal edge has the same greatest value at every scale."""
+    """The scale-normalised Laplacian of a Gaussian; an ideal edge has the same maximum at every scale."""
     return cv2.Laplacian(cv2.GaussianBlur(gray, (0, 0), sigma), cv2.CV_32F) * np.float32(sigma**2)

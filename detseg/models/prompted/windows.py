@@ -1,4 +1,4 @@
-"""The windows of an image that SAM sees: each object in the one in which it is deepest."""
+"""The windows of an image for SAM: each object is assigned to the one in which it is deepest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from detseg.structures.windows import Window, window_ranges
 def windows_of_boxes(
     height: int, width: int, boxes: np.ndarray, *, tile: int, overlap: int
 ) -> Iterator[tuple[Window, np.ndarray]]:
-    """Yield windows with the positions (n,) int64 of the boxes (N, 4) XYXY that are seen in them, each box once.
+    """Yield windows with the indices (n,) int64 of the boxes (N, 4) XYXY assigned to them, each box once.
 
-    Windows have up to tile x tile pixels, and neighbours share at least `overlap`. A box that none shows whole gets a
-    window of its own, a square with the box in the middle and `overlap` around it, as far as the image goes.
+    Windows have up to tile x tile pixels and overlap by at least `overlap`. A box that is entirely in none gets its own
+    window, a square with the box in the centre and `overlap` around it, clipped to the image.
     """
     rows, columns = window_ranges(height, tile, overlap), window_ranges(width, tile, overlap)
     tiles, others = boxes_by_tile(boxes, rows, columns, height, width)

@@ -32,7 +32,7 @@ class AnchorShapes(Options):
     aspect_ratios: Rows = key("ASPECT_RATIOS", not_empty=True, above=0, test=_has_empty_row, convert=_rows)
 
     def check_levels(self, problems: Problems, levels: int, levels_name: str) -> None:
-        """Note shapes that do not fit so many levels, or give them different numbers of anchors a position."""
+        """Report shapes that do not match the number of levels, or give them different numbers of anchors."""
         rows = {"SIZES": self.sizes, "ASPECT_RATIOS": self.aspect_ratios}
         for name, of_levels in rows.items():
             if len(of_levels) not in (1, levels):
@@ -42,7 +42,7 @@ class AnchorShapes(Options):
         # The head is shared by all levels.
         sizes, ratios = ([len(row) for row in of_levels] * (levels // len(of_levels)) for of_levels in rows.values())
         if len({size * ratio for size, ratio in zip(sizes, ratios, strict=True)}) > 1:
-            problems.add(f"{self.section}.SIZES", "every level must have the same number of anchors a position")
+            problems.add(f"{self.section}.SIZES", "every level must have the same number of anchors per position")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AnchorOptions(AnchorShapes):
 class AnchorLevel:
     """The anchors of one feature map: cell_anchors (A, 4), moved by stride * (column + offset, row + offset).
 
-    start: position of its first anchor among those of all levels. They are ordered by row, column and cell anchor.
+    start: index of its first anchor among those of all levels. They are ordered by row, column and cell anchor.
     """
 
     cell_anchors: Tensor
@@ -103,7 +103,7 @@ class AnchorGenerator(nn.Module):
         aspect_ratios = _one_per_level(aspect_ratios, len(self.strides), "aspect ratios")
         self.cell_anchors = nn.Module()
         for level, (level_sizes, level_ratios) in enumerate(zip(sizes, aspect_ratios, strict=True)):
-            # Derived from the configuration: not stored, as in Detectron2.
+            # Derived from the configuration, so not stored, as in Detectron2.
             self.cell_anchors.register_buffer(
                 str(level), make_cell_anchors(level_sizes, level_ratios), persistent=False
             )
@@ -130,7 +130,7 @@ class AnchorGenerator(nn.Module):
 
 
 def make_cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Return anchors (len(sizes) * len(aspect_ratios), 4) about the origin, ratios running fastest."""
+    """Return anchors (len(sizes) * len(aspect_ratios), 4) centred at the origin, ratios varying fastest."""
     anchors = []
     for size in sizes:
         for ratio in aspect_ratios:

@@ -1,4 +1,4 @@
-"""The box head: pooled regions to a vector each, then class scores and box deltas (Fast R-CNN, Girshick 2015)."""
+"""The box head: pooled regions to one vector each, then class scores and box deltas (Fast R-CNN, Girshick 2015)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ConvFCOptions(Options):
 
 @dataclass(frozen=True)
 class BoxHeadOptions(Options):
-    """The head between pooled regions and their scores and boxes, which Res5ROIHeads do not have."""
+    """The head between pooled regions and their scores and boxes, absent in Res5ROIHeads."""
 
     section = "MODEL.ROI_BOX_HEAD"
 

@@ -38,9 +38,9 @@ def _has_resnet(cfg: Config) -> bool:
 
 @dataclass(frozen=True)
 class RCNNOptions(Options):
-    """Everything that a GeneralizedRCNN is made from.
+    """The options of a GeneralizedRCNN.
 
-    Parts are None where they are not used, or where code of the user's takes their place in Detectron2.
+    Parts are None if they are not used, or replaced by the user's own code in Detectron2.
     """
 
     backbone: str = key("MODEL.BACKBONE.NAME", choices=(_WITH_FPN, _WITHOUT_FPN, _TIMM), registry=True)
@@ -70,11 +70,11 @@ class RCNNOptions(Options):
             used["MODEL.RPN.IN_FEATURES"] = self.rpn.in_features
         for name, features in used.items():
             if not set(features) <= set(given):
-                problems.add(name, f"expected some of what the backbone gives: {list(given)}")
+                problems.add(name, f"expected some of the backbone's outputs: {list(given)}")
         if not are_successive(self.heads.in_features):
             problems.add(
                 "MODEL.ROI_HEADS.IN_FEATURES",
-                "expected successive levels, finest first: each region is pooled from the level of its size",
+                "expected consecutive levels, finest first: each region is pooled from the level for its size",
             )
         if self.heads.name == "Res5ROIHeads":
             self._check_res5_heads(problems)
@@ -93,7 +93,7 @@ class RCNNOptions(Options):
 
 
 def build_generalized_rcnn(options: RCNNOptions) -> GeneralizedRCNN:
-    """Build Mask R-CNN or one of its relatives, with initial weights."""
+    """Build Mask R-CNN or one of its relatives, randomly initialized."""
     require_operators()
     backbone = _build_backbone(options)
     return GeneralizedRCNN(
@@ -105,7 +105,7 @@ def build_generalized_rcnn(options: RCNNOptions) -> GeneralizedRCNN:
 
 
 def _build_backbone(options: RCNNOptions) -> nn.Module:
-    """A ResNet, with FPN or without, or a network of timm with FPN."""
+    """Return a ResNet, with or without FPN, or a timm network with FPN."""
     if options.timm is None:
         body = _build_resnet(options.resnet, len(options.image_input.pixel_mean))
     else:
@@ -184,7 +184,7 @@ def _build_roi_heads(options: ROIHeadsOptions, resnet: ResNetOptions, backbone: 
         )
     common |= {"in_features": options.in_features, "box_pooler": box_pooler}
     if options.cascade is None:
-        # In this order, so that a seed gives the initial weights that it always gave.
+        # This order keeps the initial weights of a seed as they have always been.
         box_head = _build_box_head(options, channels)
         common |= _mask_parts(options, strides, channels)
         predictor = _build_predictor(options, box_head.out_channels, _build_coder(options.box_regression))
@@ -248,7 +248,7 @@ def _build_mask_head(options: ROIHeadsOptions, in_channels: int) -> MaskHead | N
 
 
 def _build_quality_head(options: ROIHeadsOptions, in_channels: int, size: int | None = None) -> QualityHead | None:
-    """The last part that is made, so that the others begin with the weights they have without it.
+    """Return the quality head. It is built last, so that the initial weights of the other parts do not depend on it.
 
     size: of the pooled regions; None for that of the mask head's pooler.
     """
@@ -276,7 +276,7 @@ def _build_pooler(options: PoolerOptions, strides: Sequence[int]) -> Pooler:
 
 
 def _strides_and_channels(name: str, features: Sequence[str], backbone: nn.Module) -> tuple[list[int], int]:
-    """The strides of the named feature maps and their number of channels, which must be one."""
+    """The strides of the named feature maps and their common number of channels."""
     channels = {backbone.channels[feature] for feature in features}
     if len(channels) != 1:
         raise ConfigError(f"{name}: these feature maps have different numbers of channels: {sorted(channels)}")

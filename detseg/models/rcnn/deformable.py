@@ -1,4 +1,4 @@
-"""Deformable convolution: each sample of the kernel is taken where a second convolution says."""
+"""Deformable convolution: the sampling positions of the kernel are predicted by a second convolution."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KERNEL_SIZE = 3
 
 @dataclass(frozen=True)
 class Deformable(Options):
-    """How a convolution deforms.
+    """Settings of a deformable convolution.
 
-    modulated: the samples are weighted too (version 2, Zhu et al. 2019). groups: of channels that share their offsets.
+    modulated: the samples are also weighted (version 2, Zhu et al. 2019). groups: of channels that share offsets.
     """
 
     section = "MODEL.RESNETS"
@@ -30,14 +30,14 @@ class Deformable(Options):
 
 
 class DeformableConvNorm(ConvNorm):
-    """A 3 x 3 ConvNorm whose samples are moved by given offsets; `settings` are those of ConvNorm."""
+    """A 3 x 3 ConvNorm whose samples are shifted by offsets; settings: of ConvNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, deformable: Deformable, **settings: Any) -> None:
         super().__init__(in_channels, out_channels, KERNEL_SIZE, **settings)
         self.deformable = deformable
 
     def forward(self, x: Tensor, raw: Tensor) -> Tensor:
-        """Convolve x (B, C, H, W); raw: what `make_offset_conv` of the same settings gives for it."""
+        """Convolve x (B, C, H, W); raw: the output of `make_offset_conv` with the same settings."""
         samples = self.deformable.groups * KERNEL_SIZE**2
         mask = raw[:, 2 * samples :].sigmoid() if self.deformable.modulated else None
         return self._convolve(x, partial(self._deform, offset=raw[:, : 2 * samples], mask=mask))
@@ -60,10 +60,10 @@ class DeformableConvNorm(ConvNorm):
 def make_offset_conv(
     in_channels: int, deformable: Deformable, *, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> ConvNorm:
-    """Return the convolution that says where to sample, zero at first: an undeformed 3 x 3.
+    """Return the convolution that predicts offsets, zero at first: an undeformed 3 x 3.
 
-    Its output (B, G * 9 * 2, H', W'), modulated (B, G * 9 * 3, H', W'), holds y and x of each sample alternately, then
-    the logits of the factors; modulated convolutions begin with factors of one half.
+    Its output (B, G * 9 * 2, H', W'), modulated (B, G * 9 * 3, H', W'), has y and x of each sample alternately, then
+    the logits of the weights, which are one half at first.
     """
     per_sample = 3 if deformable.modulated else 2
     conv = ConvNorm(

@@ -1,4 +1,4 @@
-"""Feature Pyramid Network (Lin et al. 2017) with Detectron2's names; a backbone as resnet.py says."""
+"""Feature Pyramid Network (Lin et al. 2017) with Detectron2's names; keeps the backbone interface of resnet.py."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LEVELS = {
 
 
 def are_successive(features: Sequence[str]) -> bool:
-    """Whether feature maps are levels of a pyramid, finest first and none left out."""
+    """Whether feature maps are levels of a pyramid, finest first, without gaps."""
     levels = [LEVELS.get(name, 0) for name in features]
     return levels == list(range(levels[0], levels[0] + len(levels)))
 
 
 @dataclass(frozen=True)
 class FPNOptions(Options):
-    """Arguments as FPN."""
+    """Arguments of FPN."""
 
     section = "MODEL.FPN"
 
@@ -49,11 +49,11 @@ class FPNOptions(Options):
             )
             return
         if not are_successive(self.in_features):
-            problems.add("MODEL.FPN.IN_FEATURES", "expected successive levels, finest first")
+            problems.add("MODEL.FPN.IN_FEATURES", "expected consecutive levels, finest first")
 
     @property
     def features(self) -> list[str]:
-        """The names of what the FPN gives, see FPN."""
+        """The names of the FPN's outputs, see FPN."""
         levels = [LEVELS[name] for name in self.in_features]
         return [f"p{level}" for level in [*levels, levels[-1] + 1]]
 

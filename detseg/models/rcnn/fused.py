@@ -1,8 +1,9 @@
-"""oneDNN's own operators on processors: convolution with weights laid out before and a shortcut, products of matrices.
+"""oneDNN operators on CPUs: convolution with prepacked weights and a shortcut, and matrix products.
 
-torch's own fully connected layer in float32 is MKL's, which takes twice as long on AMD's processors, and with one
-thread so are its 1 x 1 convolutions; its other convolutions lay out their weights anew in every call. oneDNN's ReLU is
-not used: it makes 0 of what is not a number, which must be found, and saves no time.
+PyTorch's own fully connected layer in float32 uses MKL, which takes twice as long on AMD processors, and so do its 1 x
+1 convolutions with a single thread; its other convolutions repack their weights in every call. oneDNN's fused ReLU is
+not
+used: it replaces NaN by 0, which would hide errors, and saves no time.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ from torch.autograd.function import once_differentiable
 
 
 class Cached:
-    """What was computed from tensors, as long as they are the same; always computed anew where they get gradients."""
+    """Cache of a value computed from tensors, valid as long as they are unchanged; unused if they need gradients."""
 
     def __init__(self) -> None:
         self._state: object = None
         self._value: Any = None
 
     def __call__(self, make: Callable[[], Any], sources: Sequence[Tensor], dtype: torch.dtype | None = None) -> Any:
-        """What `make` gives for `sources` and, where it depends on that, a number format."""
+        """Return `make` for `sources` and, if it depends on it, a dtype."""
         if needs_gradient(*sources) or any(source.is_inference() for source in sources):
             return make()
-        # Every change in place raises a tensor's version; other tensors have another address.
+        # In-place changes increase a tensor's version; other tensors have other addresses.
         state = [dtype, *((source.data_ptr(), source._version) for source in sources)]
         if self._state != state:
             self._state, self._value = state, make()
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cached, ()  # copies of a model compute it themselves
+        return Cached, ()  # copies of a model start with an empty cache
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether what is computed from tensors has a backward pass."""
+    """Whether computations with these tensors are recorded for the backward pass."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache
 def _formats() -> tuple[torch.dtype, ...]:
-    """The number formats of the operators; none where this build of torch does not have them."""
+    """Return the dtypes that the operators support; empty if this build of PyTorch lacks them."""
     names = ("_convolution_pointwise", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     packing = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
     if not torch.backends.mkldnn.is_available() or not packing:
@@ -56,7 +57,7 @@ def _formats() -> tuple[torch.dtype, ...]:
 
 
 def fused_dtype(x: Tensor) -> torch.dtype | None:
-    """The number format in which the operators compute with x, autocast's; None where they cannot."""
+    """Return the dtype in which the operators compute with x (autocast's, if enabled); None if they cannot."""
     if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -64,14 +65,14 @@ def fused_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def pack(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Weights as oneDNN lays them out for a convolution of x (B, C, H, W), and the bias."""
+    """Return weights packed by oneDNN for a convolution of x (B, C, H, W), and the bias."""
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to(dtype).to_mkldnn(), *geometry, x.shape)
     return packed, None if bias is None else bias.to(dtype)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None = None) -> Tensor:
-    """The convolution of x, in the number format of the weights that `pack` gave, plus the shortcut."""
+    """Return the convolution of x, in the dtype of the weights from `pack`, plus the shortcut."""
     geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
     if shortcut is None:
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
@@ -80,9 +81,9 @@ def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, sh
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
-    """Products of the channels of x, (M, C) or with channels last in memory (B, C, H, W), by a matrix (O, C), and ReLU.
+    """Multiply the channels of x, (M, C) or channels_last (B, C, H, W), by a matrix (O, C), optionally with ReLU.
 
-    With gradients; all in one number format of `fused_dtype`.
+    Differentiable; all in one dtype of `fused_dtype`.
     """
     return _Affine.apply(x, weight, bias, relu)
 

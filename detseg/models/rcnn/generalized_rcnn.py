@@ -1,4 +1,4 @@
-"""Backbone, RPN and region heads put together: Mask R-CNN and its relatives (Detectron2's GeneralizedRCNN)."""
+"""Backbone, RPN and region heads combined: Mask R-CNN and its relatives (Detectron2's GeneralizedRCNN)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class GeneralizedRCNN(RegionSegmenter):
-    """image_input makes the batch; the other parts have their names in Detectron2's state_dict."""
+    """image_input makes batches; the other parts have their names of Detectron2's state_dict."""
 
     def __init__(
         self, *, image_input: ImageInput, backbone: nn.Module, proposal_generator: RPN, roi_heads: nn.Module
@@ -49,8 +49,8 @@ class GeneralizedRCNN(RegionSegmenter):
         return self.proposal_generator.anchor_generator.largest_size
 
     def prefer_speed(self) -> Self:
-        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling sums up weighted pixels, and
-        depthwise convolutions get their own backward pass."""
+        """See Segmenter.prefer_speed; norms with fixed statistics are folded, pooling uses weighted sums, and depthwise
+        convolutions their own backward pass."""
         for module in self.modules():
             if isinstance(module, (ConvNorm, DepthwiseConv2d, Linear, MaskHead, Pooler)):
                 module.fast = True
@@ -83,7 +83,7 @@ class GeneralizedRCNN(RegionSegmenter):
         return self.roi_heads.detect(features[0], self.propose(features), features[1])
 
     def propose(self, features: tuple[dict[str, Tensor], list[tuple[int, int]]]) -> list[Proposals]:
-        """Return the proposals of every image, of the features that `extract` gave."""
+        """Return the proposals of every image, from the features of `extract`."""
         maps, sizes = features
         check_finite("feature maps (backbone)", *maps.values())
         output = self.proposal_generator(maps)

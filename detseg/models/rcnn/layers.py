@@ -1,4 +1,4 @@
-"""Convolutions with their normalisation, and the ways in which Detectron2 draws initial weights."""
+"""Convolutions with normalization, and Detectron2's initializations."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu and He 2018), fast and exact for features with channels last in memory on the CPU.
+    """Group normalization (Wu and He 2018), fast and accurate for channels_last features on the CPU.
 
-    torch's own CPU kernel for that layout takes five to ten times as long in its backward pass and sums up in single
-    precision one by one, which leaves errors of 1e-5. Elsewhere torch's kernels are used.
+    PyTorch's own CPU kernel for that layout takes five to ten times as long in its backward pass and accumulates in
+    single precision sequentially, with errors of 1e-5. Elsewhere PyTorch's kernels are used.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         if x.device.type != "cpu" or not channels_last:
-            # Not F.group_norm, which refuses a map of one pixel: that is normalised over the channels of its group.
+            # Not F.group_norm, which refuses a map of one pixel: this normalizes it over the channels of its group.
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return _ChannelsLastGroupNorm.apply(x.float(), self.weight, self.bias, self.num_groups, self.eps).to(x.dtype)
 
 
 class _ChannelsLastGroupNorm(torch.autograd.Function):
-    """Sums over the pixels are taken per channel, which torch adds up pairwise; groups are formed from them."""
+    """Sums over pixels are taken per channel, which PyTorch adds pairwise, and then combined to groups."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -70,10 +70,10 @@ def _group_mean(values: Tensor, groups: int) -> Tensor:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose mean and variance in training are those of all processes' values; otherwise BatchNorm itself.
+    """BatchNorm with the mean and variance over the values of all processes in training; otherwise BatchNorm itself.
 
-    Unlike torch.nn.SyncBatchNorm it works on every device, and a process may have no values at all (N = 0: no region),
-    as long as all processes call it equally often.
+    Unlike torch.nn.SyncBatchNorm it works on every device, and a process may have no values (N = 0: no regions), as
+    long as all processes call it equally often.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         counted = _SumOverProcesses.apply(torch.cat((values.sum(dim=(0, 2, 3)), values.new_tensor([float(local)]))))
         count = counted[-1].detach()
         mean = counted[:-1] / count.clamp(min=1)
-        # The mean first, then squares of differences: in one go, E[x^2] - E[x]^2 would lose the small differences.
+        # Mean first, then squared differences: E[x^2] - E[x]^2 in one pass would lose small variances.
         difference = values - mean[:, None, None]
         variance = _SumOverProcesses.apply(difference.square().sum(dim=(0, 2, 3))) / count.clamp(min=1)
         self._note(mean.detach(), variance.detach(), count)
@@ -93,7 +93,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _note(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics, as BatchNorm does: the variance without bias; not where nothing was seen."""
+        """Update the running statistics like BatchNorm, with unbiased variance; unchanged without values."""
         share = self.momentum * (count > 0)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
@@ -101,7 +101,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; every process's loss depends on it, so its gradient is a sum over them too."""
+    """Sum over all processes; as every process's loss depends on it, its gradient is summed over them too."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
@@ -117,9 +117,10 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation of each pixel over its channels, Detectron2's LN.
+    """Layer normalization of each pixel over its channels, Detectron2's LN.
 
-    It is no torch.nn.LayerNorm there either: its weights decay as other weights do, not as those of normalisations.
+    As in Detectron2, it is not a torch.nn.LayerNorm: its parameters get the weight decay of other weights, not that of
+    normalizations.
     """
 
     eps = 1e-6
@@ -136,7 +137,7 @@ class ChannelNorm(nn.Module):
 
 
 GROUPS_OF_GROUP_NORM = 32
-# Detectron2's names of normalisations -> the layer for a number of channels.
+# Detectron2's names of normalizations -> function from number of channels to layer.
 NORMS: dict[str, Callable[[int], nn.Module | None]] = {
     "": lambda channels: None,
     "BN": nn.BatchNorm2d,
@@ -149,12 +150,12 @@ NORMS: dict[str, Callable[[int], nn.Module | None]] = {
 
 
 def norm_key() -> Any:
-    """The key NORM of a part."""
+    """Return the key NORM of a part."""
     return key("NORM", choices=tuple(NORMS), detectron2=("naiveSyncBN", "naiveSyncBN_N"))
 
 
 def check_group_norm(problems: Problems, norm: str, channels_key: str, channels: int) -> None:
-    """Note channels that the groups of GN do not divide; norm and channels_key: the keys of both."""
+    """Report channels that are not divisible by the groups of GN; norm and channels_key: the two keys."""
     if problems.cfg[norm] == "GN" and channels % GROUPS_OF_GROUP_NORM:
         problems.add(
             channels_key, f"{norm} is GN, whose {GROUPS_OF_GROUP_NORM} groups do not divide {channels} channels"
@@ -162,12 +163,12 @@ def check_group_norm(problems: Problems, norm: str, channels_key: str, channels:
 
 
 class ConvNorm(nn.Conv2d):
-    """Convolution, normalisation (one of NORMS, the submodule `norm`) and ReLU.
+    """Convolution, normalization (one of NORMS, the submodule `norm`) and ReLU.
 
-    bias: None for one only without normalisation.
-    fast: whether a normalisation with fixed statistics is multiplied into the weights, which saves passes over the
-    features and rounds differently. Without gradients, the folded weights are kept until the originals change, and
-    oneDNN computes with them where it can (fused.py); with gradients, it computes 1 x 1 convolutions.
+    bias: None: only without normalization.
+    fast: fold a normalization with fixed statistics into the weights, which saves passes over the features and rounds
+    differently. Without gradients, folded weights are cached until the originals change, and oneDNN uses them if it can
+    (fused.py); with gradients, oneDNN computes 1 x 1 convolutions.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class ConvNorm(nn.Conv2d):
         self._folded = Cached()
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Return (B, C', H', W') of x (B, C, H, W); shortcut: of that shape, to be added before a ReLU then."""
+        """Return (B, C', H', W') of x (B, C, H, W); shortcut: same shape, added before the ReLU."""
         foldable = self.fast and (self.norm is None or self._has_fixed_statistics())
         dtype = fused_dtype(x) if foldable else None
         with_shortcut = () if shortcut is None else (shortcut,)
@@ -211,12 +212,12 @@ class ConvNorm(nn.Conv2d):
             weight, bias = self._fold()
             bias = None if bias is None else bias.to(dtype)
             x = affine(x.to(dtype), weight.flatten(1).to(dtype), bias, relu=self.relu)
-            return x if shortcut is None else F.relu_(x + shortcut)  # torch forbids changing x in place
+            return x if shortcut is None else F.relu_(x + shortcut)  # autograd forbids changing x in place
         x = self._convolve(x, self._conv_forward)
         return x if shortcut is None else F.relu_(x.add_(shortcut))
 
     def _convolve(self, x: Tensor, convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
-        """Convolve by `convolve(x, weight, bias)`, normalise, and apply ReLU."""
+        """Convolve by `convolve(x, weight, bias)`, normalize, and apply ReLU."""
         norm = self.norm
         if self.fast and self._has_fixed_statistics():
             x = convolve(x, *self._folded(self._fold, self._sources()))
@@ -225,7 +226,7 @@ class ConvNorm(nn.Conv2d):
             if norm is not None and (len(x) or isinstance(norm, SyncBatchNorm2d)):
                 x = norm(x)
             elif norm is not None:
-                # Of no regions there are no statistics: BatchNorm would store NaN. Gradients are zero.
+                # Without regions there are no statistics: BatchNorm would store NaN. Gradients are zero.
                 x = x * norm.weight[:, None, None] + norm.bias[:, None, None]
         return F.relu_(x) if self.relu else x
 
@@ -235,21 +236,21 @@ class ConvNorm(nn.Conv2d):
         return super().train(mode)
 
     def _fold(self) -> tuple[Tensor, Tensor | None]:
-        """Weights and bias with the normalisation, if there is one, multiplied into them."""
+        """Return weights and bias with the normalization, if any, folded in."""
         if self.norm is None:
             return self.weight, self.bias
         scale, shift = scale_and_shift(self.norm)
         return self.weight * scale[:, None, None, None], shift
 
     def _sources(self) -> list[Tensor]:
-        """What the folded weights are computed from."""
+        """Return the tensors from which the folded weights are computed."""
         norm = self.norm
         if norm is None:
             return [self.weight] if self.bias is None else [self.weight, self.bias]
         return [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def _is_pointwise(self) -> bool:
-        """Whether every pixel is computed from one pixel, by itself."""
+        """Whether every output pixel depends on a single input pixel."""
         return self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
 
     def _has_fixed_statistics(self) -> bool:
@@ -259,13 +260,13 @@ class ConvNorm(nn.Conv2d):
 
 
 def init_msra(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """He et al. 2015, normal, by fan-out; the initial weights of Caffe2's MSRAFill."""
+    """Normal by fan-out (He et al. 2015), Caffe2's MSRAFill."""
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     _zero_bias(layer)
 
 
 def init_xavier(layer: nn.Conv2d | nn.Linear) -> None:
-    """Uniform by fan-in; the initial weights of Caffe2's XavierFill."""
+    """Uniform by fan-in, Caffe2's XavierFill."""
     nn.init.kaiming_uniform_(layer.weight, a=1)
     _zero_bias(layer)
 

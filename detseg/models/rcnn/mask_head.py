@@ -19,7 +19,7 @@ from detseg.models.rcnn.roi_align import PoolerOptions
 from detseg.models.rcnn.targets import Targets
 from detseg.models.region_segmenter import RegionMasks
 
-# Pixels whose 2 x 2 cells are computed at once in prediction: those of all masks would not stay in the cache.
+# Pixels whose 2 x 2 cells are computed at once in prediction, so that they fit the cache.
 PIXELS_AT_ONCE = 2_000
 
 
@@ -50,7 +50,7 @@ def _pools_itself(cfg: Config) -> bool:
 
 @dataclass(frozen=True)
 class MaskHeadOptions(Options):
-    """pooler: None where the head gets the features of the box head (Res5ROIHeads). quality: None without that head."""
+    """pooler: None if the head uses the box head's features (Res5ROIHeads). quality: None without a quality head."""
 
     section = "MODEL.ROI_MASK_HEAD"
 
@@ -109,8 +109,8 @@ class MaskHead(nn.Module):
         return torch.cat([self._predict_cells(portion, dtype) for portion in portions])
 
     def _predict_cells(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """`deconv` and `predictor`: every pixel becomes 2 x 2 cells by itself, a product of its channels, and the 1 x 1
-        predictor takes cells in any order, so that only the logits are brought into that of the mask."""
+        """Apply `deconv` and `predictor`: every pixel becomes 2 x 2 cells, a matrix product over its channels; the 1 x
+        1 predictor works on cells in any order, so only the logits are rearranged to the mask."""
         channels, (height, width) = self.deconv.out_channels, x.shape[2:]
         weight, bias = self.deconv.weight, self.deconv.bias
         rows = self._cell_weights(
@@ -133,9 +133,8 @@ class MaskHead(nn.Module):
 def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """Mean binary cross-entropy of logits (M, s, s) against truth (M, s, s) bool.
 
-    counted: (M, s, s), how much each pixel counts in the mean: 0, or 1 and more; None for all alike. weights: (M, s, s)
-    or None, factors on their losses, by which the mean is not divided. Zero, with gradients of zero, where there is
-    nothing to count.
+    counted: (M, s, s), weight of each pixel in the mean: 0, or 1 and more; None for equal weights. weights: (M, s, s)
+    or None, factors on their losses, by which the mean is not divided. Zero, with zero gradients, if nothing counts.
     """
     if logits.numel() == 0:
         return logits.sum() * 0
@@ -147,10 +146,10 @@ def mask_loss(logits: Tensor, truth: Tensor, counted: Tensor | None = None, weig
 
 
 def boundary_factors(truth: Tensor, weight: float) -> Tensor:
-    """Return how much each cell of masks (M, s, s) bool counts in the mean of the mask loss, (M, s, s) float32.
+    """Return the weight of each cell of masks (M, s, s) bool in the mean of the mask loss, (M, s, s) float32.
 
-    1 + weight for those that touch, also by a corner, a cell on the other side of the object's boundary, else 1. Most
-    cells of a mask are easily right; how much of the object it covers is decided at the boundary.
+    1 + weight for cells that are 8-connected to a cell on the other side of the object's boundary, else 1. Most cells
+    of a mask are easy; its overlap with the object is decided at the boundary.
     """
     cells = truth[:, None].float()
     largest, smallest = (sign * F.max_pool2d(sign * cells, 3, stride=1, padding=1)[:, 0] for sign in (1, -1))
@@ -158,7 +157,7 @@ def boundary_factors(truth: Tensor, weight: float) -> Tensor:
 
 
 def foreground_boxes(regions: Sequence[Regions]) -> list[Tensor]:
-    """Return the boxes of every image whose masks are trained: those on objects."""
+    """Return the boxes of every image with trained masks: those on objects."""
     return [region.boxes[: region.foreground] for region in regions]
 
 
@@ -171,7 +170,7 @@ def foreground_mask_losses(
 ) -> dict[str, Tensor]:
     """Return loss_mask of `foreground_boxes`, of which `pooled` (M, C, s, s) are the features, and loss_mask_quality.
 
-    The quality of a mask with ignored pixels in its box is not known.
+    The quality of a mask with ignored pixels in its box is unknown.
     """
     classes = torch.cat([region.classes[: region.foreground] for region in regions])
     logits = mask_head.logits_of(pooled, classes)
@@ -210,9 +209,10 @@ def predict_masks(
     classes: Sequence[Tensor],
     at_once: int,
 ) -> list[RegionMasks]:
-    """Return the masks of boxes (N, 4) and classes (N,) of every image, with their qualities where they shall have any.
+    """Return the masks of boxes (N, 4) and classes (N,) of every image, with their qualities if the quality head
+    rescores.
 
-    pool: gives the features (M, C, s, s) for the boxes of every image.
+    pool: returns the features (M, C, s, s) for the boxes of every image.
     """
     probabilities, qualities = [], []
     of_portions = torch.cat(list(classes)).split(at_once)

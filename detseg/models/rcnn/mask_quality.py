@@ -1,8 +1,8 @@
-"""The mask-quality head: how well each mask covers its object, told by the network itself.
+"""The mask-quality head, which predicts how well each mask covers its object.
 
-Mask Scoring R-CNN (Huang et al., CVPR 2019): a class score says what a box shows, not how good the mask is. A small
-head sees the features of the region beside the predicted mask and learns the intersection over union of that mask with
-the object. Predictions are then ranked by class score x quality.
+Mask Scoring R-CNN (Huang et al., CVPR 2019): a class score describes the content of a box, not the quality of its mask.
+A small head gets the features of the region together with the predicted mask and learns the IoU of that mask with the
+object. Predictions are then ranked by class score x quality.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detseg.models.rcnn.box_head import ConvFCHead
 from detseg.models.rcnn.fused import Linear
 from detseg.models.rcnn.layers import check_group_norm, init_normal
 
-# Of a mask's probabilities, as predictions are pasted.
+# Threshold on mask probabilities, as for pasted predictions.
 MASK_THRESHOLD = 0.5
 
 
@@ -26,7 +26,7 @@ MASK_THRESHOLD = 0.5
 class QualityOptions(Options):
     """num_conv 3 x 3 convolutions, the last of which halves the region, then num_fc fully connected layers.
 
-    rescores: whether predictions get qualities, which their scores are multiplied by.
+    rescores: whether predictions get qualities, by which their scores are multiplied.
     """
 
     section = "MODEL.ROI_MASK_HEAD.QUALITY"
@@ -69,8 +69,8 @@ class QualityHead(ConvFCHead):
     def quality_of(self, pooled: Tensor, probabilities: Tensor, classes: Tensor) -> Tensor:
         """Return the expected IoU (M,) float32, above 0 and up to 1, of masks of classes (M,) with their objects.
 
-        pooled: (M, C, size, size) what the mask head got. probabilities: (M, s, s) what it gave; the masks are learnt
-        from their own loss alone, so they get no gradient from here.
+        pooled: (M, C, size, size) input of the mask head. probabilities: (M, s, s) its output, which gets no gradient
+        from here: masks are learnt from their own loss alone.
         """
         masks = F.max_pool2d(probabilities.detach()[:, None], probabilities.shape[-1] // pooled.shape[-1])
         logits = self(torch.cat((pooled, masks.to(pooled.dtype)), dim=1)).float()
@@ -80,7 +80,7 @@ class QualityHead(ConvFCHead):
 
 @torch.no_grad()
 def mask_ious(probabilities: Tensor, truth: Tensor, boxes: Tensor, areas: Tensor) -> Tensor:
-    """Return the IoU (M,) float32 of predicted masks with whole objects, also with what lies outside of the boxes.
+    """Return the IoU (M,) float32 of predicted masks with whole objects, including parts outside the boxes.
 
     probabilities: (M, s, s). truth: (M, s, s) bool, the objects within boxes (M, 4). areas: (M,) pixels of the objects.
     """
@@ -88,7 +88,7 @@ def mask_ious(probabilities: Tensor, truth: Tensor, boxes: Tensor, areas: Tensor
     sides = boxes[:, 2:] - boxes[:, :2]
     pixels_per_cell = sides[:, 0] * sides[:, 1] / (masks.shape[1] * masks.shape[2])
     shared, predicted, inside = (part.sum(dim=(1, 2)) * pixels_per_cell for part in (masks & truth, masks, truth))
-    # Cells round: an object may have more area in them than it has pixels.
+    # By rounding in cells, an object may have more area than pixels.
     union = predicted + torch.maximum(areas, inside) - shared
     return shared / union.clamp(min=1e-6)
 

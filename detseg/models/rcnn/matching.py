@@ -1,10 +1,9 @@
 """Matching candidate boxes (proposals, anchors) to objects by IoU, without a matrix of all pairs.
 
-The results are exactly those of Detectron2's Matcher on the whole IoU matrix: each candidate gets the object of highest
-IoU (the first among equals) and a label by the interval of that IoU; with `allow_low_quality_matches`,
-whatever overlaps an object best is a match too. Proposals are matched in chunks; anchors form grids, so only those
-anchors are compared that can touch an object at all: for 2,000 cells on 1024 x 1024 pixels 3 million pairs instead of
-500 million.
+The results are exactly those of Detectron2's Matcher on the whole IoU matrix: each candidate gets the object with the
+highest IoU (the first among equals) and a label by the interval of that IoU; with `allow_low_quality_matches`, the best
+candidates of an object are matches too. Proposals are matched in chunks; anchors form grids, so only anchors that can
+overlap an object are compared: for 2,000 cells on 1024 x 1024 pixels 3 million pairs instead of 500 million.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from detseg.config.options import Options, Problems, key
 from detseg.models.rcnn.anchors import AnchorGrid, AnchorLevel
 
-# Pairs held at once; some ten numbers each.
+# Pairs in memory at once, about ten numbers each.
 PAIRS_PER_CHUNK = 500_000
 
 
@@ -30,10 +29,10 @@ def _not_ascending(thresholds: list[float]) -> str | None:
 
 @dataclass(frozen=True)
 class SamplingOptions(Options):
-    """Which candidates are objects, and how many a loss takes; section: of the candidates.
+    """Which candidates are objects, and how many are used in a loss; section: of the candidates.
 
-    thresholds: IoUs that split candidates into intervals, from background to object. batch_size candidates of an image
-    are drawn, at most positive_fraction of them objects.
+    thresholds: IoUs that split candidates into intervals, from background to object. batch_size candidates are sampled
+    per image, at most positive_fraction of them objects.
     """
 
     thresholds: tuple[float, ...] = key("IOU_THRESHOLDS", not_empty=True, above=0, at_most=1, test=_not_ascending)
@@ -84,7 +83,7 @@ class Matcher:
     def match_boxes(self, objects: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Match any candidates (n, 4) to objects (N, 4); return matches (n,) int64 and labels (n,) int8.
 
-        allow_low_quality_matches is for anchors and not honoured here.
+        allow_low_quality_matches applies to anchors only.
         """
         count = len(candidates)
         matches = torch.zeros(count, dtype=torch.int64, device=candidates.device)
@@ -112,7 +111,7 @@ class Matcher:
             if self.allow_low_quality_matches:
                 best_of_object = iou.new_zeros(last - first).scatter_reduce_(0, object_index - first, iou, "amax")
                 wanted[anchor_index[iou == best_of_object[object_index - first]]] = True
-                # An object that touches no anchor is equally far from all of them: Detectron2 takes all.
+                # An object without overlapping anchors has the same IoU, 0, with all: Detectron2 takes all.
                 wanted |= (best_of_object == 0).any()
         labels = self.label(best)
         labels[wanted] = 1
@@ -125,7 +124,7 @@ class Matcher:
 
 
 def _keep_best(best: Tensor, matches: Tensor, anchor_index: Tensor, object_index: Tensor, iou: Tensor) -> None:
-    """Update each anchor's highest IoU and its first object, given the pairs of objects later than all before."""
+    """Update each anchor's highest IoU and its first object, given pairs of objects later than all before."""
     best_now = torch.zeros_like(best).scatter_reduce_(0, anchor_index, iou, "amax")
     is_best = iou == best_now[anchor_index]
     none = torch.iinfo(torch.int64).max
@@ -137,7 +136,7 @@ def _keep_best(best: Tensor, matches: Tensor, anchor_index: Tensor, object_index
 
 @dataclass(frozen=True)
 class Windows:
-    """For each object, level and cell anchor: the rectangle of grid positions whose anchor can touch the object.
+    """For each object, level and cell anchor: the rectangle of grid positions whose anchors can overlap the object.
 
     All fields have the axes (N, S), int64, S cell anchors of all levels: first row and column, number of columns and of
     positions. `bases`, `widths`, `strides` (S,) give the anchor's position: base + (row * width + column) * stride.
@@ -168,7 +167,7 @@ class Windows:
         return cls(*fields, *(torch.tensor(values, device=objects.device) for values in (bases, widths, strides)))
 
     def chunks(self, pairs_at_once: int) -> list[tuple[int, int]]:
-        """Split the objects into runs [first, last) of about that many pairs; one object is never split."""
+        """Split the objects into runs [first, last) of about that many pairs, without splitting an object."""
         totals = self.counts.sum(dim=1).tolist()
         chunks, first, pairs = [], 0, 0
         for index, total in enumerate(totals):
@@ -188,7 +187,7 @@ class Windows:
         row_in_window = torch.div(
             within, self.column_counts[first:last].reshape(-1).clamp(min=1)[window], rounding_mode="floor"
         )
-        # Position = base + stride * (width * (row + r) + column + c), with what depends on the window taken together.
+        # Index = base + stride * (width * (row + r) + column + c), with the terms of the window combined.
         widths, strides = self.widths[cell], self.strides[cell]
         rows, columns = self.rows[first:last].reshape(-1), self.columns[first:last].reshape(-1)
         start = self.bases[cell] + strides * (widths * rows + columns)
@@ -199,9 +198,10 @@ class Windows:
 
 
 def _span(objects: Tensor, anchors: Tensor, level: AnchorLevel, size: int) -> tuple[Tensor, Tensor]:
-    """Return the first grid position (N, A) and the number of positions at which anchors touch objects, along one axis.
+    """Return the first grid position (N, A) and the number of positions at which anchors overlap objects, along one
+    axis.
 
-    objects: (N, 2) and anchors: (A, 2), low and high end. Positions that touch only by rounding may be included.
+    objects: (N, 2) and anchors: (A, 2), low and high end. Positions that overlap only by rounding may be included.
     """
     low = (objects[:, None, 0] - anchors[None, :, 1]) / level.stride - level.offset
     high = (objects[:, None, 1] - anchors[None, :, 0]) / level.stride - level.offset
@@ -211,7 +211,7 @@ def _span(objects: Tensor, anchors: Tensor, level: AnchorLevel, size: int) -> tu
 
 
 def pair_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the IoU of boxes a (..., 4) and b (..., 4), broadcast; 0 where they do not touch."""
+    """Return the IoU of boxes a (..., 4) and b (..., 4), broadcast; 0 if they do not overlap."""
     sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     intersection = sides[..., 0] * sides[..., 1]
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
@@ -221,7 +221,7 @@ def pair_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sample_labels(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
-    """Draw at random at most `count` candidates: up to `positive_fraction` of them objects, the others background.
+    """Sample at most `count` candidates: up to `positive_fraction` of them objects, the others background.
 
     labels: (n,) integers: -1 is never drawn, `background` is background, everything else an object. Returns the indices
     of the objects and of the background, int64. Randomness comes from torch's default generator.

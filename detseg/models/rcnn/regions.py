@@ -1,4 +1,4 @@
-"""Proposals that are chosen and labelled for training, and prediction of many regions in portions."""
+"""Proposals sampled and labelled for training, and prediction of many regions in chunks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from detseg.models.rcnn.targets import Targets
 
 @dataclass(frozen=True)
 class Regions:
-    """Proposals of one image chosen for training: boxes (P, 4), classes (P,) int64 (K: background), objects (P,) int64.
+    """Proposals of one image sampled for training: boxes (P, 4), classes (P,) int64 (K: background), objects (P,)
+    int64.
 
-    Those on objects come first, `foreground` of them, where they were drawn by RegionSampling.
+    If sampled by RegionSampling, the `foreground` ones on objects come first.
     """
 
     boxes: Tensor
@@ -26,15 +27,15 @@ class Regions:
     foreground: int
 
     def matched_boxes(self, target: Targets) -> Tensor:
-        """Return the box (P, 4) of the object of each region, zeros where the image has no objects."""
+        """Return the box (P, 4) of the object of each region, zeros if the image has no objects."""
         return target.boxes[self.objects] if len(target.boxes) else torch.zeros_like(self.boxes)
 
 
 @dataclass(frozen=True)
 class RegionSampling:
-    """batch_size proposals an image enter the loss, at most positive_fraction of them on objects.
+    """batch_size proposals per image are used in the loss, at most positive_fraction of them on objects.
 
-    append_objects: the objects' own boxes are proposals too, so that there are good ones from the beginning.
+    append_objects: the objects' own boxes are proposals too, so that there are good ones from the start.
     """
 
     matcher: Matcher
@@ -44,7 +45,7 @@ class RegionSampling:
 
     @torch.no_grad()
     def __call__(self, proposals: Proposals, target: Targets, num_classes: int) -> Regions:
-        """Label the proposals of one image and draw from them."""
+        """Label the proposals of one image and sample from them."""
         boxes = proposals.boxes
         if self.append_objects:
             boxes = torch.cat((boxes, target.boxes))
@@ -68,15 +69,15 @@ def label_boxes(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: i
 def by_portions(
     function: Callable[[list[Tensor]], tuple[Tensor, ...]], boxes: Sequence[Tensor], size: int
 ) -> tuple[Tensor, ...]:
-    """Apply function(boxes of every image), which returns tensors of a row per box, to portions."""
+    """Apply function(boxes of every image), which returns tensors with a row per box, in chunks."""
     parts = [function(portion) for portion in in_portions(boxes, size)]
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def in_portions(boxes: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Split the boxes (N, 4) of every image, in their order, into portions of `size` boxes of all images together.
+    """Split the boxes (N, 4) of every image, in their order, into chunks of `size` boxes over all images.
 
-    There is at least one portion; each has a tensor for every image, of none of its boxes too.
+    There is at least one chunk; each has a tensor for every image, possibly empty.
     """
     firsts = [0]
     for image_boxes in boxes:

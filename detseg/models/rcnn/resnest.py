@@ -1,5 +1,5 @@
-"""ResNeSt (Zhang et al. 2020, arXiv:2004.08955): a ResNet whose 3 x 3 convolutions give several maps, chosen between by
-attention. Names of parameters and what the keys imply are those of Detectron2's fork chongruo/detectron2-ResNeSt.
+"""ResNeSt (Zhang et al. 2020, arXiv:2004.08955): a ResNet whose 3 x 3 convolutions produce several maps, combined by
+attention. Parameter names and implications of keys are those of Detectron2's fork chongruo/detectron2-ResNeSt.
 
 Symbols: B images, R radix (maps of a convolution), C channels.
 """
@@ -18,12 +18,12 @@ from detseg.models.rcnn.layers import NORMS, ConvNorm, init_msra
 
 # Depth -> channels of the first two convolutions of the stem; the third one has twice as many.
 STEM_WIDTHS = {50: 32, 101: 64, 152: 64, 200: 64, 269: 64}
-# The attention is computed by layers of this fraction of the channels, and at least of so many.
+# Channels of the attention layers: this fraction of the channels, and at least this number.
 REDUCTION, FEWEST_CHANNELS = 4, 32
 
 
 def is_resnest(cfg: Config) -> bool:
-    """Whether any of the keys is set that make a ResNeSt."""
+    """Whether any key is set that makes a ResNeSt."""
     keys = cfg.MODEL.RESNETS
     return keys.RADIX > 1 or keys.AVD or keys.AVG_DOWN or keys.DEEP_STEM
 
@@ -32,8 +32,8 @@ def is_resnest(cfg: Config) -> bool:
 class ResNeStOptions(Options):
     """radix: maps of each 3 x 3 convolution; more than 1 implies the others.
 
-    avd: where a block halves the image, by average pooling behind the 3 x 3. avg_down: the shortcut too, before its
-    convolution. deep_stem: three 3 x 3 convolutions in place of one of 7 x 7.
+    avd: downsample in a block by average pooling after the 3 x 3. avg_down: in the shortcut too, before its
+    convolution. deep_stem: three 3 x 3 convolutions instead of one of 7 x 7.
     """
 
     section = "MODEL.RESNETS"
@@ -53,13 +53,13 @@ class ResNeStOptions(Options):
         if keys.STRIDE_IN_1X1:
             problems.add("MODEL.RESNETS.STRIDE_IN_1X1", "a ResNeSt (RADIX, AVD, ...) has its strides behind: set False")
         if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
-            problems.add("MODEL.ROI_HEADS.NAME", "Res5ROIHeads has no res5 of a ResNeSt (RADIX, AVD, ...); take an FPN")
+            problems.add("MODEL.ROI_HEADS.NAME", "Res5ROIHeads has no res5 of a ResNeSt (RADIX, AVD, ...); use an FPN")
         width = STEM_WIDTHS[keys.DEPTH]
-        # The fork ignores the key, so that its files leave Detectron2's default.
+        # The fork ignores this key, so its configurations have Detectron2's default.
         if (self.radix > 1 or self.deep_stem) and keys.STEM_OUT_CHANNELS not in (64, 2 * width):
             problems.add("MODEL.RESNETS.STEM_OUT_CHANNELS", f"the deep stem of this depth has {2 * width} channels")
         if self.radix > 1 and keys.NORM == "GN":
-            problems.add("MODEL.RESNETS.NORM", "GN would normalise single values of the attention to 0; take SyncBN")
+            problems.add("MODEL.RESNETS.NORM", "GN would normalize single values of the attention to 0; use SyncBN")
         needs_two = keys.NORM in ("BN", "SyncBN", "nnSyncBN") and problems.training
         if self.radix > 1 and needs_two and cfg.SOLVER.IMS_PER_BATCH == 1:
             expected = f"attention has one value per image, of which MODEL.RESNETS.NORM {keys.NORM} needs two"
@@ -81,15 +81,15 @@ class DeepStem(nn.Module):
             init_msra(layer)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the convolutions give, and what the pooling makes of it."""
+        """Return the output of the convolutions, and of the pooling after them."""
         x = self.conv1_3(self.conv1_2(self.conv1_1(x)))
         return x, F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 class SplitAttention(nn.Module):
-    """A 3 x 3 convolution to R maps, and their mean by weights that are computed, a channel, from their sum.
+    """A 3 x 3 convolution to R maps, averaged with weights per channel that are computed from their sum.
 
-    deformable: how the convolution deforms, None for not at all.
+    deformable: settings of a deformable convolution, or None.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class SplitAttention(nn.Module):
         self.fc2 = nn.Conv2d(inner, radix * channels, 1)
 
     def forward(self, x: Tensor, *raw: Tensor) -> Tensor:
-        """Return (B, C, H', W') of x (B, C, H, W); raw: of a deformable convolution, see `DeformableConvNorm`."""
+        """Return (B, C, H', W') of x (B, C, H, W); raw: for a deformable convolution, see `DeformableConvNorm`."""
         maps = F.relu_(self.bn0(self.conv(x, *raw))).unflatten(1, (self.radix, -1))  # (B, R, C, H', W')
         pooled = maps.sum(dim=1).mean(dim=(2, 3), keepdim=True)
         logits = self.fc2(F.relu_(self.bn1(self.fc1(pooled))))
@@ -118,7 +118,7 @@ class SplitAttention(nn.Module):
 
 
 class ResNeStBlock(nn.Module):
-    """As `resnet.BottleneckBlock`, with what `options` say."""
+    """Like `resnet.BottleneckBlock`, with `options`."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class ResNeStBlock(nn.Module):
         super().__init__()
         width, is_split = bottleneck_channels, options.radix > 1
         self.avd_stride = stride if is_split or options.avd else 1
-        # The pooling of the shortcut has its stride as size, and covers the odd last row and column.
+        # The kernel size of the shortcut's pooling is its stride, and it includes an odd last row and column.
         self.pooled_stride = stride if is_split or options.avg_down else 1
         self.shortcut = None
         if in_channels != out_channels:
@@ -154,7 +154,7 @@ class ResNeStBlock(nn.Module):
         for layer in self.children():
             if isinstance(layer, ConvNorm):
                 init_msra(layer)
-        # Unlike in Detectron2, groups of channels with offsets of their own also compute these each by itself.
+        # Unlike in Detectron2, channel groups with their own offsets also compute these separately.
         self.conv2_offset = (
             None if deformable is None else make_offset_conv(width, deformable, groups=deformable.groups, **where)
         )

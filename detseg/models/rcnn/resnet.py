@@ -1,7 +1,7 @@
-"""ResNet (He et al. 2016) as Detectron2 builds and names it: `stem`, then stages `res2` to `res5` of blocks.
+"""ResNet (He et al. 2016) as in Detectron2, with its names: `stem`, then stages `res2` to `res5` of blocks.
 
-The backbone contract, kept by FPN too: called with images (B, C, H, W) it returns a dict of feature maps by name;
-`channels` and `strides` are dicts by the same names; `size_divisibility` says of what H and W must be multiples.
+The backbone interface, also of FPN: called with images (B, C, H, W) it returns a dict of feature maps by name;
+`channels` and `strides` are dicts with the same names; H and W must be multiples of `size_divisibility`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ BLOCKS_OF_DEPTH = {
 RESNEST_DEPTHS = (200, 269)
 BASIC_BLOCK_DEPTHS = (18, 34)
 STAGES = ("res2", "res3", "res4", "res5")
-# The stem's convolution before its pooling: a feature map of stride 2 for tiny objects, which Detectron2 does not have.
+# The stem's convolution before pooling: a feature map of stride 2 for tiny objects, which Detectron2 lacks.
 STEM_FEATURE = "res1"
-# What its pooling makes of that, as Detectron2 names it.
+# The stem's output after pooling, as named in Detectron2.
 POOLED_STEM = "stem"
 FEATURES = (STEM_FEATURE, POOLED_STEM, *STAGES)
-# Without normalisation there is no bias either, as in Detectron2's ResNet.
+# Without normalization there is no bias either, as in Detectron2's ResNet.
 _Conv = partial(ConvNorm, bias=False)
 
 
@@ -47,7 +47,7 @@ def _has_bottlenecks(cfg: Config) -> bool:
 
 @dataclass(frozen=True)
 class BottleneckOptions(Options):
-    """What only bottleneck blocks have. width_per_group: their inner channels in res2, for each group."""
+    """Options of bottleneck blocks only. width_per_group: their inner channels in res2, per group."""
 
     section = "MODEL.RESNETS"
 
@@ -57,7 +57,7 @@ class BottleneckOptions(Options):
 
 @dataclass(frozen=True)
 class ResNetOptions(Options):
-    """deformable_stages: whose 3 x 3 convolutions deform, as `deformable` says. Others as of ResNet."""
+    """deformable_stages: stages with deformable 3 x 3, with the settings `deformable`. Others as in ResNet."""
 
     section = "MODEL.RESNETS"
 
@@ -81,7 +81,7 @@ class ResNetOptions(Options):
             if self.groups != 1 or self.res5_dilation != 1 or self.deformable is not None:
                 problems.add(
                     "MODEL.RESNETS.DEPTH",
-                    "depths 18 and 34 have no groups, no dilation and no deformable convolution; take 50 or more",
+                    "depths 18 and 34 have no groups, no dilation and no deformable convolution; use 50 or more",
                 )
             return
         if self.depth in RESNEST_DEPTHS and self.resnest is None:
@@ -107,7 +107,7 @@ class Stem(nn.Module):
         init_msra(self.conv1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the convolution gives, and what the pooling makes of it."""
+        """Return the output of the convolution, and of the pooling after it."""
         x = self.conv1(x)
         return x, F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
@@ -130,8 +130,8 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions and a shortcut.
 
-    stride_in_1x1: the stride is in the first 1 x 1 (MSRA's weights) and not in the 3 x 3 (torchvision's).
-    deformable: how the 3 x 3 deforms, None for not at all.
+    stride_in_1x1: the stride is in the first 1 x 1 (MSRA's weights), not in the 3 x 3 (torchvision's). deformable:
+    settings of a deformable 3 x 3, or None.
     """
 
     def __init__(
@@ -170,26 +170,27 @@ class BottleneckBlock(nn.Module):
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> ConvNorm | None:
-    """Return the 1 x 1 projection where the number of channels changes, else None."""
+    """Return the 1 x 1 projection if the number of channels changes, else None."""
     if in_channels == out_channels:
         return None
     return _Conv(in_channels, out_channels, 1, stride=stride, norm=norm)
 
 
 def init_block(block: nn.Module) -> None:
-    """Draw the weights of every convolution of a block."""
+    """Initialize the weights of every convolution of a block."""
     for layer in block.children():
         if isinstance(layer, nn.Conv2d):
             init_msra(layer)
 
 
 class ResNet(nn.Module):
-    """A ResNet, or with groups > 1 a ResNeXt (Xie et al. 2017), with initial weights.
+    """A ResNet, or with groups > 1 a ResNeXt (Xie et al. 2017), randomly initialized.
 
-    It has the stages up to the last one of `out_features`, which are among FEATURES. depth: one of BLOCKS_OF_DEPTH.
-    Channels double from stage to stage, beginning with res2_channels (the blocks' output) and groups x width_per_group
+    It has the stages up to the last one in `out_features`, which are among FEATURES. depth: one of BLOCKS_OF_DEPTH.
+    Channels double from stage to stage, starting from res2_channels (the blocks' output) and groups x width_per_group
     (inside a bottleneck block; basic blocks have none). res5_dilation: 2 keeps res5 at the stride of res4 and dilates
-    its 3 x 3 convolutions. deformable_stages: whose 3 x 3 deform. resnest: makes it a ResNeSt. freeze_at: see `freeze`.
+    its 3 x 3 convolutions. deformable_stages: with deformable 3 x 3. resnest: options of a ResNeSt, or None. freeze_at:
+    see `freeze`.
     """
 
     def __init__(
@@ -265,7 +266,7 @@ class ResNet(nn.Module):
         return features
 
     def freeze(self, freeze_at: int) -> None:
-        """Freeze the first parts, as MODEL.BACKBONE.FREEZE_AT counts them: 1 the stem, 2 res2 too, and so on."""
+        """Freeze the first parts, counted like MODEL.BACKBONE.FREEZE_AT: 1 the stem, 2 also res2, and so on."""
         parts = [self.stem, *(getattr(self, name) for name in self.stage_names)]
         for frozen in parts[:freeze_at]:
             freeze(frozen)

@@ -1,8 +1,8 @@
-"""Pooling of regions: ROIAlign as sums of weighted pixels, and the level of a feature pyramid for each region.
+"""Pooling of regions: ROIAlign as weighted sums of pixels, and the level of a feature pyramid for each region.
 
-ROIAlign averages bilinear samples on a grid that is parallel to the axes, so it is separable: the weight of a pixel in
-a cell of a region is the product of a weight of its row and one of its column. Sample positions and borders are those
-of torchvision's roi_align with aligned=True.
+ROIAlign averages bilinear samples on an axis-aligned grid, so it is separable: the weight of a pixel in a cell of a
+region is the product of a row weight and a column weight. Sample positions and borders are those of torchvision's
+roi_align with aligned=True.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from detseg.models.torchvision_ops import roi_align
 
 
 def crop_side(low: Tensor, high: Tensor, step: int) -> Tensor:
-    """Return (M,) int64: how many pixels, rounded up to a multiple of `step`, regions [low, high) (M,) can reach."""
+    """Return (M,) int64: number of pixels that regions [low, high) (M,) involve, rounded up to a multiple of `step`."""
     return ((high - low + 3) / step).ceil().long().clamp(min=1) * step
 
 
 def axis_weights(
     low: Tensor, high: Tensor, *, length: int, size: int, side: int, by_cell: bool = False, sampling_ratio: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights (M, size, side), the pixels (M, 1, side) int64 that they belong to, and the samples a cell (M,).
+    """Return weights (M, size, side), the pixels (M, 1, side) int64 that they belong to, and the samples per cell (M,).
 
     low, high: (M,) ends of the regions in pixels of a map of `length` pixels. size: number of cells. side: of the
-    crops, at least `crop_side`. by_cell: each cell has a crop of its own, the pixels are (M, size, side).
-    sampling_ratio: samples a cell, 0 for ceil(cell). The weights of a cell add up to the number of its samples that are
-    on the map or at most one pixel outside; they are not yet divided by the number of samples. Pixels beyond the map
-    have no weight.
+    crops, at least `crop_side`. by_cell: each cell has its own crop, the pixels are (M, size, side). sampling_ratio:
+    samples per cell, 0 for ceil(cell). The weights of a cell add up to the number of its samples that are on the map or
+    at most one pixel outside; they are not yet divided by the number of samples. Pixels beyond the map have no weight.
     """
     start, cell = low - 0.5, (high - low) / size
     samples = cell.ceil() if sampling_ratio == 0 else torch.full_like(cell, sampling_ratio)
     number = torch.arange(max(int(samples.max()), 1), device=low.device)
     position = torch.arange(size, device=low.device)[:, None] * cell[:, None, None] + start[:, None, None]
     position = position + (number + 0.5) * cell[:, None, None] / samples.clamp(min=1)[:, None, None]
-    # Beyond one pixel outside there is nothing; nearer to the map its border is repeated.
+    # Samples more than one pixel outside are zero; nearer ones use the border pixel.
     exists = (number < samples[:, None, None]) & (position >= -1) & (position <= length)
     position = position.clamp(min=0)
     below = position.long().clamp(max=length - 1)
@@ -55,21 +54,20 @@ def axis_weights(
     return weights, (first + torch.arange(side, device=low.device)).clamp(max=length - 1), samples
 
 
-# Numbers that are made at once, of pooled regions or of weights; of float32 they fit the cache of a core.
+# Numbers computed at once, of pooled regions or weights; in float32 they fit the cache of a core.
 NUMBERS_PER_CHUNK = 250_000
 
 
 def weighted_roi_align(
     features: Sequence[Tensor], strides: Sequence[int], levels: Tensor, regions: Tensor, size: int, sampling_ratio: int
 ) -> Tensor:
-    """Return (M, C, size, size), channels last in memory: ROIAlign of each region from one of several feature maps.
+    """Return (M, C, size, size), channels_last: ROIAlign of each region from one of several feature maps.
 
-    For features with channels last in memory on the CPU, where torch sums up rows of a table fast. torchvision's CPU
-    kernel works on one pixel of one channel at a time and its backward pass on one core. Sums are added up in another
-    order.
+    For channels_last features on the CPU, where PyTorch sums rows of a table fast. torchvision's CPU kernel processes
+    one pixel of one channel at a time, and its backward pass uses one core. The order of summation differs.
 
     features: (B, C, H, W) each. strides: of each, in pixels of the regions. levels: (M,) int64, the map of each region.
-    regions and sampling_ratio: as of torchvision_ops.roi_align.
+    regions and sampling_ratio: as in torchvision_ops.roi_align.
     """
     cells = []
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
@@ -81,7 +79,7 @@ def weighted_roi_align(
 
 @dataclass(frozen=True)
 class _Cells:
-    """Cells of regions: their numbers (n,), pixels (n, p) int64 of a map (B * H * W, C), and the weights of these."""
+    """Cells of regions: their indices (n,), pixels (n, p) int64 of a map (B * H * W, C), and their weights."""
 
     number: Tensor
     pixels: Tensor
@@ -89,7 +87,7 @@ class _Cells:
 
 
 def _weigh(index: Tensor, regions: Tensor, shape: torch.Size, size: int, sampling_ratio: int) -> Iterator[_Cells]:
-    """Yield the cells of regions (m, 5) of one map of that shape; index (m,): of these among all regions."""
+    """Yield the cells of regions (m, 5) of one map of that shape; index (m,): their indices among all regions."""
     height, width = shape[2:]
     images, boxes = regions[:, 0].long(), regions[:, 1:]
     # A cell's samples are at most a pixel apart, unless their number is fixed; each is between two pixels.
@@ -114,7 +112,7 @@ def _weigh(index: Tensor, regions: Tensor, shape: torch.Size, size: int, samplin
 
 
 class _WeightedSums(torch.autograd.Function):
-    """The cells of all regions; its gradient sums up the cells of each pixel in the same way."""
+    """Pooled cells of all regions; the gradient sums the cells of each pixel in the same way."""
 
     @staticmethod
     def forward(ctx: Any, cells: list[Iterator[_Cells]], count: int, size: int, *features: Tensor) -> Tensor:
@@ -156,7 +154,7 @@ CANONICAL_LEVEL = 4
 
 @dataclass(frozen=True)
 class PoolerOptions(Options):
-    """Pooling of regions for a head; section: that of the head. Arguments as Pooler."""
+    """Pooling of regions for a head; section: that of the head. Arguments of Pooler."""
 
     resolution: int = key("POOLER_RESOLUTION", at_least=1)
     sampling_ratio: int = key("POOLER_SAMPLING_RATIO", at_least=0)
@@ -169,7 +167,7 @@ class Pooler(nn.Module):
     output_size: side of the pooled regions. strides: of the feature maps, powers of two, finest first. sampling_ratio:
     as in torchvision, 0 adapts to the size of the region.
 
-    fast: whether another implementation than torchvision's, with other rounding, is taken on the CPU.
+    fast: use an implementation other than torchvision's on the CPU, with other rounding.
     """
 
     def __init__(self, *, output_size: int, strides: Sequence[int], sampling_ratio: int) -> None:
@@ -188,7 +186,7 @@ class Pooler(nn.Module):
         )
         regions = torch.cat((numbers[:, None].float(), torch.cat(list(boxes)).float()), dim=1)
         levels = self.levels(regions[:, 1:])
-        # The operators know no bfloat16 on the CPU, and autocast would give it to sums of products.
+        # The CPU operators do not support bfloat16, which autocast would use for matrix products.
         with torch.autocast(regions.device.type, enabled=False):
             maps = [feature.float() for feature in features]
             if self._is_weighted(maps[0]):
@@ -205,8 +203,7 @@ class Pooler(nn.Module):
         return [self.prepare(features[name]) for name in names]
 
     def prepare(self, feature: Tensor) -> Tensor:
-        """Bring a feature map (B, C, H, W) to the type and memory layout that pooling wants, once for several
-        poolers."""
+        """Convert a feature map (B, C, H, W) to dtype and memory format for pooling, once for several poolers."""
         if self._is_weighted(feature):
             return feature.float().contiguous(memory_format=torch.channels_last)
         return feature.float().contiguous()
@@ -215,7 +212,7 @@ class Pooler(nn.Module):
         return self.fast and feature.device.type == "cpu"
 
     def levels(self, boxes: Tensor) -> Tensor:
-        """Return the position (M,) int64, among the feature maps, of the one for each box (M, 4)."""
+        """Return the index (M,) int64 of the feature map for each box (M, 4)."""
         sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         levels = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIDE + 1e-8))
         return (levels.clamp(self.first_level, self.first_level + len(self.strides) - 1) - self.first_level).long()

@@ -1,4 +1,4 @@
-"""What is done with proposals: which object each is, where exactly, and its mask."""
+"""Region heads: class, refined box and mask for each proposal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BOX_HEAD = "MODEL.ROI_BOX_HEAD"
 
 @dataclass(frozen=True)
 class CascadeOptions(Options):
-    """ious: at which each stage calls a box an object. weights: of its box deltas, in place of the box head's."""
+    """ious: above which each stage counts a box as an object. weights: of its box deltas, instead of the box head's."""
 
     section = "MODEL.ROI_BOX_CASCADE_HEAD"
 
@@ -53,7 +53,7 @@ class CascadeOptions(Options):
 class ROIHeadsOptions(DetectionOptions):
     """Region heads: how proposals become training samples, scored boxes and masks.
 
-    append_objects: the objects' own boxes are proposals too. box_head: None for Res5ROIHeads. cascade: None but for
+    append_objects: the objects' own boxes are proposals too. box_head: None for Res5ROIHeads. cascade: only for
     CascadeROIHeads. mask_head: None for a model without masks.
     """
 
@@ -73,22 +73,22 @@ class ROIHeadsOptions(DetectionOptions):
     def check(self, problems: Problems) -> None:
         judges = "MODEL.ROI_MASK_HEAD.QUALITY.ENABLED"
         if self.mask_head is None and problems.cfg[judges]:
-            problems.add(judges, "there are no masks to judge: set MODEL.MASK_ON True")
+            problems.add(judges, "there are no masks to rate: set MODEL.MASK_ON True")
         if self.cascade is None:
             return
         if self.cascade.ious[:1] != self.matching.thresholds:
             expected = "the first must be the one of MODEL.ROI_HEADS.IOU_THRESHOLDS"
             problems.add("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", expected)
         if not self.class_agnostic:
-            problems.add(f"{_BOX_HEAD}.CLS_AGNOSTIC_BBOX_REG", "a cascade passes on one box of each region: set True")
+            problems.add(f"{_BOX_HEAD}.CLS_AGNOSTIC_BBOX_REG", "a cascade passes on one box per region: set True")
 
 
 class ROIHeads(nn.Module):
     """Detectron2's StandardROIHeads: one box head and, unless it is None, one mask head, each with its own pooling.
 
-    quality_head: judges the masks, from what the mask head gets and gives; None: as in Detectron2, nothing does.
+    quality_head: predicts mask quality from the mask head's input and output; None, as in Detectron2, for none.
     boxes_at_once, masks_at_once: regions that are predicted together. The layers of the heads hold some hundred
-    thousand numbers for each region, and an image may have thousands; few at once stay in a processor's cache.
+    thousand numbers per region, and an image may have thousands; small chunks fit a CPU's cache.
     """
 
     boxes_at_once = 1024
@@ -113,7 +113,7 @@ class ROIHeads(nn.Module):
         self.in_features = tuple(in_features)
         self.sampling = sampling
         self.box_pooler = box_pooler
-        # The order of the parts is that of the parameters, on which an optimizer's state depends.
+        # The order of the parts determines that of the parameters, on which an optimizer's state depends.
         self.add_module(self.box_head_name, box_head)
         self.box_predictor = box_predictor
         self.mask_pooler = mask_pooler
@@ -125,7 +125,7 @@ class ROIHeads(nn.Module):
     ) -> dict[str, Tensor]:
         """Return loss_cls, loss_box_reg and, with such heads, loss_mask and loss_mask_quality.
 
-        A cascade has the former two of each stage.
+        A cascade has the first two for each stage.
         """
         maps = self.box_pooler.prepare_all(features, self.in_features)
         regions = [
@@ -153,7 +153,7 @@ class ROIHeads(nn.Module):
         classes: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
-        """Return where the heads move given boxes (N, 4) of classes (N,) of every image, not cut off at its border."""
+        """Return given boxes (N, 4) of classes (N,) of every image, refined by the heads and not clipped."""
         predictor, _, deltas, boxes = self._predict(features, boxes, sizes)
         moved = predictor.coder.decode(deltas, torch.cat(boxes)).unflatten(1, (-1, 4))
         rows, of_class = torch.arange(len(moved), device=moved.device), torch.cat(list(classes))
@@ -163,7 +163,7 @@ class ROIHeads(nn.Module):
     def _predict(
         self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> tuple[BoxPredictor, Tensor, Tensor, Sequence[Tensor]]:
-        """Return the last predictor, its probabilities (M, K + 1) and deltas, and the boxes that these move."""
+        """Return the last predictor, its probabilities (M, K + 1) and deltas, and the boxes that these refer to."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
         scores, deltas = by_portions(partial(self._score, maps), boxes, self.boxes_at_once)
         return self.box_predictor, scores.softmax(dim=1), deltas, boxes
@@ -187,16 +187,16 @@ class ROIHeads(nn.Module):
         return self.box_predictor(self.box_head(self.box_pooler(maps, boxes)))
 
     def _pool_for_masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Return what the mask head gets, (M, C, s, s), for the boxes of all images."""
+        """Return the input of the mask head, (M, C, s, s), for the boxes of all images."""
         return self.mask_pooler(maps, boxes)
 
 
 class CascadeROIHeads(ROIHeads):
-    """Cascade R-CNN (Cai and Vasconcelos 2018): each box head is trained for the better boxes of the one before.
+    """Cascade R-CNN (Cai and Vasconcelos 2018): each box head is trained on the refined boxes of the previous one.
 
-    Detectron2's CascadeROIHeads. sampling: of the first stage; what is drawn there passes through all stages. matchers:
-    of the later stages. box_heads and box_predictors: one for each stage, class-agnostic in their boxes. The mask head
-    gets the sampled proposals in training and the detections in prediction. others: as of ROIHeads.
+    Detectron2's CascadeROIHeads. sampling: of the first stage; regions sampled there pass through all stages. matchers:
+    of the later stages. box_heads and box_predictors: one per stage, with class-agnostic boxes. The mask head gets the
+    sampled proposals in training and the detections in prediction. others: as in ROIHeads.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class CascadeROIHeads(ROIHeads):
         super().__init__(box_head=nn.ModuleList(box_heads), box_predictor=nn.ModuleList(box_predictors), **others)
         if not len(box_heads) == len(box_predictors) == len(matchers) + 1:
             raise ValueError(
-                "a cascade needs a box head and a predictor a stage, and a matcher for each stage but the first"
+                "a cascade needs a box head and a predictor per stage, and a matcher for each stage but the first"
             )
         if not all(predictor.class_agnostic for predictor in box_predictors):
             raise ValueError("the boxes of a cascade are class-agnostic: there is one box to pass on")
@@ -219,7 +219,7 @@ class CascadeROIHeads(ROIHeads):
     def _predict(
         self, features: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> tuple[BoxPredictor, Tensor, Tensor, Sequence[Tensor]]:
-        """See ROIHeads. The probabilities are the mean of all stages', the boxes those that enter the last stage."""
+        """See ROIHeads. Probabilities are averaged over all stages; the boxes are the input of the last stage."""
         maps = self.box_pooler.prepare_all(features, self.in_features)
         total: Tensor | float = 0.0
         for stage in range(len(self.box_predictor)):
@@ -251,23 +251,23 @@ class CascadeROIHeads(ROIHeads):
         """Return scores (M, K + 1) and deltas (M, 4) of one stage for the boxes of all images."""
         pooled = self.box_pooler(maps, boxes)
         if pooled.requires_grad:
-            # The losses of the stages are added up: the features below get the mean of their gradients.
+            # The losses of the stages are summed: the features get the mean of their gradients.
             pooled.register_hook(lambda gradient: gradient * (1.0 / len(self.box_predictor)))
         return self.box_predictor[stage](self.box_head[stage](pooled))
 
     def _move(
         self, stage: int, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
-        """Return the boxes (P, 4) of every image as a stage moves them, inside the image and finite."""
+        """Return the boxes (P, 4) of every image refined by a stage, clipped to the image and finite."""
         parts = zip(deltas.split([len(image_boxes) for image_boxes in boxes]), boxes, sizes, strict=True)
         decode = self.box_predictor[stage].coder.decode
-        # What is not a number stays so in the scores, and is no detection by these.
+        # NaN remains in the scores, which exclude it from the detections.
         return [clip_boxes(decode(part, image_boxes).nan_to_num(), size) for part, image_boxes, size in parts]
 
 
 @torch.no_grad()
 def _relabel(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: int) -> Regions:
-    """Label the boxes (P, 4) of one image anew; those without area and those that count for nothing are left out."""
+    """Relabel the boxes (P, 4) of one image; those without area and ignored ones are left out."""
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
     classes, matches = label_boxes(boxes, target, matcher, num_classes)
     kept = classes >= 0
@@ -278,8 +278,8 @@ def _relabel(boxes: Tensor, target: Targets, matcher: Matcher, num_classes: int)
 class Res5ROIHeads(ROIHeads):
     """Region heads that share the last stage of the ResNet: the C4 models of Mask R-CNN (He et al. 2017, figure 4).
 
-    Detectron2's Res5ROIHeads. in_feature: the feature map that regions are cut from. res5: blocks that boxes and masks
-    share. others: as of ROIHeads.
+    Detectron2's Res5ROIHeads. in_feature: the feature map that regions are pooled from. res5: blocks shared by boxes
+    and masks. others: as in ROIHeads.
     """
 
     # A region has 14 x 14 x 1024 numbers, 0.8 MB, and as many again in res5.
@@ -314,7 +314,7 @@ class Res5ROIHeads(ROIHeads):
 
 
 def make_res5(*, res2_channels: int, width_per_group: int, groups: int, norm: str, stride_in_1x1: bool) -> nn.Module:
-    """Return three bottleneck blocks, for a ResNet of whatever depth as in Detectron2, of 8 * res2_channels."""
+    """Return three bottleneck blocks of 8 * res2_channels, for a ResNet of any depth, as in Detectron2."""
     block = partial(
         BottleneckBlock,
         bottleneck_channels=groups * width_per_group * 8,

@@ -35,8 +35,8 @@ class ProposalOptions(Options):
 
 @dataclass(frozen=True)
 class RPNOptions(ProposalOptions):
-    """in_features: its feature maps. boundary_threshold: anchors that reach further beyond the image, in pixels, are
-    ignored; negative for none. min_size: proposals have longer sides, in pixels.
+    """in_features: its feature maps. boundary_threshold: anchors that extend further beyond the image, in pixels, are
+    ignored; negative: none is. min_size: minimum side of proposals, in pixels.
     """
 
     head: str = key("HEAD_NAME", choices=("StandardRPNHead",), registry=True)
@@ -55,7 +55,7 @@ class RPNOptions(ProposalOptions):
 
 @dataclass(frozen=True)
 class Proposals:
-    """Regions of one image that may hold an object, best first: boxes (P, 4), clipped, and objectness logits (P,)."""
+    """Regions of one image that may have an object, best first: boxes (P, 4), clipped, and objectness logits (P,)."""
 
     boxes: Tensor
     objectness: Tensor
@@ -109,7 +109,7 @@ class RPNHead(nn.Module):
 class RPN(nn.Module):
     """options: its feature maps, one anchor level each, and the settings of losses and proposals.
 
-    least_objectness: logits below this are no proposals.
+    least_objectness: minimum logit of proposals.
     """
 
     least_objectness = -math.inf

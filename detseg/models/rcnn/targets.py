@@ -1,4 +1,4 @@
-"""What is known about the objects of an image, on the device of the model, and their masks within boxes."""
+"""The objects of an image on the device of the model, and their masks within boxes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from detseg.models.rcnn.roi_align import axis_weights, crop_side
 from detseg.models.torchvision_ops import roi_align
 from detseg.structures.sample import CLASS_LOSS, MASK_LOSS, Sample
 
-# A box, or an object, of which more than this is in ignored regions is neither object nor background.
+# A box or object with more than this fraction in ignored regions is neither object nor background.
 IGNORED_FRACTION = 0.5
 # So is background whose box has at least this IoU with that of a connected ignored region: the box of a thin object
-# holds few of its pixels. It is the IoU from which on an anchor is no background of a learned object.
+# contains few of its pixels. Anchors with this IoU with a labelled object are not background either.
 IGNORED_IOU = 0.3
-# A cell of a small mask is foreground where at least this much of it belongs to the object.
+# A cell of a small mask is foreground if at least this fraction of it belongs to the object.
 MASK_THRESHOLD = 0.5
-# Background whose box has less than this IoU with its best object is far from all objects: partial and doubled boxes of
-# an object have more, and stay background however many objects the labels miss.
+# Background whose box has a smaller IoU with its best object is far from all objects. Partial and duplicate boxes of an
+# object have more, and remain background however many objects the labels miss.
 FAR_IOU = 0.1
-# Pixels of crops held at once; sides of crops are multiples of CROP_STEP, so that many are computed together.
+# Pixels of crops in memory at once; sides of crops are multiples of CROP_STEP, so that many are computed together.
 PIXELS_PER_CHUNK = 2_000_000
 CROP_STEP = 16
 
@@ -59,7 +59,7 @@ class Targets:
 
     @classmethod
     def from_sample(cls, sample: Sample, num_classes: int, device: torch.device) -> Targets:
-        """Take the objects that have pixels.
+        """Create from the objects with pixels.
 
         Raises DataError for a sample without annotations or with a class out of range.
         """
@@ -68,7 +68,7 @@ class Targets:
             raise DataError(f"{where} has no annotations (layers is None); a model is trained on annotated images only")
         if len(sample.classes) and not 0 <= sample.classes.min() <= sample.classes.max() < num_classes:
             raise DataError(
-                f"{where} has objects of classes {sample.classes.min()} to {sample.classes.max()}, but the model knows "
+                f"{where} has objects of classes {sample.classes.min()} to {sample.classes.max()}, but the model has "
                 f"the classes 0 to {num_classes - 1}; set MODEL.ROI_HEADS.NUM_CLASSES to the number of categories"
             )
         areas = sample.layers.areas()
@@ -113,12 +113,12 @@ class Targets:
 
     @property
     def is_weighted(self) -> bool:
-        """Whether any of its losses counts less, or more, than that of a plain label."""
+        """Whether any of its losses has a weight other than 1."""
         factors = (self.weights, self.certainty)
         return (self.weight, self.background_weight) != (1, 1) or any(one is not None for one in factors)
 
     def loss_weights(self, column: int, objects: Tensor) -> Tensor:
-        """Return the factors (M,) float32 on one loss of what is matched to objects (M,) int64.
+        """Return the factors (M,) float32 on one loss of predictions matched to objects (M,) int64.
 
         column: CLASS_LOSS, BOX_LOSS or MASK_LOSS of Sample.object_weights.
         """
@@ -131,7 +131,8 @@ class Targets:
         """Return the factors (M,) float32 on the class loss of boxes (M, 4).
 
         is_object: (M,) bool, false for background. objects: (M,) int64, each box's best. Background far from all
-        objects counts by `background_weight` (the idea: Wu et al. 2018, "Soft Sampling for Robust Object Detection").
+        objects is weighted by `background_weight` (the idea: Wu et al. 2018, "Soft Sampling for Robust Object
+        Detection").
         """
         factors = torch.full_like(boxes[:, 0], self.weight, dtype=torch.float32)
         if not len(self.boxes):
@@ -148,7 +149,7 @@ class Targets:
         return sample_masks(self.layers, self.layer_of[objects], self.ids[objects], boxes, size)
 
     def counted_in(self, boxes: Tensor, size: int) -> Tensor:
-        """Return the cells (M, size, size) bool of boxes (M, 4) that are not ignored: those that mask losses count."""
+        """Return the cells (M, size, size) bool of boxes (M, 4) that are not ignored and count in mask losses."""
         if self.ignore is None:
             return torch.ones((len(boxes), size, size), dtype=torch.bool, device=boxes.device)
         zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
@@ -173,7 +174,7 @@ class Targets:
         is_background = labels == background
         fraction = self._ignored_fraction(boxes)
         out = is_background & (fraction > IGNORED_FRACTION)
-        # Only boxes that hold ignored pixels are compared with the regions, so that there are few pairs.
+        # Only boxes with ignored pixels are compared with the regions, so there are few pairs.
         near = torch.nonzero(is_background & (fraction > 0) & ~out).squeeze(1)
         for part in near.split(max(1, PAIRS_PER_CHUNK // len(self.ignore_boxes))):
             iou = pair_iou(boxes[part, None].float(), self.ignore_boxes[None])
@@ -183,7 +184,7 @@ class Targets:
         return torch.where(out, torch.full_like(labels, -1), labels)
 
     def _ignored_fraction(self, boxes: Tensor) -> Tensor:
-        """Return how much of each box's part inside the image is ignored, (n,) float32; boxes count in whole pixels."""
+        """Return the ignored fraction of each box inside the image, (n,) float32, with boxes in whole pixels."""
         sums = self.ignore_sums
         height, width = sums.shape[0] - 1, sums.shape[1] - 1
         x0, x1 = boxes[:, 0].round().long().clamp(0, width), boxes[:, 2].round().long().clamp(0, width)

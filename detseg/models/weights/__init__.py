@@ -1,4 +1,4 @@
-"""Weights of models: where they come from, reading them safely, their names elsewhere, and fitting them to a model."""
+"""Model weights: their sources, safe reading, names in other libraries, and loading into a model."""
 
 from detseg.models.weights.loading import LoadReport, adapt_input_channels, load_state, load_weights, read_state
 from detseg.models.weights.sources import resolve_weights

@@ -1,4 +1,4 @@
-"""Files of weights: any format is read, and nothing in a file is ever run; .safetensors and .pth are written."""
+"""Weight files: all formats are read without executing anything in them; .safetensors and .pth are written."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ WRITTEN_SUFFIXES = (".safetensors", ".pth")
 
 @dataclass(frozen=True)
 class Weights:
-    """state: tensors by name. origin: whose training made them, where that asks for a certain input: "torchvision",
-    "caffe2"; "" for detseg's and Detectron2's own. trained_images, object_diameter: what a checkpoint of detseg says of
-    the images that it was trained with.
-    about: what a checkpoint of detseg says besides (configuration, classes, ...) where it became a .safetensors file.
+    """state: tensors by name. origin: whose training made them, if that implies a certain input: "torchvision",
+    "caffe2"; "" for detseg's and Detectron2's own. trained_images, object_diameter: facts about the training images in
+    a checkpoint of detseg. about: its other facts (configuration, classes, ...) in a .safetensors file.
     """
 
     state: dict[str, Tensor]
@@ -40,10 +39,10 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a .pth, .pkl or .safetensors file; its content, not its name, says which it is.
+    """Read a .pth, .pkl or .safetensors file, recognized by its content, not its name.
 
     Raises:
-        WeightsError: no such file, no such format, cut off, or with more in it than tensors and plain values.
+        WeightsError: no such file, no such format, truncated, or with anything but tensors and plain values.
     """
     path = Path(path)
     check_regular(path)
@@ -61,21 +60,20 @@ def read_weights(path: str | Path) -> Weights:
     if head.startswith(b"\x80") or path.suffix.lower() in (".pkl", ".pickle"):
         try:
             content = loads(path.read_bytes())
-        except Exception as error:  # a hostile file can make the reader fail in any way
+        except Exception as error:  # a malicious file can make the reader fail in any way
             raise WeightsError(
-                f"{path}: cannot be read as weights ({first_line(error)}); expected a pickle of names and NumPy "
-                "arrays, as model zoos ship them, and nothing else in it. Is it cut off, or not what its name says? "
-                "Take another copy of it"
+                f"{path}: cannot be read as weights ({first_line(error)}); expected a pickle with only names and NumPy "
+                "arrays, as distributed by model zoos. It may be truncated or have the wrong suffix; get another copy"
             ) from None
         return _from_content(path, content)
     raise WeightsError(
-        f"{path}: this is neither a .pth, a .pkl nor a .safetensors file (it begins with {head[:8]!r}); is it cut off, "
-        "or a web page saved under this name?"
+        f"{path}: neither a .pth, a .pkl nor a .safetensors file (it begins with {head[:8]!r}); it may be truncated, "
+        "or a web page saved under this name"
     )
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as a .safetensors file does."""
+    """Whether a file begins like a .safetensors file."""
     try:
         with path.open("rb") as file:
             return _is_safetensors(file.read(16))
@@ -88,7 +86,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _from_content(path: Path, content: Any) -> Weights:
-    """Find the state_dict in what a file holds: under "model" (detseg, Detectron2), "blobs" (Detectron) or bare."""
+    """Find the state_dict in the content of a file: under "model" (detseg, Detectron2), "blobs" (Detectron) or bare."""
     origin: Any = ""
     trained_images = object_diameter = None
     if isinstance(content, Mapping):
@@ -96,24 +94,24 @@ def _from_content(path: Path, content: Any) -> Weights:
         trained_images, object_diameter = content.get("trained_images"), content.get("object_diameter")
         average = content.get("ema")
         if isinstance(average, Mapping) and isinstance(average.get("model"), Mapping):
-            content = average["model"]  # the averaged weights are what a run evaluates
+            content = average["model"]  # a run evaluates the averaged weights
         else:
             content = next((content[key] for key in ("model", "blobs", "state_dict") if key in content), content)
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f'{path}: holds no weights; expected {{"model": {{name: tensor}}}} or {{name: tensor}}')
+        raise WeightsError(f'{path}: has no weights; expected {{"model": {{name: tensor}}}} or {{name: tensor}}')
     state: dict[str, Tensor] = {}
     left = 4 * path.stat().st_size + 2**20  # a pickle can name the same array many times
     for name, value in content.items():
         tensor = _as_tensor(path, name, value) if isinstance(name, str) else None
         if tensor is None:
-            found = f"is a {type(value).__name__}" if isinstance(name, str) else "stands where a name is expected"
+            found = f"is a {type(value).__name__}" if isinstance(name, str) else "is in the place of a name"
             raise WeightsError(
-                f"{path}: holds no weights: {shorten(name)} {found}; expected "
+                f"{path}: has no weights: {shorten(name)} {found}; expected "
                 '{"model": {name: tensor}} or {name: tensor}'
             )
         left -= tensor.numel() * tensor.element_size()
         if left < 0:
-            raise WeightsError(f"{path}: holds the same numbers many times; this is no file of weights")
+            raise WeightsError(f"{path}: has the same numbers many times; this is not a weight file")
         state[name] = tensor
     return Weights(state, origin if isinstance(origin, str) else "", trained_images, object_diameter)
 
@@ -127,7 +125,7 @@ def _as_tensor(path: Path, name: Any, value: Any) -> Tensor | None:
     try:
         return torch.from_numpy(array.copy())
     except TypeError as error:
-        raise WeightsError(f"{path}: {name} has numbers of a type that torch does not know: {error}") from error
+        raise WeightsError(f"{path}: {name} has a dtype that torch does not support: {error}") from error
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -137,13 +135,13 @@ def _read_safetensors(path: Path) -> Weights:
         raise WeightsError(f"{path}: reading it needs the package safetensors: pip install safetensors") from error
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
             metadata = file.metadata() or {}
             about = json.loads(metadata[_ABOUT]) if _ABOUT in metadata else None
-    except Exception as error:  # the package raises whatever torch does for a type of numbers that it does not know
-        raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); is it cut off?") from None
+    except Exception as error:  # the package passes on torch's exceptions for unsupported dtypes
+        raise WeightsError(f"{path}: cannot be read as a safetensors file ({error}); it may be truncated") from None
     if not state:
-        raise WeightsError(f"{path}: holds no weights")
+        raise WeightsError(f"{path}: has no weights")
     object_diameter = about.get("object_diameter") if isinstance(about, dict) else None
     return Weights(state, metadata.get(_ORIGIN, ""), object_diameter=object_diameter, about=about)
 
@@ -151,7 +149,7 @@ def _read_safetensors(path: Path) -> Weights:
 def write_weights(path: str | Path, weights: Weights) -> None:
     """Write a .safetensors file, or a .pth file {"model": state_dict, ...} that Detectron2's checkpointer loads.
 
-    The names are to be Detectron2's; a file of only a backbone is marked for its matching by the ends of names.
+    Names must be Detectron2's; a file with only a backbone is marked for Detectron2's matching by suffixes.
 
     Raises:
         WeightsError: another suffix. DataError: it cannot be written.
@@ -163,14 +161,14 @@ def write_weights(path: str | Path, weights: Weights) -> None:
     with written_whole(path, "the weights") as temporary:
         if path.suffix.lower() == ".pth":
             content = {"model": state, "__author__": "detseg", _ORIGIN: weights.origin}
-            # Detectron2 then finds a backbone's place in the model, as detseg does.
+            # Detectron2 then finds a backbone's place in the model like detseg.
             torch.save(content | {"matching_heuristics": is_backbone_alone(state)}, temporary)
             return
         try:
             from safetensors.torch import save
         except ImportError as error:
             raise WeightsError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
-        # Not by its save_file, whose files only their owner can read.
+        # Not by save_file, whose files are readable only by their owner.
         metadata = {"format": "pt", _ORIGIN: weights.origin}
         if weights.about is not None:
             metadata[_ABOUT] = json.dumps(weights.about)
@@ -178,5 +176,5 @@ def write_weights(path: str | Path, weights: Weights) -> None:
 
 
 def is_backbone_alone(state: Collection[str]) -> bool:
-    """Whether the names are Detectron2's of a backbone without the prefix that it has in a model."""
+    """Whether the names are Detectron2's for a backbone, without its prefix in a model."""
     return "stem.conv1.weight" in state

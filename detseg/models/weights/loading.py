@@ -1,4 +1,4 @@
-"""Loading weights of any address into a model, and refusing what does not fit."""
+"""Load weights from any address into a model, and refuse those that do not fit."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _logger = logging.getLogger(__name__)
 
 # Older Detectron2 checkpoints store these, although they follow from the configuration.
 DERIVED_ENTRIES = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")
-# Counts of batches that a norm with fixed statistics does not have, and that nothing here depends on.
+# Batch counters, which norms with fixed statistics lack and nothing here uses.
 COUNTS = "num_batches_tracked"
-# Their sizes follow from the number of classes: initialized again for other classes. A model may name its own.
+# Their shapes depend on the number of classes: reinitialized for other classes. A model may have its own list.
 CLASS_ENTRIES = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
 STEM_WEIGHTS = ("stem.conv1.weight", "backbone.body.conv1.weight")
 
 
 @dataclass
 class LoadReport:
-    """What was taken from a file: names of the entries that were loaded, that keep their initial weights because the
-    file has none (`missing`) or was made for other classes (`reinitialized`), that the model does not have (`unused`),
-    and that were adapted to another number of input channels (`adapted`).
+    """The result of loading: names of the entries that were loaded, that keep their initial weights because the file
+    lacks them (`missing`) or has other classes (`reinitialized`), that the model lacks (`unused`), and that were
+    adapted to another number of input channels (`adapted`).
 
-    trained_images: what the file says of the images that its model was trained with, see TrainedImages; None for
-    nothing. object_diameter: of these images, see `data.object_size`; None likewise.
+    trained_images: record of the training images in the file, see TrainedImages, or None. object_diameter: of these
+    images, see `data.object_size`, or None.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -55,14 +55,14 @@ class LoadReport:
         return self.missing + self.reinitialized
 
     def table(self, depth: int = 2) -> str:
-        """Return lines for people: for each part of the model how many entries were loaded and are new, and what the
-        file has beyond them."""
+        """Return a table as text: loaded and new entries for each part of the model, and entries that only the file
+        has."""
         parts: dict[str, list[int]] = {}
         for column, names in enumerate(([*self.loaded, *self.adapted], self.new, self.unused)):
             for name in names:
                 parts.setdefault(".".join(name.split(".")[:depth]), [0, 0, 0])[column] += 1
         width = max((len(part) for part in parts), default=4)
-        lines = [f"  {'part':{width}}  loaded  new  left in the file"]
+        lines = [f"  {'part':{width}}  loaded  new  only in the file"]
         lines += [
             f"  {part:{width}}  {loaded:6}  {new:3}  {left:16}" for part, (loaded, new, left) in sorted(parts.items())
         ]
@@ -75,7 +75,7 @@ def load_state(
     """Load a state_dict under the model's own names; see `load_weights`. `source` names it in messages."""
     own = model.state_dict()
     state = without_shared_prefix(state, own)
-    prefix = getattr(model, "weights_prefix", "")  # of a part that may come alone
+    prefix = getattr(model, "weights_prefix", "")  # of a part that a file may contain alone
     if prefix and all(f"{prefix}{name}" in own for name in state):
         state = {f"{prefix}{name}": value for name, value in state.items()}
     elsewhere = getattr(model, "given_elsewhere", None)
@@ -104,51 +104,50 @@ def load_state(
         problems += [f"{name}: {tuple(state[name].shape)} in the file, not in the model" for name in report.unused]
     if problems:
         raise WeightsError(
-            f"{source}: these weights do not fit the model; was it trained with another configuration?\n"
+            f"{source}: these weights do not fit the model; they may be from another configuration:\n"
             + list_problems(problems)
         )
     broken = [name for name, value in fitting.items() if not value.isfinite().all()]
     if broken:
         raise WeightsError(
-            f"{source}: {len(broken)} of {len(fitting)} weights are not finite (NaN or infinity), as a training that "
-            "diverged leaves them, or a conversion to half precision; take an earlier checkpoint:\n"
-            + list_problems(broken)
+            f"{source}: {len(broken)} of {len(fitting)} weights are not finite (NaN or infinity), as after a diverged "
+            "training or a conversion to half precision; use an earlier checkpoint:\n" + list_problems(broken)
         )
     current = OrderedDict(fitting)
-    current._metadata = own._metadata  # these are the model's present names: nothing of an older format to convert
+    current._metadata = own._metadata  # names are the model's current ones: no conversion from an older format
     model.load_state_dict(current, strict=False)
     return report
 
 
 def _differ_in_input(name: str, stored: Tensor, own: Tensor) -> bool:
-    """Whether an entry is a first convolution that is stored for another number of input channels."""
-    # In a network of timm, whose first convolution has any name, no other one has as many outputs and other inputs.
+    """Whether an entry is a first convolution stored with another number of input channels."""
+    # In a timm network the first convolution can have any name, but no other one has equal outputs and other inputs.
     is_first = name.endswith(STEM_WEIGHTS) or PLACE in name
     one, other = stored.shape, own.shape
     return is_first and len(one) == len(other) == 4 and (one[0], one[2:]) == (other[0], other[2:])
 
 
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
-    """Return the first convolution (O, C, h, w) for another number of input channels.
+    """Adapt a first convolution (O, C, h, w) to another number of input channels.
 
-    Every channel gets the mean over the old ones, scaled so that an image with equal channels gives the same answer.
+    Every channel gets the mean over the old ones, scaled so that an image with equal channels gives the same result.
     """
     mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / channels)
     return mean.repeat(1, channels, 1, 1)
 
 
 def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = False, cfg: Any = None) -> LoadReport:
-    """Load weights of any address that `resolve_weights` knows into a model.
+    """Load weights from any address that `resolve_weights` accepts into a model.
 
-    fine_tune False (prediction): every entry must be there and fit. True (the start of a training): parts that the file
-    lacks keep their initial weights, and so do the last layers of a model for another number of classes; a stem for
-    another number of channels is adapted. All of that is logged, as a table and by name.
+    fine_tune False (prediction): every entry must exist and fit. True (start of a training): parts that the file lacks
+    keep their initial weights, and so do the last layers for another number of classes; a stem for another number of
+    channels is adapted. All of that is logged, as a table and by name.
 
-    cfg: the model's configuration: weights that need a certain input (torchvision's) are refused where it is another.
+    cfg: the model's configuration: weights that imply a certain input (torchvision's) are refused for another one.
 
     Raises:
-        WeightsError: with names and shapes, for everything else, and for files that are no weights. ConfigError: the
-            input that the configuration gives is not what the weights were trained with.
+        WeightsError: for anything else, with names and shapes, and for files that are not weights. ConfigError: the
+            input in the configuration differs from that of the weights' training.
     """
     path = resolve_weights(source)
     stored = read_weights(path)
@@ -170,7 +169,7 @@ def load_weights(model: nn.Module, source: str | Path, *, fine_tune: bool = Fals
 
 
 def read_state(source: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of any address that `resolve_weights` knows, under the names of the file."""
+    """Read the tensors of any address that `resolve_weights` accepts, under their names in the file."""
     return read_weights(resolve_weights(source)).state
 
 
@@ -182,10 +181,10 @@ def _log(report: LoadReport, source: str | Path) -> None:
         _logger.info("%s", report.table())
     if report.reinitialized:
         _logger.warning(
-            "%s: made for other classes; initial weights stay in: %s", source, ", ".join(report.reinitialized)
+            "%s: has other classes; these keep their initial weights: %s", source, ", ".join(report.reinitialized)
         )
     if report.missing:
-        _logger.warning("%s: has no %s; initial weights stay there", source, _short(report.missing))
+        _logger.warning("%s: has no %s, which keep their initial weights", source, _short(report.missing))
     if report.unused:
         _logger.warning("%s: not used: %s", source, _short(report.unused))
 

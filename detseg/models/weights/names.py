@@ -1,11 +1,11 @@
-"""Names of weights: those of Caffe2 (Detectron's ImageNet backbones) and torchvision, turned into Detectron2's.
+"""Convert the names of weights in Caffe2 (Detectron's ImageNet backbones) and torchvision to Detectron2's.
 
     conv1_w, res_conv1_bn_s, conv1_gn_s      stem.conv1.weight, stem.conv1.norm.weight
     res3_1_branch2b_w, res3_1_branch2b_bn_b  res3.1.conv2.weight, res3.1.conv2.norm.bias
     res3_0_branch1_gn_s                      res3.0.shortcut.norm.weight
     layer2.1.conv2.weight, layer2.1.bn2.bias res3.1.conv2.weight, res3.1.conv2.norm.bias
 
-torchvision's class 0 is the background, in Detectron2 it comes last; Detectron2's heads have no box deltas and masks of
+torchvision's class 0 is background, which is last in Detectron2; Detectron2's heads have no box deltas and masks for
 the background.
 """
 
@@ -51,7 +51,7 @@ _CONVOLUTIONS = {
     "rpn.head.conv.": ("proposal_generator.rpn_head.conv.conv", 0),
 }
 _CONVOLUTION = re.compile(r"(\d)(?:\.([01]))?\.(\w+)")
-# Its other parts, in the order in which they are looked for.
+# Its other parts, in the order of the search.
 _PARTS = {
     "rpn.head.cls_logits.": "proposal_generator.rpn_head.objectness_logits.",
     "rpn.head.bbox_pred.": "proposal_generator.rpn_head.anchor_deltas.",
@@ -63,16 +63,16 @@ _PARTS = {
     "roi_heads.mask_predictor.conv5_mask.": "roi_heads.mask_head.deconv.",
     "roi_heads.mask_predictor.mask_fcn_logits.": "roi_heads.mask_head.predictor.",
 }
-# The RPN's only convolution has no number in Detectron2.
+# The only convolution of the RPN has no number in Detectron2.
 _ONE_RPN_CONVOLUTION = {
     "rpn.head.conv.0.0.": "proposal_generator.rpn_head.conv.",
     "rpn.head.conv.weight": "proposal_generator.rpn_head.conv.weight",
     "rpn.head.conv.bias": "proposal_generator.rpn_head.conv.bias",
 }
-# Weights that torchvision uses with norms of epsilon 0, by the name of their file, and the epsilon of ours.
+# Weight file that torchvision uses with an epsilon of 0 in its norms, and the epsilon here.
 _WITHOUT_EPSILON = "maskrcnn_resnet50_fpn_coco-bf2d0c1e"
 _EPSILON = 1e-5
-# What follows the model's own prefix in the name of a backbone's entry.
+# The part after the model's own prefix in the name of a backbone's entry.
 _BARE = re.compile(r"(?:.+\.)?((?:stem|res[2-5])\..+)")
 
 
@@ -80,7 +80,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torc
 
 
 def without_shared_prefix(state: Mapping[str, Tensor], own: Collection[str] = ()) -> Mapping[str, Tensor]:
-    """Strip what wrappers of models put before all names, unless names are those of the model, `own`; log it."""
+    """Strip a prefix that wrappers of models add to all names, unless the model's own names have it; log it."""
     stripped = ""
     while state and not any(name in own for name in state):
         prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in state)), None)
@@ -94,12 +94,12 @@ def without_shared_prefix(state: Mapping[str, Tensor], own: Collection[str] = ()
 
 
 def is_caffe2(names: Collection[str]) -> bool:
-    """Whether these are the names of a Caffe2 backbone."""
+    """Whether these are names of a Caffe2 backbone."""
     return "conv1_w" in names and "res2_0_branch2a_w" in names
 
 
 def backbone_name(name: str) -> str | None:
-    """Return Detectron2's name, below `backbone.bottom_up.`, of a Caffe2 entry; None where there is none."""
+    """Return Detectron2's name, below `backbone.bottom_up.`, of a Caffe2 entry; None if there is none."""
     if (match := _CAFFE2_BLOCK.fullmatch(name)) and match[4] in _CAFFE2_VALUES:
         return f"{match[1]}.{match[2]}.{_CAFFE2_LAYERS[match[3]]}.{_CAFFE2_VALUES[match[4]]}"
     if (match := _CAFFE2_STEM.fullmatch(name)) and match[1] in _CAFFE2_VALUES:
@@ -112,8 +112,8 @@ def backbone_name(name: str) -> str | None:
 def from_caffe2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the entries of a Caffe2 backbone; the momentum of its training is dropped, unknown names are kept.
 
-    BatchNorm comes as a scale and a shift with the statistics multiplied into them: statistics that leave a BatchNorm
-    of the usual epsilon the identity are added.
+    BatchNorm is stored as scale and shift with the statistics folded in: statistics are added that make a BatchNorm
+    with the usual epsilon the identity.
     """
     weights = {name: value for name, value in state.items() if not name.endswith(("_momentum", "_order"))}
     renamed = {backbone_name(name) or name: value for name, value in weights.items()}
@@ -165,7 +165,7 @@ def _mask_rcnn_name(name: str, parts: Mapping[str, str]) -> str | None:
 
 
 def detectron2_names(stored: Weights, file_name: str = "") -> Weights:
-    """Rename what has Caffe2's or torchvision's names to Detectron2's, and EfficientNet-PyTorch's to timm's.
+    """Rename Caffe2's or torchvision's names to Detectron2's, and EfficientNet-PyTorch's to timm's.
 
     Names of only a backbone have no prefix.
     """
