@@ -88,8 +88,9 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
             info={"description": f"ground truth of {OUT_OF_FOLD_FILE}"},
             overwrite=True,
         )
+    truth = GroundTruth.from_coco(dataset)
     metrics, postprocess = evaluate_tuned(
-        GroundTruth.from_coco(dataset),
+        truth,
         predictions,
         max_detections=options.max_detections,
         group_by=group_field(dataset, options),
@@ -101,15 +102,15 @@ def collect(cfg: Config, runs: FoldRuns, sets: FoldedSets) -> dict[str, Any]:
     write_json(runs.path / METRICS_FILE, metrics)
     with writing(runs.path):
         postprocess.save(runs.path / POSTPROCESS_FILE)
-    columns = [*(key for key, _ in COLUMNS), "images", "score_threshold"]
-    table = [["fold", *columns]]
-    for name, scores in fold_rows(metrics):
-        table.append([name, *("" if scores.get(key) is None else scores[key] for key in columns)])
-    write_csv(runs.path / SCORES_FILE, table, "the scores")
+    columns = ["fold", *(key for key, _ in COLUMNS), "images", "score_threshold"]
+    rows = [
+        [name, *("" if scores.get(key) is None else scores[key] for key in columns[1:])]
+        for name, scores in fold_rows(metrics)
+    ]
+    write_csv(runs.path / SCORES_FILE, [columns, *rows], "the scores")
     if "wandb" in cfg.TRACKING.BACKENDS:
-        arguments = dataset, GroundTruth.from_coco(dataset), predictions, postprocess, metrics, "oof", options.overlays
-        folds_table = {"tables/oof/folds": Table(table[0], table[1:])}
-        track_folds(cfg, runs.path, metrics, {**folds_table, **evaluation_tables(*arguments)})
+        tables = evaluation_tables(dataset, truth, predictions, postprocess, metrics, "oof", options.overlays)
+        track_folds(cfg, runs.path, metrics, {"tables/oof/folds": Table(columns, rows), **tables})
     return metrics
 
 

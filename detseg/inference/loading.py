@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from detseg.files.hashing import hash_file
 from detseg.files.reading import check_regular
 from detseg.files.run_files import CONFIG_FILE, advise_run
 from detseg.inference.validation import InferenceOptions, validate_for_prediction
+from detseg.models.base import Segmenter
 from detseg.models.devices import choose_device
 from detseg.models.table import num_classes
 from detseg.models.weights import load_state, load_weights, resolve_weights
@@ -95,12 +96,7 @@ def load_model(
     classes = _class_names(cfg, state.get("classes"), path)
     target = choose_device(cfg.MODEL.DEVICE if device == "auto" else device)
     model = build_model(cfg)
-    # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
-    stored = state["ema"]["model"] if state.get("ema") else state.get("model")
-    if stored is None:
-        load_weights(model, path, cfg=cfg)
-    else:
-        load_state(model, stored, source=str(path))
+    _load(model, state, path, cfg)
     intensities = IntensityRange.from_plain(state.get("intensities"))
     if intensities is None:  # the file does not say: those that its normalization suits
         intensities = IntensityRange.of_normalization(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
@@ -132,6 +128,15 @@ def _stored_state(path: Path, cfg: Config | None) -> dict[str, Any]:
         if cfg is None or not path.is_file():
             raise
         return {}
+
+
+def _load(model: Segmenter, state: Mapping[str, Any], path: Path, cfg: Config) -> None:
+    # last.pth of a run with SOLVER.EMA: the averaged weights are what is evaluated and kept as the best.
+    stored = state["ema"]["model"] if state.get("ema") else state.get("model")
+    if stored is None:
+        load_weights(model, path, cfg=cfg)
+    else:
+        load_state(model, stored, source=str(path))
 
 
 def _class_names(cfg: Config, stored: Sequence[str] | None, path: Path) -> list[str]:

@@ -157,18 +157,7 @@ def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = 
     if asked != ALL and (not asked.isdecimal() or int(asked) >= count):
         raise ConfigError(f"--fold is {asked!r}; expected all, or one of 0 to {count - 1}")
     wanted = tuple(range(count)) if asked == ALL else (int(asked),)
-    unfolded = cfg.clone()
-    for key, value in get_default_config().flatten().items():
-        if key in FREE:
-            unfolded.set(key, value)
-    record = {
-        "folds": count,
-        "images": len(sets.validation),
-        "images_hash": sets.images_hash(),
-        "annotations_hash": sets.annotations_hash(),
-        "config_hash": config_hash(unfolded),
-        "settings": cfg.flatten(),
-    }
+    record = _record(cfg, sets)
     if cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR:
         path = Path(cfg.OUTPUT_DIR)
         if holds_run(path):
@@ -192,6 +181,22 @@ def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = 
         if len(wanted) == 1:  # taken: another process that looks now goes on to another folder
             runs.folder(wanted[0]).mkdir(exist_ok=True)
     return runs
+
+
+def _record(cfg: Config, sets: FoldedSets) -> dict[str, Any]:
+    """What the folds of one folder have in common: their images, annotations and settings."""
+    unfolded = cfg.clone()
+    for key, value in get_default_config().flatten().items():
+        if key in FREE:
+            unfolded.set(key, value)
+    return {
+        "folds": sets.count,
+        "images": len(sets.validation),
+        "images_hash": sets.images_hash(),
+        "annotations_hash": sets.annotations_hash(),
+        "config_hash": config_hash(unfolded),
+        "settings": cfg.flatten(),
+    }
 
 
 def _begin(path: Path, record: dict[str, Any]) -> None:

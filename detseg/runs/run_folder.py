@@ -278,7 +278,8 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
         if resume:
             logger.warning("there is no run in %s to resume: a new one starts", parent)
         path = of_agent or next_number(parent)
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
         return RunFolder(path, new=True, created=True)
     path = Path(cfg.OUTPUT_DIR)
     if path.exists() and not path.is_dir():

@@ -106,7 +106,7 @@ def test_killed_again_and_again_ends_bit_identical(
     command = [sys.executable, str(PROGRAM), str(data), str(folder), str(workers), *(when for when, _ in DEATHS)]
     # Not through pipes: workers hold them for some seconds after their training was killed.
     with open(tmp_path / "out", "w+") as output, open(tmp_path / "error", "w+") as errors:
-        subprocess.run(command, stdout=output, stderr=errors, timeout=120, check=True)
+        subprocess.run(command, stdout=output, stderr=errors, timeout=600, check=True)
     reports = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert [report["status"] for report in reports] == [-9] * len(DEATHS), (tmp_path / "error").read_text()[-3000:]
     for index, (when, saved) in enumerate(DEATHS):
