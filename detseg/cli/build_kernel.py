@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.errors import ConfigError
 
     if sum(map(bool, (arguments.run, arguments.check, arguments.push))) != 1:
-        raise ConfigError("give one of --run DIR (to make a kernel), --check DIR (to try it), --push DIR (to send it)")
+        raise ConfigError(
+            "give one of --run DIR (to make a kernel), --check DIR (to check it), --push DIR (to upload it)"
+        )
     if arguments.check:
         return _check(arguments)
     return _push(arguments) if arguments.push else _build(arguments)
@@ -130,7 +132,7 @@ def _check(arguments: argparse.Namespace) -> int:
         same = f"the {one.rows} rows, with {one.objects} objects, are those of predict, fuse and make_submission"
         print(f"inputs as {one.layout}: {'; '.join(one.problems) or same}")
         if not one.objects:
-            logger.warning("no object was found, which compares little: give --images DIR, images with cells")
+            logger.warning("no object was found, so little was compared: give --images DIR with images of cells")
     return 1 if any(one.problems for one in found) else 0
 
 
@@ -148,5 +150,5 @@ def _push(arguments: argparse.Namespace) -> int:
         print("\n".join(shlex.join(words) for words in commands))
     if not arguments.submit:
         last = shlex.join(submit_command(folder))
-        print(f"then, when the notebook has run (VERSION is told by the push):\n{last}")
+        print(f"then, when the notebook has run (the push prints VERSION):\n{last}")
     return 0

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     kind = "a backbone" if is_backbone_alone(named.state) or is_named(arguments.source) else "a model"
     print(f"{output}: {kind}, {len(named.state)} entries, {numbers / 1e6:.2f} million numbers")
     if named.origin:
-        print(f"  from {named.origin}; docs/weights.md says what input it needs")
+        print(f"  from {named.origin}; docs/weights.md says which input it needs")
     if arguments.names:
         for name, value in sorted(named.state.items()):
             print(f"  {name}  {tuple(value.shape)}")

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> None:
     if "intervals" in metrics:
         print(f"\n{interval_table(metrics['intervals'])}")
     if "differences" in metrics:
-        print(f"\nDifference to {metrics['base']}, on the same draws:")
+        print(f"\nDifference to {metrics['base']}, on the same bootstrap samples:")
         print(interval_table(metrics["differences"], "+"))
     for text in object_warnings(dataset):
         print(f"\nWARNING: {text}")
@@ -166,7 +166,7 @@ def _with_intervals(
     from detseg.fusion.postprocess import Postprocess
 
     if counts is None:
-        raise DataError(f"{arguments.predictions}: its predictions have no masks; intervals are of scores of masks")
+        raise DataError(f"{arguments.predictions}: its predictions have no masks, which intervals need")
     found: dict[str, Any] = {"intervals": scores_with_intervals(counts, truth.class_names)}
     if arguments.base:
         others = read_predictions(arguments.base, dataset)
@@ -175,13 +175,13 @@ def _with_intervals(
             others = own.apply_all(others)
         elif arguments.postprocess:
             logger.warning(
-                "--postprocess holds for %s only; --base %s is scored as it stands, unless --base-postprocess is given",
+                "--postprocess applies to %s only; --base %s is scored as it is, unless --base-postprocess is given",
                 arguments.predictions,
                 arguments.base,
             )
         base = count_all(truth, align(truth, others))
         if base is None:
-            raise DataError(f"--base {arguments.base}: its predictions have no masks; expected those of masks")
+            raise DataError(f"--base {arguments.base}: its predictions have no masks, which intervals need")
         found["base"] = str(arguments.base)
         found["differences"] = differences_with_intervals(base, counts, truth.class_names)
     return found

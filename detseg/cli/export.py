@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     where = count.files[0] if len(count.files) == 1 else f"{len(count.files)} files in {arguments.output}"
     print(f"{count.objects} objects of {count.images} images: {where}")
     if count.ignored:
-        print(f"{count.ignored} regions to be ignored are left out")
+        print(f"{count.ignored} ignored regions are left out")
     if count.empty:
         print(f"{count.empty} masks without a pixel are left out")
     if arguments.images and source.holds_predictions and not plane_fields(arguments):
@@ -99,11 +99,11 @@ def _check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.score_threshold <= 1:
         raise ConfigError(f"--score-threshold is {arguments.score_threshold}; expected 0 to 1")
     if arguments.images and arguments.format != "csv":
-        raise ConfigError(f"--images: only --format csv measures in images, {arguments.format} does not")
+        raise ConfigError(f"--images: only --format csv measures intensities in images, {arguments.format} does not")
     if arguments.image_root and not arguments.images:
-        raise ConfigError("--image-root DIR takes --images COCO.json too")
+        raise ConfigError("--image-root DIR needs --images COCO.json")
     if plane_fields(arguments) and not arguments.images:
-        raise ConfigError("--z, --t and --axes choose what is measured in; they take --images PATH too")
+        raise ConfigError("--z, --t and --axes choose a plane of the images that are measured: give --images PATH too")
 
 
 def _pictures(arguments: argparse.Namespace, source: ObjectsFile) -> dict[int | str, ImageRecord]:

@@ -100,7 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
                 if step.name == "inspect" and not arguments.ignore_warnings:
                     work.check_labels()
             except DetsegError:
-                print(f"stopped in step {number} of {len(steps)}; what was done stays, and the mended command goes on")
+                print(
+                    f"stopped in step {number} of {len(steps)}; finished steps are kept: correct the problem and "
+                    "run the command again to continue"
+                )
                 raise
             if status:
                 words = sys.argv[1 if sys.argv[0].endswith("fit.py") else 2 :]

@@ -68,7 +68,7 @@ def check_before(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"{key}: fit sets it, from --output and from --images and --labels; leave it out")
     output: Path = arguments.output
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / RECORD).is_file())):
-        raise DataError(f"--output {output} holds something else than a fit; name a new folder")
+        raise DataError(f"--output {output} contains something other than a fit; name a new folder")
     folder = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
     # What is in archives is unpacked.
     needed = FREE_BYTES + 2 * sum(
@@ -105,7 +105,7 @@ def plan_steps(arguments: argparse.Namespace, given: Mapping[str, Sequence[str]]
         lost = f":\n{list_problems(reader.problems)}" if reader.problems else ""
         raise DataError(
             f"{arguments.images}: {len(reader.names) or 'no'} image{'s have' if not reader.names else ' has'} labels; "
-            "expected 2 or more, one to learn from and another to be scored on, better 10. A large image can be cut "
+            "expected 2 or more, one for training and another for scoring, better 10. A large image can be cut "
             f"into parts, with its labels{lost}"
         )
     fractions, parts = _parts(arguments, reader)
@@ -145,7 +145,9 @@ def _check_options(kind: str, given: Mapping[str, Sequence[str]]) -> None:
     owners = {flag: [name for name in TOLD if flag in _flags(name)] for flag in given}
     wrong = [f"{flag} (of {', '.join(names)})" for flag, names in owners.items() if names and kind not in names]
     if wrong:
-        raise DataError(f"the labels are taken for {kind}, which has no {', '.join(wrong)}; --format says otherwise")
+        raise DataError(
+            f"the labels were detected as {kind}, which has no {', '.join(wrong)}; --format sets another format"
+        )
 
 
 def _flags(kind: str) -> list[str]:
@@ -169,27 +171,27 @@ def _parts(arguments: argparse.Namespace, reader: Reader) -> tuple[list[float], 
         if reader.parts and not any(wishes.values()):
             if not {"train", VAL} <= set(reader.parts):
                 raise DataError(
-                    f"{arguments.images}: the images are in folders of {', '.join(reader.parts)}; expected train and "
-                    f"val, or --validation {DEFAULT_VALIDATION} to split them anew"
+                    f"{arguments.images}: the images are in the folders {', '.join(reader.parts)}; expected train and "
+                    f"val, or --validation {DEFAULT_VALIDATION} to split them again"
                 )
             return [], list(reader.parts)
         val, test = shares[VAL] or DEFAULT_VALIDATION, shares[TEST] or 0.0
         if val + test >= 1:
-            raise DataError(f"--validation {val:g} and --test {test:g} leave no image to train on")
+            raise DataError(f"--validation {val:g} and --test {test:g} leave no image for training")
         return [round(1 - val - test, 6), val, *([test] if test else [])], []
     if VAL not in lists or any(shares.values()):
         raise DataError(
-            "images are named for one of --validation and --test: name them for both, or for --validation only, or "
+            "images are listed for one of --validation and --test: list them for both, or for --validation only, or "
             "give shares"
         )
     held: dict[str, str] = {}
     for part, names in lists.items():
         for name in names:
             if held.setdefault(name, part) != part:
-                raise DataError(f"the image {name} is named for --validation and for --test")
+                raise DataError(f"the image {name} is listed for --validation and for --test")
     train = [name for name in reader.names if name not in held]
     if not train:
-        raise DataError("--validation and --test name all images, and none is left to train on")
+        raise DataError("--validation and --test list all images, and none is left for training")
     return [], {"train": train, **lists}
 
 
@@ -269,7 +271,7 @@ class Work:
         content = [hashlib.sha256(path.read_bytes()).hexdigest() for path in step.reads]
         self.key = hashlib.sha256(json.dumps([self.key, step.words, content]).encode()).hexdigest()[:16]
         if self.finished.get(step.name) == self.key:
-            print(f"done before: {step.line}")
+            print(f"already done: {step.line}")
             return 0
         there = self.started.get(step.name)
         self._check_change(step, there)
@@ -295,8 +297,8 @@ class Work:
         if there is None or there == self.key or self.overwrite or "train" not in self.started:
             return
         raise DataError(
-            f"{self.folder} holds a training by other images, labels or options ({step.name} would be done again): "
-            "pass --overwrite to do again what depends on them, or name another --output"
+            f"{self.folder} contains a training with other images, labels or options ({step.name} would be repeated): "
+            "pass --overwrite to repeat everything that depends on them, or name another --output"
         )
 
     def check_labels(self) -> None:
@@ -304,9 +306,9 @@ class Work:
         problems = read_json(self.folder / "inspection" / "report.json")["problems"]["labels"]
         if problems:
             raise DataError(
-                "the labels do not look like single objects, and a training would learn that:\n"
-                f"{list_problems(problems)}\nMend them, or give the option that is named; --ignore-warnings trains "
-                "all the same"
+                "the labels do not look like single objects, and a model would learn them as they are:\n"
+                f"{list_problems(problems)}\nCorrect them, or give the option that the message names; "
+                "--ignore-warnings trains anyway"
             )
 
     def _save(self) -> None:

@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         given = about["info"].get("given", {})
         if "fused" in about["info"] or sum(len(given.get(name, [])) for name in ("run", "weights")) > 1:
             raise DataError(
-                f"{about['file']}: is of several models together, but `predict --triage` gives every image to one; "
-                "leave the file out, or give it alone"
+                f"{about['file']}: was made by several models together, but `predict --triage` uses one model per "
+                "image; leave the file out, or give it alone"
             )
     start = Postprocess.load(arguments.start) if arguments.start else Postprocess()
     start = dataclasses.replace(start.for_classes(truth.class_names), classes=tuple(truth.class_names))
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     if lacking:
         raise DataError(
             f"{arguments.ground_truth}: {len(lacking)} images lack the field {arguments.group_by!r}, such as "
-            f"{lacking[0]}; --group-by names the field that says their kind"
+            f"{lacking[0]}; --group-by names the field with their kind"
         )
     kinds = [str(image.metadata[arguments.group_by]) for image in truth.images]
     own = [records[image.image_id] for image in truth.images]
@@ -107,7 +107,7 @@ def _report(triage: Triage) -> str:
 
     lines = [f"all: {sum(report['images'].values())} images, {told('one')}"]
     for kind, accuracy in report["accuracy_by_kind"].items():
-        lines.append(f"{kind}: {report['images'][kind]} images, {accuracy:.1%} told right, {told(kind)}")
+        lines.append(f"{kind}: {report['images'][kind]} images, {accuracy:.1%} classified correctly, {told(kind)}")
     low, high = report["interval"]
     what = "one model and threshold" if several else "one threshold"
     lines.append(

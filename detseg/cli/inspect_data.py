@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
     if any(NOTHING in text for text in object_warnings(found.dataset)):
         return  # no command trains with it
     if arguments.suggest:
-        print(f"{arguments.suggest} trains as it is")
+        print(f"{arguments.suggest} is ready to train with")
         print_next(command_line("train_net", "--config", arguments.suggest))
     else:
         suggested = beside(arguments.output, "_suggested.yaml")
@@ -171,7 +171,10 @@ def _split(arguments: argparse.Namespace, found: Inspection) -> tuple[list[str],
     from detseg.coco.catalog import resolve_dataset
 
     if len(found.dataset) == 1:
-        print("WARNING: there is one image: it is trained on and scored on, and the scores say nothing of others")
+        print(
+            "WARNING: there is only one image, used for training and for scoring; the scores say nothing about "
+            "other images"
+        )
         return list(arguments.data), list(arguments.data)
     command = next(one.command for one in found.suggestions if one.topic == "split")
     # detseg split SOURCE --folds K ... --output folds
@@ -206,7 +209,7 @@ def _summary(report: dict[str, Any]) -> str:
     if fidelity := report["class_fidelity"]:
         scores = ", ".join(f"{value:.3f}" for value in fidelity.values())
         widths = f"boundaries of {', '.join(fidelity)} pixels where objects touch"
-        lines.append(f"three classes of pixels (BoundaryUNet) give the objects back with mean F1 {scores} for {widths}")
+        lines.append(f"three classes of pixels (BoundaryUNet) reproduce the objects with mean F1 {scores} for {widths}")
     lines += [f"{one['topic']}: {one['advice']}" for one in report["suggestions"]]
     # Last, where they are seen.
     return "\n".join([*lines, *(f"WARNING: {text}" for text in wrong["labels"])])

@@ -145,7 +145,7 @@ def _write(
     plain = is_plain_list(arguments.predictions)
     if plain and not is_coco:
         raise ConfigError(
-            f"{arguments.predictions}: a plain list of results names no images; give --images FILE, their COCO file"
+            f"{arguments.predictions}: a plain list of results has no image names; give their COCO file, --images FILE"
         )
     file = read_predictions(arguments.predictions, CocoDataset.load(arguments.images) if plain else None)
     for words, listed in others.items():
@@ -156,7 +156,7 @@ def _write(
     if arguments.postprocess:
         postprocess = Postprocess.load(arguments.postprocess).for_classes(file.class_names)
     if postprocess is None and file.info.get("postprocess", "unknown") is None:
-        logger.warning("%s keeps low scores; every object counts: give --postprocess", arguments.predictions)
+        logger.warning("%s contains low scores, and every object counts: give --postprocess", arguments.predictions)
     _begin_tracking(tracking, arguments, {arguments.predictions: file.info})
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     written = write_submission(
@@ -171,7 +171,7 @@ def _write(
     if written.missing:
         print(f"         {written.missing} of them are not in the predictions")
     if written.resolved:
-        print(f"overlaps resolved by score in {written.resolved} images; {written.dropped} objects fell away")
+        print(f"overlaps resolved by score in {written.resolved} images; {written.dropped} objects were dropped")
     print(f"written  {arguments.output}, read back and compared")
 
 
@@ -181,7 +181,7 @@ def _check(path: Path, images: dict[str, SubmissionImage], name: str | None) -> 
     from detseg.submission.reading import read_submission
 
     if any(image.height is None for image in images.values()):
-        logger.warning("the sizes of the images are not known: whether run-lengths leave them is not checked")
+        logger.warning("the image sizes are not known, so it is not checked whether run-lengths leave the image")
     found = read_submission(path, images, FORMATS[name] if name else None)
     for problem in found.problems:
         print(problem)

@@ -179,7 +179,7 @@ def _test_text(conditions: Conditions, found: list[Difference], overall: dict[st
     )
     if not unit:
         lines.append(
-            "Where several images are of one well, plate or animal, name it with --unit: images are then no units."
+            "If several images are of one well, plate or animal, name it with --unit: images are then not units."
         )
     few = [one for one in found if one.least_p > 0.05]
     if few:

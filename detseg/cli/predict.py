@@ -143,7 +143,9 @@ def run(arguments: argparse.Namespace, tracking: CommandRun) -> int:
         return _write(arguments, result, targets, started, tracking)
     except KeyboardInterrupt:
         if state_folder(arguments).is_dir():
-            logger.warning("what was predicted is kept in %s: the same command goes on", state_folder(arguments))
+            logger.warning(
+                "finished predictions are kept in %s: run the same command again to continue", state_folder(arguments)
+            )
         raise
 
 

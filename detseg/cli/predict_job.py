@@ -167,7 +167,7 @@ def _load_models_of_triage(arguments: argparse.Namespace, triage: Triage) -> tup
     together = [name for name in ("model_weights", "boxes_of", "masks_of") if getattr(arguments, name)]
     if together:
         option = together[0].replace("_", "-")
-        raise ConfigError(f"--{option}: {arguments.triage} gives every image to one model; leave it out")
+        raise ConfigError(f"--{option}: {arguments.triage} uses one model per image; leave it out")
     given = [{"run": [run], "weights": []} for run in arguments.run]
     given += [{"run": [], "weights": [weights]} for weights in arguments.weights]
     if len(given) != len(triage.models):
@@ -200,8 +200,8 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
     if len(predictors) > 1 or settings != predictor.tta:
         if predictor.postprocess is not None and not arguments.boxes:
             _logger.warning(
-                "the thresholds of %s were chosen for other views or models than these: for the best score choose "
-                "them again on predictions made with --raw, on images with known objects",
+                "the thresholds of %s were chosen for other views or models than these: for the best score, choose "
+                "them again on --raw predictions of annotated images",
                 predictor.postprocess.source,
             )
         predictor = combine(
@@ -224,16 +224,14 @@ def _load_predictor(arguments: argparse.Namespace) -> Predictor:
         tiling |= {"when": "always", "tile": int(arguments.tile)}
     elif arguments.tile == "off":
         if arguments.overlap is not None or arguments.tile_scale is not None:
-            raise ConfigError(
-                "--tile off: there are no tiles then, and --overlap and --tile-scale say nothing; leave them out"
-            )
+            raise ConfigError("--tile off: without tiles, --overlap and --tile-scale have no effect; leave them out")
         tiling["when"] = "never"
     predictor.tiling = dataclasses.replace(predictor.tiling, **tiling)
     if arguments.diameter != "auto":
         if predictor.detector.sizing_model is None:
             raise ConfigError(
                 "--diameter: this model was not trained with objects of one size (INPUT.OBJECT_SIZE), and sees images "
-                "at a size that does not depend on them; leave it out, or name views: --tta scale=2"
+                "at a size that does not depend on their objects; leave it out, or name views: --tta scale=2"
             )
         predictor.diameter = check_diameter(_number(arguments.diameter), "--diameter")
     return predictor

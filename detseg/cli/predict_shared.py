@@ -86,8 +86,8 @@ def make_shards(arguments: argparse.Namespace, rank: int, count: int, settings: 
     if settings not in ("", shards.settings):
         raise RunError(
             f"process {rank} of {count}, on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}, would "
-            "predict with other weights, settings or versions of detseg and torch than the process that gathers: use "
-            "the same installation and the same files everywhere"
+            "predict with other weights, settings or versions of detseg and torch than the main process: use the same "
+            "installation and the same files everywhere"
         )
     shards.work(rank, count)
 
@@ -122,10 +122,12 @@ def run_children(arguments: argparse.Namespace, count: int, settings: str, show:
                     deaths += 1
                     if deaths > MOST_DEATHS:
                         raise RunError(
-                            f"{deaths} of the processes were killed, the last one by signal {-code}: where memory is "
-                            "short, use fewer (--processes); what is done is kept, and the same command resumes"
+                            f"{deaths} of the processes were killed, the last one by signal {-code}: if memory is "
+                            "short, use fewer (--processes); finished work is kept, and the same command continues"
                         )
-                    logger.warning("process %d of %d was killed by signal %d; another replaces it", rank, count, -code)
+                    logger.warning(
+                        "process %d of %d was killed by signal %d; a new one replaces it", rank, count, -code
+                    )
                     children[rank] = start(rank)
             show()
             time.sleep(0.1)

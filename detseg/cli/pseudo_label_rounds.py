@@ -33,9 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.semi_supervised.steps import Steps
 
     if not arguments.config:
-        raise ConfigError("give a plan of rounds, --config FILE, or a step: label")
+        raise ConfigError("give a plan of rounds (--config FILE) or a step (label)")
     if arguments.overrides:
-        raise ConfigError(f"unknown words: {' '.join(arguments.overrides)}; write into a plan of your own what changes")
+        raise ConfigError(f"unknown words: {' '.join(arguments.overrides)}; to change settings, write your own plan")
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"--workers is {arguments.workers}; expected 1 or more")
     plan = RoundsPlan.load(arguments.config)
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         words = ["--config", arguments.config, "--output", folder, *words, "--resume"]
         print(f"to continue: {command_line('pseudo_label', *words)}")
         return 128 + (stop.signal or 0)
-    print(f"\nThe answer is {answer.name}: {', '.join(map(str, answer.models.values()))}\nEverything is in {folder}")
+    print(f"\nThe result is {answer.name}: {', '.join(map(str, answer.models.values()))}\nEverything is in {folder}")
     runs = [answer.run_of(model, fold) for model in answer.models for fold in range(rounds.sets.count)]
     several = [word for path in dict.fromkeys(runs) for word in ("--run", path)]
     print_next(command_line("predict", *several, "--images", "NEW_IMAGES", "--output", "predictions.json.gz"))

@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not output.name.endswith((".json", ".json.gz")):
         raise ConfigError(f"--output {output}: expected a name that ends in .json or .json.gz")
     if arguments.fold is not None and not arguments.labelled:
-        raise ConfigError("--fold K is one of --labelled FILE; give both, or --validation FILE")
+        raise ConfigError("--fold K refers to --labelled FILE; give both, or --validation FILE")
     if arguments.folds and arguments.fold is None:
         raise ConfigError("--folds FILE goes with --fold K")
     page = None if arguments.no_page else arguments.page or output.with_name(f"{output.name.split('.json')[0]}.html")
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written  {output}" + (f"\n         {page} shows it" if page else ""))
     if not len(labels.dataset):
         print(
-            "WARNING: no image is left with anything sure: there is nothing to learn in this file. Look at the limits"
+            "WARNING: no image with a kept object is left, so there is nothing to learn in this file. Check the limits"
         )
 
 
@@ -197,13 +197,13 @@ def _with_fields(records: list, pattern: str) -> list:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"--field-pattern {pattern!r} is no regular expression: {error}") from None
+        raise ConfigError(f"--field-pattern {pattern!r} is not a regular expression: {error}") from None
     if not compiled.groupindex:
         raise ConfigError(f"--field-pattern {pattern!r} has no named group; write (?P<plate>...) for the field plate")
     found = [(record, compiled.search(record.file_name)) for record in records]
     missing = [record.file_name for record, match in found if match is None]
     if missing:
-        raise ConfigError(f"--field-pattern {pattern!r} finds nothing in:\n{list_problems(missing, 5)}")
+        raise ConfigError(f"--field-pattern {pattern!r} matches nothing in:\n{list_problems(missing, 5)}")
     return [
         dataclasses.replace(record, metadata={**record.metadata, **{k: v for k, v in match.groupdict().items() if v}})
         for record, match in found

@@ -40,6 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [path for paths in arguments.run for path in paths]
     doubled = {path for path in runs if runs.count(path) > 1}
     if doubled:
-        raise ConfigError(f"--run {sorted(doubled)[0]} comes twice; name each run once")
+        raise ConfigError(f"--run {sorted(doubled)[0]} is given twice; name each run once")
     page = write_report(runs, arguments.output, overwrite=arguments.overwrite)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")

@@ -93,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"to continue: {_same_command(arguments)}")
         return 128 + stop.signal
     if failures:
-        raise RunError(f"{len(failures)} stages failed, and what needs them was left out:\n{list_problems(failures)}")
+        raise RunError(
+            f"{len(failures)} stages failed, and stages that need them were skipped:\n{list_problems(failures)}"
+        )
     return 0
 
 

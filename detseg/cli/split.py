@@ -102,9 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(report)
         return EXIT_LEAKS if found else 0
     if len(arguments.source) > 1:
-        raise DataError("one COCO file is split at a time; several go with --check")
+        raise DataError("only one COCO file can be split at a time; several are for --check")
     if arguments.output is None:
-        raise DataError("--output FOLDER is missing: where the parts are written")
+        raise DataError("--output FOLDER is missing: the folder for the parts")
     as_typed = ("output", "folds", "fractions", "holdout", "stratify_by", "group_by", "group_pattern", "table", "key")
     as_typed += ("seed", "similar", "coco_files", "index", "tile", "overlap", "overwrite")
     values = {name: getattr(arguments, name) for name in as_typed}

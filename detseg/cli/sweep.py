@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"to continue: {command_line('sweep', arguments.file, *words)}")
         return 128 + stop.signal
     if not any_complete:
-        raise RunError(f"{folder}: no trial has reached anything; trials.csv says of each why")
+        raise RunError(f"{folder}: no trial has a result; trials.csv gives the reason for each")
     if (folder / "best.yaml").is_file() and sweep.program == "train_net":
         print_next(command_line("train_net", "--config", folder / "best.yaml"))
     elif (folder / "best.yaml").is_file():
@@ -104,7 +104,8 @@ def _described(sweep: SweepFile) -> str:
     if sweep.halving is not None:
         first, eta = sweep.halving.first, sweep.halving.eta
         lines.append(
-            f"early end   after {first}, {first * eta}, {first * eta**2}, ... values the best 1/{eta} of trials go on"
+            f"early end   after {first}, {first * eta}, {first * eta**2}, ... values the best 1/{eta} of trials "
+            "continue"
         )
     for parameter in sweep.parameters:
         values = list(parameter.choices) if parameter.choices else f"{parameter.low:g} to {parameter.high:g}"

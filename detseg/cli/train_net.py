@@ -118,9 +118,9 @@ def _run(arguments: argparse.Namespace, processes: Processes) -> int:
 
     cfg = processes.from_main(lambda: _given_config(arguments))
     if arguments.eval_only and arguments.resume:
-        raise RunError("--eval-only evaluates and --resume trains on: give one of them")
+        raise RunError("--eval-only evaluates and --resume continues a training: give one of them")
     if arguments.eval_only and arguments.fold is not None:
-        raise ConfigError("--fold trains; to evaluate the run of a fold again: --eval-only OUTPUT_DIR FOLDER/fold0")
+        raise ConfigError("--fold trains; to evaluate a fold's run again: --eval-only OUTPUT_DIR FOLDER/fold0")
     to_continue: list[str] = []
     is_new = arguments.fold is not None or arguments.overwrite
     is_continued = not is_new and processes.from_main(lambda: is_given_again(cfg))  # by the agent of a sweep
@@ -166,7 +166,7 @@ def _given_config(arguments: argparse.Namespace) -> Config:
         raise ConfigError("no configuration is given: --config FILE, for example configs/quickstart/mask_rcnn.yaml")
     folder = Path(cfg.OUTPUT_DIR)
     if arguments.config is None and arguments.resume and not (holds_run(folder) or (folder / FOLDS_RECORD).is_file()):
-        raise RunError(f"OUTPUT_DIR {folder} holds no run to go on with; {advise_run(folder)}")
+        raise RunError(f"OUTPUT_DIR {folder} contains no run to continue; {advise_run(folder)}")
     return cfg
 
 
@@ -260,7 +260,7 @@ def _print_folds(folder: Path, metrics: dict[str, Any], missing: list[int], coun
 
     if missing:
         names = ", ".join(map(str, missing))
-        print(f"\nfold {names} of {count} in {folder} is not trained yet; the last one joins them all")
+        print(f"\nfold {names} of {count} in {folder} is not trained yet; the last one to finish joins all folds")
         print_next(command_line("train_net", "--fold", f"{missing[0]}", "--resume", "OUTPUT_DIR", folder))
         return
     print(

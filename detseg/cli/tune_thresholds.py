@@ -258,13 +258,13 @@ def _note(infos: Sequence[dict[str, Any]], idle: Sequence[str], active: Sequence
         applied = about["info"].get("postprocess") or {}
         if any(applied.get(name) for name in ("score_threshold", "min_area", "max_area", "resolve_overlaps")):
             logger.warning(
-                "%s: thresholds were applied already, so that others can only be stricter; use predict --raw",
+                "%s: thresholds have already been applied, so others can only be stricter; use predict --raw",
                 about["file"],
             )
     if not active:
         raise DataError("no class has both objects and predictions; nothing can be tuned")
     for name in idle:
-        logger.warning("class %s: has no objects or no predictions; its settings stay as they are", name)
+        logger.warning("class %s: has no objects or no predictions; its settings are not changed", name)
 
 
 def _coordinates(

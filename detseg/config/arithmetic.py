@@ -66,7 +66,7 @@ class _Evaluator:
             return self.listed(self.comprehension(node, names))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
             return self.call(node.func.id, [self.value(argument, names) for argument in node.args])
-        raise ValueError(f"{ast.unparse(node)!r} is no arithmetic of numbers and lists")
+        raise ValueError(f"{ast.unparse(node)!r} is not arithmetic on numbers and lists")
 
     def comprehension(self, node: ast.ListComp | ast.GeneratorExp, names: Mapping[str, Any]) -> Iterator[Any]:
         (loop,) = node.generators

@@ -83,11 +83,11 @@ def _check_key(key: str, known: Schema, has_value: Any) -> None:
     if key in known.sections and has_value:
         return  # judged with its value
     if key.lower().endswith((".yaml", ".yml")):
-        raise ConfigError(f"{COMMAND_LINE}: {key} is no key; a configuration is named by --config {key}")
+        raise ConfigError(f"{COMMAND_LINE}: {key} is not a key; to name a configuration, use --config {key}")
     if key not in known.kinds:
         raise ConfigError(f"{COMMAND_LINE}: {unknown_key_message(key, known)}")
     if key == IMPORTS_KEY:
-        raise ConfigError(f"{COMMAND_LINE}: {key} is taken from configuration files only: write it into yours")
+        raise ConfigError(f"{COMMAND_LINE}: {key} is read from configuration files only: add it to yours")
 
 
 def _is_bool(word: Any) -> bool:

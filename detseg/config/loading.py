@@ -99,8 +99,8 @@ def _known_keys(names: Any, origin: str, imports: Imports | None) -> Schema:
         return schema()
     if imports is None:
         raise ConfigError(
-            f"{origin}: {IMPORTS_KEY} names code ({', '.join(chosen)}), which runs only where a configuration file "
-            "given on the command line names it, never from a run folder or a checkpoint: give --config FILE"
+            f"{origin}: {IMPORTS_KEY} names code ({', '.join(chosen)}), which runs only if a configuration file given "
+            "on the command line names it, never from a run folder or a checkpoint: give --config FILE"
         )
     return schema().extended(imports(chosen))
 
@@ -142,7 +142,7 @@ def _collect(path: Path, known: Schema | None, chain: tuple[Path, ...], count: l
         raise ConfigError(f"{BASE_KEY} cycle: {circle}; a file cannot build on itself")
     count[0] += 1
     if count[0] > _MOST_FILES:
-        raise ConfigError(f"{path}: more than {_MOST_FILES} files through {BASE_KEY}; is one named again and again?")
+        raise ConfigError(f"{path}: more than {_MOST_FILES} files through {BASE_KEY}; is one included again and again?")
     file = read_config_file(path, known, included_by=str(chain[-1]) if chain else "")
     settings: list[Setting] = []
     for base in file.bases:

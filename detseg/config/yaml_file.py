@@ -106,7 +106,7 @@ def parse_plain_yaml(text: str, place: str, *, aliases: bool = False) -> Any:
             if not aliases and (is_alias or getattr(event, "value", None) == "<<"):
                 raise DataError(f"{where}: * and << are not read; write the values out")
             if is_alias and event.anchor in inside:
-                raise DataError(f"{where}: *{event.anchor} stands in &{event.anchor} itself, without end")
+                raise DataError(f"{where}: *{event.anchor} refers to itself without end")
         return yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise DataError(str(error)) from None
@@ -123,9 +123,11 @@ def _read_text(path: Path, included_by: str) -> str:
             raise ConfigError(f"{path}{by}: is a folder, expected a YAML file")
         if path.suffix == ".py" and path.is_file():
             raise ConfigError(
-                f"{path}{by}: is a Python file (Detectron2's lazy configuration), which would have to be run; only "
-                "YAML is read. Take the YAML file of the same model (Detectron2's configs/COCO-InstanceSegmentation, "
-                "or those in configs/ here) as _BASE_ of one that says what differs, KEY: VALUE; a model that exists "
+                f"{path}{by}: is a Python file (Detectron2's lazy configuration), which would have to be executed; "
+                "only YAML is read. Take the YAML file of the same model (Detectron2's "
+                "configs/COCO-InstanceSegmentation, "
+                "or those in configs/ here) as _BASE_ of your own and add what differs, KEY: VALUE; a model that "
+                "exists "
                 "only as a lazy configuration is trained with Detectron2's own tools/lazyconfig_train_net.py"
             )
         if path.exists() and not path.is_file():  # reading would wait for ever
@@ -238,7 +240,7 @@ class _Walk:
             value = self.construct(node)
             if not changes_nothing(key, value):
                 return fork_key_message(key, shorten(value))
-            logger.info("%s: %s is a key of %s, which changes nothing at %r", where, key, FORK_KEYS[key][0], value)
+            logger.info("%s: %s is a key of %s, which has no effect at %r", where, key, FORK_KEYS[key][0], value)
         elif is_section:
             return f"{key}: got a section, expected {self.known.kinds[key].describe()}"
         else:

@@ -211,14 +211,14 @@ class Detectron2Segmenter(Segmenter):
         ignoring = [sample for sample in samples if sample.ignore is not None and sample.ignore.any()]
         if not self._honours_ignored and any(sample.metadata.get(SOURCE_FIELD) == PSEUDO for sample in ignoring):
             raise ConfigError(
-                f"{type(self.network).__name__} counts ignored regions as background in some of its losses, and so "
-                "would learn that there is nothing where pseudo-labels are not sure. Train a GeneralizedRCNN with "
-                "StandardROIHeads or CascadeROIHeads, or ignore nothing (gates: ignore_score as score)"
+                f"{type(self.network).__name__} counts ignored regions as background in some of its losses, so it "
+                "would learn ignored pseudo-labels as background. Train a GeneralizedRCNN with StandardROIHeads or "
+                "CascadeROIHeads, or ignore nothing (gates: ignore_score equal to score)"
             )
         if ignoring and not self._honours_ignored and not self._warned:
             self._warned = True
             logger.warning(
-                "%s counts ignored regions of the images as background in some of its losses",
+                "%s counts ignored regions as background in some of its losses",
                 type(self.network).__name__,
             )
         inputs = [self.inputs.from_sample(sample, self.device) for sample in samples]

@@ -50,7 +50,7 @@ def _check_names(problems: Problems) -> None:
             problems.add(key, f"Detectron2 knows {known}; MODEL.IMPORTS adds code of yours")
     for key in ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES"):
         if _NATIVE_STAGE in cfg[key]:
-            problems.add(key, f"{_NATIVE_STAGE} is only the native engine's: set MODEL.ENGINE native")
+            problems.add(key, f"{_NATIVE_STAGE} works only in the native engine: set MODEL.ENGINE native")
     resnets = cfg.MODEL.RESNETS
     is_resnet = cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone")
     if is_resnet and resnets.DEPTH in (18, 34) and resnets.RES2_OUT_CHANNELS != _WIDTH_OF_SMALL:

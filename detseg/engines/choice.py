@@ -101,8 +101,8 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
     if problems.found:
         return cfg, EngineChoice("detectron2", reason)  # the message about Detectron2 is the one that helps
     _logger.warning(
-        "the native engine predicts: the model was trained by detectron2, which %s here; both compute the same "
-        "(docs/engines.md)",
+        "predicting with the native engine: the model was trained with detectron2, which %s here; both compute the "
+        "same (docs/engines.md)",
         f"does not import ({missing})" if is_installed() else "is not installed",
     )
     return native.freeze(), EngineChoice("native", reason)

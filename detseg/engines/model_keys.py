@@ -60,7 +60,7 @@ def note_ignored(problems: Problems, declared: Collection[str], keys: Iterable[s
             continue
         architecture = ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
         if not key.startswith("MODEL.") and key not in DETECTRON2_ONLY:
-            problems.add(key, f"neither engine honours this key; leave it at {ours[key]!r}")
+            problems.add(key, f"neither engine supports this key; leave it at {ours[key]!r}")
         elif architecture is not None and not architecture.in_detectron2:
             problems.add(key, f"{cfg.MODEL.META_ARCHITECTURE} does not have this key; leave it at {ours[key]!r}")
         else:

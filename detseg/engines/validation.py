@@ -46,7 +46,7 @@ def run_imports(names: Sequence[str]) -> Mapping[str, Any]:
         import_module("detectron2")
     except ImportError as error:
         raise ConfigError(
-            f"MODEL.IMPORTS {list(names)} adds to Detectron2, which does not import here ({error}); "
+            f"MODEL.IMPORTS {list(names)} extends Detectron2, which cannot be imported here ({error}); "
             f"install it: {INSTALL}"
         ) from error
     return import_module("detseg.detectron2.config").added_keys(names)

@@ -46,7 +46,7 @@ def below(name: str, root: Path) -> str:
     if os.path.commonpath([base, path]) != base or path == base or (has_drive(name) and os.name != "nt"):
         raise DataError(
             f"its file_name leads out of the image root {root}; expected a path below it (see DATASETS.IMAGE_ROOT); "
-            "where the images are there, `detseg prepare coco --last-part` takes the last part of each name"
+            "if the images are there, `detseg prepare coco --last-part` keeps only the last part of each name"
         )
     return os.path.relpath(path, base).replace(os.sep, "/")
 

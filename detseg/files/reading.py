@@ -44,9 +44,9 @@ def open_plain_or_gzip(path: Path) -> BinaryIO:
     check_regular(path)
     if os.path.isdir(path):
         raise DataError(
-            f"{path}: is a folder; expected a COCO or Predictions file, .json or .json.gz. Of label images, `detseg "
-            "prepare label_images` makes a COCO file, and `detseg fuse --inputs FOLDER --ground-truth FILE` a "
-            "Predictions file"
+            f"{path}: is a folder; expected a COCO or Predictions file, .json or .json.gz. To convert label images, "
+            "use `detseg prepare label_images` (to a COCO file) or `detseg fuse --inputs FOLDER --ground-truth FILE` "
+            "(to a Predictions file)"
         )
     file = open(path, "rb")  # noqa: SIM115 (it is returned)
     is_packed = file.read(2) == b"\x1f\x8b"
@@ -67,8 +67,8 @@ class _Unpacked(io.RawIOBase):
         self._left -= count
         if self._left < 0:
             raise DataError(
-                f"{self._path}: unpacks to more than {_PER_BYTE} times its size, as no list of objects does; if it is "
-                "right, unpack it with gunzip and give the unpacked file"
+                f"{self._path}: unpacks to more than {_PER_BYTE} times its size, which no list of objects does; if "
+                "the file is right, unpack it with gunzip and give the unpacked file"
             )
         return count
 

@@ -83,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, reference: Any) -> Any:
         if self._outside is None:
-            raise pickle.UnpicklingError("it refers to what is not in it")
+            raise pickle.UnpicklingError("it refers to something that is not in it")
         return self._outside(reference)
 
     def _encode(self, text: Any, encoding: Any) -> bytes:
@@ -117,7 +117,7 @@ class _DType:
         if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
             raise pickle.UnpicklingError("a structured type of array is not allowed")
         if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"{str(state[1])[:20]!r} is no byte order")
+            raise pickle.UnpicklingError(f"{str(state[1])[:20]!r} is not a byte order")
         if self.numbers is not None:
             self.numbers = self.numbers.newbyteorder(state[1])
 

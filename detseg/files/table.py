@@ -107,7 +107,7 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{name}: line {line}: holds a NUL character: no text; save it as CSV in UTF-8")
+        raise DataError(f"{name}: line {line}: contains a NUL character, so it is not text; save it as CSV in UTF-8")
     return text
 
 
@@ -130,7 +130,7 @@ def _lines(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str
                 yield reader.line_num, fields
     except csv.Error as error:
         raise DataError(
-            f"{name}: line {reader.line_num}: is no CSV ({error}); look for a stray quotation mark"
+            f"{name}: line {reader.line_num}: is not CSV ({error}); look for a stray quotation mark"
         ) from None
 
 

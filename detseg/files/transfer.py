@@ -81,7 +81,7 @@ def transfer(url: str, target: Path, *, sha256: str | None = None, size: int | N
             _logger.warning("%s: %s; trying again", url, reason)
             time.sleep(_PAUSE * (failures - 1))
         except ValueError as error:
-            raise TransferError(f"it is no web address: {error}") from error
+            raise TransferError(f"it is not a valid URL: {error}") from error
     digest, wrong = sha256_of(partial), ""
     if size is not None and _length(partial) != size:
         wrong = f"it has {_length(partial)} bytes, not {size}"
@@ -122,8 +122,8 @@ def _continue(url: str, partial: Path, version: Path) -> None:
         needed = (answer.total or 0) - max(answer.start, _length(partial))
         if needed > free:
             raise TransferError(
-                f"{partial.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come; make "
-                "room, or name another folder"
+                f"{partial.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to be "
+                "downloaded; make room, or name another folder"
             )
         name, units = url.rpartition("/")[2], {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
         with (
@@ -136,9 +136,9 @@ def _continue(url: str, partial: Path, version: Path) -> None:
                     bar.update(len(block))
             except http.client.IncompleteRead as error:
                 file.write(error.partial)
-                raise _BrokenError("the connection broke off") from error
+                raise _BrokenError("the connection was lost") from error
     if answer.total is not None and _length(partial) != answer.total:
-        raise _BrokenError(f"{_length(partial)} of {answer.total} bytes came")
+        raise _BrokenError(f"{_length(partial)} of {answer.total} bytes were received")
 
 
 def _ask(url: str, have: int, version: Path) -> _Answer:

@@ -102,9 +102,11 @@ def build_optimizer(
     """
     groups = parameter_groups(model, options, new_entries)
     if not groups:
-        raise ConfigError("the model has no parameter to train: lower MODEL.BACKBONE.FREEZE_AT or look at MODEL.FREEZE")
+        raise ConfigError("the model has no parameter to train: lower MODEL.BACKBONE.FREEZE_AT or check MODEL.FREEZE")
     if options.head_warmup_iters and all(group["waits_until"] for group in groups):
-        raise ConfigError("MODEL.WEIGHTS gives all that is trained, nothing is new: set SOLVER.HEAD_WARMUP_ITERS to 0")
+        raise ConfigError(
+            "MODEL.WEIGHTS provides everything that is trained, nothing is new: set SOLVER.HEAD_WARMUP_ITERS to 0"
+        )
     # A fused step is one pass over all parameters, where PyTorch has it: of floating-point numbers on these devices.
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
@@ -237,7 +239,9 @@ class MovingAverage:
         """Continue from a checkpoint's average; raises WeightsError where it belongs to another model."""
         if state["model"].keys() != self.average.keys():
             different = sorted(state["model"].keys() ^ self.average.keys())
-            raise WeightsError(f"the averaged weights in the checkpoint are of another model: {different[:5]} differ")
+            raise WeightsError(
+                f"the averaged weights in the checkpoint belong to another model: {different[:5]} differ"
+            )
         self.updates = state["updates"]
         for name, tensor in state["model"].items():
             self.average[name].copy_(tensor)

@@ -33,7 +33,7 @@ class PrecisionOptions(Options):
 
     def check(self, problems: Problems) -> None:
         if self.enabled and self.dtype == "float16" and problems.cfg.MODEL.DEVICE == "cpu":
-            problems.add("SOLVER.AMP.DTYPE", "float16 training needs CUDA; on the CPU take bfloat16 or auto")
+            problems.add("SOLVER.AMP.DTYPE", "float16 training needs CUDA; on the CPU use bfloat16 or auto")
 
 
 class Precision:
@@ -158,10 +158,10 @@ def compile_backbone(model: nn.Module, channels: int, compile: Callable[[Feature
     difference = float(torch.stack(differences).max())  # NaN where one is
     if not difference <= TOLERANCE:
         raise RunError(
-            f"the compiled backbone computes something else, {difference:.1e} off (at most {TOLERANCE:.0e} is "
-            "rounding): set MODEL.COMPILE to False"
+            f"the compiled backbone gives different results, by {difference:.1e} (rounding is at most "
+            f"{TOLERANCE:.0e}): set MODEL.COMPILE to False"
         )
-    logger.info("the compiled backbone computes the same within %.1e", difference)
+    logger.info("the compiled backbone gives the same results within %.1e", difference)
 
     def forward(x: Tensor) -> Mapping[str, Tensor]:
         return compiled(x) if backbone.training and torch.is_grad_enabled() else plain(x)

@@ -111,7 +111,7 @@ def test_what_is_done_is_not_done_again_unless_something_changed(here, capsys):
     capsys.readouterr()
     assert fit() == 0
     said = capsys.readouterr().out
-    assert said.count("done before: ") == 4
+    assert said.count("already done: ") == 4
     assert "object AP" in said
     assert (here / "out/run/checkpoints/best.pth").stat().st_mtime_ns == weights
     # Another image: a training would be replaced, and nothing is touched until that is asked for.
@@ -125,7 +125,7 @@ def test_what_is_done_is_not_done_again_unless_something_changed(here, capsys):
     # Settings of the training change the training and what follows alone.
     capsys.readouterr()
     assert fit("--overwrite", "SOLVER.BASE_LR", "0.0005") == 0
-    assert capsys.readouterr().out.count("done before: ") == 2
+    assert capsys.readouterr().out.count("already done: ") == 2
 
 
 def test_killed_in_the_training_the_same_command_goes_on_and_after_a_signal_says_so(here):
@@ -146,7 +146,7 @@ def test_killed_in_the_training_the_same_command_goes_on_and_after_a_signal_says
     assert run_until_a_checkpoint(signal.SIGKILL)[0] == -signal.SIGKILL
     status, said, errors = run_until_a_checkpoint(signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
-    assert said.count("done before: ") == 2
+    assert said.count("already done: ") == 2
     assert "$ python -m detseg train_net --resume --config out/suggested.yaml OUTPUT_DIR out/run" in said
     assert "resumed after iteration" in errors
     assert f"the same command goes on:\n  python -m detseg {shlex.join(words[3:])}" in said
@@ -191,10 +191,10 @@ def test_images_named_for_validation_are_not_trained_on(here, capsys):
     ("words", "said"),
     [
         (["--validation", "1.5"], "1.5 for validation or test: expected a share"),
-        (["--validation", "0.5", "--test", "0.5"], "leave no image to train on"),
+        (["--validation", "0.5", "--test", "0.5"], "leave no image for training"),
         (["--validation", "none*.png"], "no labelled images of images"),
-        (["--validation", "images"], "none is left to train on"),
-        (["--test", "images/cell_0.png"], "name them for both"),
+        (["--validation", "images"], "none is left for training"),
+        (["--test", "images/cell_0.png"], "list them for both"),
         (["--validation", "images/cell_0.png", "--test", "images/cell_0.png"], "for --validation and for --test"),
         (["--minutes", "0"], "--minutes"),
         (["SOLVER.MAX_ITR", "3"], "did you mean SOLVER.MAX_ITER"),
@@ -240,7 +240,7 @@ def test_images_without_labels_and_labels_without_images_are_named(here, capsys)
     assert "cell_2.png: has no label image" in told.err
     assert "cell_3.png: has no image of this name" in told.err
     assert "stopped in step 1 of 4" in told.out
-    # The mended command goes on, without --overwrite: nothing was trained.
+    # The corrected command continues, without --overwrite: nothing was trained.
     assert fit("--skip-bad") == 0
 
 
@@ -254,7 +254,7 @@ def test_labels_that_are_no_objects_stop_before_the_training(here, capsys):
     assert "--split-regions" in told.err
     assert "$ detseg train_net" not in told.out
     assert fit() == 2, "also when the inspection was done before"
-    assert fit("--split-regions", "--dry-run") == 0, "what was done is no obstacle to the mended command"
+    assert fit("--split-regions", "--dry-run") == 0, "finished steps are no obstacle to the corrected command"
 
 
 def test_labels_without_any_object_stop_before_the_training(here, capsys):

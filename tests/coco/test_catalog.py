@@ -81,7 +81,7 @@ def test_generated_sets_name_their_part_and_aliases_end(home: Path) -> None:
     with pytest.raises(DataError, match="generate needs split"):
         find_dataset("own")
     (home / "catalog.yaml").write_text("- {name: own, json: a, options: &o {a: [*o]}}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"catalog\.yaml:1: \*o stands in &o itself"):
+    with pytest.raises(DataError, match=r"catalog\.yaml:1: \*o refers to itself"):
         find_dataset("own")
 
 

@@ -170,7 +170,7 @@ def test_a_server_without_ranges_begins_anew_or_is_given_up(
     Handler.ranges, Handler.break_after = False, 1000
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert f"1000 of {len(ZIP)} bytes came" in message
+    assert f"1000 of {len(ZIP)} bytes were received" in message
     assert not (tmp_path / "out" / "images.zip").exists()
     Handler.break_after = None
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 0
@@ -227,7 +227,7 @@ def test_a_disk_without_room_is_told_before_and_during(
     # A size that only the server knows.
     write_table(tmp_path, server, files=[{"url": f"{server}/images.zip", "path": "images.zip"}], each={})
     assert main(["download", "cells", "--output", str(tmp_path / "out")]) == 2
-    assert "are still to come; make room" in capsys.readouterr().err
+    assert "are still to be downloaded; make room" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.part"))
 
 

@@ -156,8 +156,8 @@ def test_from_configuration_to_a_finished_run_and_on(
         (["--config", "disks.yaml", "--eval-only"], "MODEL.WEIGHTS"),
         (["--config", "disks.yaml", "--num-threads", "0"], "--num-threads"),
         (["--config", "disks.yaml", "--resume", "--overwrite"], "give one of them"),
-        (["disks.yaml"], "named by --config disks.yaml"),
-        (["--resume", "OUTPUT_DIR", "nowhere"], "nowhere holds no run to go on with; name the folder"),
+        (["disks.yaml"], "use --config disks.yaml"),
+        (["--resume", "OUTPUT_DIR", "nowhere"], "nowhere contains no run to continue; name the folder"),
         (["--config", "disks.yaml", "DATASETS.TEST", "[data]"], "data: is a folder; expected a COCO file"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_model_of_detectron2_is_predicted_natively(caplog: pytest.LogCaptureFi
     cfg, engine = for_prediction(load_config(QUICKSTART), "detectron2")
     assert (cfg.MODEL.ENGINE, engine.name) == ("native", "native")
     assert "trained by detectron2, which does not import here" in engine.reason
-    assert "the model was trained by detectron2, which" in caplog.text
+    assert "the model was trained with detectron2, which" in caplog.text
     other = load_config(QUICKSTART, ["MODEL.META_ARCHITECTURE=RetinaNet"])
     cfg, _ = for_prediction(other, "detectron2")
     with pytest.raises(ConfigError, match="Detectron2 does not import"):
@@ -134,7 +134,7 @@ def test_imports_are_refused_unless_the_user_named_the_file(tmp_path: Path):
     assert load_config(path, imports=lambda names: {"MODEL.FLIES": False}).MODEL.FLIES is True
     with pytest.raises(ConfigError, match=r"stored configuration: MODEL.IMPORTS names code"):
         load_flat_config({"MODEL.IMPORTS": ["antigravity:fly"]})
-    with pytest.raises(ConfigError, match=r"command line: MODEL.IMPORTS is taken from configuration files only"):
+    with pytest.raises(ConfigError, match=r"command line: MODEL.IMPORTS is read from configuration files only"):
         load_config(QUICKSTART, ["MODEL.IMPORTS", '["antigravity:fly"]'], imports=run_imports)
     with pytest.raises(ConfigError, match=r"MODEL.IMPORTS: got .*expected a list of strings"):
         load_config(write(tmp_path, "MODEL: {IMPORTS: 3}"), imports=run_imports)
@@ -153,5 +153,5 @@ def test_imports_are_inherited_and_can_be_taken_back(tmp_path: Path):
 
 @pytest.mark.usefixtures("without_detectron2")
 def test_imports_need_detectron2(tmp_path: Path):
-    with pytest.raises(ConfigError, match="adds to Detectron2, which does not import here"):
+    with pytest.raises(ConfigError, match="extends Detectron2, which cannot be imported here"):
         load_config(write(tmp_path, 'MODEL: {IMPORTS: ["a:b"]}'), imports=run_imports)

@@ -150,7 +150,7 @@ def test_intervals_and_the_difference_to_a_base(case, capsys, caplog):
     assert both["differences"]["all"]["object_ap"] == [0.0, 0.0, 0.0]
     assert "scored as it stands" not in caplog.text
     assert command(*words) == 0
-    assert "--base p.json is scored as it stands" in caplog.text
+    assert "--base p.json is scored as it is" in caplog.text
     assert command("--predictions", "p.json", "--base-postprocess", "post.yaml") == 2
     capsys.readouterr()
     assert command("--predictions", "p.json", "--base", "none.json") == 2

@@ -87,7 +87,7 @@ def test_every_form_is_written_once_and_not_replaced_unasked(
     assert export(annotations, form, "--output", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "2 objects of 2 images" in printed
-    assert "1 regions to be ignored are left out" in printed
+    assert "1 ignored regions are left out" in printed
     written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert len(written) == (1 if WRITERS[form].is_table else 2 if WRITERS[form].has_classes else 3)
     assert not any(path.name.startswith(".") for path in written)
@@ -293,7 +293,7 @@ def test_intensities_of_a_stack_are_those_of_the_slice_that_is_chosen(tmp_path: 
     write_coco(tmp_path / "a.json", images=[image], annotations=annotations, categories=categories, info={})
     words = ["export", "--input", tmp_path / "a.json", "--format", "csv", "--output", tmp_path / "out"]
     assert main([*map(str, words), "--z", "max"]) == 2
-    assert "they take --images" in capsys.readouterr().err
+    assert "give --images" in capsys.readouterr().err
     words += ["--images", tmp_path / "a.ome.tif"]
     assert main([*map(str, words)]) == 2
     assert "the file has 2 slices" in capsys.readouterr().err

@@ -63,10 +63,10 @@ def test_plain_images_get_their_fields_from_their_names(folder) -> None:
     ("words", "message"),
     [
         (["--no-validation", "--output", "a.txt"], "expected a name that ends in .json"),
-        (["--fold", "1"], "--fold K is one of --labelled FILE"),
+        (["--fold", "1"], "--fold K refers to --labelled FILE"),
         (["--no-validation", "scores=0.5"], "unknown setting 'scores'"),
         (["--no-validation", "--folds", "folds.csv"], "--folds FILE goes with --fold K"),
-        (["--no-validation", "--field-pattern", "("], "is no regular expression"),
+        (["--no-validation", "--field-pattern", "("], "is not a regular expression"),
         (["--no-validation", "--field-pattern", "P"], "has no named group"),
         (["--no-validation", "--precision", "0.9"], "precision needs the labelled images"),
         (["--no-validation", "--precision", "2"], "precision is 2.0, expected a share"),
