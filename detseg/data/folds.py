@@ -1,8 +1,8 @@
-"""The folds of a training: which images it trains with, and which it is validated on (DATASETS.FOLD).
+"""The folds of a cross-validation: which images are for training, and which for validation (DATASETS.FOLD).
 
-The fold of an image is its field `fold` in the COCO file, or is in an index beside it: a CSV with the columns `fold`
-and `file_name` (or `image_id`), further ones are not read; or a YAML with a list of file names for every fold, -1 for
-those of none:
+The fold of an image is its field `fold` in the COCO file, or is in an index file: a CSV with the columns `fold` and
+`file_name` (or `image_id`), others are ignored; or a YAML with a list of file names for every fold, -1 for images
+without a fold:
 
     0: [a.png, plate1/b.png]
     1: [c.png]
@@ -34,17 +34,17 @@ from detseg.files.plain_yaml import read_yaml
 from detseg.files.table import read_table
 
 FOLD, FILE_NAME, IMAGE_ID = "fold", "file_name", "image_id"
-# In an index: images that belong to no fold, those of the hold-out among them.
+# In an index: images without a fold, including those of a hold-out.
 NO_FOLD = -1
 
 
 def folds_of(images: Sequence[ImageRecord], index: Path | None = None) -> np.ndarray:
-    """Return the fold (N,) int64 of every image, from 0 on; `NO_FOLD` for an image of the index without one.
+    """Return the fold (N,) int64 of every image, from 0; `NO_FOLD` for an image of the index without one.
 
     index: a CSV or YAML; None: the field `fold` of the images.
 
     Raises:
-        DataError: an image has no fold or one that is no number, folds are missing, or the index cannot be read.
+        DataError: an image has no fold or not a number, folds are missing, or the index cannot be read.
     """
     where = str(index) if index is not None else "the images' field `fold`"
     if index is None:
@@ -62,7 +62,7 @@ def folds_of(images: Sequence[ImageRecord], index: Path | None = None) -> np.nda
         else:
             folds[number] = value
     if problems:
-        raise DataError(f"{where}: {count_problems(problems)}; `detseg split` writes folds:\n{list_problems(problems)}")
+        raise DataError(f"{where}: {count_problems(problems)}; `detseg split` makes folds:\n{list_problems(problems)}")
     present = set(folds[folds >= 0].tolist())
     if len(present) < 2 or present != set(range(len(present))):
         found = ", ".join(map(str, sorted(present))) or "none"
@@ -71,7 +71,7 @@ def folds_of(images: Sequence[ImageRecord], index: Path | None = None) -> np.nda
 
 
 def read_index(path: Path) -> dict[str, int]:
-    """Read an index: file name or image id (as text) -> fold. Raises DataError where it is none."""
+    """Read an index: file name or image id (as string) -> fold. Raises DataError if it is not one."""
     if path.suffix.lower() in (".yaml", ".yml"):
         return _read_yaml(path)
     table = read_table(path, [FOLD])
@@ -97,7 +97,7 @@ def _read_yaml(path: Path) -> dict[str, int]:
     content = read_yaml(path)
     expected = "expected a list of file names for every fold: `0: [a.png, b.png]`"
     if not isinstance(content, dict):
-        raise DataError(f"{path}: is no index of folds; {expected}")
+        raise DataError(f"{path}: is not an index of folds; {expected}")
     index: dict[str, int] = {}
     for fold, names in content.items():
         if isinstance(fold, bool) or not isinstance(fold, int) or fold < NO_FOLD or not isinstance(names, list):
@@ -110,9 +110,9 @@ def _read_yaml(path: Path) -> dict[str, int]:
 
 
 def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write an index of images: rows with file_name, fold (None: of no fold) and what else a CSV shall say of them.
+    """Write an index of images: rows with file_name, fold (None: no fold) and additional columns for a CSV.
 
-    The suffix says which kind; what is there is replaced.
+    The suffix determines the format; an existing file is replaced.
     """
     make_folder(path.parent)
     with written_whole(path, "the index of folds") as temporary:
@@ -130,11 +130,11 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def fold_name(fold: int) -> str:
-    """Return what a fold is called in files and tables."""
+    """Return the name of a fold in files and tables."""
     return f"{FOLD}{fold}"
 
 
-# In a name of DATASETS.PSEUDO, and in MODEL.WEIGHTS: the fold that is left out.
+# Placeholder in names of DATASETS.PSEUDO, and in MODEL.WEIGHTS, for the fold that is left out.
 FOLD_PLACE = "{fold}"
 
 
@@ -161,10 +161,9 @@ def _different(names: Sequence[str]) -> str | None:
 class FoldedSets:
     """The images of a cross-validation.
 
-    train: the data sets that are trained with; folds_of_train: the fold (N,) int64 of each of their images.
-    validation: all images that are in a fold, as one set whose image ids differ; folds: (N,) int64 of these.
-    has_own_truth: whether the annotations of `validation` are others than those that are trained with.
-    extra: data sets that are trained with in every fold and never validated on.
+    train: the training data sets; folds_of_train: the fold (N,) int64 of each of their images. validation: all images
+    with a fold, as one set with distinct image ids; folds: (N,) int64 of these. has_own_truth: whether `validation` has
+    other annotations than the training. extra: data sets for training in every fold, never for validation.
     """
 
     train: list[CocoDataset]
@@ -180,26 +179,26 @@ class FoldedSets:
         return int(self.folds.max()) + 1
 
     def training_part(self, fold: int) -> list[CocoDataset]:
-        """Return of every data set the images of the other folds; those of no fold, as a hold-out's, are not among
-        them. The sets of `extra` come last.
+        """Return the images of the other folds of every data set, without those that have no fold, such as a
+        hold-out's. The sets of `extra` come last.
         """
         parts = zip(self.train, self.folds_of_train, strict=True)
         return [one.select(np.flatnonzero((folds >= 0) & (folds != fold))) for one, folds in parts] + self.extra
 
     def validation_part(self, fold: int) -> CocoDataset:
-        """Return the images of a fold. Raises ConfigError where there is no such fold."""
+        """Return the images of a fold. Raises ConfigError if there is no such fold."""
         if fold >= self.count:
             raise ConfigError(f"DATASETS.FOLD is {fold}, but there are the folds 0 to {self.count - 1}")
         return self.validation.select(np.flatnonzero(self.folds == fold))
 
     def images_hash(self) -> str:
-        """Return 16 hexadecimal digits that tell images with their folds apart."""
+        """Return 16 hexadecimal digits that identify images with their folds."""
         pairs = zip(self.validation.images, self.folds.tolist(), strict=True)
         lines = sorted(f"{image.file_name}\t{fold}" for image, fold in pairs)
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def annotations_hash(self) -> str:
-        """Return 16 hexadecimal digits that tell all annotations of this cross-validation apart."""
+        """Return 16 hexadecimal digits that identify all annotations of this cross-validation."""
         others = [*(self.train if self.has_own_truth else []), *self.extra]
         hashes = [dataset.annotations_hash() for dataset in (self.validation, *others)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
@@ -207,7 +206,7 @@ class FoldedSets:
 
 @dataclass(frozen=True)
 class Folds(Options):
-    """fold: which one is left out of the training and validated on; -1 for none. index: a file; "": the images' field.
+    """fold: the one left out for validation; -1 for none. index: a file; "": the images' field.
 
     index: relative to the working folder, else to the folder of data sets.
     """
@@ -222,19 +221,19 @@ class Folds(Options):
         return self.fold >= 0
 
     def without_fold(self, dataset: CocoDataset) -> CocoDataset:
-        """Return the images of a data set that are not in the fold that is left out; all of a set without folds."""
+        """Return the images of a data set outside the left-out fold; all of a set without folds."""
         folds = self._folds_of(dataset) if self.in_use else None
         return dataset if folds is None else dataset.select(np.flatnonzero((folds >= 0) & (folds != self.fold)))
 
     def of_sets(
         self, train: Sequence[CocoDataset], test: Sequence[CocoDataset] = (), extra: Sequence[CocoDataset] = ()
     ) -> FoldedSets:
-        """Return what every fold is trained with and validated on.
+        """Return the training and validation images of every fold.
 
         Args:
-            train: the sets of DATASETS.TRAIN. Their folds may also be those of the same images of `test`.
-            test: those of DATASETS.TEST. Where they are of the same images, theirs is the truth that is validated on;
-                where they have none of the images, they are passed over.
+            train: the sets of DATASETS.TRAIN. Their folds may also come from the same images of `test`.
+            test: those of DATASETS.TEST. If they have the same images, their annotations are the ground truth for
+                validation; if they have none of the images, they are ignored.
             extra: those of DATASETS.EXTRA_TRAIN.
 
         Raises:
@@ -252,9 +251,9 @@ class Folds(Options):
             if folds is None:
                 where = self.index or "the images' field `fold`"
                 raise DataError(
-                    f"DATASETS.TRAIN: {dataset.name} has no folds ({where}); `detseg split` writes a COCO file with "
-                    "them, or name an index by DATASETS.FOLDS. A data set that is to be trained with in every fold "
-                    "and never validated on belongs in DATASETS.EXTRA_TRAIN"
+                    f"DATASETS.TRAIN: {dataset.name} has no folds ({where}); make a COCO file with folds by `detseg "
+                    "split`, or give an index in DATASETS.FOLDS. A data set for training in every fold, never for "
+                    "validation, belongs in DATASETS.EXTRA_TRAIN"
                 )
             folds_of_train.append(folds)
         counts = {int(folds.max()) + 1 for folds in folds_of_train}
@@ -270,7 +269,7 @@ class Folds(Options):
         return FoldedSets([*train], folds_of_train, validation, folds[chosen], partner is not None, [*extra])
 
     def _folds_of(self, dataset: CocoDataset) -> np.ndarray | None:
-        """Return the fold (N,) of every image of a set; None where no image has one."""
+        """Return the fold (N,) of every image of a set; None if no image has one."""
         if not self.index:
             is_folded = any(FOLD in record.metadata for record in dataset.images)
             return folds_of(dataset.images) if is_folded else None
@@ -283,7 +282,7 @@ class Folds(Options):
 
 
 def joined(datasets: Sequence[CocoDataset]) -> CocoDataset:
-    """Return data sets as one, whose image ids differ."""
+    """Join data sets to one with distinct image ids."""
     whole = CocoDataset.concatenate(datasets)
     images = whole.images
     if len({record.image_id for record in images}) < len(images):
@@ -291,18 +290,18 @@ def joined(datasets: Sequence[CocoDataset]) -> CocoDataset:
     return dataclasses.replace(whole, images=images)
 
 
-# Two files of the same images: one that is trained with, one that is validated on.
+# Two files of the same images: one for training, one for validation.
 
 _OTHER_TRUTH = (
-    "with folds, DATASETS.TEST are other annotations of the images of DATASETS.TRAIN, which are validated on; if it is "
-    "a test set of its own, set DATASETS.TEST []"
+    "with folds, DATASETS.TEST has other annotations of the images of DATASETS.TRAIN, for validation; if it is a "
+    "separate test set, set DATASETS.TEST []"
 )
 
 
 def _partners(train: Sequence[CocoDataset], truth: CocoDataset) -> list[list[int | None]] | None:
-    """Return of every image of every set the number of the same image in `truth`, None where that lacks it.
+    """Return for every image of every set the index of the same image in `truth`, None if that lacks it.
 
-    None for all where they have no image in common. Raises DataError where an image has another size or content there.
+    None for all if they have no image in common. Raises DataError if an image has another size or content there.
     """
     index = ImageIndex(truth.images, truth.name)
     numbers = {id(record): number for number, record in enumerate(truth.images)}
@@ -328,7 +327,7 @@ def _folds_of_partners(
 ) -> np.ndarray:
     """Return the fold (N,) of every image of `truth`: that of the same image of `train`, NO_FOLD for a hold-out's.
 
-    Raises DataError where images are missing on one side, come twice, or have another fold there.
+    Raises DataError if images are missing on one side, occur twice, or have another fold there.
     """
     folds = np.full(len(truth), NO_FOLD, dtype=np.int64)
     is_trained = np.zeros(len(truth), dtype=bool)
@@ -339,7 +338,7 @@ def _folds_of_partners(
                 problems += [f"{record.file_name}: is in {dataset.name} and not in {truth.name}"] if fold >= 0 else []
                 continue
             if is_trained[number]:
-                problems.append(f"{record.file_name}: comes twice in DATASETS.TRAIN")
+                problems.append(f"{record.file_name}: occurs twice in DATASETS.TRAIN")
             elif folds_of_truth is not None and folds_of_truth[number] != fold:
                 other = f"fold {folds_of_truth[number]} of {truth.name}"
                 problems.append(f"{record.file_name}: is in fold {fold} of {dataset.name} and in {other}")
@@ -355,7 +354,7 @@ def _folds_of_partners(
 @dataclass(frozen=True)
 class DataSetOptions(Options):
     """train, extra_train, test: names from the catalog or paths of COCO files. image_root: folder of the images, "" for
-    what the catalog and the files say. classes: their order, empty for that of the first set. folds: of `train`.
+    that of the catalog and the files. classes: their order, empty for that of the first set. folds: of `train`.
     """
 
     section = "DATASETS"

@@ -1,7 +1,7 @@
-"""Which intensities a model knows, and images whose intensities lie far outside.
+"""The range of intensities that a model was trained with, and detection of images far outside.
 
-Nothing in a model's answer tells that an image of 16 bits was given to a model of 8: it finds a few objects or none. So
-the percentiles of training images go into the checkpoint, and images to predict are compared with them.
+A model's output does not reveal that a 16-bit image was given to a model for 8 bits: it finds a few objects or none. So
+percentiles of the training images are stored in the checkpoint, and images to predict are compared with them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 
 from detseg.data.preprocess import percentiles_of
 
-# The second one is high, because cells may cover less than a hundredth of an image.
+# The second one is high, because cells may cover less than one percent of an image.
 PERCENTILES = (1.0, 99.9)
-# Pixels that are looked at, and images of a data set: enough to tell a factor of several.
+# Maximum number of pixels, and of images of a data set: enough to detect a factor of several.
 _PIXELS = 2**16
 IMAGES = 32
-# An exposure several times as long is no other kind of image; and an image without cells is much darker than one with.
+# A several times longer exposure is still the same kind of image; and images without cells are much darker.
 _BRIGHTER, _DARKER = 4.0, 20.0
 
 
 @dataclass(frozen=True)
 class IntensityRange:
-    """What a model expects of intensities, as it gets them: after channels, grayscale, scaling and inversion.
+    """The expected intensities of a model's input: after channels, grayscale, scaling and inversion.
 
-    low: the least 1st percentile of an image, of each of C channels (or one for all). dark, bright: the 99.9th
-    percentile of the darkest and of the brightest image. source: where this is from, for messages.
+    low: minimum over images of the 1st percentile, for each of C channels (or one for all). dark, bright: the 99.9th
+    percentile of the darkest and of the brightest image. source: origin, for messages.
     """
 
     low: tuple[float, ...]
@@ -39,16 +39,16 @@ class IntensityRange:
 
     @classmethod
     def of_images(cls, levels: Sequence[np.ndarray], num_channels: int) -> IntensityRange:
-        """Of at least one image, each as `levels_of` gives it; one channel stands for `num_channels`."""
+        """Create from the `levels_of` at least one image; a single channel stands for `num_channels`."""
         stacked = np.stack([np.broadcast_to(one, (2, num_channels)) for one in levels])
         low, dark, bright = stacked[:, 0].min(axis=0), stacked[:, 1].min(axis=0), stacked[:, 1].max(axis=0)
         return cls(tuple(low.tolist()), tuple(dark.tolist()), tuple(bright.tolist()))
 
     @classmethod
     def of_normalization(cls, mean: Sequence[float], std: Sequence[float]) -> IntensityRange:
-        """What suits MODEL.PIXEL_MEAN and PIXEL_STD: of standard normal values 99.9 % are below three.
+        """Create from MODEL.PIXEL_MEAN and PIXEL_STD: 99.9 % of standard normal values are below three.
 
-        Dark images of the same kind are common, so these pass.
+        Dark images of the same kind are common, so there is no lower limit.
         """
         top = [abs(one) + 3 * spread for one, spread in zip(mean, std, strict=True)]
         source = f"MODEL.PIXEL_MEAN {_listed(mean)} and PIXEL_STD {_listed(std)}"
@@ -56,7 +56,7 @@ class IntensityRange:
 
     @classmethod
     def from_plain(cls, stored: Any) -> IntensityRange | None:
-        """What `to_plain` made, as a checkpoint holds it; None where it is anything else."""
+        """Create from the result of `to_plain` in a checkpoint; None if it is anything else."""
         if not isinstance(stored, Mapping):
             return None
         lists = [stored.get(name) for name in ("low", "dark", "bright")]
@@ -67,16 +67,16 @@ class IntensityRange:
         return cls(*(tuple(map(float, one)) for one in lists))
 
     def to_plain(self) -> dict[str, list[float]]:
-        """Lists of numbers, for a checkpoint."""
+        """Return lists of numbers, for a checkpoint."""
         return {"low": list(self.low), "dark": list(self.dark), "bright": list(self.bright)}
 
     def misfit(self, levels: np.ndarray) -> str | None:
-        """How the intensities of an image, as `levels_of` gives them, lie far outside; None where they do not."""
+        """Return how the intensities of an image, from `levels_of`, are far outside; None if they are not."""
         low, dark, bright = np.array(self.low), np.array(self.dark), np.array(self.bright)
         if len({levels.shape[1], len(bright), 1}) > 2:
-            return None  # other channels altogether, which preprocessing refuses
+            return None  # other channels, which preprocessing refuses
         high = levels[1]
-        # below 0 no factor tells anything
+        # below 0 a factor has no meaning
         brighter, darker = (bright > 0) & (high > bright * _BRIGHTER), (dark > 0) & (high < dark / _DARKER)
         if not (brighter | darker).any():
             return None
@@ -88,7 +88,7 @@ class IntensityRange:
 
 
 def levels_of(image: np.ndarray) -> np.ndarray:
-    """The PERCENTILES (2, C) of each channel of an image (H, W, C), of every k-th pixel of every k-th row."""
+    """Return the PERCENTILES (2, C) of each channel of an image (H, W, C), over every k-th pixel of every k-th row."""
     step = max(math.isqrt(image.shape[0] * image.shape[1] // _PIXELS), 1)
     few = image[::step, ::step]
     return np.array([percentiles_of(few[:, :, channel], PERCENTILES) for channel in range(image.shape[2])]).T

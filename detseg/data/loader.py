@@ -1,4 +1,4 @@
-"""From a data set to batches of samples, in this process or in workers, the same samples either way."""
+"""From a data set to batches of samples, in this process or in workers, with identical samples."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from detseg.structures.sample import Sample
 
 logger = logging.getLogger(__name__)
 
-# Batches that every worker makes ahead of time.
+# Batches that every worker prepares ahead.
 _PREFETCH = 2
-# PyTorch says so, in a RuntimeError, when the system ended a worker.
+# Start of PyTorch's RuntimeError after the system has killed a worker.
 _WORKER_DIED = "DataLoader worker"
 
 
 @dataclass(frozen=True)
 class LoaderOptions(Options):
-    """All that turns a data set into training batches. workers: processes. batch_size: images of all processes."""
+    """Options from data set to training batches. workers: processes. batch_size: images over all processes."""
 
     preprocess: ImagePreprocess = part(ImagePreprocess)
     policy: TrainPolicy = part(TrainPolicy)
@@ -64,15 +64,15 @@ class LoaderOptions(Options):
 
 
 class Stream(Protocol):
-    """What a TrainLoader loads: an endless stream of things, each a function of (seed, position) only."""
+    """The source of a TrainLoader: an endless stream of items, each a function of (seed, position) only."""
 
     seed: int
 
     def make(self, position: int) -> Any:
-        """Return what is at a position, as workers send it."""
+        """Return the item at a position, in the form that workers send."""
 
     def expand(self, made: Any) -> Any:
-        """Return what `make` made as it is trained with."""
+        """Convert the result of `make` to the form for training."""
 
     def file_name(self, position: int) -> str:
         """Return the file name of the image at a position."""
@@ -81,10 +81,9 @@ class Stream(Protocol):
 class TrainingStream:
     """An endless stream of training samples; `stream[position]` is a function of (seed, position) only.
 
-    dataset: what to draw from. preprocess, policy: what happens to an image and to a sample. order: which image is at
-    which position; None for all equally often. pasting: copy-paste. reader: reads the images of `dataset`, where they
-    come from a cache or the pasting has to share them. labels: which images have pseudo-labels, and what is done to
-    them.
+    dataset: the images. preprocess, policy: preprocessing of images and augmentation of samples. order: index of the
+    image at each position; None for equally often. pasting: copy-paste. reader: reads the images of `dataset`, given if
+    they come from a cache or are shared with the pasting. labels: which images have pseudo-labels, and their treatment.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class TrainingStream:
         labels: PseudoLabels = NO_PSEUDO_LABELS,
     ) -> None:
         if seed < 0:
-            raise DataError(f"the seed of the data is {seed}; expected 0 or more (a negative SEED is drawn before)")
+            raise DataError(f"the seed of the data is {seed}; expected 0 or more (a negative SEED is replaced earlier)")
         self.preprocess = preprocess
         self.policy = policy
         self.seed = seed
@@ -112,7 +111,7 @@ class TrainingStream:
 
     @classmethod
     def build(cls, options: LoaderOptions, dataset: CocoDataset, seed: int) -> TrainingStream:
-        """Build the stream of a data set; images without objects are left out where the options say so."""
+        """Build the stream of a data set; images without objects are left out if the options say so."""
         if options.sampling.filter_empty:
             dataset = without_empty_images(dataset)
         cache = options.cache.open()
@@ -148,7 +147,7 @@ class TrainingStream:
         return self.expand(self.make(position))
 
     def make(self, position: int) -> Sample:
-        """Return the sample at a position, a single channel not yet repeated (see `expand`): what workers send."""
+        """Return the sample at a position as workers send it: a single channel is not repeated (see `expand`)."""
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, position))
         index = self.order[position]
         whole = self.reader.read(index)
@@ -160,23 +159,23 @@ class TrainingStream:
         return self._intensities.photometry(sample, rng, value_range) if self._is_pseudo[index] else sample
 
     def expand(self, sample: Sample) -> Sample:
-        """Return what `make` made as the model takes it."""
+        """Convert the result of `make` to the model's input."""
         image = self.preprocess.expand(sample.image)
-        # What comes from a cache is mapped read-only.
+        # Samples from a cache are mapped read-only.
         return dataclasses.replace(sample, image=image if image.flags.writeable else image.copy())
 
     def _paste(self, pasting: PasteStage, sample: Sample, whole: Sample, index: int, position: int) -> Sample:
-        """Return the sample with objects of its source image, which gets a geometry of its own.
+        """Return the sample with objects of its source image, which gets its own random geometry.
 
-        whole: image `index`, of which `sample` shows what its geometry left. The numbers drawn here are others than the
-        sample's own, which stays as it is where nothing is pasted.
+        whole: image `index`, of which `sample` is a part after its geometry. Random numbers here are separate from the
+        sample's own, which is unchanged if nothing is pasted.
         """
         rng = np.random.default_rng((self.seed, PASTE_STREAM, position))
         source = pasting.draw(self.dataset, index, whole, position, rng)
         if source is None:
             return sample
         source, target = self.policy.geometry(source, rng), sample
-        if source.image.shape[2] != target.image.shape[2]:  # gray and RGB
+        if source.image.shape[2] != target.image.shape[2]:  # grayscale and RGB
             source, target = (
                 dataclasses.replace(one, image=self.preprocess.expand(one.image)) for one in (source, target)
             )
@@ -190,9 +189,9 @@ class TrainingStream:
 
 @dataclass(frozen=True)
 class Share:
-    """What one of `count` processes takes of every batch: consecutive positions, the same number in each process.
+    """The part of every batch for one of `count` processes: consecutive positions, equally many in each process.
 
-    Together they take the images that one process would: which these are does not depend on the number of processes.
+    Together they use the same images as a single process would, independent of the number of processes.
     """
 
     rank: int = 0
@@ -205,7 +204,7 @@ class Share:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What went wrong in a worker, to be raised where the batch is used."""
+    """An error in a worker, to be raised where the batch is used."""
 
     message: str
     details: str
@@ -213,7 +212,7 @@ class _Failure:
 
 @dataclass
 class _Batches(Dataset):
-    """Map-style data set of the loader: batch number -> list of what the stream makes, or a _Failure."""
+    """Map-style data set of the loader: batch number -> list of items of the stream, or a _Failure."""
 
     stream: Stream
     batch_size: int
@@ -238,16 +237,16 @@ class _Batches(Dataset):
             except Exception as error:
                 name = self.stream.file_name(position)
                 reason = f"{type(error).__name__}: {error}"
-                return _Failure(f"{name}: could not be made a training sample ({reason})", traceback.format_exc())
+                return _Failure(f"{name}: no training sample could be made ({reason})", traceback.format_exc())
         return samples
 
 
 class TrainLoader:
-    """Iterable over batches, lists of what the stream makes, of positions start_position .. total - 1 of a stream.
+    """Iterable over batches, lists of items at the positions start_position .. total - 1 of a stream.
 
-    workers: processes that make batches ahead of time; 0 makes them here. context: how they start ("spawn", "fork",
-    "forkserver"; None: the system's default). share: the part of each batch that is made here. Nothing here touches the
-    global random generators.
+    workers: processes that prepare batches ahead; 0 prepares them here. context: how they start ("spawn", "fork",
+    "forkserver"; None: the system's default). share: the part of each batch for this process. The global random
+    generators are not used.
 
     Raises, while iterating:
         DataError: a sample could not be made, or a worker died; the message names the files.
@@ -288,7 +287,7 @@ class TrainLoader:
         before = multiprocessing.active_children()
         iterator = iter(loader)
         workers = [one for one in multiprocessing.active_children() if one not in before]
-        if workers:  # priority: before Python's own end of them, by SIGTERM
+        if workers:  # priority: before Python terminates them by SIGTERM
             Finalize(None, _end_workers, args=(weakref.ref(iterator), workers), exitpriority=10)
         for number in range(len(self._batches)):
             self._asked = number
@@ -301,10 +300,10 @@ class TrainLoader:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """The death of a worker becomes a DataError also while no batch is asked for.
+        """Convert the death of a worker to a DataError, even while no batch is requested.
 
-        PyTorch raises an error of it wherever the program happens to be, also in the middle of writing a file, whose
-        own error may then come on top: iterate inside this context.
+        PyTorch raises an error wherever the program happens to be, even while it writes a file, whose own error may
+        then be added: iterate inside this context.
         """
         try:
             yield
@@ -317,8 +316,8 @@ class TrainLoader:
             last = min(self._asked + _PREFETCH * max(self.workers, 1), len(self._batches))
             positions = [p for number in range(self._asked, last) for p in self._batches.positions(number)]
             raise DataError(
-                f"a worker process of the data loader died ({first_line(error)}). Most often the memory was "
-                "full: lower DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: "
+                f"a worker process of the data loader died ({first_line(error)}), usually for lack of memory: lower "
+                "DATALOADER.NUM_WORKERS, or set it to 0 to see the error itself. It was reading one of: "
                 f"{', '.join(map(self.stream.file_name, positions))}"
             ) from raised
 
@@ -328,21 +327,21 @@ def _unchanged(batch: list[Any] | _Failure) -> list[Any] | _Failure:
 
 
 def _end_workers(iterator: weakref.ref, workers: list[multiprocessing.Process]) -> None:
-    """When Python ends, end the workers of a loader that is still there: its own SIGTERM they ignore."""
+    """Stop the workers of a remaining loader when Python exits, because they ignore its SIGTERM."""
     alive = iterator()
     if alive is not None:
-        alive._shutdown_workers()  # asks them, and tells PyTorch that their end is no failure
+        alive._shutdown_workers()  # a clean request, which PyTorch does not count as a failure
     for worker in workers:
         worker.kill()
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C goes to all processes of a terminal, and the SIGTERM of schedulers and of `timeout` to all of a group: the
-    # training ends its workers itself, after the iteration. A forked worker would answer with the training's handler.
+    # Ctrl-C is sent to all processes of a terminal, and SIGTERM of schedulers and `timeout` to a whole group, but the
+    # training stops its workers itself, after the iteration. A forked worker would run the training's handler.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
-    # Workers share the cores with each other and with training; OpenCV would start a thread for every core in each.
+    # Workers share the cores with each other and the training; OpenCV would start a thread per core in each.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -359,14 +358,14 @@ def build_train_loader(
     """Build the loader of training batches.
 
     Args:
-        dataset: what to train on.
-        start_position: the first position of the sample stream, a checkpoint's where training resumes.
+        dataset: the images to train on.
+        start_position: first position of the sample stream, that of the checkpoint if training resumes.
         total: the position after the last.
         seed: of the data, >= 0.
-        share: the part of each batch that this process trains with, where there are several.
+        share: the part of each batch for this process, if there are several.
 
     Raises:
-        DataError: images are missing, or the data do not fit the options.
+        DataError: images are missing, or the data do not match the options.
     """
     dataset.check_images_exist()
     return TrainLoader(
@@ -380,8 +379,8 @@ def build_train_loader(
 
 
 def possible_workers(wanted: int) -> int:
-    """Return how many workers this process can start: none where it is one itself."""
+    """Return how many workers this process can start: 0 if it is one itself."""
     if wanted and multiprocessing.current_process().daemon:
-        logger.info("a daemonic process cannot start workers: samples are made in this process")
+        logger.info("a daemonic process cannot start workers: samples are prepared in this process")
         return 0
     return wanted

@@ -1,8 +1,8 @@
-"""The size of an image's objects, by which INPUT.OBJECT_SIZE brings images to the network.
+"""The size of an image's objects, by which INPUT.OBJECT_SIZE rescales images.
 
-The diameter of an object is the side of the square that has the area of its box, sqrt(width x height): of a round
-object its diameter, known as well of labels as of boxes that a network finds. That of an image is the median of its
-objects, drawn a little to the typical one of the training data where they are few (`image_diameter`).
+The diameter of an object is the square root of the area of its box, sqrt(width x height): for a round object its
+diameter, known for labels as well as for predicted boxes. That of an image is the median over its objects, shrunk
+towards the typical one of the training data if they are few (`image_diameter`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from detseg.errors import DataError
 from detseg.structures.boxes import box_area
 from detseg.structures.rle import bounding_boxes
 
-# Of an image: the diameter of its objects in pixels of its file, and where that number is from.
+# Fields of an image: the diameter of its objects in pixels of its file, and the origin of that value.
 DIAMETER, DIAMETER_FROM = "object_diameter", "object_diameter_from"
-# Images are not enlarged more than this: what has a few pixels in the file gains nothing by more.
+# Maximum enlargement of images: objects of a few pixels gain nothing by more.
 MOST_ENLARGED = 8.0
-# What is typical of the data counts as so many objects of the image: the variance of sizes within images to that among
-# images, in octaves (0.45 and 0.8 in the Data Science Bowl 2018).
+# Weight of the typical diameter, in objects: the ratio of the variance of sizes within images to that between images,
+# in octaves (0.45 and 0.8 in the Data Science Bowl 2018).
 TYPICAL_WEIGHT = 0.3
-# Images of a data set, spread evenly, whose objects are measured.
+# Maximum number of images of a data set, evenly spread, whose objects are measured.
 _MEASURED = 500
 _GROUP = "group"
 
 
 def image_diameter(boxes: np.ndarray, typical: float) -> float:
-    """The diameter of an image's objects, pixels.
+    """Return the diameter of an image's objects, pixels.
 
     Args:
         boxes: (N, 4) XYXY of its objects; N = 0 gives `typical`.
-        typical: that of images of this kind, pixels: it counts as TYPICAL_WEIGHT objects, so that a single cell, or a
-            piece of dirt, does not decide alone.
+        typical: that of images of this kind, pixels. It counts as TYPICAL_WEIGHT objects, so that a single cell, or
+            debris, does not decide alone.
     """
     own = np.sqrt(box_area(boxes))
     own = own[own > 0]
@@ -48,7 +48,7 @@ def image_diameter(boxes: np.ndarray, typical: float) -> float:
 
 
 def check_diameter(value: Any, source: str) -> float:
-    """Return a diameter that somebody gives. Raises DataError, naming the source, where it is none."""
+    """Validate a given diameter. Raises DataError with the source if it is invalid."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.5 <= value <= 100_000:
         raise DataError(
             f"{source}: the diameter of objects is {str(value)[:80]!r}; expected pixels of the image, at least 0.5"
@@ -57,7 +57,7 @@ def check_diameter(value: Any, source: str) -> float:
 
 
 def object_scale(object_size: float, diameter: float) -> float:
-    """Pixels at the network per pixel of an image whose objects have this diameter, at most `MOST_ENLARGED`."""
+    """Return the scale of an image whose objects have this diameter, at most `MOST_ENLARGED`."""
     return min(object_size / diameter, MOST_ENLARGED)
 
 
@@ -65,7 +65,7 @@ def object_scale(object_size: float, diameter: float) -> float:
 class TypicalDiameters:
     """Diameters of a data set's images, in pixels of the files.
 
-    median: of all images with objects. groups: of those of every value of their field `group`.
+    median: of all images with objects. groups: for every value of the field `group`.
     """
 
     median: float
@@ -73,7 +73,7 @@ class TypicalDiameters:
 
     @classmethod
     def of_dataset(cls, dataset: CocoDataset) -> TypicalDiameters | None:
-        """Measure images spread over a data set; None where they have no object."""
+        """Measure images spread over a data set; None if they have no objects."""
         counts = dataset.objects_per_image().sum(axis=1)
         chosen = np.flatnonzero(counts)
         if len(chosen) > _MEASURED:
@@ -93,5 +93,5 @@ class TypicalDiameters:
         return cls(float(np.median(found)), {name: float(np.median(own)) for name, own in groups.items()})
 
     def of(self, facts: Mapping[str, Any]) -> float:
-        """What is typical of an image of which `facts` are known: that of its group, else of all."""
+        """Return the typical diameter for an image with these facts: that of its group, else of all."""
         return self.groups.get(str(facts.get(_GROUP)), self.median)

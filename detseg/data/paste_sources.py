@@ -1,4 +1,4 @@
-"""Copy-paste in training: how often, and from which image: a function of the random generator and the target image."""
+"""Copy-paste in training: how often, and from which image, as a function of random generator and target image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detseg.data.sampling import balancing_weights
 from detseg.errors import DataError
 from detseg.structures.sample import Sample
 
-# Names in INPUT.COPY_PASTE.SOURCES that are no data sets.
+# Names in INPUT.COPY_PASTE.SOURCES that are not data sets.
 TRAIN, SAME_IMAGE, PSEUDO = "train", "image", "pseudo"
 
 
@@ -28,7 +28,7 @@ def _names(names: Sequence[str]) -> str | None:
     if not names or not all(name.strip() for name in names):
         return f"expected at least one of {TRAIN}, {SAME_IMAGE}, {PSEUDO} and names of data sets"
     if len(set(names)) != len(names):
-        return "expected names that differ; SOURCE_WEIGHTS says how often each is drawn"
+        return "expected distinct names; SOURCE_WEIGHTS sets how often each is drawn"
     return None
 
 
@@ -36,11 +36,10 @@ def _names(names: Sequence[str]) -> str | None:
 class CopyPasteOptions(Options):
     """How often, how, and from where objects are pasted.
 
-    probability: of a sample with pasted objects. sources: `TRAIN`, `SAME_IMAGE`, `PSEUDO`, or names or paths of data
-    sets. pseudo_score: of the objects of PSEUDO, at least.
-    source_weights: how often each is drawn, relative to each other; empty for equally often. group_by: a field of the
-    images; the source image has the same value. balance_power: how far rare classes are preferred (see
-    `balancing_weights`). last_iter: nothing is pasted after this iteration; 0 for no end.
+    probability: of a sample to get pasted objects. sources: `TRAIN`, `SAME_IMAGE`, `PSEUDO`, or names or paths of data
+    sets. pseudo_score: minimum score of objects from PSEUDO. source_weights: relative frequency of each source; empty
+    for equal ones. group_by: an image field, in which source and target must agree. balance_power: preference for rare
+    classes (see `balancing_weights`). last_iter: nothing is pasted after this iteration; 0 for no end.
     """
 
     section = "INPUT.COPY_PASTE"
@@ -58,14 +57,14 @@ class CopyPasteOptions(Options):
         if self.source_weights:
             problems.length("INPUT.COPY_PASTE.SOURCE_WEIGHTS", len(self.sources))
         if PSEUDO in self.sources and not problems.cfg.DATASETS.PSEUDO:
-            expected = f"{PSEUDO} stands for DATASETS.PSEUDO, which is empty: give it, or leave {PSEUDO} out"
+            expected = f"{PSEUDO} stands for DATASETS.PSEUDO, which is empty: set it, or remove {PSEUDO}"
             problems.add("INPUT.COPY_PASTE.SOURCES", expected)
 
 
 class PasteSourceSet:
-    """The images of one data set that have objects, in groups; arguments as the fields of `CopyPasteOptions`.
+    """The images with objects of one data set, in groups; arguments are fields of `CopyPasteOptions`.
 
-    Raises DataError where images lack the field, or none has an object.
+    Raises DataError if images lack the field, or none has an object.
     """
 
     def __init__(self, reader: SampleReader, *, group_by: str = "", balance_power: float = 0.0) -> None:
@@ -95,7 +94,7 @@ class PasteSourceSet:
         return str(record.metadata[self._group_by])
 
     def draw(self, group: str, rng: np.random.Generator) -> Sample | None:
-        """Draw and read an image of a group; None where there is none."""
+        """Draw and read an image of a group; None if there is none."""
         if group not in self._groups:
             return None
         members, cumulated = self._groups[group]
@@ -105,9 +104,9 @@ class PasteSourceSet:
 class PasteStage:
     """Copy-paste as a stage of the training stream, between geometry and intensities.
 
-    how: of the pasting. sources: where objects come from; None stands for the image itself. weights: how often each is
-    drawn, relative to each other; empty for equally often. probability: that anything is pasted. last_position: nothing
-    is pasted from this position of the stream on; 0 for no end.
+    how: options of pasting. sources: where objects come from; None stands for the image itself. weights: relative
+    frequency of each; empty for equal ones. probability: that anything is pasted. last_position: nothing is pasted from
+    this position of the stream on; 0 for no end.
     """
 
     def __init__(
@@ -137,12 +136,12 @@ class PasteStage:
         labels: PseudoLabels = NO_PSEUDO_LABELS,
         iteration_size: int,
     ) -> PasteStage:
-        """Load the data sets that the options name; objects are matched to the training's classes by name.
+        """Load the data sets in the options; objects are matched to the training's classes by name.
 
         iteration_size: images of one iteration.
 
         Raises:
-            DataError: a data set cannot be read, has no class of the training data, or lacks the field of the groups.
+            DataError: a data set cannot be read, has no class of the training data, or lacks the group field.
         """
         readers: dict[str, SampleReader | None] = {TRAIN: train, SAME_IMAGE: None}
         is_pseudo = labels.is_pseudo(train.dataset)
@@ -158,7 +157,7 @@ class PasteStage:
                 dataset.check_images_exist()
                 readers[name] = SampleReader(dataset, preprocess, cache)
         how = options.how
-        if options.balance_power:  # objects are drawn by how rare their class is: 1 / their number, to the power
+        if options.balance_power:  # sampling weights of objects: 1 / number in their class, to the power
             counts = np.maximum(train.dataset.objects_per_image().sum(axis=0), 1)
             weights = tuple((counts.min() / counts) ** options.balance_power)
             how = dataclasses.replace(how, class_weights=weights)
@@ -176,7 +175,7 @@ class PasteStage:
     def draw(
         self, dataset: CocoDataset, index: int, whole: Sample, position: int, rng: np.random.Generator
     ) -> Sample | None:
-        """Draw and read the image that objects come from; None where nothing shall be pasted at this position.
+        """Draw and read the source image; None if nothing is pasted at this position.
 
         whole: image `index` of the training data `dataset`, on which they are pasted.
         """

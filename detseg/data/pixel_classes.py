@@ -1,8 +1,8 @@
-"""Objects as three classes of pixels, background, inside and touching boundary, and objects from them again.
+"""Objects as three pixel classes, background, inside and touching boundary, and reconstruction of objects from them.
 
-Where objects touch, both give pixels to the boundary class: of a boundary of width w the larger object gives
-ceil(w / 2) pixels of its depth, the smaller one floor(w / 2). What is left inside are cores, one for each object and
-apart from each other; flooding the boundary from the cores gives the objects back. A core of one pixel is always left.
+Touching objects both give pixels to the boundary class: for a boundary of width w the larger object gives a layer of
+ceil(w / 2) pixels, the smaller one floor(w / 2). The remaining insides are separate cores, one per object; growing the
+cores over the boundary reconstructs the objects. A core of one pixel is always left.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from detseg.structures.label_layers import LabelLayers
 
 BACKGROUND, INSIDE, BOUNDARY = 0, 1, 2
 
-# By name, pixels (H, W) bool that were predicted, and those of the truth.
+# Name -> predicted and true pixels (H, W) bool.
 ClassMasks = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def flat_labels(layers: LabelLayers) -> np.ndarray:
-    """Return one label image (H, W) int32, ids as in the layers: where objects overlap, the smallest is on top."""
+    """Return one label image (H, W) int32, with the ids of the layers; overlaps go to the smallest object."""
     if layers.num_layers == 1:
         return layers.layers[0]
     areas = np.append(np.inf, layers.areas())[layers.layers]  # background is never the smallest
@@ -42,7 +42,7 @@ def pixel_classes(labels: np.ndarray, width: int) -> np.ndarray:
     larger_near = cv2.dilate(rank, _square(width // 2)) > rank
     pieces = components(labels, connectivity=2)
     cores = components(np.where(inside & ~smaller_near & ~larger_near, pieces, 0), connectivity=2)
-    # One core a piece: what the boundary cuts off a larger core would be an object of its own.
+    # One core per piece: parts that the boundary separates from a larger core would become other objects.
     piece_of = np.zeros(cores.max() + 1, dtype=np.int64)
     piece_of[cores] = pieces
     by_area = np.argsort(np.bincount(cores.ravel())[1:], kind="stable") + 1
@@ -50,7 +50,7 @@ def pixel_classes(labels: np.ndarray, width: int) -> np.ndarray:
     largest[piece_of[by_area]] = by_area
     classes = np.where(inside, BOUNDARY, BACKGROUND).astype(np.uint8)
     classes[inside & (cores > 0) & (cores == largest[pieces])] = INSIDE
-    vanished = np.flatnonzero(largest[1:] == 0) + 1  # the boundary took all of them
+    vanished = np.flatnonzero(largest[1:] == 0) + 1  # all of their pixels are boundary
     windows = ndimage.find_objects(pieces) if len(vanished) else []
     for piece in vanished:
         y, x = _farthest_from_others(labels, pieces, piece, windows[piece - 1])
@@ -59,7 +59,7 @@ def pixel_classes(labels: np.ndarray, width: int) -> np.ndarray:
 
 
 def compared_classes(probabilities: np.ndarray, labels: np.ndarray, width: int) -> ClassMasks:
-    """Return inside and boundary as the largest of the probabilities (3, H, W) says, and as `pixel_classes` does."""
+    """Return inside and boundary by the maximum of probabilities (3, H, W), and by `pixel_classes`."""
     predicted, true = probabilities.argmax(axis=0), pixel_classes(labels, width)
     return {name: (predicted == one, true == one) for name, one in (("inside", INSIDE), ("boundary", BOUNDARY))}
 
@@ -82,19 +82,19 @@ def _farthest_from_others(
 
 
 def objects_of_classes(classes: np.ndarray) -> np.ndarray:
-    """Return the objects (H, W) int32, ids 1..N, of pixel classes (H, W): cores grown over the boundary around them.
+    """Return the objects (H, W) int32, ids 1..N, for pixel classes (H, W): cores grown over the boundary around them.
 
-    Boundary that touches no core is an object of its own.
+    Boundary pixels that touch no core form an object.
     """
     cores = components(classes == INSIDE, connectivity=2)
     return grown(cores, classes != BACKGROUND)
 
 
 def grown(seeds: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Flood a foreground (H, W) bool from seeds (H, W) of integers, 0 for none; return labels (H, W) int32, 1..N.
+    """Grow seeds (H, W), integers with 0 for none, over a foreground (H, W) bool; return labels (H, W) int32, 1..N.
 
-    Pixels are taken ring by ring (8-connected), a pixel between two by the larger seed. A part of the foreground
-    without a seed becomes an object of its own.
+    Pixels are added ring by ring (8-connected), with ties going to the larger seed. A component of the foreground
+    without a seed becomes an object.
     """
     order = np.argsort(np.bincount(seeds.ravel())[1:], kind="stable") + 1
     rank = np.zeros(len(order) + 1, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What every image goes through before a model sees it, in training and in prediction."""
+"""Preprocessing of every image before a model, identical in training and prediction."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _object_size(pixels: float) -> str | None:
 
 @dataclass(frozen=True)
 class ScaleOptions(Options):
-    """What images are brought to before all else, at most one of the two; 0 leaves them as they are.
+    """The initial rescaling of images by at most one of the two; 0 for off.
 
-    pixel_size: micrometres a pixel. object_size: the diameter of their objects in pixels at the network, see
-    `data.object_size`; the shorter edge then does not matter.
+    pixel_size: micrometres per pixel. object_size: the diameter of their objects in pixels at network scale, see
+    `data.object_size`; the shorter edge is then ignored.
     """
 
     section = "INPUT"
@@ -36,19 +36,19 @@ class ScaleOptions(Options):
         if self.pixel_size and self.object_size:
             problems.add(
                 "INPUT.OBJECT_SIZE",
-                "INPUT.PIXEL_SIZE says already how images come to the network: set one of them to 0",
+                "INPUT.PIXEL_SIZE also sets the scale of images: set one of them to 0",
             )
 
 
 @dataclass(frozen=True)
 class TestSizeOptions(ScaleOptions):
-    """The size at which a network sees an image in prediction.
+    """The size of images at network scale in prediction.
 
-    min_size: the shorter edge after `pixel_size`, pixels; 0 leaves the size as it is. max_size: the longer one at most.
-    Neither counts where `object_size` is set.
+    min_size: the shorter edge after `pixel_size`, pixels; 0 keeps the size. max_size: limit on the longer one. Both are
+    ignored with `object_size`.
     """
 
-    __test__ = False  # pytest takes every class whose name begins with Test for tests
+    __test__ = False  # pytest would collect a class whose name begins with Test
 
     min_size: int = key("MIN_SIZE_TEST", default=0, at_least=0)
     max_size: int = key("MAX_SIZE_TEST", default=0, at_least=1)
@@ -57,9 +57,9 @@ class TestSizeOptions(ScaleOptions):
 def network_size(
     height: int, width: int, facts: Mapping[str, Any], *, pixel_size: float, short: int, longest: int, source: str
 ) -> tuple[int, int]:
-    """Return (height, width) at the network: first of INPUT.PIXEL_SIZE, then with the shorter edge `short`.
+    """Return (height, width) at network scale: first by INPUT.PIXEL_SIZE, then with the shorter edge `short`.
 
-    Arguments as those of `size_at_pixel_size` and `resize_shortest_edge_size`.
+    Arguments as in `size_at_pixel_size` and `resize_shortest_edge_size`.
     """
     at_pixel_size = size_at_pixel_size(height, width, facts, pixel_size, source=source)
     return resize_shortest_edge_size(*at_pixel_size, short, longest)
@@ -68,15 +68,15 @@ def network_size(
 def size_at_pixel_size(
     height: int, width: int, facts: Mapping[str, Any], pixel_size: float, *, source: str
 ) -> tuple[int, int]:
-    """Return the (height, width) at which the pixels of an image have another size.
+    """Return the (height, width) of an image at another pixel size.
 
     Args:
-        facts: what is known of the image; `pixel_size` in micrometres, a number or [y, x].
-        pixel_size: INPUT.PIXEL_SIZE, micrometres; 0: the size as it is, whatever the pixels are.
+        facts: about the image; `pixel_size` in micrometres, a number or [y, x].
+        pixel_size: INPUT.PIXEL_SIZE, micrometres; 0 keeps the size.
         source: the image's name, for messages.
 
     Raises:
-        DataError: the image's pixel size is not known, or the image would become too large.
+        DataError: the image's pixel size is unknown, or the image would become too large.
     """
     if not pixel_size:
         return height, width
@@ -85,27 +85,27 @@ def size_at_pixel_size(
     if size[0] * size[1] > max_pixels():
         raise DataError(
             f"{source}: with pixels of {own[0]:g} x {own[1]:g} micrometres (y, x), INPUT.PIXEL_SIZE {pixel_size:g} "
-            f"would enlarge it to {size[0]:.0f} x {size[1]:.0f} pixels; is the pixel size right? (else set the "
+            f"would enlarge it to {size[0]:.0f} x {size[1]:.0f} pixels; check the pixel size (or set the "
             f"environment variable {ENVIRONMENT})"
         )
     return max(int(size[0] + 0.5), 1), max(int(size[1] + 0.5), 1)
 
 
 def known_pixel_size(facts: Mapping[str, Any], pixel_size: float, *, source: str) -> PixelSize:
-    """Return (y, x) micrometres of an image that is to be brought to `pixel_size`; DataError where they are unknown."""
+    """Return (y, x) micrometres of an image that is rescaled to `pixel_size`. Raises DataError if they are unknown."""
     if facts.get(FIELD) is None:
         raise DataError(
-            f"{source}: its pixel size is not known, but INPUT.PIXEL_SIZE brings all images to {pixel_size:g} "
-            "micrometres a pixel; give it to the prepare command or to predict (--pixel-size), or as the field "
+            f"{source}: its pixel size is unknown, but INPUT.PIXEL_SIZE rescales all images to {pixel_size:g} "
+            "micrometres per pixel; give it with --pixel-size to the prepare command or to predict, or as the field "
             f"`{FIELD}` of the image in the COCO file"
         )
     return parse_pixel_size(facts[FIELD], source)
 
 
 def resize_shortest_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Return (height, width) with the shorter edge `short`, or less where the longer one would pass `longest`.
+    """Return (height, width) with the shorter edge `short`, or less if the longer one would exceed `longest`.
 
-    Rounded as Detectron2's ResizeShortestEdge does. short = 0: the size as it is.
+    Rounded like Detectron2's ResizeShortestEdge. short = 0 keeps the size.
     """
     if short == 0:
         return height, width
@@ -114,7 +114,7 @@ def resize_shortest_edge_size(height: int, width: int, short: int, longest: int)
     if max(new_height, new_width) > longest:
         scale = longest / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
-    # An edge of less than half a pixel would vanish; one pixel is the least an image has.
+    # Edges must not be rounded to zero.
     return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
@@ -125,8 +125,8 @@ _SCALED_RANGE = (0.0, 255.0)
 
 @dataclass(frozen=True)
 class Levels:
-    """What is measured of the intensities of an image. low, high: (C,) or () float32, become 0 and 255; None without
-    scaling. is_inverted: dark and bright change places. value_range: in which intensities are before that.
+    """Measured intensities of an image. low, high: (C,) or () float32, mapped to 0 and 255; None without scaling.
+    is_inverted: whether it is inverted. value_range: of intensities before that.
     """
 
     low: np.ndarray | None
@@ -146,15 +146,15 @@ def _channels(channels: Sequence[int | str]) -> str | None:
 
 @dataclass(frozen=True)
 class ImagePreprocess(Options):
-    """Channels, gray, scaling, inversion and equalisation, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING, INVERT,
-    CLAHE).
+    """Channels, grayscale, scaling, inversion and equalisation, in this order (INPUT.CHANNELS, GRAYSCALE, SCALING,
+    INVERT, CLAHE).
 
-    channels: what to take, 0-based indices or names of an OME-TIFF's channels; empty: all. grayscale: RGB becomes its
-    luma. scaling: "none", "percentile" or "fixed"; the latter two give float32 in 0..255. percentiles: what becomes 0
-    and 255; of an RGB image one pair for all three channels, so that colours stay; else a pair for each channel.
-    scaling_range: intensities that become 0 and 255 when "fixed". invert: "none" or "auto": an image whose median is
-    above the middle between its `percentiles` is inverted (its background is brighter than its objects). clahe: limit
-    of `equalise`, 0 for none. num_channels: what the model takes; one channel is repeated.
+    channels: selection by 0-based index or channel name of an OME-TIFF; empty: all. grayscale: convert RGB to luma.
+    scaling: "none", "percentile" or "fixed"; the latter two give float32 in 0..255. percentiles: mapped to 0 and 255;
+    for RGB one pair for all three channels, to keep colours; else one pair per channel. scaling_range: intensities
+    mapped to 0 and 255 with "fixed". invert: "none" or "auto": an image with its median above the middle of its
+    `percentiles` is inverted (its background is brighter than its objects). clahe: limit of `equalise`, 0 for none.
+    num_channels: of the model; a single channel is repeated.
     """
 
     section = "INPUT"
@@ -174,15 +174,16 @@ class ImagePreprocess(Options):
         chosen = len(self.channels)
         is_gray = chosen == 1 or (chosen == 3 and self.grayscale)  # one channel is repeated
         if chosen not in (0, self.num_channels) and not is_gray:
-            problems.add("INPUT.CHANNELS", f"expected as many as MODEL.PIXEL_MEAN has values ({self.num_channels})")
+            expected = f"expected as many channels as MODEL.PIXEL_MEAN has values ({self.num_channels})"
+            problems.add("INPUT.CHANNELS", expected)
 
     def __call__(
         self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None
     ) -> np.ndarray:
-        """Return what the model takes, (H, W, num_channels), of an image (H, W, C) as it was read.
+        """Return the model's input (H, W, num_channels) for an image (H, W, C) as read from the file.
 
-        source: the image's name, for errors. facts: what is known of it, see `images.read_picture`. Raises DataError
-        where the channels do not fit.
+        source: the image's name, for errors. facts: see `images.reading.read_picture`. Raises DataError if the channels
+        do not match.
         """
         return self.expand(self.prepare(image, source=source, facts=facts))
 
@@ -194,9 +195,9 @@ class ImagePreprocess(Options):
         facts: Mapping[str, Any] | None = None,
         levels: Levels | None = None,
     ) -> np.ndarray:
-        """All but the repetition of a single channel, which is cheaper after cropping and resizing: see `expand`.
+        """Apply all steps but the repetition of a single channel, which is cheaper after cropping: see `expand`.
 
-        levels: measured on another image, of which this one is a part; None measures this one.
+        levels: measured on another image, of which this one is a part; None: measured on this one.
         """
         image = self._chosen(image, source, facts or {})
         levels = levels or self._measured(image)
@@ -209,12 +210,12 @@ class ImagePreprocess(Options):
         return equalise(image, self.clahe, value_range) if self.clahe else image
 
     def measure(self, image: np.ndarray, *, source: str = "image", facts: Mapping[str, Any] | None = None) -> Levels:
-        """Return what `prepare` measures of an image (H, W, C), or of pixels from all over a larger one."""
+        """Return the levels for `prepare`, of an image (H, W, C), or of pixels from all over a larger one."""
         return self._measured(self._chosen(image, source, facts or {}))
 
     @property
     def measures(self) -> bool:
-        """Whether what happens to a pixel depends on the other pixels of its image."""
+        """Whether the result for a pixel depends on the other pixels of its image."""
         return self.scaling == "percentile" or self.invert == "auto"
 
     def _measured(self, image: np.ndarray) -> Levels:
@@ -233,7 +234,7 @@ class ImagePreprocess(Options):
         return Levels(low, high, is_inverted, natural_range(image) if is_inverted or self.clahe else (0.0, 0.0))
 
     def _chosen(self, image: np.ndarray, source: str, facts: Mapping[str, Any]) -> np.ndarray:
-        """Return the channels that the model sees, gray where it wants that."""
+        """Return the selected channels, converted to grayscale if configured."""
         if image.ndim != 3:
             raise DataError(f"{source}: expected (height, width, channel), got the shape {image.shape}")
         if self.channels:
@@ -241,68 +242,66 @@ class ImagePreprocess(Options):
             image = image[:, :, [_channel_index(one, image.shape[2], names, source) for one in self.channels]]
         elif facts.get("unnamed_pages"):
             raise DataError(
-                f"{source}: nothing in the file says what its {facts['unnamed_pages']} pages are; if they are "
-                "channels, choose with INPUT.CHANNELS which the model sees; if they are slices or points in time, name "
-                "the axes (--axes ZYX) and choose one (--z)"
+                f"{source}: the file does not say what its {facts['unnamed_pages']} pages are; if they are channels, "
+                "select the model's with INPUT.CHANNELS; if they are slices or time points, name the axes (--axes ZYX) "
+                "and choose one (--z)"
             )
         if self.grayscale:
             image = _to_gray(image, source)
         if image.shape[2] not in (1, self.num_channels):
             order = "; an array is (height, width, channels)" if image.shape[0] == self.num_channels else ""
             raise DataError(
-                f"{source}: the image has {image.shape[2]} channels{order}, the model takes {self.num_channels} "
+                f"{source}: the image has {image.shape[2]} channels{order}, but the model has {self.num_channels} "
                 "(the length of MODEL.PIXEL_MEAN); choose channels with INPUT.CHANNELS, set INPUT.GRAYSCALE True for "
                 "colour images, or give MODEL.PIXEL_MEAN and PIXEL_STD as many values as the images have channels"
             )
         return image
 
     def expand(self, image: np.ndarray) -> np.ndarray:
-        """Repeat a single channel to as many as the model takes."""
+        """Repeat a single channel to the number of the model's channels."""
         if image.shape[2] == 1 and self.num_channels > 1:
             return np.repeat(image, self.num_channels, axis=2)
         return image
 
     def value_range(self, image: np.ndarray) -> ValueRange:
-        """Return the range of the intensities of an image that was prepared."""
+        """Return the range of intensities of a prepared image."""
         return _SCALED_RANGE if self.scaling != "none" else natural_range(image)
 
 
 def _channel_index(channel: int | str, count: int, names: Sequence[str], source: str) -> int:
-    """Return the index of a channel given by index or by name (capitals matter only where names differ by them)."""
+    """Return the index of a channel given by index or by name (case matters only if names differ by it)."""
     if isinstance(channel, int):
         if channel < count:
             return channel
-        raise DataError(
-            f"{source}: INPUT.CHANNELS asks for channel {channel}, but the image has {count} (0 to {count - 1})"
-        )
+        raise DataError(f"{source}: INPUT.CHANNELS has channel {channel}, but the image has {count} (0 to {count - 1})")
     for wanted, there in ((channel, names), (channel.casefold(), [name.casefold() for name in names])):
         if there.count(wanted) == 1:
             return there.index(wanted)
-    own = f"its channels are {', '.join(names)}" if names else f"the file names none of its {count} channels"
-    raise DataError(
-        f"{source}: INPUT.CHANNELS asks for channel {channel!r}, but {own}; give names or indices that exist"
-    )
+    own = f"its channels are {', '.join(names)}" if names else f"the file has no names for its {count} channels"
+    raise DataError(f"{source}: INPUT.CHANNELS has channel {channel!r}, but {own}; use existing names or indices")
 
 
 def _to_gray(image: np.ndarray, source: str) -> np.ndarray:
-    """Return the luma (H, W, 1) of RGB, of the image's dtype; gray stays."""
+    """Return the luma (H, W, 1) of RGB, in the image's dtype; grayscale is kept."""
     if image.shape[2] == 1:
         return image
     if image.shape[2] != 3:
-        raise DataError(f"{source}: INPUT.GRAYSCALE takes gray or RGB images, this one has {image.shape[2]} channels")
+        raise DataError(
+            f"{source}: INPUT.GRAYSCALE needs grayscale or RGB images, but this one has {image.shape[2]} channels"
+        )
     return luma_of(image)[:, :, None]
 
 
 def luma_of(image: np.ndarray) -> np.ndarray:
-    """Return the luma (H, W) of an RGB image (H, W, 3), of its dtype."""
+    """Return the luma (H, W) of an RGB image (H, W, 3), in its dtype."""
     luma = image.astype(np.float32) @ _LUMA
     return (luma if image.dtype == np.float32 else np.rint(luma)).astype(image.dtype)
 
 
 def percentiles_of(values: np.ndarray, percentiles: tuple[float, ...]) -> list[float]:
-    """Return percentiles of all values, as np.percentile(method="inverted_cdf"): each is a value that occurs.
+    """Return percentiles of all values like np.percentile(method="inverted_cdf"): each is a value that occurs.
 
-    Integers of 8 and 16 bits are counted and not sorted, which is several times faster.
+    8 and 16 bit integers use a histogram instead of sorting, which is several times faster.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         cumulated = np.cumsum(np.bincount(values.ravel()))

@@ -1,7 +1,7 @@
-"""Pseudo-labels in a training: how often their images come, how much each label counts, what else is done to them.
+"""Pseudo-labels in a training: the frequency of their images, the weight of each label, additional augmentation.
 
-A pseudo-label file is a COCO file as `detseg pseudo_label label` writes it: beside the usual fields its annotations may
-have `score` and `quality`, both 0 to 1, and `soft_mask`, the probability of each pixel in a window.
+A pseudo-label file is a COCO file as written by `detseg pseudo_label label`: in addition to the usual fields its
+annotations may have `score` and `quality`, both 0 to 1, and `soft_mask`, the probability of each pixel in a window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detseg.data.sampling import PSEUDO_ORDER_STREAM, EpochOrder, MixedOrder, Sa
 from detseg.errors import DataError
 from detseg.structures.sample import BOX_LOSS, CLASS_LOSS, MASK_LOSS, Sample
 
-# What the confidence of a pseudo-label can be a factor of.
+# The losses that the confidence of a pseudo-label can be a factor of.
 CONFIDENCE = ("class", "box", "mask", "pixels")
 
 
@@ -29,12 +29,12 @@ CONFIDENCE = ("class", "box", "mask", "pixels")
 class PseudoLabels(Options):
     """The data sets of DATASETS.PSEUDO, which come last among those of a training.
 
-    ratio: images of the labelled data sets to those of pseudo-labels. confidence: which losses an object's own
-    confidence is a factor of: "class" and "box" by its score, "mask" by its quality (its score where it has none),
-    "pixels" the mask loss of every pixel by 1 - u, u = 1 - 2 |p - 0.5| of its probability p. set_weights: factor on all
-    losses of the images of each data set; empty for 1. background: factor on the class losses of what is far from all
-    objects of an image of pseudo-labels: it may be one that the teacher missed. brightness, contrast, pipeline: changes
-    of the intensities of their images, after those of all images (strong augmentation: Sohn et al. 2020, "FixMatch").
+    ratio: images of labelled data sets to those with pseudo-labels. confidence: losses that are multiplied by an
+    object's confidence: "class" and "box" by its score, "mask" by its quality (its score without one), "pixels" the
+    mask loss of every pixel by 1 - u, u = 1 - 2 |p - 0.5| for its probability p. set_weights: factor on all losses of
+    the images of each data set; empty for 1. background: factor on the class losses far from all objects of an image
+    with pseudo-labels, where the teacher may have missed objects. brightness, contrast, pipeline: changes of
+    intensities of these images, after those of all images (strong augmentation: Sohn et al. 2020, "FixMatch").
     """
 
     section = "DATASETS"
@@ -60,7 +60,7 @@ class PseudoLabels(Options):
         if self.background != 1 and not self.names:
             problems.add("DATASETS.PSEUDO_BACKGROUND", "there are no pseudo-labels: give DATASETS.PSEUDO, or set 1")
         if problems.training and problems.cfg.DATASETS.FOLD < 0 and any(FOLD_PLACE in name for name in self.names):
-            problems.add("DATASETS.PSEUDO", f"{FOLD_PLACE} stands for a fold, and none is left out: train with --fold")
+            problems.add("DATASETS.PSEUDO", f"{FOLD_PLACE} stands for a fold, but none is left out: train with --fold")
 
     @property
     def num_labelled(self) -> int:
@@ -69,7 +69,7 @@ class PseudoLabels(Options):
 
     @property
     def intensities(self) -> TrainPolicy:
-        """The changes of intensities of pseudo-labelled images; its geometry changes nothing and is not asked for."""
+        """The changes of intensities of pseudo-labelled images; its geometry is the identity and not used."""
         return TrainPolicy(brightness=self.brightness, contrast=self.contrast, pipeline=self.pipeline)
 
     def is_pseudo(self, dataset: CocoDataset) -> np.ndarray:
@@ -77,7 +77,7 @@ class PseudoLabels(Options):
         return dataset.origins >= self.num_labelled if self.names else np.zeros(len(dataset), dtype=bool)
 
     def order(self, sampling: SamplingOptions, dataset: CocoDataset, seed: int) -> EpochOrder | MixedOrder:
-        """Return which image is at which position of the training: both kinds by `sampling`, mixed by `ratio`."""
+        """Return the order of training images: both kinds by `sampling`, mixed by `ratio`."""
         is_pseudo = self.is_pseudo(dataset)
         if not is_pseudo.any():
             return sampling.order(dataset, seed)
@@ -90,13 +90,13 @@ class PseudoLabels(Options):
         return MixedOrder(orders, (labelled, pseudo), self.ratio)
 
     def confidence_of(self, dataset: CocoDataset, index: int) -> tuple[str, ...]:
-        """Return what the labels of image number `index` are weighted by."""
+        """Return the losses that are weighted by confidence for image `index`."""
         return self.confidence if self.is_pseudo(dataset)[index] else ()
 
     def weigh_objects(self, sample: Sample, dataset: CocoDataset, index: int) -> Sample:
-        """Return the sample of image number `index` with the weights of its objects and pixels.
+        """Return the sample of image `index` with weights of its objects and pixels.
 
-        Raises DataError where an object has no score.
+        Raises DataError if an object has no score.
         """
         confidence = self.confidence_of(dataset, index)
         if not confidence:
@@ -121,7 +121,7 @@ class PseudoLabels(Options):
         )
 
     def weigh_image(self, sample: Sample, dataset: CocoDataset, index: int) -> Sample:
-        """Return the sample of image number `index` with the weights of its data set and of its background."""
+        """Return the sample of image `index` with the weights of its data set and background."""
         if self.set_weights:
             sample = dataclasses.replace(sample, weight=self.set_weights[int(dataset.origins[index])])
         if self.background != 1 and self.is_pseudo(dataset)[index]:
@@ -133,9 +133,9 @@ NO_PSEUDO_LABELS = PseudoLabels()
 
 
 def sure_objects(dataset: CocoDataset, least_score: float) -> CocoDataset:
-    """Return pseudo-labels in which objects of a lower score are ignored regions.
+    """Return pseudo-labels in which objects with lower scores are ignored regions.
 
-    Raises DataError where an object has no score.
+    Raises DataError if an object has no score.
     """
     crowd = dataset.table.crowd.copy()
     for index, record in enumerate(dataset.images):
@@ -154,19 +154,19 @@ def _number(annotation: dict, name: str, file_name: str, source: str) -> float:
         return float(value)
     raise DataError(
         f"{source}: image {file_name}, annotation {annotation.get('id')}: its {name} is {str(value)[:40]}; expected a "
-        "number from 0 to 1, as `detseg pseudo_label label` writes it: of labels without scores no confidence is known "
-        "(DATASETS.PSEUDO_CONFIDENCE []; INPUT.COPY_PASTE.PSEUDO_SCORE 0)"
+        "number from 0 to 1, as written by `detseg pseudo_label label`. Labels without scores have no confidence "
+        "(set DATASETS.PSEUDO_CONFIDENCE []; INPUT.COPY_PASTE.PSEUDO_SCORE 0)"
     )
 
 
 def _note_certainty(certainty: np.ndarray, soft_mask: dict, where: str) -> None:
-    """Lower the certainty (H, W) uint8 of the pixels in the window of a soft mask to 255 |2 p - 1|."""
+    """Reduce the certainty (H, W) uint8 of the pixels in the window of a soft mask to 255 |2 p - 1|."""
     try:
         (x, y), (height, width) = soft_mask["at"], soft_mask["size"]
         window = certainty[y : y + height, x : x + width]
         if min(x, y) < 0 or window.shape != (height, width):
-            raise ValueError(f"its window of {height} x {width} pixels at x {x}, y {y} is not inside of the image")
+            raise ValueError(f"its window of {height} x {width} pixels at x {x}, y {y} is not inside the image")
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: a soft mask cannot be used: {error}") from None
+        raise DataError(f"{where}: invalid soft mask: {error}") from None
     probability = unpack_pixels(soft_mask, (height, width)).astype(np.int16)
     np.minimum(window, np.abs(2 * probability - 255).astype(np.uint8), out=window)

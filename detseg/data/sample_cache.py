@@ -1,8 +1,8 @@
-"""Decoded samples kept in files of a folder, in memory or on the disk, for all processes that read them.
+"""Cache of decoded samples in files, in memory or on disk, shared by all processes that read them.
 
-A sample is one .npy file, which is mapped into memory. Its name is a hash of all that it is made of, so that what
-changed is simply not found. Files appear whole or not at all, and readers need no lock. The sum of all sizes is a
-number in a file of the folder, changed under a lock, so that the limit holds for all processes together.
+A sample is one .npy file, which is memory-mapped. Its name is a hash of all its inputs, so outdated ones are simply not
+found. Files are written atomically, and readers need no lock. The total size is stored in a file of the folder and
+changed under a lock, so that the limit holds for all processes together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OPTIONAL = ("ignore", "object_weights", "certainty")
 
 @dataclass(frozen=True)
 class CacheOptions(Options):
-    """kind: where decoded samples are kept. gigabytes: at most. folder: of "disk"; empty: in the user's cache."""
+    """kind: where decoded samples are cached. gigabytes: limit. folder: for "disk"; empty: in the user's cache."""
 
     section = "DATALOADER"
 
@@ -61,7 +61,7 @@ class CacheOptions(Options):
     folder: str = key("CACHE_FOLDER")
 
     def open(self) -> SampleCache | None:
-        """Open the cache; None for none. Raises DataError where its folder cannot be written."""
+        """Open the cache; None without one. Raises DataError if its folder cannot be written."""
         limit = round(self.gigabytes * _GIGABYTE)
         if self.kind == "memory":
             return SampleCache.in_memory(limit)
@@ -73,12 +73,12 @@ class CacheOptions(Options):
 
 
 class SampleCache:
-    """Samples by key in `folder`, made where absent, of `limit` bytes in all; what is beyond is removed.
+    """Samples by key in `folder`, created if needed, with at most `limit` bytes in total.
 
-    Samples that were not used since this cache was opened make room for new ones; those that were used stay, since
-    training asks for all images again and again: removing what comes next would gain nothing.
+    Samples that were not used since this cache was opened make room for new ones; the others are kept, because training
+    cycles through all images: removing those needed next would gain nothing.
 
-    Raises DataError where the folder cannot be written.
+    Raises DataError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -90,7 +90,7 @@ class SampleCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                for left in folder.glob("??/*.sample"):  # of the format before this one
+                for left in folder.glob("??/*.sample"):  # in a former format
                     left.unlink(missing_ok=True)
                 self._write_total(self._remove_oldest(limit))
         except OSError as error:
@@ -101,20 +101,20 @@ class SampleCache:
 
     @classmethod
     def in_memory(cls, limit: int) -> SampleCache:
-        """Open a cache that is removed with this object.
+        """Open a cache that is removed together with this object.
 
-        In memory where the system has a folder for that (Linux) with room for `limit` bytes, else in a temporary
-        folder, of which the system keeps in memory what it can.
+        In memory if the system has a folder for that (Linux) with space for `limit` bytes, else in a temporary folder,
+        which the system caches in memory as far as possible.
         """
         parent = _MEMORY_FOLDER
         if not os.access(parent, os.W_OK) or shutil.disk_usage(parent).free <= limit:
             parent = Path(tempfile.gettempdir())
             logger.info(
-                "DATALOADER.CACHE memory: %s has no room for it, samples are kept in %s", _MEMORY_FOLDER, parent
+                "DATALOADER.CACHE memory: %s has no space for it, samples are cached in %s", _MEMORY_FOLDER, parent
             )
         _remove_abandoned(parent)
         folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
-        # Held as long as this object lives: a folder whose lock is free was left by a process that was killed.
+        # Held for the lifetime of this object: a folder with a free lock was left by a killed process.
         owner = try_lock(folder / _OWNER)
         cache = cls(folder, limit)
         cache._finalizer = weakref.finalize(cache, _remove_folder, folder, owner, os.getpid())
@@ -124,17 +124,17 @@ class SampleCache:
         return {**self.__dict__, "_finalizer": None}
 
     def get(self, name: str) -> Sample | None:
-        """Return the sample of a name, without id and file name, its image read-only; None where it is not here."""
+        """Return the sample with this name, without id and file name, its image read-only; None if it is not cached."""
         path = self.folder / f"{name}{_SUFFIX}"
         sample = read_sample(path)
         if sample is not None:
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < self._opened:
-                    os.utime(path)  # it is in use
+                    os.utime(path)  # marks it as used
         return sample
 
     def put(self, name: str, sample: Sample) -> None:
-        """Keep a sample, where there is room for it. That it cannot be written is logged, once."""
+        """Cache a sample if there is space. Failure to write is logged once."""
         if self._is_full:
             return
         record = pack_sample(sample)
@@ -142,24 +142,24 @@ class SampleCache:
         try:
             if not self._reserve(record.nbytes + _HEADER_BYTES):
                 self._is_full = True
-                logger.info("%s holds DATALOADER.CACHE_SIZE: further images are read from their files", self.folder)
+                logger.info("%s has reached DATALOADER.CACHE_SIZE: other images are read from files", self.folder)
                 return
             with written_whole(path, "a decoded sample") as temporary, open(temporary, "wb") as file:
                 np.save(file, record, allow_pickle=False)
         except (OSError, DataError) as error:
             self._is_full = True
-            if self.folder.exists():  # else the training is over, and its cache was removed
-                logger.warning("%s: decoded samples are no longer kept: %s", self.folder, error)
+            if self.folder.exists():  # else the training has ended and its cache was removed
+                logger.warning("%s: decoded samples are no longer cached: %s", self.folder, error)
 
     def _reserve(self, size: int) -> bool:
-        """Count `size` bytes more, removing unused samples (see the class); False where there is no room."""
+        """Reserve `size` bytes, removing unused samples (see the class); False if there is no space."""
         with self._locked():
             try:
                 total = int((self.folder / _TOTAL).read_text())
             except (OSError, ValueError):
                 total = self._remove_oldest(self.limit)
             if total + size > self.limit:
-                # A tenth more than asked for: looking through the folder takes time.
+                # A tenth more than needed, because scanning the folder takes time.
                 total = self._remove_oldest(self.limit - size - self.limit // 10, unused_since=self._opened)
             fits = total + size <= self.limit
             self._write_total(total + size if fits else total)
@@ -173,7 +173,7 @@ class SampleCache:
             temporary.write_text(str(total))
 
     def _remove_oldest(self, allowed: int, *, unused_since: float = math.inf) -> int:
-        """Remove the least recently used samples until `allowed` bytes are left, but none that was used since a time.
+        """Remove least recently used samples until `allowed` bytes are left, but none used after `unused_since`.
 
         Returns the bytes that are left.
         """
@@ -186,7 +186,7 @@ class SampleCache:
         for used, size, path in sorted(samples):
             if total <= allowed or used >= unused_since:
                 break
-            with contextlib.suppress(OSError):  # mapped by another process, on Windows
+            with contextlib.suppress(OSError):  # on Windows, if another process has mapped it
                 os.unlink(path)
                 total -= size
         return total
@@ -195,7 +195,7 @@ class SampleCache:
 def pack_sample(sample: Sample) -> np.ndarray:
     """Return a sample with layers as an array of one record, whose fields are the arrays of the sample.
 
-    Labels are kept in 16 bits where they fit; metadata are JSON.
+    Labels are stored in 16 bits if they fit; metadata are JSON.
     """
     assert sample.layers is not None
     labels = sample.layers.layers
@@ -215,9 +215,9 @@ def pack_sample(sample: Sample) -> np.ndarray:
 
 
 def read_sample(path: Path) -> Sample | None:
-    """Return the sample of the .npy file of such a record, without id and name; None where it is absent or broken.
+    """Return the sample from the .npy file of such a record, without id and name; None if it is missing or broken.
 
-    The image is read-only and stays in the file until it is looked at.
+    The image is read-only and stays in the file until it is accessed.
     """
     try:
         # As a plain array: fields of a np.memmap are slower.
@@ -230,15 +230,15 @@ def read_sample(path: Path) -> Sample | None:
             **{name: fields[name].copy() for name in _OPTIONAL if name in fields},
             metadata=json.loads(fields["metadata"].tobytes()),
         )
-    except (OSError, EOFError, ValueError, TypeError, LookupError):  # of what is no such file
+    except (OSError, EOFError, ValueError, TypeError, LookupError):  # not such a file
         return None
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove what processes left that were killed."""
+    """Remove folders left by killed processes."""
     for folder in parent.glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            # What is new may not be locked yet.
+            # A new folder may not be locked yet.
             is_old = folder.stat().st_mtime < time.time() - _NEW_SECONDS
             lock = try_lock(folder / _OWNER) if is_old and (folder / _OWNER).is_file() else None
             if lock is not None:
@@ -247,25 +247,25 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _remove_folder(folder: Path, owner: Any, process: int) -> None:
-    if os.getpid() != process:  # a forked worker ends: the folder is not its own
+    if os.getpid() != process:  # the exit of a forked worker, which does not own the folder
         return
     owner.release()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-# Images of a data set, decoded and prepared, from their files or from a cache.
+# Images of a data set, decoded and preprocessed, from their files or from a cache.
 
-# Annotations go to started (not forked) workers with all else up to this size in bytes, beyond it through a file.
+# Annotations up to this size in bytes are pickled for started (not forked) workers; larger ones go through a file.
 PICKLED_AT_MOST = 16 * 2**20
 
 
 class SampleReader:
-    """Reads samples of a data set: the image prepared (not expanded: see `ImagePreprocess.expand`), its objects.
+    """Reads samples of a data set: the preprocessed image (not expanded: see `ImagePreprocess.expand`), its objects.
 
-    Where it is pickled, the annotations of a large data set are written to a file, which all worker processes map into
-    memory; the other processes must end before this one. Forked workers share them without any of this.
+    When it is pickled, the annotations of a large data set are written to a file, which all worker processes map into
+    memory; those processes must end before this one. Forked workers share the annotations anyway.
 
-    labels: how much they count.
+    labels: weights of pseudo-labels.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class SampleReader:
         self._text_file: _TextFile | None = None
 
     def read(self, index: int) -> Sample:
-        """Read image number `index`; its arrays may be read-only. Raises DataError where it cannot be read."""
+        """Read image `index`; its arrays may be read-only. Raises DataError if it cannot be read."""
         name = None if self._cache is None else self._names.get(index) or self._name_in_cache(index)
         if name is None:
             return self._labels.weigh_image(self._read(index), self.dataset, index)
@@ -303,7 +303,7 @@ class SampleReader:
         return dataclasses.replace(sample, image=image)
 
     def _name_in_cache(self, index: int) -> str | None:
-        """Return a hash of all that a sample is made of; None where the image file is not there."""
+        """Return a hash of all inputs of a sample; None if the image file is missing."""
         record, table = self.dataset.images[index], self.dataset.table
         try:
             status = record.path.stat()
@@ -348,11 +348,11 @@ class SampleReader:
 class _TextFile:
     """The annotations of a large data set in a temporary file, one copy for all processes.
 
-    Not shared memory: containers have little of it. The file is removed with this object, or when Python ends.
+    Not shared memory, of which containers have little. The file is removed with this object, or when Python exits.
     """
 
     def __init__(self, text: np.ndarray) -> None:
-        remove_temporaries(Path(tempfile.gettempdir()))  # of trainings that were killed
+        remove_temporaries(Path(tempfile.gettempdir()))  # left by killed trainings
         descriptor, name = tempfile.mkstemp(prefix="detseg-annotations-", suffix=temporary_ending())
         self.path = Path(name)
         with open(descriptor, "wb") as file:
@@ -361,5 +361,5 @@ class _TextFile:
 
 
 def _remove_quietly(path: Path) -> None:
-    with contextlib.suppress(OSError):  # where workers still map the file, Windows keeps it
+    with contextlib.suppress(OSError):  # Windows keeps the file while workers map it
         path.unlink()

@@ -1,4 +1,4 @@
-"""Which image is at which position of the training stream: a function of (seed, position) and nothing else."""
+"""The index of the image at each position of the training stream, a function of (seed, position) only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detseg.coco.dataset import CocoDataset
 from detseg.config.options import Options, Problems, key
 from detseg.errors import DataError
 
-# Names for independent streams of random numbers made from one seed.
+# Ids of independent random streams derived from one seed.
 ORDER_STREAM, SAMPLE_STREAM, PASTE_STREAM, VIEW_STREAM, PSEUDO_ORDER_STREAM = 1, 2, 3, 4, 5
 
 
@@ -21,11 +21,11 @@ _REPEAT = "RepeatFactorTrainingSampler"
 
 @dataclass(frozen=True)
 class SamplingOptions(Options):
-    """How often images come.
+    """How often images are used.
 
-    sampler: as Detectron2 calls them. repeat_threshold, repeat_sqrt: of `repeat_factors`. balance_by, balance_power: of
-    `balancing_weights`. set_weights: how often each data set of DATASETS.TRAIN and EXTRA_TRAIN comes, relative to each
-    other; empty for as their images. filter_empty: leave out images without objects.
+    sampler: with Detectron2's names. repeat_threshold, repeat_sqrt: of `repeat_factors`. balance_by, balance_power: of
+    `balancing_weights`. set_weights: relative frequency of each data set of DATASETS.TRAIN and EXTRA_TRAIN; empty for
+    the numbers of their images. filter_empty: leave out images without objects.
     """
 
     section = "DATALOADER"
@@ -48,14 +48,14 @@ class SamplingOptions(Options):
         if not 0 < self.repeat_threshold <= 1:
             problems.add(
                 "DATALOADER.REPEAT_THRESHOLD",
-                "expected the share of images below which a class counts as rare, such as 0.1, for "
+                "expected the fraction of images below which a class is rare, such as 0.1, for "
                 f"DATALOADER.SAMPLER_TRAIN {_REPEAT}; at 0 it would repeat nothing",
             )
         if self.balance_by:
-            problems.add("DATALOADER.BALANCE_BY", f'expected "" beside {_REPEAT}: one of them decides')
+            problems.add("DATALOADER.BALANCE_BY", f'expected "" with {_REPEAT}: only one of them is possible')
 
     def order(self, dataset: CocoDataset, seed: int, stream: int = ORDER_STREAM) -> EpochOrder:
-        """Return the order of a data set's images. Raises DataError where images lack the field `balance_by`."""
+        """Return the order of a data set's images. Raises DataError if images lack the field `balance_by`."""
         length = None
         if self.sampler == _REPEAT:
             weights = repeat_factors(dataset, self.repeat_threshold, self.repeat_sqrt)
@@ -68,10 +68,10 @@ class SamplingOptions(Options):
 
 
 class EpochOrder:
-    """The order in which images come, epoch after epoch.
+    """The order of images, epoch by epoch.
 
-    weights: (N,) how often images shall come, relative to each other; None for equally often. Every epoch has `length`
-    positions (None: N); an image of weight w comes floor or ceil of length w / sum(w) times in it, in random order.
+    weights: (N,) relative frequency of images; None for equal ones. Every epoch has `length` positions (None: N); an
+    image of weight w occurs floor or ceil of length w / sum(w) times in it, in random order.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class EpochOrder:
         stream: int = ORDER_STREAM,
     ) -> None:
         if num_images < 1:
-            raise DataError("there is no image to train with; check DATASETS.TRAIN and FILTER_EMPTY_ANNOTATIONS")
+            raise DataError("there are no images to train with; check DATASETS.TRAIN and FILTER_EMPTY_ANNOTATIONS")
         self.num_images = num_images
         self.seed = seed
         self.stream = stream
@@ -106,17 +106,17 @@ class EpochOrder:
         rng = np.random.default_rng((self.seed, self.stream, epoch))
         if self._cumulated is None:
             return rng.permutation(self.num_images)
-        # One draw and even steps from there, so that the numbers of times are as even as they can be.
+        # Systematic sampling: one random start and even steps make the counts as even as possible.
         points = (rng.random() + np.arange(self.length)) / self.length
         drawn = np.minimum(np.searchsorted(self._cumulated, points, side="right"), self.num_images - 1)
         return rng.permutation(drawn)
 
 
 class MixedOrder:
-    """Two orders mixed: of every sum(ratio) positions ratio[1] are of the second one, spread evenly.
+    """A mixture of two orders: of every sum(ratio) positions, ratio[1] are from the second one, evenly spread.
 
-    Any batch therefore holds both in this ratio, up to one image. members: (N,) the images that the indices of each
-    order stand for.
+    Every batch therefore has both in this ratio, up to one image. members: (N,) image index for each index of the two
+    orders.
     """
 
     def __init__(
@@ -137,14 +137,13 @@ class MixedOrder:
 
 
 def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np.ndarray | None:
-    """Return weights (N,) float64 that balance a data set, or None where there is nothing to balance.
+    """Return weights (N,) float64 that balance a data set, or None if there is nothing to balance.
 
-    balance_by: "" for none; "category": the rarer the rarest class of an image (by the number of images that show
-    it), the more often it comes, as LVIS's repeat factors do (Gupta et al. 2019); images without objects like the most
-    frequent ones. Else the name of a field of the images in the COCO file: all its values come equally often. power: 0
-    for no balancing, 1 for all of it.
+    balance_by: "" for none; "category": images are weighted by their rarest class (by number of images with it), like
+    LVIS's repeat factors (Gupta et al. 2019); images without objects like the most frequent one. Else an image field of
+    the COCO file, whose values become equally frequent. power: 0 for no balancing, 1 for full balancing.
 
-    Raises DataError where images lack the field.
+    Raises DataError if images lack the field.
     """
     if not balance_by or power == 0:
         return None
@@ -170,10 +169,11 @@ def balancing_weights(dataset: CocoDataset, balance_by: str, power: float) -> np
 
 
 def repeat_factors(dataset: CocoDataset, threshold: float, square_root: bool = True) -> np.ndarray:
-    """Return how many times (N,) float64, 1 or more, every image comes in an epoch (Gupta et al. 2019, LVIS, 3.2).
+    """Return how many times (N,) float64, 1 or more, every image is repeated in an epoch (Gupta et al. 2019, LVIS,
+    3.2).
 
-    A class in a share f of the images has the factor max(1, sqrt(threshold / f)), without the root where square_root is
-    False; an image has the largest factor of its classes, an image without objects 1. As Detectron2's
+    A class in a fraction f of the images has the factor max(1, sqrt(threshold / f)), without the root if square_root is
+    False; an image has the largest factor of its classes, an image without objects 1. Like Detectron2's
     RepeatFactorTrainingSampler.
     """
     present = dataset.objects_per_image() > 0
@@ -185,10 +185,10 @@ def repeat_factors(dataset: CocoDataset, threshold: float, square_root: bool = T
 
 
 def mix(weights: np.ndarray | None, origins: np.ndarray, set_weights: Sequence[float]) -> np.ndarray:
-    """Return weights (N,) float64 with which every data set comes as often as `set_weights` (S,) say, in sum.
+    """Return weights (N,) float64 with which data sets have the relative frequencies `set_weights` (S,).
 
-    weights: of the images within their sets, None for equal ones. origins: (N,) the set of every image; one that has
-    no image (all were left out) takes no part.
+    weights: of the images within their sets, None for equal ones. origins: (N,) the set of every image; a set without
+    images (all were left out) is ignored.
     """
     weights = np.ones(len(origins)) if weights is None else weights
     sums = np.bincount(origins, weights=weights, minlength=len(set_weights))

@@ -1,6 +1,6 @@
-"""Which images a model was trained with: stored in its checkpoints, and said of every image that it predicts.
+"""The images that a model was trained with: stored in its checkpoints, and in the provenance of its predictions.
 
-An image is known by the content of its file, whatever its name and folder are.
+An image is identified by the content of its file, independent of name and folder.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from detseg.coco.dataset import ImageRecord
 from detseg.coco.pairing import content_key
 from detseg.errors import DataError
 
-# In the `info` of a Predictions file, and of what is made of it.
+# Key in the `info` of a Predictions file and of files derived from it.
 FIELD = "trained_images"
-# More keys than this are no list of training images (8 bytes each).
+# Larger lists are not training images (8 bytes per key).
 _MOST_KEYS = 10_000_000
 
 
@@ -34,20 +34,20 @@ class TrainedImages:
 
     @classmethod
     def of_records(cls, records: Sequence[ImageRecord]) -> TrainedImages:
-        """Raises DataError where a file cannot be read."""
-        with ThreadPoolExecutor(max_workers=8) as pool:  # they wait for the disk
+        """Create from image records. Raises DataError if a file cannot be read."""
+        with ThreadPoolExecutor(max_workers=8) as pool:  # I/O-bound
             return cls(np.unique(np.fromiter(pool.map(content_key, records), dtype=np.int64)))
 
     @classmethod
     def from_stored(cls, stored: Any) -> TrainedImages | None:
-        """What a checkpoint holds, a tensor (N,) int64 of `keys`; None where it is anything else."""
+        """Create from a checkpoint's tensor (N,) int64 of `keys`; None if it is anything else."""
         keys = stored.numpy() if hasattr(stored, "numpy") else None
         fits = keys is not None and keys.dtype == np.int64 and keys.ndim == 1
         return cls(np.unique(keys)) if fits else None
 
     @classmethod
     def from_plain(cls, stored: Any) -> TrainedImages | None:
-        """What `to_plain` returned, as a JSON file gives it; None where it is anything else."""
+        """Create from the result of `to_plain` in a JSON file; None if it is anything else."""
         try:
             unpacking = zlib.decompressobj()
             data = unpacking.decompress(base64.b64decode(stored["zlib"], validate=True), 8 * _MOST_KEYS)
@@ -63,7 +63,7 @@ class TrainedImages:
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that tell these images apart, whatever their order."""
+        """16 hexadecimal digits that identify these images in any order."""
         return hashlib.sha256(self.keys.tobytes()).hexdigest()[:16]
 
     def __or__(self, other: TrainedImages | None) -> TrainedImages:
@@ -76,10 +76,10 @@ class TrainedImages:
 
 
 def was_in_training(record: ImageRecord, models: Sequence[TrainedImages | None]) -> bool | None:
-    """Whether one of several models was trained with an image; None where that is not known of all."""
+    """Whether one of several models was trained with an image; None if that is unknown for any."""
     try:
         known = [record in images for images in models if images is not None]
-    except DataError:  # no file, or one that cannot be read any more
+    except DataError:  # the file is missing or unreadable
         return None
     if any(known):
         return True

@@ -1,7 +1,7 @@
-"""Two views of every unlabelled image, with the exact map between them: weak for a teacher, strong for its student.
+"""Two views of every unlabelled image, with the exact map between them: weak for the teacher, strong for its student.
 
-The weak view is what prediction would see of a crop: crop and size of the training, and nothing else. The strong view
-shows it with all that is random in training, and more. Both are resampled once from the image itself.
+The weak view has the crop and size of training without other augmentation. The strong view has all of the training
+augmentation of it, and more. Both are resampled once from the image itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from detseg.structures.sample import Sample
 class Views:
     """Two views of one image.
 
-    weak: (h, w, C), the teacher's. strong: the student's, without annotations; `ignore` is what its changes hide.
-    geometry: from the strong view's pixels to the weak view's.
+    weak: (h, w, C), for the teacher. strong: for the student, without annotations; `ignore` marks what its changes
+    hide. geometry: from the strong view's pixels to the weak view's.
     """
 
     weak: np.ndarray
@@ -38,10 +38,10 @@ class Views:
 
 
 class ViewStream:
-    """An endless stream of views; `make(position)` is a function of (seed, position) only. What a TrainLoader loads.
+    """An endless stream of views; `make(position)` is a function of (seed, position) only. The source of a TrainLoader.
 
-    records: the images, whose sizes need not be known. preprocess, policy: of the labelled training. changes: those of
-    the strong view beside the policy's.
+    records: the images, whose sizes may be unknown. preprocess, policy: of the labelled training. changes: additional
+    ones of the strong view.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ViewStream:
         )
 
     def make(self, position: int) -> Views:
-        """Return the views at a position, a single channel not yet repeated: what workers send."""
+        """Return the views at a position, with a single channel not yet repeated, as workers send them."""
         rng = np.random.default_rng((self.seed, VIEW_STREAM, position))
         record = self.records[self.order[position]]
         image, facts = read_picture(record.path, record.metadata)
@@ -87,13 +87,13 @@ class ViewStream:
         return Views(weak.apply_image(image, self.policy.border), view, strong.seen_from(weak))
 
     def draw(self, whole: Sample, rng: np.random.Generator) -> tuple[GeometricMap, GeometricMap]:
-        """Draw the maps to the weak and to the strong view of an image."""
+        """Draw the maps to the weak and the strong view of an image."""
         height, width = whole.height, whole.width
         size = size_at_pixel_size(height, width, whole.metadata, self.policy.pixel_size, source=whole.file_name)
         weak = self._weak.draw_geometry(height, width, rng, size=size)
         zoom = self.policy.draw_zoom(rng)
         strong = weak.resize(whole_pixels(weak.height * zoom), whole_pixels(weak.width * zoom))
-        if zoom > 1:  # no more pixels than the weak view has, of any part of it
+        if zoom > 1:  # no more pixels than the weak view
             top, left = (
                 int(rng.integers(zoomed - shown + 1))
                 for zoomed, shown in ((strong.height, weak.height), (strong.width, weak.width))
@@ -102,7 +102,7 @@ class ViewStream:
         return weak, self.policy.turn_and_bend(strong, rng)
 
     def expand(self, views: Views) -> Views:
-        """Return what `make` made as the model takes it."""
+        """Convert the result of `make` to the model's input."""
         strong = dataclasses.replace(views.strong, image=self.preprocess.expand(views.strong.image))
         return dataclasses.replace(views, weak=self.preprocess.expand(views.weak), strong=strong)
 

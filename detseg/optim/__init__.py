@@ -1,1 +1,1 @@
-"""What changes the weights: optimizers, learning-rate schedules, mixed precision."""
+"""Optimizers, learning-rate schedules, mixed precision, weight averages."""

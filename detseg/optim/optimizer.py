@@ -1,4 +1,4 @@
-"""SGD and AdamW over parameter groups chosen as Detectron2 chooses them, and gradient clipping."""
+"""SGD and AdamW with Detectron2's parameter groups, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detseg.config.options import Options, Problems, key
 from detseg.errors import ConfigError, WeightsError
 
 Clipper = Callable[[Sequence[nn.Parameter]], Any]
-"""Limits the gradients of parameters in place."""
+"""Clips the gradients of parameters in place."""
 
 # _NormBase: all of BatchNorm, SyncBatchNorm and InstanceNorm
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -47,17 +47,17 @@ class OptimizerOptions(Options):
 def parameter_groups(
     model: nn.Module, options: OptimizerOptions, new_entries: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by their learning rate and weight decay.
+    """Group trainable parameters by learning rate and weight decay.
 
     Parameters of normalization layers decay by `weight_decay_norm`; those named "bias" learn at `base_lr *
     bias_lr_factor` and decay by `weight_decay_bias`, which overrides `weight_decay_norm`. None means `weight_decay`.
-    The rates of the model's pretrained part are multiplied by `backbone_multiplier`. Parameters that are not among
-    `new_entries`, where these are given, wait for `head_warmup_iters` iterations.
+    The rates of the model's pretrained part are multiplied by `backbone_multiplier`. If `new_entries` is given, all
+    other parameters wait for `head_warmup_iters` iterations.
 
     Returns:
         Groups for a torch optimizer with keys params, name, lr, initial_lr, weight_decay, waits_until, in order of
-        first occurrence; a parameter that two modules share is in one of them once. The name says what learns at its
-        rate: "base", "backbone", "bias", "backbone_bias", with "waiting_" before it.
+        first occurrence; a shared parameter is in one of them once. Names: "base", "backbone", "bias",
+        "backbone_bias", with the prefix "waiting_" if they wait.
     """
     groups: dict[tuple[str, float, float, int], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -92,13 +92,13 @@ def parameter_groups(
 def build_optimizer(
     options: OptimizerOptions, model: nn.Module, new_entries: Collection[str] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters of a model.
+    """Build the optimizer of the trainable parameters of a model.
 
     Args:
-        new_entries: names of the parameters that no pretrained weights were given for; None: does not matter.
+        new_entries: names of the parameters without pretrained weights; None: irrelevant.
 
     Raises:
-        ConfigError: a model without trainable parameters, or in which nothing is new for SOLVER.HEAD_WARMUP_ITERS.
+        ConfigError: a model without trainable parameters, or without new ones for SOLVER.HEAD_WARMUP_ITERS.
     """
     groups = parameter_groups(model, options, new_entries)
     if not groups:
@@ -107,7 +107,7 @@ def build_optimizer(
         raise ConfigError(
             "MODEL.WEIGHTS provides everything that is trained, nothing is new: set SOLVER.HEAD_WARMUP_ITERS to 0"
         )
-    # A fused step is one pass over all parameters, where PyTorch has it: of floating-point numbers on these devices.
+    # A fused step is one pass over all parameters, if PyTorch has it: for floating-point parameters on these devices.
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     if options.name == "SGD":
@@ -118,12 +118,12 @@ def build_optimizer(
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters that `optimizer` moves, in the order of its groups."""
+    """Return all parameters of `optimizer`, in the order of its groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, iteration: int | None = None) -> float:
-    """Set each group's rate to its initial rate times `factor`, and to 0 where it waits in this iteration (0-based).
+    """Set each group's rate to its initial rate times `factor`, or to 0 while it waits (iteration: 0-based).
 
     Returns:
         the base rate times `factor`, to be logged.
@@ -135,14 +135,14 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, iteratio
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """L2 norm over all gradients together: a float32 scalar tensor, 0 where nothing has a gradient."""
+    """Return the L2 norm over all gradients, a float32 scalar tensor; 0 without gradients."""
     norms = [torch.linalg.vector_norm(p.grad.detach().float()) for p in parameters if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 @dataclass(frozen=True)
 class ClippingOptions(Options):
-    """How gradients are limited: each element ("value"), each parameter's norm ("norm"), or the norm of all of them."""
+    """How gradients are clipped: each element ("value"), each parameter's norm ("norm"), or the norm of all of them."""
 
     section = "SOLVER.CLIP_GRADIENTS"
 
@@ -153,10 +153,10 @@ class ClippingOptions(Options):
 
 
 def build_clipper(options: ClippingOptions) -> Clipper | None:
-    """The function that limits gradients, None where they are left as they are.
+    """Build the function that clips gradients, None without clipping.
 
-    "value" limits each element to +-limit and "norm" each parameter's gradient to that norm, both as Detectron2;
-    "full_model" limits the norm over all gradients together.
+    "value" clips each element to +-limit and "norm" each parameter's gradient to that norm, both as in Detectron2;
+    "full_model" clips the norm over all gradients together.
     """
     limit, norm_type = options.limit, options.norm_type
     if not options.enabled:
@@ -199,7 +199,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's state."""
+        """Update the average with the model's state."""
         self.updates += 1
         weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in model.state_dict().items():
@@ -210,13 +210,13 @@ class MovingAverage:
                 average.copy_(tensor)
 
     def restart(self, model: nn.Module) -> None:
-        """Begin again with the model's present state."""
+        """Restart from the model's current state."""
         self.updates = 0
         for name, tensor in model.state_dict().items():
             self.average[name].copy_(tensor)
 
     def network(self, model: nn.Module) -> nn.Module:
-        """A copy of the model, in evaluation mode, whose weights and buffers are the averages as they move on."""
+        """Return a copy of the model, in evaluation mode, that shares the memory of the averages."""
         network = copy.deepcopy(model).eval().requires_grad_(False)
         network.load_state_dict(self.average)
         self.average = dict(network.state_dict())  # which shares its memory
@@ -224,7 +224,7 @@ class MovingAverage:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Inside the context the model has the averaged state; afterwards its own again, bit for bit."""
+        """Give the model the averaged state inside the context; its own is restored afterwards, bit for bit."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.average)
         try:
@@ -236,7 +236,7 @@ class MovingAverage:
         return {"model": self.average, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's average; raises WeightsError where it belongs to another model."""
+        """Continue from a checkpoint's average; raises WeightsError if it belongs to another model."""
         if state["model"].keys() != self.average.keys():
             different = sorted(state["model"].keys() ^ self.average.keys())
             raise WeightsError(

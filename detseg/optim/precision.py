@@ -1,4 +1,4 @@
-"""Mixed precision: which number format the forward pass uses, and the loss scaling that float16 needs."""
+"""Mixed precision: the dtype of the forward pass, and the loss scaling that float16 needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class PrecisionOptions(Options):
-    """Whether training computes in mixed precision, and in which format."""
+    """Whether training uses mixed precision, and which dtype."""
 
     section = "SOLVER.AMP"
 
@@ -37,7 +37,7 @@ class PrecisionOptions(Options):
 
 
 class Precision:
-    """The forward pass's number format and the backward pass's loss scaling.
+    """The dtype of the forward pass and the loss scaling of the backward pass.
 
     Args:
         device: where the model is.
@@ -54,16 +54,16 @@ class Precision:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, dtype=self.dtype)
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss of which the backward pass is taken."""
+        """Return the scaled loss for the backward pass."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring gradients back to their true size: before they are measured or clipped."""
+        """Unscale gradients, before they are measured or clipped."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step the optimizer. With float16, gradients that overflowed skip the step and lower the scale."""
+        """Step the optimizer. With float16, the step is skipped and the scale lowered if gradients overflow."""
         if self.scaler is None:
             optimizer.step()
         else:
@@ -79,16 +79,16 @@ class Precision:
 
 
 def build_precision(options: PrecisionOptions, device: torch.device) -> Precision:
-    """The precision of a training on `device`; what "auto" chose is logged.
+    """Build the precision of a training on `device`; the choice of "auto" is logged.
 
     Raises:
-        ConfigError: float16 where there is no CUDA.
+        ConfigError: float16 without CUDA.
     """
     if not options.enabled:
         return Precision(device)
     if options.dtype == "auto":
         dtype = automatic_dtype(device)
-        logger.info("mixed precision: %s", "not worth it on this device, float32" if dtype is None else dtype)
+        logger.info("mixed precision: %s", "no gain on this device, using float32" if dtype is None else dtype)
         return Precision(device, dtype)
     if options.dtype == "float16" and device.type != "cuda":
         raise ConfigError(f"SOLVER.AMP.DTYPE float16 needs CUDA, the model is on {device}: set it to auto or bfloat16")
@@ -96,9 +96,9 @@ def build_precision(options: PrecisionOptions, device: torch.device) -> Precisio
 
 
 def automatic_dtype(device: torch.device) -> torch.dtype | None:
-    """The format that is faster on this device without loss of accuracy, None for float32."""
+    """Return the dtype that is faster on this device without loss of accuracy, None for float32."""
     if device.type == "cuda":
-        # Before compute capability 8.0 bfloat16 is emulated, which is slower than float32.
+        # Below compute capability 8.0 bfloat16 is emulated, which is slower than float32.
         native_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip is not None
         return torch.bfloat16 if native_bfloat16 else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else None
@@ -116,27 +116,27 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-# torch.compile of a model's backbone for training (MODEL.COMPILE), only where it computes the same.
+# torch.compile of a model's backbone for training (MODEL.COMPILE), only if it computes the same.
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]
 
-# Of the largest value of a feature map, or of all gradients; fused kernels add up in another order.
+# Relative to the largest value of a feature map, or of all gradients; fused kernels sum in another order.
 TOLERANCE = 1e-3
 
 
 def compile_backbone(model: nn.Module, channels: int, compile: Callable[[Features], Features] = torch.compile) -> None:
-    """Let the backbone of a model train through torch.compile; its names and its evaluation stay what they are.
+    """Train the backbone of a model through torch.compile; its parameter names and its evaluation are unchanged.
 
-    A compiled network is made for one size of input: crops of one size suit it. Evaluation, of images of any size, runs
-    the plain one.
+    A network is compiled for one input size, which suits crops of one size. Evaluation, with images of any size, runs
+    the original one.
 
     Args:
         model: on its device, with its weights.
         channels: of its input.
-        compile: makes a faster function of the backbone's.
+        compile: returns a faster version of the backbone's function.
 
     Raises:
-        RunError: the model has no backbone, it cannot be compiled here, or computes something else then.
+        RunError: the model has no backbone, it cannot be compiled, or then computes something else.
     """
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
@@ -148,14 +148,12 @@ def compile_backbone(model: nn.Module, channels: int, compile: Callable[[Feature
     try:
         for function in (plain, compiled):
             results.append(_training_pass(backbone.train(), function, channels))
-            backbone.load_state_dict(before)  # the pass moved the statistics of BatchNorm
-    except Exception as error:  # whatever a compiler, or its absence, raises
-        raise RunError(
-            f"the backbone cannot be compiled here ({first_line(error)}): set MODEL.COMPILE to False"
-        ) from error
+            backbone.load_state_dict(before)  # the pass has updated the statistics of BatchNorm
+    except Exception as error:  # anything raised by a compiler or its absence
+        raise RunError(f"the backbone cannot be compiled ({first_line(error)}): set MODEL.COMPILE to False") from error
     backbone.train(training)
     differences = [(a - b).abs().max() / a.abs().max().clamp(min=1e-30) for a, b in zip(*results, strict=True)]
-    difference = float(torch.stack(differences).max())  # NaN where one is
+    difference = float(torch.stack(differences).max())  # NaN if any is
     if not difference <= TOLERANCE:
         raise RunError(
             f"the compiled backbone gives different results, by {difference:.1e} (rounding is at most "
@@ -170,7 +168,7 @@ def compile_backbone(model: nn.Module, channels: int, compile: Callable[[Feature
 
 
 def _training_pass(backbone: nn.Module, function: Features, channels: int) -> list[Tensor]:
-    """The feature maps of an example, and the gradients of all trained parameters as one vector."""
+    """Return the feature maps of an example, and the gradients of all trained parameters as one vector."""
     images = torch.randn((2, channels, 128, 160), generator=torch.Generator().manual_seed(0))
     device = next(backbone.parameters()).device
     features = function(images.to(device, memory_format=torch.channels_last))

@@ -1,7 +1,7 @@
 """Learning-rate schedules with Detectron2's numbers, as pure functions of the iteration.
 
-A schedule has no state: `schedule(iteration)` is the factor on every parameter group's own rate for that iteration
-(0-based), so resuming needs only the iteration. Inside, progress `t` is iteration / max_iter in [0, 1].
+A schedule has no state: `schedule(iteration)` is the factor on the initial rate of every parameter group in that
+iteration (0-based), so resuming needs only the iteration. Internally, progress `t` is iteration / max_iter in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 Curve = Callable[[float], float]
 """Factor on the learning rate as a function of progress in [0, 1]."""
 
-# Detectron2 compares progress with this tolerance (fvcore's ParamScheduler), which decides the iteration of a change.
+# Detectron2's tolerance when comparing progress (fvcore's ParamScheduler), which decides the iteration of a change.
 TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class ScheduleOptions(Options):
-    """The learning rate over the iterations of a training."""
+    """Options of the learning-rate schedule."""
 
     section = "SOLVER"
 
@@ -47,7 +47,7 @@ class ScheduleOptions(Options):
             problems.add("SOLVER.STEPS", "expected ascending iterations")
         if self.name == "WarmupCosineLR" and self.base_lr_end > self.base_lr:
             problems.add("SOLVER.BASE_LR_END", f"expected at most SOLVER.BASE_LR ({self.base_lr})")
-        if not problems.training:  # what follows is said once, before a training begins
+        if not problems.training:  # the warnings below are logged once, before a training
             return
         late = [step for step in self.steps if step >= self.max_iter]
         if late and self.name == "WarmupMultiStepLR":
@@ -61,7 +61,7 @@ class ScheduleOptions(Options):
 
 
 class Schedule:
-    """Factor on the learning rates at an iteration, of a training of `max_iter` iterations."""
+    """Factor on the learning rates as a function of the iteration, for `max_iter` iterations."""
 
     def __init__(self, curve: Curve, max_iter: int) -> None:
         self.curve = curve
@@ -72,7 +72,7 @@ class Schedule:
 
 
 def build_schedule(options: ScheduleOptions) -> Schedule:
-    """The schedule that the options describe."""
+    """Build the schedule."""
     max_iter = options.max_iter
     if options.name == "WarmupMultiStepLR":
         reached = [step for step in options.steps if step < max_iter]
@@ -123,19 +123,19 @@ def fixed_gamma_steps(gamma: float, num_decays: int) -> Curve:
 
 
 def with_warmup(curve: Curve, *, factor: float, length: float, method: str, rescale: bool) -> Curve:
-    """Put a warm-up before `curve`.
+    """Prepend a warm-up to `curve`.
 
     Args:
-        curve: what follows.
+        curve: the schedule that follows.
         factor: the warm-up starts at `factor * curve(0)`.
-        length: part of the training, in [0, 1], that the warm-up takes.
+        length: fraction of the training, in [0, 1], for the warm-up.
         method: "linear" (up to where `curve` continues) or "constant".
-        rescale: True squeezes the whole of `curve` into what remains; False cuts its beginning off.
+        rescale: True compresses `curve` into the rest; False cuts off its beginning.
     """
     start = factor * curve(0.0)
     end = curve(0.0) if rescale else curve(length)
     rest = 1.0 - length
-    rest_start = length + rest - rest  # in Detectron2's order of operations, so that the last bit agrees too
+    rest_start = length + rest - rest  # Detectron2's order of operations, for bit-identical results
 
     def warmed(t: float) -> float:
         if t + TOLERANCE <= length:

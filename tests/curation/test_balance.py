@@ -99,7 +99,7 @@ def test_fields_and_broken_folds(tmp_path: Path):
         ("a.csv", "file_name,fold\na,0\na,1\n", "occurs twice"),
         ("b.csv", "file_name,fold\na,x\n", "'x'"),
         ("c.csv", "name,fold\na,0\n", "no column file_name"),
-        ("d.yaml", "- a\n", "no index of folds"),
+        ("d.yaml", "- a\n", "not an index of folds"),
         ("e.yaml", "0: a\n", "list of file names"),
         ("f.yaml", "0: [a]\n1: [a]\n", "occurs twice"),
         ("g.yaml", "0: [", "not valid YAML"),

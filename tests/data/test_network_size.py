@@ -82,7 +82,7 @@ def test_training_sees_the_size_that_prediction_sees_and_masks_go_along() -> Non
         assert (seen.height, seen.width) == expected
         bright = seen.image[:, :, 0] > 100
         assert (bright == seen.layers.mask(0)).mean() > 0.99
-    with pytest.raises(DataError, match="pixel size is not known"):
+    with pytest.raises(DataError, match="pixel size is unknown"):
         TrainPolicy(pixel_size=0.5).geometry(sample_of(None), np.random.default_rng(0))
 
 

@@ -140,6 +140,6 @@ def test_impossible_sizes_and_two_masters_are_refused() -> None:
         with pytest.raises(ConfigError, match=r"INPUT\.OBJECT_SIZE.*4 to 1000 pixels, or 0"):
             TrainPolicy.from_config(load_config(None, ["INPUT.OBJECT_SIZE", value]))
     both = ["INPUT.OBJECT_SIZE", "32", "INPUT.PIXEL_SIZE", "0.5"]
-    with pytest.raises(ConfigError, match=r"INPUT\.OBJECT_SIZE.*INPUT\.PIXEL_SIZE says already"):
+    with pytest.raises(ConfigError, match=r"INPUT\.OBJECT_SIZE.*INPUT\.PIXEL_SIZE also sets"):
         TrainPolicy.from_config(load_config(None, both))
     assert math.isclose(TrainPolicy.from_config(load_config(None, ["INPUT.OBJECT_SIZE", "32"])).object_size, 32.0)

@@ -170,7 +170,7 @@ def test_folds_are_one_report_out_of_fold(tmp_path: Path) -> None:
         make_run(folder / f"fold{fold}", data, keys=[*keys, f"{fold}"])
     (folder / "folds.json").write_text(json.dumps({"folds": 3}))
     assert main(["report", "--run", str(folder)]) == 0
-    assert "fold2 of 3 has not begun" in page_of(folder / "report.html")
+    assert "fold2 of 3 has not started" in page_of(folder / "report.html")
     (folder / "folds.json").write_text(json.dumps({"folds": 2}))
     dataset = CocoDataset.load(data)
     dataset.save(folder / "oof_ground_truth.json", annotations=dataset.rle_annotations())

@@ -1,1 +1,1 @@
-"""Random changes of training samples: geometry of image and masks together, and intensities."""
+"""Augmentation of training samples: geometry of image and masks together, and intensities."""

@@ -1,4 +1,4 @@
-"""The image that objects are pasted on: what each of them hides, and what is seen of all in the end.
+"""The target image of copy-paste: what each pasted object hides, and what is visible in the end.
 
 Symbols: y, x: the target's row and column of a cutout's upper left pixel, which may be outside the target.
 """
@@ -16,11 +16,11 @@ from detseg.data.augment.intensities import natural_range
 from detseg.structures.label_layers import LabelLayers
 from detseg.structures.sample import Sample
 
-# The blurred edge of a mask is cut off so many standard deviations away.
+# The blurred edge of a mask is cut off at this many standard deviations.
 _EDGE_REACH = 3
-# The surroundings of an object: so many pixels around its box, half of its longer side between these.
+# Width of the surroundings of an object: half of its box's longer side, within these limits in pixels.
 _LEAST_RING, _MOST_RING = 4, 32
-# With fewer pixels of background around an object, the background of the whole image is taken.
+# With fewer background pixels around an object, the background of the whole image is used.
 _LEAST_BACKGROUND = 16
 
 Window = tuple[slice, slice]
@@ -28,7 +28,8 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Cutout:
-    """One object of a source image. mask: (h, w) bool, its box; y0, x0: where that is there. class_index: 0-based.
+    """One object of a source image. mask: (h, w) bool, within its box; y0, x0: position of the box there. class_index:
+    0-based.
 
     weights: (3,) float32, see Sample.object_weights. certainty: (h, w) uint8 as there, or None.
     """
@@ -42,7 +43,7 @@ class Cutout:
 
 
 class SourceImage:
-    """An image that objects are cut out of."""
+    """An image from which objects are cut."""
 
     def __init__(self, sample: Sample) -> None:
         self.image = sample.image
@@ -67,14 +68,14 @@ class SourceImage:
 
 
 class Background:
-    """Where no object is, and how bright an image (H, W, C) is there. where: (H, W) bool, may be changed."""
+    """The background of an image (H, W, C) and its brightness. where: (H, W) bool, no object; may be changed."""
 
     def __init__(self, image: np.ndarray, where: np.ndarray) -> None:
         self._image = image
         self.where = where
 
     def mean_around(self, y: int, x: int, height: int, width: int) -> np.ndarray | None:
-        """Return the mean (C,) of the background around a box, else of all; None where there is none."""
+        """Return the mean (C,) of the background around a box, or else of all background; None if there is none."""
         ring = min(max(max(height, width) // 2, _LEAST_RING), _MOST_RING)
         window = (
             slice(max(y - ring, 0), max(y + height + ring, 0)),
@@ -91,10 +92,10 @@ class Background:
 class Canvas:
     """A target sample on which objects of a source image are pasted; the target itself is not changed.
 
-    kept_overlaps: pasted objects do not hide each other: they overlap as they did in their image. sigma: standard
-    deviation, pixels, of the soft edge; 0 for a hard one. margin: pixels of background around an object that are copied
-    with it, where no object is here or there. match_gray: shift every object's intensities by the difference between
-    the backgrounds around it here and there.
+    kept_overlaps: pasted objects do not hide each other, but overlap as in their image. sigma: standard deviation of
+    the soft edge in pixels; 0 for a hard one. margin: pixels of background around an object that are copied with it, if
+    there is no object in either image. match_gray: shift every object's intensities by the difference between the
+    backgrounds around it in both images.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Canvas:
         self._background = Background(self._image, ~layers.foreground())
         self._num_before = len(layers)
         self._pasted: list[Cutout] = []
-        # Of all objects, those pasted last: their pixels when they came, and how many of these are hidden now.
+        # For all objects, pasted ones last: their original number of pixels, and how many of these are hidden now.
         self._areas = layers.areas()
         self._hidden = np.zeros(len(layers), dtype=np.int64)
         lows, highs = zip(natural_range(target.image), natural_range(source.image), strict=True)
@@ -133,8 +134,8 @@ class Canvas:
     def fits(self, cutout: Cutout, y: int, x: int, *, max_overlap: float, min_visible: float) -> bool:
         """Whether an object may be pasted at (y, x).
 
-        It must show `min_visible` of its pixels inside the target, cover no ignored pixel, and cover other objects
-        with at most `max_overlap` of its pixels; of none of them may pasted objects hide more than that share.
+        It must have `min_visible` of its pixels inside the target, cover no ignored pixel, and cover other objects with
+        at most `max_overlap` of its pixels; pasted objects must not hide a larger fraction of any of them.
         """
         mask, window = self._visible(cutout, y, x)
         visible = np.count_nonzero(mask)
@@ -151,7 +152,7 @@ class Canvas:
         return covered.sum() <= max_overlap * visible and not (covered > 0)[too_much].any()
 
     def paste(self, cutout: Cutout, y: int, x: int) -> None:
-        """Paste an object; some of it must be inside the target."""
+        """Paste an object; part of it must be inside the target."""
         mask, window = self._visible(cutout, y, x)
         self._copy_pixels(cutout, y, x)
         covered = self._count_covered(mask, window)
@@ -165,7 +166,7 @@ class Canvas:
         self._pasted.append(cutout)
         self._areas = np.append(self._areas, np.count_nonzero(mask))
         self._hidden = np.append(self._hidden, 0)
-        # The label goes into the first layer whose pixels are free.
+        # The label goes into the first layer in which its pixels are free.
         free = next((layer for layer in labels if not layer[mask].any()), None)
         if free is None:
             new = np.zeros((1, *self._labels.shape[1:]), dtype=np.int32)
@@ -176,7 +177,7 @@ class Canvas:
     def finish(self, min_visible: float) -> Sample:
         """Return the sample; objects of which less than `min_visible` is left are dropped.
 
-        What is left of those becomes ignored: it is neither an object that could be learnt nor background.
+        Their remaining pixels are ignored: they are neither an object to be learnt nor background.
         """
         if not self._pasted:
             return self._target
@@ -202,7 +203,7 @@ class Canvas:
         return together if keep.all() else together.with_objects(layers.select(keep), keep)
 
     def _visible(self, cutout: Cutout, y: int, x: int) -> tuple[np.ndarray, Window]:
-        """Return the part of a mask inside the target, and the target's rows and columns that it covers."""
+        """Return the part of a mask inside the target, and its window there."""
         height, width = cutout.mask.shape
         if y >= 0 and x >= 0 and y + height <= self._target.height and x + width <= self._target.width:
             return cutout.mask, (slice(y, y + height), slice(x, x + width))
@@ -212,7 +213,7 @@ class Canvas:
         return part, (rows, columns)
 
     def _count_covered(self, mask: np.ndarray, window: Window) -> np.ndarray | None:
-        """Return how many pixels (N,) int64 of every object here the mask would hide; None for no pixel."""
+        """Return how many pixels (N,) int64 of every object the mask would hide; None if it has no pixels."""
         if not (mask & ~self._background.where[window]).any():
             return None
         under = self._labels[:, window[0], window[1]][:, mask]
@@ -222,7 +223,7 @@ class Canvas:
         return counts
 
     def _paste_certainty(self, cutout: Cutout, y: int, x: int) -> None:
-        """Its pixels are as sure as they were in their image."""
+        """Copy the certainty of the object's pixels from their image."""
         if self._certainty is None and cutout.certainty is None:
             return
         mask, window = self._visible(cutout, y, x)
@@ -235,11 +236,11 @@ class Canvas:
         self._certainty[window][mask] = known[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
 
     def _copy_pixels(self, cutout: Cutout, y: int, x: int) -> None:
-        """Copy the object's pixels, and with a margin or a soft edge a little of what was around it."""
+        """Copy the object's pixels, and with a margin or a soft edge some of its surroundings."""
         reach = self._margin + round(_EDGE_REACH * self._sigma)
         height, width = cutout.mask.shape
         down, right = y - cutout.y0, x - cutout.x0
-        # The window's rows and columns in the target, where both images have them.
+        # The window's rows and columns in the target, where both images have pixels.
         top, bottom = max(y - reach, 0, down), min(y + height + reach, self._target.height, self._source.height + down)
         left, end = max(x - reach, 0, right), min(x + width + reach, self._target.width, self._source.width + right)
         here = (slice(top, bottom), slice(left, end))
@@ -262,7 +263,7 @@ class Canvas:
             self._image[here][alpha > 0] = new[alpha > 0]
 
     def _gray_difference(self, cutout: Cutout, y: int, x: int) -> np.ndarray | float:
-        """Return (C,) float32: the mean of the background around the object here minus that around it there."""
+        """Return (C,) float32: mean of the background around the object in the target minus that in the source."""
         here = self._background.mean_around(y, x, *cutout.mask.shape)
         there = self._source.background.mean_around(cutout.y0, cutout.x0, *cutout.mask.shape)
         return 0.0 if here is None or there is None else here - there
@@ -274,7 +275,7 @@ def _disc(radius: int) -> np.ndarray:
 
 
 def _mean(image: np.ndarray, where: np.ndarray) -> np.ndarray | None:
-    """Return the mean (C,) float32 of the pixels `where`, or None where these are too few to tell."""
+    """Return the mean (C,) float32 of the pixels `where`, or None if these are too few."""
     count = np.count_nonzero(where)
     if count < _LEAST_BACKGROUND:
         return None

@@ -1,7 +1,7 @@
 """Copy-paste (Ghiasi et al. 2020, "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation").
 
-Objects of one sample are pasted on another; both went through the random geometry before. Made for dense images: an
-object that would hide too much of others is not pasted, and none of this makes a full-size mask of one object.
+Objects of one sample are pasted on another; both have been through the random geometry before. Made for dense images:
+an object that would hide too much of others is not pasted, and no full-size mask of an object is made.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from detseg.data.augment.canvas import Canvas, Cutout, SourceImage
 from detseg.errors import DataError
 from detseg.structures.sample import Sample
 
-# An object so many pixels from an edge, or less, is cut by it: masks drawn by hand often end a little before.
+# An object within this many pixels of an edge is considered cut by it: manual masks often end a little before.
 _CUT_WITHIN = 2
-# Places that are tried for an object where it may be anywhere.
+# Number of places that are tried for an object with PLACE "free".
 _PLACES_TRIED = 5
-# Objects that are looked at, for each that shall be pasted, until enough fit.
+# Number of candidates per object to be pasted, until enough fit.
 _OBJECTS_TRIED = 4
 
 
@@ -27,14 +27,13 @@ _OBJECTS_TRIED = 4
 class CopyPaste(Options):
     """How objects are pasted.
 
-    max_objects: the most in one image, 0 for as many as there are; how many is drawn evenly from 1 on. place: "kept",
-    where they are in their own sample (Ghiasi et al.), or "free", each anywhere inside the target. max_overlap: share
-    of an object, pasted or there before, up to which one may cover the other; 1 for no limit. min_visible: objects of
-    which less remains are dropped, and what remains is ignored. soft_edge: standard deviation, pixels, of the Gaussian
-    by which masks are blurred for blending; 0 for hard edges. margin: pixels of background around an object that are
-    pasted with it, such as its halo. match_gray: shift an object's intensities so that its background agrees with that
-    of its new place. class_weights: how likely objects of each class are drawn, relative to each other; empty for
-    equally.
+    max_objects: maximum in one image, 0 for no limit; the number is uniform from 1. place: "kept", as in their own
+    sample (Ghiasi et al.), or "free", anywhere inside the target. max_overlap: largest fraction of an object, pasted or
+    not, that another one may cover; 1 for no limit. min_visible: objects with a smaller visible fraction are dropped,
+    and their remaining pixels ignored. soft_edge: standard deviation in pixels of the Gaussian that blurs masks for
+    blending; 0 for hard edges. margin: pixels of background around an object that are pasted with it, such as its halo.
+    match_gray: shift an object's intensities to match the background of its new place. class_weights: relative sampling
+    weights of the classes; empty for equal ones.
     """
 
     section = "INPUT.COPY_PASTE"
@@ -49,20 +48,20 @@ class CopyPaste(Options):
     class_weights: tuple[float, ...] = ()
 
     def paste(self, target: Sample, source: Sample, rng: np.random.Generator) -> Sample:
-        """Return the target with objects of the source pasted on it; the target itself where none fits.
+        """Return the target with objects of the source pasted on it; the target itself if none fits.
 
-        Both have images of one dtype and number of channels. Of the source, objects are not taken that touch ignored
-        pixels; in the target, ignored pixels stay ignored and nothing is pasted on them. Objects that are cut by the
-        edge of their own image are pasted where the target's edge cuts them alike.
+        Both images have the same dtype and number of channels. Objects of the source that touch ignored pixels are not
+        used; in the target, ignored pixels stay ignored and nothing is pasted on them. Objects that are cut by the edge
+        of their own image are pasted only where the target's edge cuts them in the same way.
 
-        Raises DataError where the images are of different kinds.
+        Raises DataError if dtypes or channels differ.
         """
         kinds = [f"{sample.image.dtype} with {sample.image.shape[2]} channels" for sample in (target, source)]
         if kinds[0] != kinds[1]:
             raise DataError(
                 f"{source.file_name}: its objects cannot be pasted on {target.file_name}: the images are {kinds[1]} "
-                f"and {kinds[0]}; bring them to one kind with INPUT.SCALING (percentile or fixed), INPUT.GRAYSCALE or "
-                "INPUT.CHANNELS, or name other INPUT.COPY_PASTE.SOURCES"
+                f"and {kinds[0]}; convert them to one kind with INPUT.SCALING (percentile or fixed), INPUT.GRAYSCALE "
+                "or INPUT.CHANNELS, or use other INPUT.COPY_PASTE.SOURCES"
             )
         image = SourceImage(source)
         candidates = self._draw_candidates(image, rng)
@@ -70,7 +69,7 @@ class CopyPaste(Options):
             return target
         wanted = int(rng.integers(1, min(self.max_objects or len(candidates), len(candidates)) + 1))
         kept = self.place == "kept"
-        # How far the source is below and right of the target's corner; the smaller is inside of the larger.
+        # Shift of the source relative to the target; the smaller image is inside the larger.
         spare = [there - here for there, here in ((target.height, source.height), (target.width, source.width))]
         down, right = [int(rng.integers(min(more, 0), max(more, 0) + 1)) for more in spare] if kept else (0, 0)
         canvas = Canvas(
@@ -95,7 +94,7 @@ class CopyPaste(Options):
         return canvas.finish(self.min_visible)
 
     def _draw_candidates(self, source: SourceImage, rng: np.random.Generator) -> np.ndarray:
-        """Return the objects (0-based) that may be pasted, in random order, likely ones first."""
+        """Return the objects (0-based) that may be pasted, in weighted random order."""
         usable = source.boxes[:, 2] > source.boxes[:, 0]
         if source.ignore is not None:
             touching = np.unique(source.layers.layers[:, source.ignore])
@@ -103,14 +102,14 @@ class CopyPaste(Options):
         weights = np.ones(len(usable))
         if self.class_weights:
             weights = np.asarray(self.class_weights)[source.classes]
-        # Drawing without replacement is sorting by exponential times (Efraimidis and Spirakis).
+        # Weighted sampling without replacement by sorting exponential times (Efraimidis and Spirakis).
         times = rng.exponential(size=len(usable)) / np.maximum(weights, 1e-12)
         order = np.argsort(times, kind="stable")
         return order[(usable & (weights > 0))[order]]
 
 
 def _draw_places(cutout: Cutout, target: Sample, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Return rows and columns at which an object is inside of the target; none where it is too large."""
+    """Return rows and columns at which an object is inside the target; none if it is too large."""
     height, width = cutout.mask.shape
     if height > target.height or width > target.width:
         return []
@@ -120,7 +119,7 @@ def _draw_places(cutout: Cutout, target: Sample, rng: np.random.Generator) -> li
 
 
 def _shows_cut(cutout: Cutout, y: int, x: int, source: SourceImage, target: Sample) -> bool:
-    """Whether an edge at which its own image cuts the object would be inside of the target."""
+    """Whether an edge of the source image that cuts the object would be inside the target."""
     below, right = cutout.y0 + cutout.mask.shape[0], cutout.x0 + cutout.mask.shape[1]
     here = (y, x, target.height - (y + cutout.mask.shape[0]), target.width - (x + cutout.mask.shape[1]))
     there = (cutout.y0, cutout.x0, source.height - below, source.width - right)

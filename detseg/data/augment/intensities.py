@@ -1,4 +1,4 @@
-"""Changes of intensities; each keeps dtype and range, and gets its numbers from the caller."""
+"""Changes of intensities; each keeps dtype and range, and is deterministic given its parameters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from detseg.config.kinds import shorten
 from detseg.config.options import Options, Problems, key
 from detseg.errors import ConfigError, DataError, did_you_mean
 
-# The least and the greatest intensity that an image may have.
+# The minimum and maximum possible intensity of an image.
 ValueRange = tuple[float, float]
 
 
 def natural_range(image: np.ndarray) -> ValueRange:
-    """Return the range of a dtype of whole numbers, or from the least to the greatest value of a float image."""
+    """Return the range of an integer dtype, or the minimum and maximum of a float image."""
     if image.dtype.kind == "u":
         return 0.0, float(np.iinfo(image.dtype).max)
     return float(image.min()), float(image.max())
 
 
 def change_intensities(image: np.ndarray, *, contrast: float, brightness: float, value_range: ValueRange) -> np.ndarray:
-    """Return (image - mean) * contrast + mean + brightness * (high - low), cut to the range, of the same dtype.
+    """Return (image - mean) * contrast + mean + brightness * (high - low), clipped to the range, with the same dtype.
 
     image: (H, W, C) uint8, uint16 or float32. contrast: a factor, 1 for none. brightness: a fraction of the range, 0
     for none.
@@ -58,8 +58,7 @@ CLAHE_TILES = (8, 8)
 def equalise(image: np.ndarray, limit: float, value_range: ValueRange) -> np.ndarray:
     """Contrast limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) of an image (H, W, C).
 
-    Of RGB the lightness is equalised, of any other number of channels each by itself, in 256 levels. Same dtype and
-    range.
+    For RGB the lightness is equalised, otherwise each channel separately, in 256 levels. Dtype and range are kept.
     """
     low, high = value_range
     if not high > low:
@@ -80,22 +79,22 @@ def equalise(image: np.ndarray, limit: float, value_range: ValueRange) -> np.nda
     return np.rint(equalised).astype(image.dtype) if image.dtype.kind == "u" else equalised
 
 
-# The least share of light that passes a stain, one level of 8 bits: of none the optical density would be infinite.
+# Minimum transmitted light, one level of 8 bits: for zero the optical density would be infinite.
 _LEAST_LIGHT = 1 / 256
 
 
 def mix_stains(image: np.ndarray, mixture: np.ndarray, value_range: ValueRange, *, on_dark: bool) -> np.ndarray:
-    """Return an image whose channels' optical densities are mixed, cut to the range, of the same dtype.
+    """Return an image whose channels' optical densities are mixed, clipped to the range, with the same dtype.
 
-    Light I of a white I0 has the density -log(I / I0), to which stains add in proportion to their amount (the law of
-    Beer and Lambert): a mixture of channels makes other stains, and what is white stays white.
+    Light I for white I0 has the density -log(I / I0), which is additive in the amounts of stains (Beer-Lambert law): a
+    mixture of channels gives other stains, and white remains white.
 
     Args:
         image: (H, W, C) uint8, uint16 or float32.
         mixture: (C, C); channel j of the result has the density sum_i density_i * mixture[i, j], at least 0.
         value_range: of the image.
-        on_dark: the densities are those of the inverse image, so that a dark ground stays dark and what shines on it
-            changes its colour.
+        on_dark: use the densities of the inverted image, so that a dark background stays dark and bright objects change
+            their colour.
     """
     low, high = value_range
     if not high > low:
@@ -107,15 +106,15 @@ def mix_stains(image: np.ndarray, mixture: np.ndarray, value_range: ValueRange, 
     return np.rint(mixed).astype(image.dtype) if image.dtype.kind == "u" else mixed.astype(np.float32)
 
 
-# INPUT.ALBUMENTATIONS: changes of intensities by Albumentations, written in YAML; checked, built and applied.
+# INPUT.ALBUMENTATIONS: changes of intensities by Albumentations, configured in YAML; validated, built and applied here.
 #
 # An entry is `{name, p, params}`, the name of a transform, its probability and its arguments, or `{name, p, transforms,
-# params}` for one that holds others (OneOf, SomeOf, ...). Albumentations is imported when there is an entry.
+# params}` for one that contains others (OneOf, SomeOf, ...). Albumentations is imported only if there is an entry.
 
 KEY = "INPUT.ALBUMENTATIONS"
 _FIELDS = ("name", "p", "params", "transforms")
 _HOLDERS = ("OneOf", "SomeOf", "RandomOrder", "Sequential", "Compose")
-# These move nothing, although Albumentations counts them among those that change masks.
+# These move no pixels, although Albumentations classifies them as transforms that change masks.
 _UNMOVED = ("CoarseDropout", "Erasing", "GridDropout", "PixelDropout", "XYMasking", "NoOp")
 _BASES = ("BasicTransform", "ImageOnlyTransform", "DualTransform", "Transform3D")
 _OTHER_RANGE = {
@@ -124,7 +123,7 @@ _OTHER_RANGE = {
     "FromFloat": "types are converted as needed",
 }
 _GEOMETRY = (
-    "INPUT.RANDOM_FLIP, RANDOM_ROTATE90, RANDOM_SCALE, RANDOM_AFFINE, RANDOM_ELASTIC and CROP are the geometry, for "
+    "INPUT.RANDOM_FLIP, RANDOM_ROTATE90, RANDOM_SCALE, RANDOM_AFFINE, RANDOM_ELASTIC and CROP change the geometry of "
     "images and masks together"
 )
 _TRIAL_SIZE = (72, 80)
@@ -132,10 +131,10 @@ _TRIAL_SIZE = (72, 80)
 
 @dataclass(frozen=True)
 class AlbumentationsPipeline(Options):
-    """The transforms of INPUT.ALBUMENTATIONS, with randomness that is a function of the sample's generator only.
+    """The transforms of INPUT.ALBUMENTATIONS, with randomness from the sample's generator only.
 
-    entries: as the key has them. num_channels: of the model. The library is imported, and the transforms are made, with
-    the first image: in every worker of a loader anew.
+    entries: value of the key. num_channels: of the model. The library is imported, and the transforms are built, with
+    the first image, in every loader worker.
     """
 
     section = "INPUT"
@@ -144,26 +143,26 @@ class AlbumentationsPipeline(Options):
     num_channels: int = key("MODEL.PIXEL_MEAN", default=3, convert=len)
 
     def check(self, problems: Problems) -> None:
-        """Try every transform on images of the channels and types that it will get."""
+        """Try every transform on images with the channels and dtypes that it will get."""
         if not self.entries:
             return
         cfg = problems.cfg
         channels = 1 if cfg.INPUT.GRAYSCALE or len(cfg.INPUT.CHANNELS) == 1 else max(self.num_channels, 1)
         image = np.random.default_rng(0).integers(0, 256, (*_TRIAL_SIZE, channels), dtype=np.uint8)
-        # Without scaling, images are what the files have: 8 bits, or more as fractions of their range.
+        # Without scaling, images are as in the files: 8 bits, or more as fractions of their range.
         images = [image] if cfg.INPUT.SCALING == "none" else []
         try:
             build_transforms(self.entries, [*images, image.astype(np.float32) / 255])
         except ConfigError as error:
-            # The value of this key is long: the message names the entry instead.
+            # The value of this key is long, so the message names the entry instead.
             origin = cfg.origin(f"{self.section}.ALBUMENTATIONS")
             problems.found += [f"{line} ({origin})" for line in str(error).splitlines()]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, value_range: ValueRange) -> np.ndarray:
         """Return a changed image of the same size, dtype and range.
 
-        image: (H, W, C) uint8, or uint16 or float32 within value_range, which Albumentations sees as fractions of it.
-        Where a transform takes colour images only, one channel is repeated to as many as the model takes.
+        image: (H, W, C) uint8, or uint16 or float32 within value_range, which are passed as fractions of it. If a
+        transform needs colour images, a single channel is repeated to the number of the model's channels.
         """
         if image.shape[2] == 1 and self.num_channels > 1 and not self._takes_gray:
             image = np.repeat(image, self.num_channels, axis=2)
@@ -178,10 +177,10 @@ class AlbumentationsPipeline(Options):
         return np.rint(changed).astype(image.dtype) if image.dtype.kind == "u" else changed.astype(np.float32)
 
     def _apply(self, image: np.ndarray) -> np.ndarray:
-        # A transform that is skipped returns the image itself: none may write into it.
+        # A skipped transform returns the image itself: a copy protects it from being written to.
         changed = self._transforms(image=np.array(image, order="C"))["image"].reshape(image.shape)
         if changed.dtype != image.dtype:
-            raise DataError(f"{KEY} made {changed.dtype} of an image of {image.dtype}")
+            raise DataError(f"{KEY} converted to {changed.dtype} an image of {image.dtype}")
         return changed
 
     @cached_property
@@ -202,10 +201,10 @@ class AlbumentationsPipeline(Options):
 
 
 def import_albumentations() -> ModuleType:
-    """Import Albumentations without its look for a newer version on the web.
+    """Import Albumentations without its online check for a newer version.
 
     Raises:
-        ConfigError: it is missing or another version.
+        ConfigError: it is missing or has another version.
     """
     setting = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -225,10 +224,10 @@ def import_albumentations() -> ModuleType:
 
 
 def build_transforms(entries: Sequence[Any], images: Sequence[np.ndarray] = ()) -> Any:
-    """Return entries as one albumentations.Compose, after every transform took images (H, W, C) such as it will get.
+    """Return entries as one albumentations.Compose, after trying every transform on images (H, W, C) as it will get.
 
     Raises:
-        ConfigError: all that is wrong with them, one per line.
+        ConfigError: all problems, one per line.
     """
     builder = _Builder(import_albumentations(), images)
     transforms = builder.build_all(entries, KEY)
@@ -238,11 +237,11 @@ def build_transforms(entries: Sequence[Any], images: Sequence[np.ndarray] = ()) 
 
 
 class _RefusedError(Exception):
-    """What is wrong with one entry."""
+    """A problem of one entry."""
 
 
 class _Builder:
-    """Makes transforms of entries, and collects what is wrong with them."""
+    """Builds transforms from entries, and collects their problems."""
 
     def __init__(self, library: ModuleType, images: Sequence[np.ndarray]) -> None:
         self.library = library
@@ -250,7 +249,7 @@ class _Builder:
         self.problems: list[str] = []
 
     def build_all(self, entries: Sequence[Any], place: str) -> list[Any]:
-        """Return the transforms of those entries that have no problem."""
+        """Return the transforms of the entries without problems."""
         built = []
         for number, entry in enumerate(entries):
             name = entry.get("name") if isinstance(entry, dict) else None
@@ -271,22 +270,22 @@ class _Builder:
         if p is not None and (isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1):
             raise _RefusedError(f"p is {shorten(p)}, expected a probability from 0 to 1")
         if not isinstance(params, dict):
-            raise _RefusedError(f"params is {shorten(params)}, expected names with values")
+            raise _RefusedError(f"params is {shorten(params)}, expected a mapping")
         if "p" in params or "strict" in params:
-            raise _RefusedError("p is a field beside name, not one of params; strict is always True")
+            raise _RefusedError("p is a field next to name, not one of params; strict is always True")
         arguments = {name: _tuples(value) for name, value in params.items()} | ({} if p is None else {"p": p})
         if name not in _HOLDERS:
             if "transforms" in entry:
-                raise _RefusedError(f"holds no other transforms; those that do are {', '.join(_HOLDERS)}")
+                raise _RefusedError(f"contains no other transforms; those that do are {', '.join(_HOLDERS)}")
             return self._build_one(name, arguments)
         inner = entry.get("transforms")
         if not isinstance(inner, list) or not inner:
             raise _RefusedError("expected a list of other entries in `transforms`")
         transforms = self.build_all(inner, f"{place}.transforms")
         if len(transforms) < len(inner):
-            return None  # the problems are noted
+            return None  # the problems have been recorded
         if name == "Compose":
-            # Inside another pipeline both are the same; this one checks nothing again.
+            # Nested in another pipeline both are the same; Sequential repeats no checks.
             name, arguments = "Sequential", {"p": 1.0} | arguments
         with _refusing():
             return getattr(self.library, name)(transforms, **arguments)
@@ -299,9 +298,9 @@ class _Builder:
             near = did_you_mean(name, [*known, *_UNMOVED, *_HOLDERS])
             raise _RefusedError(f"Albumentations has no such transform{near}")
         if name in _OTHER_RANGE:
-            raise _RefusedError(f"the range of intensities must stay as it is: {_OTHER_RANGE[name]}")
+            raise _RefusedError(f"the range of intensities must not change: {_OTHER_RANGE[name]}")
         if not issubclass(kind, library.ImageOnlyTransform) and name not in _UNMOVED:
-            raise _RefusedError(f"may move pixels, and masks would stay where they are: {_GEOMETRY}")
+            raise _RefusedError(f"may move pixels, but masks would not be moved: {_GEOMETRY}")
         known = [argument for argument in inspect.signature(kind).parameters if argument != "p"]
         for argument in arguments:
             if argument not in (*known, "p"):
@@ -314,24 +313,26 @@ class _Builder:
                 pipeline = library.Compose([kind(**(arguments | {"p": 1.0}), strict=True)])
                 pipeline.set_random_seed(0)
             what = f"images of {image.shape[2]} channel{'' if image.shape[2] == 1 else 's'} and type {image.dtype}"
-            with _refusing(f"does not take {what}: "):
+            with _refusing(f"does not accept {what}: "):
                 result = pipeline(image=image.copy())["image"]
             if (result.shape, result.dtype) != (image.shape, image.dtype):
-                raise _RefusedError(f"makes {result.dtype} {result.shape} of {what}; expected the same type and size")
+                raise _RefusedError(
+                    f"converts {what} to {result.dtype} {result.shape}; expected the same dtype and size"
+                )
         return transform
 
 
 @contextlib.contextmanager
 def _refusing(before: str = "") -> Iterator[None]:
-    """What Albumentations raises becomes a problem of the entry."""
+    """Convert exceptions of Albumentations to a problem of the entry."""
     try:
         with warnings.catch_warnings():
-            # Albumentations warns of arguments that it then replaces by others: a warning would be overlooked.
+            # Albumentations warns about arguments that it replaces; such a warning would be overlooked.
             warnings.simplefilter("error", UserWarning)
             yield
-    except Exception as error:  # whatever a transform raises, of pydantic, OpenCV or its own
+    except Exception as error:  # of pydantic, OpenCV or the transform itself
         words = " ".join(str(error).split()) or type(error).__name__
-        # pydantic ends every problem with the address of its documentation.
+        # pydantic ends every message with the URL of its documentation.
         words = words.split(" For further information visit")[0]
         raise _RefusedError(before + (words if len(words) <= 300 else words[:300] + "...")) from None
 
@@ -341,5 +342,5 @@ def _is_a(one: Any, base: type) -> bool:
 
 
 def _tuples(value: Any) -> Any:
-    """YAML's lists as the tuples that Albumentations asks for."""
+    """Convert YAML lists to the tuples that Albumentations expects."""
     return tuple(_tuples(element) for element in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The random changes of training: what the INPUT keys ask for, drawn first and then applied at once."""
+"""The augmentation policy of training: all random choices of the INPUT keys, drawn first and then applied at once."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ from detseg.structures.sample import Sample
 
 @dataclass(frozen=True)
 class TrainPolicy(ScaleOptions):
-    """Crop, resize (in this order, as Detectron2, or the other way round), turns, bends and intensities of a sample.
+    """Crop, resize (in this order, as in Detectron2, or the other way round), affine and elastic changes, intensities.
 
-    pixel_size: micrometres to which images are brought before all else; what follows is in pixels of this size; 0
-    leaves them as they are. object_size: in its place, pixels to which the diameter of an image's labelled objects is
-    brought; min_sizes then do not count, and max_size only where there is no crop. typical: diameters of the data set,
-    for images with few objects or none; see `for_data`.
-    min_sizes, sampling: the shorter edge, pixels: one of several ("choice") or between two ("range"); 0 keeps the size.
-    max_size: of the longer edge. scales: least and most further zoom, drawn evenly ("uniform") or evenly in its
-    logarithm ("log_uniform"), by scale_sampling; a crop in absolute pixels cuts as many pixels out of the zoomed image,
-    so that its size stays. affine, elastic: of what the crop shows. flip: "none", "horizontal", "vertical" or "both".
-    rotate90: turn by a random multiple of 90 degrees. border, min_visible: see `map_sample`.
-    invert: a probability. brightness, contrast: half ranges. stain: standard deviation of the mixture of channels in
-    optical density, see `mix_stains`. pipeline: further changes of intensities, after these.
+    pixel_size: micrometres to which images are rescaled first, so that the rest is in pixels of this size; 0 for off.
+    object_size: instead, pixels to which the diameter of an image's labelled objects is rescaled; min_sizes are then
+    ignored, and max_size applies only without a crop. typical: diameters of the data set, for images with few or no
+    objects; see `for_data`. min_sizes, sampling: the shorter edge in pixels: one of several ("choice") or between two
+    ("range"); 0 keeps the size. max_size: of the longer edge. scales: range of an additional zoom, uniform ("uniform")
+    or uniform in its logarithm ("log_uniform"), by scale_sampling; a crop in absolute pixels has the same size in the
+    zoomed image. affine, elastic: of the cropped image. flip: "none", "horizontal", "vertical" or "both". rotate90:
+    rotate by a random multiple of 90 degrees. border, min_visible: see `map_sample`. invert: a probability.
+    brightness, contrast: half ranges. stain: standard deviation of the mixture of channels in optical density, see
+    `mix_stains`. pipeline: further changes of intensities, after these.
     """
 
     min_sizes: tuple[int, ...] = key("MIN_SIZE_TRAIN", default=(0,), at_least=0)
@@ -75,12 +74,12 @@ class TrainPolicy(ScaleOptions):
             )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Return a changed copy of the sample; objects that the crop removes are dropped."""
+        """Return a changed copy of the sample, without objects outside the crop."""
         return self.photometry(self.geometry(sample, rng), rng, natural_range(sample.image))
 
     def for_data(self, dataset: CocoDataset) -> TrainPolicy:
-        """Return the policy for a data set: crops on rare classes ask how many objects of each class it has, and
-        `object_size` what diameters are typical.
+        """Return the policy for a data set: crops on rare classes need its number of objects per class, and
+        `object_size` its typical diameters.
         """
         policy = self
         if self.crop.balance_power:
@@ -90,13 +89,13 @@ class TrainPolicy(ScaleOptions):
         return policy
 
     def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Return a copy with geometry drawn and applied; objects that the crop removes are dropped."""
+        """Return a copy with random geometry, without objects outside the crop."""
         box = self.crop.draw_object(sample, rng)
         geometry = self.draw_geometry(sample.height, sample.width, rng, box, size=self._size_of(sample))
         return map_sample(sample, geometry, border=self.border, min_visible=self.min_visible)
 
     def _size_of(self, sample: Sample) -> tuple[int, int]:
-        """(height, width) of a whole sample with pixels of `pixel_size`, or objects of `object_size`."""
+        """Return (height, width) of a whole sample at `pixel_size`, or at `object_size`."""
         height, width = sample.height, sample.width
         if not self.object_size:
             return size_at_pixel_size(height, width, sample.metadata, self.pixel_size, source=sample.file_name)
@@ -108,9 +107,9 @@ class TrainPolicy(ScaleOptions):
         return whole_pixels(height * factor), whole_pixels(width * factor)
 
     def photometry(self, sample: Sample, rng: np.random.Generator, value_range: ValueRange) -> Sample:
-        """Return a copy with changes of intensities drawn and applied.
+        """Return a copy with random changes of intensities.
 
-        value_range: of the whole image, of which the sample may show a part.
+        value_range: of the whole image, of which the sample may be a part.
         """
         image = sample.image
         contrast = 1.0 + rng.uniform(-self.contrast, self.contrast)
@@ -127,7 +126,7 @@ class TrainPolicy(ScaleOptions):
         return dataclasses.replace(sample, image=image)
 
     def _stained(self, image: np.ndarray, rng: np.random.Generator, value_range: ValueRange) -> np.ndarray:
-        """A gray image, which becomes coloured, or one of three channels."""
+        """Apply stain augmentation to a grayscale image, which becomes coloured, or to one with three channels."""
         mixture = np.eye(3) + rng.normal(0, self.stain, (3, 3))
         on_dark = rng.random() < 0.5
         if image.shape[2] == 1:
@@ -145,7 +144,7 @@ class TrainPolicy(ScaleOptions):
     ) -> GeometricMap:
         """Draw all geometry for an image of height x width.
 
-        box: what the crop shall show. size: (height, width) that `pixel_size` or `object_size` asks for; None: its own.
+        box: to be shown in the crop. size: (height, width) by `pixel_size` or `object_size`; None: the image's own.
         """
         zoom = self.draw_zoom(rng)
         if self.sampling == "range":
@@ -169,13 +168,13 @@ class TrainPolicy(ScaleOptions):
         return self.turn_and_bend(geometry, rng, box_in_output(geometry, box) if box else None)
 
     def draw_zoom(self, rng: np.random.Generator) -> float:
-        """Draw the further zoom."""
+        """Draw the additional zoom."""
         if self.scale_sampling == "uniform":
             return rng.uniform(*self.scales)
         return math.exp(rng.uniform(math.log(self.scales[0]), math.log(self.scales[1])))
 
     def turn_and_bend(self, geometry: GeometricMap, rng: np.random.Generator, keep: Box | None = None) -> GeometricMap:
-        """Draw what comes after crop and zoom: affine and elastic changes, flips and turns. keep: see RandomAffine."""
+        """Draw the changes after crop and zoom: affine, elastic, flips and rotations. keep: see RandomAffine."""
         geometry = self.affine.apply(geometry, rng, keep)
         geometry = self.elastic.apply(geometry, rng)
         if self.flip in ("horizontal", "both") and rng.random() < 0.5:
@@ -187,7 +186,7 @@ class TrainPolicy(ScaleOptions):
     def _crop_and_resize(
         self, geometry: GeometricMap, short: int, zoom: float, box: Box | None, rng: np.random.Generator
     ) -> GeometricMap:
-        """Detectron2's order. Cutting S pixels out of the zoomed image is cutting out S / zoom and stretching them."""
+        """Crop and resize in Detectron2's order. A crop of S pixels in the zoomed image is one of S / zoom, resized."""
         edges = (geometry.height, geometry.width)
         wanted = self.crop.draw_size(*edges, zoom, rng)
         if self.crop.kind.startswith("relative"):
@@ -196,7 +195,8 @@ class TrainPolicy(ScaleOptions):
         else:
             seen = [min(size, whole_pixels(edge * zoom)) for size, edge in zip(wanted, edges, strict=True)]
             crop = [whole_pixels(size / zoom, edge) for size, edge in zip(seen, edges, strict=True)]
-            # The crop without zoom decides the scale: an image used whole would lose its zoom to the shortest edge.
+            # The crop without zoom determines the scale: else resizing of the shortest edge would undo the zoom of an
+            # image that is used whole.
             plain = [min(size, edge) for size, edge in zip(wanted, edges, strict=True)]
             factors = [size / without for size, without in zip(seen, plain, strict=True)]
         geometry = self.crop.cut(geometry, crop, box, rng)

@@ -1,4 +1,4 @@
-"""Random crops, anywhere or around an object; random turns, shears, stretches, shifts and bends of what they show."""
+"""Random crops, anywhere or around an object; random affine changes and elastic deformations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from detseg.structures.sample import Sample
 
 @dataclass(frozen=True)
 class RandomCrop(Options):
-    """A crop of a random place.
+    """A random crop.
 
-    enabled: False for no crop. kind: with the size (height, width; pixels, fractions, or (least, most) pixels for
-    "absolute_range") as Detectron2's RandomCrop; smaller images are used whole, or padded to the size where `pad`.
-    after_resize: cut out of the resized and zoomed image. on_objects: probability that the crop is laid around an
-    object of the image; else it may be anywhere. balance_power: how far rare classes are preferred for that, see
-    `for_counts`. class_weights: how likely an object of each class is chosen, relative to each other; () for equally.
+    enabled: False for no crop. kind: with the size (height, width; pixels, fractions, or (minimum, maximum) pixels for
+    "absolute_range") as in Detectron2's RandomCrop; smaller images are used whole, or padded to the size with `pad`.
+    after_resize: crop the resized and zoomed image. on_objects: probability of a crop around an object of the image;
+    otherwise it is anywhere. balance_power: preference for rare classes, see `for_counts`. class_weights: relative
+    weights of the classes of chosen objects; () for equal ones.
     """
 
     section = "INPUT.CROP"
@@ -51,15 +51,12 @@ class RandomCrop(Options):
             if value and not self.enabled:
                 problems.add(f"INPUT.CROP.{name}", "there is no crop: set INPUT.CROP.ENABLED True")
         if self.balance_power and not self.on_objects:
-            problems.add(
-                "INPUT.CROP.BALANCE_POWER", "chooses among the objects of INPUT.CROP.ON_OBJECTS: set that above 0"
-            )
+            problems.add("INPUT.CROP.BALANCE_POWER", "applies to INPUT.CROP.ON_OBJECTS: set that above 0")
 
     def for_counts(self, counts: Sequence[int] | np.ndarray) -> RandomCrop:
-        """Return the crop for data with so many objects of each class.
+        """Return the crop for data with these numbers of objects per class.
 
-        `balance_power` 0 gives equal weights, 1 shows all classes equally often. Classes without objects get the weight
-        0.
+        `balance_power` 0 gives equal weights, 1 shows all classes equally often. Classes without objects get weight 0.
         """
         if self.balance_power == 0:
             return self
@@ -67,9 +64,9 @@ class RandomCrop(Options):
         return dataclasses.replace(self, class_weights=weights)
 
     def draw_size(self, height: int, width: int, zoom: float, rng: np.random.Generator) -> list[int]:
-        """Return [height, width] of the crop: relative ones in the image's pixels, absolute ones as they shall be seen.
+        """Return [height, width] of the crop: relative sizes in the image's pixels, absolute ones in zoomed pixels.
 
-        Absolute ones may be larger than the image, of height x width pixels.
+        Absolute sizes may exceed the image, of height x width pixels.
         """
         first, second = self.size
         if self.kind == "absolute":
@@ -82,7 +79,7 @@ class RandomCrop(Options):
         return [whole_pixels(height * fractions[0], height), whole_pixels(width * fractions[1], width)]
 
     def draw_object(self, sample: Sample, rng: np.random.Generator) -> Box | None:
-        """Return the box of an object to lay the crop around, or None for anywhere."""
+        """Return the box of an object for the crop, or None for anywhere."""
         if not self.enabled or self.on_objects == 0 or rng.random() >= self.on_objects:
             return None
         if sample.layers is None or not len(sample.layers):
@@ -93,7 +90,7 @@ class RandomCrop(Options):
         if not weights.any():
             return None
         index = int(rng.choice(len(weights), p=weights / weights.sum()))
-        # One comparison with its id is faster than the boxes of all.
+        # One comparison with its id is faster than computing the boxes of all.
         pixels = (sample.layers.layers == index + 1).any(axis=0)
         rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
         if not len(rows):
@@ -103,9 +100,9 @@ class RandomCrop(Options):
     def cut(
         self, geometry: GeometricMap, size: Sequence[int], box: Box | None, rng: np.random.Generator
     ) -> GeometricMap:
-        """Cut [height, width] out of what the map shows, a crop or a resize; pad where it shows less and `pad`.
+        """Crop [height, width] from the output of a map that crops or resizes; with `pad`, pad if it is smaller.
 
-        Smaller images are cut whole without `pad`. box: of the input; it is seen whole, or fills the crop where it is
+        Without `pad`, smaller images are used whole. box: of the input; it is inside the crop, or fills it if it is
         larger.
         """
         height, width = size
@@ -118,14 +115,14 @@ class RandomCrop(Options):
 
 
 def box_in_output(geometry: GeometricMap, box: Box) -> Box:
-    """Return a box of the input in coordinates of the map's output; the map crops and resizes, and does not turn."""
+    """Return a box of the input in coordinates of the map's output; the map only crops and resizes."""
     (scale_x, _, x0), (_, scale_y, y0), _ = geometry.matrix
     return (box[0] - x0) / scale_x, (box[1] - y0) / scale_y, (box[2] - x0) / scale_x, (box[3] - y0) / scale_y
 
 
 def _draw_start(length: int, size: int, start: float | None, end: float | None, rng: np.random.Generator) -> int:
-    """Draw where along one axis a crop of `size` begins in `length` pixels, so that it shows start..end."""
-    # Of an image smaller than the crop the padding begins before it.
+    """Draw the start along one axis of a crop of `size` in `length` pixels, so that it contains start..end."""
+    # If the image is smaller than the crop, padding starts before it.
     least, most = min(0, length - size), max(0, length - size)
     if start is not None:
         first, last = sorted((end - size, start))
@@ -135,17 +132,17 @@ def _draw_start(length: int, size: int, start: float | None, end: float | None, 
 
 
 def whole_pixels(length: float, most: int | None = None) -> int:
-    """Round an edge's length to whole pixels, at least 1 and at most `most`."""
+    """Round a length to whole pixels, at least 1 and at most `most`."""
     rounded = max(int(length + 0.5), 1)
     return rounded if most is None else min(rounded, most)
 
 
 @dataclass(frozen=True)
 class RandomAffine(Options):
-    """An affine change that keeps areas.
+    """An affine change that preserves area.
 
-    probability: of any change. rotation, shear: half ranges, degrees. stretch: the largest ratio, 1 for none, by which
-    one direction is stretched and the other one squeezed. translate: half range, fraction of height and width.
+    probability: of any change. rotation, shear: half ranges, degrees. stretch: maximum ratio, 1 for none, by which one
+    direction is stretched and the other compressed. translate: half range, fraction of height and width.
     """
 
     section = "INPUT.RANDOM_AFFINE"
@@ -163,13 +160,13 @@ class RandomAffine(Options):
     def apply(self, geometry: GeometricMap, rng: np.random.Generator, box: Box | None = None) -> GeometricMap:
         """Draw a change and return the map with it.
 
-        The middle of the output keeps its place, or that of a box of the output that shall be seen. What is seen is
-        then moved into the image, so that as little as possible is beyond it; the box stays in sight.
+        The centre of the output, or of a box of the output to be kept, is fixed. The view is then shifted so that as
+        little as possible is beyond the image; the box stays visible.
         """
         if not self.is_on or rng.random() >= self.probability:
             return geometry
         angle, shear = (math.radians(rng.uniform(-most, most)) for most in (self.rotation, self.shear))
-        # Half of the ratio for each of the two directions.
+        # Half of the ratio for each direction.
         factor = math.exp(rng.uniform(-0.5, 0.5) * math.log(self.stretch))
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         linear = turn @ [[1, math.tan(shear)], [0, 1]] @ [[factor, 0], [0, 1 / factor]]
@@ -177,8 +174,8 @@ class RandomAffine(Options):
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
         step = np.eye(3)
         step[:2, :2] = linear
-        step[:2, 2] = np.array([x, y]) - linear @ (x, y)  # (x, y) keeps its place
-        # The box around the turned box.
+        step[:2, 2] = np.array([x, y]) - linear @ (x, y)  # (x, y) is fixed
+        # The box around the transformed box.
         half_x, half_y = np.abs(np.linalg.inv(linear)) @ ((x1 - x0) / 2, (y1 - y0) / 2)
         keep = (x - half_x, y - half_y, x + half_x, y + half_y) if box else None
         geometry = geometry.affine(step).moved_inside(keep)
@@ -190,7 +187,8 @@ class RandomAffine(Options):
 
 @dataclass(frozen=True)
 class RandomElastic(Options):
-    """An elastic bend. magnitude: standard deviation of the displacements, spacing: of control points; output pixels.
+    """An elastic deformation. magnitude: standard deviation of the displacements, spacing: of control points; output
+    pixels.
 
     probability: of any change.
     """
@@ -202,11 +200,12 @@ class RandomElastic(Options):
     spacing: float = key("SPACING", default=64.0, at_least=4)
 
     def check(self, problems: Problems) -> None:
-        # A larger bend would be clipped so that it does not fold the image: see `Displacement.draw`.
+        # A larger one would be clipped to avoid folds: see `Displacement.draw`.
         if self.magnitude > self.spacing / 8:
             problems.add(
                 "INPUT.RANDOM_ELASTIC.MAGNITUDE",
-                f"expected at most an eighth of INPUT.RANDOM_ELASTIC.SPACING ({self.spacing:g}): more folds the image",
+                f"expected at most an eighth of INPUT.RANDOM_ELASTIC.SPACING ({self.spacing:g}): a larger one would "
+                "fold the image",
             )
 
     @property
@@ -214,7 +213,7 @@ class RandomElastic(Options):
         return self.probability > 0 and self.magnitude > 0
 
     def apply(self, geometry: GeometricMap, rng: np.random.Generator) -> GeometricMap:
-        """Draw a bend and return the map with it."""
+        """Draw a deformation and return the map with it."""
         if not self.is_on or rng.random() >= self.probability:
             return geometry
         return geometry.elastic(

@@ -18,31 +18,31 @@ from PIL import Image
 # (y0, x0, y1, x1): a part of the input, continuous.
 Window = tuple[float, float, float, float]
 
-# What is seen beyond the image: the median of each channel, or the image mirrored.
+# Values beyond the image: the median of each channel, or the reflected image.
 BORDERS = ("constant", "reflect")
-# The median is taken of every so many pixels along each axis.
+# Step along each axis of the pixels that the median is computed over.
 _MEDIAN_STEP = 8
-# Shrinking further than this, a pixel takes the label of most of its area: the one at its centre says little.
+# When downscaling by a smaller factor, a pixel takes the label of most of its area instead of that at its centre.
 _MAJORITY_BELOW = 0.7
-# Points of an output pixel, along each axis, whose labels are counted for that.
+# Range of sampling points per output pixel, along each axis, for that.
 _LEAST_POINTS, _MOST_POINTS = 3, 16
-# cv2.remap takes images of at most so many pixels along each axis.
+# Maximum side of images for cv2.remap.
 _LONGEST_EDGE = 32766
 
 
 def background_value(image: np.ndarray) -> np.ndarray:
-    """Return the median (C,) of each channel of an image (H, W, C), of its dtype: most of a micrograph is background.
+    """Return the median (C,) of each channel of an image (H, W, C), in its dtype: most of a micrograph is background.
 
-    It is taken of a part of the pixels, which tells as much and is fast.
+    It is computed over a subset of the pixels, for speed.
     """
     step_y, step_x = (min(_MEDIAN_STEP, length) for length in image.shape[:2])
     pixels = image[::step_y, ::step_x].reshape(-1, image.shape[2])
-    # Of an even number of pixels, the one above the middle: a value that occurs.
+    # For an even number of pixels, the one above the middle, so that the value occurs.
     return np.partition(pixels, len(pixels) // 2, axis=0)[len(pixels) // 2]
 
 
 def filled(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return (height, width, C) of an image's background value and dtype."""
+    """Return (height, width, C) filled with an image's background value, in its dtype."""
     canvas = np.empty((height, width, image.shape[2]), dtype=image.dtype)
     canvas[:] = background_value(image)
     return canvas
@@ -51,8 +51,8 @@ def filled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an image (H, W, C) uint8, uint16 or float32 to (height, width, C) of the same dtype.
 
-    Bilinear; where it shrinks, the filter grows with the factor (antialiased), as Pillow does, which Detectron2 uses
-    for images of 8 bits. Same size: the image itself.
+    Bilinear; when downscaling, the filter grows with the factor (antialiasing), as in Pillow, which Detectron2 uses for
+    8-bit images. With the same size it returns the image itself.
     """
     return resize_box(image, (0.0, 0.0, float(image.shape[0]), float(image.shape[1])), height, width)
 
@@ -60,13 +60,13 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize_box(image: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
     """Resize a window of an image (H, W, C) to (height, width, C).
 
-    A window of whole pixels and the wanted size is cut out, exactly. Else the result is that part of the resized image:
-    along the window's edges, the filter sees the pixels outside.
+    A window of whole pixels with the output size is cropped exactly. Otherwise the result is that part of the resized
+    image: along the window's edges, the filter uses pixels outside.
     """
     y0, x0, y1, x1 = window
     if (y1 - y0, x1 - x0) == (height, width) and float(y0).is_integer() and float(x0).is_integer():
         return image[int(y0) : int(y0) + height, int(x0) : int(x0) + width]
-    # How far the filter reaches beyond a pixel's centre, in input pixels.
+    # Radius of the filter around a pixel's centre, in input pixels.
     reach_y, reach_x = math.ceil((y1 - y0) / height) + 1, math.ceil((x1 - x0) / width) + 1
     top, left = max(math.floor(y0) - reach_y, 0), max(math.floor(x0) - reach_x, 0)
     image = image[top : math.ceil(y1) + reach_y, left : math.ceil(x1) + reach_x]
@@ -85,8 +85,8 @@ def resize_box(image: np.ndarray, window: Window, height: int, width: int) -> np
 def resize_labels(labels: np.ndarray, window: Window, height: int, width: int) -> np.ndarray:
     """Resize a window of label images (L, H, W), integers or bool, to (L, height, width).
 
-    An output pixel takes the label at its centre; when shrinking below 0.7 along an axis, the label (background
-    included) that covers most of it, the object with the highest label where several cover as much.
+    An output pixel takes the label at its centre; when downscaling below 0.7 along an axis, the label (including
+    background) that covers most of it, and of a tie the highest label.
     """
     y0, x0, y1, x1 = window
     step_y, step_x = (y1 - y0) / height, (x1 - x0) / width
@@ -94,11 +94,11 @@ def resize_labels(labels: np.ndarray, window: Window, height: int, width: int) -
         return labels[:, int(y0) : int(y0) + height, int(x0) : int(x0) + width]
     points_y = points_x = 1
     shrinks = max(step_y, step_x) > 1 / _MAJORITY_BELOW
-    if shrinks:  # twice as many points as input pixels along each axis
+    if shrinks:  # two points per input pixel along each axis
         points_y, points_x = (min(max(math.ceil(2 * step), _LEAST_POINTS), _MOST_POINTS) for step in (step_y, step_x))
     rows = _pixels_at(y0, y1, height * points_y, labels.shape[1])
     columns = _pixels_at(x0, x1, width * points_x, labels.shape[2])
-    # Rows first: whole rows are copied fast, and only those that are seen are looked through for columns.
+    # Rows first: whole rows are copied fast, and columns are selected only from those.
     fine = labels.take(rows, axis=1).take(columns, axis=2)
     if not shrinks:
         return fine
@@ -112,11 +112,11 @@ def _pixels_at(start: float, end: float, count: int, length: int) -> np.ndarray:
 
 
 def majority(planes: Sequence[np.ndarray]) -> np.ndarray:
-    """Return for every pixel the label that most planes, arrays of one shape, have there.
+    """Return for every pixel the most frequent label among planes, arrays of one shape.
 
-    The highest label where several are as frequent.
+    Of a tie, the highest label.
     """
-    # Nearly all pixels see one label, nearly all others two; the few with more are counted by sorting.
+    # Nearly all pixels have one label, nearly all others two; the few with more are counted by sorting.
     lowest, highest = planes[0].copy(), planes[0].copy()
     for plane in planes[1:]:
         np.minimum(lowest, plane, out=lowest)
@@ -134,10 +134,10 @@ def majority(planes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _most_frequent(votes: np.ndarray) -> np.ndarray:
-    """Return the most frequent value of every row (M, K), the highest of several as frequent."""
+    """Return the most frequent value of every row (M, K), the highest of a tie."""
     votes = np.sort(votes, axis=1)
     columns = np.arange(votes.shape[1])
-    # The length of the run of equal values that ends at each place; the last longest one wins.
+    # Length of the run of equal values that ends at each position; the last longest one wins.
     starts = np.zeros(votes.shape, dtype=np.int64)
     starts[:, 1:] = np.where(votes[:, 1:] != votes[:, :-1], columns[1:], 0)
     lengths = columns - np.maximum.accumulate(starts, axis=1)
@@ -147,11 +147,11 @@ def _most_frequent(votes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Points:
-    """Where the centres of H x W output pixels lie in an input image.
+    """Positions of the centres of H x W output pixels in an input image.
 
-    x, y: (H, W) float32, coordinates measured from the upper left corner of input pixel (row top, column left), all
-    >= 0: so are they exact to a thousandth of a pixel in large images, too. height, width: of the input; points may be
-    outside it. linear: (2, 2), how far a step of one output pixel goes.
+    x, y: (H, W) float32, coordinates relative to the upper left corner of input pixel (row top, column left), all >= 0,
+    which makes them accurate to a thousandth of a pixel in large images too. height, width: of the input; points may be
+    outside it. linear: (2, 2), displacement per step of one output pixel.
     """
 
     x: np.ndarray
@@ -164,7 +164,7 @@ class Points:
 
     @cached_property
     def spans(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The least and the greatest x, and y, of the input."""
+        """Minimum and maximum of x, and of y, in the input."""
         return (
             (float(self.x.min()) + self.left, float(self.x.max()) + self.left),
             (float(self.y.min()) + self.top, float(self.y.max()) + self.top),
@@ -172,7 +172,7 @@ class Points:
 
     @cached_property
     def outside(self) -> np.ndarray | None:
-        """Which points (H, W) bool are outside the input; None where none does."""
+        """Which points (H, W) bool are outside the input; None if none is."""
         (x0, x1), (y0, y1) = self.spans
         if x0 >= 0 and y0 >= 0 and x1 < self.width and y1 < self.height:
             return None
@@ -182,7 +182,7 @@ class Points:
         return result
 
     def mirrored(self) -> Points:
-        """Return the points with those outside reflected into the input, as often as it takes."""
+        """Return the points with those outside reflected into the input, repeatedly if needed."""
         if self.outside is None:
             return self
 
@@ -194,17 +194,17 @@ class Points:
 
 
 def warp_image(image: np.ndarray, points: Points) -> np.ndarray:
-    """Return an image (H, W, C) seen at the points; of the same dtype (uint8, uint16 or float32).
+    """Sample an image (H, W, C) at the points; the result has the same dtype (uint8, uint16 or float32).
 
-    Bilinear. Where it shrinks, it is smoothed first, as far as the growing filter of `resize_image` smooths. Points
-    outside see the edge.
+    Bilinear. When downscaling, it is smoothed first, by as much as the filter of `resize_image`. Points outside take
+    the value at the edge.
     """
-    # What bilinear sampling, whose triangle has the half width 1, lacks when shrinking: a triangle of half width s has
-    # the variance s^2 / 6. What turns without shrinking is not smoothed at all, whatever the last digits say.
+    # Additional smoothing for downscaling: bilinear sampling is a triangle filter of half width 1, and one of half
+    # width s has the variance s^2 / 6. Rotation without downscaling is not smoothed at all, regardless of rounding.
     variances = ((points.linear**2).sum(axis=1) - 1) / 6
     sigma = [math.sqrt(variance) if variance > 1e-3 else 0.0 for variance in variances.tolist()]
     reach = math.ceil(4 * max(sigma)) + 2
-    # The first and the last + 1 of the pixels that are seen, of columns and of rows; at least one.
+    # First and last + 1 of the visible pixels, of columns and of rows; at least one.
     starts, ends = [], []
     for (least, most), length in zip(points.spans, (image.shape[1], image.shape[0]), strict=True):
         starts.append(min(max(math.floor(least) - reach, 0), length - 1))
@@ -216,25 +216,25 @@ def warp_image(image: np.ndarray, points: Points) -> np.ndarray:
         return np.concatenate([warp_image(image, dataclasses.replace(points, x=x, y=y)) for x, y in halves], axis)
     window = np.ascontiguousarray(image[top:bottom, left:right])
     if max(sigma) > 0:
-        # Of two directions the one that does not shrink gets a kernel of one pixel.
+        # A direction without downscaling gets a kernel of one pixel.
         sizes = [2 * math.ceil(4 * each) + 1 for each in sigma]
         window = cv2.GaussianBlur(window, sizes, sigmaX=sigma[0], sigmaY=sigma[1], borderType=cv2.BORDER_REFLECT)
-    # cv2's whole coordinates are pixel centres.
+    # In cv2, integer coordinates are pixel centres.
     map_x, map_y = points.x + np.float32(points.left - left - 0.5), points.y + np.float32(points.top - top - 0.5)
     result = cv2.remap(window, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return result.reshape(*map_x.shape, image.shape[2])
 
 
 def warp_labels(labels: np.ndarray, points: Points) -> np.ndarray:
-    """Return label images (L, H, W), integers or bool, seen at the points; 0 outside.
+    """Sample label images (L, H, W), integers or bool, at the points; 0 outside.
 
-    The label at the pixel's centre; when shrinking below 0.7 along an axis, the label that most of a grid of points in
-    every output pixel has, background included, as `resize_labels`.
+    The label at the pixel's centre; when downscaling below 0.7 along an axis, the most frequent label, including
+    background, on a grid of points in every output pixel, like `resize_labels`.
     """
     steps = np.hypot(points.linear[0], points.linear[1])
     if steps.max() <= 1 / _MAJORITY_BELOW:
         return _labels_at(labels, points)
-    # An elastic displacement is, within an output pixel, that of its centre.
+    # Within an output pixel, an elastic displacement is that of its centre.
     parts_x, parts_y = (
         (np.arange(count) + 0.5) / count - 0.5 for count in (min(math.ceil(step) + 1, _MOST_POINTS) for step in steps)
     )
@@ -248,7 +248,7 @@ def warp_labels(labels: np.ndarray, points: Points) -> np.ndarray:
 
 
 def _labels_at(labels: np.ndarray, points: Points) -> np.ndarray:
-    """Return the labels (L, H, W) of the pixels in which the points are; 0 outside."""
+    """Return the labels (L, H, W) of the pixels that contain the points; 0 outside."""
     height, width = labels.shape[1:]
     rows, columns = np.floor(points.y).astype(np.intp), np.floor(points.x).astype(np.intp)
     outside = points.outside

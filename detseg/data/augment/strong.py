@@ -1,4 +1,4 @@
-"""The strong view's changes of intensities, beyond those of labelled images: what the student has to see through."""
+"""Strong augmentation of intensities for the student's view, in addition to that of labelled images."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from detseg.config.options import Options, key
 from detseg.data.augment.intensities import ValueRange, change_intensities
 
-# Shares of images that are blurred, that get noise, and that lose rectangles.
+# Fractions of images that are blurred, get noise, and lose rectangles.
 _BLURRED = _NOISY = _ERASED = 0.5
-# Edges of an erased rectangle, as fractions of the image's.
+# Range of the sides of an erased rectangle, as fractions of the image's.
 _ERASED_EDGE = (0.05, 0.2)
 
 
 @dataclass(frozen=True)
 class StrongChanges(Options):
-    """Changes of a view for the student: contrast and brightness, blur, noise, and rectangles that are hidden.
+    """Augmentation of the student's view: contrast and brightness, blur, noise, and erased rectangles.
 
     The kinds are those of Unbiased Teacher (Liu et al. 2021, table of augmentations: colour jitter, blur, cutout) and
-    Soft Teacher (Xu et al. 2021), without colours; noise is a micrograph's own. Unlike there, what is hidden is
-    ignored: a cell of which nothing is left cannot be found.
+    Soft Teacher (Xu et al. 2021), without colours; noise is specific to micrographs. Unlike there, erased regions are
+    ignored, because a cell that is not visible at all cannot be found.
 
-    brightness, contrast: half ranges, as INPUT.RANDOM_BRIGHTNESS. blur: the largest standard deviation of a Gaussian,
-    pixels. noise: the largest standard deviation, as a fraction of the range. erase: the most rectangles.
+    brightness, contrast: half ranges, like INPUT.RANDOM_BRIGHTNESS. blur: maximum standard deviation of a Gaussian,
+    pixels. noise: maximum standard deviation, as a fraction of the range. erase: maximum number of rectangles.
     """
 
     section = "SEMI.STRONG"
@@ -39,7 +39,7 @@ class StrongChanges(Options):
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, value_range: ValueRange
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a changed image (H, W, C) of the same dtype, and what is hidden (H, W) bool; None for nothing."""
+        """Return a changed image (H, W, C) of the same dtype, and the erased pixels (H, W) bool or None."""
         contrast, brightness = (rng.uniform(-most, most) for most in (self.contrast, self.brightness))
         image = change_intensities(image, contrast=1 + contrast, brightness=brightness, value_range=value_range)
         shape = image.shape

@@ -1,6 +1,6 @@
-"""Smooth random displacements: a coarse grid of control points between which a uniform cubic B-spline runs.
+"""Smooth random displacements: a uniform cubic B-spline through a coarse grid of control points.
 
-The free-form deformation of Rueckert et al. 1999, drawn at random as Ronneberger et al. 2015 do for U-Net. x, y are
+The free-form deformation of Rueckert et al. 1999, randomly drawn as by Ronneberger et al. 2015 for U-Net. x, y are
 continuous coordinates of the displaced frame, in pixels.
 """
 
@@ -13,17 +13,17 @@ import numpy as np
 
 from detseg.data.augment.resampling import Window, filled, resize_box, resize_labels
 
-# Control points that move less than this part of their spacing along each axis cannot fold the image: the bound is
-# 1 / 2.0464 (Choi and Lee 2000), kept with some distance.
+# Control points that move less than this fraction of their spacing along each axis cannot fold the image: the bound is
+# 1 / 2.0464 (Choi and Lee 2000), with a safety margin.
 _LARGEST_STEP = 0.4
-# What the spline leaves of the standard deviation of independent control points: the mean over all places of the root
-# of the sum of its squared weights, along both axes.
+# Ratio of the standard deviation of the spline to that of independent control points: the mean over all positions of
+# the root of the sum of its squared weights, along both axes.
 _SPLINE_GAIN = 0.479
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """What is added to the coordinates of a frame of height x width pixels.
+    """Displacements that are added to the coordinates of a frame of height x width pixels.
 
     control: (R, C, 2) float64, (x, y) displacements in pixels of the control points; point (r, c) is at
     ((c - 1) * spacing, (r - 1) * spacing). Beyond the frame, the displacement is that of its edge.
@@ -46,16 +46,16 @@ class Displacement:
 
     @property
     def largest(self) -> float:
-        """The longest displacement that is possible, pixels."""
+        """Upper bound on the length of displacements, pixels."""
         return float(np.hypot(self.control[..., 0], self.control[..., 1]).max())
 
     def on_grid(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the displacements along x and y, each (H, W) float32, where columns x (W,) and rows y (H,) cross."""
+        """Return the displacements along x and y, each (H, W) float32, at the grid of columns x (W,), rows y (H,)."""
         along_y = self._weights(y, self.height, self.control.shape[0])
         along_x = self._weights(x, self.width, self.control.shape[1])
         rows = np.einsum("hr,rca->ahc", along_y, self.control).astype(np.float32)
         columns = np.ascontiguousarray(along_x.T, dtype=np.float32)
-        # Not by matrix products: their threads, as many in every worker as there are cores, would wait for each other.
+        # Not by matrix products: their threads, one per core in every worker, would block each other.
         dx, dy = (np.einsum("hc,cw->hw", one, columns) for one in rows)
         return dx, dy
 
@@ -76,9 +76,9 @@ class Displacement:
         return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
-# Maps that keep or swap the axes: a window of the image, resized, perhaps padded, then flipped and turned, exactly.
+# Maps that keep or swap the axes: a window of the image, resized, padded if needed, then flipped and rotated, exactly.
 
-# Coordinates closer than this to a whole number are meant to be it.
+# Coordinates closer than this to an integer are meant to be that integer.
 EXACT = 1e-6
 _FOR_OPENCV = (np.uint8, np.uint16, np.int32, np.float32)
 
@@ -87,9 +87,9 @@ _FOR_OPENCV = (np.uint8, np.uint16, np.int32, np.float32)
 class AxisAligned:
     """One such map.
 
-    window: (y0, x0, y1, x1), the part of the input that is seen, continuous. height, width: of the output before it is
-    turned. rows, columns: where the window is in it; around it is what is beyond the image. swaps: the output runs
-    along the input's other axis. flips: of rows and of columns of the output, after that.
+    window: (y0, x0, y1, x1), the visible part of the input, continuous. height, width: of the output before rotation.
+    rows, columns: position of the window in it; around it is padding. swaps: the output's axes are swapped. flips: of
+    rows and of columns of the output, after that.
     """
 
     window: Window
@@ -104,9 +104,9 @@ class AxisAligned:
     def from_matrix(
         cls, matrix: np.ndarray, height: int, width: int, input_size: tuple[int, int]
     ) -> AxisAligned | None:
-        """Read the map off its matrix (3, 3) from an output of height x width to the input.
+        """Convert a matrix (3, 3) from an output of height x width to the input.
 
-        None where it turns by other angles, or where the image ends within an output pixel.
+        Returns None if it rotates by other angles, or if the image ends within an output pixel.
         """
         swaps = abs(matrix[0, 0]) < EXACT and abs(matrix[1, 1]) < EXACT
         if not swaps and (abs(matrix[0, 1]) > EXACT or abs(matrix[1, 0]) > EXACT):
@@ -127,7 +127,7 @@ class AxisAligned:
 
     @property
     def shown(self) -> tuple[int, int]:
-        """Height and width of the part of the output, before it is turned, that shows the image."""
+        """Height and width of the part of the output, before rotation, that shows the image."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
     @property
@@ -162,7 +162,7 @@ class AxisAligned:
         return np.ascontiguousarray(seen[(slice(None), *self._flipped)])
 
     def _orient(self, image: np.ndarray) -> np.ndarray:
-        """Turn and flip (H, W, C), exactly."""
+        """Rotate and flip (H, W, C), exactly."""
         image = _transposed(image) if self.swaps else image
         return np.ascontiguousarray(image[self._flipped])
 
@@ -180,9 +180,9 @@ def _transposed(array: np.ndarray) -> np.ndarray:
 
 
 def _inside(start: float, end: float, count: int, length: int) -> tuple[float, float, slice] | None:
-    """Return the part of start..end within 0..length, and which of the `count` equal parts of start..end it is.
+    """Return the part of start..end within 0..length, and which of `count` equal parts of start..end it covers.
 
-    None where it is not a whole number of parts.
+    None if it does not cover whole parts.
     """
     step = (end - start) / count
     first, last = max(-start / step, 0.0), min((length - start) / step, float(count))
