@@ -24,9 +24,9 @@ from detseg.engine.plan import TrainingPlan
 from detseg.engine.state import deterministic, undisturbed_rng
 from detseg.engine.validation import validate_config
 from detseg.engines.build import build_model
-from detseg.errors import DetsegError
+from detseg.errors import DetsegError, first_line
 from detseg.models.base import total_loss
-from detseg.models.devices import choose_device, peak_memory
+from detseg.models.devices import choose_device, is_out_of_memory, peak_memory
 from detseg.models.imagenet import named_weights
 from detseg.models.pretrained import is_named
 from detseg.optim.optimizer import build_optimizer
@@ -88,6 +88,10 @@ def suggested_training(
             speed = measure(cfg, sets[0])
     except DetsegError as error:
         logger.warning("the speed of a training could not be measured: %s", error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("the speed of a training could not be measured: %s", first_line(error))
     seen = found.report["network"]
     work = Workload(
         images=len(sets[0]),

@@ -309,6 +309,19 @@ def test_weights_bring_the_network_that_they_are_for(here: Path) -> None:
     assert cfg.SOLVER.WARMUP_ITERS < cfg.SOLVER.MAX_ITER
 
 
+def test_a_full_device_leaves_the_speed_unmeasured(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fill(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
+
+    monkeypatch.setattr("detseg.engine.suggest.measure", fill)
+    data = write_data(here / "data", "all", range(3))
+    assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--minutes", "2") == 0
+    assert "could not be measured: CUDA out of memory. Tried to allocate 20.00 MiB." in caplog.text
+    assert "not measured" in (here / "s.yaml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("minutes", ["0", "-3", "nan", "inf"])
 def test_no_time_is_refused(here: Path, capsys: pytest.CaptureFixture[str], minutes: str) -> None:
     data = write_data(here / "data", "all", range(2))
