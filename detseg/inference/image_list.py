@@ -102,7 +102,7 @@ def find_images(
     unreadable = [str(file) for file in files if not is_text(str(file))]
     if unreadable:
         raise DataError(
-            f"--images: {len(unreadable)} files have names that are no UTF-8; rename them:\n"
+            f"--images: {len(unreadable)} files have names that are not UTF-8; rename them:\n"
             f"{list_problems([ascii(name) for name in unreadable])}"
         )
     try:

@@ -72,7 +72,7 @@ BAD_ANNOTATIONS = {
     "polygon with text": ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, "not a number"),
     "polygon of odd length": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "expected pairs x, y"),
     "RLE without a size": ({"segmentation": {"counts": [1, 2]}}, "its RLE is incomplete"),
-    "RLE of another size": (rle([TOTAL], (WIDTH, HEIGHT)), "made for an image of [12, 10] (height, width)"),
+    "RLE of another size": (rle([TOTAL], (WIDTH, HEIGHT)), "its RLE has the size [12, 10] (height, width)"),
     "RLE of too few pixels": (rle([5, 5]), "add up to 10 pixels, but its size is 10 x 12 = 120"),
     "RLE with a negative run": (rle([50, -5, TOTAL - 45]), "run lengths from 0 to the number of pixels"),
     "RLE with no numbers": (rle(["a", 5]), "run lengths as a list of whole numbers"),

@@ -31,14 +31,14 @@ BAD_RESULTS = {
     "size None": result(segmentation={"counts": "PPYo0"}),
     "add up to": result(segmentation={"size": [40, 50], "counts": "0"}),
     "characters": result(segmentation={"size": [40, 50], "counts": "ä"}),
-    "cut off": result(segmentation={"size": [40, 50], "counts": "P"}),
+    "truncated": result(segmentation={"size": [40, 50], "counts": "P"}),
     "whole numbers": result(segmentation={"size": [40, 50], "counts": [0.5, 1999.5]}),
     "polygons": result(segmentation=[[0, 0, 5, 0, 5, 5]]),
     "int, expected a COCO RLE": result(segmentation=3),
     "has no segmentation, but others": result(segmentation=...),
     "cannot be unpacked": result(soft_mask={"size": [5, 5], "zlib": "!"}),
     "soft mask has the size [4, 5]": result(soft_mask={"size": [4, 5], "zlib": ""}),
-    "soft mask holds 0 bytes": result(soft_mask={"size": [5, 5], "zlib": "eJwDAAAAAAE="}),
+    "soft mask has 0 bytes": result(soft_mask={"size": [5, 5], "zlib": "eJwDAAAAAAE="}),
 }
 
 

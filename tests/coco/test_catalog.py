@@ -42,7 +42,7 @@ def test_paths_are_relative_to_the_working_folder_then_to_the_datasets(home: Pat
 def test_an_unknown_name_lists_the_known_ones_and_a_missing_set_says_how_to_get_it(home: Path) -> None:
     with pytest.raises(DataError, match=r"no data set 'dsb2018'.*dsb2018_test, dsb2018_train.*synthetic_cells_val"):
         resolve_dataset("dsb2018")
-    with pytest.raises(DataError, match=r"dsb2018_val is not there.*val\.json.*prepare\.py label_images"):
+    with pytest.raises(DataError, match=r"dsb2018_val is missing.*val\.json.*prepare\.py label_images"):
         resolve_dataset("dsb2018_val")
 
 
@@ -69,7 +69,7 @@ def test_a_broken_catalog_is_refused(home: Path, text: str) -> None:
 
 
 def test_a_set_that_is_drawn_says_who_draws_it(home: Path) -> None:
-    with pytest.raises(DataError, match=r"synthetic_cells_train is not there.*train\.json.*make_missing_sets"):
+    with pytest.raises(DataError, match=r"synthetic_cells_train is missing.*train\.json.*make_missing_sets"):
         resolve_dataset("synthetic_cells_train")
     entry = find_dataset("synthetic_cells_val")
     assert (entry.generator, entry.json.name) == ("synthetic", "val.json")

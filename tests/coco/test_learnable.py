@@ -107,7 +107,7 @@ def test_boxes_alone_are_one_sentence_also_where_they_are_left_out(tmp_path: Pat
         ]
         assert main(words) == 2
         message = capsys.readouterr().err
-        assert message.splitlines()[1].startswith("  - 30 of 30 annotations have a box (bbox) and no mask")
+        assert message.splitlines()[1].startswith("  - 30 of 30 annotations have a box (bbox) but no mask")
         assert len(message.splitlines()) <= 3
     assert not (tmp_path / "out").exists()
 

@@ -226,7 +226,7 @@ def test_results_that_detectron2_and_others_write(tmp_path):
 
 def test_boxes_alone_need_the_size_of_their_image(tmp_path):
     path = write_json(tmp_path / "r.json", [result(segmentation=...)])
-    with pytest.raises(DataError, match="how large image 1 is"):
+    with pytest.raises(DataError, match="the size of image 1 is unknown"):
         read_predictions(path)
     image = next(iter(read_predictions(path, coco_truth((1, 40, 50)))))
     assert image.rles is None

@@ -295,7 +295,7 @@ def test_files_for_validation_are_known_by_their_names_and_nothing_is_split(here
 def test_one_image_is_said_to_be_no_split(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(here / "data", "all", range(1))
     assert inspect("--data", str(data), "--output", "report", "--suggest", "s.yaml", "--minutes", "2") == 0
-    assert "WARNING: there is one image" in capsys.readouterr().out
+    assert "WARNING: there is only one image" in capsys.readouterr().out
     cfg = load_config(here / "s.yaml")
     assert cfg.DATASETS.TRAIN == cfg.DATASETS.TEST == [str(data)]
 

@@ -189,7 +189,7 @@ def test_boxes_alone_are_one_sentence_or_read_as_boxes(coco: Path) -> None:
     with pytest.raises(DataError) as caught:
         CocoDataset.load(coco)
     assert str(caught.value).count("\n") == 1
-    assert "3 of 3 annotations have a box (bbox) and no mask" in str(caught.value)
+    assert "3 of 3 annotations have a box (bbox) but no mask" in str(caught.value)
     boxes = CocoDataset.load(coco, boxes=True).read_sample
     (coco.parent / "0.png").write_bytes((coco.parent / "images" / "0.png").read_bytes())
     assert boxes(0).layers.boxes().tolist() == [[1, 2, 7, 8], [2, 2, 8, 8], [3, 2, 9, 8]]

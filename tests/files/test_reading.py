@@ -124,7 +124,7 @@ def test_polygons_that_no_object_has(tmp_path: Path) -> None:
         text = text if len(points) > 6 else "[1" + "0" * 400 + ", " + text[1:]
         holder = json.dumps(coco(annotations=[{**annotation, "segmentation": "HERE"}]))
         path.write_text(holder.replace('"HERE"', f"[{text}]"))
-        with pytest.raises(DataError, match=r"pixels long|not finite"):
+        with pytest.raises(DataError, match=r"a length of|not finite"):
             CocoDataset.load(path)
 
 
@@ -136,7 +136,7 @@ def test_a_polygon_of_five_million_points(tmp_path: Path) -> None:
     path.write_text(json.dumps(coco(annotations=[{**ANNOTATION, "segmentation": "HERE"}])))
     points = ",".join(["1,1,9,1,9,9,1,9"] * 1_250_000)
     path.write_text(path.read_text().replace('"HERE"', f"[[{points}]]"))
-    with pytest.raises(DataError, match="has 5000000 points and is 39999992 pixels long"):
+    with pytest.raises(DataError, match="has 5000000 points and a length of 39999992 pixels"):
         CocoDataset.load(path)
 
 
@@ -147,7 +147,7 @@ def test_members_of_archives_that_unpack_to_more_than_they_can_hold(tmp_path: Pa
         archive.writestr(name, b"Iout" + b"\0" * 2**28)
     with pytest.raises(DataError, match=f"bomb.zip: {name}: claims 268435460 bytes"):
         open_files(path).read(name)
-    with pytest.raises(DataError, match=r"bomb\.zip: (is neither|holds)"):
+    with pytest.raises(DataError, match=r"bomb\.zip: (is neither|contains)"):
         read_roi_file(path.read_bytes(), "bomb.zip", 96, 96)
 
 

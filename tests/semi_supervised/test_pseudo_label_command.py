@@ -56,7 +56,7 @@ def test_plain_images_get_their_fields_from_their_names(folder) -> None:
     assert label(folder, *words) == 0
     rows = json.loads((folder / "pseudo.json").read_text(encoding="utf-8"))
     assert [row["file_name"] for row in rows["images"]] == ["P9_A1.png"]
-    assert [row["kind"] for row in rows["left_out"]] == ["of one plate with a validation image"]
+    assert [row["kind"] for row in rows["left_out"]] == ["same plate as a validation image"]
 
 
 @pytest.mark.parametrize(
