@@ -85,7 +85,7 @@ def named_weights(address: str) -> NamedWeights | None:
 def _package_weights(name: str) -> PackageWeights:
     if name not in PACKAGES:
         known = ", ".join(PACKAGE + known for known in PACKAGES)
-        raise WeightsError(f"{PACKAGE}{name}: not known; known are {known}")
+        raise WeightsError(f"{PACKAGE}{name}: unknown; expected {known}")
     return PACKAGES[name]
 
 

@@ -1,8 +1,8 @@
-"""Pasting: small masks back into the image, straight to run-lengths, without full-size masks.
+"""Pasting of small masks into the image, directly as run-lengths, without full-size masks.
 
-The probability of an image pixel is read at the pixel's centre, bilinearly, from the mask stretched over its box;
-outside the box's mask there are zeros: Detectron2's paste_masks_in_image. The two axes are independent, so that rows
-and columns are interpolated one after the other.
+The probability of an image pixel is the bilinear interpolation, at the pixel's centre, of the mask stretched over its
+box, with zeros outside the mask, as in Detectron2's paste_masks_in_image. The axes are independent, so rows and columns
+are interpolated one after the other.
 
 Symbols: D masks of s x s, h and w the whole pixels that a box touches.
 """
@@ -28,7 +28,8 @@ def paste_masks(
     soft_masks: bool = False,
     threshold: float = 0.5,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray] | None]:
-    """Return D RLEs of size [height, width], the pixels with at least `threshold` probability; masks are read once.
+    """Return D RLEs of size [height, width], the pixels with at least `threshold` probability. Masks are interpolated
+    once.
 
     probabilities: (D, s, s) float32. boxes: (D, 4) float32 XYXY in pixels of the image; an empty box gives an empty
     mask. With soft_masks also D crops (h, w) uint8 of 255 x probability, for `predictions.soft_mask_window` of each
@@ -50,10 +51,10 @@ def paste_crops(
 ) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yield for each mask the probabilities (h, w) float32 of the pixels that its box touches, and their x0 and y0.
 
-    Beyond the box less than half of a probability is left, so that a threshold of 0.5 loses nothing.
+    Outside the box probabilities are less than half of the mask's, so a threshold of 0.5 loses no pixels.
     """
     size = probabilities.shape[-1]
-    # A border of zeros stands for what lies outside the mask.
+    # A border of zeros represents the surroundings of the mask.
     padded = np.pad(probabilities.astype(np.float32, copy=False), ((0, 0), (1, 1), (1, 1)))
     columns = _Axis(boxes[:, 0], boxes[:, 2], width, size)
     rows = _Axis(boxes[:, 1], boxes[:, 3], height, size)
@@ -70,10 +71,10 @@ def paste_crops(
 def paste_through(
     probabilities: np.ndarray, boxes: np.ndarray, geometry: GeometricMap
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Yield what `paste_crops` does, as it is seen through a map whose input is the image that has the boxes.
+    """Yield the same as `paste_crops`, in the output of a map whose input is the image with the boxes.
 
-    Every pixel of the map's output reads the mask at the very place that it shows: masks are interpolated once, to a
-    32nd of one of their cells, whatever the map is.
+    Every pixel of the map's output reads the mask at its exact position: masks are interpolated once, to a 32nd of one
+    of their cells, for any map.
     """
     size = probabilities.shape[-1]
     padded = np.pad(probabilities.astype(np.float32, copy=False), ((0, 0), (1, 1), (1, 1)))
@@ -90,7 +91,7 @@ def paste_through(
 
 
 class _Axis:
-    """Where along one axis the pixels of every box read its mask, of all boxes, concatenated.
+    """The positions along one axis at which the pixels of every box read its mask, concatenated.
 
     first: (D,) the first pixel of each box.
     """

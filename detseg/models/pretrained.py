@@ -1,6 +1,6 @@
-"""What pretrained weights ask of the images: order of channels, mean, spread, and where a ResNet has its strides.
+"""The input that pretrained weights need: channel order, mean, standard deviation; and the strides of a ResNet.
 
-With another input such weights load and train, but never reach what they could: a mistake that no error would show.
+With other input such weights load and train, but the model stays worse, without any error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from detseg.models.imagenet import PACKAGE, TIMM, named_weights, package_file
 _logger = logging.getLogger(__name__)
 
 _STRIDE = "MODEL.RESNETS.STRIDE_IN_1X1"
-# torchvision takes RGB in 0..1 with the mean (0.485, 0.456, 0.406) and the standard deviation (0.229, 0.224, 0.225).
+# torchvision expects RGB in 0..1 with the mean (0.485, 0.456, 0.406) and the standard deviation (0.229, 0.224, 0.225).
 _TORCHVISION: dict[str, Any] = {
     "INPUT.FORMAT": "RGB",
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
 }
-# Detectron2's zoo takes OpenCV's BGR in 0..255; by a part of the address, what differs between its models.
+# Detectron2's zoo expects OpenCV's BGR in 0..255. Differences between its models, by a part of the address.
 _ZOO: dict[str, Any] = {"INPUT.FORMAT": "BGR", "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]}
 _ZOO_MODELS: tuple[tuple[re.Pattern[str], dict[str, Any]], ...] = (
     (re.compile(r"MSRA/R-|mask_rcnn_R_\d+_(FPN|C4|DC5)_[13]x/"), {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0], _STRIDE: True}),
@@ -40,9 +40,9 @@ def is_torchvision_address(source: str) -> bool:
 
 
 def note_torchvision_input(problems: Problems, source: str, keys: Collection[str]) -> None:
-    """Note an input that weights of torchvision were not trained with; `source` names them.
+    """Report input that differs from that of torchvision's training. source: the address of the weights.
 
-    keys: those that the model acts on.
+    keys: those that the model uses.
     """
     cfg = problems.cfg
     channels = len(cfg.MODEL.PIXEL_MEAN)
@@ -52,7 +52,7 @@ def note_torchvision_input(problems: Problems, source: str, keys: Collection[str
     else:
         _logger.warning(
             "%s was trained on RGB images of mean 116 and standard deviation 57; for %d channels MODEL.PIXEL_MEAN and "
-            "MODEL.PIXEL_STD should bring yours to mean 0 and standard deviation 1",
+            "MODEL.PIXEL_STD should normalise yours to mean 0 and standard deviation 1",
             source,
             channels,
         )
@@ -66,7 +66,7 @@ def is_named(source: str) -> bool:
 
 
 def note_named_weights(problems: Problems, source: str, keys: Collection[str]) -> None:
-    """Note weights of such a name that are not here, or are of another network. keys: those the model acts on."""
+    """Report weights with such a name that are missing, or belong to another network. keys: those the model uses."""
     try:
         network = named_weights(source).network
         if source.startswith(PACKAGE):
@@ -78,15 +78,16 @@ def note_named_weights(problems: Problems, source: str, keys: Collection[str]) -
         key = (
             "MODEL.UNET.ENCODER timm" if "MODEL.UNET.ENCODER" in keys else "MODEL.BACKBONE.NAME build_timm_fpn_backbone"
         )
-        expected = f"they are of timm's {network}: set {key}, MODEL.TIMM.NAME too"
+        expected = f"they belong to timm's {network}: set {key} and MODEL.TIMM.NAME"
         problems.add("MODEL.WEIGHTS", expected)
     elif problems.cfg.MODEL.TIMM.NAME.partition(".")[0] != network:
-        problems.add("MODEL.TIMM.NAME", f"{source} is of {network}: set it")
+        problems.add("MODEL.TIMM.NAME", f"{source} belongs to {network}: set it")
 
 
 def warn_of_other_input(cfg: Config, source: str) -> list[str]:
-    """Warn of keys that differ from what weights were trained with, those of Detectron2's zoo, of `package://` and of
-    `timm://`; return the keys.
+    """Warn of keys that differ from the training of weights from Detectron2's zoo, `package://` or `timm://`.
+
+    Returns the keys.
     """
     expected = _expected_input(cfg, source)
     different = _different_keys(cfg, expected)
@@ -106,7 +107,7 @@ def _expected_input(cfg: Config, source: str) -> dict[str, Any]:
 
 
 def _different_keys(cfg: Config, expected: dict[str, Any]) -> list[str]:
-    """The keys whose values are not the expected ones, up to rounding."""
+    """The keys whose values differ from the expected ones by more than rounding."""
 
     def agree(given: Any, wanted: Any) -> bool:
         if not isinstance(wanted, list):

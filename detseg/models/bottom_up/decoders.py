@@ -1,7 +1,7 @@
-"""Decoders of our own over feature maps res1, res2, ... of strides 2, 4, ...: RefineNet and transposed convolutions.
+"""Own decoders for feature maps res1, res2, ... of strides 2, 4, ...: RefineNet and transposed convolutions.
 
-Each takes the channels of the maps by name and the widths of its levels, coarsest first, and gives (B, C, H, W) in the
-pixels of the image, where C is the last width.
+Each gets the channels of the maps by name and the widths of its levels, coarsest first, and returns (B, C, H, W) at the
+resolution of the image, where C is the last width.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class _ChainedPooling(nn.Module):
 
 
 class RefineNetDecoder(nn.Module):
-    """RefineNet (Lin et al. 2017): at every level the map from below and the encoder's are fused by sums between
-    residual units, and pooled in a chain that sees the surroundings. The encoder's maps are normalised first, as they
-    come at any scale. A level whose map the encoder does not have (res1 of transformers) refines what comes from below.
+    """RefineNet (Lin et al. 2017): every level sums the coarser map and that of the encoder between residual units, and
+    applies chained pooling for context. The encoder's maps are normalised first, because their scales differ. A level
+    without an encoder map (res1 of transformers) refines the coarser one.
     """
 
     def __init__(self, in_channels: Mapping[str, int], widths: Sequence[int]) -> None:
@@ -75,7 +75,7 @@ class RefineNetDecoder(nn.Module):
 
 
 class TransposedDecoder(nn.Module):
-    """One transposed convolution after the other from the coarsest map alone (Xiao et al. 2018, Simple Baselines)."""
+    """Successive transposed convolutions from the coarsest map alone (Xiao et al. 2018, Simple Baselines)."""
 
     def __init__(self, in_channels: Mapping[str, int], widths: Sequence[int]) -> None:
         super().__init__()

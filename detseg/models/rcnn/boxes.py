@@ -14,15 +14,15 @@ from detseg.config.options import Options, key
 
 # exp(dw) beyond this would overflow early in training; Detectron2's value.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
-# Losses of the boxes themselves, by the name of torchvision's function: they are Detectron2's and fvcore's formulas.
+# Losses of the boxes themselves, with torchvision's functions: the formulas of Detectron2 and fvcore.
 BOX_LOSSES = {"giou": "generalized_box_iou_loss", "diou": "distance_box_iou_loss", "ciou": "complete_box_iou_loss"}
 
 
 @dataclass(frozen=True)
 class BoxRegressionOptions(Options):
-    """How boxes are regressed; section: that of the head.
+    """Options of box regression; section: that of the head.
 
-    weights: of dx, dy, dw, dh. beta: where smooth L1 becomes linear. loss_weight: of the loss among the others.
+    weights: of dx, dy, dw, dh. beta: where smooth L1 becomes linear. loss_weight: relative to the other losses.
     """
 
     weights: tuple[float, ...] = key("BBOX_REG_WEIGHTS", length=4, above=0)
@@ -34,7 +34,7 @@ class BoxRegressionOptions(Options):
 class BoxCoder:
     """Deltas between boxes, and their loss.
 
-    weights: by which dx, dy, dw, dh are multiplied, to bring them to unit variance. loss: "smooth_l1" of the deltas
+    weights: factors on dx, dy, dw, dh, to give them unit variance. loss: "smooth_l1" of the deltas
     with `beta`, or one of BOX_LOSSES of the boxes.
     """
 
@@ -83,7 +83,7 @@ class BoxCoder:
         deltas = deltas.float()
         reduction = "sum" if weights is None else "none"
         if self.loss in BOX_LOSSES:
-            import torchvision.ops  # see torchvision_ops: not before it is known to work
+            import torchvision.ops  # see torchvision_ops: import only once it is known to work
 
             loss = getattr(torchvision.ops, BOX_LOSSES[self.loss])
             losses = loss(self.decode(deltas, sources), targets, reduction=reduction)
@@ -95,7 +95,7 @@ class BoxCoder:
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return boxes (..., 4) cut off at the border of an image of size (height, width)."""
+    """Return boxes (..., 4) clipped to the border of an image of size (height, width)."""
     height, width = size
     x = boxes[..., 0::2].clamp(min=0, max=width)
     y = boxes[..., 1::2].clamp(min=0, max=height)

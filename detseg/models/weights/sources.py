@@ -1,4 +1,4 @@
-"""Addresses of weights: files, model zoos, Python packages, the web, Weights & Biases. Each becomes a local file."""
+"""Addresses of weights: files, model zoos, Python packages, the web, Weights & Biases. All become local files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _logger = logging.getLogger(__name__)
 
 # detectron2://PATH is this address followed by PATH.
 DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
-# timm's collection is here, or where HF_ENDPOINT says, as for the programs of that site.
+# The site of timm's weights; HF_ENDPOINT replaces it, as in the site's own programs.
 HUGGING_FACE = "https://huggingface.co"
 
 _DETECTRON1 = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/"
-# catalog://ImageNetPretrained/NAME: backbones trained on ImageNet, of Detectron's first version.
+# catalog://ImageNetPretrained/NAME: backbones trained on ImageNet, from Detectron's first version.
 CATALOG = {
     "ImageNetPretrained/MSRA/R-50": _DETECTRON1 + "MSRA/R-50.pkl",
     "ImageNetPretrained/MSRA/R-101": _DETECTRON1 + "MSRA/R-101.pkl",
@@ -46,7 +46,7 @@ KNOWN = (
 
 
 def cached_path(url: str) -> Path:
-    """Return where the cache keeps the file of a web address: weights/HOST/PATH; no address leads out of it."""
+    """Return the cached file of a web address: weights/HOST/PATH, always inside the cache."""
     parts = urlsplit(url)
     names = [parts.netloc.rpartition("@")[2], *parts.path.split("/")]
     names = [re.sub(r"[^A-Za-z0-9._=+-]", "_", name) for name in names if name]
@@ -60,12 +60,12 @@ def cached_path(url: str) -> Path:
 def download(url: str, *, sha256: str | None = None) -> Path:
     """Return the file of a web address, from the cache or from the web.
 
-    An interrupted download is continued, also by another process; several processes that want the same file wait for
-    the one that is at it. sha256: the hexadecimal digest, or how it begins.
+    An interrupted download is continued, also by another process; processes that want the same file wait for the one
+    that downloads it. sha256: the hexadecimal digest, or its first digits.
 
     Raises:
-        WeightsError: it cannot be downloaded (the message names the address and where to put a file that was downloaded
-            elsewhere), or is not the file of this sha256.
+        WeightsError: it cannot be downloaded (the message contains the address, and the path for a file that was
+            downloaded elsewhere), or has another SHA-256.
     """
     target = cached_path(url)
     if target.is_file():
@@ -95,22 +95,22 @@ def download(url: str, *, sha256: str | None = None) -> Path:
 
 
 def resolve_weights(source: str | Path) -> Path:
-    """Return the file of an address, downloaded into the cache where it is not there yet.
+    """Return the file of an address, downloaded into the cache if necessary.
 
     source: a path; `detectron2://PATH` and `catalog://ImageNetPretrained/...` of Detectron2's zoo;
         `torchvision://NAME` or `torchvision://NAME/WEIGHTS` (resnet50/IMAGENET1K_V1); `timm://NAME` or
-        `timm://NAME.TAG`; `package://NAME`, a file that a Python package ships; `https://...`;
+        `timm://NAME.TAG`; `package://NAME`, a file of a Python package; `https://...`;
         `wandb://ENTITY/PROJECT/ARTIFACT:VERSION`. `#sha256=DIGITS` after a web address is checked.
 
     Raises:
-        WeightsError: an unknown address, or what it stands for cannot be downloaded; with the address and the remedy.
+        WeightsError: the address is unknown, or its file cannot be downloaded; with the address and a remedy.
     """
     match = _SCHEME.fullmatch(str(source)) if isinstance(source, str) else None
     if match is None:
         path = Path(os.path.expanduser(source))
         check_regular(path)
         if not path.is_file():
-            raise WeightsError(f"{source}: there is no such file of weights; known are {KNOWN}")
+            raise WeightsError(f"{source}: no such file; expected {KNOWN}")
         return path
     scheme, rest = match[1].lower(), match[2]
     if scheme in ("https", "http"):
@@ -120,7 +120,7 @@ def resolve_weights(source: str | Path) -> Path:
     if scheme == "catalog":
         if rest not in CATALOG:
             known = ", ".join(f"catalog://{name}" for name in CATALOG)
-            raise WeightsError(f"{source}: not in the catalog, which has {known}")
+            raise WeightsError(f"{source}: not in the catalog; expected {known}")
         return _from_web(CATALOG[rest])
     if scheme == "torchvision":
         return _from_web(torchvision_url(rest))
@@ -136,24 +136,24 @@ def resolve_weights(source: str | Path) -> Path:
         return path
     if scheme in ("wandb", "wandb-artifact"):
         return _from_wandb(rest)
-    raise WeightsError(f"{source}: {scheme}:// is unknown; known are {KNOWN}")
+    raise WeightsError(f"{source}: {scheme}:// is unknown; expected {KNOWN}")
 
 
 def torchvision_url(name: str) -> str:
     """Return the web address of `NAME` (torchvision's default weights) or `NAME/WEIGHTS`.
 
     Raises:
-        WeightsError: torchvision has no such model or weights, or it is no model that detseg can use.
+        WeightsError: torchvision has no such model or weights, or detseg cannot use the model.
     """
     from torchvision.models import get_model_weights, list_models
 
     model, _, version = name.partition("/")
     known = [known for known in list_models() if _TORCHVISION_MODELS.fullmatch(known)]
     if model not in known:
-        raise WeightsError(f"torchvision://{name}: not known; known are {', '.join(known)}")
+        raise WeightsError(f"torchvision://{name}: unknown; expected {', '.join(known)}")
     versions = get_model_weights(model)
     if version and version not in versions.__members__:
-        raise WeightsError(f"torchvision://{name}: {model} has the weights {', '.join(versions.__members__)}")
+        raise WeightsError(f"torchvision://{name}: unknown weights; expected {', '.join(versions.__members__)}")
     return (versions[version] if version else versions.DEFAULT).url
 
 
@@ -171,7 +171,7 @@ def _from_web(url: str) -> Path:
 
 
 def _from_wandb(name: str) -> Path:
-    """The one file of weights in an artifact; with `#FILE` after the name that file."""
+    """The only weights file of an artifact, or the one named by `#FILE` after the name."""
     name, _, wanted = name.partition("#")
     try:
         import wandb
@@ -189,6 +189,6 @@ def _from_wandb(name: str) -> Path:
     files = sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS_SUFFIXES)
     chosen = [path for path in files if not wanted or path.relative_to(folder).as_posix() == wanted]
     if len(chosen) != 1:
-        there = ", ".join(path.relative_to(folder).as_posix() for path in files) or "no file of weights"
-        raise WeightsError(f"wandb://{name}: expected one file of weights, or its name after #; it holds {there}")
+        there = ", ".join(path.relative_to(folder).as_posix() for path in files) or "no weights file"
+        raise WeightsError(f"wandb://{name}: expected one weights file, or its name after #; it contains {there}")
     return chosen[0]

@@ -1,8 +1,8 @@
-"""Names of weights of timm's networks: those of other programs, and those that timm gives to feature extractors.
+"""Names of weights of timm's networks: in other programs, and in timm's feature extractors.
 
-In a model the network's names stand behind `timm.`: backbone.bottom_up.timm.blocks.0.0.conv_dw.weight. timm flattens
-some (stages_0 for stages.0) and puts `model.` before others, depending on the network and on timm's version: names are
-matched without minding that.
+In a model the network's names follow `timm.`: backbone.bottom_up.timm.blocks.0.0.conv_dw.weight. timm flattens some
+(stages_0 for stages.0) and adds `model.` before others, depending on the network and on timm's version; matching
+ignores both.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
-# What a model's names have where a network of timm begins.
+# Comes before the network's own names in those of a model.
 PLACE = ".timm."
 
 _BLOCK = re.compile(r"_blocks\.(\d+)\.(_\w+)\.(.+)")
-# Layers of a block of EfficientNet-PyTorch -> timm's; without a convolution that expands the channels, and with one.
+# Layers of a block of EfficientNet-PyTorch -> timm's: without and with a convolution that expands the channels.
 _LAYERS = (
     {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
     {
@@ -33,7 +33,7 @@ _AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", 
 
 
 def is_efficientnet_pytorch(names: Collection[str]) -> bool:
-    """Whether these are the names of the package EfficientNet-PyTorch and of its relatives."""
+    """Whether these are the names of the package EfficientNet-PyTorch and similar ones."""
     return "_conv_stem.weight" in names and "_blocks.0._depthwise_conv.weight" in names
 
 

@@ -1,8 +1,8 @@
-"""Files of torch.save: nothing in them is run, and no memory is taken that the size of the file does not account for.
+"""Files of torch.save: reading them runs no code, and takes memory only in proportion to the file's size.
 
-torch.load with weights_only=True runs no code, but believes what a file claims: an array of 8 GB or a tensor of 16 GB
-takes a few bytes. Here the file's pickle is first read with stand-ins, which compare every claim with the bytes that
-the file has; only then torch reads it.
+torch.load with weights_only=True runs no code, but trusts the file: an array of 8 GB or a tensor of 16 GB can be
+declared in a few bytes. Here the file's pickle is first read with stand-ins, which compare every declared size with
+the bytes in the file; only then torch reads it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 from detseg.errors import WeightsError, first_line
 from detseg.files.safe_pickle import ALLOWED, Named, loads
 
-# How torch.save began its files before they were zip archives: a pickled magic number.
+# The start of files of torch.save before they were zip archives: a pickled magic number.
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_DEEPEST = 100  # containers in one another; a checkpoint has 6
-# A checkpoint of training may hold a tensor in several places, as tied weights; more often is made to exhaust memory.
+_DEEPEST = 100  # nested containers; a checkpoint has 6
+# A checkpoint may contain a tensor several times, such as tied weights; more copies are meant to exhaust memory.
 _MOST_COPIES = 4
 _ELEMENT_BYTES = {
     "Byte": 1,
@@ -47,7 +47,7 @@ def read_torch_file(path: Path) -> Any:
     """Read a file of torch.save onto the CPU: dense tensors and plain values, in dicts, lists and tuples.
 
     Raises:
-        WeightsError: cut off, no file of torch.save, anything else in it, or more claimed than is there.
+        WeightsError: truncated, not a file of torch.save, with other content, or with sizes beyond the file.
     """
     try:
         with path.open("rb") as file:
@@ -59,21 +59,21 @@ def read_torch_file(path: Path) -> Any:
         raise
     except Exception as error:  # a hostile file can make the readers fail in any way
         raise WeightsError(
-            f"{path}: cannot be read ({_reason(error)}); expected a .pth file of tensors and plain values, as detseg "
-            "and Detectron2 write it, and nothing else in it. Is it cut off, or not what its name says? Take another "
-            "copy of it"
+            f"{path}: cannot be read ({_reason(error)}); expected a .pth file of tensors and plain values, as written "
+            "by detseg and Detectron2. It may be truncated, or another kind of file; get another "
+            "copy"
         ) from None
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error; torch's own goes on to explain how the file can be loaded unsafely."""
+    """The first line of an error; the rest of torch's own explains how to load the file unsafely."""
     line = first_line(error)
     is_torchs = line.startswith("Weights only load failed")
-    return "damaged, or with more than tensors and plain values" if is_torchs else line
+    return "damaged, or contains more than tensors and plain values" if is_torchs else line
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse zip archives that torch.save cannot have written, and claims that go beyond the file."""
+    """Refuse zip archives that torch.save cannot have written, and sizes beyond the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -85,7 +85,7 @@ def _check_archive(path: Path) -> None:
                 )
             if f"{top}/data.pkl" not in sizes:
                 raise WeightsError(
-                    f"{path}: is a zip archive, but no PyTorch checkpoint (no data.pkl in it); unpack it first"
+                    f"{path}: is a zip archive, but not a PyTorch checkpoint (it has no data.pkl); unpack it first"
                 )
             unpacked = sum(entry.file_size for entry in entries)
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > path.stat().st_size:
@@ -94,30 +94,33 @@ def _check_archive(path: Path) -> None:
                     "trust it, load it with torch and save it again"
                 )
             if len(sizes) < len(entries):
-                raise WeightsError(f"{path}: holds two parts of one name; torch.save does not write that")
+                raise WeightsError(f"{path}: contains two members with the same name, which torch.save does not write")
             pickled = archive.read(f"{top}/data.pkl")
-    # Of a broken member zipfile raises NotImplementedError, EOFError, struct.error, ...
+    # For a broken member zipfile raises NotImplementedError, EOFError, struct.error, ...
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise WeightsError(f"{path}: is a zip archive that cannot be read ({error}); is it cut off?") from None
+        raise WeightsError(f"{path}: is a zip archive that cannot be read ({error}); it may be truncated") from None
     claims = _Claims()
     claims.read(io.BytesIO(pickled), num_storages=len(entries))
     for key, size in claims.storages.items():
         if size > sizes.get(f"{top}/data/{key}", 0):
-            raise WeightsError(f"{path}: a tensor claims {size} bytes, more than the file has of it; is it cut off?")
+            raise WeightsError(f"{path}: a tensor claims {size} bytes, but the file has fewer; it may be truncated")
 
 
 def _check_old_file(path: Path) -> None:
-    """The same of a file of a torch before 1.6: pickles of magic, version, system, content, keys; then the storages."""
+    """The same for torch before 1.6: pickles of magic number, version, system, content and keys; then storages."""
     claims, size = _Claims(), path.stat().st_size
-    # A map, since reading more bytes than there are takes memory for them from a file, and none from a map.
+    # Memory-mapped, because reading beyond the end of a file allocates memory, but not that of a map.
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if file.read(len(OLD_TORCH)) != OLD_TORCH:
-            raise WeightsError(f"{path}: is no file of torch.save; is it cut off, or a web page under this name?")
+            raise WeightsError(
+                f"{path}: is not a file of torch.save; it may be truncated, or a web page with this name"
+            )
         for _ in range(4):
             claims.read(file, num_storages=size // 1024)
     if sum(claims.storages.values()) > size:
         raise WeightsError(
-            f"{path}: its tensors claim {sum(claims.storages.values())} bytes, but the file has {size}; is it cut off?"
+            f"{path}: its tensors claim {sum(claims.storages.values())} bytes, but the file has {size}; it may be "
+            "truncated"
         )
 
 
@@ -126,7 +129,7 @@ class _Storage(NamedTuple):
 
 
 class _Claims:
-    """Reads a pickle of torch.save with stand-ins. storages: key -> bytes that its tensors claim to lie in."""
+    """Reads a pickle of torch.save with stand-ins. storages: key -> size that its tensors claim, bytes."""
 
     def __init__(self) -> None:
         self.storages: dict[str, int] = {}
@@ -152,11 +155,12 @@ class _Claims:
         self._allowed |= {("torch", name): name for name in numbers.split()}
 
     def read(self, file: Any, num_storages: int) -> None:
-        # Every tensor has some five tuples.
+        # Every tensor has about five tuples.
         loads(file, self._allowed, persistent_load=self._storage, more_tuples=8 * num_storages)
 
     def _storage(self, saved: Any) -> _Storage:
-        # ("storage", type, key, device, number of elements), and for old files None or which part of another it is
+        # ("storage", type, key, device, number of elements), and for old files None or the part of another storage that
+        # it is
         _, element_bytes, key, _, length = saved[:5]
         if type(element_bytes) is not int or type(length) is not int or length < 0 or not isinstance(key, str):
             raise ValueError("a tensor's storage is malformed")
@@ -172,27 +176,27 @@ class _Claims:
         if len(size) != len(stride) or len(size) > 64:
             raise ValueError("a tensor's shape is malformed")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else -1
-        # More elements than there are numbers: the same ones repeated, by a stride of 0.
+        # More elements than numbers: the same ones repeated by a stride of 0.
         if last >= storage.length or math.prod(size) > storage.length:
             raise ValueError(f"a tensor of shape {tuple(size)} has only {storage.length} numbers in the file")
         return storage
 
 
 def _plain(value: Any, depth: int, seen: dict[int, Any], left: list[int]) -> Any:
-    """Copy the containers of a file as plain ones. left: [bytes that tensors may still have], counted down."""
+    """Copy the containers of a file as plain ones. left: [remaining bytes for tensors], counted down."""
     if isinstance(value, Tensor):
         left[0] -= value.numel() * value.element_size()
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ValueError("it holds a tensor that is sparse, quantized or empty of numbers; expected dense ones")
+            raise ValueError("it contains a sparse or quantized tensor, or one without data; expected dense ones")
         if left[0] < 0:
-            raise ValueError("its tensors are the same numbers many times")
+            raise ValueError("its tensors repeat the same numbers many times")
         return value.detach()
     if not isinstance(value, (dict, list, tuple)):
         return value
     if depth > _DEEPEST:
         raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
     if id(value) not in seen:
-        if isinstance(value, dict):  # not its own .items(), which a file can replace
+        if isinstance(value, dict):  # not value.items(), which a file can replace
             plain: Any = {key: _plain(item, depth + 1, seen, left) for key, item in dict.items(value)}
         else:
             plain = [_plain(item, depth + 1, seen, left) for item in value]
