@@ -87,13 +87,13 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
         engine: the one recorded with the weights, None where there is no record.
     """
     cfg = as_trained(cfg, engine)
-    reason = f"the model was trained by {cfg.MODEL.ENGINE}"
+    reason = f"the model was trained with {cfg.MODEL.ENGINE}"
     if cfg.MODEL.ENGINE == "auto" or cfg.origin("MODEL.ENGINE") == "command line":
         return cfg, choose_engine(cfg, training=False)
     missing = missing_detectron2() if cfg.MODEL.ENGINE == "detectron2" else None
     if missing is None:
         return cfg, EngineChoice(cfg.MODEL.ENGINE, reason)
-    reason = f"{reason}, which does not import here ({missing})"
+    reason = f"{reason}, which cannot be imported here ({missing})"
     native = cfg.clone()
     native.set("MODEL.ENGINE", "native", origin=reason)
     problems = Problems(native)
@@ -103,7 +103,7 @@ def for_prediction(cfg: Config, engine: str | None) -> tuple[Config, EngineChoic
     _logger.warning(
         "predicting with the native engine: the model was trained with detectron2, which %s here; both compute the "
         "same (docs/engines.md)",
-        f"does not import ({missing})" if is_installed() else "is not installed",
+        f"cannot be imported ({missing})" if is_installed() else "is not installed",
     )
     return native.freeze(), EngineChoice("native", reason)
 

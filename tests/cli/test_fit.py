@@ -224,7 +224,7 @@ def test_an_output_of_something_else_and_a_full_disk_are_refused(here, capsys, m
     Path("out").mkdir()
     Path("out/thesis.txt").write_text("mine")
     assert fit() == 2
-    assert "holds something else" in capsys.readouterr().err
+    assert "contains something other" in capsys.readouterr().err
     monkeypatch.setattr(fit_steps, "FREE_BYTES", 10**18)
     assert fit(output="elsewhere") == 2
     assert "GB are free there" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_all_pictures_missing_or_broken_is_told(here: Path) -> None:
     report = json.loads((here / "report" / "report.json").read_text())
     assert report["pictures"]["read"] == 0
     assert len(report["problems"]["unreadable"]) == 2
-    assert "No picture could be read" in (here / "report" / "index.html").read_text(encoding="utf-8")
+    assert "No image could be read" in (here / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_data_without_objects(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

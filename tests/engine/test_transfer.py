@@ -59,4 +59,4 @@ def test_livecell_then_sartorius(
     assert {name for name in after if after[name].shape != before[name].shape} == heads
     assert all(torch.allclose(after[name], before[name], atol=1e-3) for name in after.keys() & before.keys() - heads)
     assert after["roi_heads.box_predictor.cls_score.bias"].shape == (4,)
-    assert "made for other classes; initial weights stay in: roi_heads.box_predictor" in caplog.text
+    assert "has other classes; these keep their initial weights: roi_heads.box_predictor" in caplog.text

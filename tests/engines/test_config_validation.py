@@ -99,7 +99,7 @@ def test_every_config_of_the_repository_loads(path: Path):
         (["MODEL.RESNETS.OUT_FEATURES=['res6']"], ["MODEL.RESNETS.OUT_FEATURES"]),
         (["MODEL.RESNETS.OUT_FEATURES=['res3','res4','res5']"], ["MODEL.FPN.IN_FEATURES", "OUT_FEATURES"]),
         (["MODEL.FPN.IN_FEATURES=[]"], ["MODEL.FPN.IN_FEATURES"]),
-        (["MODEL.FPN.IN_FEATURES=['res2','res4']"], ["MODEL.FPN.IN_FEATURES", "successive"]),
+        (["MODEL.FPN.IN_FEATURES=['res2','res4']"], ["MODEL.FPN.IN_FEATURES", "consecutive"]),
         (["MODEL.RPN.IN_FEATURES=['res4']"], ["MODEL.RPN.IN_FEATURES", "p6"]),
         (["MODEL.ROI_HEADS.IN_FEATURES=['p7']"], ["MODEL.ROI_HEADS.IN_FEATURES"]),
         (["MODEL.ANCHOR_GENERATOR.SIZES=[[32],[64]]"], ["ANCHOR_GENERATOR.SIZES", "5 MODEL.RPN.IN_FEATURES"]),

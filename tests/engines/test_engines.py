@@ -79,7 +79,7 @@ def test_what_only_detectron2_takes_says_why_it_is_native():
 def test_a_model_of_detectron2_is_predicted_natively(caplog: pytest.LogCaptureFixture):
     cfg, engine = for_prediction(load_config(QUICKSTART), "detectron2")
     assert (cfg.MODEL.ENGINE, engine.name) == ("native", "native")
-    assert "trained by detectron2, which does not import here" in engine.reason
+    assert "trained with detectron2, which cannot be imported here" in engine.reason
     assert "the model was trained with detectron2, which" in caplog.text
     other = load_config(QUICKSTART, ["MODEL.META_ARCHITECTURE=RetinaNet"])
     cfg, _ = for_prediction(other, "detectron2")
@@ -93,7 +93,7 @@ def test_the_recorded_engine_is_kept():
     assert as_trained(cfg, None).MODEL.ENGINE == "auto"
     asked = load_config(QUICKSTART, ["MODEL.ENGINE", "native"])
     assert as_trained(asked, "detectron2").MODEL.ENGINE == "native"
-    assert for_prediction(cfg, "native")[1].reason == "the model was trained by native"
+    assert for_prediction(cfg, "native")[1].reason == "the model was trained with native"
 
 
 @pytest.mark.parametrize("pattern", [*DETECTRON2_ONLY, *OWN_KEYS, *REFUSED])

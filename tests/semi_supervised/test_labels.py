@@ -129,7 +129,7 @@ def test_the_class_is_that_of_the_image_by_majority_name_or_plate(sets, predicti
     assert classes("majority") == [ROUND] * 3
     assert classes("cell_type", "long") == [LONG] * 3
     assert classes("plate", "P0") == [ROUND] * 3
-    with pytest.raises(DataError, match="its field plate is 'P1', which says no class"):
+    with pytest.raises(DataError, match="its field plate is 'P1', which determines no class"):
         classes("plate", "P1")  # t2 has both
 
 
@@ -156,7 +156,7 @@ def test_gates_without_what_they_need_are_refused(gates, message, sets, predicti
 
 
 def test_predictions_of_other_images_and_classes_are_refused(tmp_path, sets, predictions) -> None:
-    with pytest.raises(DataError, match=r"predicts 2 images that are not in(.|\n)*u0\.png"):
+    with pytest.raises(DataError, match=r"has 2 images that are not in(.|\n)*u0\.png"):
         label_images(LabelInputs(predictions, sets[1]), Gates())
     other = sets[0].with_classes(["round"], drop=True)
     with pytest.raises(DataError, match=f"predicts the class '{NAMES[1]}'"):

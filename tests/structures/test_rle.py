@@ -82,7 +82,9 @@ def test_a_few_characters_that_claim_a_mask_of_256_gigabytes_are_refused_before_
 
 @pytest.mark.parametrize("counts", ["0" * 10_000, b" " * 10_000, [0] * 10_000])
 def test_more_runs_than_an_image_has_pixels_are_refused_before_memory_is_taken(counts):
-    with pytest.raises(DataError, match=r"mask 1 has 10000 letters or numbers, more than .* 32 x 32 pixels can have"):
+    with pytest.raises(
+        DataError, match=r"mask 1 has 10000 characters or numbers, more than .* 32 x 32 pixels can have"
+    ):
         rle.area([{"size": [2, 2], "counts": "4"}, {"size": [32, 32], "counts": counts}])
 
 

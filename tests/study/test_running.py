@@ -58,7 +58,7 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(plan: Plan) -> None:
     assert [name for name, _ in told] == [*TASKS, *TASKS]
     assert [what for _, what in told[3:]] == ["done before"] * 3
     (plan.folder_of("repair/labelled") / "folds.json").unlink()
-    with pytest.raises(RunError, match="need stages that are not done: repair/labelled"):
+    with pytest.raises(RunError, match="needed but not done: repair/labelled"):
         run_tasks(plan, ["train/plain/fold0"], runner, never, print)
 
 

@@ -201,7 +201,7 @@ def test_images_in_a_zip_and_in_folders_of_their_own(image_folder, tmp_path):
 
 def test_missing_inputs_are_named(kernel_folder, tmp_path):
     (tmp_path / "input" / "other").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"(?s)attach the competition sartorius.*other"):
+    with pytest.raises(DataError, match=r"(?s)add the competition sartorius.*other"):
         find_images(tmp_path / "input", SARTORIUS, tmp_path)
     broken = tmp_path / "data"
     shutil.copytree(kernel_folder / "data", broken)

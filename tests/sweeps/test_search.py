@@ -114,7 +114,7 @@ def test_folders_that_are_not_to_be_touched(tmp_path: Path, monkeypatch, capsys:
     assert "no sweep in runs" in said("--resume")
     assert "--trials N, or run_cap" in said()
     assert "--workers is 0" in said("--workers", "0")
-    assert "no trial has reached anything" in said("--trials", "1", "--output", "out")
+    assert "no trial has a result" in said("--trials", "1", "--output", "out")
     assert "contains a sweep" in said("--trials", "1", "--output", "out")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SWEEP, "method": "bayes"}))
     assert "other parameters" in said("--output", "out", "--resume")

@@ -104,7 +104,7 @@ def test_early_end(tmp_path: Path, stop: dict, first: int, eta: int):
         ({"metric": {"name": "final/object_ap", "goal": "max"}}, "maximize or minimize"),
         ({"metric": None}, "the metric by which trials are compared"),
         ({"method": "custom"}, "method: 'custom' not supported"),
-        ({"controller": {"type": "local"}}, "controller: a sweep without a server cannot do this"),
+        ({"controller": {"type": "local"}}, "controller: not supported without a server"),
         ({"program": "train.sh"}, "program: train.sh"),
         ({"program": "tools/fuse.py"}, "tune_thresholds --fusion"),
         ({"command": ["torchrun", "${program}", "${args}"]}, "torchrun before the program"),
@@ -116,7 +116,7 @@ def test_early_end(tmp_path: Path, stop: dict, first: int, eta: int):
         ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "min_iter"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": False}}, "strict"),
         ({"run_cap": 0}, "run_cap"),
-        ({"method": "grid"}, r"parameters.SOLVER.BASE_LR: a grid needs values that can be counted"),
+        ({"method": "grid"}, r"parameters.SOLVER.BASE_LR: a grid needs a finite number of values"),
         ({"parameters": {}}, "expected parameters by name"),
     ],
 )
