@@ -129,7 +129,7 @@ def timm_config(name: str) -> Any:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        known = f"; known are {', '.join(tags)}" if tags else ""
+        known = f"; expected {', '.join(tags)}" if tags else ""
         raise WeightsError(f"{TIMM}{name}: {error}{known}") from None
     if not config.hf_hub_id and not config.url:
         raise WeightsError(f"{TIMM}{name}: timm has this network, but no weights for it")

@@ -102,7 +102,7 @@ class Case:
             raise DataError(f"{path}: cannot be read as NAME.npz with NAME.json beside it: {error}") from error
         if "in0/image_bgr" not in arrays or not isinstance(configuration, dict):
             raise DataError(
-                f"{path}: holds no in0/image_bgr, or its JSON no keys; expected a file of Detectron2's numbers"
+                f"{path}: contains no in0/image_bgr, or its JSON no keys; expected a file of Detectron2's numbers"
             )
         return cls(path, arrays, configuration)
 

@@ -101,7 +101,7 @@ class RepairRules:
             if not equals or name not in RULE_NAMES:
                 hint = did_you_mean(_RENAMED.get(name, name), RULE_NAMES)
                 raise DataError(
-                    f"{word!r} is no repair rule: expected RULE=VALUE with one of {', '.join(RULE_NAMES)}{hint}"
+                    f"{word!r} is not a repair rule: expected RULE=VALUE with one of {', '.join(RULE_NAMES)}{hint}"
                 )
             values[name] = _read_value(name, text, getattr(start, name))
         return dataclasses.replace(start, **values)

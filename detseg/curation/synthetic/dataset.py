@@ -165,7 +165,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     foreign = entries - ours - {entry.removesuffix(".json") for entry in ours}
     if foreign:
         raise DataError(
-            f"{folder} has content that is no synthetic set ({', '.join(sorted(foreign)[:5])}); nothing was deleted: "
+            f"{folder} has content other than a synthetic set ({', '.join(sorted(foreign)[:5])}); nothing was deleted: "
             "give another folder, or empty this one yourself"
         )
 
