@@ -114,7 +114,7 @@ def test_images_of_one_size_get_a_shorter_edge() -> None:
     assert np.median(scale.sides) == pytest.approx(28, rel=0.01)
     assert scale.sizes[0].tolist() == [1040, 1408]
     assert "14 pixels" in advice.reason
-    assert "28 at the network" in advice.reason
+    assert "28 at network scale" in advice.reason
 
 
 def test_images_whose_objects_grow_with_them_get_a_shorter_edge() -> None:

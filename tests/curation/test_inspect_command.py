@@ -182,7 +182,7 @@ def test_large_sets_are_sampled_and_it_is_said(here: Path) -> None:
     report = json.loads((here / "report" / "report.json").read_text())
     assert report["pictures"]["chosen"] == report["pictures"]["read"] == 4
     assert report["objects"]["count"] > 50
-    assert "a sample of 4 of 6 pictures" in (here / "report" / "index.html").read_text(encoding="utf-8")
+    assert "a sample of 4 of 6 images" in (here / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_all_pictures_missing_or_broken_is_told(here: Path) -> None:

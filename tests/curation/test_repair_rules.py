@@ -162,7 +162,7 @@ def test_the_kind_of_an_image_allows_classes():
     assert rules.allowed_classes("c", names) == {2}
     assert rules.allowed_classes("mixed", names) == {0, 1}
     assert rules.allowed_classes("unknown", names) is None
-    with pytest.raises(DataError, match=r"'other' has the class 'b'; there are a"):
+    with pytest.raises(DataError, match=r"'other' has the class 'b'; expected one of a"):
         rules.allowed_classes("other", ["a"])
     assert rules.allowed_classes(None, names) is None
 

@@ -135,7 +135,7 @@ def test_the_policy_changes_intensities_and_leaves_masks() -> None:
         ([{"name": "OneOf"}], ["a list of other entries"]),
         ([{"name": "SomeOf", "params": {"m": 1}, "transforms": [{"name": "Blur"}]}], ["[0] SomeOf", "'m'"]),
         ([{"name": "OneOf", "transforms": [{"name": "Blur"}, {"name": "Nope"}]}], ["[0] OneOf.transforms[1] Nope"]),
-        ([{"name": "FDA"}], ["FDA", "does not take images"]),
+        ([{"name": "FDA"}], ["FDA", "does not accept images"]),
         ([{"name": "Lambda"}], ["Lambda"]),
         ([{"name": "Compose"}], ["a list of other entries"]),
         ([{"name": "os"}], ["no such transform"]),
@@ -167,7 +167,7 @@ def test_channels_that_do_not_fit_are_refused() -> None:
     AlbumentationsPipeline.from_config(load_config(None, words(stain)))
     five = ["MODEL.PIXEL_MEAN", "[1, 1, 1, 1, 1.0]", "MODEL.PIXEL_STD", "[1, 1, 1, 1, 1.0]"]
     for more in (["INPUT.GRAYSCALE", "True"], ["INPUT.CHANNELS", "[0]"], five):
-        with pytest.raises(ConfigError, match=r"HEStain: does not take images of [15] channel"):
+        with pytest.raises(ConfigError, match=r"HEStain: does not accept images of [15] channel"):
             AlbumentationsPipeline.from_config(load_config(None, words(stain, *more)))
     AlbumentationsPipeline.from_config(
         load_config(None, words([{"name": "GaussNoise"}], *five, "INPUT.SCALING", "percentile"))

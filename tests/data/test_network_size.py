@@ -37,7 +37,7 @@ def test_the_size_at_a_pixel_size(pixel_size: object, target: float, expected: t
 
 
 def test_an_unknown_size_an_absurd_one_and_a_broken_one_are_refused() -> None:
-    with pytest.raises(DataError, match=r"a\.tif: its pixel size is not known.*--pixel-size"):
+    with pytest.raises(DataError, match=r"a\.tif: its pixel size is unknown.*--pixel-size"):
         size_at_pixel_size(60, 90, {}, 0.5, source="a.tif")
     with pytest.raises(DataError, match="would enlarge it to 60000000 x 90000000"):
         size_at_pixel_size(60, 90, {"pixel_size": 500_000.0}, 0.5, source="a.tif")

@@ -76,7 +76,7 @@ def test_grayscale_is_luma_and_channels_are_chosen_in_order() -> None:
 
 
 def test_channels_that_do_not_fit_are_refused_with_the_remedy() -> None:
-    with pytest.raises(DataError, match=r"plate7.*2 channels.*takes 3.*INPUT\.CHANNELS"):
+    with pytest.raises(DataError, match=r"plate7.*2 channels.*the model has 3.*INPUT\.CHANNELS"):
         ImagePreprocess()(RGB[:, :, :2], source="plate7.tif")
     with pytest.raises(DataError, match=r"channel 3, but the image has 3"):
         ImagePreprocess(channels=(0, 3))(RGB)
@@ -101,7 +101,7 @@ def test_channels_are_found_by_name_whatever_their_order_in_the_file() -> None:
     ("channels", "facts", "message"),
     [
         (("Actin",), {"channel_names": ["GFP", "DAPI", "BF"]}, r"a\.tif: .*'Actin'.*GFP, DAPI, BF"),
-        (("GFP",), {}, r"names none of its 3 channels"),
+        (("GFP",), {}, r"no names for its 3 channels"),
         (("B",), {"channel_names": ["b", "ß", "B "]}, None),
         (("x",), {"channel_names": ["X", "x ", "X"]}, "'x'"),
         ((), {"unnamed_pages": 3}, r"what its 3 pages are.*INPUT\.CHANNELS.*--axes ZYX"),
