@@ -154,7 +154,7 @@ def test_names_that_are_no_utf8(coco: Path, tmp_path: Path) -> None:
             file.write(b"x")
     except OSError:
         pytest.skip("the file system takes no such names")
-    with pytest.raises(DataError, match="no UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8"):
         find_images([str(tmp_path / "images")])
     (tmp_path / "list.txt").write_bytes(b"a\0b.png\n")
     with pytest.raises(DataError, match="NUL"):

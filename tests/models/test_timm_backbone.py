@@ -86,7 +86,7 @@ def test_stride_2_is_a_level_as_of_a_resnet() -> None:
 
 
 def test_wrong_keys_are_told_before_any_data_is_read() -> None:
-    assert "near are resnet50" in refusal(MODEL__TIMM__NAME="restnet50")
+    assert "similar names: resnet50" in refusal(MODEL__TIMM__NAME="restnet50")
     assert "Invalid pretrained tag (nonsense)" in refusal(MODEL__TIMM__NAME="resnet18.nonsense")
     assert "not for images of any size" in refusal(MODEL__TIMM__NAME="vit_tiny_patch16_224")
     text = refusal(MODEL__TIMM__NAME="convnext_atto", MODEL__FPN__IN_FEATURES=["res1", "res2", "res3", "res4", "res5"])

@@ -200,7 +200,7 @@ def test_the_newest_of_numbered_runs_is_taken_and_no_run_is_refused(
     assert f"did you mean {tmp_path / 'of_fit' / 'run'}?" in capsys.readouterr().err
     twice = str(tmp_path / "name")
     assert main(["report", "--run", twice, twice]) == 2
-    assert "comes twice" in capsys.readouterr().err
+    assert "is given twice" in capsys.readouterr().err
 
 
 def test_changed_keys_say_who_set_them(tmp_path: Path) -> None:
