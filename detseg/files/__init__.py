@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, locked, downloaded with resume, and untrusted ones read within bounds."""
+"""File input and output: atomic writes, locks, resumable downloads, and bounded reading of untrusted files."""

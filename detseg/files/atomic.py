@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever happens while they are written."""
+"""Atomic writes: a file appears complete or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from typing import Any, BinaryIO
 
 from detseg.errors import DataError, RunError, some_of
 
-# In the names of temporary files, before machine and process, so that what killed processes left can be found.
+# In the names of temporary files, before host and process id, so that leftovers of killed processes can be found.
 TEMPORARY_MARK = ".tmp-"
 _OWNER = re.compile(re.escape(TEMPORARY_MARK) + r"([0-9a-f]{6})-(\d+)$")
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-# Seconds after which a temporary file of another machine is taken for left.
+# Age in seconds after which a temporary file of another host counts as abandoned.
 _ABANDONED = 24 * 3600
-# Folders that this process has freed of what killed ones left.
+# Folders in which this process has already removed the leftovers of killed processes.
 _TIDIED: set[Path] = set()
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 @contextmanager
 def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its name when the block ends without exception.
+    """Yield a temporary path beside `path`, which is renamed to `path` if the block ends without an exception.
 
-    A process that is killed at any moment leaves the old file, or none, under that name; the next one that writes in
-    this folder removes its temporary file. sync: the data are forced to the disk before the name changes, so that this
-    holds for a power failure too.
+    If the process is killed, `path` is still the old file (or absent); the next process that writes to this folder
+    removes the temporary file. sync: flush the data to disk before the rename, so that this also holds for a power
+    failure.
     """
     if path.parent not in _TIDIED:
         _TIDIED.add(path.parent)
@@ -55,7 +55,7 @@ def _replacing(path: Path, *, sync: bool) -> Iterator[Path]:
 
 
 def temporary_ending() -> str:
-    """What the name of a temporary file of this process ends with, by which `remove_temporaries` knows it."""
+    """Return the suffix of this process's temporary files, by which `remove_temporaries` recognizes them."""
     return f"{TEMPORARY_MARK}{_MACHINE}-{os.getpid()}"
 
 
@@ -69,10 +69,10 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there takes its name when the block ends without exception.
+    """Yield a temporary path beside `path`, which is renamed to `path` if the block ends without an exception.
 
-    Whatever happens, nothing temporary stays. An OSError in the block becomes a DataError that says that `what` (for
-    example "the picture") cannot be written to `path`.
+    The temporary file is always removed. An OSError in the block becomes a DataError saying that `what` (for example
+    "the picture") cannot be written to `path`.
     """
     try:
         with _replacing(Path(path), sync=False) as temporary:
@@ -84,9 +84,9 @@ def written_whole(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
 
 
 def check_free(*paths: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise DataError where files exist that would be replaced, unless `overwrite`, or could not be written.
+    """Raise DataError if a file exists that would be overwritten (unless `overwrite`) or cannot be written.
 
-    Called before the work whose result they hold: an hour of it must not end at a folder that cannot be made.
+    To be called before long computations, so that they do not end at an output folder that cannot be created.
     """
     for folder in {Path(path).parent for path in paths}:
         above = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
@@ -105,7 +105,7 @@ def check_free(*paths: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 def write_output(path: str | os.PathLike[str], text: str, what: str) -> None:
-    """Write UTF-8 text whole, lines ending alike on all systems; its folder is made. Raises as `written_whole`."""
+    """Write UTF-8 text atomically with Unix line ends; create its folder. Raises like `written_whole`."""
     make_folder(Path(path).parent)
     with written_whole(path, what) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -113,15 +113,15 @@ def write_output(path: str | os.PathLike[str], text: str, what: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system refuses inside the block, where a run writes `path`, into a message.
+    """Convert operating system errors in the block, in which a run writes `path`, to RunError.
 
     Raises:
-        RunError: naming `path`, the reason and the remedy.
+        RunError: with `path`, the reason and the remedy.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch raises a RuntimeError of its own after an OSError.
+        # torch raises its own RuntimeError after an OSError.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
@@ -134,10 +134,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file of a run: `write` fills a temporary file, which then takes the place of `path`.
+    """Write a file of a run atomically: `write` fills a temporary file, which then replaces `path`.
 
     Raises:
-        RunError: the disk is full, or does not let us write.
+        RunError: the disk is full, or the file cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises OSError, and ValueError for what is something else."""
+    """Read a JSON file that holds an object. Raises OSError, and ValueError if the content is not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -167,10 +167,10 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run, which holds an object.
+    """Read a JSON file of a run, which must hold an object.
 
     Raises:
-        RunError: it does not exist, or is damaged.
+        RunError: the file does not exist or is damaged.
     """
     try:
         return json_object(path)
@@ -179,12 +179,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_temporaries(folder: Path, *, all_of_them: bool = False) -> None:
-    """Remove what killed processes left half-written in `folder`.
+    """Remove the temporary files that killed processes left in `folder`.
 
-    all_of_them: nobody else writes there now. Otherwise files of processes that run, and of the last day those of other
-    machines, stay.
+    all_of_them: no other process is writing there. Otherwise, temporary files of running processes stay, and those of
+    other hosts if they are less than a day old.
     """
-    with suppress(OSError):  # a folder that is not there, or belongs to somebody else
+    with suppress(OSError):  # the folder is missing or not ours
         for left in folder.glob(f"*{TEMPORARY_MARK}*"):
             if all_of_them or _is_abandoned(left):
                 left.unlink(missing_ok=True)
@@ -192,9 +192,9 @@ def remove_temporaries(folder: Path, *, all_of_them: bool = False) -> None:
 
 def _is_abandoned(path: Path) -> bool:
     owner = _OWNER.search(path.name)
-    if owner is None:  # another program's
+    if owner is None:  # written by another program
         return False
-    if owner[1] != _MACHINE or os.name == "nt":  # where asking whether a process runs would end it
+    if owner[1] != _MACHINE or os.name == "nt":  # on Windows, os.kill(pid, 0) would end the process
         return time.time() - path.stat().st_mtime > _ABANDONED
     try:
         os.kill(int(owner[2]), 0)
@@ -207,9 +207,9 @@ def _is_abandoned(path: Path) -> bool:
 
 @contextmanager
 def folder_for(folder: Path) -> Iterator[None]:
-    """Make a folder for what is written in the block; the folders that were made go again where that fails.
+    """Create a folder for the files written in the block; if the block fails, remove the created folders if empty.
 
-    Raises DataError where the folder cannot be made.
+    Raises DataError if the folder cannot be created.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     make_folder(folder)
@@ -218,15 +218,15 @@ def folder_for(folder: Path) -> Iterator[None]:
     except BaseException:
         for one in made:
             with suppress(OSError):
-                one.rmdir()  # only where it is empty
+                one.rmdir()  # fails if not empty
         raise
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, which takes its name when the block ends without exception.
+    """Yield a temporary folder beside `path`, which is renamed to `path` if the block ends without an exception.
 
-    A folder that is there is replaced; whatever happens, it or the new one is there whole.
+    An existing folder is replaced; if anything fails, it is kept.
     """
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -247,7 +247,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it. Raises DataError where that is impossible, and where a file has its name."""
+    """Create a folder and its parents. Raises DataError if that is impossible, or if a file has that name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the first 16 digits of the SHA-256, which tell files apart by their content."""
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
     return sha256_of(path)[:16]
 
 
@@ -25,10 +25,10 @@ _BLOCK = 2**14
 
 
 def fingerprint(path: Path, part: str = "") -> int:
-    """Return 63 bits that tell image files apart without reading them: by their size, beginning, middle and end.
+    """Return a 63-bit hash of an image file's size, beginning, middle and end; the rest is not read.
 
-    A folder (Zarr) is told apart by its name and that of the folder it is in. part: of the file, where it holds several
-    images. Raises OSError where it cannot be read.
+    For a folder (Zarr), its name and its parent's are hashed. part: which image, in a file of several. Raises OSError
+    if the file cannot be read.
     """
     digest = hashlib.sha256(part.encode())
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Locks between processes, by a file: the operating system frees them when their holder dies, however it dies."""
+"""File locks between processes, which the operating system releases when the holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What file systems without locks answer, as some on a network.
+# Errors of file systems without locks, such as some network file systems.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def try_lock(path: Path) -> BaseFileLock | None:
-    """Take the lock file `path`, made where absent and never removed; None where it is held, also in this process.
+    """Take the lock file `path`, creating it if absent; return None if it is already held, also by this process.
 
-    The lock is held until `release`, or until this process ends: forked children do not inherit it. Where the file
-    system has no locks, a warning is logged, and the lock does not exclude others.
+    The lock is held until `release` or the end of this process; forked children do not inherit it, and the file stays.
+    On a file system without locks, a warning is logged and the lock excludes nobody.
 
     Raises:
         OSError: the file cannot be opened.
     """
-    from filelock import FileLock, Timeout  # here, since the import takes 30 ms
+    from filelock import FileLock, Timeout  # the import takes 30 ms
 
     lock = FileLock(path, thread_local=False, preserve_lock_file=True)
     try:
@@ -49,7 +49,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
 
 @contextmanager
 def wait_for_lock(path: Path, *, poll_seconds: float = 0.2) -> Iterator[None]:
-    """Hold the lock file `path` for the `with` block; a wait for others of more than a second is logged."""
+    """Hold the lock file `path` during the `with` block; log if waiting for it takes more than a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     started, logged = time.monotonic(), False
     while (lock := try_lock(path)) is None:
@@ -67,10 +67,10 @@ class FolderLock:
     """Exclusive use of a folder by one process.
 
     Args:
-        folder: must exist; the file `.lock` in it is made and stays.
+        folder: must exist; the file `.lock` is created in it and stays.
 
     Raises:
-        RunError: the folder is in use, or cannot be written.
+        RunError: the folder is in use or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,13 +79,13 @@ class FolderLock:
             self._lock = try_lock(self.path)
             if self._lock is None:
                 raise RunError(f"{folder} is in use by {self._holder()}: wait for it, or name another OUTPUT_DIR")
-            if sys.platform != "win32":  # there a locked file cannot be written by another handle
+            if sys.platform != "win32":  # on Windows a locked file cannot be written through another handle
                 self.path.write_text(f"{os.getpid()}\n", encoding="utf-8")
 
     def release(self, *, remove: bool = False) -> None:
-        """Let others use the folder; `remove` takes the lock's file away too."""
+        """Release the lock; `remove` also deletes the lock file."""
         if self._lock is not None:
-            if remove and sys.platform != "win32":  # while it is held, so that no other process's file is removed
+            if remove and sys.platform != "win32":  # before the release, so that no other process's file is deleted
                 self.path.unlink(missing_ok=True)
             self._lock.release()
             self._lock = None

@@ -1,4 +1,4 @@
-"""Names from files of others: what they may be, and how they are shown to people and written into tables."""
+"""Untrusted file names: which are valid, and how they are escaped for terminals and spreadsheets."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from detseg.errors import DataError
 
-# Bytes of one part of a path that any usual file system takes.
+# Longest component of a path, in bytes, that common file systems accept.
 MAX_PART = 255
-# Characters that terminals and spreadsheets act on instead of showing them; also those that turn the text around.
+# Control characters of terminals and spreadsheets, including those that change the writing direction.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# What a spreadsheet takes for the beginning of a formula; numbers are none.
+# How spreadsheets recognize formulas; numbers are exempt.
 _FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def has_drive(name: str) -> bool:
-    """Whether a path begins with a drive of Windows; elsewhere `a:b.png` is a file like any other."""
+    """Whether a path begins with a Windows drive; on other systems `a:b.png` is an ordinary file name."""
     return bool(PureWindowsPath(name).drive) and (os.name == "nt" or name[2:3] in ("/", "\\") or name[:2] == "\\\\")
 
 
 def below(name: str, root: Path) -> str:
-    """Return a file name of a data set as a path below its image root, with slashes.
+    """Return a file name of a data set as a path relative to its image root, with forward slashes.
 
-    Absolute names and those with `..` are legal where they lead below the root. Raises DataError for all others.
+    Absolute names and names with `..` are valid if they lead below the root. Raises DataError for all others.
     """
     slashed = name.replace("\\", "/")
     if "\0" in name or not slashed.strip("/"):
@@ -52,23 +52,24 @@ def below(name: str, root: Path) -> str:
 
 
 def without_ending(names: Iterable[str]) -> list[str]:
-    """Return paths, with slashes and without their ending; those that differ in it alone keep it (a.png and a.jpg)."""
+    """Return slash-separated paths without their suffixes, which are kept if needed to tell them apart (a.png,
+    a.jpg)."""
     paths = [PurePosixPath(name.replace("\\", "/")) for name in names]
     counts = Counter(path.with_suffix("") for path in paths)
     return [str(bare if counts[bare := path.with_suffix("")] == 1 else path) for path in paths]
 
 
 def json_stem(name: str) -> str:
-    """Return the name of a file without .json or .json.gz."""
+    """Return a file name without .json or .json.gz."""
     return name.removesuffix(".gz").removesuffix(".json")
 
 
 def matching(pattern: str) -> list[Path]:
-    """Return the paths that a path or a pattern of the command line names, sorted; `~` and `**` are understood.
+    """Return the sorted paths that match a path or glob pattern of the command line, with `~` and `**` expanded.
 
-    What exists is no pattern, whatever characters it has: `a[1].png` is that file before it is `a1.png`, and in
-    `plate[2]/*.png` the folder is plate[2] where there is one. A pattern is tried with brackets as they are before they
-    stand for one of several characters. No path is returned where nothing matches.
+    Existing paths take precedence over patterns: `a[1].png` is that file before it matches `a1.png`, and in
+    `plate[2]/*.png` the folder is plate[2] if it exists. Brackets are first taken literally, then as character classes.
+    Empty if nothing matches.
     """
     path = os.path.expanduser(pattern)
     if os.path.lexists(path):
@@ -77,7 +78,7 @@ def matching(pattern: str) -> list[Path]:
     while folder and not os.path.isdir(folder):
         folder, name = os.path.split(folder.rstrip(os.sep))
         rest = os.path.join(name, rest) if rest else name
-        if not name:  # a root that does not exist, as that of a drive
+        if not name:  # a root that does not exist, such as that of a missing drive
             return []
     for form in (rest.replace("[", "[[]"), rest):
         found = glob.glob(os.path.join(glob.escape(folder), form), recursive=True)
@@ -87,12 +88,12 @@ def matching(pattern: str) -> list[Path]:
 
 
 def printable(text: str) -> str:
-    """Return a text with codes for the characters that a terminal would act on; line ends stay."""
+    """Return a text with terminal control characters escaped; line ends are kept."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def to_cell(value: object) -> object:
-    """Return a value of a CSV so that a spreadsheet runs nothing: before a formula stands an apostrophe."""
+    """Return a value of a CSV file, with an apostrophe before text that a spreadsheet would take for a formula."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -106,5 +107,5 @@ def to_cell(value: object) -> object:
 
 
 def from_cell(text: str) -> str:
-    """Return what was written by `to_cell`."""
+    """Undo `to_cell`."""
     return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text

@@ -1,8 +1,8 @@
-"""YAML files of plain values; those that say what is to be done (a study, rounds of pseudo-labels) as dataclasses.
+"""YAML files of plain values, and those that describe a task (a study, rounds of pseudo-labels) read as dataclasses.
 
-What a field of such a frozen dataclass takes follows from its type: str, bool, int, a float from 0, a list of words
-(tuple[str, ...]), values by name (Mapping[str, ...]), another dataclass. Fields without a default must be given. All
-problems are told at once.
+The types of such a frozen dataclass say what its fields accept: str, bool, int, a non-negative float, a list of strings
+(tuple[str, ...]), a mapping (Mapping[str, ...]) or another dataclass. Fields without a default are required. All
+problems are reported at once.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from detseg.files.reading import check_regular
 
 
 class PlanFields(Protocol):
-    """A dataclass with what its types do not say of the fields."""
+    """A dataclass with checks that its field types cannot express."""
 
     def problems(self) -> list[str]:
-        """Return what is wrong with values, or with several together."""
+        """Return the problems of single values and of combinations of values."""
 
 
 Plan = TypeVar("Plan", bound=PlanFields)
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file of plain values holds. Raises DataError where it cannot be read."""
+    """Return the content of a YAML file of plain values. Raises DataError if it cannot be read."""
     return parse_plain_yaml(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8. Raises DataError where it cannot be read."""
+    """Return the text of a UTF-8 file. Raises DataError if it cannot be read."""
     check_regular(path)
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         raise DataError(f"{path}: cannot be read as text in UTF-8: {error}") from None
 
 
 def load_plan(kind: type[Plan], named: str, expected: str, given: Mapping[str, Any]) -> Plan:
-    """Read a file, or one of detseg's own by name. expected: what it is, in words. given: fields that it lacks.
+    """Load a file, or one of detseg's own by name, as a `kind`. expected: the kind of file, for the message.
 
-    Raises ConfigError with all that is wrong in it, or where it is missing; DataError where it cannot be read.
+    given: values of fields that the file lacks. Raises ConfigError with all problems, or if the file is missing;
+    DataError if it cannot be read.
     """
     path = path_or_own(named)
     if not os.path.exists(path):
@@ -56,7 +57,7 @@ def load_plan(kind: type[Plan], named: str, expected: str, given: Mapping[str, A
 
 
 def parse_plan(kind: type[Plan], content: Any, source: str, given: Mapping[str, Any]) -> Plan:
-    """Make one of plain values. source: where they are from. Raises ConfigError with all problems."""
+    """Build a `kind` from plain values. source: their origin, for messages. Raises ConfigError with all problems."""
     problems: list[str] = []
     plan = _read_fields(kind, content, "", problems, given)
     if plan is not None:
@@ -67,13 +68,13 @@ def parse_plan(kind: type[Plan], content: Any, source: str, given: Mapping[str, 
 
 
 def near_name(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean ...?` with the name most like this one, or else all names."""
+    """Return `; did you mean ...?` with the nearest known name, or else a list of all of them."""
     known = list(known)
     return did_you_mean(name, known) or f"; there are {', '.join(known) or 'none'}"
 
 
 def _read_fields(kind: type, content: Any, where: str, problems: list[str], given: Mapping[str, Any]) -> Any:
-    """Return a `kind`, or None where something is wrong, which is added to `problems`."""
+    """Return a `kind`, or None if anything is wrong; the problems are added to `problems`."""
     fields = {one.name: one for one in dataclasses.fields(kind) if one.name not in given}
     if not isinstance(content, Mapping):
         problems.append(f"{where or 'the file'}: expected settings by name: {', '.join(fields)}")

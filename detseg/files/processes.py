@@ -1,4 +1,4 @@
-"""Processes that another one started."""
+"""Child processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import threading
 
 
 def end_with_parent() -> None:
-    """End this process, which `multiprocessing` started, as soon as its parent is gone, however that ended.
+    """End this process, started by `multiprocessing`, as soon as its parent ends, however it ends.
 
-    Daemonic processes are ended by a parent that leaves Python, not by one that is killed.
+    A daemonic process ends when its parent exits normally, but not when the parent is killed.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -25,7 +25,7 @@ def end_with_parent() -> None:
 
 
 def end_with_input() -> None:
-    """End this process as soon as its standard input does: that of a pipe ends with the process that holds it."""
+    """End this process at the end of its standard input: a pipe is closed when the process that holds it ends."""
 
     def wait() -> None:
         with contextlib.suppress(OSError):

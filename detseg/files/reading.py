@@ -1,4 +1,4 @@
-"""Opening files that anybody may have made: regular files only, and never more unpacked than they can sensibly hold."""
+"""Open untrusted files: regular files only, with a limit on their unpacked size."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import IO, BinaryIO
 
 from detseg.errors import DataError
 
-# Bytes that are unpacked of any file, and of a packed byte. Lists of polygons and run-lengths shrink to a third or a
-# tenth; only files made to exhaust memory shrink to a thousandth.
+# Unpacked bytes allowed for any file, and per packed byte. Polygons and run lengths compress to a third or a tenth;
+# only files made to exhaust memory compress to a thousandth.
 _ALWAYS, _PER_BYTE = 2**26, 50
 
 
 def unpacked_limit(packed: int) -> int:
-    """Return the most bytes that `packed` bytes of gzip or zip may unpack to."""
+    """Return the largest unpacked size, in bytes, that is accepted for `packed` bytes of gzip or zip."""
     return _ALWAYS + _PER_BYTE * packed
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise DataError for pipes, sockets and devices, whose opening or reading may never end.
+    """Raise DataError for pipes, sockets and devices, which might block for ever.
 
-    What is missing, or cannot be looked at, is left to whoever opens it.
+    Missing and inaccessible files pass; opening them raises the error.
     """
     try:
         mode = os.stat(path).st_mode
@@ -36,10 +36,10 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_plain_or_gzip(path: Path) -> BinaryIO:
-    """Open a file, or what a gzip file holds, which its first bytes tell.
+    """Open a plain or gzip-compressed file (told by its first bytes) for reading the unpacked content.
 
-    Raises OSError, DataError for a folder; while reading, EOFError or zlib.error for a broken gzip file, DataError for
-    a bomb.
+    Raises OSError, and DataError for a folder; reading raises EOFError or zlib.error for a broken gzip file, DataError
+    if the content is larger than `unpacked_limit`.
     """
     check_regular(path)
     if os.path.isdir(path):

@@ -1,8 +1,9 @@
-"""Pickles of plain values and NumPy arrays, read without running anything that they hold.
+"""Safe unpickling of plain values and NumPy arrays: no code of the file is run.
 
-Model zoos ship {"model": {name: array}, ...}, Cellpose {"masks": array, ...}. A pickle is a program; its instructions
-make plain values, and call what they name. Here they may name the few functions by which NumPy's arrays are stored, and
-even these are functions of this module that check every argument: NumPy's own would allocate what a file claims.
+Model zoos publish {"model": {name: array}, ...}, Cellpose {"masks": array, ...}. A pickle is a program that makes plain
+values and calls functions by name. Here it may name only the few functions with which NumPy stores arrays, and these
+are replaced by functions of this module that check every argument: NumPy's own would allocate whatever size a file
+claims.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-# The largest zoo file has some 1,500 arrays of about 20 instructions. Beyond these numbers a file is made to exhaust
-# memory, or to overflow the stack when tuples that are nested deeply are hashed or freed.
+# The largest zoo file has some 1,500 arrays of about 20 instructions. A file beyond these limits is made to exhaust
+# memory, or to overflow the stack when deeply nested tuples are hashed or freed.
 _MOST_INSTRUCTIONS = 2_000_000
 _MOST_TUPLES = 20_000
 _NUMBERS = re.compile(r"[<>|=]?(f[248]|i[1248]|u[1248]|b1)")
@@ -32,26 +33,26 @@ def loads(
     persistent_load: Callable[[Any], Any] | None = None,
     more_tuples: int = 0,
 ) -> Any:
-    """Read a pickle of plain values and NumPy arrays; its strings of Python 2 are taken as latin1.
+    """Read a pickle of plain values and NumPy arrays; strings of Python 2 are decoded as latin1.
 
     Args:
-        content: the pickle, or a file that is read from its position up to the pickle's end.
-        allowed: (module, name) -> what it stands for, in the place of `ALLOWED`.
-        persistent_load: what the pickle's references to the outside are looked up by; None: it must have none.
-        more_tuples: how many more tuples than usual it may have.
+        content: the pickle, or a file, which is read from its position to the end of the pickle.
+        allowed: (module, name) -> replacement, instead of `ALLOWED`.
+        persistent_load: resolves the pickle's persistent references; None: it must not have any.
+        more_tuples: number of tuples allowed beyond the usual limit.
 
-    Arrays and NumPy numbers in what comes back are to be taken out by `as_array`, arrays of Python values by `as_list`.
+    `as_array` extracts arrays and NumPy scalars from the result, `as_list` arrays of Python objects.
 
-    Raises pickle.UnpicklingError for anything else, and whatever else a hostile file can make the unpickler fail with.
+    Raises pickle.UnpicklingError for anything else, and whatever else a malicious file makes the unpickler raise.
     """
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     begin, tuples = file.tell(), 0
     for count, (opcode, argument, position) in enumerate(pickletools.genops(file), start=1):
         tuples += opcode.name.startswith("TUPLE")
-        # The memo is a table without holes: the unpickler allocates all of it up to the largest place.
+        # The memo is a table without gaps: the unpickler allocates it up to the largest index.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
             raise pickle.UnpicklingError(f"the memo's place {argument} at byte {position} is out of order")
-        # Registered extensions come from a cache, past `find_class`.
+        # Registered extensions are resolved from a cache, bypassing `find_class`.
         if opcode.name.startswith("EXT"):
             raise pickle.UnpicklingError(f"the instruction {opcode.name} at byte {position} is not allowed")
         if count > _MOST_INSTRUCTIONS or tuples > _MOST_TUPLES + more_tuples:
@@ -62,15 +63,15 @@ def loads(
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """Return what `loads` put in the place of an array of numbers or a number, None for anything else."""
+    """Return the array or NumPy scalar in a result of `loads`, as an array; None for anything else."""
     if isinstance(value, _Array) and not isinstance(value.content, list):
-        # Here and not while reading: a pickle can name the same bytes many times.
+        # Not while reading: a pickle can refer to the same bytes many times.
         return value.content.astype(value.content.dtype.newbyteorder("="), copy=False)
     return np.asarray(value) if isinstance(value, np.generic) else None
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """Return the elements of what `loads` put in the place of an array of Python values, None for anything else."""
+    """Return the elements of an array of Python objects in a result of `loads`; None for anything else."""
     return value.content if isinstance(value, _Array) and isinstance(value.content, list) else None
 
 
@@ -78,7 +79,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, content: bytes, allowed: Mapping[tuple[str, str], Any], outside: Any) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")
         self._allowed, self._outside = allowed, outside
-        # A pickle can have the same text encoded again and again.
+        # A pickle can encode the same text again and again.
         self._encoded, self._limit = 0, 4 * len(content)
 
     def persistent_load(self, reference: Any) -> Any:
@@ -105,7 +106,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _DType:
-    """Stands for numpy.dtype: numbers and booleans of a fixed size; `numbers` is None for Python values."""
+    """Stand-in for numpy.dtype: numbers and booleans of a fixed size; `numbers` is None for Python objects."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or not (_NUMBERS.fullmatch(name) or _PYTHON_VALUES.fullmatch(name)):
@@ -123,7 +124,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for numpy.ndarray. content: the array, or the list of its elements where these are Python values."""
+    """Stand-in for numpy.ndarray. content: the array, or the list of its elements if these are Python objects."""
 
     def __init__(self, content: np.ndarray | list[Any]) -> None:
         self.content = content
@@ -139,7 +140,7 @@ class _Array:
 
 
 def _filled(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    """Return the array of these bytes, which are not copied."""
+    """Return an array on these bytes, without a copy."""
     if not isinstance(data, (bytes, bytearray, str)) or not isinstance(dtype, _DType) or dtype.numbers is None:
         raise pickle.UnpicklingError("an array's content is malformed")
     data = data.encode("latin1") if isinstance(data, str) else data  # Python 2's strings were bytes
@@ -158,7 +159,7 @@ def _reconstruct(array_type: Any, *_: Any) -> _Array:
 
 
 class Named:
-    """What an allowed name stands for: a pickle can call it, and can neither change it nor make instances of it."""
+    """Replacement of an allowed name: a pickle can call it, but neither modify nor instantiate it."""
 
     __slots__ = ("_call",)
 
@@ -175,7 +176,7 @@ class Named:
 
 
 ALLOWED = {
-    ("numpy", "ndarray"): Named(None),  # zoo files only name it
+    ("numpy", "ndarray"): Named(None),  # named by zoo files, never called
     ("numpy", "dtype"): Named(_DType),
     ("numpy.core.multiarray", "_reconstruct"): Named(_reconstruct),
     ("numpy.core.multiarray", "scalar"): Named(lambda dtype, data: _filled(data, dtype, (), "C")[()]),

@@ -1,4 +1,4 @@
-"""Tables: CSV files with any of the usual separators, all that is wrong told by line; and tables as text."""
+"""CSV files with any usual separator, with problems reported by line; and tables as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "or tabs"}
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the number of its (last) line in the file, counted from 1, and column -> text without outer spaces."""
+    """One row: its (last) line number in the file, counted from 1, and column -> text, stripped."""
 
     line: int
     values: dict[str, str]
@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file. problems: its rows that have not as many fields as there are columns; these are not in `rows`."""
+    """A CSV file. problems: messages on the rows with the wrong number of fields, which are not in `rows`."""
 
     name: str
     columns: list[str]
@@ -37,9 +37,9 @@ class Table:
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> Table:
-    """Read a CSV file, or a zip archive of one, that has the columns `wanted`.
+    """Read a CSV file, or a zip archive of one, that must have the columns `wanted`.
 
-    Raises DataError where it is missing, no table, or lacks a column.
+    Raises DataError if the file is missing, is not a table or lacks a column.
     """
     check_regular(path)
     try:
@@ -52,7 +52,7 @@ def read_table(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _unpack(data: bytes, path: Path) -> bytes:
-    """Return the one member of a zip archive, or the data as they are."""
+    """Return the only CSV file in a zip archive; other data are returned unchanged."""
     if not data.startswith(b"PK\x03\x04"):
         return data
     try:
@@ -66,12 +66,12 @@ def _unpack(data: bytes, path: Path) -> bytes:
             return archive.read(members[0])
     except DataError:
         raise
-    except Exception as error:  # of a broken member zipfile raises RuntimeError, zlib.error, struct.error, ...
+    except Exception as error:  # for a broken member zipfile raises RuntimeError, zlib.error, struct.error, ...
         raise DataError(f"{path}: the zip archive cannot be read ({error}); download it again") from None
 
 
 def parse_table(data: bytes, name: str, wanted: Sequence[str]) -> Table:
-    """`read_table` from the bytes of a CSV file. The separator is the one that yields the wanted columns."""
+    """Parse the bytes of a CSV file like `read_table`. The separator is the one that yields the wanted columns."""
     text = _decode(data, name)
     if not text.strip():
         raise DataError(f"{name}: the table is empty; expected a first line with the columns {', '.join(wanted)}")
@@ -79,7 +79,7 @@ def parse_table(data: bytes, name: str, wanted: Sequence[str]) -> Table:
         headers = {separator: _header(text, separator) for separator in SEPARATORS}
         fitting = [separator for separator, columns in headers.items() if set(wanted) <= set(columns)]
         if fitting:
-            # A table of one column has no separator to find; else the wrong ones find one column.
+            # A table of one column needs no separator; otherwise the wrong separators find a single column.
             separator = max(fitting, key=lambda separator: len(headers[separator]))
             return _read_rows(text, separator, name, wanted)
     columns = max(headers.values(), key=len)
@@ -91,7 +91,7 @@ def parse_table(data: bytes, name: str, wanted: Sequence[str]) -> Table:
 
 
 def _header(text: str, separator: str) -> list[str]:
-    """Return the columns that the first line that is not blank has by this separator."""
+    """Return the columns of the first non-blank line, split at this separator."""
     first = next(line for line in text.splitlines() if line.strip())
     return [column.strip() for column in next(csv.reader([first], delimiter=separator))]
 
@@ -113,7 +113,7 @@ def _decode(data: bytes, name: str) -> str:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Set aside the csv module's limit of 131,072 characters a field: the run-lengths of one cell may be longer."""
+    """Lift the csv module's limit of 131,072 characters per field: the run lengths of an object may be longer."""
     before = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -122,7 +122,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def _lines(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of every row that is not blank."""
+    """Yield the line number and fields of every row that is not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for fields in reader:
@@ -151,7 +151,7 @@ def _read_rows(text: str, separator: str, name: str, wanted: Sequence[str]) -> T
 
 
 def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Return rows of texts as a table for people: the columns `left` flush left, the others, numbers, flush right."""
+    """Return rows of text as an aligned table: the columns `left` left-aligned, the others, numbers, right-aligned."""
     rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -164,9 +164,9 @@ def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]], what: str) -> None:
-    """Write rows as a CSV file, in which nothing is a formula; what is there is replaced.
+    """Write rows as a CSV file with formulas escaped (`to_cell`), replacing an existing file.
 
-    Raises DataError where `what` cannot be written.
+    Raises DataError, which names `what`, if it cannot be written.
     """
     with written_whole(path, what) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([to_cell(value) for value in row] for row in rows)

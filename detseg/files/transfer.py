@@ -1,4 +1,4 @@
-"""Downloads: whole or absent, continued where they broke off, checked, and only where the disk has space for them."""
+"""Downloads: atomic, resumable, verified, and only if the disk has space for them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ CACHE_VARIABLE = "DETSEG_CACHE"
 
 _logger = logging.getLogger(__name__)
 
-# Attempts in a row without a single byte before the download is given up.
+# Consecutive attempts without a single byte before the download is given up.
 ATTEMPTS = 3
 _TIMEOUT = 30.0  # seconds without a byte
-_PAUSE = 0.5  # seconds before the second such attempt, twice as many before the third
+_PAUSE = 0.5  # seconds before the second such attempt, doubled before the third
 _BLOCK = 1 << 20  # bytes
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads and decoded samples: $DETSEG_CACHE, else ~/.cache/detseg. It may not exist yet."""
+    """Return the folder of downloads and caches: $DETSEG_CACHE, else ~/.cache/detseg. It may not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(os.path.expanduser(named)) if named else Path.home() / ".cache" / "detseg"
 
 
 class TransferError(Exception):
-    """A file cannot be downloaded; the message says why, without the address.
+    """A file cannot be downloaded; the message gives the reason, without the URL.
 
-    is_wrong_file: it came whole, and is not the one that was expected.
+    is_wrong_file: it was downloaded completely, but is not the expected file.
     """
 
     def __init__(self, message: str, *, is_wrong_file: bool = False) -> None:
@@ -46,19 +46,19 @@ class TransferError(Exception):
 
 
 class _BrokenError(Exception):
-    """The transfer ended early; what came is kept."""
+    """The transfer ended early; the bytes received so far are kept."""
 
 
 def transfer(url: str, target: Path, *, sha256: str | None = None, size: int | None = None) -> str:
-    """Download a web address to `target`, in a folder that exists, and return its SHA-256 (hexadecimal).
+    """Download a URL to `target`, whose folder must exist, and return its SHA-256 (hexadecimal).
 
-    What an earlier attempt left beside the target is continued where the server can do that and has the same file.
-    sha256: the digest that is expected, or how it begins. size: the bytes that are expected.
+    A partial download beside the target is resumed if the server supports that and still has the same file. sha256: the
+    expected digest or its first digits. size: the expected size in bytes.
 
     Raises:
-        TransferError: it cannot be downloaded, the disk has no space for it, or it is another file than expected (then
+        TransferError: the download failed, the disk has no space for it, or the file is not the expected one (then
             nothing is kept).
-        OSError: it cannot be stored.
+        OSError: the file cannot be stored.
     """
     partial = target.with_name(f"{target.name}.part")
     version = target.with_name(f"{target.name}.part.version")
@@ -71,7 +71,7 @@ def transfer(url: str, target: Path, *, sha256: str | None = None, size: int | N
             break
         except (_BrokenError, urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-            # No such file, or no way to the server: another attempt is of no use.
+            # No such file, or the server cannot be reached: no use in trying again.
             is_final = isinstance(error, urllib.error.URLError)
             if isinstance(error, urllib.error.HTTPError):
                 reason, is_final = f"the server answers {error.code} {error.reason}", error.code < 500
@@ -99,7 +99,7 @@ def transfer(url: str, target: Path, *, sha256: str | None = None, size: int | N
 
 @dataclass(frozen=True)
 class _Answer:
-    """start: the first byte that comes. total: the length of the whole file, None where the server does not say."""
+    """start: offset of the first byte received. total: size of the whole file in bytes, None if not known."""
 
     body: http.client.HTTPResponse
     start: int
@@ -107,18 +107,18 @@ class _Answer:
 
 
 def _continue(url: str, partial: Path, version: Path) -> None:
-    """Append to `partial` what is missing; `version` holds which version of the file its bytes are of."""
+    """Append the missing bytes to `partial`; `version` stores the file version (ETag or date) that they are from."""
     have = _length(partial)
     try:
         answer = _ask(url, have, version)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
-        partial.unlink()  # longer than the file, or another one: from the beginning
+        partial.unlink()  # longer than the file, or of another version: start again
         answer = _ask(url, 0, version)
     with answer.body:
         free = shutil.disk_usage(partial.parent).free
-        # What is stored of another version is replaced.
+        # A stored part of another version is overwritten.
         needed = (answer.total or 0) - max(answer.start, _length(partial))
         if needed > free:
             raise TransferError(
@@ -142,7 +142,7 @@ def _continue(url: str, partial: Path, version: Path) -> None:
 
 
 def _ask(url: str, have: int, version: Path) -> _Answer:
-    """Ask for the file from byte `have` on, as long as it is still the same version."""
+    """Request the file from byte `have` on, if the server still has the same version."""
     headers = {"User-Agent": "detseg", "Accept-Encoding": "identity"}
     stored = version.read_text(encoding="latin1") if version.is_file() else ""
     if have and stored:
@@ -154,7 +154,7 @@ def _ask(url: str, have: int, version: Path) -> _Answer:
     if body.status == 206 and match and int(match[1]) == have:
         return _Answer(body, have, int(match[2]) if match[2] != "*" else None)
     tag = body.headers.get("ETag", "")
-    # A weak tag does not promise the same bytes.
+    # A weak ETag does not guarantee identical bytes.
     version.write_text(tag if tag and not tag.startswith("W/") else body.headers.get("Last-Modified", ""), "latin1")
     return _Answer(body, 0, total)
 
