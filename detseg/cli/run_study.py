@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from detseg.files.atomic import make_folder
     from detseg.runs.children import visible_gpus
     from detseg.runs.interrupt import StopRequest
-    from detseg.runs.ray_cluster import cores_of_a_worker, join_ray
+    from detseg.runs.ray_cluster import cores_per_worker, join_ray
     from detseg.study.plan import Plan
     from detseg.study.results import write_results
     from detseg.study.running import Processes, RayTasks, Runner, run_tasks, stop_file_of
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         stop_file, stopped = stack.enter_context(stop_file_of(folder, lambda: stop.signal is not None))
         runner: Runner = Processes(workers, stopped)
         if arguments.ray:
-            runner = RayTasks(cores_of_a_worker(workers), stop_file)
+            runner = RayTasks(cores_per_worker(workers), stop_file)
         stack.callback(runner.close)
         failures = run_tasks(plan, chosen, runner, stopped, ended)
     rows, files = write_results(plan)

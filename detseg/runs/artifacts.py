@@ -1,10 +1,11 @@
-"""Artifacts: the files from a data set to a submission, by a name, a kind and a hash, so that lineage can be followed.
+"""Artifacts: the files from a data set to a submission, identified by name, kind and hash, so that lineage is
+traceable.
 
     data set -> model, thresholds, Predictions -> fused Predictions -> thresholds -> submission
 
-The hash is that of one file (its `hash_file`, the first 16 digits of the SHA-256): the COCO file, the checkpoint, the
-Predictions file, the YAML, the CSV. "NAME:HASH" is what a run's `inputs` say in W&B, and also W&B's own reference of
-the artifact, which has its hash as an alias.
+The hash of a file (COCO file, checkpoint, Predictions file, YAML, CSV) is its `hash_file`, the first 16 digits of its
+SHA-256. "NAME:HASH" appears in the `inputs` of a W&B run, and is also a W&B reference to the artifact, which has its
+hash as an alias.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 DATASET, MODEL, PREDICTIONS = "dataset", "model", "predictions"
 THRESHOLDS, SUBMISSION = "thresholds", "submission"
 LAST = "last"
-# What TRACKING.STORE may name: everything else is small.
+# Kinds that TRACKING.STORE may list; all others are small and always stored.
 STORABLE = (DATASET, MODEL, LAST, PREDICTIONS)
 MANIFEST = "manifest.json"
 
@@ -51,10 +52,10 @@ MANIFEST = "manifest.json"
 class Artifact:
     """One version of something that a run reads or writes.
 
-    kind: W&B's type of it. name: of all its versions. hash: 16 digits.
-    files: name in the artifact -> the file, whose content W&B is to keep.
-    manifest: what stands for content that it is not to keep; None for none.
-    aliases: W&B's, beside the hash. metadata: plain values.
+    kind: W&B's artifact type. name: shared by all versions. hash: 16 digits.
+    files: name in the artifact -> the file whose content W&B stores.
+    manifest: stored in place of content that W&B does not get; None for none.
+    aliases: W&B's, in addition to the hash. metadata: plain values.
     """
 
     kind: str
@@ -80,9 +81,10 @@ def file_artifact(
     aliases: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """The artifact of a file, or of all files of a folder, such as one of label images.
+    """Return the artifact of a file, or of all files in a folder, such as one of label images.
 
-    beside: further files that belong to it. stored: else W&B gets a manifest. Raises OSError where it cannot be read.
+    beside: further files that belong to it. stored: False gives W&B a manifest only. Raises OSError if it cannot be
+    read.
     """
     path = Path(path)
     name, about = artifact_name(path, kind), {"file": str(path), **(metadata or {})}
@@ -99,9 +101,9 @@ def file_artifact(
 
 
 def dataset_artifact(dataset: CocoDataset, path: str | os.PathLike[str], *, copied: bool = False) -> Artifact:
-    """The artifact of a COCO file: a manifest of its images and objects, without paths of this machine.
+    """Return the artifact of a COCO file: a manifest of its images and objects, without local paths.
 
-    copied: W&B is to keep the COCO file and the images too.
+    copied: W&B also stores the COCO file and the images.
     """
     path = Path(path)
     objects = dataset.table.is_object
@@ -120,20 +122,22 @@ def dataset_artifact(dataset: CocoDataset, path: str | os.PathLike[str], *, copi
 
 
 def input_artifact(kind: str, path: str | os.PathLike[str]) -> Artifact:
-    """The artifact of a file or folder that a command reads: W&B has it, or gets a manifest."""
+    """Return the artifact of a file or folder that a command reads: one that W&B has, or a manifest."""
     if kind == DATASET and str(path).endswith((".json", ".json.gz")):
         return dataset_artifact(CocoDataset.load(path), path)
     return file_artifact(kind, path, stored=False)
 
 
 def images_artifact(records: Sequence[ImageRecord], given: str | os.PathLike[str]) -> Artifact:
-    """The artifact of images without a COCO file. given: the first word that named them, which gives the name."""
+    """Return the artifact of images without a COCO file. given: the first --images argument, from which it is named."""
     about = {"file": str(given), "images": len(records)}
     return _listed(DATASET, artifact_name(Path(given), DATASET), {"images": _image_rows(records)}, about)
 
 
 def artifact_name(path: Path, kind: str) -> str:
-    """A name in characters that W&B takes: folder and file, as `cells-val-dataset`; of a run's files the run too."""
+    """Return a name with characters that W&B accepts: folder and file, as `cells-val-dataset`; for files of a run also
+    the run.
+    """
     path = path.absolute()
     own = path.name if path.is_dir() else re.sub(r"(\.json)?(\.gz)?$|\.[A-Za-z]\w{1,4}$", "", path.name)
     parts = [path.parent.name, own]
@@ -142,7 +146,7 @@ def artifact_name(path: Path, kind: str) -> str:
     if run is not None:
         fold = [run.name] if re.fullmatch(r"fold\d+", run.name) else []
         base = run.parent if fold else run
-        # Models of all folds are versions of one artifact, which their aliases tell apart.
+        # Models of all folds are versions of one artifact, with different aliases.
         named = [] if kind == MODEL else [*fold, *([] if own in (*fold, Path(POSTPROCESS_FILE).stem) else [own])]
         parts = [base.parent.name, base.name, *named]
     name = "-".join(parts)
@@ -150,7 +154,7 @@ def artifact_name(path: Path, kind: str) -> str:
 
 
 def log_training_inputs(cfg: Config, run: Any) -> None:
-    """Record the data sets of a training, and the file of weights that it began from."""
+    """Record the data sets of a training and its initial weights as inputs."""
     inputs = _data_sets(cfg)
     weights = weights_name(cfg)
     if weights and Path(weights).is_file():
@@ -159,16 +163,16 @@ def log_training_inputs(cfg: Config, run: Any) -> None:
 
 
 def log_training_outputs(cfg: Config, folder: Path, summary: Mapping[str, Any], run: Any) -> None:
-    """Log what a training left in its run folder: the models, the chosen thresholds, the Predictions files.
+    """Log the outputs of a training in its run folder: models, chosen thresholds and Predictions files.
 
-    summary: the final scores; the numbers in it describe the best model.
+    summary: the final scores; its numbers describe the best model.
     """
     store, fold = cfg.TRACKING.STORE, cfg.DATASETS.FOLD
     numbers = {name: value for name, value in summary.items() if isinstance(value, (int, float))}
-    scores = {name: value for name, value in numbers.items() if math.isfinite(value)}  # JSON has no others
+    scores = {name: value for name, value in numbers.items() if math.isfinite(value)}  # JSON has no NaN or infinity
     for kind, name in ((LAST, "last"), (MODEL, "best")):  # W&B's `latest` is then the best one
         if (path := folder / "checkpoints" / f"{name}.pth").is_file():
-            # All folds are versions of one artifact.
+            # Models of all folds are versions of one artifact.
             alias = name if fold < 0 else fold_name(fold) if name == "best" else f"{fold_name(fold)}-{name}"
             about = scores if name == "best" else {}
             log_output(file_artifact(MODEL, path, stored=kind in store, aliases=[alias], metadata=about), run)
@@ -177,7 +181,7 @@ def log_training_outputs(cfg: Config, folder: Path, summary: Mapping[str, Any], 
 
 
 def log_folds(cfg: Config, folder: Path, run: Any) -> None:
-    """Log what all folds together gave in their folder, with the data sets and the folds' Predictions as inputs."""
+    """Log the joint results of all folds, with the data sets and the folds' Predictions files as inputs."""
     of_folds = sorted(folder.glob(f"fold*/{PREDICTIONS_FOLDER}/*.json.gz"))
     log_inputs([*_data_sets(cfg), *(input_artifact(PREDICTIONS, path) for path in of_folds)], run)
     for artifact in scored_outputs(folder, stored=PREDICTIONS in cfg.TRACKING.STORE):
@@ -196,7 +200,7 @@ def _data_sets(cfg: Config) -> list[Artifact]:
 
 
 def scored_outputs(folder: Path, *, stored: bool = True) -> Iterator[Artifact]:
-    """The Predictions files of a run folder, or of a folder of folds, and the thresholds that were chosen on them."""
+    """The Predictions files in a run folder or a folder of folds, and the thresholds chosen on them."""
     for path in sorted([*folder.glob("*.json.gz"), *(folder / PREDICTIONS_FOLDER).glob("*.json.gz")]):
         yield file_artifact(PREDICTIONS, path, stored=stored)
     if (path := folder / POSTPROCESS_FILE).is_file():
@@ -204,12 +208,12 @@ def scored_outputs(folder: Path, *, stored: bool = True) -> Iterator[Artifact]:
 
 
 def log_output(artifact: Artifact, run: Any) -> None:
-    """Log an artifact as one that a run of W&B made, with its hash as an alias."""
+    """Log an artifact as an output of a W&B run, with its hash as an alias."""
     run.log_artifact(_to_wandb(artifact, Path(run.dir).parent), aliases=_aliases(artifact))
 
 
 def log_inputs(artifacts: Sequence[Artifact], run: Any) -> None:
-    """Record the artifacts that a run of W&B reads: by name and hash in its `inputs`, and as W&B's used artifacts."""
+    """Record artifacts as inputs of a W&B run: by name and hash in its `inputs`, and as used artifacts."""
     inputs = {kind: list(references) for kind, references in dict(run.config).get("inputs", {}).items()}
     for artifact in artifacts:
         known = inputs.setdefault(artifact.kind, [])
@@ -229,14 +233,14 @@ def _use(artifact: Artifact, run: Any) -> None:
         except (wandb.errors.CommError, ValueError):  # no run has logged it
             run.use_artifact(_to_wandb(artifact, Path(run.dir).parent), aliases=_aliases(artifact))
     elif artifact.kind == DATASET:
-        # use_artifact of an offline run raises TypeError, and log_artifact would say that the run made the data set.
-        # This is what use_artifact does online with an artifact that is new: it is an input when it is synchronized.
+        # In an offline run use_artifact raises TypeError, and log_artifact would record the data set as an output.
+        # This is what use_artifact does online for a new artifact; it becomes an input when the run is synchronized.
         made = _to_wandb(artifact, Path(run.dir).parent)
         run._log_artifact(made, aliases=_aliases(artifact), is_user_created=True, use_after_commit=True)
 
 
 def _to_wandb(artifact: Artifact, folder: Path) -> Any:
-    """folder: of the run in W&B. The files are kept there, so that they are what they were when it is synchronized."""
+    """folder: of the W&B run. Files are kept there, so that they are unchanged when the run is synchronized."""
     import wandb
 
     metadata = {"hash": artifact.hash, **artifact.metadata}
@@ -255,7 +259,7 @@ def _to_wandb(artifact: Artifact, folder: Path) -> Any:
 
 
 def _keep(path: Path, target: Path, *, linked: bool) -> None:
-    """linked: of a file that only detseg writes, which replaces files and changes none, a second name is enough."""
+    """linked: make a hard link; safe for files that detseg wrote, because it replaces files and never modifies them."""
     if linked:
         try:
             os.link(path.resolve(), target)
@@ -270,13 +274,13 @@ def _aliases(artifact: Artifact) -> list[str]:
 
 
 def _listed(kind: str, name: str, manifest: dict[str, Any], metadata: Mapping[str, Any]) -> Artifact:
-    """The artifact of what is no single file; its hash is that of the manifest."""
+    """Return the artifact of several files; its hash is that of the manifest."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
     return Artifact(kind, name, digest, manifest=manifest, metadata=metadata)
 
 
 def _image_rows(records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
-    """Name, size in pixels and content of images; of one that cannot be read the content is None."""
+    """Return name, size in pixels and content hash of images; the hash of an unreadable image is None."""
     rows = []
     for record in records:
         try:

@@ -1,11 +1,11 @@
-"""Checkpoints: tensors and plain Python values only, so that reading one runs no code from it.
+"""Checkpoints: tensors and plain Python values only, so that reading one runs no code.
 
 `last.pth` continues a training: model, optimizer, schedule, ema, scaler, progress, iteration, position (samples taken
-from the sampler's stream), rng, and rng_of_others where several processes train. `best.pth` predicts: only the model.
-Both hold config (flat keys), classes (names), trained_images (their keys), object_diameter (pixels, see
-data.object_size), versions, threads. 'model' is a state_dict under Detectron2's names; in `best.pth` it is the averaged
-one where SOLVER.EMA is on. `export_checkpoint` makes a .safetensors file that predicts as well, for kernels and other
-places that take no pickles.
+from the sampler's stream), rng, and rng_of_others if several processes train. `best.pth` is for prediction and has only
+the model. Both hold config (flat keys), classes (names), trained_images (their keys), object_diameter (pixels, see
+data.object_size), versions, threads. 'model' is a state_dict with Detectron2's names; in `best.pth` it holds the
+averaged weights if SOLVER.EMA is on. `export_checkpoint` writes a .safetensors file that also predicts, for
+environments that do not accept pickles.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` atomically; NumPy numbers and tuples of the configuration become plain values.
+    """Write `state` atomically, with NumPy numbers and tuples of the configuration converted to plain values.
 
     Raises:
-        TypeError: `state` holds something that could not be read back safely.
+        TypeError: `state` holds something that cannot be read back safely.
     """
     plain = to_plain({"format": FORMAT, **state})
     write_atomically(path, lambda file: torch.save(plain, file))
@@ -43,10 +43,10 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
 
     Args:
         path: the file.
-        for_training: also ask for everything that continuing a training needs.
+        for_training: also require everything that is needed to continue a training.
 
     Raises:
-        WeightsError: no such file, cut off, not a checkpoint of detseg, or not enough in it.
+        WeightsError: the file is missing, truncated, incomplete, or not a checkpoint of detseg.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,11 +76,11 @@ def load_checkpoint(path: str | Path, *, for_training: bool = False) -> dict[str
 
 
 def export_checkpoint(path: Path, output: Path) -> dict[str, Any]:
-    """Write what a checkpoint predicts with as a .safetensors file: averaged weights where it has some, configuration,
-    classes, engine, intensities and the diameter of objects. Returns all of it but the weights.
+    """Write the parts of a checkpoint that prediction needs as a .safetensors file: weights (averaged, if it has such),
+    configuration, classes, engine, intensities and object diameter. Return all of these but the weights.
 
     Raises:
-        WeightsError: the checkpoint cannot be read, or has no configuration. DataError: nothing can be written.
+        WeightsError: the checkpoint cannot be read or has no configuration. DataError: the file cannot be written.
     """
     state = load_checkpoint(path)
     if "config" not in state:
@@ -114,7 +114,7 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-# Parts of a checkpoint: whether a value fits, and what is expected.
+# Parts of a checkpoint: a check of the value, and its description for messages.
 _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_is_state, "names with tensors"),
     "ema": (_is_average, "nothing, or names with tensors in `model`, and the number of updates"),
@@ -143,9 +143,9 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def keep_numbered(last: Path, iteration: int, keep: int) -> None:
-    """Keep the newest `keep` periodic checkpoints under a name of their own, iteration_N.pth, where keep is above 1.
+    """Keep the newest `keep` periodic checkpoints under their own names, iteration_N.pth, if keep is above 1.
 
-    The newest of them and `last` are the same file under two names where the file system has hard links.
+    The newest of them is a hard link to `last` if the file system has hard links.
     """
     if keep <= 1:
         return
@@ -161,7 +161,7 @@ def keep_numbered(last: Path, iteration: int, keep: int) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """Copy nested containers with tensors as they are, NumPy values as Python's, tuples as lists.
+    """Copy nested containers: tensors unchanged, NumPy values as Python's, tuples as lists.
 
     Raises:
         TypeError: a value of any other type.

@@ -1,4 +1,4 @@
-"""Commands of detseg as processes that this one started: their GPUs and cores, and their end."""
+"""Child processes that run detseg commands: their GPUs, cores and termination."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detseg.files.lock import try_lock
 from detseg.runs.threads import CHOSEN_BY, cores_allowed
 
 POLL_SECONDS = 0.5
-# Time to save a checkpoint in, before a process that was asked to end is killed.
+# Time to save a checkpoint after SIGTERM, before the process is killed.
 GRACE_SECONDS = 120.0
 _ENDING_WITH_THIS = """from detseg.files.processes import end_with_input
 end_with_input()
@@ -25,7 +25,7 @@ console()"""
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -34,7 +34,7 @@ def visible_gpus() -> list[str]:
 
 
 def worker_environment(number: int, workers: int) -> dict[str, str]:
-    """Return the variables of the processes of worker `number` of several: its GPU, and its share of the cores."""
+    """Return the environment variables of worker `number` of `workers`: its GPU and its share of the cores."""
     environment = {}
     gpus = visible_gpus()
     if gpus:
@@ -47,10 +47,10 @@ def worker_environment(number: int, workers: int) -> dict[str, str]:
 def start_command(
     words: Sequence[str], log: IO[bytes], environment: Mapping[str, str], *, ends_with_this: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start `detseg WORDS` as a process whose output goes to a file.
+    """Start `detseg WORDS` as a child process with its output redirected to `log`.
 
-    environment: what it gets beside this process's own variables. ends_with_this: it ends, at once, where this process
-    is killed; else it lives on.
+    environment: variables in addition to this process's own. ends_with_this: the child ends at once if this process is
+    killed; otherwise it survives.
     """
     program = ["-m", "detseg"]
     if ends_with_this:
@@ -61,16 +61,16 @@ def start_command(
         stdout=log,
         stderr=log,
         env={**os.environ, **environment},
-        start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
+        start_new_session=True,  # Ctrl-C reaches only this process, which ends its children in order
     )
 
 
 def run_command(
     words: Sequence[str], log: Path, environment: Mapping[str, str], stopped: Callable[[], bool]
 ) -> int | None:
-    """Run `detseg WORDS` with its output at the end of a file, asking it to end as soon as `stopped` says so.
+    """Run `detseg WORDS`, appending its output to `log`; ask it to end as soon as `stopped` returns True.
 
-    Returns its exit status, None where it was asked to end.
+    Returns its exit status, or None if it was asked to end.
     """
     make_folder(log.parent)
     with open(log, "ab") as output:
@@ -84,13 +84,13 @@ def run_command(
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to save and end, and kill it and its children where it takes too long."""
+    """Ask a process to save and end; kill it and its children if that takes too long."""
     if process.poll() is not None:
         return
     process.terminate()
     try:
         process.wait(GRACE_SECONDS)
-    except BaseException as error:  # a second Ctrl-C, too
+    except BaseException as error:  # also a second Ctrl-C
         if sys.platform == "win32":
             process.kill()
         else:
@@ -101,7 +101,7 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def while_in_use(folder: Path) -> Iterator[None]:
-    """Go on as long as another process holds a run folder, or one of its folds."""
+    """Yield repeatedly while another process holds a run folder or one of its folds."""
     while True:
         held = [path for path in (folder / ".lock", *folder.glob("fold*/.lock")) if path.exists()]
         for path in list(held):
@@ -115,8 +115,8 @@ def while_in_use(folder: Path) -> Iterator[None]:
         time.sleep(POLL_SECONDS)
 
 
-def last_words(log: Path) -> str:
-    """Return the message with which a process ended, of the file with its output."""
+def last_error(log: Path) -> str:
+    """Return the error message with which a process ended, from the log of its output."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
     return errors[-1][:500] if errors else "it printed nothing"

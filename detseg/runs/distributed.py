@@ -1,10 +1,10 @@
-"""Several processes that train one model, as `torchrun` starts them: who they are, and what they decide together.
+"""Distributed training: processes started by `torchrun`, and the decisions that they must take together.
 
-Rank 0 is the main process, the only one that writes. What only one of them can know (a file that cannot be read, a
-signal, a loss that is not finite) is exchanged before any of them acts on it, so that all continue or all stop, and
-none waits for one that has ended. For a single process every method is the plain action itself.
+Rank 0 is the main process, the only one that writes. Events that only one process sees (an unreadable file, a signal, a
+non-finite loss) are exchanged before any process reacts, so that all continue or all stop, and none waits for one that
+has ended. In a single process every method just performs its action.
 
-Small things travel over gloo, gradients over NCCL where the model is on CUDA.
+Small objects are exchanged over gloo, gradients over NCCL if the model is on CUDA.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from detseg.runs.interrupt import StopRequest, TrainingInterrupted
 
 T = TypeVar("T")
 
-# What the main process does while the others wait (scoring a large set) has to fit.
+# Limits what the main process can do while the others wait, such as scoring a large data set.
 TIMEOUT = timedelta(minutes=30)
 _TORCHRUN_SETS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Processes:
-    """This process among those that train together.
+    """This process in the group of those that train one model together.
 
-    rank: 0 .. count - 1, over all machines. local_rank: among the local_count of this machine. group: over which small
-    things travel; None for the one that all processes have.
+    rank: 0 .. count - 1, over all machines. local_rank: among the local_count processes of this machine. group: process
+    group for small objects; None for the default group.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The device of MODEL.DEVICE: with several processes on CUDA, one each.
+        """Return the device of MODEL.DEVICE; with several processes on CUDA, each has its own.
 
         Raises:
-            ConfigError: it does not exist, or there are fewer GPUs than processes.
+            ConfigError: the device does not exist, or there are fewer GPUs than processes.
         """
         if self.count == 1:
             return choose_device(name)
@@ -76,10 +76,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """An error inside the block of one process is raised in all. The block must not exchange anything itself.
+        """Raise an error of one process in all processes. The block itself must not communicate.
 
-        The process in which it happened raises it as it is; the others the same DetsegError or TrainingInterrupted, or
-        a RunError that tells of it.
+        The failing process raises its error unchanged; the others raise the same DetsegError or TrainingInterrupted, or
+        a RunError that describes it.
         """
         if self.count == 1:
             yield
@@ -92,7 +92,7 @@ class Processes:
         self._agree(failure)
 
     def from_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns. Only the main process calls it, the others get a pickled copy of the result."""
+        """Return the result of `action`, which only the main process calls; the others get a pickled copy."""
         if self.count == 1:
             return action()
         result, failure = None, None
@@ -106,7 +106,7 @@ class Processes:
         return result if self.is_main else box[0]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank, in the main process; nothing in the others."""
+        """Return the values of all processes by rank in the main process; an empty list in the others."""
         if self.count == 1:
             return [value]
         values: list[Any] | None = [None] * self.count if self.is_main else None
@@ -114,7 +114,7 @@ class Processes:
         return values or []
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes; a number that is not finite in one is so in all. One process: `values`."""
+        """Return the mean over all processes, not finite if any value is not; in a single process `values` itself."""
         if self.count == 1:
             return values
         total = values.detach().to("cpu", torch.float64)
@@ -122,15 +122,15 @@ class Processes:
         return total / self.count
 
     def stop_signal(self, stop: StopRequest) -> int | None:
-        """The number of a signal that came to any process, None where none did: the same answer for all."""
+        """Return the number of a signal that any process received, None without one; the same in all processes."""
         return stop.signal if self.count == 1 else self._maximum(stop.signal or 0) or None
 
     def share_state(self, model: nn.Module) -> None:
-        """Give all processes the weights and buffers of the main process."""
+        """Copy weights and buffers of the main process to all processes."""
         if self.count == 1:
             return
         state = [tensor.detach() for tensor in model.state_dict().values()]
-        for dtype in {tensor.dtype: None for tensor in state}:  # one exchange for all of a kind
+        for dtype in {tensor.dtype: None for tensor in state}:  # one exchange per dtype
             tensors = [tensor for tensor in state if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             dist.broadcast(flat, src=0)
@@ -140,10 +140,10 @@ class Processes:
                 tensor.copy_(values.view(tensor.shape))
 
     def exchange_gradients(self, model: nn.Module) -> nn.Module:
-        """The module to train: backward passes through it leave the mean of all processes' gradients in `model`.
+        """Return the module to train: its backward passes leave the gradients' mean over all processes in `model`.
 
-        All begin with the weights of the main process. BatchNorm statistics stay each process's own ("SyncBN" shares
-        them); those of the main process are evaluated and saved.
+        All processes start with the weights of the main process. BatchNorm statistics stay local to each process
+        (unless SyncBN); those of the main process are evaluated and saved.
         """
         if self.count == 1:
             return model
@@ -153,11 +153,11 @@ class Processes:
         return DistributedDataParallel(model, find_unused_parameters=unused, **own_buffers)
 
     def agreed_on(self, error: BaseException) -> bool:
-        """Whether all processes raise this error, so that it is enough if the main process shows it."""
+        """Whether all processes raise this error, so that only the main process has to show it."""
         return error is self._agreed
 
     def leave(self) -> None:
-        """End the exchange: no process closes its connections while another still waits for an answer."""
+        """Synchronize before the end: no process closes its connections while another still waits for data."""
         with suppress(RuntimeError):
             self._maximum(0)
         dist.destroy_process_group()
@@ -168,7 +168,7 @@ class Processes:
         return int(tensor)
 
     def _agree(self, failure: Exception | None) -> None:
-        """Raise in all processes where there is a failure in any."""
+        """Raise in all processes if any process has a failure."""
         if not self._maximum(int(failure is not None)):
             return
         own = None if failure is None else (type(failure).__name__, str(failure), getattr(failure, "signal", None))
@@ -182,23 +182,23 @@ class Processes:
 
 
 SINGLE = Processes()
-"""A process that works by itself."""
+"""A single process."""
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager:
-    """Backward passes in the context add up gradients without exchanging them, which the next pass outside does."""
+    """Return a context in which backward passes accumulate gradients locally; the next pass outside exchanges them."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun, or Detectron2's launch, started; SINGLE where there are no others.
+    """Join the processes started by torchrun or by Detectron2's launch; yield SINGLE if there are no others.
 
     Raises:
-        RunError: the others cannot be reached, or one of them was lost on the way.
+        RunError: the other processes cannot be reached, or the connection to one was lost.
     """
     if dist.is_available() and dist.is_initialized():
-        # Detectron2's launch makes a group for tensors on the model's device only.
+        # Detectron2's launch creates only a group for tensors on the model's device.
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         rank, count = dist.get_rank(), dist.get_world_size()
     elif int(os.environ.get("WORLD_SIZE", 1)) == 1 or not all(name in os.environ for name in _TORCHRUN_SETS):
@@ -237,7 +237,7 @@ def _connection_lost(error: RuntimeError) -> bool:
 
 
 def _rebuilt(rank: int, kind: str, message: str, signal: int | None) -> Exception:
-    """The error of another process, from the name of its type, its message and its signal."""
+    """Return the error of another process, from its type's name, its message and its signal."""
     if kind == TrainingInterrupted.__name__ and signal is not None:
         return TrainingInterrupted(message, signal)
     known = getattr(errors, kind, None)

@@ -1,4 +1,4 @@
-"""The folder of a cross-validation: one run a fold in it, and what all folds together say."""
+"""The folder of a cross-validation: one run per fold, and the joint results of all folds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detseg.config import Config
 
 
-# The scores of a run as a table for people, and what its folder holds.
+# Columns of the table of scores, and descriptions of the files in a run folder.
 
 COLUMNS = (
     ("object_ap", "object AP"),
@@ -57,7 +57,7 @@ CONTENTS = {
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:
-    """A table of final_metrics.json: one row over all objects, one for each class, group and further data set."""
+    """Return final_metrics.json as a text table: rows for all objects and each class, group and further data set."""
     rows = [("all", metrics)]
     if len(metrics.get("per_class", {})) > 1:
         rows += [(f"class {name}", values) for name, values in metrics["per_class"].items()]
@@ -67,7 +67,7 @@ def results_table(metrics: Mapping[str, Any]) -> str:
 
 
 def table_of_scores(rows: Sequence[tuple[str, Mapping[str, Any]]], columns: Sequence[tuple[str, str]] = COLUMNS) -> str:
-    """Named scores as a table. Counts as they are, scores with four digits, a dash for what is not defined."""
+    """Return named scores as a text table: counts unchanged, scores with four digits, a dash if undefined."""
     cells = [["", *(title for _, title in columns)]]
     for name, scores in rows:
         values = [scores.get(key) for key, _ in columns]
@@ -78,14 +78,15 @@ def table_of_scores(rows: Sequence[tuple[str, Mapping[str, Any]]], columns: Sequ
 
 
 def contents(folder: Path, known: Mapping[str, str] = CONTENTS) -> str:
-    """What a run folder holds of what is `known` (name -> what it is), one line each."""
+    """Describe those files of a run folder that are in `known` (name -> description), one line each."""
     return "\n".join(f"  {name:22}{text}" for name, text in known.items() if (folder / name).exists())
 
 
 logger = logging.getLogger(__name__)
 
 ALL = "all"
-# Settings in which folds of one cross-validation may differ: each fold's own, and what changes nothing learned.
+# Settings that may differ between the folds of a cross-validation: those of each fold, and those without effect on
+# training.
 FREE = (
     *("OUTPUT_DIR", "DATASETS.FOLD", "DATASETS.TEST", "MODEL.ENGINE", "MODEL.DEVICE", "TEST.OVERLAYS", "TEST.REPORT"),
     *("DATALOADER.NUM_WORKERS", "DATALOADER.CACHE", "DATALOADER.CACHE_SIZE", "DATALOADER.CACHE_FOLDER"),
@@ -96,7 +97,7 @@ FREE = (
 
 @dataclass(frozen=True)
 class FoldRuns:
-    """The runs of the folds 0 .. count - 1 in the folder `path`; `wanted` are those that this command trains."""
+    """The runs of the folds 0 .. count - 1 in the folder `path`; `wanted`: those that this command trains."""
 
     path: Path
     count: int
@@ -111,7 +112,7 @@ class FoldRuns:
         return self.folder(fold) / PREDICTIONS_FOLDER / f"{fold_name(fold)}.json.gz"
 
     def is_finished(self, fold: int) -> bool:
-        """Whether a fold is trained and its predictions are there."""
+        """Whether a fold is trained and has its predictions."""
         record = read_record(self.folder(fold)) or {}
         return record.get("status") == "finished" and self.predictions(fold).is_file()
 
@@ -120,17 +121,17 @@ class FoldRuns:
         return [fold for fold in range(self.count) if not self.is_finished(fold)]
 
     def forget_unused(self) -> None:
-        """Remove the folders of folds in which nothing began, and where none has begun this folder too."""
+        """Remove the folders of folds that did not start, and this folder too if none did."""
         for fold in range(self.count):
             with suppress(OSError):
-                self.folder(fold).rmdir()  # only where it is empty
+                self.folder(fold).rmdir()  # fails if not empty
         if {path.name for path in self.path.iterdir()} == {FOLDS_RECORD}:
             (self.path / FOLDS_RECORD).unlink()
             with suppress(OSError):
                 self.path.rmdir()
 
     def config(self, cfg: Config, fold: int) -> Config:
-        """The configuration of the run of a fold."""
+        """Return the configuration of a fold's run."""
         own = cfg.clone()
         own.set("DATASETS.FOLD", fold, origin=f"--fold {fold}")
         own.set("OUTPUT_DIR", str(self.folder(fold)), origin="the folder of the folds")
@@ -138,20 +139,21 @@ class FoldRuns:
 
 
 def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = False) -> FoldRuns:
-    """Find or make the folder of a cross-validation.
+    """Find or create the folder of a cross-validation.
 
-    The default OUTPUT_DIR takes the next free number under runs/<config>; with `resume` the last one that holds folds.
-    A single fold goes to the last one that was made with the same settings and lacks this fold, so that folds can be
+    The default OUTPUT_DIR takes the next free number under runs/<config>; with `resume`, the last one that holds folds.
+    A single fold goes to the last folder with the same settings that lacks this fold, so that folds can be trained one
+    by one, also at the same time.
     trained one by one, also at the same time.
 
     Args:
         asked: `all`, or the number of a fold.
         sets: the images and their folds.
-        resume: continue the folds that are there.
+        resume: continue existing folds.
 
     Raises:
-        ConfigError: there is no such fold. RunError: the folder holds a run of its own, or folds of other images,
-            annotations or settings.
+        ConfigError: there is no such fold. RunError: the folder holds a run, or folds of other images, annotations or
+            settings.
     """
     count = sets.count
     if asked != ALL and (not asked.isdecimal() or int(asked) >= count):
@@ -178,13 +180,13 @@ def open_fold_runs(cfg: Config, asked: str, sets: FoldedSets, *, resume: bool = 
         path = last or next_number(parent)
         _begin(path, record)
         runs = FoldRuns(path, count, wanted)
-        if len(wanted) == 1:  # taken: another process that looks now goes on to another folder
+        if len(wanted) == 1:  # reserve it: another process then chooses another folder
             runs.folder(wanted[0]).mkdir(exist_ok=True)
     return runs
 
 
 def _record(cfg: Config, sets: FoldedSets) -> dict[str, Any]:
-    """What the folds of one folder have in common: their images, annotations and settings."""
+    """Return what the folds of one folder share: images, annotations and settings."""
     unfolded = cfg.clone()
     for key, value in get_default_config().flatten().items():
         if key in FREE:
@@ -200,7 +202,7 @@ def _record(cfg: Config, sets: FoldedSets) -> dict[str, Any]:
 
 
 def _begin(path: Path, record: dict[str, Any]) -> None:
-    """Write what the folds of this folder are, or check that they are the same."""
+    """Write the record of the folds in this folder, or check that an existing one is the same."""
     there = read_record(path, FOLDS_RECORD)
     if there is None:
         write_json(path / FOLDS_RECORD, record)
@@ -212,7 +214,7 @@ def _begin(path: Path, record: dict[str, Any]) -> None:
 
 
 def _difference(there: dict[str, Any], record: dict[str, Any]) -> str | None:
-    """Say in what the folds of a folder differ from those that are asked for, None where in nothing."""
+    """Describe how the folds of a folder differ from those requested; None if they do not."""
     if there.get("images_hash") != record["images_hash"]:
         now = f"{record['folds']} folds, {record['images']} images"
         return f"which are others than those of DATASETS.TRAIN now ({now})"
@@ -226,9 +228,9 @@ def _difference(there: dict[str, Any], record: dict[str, Any]) -> str | None:
 
 
 def different_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:
-    """Say which settings differ, by dotted key, of those that are not `free`.
+    """List the settings that differ, by dotted key, except those in `free`.
 
-    Keys that an older version did not know have their default.
+    Keys that an older version did not have count as their defaults.
     """
     defaults = get_default_config().flatten()
     before, now = {**defaults, **before}, {**defaults, **now}
@@ -236,5 +238,5 @@ def different_settings(before: Mapping[str, Any], now: Mapping[str, Any], free: 
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in keys
-        if json.dumps(before.get(key)) != json.dumps(now.get(key))  # which knows no tuples
+        if json.dumps(before.get(key)) != json.dumps(now.get(key))  # tuples and lists are equal in JSON
     ]

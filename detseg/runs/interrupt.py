@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training between two iterations instead of in the middle of one."""
+"""Ctrl-C and SIGTERM: end a training between two iterations instead of within one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds within which a second signal is the first one again: `timeout` sends it to its command and then to the group.
+# Seconds within which a second signal counts as the first: `timeout` signals its command and then the process group.
 _SAME = 1.0
 
 
-class TrainingInterrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """A signal ended a run early; what is needed to continue it is on the disk.
+class TrainingInterrupted(Exception):  # noqa: N818 (not an error)
+    """A signal ended a run early; everything needed to continue it is saved.
 
     Attributes:
         signal: the number of the signal.
@@ -29,17 +29,17 @@ class TrainingInterrupted(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class StopRequest:
-    """Context manager that notes the first SIGINT or SIGTERM; the second acts at once, as without it.
+    """Context manager that records the first SIGINT or SIGTERM; the second one takes effect at once, as usual.
 
-    Signals can only be caught in the main thread; in others the context does nothing.
+    Signals can be caught only in the main thread; in other threads the context does nothing.
 
     Args:
-        what_happens: said when a signal comes.
-        patient: later signals do nothing. For the processes of torchrun: it passes on what the terminal sends them too,
-            and ends them itself where they take too long.
+        what_happens: logged when a signal arrives.
+        patient: ignore later signals. For processes of torchrun, which forwards signals that the terminal has also sent
+        to them, and kills them itself if they take too long.
 
     Attributes:
-        signal: the number of the signal that came, or None.
+        signal: the number of the received signal, or None.
     """
 
     def __init__(self, what_happens: str = "stopping after this iteration", *, patient: bool = False) -> None:
@@ -56,12 +56,12 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         # After a signal the process is about to end, and the same signal may still be repeated: `_note` ignores that,
-        # and gives a later one to the handlers that were there before.
+        # and passes a later one on to the previous handlers.
         if self.signal is None or self.patient:
             self._restore()
 
     def raise_if_requested(self, message: str) -> None:
-        """Raise TrainingInterrupted with `message` where a signal came."""
+        """Raise TrainingInterrupted with `message` if a signal was received."""
         if self.signal is not None:
             raise TrainingInterrupted(message, self.signal)
 

@@ -1,4 +1,4 @@
-"""A Ray cluster: to join one, and how many of its cores a worker gets. Ray is imported when it is asked for."""
+"""Ray clusters: join one, and divide its cores among workers. Ray is imported only when needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CONNECT_SECONDS = 10.0
 
 
 def join_ray(address: str) -> None:
-    """Join the Ray cluster at an address, or start one here ("local"). To be called before signals are noted: Ray takes
-    SIGTERM for itself.
+    """Join the Ray cluster at an address, or start one here ("local"). Call it before signal handlers are set, because
+    Ray installs its own for SIGTERM.
 
     Raises:
-        RunError: Ray is not installed, or no cluster answers.
+        RunError: Ray is not installed, or no cluster responds.
     """
     try:
         import ray
@@ -25,7 +25,7 @@ def join_ray(address: str) -> None:
     remedy = "start one with `ray start --head`, or give the address that it printed"
     host, _, port = address.rpartition("/")[2].rpartition(":")
     try:
-        if host and port.isdigit():  # Ray itself tries for minutes
+        if host and port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (OSError, ValueError, OverflowError, RuntimeError) as error:
@@ -33,9 +33,9 @@ def join_ray(address: str) -> None:
 
 
 def result_of(task: Any) -> Any:
-    """Return what a task of Ray returned, or raise the DetsegError that it raised.
+    """Return the result of a Ray task, or raise the DetsegError that it raised.
 
-    Raises RunError where Ray has run it again as often as it was asked to, and lost it each time.
+    Raises RunError if Ray has lost the task in all of its attempts.
     """
     import ray
 
@@ -50,7 +50,7 @@ def result_of(task: Any) -> Any:
 
 
 def cores_and_gpus() -> tuple[list[float], int]:
-    """Return the cores of every machine of the Ray cluster that was joined, and the GPUs of all."""
+    """Return the number of cores of each machine of the joined Ray cluster, and the total number of GPUs."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -58,15 +58,15 @@ def cores_and_gpus() -> tuple[list[float], int]:
 
 
 def cores_of_workers(cores: Sequence[float], workers: int) -> int:
-    """Return how many cores each of several workers can have; 0 where there is no room for all of them.
+    """Return how many cores each of `workers` workers can have; 0 if the workers do not all fit.
 
-    cores: of every machine. A worker is on one machine, so that machines of 3 cores have room for one with 2.
+    cores: of each machine. A worker runs on one machine, so machines of 3 cores have room for one worker with 2 cores.
     """
     most = int(max(cores, default=0))
     return next((each for each in range(most, 0, -1) if sum(int(one) // each for one in cores) >= workers), 0)
 
 
-def cores_of_a_worker(workers: int) -> int:
-    """Return the processor cores of each of several workers on the Ray cluster that was joined: one beside a GPU."""
+def cores_per_worker(workers: int) -> int:
+    """Return the cores per worker on the joined Ray cluster: one if workers have GPUs."""
     cores, gpus = cores_and_gpus()
     return 1 if gpus else max(1, cores_of_workers(cores, workers))

@@ -1,4 +1,4 @@
-"""The folder of one training: where it is, whose it is, and what is stored in it under which name."""
+"""The folder of one training: its location, lock, record and file names."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any] | None:
-    """The record of a run folder, None where there is none yet.
+    """Return the record of a run folder, None if it has none yet.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the record cannot be read.
     """
     path = folder / name
     if not path.is_file():
@@ -62,7 +62,7 @@ def update_record(folder: Path, /, **values: Any) -> None:
 
 
 def this_process(engine: str) -> dict[str, Any]:
-    """What started this process, where and with which versions."""
+    """Return command, host and versions of this process."""
     packages = ("detectron2", "fvcore") if engine == "detectron2" else ()
     return {
         "started": timestamp(),
@@ -75,7 +75,7 @@ def this_process(engine: str) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and settings that decide the last bits of the weights, as plain values."""
+    """Return the versions and settings on which bit-identical weights depend, as plain values."""
     import torchvision
 
     return {
@@ -92,7 +92,7 @@ def environment() -> dict[str, Any]:
 
 
 def warn_of_another_environment(recorded: Mapping[str, Any]) -> None:
-    """Warn of each value of `environment` that is not the one that a run was trained with."""
+    """Warn of each value of `environment` that differs from the one with which a run was trained."""
     current = environment()
     for name, value in recorded.items():
         if current.get(name) != value:
@@ -105,7 +105,7 @@ def warn_of_another_environment(recorded: Mapping[str, Any]) -> None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the source that runs and whether it has changes; None outside a repository or without git."""
+    """Return the commit of the running source and whether it has local changes; None without a repository or git."""
 
     def git(*arguments: str) -> str:
         words = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
@@ -123,38 +123,38 @@ def git_state() -> dict[str, Any] | None:
 
 
 def timestamp() -> str:
-    """Local time with its offset, ISO 8601."""
+    """Return the local time with its UTC offset, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-# Everything that a run writes: what --overwrite removes, and nothing else.
+# Everything that a run writes: exactly what --overwrite removes.
 RUN_FILES = (RECORD, CONFIG_FILE, "log.txt", METRIC_LINES, METRICS_FILE, POSTPROCESS_FILE, REPORT_FILE)
 RUN_FOLDERS = ("checkpoints", "tensorboard", "wandb", PREDICTIONS_FOLDER, "overlays", "evaluations", "non_finite")
-# Where --overwrite puts the former run until the new one has begun.
+# Where --overwrite keeps the previous run until the new one has begun.
 _SET_ASIDE = ".replaced"
-# Any of these says that there is a run; log.txt only may be another program's.
+# Any of these shows that there is a run; log.txt alone may be another program's.
 RUN_SIGNS = (RECORD, METRIC_LINES, "checkpoints", _SET_ASIDE)
 
 
 class _LogFile(logging.FileHandler):
-    """Does not report a full disk: the metrics and checkpoints, which have to be written there, report it once."""
+    """Does not report a full disk: metrics and checkpoints, written to the same disk, report it once."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         pass
 
 
 class RunFolder:
-    """One run's folder and the names in it, locked for this process until `close` (or the end of the `with` block).
+    """A run's folder and its file names, locked for this process until `close` (or the end of the `with` block).
 
     Args:
         path: an existing folder.
-        new: nothing of a run was in it.
-        created: it was made for this run.
-        locked: False gives the names only: nothing is locked, logged or removed. For processes other than the main one
-            of a training, and for results of an evaluation.
+        new: the folder held nothing of a run.
+        created: the folder was created for this run.
+        locked: False only provides the names; nothing is locked, logged or removed. For processes other than the main
+        one of a training, and for results of an evaluation.
 
     Attributes:
-        log_file: the handler of log.txt, inside of `logging`.
+        log_file: the handler of log.txt, during `logging`.
     """
 
     def __init__(self, path: Path, *, new: bool = False, created: bool = False, locked: bool = True) -> None:
@@ -172,7 +172,7 @@ class RunFolder:
         self.log_file: logging.Handler | None = None
         self._lock = FolderLock(path) if locked else None
         if locked:
-            self._put_back()  # of a process that was killed
+            self._put_back()  # left by a killed process
             remove_temporaries(self.checkpoints, all_of_them=True)
             remove_temporaries(self.path, all_of_them=True)
 
@@ -183,7 +183,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Release the folder. One in which no training began, because something was wrong, is left as it was."""
+        """Release the folder. If no training began, because of an error, the folder is left as it was."""
         if self._lock is None:
             return
         self._put_back()
@@ -194,10 +194,10 @@ class RunFolder:
         self._lock = None
         if unused and self.created:
             with suppress(OSError):
-                self.path.rmdir()  # only where it is empty
+                self.path.rmdir()  # fails if not empty
 
     def forget(self) -> None:
-        """Take back what was written about a run that ended before it had metrics or a checkpoint."""
+        """Remove the files of a run that ended before it had metrics or a checkpoint."""
         if not self.new or self.checkpoints.exists() or (self.metrics.exists() and self.metrics.stat().st_size):
             return
         for path in (self.record, self.config, self.metrics):
@@ -207,17 +207,17 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside(self) -> None:
-        """Put the run that is there out of the way, to be removed by `replace`, or put back by `close`."""
+        """Set the existing run aside, to be removed by `replace` or restored by `close`."""
         (self.path / _SET_ASIDE).mkdir()
         _move(self.path, self.path / _SET_ASIDE)
 
     def replace(self) -> None:
-        """Remove the run that was set aside: another one begins."""
+        """Remove the run that was set aside, because the new one begins."""
         if self._lock is not None and (self.path / _SET_ASIDE).exists():
             shutil.rmtree(self.path / _SET_ASIDE)
 
     def _put_back(self) -> None:
-        """Put back a run that was set aside for one that did not begin, or whose process was killed before."""
+        """Restore a run that was set aside, if the new one did not begin (also in a process that was killed)."""
         aside = self.path / _SET_ASIDE
         if aside.is_dir() and not any((self.path / name).exists() for name in RUN_SIGNS if name != _SET_ASIDE):
             _move(aside, self.path)
@@ -225,7 +225,7 @@ class RunFolder:
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Inside the context detseg's log messages also go to log.txt, with the time."""
+        """Also write detseg's log messages to log.txt, with time stamps, during the context."""
         if self._lock is None:
             yield
             return
@@ -246,7 +246,7 @@ class RunFolder:
 
 
 def open_run_together(cfg: Config, processes: Processes, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
-    """`open_run` in the main process; the others follow."""
+    """Call `open_run` in the main process and share the folder with the others."""
     with processes.together():
         run = open_run(cfg, resume=resume, overwrite=overwrite) if processes.is_main else None
     path = processes.from_main(lambda: run.path)
@@ -254,15 +254,15 @@ def open_run_together(cfg: Config, processes: Processes, *, resume: bool = False
 
 
 def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
-    """Find, make and lock the folder of a run.
+    """Find or create the folder of a run, and lock it.
 
-    The default OUTPUT_DIR takes the next free number under runs/<config>, or with `resume` the last one; any other is
-    used as it is named.
+    The default OUTPUT_DIR takes the next free number under runs/<config>, or with `resume` the last one; any other
+    folder is used as given.
 
     Args:
-        cfg: OUTPUT_DIR is read, and for the default one the name of the file that it was loaded from.
-        resume: continue the run that is there; where there is none, start one.
-        overwrite: remove a run that is there first.
+        cfg: OUTPUT_DIR is read, and for its default the name of the file that `cfg` was loaded from.
+        resume: continue the existing run, or start one if there is none.
+        overwrite: remove an existing run first.
 
     Raises:
         RunError: the folder holds another run, is in use, cannot be written, or is a file.
@@ -302,7 +302,7 @@ def open_run(cfg: Config, *, resume: bool = False, overwrite: bool = False) -> R
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move what belongs to a run from one folder to another; what is already there is replaced."""
+    """Move the files of a run from one folder to another, replacing existing ones."""
     for name in (*RUN_FILES, *RUN_FOLDERS):
         if (source / name).exists():
             if (target / name).is_dir():
@@ -311,7 +311,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def find_run(cfg: Config) -> Path | None:
-    """The run that `open_run(cfg, resume=True)` would continue, None where there is none. Nothing is locked."""
+    """Return the run that `open_run(cfg, resume=True)` would continue, or None, without locking anything."""
     if cfg.OUTPUT_DIR == DEFAULT_OUTPUT_DIR:
         return last_numbered(folder_of_runs(cfg))
     path = Path(cfg.OUTPUT_DIR)
@@ -319,7 +319,7 @@ def find_run(cfg: Config) -> Path | None:
 
 
 def folder_of_agent(cfg: Config) -> Path | None:
-    """The folder of the trial that an agent of a W&B sweep runs, by the id that it gave it; None without an agent."""
+    """Return the folder of the trial that a W&B sweep agent runs, named by its run id; None without an agent."""
     if cfg.OUTPUT_DIR != DEFAULT_OUTPUT_DIR or not os.environ.get("WANDB_SWEEP_ID"):
         return None
     run_id = os.environ.get("WANDB_RUN_ID")
@@ -327,23 +327,23 @@ def folder_of_agent(cfg: Config) -> Path | None:
 
 
 def is_given_again(cfg: Config) -> bool:
-    """Whether the agent of a W&B sweep runs a trial that it, or another agent here, has begun before."""
+    """Whether a W&B sweep agent runs a trial that has already been started here."""
     path = folder_of_agent(cfg)
     return path is not None and holds_run(path)
 
 
 def folder_of_runs(cfg: Config) -> Path:
-    """The folder of the numbered runs of a configuration without OUTPUT_DIR: runs/<config>."""
+    """Return the folder of the numbered runs of a configuration with the default OUTPUT_DIR: runs/<config>."""
     return Path(DEFAULT_OUTPUT_DIR.replace("<config>", config_name(cfg.source)))
 
 
 def holds_run(path: Path) -> bool:
-    """Whether `path` holds something of a run."""
+    """Whether `path` holds any file of a run."""
     return any((path / name).exists() for name in RUN_SIGNS)
 
 
 def numbered(parent: Path) -> list[Path]:
-    """The folders 001, 002, ... in `parent`, ascending."""
+    """Return the folders 001, 002, ... in `parent`, ascending."""
     if not parent.is_dir():
         return []
     found = [path for path in parent.iterdir() if path.name.isdigit() and path.is_dir()]
@@ -351,12 +351,12 @@ def numbered(parent: Path) -> list[Path]:
 
 
 def last_numbered(parent: Path) -> Path | None:
-    """The numbered folder with the highest number that holds a run, or None."""
+    """Return the highest numbered folder that holds a run, or None."""
     return next((path for path in reversed(numbered(parent)) if holds_run(path)), None)
 
 
 def next_number(parent: Path) -> Path:
-    """Make the next free numbered folder in `parent`; two processes never get the same one."""
+    """Create the next free numbered folder in `parent`; two processes never get the same one."""
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         while True:

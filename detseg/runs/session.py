@@ -1,4 +1,4 @@
-"""A session: what is decided once, when a training or an evaluation starts, and is handed on from there."""
+"""A session: what is decided once at the start of a training or an evaluation, and passed on from there."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 class Session:
     """One training or evaluation.
 
-    cfg: the run's configuration, with its seed, its folder and the engine that runs it.
-    engine: that engine, and why it was chosen.
-    run: the folder; one that is not locked where nothing is trained.
-    processes: those that work together, each of which has a session.
-    trackers: what receives numbers and pictures; none in processes other than the main one.
-    stop: notes signals while it is entered.
-    iteration, last_evaluation: of the checkpoint from which a training goes on, 0 at its beginning.
+    cfg: the run's configuration, with its seed, folder and engine.
+    engine: the chosen engine, and the reason.
+    run: the folder; not locked unless it is a training.
+    processes: those that work together, each with its own session.
+    trackers: receive numbers and pictures; none in processes other than the main one.
+    stop: records signals while it is entered.
+    iteration, last_evaluation: of the checkpoint from which a training continues; 0 for a new one.
     summary: the final scores, as in final_metrics.json; {} until there are any.
-    beginning: what run.json is to hold of this start; {} where nothing is trained, and once it is written.
+    beginning: entries for run.json about this start; {} in an evaluation, and after they were written.
     """
 
     cfg: Config
@@ -52,7 +52,7 @@ class Session:
     beginning: dict[str, Any] = field(default_factory=dict)
 
     def record_beginning(self) -> None:
-        """Write config.yaml and run.json, in the main process: all that could be wrong has been looked at."""
+        """Write config.yaml and run.json, in the main process, after all checks have passed."""
         if not self.processes.is_main:
             return
         self.run.replace()
@@ -65,17 +65,17 @@ class Session:
 def training_session(
     cfg: Config, run: RunFolder, processes: Processes = SINGLE, trackers: Trackers | None = None
 ) -> Iterator[Session]:
-    """The session of a training in an opened run folder: its engine and seed are chosen, or are those of the record.
+    """Yield the session of a training in an opened run folder; engine and seed are chosen, or taken from its record.
 
-    Nothing is written before `record_beginning`; what fails earlier leaves the folder as it was. At the end the
-    trackers are closed, and run.json says how it went: finished, interrupted or failed ("running" where the process was
-    killed). A new run that failed before its first iteration is taken back.
+    Nothing is written before `record_beginning`; an earlier failure leaves the folder as it was. At the end the
+    trackers are closed, and the status in run.json is set to finished, interrupted or failed (it stays "running" if the
+    process is killed). The files of a new run that failed before its first iteration are removed.
 
     Args:
-        trackers: None for those of the configuration.
+        trackers: None takes those of the configuration.
 
     Raises:
-        RunError: the run was begun by another engine, or cannot be written.
+        RunError: the run was started by another engine, or cannot be written.
     """
     engine, recorded, beginning = processes.from_main(lambda: _begin(cfg, run, processes.count))
     session = Session(recorded, engine, run, processes, stop=StopRequest(patient=processes.count > 1))
@@ -90,12 +90,12 @@ def training_session(
     except BaseException as error:
         interrupted = isinstance(error, (TrainingInterrupted, KeyboardInterrupt))
         status = "interrupted" if interrupted else "failed"
-        said = str(error) if isinstance(error, DetsegError) else f"{type(error).__name__}: {error}"
+        description = str(error) if isinstance(error, DetsegError) else f"{type(error).__name__}: {error}"
         with suppress(Exception):
             session.trackers.finish(session.summary, status)
         if not session.beginning:
-            with suppress(RunError):  # a full disk must not hide what happened
-                update_record(run.path, status=status, **({} if interrupted else {"error": said}))
+            with suppress(RunError):  # a full disk must not hide the original error
+                update_record(run.path, status=status, **({} if interrupted else {"error": description}))
         run.forget()
         raise
     update_record(run.path, status="finished")

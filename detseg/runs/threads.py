@@ -1,7 +1,7 @@
-"""As many threads as cores are free: at the start of a command, and every few seconds while it computes.
+"""Use as many threads as cores are free: at the start of a command, and again every few seconds while it computes.
 
-A parallel region ends with its last thread. Where another program holds a core, that thread waits for its turn in each
-of the thousands of regions of an image: two threads beside a busy process take many times as long as one.
+A parallel region ends with its last thread. If another program uses a core, the thread on it waits for its turn in each
+of the thousands of parallel regions per image: two threads beside a busy process take many times as long as one.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from detseg.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Between two looks at the load, and the least time over which it is measured.
+# Seconds between two measurements of the load, and the shortest measurement.
 PERIOD, SHORTEST = 2.0, 0.2
-# By any of these the user has chosen.
+# The user has chosen the number of threads if any of these is set.
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# Threads that wait for each other sleep instead of spin; large tensors lie in large pages of memory, where the system
-# has them: making the thousands of small ones of every layer's output takes time.
+# Waiting threads sleep instead of spinning; large tensors use huge pages, if the system has them: allocating thousands
+# of small pages for each layer's output takes time.
 BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
-# glibc takes blocks over 32 MiB anew from the system in every call, which clears them first: feature maps are larger.
+# glibc requests blocks over 32 MiB from the system each time, which clears them first; feature maps are larger.
 LARGEST_REUSED = 512 * 2**20
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def prepare_torch() -> None:
-    """Set what torch reads when it is imported, unless the user has set it, and let memory of feature maps be reused.
+    """Set the environment variables that torch reads on import, unless the user has set them, and let malloc reuse the
+    memory of feature maps.
 
-    To be called before torch is imported.
+    Must be called before torch is imported.
     """
     for name, value in BEFORE_TORCH.items():
         os.environ.setdefault(name, value)
     if sys.platform == "linux" and not {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & set(os.environ):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, LARGEST_REUSED)
 
 
 def choose_threads(asked: int | None) -> None:
-    """Compute with `asked` threads (--num-threads); None: with as many as cores are free, now and as that changes.
+    """Compute with `asked` threads (--num-threads), or for None with as many as cores are free, adapting to the load.
 
-    A number in OMP_NUM_THREADS is kept; one that was set for torch before is the most that is taken.
+    OMP_NUM_THREADS takes precedence over None; the number of threads already set in torch is the upper limit.
 
     Raises:
-        ConfigError: less than one thread.
+        ConfigError: `asked` is below 1.
     """
     global _load
     if asked is not None and asked < 1:
@@ -61,28 +62,28 @@ def choose_threads(asked: int | None) -> None:
     import torch
 
     most = torch.get_num_threads()
-    if _load is not None and _load.threads == most:  # of the command before in this process
+    if _load is not None and _load.threads == most:  # set by a previous command in this process
         most = _load.most
     _load = None
     if asked is not None:
         torch.set_num_threads(asked)
     elif before is not None and most > 1 and not any(name in os.environ for name in CHOSEN_BY):
-        time.sleep(max(SHORTEST - (time.monotonic() - before.at), 0))  # it took longer to import torch
+        time.sleep(max(SHORTEST - (time.monotonic() - before.at), 0))  # usually 0: importing torch takes longer
         _load = _Load(before, min(most, cores_allowed()))
         _load.follow()
 
 
 def follow_load() -> None:
-    """Compute with as many threads as cores are free, if that is what `choose_threads` was asked for.
+    """Adapt the number of threads to the free cores, if `choose_threads` was called with None.
 
-    To be called often by the thread that computes, between images or iterations.
+    To be called often by the computing thread, between images or iterations.
     """
     if _load is not None and time.monotonic() - _load.before.at >= PERIOD:
         _load.follow()
 
 
 class _Load:
-    """before: when the load was last looked at. most: threads, where all cores are free. threads: now."""
+    """before: the last measurement. most: threads if all cores are free. threads: the present number."""
 
     def __init__(self, before: CoreTime, most: int) -> None:
         self.before = before
@@ -110,15 +111,15 @@ _load: _Load | None = None
 
 
 def threads_beside(others: float, cores: int, most: int) -> int:
-    """How many threads have a core of their own beside programs that use `others` of the cores; at least one."""
+    """Return how many threads can have a core of their own if other programs use `others` of the cores; at least 1."""
     return max(1, min(most, math.floor(cores - others + 0.5)))
 
 
 @dataclass(frozen=True)
 class CoreTime:
-    """Processor seconds on the cores that are open to this process, up to a moment.
+    """Processor time in seconds on the cores available to this process, until a moment.
 
-    at: of the monotonic clock. busy: of all programs. own: of this process and its children.
+    at: monotonic clock. busy: of all programs. own: of this process and its children.
     """
 
     at: float
@@ -127,7 +128,7 @@ class CoreTime:
 
     @classmethod
     def now(cls) -> CoreTime | None:
-        """None where the system does not tell: only Linux does."""
+        """None if the system does not provide it; only Linux does."""
         try:
             lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
             second = os.sysconf("SC_CLK_TCK")
@@ -145,13 +146,13 @@ class CoreTime:
         return cls(time.monotonic(), busy / second, own + children / second)
 
     def used_by_others(self, before: CoreTime) -> float:
-        """How many cores other programs used on average since `before`."""
+        """Return how many cores other programs used on average since `before`."""
         busy, own = self.busy - before.busy, self.own - before.own
         return max(busy - own, 0.0) / max(self.at - before.at, 1e-3)
 
 
 def cores_allowed(control_groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use at once: those open to it, fewer where its container has a quota."""
+    """Return how many cores this process may use at once: its CPU affinity, limited by a container's quota."""
     cores = len(_cores())
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # versions 2 and 1
         try:
@@ -168,10 +169,10 @@ def _cores() -> set[int]:
 
 
 def _ticks_of(process: int | None) -> int:
-    """Clock ticks that a running process has computed; 0 where it has just ended."""
+    """Return the clock ticks of processor time of a running process; 0 if it has just ended."""
     try:
         text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    fields = text.rpartition(")")[2].split()  # the process name before it may contain anything
     return int(fields[11]) + int(fields[12])

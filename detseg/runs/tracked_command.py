@@ -1,4 +1,4 @@
-"""A command as a run of W&B: its settings, scores and tables, what it reads and what it writes.
+"""A command as a W&B run: its settings, scores and tables, its inputs and outputs.
 
     command = CommandRun("evaluate", asked=True)
     command.begin({"predictions.json": info}, folder=Path("work"), settings={"max_detections": 0})
@@ -6,8 +6,8 @@
     command.log({"object_ap": 0.4})
     command.end(0)
 
-Nothing that fails here ends or stops the command: it is warned of once. Where tracking was not asked for, nothing
-happens, and nothing is read. No PyTorch.
+An error here never ends the command; the first one is logged as a warning. Without tracking, nothing happens and
+nothing is read. Does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Folders above a file in which the record of its run, or of its folds, is looked for.
+# Folder levels above a file that are searched for the record of its run or folds.
 _LEVELS = 2
-# Nested infos of Predictions files: a fusion of fusions of ...
+# Levels of nested infos in Predictions files: a fusion of fusions of ...
 _DEPTH = 12
 
 
 class CommandRun:
-    """asked: whether the command is tracked. project, group: "" for those of the run whose files it reads."""
+    """asked: whether the command is tracked. project, group: "" takes those of the run whose files it reads."""
 
     def __init__(self, job_type: str, *, asked: bool, project: str = "", group: str = "") -> None:
         self.job_type = job_type
-        # For the `info` of the Predictions files that the command writes, tracked or not: whoever reads them joins the
-        # same group.
+        # For the `info` of the Predictions files that the command writes, tracked or not, so that commands that read
+        # them join the same group.
         self.provenance: dict[str, Any] = {}
         self._asked = asked and chosen_mode("auto") != "disabled"
         self._project, self._group = project, group
@@ -66,18 +66,18 @@ class CommandRun:
 
     @property
     def active(self) -> bool:
-        """Whether the command is tracked, and its run has begun."""
+        """Whether the command is tracked and its run has begun."""
         return self._run is not None
 
     def begin(
         self, sources: Mapping[str, Mapping[str, Any]], *, folder: Path, name: str, settings: Mapping[str, Any]
     ) -> None:
-        """Begin the run, once it is known that the command has what it needs.
+        """Begin the run, after the command has checked its inputs.
 
         Args:
-            sources: path of a file or run folder that is read -> the `info` of a Predictions file, {} for none.
-            folder: holds W&B's folder `wandb`, unless $WANDB_DIR is set.
-            name: of what is written, or scored.
+            sources: path of a file or run folder that is read -> the `info` of a Predictions file, {} for others.
+            folder: contains W&B's folder `wandb`, unless $WANDB_DIR is set.
+            name: of the output, or of what is scored.
             settings: plain values.
         """
         with self._unharmed():
@@ -100,9 +100,9 @@ class CommandRun:
             self._run = WandbRun(identity, mode=chosen_mode("auto"), config={**plain, "detseg": about, "inputs": {}})
 
     def reads(self, kind: str, *paths: str | os.PathLike[str] | None) -> None:
-        """Record files and folders that are read; None is left out.
+        """Record files and folders that are read; None is skipped.
 
-        They are hashed before this returns: the command may replace them.
+        They are hashed before this returns, because the command may overwrite them.
         """
         paths = [path for path in paths if path]
         if self._run is not None and paths:
@@ -110,25 +110,25 @@ class CommandRun:
                 self._do(partial(log_inputs, [input_artifact(kind, path) for path in paths]))
 
     def reads_images(self, records: Sequence[ImageRecord], given: str) -> None:
-        """Record images that are in no COCO file; see `images_artifact`."""
+        """Record images without a COCO file; see `images_artifact`."""
         if self._run is not None:
             with self._unharmed():
                 self._do(partial(log_inputs, [images_artifact(records, given)]))
 
     def writes(self, kind: str, path: str | os.PathLike[str], *beside: Path) -> None:
-        """Log a file or folder that was written; beside: see `file_artifact`."""
+        """Log an output file or folder; beside: see `file_artifact`."""
         if self._run is not None:
             with self._unharmed():
                 self._do(partial(log_output, file_artifact(kind, path, beside=beside)))
 
     def log(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Log the numbers among nested values: as a step, and so in the summary; prefix: "evaluation/"."""
+        """Log the numbers among nested values as a step, and thus in the summary; prefix: such as "evaluation/"."""
         numbers = {f"{prefix}{name}": value for name, value in flatten(values).items()}
         if numbers:
             self._do(lambda run: run.log(numbers))
 
     def tables(self, make: Callable[[], Mapping[str, Table]]) -> None:
-        """Log tables by name. They are made only where the command is tracked."""
+        """Log tables by name; `make` is called only if the command is tracked."""
         if self._run is not None:
             with self._unharmed():
                 self._do(partial(_log_media, table_row, make()))
@@ -138,7 +138,7 @@ class CommandRun:
         self._do(partial(_log_media, picture_row, {name: path}))
 
     def end(self, exit_code: int) -> str | None:
-        """End the run. Return the command that sends an offline one, None where there is none."""
+        """End the run. Return the command that uploads an offline run, else None."""
         run, self._run = self._run, None
         if run is None:
             return None
@@ -163,9 +163,10 @@ class CommandRun:
 
 
 def group_of(path: Path, info: Mapping[str, Any]) -> dict[str, str]:
-    """Project, entity and group of the run that a file is from, {} where it was not tracked.
+    """Return project, entity and group of the run that a file comes from, {} if it was not tracked.
 
-    info: of a Predictions file, which names them, or the run folder of its model; else the record of a run above it.
+    info: of a Predictions file, which names them, or the run folder of its model; otherwise, the record of a run in a
+    folder above the file is read.
     """
     if found := _group_in(info, 0):
         return found
@@ -193,7 +194,7 @@ def _group_in(info: Any, depth: int) -> dict[str, str]:
 
 
 def _group_in_record(path: Path) -> dict[str, str]:
-    """What the record of a run says of W&B; {} where it is absent, damaged or of a run that was not tracked."""
+    """Return the W&B entry in the record of a run; {} if it is missing, damaged or of an untracked run."""
     try:
         entry = json_object(path).get(RECORD_ENTRY)
     except (OSError, ValueError):

@@ -1,12 +1,12 @@
-"""A tracker: what receives the numbers and pictures of a training while it runs.
+"""The interface of trackers, which receive the numbers and pictures of a training while it runs.
 
-    tracker.start(session)                  the training begins, or goes on after session.iteration
+    tracker.start(session)                  the training begins, or continues after session.iteration
     tracker.log(iteration, kind, values)    losses (TRAINING) and scores of an evaluation (EVALUATION)
-    tracker.images(iteration, pictures)     what was drawn
+    tracker.images(iteration, pictures)     pictures of an evaluation
     tracker.tables(iteration, tables)       of the final evaluation
     tracker.finish(summary, status)         after the final evaluation, or an early end
 
-`detseg.runs.trackers` has the list of them. Only the main process has any.
+`detseg.runs.trackers` lists the trackers. Only the main process has any.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IN_SAMPLE, CROSS_FITTED = "in_sample", "cross_fitted"
 
 @dataclass(frozen=True)
 class ClassMasks:
-    """An image with masks over it that can be shown and hidden.
+    """An image with masks that can be shown and hidden.
 
     image: (H, W, 3) uint8 RGB. masks: by name, (H, W) uint8: 0 is background, 1 + k class k.
     """
@@ -50,8 +50,8 @@ Picture = Path | np.ndarray | ClassMasks
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values and pictures. lines: the columns (x, y, name of the line) to draw; confusion: the columns
-    (true, predicted, number) of a matrix.
+    """Rows of plain values and pictures. lines: the columns (x, y, name of the line) to plot; confusion: the columns
+    (true, predicted, number) of a confusion matrix.
     """
 
     columns: Sequence[str]
@@ -61,13 +61,13 @@ class Table:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], **drawn: tuple[str, str, str]) -> Table:
-        """The table of rows by column, with None for what a row does not have; drawn: `lines` or `confusion`."""
+        """Return the table of rows by column, with None for missing values; drawn: `lines` or `confusion`."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         return cls(columns, [[row.get(column) for column in columns] for row in rows], **drawn)
 
 
 class TrackedSession(Protocol):
-    """What a tracker may read of a `detseg.runs.session.Session`."""
+    """The part of `detseg.runs.session.Session` that trackers may read."""
 
     cfg: Config
     engine: EngineChoice
@@ -77,36 +77,36 @@ class TrackedSession(Protocol):
 
 
 class Tracker:
-    """One receiver, which overrides what it needs.
+    """Base class of trackers; subclasses override what they need.
 
-    required: whether its errors end the training. Any other is warned of once, and the tracker gets nothing more.
-    shows_pictures: whether they are worth drawing for it.
+    required: its errors end the training. An error of any other tracker is logged once, and the tracker is dropped.
+    shows_pictures: whether pictures should be drawn for it.
     """
 
     required = False
     shows_pictures = False
 
     def start(self, session: TrackedSession) -> None:
-        """Open. `session.iteration` and `session.last_evaluation`: what a resumed training has done already."""
+        """Open. `session.iteration` and `session.last_evaluation` are those of the checkpoint that is resumed."""
 
     def log(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Note numbers after `iteration` finished iterations; kind: TRAINING or EVALUATION. Mappings may be nested."""
+        """Log numbers after `iteration` finished iterations; kind: TRAINING or EVALUATION. Mappings may be nested."""
 
     def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
-        """Note pictures by name: image files, arrays (H, W, 3) uint8 RGB, or images with masks over them."""
+        """Log pictures by name: image files, arrays (H, W, 3) uint8 RGB, or images with class masks."""
 
     def tables(self, iteration: int, tables: Mapping[str, Table]) -> None:
-        """Note tables by name."""
+        """Log tables by name."""
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        """Close, also where `start` failed.
+        """Close, even if `start` failed.
 
-        summary: what final_metrics.json holds, {} where there is none. status: "finished", "interrupted" or "failed".
+        summary: the content of final_metrics.json, {} if there is none. status: "finished", "interrupted" or "failed".
         """
 
 
 def finite(value: Any) -> Any:
-    """Copy nested values with NaN and infinities as None, because JSON has none."""
+    """Copy nested values, replacing NaN and infinities by None, because JSON does not have them."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -117,7 +117,7 @@ def finite(value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among nested values, by names joined with "/"."""
+    """Return the numbers among nested values, with their names joined by "/"."""
     flat: dict[str, float] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -129,15 +129,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def is_score(name: str) -> bool:
-    """Whether an evaluation logs a number of this name, as `flatten` writes it: of all objects, a class, a group or a
-    further data set."""
+    """Whether an evaluation logs a number of this name (as `flatten` forms it) as a score: of all objects, a class, a
+    group or a further data set.
+    """
     parts = name.split("/")
     nested = len(parts) == 3 and parts[0] in ("per_class", "per_group", "datasets")
     return (nested or len(parts) == 1) and parts[-1] in (*OBJECT_METRICS, *COCO_METRICS)
 
 
 def as_array(picture: Picture) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB, read where it is a file; without masks over it."""
+    """Return a picture as (H, W, 3) uint8 RGB, without class masks; files are read."""
     if isinstance(picture, np.ndarray):
         return picture
     if isinstance(picture, ClassMasks):

@@ -1,6 +1,6 @@
-"""All trackers: those of this file and W&B's, and several as one.
+"""All trackers: those in this file and W&B's, and a group of several that acts as one.
 
-A further tracker is one subclass of `Tracker` and one row in TRACKERS. Only the main process has any.
+To add a tracker, write a subclass of `Tracker` and add a row to TRACKERS. Only the main process has any.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 class JsonLines(Tracker):
-    """metrics.jsonl, the run's own record: one JSON object a line.
+    """metrics.jsonl, the run's own record: one JSON object per line.
 
-    Every line has `iteration` (finished iterations) and `kind` ("training", "evaluation" or "final"); numbers that are
-    not finite are null. Starting cuts the lines that a resumed training will write again.
+    Every line has `iteration` (finished iterations) and `kind` ("training", "evaluation" or "final"); non-finite
+    numbers are null. `start` removes the lines that a resumed training will write again.
     """
 
     required = True
@@ -72,12 +72,12 @@ class JsonLines(Tracker):
             if summary:
                 self.log(self._iteration, FINAL, summary)
         finally:
-            with suppress(OSError):  # all was flushed; what could not be written is known by now
+            with suppress(OSError):  # all lines were flushed; an error was already reported
                 self._file.close()
 
 
 class TensorBoard(Tracker):
-    """Event files in the run's folder `tensorboard`, where TensorBoard is installed."""
+    """Event files in the run's folder `tensorboard`, if TensorBoard is installed."""
 
     shows_pictures = True
 
@@ -103,7 +103,7 @@ class TensorBoard(Tracker):
     def images(self, iteration: int, pictures: Mapping[str, Picture]) -> None:
         if self._writer is not None:
             for name, picture in pictures.items():
-                if not isinstance(picture, ClassMasks):  # it has no way to show them
+                if not isinstance(picture, ClassMasks):  # TensorBoard cannot show them
                     self._writer.add_image(name, as_array(picture), iteration, dataformats="HWC")
             self._writer.flush()
 
@@ -115,7 +115,7 @@ class TensorBoard(Tracker):
                 self._writer.close()
 
 
-# Each makes a tracker of a configuration, or None where it asks for none.
+# Each returns a tracker for a configuration, or None if it is not requested.
 TRACKERS: dict[str, Callable[[Config], Tracker | None]] = {
     "jsonl": lambda cfg: JsonLines(),
     "tensorboard": lambda cfg: TensorBoard(),
@@ -126,7 +126,7 @@ ALWAYS = "jsonl"  # the run's own record
 
 @dataclass(frozen=True)
 class TrackingOptions(Options):
-    """backends: names of TRACKERS. The others are W&B's, see `detseg.runs.wandb_tracker`; "" chooses."""
+    """backends: names of TRACKERS. The other keys are W&B's, see `detseg.runs.wandb_tracker`; "" for its defaults."""
 
     section = "TRACKING"
 
@@ -145,7 +145,7 @@ class TrackingOptions(Options):
 
 
 class Trackers:
-    """Several trackers as one. An error of one that is not required is warned of, and it gets nothing more."""
+    """Several trackers as one. An error of one that is not required is logged, and that tracker is dropped."""
 
     def __init__(self, trackers: Iterable[Tracker] = ()) -> None:
         self._trackers = list(trackers)
@@ -153,7 +153,7 @@ class Trackers:
 
     @classmethod
     def from_config(cls, cfg: Config) -> Trackers:
-        """Those of TRACKERS that the configuration asks for."""
+        """Create the trackers of TRACKERS that the configuration requests."""
         made = [make(cfg) for name, make in TRACKERS.items() if name == ALWAYS or name in cfg.TRACKING.BACKENDS]
         return cls(tracker for tracker in made if tracker is not None)
 
@@ -175,7 +175,7 @@ class Trackers:
             self._call(tracker, "tables", iteration, tables)
 
     def draw(self, what: str, iteration: int, make: Callable[[], Mapping[str, Any]]) -> None:
-        """Make "images" or "tables" where a tracker shows them. What fails there is warned of and left out."""
+        """Make "images" or "tables" if a tracker shows them. If that fails, a warning is logged."""
         if not any(tracker.shows_pictures for tracker in self._started):
             return
         try:
@@ -187,7 +187,7 @@ class Trackers:
             getattr(self, what)(iteration, made)
 
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
-        """Close those that were started, all of them also where one fails."""
+        """Close all started trackers, even if one of them fails."""
         failure = None
         for tracker in list(self._started):
             try:
@@ -213,7 +213,7 @@ class Trackers:
 
 
 def cut_lines(path: Path, limits: Mapping[str, int]) -> None:
-    """Remove the lines whose iteration is above the limit of their kind, and a last line that is not whole."""
+    """Remove the lines whose iteration is above the limit of their kind, and an incomplete last line."""
     if path.is_file():
         lines = read_metrics(path)
         kept = [line for line in lines if line["iteration"] <= limits.get(line["kind"], max(limits.values()))]

@@ -1,7 +1,7 @@
-"""The file in which W&B keeps a run on this machine: what a killed training had logged, and what an offline run holds.
+"""W&B's local file of a run: what a killed training had logged, and the content of an offline run.
 
-`run-ID.wandb` is a log of LevelDB: blocks of 32 KiB with pieces of records in them, each after 4 bytes of checksum, 2
-of length and 1 of kind. The records are protocol buffers, whose definition the wandb package has.
+`run-ID.wandb` is a LevelDB log: blocks of 32 KiB with pieces of records, each preceded by a checksum of 4 bytes, a
+length of 2 and a kind of 1. The records are protocol buffers, defined in the wandb package.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from detseg.errors import RunError
 
 _BLOCK = 32 * 1024
-_HEADER = 7  # of the file and of each piece alike
+_HEADER = 7  # bytes, of the file and of each piece
 _WHOLE, _LAST = 1, 4  # kinds of a piece that end a record
 
 
 def run_files(folder: Path, run_id: str) -> list[Path]:
-    """The files of all processes that logged to one run, oldest first; `folder` is that of wandb's `dir`."""
+    """Return the files of all processes that logged to a run, oldest first; `folder` is the `dir` of wandb.init."""
     found = [*folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb")]
     return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """The records (wandb.proto.wandb_internal_pb2.Record) up to the end, or to where a crash cut the file off.
+    """Yield the records (wandb.proto.wandb_internal_pb2.Record) up to the end, or to where a crash truncated the file.
 
     Raises:
-        RunError: it is no file of W&B.
+        RunError: the file is not one of W&B.
     """
     from wandb.proto import wandb_internal_pb2
 
@@ -56,7 +56,7 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows that were logged, by full names; `_step` is their step."""
+    """Return the logged rows by full names; `_step` is their step."""
     rows = []
     for record in read_records(path):
         if record.WhichOneof("record_type") == "history":

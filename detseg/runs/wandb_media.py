@@ -1,4 +1,4 @@
-"""Pictures and tables as W&B takes them, within its limits. No PyTorch."""
+"""Pictures and tables in W&B's types, within its limits. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from detseg.runs.tracker import ClassMasks, Picture, Table, as_array
 
-# W&B shows no more pictures under one name and step, and no more rows of a table.
+# W&B's limits on pictures per name and step, and on rows of a table.
 MOST_PICTURES = 108
 MOST_ROWS = 10_000
 
 
 def picture_row(pictures: Mapping[str, Picture]) -> dict[str, Any]:
-    """What to log of pictures by name: those of one folder of names together."""
+    """Return what to log for pictures by name, those with a common folder in their names together."""
     groups: dict[str, list[Any]] = {}
     for name, picture in pictures.items():
         folder, _, caption = name.rpartition("/")
@@ -26,7 +26,7 @@ def picture_row(pictures: Mapping[str, Picture]) -> dict[str, Any]:
 
 
 def table_row(tables: Mapping[str, Table]) -> dict[str, Any]:
-    """What to log of tables by name: themselves, and what is drawn of them."""
+    """Return what to log for tables by name: the tables themselves and their plots."""
     wandb = import_module("wandb")
     row: dict[str, Any] = {}
     for name, table in tables.items():
@@ -48,7 +48,7 @@ def table_row(tables: Mapping[str, Table]) -> dict[str, Any]:
 def _image(picture: Picture, caption: str) -> Any:
     wandb = import_module("wandb")
     if not isinstance(picture, ClassMasks):
-        # A drawing of several megapixels is a tenth as large so.
+        # As PNG, a drawing of several megapixels would be ten times as large.
         return wandb.Image(as_array(picture), caption=caption, file_type="jpg")
     labels = {0: "background"} | {1 + index: name for index, name in enumerate(picture.class_names)}
     masks = {name: {"mask_data": mask, "class_labels": labels} for name, mask in picture.masks.items()}

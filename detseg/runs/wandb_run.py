@@ -1,5 +1,4 @@
-"""A run of Weights & Biases in a thread of its own: its owner neither waits for W&B or the network nor
-fails with them.
+"""A Weights & Biases run in a thread of its own: its owner neither waits for W&B or the network nor fails with them.
 
 run = WandbRun(identity, mode="auto", config={...})
 run.do(lambda wandb_run: wandb_run.log({"loss": 1.0}, step=10))
@@ -32,25 +31,25 @@ logger = logging.getLogger(__name__)
 DEFAULT_PROJECT = "detseg"
 RECORD_ENTRY = "wandb"  # of run.json: what `Identity.to_plain` gives
 MODES = ("auto", "online", "offline", "disabled")
-# Other words of W&B for the same.
+# Other names that W&B accepts for these modes.
 _SAME_MODE = {"dryrun": "offline", "run": "online"}
-# Seconds, each unless W&B's own variable says otherwise: for the first answer of the server, and at the end for what is
-# not sent yet. Neither is waited for while a training runs.
+# Timeouts in seconds, unless set by W&B's own variables: for the server's first response, and at the end for sending
+# the rest. A running training waits for neither.
 INIT_TIMEOUT = 30.0
 FINISH_TIMEOUT = 60.0
-END_TIMEOUT = 15.0  # for W&B's own process to end a run, beside sending
-# Seconds after which a killed machine may have lost what was logged; W&B's own value is 15.
+END_TIMEOUT = 15.0  # for W&B's own process to end a run, in addition to sending
+# Seconds of logged data that may be lost if the machine is killed; W&B's own value is 15.
 _FLUSH_INTERVAL = 2.0
-# Actions that wait while W&B does not answer; what comes then is lost.
+# Actions that can queue while W&B does not respond; further ones are dropped.
 _MOST_WAITING = 20_000
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is called.
+    """The identity of a run in W&B.
 
-    run_id: of 8 letters and digits. project, entity, group, name: "" for W&B's own choice. tags: without order.
-    folder: the one that holds W&B's folder `wandb`.
+    run_id: 8 letters and digits. project, entity, group, name: "" for W&B's own choice. tags: unordered. folder:
+    contains W&B's folder `wandb`.
     """
 
     run_id: str
@@ -63,7 +62,7 @@ class Identity:
     job_type: str = "train"
 
     def with_environment(self) -> Identity:
-        """Return what it is called where W&B's environment variables say otherwise."""
+        """Return the identity as W&B's environment variables override it."""
         variables = {
             "run_id": "WANDB_RUN_ID",
             "project": "WANDB_PROJECT",
@@ -73,15 +72,15 @@ class Identity:
             "name": "WANDB_NAME",
             "tags": "WANDB_TAGS",
         }
-        said: dict[str, Any] = {name: os.environ[one] for name, one in variables.items() if os.environ.get(one)}
-        if "folder" in said:
-            said["folder"] = Path(said["folder"])
-        if "tags" in said:
-            said["tags"] = said["tags"].split(",")
-        return dataclasses.replace(self, **said)
+        overrides: dict[str, Any] = {name: os.environ[one] for name, one in variables.items() if os.environ.get(one)}
+        if "folder" in overrides:
+            overrides["folder"] = Path(overrides["folder"])
+        if "tags" in overrides:
+            overrides["tags"] = overrides["tags"].split(",")
+        return dataclasses.replace(self, **overrides)
 
     def to_plain(self) -> dict[str, str]:
-        """What run.json keeps: later commands join the run's group by it, and a resumed training its run."""
+        """Return the entry of run.json: later commands join the run's group by it, a resumed training its run."""
         return {
             "id": self.run_id,
             "project": self.project,
@@ -92,37 +91,37 @@ class Identity:
 
 
 def missing_wandb(mode: str) -> str | None:
-    """What to say where W&B is asked for and is not installed."""
+    """Return the message if W&B is requested but not installed, else None."""
     if chosen_mode(mode) == "disabled" or importlib.util.find_spec("wandb") is not None:
         return None
     return "wandb is not installed: pip install wandb"
 
 
 def new_run_id() -> str:
-    """An id as W&B makes them, for a run that nothing else names."""
+    """Return a new run id in W&B's format."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
 def environment_or(name: str, value: str) -> str:
-    """A variable of W&B where it is set, else `value`."""
+    """Return one of W&B's environment variables if it is set, else `value`."""
     return os.environ.get(name) or value
 
 
 def chosen_mode(asked: str) -> str:
-    """One of MODES: $WANDB_MODE, else what was asked for."""
+    """Return one of MODES: $WANDB_MODE, else `asked`."""
     mode = environment_or("WANDB_MODE", asked)
     return _SAME_MODE.get(mode, mode)
 
 
 class WandbRun:
-    """Begins at once, in its thread. What fails there is warned of once and left out.
+    """A W&B run, which begins at once in its own thread. Errors there are logged once and otherwise ignored.
 
-    Where online is asked for and there is no login, or the server does not answer, it is an offline run.
+    If online mode is requested but there is no login, or the server does not respond, the run is offline.
 
     Args:
-        mode: one of MODES except disabled, or another one of W&B.
+        mode: one of MODES except disabled, or another one of W&B's.
         config: nested plain values, which W&B shows as columns.
-        resumed: the run is there already.
+        resumed: the run already exists.
     """
 
     def __init__(
@@ -140,17 +139,17 @@ class WandbRun:
         self._thread.start()
 
     def do(self, action: Callable[[Any], None]) -> None:
-        """Let the thread call `action` with W&B's run, after what came before. Does not wait."""
+        """Queue `action`, to be called by the thread with W&B's run. Does not wait."""
         if self._actions.qsize() >= _MOST_WAITING:
             self._warn("does not answer; what is not logged there is in the run folder")
         else:
             self._actions.put(action)
 
     def finish(self, exit_code: int = 0) -> bool:
-        """Let W&B end the run; return whether it did within the time for it."""
+        """Let W&B end the run; return whether it did so in time."""
         self._exit_code = exit_code
         self._actions.put(None)
-        # A start that is under way may first have to fail, and an offline run to be opened instead.
+        # A pending start may first have to time out, before an offline run is opened instead.
         seconds = float(os.environ.get("WANDB_FINISH_TIMEOUT") or FINISH_TIMEOUT) + END_TIMEOUT
         self._thread.join(seconds + (2 * INIT_TIMEOUT if self.offline is None else 0))
         ended = not self._thread.is_alive()
@@ -160,12 +159,12 @@ class WandbRun:
 
     @property
     def to_sync(self) -> str:
-        """The folder that `wandb sync` is to send later, "" for none."""
+        """Return the folder for a later `wandb sync`, "" if none is needed."""
         return str(self.path) if self.path is not None and self.offline else ""
 
     @property
     def sync_command(self) -> str | None:
-        """What sends `to_sync`."""
+        """Return the command that uploads `to_sync`."""
         return shlex.join(["wandb", "sync", self.to_sync]) if self.to_sync else None
 
     def _work(self) -> None:
@@ -181,9 +180,9 @@ class WandbRun:
         if run is not None:
             started = time.monotonic()
             self._try(lambda run: run.finish(exit_code=self._exit_code), run)
-            _end_wandb(import_module("wandb"))  # only when its process has ended is all of it in the file
+            _end_wandb(import_module("wandb"))  # the file is complete only when W&B's process has ended
             if not self.offline and time.monotonic() - started >= FINISH_TIMEOUT:
-                self.offline = True  # in part: the file has all of it
+                self.offline = True  # partly: the file has all of it
 
     def _try(self, action: Callable[[Any], None], run: Any) -> None:
         try:
@@ -207,17 +206,17 @@ class WandbRun:
         except Exception as error:
             if mode != "offline":
                 self._warn(f"cannot be reached, the run is an offline one: {type(error).__name__}: {error}")
-            # W&B's process keeps the id of a run that did not begin; or it was killed, and this one does not know.
+            # W&B's process still has the id of a run that failed to start; or it was killed, unnoticed by this process.
             _end_wandb(wandb)
         return self._init(wandb, "offline")
 
     def _init(self, wandb: Any, mode: str) -> Any:
         own = self.identity
         settings = {
-            "silent": True,  # what is worth saying is said here, in one line
+            "silent": True,  # messages are logged here, in one line
             **({} if mode == "offline" else {"init_timeout": INIT_TIMEOUT, "login_timeout": INIT_TIMEOUT}),
             "finish_timeout": FINISH_TIMEOUT,
-            "reinit": "create_new",  # neither joins nor ends a run that another part of the program has
+            "reinit": "create_new",  # neither joins nor ends a run of another part of the program
             "git_root": os.getcwd(),
             "x_transaction_log_flush_interval": _FLUSH_INTERVAL,
         }
@@ -253,14 +252,14 @@ class WandbRun:
 
 
 def _end_wandb(wandb: Any) -> None:
-    """End W&B's own process, unless another part of the program has a run there."""
+    """End W&B's own process, unless another part of the program has an active run."""
     if wandb.run is None:
         with suppress(Exception, SystemExit):
             wandb.teardown()
 
 
 def has_login(server: str) -> bool:
-    """Whether there is a key for a server, without asking anyone for it."""
+    """Whether an API key for a server is stored, without prompting for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     named = os.environ.get("NETRC")

@@ -1,6 +1,6 @@
-"""The tracker of Weights & Biases, for trainings with either engine.
+"""The Weights & Biases tracker, for trainings with either engine.
 
-What is logged, and under which names, is in docs/tracking.md. A step of W&B is an iteration.
+docs/tracking.md lists what is logged, with names. A W&B step is an iteration.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ from detseg.runs.wandb_run import (
 if TYPE_CHECKING:
     from detseg.config import Config
 
-# W&B's variables that are about one run only.
+# W&B's variables that apply to a single run.
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
 ITERATION = "iteration"
-_TIME = "_timestamp"  # W&B's own name; the thread logs later than it was
-# Beginnings of the names of scores, of which the highest is the best.
+_TIME = "_timestamp"  # W&B's own name; set here, because the thread logs with a delay
+# Prefixes of names of scores, whose best value is the highest.
 _SCORES = (*OBJECT_SCORES, "foreground_iou", "iou_", "pixel_accuracy", "coco_bbox_", "coco_segm_")
-# What W&B shows as the end of a run that a signal ended.
+# Exit codes that W&B shows for the ways in which a run ends.
 _EXIT_CODES = {"finished": 0, "interrupted": 130, "failed": 1}
 
 
 def identity_of(cfg: Config, folder: Path, record: str = RECORD) -> Identity:
-    """What the run in a run folder is called in W&B: as run.json has it, for a new one as the configuration asks.
+    """Return the W&B identity of the run in a folder: from run.json, or for a new run from the configuration.
 
-    W&B's environment variables win over both. Of a folder of folds, whose `record` is folds.json: the run that sums
-    them up.
+    W&B's environment variables override both. For a folder of folds, `record` is folds.json, and the identity is that
+    of the summary run.
     """
     before = (read_record(folder, record) or {}).get(RECORD_ENTRY, {})
     tracking, fold = cfg.TRACKING, cfg.DATASETS.FOLD
@@ -77,7 +77,7 @@ def identity_of(cfg: Config, folder: Path, record: str = RECORD) -> Identity:
 
 
 class WandbTracker(Tracker):
-    """Numbers, pictures and tables of a training as a run of W&B.
+    """Logs numbers, pictures and tables of a training to a W&B run.
 
     mode: see TRACKING.MODE.
     """
@@ -99,7 +99,7 @@ class WandbTracker(Tracker):
         resumed = session.iteration > 0
         update_record(self._folder, **{RECORD_ENTRY: identity.to_plain()})
         self._run = WandbRun(identity, mode=self._mode, config=run_config(session), resumed=resumed)
-        # Of a resumed training metrics.jsonl has the lines up to the checkpoint, and W&B may lack the last of them.
+        # metrics.jsonl of a resumed training has all lines up to the checkpoint; W&B may lack the last ones.
         before = read_metrics(session.run.metrics) if resumed and session.run.metrics.is_file() else []
         self._rows = _Rows()
         self._run.do(partial(self._rows.begin, identity, before))
@@ -119,7 +119,7 @@ class WandbTracker(Tracker):
     def finish(self, summary: Mapping[str, Any], status: str) -> None:
         if self._run is None:
             return
-        if status == "finished":  # an interrupted one goes on
+        if status == "finished":  # an interrupted one can be continued
             self._run.do(partial(log_training_inputs, self._cfg))
             self._run.do(partial(log_training_outputs, self._cfg, self._folder, summary))
         self._run.do(partial(_end, flatten(summary), status))
@@ -130,9 +130,9 @@ class WandbTracker(Tracker):
 
 
 def track_folds(cfg: Config, folder: Path, metrics: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-    """Sum up all folds in one run of W&B, in their group.
+    """Log the summary of all folds as one W&B run in their group.
 
-    folder: of the folds. metrics: what its final_metrics.json holds.
+    folder: of the folds. metrics: the content of its final_metrics.json.
     """
     mode = chosen_mode(cfg.TRACKING.MODE)
     if mode == "disabled":
@@ -151,9 +151,9 @@ def track_folds(cfg: Config, folder: Path, metrics: Mapping[str, Any], tables: M
 
 @contextmanager
 def folds_of_a_trial() -> Iterator[None]:
-    """Inside of the context the trial of a sweep's agent is not there for W&B.
+    """Hide a sweep agent's trial from W&B during the context.
 
-    Each fold of `--fold all` is a run of its own; the one that sums them up is the trial.
+    Each fold of `--fold all` is a run of its own; the summary run is the trial.
     """
     hidden = {name: os.environ.pop(name) for name in _OF_ONE_RUN if name in os.environ}
     try:
@@ -163,7 +163,7 @@ def folds_of_a_trial() -> Iterator[None]:
 
 
 def run_config(session: TrackedSession) -> dict[str, Any]:
-    """What W&B shows as columns: the keys, nested and by dotted names, and what run.json has of this start."""
+    """Return what W&B shows as columns: the keys, nested and by dotted names, and run.json's entries on this start."""
     record = read_record(session.run.path) or {}
     start = (record.get("resumed") or [record])[-1]
     about = {name: start.get(name) for name in ("command", "environment", "git", "host", "processes")}
@@ -173,19 +173,19 @@ def run_config(session: TrackedSession) -> dict[str, Any]:
 
 
 class _Rows:
-    """The rows of W&B's history, one per iteration: it takes steps in ascending order only, and each of them once.
+    """The rows of W&B's history, one per iteration, because W&B accepts each step only once and in ascending order.
 
-    A row is open until the next one, so that the scores of an iteration join its losses. Used in the thread of
-    `WandbRun` only.
+    A row stays open until the next one begins, so that an iteration's scores join its losses. Used only in the thread
+    of `WandbRun`.
     """
 
     def __init__(self) -> None:
-        self._logged: dict[str, int] = {}  # of each kind, the last iteration that a former process logged
+        self._logged: dict[str, int] = {}  # kind -> last iteration that a previous process logged
         self._first = 0  # the first free step
         self._defined: set[str] = set()
 
     def begin(self, identity: Identity, before: list[dict[str, Any]], run: Any) -> None:
-        """Say what the numbers are, and log what is in the lines `before` and not in W&B's own files."""
+        """Define the metrics, and log those of the lines `before` that W&B's own files lack."""
         run.define_metric(ITERATION, hidden=True)
         run.define_metric(f"{TRAINING}/*", step_metric=ITERATION)
         own = Path(run.dir).parent
@@ -196,7 +196,7 @@ class _Rows:
                     for kind in (TRAINING, EVALUATION):
                         if any(name.startswith(f"{kind}/") for name in row):
                             self._logged[kind] = max(self._logged.get(kind, -1), row[ITERATION])
-        self._first = max(self._first, run.step)  # an online run may go on from another machine's
+        self._first = max(self._first, run.step)  # an online run may have been continued on another machine
         for line in before:
             if line["kind"] != FINAL:
                 values = {name: value for name, value in line.items() if name != ITERATION}
@@ -215,15 +215,15 @@ class _Rows:
         run.log({ITERATION: iteration, **row}, step=max(iteration, self._first))
 
     def show(self, iteration: int, pictures: Mapping[str, Picture], run: Any) -> None:
-        """Log pictures, those of one folder of names together."""
+        """Log pictures, those with a common folder in their names together."""
         run.log({ITERATION: iteration, **picture_row(pictures)}, step=max(iteration, self._first))
 
     def tabulate(self, iteration: int, tables: Mapping[str, Table], run: Any) -> None:
-        """Log tables, and what is drawn of them."""
+        """Log tables and their plots."""
         run.log({ITERATION: iteration, **table_row(tables)}, step=max(iteration, self._first))
 
 
 def _end(summary: Mapping[str, float], status: str, run: Any) -> None:
     run.summary.update({f"{FINAL}/{name}": value for name, value in summary.items()} | {"status": status})
     if status == "interrupted":
-        run.mark_preempting()  # a sweep gives its trial to another agent
+        run.mark_preempting()  # lets the sweep give its trial to another agent

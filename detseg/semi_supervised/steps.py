@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from detseg.errors import RunError
 from detseg.files.atomic import read_json, write_json
-from detseg.runs.children import last_words, run_command, while_in_use, worker_environment
+from detseg.runs.children import last_error, run_command, while_in_use, worker_environment
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +107,9 @@ class Steps:
         if status is None:
             return
         if status == 1 and step.words[0] == "predict":  # some images could not be read; all others are predicted
-            logger.warning("%s: %s", step.name, last_words(log))
+            logger.warning("%s: %s", step.name, last_error(log))
         elif status:
-            raise RunError(f"{step.name} failed (exit status {status}): {last_words(log)}\nSee its log: {log}")
+            raise RunError(f"{step.name} failed (exit status {status}): {last_error(log)}\nSee its log: {log}")
         logger.info("%s is done, %.0f s", step.name, time.monotonic() - started)
         write_json(self._path(step, ".json"), {"words": list(step.words), "seconds": time.monotonic() - started})
 

@@ -24,7 +24,7 @@ from detseg.errors import DetsegError, RunError
 from detseg.files.atomic import make_folder, read_json, write_json
 from detseg.files.lock import try_lock
 from detseg.files.run_files import CONFIG_FILE
-from detseg.runs.children import POLL_SECONDS, last_words, run_command, while_in_use, worker_environment
+from detseg.runs.children import POLL_SECONDS, last_error, run_command, while_in_use, worker_environment
 from detseg.runs.ray_cluster import cores_and_gpus, result_of
 from detseg.study.plan import Plan, read_record
 
@@ -70,9 +70,9 @@ def run_stage(spec: Spec, environment: Mapping[str, str], stopped: Stopped) -> l
                 break
             logger.warning("%s was killed by signal %d (start %d of %d)", spec["name"], -status, start, MOST_STARTS)
         if status == 1 and spec["words"][0] == "predict":  # some images could not be read; all others are predicted
-            logger.warning("%s: %s", spec["name"], last_words(paths["log"]))
+            logger.warning("%s: %s", spec["name"], last_error(paths["log"]))
         elif status:
-            said = last_words(paths["log"])
+            said = last_error(paths["log"])
             raise RunError(f"{spec['name']} failed (exit status {status}): {said}\nSee its log: {paths['log']}")
         record = {name: spec[name] for name in ("name", "words", "files", "parts")}
         write_json(paths["json"], {**record, "seconds": time.monotonic() - started, "machine": platform.node()})

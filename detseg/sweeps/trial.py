@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detseg.config.node import nested
 from detseg.files.atomic import write_json
-from detseg.runs.children import POLL_SECONDS, end_process, last_words, start_command, while_in_use
+from detseg.runs.children import POLL_SECONDS, end_process, last_error, start_command, while_in_use
 from detseg.sweeps.metrics import PROGRAMS, holds_results
 from detseg.sweeps.search import Claim, Search
 
@@ -54,7 +54,7 @@ def run_trial(search: Search, claim: Claim, environment: dict[str, str], stopped
         logger.warning("the process of trial %d was killed (%d): restarting it", claim.number, ended)
     value = sweep.metric.reached(folder) if ended == 0 else None
     if value is None:
-        note = last_words(log_of(folder)) if ended else f"no {sweep.metric.name} in its results"
+        note = last_error(log_of(folder)) if ended else f"no {sweep.metric.name} in its results"
         logger.warning("trial %d failed (exit status %s, %s): %s", claim.number, ended, log_of(folder), note)
         search.tell(claim, "fail", note=note)
         return

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detseg.runs.children import POLL_SECONDS, worker_environment
-from detseg.runs.ray_cluster import cores_and_gpus, cores_of_a_worker, result_of
+from detseg.runs.ray_cluster import cores_and_gpus, cores_per_worker, result_of
 from detseg.runs.wandb_run import missing_wandb
 from detseg.sweeps.search import Search
 from detseg.sweeps.sweep_file import read_sweep_file
@@ -80,7 +80,7 @@ def work_on_ray(search: Search, workers: int, stopped: Callable[[], bool]) -> No
     import ray
 
     every, gpus = cores_and_gpus()
-    cores = cores_of_a_worker(workers)
+    cores = cores_per_worker(workers)
     logger.info("Ray: %g cores, %d GPUs; %d trials at a time", sum(every), gpus, workers)
     task = ray.remote(num_cpus=cores, num_gpus=1 if gpus else 0, max_retries=3)(_work_in_task)
     paths = [str(path.absolute()) for path in (search.sweep.path, search.folder)]
